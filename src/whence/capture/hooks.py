@@ -1,0 +1,200 @@
+"""Per-example gradient pairs from one forward and one backward pass with the weights frozen.
+
+Each tracked layer's output passes through a tap: an identity for the model, whose backward step sees the layer's input and output
+gradient together. Nothing else needs a gradient, so autograd multiplies for the layers' inputs only: two thirds of a training step.
+Because a tap keeps its input the way any autograd function does, gradient checkpointing recomputes it and in-place changes are caught.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture.functional import functional_pairs
+from whence.capture.units import LayerUse, Plan
+from whence.errors import BadInput, Unsupported
+from whence.records import Pair
+from whence.tasks import AbstractTask, Batch
+
+__all__ = ["Consume", "Objective", "capture", "frozen"]
+
+Consume = Callable[[int, Pair], None]
+"""Takes the index of a unit and one pair of it, at once: pairs are not kept."""
+
+Objective = Literal["loss", "measurement"]
+
+
+def capture(
+    task: AbstractTask,
+    plan: Plan,
+    batch: Batch,
+    consume: Consume,
+    *,
+    num_examples: int,
+    objective: Objective = "loss",
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Run one batch and hand out the gradient pairs of every unit.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        batch: What `task.collate` made.
+        consume: Called during the backward pass with (unit index, pair), several times for a unit that is used several times.
+        num_examples: Examples in the batch.
+        objective: Differentiate the loss (training examples) or the measurement (queries).
+        autocast: Run the model in this type under autocast.
+
+    Returns:
+        The objective's value for each example, shape (B,), in its own unit.
+
+    Raises:
+        BadInput: If the objective does not give one value per example.
+        Unsupported: If a layer does not keep the examples apart, or does not reach the objective.
+    """
+    function = task.loss if objective == "loss" else task.measurement
+    device = task.device.type
+    with frozen(task.model), ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if autocast is not None:
+            stack.enter_context(torch.autocast(device, dtype=autocast))
+        with _taps(plan, consume, num_examples, task.device) as mode:
+            try:
+                values = function(task.model, batch)
+            except RuntimeError as error:
+                if "modified inplace" not in str(error):
+                    raise
+                mode.copies = True  # the model changes a layer's output in place, such as x += y: tap a copy of it
+                values = function(task.model, batch)
+            _check_values(values, num_examples, objective)
+            if plan.layers:
+                if values.grad_fn is None:
+                    raise Unsupported(
+                        found=f"a {objective} that does not depend on any tracked layer",
+                        needed="a differentiable function of the model's outputs",
+                        do="check for no_grad or detach in the loss and the model",
+                    )
+                values.sum().backward()
+        if plan.functional:
+            functional_pairs(task, plan, batch, consume, num_examples=num_examples, objective=objective)
+    return values.detach()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, no parameter asking for a gradient, no in-place layer; all restored afterwards.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    inplace = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in grads:
+            parameter.requires_grad_(False)
+        for module in inplace:
+            module.inplace = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)
+        for module in inplace:
+            module.inplace = True
+
+
+class _Tap(torch.autograd.Function):
+    """Identity on a layer's output; its backward step hands (input, output gradient) to `emit`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, anchor: Tensor, inputs: Tensor, emit: Callable[[Tensor, Tensor], None], copies: bool
+    ) -> Tensor:
+        ctx.emit = emit
+        ctx.save_for_backward(inputs)
+        return output.clone() if copies else output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (inputs,) = ctx.saved_tensors
+        with torch.no_grad():
+            ctx.emit(inputs, grad)
+        return (grad if ctx.needs_input_grad[0] else None), None, None, None, None
+
+
+@dataclass
+class _Mode:
+    copies: bool = False
+
+
+@contextmanager
+def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) -> Iterator[_Mode]:
+    # The anchor makes every tap part of the graph, even the first one, whose layer sees nothing that needs a gradient.
+    anchor = torch.zeros((), device=device, requires_grad=True)
+    mode = _Mode()
+    handles = [
+        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode)) for layer in plan.layers
+    ]
+    try:
+        yield mode
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: _Mode):
+    def emit(inputs: Tensor, grad: Tensor) -> None:
+        if layer.weight_unit is not None:
+            joined = layer.bias_unit == layer.weight_unit
+            consume(layer.weight_unit, layer.rule.weight(layer.module, inputs, grad, joined))
+        if layer.bias_unit is not None and layer.bias_unit != layer.weight_unit:
+            consume(layer.bias_unit, layer.rule.bias(grad))
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
+            return None
+        inputs = _per_example(args[0], num_examples, layer.name)
+        return _Tap.apply(_per_example(output, num_examples, layer.name), anchor, inputs, emit, mode.copies)
+
+    return hook
+
+
+def _per_example(values: Tensor, num_examples: int, name: str) -> Tensor:
+    """The same values with one leading entry per example.
+
+    A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient. A model that
+    flattens (B, T) into one axis keeps examples in order; the check before a build proves it.
+    """
+    rows = values.shape[0]
+    if rows == num_examples:
+        return values
+    if rows == 1:
+        return values.expand(num_examples, *values.shape[1:])
+    raise Unsupported(
+        found=f"layer {name!r} with {rows} leading entries for a batch of {num_examples} examples",
+        needed="one leading entry per example, or a single one shared by all",
+        do="leave its parameters out with ignore=[...], or reshape inside the model after this layer",
+    )
+
+
+def _check_values(values: Any, num_examples: int, objective: Objective) -> None:
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if shape == (num_examples,):
+        return
+    hint = "use reduction='none' and sum over positions only" if shape == () else "sum over everything but the batch axis"
+    raise BadInput(
+        found=f"a {objective} of shape {shape} for {num_examples} examples",
+        needed=f"one value per example, shape ({num_examples},), never a mean over the batch",
+        do=hint,
+    )

@@ -1,0 +1,149 @@
+"""Memory: what is there, what a batch will take, and what to do when it was too much."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from whence.capture.hooks import capture
+from whence.capture.units import Plan
+from whence.data import Example
+from whence.errors import OutOfMemory
+from whence.records import Pair
+from whence.tasks import AbstractTask
+
+__all__ = ["Forecast", "available_bytes", "forecast", "in_halves"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# More positions at once than this bring no speed on the device, only memory.
+_ENOUGH_POSITIONS = {"cpu": 4096, "cuda": 65536}
+# Gradients in flight and the allocator's slack, on top of what autograd keeps: measured at 1.2 to 1.5 on small GPT-2 models.
+_SLACK = 1.6
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a build will take.
+
+    Args:
+        model_bytes: Weights and buffers.
+        bytes_per_position: Kept for the backward pass, per position of a batch.
+        batch_positions: Positions per batch that fit in half of what is free, at most what the device has a use for.
+        peak_bytes: Model and one batch.
+        available_bytes: Free now on the model's device.
+    """
+
+    model_bytes: int
+    bytes_per_position: int
+    batch_positions: int
+    peak_bytes: int
+    available_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"memory: {self.model_bytes / 2**20:,.0f} MiB of weights and {self.bytes_per_position / 2**10:,.0f} KiB a position, "
+            f"{self.batch_positions:,} positions a batch, peak about {self.peak_bytes / 2**20:,.0f} of "
+            f"{self.available_bytes / 2**20:,.0f} MiB free"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory on a device; on the CPU the smaller of the system's and the control group's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            limits.append(int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(min(limits), 0)
+
+
+def forecast(
+    task: AbstractTask, plan: Plan, examples: Sequence[Example], *, autocast: torch.dtype | None = None
+) -> Forecast:
+    """Measure what autograd keeps for the longest example and scale it up.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        examples: The dataset.
+        autocast: As in `capture`.
+
+    Returns:
+        The forecast, with a batch size that fits.
+    """
+    longest = max(examples, key=lambda example: example.length)
+    kept: dict[int, int] = {}
+    weights = {value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def ignore(index: int, pair: Pair) -> None:
+        return None
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        capture(task, plan, task.collate([longest]), ignore, num_examples=1, autocast=autocast)
+    model_bytes = sum(v.numel() * v.element_size() for v in task.model.state_dict().values() if isinstance(v, Tensor))
+    per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
+    free = available_bytes(task.device)
+    fits = int(0.5 * free / per_position)
+    enough = _ENOUGH_POSITIONS.get(task.device.type, 65536)
+    # A batch of short examples has no use for more positions than 256 of the longest.
+    positions = max(longest.length, min(fits, enough, 256 * longest.length))
+    return Forecast(model_bytes, per_position, positions, model_bytes + positions * per_position, free)
+
+
+def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) -> list[Result]:
+    """Run on all items at once, or, where memory does not suffice, on halves, quarters and so on.
+
+    Args:
+        items: What to run on.
+        run: Called with a part of them; must not keep anything from a call that failed.
+
+    Returns:
+        One result per part, in order.
+
+    Raises:
+        OutOfMemory: If a single item does not fit.
+    """
+    try:
+        return [run(items)]
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # Outside the handler, so that the failed call's tensors are gone.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(items) == 1:
+        raise OutOfMemory(
+            found="no memory for a batch of one example",
+            needed="room for one forward and backward pass",
+            do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, or gradient checkpointing",
+        )
+    half = len(items) // 2
+    return in_halves(items[:half], run) + in_halves(items[half:], run)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error)

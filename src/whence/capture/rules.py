@@ -1,0 +1,165 @@
+"""What each layer type contributes: from its input and output gradient to gradient pairs.
+
+Axes: B batch, T positions, I inputs, O outputs, N length of a vector parameter. Every rule returns one pair per call; pairs of several
+calls add up. Gradients are of each example's summed loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import Unsupported
+from whence.records import Dense, OneHot, Pair
+
+__all__ = ["Rule", "rule_for"]
+
+PairRule = Callable[[nn.Module, Tensor, Tensor, bool], Pair]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer type is captured.
+
+    Args:
+        weight: From (module, input, output gradient, whether the bias is joined) to the pair of the weight.
+        matrix: The weight, or its gradient, as a matrix (outputs, inputs).
+        bias_positions: From an output gradient to (B, T, O), for a bias on its own.
+        vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
+    """
+
+    weight: PairRule
+    matrix: Callable[[Tensor], Tensor]
+    bias_positions: Callable[[Tensor], Tensor]
+    vector: bool = False
+
+    def bias(self, grad: Tensor) -> Pair:
+        """The pair of a bias that is not joined to its weight: the output gradient summed over positions."""
+        return vector_pair(self.bias_positions(grad).sum(1))
+
+
+def vector_pair(gradient_BN: Tensor) -> Pair:
+    """A vector parameter's per-example gradient as a pair with one output and one position."""
+    ones_B11 = gradient_BN.new_ones(len(gradient_BN), 1, 1)
+    return Pair(Dense(ones_B11), Dense(gradient_BN[:, None, :]))
+
+
+def _positions(values: Tensor) -> Tensor:
+    """(B, ..., N) as (B, T, N)."""
+    return values.reshape(values.shape[0], -1, values.shape[-1])
+
+
+def _linear(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    return Pair(Dense(_positions(grad)), Dense(_positions(inputs), has_one=joined))
+
+
+def _embedding(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    ids_BT = inputs.reshape(inputs.shape[0], -1)
+    grad_BTN = _positions(grad)
+    if module.padding_idx is not None:  # PyTorch gives this row no gradient
+        grad_BTN = grad_BTN.masked_fill((ids_BT == module.padding_idx)[..., None], 0.0)
+    return Pair(OneHot(ids_BT, module.num_embeddings, grad.dtype), Dense(grad_BTN))
+
+
+def _normed(module: nn.Module, inputs: Tensor) -> Tensor:
+    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+    if isinstance(module, nn.LayerNorm):
+        return nn.functional.layer_norm(wide, module.normalized_shape, eps=module.eps)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if eps is None:  # nn.RMSNorm's default
+        eps = torch.finfo(inputs.dtype).eps
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
+def _norm(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    width = module.weight.numel()
+    normed_BTN = _normed(module, inputs).reshape(inputs.shape[0], -1, width)
+    grad_BTN = grad.to(normed_BTN.dtype).reshape(normed_BTN.shape)
+    scale_BN = torch.einsum("btn,btn->bn", grad_BTN, normed_BTN)
+    return vector_pair(torch.cat([scale_BN, grad_BTN.sum(1)], 1) if joined else scale_BN)
+
+
+def _conv(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    """Convolution as a linear layer over unfolded patches (Grosse and Martens 2016, section 3)."""
+    flat = isinstance(module, nn.Conv1d)
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if module.padding == "valid":
+        before = after = (0,) * len(kernel)
+    elif module.padding == "same":
+        total = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        before = tuple(t // 2 for t in total)
+        after = tuple(t - b for t, b in zip(total, before, strict=True))
+    else:
+        before = after = module.padding
+    pads = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    padded = nn.functional.pad(inputs, pads)
+    if flat:
+        padded, kernel, stride, dilation = padded[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+    patches_BIT = nn.functional.unfold(padded, kernel, dilation=dilation, stride=stride)
+    grad_BOT = grad.flatten(2)
+    if module.groups == 1:
+        return Pair(Dense(grad_BOT.transpose(1, 2)), Dense(patches_BIT.transpose(1, 2), has_one=joined))
+    # With groups each output sees its own inputs, so the gradient is written out: small, for the kernels are.
+    batch, positions = patches_BIT.shape[0], patches_BIT.shape[2]
+    by_group = patches_BIT.view(batch, module.groups, -1, positions)
+    grads = grad_BOT.view(batch, module.groups, -1, positions)
+    rows_BOI = torch.einsum("bgot,bgit->bgoi", grads, by_group).flatten(1, 2)
+    if joined:
+        rows_BOI = torch.cat([rows_BOI, grad_BOT.sum(2)[..., None]], -1)
+    numbers_BO = torch.arange(module.out_channels, device=grad.device).expand(batch, -1)
+    return Pair(OneHot(numbers_BO, module.out_channels, grad.dtype), Dense(rows_BOI))
+
+
+def _as_is(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return weight.T
+
+
+def _one_row(weight: Tensor) -> Tensor:
+    return weight.reshape(1, -1)
+
+
+def _channels_last(grad: Tensor) -> Tensor:
+    return grad.flatten(2).transpose(1, 2)
+
+
+LINEAR = Rule(_linear, _as_is, _positions)
+TRANSPOSED = Rule(_linear, _transposed, _positions)
+EMBEDDING = Rule(_embedding, _as_is, _positions)
+NORM = Rule(_norm, _one_row, _positions, vector=True)
+CONV = Rule(_conv, _as_is, _channels_last)
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The rule of a layer, or None if there is none.
+
+    A subclass counts only if it keeps its parent's `forward`, since a changed one may use the weight differently. Whether the rule
+    gives this model's gradients is checked on real examples before a build (`capture.check`).
+
+    Raises:
+        Unsupported: If the layer's type is known but not the way it is set up.
+    """
+    kind, forward = type(module), type(module).forward
+    if forward is nn.Linear.forward and kind.__name__ != "NonDynamicallyQuantizableLinear":
+        return LINEAR
+    if kind.__name__ == "Conv1D" and getattr(module, "weight", None) is not None and hasattr(module, "nf"):
+        return TRANSPOSED
+    if forward is nn.Embedding.forward:
+        if module.max_norm is not None or module.scale_grad_by_freq:
+            raise Unsupported(
+                found="an embedding with max_norm or scale_grad_by_freq",
+                needed="a plain embedding, whose gradient is that of the loss",
+                do="leave its weight out with ignore=[...], or pass functional=True",
+            )
+        return EMBEDDING
+    if forward is nn.LayerNorm.forward and module.weight is not None:
+        return NORM
+    if kind.__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and module.weight.ndim == 1:
+        return NORM
+    if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":
+        return CONV
+    return None

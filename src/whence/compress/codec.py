@@ -1,0 +1,150 @@
+"""How the rows of a shard lie in tensors: dense slabs for small units, factors for the rest.
+
+Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, D = P x R numbers of a unit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from whence.compress.factors import factorize
+
+__all__ = ["RowCodec"]
+
+# Wider tensors scan two to three times slower than several of this width.
+_SLAB = 4096
+
+
+@dataclass(frozen=True)
+class RowCodec:
+    """Between rows, one matrix per unit, and the tensors of a shard.
+
+    A unit is stored as rank-c factors where that takes fewer numbers than its matrix, and dense otherwise. Dense units lie side by side
+    in slabs of at most 4096 columns.
+
+    Args:
+        names: Names of the units.
+        shapes: Projected (outputs, inputs) of each.
+        factor_rank: Factors kept per row and unit; None keeps everything dense.
+        dtype: Stored type.
+        seed: The run's seed, for the factors' start.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    factor_rank: int | None
+    dtype: torch.dtype
+    seed: int
+
+    @cached_property
+    def ranks(self) -> list[int | None]:
+        """Factors per unit; None for a dense unit."""
+        if self.factor_rank is None:
+            return [None] * len(self.shapes)
+        ranks = [min(self.factor_rank, *shape) for shape in self.shapes]
+        return [rank if rank * (p + r) < p * r else None for rank, (p, r) in zip(ranks, self.shapes, strict=True)]
+
+    @cached_property
+    def _columns(self) -> dict[int, tuple[int, int]]:
+        """First and last column of each dense unit in the row of slabs."""
+        columns, at = {}, 0
+        for index, (rank, (p, r)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
+            if rank is None:
+                columns[index] = (at, at + p * r)
+                at += p * r
+        return columns
+
+    @property
+    def _width(self) -> int:
+        return max((stop for _, stop in self._columns.values()), default=0)
+
+    def _slabs(self) -> list[tuple[str, int, int]]:
+        return [(f"slab.{i}", at, min(at + _SLAB, self._width)) for i, at in enumerate(range(0, self._width, _SLAB))]
+
+    def row_bytes(self) -> int:
+        """Bytes that one row takes."""
+        factors = sum(rank * (p + r) for rank, (p, r) in zip(self.ranks, self.shapes, strict=True) if rank is not None)
+        return (self._width + factors) * self.dtype.itemsize
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape per row of every tensor of a shard, in the order they are written."""
+        found: dict[str, tuple[int, ...]] = {name: (stop - start,) for name, start, stop in self._slabs()}
+        for index, (rank, (p, r)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
+            if rank is not None:
+                found[f"left.{index}"] = (rank, p)
+                found[f"right.{index}"] = (rank, r)
+        return found
+
+    def encode(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Tensors of a shard.
+
+        Args:
+            rows: Per unit, shape (N, P, R), float32 or wider.
+
+        Returns:
+            The tensors that `layout` announces, on the CPU in the stored type.
+        """
+        tensors: dict[str, Tensor] = {}
+        if self._width:
+            wide = torch.cat([rows[index].flatten(1) for index in self._columns], 1).to(self.dtype).cpu()
+            tensors |= {name: wide[:, start:stop].contiguous() for name, start, stop in self._slabs()}
+        for index, rank in enumerate(self.ranks):
+            if rank is not None:
+                left, right = factorize(rows[index], rank, seed=self.seed, name=self.names[index])
+                tensors[f"left.{index}"] = left.to(self.dtype).cpu()
+                tensors[f"right.{index}"] = right.to(self.dtype).cpu()
+        return tensors
+
+    def decode(self, tensors: Mapping[str, Tensor], index: int) -> Tensor:
+        """The rows of one unit, shape (N, D), in float32 or wider, as they were stored."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        if self.ranks[index] is not None:
+            left_NCP, right_NCR = tensors[f"left.{index}"].to(wide), tensors[f"right.{index}"].to(wide)
+            return (left_NCP.transpose(1, 2) @ right_NCR).flatten(1)
+        start, stop = self._columns[index]
+        parts = [
+            tensors[name][:, max(start, first) - first : min(stop, last) - first]
+            for name, first, last in self._slabs()
+            if first < stop and start < last
+        ]
+        return torch.cat(parts, 1).to(wide)
+
+    def tensors_of(self, index: int) -> list[str]:
+        """Names of the tensors that `decode` reads for a unit."""
+        if self.ranks[index] is not None:
+            return [f"left.{index}", f"right.{index}"]
+        start, stop = self._columns[index]
+        return [name for name, first, last in self._slabs() if first < stop and start < last]
+
+    def score(self, tensors: Mapping[str, Tensor], queries: Sequence[Tensor]) -> Tensor:
+        """Inner products of all rows with preconditioned queries, summed over units.
+
+        For a factored unit the sum over factors of u^T M v, which is the inner product with U V^T without writing that out.
+
+        Args:
+            tensors: A shard.
+            queries: Per unit, shape (Q, P, R), full precision.
+
+        Returns:
+            Shape (Q, N), in the queries' type.
+        """
+        wide = queries[0].dtype
+        count = len(next(iter(tensors.values())))
+        scores_NQ = torch.zeros(count, len(queries[0]), dtype=wide)
+        if self._width:
+            dense_QW = torch.cat([queries[index].flatten(1) for index in self._columns], 1)
+            for name, start, stop in self._slabs():
+                scores_NQ += tensors[name].to(wide) @ dense_QW[:, start:stop].T
+        for index, rank in enumerate(self.ranks):
+            if rank is None:
+                continue
+            left_NCP, right_NCR = tensors[f"left.{index}"].to(wide), tensors[f"right.{index}"].to(wide)
+            query_QPR = queries[index]
+            p, r = self.shapes[index]
+            flat_PQR = query_QPR.permute(1, 0, 2).reshape(p, -1)
+            mixed = (left_NCP.reshape(-1, p) @ flat_PQR).view(count * rank, -1, r)
+            scores_NQ += torch.bmm(mixed, right_NCR.reshape(-1, r, 1)).view(count, rank, -1).sum(1)
+        return scores_NQ.T

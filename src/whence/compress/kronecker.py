@@ -1,0 +1,125 @@
+"""Kronecker projection of gradients (LoGra): both sides shrink before they meet, so the gradient is never formed.
+
+Axes: B batch, T positions, O outputs, I inputs, P projected outputs, R projected inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from whence.compress.projection import Random, random_matrix
+from whence.records import Pair, Side, Unit
+
+__all__ = ["Kronecker", "RowSums", "projected_shape"]
+
+
+def projected_shape(unit: Unit, rank: int) -> tuple[int, int]:
+    """Projected (outputs, inputs) of a unit: rank x rank numbers, or all of it if that is less.
+
+    A side that is shorter than the rank is kept whole and leaves its share to the other side.
+
+    >>> projected_shape(Unit("w", 100, 200, ("w",)), 16), projected_shape(Unit("norm", 1, 200, ("norm",)), 16)
+    ((16, 16), (1, 200))
+    """
+    outputs, inputs = min(unit.outputs, rank), min(unit.inputs, rank)
+    if outputs < rank:
+        inputs = min(unit.inputs, rank * rank // outputs)
+    elif inputs < rank:
+        outputs = min(unit.outputs, rank * rank // inputs)
+    return outputs, inputs
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """Two matrices per unit; None where a side is kept whole.
+
+    The projected gradient of a unit is (dY P_out)^T (X P_in), which equals the Kronecker product of the two projections applied to the
+    flattened gradient (Choe et al. 2024, equation 4).
+
+    Args:
+        units: The units.
+        outputs: Per unit, shape (O, P) or None.
+        inputs: Per unit, shape (I, R) or None.
+    """
+
+    units: tuple[Unit, ...]
+    outputs: tuple[Tensor | None, ...]
+    inputs: tuple[Tensor | None, ...]
+    casts: dict[tuple[int, bool, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def random(cls, units: Sequence[Unit], *, rank: int, kind: Random, seed: int, device: torch.device) -> "Kronecker":
+        """Random projections, reproducible from the seed and the units' names alone."""
+        outputs, inputs = [], []
+        for unit in units:
+            for side, size, width, found in zip(
+                ("outputs", "inputs"), (unit.outputs, unit.inputs), projected_shape(unit, rank), (outputs, inputs), strict=True
+            ):
+                matrix = None
+                if width < size:
+                    matrix = random_matrix(kind, size, width, seed=seed, name=f"{unit.name}:{side}").to(device)
+                found.append(matrix)
+        return cls(tuple(units), tuple(outputs), tuple(inputs))
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Projected (outputs, inputs) of every unit."""
+        return [
+            (unit.outputs if left is None else left.shape[1], unit.inputs if right is None else right.shape[1])
+            for unit, left, right in zip(self.units, self.outputs, self.inputs, strict=True)
+        ]
+
+    def gains(self) -> list[float]:
+        """Mean diagonal of P^T P per unit, by which an absolute damping has to be multiplied in the projected space."""
+        return [
+            (1.0 if left is None else float(left.square().sum() / left.shape[1]))
+            * (1.0 if right is None else float(right.square().sum() / right.shape[1]))
+            for left, right in zip(self.outputs, self.inputs, strict=True)
+        ]
+
+    def sides(self, index: int, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Both sides of a pair, projected: shapes (B, T, P) and (B, T, R)."""
+        return self._times(index, True, pair.outputs), self._times(index, False, pair.inputs)
+
+    def _times(self, index: int, is_output: bool, side: Side) -> Tensor:
+        matrix = (self.outputs if is_output else self.inputs)[index]
+        if matrix is None:
+            return side.dense()
+        dtype = side.dtype if not hasattr(side, "values_BTN") else side.values_BTN.dtype  # type: ignore[union-attr]
+        key = (index, is_output, dtype)
+        if key not in self.casts:
+            self.casts[key] = matrix.to(dtype)
+        return side.times(self.casts[key])
+
+
+class RowSums:
+    """Adds up the projected gradients of one batch, to be passed to `capture` as its consumer.
+
+    Args:
+        kronecker: The projections.
+        num_examples: Examples in the batch.
+    """
+
+    def __init__(self, kronecker: Kronecker, num_examples: int):
+        self.kronecker = kronecker
+        self.num_examples = num_examples
+        self.rows: list[Tensor | None] = [None] * len(kronecker.units)
+
+    def __call__(self, index: int, pair: Pair) -> None:
+        """Add one pair."""
+        left_BTP, right_BTR = self.kronecker.sides(index, pair)
+        wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
+        rows_BPR = torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
+        held = self.rows[index]
+        self.rows[index] = rows_BPR if held is None else held + rows_BPR
+
+    def finished(self) -> list[Tensor]:
+        """Per unit the projected gradients, shape (B, P, R); zeros for a unit that the loss did not reach."""
+        known = next((row for row in self.rows if row is not None), None)
+        dtype = torch.float32 if known is None else known.dtype
+        device = "cpu" if known is None else known.device
+        return [
+            torch.zeros(self.num_examples, *shape, dtype=dtype, device=device) if row is None else row
+            for row, shape in zip(self.rows, self.kronecker.shapes(), strict=True)
+        ]

@@ -1,0 +1,122 @@
+"""Datasets with stable ids, a fingerprint, and length-bucketed batches."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from whence.errors import BadInput
+
+__all__ = ["Dataset", "Example", "batches", "digest_of"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example or query, ready for the model.
+
+    Args:
+        id: Stable id, unique in its dataset.
+        fields: What the task's collate function takes: arrays by name.
+        length: Positions it costs (tokens of a text); batches are packed by it.
+        source: Where it comes from, for people and for shares per source.
+        text: Its text, if it has one.
+        span: Characters of the source document that the text covers.
+        token_spans: Characters of `text` that each token covers.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    length: int = 1
+    source: str = ""
+    text: str = ""
+    span: tuple[int, int] | None = None
+    token_spans: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in a fixed order, each with a stable id.
+
+    Args:
+        examples: The examples.
+
+    Raises:
+        BadInput: If it is empty or two examples share an id.
+    """
+
+    examples: Sequence[Example]
+
+    def __post_init__(self):
+        if not self.examples:
+            raise BadInput(found="an empty dataset", needed="at least one example", do="check the path and the field names")
+        seen: set[str] = set()
+        for example in self.examples:
+            if example.id in seen:
+                raise BadInput(
+                    found=f"two examples with the id {example.id!r}",
+                    needed="a stable id of its own for every example",
+                    do="make the ids unique, or leave them out to number the examples in order",
+                )
+            seen.add(example.id)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of ids and contents in order: equal exactly when the examples are."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(digest_of(example.id, *(part for item in sorted(example.fields.items()) for part in item)))
+        return digest.hexdigest()
+
+
+def digest_of(*parts: Any) -> bytes:
+    """SHA-256 over a sequence of strings, numbers, None and arrays, each framed by its type and length.
+
+    Raises:
+        BadInput: If a part is none of these.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if part is None or isinstance(part, str | int | float | bool):
+            kind, content = type(part).__name__, str(part).encode()
+        else:
+            array = np.ascontiguousarray(part)
+            if array.dtype.hasobject:
+                raise BadInput(
+                    found=f"a field of type {type(part).__name__}",
+                    needed="arrays, tensors, numbers or strings",
+                    do="convert the field, or leave it out of the record",
+                )
+            kind, content = f"{array.dtype.str}{array.shape}", array.tobytes()
+        digest.update(f"{kind}:{len(content)}:".encode())
+        digest.update(content)
+    return digest.digest()
+
+
+def batches(lengths: Sequence[int], *, max_positions: int, max_examples: int = 256) -> Iterator[list[int]]:
+    """Indices packed by length, so that little is spent on padding.
+
+    Longest first: a batch too large for memory shows at the start. A batch holds at most `max_positions` positions,
+    padding included, but always at least one example. The plan depends on nothing but the arguments.
+
+    Yields:
+        Lists of indices into `lengths`, each index once.
+
+    >>> list(batches([3, 9, 3, 2], max_positions=9))
+    [[1], [0, 2, 3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    for index in order:
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (longest * (len(batch) + 1) > max_positions or len(batch) == max_examples):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

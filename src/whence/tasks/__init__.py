@@ -1,0 +1,8 @@
+"""What is attributed: model, per-example loss, measurement, tracked parameters."""
+
+from whence.tasks.base import AbstractTask, Batch, weights_digest
+from whence.tasks.causal_lm import CausalLM
+from whence.tasks.classification import Classification, Regression
+from whence.tasks.custom import Custom
+
+__all__ = ["AbstractTask", "Batch", "CausalLM", "Classification", "Custom", "Regression", "weights_digest"]

@@ -1,0 +1,134 @@
+"""The contract of a task: what is attributed, and how one example's loss is computed."""
+
+import fnmatch
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, NonFinite
+from whence.records import Recipe
+
+__all__ = ["AbstractTask", "Batch", "weights_digest"]
+
+Batch = Any
+
+
+class AbstractTask(ABC):
+    """A model together with its per-example loss.
+
+    The model is never changed: its mode and `requires_grad` flags are restored after each pass and no `.grad` is written.
+
+    Args:
+        model: Any PyTorch module.
+        track: Patterns (as in `fnmatch`) of parameter names to attribute; None takes every trainable parameter.
+        ignore: Patterns of parameter names to leave out.
+        functional: Whether parameters of layers that whence has no rule for go through `torch.func` instead of being refused.
+        recipe: What is known of the training run, for damping.
+
+    Raises:
+        BadInput: If a pattern matches no parameter or nothing is left to attribute.
+    """
+
+    kind: str
+    unit: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        track: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        functional: bool = False,
+        recipe: Recipe | None = None,
+    ):
+        self.model = model
+        self.functional = functional
+        self.recipe = recipe
+        self.tracked = _tracked(model, track, ignore)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of every weight and buffer.
+
+        Raises:
+            NonFinite: If a weight is NaN or infinite.
+        """
+        return weights_digest(self.model)
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of what turns raw data into model inputs; empty when the task takes ready inputs."""
+        return ""
+
+    @abstractmethod
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Raw records as examples with stable ids."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch on the model's device."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Loss of each example, summed over its positions, shape (B,)."""
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a query asks about, shape (B,): by default the log-probability of its target, which is minus the loss."""
+        return -self.loss(model, batch)
+
+    def positions(self, batch: Batch) -> Tensor | None:
+        """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""
+        return None
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of every weight and buffer with its name, shape and type.
+
+    Raises:
+        NonFinite: If a weight is NaN or infinite.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFinite(
+                found=f"NaN or infinite values in the weight {name!r}",
+                needed="finite weights",
+                do="load a checkpoint from before the training run diverged",
+            )
+        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tracked(model: nn.Module, track: Sequence[str] | None, ignore: Sequence[str]) -> frozenset[str]:
+    names = [name for name, _ in model.named_parameters()]
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for pattern in (*(track or ()), *ignore):
+        if not fnmatch.filter(names, pattern):
+            raise BadInput(
+                found=f"the pattern {pattern!r}, which matches no parameter",
+                needed=f"a pattern for names such as {', '.join(names[:3])}",
+                do="list the names with `model.named_parameters()`",
+            )
+    chosen = trainable if track is None else {name for pattern in track for name in fnmatch.filter(names, pattern)}
+    chosen -= {name for pattern in ignore for name in fnmatch.filter(names, pattern)}
+    if not chosen:
+        raise BadInput(
+            found=f"no parameter to attribute among {len(names)}",
+            needed="at least one trainable or tracked parameter",
+            do="unfreeze the model or pass track=['*']",
+        )
+    return frozenset(chosen)

@@ -1,0 +1,185 @@
+"""Language models: the log-probability of a text, or of a completion after its prompt."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, UnknownOption
+from whence.tasks.base import AbstractTask, Batch
+
+__all__ = ["CausalLM", "tokenizer_digest"]
+
+IGNORED = -100
+Long = Literal["error", "split", "truncate"]
+
+
+class CausalLM(AbstractTask):
+    """Next-token prediction with a Hugging Face style model (`model(input_ids=..., attention_mask=...).logits`).
+
+    A record is a string, or a mapping with `text`, with `prompt` and `completion` (only the completion is scored), or with ready
+    `input_ids` (and `labels`, -100 where not scored). `id` and `source` are optional. Prompt and completion are tokenized apart.
+
+    The loss is the summed negative log-likelihood in nats of every scored token. The first token of a text is not scored.
+
+    Args:
+        model: The language model.
+        tokenizer: Its Hugging Face tokenizer.
+        long: What to do with a text longer than the context: refuse it, split it into several examples, or cut it.
+        max_length: Tokens per example at most; None takes the model's context length.
+        **options: See `AbstractTask`.
+
+    Raises:
+        UnknownOption: If `long` is not one of the three.
+    """
+
+    kind = "causal_lm"
+    unit = "nats of the query's log-probability"
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, long: Long = "error", max_length: int | None = None, **options: Any
+    ):
+        super().__init__(model, **options)
+        if long not in ("error", "split", "truncate"):
+            raise UnknownOption(found=f"long={long!r}", needed="one of: error, split, truncate", do="pick one")
+        self.tokenizer = tokenizer
+        self.long = long
+        context = _context_length(model, tokenizer)
+        self.max_length = min(max_length or context, context)
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of the tokenizer."""
+        return tokenizer_digest(self.tokenizer)
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Tokenize; see the class for what a record may be."""
+        examples: list[Example] = []
+        for number, record in enumerate(records):
+            record = {"text": record} if isinstance(record, str) else record
+            if not isinstance(record, Mapping):
+                raise BadInput(
+                    found=f"record {number} of type {type(record).__name__}",
+                    needed="a string or a mapping with 'text', 'prompt' and 'completion', or 'input_ids'",
+                    do="convert the records",
+                )
+            examples.extend(self._encode(number, record))
+        return Dataset(examples)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Right-padded token ids, labels and mask, each of shape (B, T)."""
+        longest = max(example.length for example in examples)
+        batch = {
+            "input_ids": torch.zeros(len(examples), longest, dtype=torch.long),
+            "labels": torch.full((len(examples), longest), IGNORED),
+            "attention_mask": torch.zeros(len(examples), longest, dtype=torch.long),
+        }
+        for row, example in enumerate(examples):
+            batch["input_ids"][row, : example.length] = torch.as_tensor(example.fields["input_ids"])
+            batch["labels"][row, : example.length] = torch.as_tensor(example.fields["labels"])
+            batch["attention_mask"][row, : example.length] = 1
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
+        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels_BT = batch["labels"][:, 1:]
+        wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
+        per_token = nn.functional.cross_entropy(
+            wide.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return per_token.view(labels_BT.shape).sum(1)
+
+    def positions(self, batch: Batch) -> Tensor:
+        """True at real tokens, shape (B, T)."""
+        return batch["attention_mask"].bool()
+
+    def _encode(self, number: int, record: Mapping[str, Any]) -> list[Example]:
+        ids, labels, text, spans = self._tokens(number, record)
+        name = str(record.get("id", number))
+        source = str(record.get("source", ""))
+        if len(ids) < 2:
+            raise BadInput(
+                found=f"example {name!r} with {len(ids)} token(s)",
+                needed="at least 2, since the first token is not scored",
+                do="drop empty texts",
+            )
+        if all(label == IGNORED for label in labels[1:]):
+            raise BadInput(found=f"example {name!r} with no scored token", needed="a completion", do="drop it or fill it in")
+        if len(ids) > self.max_length and self.long == "error":
+            raise BadInput(
+                found=f"example {name!r} of {len(ids):,} tokens",
+                needed=f"at most {self.max_length:,}, the model's context",
+                do="pass long='split' (each window becomes an example) or long='truncate'; on the command line --long split",
+            )
+        last = self.max_length if self.long == "truncate" else len(ids)
+        windows = [(start, min(start + self.max_length, last)) for start in range(0, last, self.max_length)]
+        windows = [(start, stop) for start, stop in windows if any(label != IGNORED for label in labels[start + 1 : stop])]
+        if not windows:
+            raise BadInput(
+                found=f"example {name!r}, whose completion starts after token {self.max_length:,}",
+                needed="a scored token within the context",
+                do="shorten the prompt",
+            )
+        return [
+            self._window(ids[a:b], labels[a:b], text, spans[a:b], name if len(windows) == 1 else f"{name}#{part}", source)
+            for part, (a, b) in enumerate(windows)
+        ]
+
+    def _window(self, ids, labels, text, spans, name: str, source: str) -> Example:
+        fields = {"input_ids": np.asarray(ids, np.int64), "labels": np.asarray(labels, np.int64)}
+        if not spans:
+            return Example(name, fields, len(ids), source, text)
+        start, stop = min(a for a, _ in spans), max(b for _, b in spans)
+        inside = tuple((max(a - start, 0), max(b - start, 0)) for a, b in spans)
+        return Example(name, fields, len(ids), source, text[start:stop], (start, stop), inside)
+
+    def _tokens(self, number: int, record: Mapping[str, Any]):
+        if "input_ids" in record:
+            ids = [int(token) for token in record["input_ids"]]
+            return ids, [int(token) for token in record.get("labels", ids)], str(record.get("text", "")), []
+        if "text" in record:
+            ids, spans = self._tokenize(record["text"], special=True)
+            return ids, ids, record["text"], spans
+        if "prompt" in record and "completion" in record:
+            prompt, completion = record["prompt"], record["completion"]
+            ids, spans = self._tokenize(prompt, special=True)
+            more, more_spans = self._tokenize(completion, special=False)
+            shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
+            return ids + more, [IGNORED] * len(ids) + more, prompt + completion, spans + shifted
+        raise BadInput(
+            found=f"record {number} with the fields {sorted(record)}",
+            needed="'text', or 'prompt' and 'completion', or 'input_ids'",
+            do="rename the fields",
+        )
+
+    def _tokenize(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        if getattr(self.tokenizer, "is_fast", False):
+            found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+            return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]), []
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of the tokenizer's vocabulary, merges and rules."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Calling a tokenizer with padding or truncation writes these two into it; they are not part of what it is.
+        content["padding"] = content["truncation"] = None
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def _context_length(model: nn.Module, tokenizer: Any) -> int:
+    config = getattr(model, "config", None)
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    # Tokenizers without a limit report a number with thirty digits.
+    return min(int(getattr(tokenizer, "model_max_length", 2048)), 1 << 20)

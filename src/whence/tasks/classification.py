@@ -1,0 +1,160 @@
+"""Classification and regression: one target per example."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, UnknownOption
+from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.causal_lm import tokenizer_digest
+
+__all__ = ["Classification", "Regression"]
+
+
+class Classification(AbstractTask):
+    """One class per example.
+
+    A record is a pair (input, label), a mapping of the model's keyword inputs with a `label`, or, with a tokenizer, a mapping with `text`
+    and `label`. `id` and `source` are optional in mappings.
+
+    Args:
+        model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes) or a record with `.logits`.
+        tokenizer: A Hugging Face tokenizer, for records with `text`.
+        measure: What a query asks about: "loss" (minus the cross-entropy, the log-probability of the label) or "margin",
+            log p / (1 - p) of the label, which does not saturate (Park et al. 2023, section 3).
+        **options: See `AbstractTask`.
+
+    Raises:
+        UnknownOption: If `measure` is neither.
+    """
+
+    kind = "classification"
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any = None, *, measure: Literal["loss", "margin"] = "loss", **options: Any
+    ):
+        super().__init__(model, **options)
+        if measure not in ("loss", "margin"):
+            raise UnknownOption(found=f"measure={measure!r}", needed="one of: loss, margin", do="pick one")
+        self.tokenizer = tokenizer
+        self.measure = measure
+        self.unit = "nats of the label's log-probability" if measure == "loss" else "log-odds of the label"
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of the tokenizer, if there is one."""
+        return tokenizer_digest(self.tokenizer) if self.tokenizer is not None else ""
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Examples from pairs or mappings; see the class."""
+        return Dataset([_labelled(number, record, "label", self.tokenizer) for number, record in enumerate(records)])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stacked inputs, right-padded with zeros where lengths differ, and labels."""
+        return _stack(examples, self.device, target_dtype=torch.long)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each example in nats, shape (B,)."""
+        return nn.functional.cross_entropy(_logits(model, batch), batch["target"], reduction="none")
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probability or log-odds of each query's label, shape (B,)."""
+        if self.measure == "loss":
+            return -self.loss(model, batch)
+        log_p = nn.functional.log_softmax(_logits(model, batch), -1)
+        chosen = nn.functional.one_hot(batch["target"], log_p.shape[-1]).bool()
+        # log(1 - p) as the log-sum of the other classes: stable when p is close to 1.
+        rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
+        return log_p.gather(-1, batch["target"][:, None]).squeeze(-1) - rest
+
+    def positions(self, batch: Batch) -> Tensor | None:
+        """True at real tokens, when the inputs have an attention mask."""
+        mask = batch["inputs"].get("attention_mask")
+        return None if mask is None else mask.bool()
+
+
+class Regression(AbstractTask):
+    """One or several real targets per example, with the loss half the squared error.
+
+    That is the negative log-likelihood of a Gaussian with unit variance up to a constant, so its Fisher information and its
+    Gauss-Newton matrix agree.
+
+    Args:
+        model: Returns predictions of shape (B,), (B, 1) or (B, targets).
+        **options: See `AbstractTask`.
+    """
+
+    kind = "regression"
+    unit = "half squared error, negated"
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Examples from pairs (input, target) or mappings with a `target`."""
+        return Dataset([_labelled(number, record, "target", None) for number, record in enumerate(records)])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stacked inputs and targets."""
+        return _stack(examples, self.device, target_dtype=None)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Half the squared error of each example, summed over its targets, shape (B,)."""
+        prediction = _logits(model, batch)
+        target = batch["target"].to(prediction.dtype)
+        if prediction.numel() != target.numel():
+            raise BadInput(
+                found=f"predictions of shape {tuple(prediction.shape)} for targets of shape {tuple(target.shape)}",
+                needed="one prediction per target",
+                do="check the model's last layer and the targets",
+            )
+        rows = len(target)
+        return 0.5 * (prediction.reshape(rows, -1) - target.reshape(rows, -1)).square().sum(1)
+
+
+def _labelled(number: int, record: Any, target_name: str, tokenizer: Any) -> Example:
+    if isinstance(record, Sequence) and not isinstance(record, str) and len(record) == 2:
+        fields = {"inputs": _array(record[0]), "target": _array(record[1])}
+        return Example(str(number), fields)
+    if not isinstance(record, Mapping) or target_name not in record:
+        found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+        raise BadInput(
+            found=f"record {number}: {found}",
+            needed=f"a pair (input, {target_name}) or a mapping with {target_name!r}",
+            do="convert the records",
+        )
+    name, source = str(record.get("id", number)), str(record.get("source", ""))
+    target = _array(record[target_name])
+    if tokenizer is None:
+        inputs = {key: _array(value) for key, value in record.items() if key not in (target_name, "id", "source", "text")}
+        length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
+        return Example(name, {**inputs, "target": target}, length, source, str(record.get("text", "")))
+    encoded = tokenizer(record["text"], truncation=True)
+    inputs = {key: np.asarray(value, np.int64) for key, value in encoded.items()}
+    return Example(name, {**inputs, "target": target}, len(encoded["input_ids"]), source, record["text"])
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _stack(examples: Sequence[Example], device: torch.device, target_dtype: torch.dtype | None) -> Batch:
+    names = [name for name in examples[0].fields if name != "target"]
+    inputs = {name: _pad([example.fields[name] for example in examples]).to(device) for name in names}
+    target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples]).to(device)
+    return {"inputs": inputs, "target": target if target_dtype is None else target.to(target_dtype)}
+
+
+def _pad(arrays: Sequence[np.ndarray]) -> Tensor:
+    tensors = [torch.as_tensor(array) for array in arrays]
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    inputs = batch["inputs"]
+    found = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
+    found = getattr(found, "logits", found)
+    return found if found.dtype == torch.float64 else found.float()

@@ -1,0 +1,95 @@
+"""Any model and any loss: the loss is a function of the model and a batch."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import default_collate
+
+from whence.data import Dataset, Example
+from whence.tasks.base import AbstractTask, Batch
+
+__all__ = ["Custom"]
+
+
+class Custom(AbstractTask):
+    """A task from a per-example loss.
+
+    Args:
+        model: Any module.
+        loss: `loss(model, batch)` gives one loss per example, shape (B,), summed over whatever an example consists of.
+        measure: `measure(model, batch)` gives what a query asks about, shape (B,); None takes minus the loss.
+        collate: Turns a list of records into a batch; None stacks tensors, numbers, tuples and mappings as PyTorch's loader does.
+        unit: What the measurement is counted in.
+        **options: See `AbstractTask`.
+    """
+
+    kind = "custom"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        *,
+        measure: Callable[[nn.Module, Batch], Tensor] | None = None,
+        collate: Callable[[list[Any]], Batch] | None = None,
+        unit: str = "units of the loss, negated",
+        **options: Any,
+    ):
+        super().__init__(model, **options)
+        self._loss, self._measure, self._collate = loss, measure, collate or default_collate
+        self.unit = unit
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of the source text of the loss and the measurement, where Python can show it."""
+        parts = []
+        for function in (self._loss, self._measure):
+            try:
+                parts.append(inspect.getsource(function) if function is not None else "")
+            except (OSError, TypeError):
+                parts.append(repr(getattr(function, "__qualname__", "")))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Records as they are; `id`, `source` and `text` are read from mappings and kept from the batch."""
+        return Dataset([_example(number, record) for number, record in enumerate(records)])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """What the collate function makes of the records, on the model's device."""
+        batch = self._collate([_restore(example.fields) for example in examples])
+        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The user's loss, shape (B,)."""
+        return self._loss(model, batch)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The user's measurement, shape (B,)."""
+        return -self._loss(model, batch) if self._measure is None else self._measure(model, batch)
+
+
+def _example(number: int, record: Any) -> Example:
+    if isinstance(record, Mapping):
+        fields = {key: _plain(value) for key, value in record.items() if key not in ("id", "source", "text")}
+        name, source, text = record.get("id", number), record.get("source", ""), record.get("text", "")
+        return Example(str(name), fields, source=str(source), text=str(text))
+    parts = record if isinstance(record, tuple | list) else (record,)
+    return Example(str(number), {f"#{place}": _plain(part) for place, part in enumerate(parts)})
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _restore(fields: Mapping[str, Any]) -> Any:
+    """Back to the record's own form: positional names are those that `_example` gave to tuples."""
+    tensors = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
+    if not all(key.startswith("#") for key in tensors):
+        return tensors
+    return tuple(tensors.values()) if len(tensors) > 1 else tensors["#0"]
