@@ -1,0 +1,72 @@
+"""Training data attribution: which training examples does this behaviour come from?
+
+>>> from whence.methods import METHODS
+>>> "lorif" in METHODS
+True
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AbstractTask": "whence.tasks",
+    "BuildConfig": "whence.config",
+    "CausalLM": "whence.tasks",
+    "Classification": "whence.tasks",
+    "Custom": "whence.tasks",
+    "Hit": "whence.report",
+    "Hits": "whence.report",
+    "METHODS": "whence.methods",
+    "Recipe": "whence.records",
+    "Regression": "whence.tasks",
+    "ScoreTable": "whence.records",
+    "Store": "whence.store",
+    "WhenceError": "whence.errors",
+    "build": "whence.pipeline",
+    "open_store": "whence.store",
+    "query": "whence.pipeline",
+    "score_table": "whence.pipeline",
+}
+
+__all__ = [  # noqa: PLE0604
+    "METHODS",
+    "AbstractTask",
+    "BuildConfig",
+    "CausalLM",
+    "Classification",
+    "Custom",
+    "Hit",
+    "Hits",
+    "Recipe",
+    "Regression",
+    "ScoreTable",
+    "Store",
+    "WhenceError",
+    "build",
+    "open_store",
+    "query",
+    "score_table",
+]
+
+if TYPE_CHECKING:
+    from whence.config import BuildConfig
+    from whence.errors import WhenceError
+    from whence.methods import METHODS
+    from whence.pipeline import build, query, score_table
+    from whence.records import Recipe, ScoreTable
+    from whence.report import Hit, Hits
+    from whence.store import Store, open_store
+    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: importing the package costs nothing, not even torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whence' has no attribute {name!r}; it has: {', '.join(sorted(_HOMES))}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,69 @@
+"""Learned projection axes: the leading eigenvectors of each layer's input and output-gradient second moments (LoGra-PCA)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture, in_halves
+from whence.compress import AxesSketch, projected_shape
+from whence.data import Example, batches
+from whence.progress import Meter
+from whence.records import Pair
+from whence.tasks import AbstractTask
+
+__all__ = ["fit_axes"]
+
+
+def fit_axes(
+    task: AbstractTask,
+    plan: Plan,
+    examples: Sequence[Example],
+    *,
+    rank: int,
+    seed: int,
+    max_positions: int,
+    progress: Meter,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Axes of every unit side that is wider than its projection (Choe et al. 2024, section 3.2).
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        examples: A sample of the training data.
+        rank: Width of the projection.
+        seed: The run's seed.
+        max_positions: Positions per batch.
+        progress: Advanced once an example.
+        autocast: As in `capture`.
+
+    Returns:
+        `outputs.i` of shape (O, P) and `inputs.i` of shape (I, R), orthonormal columns; absent where a side is kept whole.
+    """
+    sketches: dict[str, AxesSketch] = {}
+    for index, unit in enumerate(plan.units):
+        for side, size, width in zip(
+            ("outputs", "inputs"), (unit.outputs, unit.inputs), projected_shape(unit, rank), strict=True
+        ):
+            if width < size:
+                name = f"{unit.name}:{side}"
+                sketches[f"{side}.{index}"] = AxesSketch(size, width, seed=seed, name=name, device=task.device)
+
+    def run(items: Sequence[int]) -> None:
+        chosen = [examples[item] for item in items]
+        batch = task.collate(chosen)
+        mask = task.positions(batch)
+
+        def consume(index: int, pair: Pair) -> None:
+            for side in ("outputs", "inputs"):
+                if f"{side}.{index}" in sketches:
+                    sketch = sketches[f"{side}.{index}"]
+                    sketch.add(pair.outputs if side == "outputs" else pair.inputs, mask)
+
+        capture(task, plan, batch, consume, num_examples=len(chosen), autocast=autocast)
+        progress.advance(len(chosen))
+
+    for batch in batches([example.length for example in examples], max_positions=max_positions):
+        in_halves(batch, run)
+    return {name: sketch.axes() for name, sketch in sketches.items()}

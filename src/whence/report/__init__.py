@@ -1,0 +1,2 @@
+"""x"""
+from whence.report.hits import Hit, Hits

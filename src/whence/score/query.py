@@ -1,0 +1,126 @@
+"""From queries to preconditioned rows: everything that depends on the query and not on the store's size.
+
+Axes: Q queries, P projected outputs, R projected inputs, D = P x R.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture, in_halves
+from whence.compress import Kronecker, RowSums
+from whence.curvature import Damping, load_fisher
+from whence.data import Example, batches
+from whence.errors import NonFinite
+from whence.progress import Meter
+from whence.store import Store
+from whence.tasks import AbstractTask
+
+__all__ = ["Rows", "gradient_rows", "precondition"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Projected gradients of some examples.
+
+    Args:
+        units: Per unit, shape (examples, P, R), on the CPU in full precision.
+        values: The objective of each example.
+    """
+
+    units: list[Tensor]
+    values: Tensor
+
+    def norms(self) -> Tensor:
+        """Norm over all units, one per example."""
+        return sum((unit.flatten(1).square().sum(1) for unit in self.units), torch.zeros(())).sqrt()
+
+
+def gradient_rows(
+    task: AbstractTask,
+    plan: Plan,
+    kronecker: Kronecker,
+    examples: Sequence[Example],
+    *,
+    max_positions: int,
+    progress: Meter,
+    objective: str = "loss",
+    autocast: torch.dtype | None = None,
+) -> Rows:
+    """Projected gradients of examples, in their order.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        kronecker: The projections.
+        examples: Training examples or queries.
+        max_positions: Positions per batch.
+        progress: Advanced by examples.
+        objective: "loss" or "measurement".
+        autocast: As in `capture`.
+
+    Returns:
+        The rows, in the order of the examples.
+
+    Raises:
+        NonFinite: If a gradient is NaN or infinite, naming unit and example.
+    """
+    order: list[int] = []
+    parts: list[tuple[list[Tensor], Tensor]] = []
+
+    def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        chosen = [examples[item] for item in items]
+        sums = RowSums(kronecker, len(chosen))
+        values = capture(
+            task, plan, task.collate(chosen), sums, num_examples=len(chosen), objective=objective, autocast=autocast  # type: ignore[arg-type]
+        )
+        rows = [row.cpu() for row in sums.finished()]
+        _check_finite(rows, plan, chosen)
+        return rows, values.cpu()
+
+    for batch in batches([example.length for example in examples], max_positions=max_positions):
+        parts.extend(in_halves(batch, run))
+        order.extend(batch)
+        progress.advance(len(batch))
+    back = torch.tensor(order).argsort()
+    units = [torch.cat([rows[index] for rows, _ in parts])[back] for index in range(len(plan.units))]
+    return Rows(units, torch.cat([values for _, values in parts])[back])
+
+
+def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tensor]:
+    """Queries ready for the scan: scores are inner products with the stored rows, in the measurement's unit.
+
+    score = -(1/N) grad m^T (F + damping)^-1 grad loss_i, block by block: the first-order change of the measurement when example i's weight
+    rises by one (Koh and Liang 2017, equation 2, with the mean loss over N examples). Without curvature the inverse is left out.
+
+    Args:
+        store: Curvature and number of examples.
+        rows: Gradients of the queries' measurements.
+        damping: None for no curvature.
+
+    Returns:
+        Per unit, shape (Q, P, R).
+    """
+    scale = -1.0 / len(store)
+    if damping is None:
+        return [unit * scale for unit in rows.units]
+    tensors = store.file("curvature.safetensors")
+    found = []
+    for index, (unit, stored) in enumerate(zip(rows.units, store.blueprint.units, strict=True)):
+        fisher = load_fisher(tensors, index)
+        value = damping.of_unit(fisher.mean_eigenvalue, stored.gain)
+        found.append((fisher.solve(unit.flatten(1), value) * scale).view_as(unit))
+    return found
+
+
+def _check_finite(rows: Sequence[Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
+    for unit, row in zip(plan.units, rows, strict=True):
+        bad = ~torch.isfinite(row).flatten(1).all(1)
+        if bool(bad.any()):
+            raise NonFinite(
+                found=f"a NaN or infinite gradient of {unit.name!r} for the example {chosen[int(bad.nonzero()[0])].id!r}",
+                needed="finite gradients",
+                do="drop this example, or run in a wider type than the model's",
+            )

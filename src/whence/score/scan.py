@@ -1,0 +1,98 @@
+"""Scoring by streaming the store: memory does not grow with the number of training examples.
+
+Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.errors import NonFinite
+from whence.progress import Meter
+from whence.store import Store
+
+__all__ = ["Top", "all_scores", "shard_scores", "top_scores"]
+
+
+@dataclass(frozen=True)
+class Top:
+    """The strongest rows of each query.
+
+    Args:
+        scores_QK: Scores, strongest first.
+        rows_QK: Their rows in the store.
+    """
+
+    scores_QK: Tensor
+    rows_QK: Tensor
+
+
+def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None) -> Tensor:
+    """Scores of one shard's rows, shape (Q, rows).
+
+    Args:
+        store: Where the shard is from.
+        tensors: Its tensors.
+        queries: Preconditioned queries, per unit of shape (Q, P, R), already scaled to the score's unit.
+        norms_Q: For cosines the norms of the queries; None for inner products.
+
+    Raises:
+        NonFinite: If a score is NaN or infinite.
+    """
+    scores_QN = store.codec.score(tensors, queries)
+    if norms_Q is not None:
+        tiny = torch.finfo(scores_QN.dtype).tiny
+        scores_QN = scores_QN / (norms_Q[:, None] * tensors["norms"].to(scores_QN)).clamp_min(tiny)
+    if not bool(torch.isfinite(scores_QN).all()):
+        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
+        raise NonFinite(
+            found=f"a score of query {query} that is NaN or infinite",
+            needed="finite scores",
+            do="raise the damping, and check the store with `whence verify`",
+        )
+    return scores_QN
+
+
+def top_scores(
+    store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter
+) -> tuple[Top, Top]:
+    """The k highest and the k lowest scores of every query, in one pass.
+
+    Args:
+        store: The rows.
+        queries: As in `shard_scores`.
+        k: Hits wanted on each side.
+        norms_Q: As in `shard_scores`.
+        progress: Advanced by rows.
+
+    Returns:
+        Highest first, and lowest first. Equal scores come in row order.
+    """
+    high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
+    for start, tensors in store.shards():
+        scores_QN = shard_scores(store, tensors, queries, norms_Q)
+        high = _merge(high, scores_QN, start, k, largest=True)
+        low = _merge(low, scores_QN, start, k, largest=False)
+        progress.advance(scores_QN.shape[1])
+    return high, low
+
+
+def all_scores(store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter) -> Tensor:
+    """Every score, shape (Q, N), for evaluation."""
+    parts = []
+    for _, tensors in store.shards():
+        parts.append(shard_scores(store, tensors, queries, norms_Q))
+        progress.advance(parts[-1].shape[1])
+    return torch.cat(parts, 1)
+
+
+def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
+    new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    scores = torch.cat([top.scores_QK, new_scores], 1)
+    rows = torch.cat([top.rows_QK, new_rows + start], 1)
+    by_row = rows.argsort(dim=1)
+    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
+    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
+    return Top(scores.gather(1, order), rows.gather(1, order))

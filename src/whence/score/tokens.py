@@ -1,0 +1,56 @@
+"""Which positions of a training example its score comes from.
+
+Axes: T positions, P projected outputs, R projected inputs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture
+from whence.compress import Kronecker
+from whence.data import Example
+from whence.records import Pair
+from whence.tasks import AbstractTask
+
+__all__ = ["token_scores"]
+
+
+def token_scores(
+    task: AbstractTask,
+    plan: Plan,
+    kronecker: Kronecker,
+    example: Example,
+    queries: Sequence[Tensor],
+    *,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Contribution of each position to one example's score under one query.
+
+    The gradient of a weight is a sum over positions, so the score is too. The parts add up to the score of the example's projected
+    gradient before rows are cut to factors or rounded. Vectors (norm scales, lone biases) have no positions; their share is spread evenly.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        kronecker: The projections.
+        example: The training example.
+        queries: One preconditioned query, per unit of shape (P, R).
+        autocast: As in `capture`.
+
+    Returns:
+        Shape (T,), in the unit of the score.
+    """
+    scores_T = torch.zeros(example.length, dtype=torch.float64)
+
+    def consume(index: int, pair: Pair) -> None:
+        left_TP, right_TR = (side[0].to(queries[index]) for side in kronecker.sides(index, pair))
+        parts = torch.einsum("tp,pr,tr->t", left_TP, queries[index].to(left_TP.device), right_TR).double().cpu()
+        if len(parts) == len(scores_T):
+            scores_T.add_(parts)
+        else:
+            scores_T.add_(parts.sum() / len(scores_T))
+
+    capture(task, plan, task.collate([example]), consume, num_examples=1, autocast=autocast)
+    return scores_T

@@ -1,0 +1,161 @@
+"""Files that are either whole or absent: written beside, synced, renamed."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput, DiskFull, StoreCorrupt
+
+__all__ = ["disk_errors", "locked", "read_json", "sha256_of", "write_bytes", "write_json", "write_tensors"]
+
+# Direct reads need aligned payloads; the safetensors library itself aligns to 8 bytes only.
+_ALIGNMENT = 4096
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk can refuse into errors that say what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DiskFull: If no space is left.
+        BadInput: If the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                found=f"no space left for {path}",
+                needed="room for the rest of the store",
+                do="free some space and run the same command again: finished shards are kept",
+            ) from error
+        raise BadInput(
+            found=f"{path}, which cannot be written ({error.strerror})",
+            needed="a folder that can be created and written",
+            do="choose another output folder or change its permissions",
+        ) from error
+
+
+def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Write a file atomically and durably.
+
+    Args:
+        path: Where it will be; nothing is there until all is written.
+        chunks: Its content.
+
+    Returns:
+        SHA-256 of the content.
+    """
+    digest = hashlib.sha256()
+    beside = path.with_name(path.name + ".tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> str:
+    """Write a JSON file atomically; returns its SHA-256."""
+    return write_bytes(path, [json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file atomically, its payload starting at a multiple of 4096 bytes; returns its SHA-256."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for tensor in tensors.values():
+            if tensor.numel():
+                yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+    return write_bytes(path, chunks())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a store.
+
+    Raises:
+        StoreCorrupt: If it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreCorrupt(
+            found=f"{path.name} missing or unreadable in {path.parent}",
+            needed="a complete store",
+            do="run the same `whence build` again, or restore the folder from a copy",
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one builder per folder, also across machines that share a file system with locks.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BadInput: If another process is building there.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadInput(
+                found=f"another build writing to {folder}",
+                needed="one at a time",
+                do="wait for it to end, or build into another folder",
+            ) from error
+        yield

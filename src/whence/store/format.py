@@ -1,0 +1,192 @@
+"""What a store says about itself: see docs/format.md."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whence.compress import RowCodec
+from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
+from whence.methods import method_named
+from whence.records import Unit
+from whence.store.files import read_json
+
+__all__ = ["FORMAT_VERSION", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
+
+FORMAT_VERSION = 1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class StoredUnit:
+    """One unit of parameters and how wide its rows are.
+
+    Args:
+        name: Name of its first parameter.
+        parameters: All of them.
+        outputs: Rows of its gradient.
+        inputs: Columns of its gradient.
+        projected: Projected (outputs, inputs).
+        gain: Factor on an absolute damping in the projected space.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    outputs: int
+    inputs: int
+    projected: tuple[int, int]
+    gain: float
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that decides what a store's rows are. Written first; two builds with equal blueprints give equal bytes.
+
+    Args:
+        method: Name in the table of methods.
+        method_version: Version of that entry.
+        projection: Kind of projection.
+        rank: Width of the projection on each side.
+        factor_rank: Factors per row and unit; None for dense rows.
+        curvature_rank: Directions of the curvature; None for all.
+        seed: The run's seed.
+        dtype: Stored type.
+        rows_per_shard: Rows in a full shard.
+        batch_positions: Positions per batch; part of the identity, since batch shapes move the last bits.
+        autocast: Type of the model's arithmetic under autocast, or None.
+        model: Digest of the weights.
+        preprocessing: Digest of the tokenizer or of the loss's source.
+        task: Kind of task and its options, enough for the command line to load it again.
+        units: The units in order.
+        recipe: What is known of the training run.
+        libraries: Versions that made it; not compared.
+    """
+
+    method: str
+    method_version: int
+    projection: str
+    rank: int
+    factor_rank: int | None
+    curvature_rank: int | None
+    seed: int
+    dtype: str
+    rows_per_shard: int
+    batch_positions: int
+    autocast: str | None
+    model: str
+    preprocessing: str
+    task: dict[str, Any]
+    units: tuple[StoredUnit, ...]
+    recipe: dict[str, Any] | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+
+    def codec(self) -> RowCodec:
+        """How rows lie in shards."""
+        return RowCodec(
+            names=tuple(unit.name for unit in self.units),
+            shapes=tuple(unit.projected for unit in self.units),
+            factor_rank=self.factor_rank,
+            dtype=dtype_named(self.dtype),
+            seed=self.seed,
+        )
+
+    def model_units(self) -> tuple[Unit, ...]:
+        """The units as the model has them."""
+        return tuple(Unit(unit.name, unit.outputs, unit.inputs, unit.parameters) for unit in self.units)
+
+    def to_json(self) -> dict[str, Any]:
+        """As blueprint.json holds it."""
+        return {"format": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
+
+    def digest(self) -> str:
+        """Digest of all that is compared."""
+        content = self.to_json()
+        content.pop("libraries")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Blueprint":
+        """The blueprint of a store.
+
+        Raises:
+            StoreMismatch: If it was made by another version of the format or of its method.
+            StoreCorrupt: If it is incomplete.
+        """
+        content = read_json(folder / "blueprint.json")
+        version = content.pop("format", None)
+        if version != FORMAT_VERSION:
+            raise StoreMismatch(
+                found=f"a store of format {version} in {folder}",
+                needed=f"format {FORMAT_VERSION}",
+                do="build it again with this version of whence, or read it with the version that wrote it",
+            )
+        try:
+            units = tuple(
+                StoredUnit(**{**unit, "parameters": tuple(unit["parameters"]), "projected": tuple(unit["projected"])})
+                for unit in content.pop("units")
+            )
+            found = cls(units=units, **content)
+        except (KeyError, TypeError) as error:
+            raise StoreCorrupt(
+                found=f"an incomplete blueprint.json in {folder} ({error})",
+                needed=f"the fields {', '.join(item.name for item in fields(cls))}",
+                do="build the store again",
+            ) from error
+        version = method_named(found.method).version
+        if found.method_version != version:
+            raise StoreMismatch(
+                found=f"rows of {found.method} version {found.method_version} in {folder}",
+                needed=f"version {version}",
+                do="build the store again: the numbers of this method have changed",
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Seal:
+    """Proof that a shard is whole, written after it.
+
+    Args:
+        number: Its place.
+        rows: How many rows it holds.
+        data: Fingerprint of the dataset that the rows are from.
+        data_rows: How many rows that dataset has in all.
+        first: Number of the first row within that dataset.
+        tensors_sha256: Of the .safetensors file.
+        tensors_bytes: Its size.
+        examples_sha256: Of the .jsonl file.
+        examples_bytes: Its size.
+    """
+
+    number: int
+    rows: int
+    data: str
+    data_rows: int
+    first: int
+    tensors_sha256: str
+    tensors_bytes: int
+    examples_sha256: str
+    examples_bytes: int
+
+
+def shard_stem(number: int) -> str:
+    """Path of a shard inside the store, without ending.
+
+    >>> shard_stem(7)
+    'shards/00007'
+    """
+    return f"shards/{number:05d}"
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The stored type of that name.
+
+    Raises:
+        UnknownOption: If rows cannot be stored so.
+    """
+    if name not in _DTYPES:
+        raise UnknownOption(found=f"dtype {name!r}", needed=f"one of: {', '.join(_DTYPES)}", do="pick one")
+    return _DTYPES[name]

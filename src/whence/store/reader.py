@@ -1,0 +1,229 @@
+"""Reading a finished store: refusing what is not whole, streaming what is."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from whence.compress import RowCodec
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
+from whence.store.files import read_json, sha256_of
+from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.writer import read_seals
+from whence.tasks import AbstractTask
+
+__all__ = ["Store", "open_store"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store; see `open_store`.
+
+    Args:
+        folder: Where it is.
+        blueprint: What its rows are.
+        seals: Its shards in order.
+        files: SHA-256 of the files beside the shards.
+    """
+
+    folder: Path
+    blueprint: Blueprint
+    seals: tuple[Seal, ...]
+    files: dict[str, str]
+
+    def __len__(self) -> int:
+        return sum(seal.rows for seal in self.seals)
+
+    @cached_property
+    def codec(self) -> RowCodec:
+        """How rows lie in shards."""
+        return self.blueprint.codec()
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Number of the first row of each shard."""
+        starts, at = [], 0
+        for seal in self.seals:
+            starts.append(at)
+            at += seal.rows
+        return starts
+
+    def shards(self, names: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Stream the shards, one in memory at a time, the next one read ahead.
+
+        Args:
+            names: Tensors wanted; None for those that hold rows and norms.
+
+        Yields:
+            The number of the shard's first row and its tensors, each with a leading axis of rows.
+        """
+        wanted = list(names) if names is not None else [*self.codec.layout(), "norms"]
+        for place, (start, seal) in enumerate(zip(self.starts, self.seals, strict=True)):
+            if place + 1 < len(self.seals):
+                self._read_ahead(self.seals[place + 1])
+            yield start, self.tensors(seal, wanted)
+
+    def tensors(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some tensors of one shard.
+
+        Raises:
+            StoreCorrupt: If the file is not what was sealed.
+        """
+        path = self._path(seal, ".safetensors")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(path, str(error)) from error
+
+    def file(self, name: str) -> dict[str, Tensor]:
+        """All tensors of a file beside the shards.
+
+        Raises:
+            StoreCorrupt: If it is missing or unreadable.
+        """
+        path = self.folder / name
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(path, str(error)) from error
+
+    def example(self, row: int) -> dict[str, Any]:
+        """What is known of one example: id, source, text, span, length."""
+        place = max(index for index, start in enumerate(self.starts) if start <= row)
+        seal = self.seals[place]
+        offsets = self.tensors(seal, ["offsets"])["offsets"]
+        first, last = offsets[row - self.starts[place]].item(), offsets[row - self.starts[place] + 1].item()
+        with open(self._path(seal, ".jsonl"), "rb") as file:
+            file.seek(int(first))
+            return json.loads(file.read(int(last - first)))
+
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """What is known of every example, in row order.
+
+        Yields:
+            Mappings with id, length and, where known, source, text and span.
+        """
+        for seal in self.seals:
+            with open(self._path(seal, ".jsonl"), "rb") as file:
+                yield from map(json.loads, file)
+
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all examples in row order."""
+        return tuple(example["id"] for example in self.examples())
+
+    def accepts(self, task: AbstractTask) -> None:
+        """Refuse a task whose scores would mix two models.
+
+        Raises:
+            StoreMismatch: If weights or tokenizer are not those that the rows were made with.
+        """
+        for what, mine, theirs in (
+            ("weights", self.blueprint.model, task.weights),
+            ("tokenizer or loss", self.blueprint.preprocessing, task.preprocessing),
+        ):
+            if mine != theirs:
+                raise StoreMismatch(
+                    found=f"a store of {what} {mine[:8] or 'none'} and a task with {what} {theirs[:8] or 'none'}",
+                    needed="the same on both sides, or the scores would mix two models",
+                    do=f"load what {self.folder / 'blueprint.json'} records, or build a store for this model",
+                )
+
+    def bad_files(self) -> list[str]:
+        """Files whose SHA-256 is not the sealed one."""
+        return [str(path) for path, sha256 in self._sealed() if not path.exists() or sha256_of(path) != sha256]
+
+    def check_unchanged(self) -> None:
+        """Refuse altered files. Each is read once; later calls compare size and time of change, kept in `.verified.json`.
+
+        Raises:
+            StoreCorrupt: If a file is not what was sealed.
+        """
+        cache_path = self.folder / ".verified.json"
+        try:
+            known = json.loads(cache_path.read_bytes())
+        except (OSError, ValueError):
+            known = {}
+        fresh = {}
+        for path, sha256 in self._sealed():
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise _corrupt(path, "it is missing") from error
+            mark = [stat.st_size, stat.st_mtime_ns, sha256]
+            if known.get(path.name) != mark and sha256_of(path) != sha256:
+                raise _corrupt(path, "its checksum is not the sealed one")
+            fresh[path.name] = mark
+        if fresh != known:
+            with contextlib.suppress(OSError):  # a read-only store is checked every time
+                cache_path.write_text(json.dumps(fresh))
+
+    def _sealed(self) -> Iterator[tuple[Path, str]]:
+        for seal in self.seals:
+            yield self._path(seal, ".safetensors"), seal.tensors_sha256
+            yield self._path(seal, ".jsonl"), seal.examples_sha256
+        for name, sha256 in self.files.items():
+            yield self.folder / name, sha256
+
+    def _path(self, seal: Seal, suffix: str) -> Path:
+        return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
+
+    def _read_ahead(self, seal: Seal) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with contextlib.suppress(OSError), open(self._path(seal, ".safetensors"), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def open_store(folder: str | Path, *, check: bool = True) -> Store:
+    """Open a finished store.
+
+    Args:
+        folder: Its folder.
+        check: Whether altered files are looked for; see `Store.check_unchanged`.
+
+    Returns:
+        The store.
+
+    Raises:
+        BadInput: If there is no store.
+        StoreCorrupt: If it is unfinished or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "blueprint.json").exists():
+        raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do="check the path")
+    blueprint = Blueprint.read(folder)
+    if not (folder / "manifest.json").exists():
+        raise StoreCorrupt(
+            found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
+            needed="a finished build",
+            do="run the same `whence build` again: it goes on where it stopped",
+        )
+    manifest = read_json(folder / "manifest.json")
+    if manifest["blueprint"] != blueprint.digest():
+        raise _corrupt(folder / "blueprint.json", "it is not the one that the manifest was written for")
+    store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), manifest["files"])
+    for seal in store.seals:
+        for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
+            path = (folder / shard_stem(seal.number)).with_suffix(suffix)
+            if not path.exists() or path.stat().st_size != size:
+                raise _corrupt(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
+    if check:
+        store.check_unchanged()
+    return store
+
+
+def _corrupt(path: Path, why: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        found=f"a damaged file {path} ({why})",
+        needed="the bytes that were sealed",
+        do="delete that shard's files (also its .json) and run the same `whence build` again: it makes only what is missing",
+    )

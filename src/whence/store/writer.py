@@ -1,0 +1,220 @@
+"""Writing a store shard by shard, so that a killed build goes on where it stopped."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whence.data import Dataset, Example
+from whence.errors import DiskFull, StoreMismatch
+from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
+from whence.store.format import Blueprint, Seal, shard_stem
+
+__all__ = ["Pending", "Writer", "write_store"]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A shard still to be made.
+
+    Args:
+        number: Its place in the store.
+        start: First row, counted in the dataset.
+        stop: One past the last.
+    """
+
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One build in progress; use `write_store`.
+
+    Args:
+        folder: The store.
+        blueprint: What its rows are.
+        seals: Shards that are whole, from this build and earlier ones.
+        pending: Shards to make, in order.
+        dataset: The examples being added.
+    """
+
+    folder: Path
+    blueprint: Blueprint
+    seals: dict[int, Seal]
+    pending: tuple[Pending, ...]
+    dataset: Dataset
+
+    def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
+        """Make one shard durable: numbers, examples, then the seal."""
+        examples = self.dataset.examples[shard.start : shard.stop]
+        lines = [json.dumps(_example_json(example), ensure_ascii=False).encode() + b"\n" for example in examples]
+        ends = torch.tensor([0] + [len(line) for line in lines]).cumsum(0)
+        stem = self.folder / shard_stem(shard.number)
+        tensors_path, examples_path = stem.with_suffix(".safetensors"), stem.with_suffix(".jsonl")
+        tensors_sha256 = write_tensors(tensors_path, {**tensors, "offsets": ends})
+        examples_sha256 = write_bytes(examples_path, lines)
+        seal = Seal(
+            number=shard.number,
+            rows=len(examples),
+            data=self.dataset.fingerprint,
+            data_rows=len(self.dataset),
+            first=shard.start,
+            tensors_sha256=tensors_sha256,
+            tensors_bytes=tensors_path.stat().st_size,
+            examples_sha256=examples_sha256,
+            examples_bytes=examples_path.stat().st_size,
+        )
+        write_json(stem.with_suffix(".json"), asdict(seal))
+        self.seals[shard.number] = seal
+
+    def finish(self, extra_files: Mapping[str, str]) -> None:
+        """Write the manifest, which makes the store usable.
+
+        Args:
+            extra_files: Name and SHA-256 of files beside the shards, such as the curvature.
+        """
+        seals = [self.seals[number] for number in sorted(self.seals)]
+        manifest = {
+            "blueprint": self.blueprint.digest(),
+            "rows": sum(seal.rows for seal in seals),
+            "shards": [asdict(seal) for seal in seals],
+            "files": dict(extra_files),
+        }
+        write_json(self.folder / "manifest.json", manifest)
+
+
+@contextmanager
+def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append: bool) -> Iterator[Writer]:
+    """Open a folder for building, new or half built, under a lock.
+
+    Args:
+        folder: The store.
+        blueprint: What its rows are; must equal that of an existing store.
+        dataset: The examples to add.
+        append: Whether a store of other data may get these in addition.
+
+    Yields:
+        The writer, with what is still to do.
+
+    Raises:
+        StoreMismatch: If the folder holds a store of something else.
+    """
+    with locked(folder):
+        if (folder / "blueprint.json").exists():
+            _same_blueprint(Blueprint.read(folder), blueprint, folder)
+        else:
+            write_json(folder / "blueprint.json", blueprint.to_json())
+        seals = read_seals(folder)
+        _same_data(folder, seals, dataset, append)
+        pending = _pending(seals, dataset, blueprint.rows_per_shard)
+        _enough_disk(folder, blueprint, sum(shard.stop - shard.start for shard in pending))
+        if pending:
+            # What is about to change is not a finished store until it is finished again.
+            with disk_errors(folder):
+                (folder / "manifest.json").unlink(missing_ok=True)
+        yield Writer(folder, blueprint, seals, pending, dataset)
+
+
+def read_seals(folder: Path) -> dict[int, Seal]:
+    """Seals of all shards that are whole; a shard whose files do not have the sealed sizes counts as absent."""
+    seals = {}
+    for path in sorted((folder / "shards").glob("*.json")):
+        seal = Seal(**read_json(path))
+        sizes = {".safetensors": seal.tensors_bytes, ".jsonl": seal.examples_bytes}
+        if all(_size(path.with_suffix(suffix)) == size for suffix, size in sizes.items()):
+            seals[seal.number] = seal
+    return seals
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
+    old, new = stored.to_json(), wanted.to_json()
+    for name in old:
+        if name == "libraries" or old[name] == new[name]:
+            continue
+        what = {"model": "another model's weights", "preprocessing": "another tokenizer or loss", "units": "other parameters"}
+        raise StoreMismatch(
+            found=f"a store in {folder} built with {what.get(name, f'{name}={old[name]}')}",
+            needed=f"the same {name} ({_short(new[name])} now, {_short(old[name])} there)",
+            do="build into another folder, or repeat the build with the options recorded in blueprint.json",
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."
+
+
+def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, append: bool) -> None:
+    others = {seal.data for seal in seals.values()} - {dataset.fingerprint}
+    if others and not append:
+        raise StoreMismatch(
+            found=f"a store of other data in {folder} ({sum(seal.rows for seal in seals.values()):,} rows)",
+            needed="the same dataset to go on with",
+            do="pass append=True (--append) to add these examples as new shards, or build into another folder",
+        )
+    for data in others:
+        theirs = [seal for seal in seals.values() if seal.data == data]
+        if sum(seal.rows for seal in theirs) < theirs[0].data_rows:
+            raise StoreMismatch(
+                found=f"an unfinished build of other data in {folder}",
+                needed="one dataset after the other",
+                do="finish that build first, or delete its shards",
+            )
+    if others:
+        mine = {example.id for example in dataset.examples}
+        for seal in seals.values():
+            if seal.data == dataset.fingerprint:
+                continue
+            for line in (folder / shard_stem(seal.number)).with_suffix(".jsonl").read_bytes().splitlines():
+                if json.loads(line)["id"] in mine:
+                    raise StoreMismatch(
+                        found=f"the id {json.loads(line)['id']!r} in both the store and the new data",
+                        needed="ids of their own for new examples",
+                        do="give the new examples an 'id' field that the store does not have",
+                    )
+
+
+def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> tuple[Pending, ...]:
+    mine = {seal.first: seal for seal in seals.values() if seal.data == dataset.fingerprint}
+    starts = range(0, len(dataset), rows_per_shard)
+    taken = {seal.number for seal in seals.values() if seal.data != dataset.fingerprint}
+    # A dataset's shards are consecutive, after those of the data before it, so that a resumed build numbers them as an unbroken one.
+    offset = min((seal.number - seal.first // rows_per_shard for seal in mine.values()), default=max(taken, default=-1) + 1)
+    return tuple(
+        Pending(offset + place, start, min(start + rows_per_shard, len(dataset)))
+        for place, start in enumerate(starts)
+        if start not in mine
+    )
+
+
+def _enough_disk(folder: Path, blueprint: Blueprint, rows: int) -> None:
+    needed = rows * blueprint.codec().row_bytes()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskFull(
+            found=f"{free / 2**20:,.0f} MiB free at {folder}",
+            needed=f"{needed / 2**20:,.0f} MiB for {rows:,} rows",
+            do="free some space, choose another folder, or a smaller rank",
+        )
+
+
+def _example_json(example: Example) -> dict[str, object]:
+    found: dict[str, object] = {"id": example.id, "length": example.length}
+    if example.source:
+        found["source"] = example.source
+    if example.text:
+        found["text"] = example.text
+    if example.span is not None:
+        found["span"] = list(example.span)
+    return found
