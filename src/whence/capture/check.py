@@ -94,6 +94,7 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
     """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
     function = task.loss if objective == "loss" else task.measurement
     parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+    held = {name: value.grad for name, value in parameters.items()}
     matrix_of = {layer.name: layer.rule.matrix for layer in plan.layers}
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
@@ -102,11 +103,15 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
         with frozen(task.model), torch.enable_grad():
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
+                parameter.grad = None
             with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
                 value = function(task.model, task.collate([example]))
-            found = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
+            if value.requires_grad:
+                value.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
         alone[column] = value.detach().sum().double().cpu()
-        grads = dict(zip(parameters, found, strict=True))
+        grads = {name: parameter.grad for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.grad = held[name]
         for index, unit in enumerate(plan.units):
             gradient = _as_matrix(unit, grads, parameters, matrix_of)
             left_O, right_I = probes[index]

@@ -1,5 +1,6 @@
 """The functional twin: per-example gradients of any parameter through `torch.func`, for layers that no rule covers."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def _side_by_side(single, values: dict[str, Tensor], batch: Batch, num_examples:
         return single(chosen, widened)
 
     try:
-        return vmap(grad(alone), in_dims=(None, axes))(values, batch)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # known to be the slower way
+            return vmap(grad(alone), in_dims=(None, axes))(values, batch)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
         return None
 

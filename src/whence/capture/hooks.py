@@ -155,6 +155,7 @@ def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device)
 
 def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: _Mode):
     def emit(inputs: Tensor, grad: Tensor) -> None:
+        inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))
         if layer.weight_unit is not None:
             joined = layer.bias_unit == layer.weight_unit
             consume(layer.weight_unit, layer.rule.weight(layer.module, inputs, grad, joined))
@@ -164,26 +165,29 @@ def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
             return None
-        inputs = _per_example(args[0], num_examples, layer.name)
-        return _Tap.apply(_per_example(output, num_examples, layer.name), anchor, inputs, emit, mode.copies)
+        if output.shape[0] == 1:
+            # A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient.
+            output = output.expand(num_examples, *output.shape[1:])
+        return _Tap.apply(output, anchor, args[0], emit, mode.copies)
 
     return hook
 
 
-def _per_example(values: Tensor, num_examples: int, name: str) -> Tensor:
+def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
     """The same values with one leading entry per example.
 
-    A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient. A model that
-    flattens (B, T) into one axis keeps examples in order; the check before a build proves it.
+    A model that folds (B, T) into one axis keeps the positions of an example together; the check before a build proves it.
     """
     rows = values.shape[0]
     if rows == num_examples:
         return values
     if rows == 1:
         return values.expand(num_examples, *values.shape[1:])
+    if rows % num_examples == 0 and layer.rule.foldable:
+        return values.reshape(num_examples, rows // num_examples, *values.shape[1:])
     raise Unsupported(
-        found=f"layer {name!r} with {rows} leading entries for a batch of {num_examples} examples",
-        needed="one leading entry per example, or a single one shared by all",
+        found=f"layer {layer.name!r} with {rows} leading entries for a batch of {num_examples} examples",
+        needed="the same number of entries for every example",
         do="leave its parameters out with ignore=[...], or reshape inside the model after this layer",
     )
 

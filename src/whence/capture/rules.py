@@ -27,12 +27,14 @@ class Rule:
         matrix: The weight, or its gradient, as a matrix (outputs, inputs).
         bias_positions: From an output gradient to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
+        foldable: Whether the layer treats all leading axes alike, so that positions may be folded into the batch axis.
     """
 
     weight: PairRule
     matrix: Callable[[Tensor], Tensor]
     bias_positions: Callable[[Tensor], Tensor]
     vector: bool = False
+    foldable: bool = True
 
     def bias(self, grad: Tensor) -> Pair:
         """The pair of a bias that is not joined to its weight: the output gradient summed over positions."""
@@ -131,7 +133,7 @@ LINEAR = Rule(_linear, _as_is, _positions)
 TRANSPOSED = Rule(_linear, _transposed, _positions)
 EMBEDDING = Rule(_embedding, _as_is, _positions)
 NORM = Rule(_norm, _one_row, _positions, vector=True)
-CONV = Rule(_conv, _as_is, _channels_last)
+CONV = Rule(_conv, _as_is, _channels_last, foldable=False)
 
 
 def rule_for(module: nn.Module) -> Rule | None:
