@@ -150,7 +150,9 @@ def test_only_trainable_parameters_by_default():
 def test_unsupported_parameter_is_an_error_with_a_way_out():
     task, _ = zoo.make("lone_parameter")
     task.functional = False
-    with pytest.raises(Unsupported, match=r"found 1 parameter\(s\) that no layer rule covers, the first 'gain'.*functional=True"):
+    with pytest.raises(
+        Unsupported, match=r"found 1 parameter\(s\) that no layer rule covers, the first 'gain'.*functional=True"
+    ):
         plan_units(task)
 
 

@@ -62,7 +62,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used: importing the package costs nothing, not even torch."""
+    """Load a public name when it is first used: importing the package costs nothing, not even torch.
+
+    Raises:
+        AttributeError: If there is no such name.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'whence' has no attribute {name!r}; it has: {', '.join(sorted(_HOMES))}")
     return getattr(import_module(_HOMES[name]), name)

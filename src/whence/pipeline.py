@@ -2,16 +2,16 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 import whence
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.compress import Kronecker
+from whence.compress import Kronecker, Random
 from whence.config import BuildConfig
 from whence.curvature import choose_damping, fit_axes, fit_fisher
 from whence.data import Dataset, Example
@@ -59,6 +59,7 @@ def build(
 
     Raises:
         BadInput: If both `config` and options are given, or the data cannot be used.
+        StoreMismatch: If the folder holds a store of something else.
     """
     if config is not None and options:
         raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
@@ -134,6 +135,9 @@ def query(
 
     Returns:
         Both tails per query.
+
+    Raises:
+        BadInput: If k is not positive.
     """
     asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
     if k < 1:
@@ -236,7 +240,9 @@ class _Asked:
             )
         ready = precondition(store, rows, damping)
         if method.cosine:
-            return cls(store, task, plan, kronecker, dataset, rows, ready, rows.norms() / len(store), "cosine", method.name, notes)
+            return cls(
+                store, task, plan, kronecker, dataset, rows, ready, rows.norms() / len(store), "cosine", method.name, notes
+            )
         unit = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
         return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes)
 
@@ -287,7 +293,11 @@ def _stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kroneck
     if blueprint.projection == "pca":
         return _with_axes(plan, store.file("axes.safetensors"), task.device)
     return Kronecker.random(
-        plan.units, rank=blueprint.rank, kind=blueprint.projection, seed=blueprint.seed, device=task.device  # type: ignore[arg-type]
+        plan.units,
+        rank=blueprint.rank,
+        kind=cast(Random, blueprint.projection),
+        seed=blueprint.seed,
+        device=task.device,
     )
 
 

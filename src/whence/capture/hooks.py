@@ -65,9 +65,9 @@ def capture(
             try:
                 values = function(task.model, batch)
             except RuntimeError as error:
-                if "modified inplace" not in str(error):
-                    raise
-                mode.copies = True  # the model changes a layer's output in place, such as x += y: tap a copy of it
+                mode.copies = "modified inplace" in str(error)  # such as x += y on a layer's output: tap a copy of it
+                if not mode.copies:
+                    raise error
                 values = function(task.model, batch)
             _check_values(values, num_examples, objective)
             if plan.layers:
@@ -92,13 +92,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    inplace = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    inplace: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in modes:
-            module.training = False
+            module.training = False  # not eval(), which models may override
         for parameter, _ in grads:
             parameter.requires_grad_(False)
         for module in inplace:
@@ -143,9 +143,7 @@ def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device)
     # The anchor makes every tap part of the graph, even the first one, whose layer sees nothing that needs a gradient.
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = _Mode()
-    handles = [
-        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode)) for layer in plan.layers
-    ]
+    handles = [layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode)) for layer in plan.layers]
     try:
         yield mode
     finally:
@@ -177,6 +175,9 @@ def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
     """The same values with one leading entry per example.
 
     A model that folds (B, T) into one axis keeps the positions of an example together; the check before a build proves it.
+
+    Raises:
+        Unsupported: If the leading axis does not divide into the examples.
     """
     rows = values.shape[0]
     if rows == num_examples:

@@ -73,9 +73,7 @@ def available_bytes(device: torch.device) -> int:
     return max(min(limits), 0)
 
 
-def forecast(
-    task: AbstractTask, plan: Plan, examples: Sequence[Example], *, autocast: torch.dtype | None = None
-) -> Forecast:
+def forecast(task: AbstractTask, plan: Plan, examples: Sequence[Example], *, autocast: torch.dtype | None = None) -> Forecast:
     """Measure what autograd keeps for the longest example and scale it up.
 
     Args:
@@ -129,7 +127,7 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
         return [run(items)]
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
-            raise
+            raise error
     # Outside the handler, so that the failed call's tensors are gone.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ calls add up. Gradients are of each example's summed loss.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from whence.records import Dense, OneHot, Pair
 
 __all__ = ["Rule", "rule_for"]
 
-PairRule = Callable[[nn.Module, Tensor, Tensor, bool], Pair]
+PairRule = Callable[[Any, Tensor, Tensor, bool], Pair]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ def _positions(values: Tensor) -> Tensor:
     return values.reshape(values.shape[0], -1, values.shape[-1])
 
 
-def _linear(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+def _linear(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     return Pair(Dense(_positions(grad)), Dense(_positions(inputs), has_one=joined))
 
 
-def _embedding(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+def _embedding(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     ids_BT = inputs.reshape(inputs.shape[0], -1)
     grad_BTN = _positions(grad)
     if module.padding_idx is not None:  # PyTorch gives this row no gradient
@@ -64,7 +65,7 @@ def _embedding(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) ->
     return Pair(OneHot(ids_BT, module.num_embeddings, grad.dtype), Dense(grad_BTN))
 
 
-def _normed(module: nn.Module, inputs: Tensor) -> Tensor:
+def _normed(module: Any, inputs: Tensor) -> Tensor:
     wide = inputs if inputs.dtype == torch.float64 else inputs.float()
     if isinstance(module, nn.LayerNorm):
         return nn.functional.layer_norm(wide, module.normalized_shape, eps=module.eps)
@@ -74,7 +75,7 @@ def _normed(module: nn.Module, inputs: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
 
 
-def _norm(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+def _norm(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     width = module.weight.numel()
     normed_BTN = _normed(module, inputs).reshape(inputs.shape[0], -1, width)
     grad_BTN = grad.to(normed_BTN.dtype).reshape(normed_BTN.shape)
@@ -82,7 +83,7 @@ def _norm(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair
     return vector_pair(torch.cat([scale_BN, grad_BTN.sum(1)], 1) if joined else scale_BN)
 
 
-def _conv(module: nn.Module, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+def _conv(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     """Convolution as a linear layer over unfolded patches (Grosse and Martens 2016, section 3)."""
     flat = isinstance(module, nn.Conv1d)
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
@@ -136,7 +137,7 @@ NORM = Rule(_norm, _one_row, _positions, vector=True)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False)
 
 
-def rule_for(module: nn.Module) -> Rule | None:
+def rule_for(module: Any) -> Rule | None:
     """The rule of a layer, or None if there is none.
 
     A subclass counts only if it keeps its parent's `forward`, since a changed one may use the weight differently. Whether the rule
@@ -160,7 +161,7 @@ def rule_for(module: nn.Module) -> Rule | None:
         return EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
-    if kind.__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and module.weight.ndim == 1:
+    if kind.__name__.endswith("RMSNorm") and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":
         return CONV

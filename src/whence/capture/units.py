@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,7 @@ class LayerUse:
     """
 
     name: str
-    module: nn.Module
+    module: Any
     rule: Rule
     weight_unit: int | None
     bias_unit: int | None
@@ -82,7 +83,7 @@ def plan_units(task: AbstractTask) -> Plan:
     """
     model, tracked = task.model, task.tracked
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    owners: dict[str, list[tuple[str, nn.Module, str]]] = defaultdict(list)
+    owners: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
     for module_name, module in model.named_modules():
         for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if name_of[id(parameter)] in tracked:

@@ -3,6 +3,6 @@
 from whence.compress.codec import RowCodec
 from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
-from whence.compress.projection import AxesSketch, random_matrix
+from whence.compress.projection import AxesSketch, Random, random_matrix
 
-__all__ = ["AxesSketch", "Kronecker", "RowCodec", "RowSums", "factorize", "projected_shape", "random_matrix"]
+__all__ = ["AxesSketch", "Kronecker", "Random", "RowCodec", "RowSums", "factorize", "projected_shape", "random_matrix"]

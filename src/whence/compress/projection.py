@@ -74,17 +74,14 @@ class AxesSketch:
     def add(self, side: Side, mask_BT: Tensor | None) -> None:
         """Add the second moment of all vectors of one side, positions outside the mask left out."""
         if isinstance(side, OneHot):
-            side = OneHot(side.ids_BT, side.size, torch.float64)
-            values_RN, projected = None, side.times(self.omega).flatten(0, 1)
-        else:
-            values_RN = side.dense().double().flatten(0, 1)
-            projected = values_RN @ self.omega
-        if mask_BT is not None and mask_BT.numel() == len(projected):
-            projected = projected * mask_BT.reshape(-1, 1)
-        if values_RN is None:
-            self.sketch.index_add_(0, side.ids_BT.flatten(), projected)
-        else:
-            self.sketch += values_RN.T @ projected
+            keep_R = slice(None) if mask_BT is None or mask_BT.numel() != side.ids_BT.numel() else mask_BT.flatten()
+            ids_R = side.ids_BT.flatten()[keep_R]
+            self.sketch.index_add_(0, ids_R, self.omega[ids_R])
+            return
+        vectors_RN = side.dense().double().flatten(0, 1)
+        if mask_BT is not None and mask_BT.numel() == len(vectors_RN):
+            vectors_RN = vectors_RN[mask_BT.flatten()]
+        self.sketch += vectors_RN.T @ (vectors_RN @ self.omega)
 
     def axes(self) -> Tensor:
         """Orthonormal columns, shape (N, D), largest eigenvalue first, float32."""

@@ -29,10 +29,7 @@ class Damping:
             mean_eigenvalue: Trace over dimensions.
             gain: Mean diagonal of P^T P of the unit's projection.
         """
-        if self.relative is not None:
-            value = self.relative * mean_eigenvalue
-        else:
-            value = (self.absolute or 0.0) * gain
+        value = self.relative * mean_eigenvalue if self.relative is not None else (self.absolute or 0.0) * gain
         # A unit whose gradient is zero everywhere has no curvature either; any positive number gives it the score zero.
         return value if value > 0 else 1e-30
 
@@ -103,7 +100,9 @@ def choose_damping(
     if recipe is not None:
         value = recipe_damping(recipe)
         if value is not None:
-            return Damping(None, value, f"damping {value:.3g} from the training recipe (weight decay + 1 / sum of learning rates)")
+            return Damping(
+                None, value, f"damping {value:.3g} from the training recipe (weight decay + 1 / sum of learning rates)"
+            )
         why = f"the recipe says {recipe.optimizer} but not its mean preconditioner"
     else:
         why = "no training recipe known"

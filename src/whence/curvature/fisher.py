@@ -117,7 +117,9 @@ def leading_directions(
             total_DD += _products(block.T, block)
             dtype = block.dtype
         values, vectors = torch.linalg.eigh(total_DD / num_rows)
-        return Fisher(vectors.flip(1).to(dtype).contiguous(), values.flip(0).clamp_min(0).to(dtype), float(total_DD.trace()) / num_rows)
+        return Fisher(
+            vectors.flip(1).to(dtype).contiguous(), values.flip(0).clamp_min(0).to(dtype), float(total_DD.trace()) / num_rows
+        )
 
     kept = min(rank, num_rows)
     basis = random_matrix("gaussian", size_D, min(rank + _OVERSAMPLING, size_D), seed=seed, name=f"fisher of {name}").double()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, capture, in_halves
+from whence.capture import Objective, Plan, capture, in_halves
 from whence.compress import Kronecker, RowSums
 from whence.curvature import Damping, load_fisher
 from whence.data import Example, batches
@@ -46,7 +46,7 @@ def gradient_rows(
     *,
     max_positions: int,
     progress: Meter,
-    objective: str = "loss",
+    objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> Rows:
     """Projected gradients of examples, in their order.
@@ -74,7 +74,13 @@ def gradient_rows(
         chosen = [examples[item] for item in items]
         sums = RowSums(kronecker, len(chosen))
         values = capture(
-            task, plan, task.collate(chosen), sums, num_examples=len(chosen), objective=objective, autocast=autocast  # type: ignore[arg-type]
+            task,
+            plan,
+            task.collate(chosen),
+            sums,
+            num_examples=len(chosen),
+            objective=objective,
+            autocast=autocast,
         )
         rows = [row.cpu() for row in sums.finished()]
         _check_finite(rows, plan, chosen)

@@ -55,9 +55,7 @@ def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Ten
     return scores_QN
 
 
-def top_scores(
-    store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter
-) -> tuple[Top, Top]:
+def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter) -> tuple[Top, Top]:
     """The k highest and the k lowest scores of every query, in one pass.
 
     Args:

@@ -77,10 +77,10 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink()
-            raise
+            raise error
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -109,7 +109,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         yield len(text).to_bytes(8, "little") + text
         for tensor in tensors.values():
             if tensor.numel():
-                yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
     return write_bytes(path, chunks())
 

@@ -81,7 +81,7 @@ class Store:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
-            raise _corrupt(path, str(error)) from error
+            raise StoreCorrupt(**_damaged(path, str(error))) from error
 
     def file(self, name: str) -> dict[str, Tensor]:
         """All tensors of a file beside the shards.
@@ -94,7 +94,7 @@ class Store:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise _corrupt(path, str(error)) from error
+            raise StoreCorrupt(**_damaged(path, str(error))) from error
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
@@ -157,10 +157,10 @@ class Store:
             try:
                 stat = path.stat()
             except OSError as error:
-                raise _corrupt(path, "it is missing") from error
+                raise StoreCorrupt(**_damaged(path, "it is missing")) from error
             mark = [stat.st_size, stat.st_mtime_ns, sha256]
             if known.get(path.name) != mark and sha256_of(path) != sha256:
-                raise _corrupt(path, "its checksum is not the sealed one")
+                raise StoreCorrupt(**_damaged(path, "its checksum is not the sealed one"))
             fresh[path.name] = mark
         if fresh != known:
             with contextlib.suppress(OSError):  # a read-only store is checked every time
@@ -209,21 +209,23 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
         )
     manifest = read_json(folder / "manifest.json")
     if manifest["blueprint"] != blueprint.digest():
-        raise _corrupt(folder / "blueprint.json", "it is not the one that the manifest was written for")
+        raise StoreCorrupt(**_damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
     store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), manifest["files"])
     for seal in store.seals:
         for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
             path = (folder / shard_stem(seal.number)).with_suffix(suffix)
             if not path.exists() or path.stat().st_size != size:
-                raise _corrupt(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
+                raise StoreCorrupt(
+                    **_damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
+                )
     if check:
         store.check_unchanged()
     return store
 
 
-def _corrupt(path: Path, why: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        found=f"a damaged file {path} ({why})",
-        needed="the bytes that were sealed",
-        do="delete that shard's files (also its .json) and run the same `whence build` again: it makes only what is missing",
-    )
+def _damaged(path: Path, why: str) -> dict[str, str]:
+    return {
+        "found": f"a damaged file {path} ({why})",
+        "needed": "the bytes that were sealed",
+        "do": "delete that shard's files (also its .json) and run the same `whence build` again: it makes only what is missing",
+    }

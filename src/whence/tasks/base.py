@@ -109,7 +109,7 @@ def weights_digest(model: nn.Module) -> str:
                 do="load a checkpoint from before the training run diverged",
             )
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

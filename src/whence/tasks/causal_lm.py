@@ -58,7 +58,11 @@ class CausalLM(AbstractTask):
         return tokenizer_digest(self.tokenizer)
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
-        """Tokenize; see the class for what a record may be."""
+        """Tokenize; see the class for what a record may be.
+
+        Raises:
+            BadInput: If a record is something else, empty, or longer than the context.
+        """
         examples: list[Example] = []
         for number, record in enumerate(records):
             record = {"text": record} if isinstance(record, str) else record
@@ -90,9 +94,7 @@ class CausalLM(AbstractTask):
         logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         labels_BT = batch["labels"][:, 1:]
         wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-        per_token = nn.functional.cross_entropy(
-            wide.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
-        )
+        per_token = nn.functional.cross_entropy(wide.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
         return per_token.view(labels_BT.shape).sum(1)
 
     def positions(self, batch: Batch) -> Tensor:

@@ -34,9 +34,7 @@ class Classification(AbstractTask):
 
     kind = "classification"
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any = None, *, measure: Literal["loss", "margin"] = "loss", **options: Any
-    ):
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, measure: Literal["loss", "margin"] = "loss", **options: Any):
         super().__init__(model, **options)
         if measure not in ("loss", "margin"):
             raise UnknownOption(found=f"measure={measure!r}", needed="one of: loss, margin", do="pick one")
@@ -100,7 +98,11 @@ class Regression(AbstractTask):
         return _stack(examples, self.device, target_dtype=None)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Half the squared error of each example, summed over its targets, shape (B,)."""
+        """Half the squared error of each example, summed over its targets, shape (B,).
+
+        Raises:
+            BadInput: If predictions and targets do not match in number.
+        """
         prediction = _logits(model, batch)
         target = batch["target"].to(prediction.dtype)
         if prediction.numel() != target.numel():
