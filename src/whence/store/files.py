@@ -64,6 +64,9 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 
     Returns:
         SHA-256 of the content.
+
+    Raises:
+        OSError: Turned into a `WhenceError` by `disk_errors`.
     """
     digest = hashlib.sha256()
     beside = path.with_name(path.name + ".tmp")

@@ -14,9 +14,11 @@ from whence.methods import method_named
 from whence.records import Unit
 from whence.store.files import read_json
 
-__all__ = ["FORMAT_VERSION", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
+__all__ = ["FORMAT_VERSION", "NOT_COMPARED", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
 
 FORMAT_VERSION = 1
+# Where things were and what made the store do not decide its rows.
+NOT_COMPARED = ("task", "libraries")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -62,7 +64,7 @@ class Blueprint:
         task: Kind of task and its options, enough for the command line to load it again.
         units: The units in order.
         recipe: What is known of the training run.
-        libraries: Versions that made it; not compared.
+        libraries: Versions that made it.
     """
 
     method: str
@@ -102,10 +104,8 @@ class Blueprint:
         return {"format": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
 
     def digest(self) -> str:
-        """Digest of all that is compared."""
-        content = self.to_json()
-        content.pop("libraries")
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Digest of the whole record."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> "Blueprint":

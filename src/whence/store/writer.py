@@ -13,7 +13,7 @@ from torch import Tensor
 from whence.data import Dataset, Example
 from whence.errors import DiskFull, StoreMismatch
 from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
-from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 
 __all__ = ["Pending", "Writer", "write_store"]
 
@@ -74,13 +74,17 @@ class Writer:
         write_json(stem.with_suffix(".json"), asdict(seal))
         self.seals[shard.number] = seal
 
+    def sorted_seals(self) -> tuple[Seal, ...]:
+        """Seals of all shards, in order."""
+        return tuple(self.seals[number] for number in sorted(self.seals))
+
     def finish(self, extra_files: Mapping[str, str]) -> None:
         """Write the manifest, which makes the store usable.
 
         Args:
             extra_files: Name and SHA-256 of files beside the shards, such as the curvature.
         """
-        seals = [self.seals[number] for number in sorted(self.seals)]
+        seals = self.sorted_seals()
         manifest = {
             "blueprint": self.blueprint.digest(),
             "rows": sum(seal.rows for seal in seals),
@@ -108,7 +112,9 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
     """
     with locked(folder):
         if (folder / "blueprint.json").exists():
-            _same_blueprint(Blueprint.read(folder), blueprint, folder)
+            stored = Blueprint.read(folder)
+            _same_blueprint(stored, blueprint, folder)
+            blueprint = stored
         else:
             write_json(folder / "blueprint.json", blueprint.to_json())
         seals = read_seals(folder)
@@ -140,7 +146,7 @@ def _size(path: Path) -> int:
 def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
     old, new = stored.to_json(), wanted.to_json()
     for name in old:
-        if name == "libraries" or old[name] == new[name]:
+        if name in NOT_COMPARED or old[name] == new[name]:
             continue
         what = {"model": "another model's weights", "preprocessing": "another tokenizer or loss", "units": "other parameters"}
         raise StoreMismatch(

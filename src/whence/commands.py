@@ -1,0 +1,266 @@
+"""What each verb does: load, call the pipeline, print. stdout is data, stderr is progress."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from whence.config import BuildConfig
+from whence.errors import BadInput
+from whence.methods import METHODS
+
+__all__ = ["build", "demo", "forecast", "inspect", "methods", "query", "verify"]
+
+Flat = Annotated[BuildConfig, Parameter(name="*")]
+
+
+def build(
+    model: str,
+    data: str,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    long: Literal["error", "split", "truncate"] = "error",
+    max_length: int | None = None,
+    track: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    functional: bool = False,
+    append: bool = False,
+    config: Flat = BuildConfig(),  # noqa: B008
+) -> None:
+    """Compress the gradient of every training example into a store.
+
+    Running it again goes on where it stopped.
+
+    Args:
+        model: Hugging Face folder or hub name, or file.py:function that returns a task.
+        data: .jsonl, .json, .csv, .tsv or .txt file, folder of texts, dataset folder or hub name, or file.py:function.
+        output: Folder of the store.
+        task: What the model does.
+        split: Split of a Hugging Face dataset.
+        long: What to do with texts longer than the context.
+        max_length: Tokens per example at most.
+        track: Patterns of parameter names to attribute; all trainable ones if left out.
+        ignore: Patterns of parameter names to leave out.
+        functional: Attribute parameters of unknown layers through torch.func.
+        append: Add these examples to a store of other data.
+        config: The options of the build.
+    """
+    from whence.load import load_records, load_task
+    from whence.pipeline import build as run
+
+    loaded, origin = load_task(model, kind=task, **_task_options(task, model, long, max_length, track, ignore, functional))
+    store = run(loaded, load_records(data, split=split), output, append=append, origin=origin, config=config)
+    print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
+
+
+def query(
+    store: Path,
+    *,
+    text: tuple[str, ...] = (),
+    prompt: str | None = None,
+    completion: str | None = None,
+    file: str | None = None,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    model: str | None = None,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    tokens: bool = False,
+    html: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Rank the training examples behind a behaviour.
+
+    Args:
+        store: Folder made by `whence build`.
+        text: A text whose log-probability is asked about; may be repeated.
+        prompt: Together with --completion: only the completion is asked about.
+        completion: See --prompt.
+        file: Queries from a file, in any form that `whence build` takes as data.
+        k: Examples on each side.
+        model: Load the model from here instead of from where it was at the build.
+        relative_damping: Damping as a share of each layer's mean curvature.
+        absolute_damping: Damping in units of the loss's curvature.
+        tokens: Score the tokens of each hit and highlight the strongest passage.
+        html: Also write a page with the answer.
+        as_json: Print JSON instead of tables.
+
+    Raises:
+        BadInput: If there is no query, half a query, or no way to find the model.
+    """
+    from whence.load import load_records, load_task
+    from whence.pipeline import query as run
+    from whence.report import hits_fragment, write_page
+    from whence.store import open_store
+
+    if (prompt is None) != (completion is None):
+        raise BadInput(found="only one of --prompt and --completion", needed="both", do="add the other, or use --text")
+    queries: list[Any] = [*text]
+    if prompt is not None:
+        queries.append({"prompt": prompt, "completion": completion})
+    if file is not None:
+        queries.extend(load_records(file))
+    if not queries:
+        raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
+    opened = open_store(store)
+    origin = opened.blueprint.task
+    if model is None and "model" not in origin:
+        raise BadInput(
+            found=f"a store built from Python in {store}",
+            needed="to know where its model is",
+            do="pass --model, or query it from Python",
+        )
+    loaded, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
+    hits = run(
+        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
+    )
+    if html is not None:
+        write_page(html, "whence", f"{len(opened):,} training examples in {store}", [("Answers", hits_fragment(hits))])
+    if as_json:
+        print(json.dumps(hits.to_dict(), ensure_ascii=False))
+    else:
+        hits.show()
+
+
+def verify(store: Path) -> int:
+    """Check that a store is what was written: checksums, shapes, ids, finite numbers.
+
+    Args:
+        store: Folder made by `whence build`.
+
+    Returns:
+        Exit status: 0 if all is well, 1 if not.
+    """
+    from whence.store import open_store, verify_store
+
+    opened = open_store(store, check=False)
+    faults = verify_store(opened)
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print(f"{store}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
+    return 1 if faults else 0
+
+
+def inspect(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Say what a store holds.
+
+    Args:
+        store: Folder made by `whence build`.
+        as_json: Print everything as JSON.
+    """
+    from whence.store import open_store
+
+    opened = open_store(store, check=False)
+    blueprint = opened.blueprint
+    content = {
+        **blueprint.to_json(),
+        "rows": len(opened),
+        "shards": len(opened.seals),
+        "bytes_per_row": opened.codec.row_bytes(),
+    }
+    if as_json:
+        print(json.dumps(content))
+        return
+    for name in (
+        "rows",
+        "shards",
+        "bytes_per_row",
+        "method",
+        "rank",
+        "factor_rank",
+        "curvature_rank",
+        "dtype",
+        "seed",
+        "recipe",
+    ):
+        print(f"{name:>16}  {content[name]}")
+    print(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
+    print(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
+
+
+def forecast(
+    model: str,
+    data: str,
+    *,
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    long: Literal["error", "split", "truncate"] = "error",
+    max_length: int | None = None,
+    config: Flat = BuildConfig(),  # noqa: B008
+) -> None:
+    """Say what a build would take in memory and on disk, without building.
+
+    Args:
+        model: As in build.
+        data: As in build.
+        task: As in build.
+        split: As in build.
+        long: As in build.
+        max_length: As in build.
+        config: As in build.
+    """
+    from whence.load import load_records, load_task
+    from whence.pipeline import forecast_build
+
+    loaded, _ = load_task(model, kind=task, **_task_options(task, model, long, max_length, (), (), False))
+    print(forecast_build(loaded, load_records(data, split=split), config))
+
+
+def methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """List the attribution methods, what each is made of and where it comes from.
+
+    Args:
+        as_json: Print everything as JSON.
+    """
+    from whence.report import print_methods
+
+    if as_json:
+        print(json.dumps([asdict(method) for method in METHODS.values()]))
+    else:
+        print_methods(METHODS.values())
+
+
+def demo(
+    *,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("whence-demo"),
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    seeds: int = 3,
+    seed: int = 0,
+) -> None:
+    """The whole story on real text: train, attribute, and prove it by retraining. A second run reuses what exists.
+
+    Args:
+        output: Folder for model, store, retrained runs and report.
+        k: Documents ranked, and removed for the proof, per question.
+        seeds: Retrainings per condition.
+        seed: Of everything random.
+    """
+    from whence.demo import tell
+
+    tell(output, k=k, seeds=seeds, seed=seed)
+
+
+def _task_options(task, model, long, max_length, track, ignore, functional) -> dict[str, Any]:
+    if ".py:" in model:
+        chosen = {"long": long != "error", "max_length": max_length, "track": track, "ignore": ignore, "functional": functional}
+        if any(chosen.values()):
+            raise BadInput(
+                found=f"{', '.join('--' + name.replace('_', '-') for name, value in chosen.items() if value)} for {model}",
+                needed="these set in the function, which makes the task itself",
+                do="pass them to the task there",
+            )
+        return {}
+    options: dict[str, Any] = {}
+    if task == "causal_lm":
+        options |= {"long": long, "max_length": max_length}
+    if track:
+        options["track"] = list(track)
+    if ignore:
+        options["ignore"] = list(ignore)
+    if functional:
+        options["functional"] = True
+    return options

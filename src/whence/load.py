@@ -1,0 +1,239 @@
+"""Models and data by name: folders, files, hub names, or a function in a Python file."""
+
+import csv
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from whence.errors import BadInput, UnknownOption
+from whence.records import Recipe
+from whence.tasks import AbstractTask, CausalLM, Classification
+
+__all__ = ["TASKS", "load_records", "load_task"]
+
+TASKS = ("causal_lm", "classification")
+
+
+def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[AbstractTask, dict[str, Any]]:
+    """A task from a Hugging Face folder or hub name, or from a function that returns one.
+
+    A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe.
+
+    Args:
+        model: A folder, a hub name, or "file.py:function".
+        kind: "causal_lm" or "classification"; not used for a function.
+        **options: Passed to the task.
+
+    Returns:
+        The task, and what is needed to load it again.
+
+    Raises:
+        BadInput: If it cannot be loaded.
+        UnknownOption: If there is no such kind of task.
+    """
+    origin = {"model": model, "task": kind, "options": options}
+    if _is_function(model):
+        made = _function(model)()
+        if not isinstance(made, AbstractTask):
+            raise BadInput(
+                found=f"{model} returning a {type(made).__name__}",
+                needed="a whence task, such as whence.Classification(model)",
+                do="return the task from that function",
+            )
+        return made, {"model": _absolute(model), "task": made.kind, "options": {}}
+    if kind not in TASKS:
+        raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
+    folder = Path(model)
+    if folder.exists():
+        if not (folder / "config.json").exists():
+            raise BadInput(
+                found=f"no config.json in {folder}", needed="a folder written by save_pretrained", do="check the path"
+            )
+        origin["model"] = str(folder.resolve())
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
+    recipe = _recipe(folder / "recipe.json")
+    network, tokenizer = _pretrained(model, kind)
+    if kind == "causal_lm":
+        return CausalLM(network, tokenizer, recipe=recipe, **options), origin
+    return Classification(network, tokenizer, recipe=recipe, **options), origin
+
+
+def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
+    """Records from a file, a folder, a hub name or a function.
+
+    `.jsonl` and `.json` hold mappings, `.csv` and `.tsv` rows with a header, `.txt` one text per paragraph (blank lines between); a folder
+    holds text files (one example each), or a dataset saved by Hugging Face `datasets`.
+
+    Args:
+        data: The name.
+        split: Which split of a Hugging Face dataset.
+
+    Returns:
+        The records, each with a source where the file gives one.
+
+    Raises:
+        BadInput: If it cannot be read.
+    """
+    if _is_function(data):
+        return _function(data)()
+    path = Path(data)
+    if path.is_file():
+        readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs}
+        if path.suffix not in readers:
+            raise BadInput(found=f"data file {path}", needed=f"one of: {', '.join(readers)}", do="convert it")
+        try:
+            return list(readers[path.suffix](path))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise BadInput(
+                found=f"{path}, which cannot be read ({error})", needed=f"valid {path.suffix}", do="mend the file"
+            ) from error
+    if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        texts = sorted(file for pattern in ("*.txt", "*.md") for file in path.rglob(pattern))
+        if texts:
+            return [
+                {"text": file.read_text("utf-8"), "id": str(file.relative_to(path)), "source": str(file.relative_to(path))}
+                for file in texts
+            ]
+    elif not path.exists() and (data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt")):
+        raise BadInput(found=f"no data at {data}", needed="a file or folder", do="check the path")
+    return _hub_dataset(data, split)
+
+
+def _is_function(name: str) -> bool:
+    return ".py:" in name
+
+
+def _absolute(name: str) -> str:
+    path, function = name.rsplit(":", 1)
+    return f"{Path(path).resolve()}:{function}"
+
+
+def _function(name: str) -> Callable[[], Any]:
+    path, function = name.rsplit(":", 1)
+    if not Path(path).is_file():
+        raise BadInput(found=f"no Python file {path}", needed="file.py:function", do="check the path")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    if not callable(getattr(module, function, None)):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise BadInput(
+            found=f"no function {function!r} in {path}", needed=f"one of: {', '.join(known) or 'none there'}", do="correct it"
+        )
+    return getattr(module, function)
+
+
+def _recipe(path: Path) -> Recipe | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        return Recipe(**content)
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            found=f"{path}, which is no recipe ({error})",
+            needed=f"the fields {', '.join(field.name for field in fields(Recipe))}",
+            do="mend or remove the file",
+        ) from error
+
+
+def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
+    try:
+        import transformers
+    except ImportError as error:
+        raise BadInput(
+            found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence[hf]'"
+        ) from error
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    automatic = {
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "classification": transformers.AutoModelForSequenceClassification,
+    }[kind]
+    try:
+        network, report = automatic.from_pretrained(model, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # a damaged folder fails in as many ways as there are files in it
+        raise BadInput(
+            found=f"model {model!r}, which cannot be loaded ({_first_line(error)})",
+            needed="a folder written by save_pretrained with its tokenizer, or a hub name within reach",
+            do="check the path, and that all files were copied",
+        ) from error
+    if report["missing_keys"]:
+        # Left alone these would be random numbers, and every score with them.
+        raise BadInput(
+            found=f"no values for {len(report['missing_keys'])} weights of {model!r}, such as {sorted(report['missing_keys'])[0]!r}",
+            needed="a complete checkpoint",
+            do=f"check that the model was trained for the task {kind}, and that all files were copied",
+        )
+    return network, tokenizer
+
+
+def _hub_dataset(name: str, split: str) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadInput(
+            found=f"data {name!r}, which is neither a file nor a folder of texts",
+            needed="the datasets package, to ask the hub or read its format",
+            do="pip install 'whence[datasets]', or check the path",
+        ) from error
+    datasets.disable_progress_bars()
+    try:
+        path = Path(name)
+        saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        return found[split] if isinstance(found, dict) else found
+    except Exception as error:  # the hub, the format and the split can each fail in their own way
+        raise BadInput(
+            found=f"data {name!r}, which cannot be loaded ({_first_line(error)})",
+            needed="a file, a folder of texts, a saved dataset or a hub name within reach",
+            do="check the path and the split",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _jsonl(path: Path) -> Iterator[Any]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+
+
+def _json(path: Path) -> Iterator[Any]:
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, list):
+        raise ValueError("not a list of records")
+    yield from content
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","):
+            yield {key: _number(key, value) for key, value in row.items()}
+
+
+def _number(key: str, value: str) -> Any:
+    return int(value) if key in ("label", "target") and value.lstrip("-").isdigit() else value
+
+
+def _paragraphs(path: Path) -> Iterator[Any]:
+    parts = (part.strip() for part in path.read_text("utf-8").split("\n\n"))
+    for number, part in enumerate(part for part in parts if part):
+        yield {"text": part, "id": f"{path.name}#{number}", "source": path.name}

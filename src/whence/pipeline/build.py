@@ -1,0 +1,173 @@
+"""Building a store from a model and its training data."""
+
+import dataclasses
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import whence
+from whence.capture import Plan, check_task, forecast, plan_units
+from whence.compress import Kronecker
+from whence.config import BuildConfig
+from whence.curvature import fit_fisher
+from whence.data import Dataset
+from whence.errors import BadInput, StoreMismatch
+from whence.methods import method_named
+from whence.pipeline.projections import make_projections
+from whence.progress import meter, say
+from whence.score import gradient_rows
+from whence.store import Blueprint, Store, StoredUnit, Writer, dtype_named, open_store, write_store, write_tensors
+from whence.tasks import AbstractTask
+
+__all__ = ["build", "forecast_build"]
+
+# Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
+_SHARD_BYTES = 32 << 20
+_DENSE_BYTES = 256 << 20
+
+
+def build(
+    task: AbstractTask,
+    data: Dataset | Iterable[Any],
+    folder: str | Path,
+    *,
+    append: bool = False,
+    origin: dict[str, Any] | None = None,
+    quiet: bool = False,
+    config: BuildConfig | None = None,
+    **options: Any,
+) -> Store:
+    """Compress the gradient of every training example into a store on disk.
+
+    Running it again on the same folder goes on where it stopped, or returns at once if nothing is missing.
+
+    Args:
+        task: Model and per-example loss.
+        data: Training examples, as `task.prepare` takes them, or already prepared.
+        folder: Where the store goes.
+        append: Whether a store of other data gets these examples in addition.
+        origin: Where model and data came from, for the command line to load them again; recorded, not compared.
+        quiet: No progress on stderr.
+        config: All options at once.
+        **options: Or some of them: the fields of `BuildConfig`, such as method="logra" and rank=32.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        BadInput: If both `config` and options are given, or the data cannot be used.
+        StoreMismatch: If the folder holds a store of something else.
+    """
+    if config is not None and options:
+        raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
+    config = config or BuildConfig(**options)
+    folder = Path(folder)
+    dataset = data if isinstance(data, Dataset) else task.prepare(data)
+    plan = plan_units(task)
+    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    report = (lambda text: None) if quiet else say
+    report(f"{plan.coverage} in {len(plan.units)} units, {len(dataset):,} examples")
+
+    earlier = Blueprint.read(folder) if (folder / "blueprint.json").exists() else None
+    if earlier is not None and earlier.model != task.weights:
+        raise StoreMismatch(
+            found=f"a store of other weights in {folder}",
+            needed=f"weights {earlier.model[:8]}, not {task.weights[:8]}",
+            do="build into another folder, or load the model that this store was built with",
+        )
+    untouched = check_task(task, plan, dataset.examples, autocast=autocast)
+    if untouched:
+        report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
+    if not positions:
+        predicted = forecast(task, plan, dataset.examples, autocast=autocast)
+        report(str(predicted))
+        positions = predicted.batch_positions
+
+    kronecker, axes = make_projections(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
+    blueprint = _blueprint(task, plan, kronecker, config, positions, earlier, origin)
+    with write_store(folder, blueprint, dataset, append=append) as writer:
+        if not writer.pending and (folder / "manifest.json").exists():
+            report(f"{folder} is complete: nothing to do")
+            return open_store(folder)
+        files = {"axes.safetensors": write_tensors(folder / "axes.safetensors", axes)} if axes else {}
+        _write_rows(task, plan, kronecker, writer, positions, autocast, quiet)
+        if method_named(config.method).curvature == "fisher":
+            rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})
+            with meter("curvature", len(plan.units), quiet=quiet) as progress:
+                fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=config.seed, progress=progress)
+            files["curvature.safetensors"] = write_tensors(folder / "curvature.safetensors", fisher)
+        writer.finish(files)
+    return open_store(folder)
+
+
+def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: BuildConfig) -> str:
+    """What a build would take, without building: one line each on coverage, memory and disk.
+
+    Args:
+        task: Model and per-example loss.
+        data: As in `build`.
+        config: As in `build`.
+
+    Returns:
+        The lines.
+    """
+    dataset = data if isinstance(data, Dataset) else task.prepare(data)
+    plan = plan_units(task)
+    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    predicted = forecast(task, plan, dataset.examples, autocast=autocast)
+    rank = config.rank or method_named(config.method).rank
+    # Learned axes have the same shapes as random ones.
+    kronecker = Kronecker.random(plan.units, rank=rank, kind="rademacher", seed=0, device=task.device)
+    blueprint = _blueprint(task, plan, kronecker, config, predicted.batch_positions, None, None)
+    per_row = blueprint.codec().row_bytes()
+    disk = f"disk: {per_row:,} bytes a row, {per_row * len(dataset) / 2**20:,.1f} MiB for {len(dataset):,} rows, in shards of "
+    return "\n".join((str(plan.coverage), str(predicted), f"{disk}{blueprint.rows_per_shard:,}"))
+
+
+def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast, quiet: bool) -> None:
+    dataset, codec = writer.dataset, writer.blueprint.codec()
+    norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
+    done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
+    with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
+        for shard in writer.pending:
+            examples = dataset.examples[shard.start : shard.stop]
+            rows = gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress, autocast=autocast)
+            writer.write(shard, {**codec.encode(rows.units), "norms": rows.norms().to(norm_type)})
+
+
+def _blueprint(task, plan: Plan, kronecker, config: BuildConfig, positions: int, earlier, origin) -> Blueprint:
+    method = method_named(config.method)
+    units = tuple(
+        StoredUnit(unit.name, unit.parameters, unit.outputs, unit.inputs, shape, gain)
+        for unit, shape, gain in zip(plan.units, kronecker.shapes(), kronecker.gains(), strict=True)
+    )
+    recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
+    made = Blueprint(
+        method=method.name,
+        method_version=method.version,
+        projection=method.projection if config.projection == "method" else config.projection,
+        rank=config.rank or method.rank,
+        factor_rank=config.factor_rank or method.factor_rank,
+        curvature_rank=config.curvature_rank or method.curvature_rank,
+        seed=config.seed,
+        dtype=config.dtype,
+        rows_per_shard=config.rows_per_shard or (earlier.rows_per_shard if earlier else 1),
+        batch_positions=positions,
+        autocast=None if config.autocast == "none" else config.autocast,
+        model=task.weights,
+        preprocessing=task.preprocessing,
+        task={"kind": task.kind, **(origin or {})},
+        units=units,
+        recipe=recipe,
+        libraries={"whence": whence.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+    if config.rows_per_shard or earlier:
+        return made
+    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in kronecker.shapes())
+    rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
+    # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
+    return dataclasses.replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

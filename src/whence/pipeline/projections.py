@@ -1,0 +1,81 @@
+"""The projections of a store: made from a seed, or learned once and kept beside it."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from whence.capture import Plan
+from whence.compress import Kronecker, Random
+from whence.config import BuildConfig
+from whence.curvature import fit_axes
+from whence.data import Dataset
+from whence.methods import method_named
+from whence.progress import meter
+from whence.store import Store, dtype_named
+from whence.tasks import AbstractTask
+
+__all__ = ["make_projections", "stored_projections"]
+
+
+def make_projections(
+    task: AbstractTask, plan: Plan, dataset: Dataset, folder: Path, config: BuildConfig, *, max_positions: int, quiet: bool
+) -> tuple[Kronecker, dict[str, Tensor]]:
+    """Projections for a build.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        dataset: Where learned axes are fitted.
+        folder: The store; a resumed or appended build takes its axes from there.
+        config: The build's options.
+        max_positions: Positions per batch.
+        quiet: No progress on stderr.
+
+    Returns:
+        The projections, and the learned axes to be stored; empty for random ones.
+    """
+    method = method_named(config.method)
+    rank = config.rank or method.rank
+    kind = method.projection if config.projection == "method" else config.projection
+    if kind != "pca":
+        return Kronecker.random(plan.units, rank=rank, kind=kind, seed=config.seed, device=task.device), {}
+    path = folder / "axes.safetensors"
+    if path.exists():
+        axes = load_file(path)
+    else:
+        step = max(1, len(dataset) // config.axes_examples)
+        sample = list(dataset.examples)[::step][: config.axes_examples]
+        autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+        with meter("axes", len(sample), quiet=quiet) as progress:
+            axes = fit_axes(
+                task,
+                plan,
+                sample,
+                rank=rank,
+                seed=config.seed,
+                max_positions=max_positions,
+                progress=progress,
+                autocast=autocast,
+            )
+    return _with_axes(plan, axes, task.device), axes
+
+
+def stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kronecker:
+    """The projections that a store's rows were made with."""
+    blueprint = store.blueprint
+    if blueprint.projection == "pca":
+        return _with_axes(plan, store.file("axes.safetensors"), task.device)
+    kind = cast(Random, blueprint.projection)
+    return Kronecker.random(plan.units, rank=blueprint.rank, kind=kind, seed=blueprint.seed, device=task.device)
+
+
+def _with_axes(plan: Plan, axes: dict[str, Tensor], device: torch.device) -> Kronecker:
+    def side(name: str, index: int) -> Tensor | None:
+        matrix = axes.get(f"{name}.{index}")
+        return None if matrix is None else matrix.to(device)
+
+    count = range(len(plan.units))
+    return Kronecker(plan.units, tuple(side("outputs", i) for i in count), tuple(side("inputs", i) for i in count))

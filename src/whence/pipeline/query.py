@@ -1,0 +1,181 @@
+"""Asking a store."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whence.capture import Plan, check_task, plan_units
+from whence.compress import Kronecker
+from whence.curvature import choose_damping
+from whence.data import Dataset, Example
+from whence.errors import BadInput, StoreMismatch
+from whence.methods import method_named
+from whence.pipeline.projections import stored_projections
+from whence.progress import meter
+from whence.records import Recipe, ScoreTable
+from whence.report import Hit, Hits
+from whence.score import Rows, all_scores, gradient_rows, precondition, token_scores, top_scores
+from whence.store import Store, dtype_named, open_store
+from whence.tasks import AbstractTask
+
+__all__ = ["query", "score_table"]
+
+
+def query(
+    store: Store | str | Path,
+    task: AbstractTask,
+    queries: Dataset | Iterable[Any],
+    *,
+    k: int = 10,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    tokens: bool = False,
+    quiet: bool = False,
+) -> Hits:
+    """The training examples that raise and lower each query's measurement most.
+
+    Args:
+        store: A store or its folder.
+        task: The model that the store was built with.
+        queries: As `task.prepare` takes them, or already prepared.
+        k: Hits on each side.
+        relative_damping: Share of each unit's mean eigenvalue.
+        absolute_damping: Value in units of the loss's curvature; without either it is chosen and said.
+        tokens: Whether the text hits get a score per token, which runs the model on each hit again.
+        quiet: No progress on stderr.
+
+    Returns:
+        Both tails per query.
+
+    Raises:
+        BadInput: If k is not positive.
+    """
+    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    if k < 1:
+        raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
+    with meter("scan", len(asked.store), quiet=quiet) as progress:
+        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress)
+    hits = []
+    wanted = high.rows_QK.numel() + low.rows_QK.numel()
+    with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
+        for top in (high, low):
+            sides = []
+            for place in range(len(asked.dataset)):
+                pairs = zip(top.scores_QK[place].tolist(), top.rows_QK[place].tolist(), strict=True)
+                found = [_hit(asked.store, row, score) for score, row in pairs]
+                if tokens:
+                    found = [asked.with_tokens(hit, place) for hit in found]
+                    progress.advance(len(found))
+                sides.append(tuple(found))
+            hits.append(tuple(sides))
+    return Hits(
+        queries=tuple(_title(example) for example in asked.dataset.examples),
+        proponents=hits[0],
+        opponents=hits[1],
+        measurements=tuple(asked.rows.values.tolist()),
+        unit=asked.unit,
+        method=asked.method,
+        num_examples=len(asked.store),
+        notes=asked.notes,
+    )
+
+
+def score_table(
+    store: Store | str | Path,
+    task: AbstractTask,
+    queries: Dataset | Iterable[Any],
+    *,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """Every training example's score for every query; arguments as in `query`."""
+    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    with meter("scan", len(asked.store), quiet=quiet) as progress:
+        scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress)
+    ids = tuple(example.id for example in asked.dataset.examples)
+    return ScoreTable(scores, ids, asked.store.ids(), asked.unit, asked.method)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Queries made ready against one store."""
+
+    store: Store
+    task: AbstractTask
+    plan: Plan
+    kronecker: Kronecker
+    dataset: Dataset
+    rows: Rows
+    ready: list[Tensor]
+    norms_Q: Tensor | None
+    unit: str
+    method: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def prepare(cls, store, task, queries, relative_damping, absolute_damping, quiet) -> "_Asked":
+        store = store if isinstance(store, Store) else open_store(store)
+        store.accepts(task)
+        blueprint, method = store.blueprint, method_named(store.blueprint.method)
+        dataset = queries if isinstance(queries, Dataset) else task.prepare(queries)
+        plan = plan_units(task)
+        if plan.units and tuple(unit.name for unit in plan.units) != tuple(unit.name for unit in blueprint.units):
+            raise StoreMismatch(
+                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
+                needed="the same tracked parameters",
+                do="pass the same track, ignore and functional to the task as at the build",
+            )
+        kronecker = stored_projections(store, plan, task)
+        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
+        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
+        with meter("queries", len(dataset), quiet=quiet) as progress:
+            rows = gradient_rows(
+                task, plan, kronecker, dataset.examples,
+                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
+            )  # fmt: skip
+        damping = None
+        notes: tuple[str, ...] = (f"{plan.coverage}",)
+        if method.curvature != "identity":
+            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
+            damping = choose_damping(
+                recipe,
+                relative_damping=relative_damping,
+                absolute_damping=absolute_damping,
+                default=method.relative_damping,
+            )
+            notes += (damping.note,)
+        elif relative_damping is not None or absolute_damping is not None:
+            raise BadInput(
+                found=f"damping for a store of {method.name}", needed="a method with curvature", do="leave damping out"
+            )
+        ready = precondition(store, rows, damping)
+        if method.cosine:
+            return cls(
+                store, task, plan, kronecker, dataset, rows, ready, rows.norms() / len(store), "cosine", method.name, notes
+            )
+        unit = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
+        return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes)
+
+    def with_tokens(self, hit: Hit, place: int) -> Hit:
+        """The hit with a score per token, if its text can be tokenized as it was."""
+        if not hit.text:
+            return hit
+        example = self.task.prepare([{"text": hit.text}]).examples[0]
+        if not example.token_spans:
+            return hit
+        parts = token_scores(self.task, self.plan, self.kronecker, example, [unit[place] for unit in self.ready])
+        return dataclasses.replace(hit, token_spans=example.token_spans, token_scores=tuple(parts.tolist()))
+
+
+def _hit(store: Store, row: int, score: float) -> Hit:
+    known = store.example(row)
+    span = tuple(known["span"]) if "span" in known else None
+    return Hit(known["id"], row, score, known.get("source", ""), known.get("text", ""), span)  # type: ignore[arg-type]
+
+
+def _title(example: Example) -> str:
+    return example.text or example.id
