@@ -173,7 +173,8 @@ def make(name: str, count: int = 5):
         return _bert(count)
     if name == "two_inputs":
         records = [
-            {"ids": torch.randint(7, (4,)), "values": torch.randn(3, 6, dtype=torch.float64), "label": label} for label in labels
+            {"ids": torch.randint(7, (4,)), "values": torch.randn(3, 6, dtype=torch.float64), "label": label}
+            for label in labels
         ]
         task = whence.Classification(TwoInputs().double())
         return task, task.prepare(records)
@@ -208,7 +209,7 @@ def _language_model(name: str, count: int):
     task = whence.CausalLM(model.double(), tokenizer=None)
     records = []
     for number in range(count):
-        ids = torch.randint(30, (4 + 2 * number,)).tolist()
+        ids = torch.randint(30, (4 + 2 * (number % 7),)).tolist()
         records.append({"input_ids": ids, "labels": [-100] * (number % 3 + 1) + ids[number % 3 + 1 :]})
     return task, task.prepare(records)
 

@@ -80,6 +80,7 @@ def query(
         method=asked.method,
         num_examples=len(asked.store),
         notes=asked.notes,
+        measurement_unit=task.unit,
     )
 
 

@@ -1,2 +1,18 @@
-"""x"""
+"""Rankings as people read them: in a terminal, in a notebook, on one page."""
+
+from whence.report.charts import bars_section, table_section
 from whence.report.hits import Hit, Hits
+from whence.report.html import hits_fragment
+from whence.report.page import page, write_page
+from whence.report.terminal import print_hits
+
+__all__ = [
+    "Hit",
+    "Hits",
+    "bars_section",
+    "hits_fragment",
+    "page",
+    "print_hits",
+    "table_section",
+    "write_page",
+]

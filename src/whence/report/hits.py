@@ -46,6 +46,7 @@ class Hits:
         unit: What one unit of score means.
         method: Name and settings of the method.
         notes: What a reader has to know, such as how damping was chosen.
+        measurement_unit: What the measurements are counted in; the same as `unit` only for methods with curvature.
     """
 
     queries: tuple[str, ...]
@@ -56,11 +57,13 @@ class Hits:
     method: str
     num_examples: int
     notes: tuple[str, ...] = ()
+    measurement_unit: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
         return {
             "unit": self.unit,
+            "measurement_unit": self.measurement_unit,
             "method": self.method,
             "num_examples": self.num_examples,
             "notes": list(self.notes),

@@ -1,1 +1,142 @@
-def hits_fragment(h): ...
+"""A ranking as a self-contained piece of HTML, for notebooks and for the report page."""
+
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from whence.report.passages import Piece, clip, pieces, shorten, strongest
+
+if TYPE_CHECKING:
+    from whence.report.hits import Hit, Hits
+
+__all__ = ["hits_fragment", "style"]
+
+_QUERY_WIDTH = 280
+_PASSAGE_WIDTH = 260
+# Queries beyond these start folded.
+_OPEN_QUERIES = 3
+# Steps of shading; as many classes stand in page.css.
+_SHADES = 8
+_SIDES = (
+    ("Proponents", "more weight on these raises the measurement"),
+    ("Opponents", "more weight on these lowers the measurement"),
+)
+
+
+def hits_fragment(hits: "Hits") -> str:
+    """A ranking as HTML that carries its own style and loads nothing.
+
+    Args:
+        hits: The ranking. All of its text is escaped.
+
+    Returns:
+        A `<div>` for a notebook cell or a section of a page.
+    """
+    queries = "".join(_query(hits, place) for place in range(len(hits.queries)))
+    return f'<div class="whence">{style()}{queries}{_footer(hits)}</div>'
+
+
+@cache
+def style() -> str:
+    """The `<style>` element that fragments and pages share."""
+    return f"<style>\n{files('whence.report').joinpath('page.css').read_text('utf-8')}</style>"
+
+
+def _query(hits: "Hits", place: int) -> str:
+    text = hits.queries[place]
+    short = shorten(text, _QUERY_WIDTH)
+    count = f"Query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
+    whole = "" if short == text else _folded(f"Whole query, {len(text):,} characters", _whole(_escaped(text)))
+    unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
+    both_sides = (hits.proponents[place], hits.opponents[place])
+    peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
+    tables = "".join(_table(*words, side, peak) for words, side in zip(_SIDES, both_sides, strict=True))
+    return (
+        f'<details class="query"{" open" if place < _OPEN_QUERIES else ""}>'
+        f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
+        f'<p class="measured">Measurement <b>{hits.measurements[place]:.4g}</b>{unit}</p>{whole}{tables}</details>'
+    )
+
+
+def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float) -> str:
+    if not side:
+        return f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
+    rows = "".join(_row(rank, hit, peak) for rank, hit in enumerate(side, start=1))
+    return (
+        f'<table class="hits"><caption><b>{name}</b> <span class="muted">{meaning}</span></caption>'
+        '<thead><tr><th scope="col" class="rank">#</th><th scope="col" class="score">Score</th>'
+        f'<th scope="col">Training example</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _row(rank: int, hit: "Hit", peak: float) -> str:
+    share = min(abs(hit.score) / peak, 1.0) * 50
+    left, kind = (50.0, "up") if hit.score >= 0 else (50.0 - share, "down")
+    fill = f'<i class="{kind}" style="left:{left:.1f}%;width:{share:.1f}%"></i>'
+    return (
+        f'<tr><td class="rank">{rank}</td>'
+        f'<td class="score"><span class="value">{hit.score:+#.4g}</span>'
+        f'<span class="bar" aria-hidden="true">{fill}</span></td>'
+        f"<td>{_origin(hit)}{_example(hit)}</td></tr>"
+    )
+
+
+def _origin(hit: "Hit") -> str:
+    source = f'<b class="source">{escape(hit.source)}</b> ' if hit.source else ""
+    span = f' <span class="muted">characters {hit.span[0]:,} to {hit.span[1]:,}</span>' if hit.span else ""
+    return f'<div class="origin">{source}<code class="id">{escape(hit.id)}</code>{span}</div>'
+
+
+def _example(hit: "Hit") -> str:
+    if not hit.text:
+        return '<p class="muted none">The store keeps no text for this example.</p>'
+    parts = pieces(hit)
+    whole = _whole(_shaded(hit, parts))
+    start, stop = strongest(hit, parts, _PASSAGE_WIDTH)
+    if (start, stop) == (0, len(hit.text)):
+        return whole
+    before, after = "… " if start > 0 else "", " …" if stop < len(hit.text) else ""
+    passage = f'<p class="passage" dir="auto">{before}{_shaded(hit, clip(parts, start, stop))}{after}</p>'
+    return passage + _folded(f"Whole text, {len(hit.text):,} characters", whole)
+
+
+def _shaded(hit: "Hit", parts: "tuple[Piece, ...] | list[Piece]") -> str:
+    return "".join(_token(hit.text[part.start : part.stop], part) for part in parts)
+
+
+def _token(text: str, part: Piece) -> str:
+    step = round(abs(part.strength) * _SHADES)
+    if step == 0:
+        return _escaped(text)
+    side = "p" if part.score > 0 else "n"
+    # The space before a word belongs to its token, but shading it would glue the words together.
+    word = text.lstrip(" ") or text
+    space = " " * (len(text) - len(word))
+    return f'{space}<mark class="{side}{step}" title="{part.score:+.3g}">{_escaped(word)}</mark>'
+
+
+def _whole(content: str) -> str:
+    # The newline right after <pre> is dropped by browsers, so that one of the text's own must not stand there.
+    return f'<pre class="whole" dir="auto">\n{content}</pre>'
+
+
+def _escaped(text: str) -> str:
+    # A bare carriage return would reach the reader as a newline.
+    return escape(text).replace("\r", "&#13;")
+
+
+def _folded(summary: str, content: str) -> str:
+    return f'<details class="more"><summary>{summary}</summary>{content}</details>'
+
+
+def _footer(hits: "Hits") -> str:
+    facts = [("Score in", hits.unit), ("Method", hits.method), ("Searched", f"{hits.num_examples:,} examples")]
+    facts += [("Note", note) for note in hits.notes]
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts if text)
+    if any(hit.token_scores for side in (*hits.proponents, *hits.opponents) for hit in side):
+        rows += (
+            '<div><dt>Shading</dt><dd><mark class="p6">raises</mark> <mark class="n6">lowers</mark> the measurement: '
+            "each token's part of its example's score, against the strongest token there</dd></div>"
+        )
+    return f'<dl class="facts">{rows}</dl>'

@@ -1,1 +1,126 @@
-def print_hits(h): ...
+"""A ranking as tables in the terminal."""
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from whence.report.passages import clip, pieces, shorten, strongest
+
+if TYPE_CHECKING:
+    from whence.report.hits import Hit, Hits
+
+__all__ = ["print_hits"]
+
+_OPPONENTS = 3
+_QUERY_WIDTH = 240
+_PASSAGE_WIDTH = 160
+# A pipe or a log file has no width; rich would assume 80, too narrow for paths.
+_PIPE_WIDTH = 120
+# Columns, rules and padding around the passage.
+_MARGIN = 22
+_WRAP = 14
+# Least strength of a token and the style from there on; blue and orange stay apart for colour-blind readers.
+_STYLES = {
+    1: ((0.66, "bold white on dodger_blue3"), (0.33, "bold deep_sky_blue2"), (0.2, "deep_sky_blue3")),
+    -1: ((0.66, "bold white on dark_orange3"), (0.33, "bold orange1"), (0.2, "dark_orange3")),
+}
+# Escape sequences and other controls, marks that turn the reading direction, and halves of characters.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def print_hits(hits: "Hits") -> None:
+    """Print one table per query on stdout: proponents, the strongest opponents, and the passage that matters in each.
+
+    Args:
+        hits: The ranking.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    for place in range(len(hits.queries)):
+        console.print(_heading(hits, place, console))
+        console.print(_table(hits, place, console))
+    console.print(_footer(hits, console))
+
+
+def _heading(hits: "Hits", place: int, console: Console) -> Group:
+    count = f"query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "query"
+    query = Text.assemble((f"{count}  ", "dim"), (_plain(shorten(hits.queries[place], _QUERY_WIDTH), console), "bold"))
+    unit = f" {hits.measurement_unit}" if hits.measurement_unit else ""
+    value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[place]:.4g}", _plain(unit, console))
+    return Group(Text(), query, value)
+
+
+def _table(hits: "Hits", place: int, console: Console) -> Table:
+    table = Table(box=box.HORIZONTALS, expand=True, show_edge=True, header_style="dim", border_style="dim")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("training example", ratio=1, overflow="fold")
+    up, down = hits.proponents[place], hits.opponents[place]
+    _add_side(table, "proponents", "more weight raises the measurement", up, up, console)
+    _add_side(table, "opponents", "more weight lowers the measurement", down[:_OPPONENTS], down, console)
+    return table
+
+
+def _add_side(table: Table, name: str, meaning: str, shown: "tuple[Hit, ...]", all_hits, console: Console) -> None:
+    if not shown:
+        return
+    count = f", {len(shown)} of {len(all_hits)} shown" if len(shown) < len(all_hits) else ""
+    table.add_row("", "", Text.assemble((name, "bold"), (f": {meaning}{count}", "dim")))
+    for rank, hit in enumerate(shown, start=1):
+        style = "deep_sky_blue2" if hit.score >= 0 else "orange1"
+        table.add_row(str(rank), Text(f"{hit.score:+#.4g}", style=style), _example(hit, console))
+    table.add_section()
+
+
+def _example(hit: "Hit", console: Console) -> Group:
+    origin = Text.assemble(
+        (_plain(hit.source, console), "bold"), "  " if hit.source else "", (_plain(hit.id, console), "dim")
+    )
+    if not hit.text:
+        return Group(origin)
+    # Two lines, with some room for the words that wrap.
+    width = max(60, min(_PASSAGE_WIDTH, 2 * (console.width - _MARGIN) - _WRAP))
+    return Group(origin, Padding(_passage(hit, width, console), (0, 0, 0, 2)))
+
+
+def _passage(hit: "Hit", width: int, console: Console) -> Text:
+    parts = pieces(hit)
+    start, stop = strongest(hit, parts, width)
+    dots = _plain("…", console)
+    line = Text(f"{dots} " if start > 0 else "")
+    for part in clip(parts, start, stop):
+        words = _plain(re.sub(r"\s+", " ", hit.text[part.start : part.stop]), console)
+        word = words.lstrip()
+        # The space before a word belongs to its token, but a background there would glue the words together.
+        if word != words and not line.plain.endswith(" "):
+            line.append(" ")
+        line.append(word, style=_style(part.strength))
+    if stop < len(hit.text):
+        line.append(f" {dots}")
+    return line
+
+
+def _style(strength: float) -> str:
+    steps = _STYLES[1 if strength > 0 else -1]
+    return next((style for least, style in steps if abs(strength) >= least), "")
+
+
+def _footer(hits: "Hits", console: Console) -> Group:
+    facts = {"score in": hits.unit, "method": hits.method, "searched": f"{hits.num_examples:,} examples"}
+    lines = [(name, text) for name, text in facts.items() if text] + [("note", note) for note in hits.notes]
+    return Group(Text(), *(Text.assemble((f"{name:<9} ", "dim"), _plain(text, console)) for name, text in lines))
+
+
+def _plain(text: str, console: Console) -> str:
+    """User text that cannot steer the terminal and that its encoding can print."""
+    text = _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+    if console.options.ascii_only:
+        text = text.replace("…", "...")
+    return text.encode(console.encoding, "replace").decode(console.encoding)

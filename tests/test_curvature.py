@@ -1,0 +1,101 @@
+"""The Fisher of rows and damping."""
+
+import pytest
+import torch
+
+from tests.reference.influence import inverse_fisher
+from whence.curvature import choose_damping, leading_directions, recipe_damping
+from whence.errors import BadInput
+from whence.records import Recipe
+
+
+def rows_with_decay(count=40, size=30, decay=1.6):
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, size).double())[0]
+    return torch.randn(count, size).double() * decay ** -torch.arange(size).double() @ basis.T
+
+
+def fit(rows, rank, block=7):
+    return leading_directions(
+        lambda: iter(rows.split(block)), rows.shape[1], rank=rank, seed=0, name="unit", num_rows=len(rows)
+    )
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-2, 10.0])
+def test_full_inverse_equals_the_dense_one(damping):
+    rows, queries = rows_with_decay(), torch.randn(3, 30).double()
+    fisher = fit(rows, None)
+    dense = inverse_fisher(rows, damping, None)
+    torch.testing.assert_close(fisher.solve(queries, damping), queries @ dense, rtol=1e-6, atol=1e-9)
+    back = fisher.solve(queries, damping) @ (rows.T @ rows / len(rows)) + damping * fisher.solve(queries, damping)
+    torch.testing.assert_close(back, queries, rtol=1e-6, atol=1e-8)
+    assert fisher.trace == pytest.approx(float(rows.square().sum()) / len(rows))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 10])
+def test_truncated_inverse_equals_the_naive_formula(rank):
+    rows, queries = rows_with_decay(), torch.randn(3, 30).double()
+    fisher = fit(rows, rank)
+    assert fisher.vectors_DK.shape == (30, rank)
+    wanted = queries @ inverse_fisher(rows, 1e-2, rank)
+    torch.testing.assert_close(fisher.solve(queries, 1e-2), wanted, rtol=1e-3, atol=1e-3)
+    assert fisher.trace == pytest.approx(float(rows.square().sum()) / len(rows))
+
+
+def test_block_size_is_invisible():
+    rows, queries = rows_with_decay(), torch.randn(3, 30).double()
+    found = [fit(rows, 4, block).solve(queries, 1e-2) for block in (1, 40)]
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
+
+
+def test_directions_outside_are_kept_with_the_weight_of_the_damping():
+    rows = torch.zeros(20, 30).double()
+    rows[:, 0] = 1.0
+    fisher = fit(rows, 1)
+    probe = torch.eye(30).double()[[0, 5]]
+    found = fisher.solve(probe, 0.1)
+    torch.testing.assert_close(found.diagonal()[:1], torch.tensor([1 / 1.1]).double())
+    torch.testing.assert_close(found[1, 5], torch.tensor(10.0).double())
+
+
+def test_fewer_rows_than_directions():
+    rows, queries = rows_with_decay(count=5), torch.randn(3, 30).double()
+    fisher = fit(rows, 12)
+    assert fisher.vectors_DK.shape == (30, 5)
+    torch.testing.assert_close(fisher.solve(queries, 1e-2), queries @ inverse_fisher(rows, 1e-2, None), rtol=1e-6, atol=1e-6)
+
+
+def test_recipe_of_momentum_sgd():
+    recipe = Recipe("sgd", learning_rate_sum=25.0, momentum=0.9, weight_decay=1e-3)
+    assert recipe_damping(recipe) == pytest.approx(1e-3 + 1 / 250)
+
+
+def test_recipe_of_a_loss_that_was_a_mean_over_tokens():
+    """Dividing the loss by T divides its curvature by T, so the same damping is T times as much in summed units."""
+    recipe = Recipe("sgd", learning_rate_sum=25.0, loss_divisor=64.0)
+    assert recipe_damping(recipe) == pytest.approx(64 / 25)
+
+
+def test_recipe_of_adam():
+    assert recipe_damping(Recipe("adamw", learning_rate_sum=2.0)) is None
+    assert recipe_damping(Recipe("adamw", learning_rate_sum=2.0, mean_preconditioner=50.0)) == pytest.approx(0.01)
+
+
+def test_impossible_recipes():
+    for recipe in (Recipe("sgd", 0.0), Recipe("sgd", 1.0, momentum=1.0), Recipe("sgd", 1.0, loss_divisor=0.0)):
+        with pytest.raises(BadInput, match="needed a positive sum and divisor, and momentum in"):
+            recipe_damping(recipe)
+
+
+def test_choice_of_damping_is_told():
+    options = {"relative_damping": None, "absolute_damping": None, "default": 0.1}
+    assert choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
+    auto = choose_damping(Recipe("sgd", 10.0), **options)
+    assert auto.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
+    assert "not its mean preconditioner" in choose_damping(Recipe("adamw", 10.0), **options).note
+    asked = choose_damping(Recipe("sgd", 10.0), **{**options, "relative_damping": 0.5})
+    assert asked.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(2.5) and "as asked" in asked.note
+    assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(5.0, 1.0) == 0.5
+    for wrong in ({"relative_damping": 0.0}, {"relative_damping": 1.0, "absolute_damping": 1.0}, {"absolute_damping": float("nan")}):
+        with pytest.raises(BadInput, match="needed at most one of them, and positive"):
+            choose_damping(None, **{**options, **wrong})

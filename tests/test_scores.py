@@ -1,0 +1,211 @@
+"""Scores equal the formulas as written, and predict retraining in sign and unit."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+import whence
+from tests import zoo
+from tests.reference.influence import inverse_fisher, projected_rows, scores, truncated
+from whence.capture import plan_units
+from whence.data import Dataset
+from whence.errors import BadInput
+from whence.methods import METHODS
+from whence.pipeline.projections import stored_projections
+
+
+def built(tmp_path, task, dataset, **options):
+    return whence.build(task, dataset, tmp_path / "store", dtype="float64", quiet=True, **options)
+
+
+def split(task, dataset, queries):
+    examples = list(dataset.examples)
+    return Dataset(examples[queries:]), Dataset(examples[:queries])
+
+
+@pytest.mark.parametrize("name", ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("logra", {"rank": 3}),
+        ("logra", {"rank": 1000}),
+        ("logra-pca", {"rank": 3}),
+        ("lorif", {"rank": 5, "factor_rank": 1, "curvature_rank": 3}),
+        ("lorif", {"rank": 5, "factor_rank": 2, "curvature_rank": 100}),
+        ("grad-dot", {"rank": 3}),
+    ],
+)
+def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
+    task, dataset = zoo.make(name, count=14)
+    train, queries = split(task, dataset, 3)
+    store = built(tmp_path, task, train, method=method, rows_per_shard=4, batch_positions=40, **options)
+    table = whence.score_table(store, task, queries, quiet=True, **({} if method == "grad-dot" else {"relative_damping": 0.2}))
+
+    plan = plan_units(task)
+    kronecker = stored_projections(store, plan, task)
+    rows = projected_rows(task, plan, kronecker, train.examples)
+    if method == "lorif":
+        # How good the factors are is tested on its own (test_compress); the scores are those of the rows as they are stored.
+        held = [tensors for _, tensors in store.shards()]
+        kept = [torch.cat([store.codec.decode(shard, index) for shard in held]) for index in range(len(rows))]
+        for row, shape, stored in zip(rows, kronecker.shapes(), kept, strict=True):
+            least = (truncated(row, shape, store.blueprint.factor_rank) - row).norm()
+            assert least * (1 - 1e-9) <= (stored - row).norm() <= 1.2 * least + 1e-9
+        rows = kept
+    asked = projected_rows(task, plan, kronecker, queries.examples, "measurement")
+    inverses = []
+    for row in rows:
+        damping = max(0.2 * float(row.square().sum()) / row.numel(), 1e-30)
+        identity = METHODS[method].curvature == "identity"
+        inverses.append(
+            torch.eye(row.shape[1]).double() if identity else inverse_fisher(row, damping, store.blueprint.curvature_rank)
+        )
+    wanted = scores(rows, asked, inverses)
+    # A truncated curvature comes from three power iterations; all else is rounding.
+    exact = options.get("curvature_rank", 100) >= 100
+    tolerance = {"rtol": 1e-7, "atol": 1e-9} if exact else {"rtol": 0.05, "atol": 0.02 * wanted.abs().max().item()}
+    torch.testing.assert_close(table.scores, wanted, **tolerance)
+    assert table.train_ids == tuple(example.id for example in train.examples)
+
+
+def test_lorif_with_everything_kept_is_logra(tmp_path):
+    task, dataset = zoo.make("gpt2", count=12)
+    train, queries = split(task, dataset, 2)
+    one = built(tmp_path / "a", task, train, method="lorif", rank=4, factor_rank=4, curvature_rank=1000)
+    other = built(tmp_path / "b", task, train, method="logra", rank=4)
+    tables = [whence.score_table(store, task, queries, relative_damping=0.1, quiet=True).scores for store in (one, other)]
+    torch.testing.assert_close(*tables, rtol=1e-9, atol=1e-12)
+
+
+def test_cosine(tmp_path):
+    task, dataset = zoo.make("linear", count=9)
+    store = built(tmp_path, task, dataset, method="grad-cos", rank=1000)
+    table = whence.score_table(store, task, dataset, quiet=True)
+    plan = plan_units(task)
+    rows = torch.cat(projected_rows(task, plan, stored_projections(store, plan, task), dataset.examples), 1)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(table.scores, unit @ unit.T)
+    assert table.unit == "cosine"
+
+
+def test_top_hits_are_the_sorted_table(tmp_path):
+    task, dataset = zoo.make("gpt2", count=12)
+    dataset = Dataset([*dataset.examples, *(type(e)(f"copy of {e.id}", e.fields, e.length) for e in dataset.examples[:6])])
+    store = built(tmp_path, task, dataset, method="logra", rank=3, rows_per_shard=4)
+    queries = Dataset(dataset.examples[:3])
+    table = whence.score_table(store, task, queries, quiet=True)
+    hits = whence.query(store, task, queries, k=5, quiet=True)
+    for place in range(3):
+        by_score = sorted(range(18), key=lambda row: (-float(table.scores[place, row]), row))
+        assert [round(hit.score, 9) for hit in hits.proponents[place]] == [
+            round(float(table.scores[place, row]), 9) for row in by_score[:5]
+        ]
+        assert [hit.row for hit in hits.opponents[place]][0] in (by_score[-1], by_score[-2])
+        for hit in hits.proponents[place] + hits.opponents[place]:
+            assert hit.score == pytest.approx(float(table.scores[place, hit.row]), rel=1e-9)
+            assert hit.id == table.train_ids[hit.row]
+    everything = whence.query(store, task, queries, k=100, quiet=True)
+    assert all(len(side) == 18 for side in everything.proponents + everything.opponents)
+    with pytest.raises(BadInput, match="found k=0"):
+        whence.query(store, task, queries, k=0)
+
+
+def test_equal_scores_come_in_row_order():
+    from whence.score.scan import Top, _merge
+
+    top = Top(torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
+    for start, values in ((0, [1.0, 2.0, 2.0]), (3, [2.0, 1.0]), (5, [2.0])):
+        top = _merge(top, torch.tensor([values]), start, 4, largest=True)
+    assert top.rows_QK.tolist() == [[1, 2, 3, 5]] and top.scores_QK.tolist() == [[2.0] * 4]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
+def test_token_scores_add_up(tmp_path, name):
+    from whence.pipeline.query import _Asked
+    from whence.score import token_scores
+
+    task, dataset = zoo.make(name, count=8)
+    store = built(tmp_path, task, dataset, method="logra", rank=3)
+    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, True)
+    table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
+    for row, example in enumerate(dataset.examples):
+        parts = token_scores(task, asked.plan, asked.kronecker, example, [unit[0] for unit in asked.ready])
+        assert parts.shape == (example.length,)
+        assert float(parts.sum()) == pytest.approx(float(table.scores[0, row]), rel=1e-8, abs=1e-12)
+
+
+def test_least_squares_matches_closed_form_leave_one_out(tmp_path):
+    """Where every residual is +-1 the Fisher of the rows is the Hessian, so the score is leave-one-out without its leverage.
+
+    Removing example i moves the solution by -(X^T X)^-1 x_i r_i / (1 - h_i), where r_i = x_i w - y_i.
+    """
+    torch.manual_seed(0)
+    half = torch.randn(40, 5).double()
+    inputs = torch.cat([half, half])
+    residuals = torch.cat([torch.ones(40), -torch.ones(40)]).double()  # orthogonal to the columns of the inputs
+    weights = torch.randn(5).double()
+    targets = inputs @ weights - residuals
+    model = nn.Linear(5, 1, bias=False).double()
+    model.weight.data = torch.linalg.lstsq(inputs, targets[:, None]).solution.T
+    task = whence.Regression(model)
+    store = built(tmp_path, task, list(zip(inputs, targets, strict=True)), method="logra", rank=1000)
+    query_inputs, query_targets = torch.randn(4, 5).double(), torch.randn(4).double()
+    table = whence.score_table(
+        store, task, list(zip(query_inputs, query_targets, strict=True)), absolute_damping=1e-12, quiet=True
+    )
+
+    inverse = torch.linalg.inv(inputs.T @ inputs)
+    leverage = ((inputs @ inverse) * inputs).sum(1)
+    error = query_inputs @ weights - query_targets
+    for row in range(80):
+        keep = torch.arange(80) != row
+        without = torch.linalg.lstsq(inputs[keep], targets[keep, None]).solution[:, 0]
+        moved = without - weights
+        torch.testing.assert_close(moved, inverse @ inputs[row] * residuals[row] / (1 - leverage[row]), rtol=1e-8, atol=1e-10)
+        first_order = -error * (query_inputs @ moved) * (1 - leverage[row])  # of minus half the squared error
+        torch.testing.assert_close(table.removal_effect()[:, row], first_order, rtol=1e-7, atol=1e-10)
+
+
+def test_softmax_regression_predicts_leave_one_out(tmp_path):
+    """With labels drawn from the model itself the Fisher of the rows estimates the Hessian: sign and unit agree with retraining."""
+    torch.manual_seed(0)
+    inputs = torch.randn(1500, 4).double()
+    labels = torch.distributions.Categorical(logits=inputs @ torch.randn(4, 3).double()).sample()
+    query_inputs, query_labels = torch.randn(6, 4).double(), torch.randint(3, (6,))
+    decay = 1e-2
+
+    def fit(keep, start):
+        weights = start.clone()
+        for _ in range(20):  # Newton, on the sum over the kept examples
+            def objective(flat):
+                logits = inputs[keep] @ flat.view(3, 4).T
+                return nn.functional.cross_entropy(logits, labels[keep], reduction="sum") + 0.5 * decay * flat.square().sum()
+
+            gradient = torch.func.grad(objective)(weights)
+            weights = weights - torch.linalg.solve(torch.func.hessian(objective)(weights), gradient)
+        return weights
+
+    def measured(weights):
+        return -nn.functional.cross_entropy(query_inputs @ weights.view(3, 4).T, query_labels, reduction="none")
+
+    everything = torch.ones(1500, dtype=torch.bool)
+    best = fit(everything, torch.zeros(12).double())
+    model = nn.Linear(4, 3, bias=False).double()
+    model.weight.data = best.view(3, 4)
+    task = whence.Classification(model)
+    store = built(tmp_path, task, list(zip(inputs, labels.tolist(), strict=True)), method="logra", rank=1000)
+    queries = list(zip(query_inputs, query_labels.tolist(), strict=True))
+    predicted = whence.score_table(store, task, queries, absolute_damping=decay / 1500, quiet=True).removal_effect()
+
+    chosen = range(0, 1500, 25)
+    actual = []
+    for row in chosen:
+        keep = everything.clone()
+        keep[row] = False
+        actual.append(measured(fit(keep, best)) - measured(best))
+    actual, predicted = torch.stack(actual, 1), predicted[:, ::25]
+    slope = float((actual * predicted).sum() / predicted.square().sum())
+    assert 0.85 < slope < 1.15
+    for place in range(6):
+        assert spearmanr(actual[place], predicted[place]).statistic > 0.9
