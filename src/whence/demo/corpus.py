@@ -34,8 +34,8 @@ _LONG_PARAGRAPH = 60
 
 def python_docs(
     *,
-    max_documents: int = 1200,
-    max_characters: int = 330,
+    max_documents: int = 1000,
+    max_characters: int = 280,
     min_characters: int = 120,
     per_topic: int = 6,
     per_source: int = 3,
@@ -48,7 +48,7 @@ def python_docs(
 
     Args:
         max_documents: How many at most.
-        max_characters: Longest passage; 330 are about 100 tokens of the demo's tokenizer.
+        max_characters: Longest passage; 280 are about 80 tokens of the demo's tokenizer.
         min_characters: Shorter ones teach nothing and are dropped.
         per_topic: Passages of one reference topic at most.
         per_source: Passages of one docstring at most.
@@ -61,25 +61,27 @@ def python_docs(
         BadInput: If this Python was installed without the topics or without the sources of its standard library.
     """
     documents: list[dict[str, str]] = []
-    seen: set[str] = set()
+    known: set[str] = set()
 
-    def take(source: str, found: Sequence[str], room: int, heading: str) -> int:
-        kept = [text for text in found if len(text) >= min_characters and text not in seen][: min(room, per_source)]
-        seen.update(kept)
-        for number, text in enumerate(kept):
-            name = source if len(kept) == 1 else f"{source}#{number}"
-            documents.append({"id": name, "source": source, "text": heading + text})
+    def take(source: str, heading: str, paragraphs: Sequence[str], most: int) -> int:
+        found = [text for text in passages(paragraphs, max_characters - len(heading)) if len(text) >= min_characters]
+        kept = [text for text in found if text not in known][: max(most, 0)]
+        # Overloads and property setters repeat a name; the first one documents it.
+        if source in known or not kept:
+            return 0
+        known.update([source, *kept])
+        names = [source] if len(kept) == 1 else [f"{source}#{number}" for number in range(len(kept))]
+        documents.extend(
+            {"id": name, "source": source, "text": heading + text} for name, text in zip(names, kept, strict=True)
+        )
         return len(kept)
 
     for topic, paragraphs in _topics():
-        found = passages(paragraphs, max_characters)[:per_topic]
-        if len(documents) < max_documents // 3:
-            take(f"topics/{topic}", found, per_topic, "")
+        take(f"topics/{topic}", "", paragraphs, min(per_topic, max_documents // 3 - len(documents)))
     for module in MODULES:
         room = min(per_module, max_documents - len(documents))
         for source, text in docstrings(module):
-            heading = f"{source}: "
-            room -= take(source, passages(_paragraphs(text), max_characters - len(heading)), room, heading)
+            room -= take(source, f"{source}: ", _paragraphs(text), min(per_source, room))
     if not any(document["source"] == "json.dumps" for document in documents):
         raise BadInput(
             found=f"no docstrings under {_library()}",
@@ -118,10 +120,10 @@ def docstrings(module: str) -> Iterator[tuple[str, str]]:
 
 
 def passages(paragraphs: Sequence[str], max_characters: int) -> list[str]:
-    """Paragraphs packed in order into passages, cut inside a paragraph only when it is too long by itself.
+    r"""Paragraphs packed in order into passages, cut inside a paragraph only when it is too long by itself.
 
     >>> passages(["one two", "three", "four five six"], 14)
-    ['one two\\n\\nthree', 'four five six']
+    ['one two\n\nthree', 'four five six']
     >>> passages(["A sentence. And more."], 14)
     ['A sentence.', 'And more.']
     """
@@ -184,7 +186,9 @@ def _paragraphs(text: str) -> list[str]:
 def _pieces(paragraph: str, max_characters: int) -> Iterator[str]:
     while len(paragraph) > max_characters:
         head = paragraph[: max_characters + 1]
-        ends = [head.rfind(mark) + len(mark) - 1 for mark in (". ", ".\n", "\n", "; ", ", ", " ") if head.rfind(mark) > 0]
+        ends = [
+            head.rfind(mark) + len(mark) - 1 for mark in (". ", ".\n", "\n", "; ", ", ", " ") if head.rfind(mark) > 0
+        ]
         # The first kind of boundary that does not leave a stump; any at all before a cut through a word.
         cut = next((end for end in ends if end >= max_characters // 3), max(ends, default=max_characters))
         yield paragraph[:cut].rstrip()

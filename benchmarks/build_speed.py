@@ -1,0 +1,128 @@
+"""Building a store against training the same model: tokens per second and peak memory, in one run.
+
+    python benchmarks/build_speed.py [--layers 6 --width 320 --vocabulary 8192 --length 256 --batch 16]
+
+A training step is forward, backward, AdamW. A build step is capture and projection of the same batch, and its share of encoding a shard of 256 rows. The two take turns, so
+that a busy machine slows both; the ratio is the median over pairs. Limit: without weight gradients a build does two thirds of the arithmetic.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+
+def make(arguments):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    import whence
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=arguments.layers,
+        n_embd=arguments.width,
+        n_head=arguments.width // 64,
+        vocab_size=arguments.vocabulary,
+        n_positions=arguments.length,
+        bos_token_id=None,
+        eos_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    task = whence.CausalLM(GPT2LMHeadModel(config), tokenizer=None)
+    records = [
+        {"input_ids": torch.randint(arguments.vocabulary, (arguments.length,)).tolist()} for _ in range(arguments.batch)
+    ]
+    return task, task.prepare(records).examples
+
+
+def train_step(task, examples):
+    model = task.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        loss = task.loss(model, task.collate(examples)).sum() / (len(examples) * examples[0].length)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def build_step(task, examples, method):
+    from whence.capture import plan_units
+    from whence.compress import Kronecker, RowCodec
+    from whence.methods import method_named
+    from whence.progress import meter
+    from whence.score import gradient_rows
+
+    plan = plan_units(task)
+    chosen = method_named(method)
+    kronecker = Kronecker.random(plan.units, rank=chosen.rank, kind="rademacher", seed=0, device=task.device)
+    names, shapes = tuple(unit.name for unit in plan.units), tuple(kronecker.shapes())
+    codec = RowCodec(names, shapes, chosen.factor_rank, torch.bfloat16, seed=0)
+    positions = sum(example.length for example in examples)
+
+    def step():
+        with meter("", len(examples), quiet=True) as progress:
+            return gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress).units
+
+    # Rows are encoded a shard at a time.
+    shard = [torch.cat([unit] * (256 // len(examples))) for unit in step()]
+    return step, lambda: codec.encode(shard)
+
+
+def seconds(step):
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def peak(arguments, which):
+    """Peak resident memory of three steps in a process of its own, in MiB; "none" is the model and the data alone."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", which]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, value in (("layers", 6), ("width", 320), ("vocabulary", 8192), ("length", 256), ("batch", 16), ("rounds", 7)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    task, examples = make(arguments)
+    if arguments.only:
+        step = train_step(task, examples) if arguments.only == "training" else None
+        if arguments.only not in ("training", "none"):
+            step, _ = build_step(task, examples, arguments.only)
+        for _ in range(3 if step else 0):
+            step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    tokens = arguments.batch * arguments.length
+    print(f"{parameters / 1e6:.1f} M parameters, {tokens:,} tokens a step, {torch.get_num_threads()} threads")
+    print("| method | training step s | build step s | build tokens/s | build / training speed | peak memory build / training MiB |")
+    print("|---|---|---|---|---|---|")
+    base, training_peak = peak(arguments, "none"), peak(arguments, "training")
+    for method in ("lorif", "logra", "grad-dot"):
+        train = train_step(task, examples)
+        build, encode = build_step(task, examples, method)
+        train(), encode()
+        pairs = [
+            (seconds(train), seconds(build) + seconds(encode) * arguments.batch / 256) for _ in range(arguments.rounds)
+        ]
+        ratio = statistics.median(a / b for a, b in pairs)
+        a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+        memory = f"{peak(arguments, method) - base:,.0f} / {training_peak - base:,.0f}"
+        print(f"| {method} | {a:.2f} | {b:.2f} | {tokens / b:,.0f} | {ratio:.2f} | {memory} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

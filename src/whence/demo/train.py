@@ -1,0 +1,207 @@
+"""Training from scratch on a handful of documents, the same way every time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from whence.data import Dataset, digest_of
+from whence.demo.model import DEFAULTS, Settings, new_model
+from whence.errors import BadInput, NonFinite
+from whence.progress import meter
+from whence.records import Recipe
+from whence.tasks import CausalLM
+
+__all__ = ["QueryLosses", "Retrain", "Trained", "train"]
+
+_IGNORED = -100
+_ADAM_EPSILON = 1e-8
+_ADAM_BETAS = (0.9, 0.95)
+# Batches of similar length inside a window of this many: little padding, yet a new mixture in every epoch.
+_WINDOW_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after training.
+
+    Args:
+        model: In evaluation mode.
+        recipe: What damping needs to know of the run.
+        losses: Mean loss per token in nats, one per epoch, measured while training.
+    """
+
+    model: GPT2LMHeadModel
+    recipe: Recipe
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Training as a removal test calls it: picklable, from a mask and a seed to a model.
+
+    Args:
+        dataset: All tokenized examples.
+        vocabulary: Number of tokens.
+        settings: Size and schedule.
+    """
+
+    dataset: Dataset
+    vocabulary: int
+    settings: Settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the data and the settings: equal when the same mask and seed give the same model."""
+        settings = json.dumps(asdict(self.settings), sort_keys=True)
+        return digest_of(self.dataset.fingerprint, self.vocabulary, settings, torch.__version__).hex()
+
+    def __call__(self, keep: Tensor, seed: int) -> GPT2LMHeadModel:
+        """The model trained on what `keep` marks; shape (N,)."""
+        return train(self.dataset, self.vocabulary, keep=keep, seed=seed, settings=self.settings).model
+
+
+@dataclass(frozen=True)
+class QueryLosses:
+    """What a removal test measures: the loss of each query in nats, summed over its scored tokens.
+
+    Args:
+        queries: Tokenized, as `CausalLM.prepare` returns them.
+    """
+
+    queries: Dataset
+
+    def __call__(self, model: GPT2LMHeadModel) -> Tensor:
+        """One loss per query, shape (Q,)."""
+        task = CausalLM(model, None)
+        with torch.no_grad():
+            return torch.cat([task.loss(model, task.collate([query])) for query in self.queries.examples])
+
+
+def train(
+    dataset: Dataset,
+    vocabulary: int,
+    *,
+    keep: Tensor | None = None,
+    seed: int = 0,
+    settings: Settings = DEFAULTS,
+    quiet: bool = True,
+) -> Trained:
+    """Train from scratch on the kept examples.
+
+    Leaving examples out keeps the number of epochs, the batch size and the shape of the schedule; there are fewer steps, because
+    there is less to read. The order of what remains is the same as with everything kept. What is minimised is the mean loss per token
+    over the kept examples: every token counts the same, whatever batch it is in.
+
+    The same arguments give the same bits on one machine and number of threads.
+
+    Args:
+        dataset: Tokenized examples with `input_ids` and `labels`, as `CausalLM.prepare` returns them.
+        vocabulary: Number of tokens the model knows.
+        keep: Shape (N,), False for examples to leave out; None keeps all.
+        seed: Of the initial weights and of the order.
+        settings: Size and schedule.
+        quiet: No progress bar.
+
+    Returns:
+        The model with its recipe.
+
+    Raises:
+        BadInput: If nothing is kept, or `keep` does not fit the dataset.
+        NonFinite: If the loss stops being a number.
+    """
+    kept = list(range(len(dataset))) if keep is None else torch.nonzero(keep).flatten().tolist()
+    if not kept or (keep is not None and len(keep) != len(dataset)):
+        raise BadInput(
+            found=f"{len(kept)} kept examples of {len(dataset)}, by a mask of {len(kept) if keep is None else len(keep)}",
+            needed="one True or False per example, and at least one True",
+            do="check the mask",
+        )
+    tokens = sum(int((np.asarray(dataset.examples[i].fields["labels"])[1:] != _IGNORED).sum()) for i in kept)
+    tokens_per_example = tokens / len(kept)
+    model = new_model(vocabulary, seed, settings)
+    task = CausalLM(model, None)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=_ADAM_BETAS,
+        eps=_ADAM_EPSILON,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    num_steps = settings.epochs * -(-len(kept) // settings.batch_examples)
+    rates = _learning_rates(num_steps, settings)
+    generator = np.random.default_rng(seed)
+    losses = []
+    model.train()
+    with meter(f"training, seed {seed}", num_steps, quiet=quiet) as progress:
+        for _ in range(settings.epochs):
+            total = 0.0
+            for batch in _epoch(dataset, kept, settings.batch_examples, generator):
+                optimizer.param_groups[0]["lr"] = next(rates)
+                loss = _summed_loss(model, task.collate([dataset.examples[index] for index in batch]))
+                # Divided by a constant, not by this batch's own tokens: a mean over the tokens of all batches.
+                (loss / (settings.batch_examples * tokens_per_example)).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                total += float(loss.detach())
+                progress.advance()
+            losses.append(total / tokens)
+            if not np.isfinite(total):
+                raise NonFinite(
+                    found=f"a loss of {total} with seed {seed}", needed="a number", do="lower the learning rate"
+                )
+    model.eval()
+    recipe = Recipe(
+        optimizer="adamw",
+        learning_rate_sum=sum(_learning_rates(num_steps, settings)),
+        momentum=0.0,
+        weight_decay=settings.weight_decay,
+        loss_divisor=tokens_per_example,
+        mean_preconditioner=_mean_preconditioner(optimizer),
+    )
+    return Trained(model, recipe, tuple(losses))
+
+
+def _summed_loss(model: GPT2LMHeadModel, batch: dict[str, Tensor]) -> Tensor:
+    """What `CausalLM.loss` gives, summed, without the head on padding: with this vocabulary the head is half of the arithmetic."""
+    labels_BT = batch["labels"][:, 1:]
+    is_scored_BT = labels_BT != _IGNORED
+    # Padding is on the right and attention is causal, so no real position sees it: no mask is needed.
+    hidden_BTH = model.transformer(input_ids=batch["input_ids"]).last_hidden_state[:, :-1]
+    logits_SV = model.lm_head(hidden_BTH[is_scored_BT])
+    return nn.functional.cross_entropy(logits_SV, labels_BT[is_scored_BT], reduction="sum")
+
+
+def _learning_rates(num_steps: int, settings: Settings) -> Iterator[float]:
+    rising = max(1, round(settings.warmup * num_steps))
+    for step in range(num_steps):
+        share = min((step + 1) / rising, (num_steps - step) / max(1, num_steps - rising))
+        yield settings.learning_rate * share
+
+
+def _epoch(dataset: Dataset, kept: Sequence[int], size: int, generator: np.random.Generator) -> list[list[int]]:
+    # Drawn over all examples, so that leaving one out does not reshuffle the others.
+    chosen = np.zeros(len(dataset), dtype=bool)
+    chosen[list(kept)] = True
+    order = [int(index) for index in generator.permutation(len(dataset)) if chosen[index]]
+    batches = []
+    for start in range(0, len(order), size * _WINDOW_BATCHES):
+        window = sorted(order[start : start + size * _WINDOW_BATCHES], key=lambda index: dataset.examples[index].length)
+        batches += [window[first : first + size] for first in range(0, len(window), size)]
+    # One draw whatever the number of batches, so that the next epoch's order does not depend on what was left out.
+    np.random.default_rng(int(generator.integers(1 << 32))).shuffle(batches)
+    return batches
+
+
+def _mean_preconditioner(optimizer: torch.optim.AdamW) -> float:
+    total, count = 0.0, 0
+    for state in optimizer.state.values():
+        corrected = state["exp_avg_sq"].double() / (1 - _ADAM_BETAS[1] ** float(state["step"]))
+        total += float((1 / (corrected.sqrt() + _ADAM_EPSILON)).sum())
+        count += corrected.numel()
+    return total / count

@@ -1,0 +1,17 @@
+"""Are the scores true? Tests against retraining, with their uncertainty."""
+
+from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
+from whence.evaluate.retrain import Run, measure_runs
+from whence.evaluate.statistics import Interval, mean_interval, t_quantile
+
+__all__ = [
+    "ConditionResult",
+    "Interval",
+    "RemovalResult",
+    "Run",
+    "mean_interval",
+    "measure_runs",
+    "random_removals",
+    "removal_test",
+    "t_quantile",
+]
