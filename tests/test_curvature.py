@@ -78,7 +78,7 @@ def test_recipe_of_a_loss_that_was_a_mean_over_tokens():
 
 def test_recipe_of_adam():
     assert recipe_damping(Recipe("adamw", learning_rate_sum=2.0)) is None
-    assert recipe_damping(Recipe("adamw", learning_rate_sum=2.0, mean_preconditioner=50.0)) == pytest.approx(0.01)
+    assert recipe_damping(Recipe("adamw", 2.0, weight_decay=0.5, inverse_preconditioner=0.02)) == pytest.approx(0.02)
 
 
 def test_impossible_recipes():
@@ -92,7 +92,7 @@ def test_choice_of_damping_is_told():
     assert choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
     auto = choose_damping(Recipe("sgd", 10.0), **options)
     assert auto.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
-    assert "not its mean preconditioner" in choose_damping(Recipe("adamw", 10.0), **options).note
+    assert "not its second moments" in choose_damping(Recipe("adamw", 10.0), **options).note
     asked = choose_damping(Recipe("sgd", 10.0), **{**options, "relative_damping": 0.5})
     assert asked.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(2.5) and "as asked" in asked.note
     assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(5.0, 1.0) == 0.5

@@ -1,5 +1,6 @@
 """The command line: verbs, and one place where errors become one line and an exit status."""
 
+import os
 import sys
 
 from cyclopts import App, CycloptsError
@@ -15,6 +16,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 _VERBS = {
@@ -42,17 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         status = app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # here, where a closed pipe is an exception, and not when Python exits
     except WhenceError as error:
         print(f"whence: {error}", file=sys.stderr)
         return 2
     except CycloptsError as error:
-        print(f"whence: {' '.join(str(error).split())}; do this: see `whence --help`", file=sys.stderr)
+        text = " ".join(str(error).split()).rstrip(".")
+        print(f"whence: found a command that cannot be read ({text}); do this: see `whence --help`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("whence: stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `whence query ... | head`
-        sys.stderr.close()
+        # What is still in the buffer would raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status if isinstance(status, int) else 0
 

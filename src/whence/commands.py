@@ -52,8 +52,10 @@ def build(
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
 
-    loaded, origin = load_task(model, kind=task, **_task_options(task, model, long, max_length, track, ignore, functional))
-    store = run(loaded, load_records(data, split=split), output, append=append, origin=origin, config=config)
+    options = _task_options(task, model, long, max_length, track, ignore, functional)
+    records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
+    loaded, origin = load_task(model, kind=task, **options)
+    store = run(loaded, records, output, append=append, origin=origin, config=config)
     print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
 
@@ -113,12 +115,20 @@ def query(
             needed="to know where its model is",
             do="pass --model, or query it from Python",
         )
+    recorded = str(origin.get("model", ""))
+    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
+    if model is None and place.is_absolute() and not place.exists():
+        raise BadInput(
+            found=f"no model at {origin['model']}, where it was when {store} was built",
+            needed="the same model",
+            do="pass --model with the place where it is now",
+        )
     loaded, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
     hits = run(
         opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
     )
     if html is not None:
-        write_page(html, "whence", f"{len(opened):,} training examples in {store}", [("Answers", hits_fragment(hits))])
+        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
     if as_json:
         print(json.dumps(hits.to_dict(), ensure_ascii=False))
     else:
@@ -206,8 +216,10 @@ def forecast(
     from whence.load import load_records, load_task
     from whence.pipeline import forecast_build
 
-    loaded, _ = load_task(model, kind=task, **_task_options(task, model, long, max_length, (), (), False))
-    print(forecast_build(loaded, load_records(data, split=split), config))
+    options = _task_options(task, model, long, max_length, (), (), False)
+    records = load_records(data, split=split)
+    loaded, _ = load_task(model, kind=task, **options)
+    print(forecast_build(loaded, records, config))
 
 
 def methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:

@@ -4,8 +4,10 @@ import csv
 import importlib.util
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from whence.tasks import AbstractTask, CausalLM, Classification
 
 __all__ = ["TASKS", "load_records", "load_task"]
 
+# The csv module refuses fields above 131,072 characters; documents are longer.
+_LONGEST_FIELD = 1 << 30
 TASKS = ("causal_lm", "classification")
 
 
@@ -87,22 +91,39 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
         readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs}
         if path.suffix not in readers:
             raise BadInput(found=f"data file {path}", needed=f"one of: {', '.join(readers)}", do="convert it")
-        try:
+        with _readable(path):
             return list(readers[path.suffix](path))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise BadInput(
-                found=f"{path}, which cannot be read ({error})", needed=f"valid {path.suffix}", do="mend the file"
-            ) from error
     if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         texts = sorted(file for pattern in ("*.txt", "*.md") for file in path.rglob(pattern))
         if texts:
-            return [
-                {"text": file.read_text("utf-8"), "id": str(file.relative_to(path)), "source": str(file.relative_to(path))}
-                for file in texts
-            ]
+            return [_document(path, file) for file in texts]
     elif not path.exists() and (data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt")):
         raise BadInput(found=f"no data at {data}", needed="a file or folder", do="check the path")
     return _hub_dataset(data, split)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into one error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BadInput: If something is.
+    """
+    try:
+        yield
+    except (ValueError, csv.Error, OSError) as error:
+        raise BadInput(
+            found=f"{path}, which cannot be read ({_first_line(error)})", needed=f"valid {path.suffix}", do="mend the file"
+        ) from error
+
+
+def _document(folder: Path, file: Path) -> dict[str, str]:
+    with _readable(file):
+        name = str(file.relative_to(folder))
+        return {"text": file.read_text("utf-8-sig"), "id": name, "source": name}
 
 
 def _is_function(name: str) -> bool:
@@ -138,8 +159,12 @@ def _recipe(path: Path) -> Recipe | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
-        return Recipe(**content)
+        recipe = Recipe(**json.loads(path.read_text("utf-8")))
+        for field in fields(Recipe):
+            value = getattr(recipe, field.name)
+            if field.name != "optimizer" and not isinstance(value, int | float) and value != field.default:
+                raise ValueError(f"{field.name} is {value!r}, not a number")
+        return recipe
     except (ValueError, TypeError) as error:
         raise BadInput(
             found=f"{path}, which is no recipe ({error})",
@@ -156,6 +181,8 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
             found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence[hf]'"
         ) from error
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     automatic = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "classification": transformers.AutoModelForSequenceClassification,
@@ -169,6 +196,13 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
             needed="a folder written by save_pretrained with its tokenizer, or a hub name within reach",
             do="check the path, and that all files were copied",
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Without its files the library makes a tokenizer of special tokens alone, which turns every text into nothing.
+        raise BadInput(
+            found=f"no tokenizer with {model!r}",
+            needed="tokenizer.json, or the tokenizer's own files, beside the weights",
+            do="save it there with tokenizer.save_pretrained",
+        )
     if report["missing_keys"]:
         # Left alone these would be random numbers, and every score with them.
         raise BadInput(
@@ -207,25 +241,35 @@ def _first_line(error: Exception) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield _encodable(json.loads(line))
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
 
 
 def _json(path: Path) -> Iterator[Any]:
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(content, list):
         raise ValueError("not a list of records")
-    yield from content
+    yield from map(_encodable, content)
+
+
+def _encodable(record: Any) -> Any:
+    # JSON can hold half of a surrogate pair; UTF-8, and so tokenizers and the store, cannot.
+    json.dumps(record, ensure_ascii=False).encode()
+    return record
 
 
 def _csv(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","):
+    csv.field_size_limit(_LONGEST_FIELD)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num}: not as many fields as the header, {len(reader.fieldnames or ())}")
             yield {key: _number(key, value) for key, value in row.items()}
 
 
@@ -234,6 +278,6 @@ def _number(key: str, value: str) -> Any:
 
 
 def _paragraphs(path: Path) -> Iterator[Any]:
-    parts = (part.strip() for part in path.read_text("utf-8").split("\n\n"))
+    parts = (part.strip() for part in re.split(r"\n[ \t]*\n", path.read_text("utf-8-sig")))
     for number, part in enumerate(part for part in parts if part):
         yield {"text": part, "id": f"{path.name}#{number}", "source": path.name}

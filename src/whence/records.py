@@ -116,7 +116,7 @@ class Recipe:
         weight_decay: L2 coefficient.
         loss_divisor: What one example's summed loss was divided by inside the mean that training minimised: 1 for a mean over
             examples, the mean number of tokens per example for a mean over tokens.
-        mean_preconditioner: For adaptive optimizers, the mean over parameters of 1 / (sqrt(v) + eps) at the end; None if unknown.
+        inverse_preconditioner: For adaptive optimizers, the mean over parameters of sqrt(v) + eps at the end; None if unknown.
     """
 
     optimizer: str
@@ -124,7 +124,7 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     loss_divisor: float = 1.0
-    mean_preconditioner: float | None = None
+    inverse_preconditioner: float | None = None
 
 
 @dataclass(frozen=True)

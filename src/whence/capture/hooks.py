@@ -53,6 +53,7 @@ def capture(
 
     Raises:
         BadInput: If the objective does not give one value per example.
+        RuntimeError: Whatever else the model raises.
         Unsupported: If a layer does not keep the examples apart, or does not reach the objective.
     """
     function = task.loss if objective == "loss" else task.measurement

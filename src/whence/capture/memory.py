@@ -122,10 +122,13 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
 
     Raises:
         OutOfMemory: If a single item does not fit.
+        RuntimeError: Whatever else `run` raises.
     """
     try:
         return [run(items)]
-    except (RuntimeError, MemoryError) as error:
+    except MemoryError:
+        pass
+    except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise error
     # Outside the handler, so that the failed call's tensors are gone.
@@ -141,7 +144,5 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
     return in_halves(items[:half], run) + in_halves(items[half:], run)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "allocate memory" in str(error) or "out of memory" in str(error)
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

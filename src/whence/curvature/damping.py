@@ -37,15 +37,16 @@ class Damping:
 def recipe_damping(recipe: Recipe) -> float | None:
     """Damping from the training run: lambda = weight decay + 1 / sum of learning rates, in units of the per-example loss.
 
-    Training for a finite time leaves directions of curvature below 1 / (sum of learning rates) undecided; adding that value to the curvature
-    is what stopping early amounts to (Bae et al. 2024, section 3.2). Heavy-ball momentum multiplies the learning rate by 1 / (1 - momentum),
-    an adaptive optimizer by the mean of its preconditioner. A loss that was divided inside the mean scales back.
+    Training for a finite time leaves directions of curvature below 1 / (sum of learning rates) undecided; adding that value to the
+    curvature is what stopping early amounts to (Bae et al. 2024, section 3.2). Heavy-ball momentum multiplies the learning rate by
+    1 / (1 - momentum). An adaptive optimizer moves by P times the gradient, so both terms are multiplied by the mean of 1 / P = sqrt(v) + eps,
+    with decoupled weight decay. A loss that was divided inside the mean scales back.
 
     Args:
         recipe: The training run.
 
     Returns:
-        The value, or None for an adaptive optimizer whose preconditioner is not known.
+        The value, or None for an adaptive optimizer whose second moments are not known.
 
     Raises:
         BadInput: If the recipe's numbers are impossible.
@@ -60,13 +61,11 @@ def recipe_damping(recipe: Recipe) -> float | None:
             needed="a positive sum and divisor, and momentum in [0, 1)",
             do="correct the recipe, or leave it out and pass relative_damping",
         )
-    scale = 1.0
-    if recipe.optimizer.lower() != "sgd":
-        if recipe.mean_preconditioner is None:
-            return None
-        scale = recipe.mean_preconditioner
-    moved = recipe.learning_rate_sum * scale / (1 - recipe.momentum)
-    return round((recipe.weight_decay + 1 / moved) * recipe.loss_divisor, 15)
+    inverse = 1.0 if recipe.optimizer.lower() == "sgd" else recipe.inverse_preconditioner
+    if inverse is None:
+        return None
+    stopped = (1 - recipe.momentum) / recipe.learning_rate_sum
+    return round((recipe.weight_decay + stopped) * inverse * recipe.loss_divisor, 15)
 
 
 def choose_damping(
@@ -103,7 +102,7 @@ def choose_damping(
             return Damping(
                 None, value, f"damping {value:.3g} from the training recipe (weight decay + 1 / sum of learning rates)"
             )
-        why = f"the recipe says {recipe.optimizer} but not its mean preconditioner"
+        why = f"the recipe says {recipe.optimizer} but not its second moments"
     else:
         why = "no training recipe known"
     return Damping(default, None, f"damping {default:g} x mean eigenvalue, the method's default: {why}")

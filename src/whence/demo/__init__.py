@@ -1,1 +1,5 @@
-"""The whole story on real text: train a small model, ask where an answer comes from, and check by retraining."""
+"""The whole story on real text: `whence demo`."""
+
+from whence.demo.story import tell
+
+__all__ = ["tell"]

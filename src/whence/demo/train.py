@@ -162,7 +162,7 @@ def train(
         momentum=0.0,
         weight_decay=settings.weight_decay,
         loss_divisor=tokens_per_example,
-        mean_preconditioner=_mean_preconditioner(optimizer),
+        inverse_preconditioner=_inverse_preconditioner(optimizer),
     )
     return Trained(model, recipe, tuple(losses))
 
@@ -198,10 +198,10 @@ def _epoch(dataset: Dataset, kept: Sequence[int], size: int, generator: np.rando
     return batches
 
 
-def _mean_preconditioner(optimizer: torch.optim.AdamW) -> float:
+def _inverse_preconditioner(optimizer: torch.optim.AdamW) -> float:
     total, count = 0.0, 0
     for state in optimizer.state.values():
         corrected = state["exp_avg_sq"].double() / (1 - _ADAM_BETAS[1] ** float(state["step"]))
-        total += float((1 / (corrected.sqrt() + _ADAM_EPSILON)).sum())
+        total += float((corrected.sqrt() + _ADAM_EPSILON).sum())
         count += corrected.numel()
     return total / count

@@ -19,7 +19,18 @@ from whence.methods import method_named
 from whence.pipeline.projections import make_projections
 from whence.progress import meter, say
 from whence.score import gradient_rows
-from whence.store import Blueprint, Store, StoredUnit, Writer, dtype_named, open_store, write_store, write_tensors
+from whence.store import (
+    Blueprint,
+    Store,
+    StoredUnit,
+    Writer,
+    check_writable,
+    dtype_named,
+    open_store,
+    sha256_of,
+    write_store,
+    write_tensors,
+)
 from whence.tasks import AbstractTask
 
 __all__ = ["build", "forecast_build"]
@@ -65,19 +76,21 @@ def build(
         raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
     config = config or BuildConfig(**options)
     folder = Path(folder)
+    check_writable(folder)
+    weights = task.weights
+    earlier = Blueprint.read(folder) if (folder / "blueprint.json").exists() else None
+    if earlier is not None and earlier.model != weights:
+        raise StoreMismatch(
+            found=f"a store of other weights in {folder}",
+            needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
+            do="build into another folder, or load the model that this store was built with",
+        )
     dataset = data if isinstance(data, Dataset) else task.prepare(data)
     plan = plan_units(task)
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     report = (lambda text: None) if quiet else say
     report(f"{plan.coverage} in {len(plan.units)} units, {len(dataset):,} examples")
 
-    earlier = Blueprint.read(folder) if (folder / "blueprint.json").exists() else None
-    if earlier is not None and earlier.model != task.weights:
-        raise StoreMismatch(
-            found=f"a store of other weights in {folder}",
-            needed=f"weights {earlier.model[:8]}, not {task.weights[:8]}",
-            do="build into another folder, or load the model that this store was built with",
-        )
     untouched = check_task(task, plan, dataset.examples, autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
@@ -90,10 +103,13 @@ def build(
     kronecker, axes = make_projections(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
     blueprint = _blueprint(task, plan, kronecker, config, positions, earlier, origin)
     with write_store(folder, blueprint, dataset, append=append) as writer:
-        if not writer.pending and (folder / "manifest.json").exists():
+        if writer.is_finished():
             report(f"{folder} is complete: nothing to do")
             return open_store(folder)
-        files = {"axes.safetensors": write_tensors(folder / "axes.safetensors", axes)} if axes else {}
+        files = {}
+        if axes:
+            path = folder / "axes.safetensors"
+            files[path.name] = sha256_of(path) if path.exists() else write_tensors(path, axes)
         _write_rows(task, plan, kronecker, writer, positions, autocast, quiet)
         if method_named(config.method).curvature == "fisher":
             rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})

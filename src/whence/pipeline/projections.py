@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from whence.capture import Plan
@@ -12,9 +11,10 @@ from whence.compress import Kronecker, Random
 from whence.config import BuildConfig
 from whence.curvature import fit_axes
 from whence.data import Dataset
+from whence.errors import StoreCorrupt
 from whence.methods import method_named
 from whence.progress import meter
-from whence.store import Store, dtype_named
+from whence.store import Store, damaged, dtype_named, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
 __all__ = ["make_projections", "stored_projections"]
@@ -36,6 +36,9 @@ def make_projections(
 
     Returns:
         The projections, and the learned axes to be stored; empty for random ones.
+
+    Raises:
+        StoreCorrupt: If the axes that stored rows were made with are altered or gone.
     """
     method = method_named(config.method)
     rank = config.rank or method.rank
@@ -44,8 +47,18 @@ def make_projections(
         return Kronecker.random(plan.units, rank=rank, kind=kind, seed=config.seed, device=task.device), {}
     path = folder / "axes.safetensors"
     if path.exists():
-        axes = load_file(path)
+        sealed = (listed_files(folder) or {}).get(path.name)
+        if sealed is not None and sha256_of(path) != sealed:
+            raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
+        axes = read_tensors(path)
     else:
+        first = read_seals(folder).get(0)
+        if first is not None and first.data != dataset.fingerprint:
+            raise StoreCorrupt(
+                found=f"no axes.safetensors in {folder}, which the rows there were made with",
+                needed="the same axes for the rows to be added",
+                do="restore that file from a copy, or build into another folder",
+            )
         step = max(1, len(dataset) // config.axes_examples)
         sample = list(dataset.examples)[::step][: config.axes_examples]
         autocast = None if config.autocast == "none" else dtype_named(config.autocast)
@@ -75,7 +88,10 @@ def stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kronecke
 def _with_axes(plan: Plan, axes: dict[str, Tensor], device: torch.device) -> Kronecker:
     def side(name: str, index: int) -> Tensor | None:
         matrix = axes.get(f"{name}.{index}")
-        return None if matrix is None else matrix.to(device)
+        if matrix is None:
+            return None
+        # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
+        return matrix.to(device).clone(memory_format=torch.contiguous_format)
 
     count = range(len(plan.units))
     return Kronecker(plan.units, tuple(side("outputs", i) for i in count), tuple(side("inputs", i) for i in count))

@@ -51,11 +51,17 @@ def query(
         Both tails per query.
 
     Raises:
-        BadInput: If k is not positive.
+        BadInput: If k is not positive, or tokens are to be scored that the task cannot place in a text.
     """
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
+    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    if tokens and not any(example.token_spans for example in asked.dataset.examples):
+        raise BadInput(
+            found="tokens=True for queries without token positions",
+            needed="queries with text, a language model and a fast tokenizer",
+            do="leave tokens out",
+        )
     with meter("scan", len(asked.store), quiet=quiet) as progress:
         high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress)
     hits = []
@@ -122,24 +128,7 @@ class _Asked:
         store = store if isinstance(store, Store) else open_store(store)
         store.accepts(task)
         blueprint, method = store.blueprint, method_named(store.blueprint.method)
-        dataset = queries if isinstance(queries, Dataset) else task.prepare(queries)
-        plan = plan_units(task)
-        if plan.units and tuple(unit.name for unit in plan.units) != tuple(unit.name for unit in blueprint.units):
-            raise StoreMismatch(
-                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
-                needed="the same tracked parameters",
-                do="pass the same track, ignore and functional to the task as at the build",
-            )
-        kronecker = stored_projections(store, plan, task)
-        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
-        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
-        with meter("queries", len(dataset), quiet=quiet) as progress:
-            rows = gradient_rows(
-                task, plan, kronecker, dataset.examples,
-                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
-            )  # fmt: skip
         damping = None
-        notes: tuple[str, ...] = (f"{plan.coverage}",)
         if method.curvature != "identity":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
             damping = choose_damping(
@@ -148,11 +137,27 @@ class _Asked:
                 absolute_damping=absolute_damping,
                 default=method.relative_damping,
             )
-            notes += (damping.note,)
         elif relative_damping is not None or absolute_damping is not None:
             raise BadInput(
                 found=f"damping for a store of {method.name}", needed="a method with curvature", do="leave damping out"
             )
+        dataset = queries if isinstance(queries, Dataset) else task.prepare(queries)
+        plan = plan_units(task)
+        if plan.units and tuple(unit.name for unit in plan.units) != tuple(unit.name for unit in blueprint.units):
+            raise StoreMismatch(
+                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
+                needed="the same tracked parameters",
+                do="pass the same track, ignore and functional to the task as at the build",
+            )
+        notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
+        kronecker = stored_projections(store, plan, task)
+        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
+        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
+        with meter("queries", len(dataset), quiet=quiet) as progress:
+            rows = gradient_rows(
+                task, plan, kronecker, dataset.examples,
+                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
+            )  # fmt: skip
         ready = precondition(store, rows, damping)
         if method.cosine:
             return cls(

@@ -4,7 +4,7 @@ from whence.report.charts import bars_section, table_section
 from whence.report.hits import Hit, Hits
 from whence.report.html import hits_fragment
 from whence.report.page import page, write_page
-from whence.report.terminal import print_hits
+from whence.report.terminal import print_hits, print_methods, print_table
 
 __all__ = [
     "Hit",
@@ -13,6 +13,8 @@ __all__ = [
     "hits_fragment",
     "page",
     "print_hits",
+    "print_methods",
+    "print_table",
     "table_section",
     "write_page",
 ]

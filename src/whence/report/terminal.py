@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,12 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from whence.methods import Method
 from whence.report.passages import clip, pieces, shorten, strongest
 
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
 
-__all__ = ["print_hits"]
+__all__ = ["print_hits", "print_methods", "print_table"]
 
 _OPPONENTS = 3
 _QUERY_WIDTH = 240
@@ -40,13 +42,18 @@ def print_hits(hits: "Hits") -> None:
     Args:
         hits: The ranking.
     """
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
+    console = _console()
     for place in range(len(hits.queries)):
         console.print(_heading(hits, place, console))
         console.print(_table(hits, place, console))
     console.print(_footer(hits, console))
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
 
 
 def _heading(hits: "Hits", place: int, console: Console) -> Group:
@@ -124,3 +131,36 @@ def _plain(text: str, console: Console) -> str:
     if console.options.ascii_only:
         text = text.replace("…", "...")
     return text.encode(console.encoding, "replace").decode(console.encoding)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """A plain table on stdout; cells are shown as they are, never read as markup."""
+    console = _console()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(Text(name))
+    for row in rows:
+        table.add_row(*(_plain(str(cell), console) for cell in row))
+    if title:
+        console.print(Text(f"\n{title}", style="bold"))
+    console.print(table)
+
+
+def print_methods(methods: Iterable[Method]) -> None:
+    """The table of methods on stdout."""
+    header = ("method", "what it does", "rank", "factors", "curvature", "passes", "paper")
+    print_table(
+        header,
+        (
+            (
+                method.name,
+                method.summary,
+                method.rank,
+                method.factor_rank or "dense",
+                method.curvature if method.curvature_rank is None else f"{method.curvature}, {method.curvature_rank} directions",
+                method.passes,
+                method.paper,
+            )
+            for method in methods
+        ),
+    )

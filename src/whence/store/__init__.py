@@ -1,10 +1,10 @@
 """Rows on disk: format, writer, reader."""
 
-from whence.store.files import write_tensors
+from whence.store.files import check_writable, damaged, read_tensors, sha256_of, write_tensors
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
-from whence.store.writer import Pending, Writer, write_store
+from whence.store.writer import Pending, Writer, listed_files, read_seals, write_store
 
 __all__ = [
     "FORMAT_VERSION",
@@ -14,8 +14,14 @@ __all__ = [
     "Store",
     "StoredUnit",
     "Writer",
+    "check_writable",
+    "damaged",
     "dtype_named",
+    "listed_files",
     "open_store",
+    "read_seals",
+    "read_tensors",
+    "sha256_of",
     "verify_store",
     "write_store",
     "write_tensors",

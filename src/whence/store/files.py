@@ -6,16 +6,28 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.errors import BadInput, DiskFull, StoreCorrupt
 
-__all__ = ["disk_errors", "locked", "read_json", "sha256_of", "write_bytes", "write_json", "write_tensors"]
+__all__ = [
+    "check_writable",
+    "damaged",
+    "disk_errors",
+    "locked",
+    "read_json",
+    "read_tensors",
+    "sha256_of",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+]
 
 # Direct reads need aligned payloads; the safetensors library itself aligns to 8 bytes only.
 _ALIGNMENT = 4096
@@ -48,11 +60,29 @@ def disk_errors(path: Path) -> Iterator[None]:
                 needed="room for the rest of the store",
                 do="free some space and run the same command again: finished shards are kept",
             ) from error
-        raise BadInput(
-            found=f"{path}, which cannot be written ({error.strerror})",
-            needed="a folder that can be created and written",
-            do="choose another output folder or change its permissions",
-        ) from error
+        raise BadInput(**_unwritable(path, error.strerror or str(error))) from error
+
+
+def _unwritable(path: Path, why: str) -> dict[str, str]:
+    return {
+        "found": f"{path}, which cannot be written ({why})",
+        "needed": "a folder that can be created and written",
+        "do": "choose another output folder or change its permissions",
+    }
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written, before anything long runs.
+
+    Raises:
+        BadInput: If it cannot.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = f"no right to write in {there}" if there.is_dir() else f"{there} is a file"
+        raise BadInput(**_unwritable(folder, why))
 
 
 def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
@@ -115,6 +145,30 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
                 yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
     return write_bytes(path, chunks())
+
+
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Some or all tensors of a safetensors file.
+
+    Raises:
+        StoreCorrupt: If it is missing or not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (SafetensorError, OSError) as error:
+        raise StoreCorrupt(**damaged(path, str(error))) from error
+
+
+def damaged(path: Path, why: str) -> dict[str, str]:
+    """What to say of a file that is not what was written, with the way out for this kind of file."""
+    if path.parent.name == "shards":
+        do = "delete that shard's files (also its .json) and run the same `whence build` again: it makes only what is missing"
+    elif path.name in ("axes.safetensors", "curvature.safetensors", "manifest.json"):
+        do = "delete it and run the same `whence build` again: it makes only what is missing"
+    else:
+        do = "restore the folder from a copy, or build into another folder"
+    return {"found": f"a damaged file {path} ({why})", "needed": "the bytes that were sealed", "do": do}
 
 
 def read_json(path: Path) -> Any:

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.compress import RowCodec
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store.files import read_json, sha256_of
+from whence.store.files import damaged, read_json, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.writer import read_seals
 from whence.tasks import AbstractTask
@@ -76,12 +75,7 @@ class Store:
         Raises:
             StoreCorrupt: If the file is not what was sealed.
         """
-        path = self._path(seal, ".safetensors")
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise StoreCorrupt(**_damaged(path, str(error))) from error
+        return read_tensors(self._path(seal, ".safetensors"), names)
 
     def file(self, name: str) -> dict[str, Tensor]:
         """All tensors of a file beside the shards.
@@ -89,12 +83,7 @@ class Store:
         Raises:
             StoreCorrupt: If it is missing or unreadable.
         """
-        path = self.folder / name
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise StoreCorrupt(**_damaged(path, str(error))) from error
+        return read_tensors(self.folder / name)
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
@@ -157,10 +146,10 @@ class Store:
             try:
                 stat = path.stat()
             except OSError as error:
-                raise StoreCorrupt(**_damaged(path, "it is missing")) from error
+                raise StoreCorrupt(**damaged(path, "it is missing")) from error
             mark = [stat.st_size, stat.st_mtime_ns, sha256]
             if known.get(path.name) != mark and sha256_of(path) != sha256:
-                raise StoreCorrupt(**_damaged(path, "its checksum is not the sealed one"))
+                raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
             fresh[path.name] = mark
         if fresh != known:
             with contextlib.suppress(OSError):  # a read-only store is checked every time
@@ -188,7 +177,7 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
 
     Args:
         folder: Its folder.
-        check: Whether altered files are looked for; see `Store.check_unchanged`.
+        check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
 
     Returns:
         The store.
@@ -208,24 +197,21 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
             do="run the same `whence build` again: it goes on where it stopped",
         )
     manifest = read_json(folder / "manifest.json")
-    if manifest["blueprint"] != blueprint.digest():
-        raise StoreCorrupt(**_damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
-    store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), manifest["files"])
+    try:
+        store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), dict(manifest["files"]))
+        written_for = manifest["blueprint"]
+    except (KeyError, TypeError) as error:
+        raise StoreCorrupt(**damaged(folder / "manifest.json", f"it is incomplete: {error}")) from error
+    if written_for != blueprint.digest():
+        raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
+    if not check:
+        return store
     for seal in store.seals:
         for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
             path = (folder / shard_stem(seal.number)).with_suffix(suffix)
             if not path.exists() or path.stat().st_size != size:
                 raise StoreCorrupt(
-                    **_damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
+                    **damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
                 )
-    if check:
-        store.check_unchanged()
+    store.check_unchanged()
     return store
-
-
-def _damaged(path: Path, why: str) -> dict[str, str]:
-    return {
-        "found": f"a damaged file {path} ({why})",
-        "needed": "the bytes that were sealed",
-        "do": "delete that shard's files (also its .json) and run the same `whence build` again: it makes only what is missing",
-    }

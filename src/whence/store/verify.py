@@ -6,6 +6,7 @@ import torch
 
 from whence.store.format import shard_stem
 from whence.store.reader import Store
+from whence.store.writer import read_seals
 
 __all__ = ["verify_store"]
 
@@ -13,22 +14,24 @@ __all__ = ["verify_store"]
 def verify_store(store: Store) -> list[str]:
     """Faults of a store, each as one line; empty if there are none.
 
-    Checks every checksum, that shards hold as many rows as sealed, that the examples are where the offsets say, that ids are unique
-    and that every stored number is finite.
+    Checks every checksum, that the manifest lists the shards that are there, that shards hold as many rows as sealed, that the examples
+    are where the offsets say, that ids are unique and that every stored number is finite.
     """
     faults = [f"{path}: its checksum is not the sealed one" for path in store.bad_files()]
     if faults:
         return faults
+    if {seal.number: seal for seal in store.seals} != read_seals(store.folder):
+        faults.append(f"{store.folder / 'manifest.json'}: it does not list the shards that are there")
     seen: set[str] = set()
     layout = store.codec.layout()
     for seal in store.seals:
         stem = store.folder / shard_stem(seal.number)
         tensors = store.tensors(seal, [*layout, "norms", "offsets"])
-        for name, shape in layout.items():
+        for name, shape in {**layout, "norms": ()}.items():
             if tuple(tensors[name].shape) != (seal.rows, *shape):
                 faults.append(f"{stem}: {name} has the shape {tuple(tensors[name].shape)}, not {(seal.rows, *shape)}")
             elif not bool(torch.isfinite(tensors[name]).all()):
-                row = int((~torch.isfinite(tensors[name])).flatten(1).any(1).nonzero()[0])
+                row = int((~torch.isfinite(tensors[name])).reshape(seal.rows, -1).any(1).nonzero()[0])
                 faults.append(f"{stem}: row {row} of {name} is not finite")
         lines = stem.with_suffix(".jsonl").read_bytes().splitlines(keepends=True)
         ends = torch.tensor([0] + [len(line) for line in lines]).cumsum(0)

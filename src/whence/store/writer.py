@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset, Example
-from whence.errors import DiskFull, StoreMismatch
+from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
 from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 
@@ -78,6 +78,11 @@ class Writer:
         """Seals of all shards, in order."""
         return tuple(self.seals[number] for number in sorted(self.seals))
 
+    def is_finished(self) -> bool:
+        """Whether nothing is missing: no shard, no manifest, no file that the manifest lists."""
+        listed = listed_files(self.folder)
+        return not self.pending and listed is not None and all((self.folder / name).exists() for name in listed)
+
     def finish(self, extra_files: Mapping[str, str]) -> None:
         """Write the manifest, which makes the store usable.
 
@@ -115,12 +120,13 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
             stored = Blueprint.read(folder)
             _same_blueprint(stored, blueprint, folder)
             blueprint = stored
-        else:
-            write_json(folder / "blueprint.json", blueprint.to_json())
         seals = read_seals(folder)
         _same_data(folder, seals, dataset, append)
         pending = _pending(seals, dataset, blueprint.rows_per_shard)
         _enough_disk(folder, blueprint, sum(shard.stop - shard.start for shard in pending))
+        if not (folder / "blueprint.json").exists():
+            # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
+            write_json(folder / "blueprint.json", blueprint.to_json())
         if pending:
             # What is about to change is not a finished store until it is finished again.
             with disk_errors(folder):
@@ -129,14 +135,25 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
 
 
 def read_seals(folder: Path) -> dict[int, Seal]:
-    """Seals of all shards that are whole; a shard whose files do not have the sealed sizes counts as absent."""
+    """Seals of all shards that are whole; without a readable seal and files of the sealed sizes a shard counts as absent."""
     seals = {}
     for path in sorted((folder / "shards").glob("*.json")):
-        seal = Seal(**read_json(path))
+        try:
+            seal = Seal(**read_json(path))
+        except (StoreCorrupt, TypeError):
+            continue
         sizes = {".safetensors": seal.tensors_bytes, ".jsonl": seal.examples_bytes}
         if all(_size(path.with_suffix(suffix)) == size for suffix, size in sizes.items()):
             seals[seal.number] = seal
     return seals
+
+
+def listed_files(folder: Path) -> dict[str, str] | None:
+    """Name and SHA-256 of the files beside the shards; None without a readable manifest."""
+    try:
+        return dict(read_json(folder / "manifest.json")["files"])
+    except (StoreCorrupt, KeyError, TypeError):
+        return None
 
 
 def _size(path: Path) -> int:

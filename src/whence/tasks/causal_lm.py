@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.token_loss import IGNORED, token_losses
 
 __all__ = ["CausalLM", "tokenizer_digest"]
 
-IGNORED = -100
 Long = Literal["error", "split", "truncate"]
 
 
@@ -91,10 +91,10 @@ class CausalLM(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        labels_BT = batch["labels"][:, 1:]
-        wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-        per_token = nn.functional.cross_entropy(wide.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
+        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        # The labels move instead of the logits: a slice of those would copy the largest tensor of the whole pass.
+        labels_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
         return per_token.view(labels_BT.shape).sum(1)
 
     def positions(self, batch: Batch) -> Tensor:

@@ -1,0 +1,45 @@
+# Every target works on a machine that has Python 3.11+ and make.
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-all check bench docs clean
+help:            ## show this
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+demo: .venv/ready  ## train, attribute and prove on real text, in minutes; a second run reuses what exists
+	.venv/bin/whence demo
+
+test: .venv-test/ready  ## the tests, under 12 minutes on 2 cores
+	.venv-test/bin/python -m pytest -m "not slow"
+
+test-all: .venv-test/ready  ## the tests, the long ones too
+	.venv-test/bin/python -m pytest
+
+check: .venv-test/ready  ## format, lint, types, import ladder
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/basedpyright --pythonpath .venv-test/bin/python
+	.venv-test/bin/lint-imports
+
+bench: .venv-test/ready  ## print the tables of docs/results.md
+	.venv-test/bin/python benchmarks/build_speed.py
+	.venv-test/bin/python benchmarks/query_speed.py
+	.venv-test/bin/python benchmarks/install_size.py
+
+docs: .venv-test/ready  ## write the generated pages
+	.venv-test/bin/python -m docs.generate
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing (torch is the large one) ..."
+	.venv/bin/python $(PIP) --editable '.[hf]'
+	@touch $@
+
+.venv-test/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-test
+	@echo "installing (torch is the large one) ..."
+	.venv-test/bin/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:           ## remove environments and caches; keeps whence-demo
+	rm -rf .venv .venv-test .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,67 @@
+"""What several test files share: a tiny language model as Hugging Face saves it, and data for it."""
+
+import json
+import os
+
+import pytest
+import torch
+
+# Nothing here may reach out; what needs the network has to fail as it would without one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On models this small a pool of threads costs more than it saves, and two runs have to agree to the bit.
+torch.set_num_threads(1)
+
+
+def save_tokenizer(folder, *, reverse=False):
+    """One token per byte; `reverse` numbers them the other way round, which makes it another tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)]
+    tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(characters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+
+
+def save_language_model(folder, *, seed=0):
+    """GPT-2 with one layer of width 8 and a context of 32 bytes."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, vocab_size=257, n_positions=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model and its tokenizer; tests that change it take a copy."""
+    return save_language_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory):
+    """The same architecture with other weights."""
+    return save_language_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer_folder(tmp_path_factory):
+    """The weights of `model_folder` with another tokenizer."""
+    folder = save_language_model(tmp_path_factory.mktemp("models") / "renumbered")
+    save_tokenizer(folder, reverse=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory):
+    """Twelve short texts with ids and sources."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    texts = [f"{animal} {verb}" for animal in ("a cat", "the dog", "one bird") for verb in ("sat", "ran off", "sleeps", "é")]
+    lines = [json.dumps({"id": f"t{number}", "source": "book", "text": text}) for number, text in enumerate(texts)]
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,414 @@
+"""What people get wrong, through the command line: one line that says found, needed, do this; status 2; nothing half-written."""
+
+import json
+import re
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from whence.cli import main
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that has to fail, and hold what it says against a pattern."""
+
+    def run(*arguments, says, only=True):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == "" and "Traceback" not in err
+        assert lines and re.match(r"whence: found .*; do this: \S", lines[-1]), err
+        assert re.search(says, lines[-1]), err
+        assert len(lines) == 1 or not only, err
+
+    return run
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A place for a store that is not there yet, and has to stay unbuilt."""
+    folder = tmp_path / "out" / "store"
+    yield folder
+    assert not (folder / "manifest.json").exists() and not list(folder.rglob("*.tmp"))
+
+
+@pytest.fixture
+def model(tmp_path, model_folder):
+    """A copy of the model, to be damaged."""
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, model_folder, data_file):
+    """A finished store; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    options = ["--method", "grad-dot", "--rank", "4", "--rows-per-shard", "5"]
+    assert main(["build", str(model_folder), str(data_file), "-o", str(folder), *options]) == 0
+    return folder
+
+
+def write(path, *records):
+    path.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
+    return path
+
+
+# Models
+
+
+def test_missing_model_folder(refused, output, data_file, tmp_path):
+    refused(
+        "build",
+        tmp_path / "nope",
+        data_file,
+        "-o",
+        output,
+        says="found no model folder at .*nope; needed a folder written by save_pretrained",
+    )
+    assert not output.exists()
+
+
+def test_folder_without_config(refused, output, data_file, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused("build", tmp_path / "empty", data_file, "-o", output, says="found no config.json in .*empty; .*check the path")
+    assert not output.exists()
+
+
+def test_corrupt_config(refused, output, data_file, model):
+    (model / "config.json").write_text('{"model_type": "gpt2", ')
+    refused(
+        "build",
+        model,
+        data_file,
+        "-o",
+        output,
+        says="which cannot be loaded .*config.json.* not a valid JSON file.*all files were copied",
+    )
+    assert not output.exists()
+
+
+def test_config_of_an_unknown_kind(refused, output, data_file, model):
+    (model / "config.json").write_text('{"model_type": "perceptron9"}')
+    refused("build", model, data_file, "-o", output, says="which cannot be loaded .*perceptron9")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "noise", "missing"])
+def test_damaged_weights(refused, output, data_file, model, damage):
+    path = model / "model.safetensors"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:3000] if damage == "truncated" else b"\xff" * 3000)
+    refused(
+        "build",
+        model,
+        data_file,
+        "-o",
+        output,
+        says=r"found model '.*model', which cannot be loaded \(.+\); needed a folder written by save_pretrained with",
+    )
+    assert not output.exists()
+
+
+def test_missing_weights(refused, output, data_file, model):
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("mlp.c_fc.weight"))
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused(
+        "build", model, data_file, "-o", output,
+        says="found no values for 1 weights of '.*model', such as 'transformer.h.0.mlp.c_fc.weight'; needed a complete checkpoint",
+    )  # fmt: skip
+    assert not output.exists()
+
+
+def test_weights_of_another_shape(refused, output, data_file, model):
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("mlp.c_fc.weight"))
+    save_file({**tensors, name: tensors[name][:, :5].contiguous()}, path, metadata={"format": "pt"})
+    refused("build", model, data_file, "-o", output, says="which cannot be loaded")
+    assert not output.exists()
+
+
+def test_nan_weights(refused, output, data_file, model):
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("mlp.c_fc.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused(
+        "build",
+        model,
+        data_file,
+        "-o",
+        output,
+        says="found NaN or infinite values in the weight 'transformer.h.0.mlp.c_fc.weight'; needed finite",
+    )
+    assert not output.exists()
+
+
+def test_model_without_tokenizer(refused, output, data_file, model):
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    refused(
+        "build",
+        model,
+        data_file,
+        "-o",
+        output,
+        says="found no tokenizer with '.*model'; needed tokenizer.json.*tokenizer.save_pretrained",
+    )
+    assert not output.exists()
+
+
+def test_broken_recipe(refused, output, data_file, model):
+    (model / "recipe.json").write_text('{"optimizer": "sgd"}')
+    refused(
+        "build",
+        model,
+        data_file,
+        "-o",
+        output,
+        says="recipe.json, which is no recipe .*learning_rate_sum.*; needed the fields optimizer, ",
+    )
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "says"),
+    [
+        ("empty.jsonl", [], "found an empty dataset; needed at least one example"),
+        ("bad.jsonl", [{"text": "fine"}, '{"text": "cut'], r"bad.jsonl, which cannot be read \(line 2: "),
+        ("fields.jsonl", [{"text": "fine"}, {"body": "a", "year": 1}], r"record 1 with the fields \['body', 'year'\]; needed 'text', or"),
+        ("kind.jsonl", ["[1, 2]"], "record 0 of type list; needed a string or a mapping with 'text'"),
+        ("short.jsonl", [{"text": "fine", "id": "a"}, {"text": "", "id": "b"}], r"example 'b' with 0 token\(s\); needed at least 2"),
+        ("half.jsonl", [{"text": "fine", "id": "a"}, {"prompt": "what", "id": "b"}], r"record 1 with the fields \['id', 'prompt'\]"),
+        ("twice.jsonl", [{"text": "one", "id": "a"}, {"text": "two", "id": "a"}], "two examples with the id 'a'"),
+        ("data.xlsx", [], "found data file .*data.xlsx; needed one of: .jsonl, .json, .csv, .tsv, .txt"),
+        ("nowhere/data.jsonl", None, "found no data at .*nowhere/data.jsonl; needed a file or folder"),
+    ],
+)  # fmt: skip
+def test_bad_data(refused, output, model_folder, tmp_path, name, records, says):
+    path = tmp_path / name
+    if records is not None:
+        write(path, *records)
+    refused("build", model_folder, path, "-o", output, says=says)
+    refused("forecast", model_folder, path, says=says)
+    assert not output.exists()
+
+
+def test_data_is_looked_at_before_the_model(refused, output, tmp_path):
+    """A wrong path should not wait for a model that takes minutes to load."""
+    refused("build", tmp_path / "no-model", tmp_path / "no-data.jsonl", "-o", output, says="found no data at")
+
+
+def test_text_longer_than_the_context(refused, output, model_folder, tmp_path, capsys):
+    path = write(tmp_path / "long.jsonl", {"text": "short", "id": "a"}, {"text": "x" * 70, "id": "b"})
+    refused(
+        "build", model_folder, path, "-o", output,
+        says="found example 'b' of 70 tokens; needed at most 32, the model's context; .*on the command line --long split",
+    )  # fmt: skip
+    assert not output.exists()
+    for choice, rows in (("split", 4), ("truncate", 2)):
+        folder = tmp_path / choice
+        arguments = ["build", model_folder, path, "-o", folder, "--method", "grad-dot", "--rank", "2", "--long", choice]
+        assert main([str(argument) for argument in arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["rows"] == rows
+    refused("build", model_folder, path, "-o", output, "--long", "fold", says='Invalid value "fold" for --long')
+
+
+def test_recipe_and_functions(refused, output, tmp_path, data_file):
+    path = tmp_path / "mine.py"
+    path.write_text("def task():\n    return 3\n")
+    refused("build", f"{path}:task", data_file, "-o", output, says="mine.py:task returning a int; needed a whence task")
+    refused(
+        "build", f"{path}:other", data_file, "-o", output, says="found no function 'other' in .*mine.py; needed one of: task"
+    )
+    refused(
+        "build", f"{path}:task", data_file, "-o", output, "--max-length", "8", "--functional",
+        says="found --max-length, --functional for .*mine.py:task; needed these set in the function",
+    )  # fmt: skip
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--method", "magic"], "found unknown method 'magic'; needed one of: grad-cos, grad-dot, logra, logra-pca, lorif"),
+        (["--dtype", "float8"], r'found a command that cannot be read \(Invalid value "float8" for --dtype'),
+        (["--projection", "none"], 'Invalid value "none" for --projection'),
+        (["--rank", "many"], 'Invalid value for --rank: unable to convert "many" into int'),
+        (["--rank", "-3"], "found rank=-3; needed 0 or more; do this: correct rank"),
+        (["--seed", "-1"], "found seed=-1; needed 0 or more; do this: correct seed"),
+        (["--factor-rank", "2", "--method", "logra"], "found factor_rank=2 for the method logra; needed a method that uses factor_rank"),
+        (["--curvature-rank", "9", "--method", "grad-dot"], "found curvature_rank=9 for the method grad-dot"),
+        (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca, which learns its axes"),
+        (["--frobnicate"], 'Unknown option: "?--frobnicate'),
+        (["--track", "nothing.*"], r"found the pattern 'nothing.\*', which matches no parameter; needed a pattern for names such as"),
+        (["--ignore", "*"], "found no parameter to attribute among"),
+    ],
+)  # fmt: skip
+def test_bad_options(refused, output, model_folder, data_file, options, says):
+    refused("build", model_folder, data_file, "-o", output, *options, says=says)
+    assert not output.exists()
+
+
+def test_bad_commands(refused, model_folder):
+    refused("bild", says='Unknown command "bild"')
+    refused("build", model_folder, says="parameter --data requires an argument")
+    refused("build", model_folder, "data.jsonl", says="--output")
+
+
+# Disk
+
+
+def test_full_disk(refused, output, model_folder, data_file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
+        refused(
+            "build", model_folder, data_file, "-o", output, only=False,
+            says=r"found 0 MiB free at .*store; needed 0 MiB for 12 rows; do this: free some space, choose another folder, or a smaller rank",
+        )  # fmt: skip
+    assert [path.name for path in output.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("below", ["", "store", "a/b/store"])
+def test_output_that_cannot_be_a_folder(refused, model_folder, data_file, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    refused(
+        "build", model_folder, data_file, "-o", file / below,
+        says=r"found .*file.*, which cannot be written \(.*file is a file\); needed a folder that can be created",
+    )  # fmt: skip
+    assert file.read_text() == "in the way"
+
+
+# Stores
+
+
+def test_store_of_another_model(refused, store, other_model_folder, data_file):
+    refused(
+        "build", other_model_folder, data_file, "-o", store, "--method", "grad-dot", "--rank", "4", "--rows-per-shard", "5",
+        says=r"found a store of other weights in .*; needed weights \w{8}, not \w{8}; do this: build into another folder",
+    )  # fmt: skip
+    refused(
+        "query", store, "--text", "a cat", "--model", other_model_folder,
+        says=r"found a store of weights \w{8} and a task with weights \w{8}; needed the same on both sides",
+    )  # fmt: skip
+
+
+def test_store_of_other_options(refused, store, model_folder, data_file):
+    refused(
+        "build",
+        model_folder,
+        data_file,
+        "-o",
+        store,
+        "--method",
+        "grad-dot",
+        only=False,
+        says="built with rank=4; needed the same rank",
+    )
+
+
+def test_no_store(refused, tmp_path):
+    for command in (["query", tmp_path / "nope", "--text", "a"], ["verify", tmp_path], ["inspect", tmp_path / "nope"]):
+        refused(*command, says="found no store at .*; needed a folder made by `whence build`; do this: check the path")
+
+
+def test_unfinished_store(refused, store, tmp_path):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    for command in (["query", copy, "--text", "a"], ["verify", copy], ["inspect", copy]):
+        refused(
+            *command,
+            says=r"found an unfinished store at .*copy \(3 shards so far\); needed a finished build; .*goes on where it stopped",
+        )
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_damaged_store(refused, store, tmp_path, damage):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    path = copy / "shards/00001.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "delete":
+        path.write_bytes(data[:-1] + (bytes([data[-1] ^ 1]) if damage == "flip" else b""))
+    says = {
+        "flip": r"\(its checksum is not",
+        "cut": r"\([\d,]+ of [\d,]+ bytes are there",
+        "delete": r"\(0 of [\d,]+ bytes are there",
+    }
+    refused(
+        "query",
+        copy,
+        "--text",
+        "a cat",
+        says=f"found a damaged file .*00001.safetensors {says[damage]}.*delete that shard's files",
+    )
+
+
+def test_store_whose_model_has_moved(refused, model, data_file, tmp_path, capsys):
+    folder = tmp_path / "store"
+    assert main(["build", str(model), str(data_file), "-o", str(folder), "--method", "grad-dot", "--rank", "2"]) == 0
+    model.rename(tmp_path / "moved")
+    says = "found no model at .*model, where it was when .*store was built; needed the same model; do this: pass --model with the place"
+    refused("query", folder, "--text", "a cat", says=says)
+    assert main(["query", str(folder), "--text", "a cat", "--model", str(tmp_path / "moved"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_examples"] == 12
+
+
+# Queries
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "found no query; needed --text, --prompt with --completion, or --file; do this: add one"),
+        (["--prompt", "a"], "found only one of --prompt and --completion; needed both; do this: add the other, or use --text"),
+        (["--completion", "a"], "found only one of --prompt and --completion"),
+        (["--text", ""], r"found example '0' with 0 token\(s\)"),
+        (["--text", "x" * 40], "found example '0' of 40 tokens; needed at most 32"),
+        (["--text", "a cat", "-k", "0"], "found k=0; needed 1 or more; do this: ask for at least one hit"),
+        (["--text", "a cat", "-k", "few"], "unable to convert"),
+        (["--text", "a cat", "--relative-damping", "0.1"], "found damping for a store of grad-dot; needed a method with curvature"),
+        (["--text", "a cat", "--model", "./nowhere"], "found no model folder at ./nowhere"),
+        (["--file", "nowhere.jsonl"], "found no data at nowhere.jsonl"),
+        (["--prompt", "a", "--completion", ""], "found example '0' with"),
+    ],
+)  # fmt: skip
+def test_bad_queries(refused, store, options, says):
+    refused("query", store, *options, says=says)
+
+
+def test_bad_damping(refused, model_folder, data_file, tmp_path, capsys):
+    folder = tmp_path / "logra"
+    assert main(["build", str(model_folder), str(data_file), "-o", str(folder), "--method", "logra", "--rank", "4"]) == 0
+    query = ["query", folder, "--text", "a cat"]
+    says = "found relative_damping=0.1, absolute_damping=2.0; needed at most one of them, and positive; do this: leave both out"
+    refused(*query, "--relative-damping", "0.1", "--absolute-damping", "2", says=says)
+    for value in ("0", "-1", "nan"):
+        refused(*query, "--relative-damping", value, says=f"found relative_damping={float(value)}, absolute_damping=None")
+    path = folder / "curvature.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    refused(
+        *query,
+        says=r"curvature.safetensors \(its checksum is not the sealed one\).*delete it and run the same `whence build` again",
+    )
+    path.unlink()
+    refused(*query, says=r"curvature.safetensors \(it is missing\)")
+
+
+def test_a_page_that_cannot_be_written(refused, store, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(
+        "query", store, "--text", "a cat", "--html", tmp_path / "file" / "page.html", says="page.html, which cannot be written"
+    )

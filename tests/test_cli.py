@@ -1,0 +1,257 @@
+"""The command line from end to end, on a tiny model."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whence.cli import app, main
+from whence.methods import METHODS
+
+SOURCE = Path(__file__).parent.parent / "src"
+
+
+def python(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, model_folder, data_file):
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    arguments = ["build", model_folder, data_file, "-o", folder, "--rank", "8", "--rows-per-shard", "5", "--dtype", "float32"]
+    assert main([str(argument) for argument in arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """A command that has to go well; gives its stdout."""
+
+    def command(*arguments, status=0):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == status
+        return capsys.readouterr().out
+
+    return command
+
+
+# Verbs
+
+
+def test_build_says_what_it_made_and_goes_on(run, store, model_folder, data_file, capsys):
+    arguments = ["build", model_folder, data_file, "-o", store, "--rank", "8", "--rows-per-shard", "5", "--dtype", "float32"]
+    found = json.loads(run(*arguments))
+    assert found.keys() == {"store", "rows", "bytes_per_row"}
+    assert found["store"] == str(store) and found["rows"] == 12 and found["bytes_per_row"] > 0
+    assert main([str(argument) for argument in arguments]) == 0
+    assert f"{store} is complete: nothing to do" in capsys.readouterr().err
+
+
+def test_build_appends(run, store, model_folder, data_file, tmp_path):
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "new", "text": "a new cat"}\n')
+    arguments = ["-o", tmp_path / "s", "--method", "grad-dot", "--rank", "4"]
+    run("build", model_folder, data_file, *arguments)
+    assert json.loads(run("build", model_folder, more, *arguments, "--append"))["rows"] == 13
+
+
+def test_query_as_json(run, store):
+    found = json.loads(run("query", store, "--text", "a cat sat", "--text", "the dog", "-k", "3", "--json"))
+    assert found.keys() == {"unit", "measurement_unit", "method", "num_examples", "notes", "queries"}
+    assert found["method"] == "lorif" and found["num_examples"] == 12 and "log-probability" in found["unit"]
+    assert [query["query"] for query in found["queries"]] == ["a cat sat", "the dog"]
+    for query in found["queries"]:
+        assert query.keys() == {"query", "measurement", "proponents", "opponents"} and query["measurement"] < 0
+        up, down = ([hit["score"] for hit in query[side]] for side in ("proponents", "opponents"))
+        assert up == sorted(up, reverse=True) and down == sorted(down) and len(up) == len(down) == 3 and up[0] > down[0]
+        for hit in query["proponents"] + query["opponents"]:
+            assert hit.keys() == {"id", "row", "score", "source", "text", "span"}
+            assert hit["source"] == "book" and hit["id"] == f"t{hit['row']}"
+    assert found["queries"][0]["proponents"][0]["text"] == "a cat sat"
+
+
+def test_query_as_table_and_page(run, store, tmp_path):
+    page = tmp_path / "pages" / "answer.html"
+    page.parent.mkdir()
+    out = run(
+        "query",
+        store,
+        "--prompt",
+        "a cat",
+        "--completion",
+        " sat",
+        "-k",
+        "2",
+        "--html",
+        page,
+        "--tokens",
+        "--relative-damping",
+        "1",
+    )
+    assert "a cat sat" in out and "proponents" in out and "damping 1 x mean eigenvalue, as asked" in out
+    assert "\x1b" not in out  # colours are for terminals
+    html = page.read_text()
+    assert html.lstrip().lower().startswith("<!doctype html>") and "a cat sat" in html and "12 training examples" in html
+
+
+def test_query_with_tokens_as_json(run, store):
+    found = json.loads(run("query", store, "--text", "a cat sat", "-k", "2", "--json", "--tokens"))
+    for hit in found["queries"][0]["proponents"]:
+        assert [part["span"] for part in hit["tokens"]][-1][1] == len(hit["text"])
+
+
+def test_queries_from_a_file_and_a_model_from_elsewhere(run, store, model_folder, tmp_path):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"text": "one"}\n{"prompt": "two", "completion": "!"}\n')
+    found = json.loads(run("query", store, "--file", path, "--model", model_folder, "-k", "99", "--json"))
+    assert [query["query"] for query in found["queries"]] == ["one", "two!"]
+    assert len(found["queries"][0]["proponents"]) == 12
+
+
+def test_verify(run, store, tmp_path):
+    assert run("verify", store) == f"{store}: 12 rows in 3 shards, all as sealed\n"
+    copy = shutil.copytree(store, tmp_path / "copy")
+    first, second = copy / "shards/00000.safetensors", copy / "shards/00002.jsonl"
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:-1])
+    assert run("verify", copy, status=1).splitlines() == [
+        f"{path}: its checksum is not the sealed one" for path in (first, second)
+    ]
+
+
+def test_inspect(run, store, model_folder):
+    found = json.loads(run("inspect", store, "--json"))
+    blueprint = json.loads((store / "blueprint.json").read_text())
+    assert {key: found[key] for key in blueprint} == blueprint
+    assert (found["rows"], found["shards"], found["method"], found["rank"], found["format"]) == (12, 3, "lorif", 8, 1)
+    out = run("inspect", store)
+    assert re.search(r"rows  12\n", out) and str(model_folder) in out and re.search(r"factor_rank  2\n", out)
+
+
+def test_forecast(run, store, model_folder, data_file):
+    found = run("forecast", model_folder, data_file, "--rank", "8", "--dtype", "float32")
+    assert "tracking" in found and "memory:" in found
+    per_row = json.loads(run("inspect", store, "--json"))["bytes_per_row"]
+    assert f"disk: {per_row:,} bytes a row" in found and "for 12 rows" in found
+
+
+def test_methods(run):
+    out = run("methods")
+    for name in METHODS:
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", out), name
+    found = json.loads(run("methods", "--json"))
+    assert [method["name"] for method in found] == list(METHODS) and all(method["paper"] for method in found)
+
+
+def test_help_of_every_verb(run):
+    out = run("--help")
+    for verb in ("demo", "build", "query", "verify", "inspect", "forecast", "methods"):
+        assert re.search(rf"^\W*{verb} ", out, re.MULTILINE)
+        assert f"Usage: whence {verb}" in run(verb, "--help")
+    assert re.match(r"\d+\.\d+\.\d+\n", run("--version"))
+
+
+# A model of one's own
+
+
+def test_plain_pytorch_classifier(run, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch, whence\n"
+        "from torch import nn\n"
+        "def task():\n"
+        "    torch.manual_seed(0)\n"
+        "    return whence.Classification(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))\n"
+        "def data(first=0, count=9):\n"
+        "    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))\n"
+        "    return [{'id': f'p{i}', 'inputs': points[i], 'label': i % 2} for i in range(first, first + count)]\n"
+        "def questions():\n"
+        "    return data(15, 2)\n"
+    )
+    store = tmp_path / "store"
+    made = json.loads(run("build", f"{path}:task", f"{path}:data", "-o", store, "--method", "logra"))
+    assert made["rows"] == 9
+    found = json.loads(run("query", store, "--file", f"{path}:questions", "-k", "2", "--json"))
+    assert [query["query"] for query in found["queries"]] == ["p15", "p16"]
+    assert {hit["id"] for query in found["queries"] for hit in query["proponents"]} <= {f"p{number}" for number in range(9)}
+    assert main(["query", str(store), "--file", f"{path}:questions", "--tokens"]) == 2
+
+
+def test_store_built_from_python_needs_a_model(tmp_path, capsys):
+    from tests.test_store import SMALL, make_records, make_task
+    from whence.pipeline import build
+
+    build(make_task(), make_records(), tmp_path / "s", method="grad-dot", **SMALL)
+    assert main(["query", str(tmp_path / "s"), "--text", "a"]) == 2
+    err = capsys.readouterr().err
+    assert "found a store built from Python in" in err and "do this: pass --model, or query it from Python" in err
+
+
+# The process
+
+
+def test_help_does_not_wait_for_torch():
+    done = python("-X", "importtime", "-m", "whence", "--help")
+    assert done.returncode == 0 and "Training data attribution" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "whence.cli" in imported and not imported & {"torch", "transformers", "datasets", "numpy"}
+
+
+def test_importing_the_command_line_does_not_import_torch():
+    done = python("-c", "import whence, whence.cli, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_status_and_output_of_a_process(tmp_path):
+    done = python("-m", "whence", "inspect", str(tmp_path / "nope"))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("whence: found no store at ") and done.stderr.count("\n") == 1
+
+
+def test_interrupt(monkeypatch, capsys, store):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("whence.store.verify_store", stop)
+    assert main(["verify", str(store)]) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err == "whence: stopped; what was finished is kept: run the same command again to go on\n"
+
+
+def test_unknown_failures_keep_their_traceback(monkeypatch, store):
+    def bug(*args, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("whence.store.verify_store", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["verify", str(store)])
+
+
+@pytest.mark.parametrize("arguments", [["methods", "--json"], ["--help"]])
+def test_a_closed_pipe_is_no_failure(arguments):
+    """As in `whence methods | head -0`: the reader is gone before anything is printed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Buffered, as for everybody else: then the failure comes when the buffer is written, at the latest when Python exits.
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-m", "whence", *arguments]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    finally:
+        os.close(writer)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.stderr == "" and done.returncode in (0, 1)
+
+
+def test_every_verb_resolves():
+    """Commands are given as strings, so a wrong name would show only when it is used."""
+    for verb in ("demo", "build", "query", "verify", "inspect", "forecast", "methods"):
+        assert app[verb].default_command.__name__ == verb
