@@ -2,8 +2,9 @@
 
     python benchmarks/build_speed.py [--layers 6 --width 320 --vocabulary 8192 --length 256 --batch 16]
 
-A training step is forward, backward, AdamW. A build step is capture and projection of the same batch, and its share of encoding a shard of 256 rows. The two take turns, so
-that a busy machine slows both; the ratio is the median over pairs. Limit: without weight gradients a build does two thirds of the arithmetic.
+A training step is forward, backward, AdamW. A build step is capture and projection of the same batch, and its share of encoding a shard
+of 256 rows. The two take turns, so that a busy machine slows both; the ratio is the median over pairs. Limit: without weight gradients a
+build does two thirds of the arithmetic, so 1.5.
 """
 
 import argparse
@@ -36,9 +37,7 @@ def make(arguments):
         attn_pdrop=0.0,
     )
     task = whence.CausalLM(GPT2LMHeadModel(config), tokenizer=None)
-    records = [
-        {"input_ids": torch.randint(arguments.vocabulary, (arguments.length,)).tolist()} for _ in range(arguments.batch)
-    ]
+    records = [{"input_ids": torch.randint(arguments.vocabulary, (arguments.length,)).tolist()} for _ in range(arguments.batch)]
     return task, task.prepare(records).examples
 
 
@@ -58,15 +57,16 @@ def train_step(task, examples):
 
 def build_step(task, examples, method):
     from whence.capture import plan_units
-    from whence.compress import Kronecker, RowCodec
+    from whence.compress import Kronecker, RowCodec, projected_shape
     from whence.methods import method_named
     from whence.progress import meter
     from whence.score import gradient_rows
 
     plan = plan_units(task)
     chosen = method_named(method)
-    kronecker = Kronecker.random(plan.units, rank=chosen.rank, kind="rademacher", seed=0, device=task.device)
-    names, shapes = tuple(unit.name for unit in plan.units), tuple(kronecker.shapes())
+    names = tuple(unit.name for unit in plan.units)
+    shapes = tuple(projected_shape(unit, chosen.rank) for unit in plan.units)
+    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
     codec = RowCodec(names, shapes, chosen.factor_rank, torch.bfloat16, seed=0)
     positions = sum(example.length for example in examples)
 
@@ -111,16 +111,16 @@ def main():
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     tokens = arguments.batch * arguments.length
     print(f"{parameters / 1e6:.1f} M parameters, {tokens:,} tokens a step, {torch.get_num_threads()} threads")
-    print("| method | training step s | build step s | build tokens/s | build / training speed | peak memory build / training MiB |")
+    print(
+        "| method | training step s | build step s | build tokens/s | build / training speed | peak memory build / training MiB |"
+    )
     print("|---|---|---|---|---|---|")
     base, training_peak = peak(arguments, "none"), peak(arguments, "training")
     for method in ("lorif", "logra", "grad-dot"):
         train = train_step(task, examples)
         build, encode = build_step(task, examples, method)
         train(), encode()
-        pairs = [
-            (seconds(train), seconds(build) + seconds(encode) * arguments.batch / 256) for _ in range(arguments.rounds)
-        ]
+        pairs = [(seconds(train), seconds(build) + seconds(encode) * arguments.batch / 256) for _ in range(arguments.rounds)]
         ratio = statistics.median(a / b for a, b in pairs)
         a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
         memory = f"{peak(arguments, method) - base:,.0f} / {training_peak - base:,.0f}"

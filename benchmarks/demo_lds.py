@@ -2,9 +2,9 @@
 
     python benchmarks/demo_lds.py [--subsets 40] [--folder whence-lds]
 
-Every 16th document is a query, the rest is trained on. Random halves are retrained once each (resumable, in parallel); the score of a half is the
-sum of its documents' scores, and the figure is the Spearman correlation over halves with the measured log-probability, averaged over queries, with the
-standard error over queries. One training seed and one model, so compare rows of one run with each other and with nothing else.
+Every 16th document is a query, the rest is trained on. Random halves are retrained once each (resumable, in parallel); the score of a half
+is the sum of its documents' scores, and the figure is the Spearman correlation over halves with the measured log-probability, averaged over
+queries, with the standard error over queries. One seed and one model, so compare rows of one run with each other and with nothing else.
 """
 
 import argparse

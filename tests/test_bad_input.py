@@ -186,6 +186,11 @@ def test_broken_recipe(refused, output, data_file, model):
         ("empty.jsonl", [], "found an empty dataset; needed at least one example"),
         ("bad.jsonl", [{"text": "fine"}, '{"text": "cut'], r"bad.jsonl, which cannot be read \(line 2: "),
         ("fields.jsonl", [{"text": "fine"}, {"body": "a", "year": 1}], r"record 1 with the fields \['body', 'year'\]; needed 'text', or"),
+        ("null.jsonl", [{"text": None}], "record 0 with a 'text' of type NoneType; needed a string"),
+        ("part.jsonl", [{"prompt": "a", "completion": 3}], "record 0 with a 'completion' of type int; needed a string"),
+        ("ids.jsonl", [{"input_ids": ["a", "b"]}], "record 0 with input_ids or labels that are no list of integers"),
+        ("high.jsonl", [{"input_ids": [1, 10**6]}], "record 0 with the token id 1000000; needed as many labels as input_ids"),
+        ("short.jsonl", [{"input_ids": [1, 2, 3], "labels": [1]}], "record 0 with 1 labels for 3 input_ids"),
         ("kind.jsonl", ["[1, 2]"], "record 0 of type list; needed a string or a mapping with 'text'"),
         ("short.jsonl", [{"text": "fine", "id": "a"}, {"text": "", "id": "b"}], r"example 'b' with 0 token\(s\); needed at least 2"),
         ("half.jsonl", [{"text": "fine", "id": "a"}, {"prompt": "what", "id": "b"}], r"record 1 with the fields \['id', 'prompt'\]"),
@@ -275,7 +280,7 @@ def test_full_disk(refused, output, model_folder, data_file, monkeypatch):
         patch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
         refused(
             "build", model_folder, data_file, "-o", output, only=False,
-            says=r"found 0 MiB free at .*store; needed 0 MiB for 12 rows; do this: free some space, choose another folder, or a smaller rank",
+            says=r"found 0 MiB free at .*store; needed 3 MiB for 12 rows; do this: free some space, choose another folder, or a smaller rank",
         )  # fmt: skip
     assert [path.name for path in output.iterdir()] == [".lock"]
 

@@ -8,7 +8,7 @@ import torch
 from tests import zoo
 from tests.reference.influence import projected_rows
 from whence.capture import capture, plan_units
-from whence.compress import AxesSketch, Kronecker, RowCodec, RowSums, factorize, random_matrix
+from whence.compress import AxesSketch, Kronecker, RowCodec, RowSums, factorize, projected_shape, random_matrix
 from whence.records import Dense, OneHot
 
 
@@ -36,7 +36,9 @@ def test_random_matrices_keep_inner_products(kind):
 def test_factored_projection_equals_dense_kronecker(name, kind):
     task, dataset = zoo.make(name)
     plan = plan_units(task)
-    kronecker = Kronecker.random(plan.units, rank=3, kind=kind, seed=1, device=task.device)
+    kronecker = Kronecker.random(
+        plan.units, [projected_shape(unit, 3) for unit in plan.units], kind=kind, seed=1, device=task.device
+    )
     sums = RowSums(kronecker, len(dataset))
     capture(task, plan, task.collate(dataset.examples), sums, num_examples=len(dataset))
     for row, wanted in zip(sums.finished(), projected_rows(task, plan, kronecker, dataset.examples), strict=True):
@@ -45,7 +47,9 @@ def test_factored_projection_equals_dense_kronecker(name, kind):
 
 def test_a_side_shorter_than_the_rank_is_kept_whole():
     task, _ = zoo.make("layer_norm")
-    kronecker = Kronecker.random(plan_units(task).units, rank=4, kind="gaussian", seed=0, device=task.device)
+    units = plan_units(task).units
+    shapes = [projected_shape(unit, 4) for unit in units]
+    kronecker = Kronecker.random(units, shapes, kind="gaussian", seed=0, device=task.device)
     assert kronecker.shapes() == [(4, 4), (1, 10), (3, 5)]
     assert kronecker.gains()[1] == 1.0 and kronecker.outputs[1] is None and kronecker.inputs[1] is None
 
@@ -66,8 +70,8 @@ def test_axes_are_the_leading_eigenvectors(size, width):
     values = torch.randn(5, 40, size).double() * scales
     mask = torch.rand(5, 40) < 0.8
     sketch = AxesSketch(size, width, seed=0, name="x", device=torch.device("cpu"))
-    sketch.add(Dense(values[:2]), mask[:2])
-    sketch.add(Dense(values[2:]), mask[2:])
+    sketch.sketch += sketch.product(Dense(values[:2]), mask[:2])
+    sketch.sketch += sketch.product(Dense(values[2:]), mask[2:])
     kept = values[mask]
     wanted = torch.linalg.eigh(kept.T @ kept)[1].flip(1)[:, :width]
     overlap = (sketch.axes().double().T @ wanted).abs()
@@ -77,7 +81,7 @@ def test_axes_are_the_leading_eigenvectors(size, width):
 def test_axes_of_token_ids_are_the_frequent_tokens():
     ids = torch.tensor([[0, 3, 3, 3, 5, 5]])
     sketch = AxesSketch(8, 2, seed=0, name="x", device=torch.device("cpu"))
-    sketch.add(OneHot(ids, 8), torch.tensor([[True, True, True, True, True, True]]))
+    sketch.sketch += sketch.product(OneHot(ids, 8), torch.ones(1, 6, dtype=torch.bool))
     wanted = torch.zeros(8, 2)
     wanted[3, 0] = wanted[5, 1] = 1
     torch.testing.assert_close(sketch.axes(), wanted, atol=1e-6, rtol=0)
@@ -86,7 +90,9 @@ def test_axes_of_token_ids_are_the_frequent_tokens():
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_factors_are_the_best_of_their_rank(rank):
     torch.manual_seed(0)
-    matrices = torch.randn(6, 9, 4).double() @ torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1]).double()) @ torch.randn(6, 4, 7).double()
+    matrices = (
+        torch.randn(6, 9, 4).double() @ torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1]).double()) @ torch.randn(6, 4, 7).double()
+    )
     left, right = factorize(matrices, rank, seed=0, name="x")
     u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
     best = (u[..., :rank] * s[:, None, :rank]) @ vt[:, :rank]

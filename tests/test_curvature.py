@@ -89,13 +89,19 @@ def test_impossible_recipes():
 
 def test_choice_of_damping_is_told():
     options = {"relative_damping": None, "absolute_damping": None, "default": 0.1}
-    assert choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
+    assert (
+        choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
+    )
     auto = choose_damping(Recipe("sgd", 10.0), **options)
     assert auto.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
     assert "not its second moments" in choose_damping(Recipe("adamw", 10.0), **options).note
     asked = choose_damping(Recipe("sgd", 10.0), **{**options, "relative_damping": 0.5})
     assert asked.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(2.5) and "as asked" in asked.note
     assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(5.0, 1.0) == 0.5
-    for wrong in ({"relative_damping": 0.0}, {"relative_damping": 1.0, "absolute_damping": 1.0}, {"absolute_damping": float("nan")}):
+    for wrong in (
+        {"relative_damping": 0.0},
+        {"relative_damping": 1.0, "absolute_damping": 1.0},
+        {"absolute_damping": float("nan")},
+    ):
         with pytest.raises(BadInput, match="needed at most one of them, and positive"):
             choose_damping(None, **{**options, **wrong})

@@ -46,9 +46,7 @@ def test_corpus_has_ids_sources_and_readable_lengths(corpus):
 def test_known_passages_are_in_it(corpus):
     texts = [record["text"] for record in corpus if record["source"] == "json.dumps"]
     assert texts[0].startswith("json.dumps: Serialize ``obj`` to a JSON formatted ``str``.")
-    assert any(
-        '"with" statement is used to wrap' in record["text"] for record in corpus if record["source"] == "topics/with"
-    )
+    assert any('"with" statement is used to wrap' in record["text"] for record in corpus if record["source"] == "topics/with")
 
 
 def test_reading_docstrings_imports_nothing():
@@ -104,9 +102,7 @@ def test_leaving_out_examples(tokenized):
     dataset, tokenizer = tokenized
     retrain = Retrain(dataset, len(tokenizer), TINY)
     keep = torch.ones(len(dataset), dtype=torch.bool)
-    losses = QueryLosses(
-        CausalLM(retrain(keep, 0), tokenizer).prepare([{"prompt": "json", "completion": ".dumps"}] * 1)
-    )
+    losses = QueryLosses(CausalLM(retrain(keep, 0), tokenizer).prepare([{"prompt": "json", "completion": ".dumps"}] * 1))
     full = losses(retrain(keep, 0))
     torch.testing.assert_close(full, losses(train(dataset, len(tokenizer), settings=TINY).model), rtol=0, atol=0)
     keep[:10] = False

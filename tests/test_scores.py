@@ -178,6 +178,7 @@ def test_softmax_regression_predicts_leave_one_out(tmp_path):
     def fit(keep, start):
         weights = start.clone()
         for _ in range(20):  # Newton, on the sum over the kept examples
+
             def objective(flat):
                 logits = inputs[keep] @ flat.view(3, 4).T
                 return nn.functional.cross_entropy(logits, labels[keep], reduction="sum") + 0.5 * decay * flat.square().sum()
@@ -209,3 +210,15 @@ def test_softmax_regression_predicts_leave_one_out(tmp_path):
     assert 0.85 < slope < 1.15
     for place in range(6):
         assert spearmanr(actual[place], predicted[place]).statistic > 0.9
+
+
+def test_token_scores_of_a_completion_leave_the_prompt_out(tmp_path, model_folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder).double()
+    task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
+    records = [{"prompt": "ab", "completion": f" c{letter}"} for letter in "defghi"]
+    store = built(tmp_path, task, records, method="logra", rank=1000)
+    hits = whence.query(store, task, records[:1], k=6, tokens=True, relative_damping=0.1, quiet=True)
+    for hit in hits.proponents[0]:
+        assert sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-6)

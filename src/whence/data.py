@@ -24,6 +24,7 @@ class Example:
         source: Where it comes from, for people and for shares per source.
         text: Its text, if it has one.
         span: Characters of the source document that the text covers.
+        prompt: How many characters at the start of `text` are given, not scored.
         token_spans: Characters of `text` that each token covers.
     """
 
@@ -33,6 +34,7 @@ class Example:
     source: str = ""
     text: str = ""
     span: tuple[int, int] | None = None
+    prompt: int = 0
     token_spans: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
 

@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
             rank=32,
             factor_rank=2,
             curvature_rank=512,
+            relative_damping=1.0,
             passes="1 data + 5 store",
         ),
         Method(

@@ -18,16 +18,17 @@ __all__ = ["Kronecker", "RowSums", "projected_shape"]
 def projected_shape(unit: Unit, rank: int) -> tuple[int, int]:
     """Projected (outputs, inputs) of a unit: rank x rank numbers, or all of it if that is less.
 
-    A side that is shorter than the rank is kept whole and leaves its share to the other side.
+    A side that is shorter than the rank is kept whole and leaves its share to the other side, up to four times the rank: a vector
+    should not take as many bytes as a matrix.
 
     >>> projected_shape(Unit("w", 100, 200, ("w",)), 16), projected_shape(Unit("norm", 1, 200, ("norm",)), 16)
-    ((16, 16), (1, 200))
+    ((16, 16), (1, 64))
     """
     outputs, inputs = min(unit.outputs, rank), min(unit.inputs, rank)
     if outputs < rank:
-        inputs = min(unit.inputs, rank * rank // outputs)
+        inputs = min(unit.inputs, rank * rank // outputs, 4 * rank)
     elif inputs < rank:
-        outputs = min(unit.outputs, rank * rank // inputs)
+        outputs = min(unit.outputs, rank * rank // inputs, 4 * rank)
     return outputs, inputs
 
 
@@ -50,18 +51,22 @@ class Kronecker:
     casts: dict[tuple[int, bool, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def random(cls, units: Sequence[Unit], *, rank: int, kind: Random, seed: int, device: torch.device) -> "Kronecker":
-        """Random projections, reproducible from the seed and the units' names alone."""
-        outputs, inputs = [], []
-        for unit in units:
-            for side, size, width, found in zip(
-                ("outputs", "inputs"), (unit.outputs, unit.inputs), projected_shape(unit, rank), (outputs, inputs), strict=True
-            ):
-                matrix = None
-                if width < size:
-                    matrix = random_matrix(kind, size, width, seed=seed, name=f"{unit.name}:{side}").to(device)
-                found.append(matrix)
-        return cls(tuple(units), tuple(outputs), tuple(inputs))
+    def random(
+        cls, units: Sequence[Unit], shapes: Sequence[tuple[int, int]], *, kind: Random, seed: int, device: torch.device
+    ) -> "Kronecker":
+        """Random projections, reproducible from the seed, the units' names and their projected shapes alone."""
+
+        def side(unit: Unit, name: str, size: int, width: int) -> Tensor | None:
+            if width >= size:
+                return None
+            return random_matrix(kind, size, width, seed=seed, name=f"{unit.name}:{name}").to(device)
+
+        pairs = list(zip(units, shapes, strict=True))
+        return cls(
+            tuple(units),
+            tuple(side(unit, "outputs", unit.outputs, width) for unit, (width, _) in pairs),
+            tuple(side(unit, "inputs", unit.inputs, width) for unit, (_, width) in pairs),
+        )
 
     def shapes(self) -> list[tuple[int, int]]:
         """Projected (outputs, inputs) of every unit."""

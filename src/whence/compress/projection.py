@@ -71,17 +71,16 @@ class AxesSketch:
         self.omega = torch.linalg.qr(probes.double())[0].to(device)
         self.sketch = torch.zeros_like(self.omega)
 
-    def add(self, side: Side, mask_BT: Tensor | None) -> None:
-        """Add the second moment of all vectors of one side, positions outside the mask left out."""
+    def product(self, side: Side, mask_BT: Tensor | None) -> Tensor:
+        """Second moment of one side's vectors times the probes, shape of `sketch`; positions outside the mask are left out."""
         if isinstance(side, OneHot):
             keep_R = slice(None) if mask_BT is None or mask_BT.numel() != side.ids_BT.numel() else mask_BT.flatten()
             ids_R = side.ids_BT.flatten()[keep_R]
-            self.sketch.index_add_(0, ids_R, self.omega[ids_R])
-            return
+            return torch.zeros_like(self.sketch).index_add_(0, ids_R, self.omega[ids_R])
         vectors_RN = side.dense().double().flatten(0, 1)
         if mask_BT is not None and mask_BT.numel() == len(vectors_RN):
             vectors_RN = vectors_RN[mask_BT.flatten()]
-        self.sketch += vectors_RN.T @ (vectors_RN @ self.omega)
+        return vectors_RN.T @ (vectors_RN @ self.omega)
 
     def axes(self) -> Tensor:
         """Orthonormal columns, shape (N, D), largest eigenvalue first, float32."""

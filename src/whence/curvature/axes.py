@@ -55,13 +55,19 @@ def fit_axes(
         batch = task.collate(chosen)
         mask = task.positions(batch)
 
+        # Added only when the batch went through: one that did not fit is done again in halves.
+        found: dict[str, Tensor] = {}
+
         def consume(index: int, pair: Pair) -> None:
             for side in ("outputs", "inputs"):
-                if f"{side}.{index}" in sketches:
-                    sketch = sketches[f"{side}.{index}"]
-                    sketch.add(pair.outputs if side == "outputs" else pair.inputs, mask)
+                name = f"{side}.{index}"
+                if name in sketches:
+                    product = sketches[name].product(pair.outputs if side == "outputs" else pair.inputs, mask)
+                    found[name] = product if name not in found else found[name] + product
 
         capture(task, plan, batch, consume, num_examples=len(chosen), autocast=autocast)
+        for name, product in found.items():
+            sketches[name].sketch += product
         progress.advance(len(chosen))
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):

@@ -39,8 +39,8 @@ def recipe_damping(recipe: Recipe) -> float | None:
 
     Training for a finite time leaves directions of curvature below 1 / (sum of learning rates) undecided; adding that value to the
     curvature is what stopping early amounts to (Bae et al. 2024, section 3.2). Heavy-ball momentum multiplies the learning rate by
-    1 / (1 - momentum). An adaptive optimizer moves by P times the gradient, so both terms are multiplied by the mean of 1 / P = sqrt(v) + eps,
-    with decoupled weight decay. A loss that was divided inside the mean scales back.
+    1 / (1 - momentum). An adaptive optimizer moves by P times the gradient, so both terms (weight decay decoupled) are multiplied by the
+    mean of 1 / P = sqrt(v) + eps. A loss that was divided inside the mean scales back.
 
     Args:
         recipe: The training run.

@@ -71,9 +71,7 @@ def python_docs(
             return 0
         known.update([source, *kept])
         names = [source] if len(kept) == 1 else [f"{source}#{number}" for number in range(len(kept))]
-        documents.extend(
-            {"id": name, "source": source, "text": heading + text} for name, text in zip(names, kept, strict=True)
-        )
+        documents.extend({"id": name, "source": source, "text": heading + text} for name, text in zip(names, kept, strict=True))
         return len(kept)
 
     for topic, paragraphs in _topics():
@@ -186,9 +184,7 @@ def _paragraphs(text: str) -> list[str]:
 def _pieces(paragraph: str, max_characters: int) -> Iterator[str]:
     while len(paragraph) > max_characters:
         head = paragraph[: max_characters + 1]
-        ends = [
-            head.rfind(mark) + len(mark) - 1 for mark in (". ", ".\n", "\n", "; ", ", ", " ") if head.rfind(mark) > 0
-        ]
+        ends = [head.rfind(mark) + len(mark) - 1 for mark in (". ", ".\n", "\n", "; ", ", ", " ") if head.rfind(mark) > 0]
         # The first kind of boundary that does not leave a stump; any at all before a cut through a word.
         cut = next((end for end in ends if end >= max_characters // 3), max(ends, default=max_characters))
         yield paragraph[:cut].rstrip()

@@ -152,9 +152,7 @@ def train(
                 progress.advance()
             losses.append(total / tokens)
             if not np.isfinite(total):
-                raise NonFinite(
-                    found=f"a loss of {total} with seed {seed}", needed="a number", do="lower the learning rate"
-                )
+                raise NonFinite(found=f"a loss of {total} with seed {seed}", needed="a number", do="lower the learning rate")
     model.eval()
     recipe = Recipe(
         optimizer="adamw",

@@ -158,9 +158,7 @@ def removal_test(
     )
     baseline_SQ = torch.stack([losses[run] for run in plan.pop(BASELINE)])
     conditions = {
-        name: ConditionResult(
-            torch.stack([losses[run] for run in runs]) - baseline_SQ, tuple(len(run.removed) for run in runs)
-        )
+        name: ConditionResult(torch.stack([losses[run] for run in runs]) - baseline_SQ, tuple(len(run.removed) for run in runs))
         for name, runs in plan.items()
     }
     return RemovalResult(tuple(seeds), baseline_SQ, conditions)
@@ -200,7 +198,5 @@ def _checked(name: str, indices: Iterable[int], num_examples: int) -> tuple[int,
             do="pass places in the dataset",
         )
     if len(removed) == num_examples:
-        raise BadInput(
-            found=f"condition {name!r}, which removes everything", needed="something left", do="remove fewer"
-        )
+        raise BadInput(found=f"condition {name!r}, which removes everything", needed="something left", do="remove fewer")
     return removed

@@ -10,7 +10,7 @@ import torch
 
 import whence
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.compress import Kronecker
+from whence.compress import Kronecker, projected_shape
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
@@ -137,7 +137,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     predicted = forecast(task, plan, dataset.examples, autocast=autocast)
     rank = config.rank or method_named(config.method).rank
     # Learned axes have the same shapes as random ones.
-    kronecker = Kronecker.random(plan.units, rank=rank, kind="rademacher", seed=0, device=task.device)
+    shapes = [projected_shape(unit, rank) for unit in plan.units]
+    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
     blueprint = _blueprint(task, plan, kronecker, config, predicted.batch_positions, None, None)
     per_row = blueprint.codec().row_bytes()
     disk = f"disk: {per_row:,} bytes a row, {per_row * len(dataset) / 2**20:,.1f} MiB for {len(dataset):,} rows, in shards of "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.compress import Kronecker, Random
+from whence.compress import Kronecker, Random, projected_shape
 from whence.config import BuildConfig
 from whence.curvature import fit_axes
 from whence.data import Dataset
@@ -44,7 +44,8 @@ def make_projections(
     rank = config.rank or method.rank
     kind = method.projection if config.projection == "method" else config.projection
     if kind != "pca":
-        return Kronecker.random(plan.units, rank=rank, kind=kind, seed=config.seed, device=task.device), {}
+        shapes = [projected_shape(unit, rank) for unit in plan.units]
+        return Kronecker.random(plan.units, shapes, kind=kind, seed=config.seed, device=task.device), {}
     path = folder / "axes.safetensors"
     if path.exists():
         sealed = (listed_files(folder) or {}).get(path.name)
@@ -82,7 +83,8 @@ def stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kronecke
     if blueprint.projection == "pca":
         return _with_axes(plan, store.file("axes.safetensors"), task.device)
     kind = cast(Random, blueprint.projection)
-    return Kronecker.random(plan.units, rank=blueprint.rank, kind=kind, seed=blueprint.seed, device=task.device)
+    shapes = [unit.projected for unit in blueprint.units]
+    return Kronecker.random(plan.units, shapes, kind=kind, seed=blueprint.seed, device=task.device)
 
 
 def _with_axes(plan: Plan, axes: dict[str, Tensor], device: torch.device) -> Kronecker:

@@ -143,7 +143,7 @@ class _Asked:
             )
         dataset = queries if isinstance(queries, Dataset) else task.prepare(queries)
         plan = plan_units(task)
-        if plan.units and tuple(unit.name for unit in plan.units) != tuple(unit.name for unit in blueprint.units):
+        if tuple(unit.parameters for unit in plan.units) != tuple(unit.parameters for unit in blueprint.units):
             raise StoreMismatch(
                 found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
                 needed="the same tracked parameters",
@@ -167,13 +167,19 @@ class _Asked:
         return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token, if its text can be tokenized as it was."""
+        """The hit with a score per token, unless its text does not give the tokens that it was built from."""
+        known = self.store.example(hit.row)
         if not hit.text:
             return hit
-        example = self.task.prepare([{"text": hit.text}]).examples[0]
-        if not example.token_spans:
+        prompt = known.get("prompt", 0)
+        record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
+        example = self.task.prepare([record]).examples[0]
+        # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
+        if not example.token_spans or example.length != known["length"]:
             return hit
         parts = token_scores(self.task, self.plan, self.kronecker, example, [unit[place] for unit in self.ready])
+        if self.norms_Q is not None and float(parts.sum()):
+            parts = parts * (hit.score / float(parts.sum()))
         return dataclasses.replace(hit, token_spans=example.token_spans, token_scores=tuple(parts.tolist()))
 
 

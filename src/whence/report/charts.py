@@ -76,8 +76,7 @@ def table_section(header: Sequence[str], rows: Iterable[Sequence[object]]) -> st
     kinds = [' class="number"' if is_number else "" for is_number in numeric]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(kinds, header, strict=True))
     body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{_cell(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>"
-        for row in rows
+        f"<tr>{''.join(f'<td{kind}>{_cell(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
     )
     return f'<div class="plain"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -112,8 +111,7 @@ def _item(axis: _Axis, label: str, mean: float, low: float, high: float) -> str:
     zero, end, first, last = (axis.percent(value) for value in (0.0, mean, low, high))
     middle = _ROW_PIXELS / 2
     caps = "".join(
-        f'<line class="interval" x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 5}" y2="{middle + 5}"/>'
-        for x in (first, last)
+        f'<line class="interval" x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 5}" y2="{middle + 5}"/>' for x in (first, last)
     )
     return (
         f'<li><span class="name">{escape(label)}</span>'

@@ -34,9 +34,7 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, intro: str = "") ->
         f'<section id="section-{number}"><h2>{escape(heading)}</h2>{content}</section>'
         for number, (heading, content) in enumerate(bodies, start=1)
     )
-    links = "".join(
-        f'<a href="#section-{number}">{escape(heading)}</a>' for number, (heading, _) in enumerate(bodies, start=1)
-    )
+    links = "".join(f'<a href="#section-{number}">{escape(heading)}</a>' for number, (heading, _) in enumerate(bodies, start=1))
     navigation = f'<nav aria-label="Sections">{links}</nav>' if len(bodies) >= _NAVIGATION else ""
     lead = f'<p class="intro">{escape(intro)}</p>' if intro else ""
     return (

@@ -87,9 +87,7 @@ def _add_side(table: Table, name: str, meaning: str, shown: "tuple[Hit, ...]", a
 
 
 def _example(hit: "Hit", console: Console) -> Group:
-    origin = Text.assemble(
-        (_plain(hit.source, console), "bold"), "  " if hit.source else "", (_plain(hit.id, console), "dim")
-    )
+    origin = Text.assemble((_plain(hit.source, console), "bold"), "  " if hit.source else "", (_plain(hit.id, console), "dim"))
     if not hit.text:
         return Group(origin)
     # Two lines, with some room for the words that wrap.
@@ -157,7 +155,9 @@ def print_methods(methods: Iterable[Method]) -> None:
                 method.summary,
                 method.rank,
                 method.factor_rank or "dense",
-                method.curvature if method.curvature_rank is None else f"{method.curvature}, {method.curvature_rank} directions",
+                method.curvature
+                if method.curvature_rank is None
+                else f"{method.curvature}, {method.curvature_rank} directions",
                 method.passes,
                 method.paper,
             )

@@ -17,8 +17,8 @@ from whence.store.files import read_json
 __all__ = ["FORMAT_VERSION", "NOT_COMPARED", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
 
 FORMAT_VERSION = 1
-# Where things were and what made the store do not decide its rows.
-NOT_COMPARED = ("task", "libraries")
+# Where things were, what made the store and what only damping reads do not decide its rows.
+NOT_COMPARED = ("task", "libraries", "recipe")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 

@@ -102,7 +102,7 @@ class CausalLM(AbstractTask):
         return batch["attention_mask"].bool()
 
     def _encode(self, number: int, record: Mapping[str, Any]) -> list[Example]:
-        ids, labels, text, spans = self._tokens(number, record)
+        ids, labels, text, prompt, spans = self._tokens(number, record)
         name = str(record.get("id", number))
         source = str(record.get("source", ""))
         if len(ids) < 2:
@@ -129,42 +129,81 @@ class CausalLM(AbstractTask):
                 do="shorten the prompt",
             )
         return [
-            self._window(ids[a:b], labels[a:b], text, spans[a:b], name if len(windows) == 1 else f"{name}#{part}", source)
+            self._window(
+                ids[a:b], labels[a:b], text, prompt, spans[a:b], name if len(windows) == 1 else f"{name}#{part}", source
+            )
             for part, (a, b) in enumerate(windows)
         ]
 
-    def _window(self, ids, labels, text, spans, name: str, source: str) -> Example:
+    def _window(self, ids, labels, text: str, prompt: int, spans, name: str, source: str) -> Example:
         fields = {"input_ids": np.asarray(ids, np.int64), "labels": np.asarray(labels, np.int64)}
         if not spans:
-            return Example(name, fields, len(ids), source, text)
+            return Example(name, fields, len(ids), source, text, prompt=prompt)
         start, stop = min(a for a, _ in spans), max(b for _, b in spans)
         inside = tuple((max(a - start, 0), max(b - start, 0)) for a, b in spans)
-        return Example(name, fields, len(ids), source, text[start:stop], (start, stop), inside)
+        return Example(name, fields, len(ids), source, text[start:stop], (start, stop), max(prompt - start, 0), inside)
 
-    def _tokens(self, number: int, record: Mapping[str, Any]):
+    def _tokens(self, number: int, record: Mapping[str, Any]) -> tuple[list[int], list[int], str, int, list[tuple[int, int]]]:
+        """Ids, labels, text, characters of prompt, and the characters of each token.
+
+        Raises:
+            BadInput: If the record has none of the three forms.
+        """
         if "input_ids" in record:
-            ids = [int(token) for token in record["input_ids"]]
-            return ids, [int(token) for token in record.get("labels", ids)], str(record.get("text", "")), []
+            ids, labels = self._ready_ids(number, record)
+            return ids, labels, str(record.get("text", "")), 0, []
         if "text" in record:
-            ids, spans = self._tokenize(record["text"], special=True)
-            return ids, ids, record["text"], spans
+            text = _string(number, record, "text")
+            ids, spans = self._tokenize(text, special=True)
+            return ids, ids, text, 0, spans
         if "prompt" in record and "completion" in record:
-            prompt, completion = record["prompt"], record["completion"]
+            prompt, completion = _string(number, record, "prompt"), _string(number, record, "completion")
             ids, spans = self._tokenize(prompt, special=True)
             more, more_spans = self._tokenize(completion, special=False)
             shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
-            return ids + more, [IGNORED] * len(ids) + more, prompt + completion, spans + shifted
+            return ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted
         raise BadInput(
             found=f"record {number} with the fields {sorted(record)}",
             needed="'text', or 'prompt' and 'completion', or 'input_ids'",
             do="rename the fields",
         )
 
+    def _ready_ids(self, number: int, record: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        try:
+            ids = [int(token) for token in record["input_ids"]]
+            labels = [int(token) for token in record.get("labels", ids)]
+        except (TypeError, ValueError) as error:
+            raise BadInput(
+                found=f"record {number} with input_ids or labels that are no list of integers",
+                needed="token ids",
+                do="convert them",
+            ) from error
+        model: Any = self.model
+        allowed = range(model.get_input_embeddings().weight.shape[0] if hasattr(model, "get_input_embeddings") else 1 << 62)
+        wrong = [token for token in ids if token not in allowed] + [t for t in labels if t not in allowed and t != IGNORED]
+        if wrong or len(ids) != len(labels):
+            raise BadInput(
+                found=f"record {number} with {f'the token id {wrong[0]}' if wrong else f'{len(labels)} labels for {len(ids)} input_ids'}",
+                needed=f"as many labels as input_ids, each from 0 to {allowed.stop - 1}, labels also {IGNORED}",
+                do="check which tokenizer the ids are from",
+            )
+        return ids, labels
+
     def _tokenize(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         if getattr(self.tokenizer, "is_fast", False):
             found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
             return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]), []
+
+
+def _string(number: int, record: Mapping[str, Any], field: str) -> str:
+    if not isinstance(record[field], str):
+        raise BadInput(
+            found=f"record {number} with a {field!r} of type {type(record[field]).__name__}",
+            needed="a string",
+            do="drop or fill it",
+        )
+    return record[field]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
