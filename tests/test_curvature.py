@@ -7,6 +7,7 @@ from tests.reference.influence import inverse_fisher
 from whence.curvature import choose_damping, leading_directions, recipe_damping
 from whence.errors import BadInput
 from whence.records import Recipe
+from whence.store import StoredUnit
 
 
 def rows_with_decay(count=40, size=30, decay=1.6):
@@ -76,9 +77,18 @@ def test_recipe_of_a_loss_that_was_a_mean_over_tokens():
     assert recipe_damping(recipe) == pytest.approx(64 / 25)
 
 
+def unit(name="w", outputs=3, gain=1.0, parameters=None):
+    return StoredUnit(name, parameters or (name,), outputs, 4, (3, 4), gain)
+
+
 def test_recipe_of_adam():
-    assert recipe_damping(Recipe("adamw", learning_rate_sum=2.0)) is None
-    assert recipe_damping(Recipe("adamw", 2.0, weight_decay=0.5, inverse_preconditioner=0.02)) == pytest.approx(0.02)
+    """Each layer's learning rate is divided by its sqrt(v) + eps, so its damping is multiplied by it."""
+    recipe = Recipe("adamw", 2.0, weight_decay=0.5, loss_divisor=3.0, inverse_preconditioner={"w": 0.02, "a": 0.1, "b": 0.3})
+    damping = choose_damping(recipe, relative_damping=None, absolute_damping=None, default=0.1)
+    assert damping.of_unit(unit(gain=2.0), mean_eigenvalue=7.0) == pytest.approx(3 * (0.5 + 0.5) * 0.02 * 2)
+    assert damping.of_unit(unit(parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.1)
+    assert damping.of_unit(unit(outputs=1, parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.2)
+    assert "times each layer's mean sqrt(v) + eps of adamw" in damping.note
 
 
 def test_impossible_recipes():
@@ -93,11 +103,11 @@ def test_choice_of_damping_is_told():
         choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
     )
     auto = choose_damping(Recipe("sgd", 10.0), **options)
-    assert auto.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
+    assert auto.of_unit(unit(gain=2.0), 5.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
     assert "not its second moments" in choose_damping(Recipe("adamw", 10.0), **options).note
     asked = choose_damping(Recipe("sgd", 10.0), **{**options, "relative_damping": 0.5})
-    assert asked.of_unit(mean_eigenvalue=5.0, gain=2.0) == pytest.approx(2.5) and "as asked" in asked.note
-    assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(5.0, 1.0) == 0.5
+    assert asked.of_unit(unit(gain=2.0), 5.0) == pytest.approx(2.5) and "as asked" in asked.note
+    assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(unit(), 5.0) == 0.5
     for wrong in (
         {"relative_damping": 0.0},
         {"relative_damping": 1.0, "absolute_damping": 1.0},

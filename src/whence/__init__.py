@@ -25,6 +25,7 @@ _HOMES = {
     "Store": "whence.store",
     "WhenceError": "whence.errors",
     "build": "whence.pipeline",
+    "inverse_preconditioner": "whence.curvature",
     "open_store": "whence.store",
     "query": "whence.pipeline",
     "score_table": "whence.pipeline",
@@ -45,6 +46,7 @@ __all__ = [  # noqa: PLE0604
     "Store",
     "WhenceError",
     "build",
+    "inverse_preconditioner",
     "open_store",
     "query",
     "score_table",
@@ -52,6 +54,7 @@ __all__ = [  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from whence.config import BuildConfig
+    from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
     from whence.methods import METHODS
     from whence.pipeline import build, query, score_table

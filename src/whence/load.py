@@ -162,8 +162,12 @@ def _recipe(path: Path) -> Recipe | None:
         recipe = Recipe(**json.loads(path.read_text("utf-8")))
         for field in fields(Recipe):
             value = getattr(recipe, field.name)
-            if field.name != "optimizer" and not isinstance(value, int | float) and value != field.default:
-                raise ValueError(f"{field.name} is {value!r}, not a number")
+            numbers = value.values() if isinstance(value, dict) else [value]
+            fits = isinstance(value, dict) == (field.name == "inverse_preconditioner") and all(
+                isinstance(number, int | float) for number in numbers
+            )
+            if field.name != "optimizer" and not fits and value != field.default:
+                raise ValueError(f"{field.name} is {value!r}, not {'numbers by name' if field.default is None else 'a number'}")
         return recipe
     except (ValueError, TypeError) as error:
         raise BadInput(

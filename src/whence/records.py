@@ -3,6 +3,7 @@
 Axes: B batch, T positions, O outputs, I inputs, Q queries, N training examples.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,8 @@ class Recipe:
         weight_decay: L2 coefficient.
         loss_divisor: What one example's summed loss was divided by inside the mean that training minimised: 1 for a mean over
             examples, the mean number of tokens per example for a mean over tokens.
-        inverse_preconditioner: For adaptive optimizers, the mean over parameters of sqrt(v) + eps at the end; None if unknown.
+        inverse_preconditioner: For adaptive optimizers, by parameter name, the mean of sqrt(v) + eps over its entries at the end of
+            training, v bias-corrected (`whence.inverse_preconditioner` makes it); None if unknown.
     """
 
     optimizer: str
@@ -124,7 +126,7 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     loss_divisor: float = 1.0
-    inverse_preconditioner: float | None = None
+    inverse_preconditioner: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

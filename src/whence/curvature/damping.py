@@ -1,11 +1,16 @@
 """Damping: how much is added to every eigenvalue, chosen at query time and told aloud."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
 
 from whence.errors import BadInput
 from whence.records import Recipe
+from whence.store import StoredUnit
 
-__all__ = ["Damping", "choose_damping", "recipe_damping"]
+__all__ = ["Damping", "choose_damping", "inverse_preconditioner", "recipe_damping"]
 
 
 @dataclass(frozen=True)
@@ -14,39 +19,50 @@ class Damping:
 
     Args:
         relative: Share of each unit's mean eigenvalue, over all directions.
-        absolute: A value in units of the per-example loss's curvature, the same for all units; used when `relative` is None.
+        absolute: A value in units of the per-example loss's curvature; used when `relative` is None.
+        scales: Factor on `absolute` by parameter name; 1 where missing.
         note: How it was chosen, for the report.
     """
 
     relative: float | None
     absolute: float | None
     note: str
+    scales: Mapping[str, float] = field(default_factory=dict)
 
-    def of_unit(self, mean_eigenvalue: float, gain: float) -> float:
+    def of_unit(self, unit: StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
 
         Args:
+            unit: The unit, with the gain of its projection on an absolute value.
             mean_eigenvalue: Trace over dimensions.
-            gain: Mean diagonal of P^T P of the unit's projection.
+
+        Returns:
+            A positive number.
         """
-        value = self.relative * mean_eigenvalue if self.relative is not None else (self.absolute or 0.0) * gain
+        if self.relative is not None:
+            value = self.relative * mean_eigenvalue
+        else:
+            scales = [self.scales.get(name, 1.0) for name in unit.parameters]
+            # A joined bias is one column of its weight's matrix; the vectors of a norm weigh the same.
+            scale = sum(scales) / len(scales) if unit.outputs == 1 else scales[0]
+            value = (self.absolute or 0.0) * unit.gain * scale
         # A unit whose gradient is zero everywhere has no curvature either; any positive number gives it the score zero.
         return value if value > 0 else 1e-30
 
 
-def recipe_damping(recipe: Recipe) -> float | None:
-    """Damping from the training run: lambda = weight decay + 1 / sum of learning rates, in units of the per-example loss.
+def recipe_damping(recipe: Recipe) -> float:
+    """Damping from the training run: weight decay + 1 / sum of learning rates, in units of the per-example loss.
 
     Training for a finite time leaves directions of curvature below 1 / (sum of learning rates) undecided; adding that value to the
     curvature is what stopping early amounts to (Bae et al. 2024, section 3.2). Heavy-ball momentum multiplies the learning rate by
-    1 / (1 - momentum). An adaptive optimizer moves by P times the gradient, so both terms (weight decay decoupled) are multiplied by the
-    mean of 1 / P = sqrt(v) + eps. A loss that was divided inside the mean scales back.
+    1 / (1 - momentum). A loss that was divided inside the mean scales back. An adaptive optimizer moves by P times the gradient, so its
+    value has to be multiplied by 1 / P = sqrt(v) + eps, parameter by parameter (`choose_damping` does).
 
     Args:
         recipe: The training run.
 
     Returns:
-        The value, or None for an adaptive optimizer whose second moments are not known.
+        The value.
 
     Raises:
         BadInput: If the recipe's numbers are impossible.
@@ -61,11 +77,29 @@ def recipe_damping(recipe: Recipe) -> float | None:
             needed="a positive sum and divisor, and momentum in [0, 1)",
             do="correct the recipe, or leave it out and pass relative_damping",
         )
-    inverse = 1.0 if recipe.optimizer.lower() == "sgd" else recipe.inverse_preconditioner
-    if inverse is None:
-        return None
     stopped = (1 - recipe.momentum) / recipe.learning_rate_sum
-    return round((recipe.weight_decay + stopped) * inverse * recipe.loss_divisor, 15)
+    return round((recipe.weight_decay + stopped) * recipe.loss_divisor, 15)
+
+
+def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What a recipe needs of an Adam-like optimizer after its last step: the mean of sqrt(v) + eps of each parameter.
+
+    Args:
+        model: The trained model.
+        optimizer: Its optimizer, with `exp_avg_sq` and `step` in its state.
+
+    Returns:
+        By parameter name; parameters without such a state are left out.
+    """
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state and id(parameter) in name_of:
+                corrected = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
+                found[name_of[id(parameter)]] = float((corrected.sqrt() + group["eps"]).mean())
+    return found
 
 
 def choose_damping(
@@ -97,11 +131,13 @@ def choose_damping(
     if absolute_damping is not None:
         return Damping(None, absolute_damping, f"damping {absolute_damping:g}, as asked")
     if recipe is not None:
-        value = recipe_damping(recipe)
-        if value is not None:
-            return Damping(
-                None, value, f"damping {value:.3g} from the training recipe (weight decay + 1 / sum of learning rates)"
-            )
+        rule = "from the training recipe (weight decay + 1 / sum of learning rates)"
+        if recipe.optimizer.lower() == "sgd":
+            value = recipe_damping(recipe)
+            return Damping(None, value, f"damping {value:.3g} {rule}")
+        if recipe.inverse_preconditioner:
+            note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
+            return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner)
         why = f"the recipe says {recipe.optimizer} but not its second moments"
     else:
         why = "no training recipe known"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from whence.curvature import inverse_preconditioner
 from whence.data import Dataset, digest_of
 from whence.demo.model import DEFAULTS, Settings, new_model
 from whence.errors import BadInput, NonFinite
@@ -160,7 +161,7 @@ def train(
         momentum=0.0,
         weight_decay=settings.weight_decay,
         loss_divisor=tokens_per_example,
-        inverse_preconditioner=_inverse_preconditioner(optimizer),
+        inverse_preconditioner=inverse_preconditioner(model, optimizer),
     )
     return Trained(model, recipe, tuple(losses))
 
@@ -194,12 +195,3 @@ def _epoch(dataset: Dataset, kept: Sequence[int], size: int, generator: np.rando
     # One draw whatever the number of batches, so that the next epoch's order does not depend on what was left out.
     np.random.default_rng(int(generator.integers(1 << 32))).shuffle(batches)
     return batches
-
-
-def _inverse_preconditioner(optimizer: torch.optim.AdamW) -> float:
-    total, count = 0.0, 0
-    for state in optimizer.state.values():
-        corrected = state["exp_avg_sq"].double() / (1 - _ADAM_BETAS[1] ** float(state["step"]))
-        total += float((corrected.sqrt() + _ADAM_EPSILON).sum())
-        count += corrected.numel()
-    return total / count

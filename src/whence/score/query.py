@@ -116,7 +116,7 @@ def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tens
     found = []
     for index, (unit, stored) in enumerate(zip(rows.units, store.blueprint.units, strict=True)):
         fisher = load_fisher(tensors, index)
-        value = damping.of_unit(fisher.mean_eigenvalue, stored.gain)
+        value = damping.of_unit(stored, fisher.mean_eigenvalue)
         found.append((fisher.solve(unit.flatten(1), value) * scale).view_as(unit))
     return found
 
