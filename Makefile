@@ -1,6 +1,8 @@
 # Every target works on a machine that has Python 3.11+ and make.
 PYTHON ?= python3
-PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = -m pip install --quiet --disable-pip-version-check
+# For the build environment too, which --constraint does not reach.
+export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
 .PHONY: help demo test test-all check bench docs clean
 help:            ## show this
@@ -27,7 +29,7 @@ bench: .venv-test/ready  ## print the tables of docs/results.md
 	.venv-test/bin/python benchmarks/install_size.py
 
 docs: .venv-test/ready  ## write the generated pages
-	.venv-test/bin/python -m docs.generate
+	.venv-test/bin/python docs/generate.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

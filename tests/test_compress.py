@@ -124,13 +124,15 @@ def test_a_row_depends_on_nothing_but_itself():
 SHAPES = ((8, 8), (1, 6), (70, 70), (3, 40))
 
 
+@pytest.mark.parametrize("num_queries", [1, 3, 4, 9])  # few and many queries take different orders of the same sum
 @pytest.mark.parametrize("factor_rank", [None, 1, 2])
-def test_scores_are_inner_products_of_decoded_rows(factor_rank):
+def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num_queries):
+    monkeypatch.setattr("whence.compress.codec._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
     torch.manual_seed(0)
     names = tuple("abcd")
     codec = RowCodec(names, SHAPES, factor_rank, torch.float64, seed=0)
-    rows = [torch.randn(5, *shape).double() for shape in SHAPES]
-    queries = [torch.randn(3, *shape).double() for shape in SHAPES]
+    rows = [torch.randn(21, *shape).double() for shape in SHAPES]
+    queries = [torch.randn(num_queries, *shape).double() for shape in SHAPES]
     tensors = codec.encode(rows)
     assert {name: tuple(t.shape[1:]) for name, t in tensors.items()} == codec.layout()
     assert sum(t[0].numel() * t.element_size() for t in tensors.values()) == codec.row_bytes()

@@ -143,13 +143,25 @@ class RowCodec:
         for index, rank in enumerate(self.ranks):
             if rank is None:
                 continue
+            score = _by_product if num_queries >= 4 * rank else _by_query
             p, r = self.shapes[index]
-            query_PQR = queries[index].permute(1, 0, 2).reshape(p, -1)
-            for rows in _blocks(count, rank * r * num_queries):
+            for rows in _blocks(count, r * (p if score is _by_product else rank * num_queries)):
                 left_NCP, right_NCR = tensors[f"left.{index}"][rows].to(wide), tensors[f"right.{index}"][rows].to(wide)
-                mixed_NCQR = (left_NCP.view(-1, p) @ query_PQR).view(-1, rank, num_queries, r)
-                scores_NQ[rows] += mixed_NCQR.mul_(right_NCR[:, :, None]).sum((1, 3))
+                scores_NQ[rows] += score(left_NCP, right_NCR, queries[index])
         return scores_NQ.T
+
+
+def _by_query(left_NCP: Tensor, right_NCR: Tensor, query_QPR: Tensor) -> Tensor:
+    """Sum over factors of u^T M v with M taken to the left factors first: least work for few queries; shape (N, Q)."""
+    rows, rank, p = left_NCP.shape
+    query_PQR = query_QPR.permute(1, 0, 2).reshape(p, -1)
+    mixed_NCQR = (left_NCP.view(-1, p) @ query_PQR).view(rows, rank, len(query_QPR), -1)
+    return mixed_NCQR.mul_(right_NCR[:, :, None]).sum((1, 3))
+
+
+def _by_product(left_NCP: Tensor, right_NCR: Tensor, query_QPR: Tensor) -> Tensor:
+    """The same with U V^T written out, a block of rows at a time: least work for many queries; shape (N, Q)."""
+    return torch.bmm(left_NCP.transpose(1, 2), right_NCR).flatten(1) @ query_QPR.flatten(1).T
 
 
 def _blocks(rows: int, numbers_per_row: int) -> list[slice]:

@@ -1,0 +1,61 @@
+"""The documentation is true: its examples run, its links and names exist, its generated pages are current."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import whence
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+
+def test_the_command_line_page_is_current():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == module.cli_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_exist(page):
+    for name in re.findall(r"`whence\.([A-Za-z_]\w*)", page.read_text("utf-8")):
+        assert hasattr(whence, name) or importlib.util.find_spec(f"whence.{name}"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_targets_exist(page):
+    text = page.read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    for script in re.findall(r"python ((?:benchmarks|docs)/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_public_name_is_there():
+    for name in whence.__all__:
+        assert getattr(whence, name) is not None
+    with pytest.raises(AttributeError, match="module 'whence' has no attribute 'nope'; it has: "):
+        whence.nope  # noqa: B018
+
+
+def test_readme_examples_run(tmp_path, monkeypatch, model_folder, capsys):
+    """The blocks are run as they stand, in one namespace, with the tiny model where the reader's own would be."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert "nats of the query's log-probability" in capsys.readouterr().out
