@@ -13,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -74,11 +75,25 @@ def build_step(task, examples, method):
         with meter("", len(examples), quiet=True) as progress:
             return gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress).units
 
+    shard = []
+
     def encode():  # rows are encoded a shard at a time
+        if not shard:
+            shard.extend(torch.randn(256, *shape) for shape in shapes)
         codec.encode(shard)
 
-    shard = [torch.randn(256, *shape) for shape in shapes]
     return step, encode
+
+
+def whole_build(task, examples, method):
+    """A real build of four such batches, with its checks, its files and its curvature."""
+    import whence
+    from whence.data import Dataset, Example
+
+    copies = [Example(f"{number}/{e.id}", e.fields, e.length) for number in range(4) for e in examples]
+    positions = sum(example.length for example in examples)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        whence.build(task, Dataset(copies), folder, method=method, batch_positions=positions, quiet=True)
 
 
 def seconds(step):
@@ -88,7 +103,7 @@ def seconds(step):
 
 
 def peak(arguments, which):
-    """Peak resident memory of three steps in a process of its own, in MiB; "none" is the model and the data alone."""
+    """Peak resident memory in a process of its own, in MiB: three training steps, a whole build, or ("none") model and data alone."""
     command = [sys.executable, __file__, *sys.argv[1:], "--only", which]
     return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
@@ -101,11 +116,12 @@ def main():
     arguments = parser.parse_args()
     task, examples = make(arguments)
     if arguments.only:
-        step = train_step(task, examples) if arguments.only == "training" else None
-        if arguments.only not in ("training", "none"):
-            step, _ = build_step(task, examples, arguments.only)
-        for _ in range(3 if step else 0):
-            step()
+        if arguments.only == "training":
+            step = train_step(task, examples)
+            for _ in range(3):
+                step()
+        elif arguments.only != "none":
+            whole_build(task, examples, arguments.only)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
