@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from tests import zoo
 from tests.reference.influence import inverse_fisher
-from whence.curvature import choose_damping, leading_directions, recipe_damping
+from whence.capture import capture, plan_units
+from whence.curvature import choose_damping, fit_axes, leading_directions, recipe_damping
 from whence.errors import BadInput
+from whence.progress import meter
 from whence.records import Recipe
 from whence.store import StoredUnit
 
@@ -115,3 +118,35 @@ def test_choice_of_damping_is_told():
     ):
         with pytest.raises(BadInput, match="needed at most one of them, and positive"):
             choose_damping(None, **{**options, **wrong})
+
+
+@pytest.mark.parametrize("fails_above", [99, 2])
+def test_axes_are_the_eigenvectors_of_all_real_positions(monkeypatch, fails_above):
+    """Also when a batch does not fit and is done again in halves: nothing is counted twice."""
+    task, dataset = zoo.make("gpt2", count=6)
+    plan = plan_units(task)
+    index = next(i for i, unit in enumerate(plan.units) if unit.name.endswith("h.0.mlp.c_fc.weight"))
+    moments = {"inputs": torch.zeros(9, 9).double(), "outputs": torch.zeros(32, 32).double()}
+    for example in dataset.examples:
+
+        def consume(place, pair):
+            if place == index:
+                for side, moment in moments.items():
+                    rows = getattr(pair, side).dense()[0]
+                    moment += rows.T @ rows
+
+        capture(task, plan, task.collate([example]), consume, num_examples=1)
+
+    def sometimes(*args, num_examples, **kwargs):
+        result = capture(*args, num_examples=num_examples, **kwargs)
+        if num_examples > fails_above:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return result
+
+    monkeypatch.setattr("whence.curvature.axes.capture", sometimes)
+    with meter("", 6, quiet=True) as progress:
+        axes = fit_axes(task, plan, dataset.examples, rank=3, seed=0, max_positions=1000, progress=progress)
+    for side, moment in moments.items():
+        found = axes[f"{side}.{index}"].double()
+        wanted = torch.linalg.eigh(moment)[0].flip(0)[:3]
+        torch.testing.assert_close((found.T @ moment @ found).diagonal(), wanted, rtol=1e-3, atol=1e-6 * float(wanted[0]))
