@@ -25,7 +25,7 @@ _VERBS = {
     "query": "Rank the training examples behind a behaviour.",
     "verify": "Check that a store is what was written.",
     "inspect": "Say what a store holds.",
-    "forecast": "Say what a build would take in memory and on disk.",
+    "forecast": "Say what a build would take in memory, disk and time.",
     "methods": "List the attribution methods.",
 }
 # Commands as strings, so that `--help` does not wait for torch.

@@ -135,11 +135,12 @@ def query(
         hits.show()
 
 
-def verify(store: Path) -> int:
+def verify(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
     """Check that a store is what was written: checksums, shapes, ids, finite numbers.
 
     Args:
         store: Folder made by `whence build`.
+        as_json: Print JSON.
 
     Returns:
         Exit status: 0 if all is well, 1 if not.
@@ -148,6 +149,9 @@ def verify(store: Path) -> int:
 
     opened = open_store(store, check=False)
     faults = verify_store(opened)
+    if as_json:
+        print(json.dumps({"rows": len(opened), "shards": len(opened.seals), "faults": faults}))
+        return 1 if faults else 0
     for fault in faults:
         print(fault)
     if not faults:
@@ -200,9 +204,10 @@ def forecast(
     split: str = "train",
     long: Literal["error", "split", "truncate"] = "error",
     max_length: int | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
-    """Say what a build would take in memory and on disk, without building.
+    """Say what a build would take in memory, disk and time, without building.
 
     Args:
         model: As in build.
@@ -211,6 +216,7 @@ def forecast(
         split: As in build.
         long: As in build.
         max_length: As in build.
+        as_json: Print JSON.
         config: As in build.
     """
     from whence.load import load_records, load_task
@@ -219,7 +225,8 @@ def forecast(
     options = _task_options(task, model, long, max_length, (), (), False)
     records = load_records(data, split=split)
     loaded, _ = load_task(model, kind=task, **options)
-    print(forecast_build(loaded, records, config))
+    found = forecast_build(loaded, records, config)
+    print(json.dumps(found.to_dict()) if as_json else found)
 
 
 def methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:

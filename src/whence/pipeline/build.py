@@ -10,7 +10,7 @@ import torch
 
 import whence
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.compress import Kronecker, projected_shape
+from whence.compress import Kronecker
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
@@ -33,7 +33,7 @@ from whence.store import (
 )
 from whence.tasks import AbstractTask
 
-__all__ = ["build", "forecast_build"]
+__all__ = ["build", "make_blueprint"]
 
 # Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
 _SHARD_BYTES = 32 << 20
@@ -101,7 +101,7 @@ def build(
         positions = predicted.batch_positions
 
     kronecker, axes = make_projections(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
-    blueprint = _blueprint(task, plan, kronecker, config, positions, earlier, origin)
+    blueprint = make_blueprint(task, plan, kronecker, config, positions, earlier, origin)
     with write_store(folder, blueprint, dataset, append=append) as writer:
         if writer.is_finished():
             report(f"{folder} is complete: nothing to do")
@@ -120,31 +120,6 @@ def build(
     return open_store(folder)
 
 
-def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: BuildConfig) -> str:
-    """What a build would take, without building: one line each on coverage, memory and disk.
-
-    Args:
-        task: Model and per-example loss.
-        data: As in `build`.
-        config: As in `build`.
-
-    Returns:
-        The lines.
-    """
-    dataset = data if isinstance(data, Dataset) else task.prepare(data)
-    plan = plan_units(task)
-    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
-    predicted = forecast(task, plan, dataset.examples, autocast=autocast)
-    rank = config.rank or method_named(config.method).rank
-    # Learned axes have the same shapes as random ones.
-    shapes = [projected_shape(unit, rank) for unit in plan.units]
-    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
-    blueprint = _blueprint(task, plan, kronecker, config, predicted.batch_positions, None, None)
-    per_row = blueprint.codec().row_bytes()
-    disk = f"disk: {per_row:,} bytes a row, {per_row * len(dataset) / 2**20:,.1f} MiB for {len(dataset):,} rows, in shards of "
-    return "\n".join((str(plan.coverage), str(predicted), f"{disk}{blueprint.rows_per_shard:,}"))
-
-
 def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast, quiet: bool) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
     norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
@@ -156,7 +131,16 @@ def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast,
             writer.write(shard, {**codec.encode(rows.units), "norms": rows.norms().to(norm_type)})
 
 
-def _blueprint(task, plan: Plan, kronecker, config: BuildConfig, positions: int, earlier, origin) -> Blueprint:
+def make_blueprint(
+    task: AbstractTask,
+    plan: Plan,
+    kronecker: Kronecker,
+    config: BuildConfig,
+    positions: int,
+    earlier: Blueprint | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Blueprint:
+    """The blueprint of a build; what the options leave open comes from an earlier build in the same folder, or from sizes."""
     method = method_named(config.method)
     units = tuple(
         StoredUnit(unit.name, unit.parameters, unit.outputs, unit.inputs, shape, gain)

@@ -11,7 +11,6 @@ import torch
 from whence.compress import RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import method_named
-from whence.records import Unit
 from whence.store.files import read_json
 
 __all__ = ["FORMAT_VERSION", "NOT_COMPARED", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
@@ -95,9 +94,13 @@ class Blueprint:
             seed=self.seed,
         )
 
-    def model_units(self) -> tuple[Unit, ...]:
-        """The units as the model has them."""
-        return tuple(Unit(unit.name, unit.outputs, unit.inputs, unit.parameters) for unit in self.units)
+    def curvature_bytes(self) -> int:
+        """Bytes of the curvature file, its small parts left out."""
+        if method_named(self.method).curvature == "identity":
+            return 0
+        sizes = [outputs * inputs for outputs, inputs in (unit.projected for unit in self.units)]
+        number = torch.promote_types(dtype_named(self.dtype), torch.float32).itemsize
+        return number * sum(size * min(size, self.curvature_rank or size) for size in sizes)
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from whence.data import Dataset, Example
 from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
-from whence.methods import method_named
 from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 
@@ -223,10 +222,7 @@ def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -
 
 
 def _enough_disk(folder: Path, blueprint: Blueprint, rows: int) -> None:
-    needed = rows * blueprint.codec().row_bytes()
-    if method_named(blueprint.method).curvature != "identity":
-        sizes = [p * r for p, r in (unit.projected for unit in blueprint.units)]
-        needed += 4 * sum(size * min(size, blueprint.curvature_rank or size) for size in sizes)
+    needed = rows * blueprint.codec().row_bytes() + blueprint.curvature_bytes()
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(

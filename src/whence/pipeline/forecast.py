@@ -1,0 +1,104 @@
+"""What a build would take, before it runs."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from whence.capture import Coverage, Forecast, forecast, plan_units
+from whence.compress import Kronecker, projected_shape
+from whence.config import BuildConfig
+from whence.data import Dataset
+from whence.methods import method_named
+from whence.pipeline.build import make_blueprint
+from whence.progress import meter
+from whence.score import gradient_rows
+from whence.store import dtype_named
+from whence.tasks import AbstractTask
+
+__all__ = ["BuildForecast", "forecast_build"]
+
+# Examples timed: enough to fill a batch of short ones, few enough to wait for.
+_TIMED_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class BuildForecast:
+    """What a build would take.
+
+    Args:
+        coverage: What would be attributed.
+        memory: What a batch takes, measured on the longest example.
+        rows: Training examples.
+        row_bytes: On disk, per example.
+        shared_bytes: On disk, for the curvature.
+        rows_per_shard: Rows in a file.
+        seconds: For the gradients, from a few examples on this machine; curvature and learned axes come on top.
+    """
+
+    coverage: Coverage
+    memory: Forecast
+    rows: int
+    row_bytes: int
+    shared_bytes: int
+    rows_per_shard: int
+    seconds: float
+
+    def __str__(self) -> str:
+        disk = (
+            f"disk: {self.row_bytes:,} bytes a row, {self.row_bytes * self.rows / 2**20:,.1f} MiB for {self.rows:,} rows in shards of "
+            f"{self.rows_per_shard:,}, and {self.shared_bytes / 2**20:,.1f} MiB of curvature"
+        )
+        return "\n".join((str(self.coverage), str(self.memory), disk, f"time: about {self.seconds:,.0f} s for the gradients"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return {
+            "tracked_parameters": self.coverage.tracked,
+            "parameters": self.coverage.total,
+            "peak_memory_bytes": self.memory.peak_bytes,
+            "available_memory_bytes": self.memory.available_bytes,
+            "batch_positions": self.memory.batch_positions,
+            "rows": self.rows,
+            "row_bytes": self.row_bytes,
+            "curvature_bytes": self.shared_bytes,
+            "rows_per_shard": self.rows_per_shard,
+            "gradient_seconds": self.seconds,
+        }
+
+
+def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: BuildConfig) -> BuildForecast:
+    """Memory, disk and time of a build; runs a few examples, writes nothing.
+
+    Args:
+        task: Model and per-example loss.
+        data: As in `build`.
+        config: As in `build`.
+
+    Returns:
+        The forecast.
+    """
+    dataset = data if isinstance(data, Dataset) else task.prepare(data)
+    plan = plan_units(task)
+    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    memory = forecast(task, plan, dataset.examples, autocast=autocast)
+    positions = config.batch_positions or memory.batch_positions
+    # Learned axes have the same shapes as random ones.
+    shapes = [projected_shape(unit, config.rank or method_named(config.method).rank) for unit in plan.units]
+    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
+    blueprint = make_blueprint(task, plan, kronecker, config, positions)
+    sample = list(dataset.examples)[:: max(1, len(dataset) // _TIMED_EXAMPLES)][:_TIMED_EXAMPLES]
+    started = time.perf_counter()
+    with meter("", len(sample), quiet=True) as progress:
+        rows = gradient_rows(task, plan, kronecker, sample, max_positions=positions, progress=progress, autocast=autocast)
+    blueprint.codec().encode(rows.units)
+    per_position = (time.perf_counter() - started) / sum(example.length for example in sample)
+    return BuildForecast(
+        coverage=plan.coverage,
+        memory=memory,
+        rows=len(dataset),
+        row_bytes=blueprint.codec().row_bytes(),
+        shared_bytes=blueprint.curvature_bytes(),
+        rows_per_shard=blueprint.rows_per_shard,
+        seconds=per_position * sum(example.length for example in dataset.examples),
+    )
