@@ -25,7 +25,7 @@ class Example:
         text: Its text, if it has one.
         span: Characters of the source document that the text covers.
         prompt: How many characters at the start of `text` are given, not scored.
-        token_spans: Characters of `text` that each token covers.
+        token_spans: Characters of `text` that each token covers, shape (length, 2); None if not known.
     """
 
     id: str
@@ -35,7 +35,8 @@ class Example:
     text: str = ""
     span: tuple[int, int] | None = None
     prompt: int = 0
-    token_spans: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    # An array, not tuples: a corpus has many tokens, and these are a twentieth of the size.
+    token_spans: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

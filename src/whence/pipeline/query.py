@@ -56,7 +56,7 @@ def query(
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
     asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
-    if tokens and not any(example.token_spans for example in asked.dataset.examples):
+    if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
             needed="queries with text, a language model and a fast tokenizer",
@@ -175,12 +175,13 @@ class _Asked:
         record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
         example = self.task.prepare([record]).examples[0]
         # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
-        if not example.token_spans or example.length != known["length"]:
+        if example.token_spans is None or example.length != known["length"]:
             return hit
         parts = token_scores(self.task, self.plan, self.kronecker, example, [unit[place] for unit in self.ready])
         if self.norms_Q is not None and float(parts.sum()):
             parts = parts * (hit.score / float(parts.sum()))
-        return dataclasses.replace(hit, token_spans=example.token_spans, token_scores=tuple(parts.tolist()))
+        spans = tuple((int(a), int(b)) for a, b in example.token_spans)
+        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist()))
 
 
 def _hit(store: Store, row: int, score: float) -> Hit:

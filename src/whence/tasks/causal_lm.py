@@ -136,11 +136,13 @@ class CausalLM(AbstractTask):
         ]
 
     def _window(self, ids, labels, text: str, prompt: int, spans, name: str, source: str) -> Example:
-        fields = {"input_ids": np.asarray(ids, np.int64), "labels": np.asarray(labels, np.int64)}
+        # One array for both where every token is scored: a corpus is held in memory while it is built.
+        tokens = np.asarray(ids, np.int32)
+        fields = {"input_ids": tokens, "labels": tokens if labels == ids else np.asarray(labels, np.int32)}
         if not spans:
             return Example(name, fields, len(ids), source, text, prompt=prompt)
         start, stop = min(a for a, _ in spans), max(b for _, b in spans)
-        inside = tuple((max(a - start, 0), max(b - start, 0)) for a, b in spans)
+        inside = (np.asarray(spans, np.int32) - start).clip(0)
         return Example(name, fields, len(ids), source, text[start:stop], (start, stop), max(prompt - start, 0), inside)
 
     def _tokens(self, number: int, record: Mapping[str, Any]) -> tuple[list[int], list[int], str, int, list[tuple[int, int]]]:
