@@ -111,7 +111,7 @@ def test_queries_from_a_file_and_a_model_from_elsewhere(run, store, model_folder
     path.write_text('{"text": "one"}\n{"prompt": "two", "completion": "!"}\n')
     found = json.loads(run("query", store, "--file", path, "--model", model_folder, "-k", "99", "--json"))
     assert [query["query"] for query in found["queries"]] == ["one", "two!"]
-    assert len(found["queries"][0]["proponents"]) == 12
+    assert all(len(query["proponents"]) + len(query["opponents"]) == 12 for query in found["queries"])
 
 
 def test_verify(run, store, tmp_path):

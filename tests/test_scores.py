@@ -97,16 +97,20 @@ def test_top_hits_are_the_sorted_table(tmp_path):
     table = whence.score_table(store, task, queries, quiet=True)
     hits = whence.query(store, task, queries, k=5, quiet=True)
     for place in range(3):
-        by_score = sorted(range(18), key=lambda row: (-float(table.scores[place, row]), row))
-        assert [round(hit.score, 9) for hit in hits.proponents[place]] == [
-            round(float(table.scores[place, row]), 9) for row in by_score[:5]
-        ]
-        assert [hit.row for hit in hits.opponents[place]][0] in (by_score[-1], by_score[-2])
-        for hit in hits.proponents[place] + hits.opponents[place]:
-            assert hit.score == pytest.approx(float(table.scores[place, hit.row]), rel=1e-9)
-            assert hit.id == table.train_ids[hit.row]
+        values = table.scores[place].tolist()
+        by_score = sorted(range(18), key=lambda row: (-values[row], row))
+        wanted = {
+            1: [row for row in by_score if values[row] > 0][:5],
+            -1: [row for row in reversed(by_score) if values[row] < 0][:5],
+        }
+        for sign, side in ((1, hits.proponents[place]), (-1, hits.opponents[place])):
+            assert [hit.score for hit in side] == pytest.approx([values[row] for row in wanted[sign]], rel=1e-9)
+            for hit in side:
+                assert hit.score == pytest.approx(values[hit.row], rel=1e-9) and hit.id == table.train_ids[hit.row]
     everything = whence.query(store, task, queries, k=100, quiet=True)
-    assert all(len(side) == 18 for side in everything.proponents + everything.opponents)
+    for up, down in zip(everything.proponents, everything.opponents, strict=True):
+        # Both sides together are all examples, none of them twice.
+        assert sorted(hit.row for hit in up + down) == list(range(18))
     with pytest.raises(BadInput, match="found k=0"):
         whence.query(store, task, queries, k=0)
 
@@ -222,3 +226,24 @@ def test_token_scores_of_a_completion_leave_the_prompt_out(tmp_path, model_folde
     hits = whence.query(store, task, records[:1], k=6, tokens=True, relative_damping=0.1, quiet=True)
     for hit in hits.proponents[0]:
         assert sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_token_scores_of_factored_rows_are_those_of_the_rows(tmp_path, model_folder, rank):
+    """The row that is stored, not the gradient it was cut from, is what the score comes from."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder).double()
+    task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
+    records = [f"{letter} text of {letter}" for letter in "abcdefgh"]
+    store = built(tmp_path, task, records, method="lorif", rank=rank, factor_rank=1)
+    assert any(rank is not None for rank in store.codec.ranks)
+    hits = whence.query(store, task, records[:2], k=8, tokens=True, quiet=True)
+    for hit in (hit for side in hits.proponents + hits.opponents for hit in side):
+        assert sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-6)
+
+
+def test_pca_with_nothing_to_learn(tmp_path):
+    task, dataset = zoo.make("linear", count=6)
+    store = built(tmp_path, task, dataset, method="logra-pca", rank=100)
+    assert whence.score_table(store, task, dataset, quiet=True).scores.shape == (6, 6)

@@ -449,7 +449,8 @@ def test_verify_finds_damage(built, name, damage):
     else:
         path.unlink()
     faults = verify_store(open_store(built.folder, check=False))
-    assert faults == [f"{path}: its checksum is not the sealed one"]
+    wrong = "it is missing" if damage == "delete" else "its checksum is not the sealed one"
+    assert faults == [f"{path}: {wrong}"]
     with pytest.raises(StoreCorrupt, match="found a damaged file"):
         open_store(built.folder)
 

@@ -26,6 +26,7 @@ _HOMES = {
     "WhenceError": "whence.errors",
     "build": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
+    "load_records": "whence.load",
     "open_store": "whence.store",
     "query": "whence.pipeline",
     "score_table": "whence.pipeline",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: PLE0604
     "WhenceError",
     "build",
     "inverse_preconditioner",
+    "load_records",
     "open_store",
     "query",
     "score_table",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
+    from whence.load import load_records
     from whence.methods import METHODS
     from whence.pipeline import build, query, score_table
     from whence.records import Recipe, ScoreTable
@@ -76,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*_HOMES, "__version__"])

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from whence.errors import BadInput
 
@@ -88,6 +89,8 @@ def digest_of(*parts: Any) -> bytes:
         if part is None or isinstance(part, str | int | float | bool):
             kind, content = type(part).__name__, str(part).encode()
         else:
+            if isinstance(part, torch.Tensor) and part.dtype == torch.bfloat16:
+                part = part.view(torch.int16)
             array = np.ascontiguousarray(part)
             if array.dtype.hasobject:
                 raise BadInput(

@@ -14,8 +14,9 @@ from whence.compress import Kronecker
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
-from whence.errors import BadInput, StoreMismatch
+from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.methods import method_named
+from whence.pipeline.inputs import as_dataset
 from whence.pipeline.projections import make_projections
 from whence.progress import meter, say
 from whence.score import gradient_rows
@@ -71,9 +72,14 @@ def build(
     Raises:
         BadInput: If both `config` and options are given, or the data cannot be used.
         StoreMismatch: If the folder holds a store of something else.
+        UnknownOption: If there is no such option.
     """
     if config is not None and options:
         raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(BuildConfig)})
+    if unknown:
+        known = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
+        raise UnknownOption(found=f"the option {unknown[0]!r}", needed=f"one of: {known}", do="correct it")
     config = config or BuildConfig(**options)
     folder = Path(folder)
     check_writable(folder)
@@ -85,11 +91,11 @@ def build(
             needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
             do="build into another folder, or load the model that this store was built with",
         )
-    dataset = data if isinstance(data, Dataset) else task.prepare(data)
+    dataset = as_dataset(task, data)
     plan = plan_units(task)
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     report = (lambda text: None) if quiet else say
-    report(f"{plan.coverage} in {len(plan.units)} units, {len(dataset):,} examples")
+    report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
 
     untouched = check_task(task, plan, dataset.examples, autocast=autocast)
     if untouched:
@@ -128,7 +134,14 @@ def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast,
         for shard in writer.pending:
             examples = dataset.examples[shard.start : shard.stop]
             rows = gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress, autocast=autocast)
-            writer.write(shard, {**codec.encode(rows.units), "norms": rows.norms().to(norm_type)})
+            tensors = codec.encode(rows.units)
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise NonFinite(
+                    found=f"a gradient in rows {shard.start:,} to {shard.stop - 1:,} that {writer.blueprint.dtype} cannot hold",
+                    needed="a stored type of wider range",
+                    do="build into another folder with dtype bfloat16 or float32",
+                )
+            writer.write(shard, {**tensors, "norms": rows.norms().to(norm_type)})
 
 
 def make_blueprint(

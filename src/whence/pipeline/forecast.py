@@ -11,6 +11,7 @@ from whence.config import BuildConfig
 from whence.data import Dataset
 from whence.methods import method_named
 from whence.pipeline.build import make_blueprint
+from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.score import gradient_rows
 from whence.store import dtype_named
@@ -78,7 +79,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     Returns:
         The forecast.
     """
-    dataset = data if isinstance(data, Dataset) else task.prepare(data)
+    dataset = as_dataset(task, data)
     plan = plan_units(task)
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)

@@ -81,7 +81,9 @@ def stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kronecke
     """The projections that a store's rows were made with."""
     blueprint = store.blueprint
     if blueprint.projection == "pca":
-        return _with_axes(plan, store.file("axes.safetensors"), task.device)
+        # Where every side is at most as wide as the rank there was nothing to learn.
+        axes = store.file("axes.safetensors") if "axes.safetensors" in store.files else {}
+        return _with_axes(plan, axes, task.device)
     kind = cast(Random, blueprint.projection)
     shapes = [unit.projected for unit in blueprint.units]
     return Kronecker.random(plan.units, shapes, kind=kind, seed=blueprint.seed, device=task.device)

@@ -13,6 +13,7 @@ from whence.curvature import choose_damping
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
+from whence.pipeline.inputs import as_dataset
 from whence.pipeline.projections import stored_projections
 from whence.progress import meter
 from whence.records import Recipe, ScoreTable
@@ -41,7 +42,7 @@ def query(
         store: A store or its folder.
         task: The model that the store was built with.
         queries: As `task.prepare` takes them, or already prepared.
-        k: Hits on each side.
+        k: Hits on each side at most; proponents have positive scores, opponents negative ones.
         relative_damping: Share of each unit's mean eigenvalue.
         absolute_damping: Value in units of the loss's curvature; without either it is chosen and said.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again.
@@ -67,11 +68,12 @@ def query(
     hits = []
     wanted = high.rows_QK.numel() + low.rows_QK.numel()
     with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
-        for top in (high, low):
+        for top, sign in ((high, 1), (low, -1)):
             sides = []
             for place in range(len(asked.dataset)):
                 pairs = zip(top.scores_QK[place].tolist(), top.rows_QK[place].tolist(), strict=True)
-                found = [_hit(asked.store, row, score) for score, row in pairs]
+                # An example that raises the measurement is no opponent, however few lower it.
+                found = [_hit(asked.store, row, score) for score, row in pairs if score * sign > 0]
                 if tokens:
                     found = [asked.with_tokens(hit, place) for hit in found]
                     progress.advance(len(found))
@@ -141,7 +143,7 @@ class _Asked:
             raise BadInput(
                 found=f"damping for a store of {method.name}", needed="a method with curvature", do="leave damping out"
             )
-        dataset = queries if isinstance(queries, Dataset) else task.prepare(queries)
+        dataset = as_dataset(task, queries)
         plan = plan_units(task)
         if tuple(unit.parameters for unit in plan.units) != tuple(unit.parameters for unit in blueprint.units):
             raise StoreMismatch(
@@ -177,7 +179,11 @@ class _Asked:
         # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
         if example.token_spans is None or example.length != known["length"]:
             return hit
-        parts = token_scores(self.task, self.plan, self.kronecker, example, [unit[place] for unit in self.ready])
+        asked = [unit[place] for unit in self.ready]
+        for index, right_CR in self.store.right_factors(hit.row).items():
+            # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
+            asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
+        parts = token_scores(self.task, self.plan, self.kronecker, example, asked)
         if self.norms_Q is not None and float(parts.sum()):
             parts = parts * (hit.score / float(parts.sum()))
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)

@@ -21,7 +21,7 @@ class Hit:
         text: Its text, if it has one.
         span: Characters of the source document that the text covers.
         token_spans: Characters of `text` per token; empty unless token scores were asked for.
-        token_scores: One score per token, adding up to the example's score before the store's compression.
+        token_scores: One score per token, adding up to the example's score but for the rounding of stored rows.
     """
 
     id: str

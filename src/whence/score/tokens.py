@@ -29,7 +29,7 @@ def token_scores(
     """Contribution of each position to one example's score under one query.
 
     The gradient of a weight is a sum over positions, so the score is too. The parts add up to the score of the example's projected
-    gradient before rows are cut to factors or rounded. Vectors (norm scales, lone biases) have no positions; their share is spread evenly.
+    gradient. Vectors (norm scales, lone biases) have no positions; their share is spread evenly.
 
     Args:
         task: Model and loss.

@@ -95,6 +95,15 @@ class Store:
             file.seek(int(first))
             return json.loads(file.read(int(last - first)))
 
+    def right_factors(self, row: int) -> dict[int, Tensor]:
+        """Right factors of one row, shape (C, R), by factored unit; empty for dense rows."""
+        place = max(index for index, start in enumerate(self.starts) if start <= row)
+        factored = [index for index, rank in enumerate(self.codec.ranks) if rank is not None]
+        if not factored:
+            return {}
+        tensors = self.tensors(self.seals[place], [f"right.{index}" for index in factored])
+        return {index: tensors[f"right.{index}"][row - self.starts[place]] for index in factored}
+
     def examples(self) -> Iterator[dict[str, Any]]:
         """What is known of every example, in row order.
 

@@ -1,6 +1,7 @@
 """Is a store what it claims to be? Every check that can be made without a model."""
 
 import json
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,10 @@ def verify_store(store: Store) -> list[str]:
     Checks every checksum, that the manifest lists the shards that are there, that shards hold as many rows as sealed, that the examples
     are where the offsets say, that ids are unique and that every stored number is finite.
     """
-    faults = [f"{path}: its checksum is not the sealed one" for path in store.bad_files()]
+    faults = [
+        f"{path}: its checksum is not the sealed one" if Path(path).exists() else f"{path}: it is missing"
+        for path in store.bad_files()
+    ]
     if faults:
         return faults
     if {seal.number: seal for seal in store.seals} != read_seals(store.folder):

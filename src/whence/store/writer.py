@@ -121,7 +121,7 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
             _same_blueprint(stored, blueprint, folder)
             blueprint = stored
         seals = read_seals(folder)
-        _same_data(folder, seals, dataset, append)
+        _same_data(folder, seals, dataset, blueprint.rows_per_shard, append)
         pending = _pending(seals, dataset, blueprint.rows_per_shard)
         _enough_disk(folder, blueprint, sum(shard.stop - shard.start for shard in pending))
         if not (folder / "blueprint.json").exists():
@@ -178,9 +178,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 24 else text[:12] + "..."
 
 
-def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, append: bool) -> None:
+def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int, append: bool) -> None:
     others = {seal.data for seal in seals.values()} - {dataset.fingerprint}
-    if others and not append:
+    known = any(seal.data == dataset.fingerprint for seal in seals.values())
+    if others and not append and not known and _gap(seals, _num_shards(dataset, rows_per_shard)) is None:
         raise StoreMismatch(
             found=f"a store of other data in {folder} ({sum(seal.rows for seal in seals.values()):,} rows)",
             needed="the same dataset to go on with",
@@ -208,12 +209,31 @@ def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, append
                     )
 
 
+def _num_shards(dataset: Dataset, rows_per_shard: int) -> int:
+    return -(-len(dataset) // rows_per_shard)
+
+
+def _gap(seals: Mapping[int, Seal], length: int) -> int | None:
+    """First number of a run of exactly `length` missing shards before some that are there; None if there is none."""
+    missing = 0
+    for number in range(max(seals, default=-1) + 1):
+        if number not in seals:
+            missing += 1
+        elif missing == length:
+            return number - missing
+        else:
+            missing = 0
+    return None
+
+
 def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> tuple[Pending, ...]:
     mine = {seal.first: seal for seal in seals.values() if seal.data == dataset.fingerprint}
     starts = range(0, len(dataset), rows_per_shard)
     taken = {seal.number for seal in seals.values() if seal.data != dataset.fingerprint}
-    # A dataset's shards are consecutive, after those of the data before it, so that a resumed build numbers them as an unbroken one.
-    offset = min((seal.number - seal.first // rows_per_shard for seal in mine.values()), default=max(taken, default=-1) + 1)
+    # A dataset's shards are consecutive, so a resumed build numbers them as an unbroken one; where none is left they fill the gap.
+    gap = _gap(seals, len(starts))
+    after = max(taken, default=-1) + 1 if gap is None else gap
+    offset = min((seal.number - seal.first // rows_per_shard for seal in mine.values()), default=after)
     return tuple(
         Pending(offset + place, start, min(start + rows_per_shard, len(dataset)))
         for place, start in enumerate(starts)

@@ -4,7 +4,6 @@ import fnmatch
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,9 +56,9 @@ class AbstractTask(ABC):
         """Where the model lives."""
         return next(self.model.parameters()).device
 
-    @cached_property
+    @property
     def weights(self) -> str:
-        """Digest of every weight and buffer.
+        """Digest of every weight and buffer as they are now: never kept, since the model may be trained on.
 
         Raises:
             NonFinite: If a weight is NaN or infinite.

@@ -48,16 +48,36 @@ class Classification(AbstractTask):
         return tokenizer_digest(self.tokenizer) if self.tokenizer is not None else ""
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
-        """Examples from pairs or mappings; see the class."""
-        return Dataset([_labelled(number, record, "label", self.tokenizer) for number, record in enumerate(records)])
+        """Examples from pairs or mappings; see the class.
+
+        A label is a class number; a string is looked up in the `label2id` of the model's configuration.
+
+        Raises:
+            BadInput: If a record is something else or its label is no class.
+        """
+        config: Any = getattr(self.model, "config", None)
+        names = getattr(config, "label2id", None) or {}
+        return Dataset([_labelled(number, record, "label", self.tokenizer, names) for number, record in enumerate(records)])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stacked inputs, right-padded with zeros where lengths differ, and labels."""
-        return _stack(examples, self.device, target_dtype=torch.long)
+        return _stack(examples, self.model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of each example in nats, shape (B,)."""
-        return nn.functional.cross_entropy(_logits(model, batch), batch["target"], reduction="none")
+        """Cross-entropy of each example in nats, shape (B,).
+
+        Raises:
+            BadInput: If a label is beyond the model's classes.
+        """
+        logits_BC = _logits(model, batch)
+        highest = int(batch["target"].max())
+        if logits_BC.ndim != 2 or highest >= logits_BC.shape[1]:
+            raise BadInput(
+                found=f"the label {highest} for logits of shape {tuple(logits_BC.shape)}",
+                needed="logits (examples, classes) and labels from 0 to classes - 1",
+                do="check the labels and the model's last layer",
+            )
+        return nn.functional.cross_entropy(logits_BC, batch["target"], reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability or log-odds of each query's label, shape (B,)."""
@@ -91,11 +111,11 @@ class Regression(AbstractTask):
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Examples from pairs (input, target) or mappings with a `target`."""
-        return Dataset([_labelled(number, record, "target", None) for number, record in enumerate(records)])
+        return Dataset([_labelled(number, record, "target", None, {}) for number, record in enumerate(records)])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stacked inputs and targets."""
-        return _stack(examples, self.device, target_dtype=None)
+        return _stack(examples, self.model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Half the squared error of each example, summed over its targets, shape (B,).
@@ -115,43 +135,89 @@ class Regression(AbstractTask):
         return 0.5 * (prediction.reshape(rows, -1) - target.reshape(rows, -1)).square().sum(1)
 
 
-def _labelled(number: int, record: Any, target_name: str, tokenizer: Any) -> Example:
+def _labelled(number: int, record: Any, target_name: str, tokenizer: Any, names: Mapping[str, int]) -> Example:
     if isinstance(record, Sequence) and not isinstance(record, str) and len(record) == 2:
-        fields = {"inputs": _array(record[0]), "target": _array(record[1])}
-        return Example(str(number), fields)
-    if not isinstance(record, Mapping) or target_name not in record:
-        found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+        record = {"inputs": record[0], target_name: record[1]}
+    elif not isinstance(record, Mapping) or target_name not in record:
+        found = f"the fields {sorted(record)}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
         raise BadInput(
-            found=f"record {number}: {found}",
+            found=f"record {number} with {found}" if isinstance(record, Mapping) else f"record {number}, {found}",
             needed=f"a pair (input, {target_name}) or a mapping with {target_name!r}",
-            do="convert the records",
+            do="convert the records; on the command line ask with --file and a file of such records",
         )
-    name, source = str(record.get("id", number)), str(record.get("source", ""))
-    target = _array(record[target_name])
+    name, source, text = str(record.get("id", number)), str(record.get("source", "")), record.get("text", "")
+    target = _array(number, target_name, record[target_name])
+    if target_name == "label":
+        target = _class_number(number, target, names)
     if tokenizer is None:
-        inputs = {key: _array(value) for key, value in record.items() if key not in (target_name, "id", "source", "text")}
+        skipped = (target_name, "id", "source", "text")
+        inputs = {key: _array(number, key, value) for key, value in record.items() if key not in skipped}
         length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
-        return Example(name, {**inputs, "target": target}, length, source, str(record.get("text", "")))
-    encoded = tokenizer(record["text"], truncation=True)
+        return Example(name, {**inputs, "target": target}, length, source, str(text))
+    if not isinstance(text, str) or not text:
+        raise BadInput(found=f"record {number} without a text", needed="a non-empty 'text'", do="drop or fill it")
+    encoded = tokenizer(text, truncation=True)
     inputs = {key: np.asarray(value, np.int64) for key, value in encoded.items()}
-    return Example(name, {**inputs, "target": target}, len(encoded["input_ids"]), source, record["text"])
+    return Example(name, {**inputs, "target": target}, len(encoded["input_ids"]), source, text)
 
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+def _class_number(number: int, label: np.ndarray, names: Mapping[str, int]) -> np.ndarray:
+    known = f", or one of {', '.join(map(str, names))}" if names else ""
+    if label.size == 1 and label.dtype.kind in "US" and str(label.item()) in names:
+        return np.asarray(names[str(label.item())], np.int64)
+    if label.size != 1 or label.dtype.kind not in "iu" or label.item() < 0:
+        raise BadInput(
+            found=f"record {number} with the label {label.item()!r}"
+            if label.size == 1
+            else f"record {number} with several labels",
+            needed=f"one class number from 0{known}",
+            do="convert the labels",
+        )
+    return label.reshape(()).astype(np.int64)
 
 
-def _stack(examples: Sequence[Example], device: torch.device, target_dtype: torch.dtype | None) -> Batch:
+def _array(number: int, field: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.hasobject:
+        raise BadInput(
+            found=f"record {number} whose {field!r} is no array of numbers",
+            needed="a tensor, an array or a number; several inputs as a mapping of the model's keywords",
+            do="convert the record",
+        )
+    return array
+
+
+def _stack(examples: Sequence[Example], model: nn.Module) -> Batch:
+    parameter = next(model.parameters())
     names = [name for name in examples[0].fields if name != "target"]
-    inputs = {name: _pad([example.fields[name] for example in examples]).to(device) for name in names}
-    target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples]).to(device)
-    return {"inputs": inputs, "target": target if target_dtype is None else target.to(target_dtype)}
+    masked = "attention_mask" in names
+    inputs = {name: _pad(name, [example.fields[name] for example in examples], masked) for name in names}
+    # Real inputs take the model's precision: NumPy's default is float64.
+    inputs = {
+        name: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
+        for name, value in inputs.items()
+    }
+    target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples])
+    return {"inputs": inputs, "target": target.to(parameter.device)}
 
 
-def _pad(arrays: Sequence[np.ndarray]) -> Tensor:
+def _pad(name: str, arrays: Sequence[np.ndarray], masked: bool) -> Tensor:
     tensors = [torch.as_tensor(array) for array in arrays]
-    if len({tensor.shape for tensor in tensors}) == 1:
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) == 1:
         return torch.stack(tensors)
+    if not masked:
+        raise BadInput(
+            found=f"inputs {name!r} of different shapes ({', '.join(map(str, sorted(shapes)[:2]))}) and no attention_mask",
+            needed="equal shapes, or a mask that the model heeds: padding would change what it computes",
+            do="pad them yourself, or use whence.Custom with a collate function",
+        )
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 

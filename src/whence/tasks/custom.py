@@ -47,13 +47,8 @@ class Custom(AbstractTask):
 
     @property
     def preprocessing(self) -> str:
-        """Digest of the source text of the loss and the measurement, where Python can show it."""
-        parts = []
-        for function in (self._loss, self._measure):
-            try:
-                parts.append(inspect.getsource(function) if function is not None else "")
-            except (OSError, TypeError):
-                parts.append(repr(getattr(function, "__qualname__", "")))
+        """Digest of the loss and the measurement: source text, defaults, and the numbers and strings they see from outside."""
+        parts = [_identity(function) for function in (self._loss, self._measure)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
@@ -74,6 +69,22 @@ class Custom(AbstractTask):
         return -self._loss(model, batch) if self._measure is None else self._measure(model, batch)
 
 
+def _identity(function: Callable[..., Any] | None) -> str:
+    if function is None:
+        return ""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = repr(getattr(function, "__qualname__", type(function).__qualname__))
+    try:
+        seen = inspect.getclosurevars(function)
+        outside = {**seen.globals, **seen.nonlocals}
+    except (TypeError, ValueError):
+        outside = {}
+    plain = {name: value for name, value in outside.items() if isinstance(value, int | float | str | bool | None)}
+    return repr((source, getattr(function, "__defaults__", None), sorted(plain.items())))
+
+
 def _example(number: int, record: Any) -> Example:
     if isinstance(record, Mapping):
         fields = {key: _plain(value) for key, value in record.items() if key not in ("id", "source", "text")}
@@ -84,7 +95,10 @@ def _example(number: int, record: Any) -> Example:
 
 
 def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has no bfloat16
 
 
 def _restore(fields: Mapping[str, Any]) -> Any:

@@ -1,0 +1,119 @@
+"""What people pass by mistake, and what they may pass."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whence
+from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
+
+
+def classifier(dtype=torch.float32):
+    torch.manual_seed(0)
+    return whence.Classification(nn.Linear(4, 3).to(dtype))
+
+
+ROWS = [(torch.randn(4, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(6)]
+
+
+def test_weights_that_change_under_the_same_task_are_noticed(tmp_path):
+    task = classifier()
+    store = whence.build(task, ROWS, tmp_path / "store", method="logra", quiet=True)
+    with torch.no_grad():
+        task.model.weight.data.add_(0.1)
+    with pytest.raises(StoreMismatch, match="found a store of weights"):
+        whence.query(store, task, ROWS[:1], quiet=True)
+    with pytest.raises(StoreMismatch, match="a store of other weights"):
+        whence.build(task, ROWS[:1], tmp_path / "store", method="logra", append=True, quiet=True)
+
+
+def test_numbers_that_a_loss_sees_from_outside_are_part_of_it(tmp_path):
+    network = nn.Linear(4, 3)
+
+    def scaled(factor):
+        return whence.Custom(network, lambda model, batch: factor * model(batch[0]).square().sum(1))
+
+    store = whence.build(scaled(1.0), ROWS, tmp_path / "store", method="grad-dot", quiet=True)
+    assert whence.score_table(store, scaled(1.0), ROWS[:1], quiet=True).scores.shape == (1, 6)
+    with pytest.raises(StoreMismatch, match="tokenizer or loss"):
+        whence.score_table(store, scaled(5.0), ROWS[:1], quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"train": ROWS, "test": ROWS}, "a mapping with the keys train, test as data.*pick one split, such as data"),
+        ("train.jsonl", "one string as data; .*whence.load_records"),
+        ([(torch.randn(4), 1.9)], "record 0 with the label 1.9"),
+        ([(torch.randn(4), True)], "record 0 with the label True"),
+        ([(torch.randn(4), -100)], "record 0 with the label -100"),
+        ([(torch.randn(4), [0, 1, 0])], "record 0 with several labels"),
+        ([(torch.randn(4), "cat")], "record 0 with the label 'cat'"),
+        ([(torch.randn(4), 5)], r"the label 5 for logits of shape \(1, 3\)"),
+        (
+            [((torch.randn(4), torch.randn(2)), 1)],
+            "record 0 whose 'inputs' is no array of numbers.*a mapping of the model's keywords",
+        ),
+        (
+            [(torch.randn(4), 0), (torch.randn(6), 0)],
+            r"inputs 'inputs' of different shapes \(\(4,\), \(6,\)\) and no attention_mask",
+        ),
+        (["text"], "record 0, a str; needed a pair"),
+        ([], "an empty dataset"),
+    ],
+)
+def test_wrong_data(tmp_path, data, text):
+    with pytest.raises(BadInput, match=text):
+        whence.build(classifier(), data, tmp_path / "store", quiet=True)
+    assert not (tmp_path / "store" / "blueprint.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["float64", "numpy", "bfloat16"])
+def test_inputs_take_the_precision_of_the_model(tmp_path, dtype, kind):
+    convert = {"float64": lambda x: x.double(), "numpy": lambda x: x.double().numpy(), "bfloat16": lambda x: x.bfloat16()}[kind]
+    rows = [(convert(values), np.int64(label)) for values, label in ROWS]
+    store = whence.build(classifier(dtype), rows, tmp_path / "store", method="logra", quiet=True)
+    assert len(store) == 6
+
+
+def test_labels_of_one_entry_and_named_labels(tmp_path):
+    task = classifier()
+    task.model.config = type("Config", (), {"label2id": {"cat": 0, "dog": 2}})()
+    dataset = task.prepare([(ROWS[0][0], torch.tensor([1])), {"inputs": ROWS[1][0], "label": "dog"}])
+    assert [int(example.fields["target"]) for example in dataset.examples] == [1, 2]
+    with pytest.raises(BadInput, match="from 0, or one of cat, dog"):
+        task.prepare([(ROWS[0][0], "bird")])
+
+
+def test_bfloat16_records_of_a_custom_task(tmp_path):
+    task = whence.Custom(nn.Linear(4, 2).bfloat16(), lambda model, batch: model(batch).float().square().sum(1))
+    store = whence.build(task, [values.bfloat16() for values, _ in ROWS], tmp_path / "store", method="logra", quiet=True)
+    assert len(store) == 6
+
+
+def test_unknown_build_option(tmp_path):
+    with pytest.raises(UnknownOption, match="found the option 'rnk'; needed one of: method, rank"):
+        whence.build(classifier(), ROWS, tmp_path / "store", rnk=3)
+
+
+def test_gradients_beyond_the_stored_type(tmp_path):
+    task = whence.Custom(nn.Linear(4, 2), lambda model, batch: 1e6 * model(batch[0]).square().sum(1))
+    with pytest.raises(NonFinite, match="rows 0 to 5 that float16 cannot hold.*dtype bfloat16"):
+        whence.build(task, ROWS, tmp_path / "store", method="grad-dot", dtype="float16", quiet=True)
+
+
+def test_a_lost_shard_of_grown_data_is_made_again_in_its_place(tmp_path):
+    task, options = classifier(), {"method": "logra", "rows_per_shard": 2, "quiet": True}
+    more = [{"inputs": values, "label": label, "id": f"more {i}"} for i, (values, label) in enumerate(ROWS[:3])]
+    first = [{"inputs": values, "label": label, "id": f"first {i}"} for i, (values, label) in enumerate(ROWS[:2])]
+    folder = tmp_path / "store"
+    whence.build(task, first, folder, **options)
+    before = whence.build(task, more, folder, append=True, **options).ids()
+    content = (folder / "shards" / "00000.safetensors").read_bytes()
+    for path in (folder / "shards").glob("00000.*"):
+        path.unlink()
+    assert whence.build(task, first, folder, **options).ids() == before
+    assert (folder / "shards" / "00000.safetensors").read_bytes() == content
+    assert whence.build(task, first, folder, **options).ids() == before  # nothing to do, though it is not the last data
