@@ -186,6 +186,7 @@ def test_broken_recipe(refused, output, data_file, model):
         ("empty.jsonl", [], "found an empty dataset; needed at least one example"),
         ("bad.jsonl", [{"text": "fine"}, '{"text": "cut'], r"bad.jsonl, which cannot be read \(line 2: "),
         ("fields.jsonl", [{"text": "fine"}, {"body": "a", "year": 1}], r"record 1 with the fields \['body', 'year'\]; needed 'text', or"),
+        ("both.jsonl", [{"text": "a", "prompt": "b", "completion": "c"}], "record 0 with both 'text' and 'completion'; needed one"),
         ("null.jsonl", [{"text": None}], "record 0 with a 'text' of type NoneType; needed a string"),
         ("part.jsonl", [{"prompt": "a", "completion": 3}], "record 0 with a 'completion' of type int; needed a string"),
         ("ids.jsonl", [{"input_ids": ["a", "b"]}], "record 0 with input_ids or labels that are no list of integers"),

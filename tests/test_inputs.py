@@ -117,3 +117,13 @@ def test_a_lost_shard_of_grown_data_is_made_again_in_its_place(tmp_path):
     assert whence.build(task, first, folder, **options).ids() == before
     assert (folder / "shards" / "00000.safetensors").read_bytes() == content
     assert whence.build(task, first, folder, **options).ids() == before  # nothing to do, though it is not the last data
+
+
+def test_training_mode_is_told(tmp_path, capsys):
+    network = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    task = whence.Classification(network)
+    whence.build(task, ROWS, tmp_path / "a", method="logra")
+    assert "gradients are taken in evaluation mode" in capsys.readouterr().err and network.training
+    network.eval()
+    whence.build(task, ROWS, tmp_path / "b", method="logra")
+    assert "evaluation mode" not in capsys.readouterr().err

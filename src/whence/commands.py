@@ -204,6 +204,9 @@ def forecast(
     split: str = "train",
     long: Literal["error", "split", "truncate"] = "error",
     max_length: int | None = None,
+    track: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    functional: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
@@ -216,13 +219,16 @@ def forecast(
         split: As in build.
         long: As in build.
         max_length: As in build.
+        track: As in build.
+        ignore: As in build.
+        functional: As in build.
         as_json: Print JSON.
         config: As in build.
     """
     from whence.load import load_records, load_task
     from whence.pipeline import forecast_build
 
-    options = _task_options(task, model, long, max_length, (), (), False)
+    options = _task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)
     loaded, _ = load_task(model, kind=task, **options)
     found = forecast_build(loaded, records, config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import whence
 from whence.capture import Plan, check_task, forecast, plan_units
@@ -97,6 +98,9 @@ def build(
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
 
+    moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    if any(module.training and isinstance(module, moody) for module in task.model.modules()):
+        report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
     untouched = check_task(task, plan, dataset.examples, autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
@@ -172,7 +176,8 @@ def make_blueprint(
         rows_per_shard=config.rows_per_shard or (earlier.rows_per_shard if earlier else 1),
         batch_positions=positions,
         autocast=None if config.autocast == "none" else config.autocast,
-        model=task.weights,
+        # Compared with the earlier one before anything else, and slow to compute twice.
+        model=earlier.model if earlier else task.weights,
         preprocessing=task.preprocessing,
         task={"kind": task.kind, **(origin or {})},
         units=units,

@@ -154,6 +154,12 @@ class CausalLM(AbstractTask):
         if "input_ids" in record:
             ids, labels = self._ready_ids(number, record)
             return ids, labels, str(record.get("text", "")), 0, []
+        if "text" in record and "completion" in record:
+            raise BadInput(
+                found=f"record {number} with both 'text' and 'completion'",
+                needed="one of the two forms, 'text' or 'prompt' and 'completion'",
+                do="drop the field that is not meant",
+            )
         if "text" in record:
             text = _string(number, record, "text")
             ids, spans = self._tokenize(text, special=True)
