@@ -27,6 +27,7 @@ bench: .venv-test/ready  ## print the tables of docs/results.md
 	.venv-test/bin/python benchmarks/build_speed.py
 	.venv-test/bin/python benchmarks/query_speed.py
 	.venv-test/bin/python benchmarks/install_size.py
+	.venv-test/bin/python benchmarks/demo_lds.py
 
 docs: .venv-test/ready  ## write the generated pages
 	.venv-test/bin/python docs/generate.py
