@@ -63,7 +63,8 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "lorif") 
     task, dataset = _model(folder / "model", documents, seed)
 
     say(f"2/4  a store of every document's gradient, method {method}")
-    store = build(task, dataset, folder / "store", method=method, seed=seed)
+    origin = {"model": str((folder / "model").resolve()), "task": task.kind, "options": {"long": task.long}}
+    store = build(task, dataset, folder / "store", method=method, seed=seed, origin=origin)
     size = sum(seal.tensors_bytes for seal in store.seals)
     say(f"     {len(store):,} rows of {store.codec.row_bytes():,} bytes, {size / 2**20:.1f} MiB")
 
@@ -86,6 +87,9 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "lorif") 
     )
     (folder / "proof.json").write_text(json.dumps(result.to_dict(), indent=1))
     say(f"report: {page}   ({time.monotonic() - started:.0f} s)")
+    say(
+        f'ask it yourself: whence query {folder / "store"} --prompt "os.path.join: Join two" --completion " or more pathname components" --tokens'
+    )
     return result
 
 
