@@ -87,9 +87,7 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "lorif") 
     )
     (folder / "proof.json").write_text(json.dumps(result.to_dict(), indent=1))
     say(f"report: {page}   ({time.monotonic() - started:.0f} s)")
-    say(
-        f'ask it yourself: whence query {folder / "store"} --prompt "os.path.join: Join two" --completion " or more pathname components" --tokens'
-    )
+    say(f"ask it yourself: whence query {folder / 'store'} --tokens --text 'Your own sentence, as Python would document it.'")
     return result
 
 
