@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 import whence
 from whence.data import Dataset
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, save, train_tokenizer
+from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.evaluate import Run, measure_runs
 
@@ -37,8 +37,6 @@ def prepare(folder):
     documents = python_docs()
     if not (folder / "model" / "recipe.json").exists():
         tokenizer = train_tokenizer(document["text"] for document in documents)
-        from whence.demo.model import new_model
-
         dataset = whence.CausalLM(new_model(len(tokenizer), 0), tokenizer, long="truncate").prepare(documents)
         kept = Dataset([e for i, e in enumerate(dataset.examples) if i % 16])
         trained = train(kept, len(tokenizer), seed=0, quiet=False)

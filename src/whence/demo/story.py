@@ -8,7 +8,7 @@ from pathlib import Path
 
 from whence.data import Dataset
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, save, train_tokenizer
+from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.evaluate import RemovalResult, random_removals, removal_test
 from whence.pipeline import build, query
@@ -97,19 +97,13 @@ def _model(folder: Path, documents: list[dict], seed: int) -> tuple[CausalLM, Da
     transformers_logging.disable_progress_bar()
     if not (folder / "recipe.json").exists():
         tokenizer = train_tokenizer(document["text"] for document in documents)
-        dataset = CausalLM(_untrained(tokenizer), tokenizer, long="truncate").prepare(documents)
+        dataset = CausalLM(new_model(len(tokenizer), seed), tokenizer, long="truncate").prepare(documents)
         trained = train(dataset, len(tokenizer), seed=seed, quiet=False)
         say(f"     loss per token, epoch by epoch: {', '.join(f'{loss:.2f}' for loss in trained.losses)} nats")
         save(trained.model, tokenizer, trained.recipe, folder)
     model, tokenizer, recipe = load(folder)
     task = CausalLM(model, tokenizer, long="truncate", recipe=recipe)
     return task, task.prepare(documents)
-
-
-def _untrained(tokenizer):
-    from whence.demo.model import new_model
-
-    return new_model(len(tokenizer), 0)
 
 
 def _prove(task: CausalLM, dataset: Dataset, queries: Dataset, top: list[int], folder: Path, seeds: range) -> RemovalResult:

@@ -76,7 +76,7 @@ def query(
                 found = [_hit(asked.store, row, score) for score, row in pairs if score * sign > 0]
                 if tokens:
                     found = [asked.with_tokens(hit, place) for hit in found]
-                    progress.advance(len(found))
+                    progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(found))
             hits.append(tuple(sides))
     return Hits(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,22 +88,21 @@ class Store:
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
-        place = max(index for index, start in enumerate(self.starts) if start <= row)
-        seal = self.seals[place]
+        seal, inside = self._locate(row)
         offsets = self.tensors(seal, ["offsets"])["offsets"]
-        first, last = offsets[row - self.starts[place]].item(), offsets[row - self.starts[place] + 1].item()
+        first, last = offsets[inside].item(), offsets[inside + 1].item()
         with open(self._path(seal, ".jsonl"), "rb") as file:
             file.seek(int(first))
             return json.loads(file.read(int(last - first)))
 
     def right_factors(self, row: int) -> dict[int, Tensor]:
         """Right factors of one row, shape (C, R), by factored unit; empty for dense rows."""
-        place = max(index for index, start in enumerate(self.starts) if start <= row)
         factored = [index for index, rank in enumerate(self.codec.ranks) if rank is not None]
         if not factored:
             return {}
-        tensors = self.tensors(self.seals[place], [f"right.{index}" for index in factored])
-        return {index: tensors[f"right.{index}"][row - self.starts[place]] for index in factored}
+        seal, inside = self._locate(row)
+        tensors = self.tensors(seal, [f"right.{index}" for index in factored])
+        return {index: tensors[f"right.{index}"][inside] for index in factored}
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """What is known of every example, in row order.
@@ -170,6 +170,11 @@ class Store:
             yield self._path(seal, ".jsonl"), seal.examples_sha256
         for name, sha256 in self.files.items():
             yield self.folder / name, sha256
+
+    def _locate(self, row: int) -> tuple[Seal, int]:
+        """The shard of a row, and its place in it."""
+        place = bisect_right(self.starts, row) - 1
+        return self.seals[place], row - self.starts[place]
 
     def _path(self, seal: Seal, suffix: str) -> Path:
         return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
