@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.capture.hooks import Objective, capture, frozen
+from whence.capture.hooks import Objective, capture, frozen, objective_function
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
@@ -92,7 +92,7 @@ def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[
 
 def _one_by_one(task, plan, chosen, probes, objective, autocast):
     """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
-    function = task.loss if objective == "loss" else task.measurement
+    function = objective_function(task, objective)
     parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
     held = {name: value.grad for name, value in parameters.items()}
     matrix_of = {layer.name: layer.rule.matrix for layer in plan.layers}
@@ -136,7 +136,7 @@ def _check_values(task, together, alone, chosen, objective, tolerance, autocast)
                 needed="a finite number",
                 do="check this example and the model's weights",
             )
-    function = task.loss if objective == "loss" else task.measurement
+    function = objective_function(task, objective)
     with frozen(task.model), torch.no_grad(), torch.autocast(task.device.type, autocast, enabled=autocast is not None):
         again = function(task.model, task.collate(chosen)).double().cpu()
     if not torch.allclose(again, together, rtol=tolerance, atol=1e-6):

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from whence.capture.rules import vector_pair
 from whence.capture.units import Plan
-from whence.tasks import AbstractTask, Batch
+from whence.tasks import Batch
 
 __all__ = ["functional_pairs"]
 
@@ -30,13 +30,13 @@ class _Swapped(nn.Module):
         return getattr(object.__getattribute__(self, "_target")[0], name)
 
 
-def functional_pairs(task: AbstractTask, plan: Plan, batch: Batch, consume, *, num_examples: int, objective: str) -> None:
+def functional_pairs(function, model: nn.Module, plan: Plan, batch: Batch, consume, *, num_examples: int) -> None:
     """Hand out the pairs of the units that no hook feeds, one vector per example.
+
+    The function, of model and batch, gives one value per example.
 
     The model is expected to be frozen. Examples run side by side under `vmap`; a model that vmap cannot trace runs them one at a time.
     """
-    function = task.loss if objective == "loss" else task.measurement
-    model = task.model
     parameters = dict(model.named_parameters())
     values = {name: parameters[name].detach() for name in plan.functional}
 

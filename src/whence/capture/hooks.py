@@ -24,7 +24,8 @@ __all__ = ["Consume", "Objective", "capture", "frozen"]
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
 
-Objective = Literal["loss", "measurement"]
+Objective = Literal["loss", "measurement"] | Callable[[nn.Module, Batch], Tensor]
+"""What is differentiated: one of the task's two, or a function of model and batch that gives one value per example."""
 
 
 def capture(
@@ -45,7 +46,7 @@ def capture(
         batch: What `task.collate` made.
         consume: Called during the backward pass with (unit index, pair), several times for a unit that is used several times.
         num_examples: Examples in the batch.
-        objective: Differentiate the loss (training examples) or the measurement (queries).
+        objective: Differentiate the loss (training examples), the measurement (queries), or a function of one's own.
         autocast: Run the model in this type under autocast.
 
     Returns:
@@ -56,7 +57,7 @@ def capture(
         RuntimeError: Whatever else the model raises.
         Unsupported: If a layer does not keep the examples apart, or does not reach the objective.
     """
-    function = task.loss if objective == "loss" else task.measurement
+    function = objective_function(task, objective)
     device = task.device.type
     with frozen(task.model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
@@ -74,14 +75,20 @@ def capture(
             if plan.layers:
                 if values.grad_fn is None:
                     raise Unsupported(
-                        found=f"a {objective} that does not depend on any tracked layer",
+                        found=f"a {objective if isinstance(objective, str) else 'function'} that does not depend on any tracked layer",
                         needed="a differentiable function of the model's outputs",
                         do="check for no_grad or detach in the loss and the model",
                     )
                 values.sum().backward()
         if plan.functional:
-            functional_pairs(task, plan, batch, consume, num_examples=num_examples, objective=objective)
+            functional_pairs(function, task.model, plan, batch, consume, num_examples=num_examples)
     return values.detach()
+
+
+def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
+    if isinstance(objective, str):
+        return task.loss if objective == "loss" else task.measurement
+    return objective
 
 
 @contextmanager
@@ -195,12 +202,13 @@ def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
 
 
 def _check_values(values: Any, num_examples: int, objective: Objective) -> None:
+    name = objective if isinstance(objective, str) else "objective"
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if shape == (num_examples,):
         return
     hint = "use reduction='none' and sum over positions only" if shape == () else "sum over everything but the batch axis"
     raise BadInput(
-        found=f"a {objective} of shape {shape} for {num_examples} examples",
+        found=f"a {name} of shape {shape} for {num_examples} examples",
         needed=f"one value per example, shape ({num_examples},), never a mean over the batch",
         do=hint,
     )

@@ -4,5 +4,16 @@ from whence.tasks.base import AbstractTask, Batch, weights_digest
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.classification import Classification, Regression
 from whence.tasks.custom import Custom
+from whence.tasks.outputs import Likelihood, Outputs
 
-__all__ = ["AbstractTask", "Batch", "CausalLM", "Classification", "Custom", "Regression", "weights_digest"]
+__all__ = [
+    "AbstractTask",
+    "Batch",
+    "CausalLM",
+    "Classification",
+    "Custom",
+    "Likelihood",
+    "Outputs",
+    "Regression",
+    "weights_digest",
+]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
-from whence.errors import BadInput, NonFinite
+from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Recipe
+from whence.tasks.outputs import Outputs
 
 __all__ = ["AbstractTask", "Batch", "weights_digest"]
 
@@ -85,6 +86,18 @@ class AbstractTask(ABC):
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a query asks about, shape (B,): by default the log-probability of its target, which is minus the loss."""
         return -self.loss(model, batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """What the loss is a convex function of, for curvature: logits or means, one row per scored position.
+
+        Raises:
+            Unsupported: If the task does not say.
+        """
+        raise Unsupported(
+            found=f"a {type(self).__name__} task whose likelihood is not known",
+            needed="the model's outputs and their likelihood, for curvature other than that of the labels' own gradients",
+            do="pass outputs=... to whence.Custom, or choose a method that needs the loss only",
+        )
 
     def positions(self, batch: Batch) -> Tensor | None:
         """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""

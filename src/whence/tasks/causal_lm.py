@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.outputs import Outputs
 from whence.tasks.token_loss import IGNORED, token_losses
 
 __all__ = ["CausalLM", "tokenizer_digest"]
@@ -96,6 +97,15 @@ class CausalLM(AbstractTask):
         labels_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
         return per_token.view(labels_BT.shape).sum(1)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Logits at every scored position, shape (M, vocabulary)."""
+        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        labels_BT = batch["labels"][:, 1:]
+        is_scored_BT = labels_BT != IGNORED
+        values_MV = logits_BTV[:, :-1][is_scored_BT]
+        wide = torch.promote_types(values_MV.dtype, torch.float32)
+        return Outputs(values_MV.to(wide), is_scored_BT.nonzero()[:, 0], labels_BT[is_scored_BT], "categorical")
 
     def positions(self, batch: Batch) -> Tensor:
         """True at real tokens, shape (B, T)."""

@@ -11,6 +11,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
+from whence.tasks.outputs import Outputs
 
 __all__ = ["Classification", "Regression"]
 
@@ -89,6 +90,11 @@ class Classification(AbstractTask):
         rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
         return log_p.gather(-1, batch["target"][:, None]).squeeze(-1) - rest
 
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Logits, one row per example."""
+        logits_BC = _logits(model, batch)
+        return Outputs(logits_BC, torch.arange(len(logits_BC), device=logits_BC.device), batch["target"], "categorical")
+
     def positions(self, batch: Batch) -> Tensor | None:
         """True at real tokens, when the inputs have an attention mask."""
         mask = batch["inputs"].get("attention_mask")
@@ -133,6 +139,13 @@ class Regression(AbstractTask):
             )
         rows = len(target)
         return 0.5 * (prediction.reshape(rows, -1) - target.reshape(rows, -1)).square().sum(1)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Predictions, one row per example."""
+        prediction = _logits(model, batch)
+        rows = len(batch["target"])
+        target_BC = batch["target"].to(prediction.dtype).reshape(rows, -1)
+        return Outputs(prediction.reshape(rows, -1), torch.arange(rows, device=prediction.device), target_BC, "gaussian")
 
 
 def _labelled(number: int, record: Any, target_name: str, tokenizer: Any, names: Mapping[str, int]) -> Example:

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from whence.data import Dataset, Example
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.outputs import Outputs
 
 __all__ = ["Custom"]
 
@@ -25,6 +26,8 @@ class Custom(AbstractTask):
         loss: `loss(model, batch)` gives one loss per example, shape (B,), summed over whatever an example consists of.
         measure: `measure(model, batch)` gives what a query asks about, shape (B,); None takes minus the loss.
         collate: Turns a list of records into a batch; None stacks tensors, numbers, tuples and mappings as PyTorch's loader does.
+        outputs: `outputs(model, batch)` gives the model's outputs and their likelihood (`whence.tasks.Outputs`), for methods whose curvature
+            is a Gauss-Newton matrix; its losses must add up to `loss`.
         unit: What the measurement is counted in.
         **options: See `AbstractTask`.
     """
@@ -38,11 +41,13 @@ class Custom(AbstractTask):
         *,
         measure: Callable[[nn.Module, Batch], Tensor] | None = None,
         collate: Callable[[list[Any]], Batch] | None = None,
+        outputs: Callable[[nn.Module, Batch], Outputs] | None = None,
         unit: str = "units of the loss, negated",
         **options: Any,
     ):
         super().__init__(model, **options)
         self._loss, self._measure, self._collate = loss, measure, collate or default_collate
+        self._outputs = outputs
         self.unit = unit
 
     @property
@@ -67,6 +72,10 @@ class Custom(AbstractTask):
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """The user's measurement, shape (B,)."""
         return -self._loss(model, batch) if self._measure is None else self._measure(model, batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """The user's outputs."""
+        return super().outputs(model, batch) if self._outputs is None else self._outputs(model, batch)
 
 
 def _identity(function: Callable[..., Any] | None) -> str:
