@@ -1,0 +1,52 @@
+"""Ranks with ties, and rank correlation, whole tables at once.
+
+Axes: N values.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["ranks", "spearman"]
+
+
+def ranks(values: Tensor, dim: int = -1) -> Tensor:
+    """Ranks from 1 upwards along one axis, equal values sharing the mean of their places.
+
+    Args:
+        values: Any shape, no NaN.
+        dim: The axis along which values are ranked.
+
+    Returns:
+        The same shape, float64.
+
+    >>> ranks(torch.tensor([10.0, 30.0, 10.0])).tolist()
+    [1.5, 3.0, 1.5]
+    """
+    moved = values.movedim(dim, -1).contiguous()
+    ascending = moved.sort(-1).values
+    below = torch.searchsorted(ascending, moved)
+    not_above = torch.searchsorted(ascending, moved, right=True)
+    # Values below + 1 is the first place of a tie, values not above the last.
+    return ((below + 1 + not_above).double() / 2).movedim(-1, dim)
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation along the last axis: Pearson's correlation of the ranks (Spearman 1904).
+
+    A constant row has no order to agree with, so its correlation is 0, not NaN.
+
+    Args:
+        a: Shape (..., N), no NaN.
+        b: Broadcastable with `a`, of the same length along the last axis.
+
+    Returns:
+        Shape (...), float64, from -1 to 1.
+
+    >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0, 6.0, 9.0], [2.0, 2.0, 2.0]])).tolist()
+    [1.0, 0.0]
+    """
+    centred_a, centred_b = (found - found.mean(-1, keepdim=True) for found in (ranks(a), ranks(b)))
+    products = (centred_a * centred_b).sum(-1)
+    scale = centred_a.square().sum(-1) * centred_b.square().sum(-1)
+    # Ranks are multiples of 1/2: a constant row's centred ranks are exactly 0.
+    return torch.where(scale > 0, products / scale.clamp_min(1e-300).sqrt(), 0.0).clamp(-1.0, 1.0)
