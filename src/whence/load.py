@@ -1,18 +1,18 @@
 """Models and data by name: folders, files, hub names, or a function in a Python file."""
 
 import csv
-import importlib.util
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, UnknownOption
+from whence.functions import absolute, function_at
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification
 
@@ -41,15 +41,15 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
         UnknownOption: If there is no such kind of task.
     """
     origin = {"model": model, "task": kind, "options": options}
-    if _is_function(model):
-        made = _function(model)()
+    if is_function(model):
+        made = function_at(model)()
         if not isinstance(made, AbstractTask):
             raise BadInput(
                 found=f"{model} returning a {type(made).__name__}",
                 needed="a whence task, such as whence.Classification(model)",
                 do="return the task from that function",
             )
-        return made, {"model": _absolute(model), "task": made.kind, "options": {}}
+        return made, {"model": absolute(model), "task": made.kind, "options": {}}
     if kind not in TASKS:
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
     folder = Path(model)
@@ -84,8 +84,8 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
     Raises:
         BadInput: If it cannot be read.
     """
-    if _is_function(data):
-        return _function(data)()
+    if is_function(data):
+        return function_at(data)()
     path = Path(data)
     if path.is_file():
         readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs}
@@ -124,35 +124,6 @@ def _document(folder: Path, file: Path) -> dict[str, str]:
     with _readable(file):
         name = str(file.relative_to(folder))
         return {"text": file.read_text("utf-8-sig"), "id": name, "source": name}
-
-
-def _is_function(name: str) -> bool:
-    return ".py:" in name
-
-
-def _absolute(name: str) -> str:
-    path, function = name.rsplit(":", 1)
-    return f"{Path(path).resolve()}:{function}"
-
-
-def _function(name: str) -> Callable[[], Any]:
-    path, function = name.rsplit(":", 1)
-    if not Path(path).is_file():
-        raise BadInput(found=f"no Python file {path}", needed="file.py:function", do="check the path")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    if not callable(getattr(module, function, None)):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise BadInput(
-            found=f"no function {function!r} in {path}", needed=f"one of: {', '.join(known) or 'none there'}", do="correct it"
-        )
-    return getattr(module, function)
 
 
 def _recipe(path: Path) -> Recipe | None:

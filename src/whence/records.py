@@ -142,6 +142,9 @@ class ScoreTable:
         train_ids: One per column.
         unit: What one unit of score means.
         method: Name and settings of the method.
+        tuned_on: Ids of queries that a hyper-parameter was chosen with, on which the table must not be judged.
+        bytes_per_example: What a store keeps of each training example, for stored methods; None where nothing is kept.
+        seconds: What it took to make the table, all included; None if not measured.
     """
 
     scores: Tensor
@@ -149,6 +152,9 @@ class ScoreTable:
     train_ids: tuple[str, ...]
     unit: str
     method: str
+    tuned_on: tuple[str, ...] = ()
+    bytes_per_example: float | None = None
+    seconds: float | None = None
 
     def removal_effect(self) -> Tensor:
         """Predicted change of the measurement when each example is left out, shape (queries, train)."""

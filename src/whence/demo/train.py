@@ -76,6 +76,11 @@ class QueryLosses:
 
     queries: Dataset
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the queries."""
+        return self.queries.fingerprint
+
     def __call__(self, model: GPT2LMHeadModel) -> Tensor:
         """One loss per query, shape (Q,)."""
         task = CausalLM(model, None)

@@ -1,6 +1,6 @@
 """Rows on disk: format, writer, reader."""
 
-from whence.store.files import check_writable, damaged, read_tensors, sha256_of, write_tensors
+from whence.store.files import check_writable, damaged, disk_errors, read_tensors, sha256_of, write_json, write_tensors
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
@@ -16,6 +16,7 @@ __all__ = [
     "Writer",
     "check_writable",
     "damaged",
+    "disk_errors",
     "dtype_named",
     "listed_files",
     "open_store",
@@ -23,6 +24,7 @@ __all__ = [
     "read_tensors",
     "sha256_of",
     "verify_store",
+    "write_json",
     "write_store",
     "write_tensors",
 ]

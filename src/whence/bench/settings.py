@@ -1,0 +1,249 @@
+"""The bench's settings: a model, its training data, queries, and how to train it again.
+
+Axes: N training examples, Q queries, M subsets.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from whence.bench.data import diabetes, digits, documents
+from whence.bench.small import SmallLosses, SmallRetrain, SmallSettings, new_network
+from whence.data import Dataset
+from whence.demo.model import Settings, new_model, train_tokenizer
+from whence.demo.train import QueryLosses, Retrain, train
+from whence.errors import UnknownOption
+from whence.evaluate import Bank, make_bank, random_subsets
+from whence.records import Recipe
+from whence.tasks import AbstractTask, CausalLM, Classification, Regression
+
+__all__ = ["SETTINGS", "Setting", "load_setting", "prepare"]
+
+# Two layers of width 96 stopped well before convergence: 223 thousand parameters in blocks, 197 thousand in the tied embedding and head.
+TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate=4e-3)
+_TRAIN_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 64
+_FLIPPED = 0.2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the bench.
+
+    Args:
+        name: Its name in SETTINGS.
+        train: Training examples.
+        queries: Queries, which no model is trained on.
+        task_of: From a model and its recipe to the task.
+        fit: From a seed to a model trained on everything, and the run's recipe.
+        empty: A model of the right shape, to load weights into.
+        retrain: What a bank trains with.
+        measure: What a bank measures, losses.
+        subsets: Random halves in the bank.
+        seeds: Training runs per half.
+        folder: Where models and bank are kept.
+        flipped_N: For noisy labels: which ones are wrong.
+    """
+
+    name: str
+    train: Dataset
+    queries: Dataset
+    task_of: Callable[[nn.Module, Recipe], AbstractTask]
+    fit: Callable[[int], tuple[nn.Module, Recipe]]
+    empty: Callable[[], nn.Module]
+    retrain: Any
+    measure: Any
+    subsets: int
+    seeds: int
+    folder: Path
+    flipped_N: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> AbstractTask:
+        """The task of the first model."""
+        return self.member(0)
+
+    def member(self, seed: int) -> AbstractTask:
+        """The model trained on everything with a seed, as a task; trained at the first call and kept in the folder."""
+        weights = self.folder / "models" / f"{self.retrain.fingerprint[:16]}-{seed}.safetensors"
+        recipe = weights.with_suffix(".json")
+        if not recipe.exists():
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            model, found = self.fit(seed)
+            parameters = {name: value.detach().contiguous() for name, value in model.named_parameters()}
+            save_file(parameters, weights)
+            recipe.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        model = self.empty()
+        model.load_state_dict(load_file(weights), strict=False)
+        return self.task_of(model.eval(), Recipe(**json.loads(recipe.read_text("utf-8"))))
+
+    def bank(self, *, workers: int = 1, quiet: bool = False) -> Bank:
+        """Random halves retrained; only what is missing in the folder is done."""
+        return make_bank(
+            self.retrain,
+            self.measure,
+            random_subsets(len(self.train), self.subsets),
+            # Not the seeds of the members: what is attributed was not part of the truth it is held against.
+            seeds=range(1000, 1000 + self.seeds),
+            folder=self.folder / "bank",
+            fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
+            train_ids=[example.id for example in self.train.examples],
+            query_ids=[example.id for example in self.queries.examples],
+            values="loss",
+            unit=self.task.unit,
+            facts={"setting": self.name, "subsets": "random halves"},
+            workers=workers,
+            quiet=quiet,
+        )
+
+
+def prepare(name: str, folder: str | Path) -> Setting:
+    """A setting by name.
+
+    Args:
+        name: One of SETTINGS.
+        folder: Models and bank go to the subfolder of that name.
+
+    Raises:
+        UnknownOption: If there is no such setting.
+    """
+    if name not in SETTINGS:
+        raise UnknownOption(found=f"the setting {name!r}", needed=f"one of: {', '.join(SETTINGS)}", do="pick one")
+    place = Path(folder) / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "setting.json").write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
+    return SETTINGS[name](place)
+
+
+def load_setting(folder: str | Path) -> Setting:
+    """The setting that `prepare` put into a folder."""
+    folder = Path(folder)
+    return prepare(json.loads((folder / "setting.json").read_text("utf-8"))["name"], folder.parent)
+
+
+def _small(
+    name: str,
+    folder: Path,
+    settings: SmallSettings,
+    train: tuple[Tensor, Tensor],
+    queries: tuple[Tensor, Tensor],
+    *,
+    kind: type[Classification] | type[Regression] = Classification,
+    seeds: int = 4,
+    second_stage: int | None = None,
+    flipped_N: Tensor | None = None,
+) -> Setting:
+    retrain = SmallRetrain(*train, settings, second_stage)
+
+    def task_of(model: nn.Module, recipe: Recipe) -> AbstractTask:
+        return kind(model, recipe=recipe)
+
+    def fit(seed: int) -> tuple[nn.Module, Recipe]:
+        # After two stages the last one's schedule is what the weights were left with.
+        last = len(train[1]) - (second_stage or 0)
+        return retrain(torch.ones(len(train[1]), dtype=torch.bool), seed), settings.recipe(last)
+
+    def records(pair: tuple[Tensor, Tensor], prefix: str) -> list[dict[str, Any]]:
+        target = "label" if kind is Classification else "target"
+        return [
+            {"id": f"{prefix}{number}", "inputs": row, target: value}
+            for number, (row, value) in enumerate(zip(*pair, strict=True))
+        ]
+
+    plain = task_of(new_network(settings.network, 0), settings.recipe(len(train[1])))
+    return Setting(
+        name,
+        plain.prepare(records(train, "train-")),
+        plain.prepare(records(queries, "query-")),
+        task_of,
+        fit,
+        lambda: new_network(settings.network, 0),
+        retrain,
+        SmallLosses(*queries),
+        100,
+        seeds,
+        folder,
+        flipped_N,
+    )
+
+
+def _digits_mlp(folder: Path) -> Setting:
+    return _small("digits-mlp", folder, SmallSettings(), *digits())
+
+
+def _digits_cnn(folder: Path) -> Setting:
+    return _small("digits-cnn", folder, SmallSettings(network="cnn", learning_rate=0.1), *digits(), seeds=3)
+
+
+def _digits_noisy(folder: Path) -> Setting:
+    (images, labels), queries = digits()
+    from whence.evaluate import flip_labels
+
+    noisy, flipped_N = flip_labels(labels, _FLIPPED, 10, seed=0)
+    settings = SmallSettings(weight_decay=3e-3)
+    return _small("digits-noisy", folder, settings, (images, noisy), queries, seeds=3, flipped_N=flipped_N)
+
+
+def _digits_stages(folder: Path) -> Setting:
+    """First half upright, second half turned by a right angle; the queries are upright, so the first stage is partly forgotten."""
+    (images, labels), queries = digits()
+    half = len(labels) // 2
+    turned = torch.rot90(images[half:].view(-1, 8, 8), 1, (1, 2)).flatten(1)
+    data = (torch.cat([images[:half], turned]), labels)
+    return _small("digits-stages", folder, SmallSettings(epochs=20), data, queries, seeds=3, second_stage=half)
+
+
+def _table(folder: Path) -> Setting:
+    settings = SmallSettings(network="table", epochs=60, learning_rate=0.02, weight_decay=1e-2)
+    return _small("table", folder, settings, *diabetes(), kind=Regression, seeds=3)
+
+
+def _text(folder: Path) -> Setting:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    records = documents()
+    tokenizer = train_tokenizer((record["text"] for record in records), TEXT)
+    vocabulary = len(tokenizer)
+
+    def task_of(model: nn.Module, recipe: Recipe) -> AbstractTask:
+        return CausalLM(model, tokenizer, long="truncate", recipe=recipe)
+
+    # Documents of one length, so that every system reads the same batches.
+    examples = task_of(new_model(vocabulary, 0, TEXT), Recipe("adamw", 1.0)).prepare(records).examples
+    whole = [example for example in examples if example.length == TEXT.context]
+    train_set, queries = Dataset(whole[:_TRAIN_DOCUMENTS]), Dataset(whole[_TRAIN_DOCUMENTS:][:_QUERY_DOCUMENTS])
+
+    def fit(seed: int) -> tuple[nn.Module, Recipe]:
+        trained = train(train_set, vocabulary, seed=seed, settings=TEXT)
+        return trained.model, trained.recipe
+
+    return Setting(
+        "text",
+        train_set,
+        queries,
+        task_of,
+        fit,
+        lambda: new_model(vocabulary, 0, TEXT),
+        Retrain(train_set, vocabulary, TEXT),
+        QueryLosses(queries),
+        100,
+        2,
+        folder,
+    )
+
+
+SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
+    "digits-mlp": _digits_mlp,
+    "digits-cnn": _digits_cnn,
+    "text": _text,
+    "table": _table,
+    "digits-stages": _digits_stages,
+    "digits-noisy": _digits_noisy,
+}

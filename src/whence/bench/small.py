@@ -1,0 +1,159 @@
+"""Small networks on small real data: training runs of a second, for banks of hundreds of them.
+
+Axes: N examples, Q queries, D inputs.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import digest_of
+from whence.records import Recipe
+
+__all__ = ["SmallLosses", "SmallRetrain", "SmallSettings", "new_network"]
+
+Network = Literal["mlp", "cnn", "table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallSettings:
+    """Network and training run: SGD with momentum, the learning rate falling to zero along a cosine.
+
+    Args:
+        network: See `new_network`.
+        epochs: Passes over what is kept.
+        batch_examples: Examples per step.
+        learning_rate: At the start.
+        momentum: Heavy-ball coefficient.
+        weight_decay: L2 coefficient.
+    """
+
+    network: Network = "mlp"
+    epochs: int = 30
+    batch_examples: int = 32
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+
+    def recipe(self, num_examples: int) -> Recipe:
+        """What damping needs to know of a run on so many examples."""
+        return Recipe("sgd", sum(self.rates(num_examples)), momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def rates(self, num_examples: int) -> Sequence[float]:
+        """Learning rate of every step of a run on so many examples."""
+        steps = self.epochs * -(-num_examples // self.batch_examples)
+        return [self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+
+
+def new_network(network: Network, seed: int) -> nn.Module:
+    """An untrained network whose weights depend on nothing but the arguments.
+
+    Args:
+        network: "mlp" (flat 8 x 8 images, 64-64-32-10, ReLU), "cnn" (two convolutions with pooling, one linear layer), or "table" (10
+            columns, 10-16-1, tanh).
+        seed: Of the initial weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if network == "table":
+            return nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 1))
+        if network == "mlp":
+            return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(12, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(96, 10),
+        )
+
+
+@dataclass(frozen=True)
+class SmallRetrain:
+    """Training as a bank calls it: picklable, from a mask and a seed to a network.
+
+    Args:
+        inputs_ND: All training inputs.
+        targets_N: Classes (integers), or real targets.
+        settings: Network and training run.
+        second_stage: Number of the first example of a second stage: those before it are trained on first, the rest after them with a
+            fresh schedule; None for one stage.
+    """
+
+    inputs_ND: Tensor
+    targets_N: Tensor
+    settings: SmallSettings
+    second_stage: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of data and settings."""
+        settings = json.dumps(asdict(self.settings), sort_keys=True)
+        return digest_of(self.inputs_ND, self.targets_N, settings, self.second_stage, torch.__version__).hex()
+
+    def __call__(self, keep: Tensor, seed: int) -> nn.Module:
+        """The network trained on what `keep` marks; shape (N,)."""
+        model = new_network(self.settings.network, seed)
+        generator = np.random.default_rng(seed)
+        if self.second_stage is None:
+            self._fit(model, keep, generator)
+        else:
+            is_first = torch.arange(len(keep)) < self.second_stage
+            self._fit(model, keep & is_first, generator)
+            self._fit(model, keep & ~is_first, generator)
+        return model.eval()
+
+    def _fit(self, model: nn.Module, keep: Tensor, generator: np.random.Generator) -> None:
+        settings = self.settings
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        rates = iter(settings.rates(int(keep.sum())))
+        for _ in range(settings.epochs):
+            # Drawn over all examples, so that leaving one out does not reshuffle the others.
+            order = torch.from_numpy(generator.permutation(len(keep)))
+            for batch in order[keep[order]].split(settings.batch_examples):
+                optimizer.param_groups[0]["lr"] = next(rates)
+                optimizer.zero_grad(set_to_none=True)
+                _losses(model, self.inputs_ND[batch], self.targets_N[batch]).mean().backward()
+                optimizer.step()
+
+
+@dataclass(frozen=True)
+class SmallLosses:
+    """What a bank measures: the loss of each query.
+
+    Args:
+        inputs_QD: The queries.
+        targets_Q: Their classes or real targets.
+    """
+
+    inputs_QD: Tensor
+    targets_Q: Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the queries."""
+        return digest_of(self.inputs_QD, self.targets_Q).hex()
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """One loss per query, shape (Q,)."""
+        with torch.no_grad():
+            return _losses(model, self.inputs_QD, self.targets_Q)
+
+
+def _losses(model: nn.Module, inputs_ND: Tensor, targets_N: Tensor) -> Tensor:
+    outputs = model(inputs_ND)
+    if targets_N.is_floating_point():
+        return 0.5 * (outputs[:, 0] - targets_N).square()
+    return nn.functional.cross_entropy(outputs, targets_N, reduction="none")

@@ -1,0 +1,227 @@
+"""Banks of retrained models: which examples each run saw, and what the queries measured afterwards.
+
+Axes: M subsets, S seeds, N training examples, Q queries.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput
+from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.store import disk_errors, write_json
+
+__all__ = ["Bank", "Values", "make_bank", "open_bank", "save_bank"]
+
+FORMAT = "whence bank 1"
+
+Values = Literal["loss", "measurement"]
+"""What a training function reports: a loss, lower for a better fit, or a measurement, which proponents raise."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Measurements of the same queries after training on many subsets, every subset with every seed.
+
+    Args:
+        masks_MN: True where an example was trained on.
+        values_MSQ: Measurement of each query after each run; higher is a better fit (minus the loss, for losses). float64.
+        seeds: Of the training runs, S of them.
+        train_ids: One per example, in the order of the masks.
+        query_ids: One per query.
+        unit: What the measurement is counted in.
+        full_SQ: The same after training on everything, one row per seed; None if not known.
+        facts: Where it comes from: fingerprints, recipe, how the subsets were drawn.
+    """
+
+    masks_MN: Tensor
+    values_MSQ: Tensor
+    seeds: tuple[int, ...]
+    train_ids: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    unit: str
+    full_SQ: Tensor | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        shapes = (len(self.masks_MN), len(self.seeds), len(self.query_ids))
+        wrong = tuple(self.values_MSQ.shape) != shapes or self.masks_MN.shape[1] != len(self.train_ids)
+        if wrong or self.masks_MN.dtype != torch.bool or self.full_SQ is not None and tuple(self.full_SQ.shape) != shapes[1:]:
+            raise BadInput(
+                found=f"masks {tuple(self.masks_MN.shape)} and values {tuple(self.values_MSQ.shape)} for {shapes[1]} seeds, "
+                f"{len(self.train_ids)} examples and {shapes[2]} queries",
+                needed="boolean masks (subsets, examples) and values (subsets, seeds, queries)",
+                do="check the arrays and the ids",
+            )
+        if not bool(torch.isfinite(self.values_MSQ).all()):
+            raise BadInput(found="values that are NaN or infinite", needed="finite values", do="drop the subsets that failed")
+
+    @property
+    def actual_MQ(self) -> Tensor:
+        """Mean measurement over the seeds."""
+        return self.values_MSQ.mean(1)
+
+    @property
+    def fraction(self) -> float:
+        """Mean share of the examples that a subset keeps."""
+        return float(self.masks_MN.double().mean())
+
+    def of_queries(self, query_ids: Sequence[str]) -> "Bank":
+        """The same bank for some of its queries, in the order given.
+
+        Raises:
+            BadInput: If one is not in the bank.
+        """
+        places = {query: place for place, query in enumerate(self.query_ids)}
+        missing = [query for query in query_ids if query not in places]
+        if missing:
+            raise BadInput(
+                found=f"{len(missing)} queries that the bank has no measurements of, such as {missing[0]!r}",
+                needed=f"queries among its {len(places)}",
+                do="score the queries of the bank: their ids are in bank.json",
+            )
+        chosen = torch.tensor([places[query] for query in query_ids], dtype=torch.long)
+        full_SQ = None if self.full_SQ is None else self.full_SQ[:, chosen]
+        return replace(self, values_MSQ=self.values_MSQ[:, :, chosen], query_ids=tuple(query_ids), full_SQ=full_SQ)
+
+
+def make_bank(
+    train: Train,
+    measure: Measure,
+    masks_MN: Tensor,
+    *,
+    seeds: Sequence[int],
+    folder: str | Path,
+    fingerprint: str,
+    train_ids: Sequence[str] | None = None,
+    query_ids: Sequence[str] | None = None,
+    values: Values = "loss",
+    unit: str = "",
+    full: bool = True,
+    facts: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> Bank:
+    """Train on every subset with every seed, measure the queries, and keep the bank in a folder.
+
+    Each run is kept as it ends (`measure_runs`): a kill loses those in flight, and the same call goes on with the rest. More subsets or
+    seeds later cost only the new runs.
+
+    Args:
+        train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
+        measure: Called with the model; returns one number per query.
+        masks_MN: The subsets, True for what is kept.
+        seeds: Training seeds, all different; the same for every subset, so that seeds can be told from subsets.
+        folder: Where the bank goes.
+        fingerprint: Digest of data, settings and queries: whatever `train` and `measure` depend on besides mask and seed.
+        train_ids: Ids of the examples; their numbers if None.
+        query_ids: Ids of the queries; their numbers if None.
+        values: Whether `measure` returns losses, which are negated, or measurements.
+        unit: What the measurement is counted in.
+        full: Whether to train on everything too, once a seed.
+        facts: More to be written into bank.json, such as the recipe.
+        workers: Processes; see `measure_runs`.
+        quiet: No progress on stderr.
+
+    Returns:
+        The bank, as `open_bank` reads it.
+
+    Raises:
+        BadInput: If seeds repeat or there are none.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
+    num_examples = masks_MN.shape[1]
+    folder = Path(folder)
+    left_out = [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in masks_MN]
+    # Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often.
+    runs = [Run(removed, seed) for seed in seeds for removed in ([()] if full else []) + left_out]
+    found = measure_runs(
+        train,
+        measure,
+        runs,
+        num_examples=num_examples,
+        folder=folder / "runs",
+        fingerprint=fingerprint,
+        workers=workers,
+        quiet=quiet,
+    )
+    sign = -1.0 if values == "loss" else 1.0
+    values_MSQ = torch.stack([torch.stack([found[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
+    full_SQ = torch.stack([found[Run((), seed)] for seed in seeds]) * sign if full else None
+    bank = Bank(
+        masks_MN,
+        values_MSQ,
+        tuple(seeds),
+        tuple(map(str, range(num_examples))) if train_ids is None else tuple(train_ids),
+        tuple(map(str, range(values_MSQ.shape[2]))) if query_ids is None else tuple(query_ids),
+        unit,
+        full_SQ,
+        {"fingerprint": fingerprint, **(facts or {})},
+    )
+    save_bank(bank, folder)
+    return bank
+
+
+def save_bank(bank: Bank, folder: str | Path) -> None:
+    """Write a bank: `masks.npy`, `values.npy`, `full.npy` in NumPy's format, and `bank.json`, last."""
+    folder = Path(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "masks.npy", bank.masks_MN.numpy())
+        np.save(folder / "values.npy", bank.values_MSQ.numpy())
+        if bank.full_SQ is not None:
+            np.save(folder / "full.npy", bank.full_SQ.numpy())
+    content = {
+        "format": FORMAT,
+        "unit": bank.unit,
+        "seeds": list(bank.seeds),
+        "has_full": bank.full_SQ is not None,
+        "facts": dict(bank.facts),
+        "train_ids": list(bank.train_ids),
+        "query_ids": list(bank.query_ids),
+    }
+    write_json(folder / "bank.json", content)
+
+
+def open_bank(folder: str | Path) -> Bank:
+    """Read what `save_bank` wrote.
+
+    Raises:
+        BadInput: If the folder holds no finished bank, or a damaged one.
+    """
+    folder = Path(folder)
+    if not (folder / "bank.json").is_file():
+        unfinished = (folder / "runs").is_dir()
+        raise BadInput(
+            found=f"{'an unfinished bank' if unfinished else 'no bank'} in {folder}",
+            needed="a folder that `whence bank` finished",
+            do="run the same `whence bank` command again to finish it" if unfinished else "check the path",
+        )
+    try:
+        content = json.loads((folder / "bank.json").read_text("utf-8"))
+        if content.get("format") != FORMAT:
+            raise BadInput(found=f"format {content.get('format')!r} in {folder}", needed=FORMAT, do="make the bank again")
+        arrays = {
+            name: torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False))
+            for name in ("masks", "values", "full")
+            if name != "full" or content["has_full"]
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(found=f"{folder}, which cannot be read ({error})", needed="whole files", do="copy it again") from error
+    return Bank(
+        arrays["masks"],
+        arrays["values"],
+        tuple(content["seeds"]),
+        tuple(content["train_ids"]),
+        tuple(content["query_ids"]),
+        content["unit"],
+        arrays.get("full"),
+        content["facts"],
+    )

@@ -1,0 +1,62 @@
+"""Score tables on disk: `scores.npy` and `table.json`, so that any program can make or read one."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whence.errors import BadInput
+from whence.records import ScoreTable
+from whence.store import disk_errors, write_json
+
+__all__ = ["load_table", "save_table"]
+
+_FORMAT = "whence table 1"
+
+
+def save_table(table: ScoreTable, folder: str | Path) -> None:
+    """Write a table into a folder, float32 in NumPy's format; `table.json` comes last."""
+    folder = Path(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "scores.npy", table.scores.float().cpu().numpy())
+    facts = {field.name: getattr(table, field.name) for field in fields(ScoreTable) if field.name != "scores"}
+    write_json(folder / "table.json", {"format": _FORMAT, **facts})
+
+
+def load_table(folder: str | Path) -> ScoreTable:
+    """Read a table, also one that another program wrote.
+
+    Args:
+        folder: With `scores.npy`, real numbers (queries, train), positive for proponents, and `table.json`, of which `query_ids`,
+            `train_ids` and `method` must be there.
+
+    Returns:
+        The table.
+
+    Raises:
+        BadInput: If a file is missing or does not fit the other.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "table.json").read_text("utf-8"))
+        scores = torch.from_numpy(np.load(folder / "scores.npy", allow_pickle=False))
+        names = {field.name for field in fields(ScoreTable)} - {"scores"}
+        facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
+        facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on")}
+        table = ScoreTable(scores, **facts)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(
+            found=f"{folder}, which is no score table ({error})",
+            needed="scores.npy (queries, train) and table.json with query_ids, train_ids and method",
+            do="check the path, or write the two files",
+        ) from error
+    if tuple(scores.shape) != (len(table.query_ids), len(table.train_ids)):
+        raise BadInput(
+            found=f"scores {tuple(scores.shape)} for {len(table.query_ids)} queries and {len(table.train_ids)} examples in {folder}",
+            needed="one row per query id, one column per train id",
+            do="write the two files again",
+        )
+    return table
