@@ -1,0 +1,77 @@
+"""Score tables as every measure takes them: finite, whole, and matched by id."""
+
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput, NonFinite
+from whence.records import ScoreTable
+
+__all__ = ["aligned", "checked"]
+
+
+def checked(table: ScoreTable) -> Tensor:
+    """The scores in float64, on the CPU.
+
+    Args:
+        table: Any table.
+
+    Returns:
+        Shape (queries, train).
+
+    Raises:
+        BadInput: If the shape is not that of the ids, there are no scores, or an id repeats.
+        NonFinite: If a score is NaN or infinite.
+    """
+    shape = (len(table.query_ids), len(table.train_ids))
+    if tuple(table.scores.shape) != shape or 0 in shape:
+        raise BadInput(
+            found=f"scores of shape {tuple(table.scores.shape)} for {shape[0]} query and {shape[1]} train ids",
+            needed="one row per query and one column per training example, at least one of each",
+            do="check what made the table",
+        )
+    for name, ids in (("query", table.query_ids), ("train", table.train_ids)):
+        if len(set(ids)) != len(ids):
+            raise BadInput(
+                found=f"a table whose {name} ids repeat",
+                needed="every id once",
+                do="number the examples, or leave the doubles out",
+            )
+    if not bool(torch.isfinite(table.scores).all()):
+        raise NonFinite(
+            found=f"a NaN or infinite score in the table of {table.method}",
+            needed="finite scores",
+            do="score again with more damping or in a wider type",
+        )
+    return table.scores.detach().cpu().double()
+
+
+def aligned(table: ScoreTable, like: ScoreTable) -> Tensor:
+    """One table's scores in the order of another's ids.
+
+    Args:
+        table: The table to bring in order.
+        like: The one whose order counts.
+
+    Returns:
+        Shape (queries, train), float64.
+
+    Raises:
+        BadInput: If the two do not have the same ids.
+    """
+    scores = checked(table)
+    places = []
+    for name, mine, theirs in (
+        ("query", table.query_ids, like.query_ids),
+        ("train", table.train_ids, like.train_ids),
+    ):
+        if set(mine) != set(theirs):
+            example = min(set(mine) ^ set(theirs))
+            raise BadInput(
+                found=f"tables of {len(theirs)} and {len(mine)} {name} ids, of which {len(set(mine) & set(theirs))} are "
+                f"in both ({example!r} is not)",
+                needed=f"the same {name} examples in both tables",
+                do="score the same examples with both methods",
+            )
+        place = {key: index for index, key in enumerate(mine)}
+        places.append(torch.tensor([place[key] for key in theirs]))
+    return scores[places[0]][:, places[1]]
