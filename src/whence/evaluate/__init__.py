@@ -1,6 +1,8 @@
 """Are the scores true? Tests against retraining, with their uncertainty."""
 
 from whence.evaluate.agreement import Agreement, agreement
+from whence.evaluate.calibration import Bin, Calibration, calibration
+from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.retrain import Run, measure_runs
@@ -8,13 +10,21 @@ from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 
 __all__ = [
     "Agreement",
+    "Bin",
+    "Calibration",
     "ConditionResult",
+    "Detection",
     "Interval",
+    "MislabelReport",
     "RemovalResult",
     "Run",
     "agreement",
+    "calibration",
+    "detection",
+    "flip_labels",
     "mean_interval",
     "measure_runs",
+    "mislabel_report",
     "random_removals",
     "ranks",
     "removal_test",
