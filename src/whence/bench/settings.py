@@ -21,7 +21,7 @@ from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.errors import UnknownOption
-from whence.evaluate import Bank, make_bank, random_subsets
+from whence.evaluate import Bank, flip_labels, make_bank, random_subsets
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
 
@@ -184,8 +184,6 @@ def _digits_cnn(folder: Path) -> Setting:
 
 def _digits_noisy(folder: Path) -> Setting:
     (images, labels), queries = digits()
-    from whence.evaluate import flip_labels
-
     noisy, flipped_N = flip_labels(labels, _FLIPPED, 10, seed=0)
     settings = SmallSettings(weight_decay=3e-3)
     return _small("digits-noisy", folder, settings, (images, noisy), queries, seeds=3, flipped_N=flipped_N)

@@ -1,30 +1,68 @@
 """Are the scores true? Tests against retraining, with their uncertainty."""
 
+from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.bank import Bank, Values, make_bank, open_bank, save_bank
+from whence.evaluate.calibration import Bin, Calibration, calibration
+from whence.evaluate.command import CommandTrain, FileTrain, as_reported
+from whence.evaluate.imports import import_bank, read_array
+from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
+from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
-from whence.evaluate.retrain import Run, measure_runs
+from whence.evaluate.retrain import Measure, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
+from whence.evaluate.table_files import load_table, save_table
+from whence.evaluate.tables import aligned, checked
+from whence.evaluate.tuning import Tuned, held_out, tune
 
 __all__ = [
+    "Agreement",
     "Bank",
+    "Bin",
+    "Calibration",
+    "Ceiling",
+    "CommandTrain",
     "ConditionResult",
+    "Detection",
+    "FileTrain",
     "Interval",
+    "Judge",
+    "Lds",
+    "Measure",
+    "MislabelReport",
     "RemovalResult",
     "Run",
+    "Train",
+    "Tuned",
     "Values",
+    "agreement",
+    "aligned",
+    "as_reported",
+    "calibration",
+    "checked",
+    "detection",
+    "flip_labels",
+    "held_out",
+    "import_bank",
     "leave_k_out",
     "leave_one_out",
+    "load_table",
     "make_bank",
     "mean_interval",
     "measure_runs",
+    "mislabel_report",
+    "noise_ceiling",
     "open_bank",
+    "predicted",
     "random_removals",
     "random_subsets",
     "ranks",
+    "read_array",
     "removal_test",
     "save_bank",
+    "save_table",
     "spearman",
     "t_quantile",
+    "tune",
 ]
