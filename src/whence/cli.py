@@ -20,17 +20,21 @@ app = App(
 )
 
 _VERBS = {
-    "demo": "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining.",
-    "build": "Compress the gradient of every training example into a store.",
-    "query": "Rank the training examples behind a behaviour.",
-    "verify": "Check that a store is what was written.",
-    "inspect": "Say what a store holds.",
-    "forecast": "Say what a build would take in memory, disk and time.",
-    "methods": "List the attribution methods.",
+    "demo": ("stores", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
+    "build": ("stores", "Compress the gradient of every training example into a store."),
+    "query": ("stores", "Rank the training examples behind a behaviour."),
+    "verify": ("stores", "Check that a store is what was written."),
+    "inspect": ("stores", "Say what a store holds."),
+    "forecast": ("stores", "Say what a build would take in memory, disk and time."),
+    "score": ("truth", "Score every training example of a store for every query, into a table."),
+    "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
+    "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
+    "bench": ("truth", "Every method on small real settings, held against retraining."),
+    "methods": ("stores", "List the attribution methods."),
 }
 # Commands as strings, so that `--help` does not wait for torch.
-for _verb, _help in _VERBS.items():
-    app.command(f"whence.commands:{_verb}", name=_verb, help=_help)
+for _verb, (_module, _help) in _VERBS.items():
+    app.command(f"whence.commands.{_module}:{_verb}", name=_verb, help=_help)
 
 
 def main(arguments: list[str] | None = None) -> int:

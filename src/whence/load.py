@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, UnknownOption
-from whence.functions import absolute, function_at
+from whence.functions import absolute, function_at, is_function
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification
 

@@ -4,6 +4,7 @@ from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.bank import Bank, Values, make_bank, open_bank, save_bank
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
+from whence.evaluate.evaluation import Evaluation, Row, evaluate
 from whence.evaluate.imports import import_bank, read_array
 from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
@@ -13,8 +14,7 @@ from whence.evaluate.retrain import Measure, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.table_files import load_table, save_table
-from whence.evaluate.tables import aligned, checked
-from whence.evaluate.tuning import Tuned, held_out, tune
+from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
 
 __all__ = [
     "Agreement",
@@ -25,6 +25,7 @@ __all__ = [
     "CommandTrain",
     "ConditionResult",
     "Detection",
+    "Evaluation",
     "FileTrain",
     "Interval",
     "Judge",
@@ -32,19 +33,20 @@ __all__ = [
     "Measure",
     "MislabelReport",
     "RemovalResult",
+    "Row",
     "Run",
     "Train",
     "Tuned",
     "Values",
     "agreement",
-    "aligned",
     "as_reported",
     "calibration",
-    "checked",
     "detection",
+    "evaluate",
     "flip_labels",
     "held_out",
     "import_bank",
+    "judged_queries",
     "leave_k_out",
     "leave_one_out",
     "load_table",

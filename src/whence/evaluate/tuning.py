@@ -10,7 +10,7 @@ from whence.evaluate.lds import predicted
 from whence.evaluate.ranks import spearman
 from whence.records import ScoreTable
 
-__all__ = ["Tuned", "held_out", "tune"]
+__all__ = ["Tuned", "held_out", "judged_queries", "tune"]
 
 
 @dataclass(frozen=True)

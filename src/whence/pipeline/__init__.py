@@ -2,6 +2,7 @@
 
 from whence.pipeline.build import build
 from whence.pipeline.forecast import BuildForecast, forecast_build
+from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import query, score_table
 
-__all__ = ["BuildForecast", "build", "forecast_build", "query", "score_table"]
+__all__ = ["BuildForecast", "build", "forecast_build", "query", "score_table", "write_evaluation"]

@@ -1,6 +1,7 @@
 """Asking a store."""
 
 import dataclasses
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,24 @@ def score_table(
     quiet: bool = False,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`."""
+    started = time.monotonic()
     asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
         scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress)
     ids = tuple(example.id for example in asked.dataset.examples)
-    return ScoreTable(scores, ids, asked.store.ids(), asked.unit, asked.method)
+    blueprint = asked.store.blueprint
+    settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
+    if relative_damping is not None or absolute_damping is not None:
+        settings.append(f"damping {absolute_damping:g}" if relative_damping is None else f"damping {relative_damping:g} x mean")
+    return ScoreTable(
+        scores,
+        ids,
+        asked.store.ids(),
+        asked.unit,
+        f"{asked.method} {', '.join(settings)}",
+        bytes_per_example=asked.store.codec.row_bytes(),
+        seconds=time.monotonic() - started,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,17 @@ from whence.report.charts import bars_section, table_section
 from whence.report.hits import Hit, Hits
 from whence.report.html import hits_fragment
 from whence.report.page import page, write_page
+from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
 
 __all__ = [
     "Hit",
     "Hits",
+    "Point",
     "bars_section",
     "hits_fragment",
     "page",
+    "plot_section",
     "print_hits",
     "print_methods",
     "print_table",

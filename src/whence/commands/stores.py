@@ -11,7 +11,7 @@ from whence.config import BuildConfig
 from whence.errors import BadInput
 from whence.methods import METHODS
 
-__all__ = ["build", "demo", "forecast", "inspect", "methods", "query", "verify"]
+__all__ = ["build", "demo", "forecast", "inspect", "methods", "query", "task_of_store", "verify"]
 
 Flat = Annotated[BuildConfig, Parameter(name="*")]
 
@@ -91,9 +91,9 @@ def query(
         as_json: Print JSON instead of tables.
 
     Raises:
-        BadInput: If there is no query, half a query, or no way to find the model.
+        BadInput: If there is no query, or half a query.
     """
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import query as run
     from whence.report import hits_fragment, write_page
     from whence.store import open_store
@@ -108,6 +108,26 @@ def query(
     if not queries:
         raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
     opened = open_store(store)
+    loaded = task_of_store(opened, store, model)
+    hits = run(
+        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
+    )
+    if html is not None:
+        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
+    if as_json:
+        print(json.dumps(hits.to_dict(), ensure_ascii=False))
+    else:
+        hits.show()
+
+
+def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
+    """The task that a store was built with, loaded from where it was then, or from `model`.
+
+    Raises:
+        BadInput: If it is not known where the model is, or it is not there.
+    """
+    from whence.load import load_task
+
     origin = opened.blueprint.task
     if model is None and "model" not in origin:
         raise BadInput(
@@ -123,16 +143,8 @@ def query(
             needed="the same model",
             do="pass --model with the place where it is now",
         )
-    loaded, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
-    hits = run(
-        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
-    )
-    if html is not None:
-        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
-    if as_json:
-        print(json.dumps(hits.to_dict(), ensure_ascii=False))
-    else:
-        hits.show()
+    found, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
+    return found
 
 
 def verify(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:

@@ -1,0 +1,60 @@
+"""What the bench runs: baselines, and every method of `whence methods` at the settings that are compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence.bench.settings import Setting
+from whence.methods import METHODS
+from whence.pipeline import build, score_table
+from whence.records import ScoreTable
+from whence.score import bm25, loss_scores, random_scores, representation_similarity
+from whence.tasks import AbstractTask
+
+__all__ = ["ENTRIES", "Entry"]
+
+Make = Callable[..., ScoreTable]
+"""Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the bench.
+
+    Args:
+        name: Name of the files it leaves.
+        make: See `Make`.
+        has_damping: Whether its damping is also swept, to compare the chosen with the tuned value.
+        is_ensembled: Whether it is also run on several models and averaged.
+    """
+
+    name: str
+    make: Make
+    has_damping: bool = False
+    is_ensembled: bool = False
+
+
+def _stored(method: str, **options: Any) -> Entry:
+    def make(setting: Setting, task: AbstractTask, place: Path, **damping: float) -> ScoreTable:
+        store = build(task, setting.train, place / "store", method=method, seed=0, quiet=True, **options)
+        return score_table(store, task, setting.queries, quiet=True, **damping)
+
+    name = "-".join([method, *(f"{key.replace('_', '')}{value}" for key, value in options.items())])
+    return Entry(name, make, has_damping=METHODS[method].curvature != "identity")
+
+
+ENTRIES = (
+    Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
+    Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
+    Entry("bm25", lambda setting, task, place: bm25(setting.train, setting.queries)),
+    Entry("similarity", lambda setting, task, place: representation_similarity(task, setting.train, setting.queries)),
+    # On layers smaller than the rank the projection keeps everything: these rows show the method without compression.
+    _stored("grad-dot", rank=64),
+    _stored("grad-cos", rank=64),
+    _stored("logra", rank=16),
+    _stored("logra", rank=32),
+    _stored("logra-pca", rank=16),
+    _stored("lorif", rank=32, factor_rank=1),
+    _stored("lorif", rank=32, factor_rank=2),
+)

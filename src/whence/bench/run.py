@@ -1,0 +1,109 @@
+"""Every method on a setting, held against its bank.
+
+Axes: Q queries, N training examples.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from whence.bench.entries import ENTRIES, Entry
+from whence.bench.settings import Setting
+from whence.data import digest_of
+from whence.errors import Unsupported
+from whence.evaluate import Evaluation, Tuned, evaluate, load_table, save_table, tune
+from whence.progress import say
+from whence.records import ScoreTable
+from whence.score import mean_table
+
+__all__ = ["DAMPINGS", "Bench", "run_setting"]
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+"""Shares of the mean eigenvalue that the sweep tries."""
+
+_MEMBERS = 5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one setting gave.
+
+    Args:
+        evaluation: Every method with the damping it chooses by itself, on all queries.
+        tuned: The choice on the tuning queries, by the name of the table with the damping chosen without tuning.
+        tuning: Chosen against tuned damping, on the other queries; None if nothing could be tuned.
+    """
+
+    evaluation: Evaluation
+    tuned: Mapping[str, Tuned]
+    tuning: Evaluation | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "evaluation": self.evaluation.to_dict(),
+            "tuned": {name: {"label": found.label, "tuning_lds": dict(found.tuning_lds)} for name, found in self.tuned.items()},
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
+        }
+
+
+def run_setting(setting: Setting, *, extra: Path | None = None, workers: int = 1, quiet: bool = False) -> Bench:
+    """Make the bank and every table that is not in the setting's folder yet, and compare.
+
+    Args:
+        setting: What to run.
+        extra: Folder with tables of other systems, for the same examples and queries.
+        workers: Processes for the bank.
+        quiet: No progress on stderr.
+
+    Returns:
+        The comparison.
+    """
+    bank = setting.bank(workers=workers, quiet=quiet)
+    tables: list[ScoreTable] = []
+    sweeps: dict[str, dict[str, ScoreTable]] = {}
+    for entry in ENTRIES:
+        table = _table(setting, entry, "chosen")
+        if table is None:
+            continue
+        tables.append(table)
+        if entry.has_damping:
+            dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
+            found = {label: _table(setting, entry, label, **damping) for label, damping in dampings.items()}
+            sweeps[table.method] = {label: swept for label, swept in found.items() if swept is not None}
+        if entry.is_ensembled:
+            members = [_table(setting, entry, f"member {seed}", member=seed) for seed in range(1, _MEMBERS)]
+            tables.append(mean_table([table, *(member for member in members if member is not None)]))
+    if extra is not None and extra.is_dir():
+        tables += [load_table(folder) for folder in sorted(extra.iterdir()) if (folder / "table.json").is_file()]
+    tuned = {name: tune(sweep, bank) for name, sweep in sweeps.items()}
+    pairs = [table for table in tables if table.method in tuned] + [found.table for found in tuned.values()]
+    return Bench(evaluate(tables, bank), tuned, evaluate(pairs, bank) if pairs else None)
+
+
+def _table(setting: Setting, entry: Entry, label: str, *, member: int = 0, **damping: float) -> ScoreTable | None:
+    """One table, made if it is not there; None if the method does not apply to this setting."""
+    key = digest_of(setting.retrain.fingerprint, setting.measure.fingerprint).hex()[:8]
+    work = setting.folder / "work" / f"{entry.name}-{key}-{member}"
+    folder = setting.folder / "tables" / f"{entry.name}-{key}-{label.replace(' ', '')}"
+    if (folder / "table.json").exists():
+        return load_table(folder)
+    task = setting.member(member)
+    say(f"{setting.name}: {entry.name}, {label}")
+    found = _timed(lambda: entry.make(setting, task, work, **damping))
+    if found is not None:
+        save_table(found, folder)
+    return found
+
+
+def _timed(make: Callable[[], ScoreTable]) -> ScoreTable | None:
+    started = time.monotonic()
+    try:
+        return replace(make(), seconds=time.monotonic() - started)
+    except Unsupported as error:
+        say(f"   left out: {error.found}")
+        return None
+
+

@@ -1,0 +1,1 @@
+"""What each verb does: load, call the pipeline, print. stdout is data, stderr is progress."""

@@ -1,0 +1,247 @@
+"""Verbs about truth: banks of retrained models, score tables, and what they are worth."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from whence.errors import BadInput
+
+__all__ = ["bank", "bench", "evaluate", "score"]
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def bank(
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    train: str | None = None,
+    command: str | None = None,
+    examples: int | None = None,
+    data: str | None = None,
+    queries: str | None = None,
+    subsets: int = 100,
+    fraction: float = 0.5,
+    leave_out: int | None = None,
+    seeds: int = 5,
+    seed: int = 0,
+    workers: int = 1,
+    values: Literal["loss", "measurement"] = "loss",
+    unit: str = "",
+    masks: str | None = None,
+    outcomes: str | None = None,
+    as_json: Json = False,
+) -> None:
+    """Retrain on many subsets and keep what the queries measured: the truth that scores are held against.
+
+    Every finished run is kept; running it again goes on where it stopped, and more subsets or seeds cost only the new runs.
+
+    Args:
+        output: Folder of the bank.
+        train: file.py:function, called with a boolean tensor (True for what to train on) and a seed; returns one number per query.
+        command: A command instead, with {keep} (JSON file of indices to train on), {seed} and {result} (where it writes a JSON list).
+        examples: Number of training examples, if --data is not given.
+        data: Training data as `whence build` takes it, for ids and fingerprint.
+        queries: Queries in a file, for their ids.
+        subsets: How many subsets.
+        fraction: Share of the examples that each keeps.
+        leave_out: Leave out this many examples instead; with 1, the first --subsets examples one after the other.
+        seeds: Training runs per subset.
+        seed: Of the subsets.
+        workers: Runs at a time.
+        values: Whether the training function reports losses or measurements (higher is a better fit).
+        unit: What they are counted in.
+        masks: Import instead of training: masks (subsets, examples), or indices, from .npy, .npz, .pt or .safetensors (FILE or FILE:NAME).
+        outcomes: With --masks: outcomes (subsets, queries) or (subsets, seeds, queries).
+        as_json: Print JSON.
+
+    Raises:
+        BadInput: If it is not said how to train, or on how many examples.
+    """
+    from whence.data import digest_of
+    from whence.evaluate import (
+        CommandTrain,
+        FileTrain,
+        as_reported,
+        import_bank,
+        leave_k_out,
+        leave_one_out,
+        make_bank,
+        random_subsets,
+        save_bank,
+    )
+    from whence.functions import absolute
+
+    train_ids, query_ids = (_ids(source) if source else None for source in (data, queries))
+    num_examples = len(train_ids) if train_ids is not None else examples
+    if sum(option is not None for option in (train, command, masks)) != 1 or (masks is None) != (outcomes is None):
+        raise BadInput(
+            found="no way to train, or more than one",
+            needed="one of --train, --command, and --masks with --outcomes",
+            do="such as: --train train.py:retrain",
+        )
+    if masks is not None and outcomes is not None:
+        made = import_bank(
+            _array(masks), _array(outcomes), values=values, num_examples=num_examples,
+            train_ids=train_ids, query_ids=query_ids, unit=unit,
+        )  # fmt: skip
+        save_bank(made, output)
+    else:
+        if num_examples is None:
+            raise BadInput(found="no number of training examples", needed="--data or --examples", do="add one")
+        if leave_out == 1:
+            drawn = leave_one_out(num_examples, range(min(subsets, num_examples)))
+        elif leave_out is not None:
+            drawn = leave_k_out(num_examples, leave_out, subsets, seed=seed)
+        else:
+            drawn = random_subsets(num_examples, subsets, fraction=fraction, seed=seed)
+        runner = CommandTrain(command) if command is not None else FileTrain(absolute(str(train)))
+        words = shlex.split(command) if command is not None else [absolute(str(train)).rsplit(":", 1)[0]]
+        contents = [Path(word).read_bytes().hex() for word in words if Path(word).is_file()]
+        recipe = command or str(train)
+        made = make_bank(
+            runner, as_reported, drawn, seeds=range(seeds), folder=output,
+            fingerprint=digest_of(recipe, num_examples, *(train_ids or ()), *(query_ids or ()), *contents).hex(),
+            train_ids=train_ids, query_ids=query_ids, values=values, unit=unit, facts={"train": recipe}, workers=workers,
+        )  # fmt: skip
+    shape = made.values_MSQ.shape
+    content = {
+        "bank": str(output),
+        "subsets": shape[0],
+        "seeds": shape[1],
+        "queries": shape[2],
+        "examples": len(made.train_ids),
+    }
+    print(json.dumps(content) if as_json else ", ".join(f"{name} {value}" for name, value in content.items()))
+
+
+def score(
+    store: Path,
+    queries: str,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    model: str | None = None,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+) -> None:
+    """Score every training example of a store for every query, into a table for `whence evaluate`.
+
+    Args:
+        store: Folder made by `whence build`.
+        queries: Queries, in any form that `whence build` takes as data.
+        output: Folder of the table: scores.npy and table.json.
+        model: Load the model from here instead of from where it was at the build.
+        relative_damping: Damping as a share of each layer's mean curvature.
+        absolute_damping: Damping in units of the loss's curvature.
+    """
+    from whence.commands.stores import task_of_store
+    from whence.evaluate import save_table
+    from whence.load import load_records
+    from whence.pipeline import score_table
+    from whence.store import open_store
+
+    records = load_records(queries)
+    opened = open_store(store)
+    task = task_of_store(opened, store, model)
+    table = score_table(opened, task, records, relative_damping=relative_damping, absolute_damping=absolute_damping)
+    save_table(table, output)
+    print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
+
+
+def evaluate(
+    bank: Path,
+    tables: Annotated[list[Path], Parameter(consume_multiple=True)],
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    html: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Hold score tables against a bank: LDS with intervals and ceiling, calibration, quality per byte and second.
+
+    Args:
+        bank: Folder made by `whence bank`.
+        tables: Folders with scores.npy and table.json, by `whence score` or by another program.
+        output: Also write everything as JSON into this file.
+        html: Also write a page with plots.
+        as_json: Print JSON instead of the table.
+    """
+    from whence.evaluate import evaluate as run
+    from whence.evaluate import load_table, open_bank
+    from whence.pipeline import write_evaluation
+
+    found = run([load_table(table) for table in tables], open_bank(bank))
+    if html is not None:
+        write_evaluation(html, found)
+    show_evaluation(found, output=output, as_json=as_json)
+
+
+def bench(
+    settings: tuple[str, ...] = (),
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("whence-bench"),
+    extra: Path | None = None,
+    workers: int = 2,
+    as_json: Json = False,
+) -> None:
+    """Every method on small real settings, held against retraining.
+
+    The first run makes the banks, which takes most of the time; whatever is finished is kept.
+
+    Args:
+        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-noisy; all if left out.
+        output: Folder for models, banks, tables, results and pages.
+        extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
+        workers: Training runs at a time.
+        as_json: Print JSON instead of tables.
+    """
+    from whence.bench import SETTINGS, prepare, run_setting
+    from whence.pipeline import write_evaluation
+
+    results = {}
+    for name in settings or SETTINGS:
+        setting = prepare(name, output)
+        found = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
+        results[name] = found.to_dict()
+        (setting.folder / "results.json").write_text(json.dumps(results[name], indent=1) + "\n", encoding="utf-8")
+        write_evaluation(setting.folder / "results.html", found.evaluation, title=f"The bench: {name}")
+        if as_json:
+            continue
+        show_evaluation(found.evaluation, output=None, as_json=False, title=name)
+        if found.tuning is not None:
+            show_evaluation(found.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned")
+    if as_json:
+        print(json.dumps(results))
+
+
+def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:
+    """Print an evaluation, and write it."""
+    from whence.report import print_table
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    print_table(found.header, found.cells(), title=title)
+    print(found.summary())
+
+
+def _array(name: str) -> Any:
+    from whence.evaluate import read_array
+
+    path, _, part = name.partition(":")
+    return read_array(path, part or None)
+
+
+def _ids(source: str) -> list[str]:
+    from whence.load import load_records
+
+    return [
+        str(record["id"]) if isinstance(record, dict) and "id" in record else str(number)
+        for number, record in enumerate(load_records(source))
+    ]
