@@ -2,6 +2,8 @@
 
 from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.calibration import Bin, Calibration, calibration
+from whence.evaluate.fact_tracing import FactTracing, fact_tracing
+from whence.evaluate.facts import Facts, synthetic_facts
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
@@ -14,6 +16,8 @@ __all__ = [
     "Calibration",
     "ConditionResult",
     "Detection",
+    "FactTracing",
+    "Facts",
     "Interval",
     "MislabelReport",
     "RemovalResult",
@@ -21,6 +25,7 @@ __all__ = [
     "agreement",
     "calibration",
     "detection",
+    "fact_tracing",
     "flip_labels",
     "mean_interval",
     "measure_runs",
@@ -29,5 +34,6 @@ __all__ = [
     "ranks",
     "removal_test",
     "spearman",
+    "synthetic_facts",
     "t_quantile",
 ]
