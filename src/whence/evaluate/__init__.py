@@ -9,6 +9,7 @@ from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.retrain import Run, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
+from whence.evaluate.tail_patch import TailPatch, tail_patch
 
 __all__ = [
     "Agreement",
@@ -22,6 +23,7 @@ __all__ = [
     "MislabelReport",
     "RemovalResult",
     "Run",
+    "TailPatch",
     "agreement",
     "calibration",
     "detection",
@@ -36,4 +38,5 @@ __all__ = [
     "spearman",
     "synthetic_facts",
     "t_quantile",
+    "tail_patch",
 ]

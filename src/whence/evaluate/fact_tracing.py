@@ -109,7 +109,8 @@ def fact_tracing(table: ScoreTable, gold: Mapping[str, frozenset[str]], ks: Sequ
         ranks = _pessimistic(scores_N, torch.tensor(sorted(place[key] for key in wanted)))
         first.append(int(ranks[0]))
         strict.append([float((ranks <= k).double().mean()) for k in sorted(ks)])
-    return FactTracing(table.method, table.query_ids, tuple(sorted(ks)), torch.tensor(first), torch.tensor(strict).double())
+    strict_QK = torch.tensor(strict, dtype=torch.float64)
+    return FactTracing(table.method, table.query_ids, tuple(sorted(ks)), torch.tensor(first), strict_QK)
 
 
 def _pessimistic(scores_N: Tensor, gold: Tensor) -> Tensor:
