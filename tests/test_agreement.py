@@ -66,8 +66,11 @@ def test_result_is_json():
 def test_what_does_not_match_is_refused():
     a = random_scores(0)
     for other, text in [
-        (table(a, train=("x", *table(a).train_ids[1:])), r"30 and 30 train ids, of which 29 are in both \('t0' is not\)"),
-        (table(a[:3]), "4 and 3 query ids"),
+        (
+            table(a, train=("x", *table(a).train_ids[1:])),
+            r"30 train ids in the table of m and 30 to match, 29 of them in both \('t0' is not\)",
+        ),
+        (table(a[:3]), "3 query ids in the table of m and 4 to match, 3 of them in both"),
         (table(a, queries=("q0", "q0", "q1", "q2")), "query ids repeat"),
         (table(a, train=table(a).train_ids[1:]), r"scores of shape \(4, 30\) for 4 query and 29 train ids"),
     ]:

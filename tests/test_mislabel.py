@@ -105,6 +105,8 @@ def test_impossible_requests_are_refused():
     for some, where in ((scores[1:], flipped), (scores, flipped & False), (scores, flipped | True)):
         with pytest.raises(BadInput, match="needed one score per example, some of them flipped and some not"):
             detection(some, where)
+    with pytest.raises(BadInput, match="num_draws=0"):
+        detection(scores, flipped, num_draws=0)
     with pytest.raises(NonFinite, match="a NaN or infinite score"):
         detection(scores / 0, flipped)
     with pytest.raises(BadInput, match="a score named 'loss'"):

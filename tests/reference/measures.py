@@ -35,3 +35,9 @@ def average_precision(scores, positive):
         total += (recall - before) * sum(above) / len(above)
         before = recall
     return total
+
+
+def gold_ranks(scores, gold):
+    """Ranks of the gold documents in a list sorted by score, where gold ones come last among equals."""
+    order = sorted(range(len(scores)), key=lambda place: (-scores[place], place in gold))
+    return [number + 1 for number, place in enumerate(order) if place in gold]

@@ -105,5 +105,3 @@ def _timed(make: Callable[[], ScoreTable]) -> ScoreTable | None:
     except Unsupported as error:
         say(f"   left out: {error.found}")
         return None
-
-

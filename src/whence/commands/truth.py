@@ -212,7 +212,9 @@ def bench(
             continue
         show_evaluation(found.evaluation, output=None, as_json=False, title=name)
         if found.tuning is not None:
-            show_evaluation(found.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned")
+            show_evaluation(
+                found.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned"
+            )
     if as_json:
         print(json.dumps(results))
 

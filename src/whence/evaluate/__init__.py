@@ -5,6 +5,8 @@ from whence.evaluate.bank import Bank, Values, make_bank, open_bank, save_bank
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
 from whence.evaluate.evaluation import Evaluation, Row, evaluate
+from whence.evaluate.fact_tracing import FactTracing, fact_tracing
+from whence.evaluate.facts import Facts, synthetic_facts
 from whence.evaluate.imports import import_bank, read_array
 from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
@@ -14,6 +16,7 @@ from whence.evaluate.retrain import Measure, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.table_files import load_table, save_table
+from whence.evaluate.tail_patch import TailPatch, tail_patch
 from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "ConditionResult",
     "Detection",
     "Evaluation",
+    "FactTracing",
+    "Facts",
     "FileTrain",
     "Interval",
     "Judge",
@@ -35,6 +40,7 @@ __all__ = [
     "RemovalResult",
     "Row",
     "Run",
+    "TailPatch",
     "Train",
     "Tuned",
     "Values",
@@ -43,6 +49,7 @@ __all__ = [
     "calibration",
     "detection",
     "evaluate",
+    "fact_tracing",
     "flip_labels",
     "held_out",
     "import_bank",
@@ -65,6 +72,8 @@ __all__ = [
     "save_bank",
     "save_table",
     "spearman",
+    "synthetic_facts",
     "t_quantile",
+    "tail_patch",
     "tune",
 ]

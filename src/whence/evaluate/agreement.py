@@ -106,7 +106,7 @@ def agreement(first: ScoreTable, second: ScoreTable, *, k: int = 10) -> Agreemen
     num_examples = first_QN.shape[1]
     if not 1 <= k <= num_examples:
         raise BadInput(found=f"k={k} for {num_examples} training examples", needed="1 to their number", do="choose another k")
-    second_QN = aligned(second, first)
+    second_QN = aligned(second, first.query_ids, first.train_ids)
     return Agreement(
         (first.method, second.method),
         first.query_ids,

@@ -111,7 +111,8 @@ def flip_labels(labels: Tensor, share: float, num_classes: int, seed: int = 0) -
 def detection(scores_N: Tensor, flipped_N: Tensor, *, num_draws: int = 1000, seed: int = 0) -> Detection:
     """How well high scores point at flipped labels.
 
-    For self-influence: an example that only itself supports scores high (Koh and Liang 2017, section 5.4; Pruthi et al. 2020, section 4.1).
+    For self-influence: an example that only itself supports scores high (Koh and Liang 2017, section 5.4; Pruthi et al. 2020,
+    arXiv 2002.08484).
     The AUC is the Mann-Whitney statistic. Its interval is over draws of flipped and of other examples, each with replacement (Efron 1979).
 
     Args:
@@ -125,14 +126,14 @@ def detection(scores_N: Tensor, flipped_N: Tensor, *, num_draws: int = 1000, see
         over their orders is taken.
 
     Raises:
-        BadInput: If the shapes differ or the flips are none or all.
+        BadInput: If the shapes differ, the flips are none or all, or there are no draws.
         NonFinite: If a score is NaN or infinite.
 
     >>> found = detection(torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([True, False, True, False]))
     >>> found.auc.mean, round(found.average_precision, 3)
     (0.75, 0.833)
     """
-    scores_N, flipped_N = _checked(scores_N, flipped_N)
+    scores_N, flipped_N = _checked(scores_N, flipped_N, num_draws)
     drawn_D = _auc_draws(scores_N, flipped_N, num_draws, seed)
     return _detection(scores_N, flipped_N, drawn_D)
 
@@ -153,13 +154,14 @@ def mislabel_report(
         All detections, and each AUC's gain over the loss.
 
     Raises:
-        BadInput: If a score is named "loss".
+        BadInput: If a score is named "loss", shapes differ, the flips are none or all, or there are no draws.
+        NonFinite: If a score is NaN or infinite.
     """
     if BASELINE in self_influence:
         raise BadInput(found=f"a score named {BASELINE!r}", needed="another name", do="rename it: the losses have that one")
     detections, drawn = {}, {}
     for name, scores in {BASELINE: losses_N, **self_influence}.items():
-        scores_N, is_flipped_N = _checked(scores, flipped_N)
+        scores_N, is_flipped_N = _checked(scores, flipped_N, num_draws)
         drawn[name] = _auc_draws(scores_N, is_flipped_N, num_draws, seed)
         detections[name] = _detection(scores_N, is_flipped_N, drawn[name])
     baseline = detections[BASELINE].auc.mean
@@ -167,7 +169,9 @@ def mislabel_report(
     return MislabelReport(len(flipped_N), int(flipped_N.sum()), detections, gains)
 
 
-def _checked(scores: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(scores: Tensor, flipped: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+    if num_draws < 1:
+        raise BadInput(found=f"num_draws={num_draws}", needed="1 or more", do="leave it out")
     scores_N, flipped_N = scores.detach().cpu().double(), flipped.cpu().bool()
     if scores_N.ndim != 1 or scores_N.shape != flipped_N.shape or not 0 < int(flipped_N.sum()) < len(flipped_N):
         raise BadInput(

@@ -1,5 +1,7 @@
 """Score tables as every measure takes them: finite, whole, and matched by id."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,32 +47,33 @@ def checked(table: ScoreTable) -> Tensor:
     return table.scores.detach().cpu().double()
 
 
-def aligned(table: ScoreTable, like: ScoreTable) -> Tensor:
-    """One table's scores in the order of another's ids.
+def aligned(table: ScoreTable, query_ids: Sequence[str], train_ids: Sequence[str]) -> Tensor:
+    """The scores in the order of given ids.
 
     Args:
         table: The table to bring in order.
-        like: The one whose order counts.
+        query_ids: In the order that is wanted.
+        train_ids: The same for the training examples.
 
     Returns:
         Shape (queries, train), float64.
 
     Raises:
-        BadInput: If the two do not have the same ids.
+        BadInput: If the table does not have exactly these ids.
     """
     scores = checked(table)
     places = []
     for name, mine, theirs in (
-        ("query", table.query_ids, like.query_ids),
-        ("train", table.train_ids, like.train_ids),
+        ("query", table.query_ids, query_ids),
+        ("train", table.train_ids, train_ids),
     ):
         if set(mine) != set(theirs):
             example = min(set(mine) ^ set(theirs))
             raise BadInput(
-                found=f"tables of {len(theirs)} and {len(mine)} {name} ids, of which {len(set(mine) & set(theirs))} are "
-                f"in both ({example!r} is not)",
-                needed=f"the same {name} examples in both tables",
-                do="score the same examples with both methods",
+                found=f"{len(mine)} {name} ids in the table of {table.method} and {len(theirs)} to match, {len(set(mine) & set(theirs))} "
+                f"of them in both ({example!r} is not)",
+                needed=f"the same {name} examples on both sides",
+                do="score exactly the examples that are compared",
             )
         place = {key: index for index, key in enumerate(mine)}
         places.append(torch.tensor([place[key] for key in theirs]))

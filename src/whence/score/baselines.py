@@ -1,0 +1,142 @@
+"""Scores that any method has to beat: chance, the example's own loss, shared words.
+
+Axes: Q queries, N training examples, B batch.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from whence.capture import frozen, in_halves
+from whence.data import Dataset, Example, batches
+from whence.errors import BadInput, Unsupported
+from whence.progress import meter
+from whence.records import ScoreTable
+from whence.tasks import AbstractTask
+
+__all__ = ["bm25", "loss_scores", "random_scores"]
+
+
+def random_scores(train: Dataset, queries: Dataset, *, seed: int = 0) -> ScoreTable:
+    """Independent standard normal scores: what no information looks like.
+
+    Args:
+        train: The training examples.
+        queries: The queries.
+        seed: The same seed gives the same scores.
+
+    Returns:
+        Scores without a meaning.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores_QN = torch.randn(len(queries), len(train), generator=generator)
+    return ScoreTable(scores_QN, _ids(queries), _ids(train), "standard normal draws", f"random (seed {seed})")
+
+
+def loss_scores(
+    task: AbstractTask, train: Dataset, queries: Dataset, *, max_positions: int = 4096, quiet: bool = False
+) -> ScoreTable:
+    """Each training example's own loss at the present weights, the same for every query.
+
+    A large loss stands for a large gradient, so the examples that the model fits worst come out as the strongest proponents of everything.
+    There are no opponents: a loss is not negative. The table knows nothing of the query, which is the point.
+
+    Args:
+        task: Model and loss.
+        train: The training examples.
+        queries: The queries, for their ids only.
+        max_positions: Positions per batch.
+        quiet: No progress on stderr.
+
+    Returns:
+        Losses in the task's unit, summed over an example's positions.
+    """
+    losses_N = torch.empty(len(train), dtype=torch.float64)
+
+    def run(items: Sequence[int]) -> None:
+        chosen = [train.examples[item] for item in items]
+        with frozen(task.model), torch.no_grad():
+            losses_N[list(items)] = task.loss(task.model, task.collate(chosen)).double().cpu()
+
+    with meter("losses", len(train), quiet=quiet) as progress:
+        for batch in batches([example.length for example in train.examples], max_positions=max_positions):
+            in_halves(batch, run)
+            progress.advance(len(batch))
+    scores_QN = losses_N.expand(len(queries), -1).contiguous()
+    return ScoreTable(scores_QN, _ids(queries), _ids(train), "loss of the training example", "loss")
+
+
+def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) -> ScoreTable:
+    """Okapi BM25: how many of the query's terms an example has, rare ones counting more (Robertson and Zaragoza 2009).
+
+    score = sum over the query's terms of idf x tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length)), a term counted as often as the
+    query has it, with idf = log(1 + (N - n + .5) / (n + .5)) for a term in n of N examples. The 1 inside the logarithm keeps a term that
+    most examples have from counting against them. A query's prompt counts like its completion.
+
+    Terms are the words of `text`, in lower case, where every example and query has one; else the token ids in the field `input_ids`.
+
+    Args:
+        train: The training examples.
+        queries: The queries.
+        k1: How soon repetitions of a term stop counting; 0 or more.
+        b: How much long examples are marked down, from 0 to 1.
+
+    Returns:
+        Scores of 0 and more; 0 where nothing is shared, so there are no opponents.
+
+    Raises:
+        BadInput: If k1 or b is out of range.
+        Unsupported: If an example or query has neither a text nor token ids.
+    """
+    if not k1 >= 0 or not 0 <= b <= 1:
+        raise BadInput(found=f"k1={k1}, b={b}", needed="k1 of 0 or more and b from 0 to 1", do="leave them out")
+    kind, documents, asked = _terms(train.examples, queries.examples)
+    number_of: dict[Hashable, int] = {}
+    numbers = [number_of.setdefault(term, len(number_of)) for document in documents for term in document]
+    lengths_N = np.array([len(document) for document in documents])
+    owners = np.repeat(np.arange(len(documents)), lengths_N)
+    # One posting per term and example that has it, sorted by term.
+    postings, counts = np.unique(np.array(numbers, dtype=np.int64) * len(documents) + owners, return_counts=True)
+    term_of, example_of = np.divmod(postings, len(documents))
+    starts = np.searchsorted(term_of, np.arange(len(number_of) + 1))
+    num_with = np.diff(starts)
+    idf = np.log1p((len(documents) - num_with + 0.5) / (num_with + 0.5))
+    # Without any term the mean length is 0, and so is every score.
+    penalty_N = k1 * (1 - b + b * lengths_N / (lengths_N.mean() or 1.0))
+    weights = idf[term_of] * counts * (k1 + 1) / (counts + penalty_N[example_of])
+    scores_QN = np.zeros((len(queries), len(documents)))
+    for row_N, query in zip(scores_QN, asked, strict=True):
+        for term, count in Counter(query).items():
+            if term in number_of:
+                span = slice(starts[number_of[term]], starts[number_of[term] + 1])
+                row_N[example_of[span]] += count * weights[span]
+    return ScoreTable(torch.from_numpy(scores_QN), _ids(queries), _ids(train), "BM25", f"bm25 over {kind} (k1={k1:g}, b={b:g})")
+
+
+def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, list[list[Any]], list[list[Any]]]:
+    """What the terms are, and those of each training example and of each query.
+
+    Raises:
+        Unsupported: If there are none.
+    """
+    examples = [*train, *queries]
+    if all(example.text for example in examples):
+        found: list[list[Any]] = [re.findall(r"\w+", example.text.lower()) for example in examples]
+        return "words", found[: len(train)], found[len(train) :]
+    without = next((example for example in examples if "input_ids" not in example.fields), None)
+    if without is not None:
+        raise Unsupported(
+            found=f"the example {without.id!r} without token ids, and not every example with a text",
+            needed="'text' in every record, or 'input_ids' in every record",
+            do="compare with representation_similarity instead, which needs no words",
+        )
+    found = [np.asarray(example.fields["input_ids"]).ravel().tolist() for example in examples]
+    return "token ids", found[: len(train)], found[len(train) :]
+
+
+def _ids(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(example.id for example in dataset.examples)
