@@ -71,7 +71,7 @@ def run_setting(setting: Setting, *, extra: Path | None = None, workers: int = 1
         tables.append(table)
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
-            found = {label: _table(setting, entry, label, **damping) for label, damping in dampings.items()}
+            found = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}
             sweeps[table.method] = {label: swept for label, swept in found.items() if swept is not None}
         if entry.is_ensembled:
             members = [_table(setting, entry, f"member {seed}", member=seed) for seed in range(1, _MEMBERS)]
@@ -83,7 +83,9 @@ def run_setting(setting: Setting, *, extra: Path | None = None, workers: int = 1
     return Bench(evaluate(tables, bank), tuned, evaluate(pairs, bank) if pairs else None)
 
 
-def _table(setting: Setting, entry: Entry, label: str, *, member: int = 0, **damping: float) -> ScoreTable | None:
+def _table(
+    setting: Setting, entry: Entry, label: str, *, member: int = 0, damping: Mapping[str, float] | None = None
+) -> ScoreTable | None:
     """One table, made if it is not there; None if the method does not apply to this setting."""
     key = digest_of(setting.retrain.fingerprint, setting.measure.fingerprint).hex()[:8]
     work = setting.folder / "work" / f"{entry.name}-{key}-{member}"
@@ -92,7 +94,7 @@ def _table(setting: Setting, entry: Entry, label: str, *, member: int = 0, **dam
         return load_table(folder)
     task = setting.member(member)
     say(f"{setting.name}: {entry.name}, {label}")
-    found = _timed(lambda: entry.make(setting, task, work, **damping))
+    found = _timed(lambda: entry.make(setting, task, work, **(damping or {})))
     if found is not None:
         save_table(found, folder)
     return found
