@@ -1,7 +1,8 @@
-"""The main job: build a store from training data, then ask it."""
+"""The main job: build a store from training data, then ask it; or ask the data itself."""
 
 from whence.pipeline.build import build
+from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.query import query, score_table
 
-__all__ = ["BuildForecast", "build", "forecast_build", "query", "score_table"]
+__all__ = ["BuildForecast", "attribute", "build", "forecast_build", "query", "score_table", "self_influence"]
