@@ -1,7 +1,7 @@
 """The bench's results as the tables of docs/results.md.
 
-    whence bench -o whence-bench
-    python benchmarks/bench_tables.py [whence-bench]
+whence bench -o whence-bench
+python benchmarks/bench_tables.py [whence-bench]
 """
 
 import json

@@ -24,12 +24,14 @@ _HOMES = {
     "ScoreTable": "whence.records",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
+    "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "open_store": "whence.store",
     "query": "whence.pipeline",
     "score_table": "whence.pipeline",
+    "self_influence": "whence.pipeline",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -46,12 +48,14 @@ __all__ = [  # noqa: PLE0604
     "ScoreTable",
     "Store",
     "WhenceError",
+    "attribute",
     "build",
     "inverse_preconditioner",
     "load_records",
     "open_store",
     "query",
     "score_table",
+    "self_influence",
 ]
 
 if TYPE_CHECKING:
@@ -60,7 +64,7 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import METHODS
-    from whence.pipeline import build, query, score_table
+    from whence.pipeline import attribute, build, query, score_table, self_influence
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.store import Store, open_store

@@ -4,7 +4,7 @@ Axes: B batch, T positions, O outputs, I inputs, Q queries, N training examples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class Dense:
             return self.values_BTN
         return torch.nn.functional.pad(self.values_BTN, (0, 1), value=1.0)
 
+    def examples(self, start: int, stop: int) -> "Dense":
+        """The same of some examples only."""
+        return Dense(self.values_BTN[start:stop], self.has_one)
+
+    def wide(self) -> "Dense":
+        """The same in float32 or wider."""
+        return Dense(self.values_BTN.to(torch.promote_types(self.values_BTN.dtype, torch.float32)), self.has_one)
+
     def times(self, matrix_NM: Tensor) -> Tensor:
         """Every vector times a matrix with `size` rows: shape (B, T, M), in the dtype of the vectors."""
         matrix_NM = matrix_NM.to(self.values_BTN.dtype)
@@ -61,6 +69,14 @@ class OneHot:
         """The vectors written out, shape (B, T, size): for tests and small sizes only."""
         return torch.nn.functional.one_hot(self.ids_BT, self.size).to(self.dtype)
 
+    def examples(self, start: int, stop: int) -> "OneHot":
+        """The same of some examples only."""
+        return OneHot(self.ids_BT[start:stop], self.size, self.dtype)
+
+    def wide(self) -> "OneHot":
+        """The same in float32 or wider."""
+        return OneHot(self.ids_BT, self.size, torch.promote_types(self.dtype, torch.float32))
+
     def times(self, matrix_NM: Tensor) -> Tensor:
         """Every vector times a matrix with `size` rows, by lookup: shape (B, T, M)."""
         return matrix_NM.to(self.dtype)[self.ids_BT]
@@ -73,15 +89,37 @@ Side = Dense | OneHot
 class Pair:
     """One use of a weight: the per-example gradient is the sum over positions of output x input.
 
-    The pair is the currency of the house. `gradient()` writes it out and is meant for tests and small layers.
+    The pair is the currency of the house. `gradient()` writes it out: for queries, small layers and a few examples at a time.
     """
 
     outputs: Side
     inputs: Side
 
+    def examples(self, start: int, stop: int) -> "Pair":
+        """The same of some examples only."""
+        return Pair(self.outputs.examples(start, stop), self.inputs.examples(start, stop))
+
+    def wide(self) -> "Pair":
+        """The same in float32 or wider, for sums over positions."""
+        return Pair(self.outputs.wide(), self.inputs.wide())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of examples, and of positions of each."""
+        side = self.inputs
+        examples, positions = (side.ids_BT if isinstance(side, OneHot) else side.values_BTN).shape[:2]
+        return examples, positions
+
     def gradient(self) -> Tensor:
-        """Per-example gradients, shape (B, O, I), in loss units per weight unit."""
-        return torch.einsum("bto,bti->boi", self.outputs.dense(), self.inputs.dense())
+        """Per-example gradients, shape (B, O, I), in loss units per weight unit; one-hot outputs are never written out."""
+        inputs_BTI = self.inputs.dense()
+        if isinstance(self.outputs, Dense):
+            return torch.einsum("bto,bti->boi", self.outputs.values_BTN, inputs_BTI)
+        batch, _, width = inputs_BTI.shape
+        rows_RI = inputs_BTI.new_zeros(batch * self.outputs.size, width)
+        first_B1 = torch.arange(batch, device=inputs_BTI.device)[:, None] * self.outputs.size
+        rows_RI.index_add_(0, (self.outputs.ids_BT + first_B1).flatten(), inputs_BTI.flatten(0, 1))
+        return rows_RI.view(batch, self.outputs.size, width)
 
 
 @dataclass(frozen=True)
@@ -142,6 +180,8 @@ class ScoreTable:
         train_ids: One per column.
         unit: What one unit of score means.
         method: Name and settings of the method.
+        parts: By name of a unit of parameters its part of the scores, shape (queries, train), if asked for; they add up to the scores.
+        tokens: By id of a training example each position's part of its scores, shape (queries, positions), for those asked for.
         tuned_on: Ids of queries that a hyper-parameter was chosen with, on which the table must not be judged.
         bytes_per_example: What a store keeps of each training example, for stored methods; None where nothing is kept.
         seconds: What it took to make the table, all included; None if not measured.
@@ -152,6 +192,8 @@ class ScoreTable:
     train_ids: tuple[str, ...]
     unit: str
     method: str
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
     tuned_on: tuple[str, ...] = ()
     bytes_per_example: float | None = None
     seconds: float | None = None

@@ -7,7 +7,8 @@ from typing import Any
 
 from whence.bench.settings import Setting
 from whence.methods import METHODS
-from whence.pipeline import build, score_table
+from whence.pipeline import attribute, build, score_table
+from whence.pipeline.prepare import ExactMethod
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
 from whence.tasks import AbstractTask
@@ -44,14 +45,34 @@ def _stored(method: str, **options: Any) -> Entry:
     return Entry(name, make, has_damping=METHODS[method].curvature != "identity")
 
 
+def _exact(method: ExactMethod, *, is_ensembled: bool = False) -> Entry:
+    has_damping = method != "grad-dot-exact"
+
+    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
+        return attribute(
+            task,
+            setting.train,
+            setting.queries,
+            method=method,
+            relative_damping=relative_damping,
+            factors=place / "factors" if has_damping else None,
+            quiet=True,
+        )
+
+    return Entry(method, make, has_damping=has_damping, is_ensembled=is_ensembled)
+
+
 ENTRIES = (
     Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
     Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
     Entry("bm25", lambda setting, task, place: bm25(setting.train, setting.queries)),
     Entry("similarity", lambda setting, task, place: representation_similarity(task, setting.train, setting.queries)),
+    _exact("grad-dot-exact"),
+    _exact("kfac"),
+    _exact("ekfac", is_ensembled=True),
     # On layers smaller than the rank the projection keeps everything: these rows show the method without compression.
-    _stored("grad-dot", rank=64),
-    _stored("grad-cos", rank=64),
+    _stored("grad-dot", rank=32),
+    _stored("grad-cos", rank=32),
     _stored("logra", rank=16),
     _stored("logra", rank=32),
     _stored("logra-pca", rank=16),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.compress.projection import Random, random_matrix
-from whence.records import Pair, Side, Unit
+from whence.records import OneHot, Pair, Side, Unit
 
 __all__ = ["Kronecker", "RowSums", "projected_shape"]
 
@@ -113,9 +113,12 @@ class RowSums:
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
-        left_BTP, right_BTR = self.kronecker.sides(index, pair)
-        wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
-        rows_BPR = torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
+        if self.kronecker.outputs[index] is None and isinstance(pair.outputs, OneHot) and self.kronecker.inputs[index] is None:
+            rows_BPR = pair.wide().gradient()
+        else:
+            left_BTP, right_BTR = self.kronecker.sides(index, pair)
+            wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
+            rows_BPR = torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
         held = self.rows[index]
         self.rows[index] = rows_BPR if held is None else held + rows_BPR
 

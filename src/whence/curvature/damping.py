@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from whence.errors import BadInput
-from whence.records import Recipe
+from whence.records import Recipe, Unit
 from whence.store import StoredUnit
 
 __all__ = ["Damping", "choose_damping", "inverse_preconditioner", "recipe_damping"]
@@ -29,11 +29,11 @@ class Damping:
     note: str
     scales: Mapping[str, float] = field(default_factory=dict)
 
-    def of_unit(self, unit: StoredUnit, mean_eigenvalue: float) -> float:
+    def of_unit(self, unit: Unit | StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
 
         Args:
-            unit: The unit, with the gain of its projection on an absolute value.
+            unit: The unit; a stored one has the gain of its projection on an absolute value.
             mean_eigenvalue: Trace over dimensions.
 
         Returns:
@@ -45,7 +45,8 @@ class Damping:
             scales = [self.scales.get(name, 1.0) for name in unit.parameters]
             # A joined bias is one column of its weight's matrix; the vectors of a norm weigh the same.
             scale = sum(scales) / len(scales) if unit.outputs == 1 else scales[0]
-            value = (self.absolute or 0.0) * unit.gain * scale
+            gain = unit.gain if isinstance(unit, StoredUnit) else 1.0
+            value = (self.absolute or 0.0) * gain * scale
         # A unit whose gradient is zero everywhere has no curvature either; any positive number gives it the score zero.
         return value if value > 0 else 1e-30
 

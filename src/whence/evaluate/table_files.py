@@ -14,6 +14,8 @@ from whence.store import disk_errors, write_json
 __all__ = ["load_table", "save_table"]
 
 _FORMAT = "whence table 1"
+# Of these the scores have a file; parts by unit and token are for looking at, not for judging.
+_ARRAYS = {"scores", "parts", "tokens"}
 
 
 def save_table(table: ScoreTable, folder: str | Path) -> None:
@@ -22,7 +24,7 @@ def save_table(table: ScoreTable, folder: str | Path) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "scores.npy", table.scores.float().cpu().numpy())
-    facts = {field.name: getattr(table, field.name) for field in fields(ScoreTable) if field.name != "scores"}
+    facts = {field.name: getattr(table, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
     write_json(folder / "table.json", {"format": _FORMAT, **facts})
 
 
@@ -43,7 +45,7 @@ def load_table(folder: str | Path) -> ScoreTable:
     try:
         content = json.loads((folder / "table.json").read_text("utf-8"))
         scores = torch.from_numpy(np.load(folder / "scores.npy", allow_pickle=False))
-        names = {field.name for field in fields(ScoreTable)} - {"scores"}
+        names = {field.name for field in fields(ScoreTable)} - _ARRAYS
         facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
         facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on")}
         table = ScoreTable(scores, **facts)

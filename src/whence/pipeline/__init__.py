@@ -1,8 +1,18 @@
-"""The main job: build a store from training data, then ask it."""
+"""The main job: build a store from training data, then ask it; or ask the data itself."""
 
 from whence.pipeline.build import build
+from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import query, score_table
 
-__all__ = ["BuildForecast", "build", "forecast_build", "query", "score_table", "write_evaluation"]
+__all__ = [
+    "BuildForecast",
+    "attribute",
+    "build",
+    "forecast_build",
+    "query",
+    "score_table",
+    "self_influence",
+    "write_evaluation",
+]

@@ -1,17 +1,25 @@
-"""From a store and queries to scores."""
+"""From a store, or from the training data itself, and queries to scores."""
 
 from whence.score.baselines import bm25, loss_scores, random_scores
+from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import mean_table
+from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
 from whence.score.scan import Top, all_scores, top_scores
 from whence.score.tokens import token_scores
 
 __all__ = [
+    "ExactScores",
+    "LowRank",
+    "Metric",
+    "QueryBlock",
     "Rows",
     "Top",
     "all_scores",
     "bm25",
+    "combine",
+    "exact_scores",
     "gradient_rows",
     "loss_scores",
     "mean_table",
@@ -20,4 +28,5 @@ __all__ = [
     "representation_similarity",
     "token_scores",
     "top_scores",
+    "truncate",
 ]

@@ -3,6 +3,7 @@
 Axes: M scored rows (positions of all examples, or one per example), C outputs per row, B examples.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 __all__ = ["Likelihood", "Outputs"]
 
 Likelihood = Literal["categorical", "gaussian"]
+
+# Probabilities summed up at a time: in float64 they would be the largest tensor of the whole pass.
+_CHUNK_NUMBERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,38 @@ class Outputs:
         p_MC = values_MC.softmax(-1)
         return p_MC.scatter_add(1, self.targets[:, None], p_MC.new_full((len(p_MC), 1), -1.0))
 
-    def sampled(self, generator: torch.Generator) -> "Outputs":
+    def sampled(self, generators: torch.Generator | Sequence[torch.Generator]) -> "Outputs":
         """The same with targets drawn from the model.
 
         Args:
-            generator: On the CPU, so that a seed gives the same draws on every device.
+            generators: On the CPU, so that a seed gives the same draws on every device; one for the whole batch, or one per example, so
+                that an example's draws do not depend on its batch.
         """
         values_MC = self.values_MC.detach()
         if self.likelihood == "gaussian":
-            noise = torch.randn(values_MC.shape, generator=generator, dtype=torch.float64)
-            return replace(self, targets=values_MC + noise.to(values_MC))
+            noise_MC = self._drawn(torch.randn, generators, values_MC.shape[1])
+            return replace(self, targets=values_MC + noise_MC.to(values_MC))
         # By inverting the distribution function: one uniform number a row, whatever the number of classes.
-        uniform_M1 = torch.rand(len(values_MC), 1, generator=generator, dtype=torch.float64).to(values_MC.device)
-        below_MC = values_MC.double().softmax(-1).cumsum(-1)
-        drawn_M = torch.searchsorted(below_MC, uniform_M1 * below_MC[:, -1:])[:, 0]
+        uniform_M1 = self._drawn(torch.rand, generators, 1).to(values_MC.device)
+        rows = max(1, _CHUNK_NUMBERS // values_MC.shape[1])
+        drawn = []
+        for values, uniform in zip(values_MC.split(rows), uniform_M1.split(rows), strict=True):
+            below = values.softmax(-1).cumsum(-1, dtype=torch.float64)
+            drawn.append(torch.searchsorted(below, uniform * below[:, -1:])[:, 0])
+        # cat() of nothing is refused: a batch may have no scored row.
+        drawn_M = torch.cat(drawn) if drawn else self.targets
         return replace(self, targets=drawn_M.clamp_max(values_MC.shape[1] - 1))
+
+    def _drawn(
+        self, draw: Callable[..., Tensor], generators: torch.Generator | Sequence[torch.Generator], width: int
+    ) -> Tensor:
+        if isinstance(generators, torch.Generator):
+            return draw(len(self.owners_M), width, generator=generators, dtype=torch.float64)
+        counts = torch.bincount(self.owners_M, minlength=len(generators)).tolist()
+        parts = [draw(n, width, generator=one, dtype=torch.float64) for n, one in zip(counts, generators, strict=True)]
+        found = torch.empty(len(self.owners_M), width, dtype=torch.float64)
+        found[self.owners_M.cpu().argsort(stable=True)] = torch.cat(parts)
+        return found
 
     def hessian_times(self, tangents_MC: Tensor) -> Tensor:
         """Hessian of each row's loss by its values, applied: p * u - p (p . u), or u; shape (M, C)."""

@@ -1,0 +1,125 @@
+"""Curvature as eigenvalues in a Kronecker product of two orthonormal bases per unit: what K-FAC and EK-FAC share.
+
+Axes: Q vectors in parameter space, O outputs, I inputs, K roles of a unit (see `moments`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from whence.curvature.damping import Damping
+from whence.errors import BadInput
+from whence.records import Unit
+
+__all__ = ["KroneckerBlock", "KroneckerCurvature"]
+
+
+@dataclass(frozen=True)
+class KroneckerBlock:
+    """One unit's curvature, diagonal in the basis (outputs x inputs).
+
+    Args:
+        unit: The unit.
+        outputs_OO: Orthonormal columns; None for the identity.
+        inputs_II: The same for the inputs.
+        values_OI: Eigenvalues, not damped, in the curvature of the per-example loss.
+    """
+
+    unit: Unit
+    outputs_OO: Tensor | None
+    inputs_II: Tensor | None
+    values_OI: Tensor
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Trace over the number of parameters."""
+        return float(self.values_OI.double().mean())
+
+    def into(self, rows_QOI: Tensor) -> Tensor:
+        """Coordinates in the basis: outputs^T rows inputs."""
+        if self.outputs_OO is not None:
+            rows_QOI = self.outputs_OO.T.to(rows_QOI) @ rows_QOI
+        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.to(rows_QOI)
+
+    def back(self, rows_QOI: Tensor) -> Tensor:
+        """From coordinates in the basis to parameters: outputs rows inputs^T."""
+        if self.outputs_OO is not None:
+            rows_QOI = self.outputs_OO.to(rows_QOI) @ rows_QOI
+        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.T.to(rows_QOI)
+
+
+@dataclass(frozen=True)
+class KroneckerCurvature:
+    """Block-diagonal curvature of a model, one block per unit of its plan.
+
+    Args:
+        blocks: The blocks, in the plan's order.
+        kfac: What K-FAC's own eigenvalues in the same bases are products of: per unit, shapes (K, O) and (K, I), to be summed over K.
+        note: Labels and data that it was fitted with, for people.
+    """
+
+    blocks: tuple[KroneckerBlock, ...]
+    kfac: tuple[tuple[Tensor, Tensor], ...]
+    note: str
+
+    def uncorrected(self) -> "KroneckerCurvature":
+        """The same bases with K-FAC's own eigenvalues."""
+        pairs = zip(self.blocks, self.kfac, strict=True)
+        return replace(
+            self, blocks=tuple(replace(block, values_OI=left_KO.T @ right_KI) for block, (left_KO, right_KI) in pairs)
+        )
+
+    def mean_eigenvalues(self) -> list[float]:
+        """Trace over dimension of every unit."""
+        return [block.mean_eigenvalue for block in self.blocks]
+
+    def trace(self) -> float:
+        """Sum of all eigenvalues."""
+        return sum(float(block.values_OI.double().sum()) for block in self.blocks)
+
+    def dampings(self, damping: Damping) -> list[float]:
+        """What is added to every unit's eigenvalues."""
+        return [damping.of_unit(block.unit, block.mean_eigenvalue) for block in self.blocks]
+
+    def solve(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
+        """(H + damping)^-1 applied to vectors in parameter space (George et al. 2018, section 3.2; Grosse et al. 2023, equation 20).
+
+        Args:
+            rows: Per unit, shape (Q, O, I).
+            damping: Added to every eigenvalue, unit by unit.
+
+        Returns:
+            Per unit, shape (Q, O, I).
+        """
+        damped = self._damped(rows, damping)
+        return [block.back(block.into(row) / values) for block, row, values in zip(self.blocks, rows, damped, strict=True)]
+
+    def half(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
+        """(H + damping)^-1/2 applied, left in the basis: inner products of two halves are preconditioned ones.
+
+        Args:
+            rows: Per unit, shape (Q, O, I).
+            damping: As in `solve`.
+
+        Returns:
+            Per unit, shape (Q, O, I), in coordinates of the basis.
+        """
+        damped = self._damped(rows, damping)
+        return [block.into(row) * values.rsqrt() for block, row, values in zip(self.blocks, rows, damped, strict=True)]
+
+    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
+        """Eigenvalues plus damping, per unit.
+
+        Raises:
+            BadInput: If the vectors are not of these units.
+        """
+        shapes = [tuple(row.shape[1:]) for row in rows]
+        if shapes != [tuple(block.values_OI.shape) for block in self.blocks]:
+            raise BadInput(
+                found=f"vectors of {len(shapes)} units, the first of shape {shapes[0] if shapes else None}",
+                needed=f"{len(self.blocks)} units, the first of shape {tuple(self.blocks[0].values_OI.shape)}",
+                do="take the gradients with the plan that the curvature was fitted with",
+            )
+        values = zip(rows, self.blocks, self.dampings(damping), strict=True)
+        return [block.values_OI.to(row) + value for row, block, value in values]

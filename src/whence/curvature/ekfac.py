@@ -1,0 +1,125 @@
+"""EK-FAC: K-FAC's bases with the eigenvalues that the gradients really have there.
+
+George et al. 2018; Grosse et al. 2023, section 2.4. Axes: N examples, B of a batch, O outputs, I inputs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture, in_halves
+from whence.curvature.eigenbasis import KroneckerCurvature
+from whence.curvature.kfac import Fit, FitConfig, fit_bases, prepare_fit
+from whence.curvature.labels import numbered, objectives
+from whence.curvature.squares import SquaredGradients, held_examples, shared_units
+from whence.curvature.stages import stages
+from whence.data import Dataset, Example
+from whence.errors import NonFinite
+from whence.progress import Meter, meter
+from whence.tasks import AbstractTask, Batch
+
+__all__ = ["fit_ekfac"]
+
+
+def fit_ekfac(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: FitConfig | None = None,
+    *,
+    max_positions: int | None = None,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> KroneckerCurvature:
+    """Fit EK-FAC in two passes over the data.
+
+    The first is that of K-FAC. The second takes, for labels of its own, the mean square of every per-example gradient in the bases: the exact
+    diagonal there, for any orthonormal bases, positions and uses of a weight included. With labels taken exactly these eigenvalues add up
+    to the trace of the Gauss-Newton matrix.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the curvature is averaged over.
+        config: Labels, seed and sizes.
+        max_positions: Positions per batch; None measures what fits.
+        folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
+        quiet: No progress on stderr.
+
+    Returns:
+        The curvature, not damped; `uncorrected()` gives K-FAC's.
+    """
+    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+    with stages(None if folder is None else Path(folder), fit.identity()) as run:
+        bases = fit_bases(fit, run)
+
+        def make_values() -> dict[str, Tensor]:
+            with meter("eigenvalues", len(fit.dataset), quiet=quiet) as progress:
+                return _values(fit, fit.finish(bases, None), progress)
+
+        return fit.finish(bases, run("values", make_values))
+
+
+def _values(fit: Fit, curvature: KroneckerCurvature, progress: Meter) -> dict[str, Tensor]:
+    totals: dict[int, Tensor] = {}
+    shared = shared_units(fit.plan)
+
+    def run(items: Sequence[int]) -> None:
+        chosen = [fit.dataset.examples[item] for item in items]
+        labelled = numbered(fit.task.collate(chosen), len(chosen), fit.task.device)
+        found = _squares(fit, curvature, chosen, labelled, shared)
+        while found is None:
+            found = _squares(fit, curvature, chosen, labelled, shared)
+        # Added only when the batch went through: one that did not fit is done again in halves.
+        for index, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFinite(
+                    found=f"a NaN or infinite gradient of {fit.plan.units[index].name!r} in the batch of {len(chosen)} "
+                    f"examples that starts with {chosen[0].id!r}",
+                    needed="finite gradients",
+                    do="drop the example that makes it, or run in a wider type than the model's",
+                )
+            totals[index] = value if index not in totals else totals[index].add_(value)
+        progress.advance(len(chosen))
+
+    for batch in fit.batches(held_examples(fit.plan, shared)):
+        in_halves(batch, run)
+    zeros = {index: torch.zeros(unit.outputs, unit.inputs) for index, unit in enumerate(fit.plan.units) if index not in totals}
+    return {f"values.{index}": value / len(fit.dataset) for index, value in {**totals, **zeros}.items()}
+
+
+def _squares(
+    fit: Fit, curvature: KroneckerCurvature, chosen: Sequence[Example], labelled: Batch, shared: set[int]
+) -> dict[int, Tensor] | None:
+    """One batch's sums; None if a unit turned out to be shared."""
+    sums = _Sums(curvature)
+    for objective in objectives(fit.task, fit.rule, chosen, stage="values"):
+        squares = SquaredGradients(curvature.blocks, len(chosen), shared, sums)
+        capture(fit.task, fit.plan, labelled, squares, num_examples=len(chosen), objective=objective)
+        if not squares.finish():
+            return None
+    return sums.sums
+
+
+class _Sums:
+    """Takes squared gradients and adds them up over examples, per unit, shape (O, I)."""
+
+    def __init__(self, curvature: KroneckerCurvature):
+        self.blocks = curvature.blocks
+        self.sums: dict[int, Tensor] = {}
+
+    def dense(self, index: int, start: int, squares_BOI: Tensor) -> None:
+        self._sum(index, squares_BOI).add_(squares_BOI.sum(0))
+
+    def products(self, index: int, outputs_BO: Tensor, inputs_BI: Tensor) -> None:
+        self._sum(index, inputs_BI).addmm_(outputs_BO.T, inputs_BI)
+
+    def rows(self, index: int, examples_U: Tensor, rows_U: Tensor, squares_UI: Tensor) -> None:
+        self._sum(index, squares_UI).index_add_(0, rows_U, squares_UI)
+
+    def _sum(self, index: int, like: Tensor) -> Tensor:
+        if index not in self.sums:
+            self.sums[index] = torch.zeros(self.blocks[index].values_OI.shape, dtype=like.dtype, device=like.device)
+        return self.sums[index]

@@ -1,0 +1,238 @@
+"""K-FAC: per unit, the Fisher as a Kronecker product of input and output-gradient second moments, by its eigenvectors.
+
+Martens and Grosse 2015; for positions that share a weight Eschenhagen et al. 2023. Axes: N examples, O outputs, I inputs, K roles of a unit.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture, forecast, in_halves
+from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choose_labels, numbered, objectives
+from whence.curvature.moments import FactorSums, Sharing
+from whence.curvature.stages import RunStage, stages
+from whence.data import Dataset, Example, batches
+from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.progress import Meter, meter
+from whence.tasks import AbstractTask
+
+__all__ = ["Fit", "FitConfig", "fit_bases", "fit_kfac", "prepare_fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What a fit of Kronecker-factored curvature depends on besides model and data.
+
+    Args:
+        labels: Which labels; see `choose_labels`.
+        samples: Draws per scored row where labels are drawn; None for 1.
+        seed: Of the draws.
+        sharing: How positions that share a weight are treated in the factors; the eigenvalues of EK-FAC never depend on it, only its bases.
+        largest_side: A longer side of a unit keeps the identity as its basis, since its second moment has the square of that many numbers.
+
+    Raises:
+        UnknownOption: If labels or sharing are none of the choices.
+        BadInput: If `largest_side` is not positive.
+    """
+
+    labels: LabelChoice = "auto"
+    samples: int | None = None
+    seed: int = 0
+    sharing: Sharing = "expand"
+    largest_side: int = 4096
+
+    def __post_init__(self):
+        choices = (("labels", ("auto", "exact", "sampled", "dataset")), ("sharing", ("expand", "reduce")))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise UnknownOption(
+                    found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(known)}", do="pick one"
+                )
+        if self.largest_side < 1:
+            raise BadInput(found=f"largest_side={self.largest_side}", needed="1 or more", do="correct it")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit under way: what all of its stages share."""
+
+    task: AbstractTask
+    plan: Plan
+    dataset: Dataset
+    config: FitConfig
+    rule: LabelRule
+    max_positions: int
+    quiet: bool
+
+    def batches(self, max_examples: int = 256) -> Iterator[list[int]]:
+        """The data's batches."""
+        lengths = [example.length for example in self.dataset.examples]
+        return batches(lengths, max_positions=self.max_positions, max_examples=max_examples)
+
+    def identity(self) -> dict[str, object]:
+        """What the result depends on, as JSON. Batches are not part of it: they move the last bits only."""
+        units = [(unit.parameters, unit.outputs, unit.inputs) for unit in self.plan.units]
+        return {
+            "version": 1,
+            "weights": self.task.weights,
+            "preprocessing": self.task.preprocessing,
+            "dataset": self.dataset.fingerprint,
+            "units": units,
+            **asdict(self.config),
+        }
+
+    def finish(self, bases: dict[str, Tensor], values: dict[str, Tensor] | None) -> KroneckerCurvature:
+        """The curvature from the tensors of its stages."""
+        blocks, kfac = [], []
+        for index, unit in enumerate(self.plan.units):
+            left_KO, right_KI = bases[f"outputs_values.{index}"], bases[f"inputs_values.{index}"]
+            values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"]
+            blocks.append(KroneckerBlock(unit, bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}"), values_OI))
+            kfac.append((left_KO, right_KI))
+        return KroneckerCurvature(tuple(blocks), tuple(kfac), f"{self.rule}, {len(self.dataset):,} examples")
+
+
+def fit_kfac(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: FitConfig | None = None,
+    *,
+    max_positions: int | None = None,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> KroneckerCurvature:
+    """Fit K-FAC in one pass over the data.
+
+    A unit that one kind of layer uses gets the usual product of factors. One that layers multiply with and tables look up in (a tied
+    embedding) gets the sum of one product per kind, of which the part that is diagonal in the bases is kept; the bases are the eigenvectors
+    of the sum's two partial traces. Where a side's basis is the identity the same is done with its factor: its diagonal counts. Each of these
+    is the best approximation, in Frobenius norm, that is diagonal in the bases.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the curvature is averaged over.
+        config: Labels, seed and sizes.
+        max_positions: Positions per batch; None measures what fits.
+        folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
+        quiet: No progress on stderr.
+
+    Returns:
+        The curvature, not damped.
+    """
+    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+    with stages(None if folder is None else Path(folder), fit.identity()) as run:
+        return fit.finish(fit_bases(fit, run), None)
+
+
+def prepare_fit(
+    task: AbstractTask, plan: Plan, dataset: Dataset, config: FitConfig, max_positions: int | None, quiet: bool
+) -> Fit:
+    """Decide on labels and batch size."""
+    rule = choose_labels(task, dataset.examples, config.labels, samples=config.samples, seed=config.seed)
+    if rule.kind != "dataset":
+        check_outputs(task, dataset.examples)
+    if max_positions is None:
+        max_positions = forecast(task, plan, dataset.examples).batch_positions
+    return Fit(task, plan, dataset, config, rule, max_positions, quiet)
+
+
+def fit_bases(fit: Fit, run: RunStage) -> dict[str, Tensor]:
+    """The first two stages: factors, then bases with K-FAC's eigenvalues in them."""
+
+    def make_factors() -> dict[str, Tensor]:
+        with meter("factors", len(fit.dataset), quiet=fit.quiet) as progress:
+            return _factors(fit, progress)
+
+    def make_bases() -> dict[str, Tensor]:
+        factors = run("factors", make_factors)
+        with meter("bases", len(fit.plan.units), quiet=fit.quiet) as progress:
+            return _bases(fit, factors, progress)
+
+    return run("bases", make_bases)
+
+
+def _factors(fit: Fit, progress: Meter) -> dict[str, Tensor]:
+    totals: dict[str, Tensor] = {}
+
+    def run(items: Sequence[int]) -> None:
+        chosen = [fit.dataset.examples[item] for item in items]
+        batch = fit.task.collate(chosen)
+        mask = fit.task.positions(batch)
+        # Added only when the batch went through: one that did not fit is done again in halves.
+        sums = FactorSums(
+            fit.plan, fit.config.sharing, fit.config.largest_side, None if mask is None or bool(mask.all()) else mask
+        )
+        labelled = numbered(batch, len(chosen), fit.task.device)
+        for objective in objectives(fit.task, fit.rule, chosen, stage="factors"):
+            capture(fit.task, fit.plan, labelled, sums, num_examples=len(chosen), objective=objective)
+        _check_finite(sums.sums, fit.plan, chosen)
+        for name, value in sums.sums.items():
+            totals[name] = value if name not in totals else totals[name].add_(value)
+        progress.advance(len(chosen))
+
+    for batch in fit.batches():
+        in_halves(batch, run)
+    return totals
+
+
+def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
+    for name, value in sums.items():
+        # A NaN or an infinity in any vector shows on the diagonal.
+        if not bool(torch.isfinite(value.diagonal() if value.ndim == 2 else value).all()):
+            raise NonFinite(
+                found=f"a NaN or infinite factor of {plan.units[int(name.split('.')[1])].name!r} in the batch of {len(chosen)} "
+                f"examples that starts with {chosen[0].id!r}",
+                needed="finite inputs and gradients",
+                do="drop the example that makes it, or run in a wider type than the model's",
+            )
+
+
+def _bases(fit: Fit, factors: dict[str, Tensor], progress: Meter) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for index, unit in enumerate(fit.plan.units):
+        roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
+        left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
+        right = [factors[f"inputs.{index}.{role}"].double() for role in roles]
+        # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
+        scales = [1.0 / (len(fit.dataset) * float(factors[f"count.{index}.{role}"])) for role in roles]
+        for side, mine, others, size in (("outputs", left, right, unit.outputs), ("inputs", right, left, unit.inputs)):
+            weights = [scale * float(_diagonal(other).sum()) for scale, other in zip(scales, others, strict=True)]
+            basis_NN = _eigenvectors(mine, weights) if any(moment.ndim == 2 for moment in mine) else None
+            values_KN = (
+                torch.stack([_diagonal_in(moment, basis_NN) for moment in mine]) if mine else torch.zeros(1, size).double()
+            )
+            if side == "outputs" and scales:
+                values_KN = values_KN * torch.tensor(scales, dtype=torch.float64, device=values_KN.device)[:, None]
+            dtype = factors[f"{side}.{index}.{roles[0]}"].dtype if roles else torch.float32
+            found[f"{side}_values.{index}"] = values_KN.to(dtype)
+            if basis_NN is not None:
+                found[f"{side}.{index}"] = basis_NN.to(dtype).contiguous()
+        progress.advance()
+    return found
+
+
+def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N)."""
+    total_NN = sum(
+        weight * (moment if moment.ndim == 2 else torch.diag(moment)) for moment, weight in zip(moments, weights, strict=True)
+    )
+    assert isinstance(total_NN, Tensor)
+    return torch.linalg.eigh((total_NN + total_NN.T) / 2)[1]
+
+
+def _diagonal(moment: Tensor) -> Tensor:
+    return moment.diagonal() if moment.ndim == 2 else moment
+
+
+def _diagonal_in(moment: Tensor, basis_NN: Tensor | None) -> Tensor:
+    """Diagonal of basis^T moment basis, clamped to what a second moment can have."""
+    if basis_NN is None:
+        return _diagonal(moment)
+    inside_NN = moment @ basis_NN if moment.ndim == 2 else moment[:, None] * basis_NN
+    return (basis_NN * inside_NN).sum(0).clamp_min(0)

@@ -1,0 +1,185 @@
+"""The labels over which curvature is averaged, as functions to differentiate.
+
+The Fisher information takes labels from the model's own likelihood: all of them, weighted, where there are few, else some draws.
+
+Axes: B examples, M scored rows, C outputs per row.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture import Objective, frozen
+from whence.data import Example
+from whence.errors import BadInput, Unsupported
+from whence.tasks import AbstractTask, Batch, Outputs
+
+__all__ = ["LabelChoice", "LabelRule", "check_outputs", "choose_labels", "numbered", "objectives"]
+
+LabelChoice = Literal["auto", "exact", "sampled", "dataset"]
+
+# Every class costs a backward pass, so beyond this many a draw is the better buy.
+_FEW_CLASSES = 32
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which labels, decided for one dataset.
+
+    Args:
+        kind: "exact" (every label, weighted with its probability), "sampled" (draws from the model), "dataset" (the labels that the data has,
+            which gives the empirical Fisher).
+        passes: Backward passes per batch: classes or outputs, draws, or 1.
+        seed: Of the draws.
+    """
+
+    kind: Literal["exact", "sampled", "dataset"]
+    passes: int
+    seed: int
+
+    def __str__(self) -> str:
+        if self.kind == "sampled":
+            return f"{self.passes} sampled label{'s' if self.passes > 1 else ''} (seed {self.seed})"
+        return "all labels, weighted" if self.kind == "exact" else "the dataset's labels (empirical Fisher)"
+
+
+def choose_labels(
+    task: AbstractTask, examples: Sequence[Example], labels: LabelChoice, *, samples: int | None, seed: int
+) -> LabelRule:
+    """The rule for a dataset.
+
+    "auto" takes the expectation over labels exactly where every example has one row of at most 32 outputs and no number of samples is
+    asked for, and one draw otherwise. The empirical Fisher is never chosen by itself: near a perfect fit it vanishes, and it does not have
+    the second-order information that the Gauss-Newton matrix has (Kunstner, Balles and Hennig 2019).
+
+    Args:
+        task: Model and likelihood.
+        examples: The data; the shortest and the longest example are looked at.
+        labels: What was asked for.
+        samples: Draws per row; None for 1.
+        seed: Of the draws.
+
+    Returns:
+        The rule.
+
+    Raises:
+        BadInput: If the number of samples is not positive or would be ignored.
+        Unsupported: If all labels are to be taken of examples with several rows.
+    """
+    if samples is not None and (samples < 1 or labels not in ("auto", "sampled")):
+        raise BadInput(
+            found=f"samples={samples} with labels={labels!r}",
+            needed="a positive number, and labels that are drawn",
+            do="leave samples out, or pass labels='sampled'",
+        )
+    if labels == "dataset":
+        return LabelRule("dataset", 1, seed)
+    if labels == "sampled" or samples is not None:
+        return LabelRule("sampled", samples or 1, seed)
+    ends = [min(examples, key=lambda example: example.length), max(examples, key=lambda example: example.length)]
+    outputs = _outputs_alone(task, ends)
+    width = outputs[0].values_MC.shape[1]
+    is_one_row = all(len(found.values_MC) == 1 for found in outputs)
+    if labels == "exact" and not is_one_row:
+        raise Unsupported(**_several_rows(max(len(found.values_MC) for found in outputs)))
+    if labels == "exact" or (is_one_row and width <= _FEW_CLASSES):
+        return LabelRule("exact", width, seed)
+    return LabelRule("sampled", 1, seed)
+
+
+def objectives(task: AbstractTask, rule: LabelRule, examples: Sequence[Example], *, stage: str) -> Iterator[Objective]:
+    """Functions whose per-example gradients g have, summed over the functions, the Fisher's g g^T as expectation.
+
+    Each is the inner product of the outputs with the residuals of some labels, which are constants: its gradient is that of the loss with
+    these labels. An exact expectation takes, for class c, the residual times sqrt(p_c).
+
+    Args:
+        task: Model and likelihood.
+        rule: Which labels.
+        examples: The batch's examples. Draws are seeded by their ids, so that batches do not matter.
+        stage: What the draws are for; every stage has its own.
+
+    Yields:
+        A function for `capture`, of the model and a `numbered` batch.
+    """
+    if rule.kind == "dataset":
+        yield lambda model, batch: task.loss(model, batch[0])
+        return
+    for number in range(rule.passes):
+        seeds = [_seed(rule.seed, stage, number, example.id) for example in examples]
+
+        def objective(model: nn.Module, batch: Batch, number: int = number, seeds: list[int] = seeds) -> Tensor:
+            inner, numbers_B = batch
+            outputs = task.outputs(model, inner)
+            if rule.kind == "exact":
+                residuals_MC = _weighted_residuals(outputs, number, len(numbers_B))
+            else:
+                generators = [torch.Generator().manual_seed(seeds[place]) for place in numbers_B.tolist()]
+                residuals_MC = outputs.sampled(generators).residuals() / math.sqrt(rule.passes)
+            products_M = (outputs.values_MC * residuals_MC).sum(1)
+            return products_M.new_zeros(len(numbers_B)).index_add(0, outputs.owners_M, products_M)
+
+        yield objective
+
+
+def numbered(batch: Batch, num_examples: int, device: torch.device) -> Batch:
+    """A batch with its examples' numbers, which say whose draws are whose: a model run through torch.func sees one example at a time."""
+    return batch, torch.arange(num_examples, device=device)
+
+
+def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
+    """Hold the likelihood of a task's outputs against its loss on two examples.
+
+    Raises:
+        BadInput: If they differ, since the curvature would be that of another loss.
+    """
+    for example, outputs in zip(examples[:2], _outputs_alone(task, examples[:2]), strict=True):
+        with frozen(task.model), torch.no_grad():
+            loss = float(task.loss(task.model, task.collate([example])))
+        told = float(outputs.losses(1))
+        if abs(told - loss) > 1e-2 * abs(loss) + 1e-3:
+            raise BadInput(
+                found=f"outputs whose likelihood gives example {example.id!r} a loss of {told:.5g}, where the task's is {loss:.5g}",
+                needed="the same loss, or the curvature would be that of another one",
+                do="correct the outputs function (rows, owners, targets, likelihood), or use labels='dataset'",
+            )
+
+
+def _outputs_alone(task: AbstractTask, examples: Sequence[Example]) -> list[Outputs]:
+    with frozen(task.model), torch.no_grad():
+        return [task.outputs(task.model, task.collate([example])) for example in examples]
+
+
+def _weighted_residuals(outputs: Outputs, number: int, num_examples: int) -> Tensor:
+    """Column c of a square root of the likelihood's Hessian: sqrt(p_c) (p - e_c), or e_c for a unit Gaussian.
+
+    Raises:
+        Unsupported: If an example has several rows.
+    """
+    values_MC = outputs.values_MC.detach()
+    if len(values_MC) != num_examples:
+        raise Unsupported(**_several_rows(len(values_MC) // num_examples + 1))
+    one_C = torch.zeros_like(values_MC[0])
+    one_C[number] = 1.0
+    if outputs.likelihood == "gaussian":
+        return one_C.expand_as(values_MC)
+    p_MC = values_MC.softmax(-1)
+    return p_MC[:, number, None].sqrt() * (p_MC - one_C)
+
+
+def _several_rows(rows: int) -> dict[str, str]:
+    return {
+        "found": f"an example with {rows} rows of outputs, all of whose labels are to be taken",
+        "needed": "one row per example",
+        "do": "pass labels='sampled'",
+    }
+
+
+def _seed(seed: int, stage: str, number: int, name: str) -> int:
+    key = hashlib.sha256(f"whence:labels:1:{seed}:{stage}:{number}:{name}".encode()).digest()
+    return int.from_bytes(key[:8], "little") >> 1

@@ -1,0 +1,278 @@
+"""Attribution without a store: the whole gradient of every training example, one pass over the data per set of queries.
+
+Axes: Q queries, G groups of queries, N training examples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.capture import check_task
+from whence.compress import Kronecker
+from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
+from whence.data import Dataset
+from whence.errors import BadInput, UnknownOption
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.prepare import ExactMethod, Prepared, prepare
+from whence.progress import meter, say
+from whence.records import ScoreTable
+from whence.score import ExactScores, LowRank, Metric, QueryBlock, combine, exact_scores, gradient_rows, truncate
+from whence.tasks import AbstractTask
+
+__all__ = ["Normalize", "attribute", "query_gradients", "self_influence"]
+
+Normalize = Literal["cosine", "relatif", "theta-relatif"]
+
+# Numbers of whole query gradients held at a time where only their factors are kept.
+_WHOLE_NUMBERS = 1 << 28
+
+
+def attribute(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    queries: Dataset | Iterable[Any],
+    *,
+    method: ExactMethod = "ekfac",
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    labels: LabelChoice = "auto",
+    samples: int | None = None,
+    seed: int = 0,
+    sharing: Sharing = "expand",
+    largest_side: int = 4096,
+    factors: str | Path | None = None,
+    fit_on: Dataset | Iterable[Any] | int | None = None,
+    query_rank: int | None = None,
+    groups: Mapping[str, Mapping[str, float]] | None = None,
+    normalize: Normalize | None = None,
+    per_unit: bool = False,
+    tokens_of: Sequence[str] = (),
+    batch_positions: int | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """Every training example's score for every query, from whole gradients.
+
+    score = -(1/N) grad m^T (H + damping)^-1 grad loss_i (Koh and Liang 2017, equation 2), H block-diagonal over units of parameters. More
+    exact than asking a store and, with new queries, a pass over the data dearer.
+
+    Args:
+        task: Model, per-example loss and measurement.
+        train: Training examples, as `task.prepare` takes them, or already prepared.
+        queries: The same of the queries.
+        method: "ekfac" (Grosse et al. 2023), "kfac" (Martens and Grosse 2015), or "grad-dot-exact" without curvature.
+        relative_damping: Share of each unit's mean eigenvalue.
+        absolute_damping: Value in units of the per-example loss's curvature; without either the training recipe's, else 1e-3 of the mean.
+        labels: Over which labels the curvature is averaged: "auto", "exact", "sampled", or "dataset" for the empirical Fisher.
+        samples: Draws where labels are drawn; None for 1.
+        seed: Of the draws.
+        sharing: "expand" or "reduce", for positions that share a weight, in the factors.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        factors: Folder where the curvature is kept: a fit that stopped goes on there, a finished one is used again.
+        fit_on: Other data to fit the curvature on, or a number of training examples; None takes them all.
+        query_rank: Singular directions kept of every query's gradient of a weight, 16 to 256: less memory; None keeps it whole.
+        groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
+            then has one row per group.
+        normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of the example's self-influence
+            and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
+        per_unit: Whether the table also has each unit's part of the scores.
+        tokens_of: Ids of training examples of which the table also has each position's part.
+        batch_positions: Positions per batch; None measures what fits.
+        quiet: No progress on stderr.
+
+    Returns:
+        The table.
+
+    Raises:
+        BadInput: If a group or `tokens_of` names an unknown id.
+        UnknownOption: If there is no such normalization.
+    """
+    if normalize not in (None, "cosine", "relatif", "theta-relatif"):
+        raise UnknownOption(found=f"normalize={normalize!r}", needed="one of: cosine, relatif, theta-relatif", do="pick one")
+    asked = as_dataset(task, queries)
+    weights_GQ, names = _weights(asked, groups)
+    train = as_dataset(task, train)
+    ids = [example.id for example in train.examples]
+    unknown = sorted(set(tokens_of) - set(ids))
+    if unknown:
+        raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
+    config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    ready = prepare(
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
+    )
+    damping = ready.damping(relative_damping, absolute_damping)
+    metric = _metric(ready, damping, normalize)
+    blocks, norms_Q = _query_blocks(ready, asked, damping, query_rank, weights_GQ, metric if normalize == "cosine" else None)
+    if not quiet and damping is not None:
+        say(damping.note)
+    tokens = [place for place, name in enumerate(ids) if name in set(tokens_of)]
+    with meter("scan", len(train), quiet=quiet) as progress:
+        found = exact_scores(
+            task, ready.plan, train.examples, blocks,
+            max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens, metric=metric,
+        )  # fmt: skip
+    settings = (
+        "" if damping is None else damping.note,
+        "" if query_rank is None else f"queries of rank {query_rank}",
+        "" if normalize is None else f"{normalize}",
+    )
+    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings))
+
+
+def self_influence(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    *,
+    method: ExactMethod = "ekfac",
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    labels: LabelChoice = "auto",
+    samples: int | None = None,
+    seed: int = 0,
+    sharing: Sharing = "expand",
+    largest_side: int = 4096,
+    factors: str | Path | None = None,
+    fit_on: Dataset | Iterable[Any] | int | None = None,
+    batch_positions: int | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """What every training example does to itself: (1/N) grad loss^T (H + damping)^-1 grad loss.
+
+    It is the example's score for the query that it is itself, so by how much its weight lowers its own loss. Large values mark mislabelled
+    and atypical examples (Koh and Liang 2017, section 5.4).
+
+    Args:
+        task: Model and per-example loss.
+        train: Training examples.
+        method: As in `attribute`, like all the rest.
+        relative_damping: Share of each unit's mean eigenvalue.
+        absolute_damping: Value in units of the per-example loss's curvature.
+        labels: Over which labels the curvature is averaged.
+        samples: Draws where labels are drawn.
+        seed: Of the draws.
+        sharing: For positions that share a weight.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        factors: Folder where the curvature is kept.
+        fit_on: What the curvature is fitted on.
+        batch_positions: Positions per batch.
+        quiet: No progress on stderr.
+
+    Returns:
+        A table with one row.
+    """
+    config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    ready = prepare(
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
+    )
+    damping = ready.damping(relative_damping, absolute_damping)
+    metric = _metric(ready, damping, "relatif")
+    with meter("scan", len(ready.train), quiet=quiet) as progress:
+        found = exact_scores(
+            task, ready.plan, ready.train.examples, [], max_positions=ready.max_positions, progress=progress, metric=metric
+        )
+    assert found.squared_norms_N is not None
+    scores_1N = found.squared_norms_N[None] / len(ready.train)
+    ids = tuple(example.id for example in ready.train.examples)
+    method_line = ready.describe("" if damping is None else damping.note)
+    return ScoreTable(scores_1N, ("self-influence",), ids, "loss of the example itself, negated", method_line)
+
+
+def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
+    """Whole gradients of the queries' measurements, per unit of shape (Q, O, I), on the CPU."""
+    units = ready.plan.units
+    whole = Kronecker(units, (None,) * len(units), (None,) * len(units))
+    with meter("queries", len(queries), quiet=ready.quiet) as progress:
+        rows = gradient_rows(
+            ready.task, ready.plan, whole, queries.examples,
+            max_positions=ready.max_positions, progress=progress, objective="measurement",
+        )  # fmt: skip
+    return rows.units
+
+
+def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    ids = [example.id for example in queries.examples]
+    if groups is None:
+        return None, tuple(ids)
+    place = {name: number for number, name in enumerate(ids)}
+    weights_GQ = torch.zeros(len(groups), len(ids), dtype=torch.float64)
+    for row, (group, members) in enumerate(groups.items()):
+        for name, weight in members.items():
+            if name not in place:
+                raise BadInput(
+                    found=f"the group {group!r} with the query {name!r}",
+                    needed=f"ids of queries, such as {ids[0]!r}",
+                    do="correct it; queries without ids are numbered from 0",
+                )
+            weights_GQ[row, place[name]] = weight
+    return weights_GQ, tuple(groups)
+
+
+def _metric(ready: Prepared, damping: Damping | None, normalize: Normalize | None) -> Metric | None:
+    if normalize is None:
+        return None
+    if ready.curvature is None or damping is None:
+        return Metric.euclidean(ready.plan)
+    return Metric.inverse(ready.curvature, damping, power=2 if normalize == "theta-relatif" else 1)
+
+
+def _query_blocks(
+    ready: Prepared,
+    queries: Dataset,
+    damping: Damping | None,
+    query_rank: int | None,
+    weights_GQ: Tensor | None,
+    metric: Metric | None,
+) -> tuple[list[QueryBlock], Tensor | None]:
+    """Preconditioned query blocks, scaled to the score's unit, and the queries' norms in the metric."""
+    check_task(ready.task, ready.plan, queries.examples, objective="measurement")
+    numbers = sum(unit.outputs * unit.inputs for unit in ready.plan.units)
+    # Groups need all of their queries at once; whole blocks are held anyway.
+    size = len(queries) if query_rank is None or weights_GQ is not None else max(1, _WHOLE_NUMBERS // numbers)
+    parts: list[list[QueryBlock]] = []
+    norms: list[Tensor] = []
+    for start in range(0, len(queries), size):
+        rows = query_gradients(ready, Dataset(queries.examples[start : start + size]))
+        if weights_GQ is not None:
+            rows = combine(rows, weights_GQ)
+        if metric is not None:
+            norms.append(metric.of_rows(rows).sqrt())
+        solved = rows if ready.curvature is None or damping is None else ready.curvature.solve(rows, damping)
+        scaled = [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in solved]
+        parts.append(truncate(scaled, query_rank))
+    return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None
+
+
+def _joined(parts: Sequence[QueryBlock]) -> QueryBlock:
+    if isinstance(parts[0], LowRank):
+        factors = [part for part in parts if isinstance(part, LowRank)]
+        return LowRank(torch.cat([one.left_QRO for one in factors]), torch.cat([one.right_QRI for one in factors]))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def _table(
+    ready: Prepared,
+    found: ExactScores,
+    norms_Q: Tensor | None,
+    names: tuple[str, ...],
+    normalize: Normalize | None,
+    method: str,
+) -> ScoreTable:
+    """The scores with their normalization, which scales every part alike."""
+    ids = tuple(example.id for example in ready.train.examples)
+    scale_QN = torch.ones_like(found.scores_QN)
+    plain = ready.task.unit if ready.curvature is not None else f"inner product of gradients / {len(ready.train):,}"
+    unit = plain
+    if found.squared_norms_N is not None:
+        tiny = torch.finfo(torch.float64).tiny
+        scale_QN = scale_QN / found.squared_norms_N.sqrt().clamp_min(tiny)
+        unit = f"{plain}, over {'the root of its self-influence' if normalize == 'relatif' else 'the norm of its parameter change'}"
+        if norms_Q is not None:
+            scale_QN = scale_QN * len(ready.train) / norms_Q.clamp_min(tiny)[:, None]
+            unit = "cosine"
+    parts = {}
+    if found.units_UQN is not None:
+        parts = {known.name: part * scale_QN for known, part in zip(ready.plan.units, found.units_UQN, strict=True)}
+    tokens = {ids[place]: parts_QT * scale_QN[:, place, None] for place, parts_QT in sorted(found.tokens.items())}
+    return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, parts, tokens)

@@ -1,0 +1,134 @@
+"""What every exact question needs first: checked inputs, the curvature, and its damping."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from whence.capture import Plan, check_task, forecast, plan_units
+from whence.curvature import Damping, FitConfig, KroneckerCurvature, choose_damping, fit_ekfac, fit_kfac
+from whence.data import Dataset
+from whence.errors import BadInput, UnknownOption
+from whence.pipeline.inputs import as_dataset
+from whence.progress import say
+from whence.tasks import AbstractTask
+
+__all__ = ["DEFAULT_DAMPING", "ExactMethod", "Prepared", "prepare"]
+
+ExactMethod = Literal["ekfac", "kfac", "grad-dot-exact"]
+
+# Share of the mean eigenvalue. For EK-FAC anything from 1e-3 down ranks the same and 0.1 ranks worse; K-FAC is given the same.
+DEFAULT_DAMPING = 1e-3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs and a fitted curvature.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        train: The training data.
+        curvature: None for plain inner products.
+        max_positions: Positions per batch.
+        method: The method's name.
+        quiet: No progress on stderr.
+    """
+
+    task: AbstractTask
+    plan: Plan
+    train: Dataset
+    curvature: KroneckerCurvature | None
+    max_positions: int
+    method: ExactMethod
+    quiet: bool
+
+    def damping(self, relative_damping: float | None, absolute_damping: float | None) -> Damping | None:
+        """The damping to use, None without curvature.
+
+        Raises:
+            BadInput: If one is given without curvature.
+        """
+        if self.curvature is not None:
+            return choose_damping(
+                self.task.recipe,
+                relative_damping=relative_damping,
+                absolute_damping=absolute_damping,
+                default=DEFAULT_DAMPING,
+            )
+        if relative_damping is not None or absolute_damping is not None:
+            raise BadInput(found=f"damping for {self.method}", needed="a method with curvature", do="leave damping out")
+        return None
+
+    def describe(self, *settings: str) -> str:
+        """The method with all its settings in one line."""
+        known = [self.curvature.note] if self.curvature is not None else []
+        parts = [part for part in (*known, *settings) if part]
+        return f"{self.method} ({'; '.join(parts)})" if parts else self.method
+
+
+def prepare(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    *,
+    method: ExactMethod,
+    config: FitConfig,
+    factors: str | Path | None,
+    fit_on: Dataset | Iterable[Any] | int | None,
+    batch_positions: int | None,
+    quiet: bool,
+) -> Prepared:
+    """Check the task on the training data and fit the curvature.
+
+    Args:
+        task: Model and loss.
+        train: Training examples.
+        method: Which curvature.
+        config: How it is fitted.
+        factors: Folder where its stages are kept.
+        fit_on: Other data to fit on, or a number of training examples, spread evenly; None takes them all.
+        batch_positions: Positions per batch; None measures what fits.
+        quiet: No progress on stderr.
+
+    Returns:
+        All of it.
+
+    Raises:
+        UnknownOption: If there is no such method.
+        BadInput: If something is given that the method has no use for, or the number of examples to fit on is impossible.
+    """
+    known = ("ekfac", "kfac", "grad-dot-exact")
+    if method not in known:
+        raise UnknownOption(found=f"unknown method {method!r}", needed=f"one of: {', '.join(known)}", do="pick one")
+    dataset = as_dataset(task, train)
+    plan = plan_units(task)
+    untouched = check_task(task, plan, dataset.examples)
+    positions = batch_positions or forecast(task, plan, dataset.examples).batch_positions
+    if not quiet:
+        say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
+        if untouched:
+            say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    if method == "grad-dot-exact":
+        if config != FitConfig() or factors is not None or fit_on is not None:
+            raise BadInput(
+                found=f"settings of a curvature for {method}",
+                needed="a method with curvature",
+                do="leave out labels, samples, seed, sharing, largest_side, factors and fit_on, or pass method='ekfac'",
+            )
+        return Prepared(task, plan, dataset, None, positions, method, quiet)
+    fit = fit_ekfac if method == "ekfac" else fit_kfac
+    data = _fit_data(task, dataset, fit_on)
+    curvature = fit(task, plan, data, config, max_positions=positions, folder=factors, quiet=quiet)
+    return Prepared(task, plan, dataset, curvature, positions, method, quiet)
+
+
+def _fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:
+    if fit_on is None:
+        return train
+    if not isinstance(fit_on, int):
+        return as_dataset(task, fit_on)
+    if not 1 <= fit_on <= len(train):
+        raise BadInput(
+            found=f"fit_on={fit_on}", needed=f"1 to {len(train):,} training examples", do="correct it, or leave it out"
+        )
+    return Dataset([train.examples[place * len(train) // fit_on] for place in range(fit_on)])

@@ -1,0 +1,139 @@
+"""Inner products of gradient pairs with query blocks, in the cheapest order, without keeping any gradient.
+
+Axes: B examples of a batch, T positions, N pairs of an example and a position, Q queries, U units, O outputs, I inputs, R rank.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from whence.records import Dense, OneHot, Pair
+from whence.score.blocks import LowRank, QueryBlock
+
+__all__ = ["Contraction"]
+
+# Numbers made at a time on the way: they should stay in a processor's cache, and fill a device with work.
+_CHUNK_NUMBERS = {"cpu": 1 << 21}
+_DEVICE_CHUNK_NUMBERS = 1 << 26
+
+
+class Contraction:
+    """Adds up one batch's scores, to be passed to `capture` as its consumer.
+
+    A score is the inner product of the query's block M with the example's gradient, the sum over positions of d a^T. Three orders give
+    it: form the gradient and multiply it with all queries at once, O I (T + Q) products; pass both sides through the factors of a low-rank
+    query, T Q R (O + I); look up the rows of M that a table's ids point at, T Q I. A pair takes the one with the fewest.
+
+    Args:
+        blocks: The queries, per unit, in the order of the plan.
+        num_examples: Examples in the batch.
+        tokens: For examples of which each position's part is wanted, by place in the batch, their number of positions.
+        positions: Positions of the batch, padding included.
+    """
+
+    def __init__(self, blocks: Sequence[QueryBlock], num_examples: int, tokens: Mapping[int, int], positions: int):
+        self.blocks, self.positions = blocks, positions
+        first = blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0]
+        self.scores_UQB = first.new_zeros(len(blocks), len(first), num_examples)
+        self.tokens = {place: first.new_zeros(len(first), length) for place, length in tokens.items()}
+
+    def __call__(self, index: int, pair: Pair) -> None:
+        """Add one pair."""
+        pair, block = pair.wide(), self.blocks[index]
+        if isinstance(pair.outputs, OneHot):
+            found_QB = _looked_up(block, pair, pair.outputs)
+        elif isinstance(block, LowRank) and _factors_are_cheaper(block, pair):
+            found_QB = _through_factors(block, pair)
+        else:
+            found_QB = _through_gradients(block.dense() if isinstance(block, LowRank) else block, pair)
+        self.scores_UQB[index] += found_QB.to(self.scores_UQB)
+        for place, parts_QT in self.tokens.items():
+            found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
+            if found_QT.shape[1] == self.positions:
+                parts_QT += found_QT[:, : parts_QT.shape[1]]  # the rest is padding, which has no gradient
+            else:  # vectors and pooled layers have no positions
+                parts_QT += found_QT.sum(1, keepdim=True) / parts_QT.shape[1]
+
+
+def _factors_are_cheaper(block: LowRank, pair: Pair) -> bool:
+    queries, rank, outputs = block.left_QRO.shape
+    inputs = block.right_QRI.shape[2]
+    examples, positions = pair.shape
+    through_factors = examples * positions * queries * rank * (outputs + inputs)
+    written_out = queries * rank * outputs * inputs + examples * outputs * inputs * (positions + queries)
+    return through_factors < written_out
+
+
+def _through_gradients(block_QOI: Tensor, pair: Pair) -> Tensor:
+    """Form a few examples' gradients at a time and multiply them with all queries, shape (Q, B)."""
+    assert isinstance(pair.outputs, Dense) and isinstance(pair.inputs, Dense)
+    left_BTO, right_BTI = pair.outputs.values_BTN, pair.inputs.values_BTN
+    weight_QOI = block_QOI.to(left_BTO)
+    found_QB = left_BTO.new_zeros(len(block_QOI), len(left_BTO))
+    if pair.inputs.has_one:  # the bias column by itself: the layer's inputs are not copied for a column of ones
+        found_QB += weight_QOI[:, :, -1] @ left_BTO.sum(1).T
+        weight_QOI = weight_QOI[:, :, :-1]
+    matrix_QF = weight_QOI.flatten(1)
+    size = _chunk(left_BTO.shape[2] * right_BTI.shape[2], left_BTO.device)
+    for start in range(0, len(left_BTO), size):
+        rows = slice(start, start + size)
+        gradients_BOI = torch.bmm(left_BTO[rows].transpose(1, 2), right_BTI[rows])
+        found_QB[:, rows] += matrix_QF @ gradients_BOI.flatten(1).T
+    return found_QB
+
+
+def _through_factors(block: LowRank, pair: Pair) -> Tensor:
+    """Both sides through the query's factors, position by position, shape (Q, B)."""
+    queries, rank, _ = block.left_QRO.shape
+    left_OF, right_IF = block.left_QRO.flatten(0, 1).T, block.right_QRI.flatten(0, 1).T
+    examples, positions = pair.shape
+    found = []
+    size = _chunk(positions * queries * rank, left_OF.device)
+    for start in range(0, examples, size):
+        part = pair.examples(start, start + size)
+        products_BF = (part.outputs.times(left_OF) * part.inputs.times(right_IF)).sum(1)
+        found.append(products_BF.view(-1, queries, rank).sum(2))
+    return torch.cat(found).T
+
+
+def _looked_up(block: QueryBlock, pair: Pair, outputs: OneHot) -> Tensor:
+    """The rows of the query that the ids point at, times the inputs, shape (Q, B)."""
+    examples, positions = pair.shape
+    right_NI = pair.inputs.dense().flatten(0, 1)
+    ids_N = outputs.ids_BT.flatten()
+    if isinstance(block, LowRank):
+        queries, rank, _ = block.left_QRO.shape
+        table = block.left_QRO.flatten(0, 1).T.to(right_NI).contiguous()
+        right_IF = block.right_QRI.flatten(0, 1).T.to(right_NI)
+        width = queries * rank
+    else:
+        queries, rank = len(block), 1
+        table = block.to(right_NI).transpose(0, 1)
+        right_IF, width = None, queries * right_NI.shape[1]
+    size = _chunk(width, right_NI.device)
+    found = []
+    for start in range(0, len(ids_N), size):
+        rows, ids = right_NI[start : start + size], ids_N[start : start + size]
+        if right_IF is None:
+            found.append(torch.bmm(table[ids], rows[:, :, None])[:, :, 0])
+        else:
+            found.append((table[ids] * (rows @ right_IF)).view(-1, queries, rank).sum(2))
+    return torch.cat(found).view(examples, positions, queries).sum(1).T
+
+
+def _by_position(block: QueryBlock, pair: Pair) -> Tensor:
+    """Each position's part of one example's scores, shape (Q, T)."""
+    if isinstance(block, LowRank):
+        left = pair.outputs.times(block.left_QRO.flatten(0, 1).T)[0]
+        right = pair.inputs.times(block.right_QRI.flatten(0, 1).T)[0]
+        return (left * right).view(len(left), len(block.left_QRO), -1).sum(2).T
+    right_TI = pair.inputs.dense()[0]
+    if isinstance(pair.outputs, OneHot):
+        return torch.einsum("qti,ti->qt", block.to(right_TI)[:, pair.outputs.ids_BT[0]], right_TI)
+    left_TO = pair.outputs.dense()[0]
+    return torch.stack([((left_TO @ one_OI) * right_TI).sum(1) for one_OI in block.to(right_TI)])
+
+
+def _chunk(numbers: int, device: torch.device) -> int:
+    return max(1, _CHUNK_NUMBERS.get(device.type, _DEVICE_CHUNK_NUMBERS) // numbers)

@@ -1,0 +1,196 @@
+"""The exact scan: one pass over the training data itself, nothing stored, nothing compressed.
+
+Axes: U units, Q queries, N training examples, B of a batch, T positions, O outputs, I inputs.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, capture, in_halves
+from whence.curvature import Damping, KroneckerBlock, KroneckerCurvature, SquaredGradients, held_examples, shared_units
+from whence.data import Example, batches
+from whence.errors import NonFinite
+from whence.progress import Meter
+from whence.records import Pair
+from whence.score.blocks import QueryBlock
+from whence.score.contract import Contraction
+from whence.tasks import AbstractTask
+
+__all__ = ["ExactScores", "Metric", "exact_scores"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A squared norm of gradients: weighted squares of their coordinates in a curvature's bases.
+
+    Args:
+        blocks: The bases.
+        weights: Per unit, shape (O, I).
+    """
+
+    blocks: tuple[KroneckerBlock, ...]
+    weights: tuple[Tensor, ...]
+
+    @classmethod
+    def euclidean(cls, plan: Plan) -> "Metric":
+        """The plain squared norm."""
+        ones = tuple(torch.ones(unit.outputs, unit.inputs) for unit in plan.units)
+        return cls(tuple(KroneckerBlock(unit, None, None, one) for unit, one in zip(plan.units, ones, strict=True)), ones)
+
+    @classmethod
+    def inverse(cls, curvature: KroneckerCurvature, damping: Damping, *, power: int) -> "Metric":
+        """g^T (H + damping)^-1 g for power 1, which is the self-influence, and |(H + damping)^-1 g|^2 for power 2."""
+        values = zip(curvature.blocks, curvature.dampings(damping), strict=True)
+        return cls(curvature.blocks, tuple((block.values_OI + value) ** -power for block, value in values))
+
+    def of_rows(self, rows: Sequence[Tensor]) -> Tensor:
+        """Squared norms of vectors in parameter space, per unit of shape (Q, O, I); returns shape (Q,), float64."""
+        parts = zip(self.blocks, rows, self.weights, strict=True)
+        found = [(block.into(row).square() * weights.to(row)).flatten(1).sum(1).double() for block, row, weights in parts]
+        return torch.stack(found).sum(0)
+
+
+@dataclass(frozen=True)
+class ExactScores:
+    """What one scan found.
+
+    Args:
+        scores_QN: Every example's score for every query, float64.
+        units_UQN: Each unit's part of it, if asked for; they add up to the scores.
+        tokens: By place of the example, each position's part of its scores, shape (Q, T); they add up to the scores.
+        squared_norms_N: In the metric, if one was given.
+    """
+
+    scores_QN: Tensor
+    units_UQN: Tensor | None
+    tokens: dict[int, Tensor]
+    squared_norms_N: Tensor | None
+
+
+def exact_scores(
+    task: AbstractTask,
+    plan: Plan,
+    examples: Sequence[Example],
+    blocks: Sequence[QueryBlock],
+    *,
+    max_positions: int,
+    progress: Meter,
+    per_unit: bool = False,
+    tokens: Collection[int] = (),
+    metric: Metric | None = None,
+) -> ExactScores:
+    """Inner products of queries with the loss gradient of every training example, in one pass over the data.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        examples: The training data.
+        blocks: Preconditioned queries, per unit, on the model's device, already scaled to the score's unit; empty for norms only.
+        max_positions: Positions per batch.
+        progress: Advanced by examples.
+        per_unit: Whether to keep each unit's part.
+        tokens: Places of examples of which each position's part is wanted.
+        metric: For squared norms of the training gradients, from the same pass.
+
+    Returns:
+        The scores, in the order of the examples, on the CPU.
+    """
+    shared = shared_units(plan)
+    max_examples = 256 if metric is None else held_examples(plan, shared)
+    order: list[int] = []
+    parts: list[_Part] = []
+
+    def run(items: Sequence[int]) -> _Part:
+        chosen = [examples[item] for item in items]
+        batch = task.collate(chosen)
+        found = None
+        while found is None:  # again when a unit turns out to be used more than once
+            wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
+            found = _run(task, plan, batch, chosen, blocks, wanted, metric, shared)
+        _check_finite(found, plan, chosen)
+        return found if per_unit else found.summed()
+
+    for batch in batches([example.length for example in examples], max_positions=max_positions, max_examples=max_examples):
+        parts.extend(in_halves(batch, run))
+        order.extend(batch)
+        progress.advance(len(batch))
+    back = torch.tensor(order).argsort()
+    units_UQN = torch.cat([part.scores_UQB for part in parts], 2)[:, :, back]
+    positions = _positions(order, parts)
+    norms_N = None if metric is None else torch.cat([part.norms_B for part in parts if part.norms_B is not None])[back]
+    return ExactScores(units_UQN.sum(0), units_UQN if per_unit else None, positions, norms_N)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One batch's results."""
+
+    scores_UQB: Tensor
+    tokens: dict[int, Tensor]
+    norms_B: Tensor | None
+
+    def summed(self) -> "_Part":
+        return _Part(self.scores_UQB.sum(0, keepdim=True), self.tokens, self.norms_B)
+
+
+def _run(task, plan, batch, chosen, blocks, wanted, metric, shared) -> _Part | None:
+    contraction = Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen)) if blocks else None
+    norms = _Norms(metric, len(chosen), task.device) if metric is not None else None
+    squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), shared, norms)
+
+    def consume(index: int, pair: Pair) -> None:
+        for consumer in (contraction, squares):
+            if consumer is not None:
+                consumer(index, pair)
+
+    capture(task, plan, batch, consume, num_examples=len(chosen))
+    if squares is not None and not squares.finish():
+        return None
+    scores_UQB = torch.zeros(len(plan.units), 0, len(chosen)) if contraction is None else contraction.scores_UQB
+    tokens = {} if contraction is None else {place: parts.double().cpu() for place, parts in contraction.tokens.items()}
+    return _Part(scores_UQB.double().cpu(), tokens, None if norms is None else norms.squares_B.cpu())
+
+
+class _Norms:
+    """Takes squared gradients and adds them up per example, weighted."""
+
+    def __init__(self, metric: Metric, num_examples: int, device: torch.device):
+        self.metric = metric
+        self.squares_B = torch.zeros(num_examples, dtype=torch.float64, device=device)
+
+    def dense(self, index: int, start: int, squares_BOI: Tensor) -> None:
+        weights = self.metric.weights[index].to(squares_BOI).flatten()
+        self.squares_B[start : start + len(squares_BOI)] += (squares_BOI.flatten(1) @ weights).double()
+
+    def products(self, index: int, outputs_BO: Tensor, inputs_BI: Tensor) -> None:
+        self.squares_B += ((outputs_BO @ self.metric.weights[index].to(outputs_BO)) * inputs_BI).sum(1).double()
+
+    def rows(self, index: int, examples_U: Tensor, rows_U: Tensor, squares_UI: Tensor) -> None:
+        weights_UI = self.metric.weights[index].to(squares_UI)[rows_U]
+        self.squares_B.index_add_(0, examples_U, (squares_UI * weights_UI).sum(1).double())
+
+
+def _positions(order: Sequence[int], parts: Sequence[_Part]) -> dict[int, Tensor]:
+    found, start = {}, 0
+    for part in parts:
+        found.update({order[start + place]: parts_QT for place, parts_QT in part.tokens.items()})
+        start += part.scores_UQB.shape[2]
+    return found
+
+
+def _check_finite(part: _Part, plan: Plan, chosen: Sequence[Example]) -> None:
+    bad_UB = ~torch.isfinite(part.scores_UQB).all(1)
+    names = [f"score through {unit.name!r}" for unit in plan.units]
+    if part.norms_B is not None:
+        bad_UB = torch.cat([bad_UB, ~torch.isfinite(part.norms_B)[None]])
+        names.append("gradient norm")
+    if bool(bad_UB.any()):
+        row, place = bad_UB.nonzero()[0].tolist()
+        raise NonFinite(
+            found=f"a NaN or infinite {names[row]} of the example {chosen[place].id!r}",
+            needed="finite gradients and queries",
+            do="drop this example, raise the damping, or run in a wider type than the model's",
+        )
