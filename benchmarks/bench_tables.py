@@ -35,12 +35,11 @@ def table(evaluation):
 def damping(results):
     if not results["tuning"]:
         return
-    rows = {row["method"] + (" tuned" if row["is_tuned"] else ""): row["lds"]["mean"] for row in results["tuning"]["rows"]}
+    rows = {row["method"]: row["lds"]["mean"] for row in results["tuning"]["rows"]}
     print("| method | LDS, damping chosen without retraining | LDS, tuned on the other queries | tuned value |")
     print("|---|---|---|---|")
     for name, found in results["tuned"].items():
-        tuned = next((value for row, value in rows.items() if row.endswith("tuned") and row.startswith(f"{name},")), None)
-        print(f"| {name} | {cell(rows[name])} | {cell(tuned)} | {found['label']} |")
+        print(f"| {name} | {cell(rows[name])} | {cell(rows[found['method']])} | {found['label']} |")
     print(f"\nOn the {len(results['tuning']['query_ids'])} queries that nothing was tuned on.\n")
 
 

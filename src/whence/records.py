@@ -179,7 +179,8 @@ class ScoreTable:
         query_ids: One per row.
         train_ids: One per column.
         unit: What one unit of score means.
-        method: Name and settings of the method.
+        method: Name and settings of the method, in a few words.
+        notes: What else a reader should know: coverage, how damping was chosen, what the curvature was fitted with.
         parts: By name of a unit of parameters its part of the scores, shape (queries, train), if asked for; they add up to the scores.
         tokens: By id of a training example each position's part of its scores, shape (queries, positions), for those asked for.
         tuned_on: Ids of queries that a hyper-parameter was chosen with, on which the table must not be judged.
@@ -192,6 +193,7 @@ class ScoreTable:
     train_ids: tuple[str, ...]
     unit: str
     method: str
+    notes: tuple[str, ...] = ()
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     tuned_on: tuple[str, ...] = ()

@@ -44,7 +44,10 @@ class Bench:
         """Plain numbers for JSON."""
         return {
             "evaluation": self.evaluation.to_dict(),
-            "tuned": {name: {"label": found.label, "tuning_lds": dict(found.tuning_lds)} for name, found in self.tuned.items()},
+            "tuned": {
+                name: {"label": found.label, "method": found.table.method, "tuning_lds": dict(found.tuning_lds)}
+                for name, found in self.tuned.items()
+            },
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
         }
 

@@ -22,12 +22,14 @@ class Damping:
         absolute: A value in units of the per-example loss's curvature; used when `relative` is None.
         scales: Factor on `absolute` by parameter name; 1 where missing.
         note: How it was chosen, for the report.
+        label: The same in a few words, to tell tables apart.
     """
 
     relative: float | None
     absolute: float | None
     note: str
     scales: Mapping[str, float] = field(default_factory=dict)
+    label: str = ""
 
     def of_unit(self, unit: Unit | StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
@@ -128,18 +130,21 @@ def choose_damping(
             do="leave both out to have it chosen",
         )
     if relative_damping is not None:
-        return Damping(relative_damping, None, f"damping {relative_damping:g} x mean eigenvalue, as asked")
+        label = f"damping {relative_damping:g} x mean"
+        return Damping(relative_damping, None, f"{label} eigenvalue, as asked", label=label)
     if absolute_damping is not None:
-        return Damping(None, absolute_damping, f"damping {absolute_damping:g}, as asked")
+        label = f"damping {absolute_damping:g}"
+        return Damping(None, absolute_damping, f"{label}, as asked", label=label)
     if recipe is not None:
         rule = "from the training recipe (weight decay + 1 / sum of learning rates)"
         if recipe.optimizer.lower() == "sgd":
             value = recipe_damping(recipe)
-            return Damping(None, value, f"damping {value:.3g} {rule}")
+            return Damping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
         if recipe.inverse_preconditioner:
             note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
-            return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner)
+            return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
         why = f"the recipe says {recipe.optimizer} but not its second moments"
     else:
         why = "no training recipe known"
-    return Damping(default, None, f"damping {default:g} x mean eigenvalue, the method's default: {why}")
+    note = f"damping {default:g} x mean eigenvalue, the method's default: {why}"
+    return Damping(default, None, note, label="default damping")

@@ -47,7 +47,7 @@ def load_table(folder: str | Path) -> ScoreTable:
         scores = torch.from_numpy(np.load(folder / "scores.npy", allow_pickle=False))
         names = {field.name for field in fields(ScoreTable)} - _ARRAYS
         facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
-        facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on")}
+        facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on", "notes")}
         table = ScoreTable(scores, **facts)
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(

@@ -114,11 +114,11 @@ def attribute(
             max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens, metric=metric,
         )  # fmt: skip
     settings = (
-        "" if damping is None else damping.note,
+        "" if damping is None else damping.label,
         "" if query_rank is None else f"queries of rank {query_rank}",
         "" if normalize is None else f"{normalize}",
     )
-    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings))
+    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), ready.notes(damping))
 
 
 def self_influence(
@@ -175,8 +175,10 @@ def self_influence(
     assert found.squared_norms_N is not None
     scores_1N = found.squared_norms_N[None] / len(ready.train)
     ids = tuple(example.id for example in ready.train.examples)
-    method_line = ready.describe("" if damping is None else damping.note)
-    return ScoreTable(scores_1N, ("self-influence",), ids, "loss of the example itself, negated", method_line)
+    method_line = ready.describe("" if damping is None else damping.label)
+    return ScoreTable(
+        scores_1N, ("self-influence",), ids, "loss of the example itself, negated", method_line, ready.notes(damping)
+    )
 
 
 def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
@@ -258,6 +260,7 @@ def _table(
     names: tuple[str, ...],
     normalize: Normalize | None,
     method: str,
+    notes: tuple[str, ...],
 ) -> ScoreTable:
     """The scores with their normalization, which scales every part alike."""
     ids = tuple(example.id for example in ready.train.examples)
@@ -275,4 +278,4 @@ def _table(
     if found.units_UQN is not None:
         parts = {known.name: part * scale_QN for known, part in zip(ready.plan.units, found.units_UQN, strict=True)}
     tokens = {ids[place]: parts_QT * scale_QN[:, place, None] for place, parts_QT in sorted(found.tokens.items())}
-    return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, parts, tokens)
+    return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, notes, parts, tokens)

@@ -61,10 +61,13 @@ class Prepared:
         return None
 
     def describe(self, *settings: str) -> str:
-        """The method with all its settings in one line."""
+        """The method with its settings, in a few words."""
+        return ", ".join([self.method, *(part for part in settings if part)])
+
+    def notes(self, damping: Damping | None) -> tuple[str, ...]:
+        """What else a reader should know of the scores."""
         known = [self.curvature.note] if self.curvature is not None else []
-        parts = [part for part in (*known, *settings) if part]
-        return f"{self.method} ({'; '.join(parts)})" if parts else self.method
+        return (f"{self.plan.coverage}", *known, *([damping.note] if damping is not None else []))
 
 
 def prepare(

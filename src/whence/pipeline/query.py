@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
 from whence.compress import Kronecker
-from whence.curvature import choose_damping
+from whence.curvature import Damping, choose_damping
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
@@ -110,14 +110,14 @@ def score_table(
     ids = tuple(example.id for example in asked.dataset.examples)
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
-    if relative_damping is not None or absolute_damping is not None:
-        settings.append(f"damping {absolute_damping:g}" if relative_damping is None else f"damping {relative_damping:g} x mean")
+    settings += [asked.damping.label] if asked.damping is not None else []
     return ScoreTable(
         scores,
         ids,
         asked.store.ids(),
         asked.unit,
         f"{asked.method} {', '.join(settings)}",
+        asked.notes,
         bytes_per_example=asked.store.codec.row_bytes(),
         seconds=time.monotonic() - started,
     )
@@ -138,6 +138,7 @@ class _Asked:
     unit: str
     method: str
     notes: tuple[str, ...]
+    damping: Damping | None
 
     @classmethod
     def prepare(cls, store, task, queries, relative_damping, absolute_damping, quiet) -> "_Asked":
@@ -177,10 +178,21 @@ class _Asked:
         ready = precondition(store, rows, damping)
         if method.cosine:
             return cls(
-                store, task, plan, kronecker, dataset, rows, ready, rows.norms() / len(store), "cosine", method.name, notes
+                store,
+                task,
+                plan,
+                kronecker,
+                dataset,
+                rows,
+                ready,
+                rows.norms() / len(store),
+                "cosine",
+                method.name,
+                notes,
+                None,
             )
         unit = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
-        return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes)
+        return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes, damping)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
         """The hit with a score per token, unless its text does not give the tokens that it was built from."""
