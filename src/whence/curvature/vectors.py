@@ -12,7 +12,7 @@ __all__ = ["added", "flatten", "inner", "random_like", "scaled", "split"]
 
 
 def inner(left: Blocks, right: Blocks) -> Tensor:
-    """Inner product of each pair of vectors over all units, shape (Q,), float64.
+    """Inner product of each pair of vectors over all units, shape (Q,), float64, on the CPU.
 
     >>> inner([torch.ones(2, 1, 3)], [torch.full((2, 1, 3), 2.0)])
     tensor([6., 6.], dtype=torch.float64)
