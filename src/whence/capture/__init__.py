@@ -1,15 +1,21 @@
 """From a model and a batch to gradient pairs, layer by layer."""
 
+from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
+from whence.capture.functional import Swapped
 from whence.capture.hooks import Objective, capture, frozen
 from whence.capture.memory import Forecast, available_bytes, forecast, in_halves
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
+    "Blocks",
     "Coverage",
     "Forecast",
     "Objective",
     "Plan",
+    "Swapped",
+    "as_blocks",
+    "as_parameters",
     "available_bytes",
     "capture",
     "check_task",

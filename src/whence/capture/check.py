@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from whence.capture.blocks import as_blocks
 from whence.capture.hooks import Objective, capture, frozen, objective_function
 from whence.capture.units import Plan
 from whence.data import Example
@@ -95,7 +96,6 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
     function = objective_function(task, objective)
     parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
     held = {name: value.grad for name, value in parameters.items()}
-    matrix_of = {layer.name: layer.rule.matrix for layer in plan.layers}
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
@@ -109,23 +109,14 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             if value.requires_grad:
                 value.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
         alone[column] = value.detach().sum().double().cpu()
-        grads = {name: parameter.grad for name, parameter in parameters.items()}
+        grads = {name: (torch.zeros_like(p) if p.grad is None else p.grad)[None] for name, p in parameters.items()}
         for name, parameter in parameters.items():
             parameter.grad = held[name]
-        for index, unit in enumerate(plan.units):
-            gradient = _as_matrix(unit, grads, parameters, matrix_of)
+        for index, (gradient,) in enumerate(as_blocks(plan, grads)):
             left_O, right_I = probes[index]
             expected[index, column] = (left_O.double() @ gradient.double() @ right_I.double()).cpu()
             norms[index, column] = gradient.double().norm().cpu()
     return alone, expected, norms
-
-
-def _as_matrix(unit, grads, parameters, matrix_of) -> Tensor:
-    parts = [torch.zeros_like(parameters[name]) if grads[name] is None else grads[name] for name in unit.parameters]
-    if unit.outputs == 1 and all(part.ndim == 1 for part in parts) or not unit.layers:
-        return torch.cat([part.reshape(1, -1) for part in parts], 1)
-    matrix = matrix_of[unit.layers[0]](parts[0]) if parts[0].ndim > 1 else parts[0].reshape(1, -1)
-    return torch.cat([matrix, *(part[:, None] for part in parts[1:])], 1)
 
 
 def _check_values(task, together, alone, chosen, objective, tolerance, autocast) -> None:

@@ -12,17 +12,23 @@ from whence.capture.rules import vector_pair
 from whence.capture.units import Plan
 from whence.tasks import Batch
 
-__all__ = ["functional_pairs"]
+__all__ = ["Swapped", "functional_pairs"]
 
 
-class _Swapped(nn.Module):
-    """A model that runs with other values for some of its parameters."""
+class Swapped(nn.Module):
+    """A model that runs with other values for some of its parameters, tied ones included.
+
+    Args:
+        model: The model; attributes are looked up in it.
+        values: By parameter name.
+    """
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]):
         super().__init__()
         object.__setattr__(self, "_target", (model, values))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives with these values."""
         model, values = self._target
         return functional_call(model, values, args, kwargs, tie_weights=True)
 
@@ -41,7 +47,7 @@ def functional_pairs(function, model: nn.Module, plan: Plan, batch: Batch, consu
     values = {name: parameters[name].detach() for name in plan.functional}
 
     def single(chosen: dict[str, Tensor], example: Batch) -> Tensor:
-        return function(_Swapped(model, chosen), example)[0]
+        return function(Swapped(model, chosen), example)[0]
 
     gradients = _side_by_side(single, values, batch, num_examples)
     if gradients is None:

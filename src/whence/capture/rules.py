@@ -29,6 +29,7 @@ class Rule:
         bias_positions: From an output gradient to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
         foldable: Whether the layer treats all leading axes alike, so that positions may be folded into the batch axis.
+        transposed: Whether the weight lies the other way round, (inputs, outputs).
     """
 
     weight: PairRule
@@ -36,6 +37,12 @@ class Rule:
     bias_positions: Callable[[Tensor], Tensor]
     vector: bool = False
     foldable: bool = True
+    transposed: bool = False
+
+    def from_matrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `matrix`, with any leading axes: (..., outputs, inputs) to (..., *shape)."""
+        turned = matrix.mT if self.transposed else matrix
+        return turned.reshape(*matrix.shape[:-2], *shape)
 
     def bias(self, grad: Tensor) -> Pair:
         """The pair of a bias that is not joined to its weight: the output gradient summed over positions."""
@@ -131,7 +138,7 @@ def _channels_last(grad: Tensor) -> Tensor:
 
 
 LINEAR = Rule(_linear, _as_is, _positions)
-TRANSPOSED = Rule(_linear, _transposed, _positions)
+TRANSPOSED = Rule(_linear, _transposed, _positions, transposed=True)
 EMBEDDING = Rule(_embedding, _as_is, _positions)
 NORM = Rule(_norm, _one_row, _positions, vector=True)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False)

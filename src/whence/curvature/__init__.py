@@ -8,26 +8,44 @@ from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load
 from whence.curvature.kfac import FitConfig, fit_kfac
 from whence.curvature.labels import LabelChoice
 from whence.curvature.moments import Sharing
+from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
+from whence.curvature.products import Curvature, Kind
+from whence.curvature.rows import unit_rows
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
+from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
 __all__ = [
+    "Curvature",
+    "Damped",
     "Damping",
     "Fisher",
     "FitConfig",
+    "Kind",
     "KroneckerBlock",
     "KroneckerCurvature",
     "LabelChoice",
+    "Operator",
+    "Preconditioner",
     "Sharing",
     "SquaredGradients",
+    "added",
     "choose_damping",
+    "dense",
     "fit_axes",
     "fit_ekfac",
     "fit_fisher",
     "fit_kfac",
+    "flatten",
     "held_examples",
+    "inner",
     "inverse_preconditioner",
     "leading_directions",
     "load_fisher",
+    "random_like",
     "recipe_damping",
+    "scaled",
     "shared_units",
+    "split",
+    "top_eigenvalue",
+    "unit_rows",
 ]

@@ -92,4 +92,4 @@ class Outputs:
             return tangents_MC
         p_MC = self.values_MC.detach().softmax(-1)
         weighted_MC = p_MC * tangents_MC
-        return weighted_MC - p_MC * weighted_MC.sum(-1, keepdim=True)
+        return weighted_MC.addcmul_(p_MC, weighted_MC.sum(-1, keepdim=True), value=-1)

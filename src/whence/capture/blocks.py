@@ -1,0 +1,75 @@
+"""Vectors in parameter space: as one matrix per unit, and as one tensor per parameter.
+
+Axes: Q vectors, O outputs, I inputs.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture.rules import Rule
+from whence.capture.units import Plan
+from whence.records import Unit
+
+__all__ = ["Blocks", "as_blocks", "as_parameters"]
+
+Blocks = list[Tensor]
+"""Vectors in parameter space: one tensor (Q, O, I) per unit of the plan, in the plan's order."""
+
+
+def as_parameters(plan: Plan, model: nn.Module, blocks: Blocks) -> dict[str, Tensor]:
+    """Blocks as tensors of the parameters' own shapes.
+
+    Args:
+        plan: The units.
+        model: The model that the plan was made for.
+        blocks: The vectors.
+
+    Returns:
+        By name of every parameter in the plan, shape (Q, *parameter).
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    found = {}
+    for unit, block_QOI in zip(plan.units, blocks, strict=True):
+        if _is_flat(plan, unit, shapes):
+            sizes = [shapes[name].numel() for name in unit.parameters]
+            parts = block_QOI[:, 0].split(sizes, 1)
+            found.update({name: part.unflatten(1, shapes[name]) for name, part in zip(unit.parameters, parts, strict=True)})
+            continue
+        weight, *bias = unit.parameters
+        columns = unit.inputs - len(bias)
+        found[weight] = _rule(plan, unit).from_matrix(block_QOI[..., :columns], shapes[weight])
+        found.update(dict.fromkeys(bias, block_QOI[..., -1]))
+    return found
+
+
+def as_blocks(plan: Plan, tensors: Mapping[str, Tensor]) -> Blocks:
+    """The inverse of `as_parameters`.
+
+    Args:
+        plan: The units.
+        tensors: By name of every parameter in the plan, shape (Q, *parameter).
+
+    Returns:
+        One tensor (Q, O, I) per unit.
+    """
+    shapes = {name: tensor.shape[1:] for name, tensor in tensors.items()}
+    found = []
+    for unit in plan.units:
+        if _is_flat(plan, unit, shapes):
+            found.append(torch.cat([tensors[name].flatten(1) for name in unit.parameters], 1)[:, None])
+            continue
+        weight, *bias = unit.parameters
+        matrix_QOI = torch.vmap(_rule(plan, unit).matrix)(tensors[weight])
+        found.append(torch.cat([matrix_QOI, *(tensors[name][..., None] for name in bias)], 2))
+    return found
+
+
+def _is_flat(plan: Plan, unit: Unit, shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether the unit is a list of numbers: norms, lone biases, parameters of unknown layers."""
+    return not unit.layers or len(shapes[unit.name]) < 2 or _rule(plan, unit).vector
+
+
+def _rule(plan: Plan, unit: Unit) -> Rule:
+    return next(layer.rule for layer in plan.layers if layer.name == unit.layers[0])

@@ -1,0 +1,263 @@
+"""Curvature matrices that are never formed: their products with many vectors at once.
+
+Each matrix is the mean over examples of a per-example one:
+
+    Gauss-Newton       J^T H J      J the Jacobian of the outputs, H the Hessian of the loss by them (Schraudolph 2002)
+    Hessian            second derivative of the loss (Pearlmutter 1994)
+    empirical Fisher   g g^T        g the gradient of the loss
+
+Axes: Q vectors, B examples of a batch, M scored rows, C outputs per row, T positions, O x I a unit's matrix.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, capture, frozen, in_halves
+from whence.curvature.rows import unit_rows
+from whence.data import Example, batches
+from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported
+from whence.records import Pair
+from whence.tasks import AbstractTask, Outputs
+
+__all__ = ["Curvature", "Kind"]
+
+Kind = Literal["gauss_newton", "hessian", "empirical_fisher"]
+Parameters = dict[str, Tensor]
+
+# Positions times vectors worked on at once. On a processor more than fits in its cache costs three times as much per vector
+# (measured on GPT-2 of width 96); a device wants to be filled.
+_AT_ONCE = {"cpu": 4096, "cuda": 65536}
+# What PyTorch says of functions that torch.func cannot go through.
+_NOT_DIFFERENTIABLE = (
+    "forward AD",
+    "forward-mode AD",
+    "jvp",
+    "setup_context",
+    "saved tensor hooks",
+    "once_differentiable",
+    "vmap",
+)
+# Numbers in one tensor of output tangents, (Q, M, C).
+_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 28}
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A curvature matrix of the mean loss over some examples, at the model's weights, in evaluation mode.
+
+    Only the plan's parameters are differentiated. Undamped: solvers add damping.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        examples: What the mean is over.
+        kind: Which matrix. The Gauss-Newton matrix equals the Fisher information; it and the empirical Fisher have no negative eigenvalues.
+        max_positions: Positions per batch. The forward pass is shared by all vectors.
+
+    Raises:
+        UnknownOption: If there is no such kind.
+        Unsupported: If the weights are of less than single precision.
+    """
+
+    task: AbstractTask
+    plan: Plan
+    examples: Sequence[Example]
+    kind: Kind = "gauss_newton"
+    max_positions: int = 256
+
+    def __post_init__(self):
+        if self.kind not in _PRODUCTS:
+            raise UnknownOption(found=f"kind={self.kind!r}", needed=f"one of: {', '.join(_PRODUCTS)}", do="pick one")
+        dtypes = {p.dtype for name, p in self.task.model.named_parameters() if name in self.task.tracked}
+        if not dtypes <= {torch.float32, torch.float64}:
+            raise Unsupported(
+                found=f"weights of type {', '.join(sorted(map(str, dtypes)))}",
+                needed="float32 or float64: second derivatives drown in the rounding of shorter types",
+                do="load the model in float32",
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def zeros(self, count: int) -> Blocks:
+        """Zero vectors, per unit (count, O, I), in the weights' type."""
+        like = next(iter(_weights(self).values()))
+        return [like.new_zeros(count, unit.outputs, unit.inputs) for unit in self.plan.units]
+
+    def times(self, blocks: Blocks, chosen: Sequence[int] | None = None) -> Blocks:
+        """The mean of the chosen examples' matrices applied to every vector.
+
+        Args:
+            blocks: The vectors, per unit (Q, O, I), in the weights' type.
+            chosen: Which examples, repeats allowed; None takes all.
+
+        Returns:
+            Blocks of the same shapes.
+
+        Raises:
+            BadInput: If the blocks are not shaped like the plan's units.
+            NonFinite: If outputs or a product are NaN or infinite, naming the example or the unit.
+        """
+        self._check(blocks)
+        examples = self.examples if chosen is None else [self.examples[index] for index in chosen]
+        total = [torch.zeros_like(block) for block in blocks]
+
+        def run(items: Sequence[int]) -> Blocks:
+            return _PRODUCTS[self.kind](self, [examples[item] for item in items], blocks)
+
+        for batch in batches([example.length for example in examples], max_positions=self.max_positions):
+            for part in in_halves(batch, run):
+                for block, more in zip(total, part, strict=True):
+                    block += more
+        for unit, block in zip(self.plan.units, total, strict=True):
+            block /= len(examples)
+            if not bool(torch.isfinite(block).all()):
+                raise NonFinite(
+                    found=f"a NaN or infinite product of the {self.kind} matrix in {unit.name!r}",
+                    needed="finite products",
+                    do="check that the vectors are finite and the weights not so large that derivatives overflow",
+                )
+        return total
+
+    def _check(self, blocks: Blocks) -> None:
+        shapes = [tuple(block.shape) for block in blocks]
+        count = shapes[0][0] if shapes and shapes[0] else 0
+        needed = [(count, unit.outputs, unit.inputs) for unit in self.plan.units]
+        if shapes != needed:
+            raise BadInput(
+                found=f"{len(shapes)} blocks of shapes {_few(shapes)}",
+                needed=f"{len(needed)} of shapes {_few([('Q', *shape[1:]) for shape in needed])}, one per unit of the plan",
+                do="make the vectors with the same plan",
+            )
+
+
+def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
+    model, weights = operator.task.model, _weights(operator)
+    seen: list[Outputs] = []
+
+    def values(chosen: Parameters) -> Tensor:
+        seen.append(operator.task.outputs(Swapped(model, chosen), batch))
+        return seen[-1].values_MC
+
+    with _differentiable(operator):
+        batch = operator.task.collate(examples)
+        values_MC, pull, *_ = vjp(values, weights)
+        outputs = replace(seen[0], values_MC=values_MC.detach())
+        _check_finite(outputs, examples)
+
+        def push(vector: Parameters) -> Tensor:
+            return jvp(values, (weights,), (vector,))[1]
+
+        found = []
+        for vectors in _chunks(operator, blocks, examples, outputs):
+            cotangents_QMC = outputs.hessian_times(vmap(push)(vectors))
+            found.append(as_blocks(operator.plan, vmap(pull)(cotangents_QMC)[0]))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
+    model, weights = operator.task.model, _weights(operator)
+
+    def loss(chosen: Parameters) -> Tensor:
+        return operator.task.outputs(Swapped(model, chosen), batch).losses(len(examples)).sum()
+
+    def times(vector: Parameters) -> Parameters:
+        return jvp(grad(loss), (weights,), (vector,))[1]
+
+    with _differentiable(operator):
+        batch = operator.task.collate(examples)
+        outputs = operator.task.outputs(model, batch)
+        _check_finite(outputs, examples)
+        found = [as_blocks(operator.plan, vmap(times)(vectors)) for vectors in _chunks(operator, blocks, examples, outputs)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _empirical_fisher(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
+    """Through the layers' gradient pairs, which all vectors share: no derivative per vector."""
+    pairs: dict[int, list[Pair]] = defaultdict(list)
+    batch = operator.task.collate(examples)
+    capture(operator.task, operator.plan, batch, lambda index, pair: pairs[index].append(pair), num_examples=len(examples))
+    inner_QB = blocks[0].new_zeros(len(blocks[0]), len(examples))
+    for index, block_QOI in enumerate(blocks):
+        for chosen, rows_BOI in unit_rows(pairs[index]):
+            inner_QB[:, chosen] += block_QOI.flatten(1) @ rows_BOI.to(block_QOI.dtype).flatten(1).T
+    total = [torch.zeros_like(block) for block in blocks]
+    for index, block_QOI in enumerate(total):
+        for chosen, rows_BOI in unit_rows(pairs[index]):
+            block_QOI.flatten(1).addmm_(inner_QB[:, chosen], rows_BOI.to(block_QOI.dtype).flatten(1))
+    return total
+
+
+_PRODUCTS: dict[str, Callable[[Curvature, Sequence[Example], Blocks], Blocks]] = {
+    "gauss_newton": _gauss_newton,
+    "hessian": _hessian,
+    "empirical_fisher": _empirical_fisher,
+}
+
+
+def _weights(operator: Curvature) -> Parameters:
+    values = dict(operator.task.model.named_parameters())
+    return {name: values[name].detach() for unit in operator.plan.units for name in unit.parameters}
+
+
+@contextmanager
+def _differentiable(operator: Curvature) -> Iterator[None]:
+    padded = [
+        module
+        for module in operator.task.model.modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    ]
+    handles = [module.register_forward_hook(_without_padding) for module in padded]
+    try:
+        # Fused attention has neither a forward-mode nor a second derivative.
+        with frozen(operator.task.model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    except (RuntimeError, NotImplementedError) as error:
+        if not any(word in str(error) for word in _NOT_DIFFERENTIABLE):
+            raise error
+        raise Unsupported(
+            found=f"a model that the {operator.kind} matrix cannot go through: {str(error).splitlines()[0]}",
+            needed="layers with forward-mode derivatives, run side by side under torch.func.vmap",
+            do="switch off gradient checkpointing and custom kernels, or pass kind='empirical_fisher'",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_padding(module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Reverse mode gives the padding row no gradient; forward mode would give it a tangent, and the matrix its symmetry away."""
+    return torch.where((args[0] == module.padding_idx)[..., None], output.detach(), output)
+
+
+def _chunks(operator: Curvature, blocks: Blocks, examples: Sequence[Example], outputs: Outputs) -> Iterator[Parameters]:
+    device = operator.task.device.type
+    positions = len(examples) * max(example.length for example in examples)
+    at_once, numbers = (table.get(device, table["cuda"]) for table in (_AT_ONCE, _NUMBERS))
+    step = max(1, min(at_once // positions, numbers // max(1, outputs.values_MC.numel())))
+    for start in range(0, len(blocks[0]), step):
+        yield as_parameters(operator.plan, operator.task.model, [block[start : start + step] for block in blocks])
+
+
+def _check_finite(outputs: Outputs, examples: Sequence[Example]) -> None:
+    bad_M = ~torch.isfinite(outputs.values_MC).all(1)
+    if bool(bad_M.any()):
+        owner = int(outputs.owners_M[bad_M][0])
+        raise NonFinite(
+            found=f"NaN or infinite outputs for the example {examples[owner].id!r}",
+            needed="finite outputs",
+            do="check this example and the model's weights",
+        )
+
+
+def _few(shapes: Sequence[tuple]) -> str:
+    more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    return ", ".join(str(shape).replace("'", "") for shape in shapes[:3]) + more
