@@ -4,7 +4,7 @@ Axes: Q queries, N training examples.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,19 @@ class Bench:
         }
 
 
-def run_setting(setting: Setting, *, extra: Path | None = None, workers: int = 1, quiet: bool = False) -> Bench:
+def run_setting(
+    setting: Setting,
+    *,
+    entries: Sequence[Entry] = ENTRIES,
+    extra: Path | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> Bench:
     """Make the bank and every table that is not in the setting's folder yet, and compare.
 
     Args:
         setting: What to run.
+        entries: The rows.
         extra: Folder with tables of other systems, for the same examples and queries.
         workers: Processes for the bank.
         quiet: No progress on stderr.
@@ -67,7 +75,7 @@ def run_setting(setting: Setting, *, extra: Path | None = None, workers: int = 1
     bank = setting.bank(workers=workers, quiet=quiet)
     tables: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
-    for entry in ENTRIES:
+    for entry in entries:
         table = _table(setting, entry, "chosen")
         if table is None:
             continue

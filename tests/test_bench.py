@@ -1,0 +1,99 @@
+"""The bench's settings, and its table on a bank of a few runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from whence.bench import ENTRIES, SETTINGS, load_setting, prepare, run_setting
+from whence.bench.small import SmallSettings, new_network
+from whence.errors import BadInput, UnknownOption
+from whence.evaluate import save_table
+from whence.records import ScoreTable
+from whence.score import mean_table, random_scores
+
+pytest.importorskip("sklearn")
+
+
+def small(folder):
+    return replace(prepare("table", folder), subsets=4, seeds=2)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "text"])
+def test_a_setting_trains_on_what_is_kept_and_nothing_else(name, tmp_path):
+    setting = prepare(name, tmp_path)
+    settings = replace(setting.retrain.settings, epochs=1)
+    retrain = replace(setting.retrain, settings=settings)
+    keep = torch.ones(len(setting.train), dtype=torch.bool)
+    keep[::3] = False
+    model = retrain(keep, 0)
+    spoiled = replace(retrain, inputs_ND=torch.where(keep[:, None], retrain.inputs_ND, 1e9))
+    for a, b in zip(model.parameters(), spoiled(keep, 0).parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(setting.measure(model), setting.measure(retrain(keep, 1)))
+    assert setting.measure(model).shape == (len(setting.queries),)
+    assert len({example.id for example in (*setting.train.examples, *setting.queries.examples)}) == len(keep) + len(
+        setting.queries
+    )
+
+
+def test_the_task_measures_what_the_bank_measures(tmp_path):
+    setting = small(tmp_path)
+    task = setting.task
+    batch = task.collate(setting.queries.examples)
+    with torch.no_grad():
+        torch.testing.assert_close(-task.measurement(task.model, batch), setting.measure(task.model))
+    again = load_setting(tmp_path / "table")
+    assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), again.task.model.parameters(), strict=True))
+    assert again.train.fingerprint == setting.train.fingerprint and again.task.recipe == task.recipe
+
+
+def test_the_recipe_adds_up_the_learning_rate():
+    settings = SmallSettings(epochs=2, batch_examples=10, learning_rate=0.1)
+    assert len(settings.rates(25)) == 6
+    assert settings.recipe(25).learning_rate_sum == pytest.approx(0.1 * 3.5)  # a cosine's mean is a half, plus its first step
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "table"])
+def test_networks_depend_on_their_seed_only(network):
+    state = torch.random.get_rng_state()
+    first, same, other = (new_network(network, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    pairs = zip(first.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_a_bench_ranks_and_a_second_run_makes_nothing_twice(tmp_path):
+    setting = small(tmp_path)
+    chosen = [entry for entry in ENTRIES if entry.name in ("random", "bm25", "loss", "ekfac", "logra-rank16")]
+    found = run_setting(setting, entries=chosen, quiet=True)
+    names = [row.method for row in found.evaluation.rows]
+    assert {"random (seed 0)", "loss", "ekfac, recipe damping", "ekfac, recipe damping, 5 models"} <= set(names)
+    assert not any("bm25" in name for name in names)  # a table of numbers has no words
+    assert set(found.tuned) == {"ekfac, recipe damping", "logra rank 16, recipe damping"}
+    assert found.tuning is not None and len(found.tuning.query_ids) < len(setting.queries)
+    json.dumps(found.to_dict(), allow_nan=False)
+    moments = {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
+    extra = tmp_path / "extra"
+    save_table(replace(random_scores(setting.train, setting.queries, seed=1), method="another system"), extra / "one")
+    again = run_setting(setting, entries=chosen, extra=extra, quiet=True)
+    assert {row.method for row in again.evaluation.rows} == {*names, "another system"}
+    assert moments == {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
+
+
+def test_an_unknown_setting_is_refused(tmp_path):
+    with pytest.raises(UnknownOption, match="one of: digits-mlp"):
+        prepare("mnist", tmp_path)
+
+
+def test_an_ensemble_is_the_mean_and_remembers_what_went_in():
+    def member(value, **facts):
+        return ScoreTable(torch.full((1, 2), value), ("q",), ("a", "b"), "nats", "m", **facts)
+
+    found = mean_table([member(1.0, bytes_per_example=4, seconds=1.0, tuned_on=("q",)), member(3.0, bytes_per_example=4)])
+    assert found.scores.tolist() == [[2.0, 2.0]] and found.method == "m, 2 models"
+    assert found.bytes_per_example == 8 and found.seconds is None and found.tuned_on == ("q",)
+    with pytest.raises(BadInput, match="not all with the same ids"):
+        mean_table([member(1.0), replace(member(1.0), train_ids=("b", "a"))])
