@@ -1,12 +1,14 @@
 """Are the scores true? Tests against retraining, with their uncertainty."""
 
 from whence.evaluate.agreement import Agreement, agreement
+from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.fact_tracing import FactTracing, fact_tracing
 from whence.evaluate.facts import Facts, synthetic_facts
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
+from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Run, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.tail_patch import TailPatch, tail_patch
@@ -14,6 +16,7 @@ from whence.evaluate.tail_patch import TailPatch, tail_patch
 __all__ = [
     "Agreement",
     "Bin",
+    "Brittleness",
     "Calibration",
     "ConditionResult",
     "Detection",
@@ -21,10 +24,12 @@ __all__ = [
     "Facts",
     "Interval",
     "MislabelReport",
+    "RemovalCurve",
     "RemovalResult",
     "Run",
     "TailPatch",
     "agreement",
+    "brittleness",
     "calibration",
     "detection",
     "fact_tracing",
@@ -34,6 +39,7 @@ __all__ = [
     "mislabel_report",
     "random_removals",
     "ranks",
+    "removal_curve",
     "removal_test",
     "spearman",
     "synthetic_facts",
