@@ -11,6 +11,7 @@ from whence.evaluate.removal import ConditionResult, RemovalResult, random_remov
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Run, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
+from whence.evaluate.surrogate import SurrogateChoice, choose_by_surrogate
 from whence.evaluate.tail_patch import TailPatch, tail_patch
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "RemovalCurve",
     "RemovalResult",
     "Run",
+    "SurrogateChoice",
     "TailPatch",
     "agreement",
     "brittleness",
     "calibration",
+    "choose_by_surrogate",
     "detection",
     "fact_tracing",
     "flip_labels",
