@@ -2,6 +2,7 @@
 
 from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.bank import Bank, Values, make_bank, open_bank, save_bank
+from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
 from whence.evaluate.evaluation import Evaluation, Row, evaluate
@@ -12,9 +13,11 @@ from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
+from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
+from whence.evaluate.surrogate import SurrogateChoice, choose_by_surrogate
 from whence.evaluate.table_files import load_table, save_table
 from whence.evaluate.tail_patch import TailPatch, tail_patch
 from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
@@ -23,6 +26,7 @@ __all__ = [
     "Agreement",
     "Bank",
     "Bin",
+    "Brittleness",
     "Calibration",
     "Ceiling",
     "CommandTrain",
@@ -37,16 +41,20 @@ __all__ = [
     "Lds",
     "Measure",
     "MislabelReport",
+    "RemovalCurve",
     "RemovalResult",
     "Row",
     "Run",
+    "SurrogateChoice",
     "TailPatch",
     "Train",
     "Tuned",
     "Values",
     "agreement",
     "as_reported",
+    "brittleness",
     "calibration",
+    "choose_by_surrogate",
     "detection",
     "evaluate",
     "fact_tracing",
@@ -68,6 +76,7 @@ __all__ = [
     "random_subsets",
     "ranks",
     "read_array",
+    "removal_curve",
     "removal_test",
     "save_bank",
     "save_table",

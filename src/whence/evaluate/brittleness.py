@@ -1,0 +1,200 @@
+"""How few examples carry a prediction? Remove a query's proponents, train again, and see whether its class flips.
+
+Axes: S seeds, Q queries, N training examples, K numbers of removed examples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput
+from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.evaluate.statistics import Interval, mean_interval
+from whence.evaluate.tables import checked
+from whence.records import ScoreTable
+
+__all__ = ["Brittleness", "brittleness"]
+
+CONDITIONS = ("proponents", "random, same label", "random")
+
+
+@dataclass(frozen=True)
+class Brittleness:
+    """Which queries flip when how many examples are gone.
+
+    Args:
+        method: What the scores were made by.
+        ks: Numbers of removed examples, ascending.
+        query_ids: Of the queries that every full run gets right; the others are left out.
+        num_queries: Queries asked about, those left out included.
+        flipped_at: By condition, for each query the smallest k at which it flipped, or None.
+        num_runs: Training runs behind it, full ones included.
+    """
+
+    method: str
+    ks: tuple[int, ...]
+    query_ids: tuple[str, ...]
+    num_queries: int
+    flipped_at: Mapping[str, tuple[int | None, ...]]
+    num_runs: int
+
+    def share(self, condition: str, k: int) -> Interval:
+        """Share of queries flipped by k removals or fewer, with a 95 % t-interval over queries.
+
+        Args:
+            condition: "proponents", "random, same label" or "random".
+            k: Any number.
+        """
+        flipped_Q = [found is not None and found <= k for found in self.flipped_at[condition]]
+        return mean_interval(torch.tensor(flipped_Q, dtype=torch.float64))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "method": self.method,
+            "num_queries": self.num_queries,
+            "num_kept": len(self.query_ids),
+            "num_runs": self.num_runs,
+            "shares": {
+                condition: {str(k): self.share(condition, k).to_dict() for k in self.ks} for condition in self.flipped_at
+            },
+            "flipped_at": {
+                condition: dict(zip(self.query_ids, found, strict=True)) for condition, found in self.flipped_at.items()
+            },
+        }
+
+
+def brittleness(
+    train: Train,
+    correct: Measure,
+    table: ScoreTable,
+    labels: Tensor,
+    query_labels: Tensor,
+    *,
+    ks: Sequence[int],
+    seeds: Sequence[int],
+    folder: str | Path,
+    fingerprint: str,
+    workers: int = 1,
+    draw_seed: int = 0,
+    quiet: bool = False,
+) -> Brittleness:
+    """Remove each query's k strongest proponents, retrain, and see whether the query flips.
+
+    The measure of Ilyas et al. 2022, arXiv 2202.00622, as used by Park et al. 2023, arXiv 2303.14186. A query counts as flipped when it is
+    right in less than half of the seeds; once flipped it counts for every larger k, so k is searched upwards and only for queries that
+    stand. Two controls remove as many examples at random, from the query's class and from all.
+    There the examples for a smaller k are among those for a larger one, as with proponents.
+
+    Results are kept in the folder, one small file per run: a second call trains only what is missing.
+
+    Args:
+        train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
+        correct: Called with a model; returns for each query 1 if it gets the class right and 0 if not, shape (Q,).
+        table: Scores; columns in the order of the mask, rows in the order of `correct`.
+        labels: Class of each training example, shape (N,).
+        query_labels: Class of each query, shape (Q,).
+        ks: How many to remove.
+        seeds: Training seeds, all different.
+        folder: Where results are kept.
+        fingerprint: Digest of data, settings and queries: whatever `train` and `correct` depend on besides mask and seed.
+        workers: Processes; with more than one, `train` and `correct` must be picklable.
+        draw_seed: Of the random examples.
+        quiet: No progress on stderr.
+
+    Returns:
+        Flips per condition, of the queries that every full run gets right.
+
+    Raises:
+        BadInput: If the shapes do not fit, seeds or ks repeat, a k leaves too little or its class has too few examples, `correct` gives
+            something else than 0 and 1, or no query is right in every full run.
+    """
+    scores_QN = checked(table)
+    ks = tuple(sorted(ks))
+    _check(scores_QN, labels, query_labels, ks, seeds)
+
+    def measured(runs: Sequence[Run]) -> dict[Run, Tensor]:
+        return measure_runs(
+            train, correct, runs,
+            num_examples=scores_QN.shape[1], folder=folder, fingerprint=fingerprint, workers=workers, quiet=quiet,
+        )  # fmt: skip
+
+    full = [Run((), seed) for seed in seeds]
+    done = measured(full)
+    right_SQ = torch.stack([done[run] for run in full])
+    if right_SQ.shape[1] != len(scores_QN) or not bool(((right_SQ == 0) | (right_SQ == 1)).all()):
+        raise BadInput(
+            found=f"{right_SQ.shape[1]} values from {float(right_SQ.min()):g} to {float(right_SQ.max()):g} for {len(scores_QN)} queries",
+            needed="1 for each query that the model gets right and 0 for the others",
+            do="let `correct` compare classes, in the order of the table",
+        )
+    kept = right_SQ.bool().all(0).nonzero()[:, 0].tolist()
+    if not kept:
+        raise BadInput(
+            found=f"none of {len(scores_QN)} queries right in all {len(seeds)} full runs",
+            needed="one or more",
+            do="train longer, or ask about other queries",
+        )
+    orders = _orders(scores_QN, labels, query_labels, kept, ks[-1], draw_seed)
+    flipped: dict[tuple[str, int], int] = {}
+    for k in ks:
+        standing = [key for key in orders if key not in flipped]
+        runs = {key: [Run(tuple(sorted(orders[key][:k])), seed) for seed in seeds] for key in standing}
+        done |= measured([run for found in runs.values() for run in found])
+        for (condition, query), found in runs.items():
+            if sum(float(done[run][query]) for run in found) < len(seeds) / 2:
+                flipped[condition, query] = k
+    return Brittleness(
+        table.method,
+        ks,
+        tuple(table.query_ids[query] for query in kept),
+        len(scores_QN),
+        {condition: tuple(flipped.get((condition, query)) for query in kept) for condition in CONDITIONS},
+        len(done),
+    )
+
+
+def _orders(
+    scores_QN: Tensor, labels: Tensor, query_labels: Tensor, kept: Sequence[int], most: int, seed: int
+) -> dict[tuple[str, int], list[int]]:
+    """By condition and query, the examples in the order in which they are removed.
+
+    Raises:
+        BadInput: If a class has too few.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for query in kept:
+        same = (labels.cpu() == query_labels.cpu()[query]).nonzero()[:, 0]
+        if len(same) < most:
+            raise BadInput(
+                found=f"{len(same)} training examples with the label {int(query_labels[query])} of a query",
+                needed=f"at least {most}, for the control that removes as many of the same label",
+                do="ask for smaller ks",
+            )
+        best = scores_QN[query].sort(descending=True, stable=True).indices
+        drawn = same[torch.randperm(len(same), generator=generator)], torch.randperm(len(labels), generator=generator)
+        for condition, order in zip(CONDITIONS, (best, *drawn), strict=True):
+            found[condition, query] = order[:most].tolist()
+    return found
+
+
+def _check(scores_QN: Tensor, labels: Tensor, query_labels: Tensor, ks: Sequence[int], seeds: Sequence[int]) -> None:
+    if (tuple(query_labels.shape), tuple(labels.shape)) != ((len(scores_QN),), (scores_QN.shape[1],)):
+        raise BadInput(
+            found=f"labels of shape {tuple(labels.shape)} and {tuple(query_labels.shape)} for a table of {tuple(scores_QN.shape)}",
+            needed="one label per training example and one per query",
+            do="pass them in the order of the table",
+        )
+    if not ks or ks[0] < 1 or ks[-1] >= scores_QN.shape[1] or len(set(ks)) != len(ks):
+        raise BadInput(
+            found=f"ks={tuple(ks)} for {scores_QN.shape[1]} training examples",
+            needed="positive numbers, all different, that leave something to train on",
+            do="pass for instance (20, 40, 80)",
+        )
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
