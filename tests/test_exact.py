@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 import whence
@@ -318,6 +319,25 @@ def test_damping_is_chosen_and_told(capsys):
     task.recipe = whence.Recipe("sgd", 50.0)
     assert "damping 0.02 from the training recipe" in whence.attribute(task, train, queries, quiet=True).method
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["linear", "gpt2"])
+def test_a_sweep_is_one_table_per_damping(name):
+    task, _, train, queries = case(name)
+    found = whence.damping_sweep(task, train, queries, [1.0, 1e-3, 1e-2], samples=1, batch_positions=BATCH, quiet=True)
+    assert list(found.tables) == [1e-3, 1e-2, 1.0] and len(found.agreement) == 2
+    tables = [attribute(task, train, queries, relative_damping=value) for value in found.tables]
+    for table, wanted in zip(found.tables.values(), tables, strict=True):
+        close(table.scores, wanted.scores)
+        assert (table.method, table.query_ids, table.train_ids) == (wanted.method, wanted.query_ids, wanted.train_ids)
+    for agreement, left, right in zip(found.agreement, tables, tables[1:], strict=False):
+        each = [spearmanr(a, b).statistic for a, b in zip(left.scores, right.scores, strict=True)]
+        assert agreement == pytest.approx(sum(each) / len(each))
+    for wrong in ([], [0.1, 0.1]):
+        with pytest.raises(BadInput, match="needed different dampings, and a method with curvature"):
+            whence.damping_sweep(task, train, queries, wrong, quiet=True)
+    with pytest.raises(BadInput, match=r"found relative_dampings=\[0.1\] for grad-dot-exact"):
+        whence.damping_sweep(task, train, queries, [0.1], method="grad-dot-exact", quiet=True)
 
 
 def test_settings_without_an_effect_are_refused():

@@ -26,6 +26,7 @@ _HOMES = {
     "WhenceError": "whence.errors",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
+    "damping_sweep": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "open_store": "whence.store",
@@ -50,6 +51,7 @@ __all__ = [  # noqa: PLE0604
     "WhenceError",
     "attribute",
     "build",
+    "damping_sweep",
     "inverse_preconditioner",
     "load_records",
     "open_store",
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import METHODS
-    from whence.pipeline import attribute, build, query, score_table, self_influence
+    from whence.pipeline import attribute, build, damping_sweep, query, score_table, self_influence
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.store import Store, open_store

@@ -120,8 +120,10 @@ def objectives(task: AbstractTask, rule: LabelRule, examples: Sequence[Example],
                 residuals_MC = _weighted_residuals(outputs, number, len(numbers_B))
             else:
                 generators = [torch.Generator().manual_seed(seeds[place]) for place in numbers_B.tolist()]
-                residuals_MC = outputs.sampled(generators).residuals() / math.sqrt(rule.passes)
+                residuals_MC = outputs.sampled(generators).residuals()
             products_M = (outputs.values_MC * residuals_MC).sum(1)
+            if rule.kind == "sampled":  # a mean over draws
+                products_M = products_M / math.sqrt(rule.passes)
             return products_M.new_zeros(len(numbers_B)).index_add(0, outputs.owners_M, products_M)
 
         yield objective

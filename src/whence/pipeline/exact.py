@@ -22,7 +22,7 @@ from whence.records import ScoreTable
 from whence.score import ExactScores, LowRank, Metric, QueryBlock, combine, exact_scores, gradient_rows, truncate
 from whence.tasks import AbstractTask
 
-__all__ = ["Normalize", "attribute", "query_gradients", "self_influence"]
+__all__ = ["Normalize", "attribute", "preconditioned", "query_gradients", "self_influence"]
 
 Normalize = Literal["cosine", "relatif", "theta-relatif"]
 
@@ -193,6 +193,12 @@ def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
     return rows.units
 
 
+def preconditioned(ready: Prepared, rows: list[Tensor], damping: Damping | None) -> list[Tensor]:
+    """-(1/N) (H + damping)^-1 rows, on the model's device: inner products with these are scores."""
+    solved = rows if ready.curvature is None or damping is None else ready.curvature.solve(rows, damping)
+    return [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in solved]
+
+
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
     ids = [example.id for example in queries.examples]
     if groups is None:
@@ -240,9 +246,7 @@ def _query_blocks(
             rows = combine(rows, weights_GQ)
         if metric is not None:
             norms.append(metric.of_rows(rows).sqrt())
-        solved = rows if ready.curvature is None or damping is None else ready.curvature.solve(rows, damping)
-        scaled = [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in solved]
-        parts.append(truncate(scaled, query_rank))
+        parts.append(truncate(preconditioned(ready, rows, damping), query_rank))
     return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None
 
 

@@ -1,6 +1,7 @@
 """Inner products of gradient pairs with query blocks, in the cheapest order, without keeping any gradient.
 
-Axes: B examples of a batch, T positions, N pairs of an example and a position, Q queries, U units, O outputs, I inputs, R rank.
+Axes: B examples of a batch, T positions, N pairs of an example and a position, Q queries, U units (or ids of a table, K positions each),
+O outputs, I inputs, F flattened, R rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def _factors_are_cheaper(block: LowRank, pair: Pair) -> bool:
 
 
 def _through_gradients(block_QOI: Tensor, pair: Pair) -> Tensor:
-    """Form a few examples' gradients at a time and multiply them with all queries, shape (Q, B)."""
+    """Form some rows of all examples' gradients at a time and multiply them with all queries, shape (Q, B)."""
     assert isinstance(pair.outputs, Dense) and isinstance(pair.inputs, Dense)
     left_BTO, right_BTI = pair.outputs.values_BTN, pair.inputs.values_BTN
     weight_QOI = block_QOI.to(left_BTO)
@@ -74,12 +75,12 @@ def _through_gradients(block_QOI: Tensor, pair: Pair) -> Tensor:
     if pair.inputs.has_one:  # the bias column by itself: the layer's inputs are not copied for a column of ones
         found_QB += weight_QOI[:, :, -1] @ left_BTO.sum(1).T
         weight_QOI = weight_QOI[:, :, :-1]
-    matrix_QF = weight_QOI.flatten(1)
-    size = _chunk(left_BTO.shape[2] * right_BTI.shape[2], left_BTO.device)
-    for start in range(0, len(left_BTO), size):
+    left_BOT = left_BTO.transpose(1, 2)
+    size = _chunk(len(left_BTO) * right_BTI.shape[2], left_BTO.device)
+    for start in range(0, left_BOT.shape[1], size):
         rows = slice(start, start + size)
-        gradients_BOI = torch.bmm(left_BTO[rows].transpose(1, 2), right_BTI[rows])
-        found_QB[:, rows] += matrix_QF @ gradients_BOI.flatten(1).T
+        gradients_BF = torch.bmm(left_BOT[:, rows], right_BTI).flatten(1)
+        found_QB.addmm_(weight_QOI[:, rows].flatten(1), gradients_BF.T)
     return found_QB
 
 
@@ -100,26 +101,21 @@ def _through_factors(block: LowRank, pair: Pair) -> Tensor:
 def _looked_up(block: QueryBlock, pair: Pair, outputs: OneHot) -> Tensor:
     """The rows of the query that the ids point at, times the inputs, shape (Q, B)."""
     examples, positions = pair.shape
-    right_NI = pair.inputs.dense().flatten(0, 1)
-    ids_N = outputs.ids_BT.flatten()
     if isinstance(block, LowRank):
-        queries, rank, _ = block.left_QRO.shape
-        table = block.left_QRO.flatten(0, 1).T.to(right_NI).contiguous()
-        right_IF = block.right_QRI.flatten(0, 1).T.to(right_NI)
-        width = queries * rank
-    else:
-        queries, rank = len(block), 1
-        table = block.to(right_NI).transpose(0, 1)
-        right_IF, width = None, queries * right_NI.shape[1]
-    size = _chunk(width, right_NI.device)
-    found = []
-    for start in range(0, len(ids_N), size):
-        rows, ids = right_NI[start : start + size], ids_N[start : start + size]
-        if right_IF is None:
-            found.append(torch.bmm(table[ids], rows[:, :, None])[:, :, 0])
-        else:
-            found.append((table[ids] * (rows @ right_IF)).view(-1, queries, rank).sum(2))
-    return torch.cat(found).view(examples, positions, queries).sum(1).T
+        return _through_factors(block, pair)
+    right_NI = pair.inputs.dense().flatten(0, 1)
+    queries, _, inputs = block.shape
+    # Positions with the same id share a row of the query, which is fetched once; ids met equally often make one product.
+    ids_U, place_N, counts_U = torch.unique(outputs.ids_BT.flatten(), return_inverse=True, return_counts=True)
+    order_N, starts_U = place_N.argsort(stable=True), counts_U.cumsum(0) - counts_U
+    found_NQ = right_NI.new_zeros(len(right_NI), queries)
+    for count in torch.unique(counts_U).tolist():
+        alike = (counts_U == count).nonzero()[:, 0]
+        for some in alike.split(_chunk(queries * inputs, right_NI.device)):
+            at_UK = order_N[starts_U[some][:, None] + torch.arange(count, device=some.device)]
+            rows_UIQ = block.index_select(1, ids_U[some]).to(right_NI).permute(1, 2, 0)
+            found_NQ[at_UK] = torch.bmm(right_NI[at_UK], rows_UIQ)
+    return found_NQ.view(examples, positions, queries).sum(1).T
 
 
 def _by_position(block: QueryBlock, pair: Pair) -> Tensor:

@@ -1,0 +1,126 @@
+"""How much the answer depends on the damping: one fit, one pass over the training data, many dampings.
+
+Axes: Q queries, N training examples, D dampings.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.capture import check_task
+from whence.curvature import FitConfig, LabelChoice, Sharing
+from whence.data import Dataset
+from whence.errors import BadInput
+from whence.pipeline.exact import preconditioned, query_gradients
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.prepare import ExactMethod, prepare
+from whence.progress import meter
+from whence.records import ScoreTable
+from whence.score import exact_scores
+from whence.tasks import AbstractTask
+
+__all__ = ["DampingSweep", "damping_sweep"]
+
+
+@dataclass(frozen=True)
+class DampingSweep:
+    """Scores at several dampings.
+
+    Args:
+        tables: By relative damping, in rising order.
+        agreement: Between each damping and the next, the mean over queries of the rank correlation of their scores (Spearman): near one
+            where the choice does not matter.
+    """
+
+    tables: dict[float, ScoreTable]
+    agreement: tuple[float, ...]
+
+
+def damping_sweep(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    queries: Dataset | Iterable[Any],
+    relative_dampings: Sequence[float] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    *,
+    method: ExactMethod = "ekfac",
+    labels: LabelChoice = "auto",
+    samples: int | None = None,
+    seed: int = 0,
+    sharing: Sharing = "expand",
+    largest_side: int = 4096,
+    factors: str | Path | None = None,
+    fit_on: Dataset | Iterable[Any] | int | None = None,
+    batch_positions: int | None = None,
+    quiet: bool = False,
+) -> DampingSweep:
+    """Score with several dampings at the price of as many queries.
+
+    Each query is preconditioned once per damping and all are scored together, so the training data is gone through once.
+
+    Args:
+        task: Model, per-example loss and measurement.
+        train: Training examples.
+        queries: Queries.
+        relative_dampings: Shares of each unit's mean eigenvalue.
+        method: "ekfac" or "kfac".
+        labels: As in `attribute`, like all the rest.
+        samples: Draws where labels are drawn.
+        seed: Of the draws.
+        sharing: For positions that share a weight.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        factors: Folder where the curvature is kept.
+        fit_on: What the curvature is fitted on.
+        batch_positions: Positions per batch.
+        quiet: No progress on stderr.
+
+    Returns:
+        A table per damping, and how much neighbours agree.
+
+    Raises:
+        BadInput: If there is no damping, one is given twice, or the method has none.
+    """
+    values = sorted(relative_dampings)
+    if not values or len(set(values)) < len(values) or method == "grad-dot-exact":
+        raise BadInput(
+            found=f"relative_dampings={list(relative_dampings)} for {method}",
+            needed="different dampings, and a method with curvature",
+            do="correct them, or use `attribute` for a single one",
+        )
+    config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    ready = prepare(
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
+    )
+    dampings = [ready.damping(value, None) for value in values]
+    asked = as_dataset(task, queries)
+    check_task(task, ready.plan, asked.examples, objective="measurement")
+    rows = query_gradients(ready, asked)
+    by_damping = [preconditioned(ready, rows, damping) for damping in dampings]
+    blocks = [torch.cat(stack) for stack in zip(*by_damping, strict=True)]
+    with meter("scan", len(ready.train), quiet=quiet) as progress:
+        found = exact_scores(
+            task, ready.plan, ready.train.examples, blocks, max_positions=ready.max_positions, progress=progress
+        )
+    scores_DQN = found.scores_QN.view(len(values), len(asked), len(ready.train))
+    query_ids, train_ids = (tuple(example.id for example in data.examples) for data in (asked, ready.train))
+    tables = {
+        value: ScoreTable(scores_QN, query_ids, train_ids, task.unit, ready.describe(damping.note if damping else ""))
+        for value, scores_QN, damping in zip(values, scores_DQN, dampings, strict=True)
+    }
+    ranks_DQN = _ranks(scores_DQN)
+    centred_DQN = ranks_DQN - ranks_DQN.mean(2, keepdim=True)
+    unit_DQN = centred_DQN / centred_DQN.norm(dim=2, keepdim=True).clamp_min(1e-30)
+    return DampingSweep(tables, tuple((unit_DQN[:-1] * unit_DQN[1:]).sum(2).mean(1).tolist()))
+
+
+def _ranks(values_DQN: Tensor) -> Tensor:
+    """Ranks along the last axis; equal values share the mean of theirs."""
+    rows = []
+    for values_N in values_DQN.flatten(0, 1):
+        _, place_N, counts = torch.unique(values_N, return_inverse=True, return_counts=True)
+        last = counts.cumsum(0).double()
+        rows.append((last - (counts - 1) / 2)[place_N])
+    return torch.stack(rows).view(values_DQN.shape)
