@@ -16,12 +16,14 @@ _HOMES = {
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
     "Custom": "whence.tasks",
+    "EXACT_METHODS": "whence.methods",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
     "Recipe": "whence.records",
     "Regression": "whence.tasks",
     "ScoreTable": "whence.records",
+    "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
     "attribute": "whence.pipeline",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: PLE0604
+    "EXACT_METHODS",
     "METHODS",
     "AbstractTask",
     "BuildConfig",
@@ -47,6 +50,7 @@ __all__ = [  # noqa: PLE0604
     "Recipe",
     "Regression",
     "ScoreTable",
+    "SolveConfig",
     "Store",
     "WhenceError",
     "attribute",
@@ -65,8 +69,8 @@ if TYPE_CHECKING:
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
     from whence.load import load_records
-    from whence.methods import METHODS
-    from whence.pipeline import attribute, build, damping_sweep, query, score_table, self_influence
+    from whence.methods import EXACT_METHODS, METHODS
+    from whence.pipeline import SolveConfig, attribute, build, damping_sweep, query, score_table, self_influence
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.store import Store, open_store

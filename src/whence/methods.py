@@ -5,7 +5,7 @@ from typing import Literal
 
 from whence.errors import UnknownOption
 
-__all__ = ["METHODS", "Method", "method_named"]
+__all__ = ["EXACT_METHODS", "METHODS", "ExactMethod", "Method", "exact_method_named", "method_named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,96 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactMethod:
+    """One way to attribute without a store: whole gradients, the query preconditioned once per question.
+
+    Args:
+        name: What users type.
+        summary: One line on what it does.
+        paper: Authors, year, identifier.
+        factors: Kronecker-factored curvature that is fitted first: the inverse itself, or what the solver starts from.
+        solver: What inverts the Gauss-Newton matrix of the whole model; None where the factors do.
+        passes: Passes over the training data to fit, per question, and to score.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    factors: Literal["ekfac", "kfac"] | None = "ekfac"
+    solver: Literal["cg", "pcg", "lissa", "astra"] | None = None
+    passes: str = "2 fit + 1 score"
+
+
+EXACT_METHODS: dict[str, ExactMethod] = {
+    method.name: method
+    for method in (
+        ExactMethod(
+            name="ekfac",
+            summary="eigenvalue-corrected Kronecker factors of the Gauss-Newton matrix, layer by layer",
+            paper="Grosse et al. 2023, arXiv 2308.03296",
+        ),
+        ExactMethod(
+            name="kfac",
+            summary="Kronecker factors without the correction",
+            paper="Martens and Grosse 2015, arXiv 1503.05671",
+            factors="kfac",
+            passes="1 fit + 1 score",
+        ),
+        ExactMethod(
+            name="pcg",
+            summary="conjugate gradients on the whole Gauss-Newton matrix, preconditioned with EK-FAC",
+            paper="whence; Hestenes and Stiefel 1952",
+            solver="pcg",
+            passes="2 fit + 3 per product + 1 score",
+        ),
+        ExactMethod(
+            name="cg",
+            summary="conjugate gradients on the whole Gauss-Newton matrix",
+            paper="Martens 2010, ICML; Koh and Liang 2017, arXiv 1703.04730",
+            solver="cg",
+            passes="2 fit (for damping) + 3 per product + 1 score",
+        ),
+        ExactMethod(
+            name="astra",
+            summary="stochastic Neumann iterations preconditioned with EK-FAC, averaged",
+            paper="Wang et al. 2025, arXiv 2507.14740",
+            solver="astra",
+            passes="2 fit + 3 per product of a batch + 1 score",
+        ),
+        ExactMethod(
+            name="lissa",
+            summary="stochastic Neumann iterations, averaged",
+            paper="Agarwal et al. 2017, arXiv 1602.03943",
+            solver="lissa",
+            passes="2 fit (for damping) + 3 per product of a batch + 1 score",
+        ),
+        ExactMethod(
+            name="grad-dot-exact",
+            summary="inner product of whole gradients; a baseline",
+            paper="Charpiat et al. 2019, NeurIPS 32",
+            factors=None,
+            passes="1 score",
+        ),
+    )
+}
+
+
+def exact_method_named(name: str) -> ExactMethod:
+    """The exact method of that name.
+
+    Raises:
+        UnknownOption: If there is none.
+    """
+    if name not in EXACT_METHODS:
+        raise UnknownOption(
+            found=f"unknown method {name!r}",
+            needed=f"one of: {', '.join(sorted(EXACT_METHODS))}",
+            do="pick one; those of stores go to whence.build",
+        )
+    return EXACT_METHODS[name]
 
 
 def method_named(name: str) -> Method:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from whence.bench.settings import Setting
-from whence.methods import METHODS
+from whence.methods import EXACT_METHODS, METHODS
 from whence.pipeline import attribute, build, score_table
-from whence.pipeline.prepare import ExactMethod
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
 from whence.tasks import AbstractTask
@@ -45,8 +44,8 @@ def _stored(method: str, **options: Any) -> Entry:
     return Entry(name, make, has_damping=METHODS[method].curvature != "identity")
 
 
-def _exact(method: ExactMethod, *, is_ensembled: bool = False) -> Entry:
-    has_damping = method != "grad-dot-exact"
+def _exact(method: str, *, is_ensembled: bool = False) -> Entry:
+    has_factors, has_solver = EXACT_METHODS[method].factors is not None, EXACT_METHODS[method].solver is not None
 
     def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
         return attribute(
@@ -55,11 +54,12 @@ def _exact(method: ExactMethod, *, is_ensembled: bool = False) -> Entry:
             setting.queries,
             method=method,
             relative_damping=relative_damping,
-            factors=place / "factors" if has_damping else None,
+            factors=place / "factors" if has_factors else None,
             quiet=True,
         )
 
-    return Entry(method, make, has_damping=has_damping, is_ensembled=is_ensembled)
+    # A sweep with a solver would take as many solves.
+    return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled)
 
 
 ENTRIES = (
@@ -70,6 +70,7 @@ ENTRIES = (
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
+    _exact("pcg", is_ensembled=True),
     # On layers smaller than the rank the projection keeps everything: these rows show the method without compression.
     _stored("grad-dot", rank=32),
     _stored("grad-cos", rank=32),

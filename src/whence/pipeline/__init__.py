@@ -5,11 +5,13 @@ from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import query, score_table
+from whence.pipeline.solving import SolveConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
 __all__ = [
     "BuildForecast",
     "DampingSweep",
+    "SolveConfig",
     "attribute",
     "build",
     "damping_sweep",

@@ -16,7 +16,8 @@ from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.prepare import ExactMethod, Prepared, prepare
+from whence.pipeline.prepare import Prepared, prepare
+from whence.pipeline.solving import SolveConfig, preconditioned
 from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, LowRank, Metric, QueryBlock, combine, exact_scores, gradient_rows, truncate
@@ -35,7 +36,7 @@ def attribute(
     train: Dataset | Iterable[Any],
     queries: Dataset | Iterable[Any],
     *,
-    method: ExactMethod = "ekfac",
+    method: str = "ekfac",
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
     labels: LabelChoice = "auto",
@@ -48,6 +49,7 @@ def attribute(
     query_rank: int | None = None,
     groups: Mapping[str, Mapping[str, float]] | None = None,
     normalize: Normalize | None = None,
+    solving: SolveConfig = SolveConfig(),  # noqa: B008
     per_unit: bool = False,
     tokens_of: Sequence[str] = (),
     batch_positions: int | None = None,
@@ -62,7 +64,7 @@ def attribute(
         task: Model, per-example loss and measurement.
         train: Training examples, as `task.prepare` takes them, or already prepared.
         queries: The same of the queries.
-        method: "ekfac" (Grosse et al. 2023), "kfac" (Martens and Grosse 2015), or "grad-dot-exact" without curvature.
+        method: One of `whence.EXACT_METHODS`.
         relative_damping: Share of each unit's mean eigenvalue.
         absolute_damping: Value in units of the per-example loss's curvature; without either the training recipe's, else 1e-3 of the mean.
         labels: Over which labels the curvature is averaged: "auto", "exact", "sampled", or "dataset" for the empirical Fisher.
@@ -77,6 +79,7 @@ def attribute(
             then has one row per group.
         normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of the example's self-influence
             and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
+        solving: How far the solver of the method goes, if it has one.
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
@@ -86,7 +89,7 @@ def attribute(
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id.
+        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with.
         UnknownOption: If there is no such normalization.
     """
     if normalize not in (None, "cosine", "relatif", "theta-relatif"):
@@ -104,9 +107,13 @@ def attribute(
     )
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, normalize)
-    blocks, norms_Q = _query_blocks(ready, asked, damping, query_rank, weights_GQ, metric if normalize == "cosine" else None)
-    if not quiet and damping is not None:
-        say(damping.note)
+    blocks, norms_Q, notes = _query_blocks(
+        ready, asked, damping, solving, query_rank, weights_GQ, metric if normalize == "cosine" else None
+    )
+    notes = (*ready.notes(damping), *notes)
+    if not quiet:
+        for note in notes[1:]:
+            say(note)
     tokens = [place for place, name in enumerate(ids) if name in set(tokens_of)]
     with meter("scan", len(train), quiet=quiet) as progress:
         found = exact_scores(
@@ -118,14 +125,14 @@ def attribute(
         "" if query_rank is None else f"queries of rank {query_rank}",
         "" if normalize is None else f"{normalize}",
     )
-    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), ready.notes(damping))
+    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), notes)
 
 
 def self_influence(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
     *,
-    method: ExactMethod = "ekfac",
+    method: str = "ekfac",
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
     labels: LabelChoice = "auto",
@@ -193,12 +200,6 @@ def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
     return rows.units
 
 
-def preconditioned(ready: Prepared, rows: list[Tensor], damping: Damping | None) -> list[Tensor]:
-    """-(1/N) (H + damping)^-1 rows, on the model's device: inner products with these are scores."""
-    solved = rows if ready.curvature is None or damping is None else ready.curvature.solve(rows, damping)
-    return [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in solved]
-
-
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
     ids = [example.id for example in queries.examples]
     if groups is None:
@@ -220,6 +221,12 @@ def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None)
 def _metric(ready: Prepared, damping: Damping | None, normalize: Normalize | None) -> Metric | None:
     if normalize is None:
         return None
+    if ready.method.solver is not None:
+        raise BadInput(
+            found=f"a norm of every training gradient in the inverse of {ready.method.name}",
+            needed="a method whose inverse is a formula, since a solver would have to run for each example",
+            do="pass method='ekfac' or 'kfac'",
+        )
     if ready.curvature is None or damping is None:
         return Metric.euclidean(ready.plan)
     return Metric.inverse(ready.curvature, damping, power=2 if normalize == "theta-relatif" else 1)
@@ -229,25 +236,29 @@ def _query_blocks(
     ready: Prepared,
     queries: Dataset,
     damping: Damping | None,
+    solving: SolveConfig,
     query_rank: int | None,
     weights_GQ: Tensor | None,
     metric: Metric | None,
-) -> tuple[list[QueryBlock], Tensor | None]:
-    """Preconditioned query blocks, scaled to the score's unit, and the queries' norms in the metric."""
+) -> tuple[list[QueryBlock], Tensor | None, list[str]]:
+    """Preconditioned query blocks, scaled to the score's unit, the queries' norms in the metric, and what the solver says."""
     check_task(ready.task, ready.plan, queries.examples, objective="measurement")
     numbers = sum(unit.outputs * unit.inputs for unit in ready.plan.units)
     # Groups need all of their queries at once; whole blocks are held anyway.
     size = len(queries) if query_rank is None or weights_GQ is not None else max(1, _WHOLE_NUMBERS // numbers)
     parts: list[list[QueryBlock]] = []
     norms: list[Tensor] = []
+    notes: list[str] = []
     for start in range(0, len(queries), size):
         rows = query_gradients(ready, Dataset(queries.examples[start : start + size]))
         if weights_GQ is not None:
             rows = combine(rows, weights_GQ)
         if metric is not None:
             norms.append(metric.of_rows(rows).sqrt())
-        parts.append(truncate(preconditioned(ready, rows, damping), query_rank))
-    return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None
+        found, solution = preconditioned(ready, rows, damping, solving)
+        parts.append(truncate(found, query_rank))
+        notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
+    return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None, notes
 
 
 def _joined(parts: Sequence[QueryBlock]) -> QueryBlock:

@@ -3,19 +3,18 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from whence.capture import Plan, check_task, forecast, plan_units
 from whence.curvature import Damping, FitConfig, KroneckerCurvature, choose_damping, fit_ekfac, fit_kfac
 from whence.data import Dataset
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput
+from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.inputs import as_dataset
 from whence.progress import say
 from whence.tasks import AbstractTask
 
-__all__ = ["DEFAULT_DAMPING", "ExactMethod", "Prepared", "prepare"]
-
-ExactMethod = Literal["ekfac", "kfac", "grad-dot-exact"]
+__all__ = ["DEFAULT_DAMPING", "Prepared", "prepare"]
 
 # Share of the mean eigenvalue. For EK-FAC anything from 1e-3 down ranks the same and 0.1 ranks worse; K-FAC is given the same.
 DEFAULT_DAMPING = 1e-3
@@ -31,7 +30,7 @@ class Prepared:
         train: The training data.
         curvature: None for plain inner products.
         max_positions: Positions per batch.
-        method: The method's name.
+        method: The method.
         quiet: No progress on stderr.
     """
 
@@ -57,12 +56,12 @@ class Prepared:
                 default=DEFAULT_DAMPING,
             )
         if relative_damping is not None or absolute_damping is not None:
-            raise BadInput(found=f"damping for {self.method}", needed="a method with curvature", do="leave damping out")
+            raise BadInput(found=f"damping for {self.method.name}", needed="a method with curvature", do="leave damping out")
         return None
 
     def describe(self, *settings: str) -> str:
         """The method with its settings, in a few words."""
-        return ", ".join([self.method, *(part for part in settings if part)])
+        return ", ".join([self.method.name, *(part for part in settings if part)])
 
     def notes(self, damping: Damping | None) -> tuple[str, ...]:
         """What else a reader should know of the scores."""
@@ -74,7 +73,7 @@ def prepare(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
     *,
-    method: ExactMethod,
+    method: str,
     config: FitConfig,
     factors: str | Path | None,
     fit_on: Dataset | Iterable[Any] | int | None,
@@ -97,12 +96,9 @@ def prepare(
         All of it.
 
     Raises:
-        UnknownOption: If there is no such method.
         BadInput: If something is given that the method has no use for, or the number of examples to fit on is impossible.
     """
-    known = ("ekfac", "kfac", "grad-dot-exact")
-    if method not in known:
-        raise UnknownOption(found=f"unknown method {method!r}", needed=f"one of: {', '.join(known)}", do="pick one")
+    chosen = exact_method_named(method)
     dataset = as_dataset(task, train)
     plan = plan_units(task)
     untouched = check_task(task, plan, dataset.examples)
@@ -111,18 +107,18 @@ def prepare(
         say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
-    if method == "grad-dot-exact":
+    if chosen.factors is None:
         if config != FitConfig() or factors is not None or fit_on is not None:
             raise BadInput(
                 found=f"settings of a curvature for {method}",
                 needed="a method with curvature",
                 do="leave out labels, samples, seed, sharing, largest_side, factors and fit_on, or pass method='ekfac'",
             )
-        return Prepared(task, plan, dataset, None, positions, method, quiet)
-    fit = fit_ekfac if method == "ekfac" else fit_kfac
+        return Prepared(task, plan, dataset, None, positions, chosen, quiet)
+    fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
     data = _fit_data(task, dataset, fit_on)
     curvature = fit(task, plan, data, config, max_positions=positions, folder=factors, quiet=quiet)
-    return Prepared(task, plan, dataset, curvature, positions, method, quiet)
+    return Prepared(task, plan, dataset, curvature, positions, chosen, quiet)
 
 
 def _fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:

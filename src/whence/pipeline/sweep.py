@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from whence.capture import check_task
 from whence.curvature import FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput
-from whence.pipeline.exact import preconditioned, query_gradients
+from whence.evaluate import spearman
+from whence.methods import exact_method_named
+from whence.pipeline.exact import query_gradients
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.prepare import ExactMethod, prepare
+from whence.pipeline.prepare import prepare
+from whence.pipeline.solving import SolveConfig, preconditioned
 from whence.progress import meter
 from whence.records import ScoreTable
 from whence.score import exact_scores
@@ -46,7 +48,7 @@ def damping_sweep(
     queries: Dataset | Iterable[Any],
     relative_dampings: Sequence[float] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     *,
-    method: ExactMethod = "ekfac",
+    method: str = "ekfac",
     labels: LabelChoice = "auto",
     samples: int | None = None,
     seed: int = 0,
@@ -66,7 +68,7 @@ def damping_sweep(
         train: Training examples.
         queries: Queries.
         relative_dampings: Shares of each unit's mean eigenvalue.
-        method: "ekfac" or "kfac".
+        method: One of `whence.EXACT_METHODS` with curvature.
         labels: As in `attribute`, like all the rest.
         samples: Draws where labels are drawn.
         seed: Of the draws.
@@ -84,7 +86,7 @@ def damping_sweep(
         BadInput: If there is no damping, one is given twice, or the method has none.
     """
     values = sorted(relative_dampings)
-    if not values or len(set(values)) < len(values) or method == "grad-dot-exact":
+    if not values or len(set(values)) < len(values) or exact_method_named(method).factors is None:
         raise BadInput(
             found=f"relative_dampings={list(relative_dampings)} for {method}",
             needed="different dampings, and a method with curvature",
@@ -98,7 +100,7 @@ def damping_sweep(
     asked = as_dataset(task, queries)
     check_task(task, ready.plan, asked.examples, objective="measurement")
     rows = query_gradients(ready, asked)
-    by_damping = [preconditioned(ready, rows, damping) for damping in dampings]
+    by_damping = [preconditioned(ready, rows, damping, SolveConfig())[0] for damping in dampings]
     blocks = [torch.cat(stack) for stack in zip(*by_damping, strict=True)]
     with meter("scan", len(ready.train), quiet=quiet) as progress:
         found = exact_scores(
@@ -107,20 +109,8 @@ def damping_sweep(
     scores_DQN = found.scores_QN.view(len(values), len(asked), len(ready.train))
     query_ids, train_ids = (tuple(example.id for example in data.examples) for data in (asked, ready.train))
     tables = {
-        value: ScoreTable(scores_QN, query_ids, train_ids, task.unit, ready.describe(damping.note if damping else ""))
+        value: ScoreTable(scores_QN, query_ids, train_ids, task.unit, ready.describe(damping.label if damping else ""))
         for value, scores_QN, damping in zip(values, scores_DQN, dampings, strict=True)
     }
-    ranks_DQN = _ranks(scores_DQN)
-    centred_DQN = ranks_DQN - ranks_DQN.mean(2, keepdim=True)
-    unit_DQN = centred_DQN / centred_DQN.norm(dim=2, keepdim=True).clamp_min(1e-30)
-    return DampingSweep(tables, tuple((unit_DQN[:-1] * unit_DQN[1:]).sum(2).mean(1).tolist()))
-
-
-def _ranks(values_DQN: Tensor) -> Tensor:
-    """Ranks along the last axis; equal values share the mean of theirs."""
-    rows = []
-    for values_N in values_DQN.flatten(0, 1):
-        _, place_N, counts = torch.unique(values_N, return_inverse=True, return_counts=True)
-        last = counts.cumsum(0).double()
-        rows.append((last - (counts - 1) / 2)[place_N])
-    return torch.stack(rows).view(values_DQN.shape)
+    agreement = spearman(scores_DQN[:-1], scores_DQN[1:]).mean(1)
+    return DampingSweep(tables, tuple(agreement.tolist()))

@@ -1,0 +1,94 @@
+"""From query gradients to preconditioned queries, by the curvature's own inverse or by a solver.
+
+Axes: Q queries.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from whence.curvature import Curvature, Damping
+from whence.errors import BadInput
+from whence.pipeline.prepare import Prepared
+from whence.solve import Solution, solve_astra, solve_cg, solve_lissa
+
+__all__ = ["SolveConfig", "preconditioned"]
+
+# Enough for the scores to stop moving (docs/log.md), not for the residual to vanish.
+_ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveConfig:
+    """How far a solver goes.
+
+    Args:
+        iterations: At most; None takes the method's own (pcg 25, cg 100, astra 200, lissa 500).
+        tolerance: Relative residual at which a query stops.
+        batch_examples: Training examples per iteration of astra and lissa; the others take all of them every time.
+        seed: Of the batches.
+
+    Raises:
+        BadInput: If a number is not positive.
+    """
+
+    iterations: int | None = None
+    tolerance: float = 1e-2
+    batch_examples: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        if (self.iterations is not None and self.iterations < 1) or not self.tolerance > 0 or self.batch_examples < 1:
+            raise BadInput(
+                found=f"iterations={self.iterations}, tolerance={self.tolerance}, batch_examples={self.batch_examples}",
+                needed="positive numbers",
+                do="leave them out to take the method's own",
+            )
+
+
+def preconditioned(
+    ready: Prepared, rows: list[Tensor], damping: Damping | None, config: SolveConfig
+) -> tuple[list[Tensor], Solution | None]:
+    """-(1/N) (H + damping)^-1 rows, on the model's device: inner products with these are scores.
+
+    Args:
+        ready: Curvature, training data and method.
+        rows: Gradients of the queries' measurements, per unit of shape (Q, O, I).
+        damping: None without curvature.
+        config: For methods with a solver.
+
+    Returns:
+        Per unit, shape (Q, O, I); and what the solver says of its work, None without one.
+    """
+    solution = None
+    if ready.curvature is None or damping is None:
+        found = rows
+    elif ready.method.solver is None:
+        found = ready.curvature.solve(rows, damping)
+    else:
+        solution = _solved(ready, [row.to(ready.task.device) for row in rows], damping, config)
+        found = solution.blocks
+    return [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in found], solution
+
+
+def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: SolveConfig) -> Solution:
+    curvature, solver = ready.curvature, ready.method.solver
+    assert curvature is not None and solver is not None
+    matrix = Curvature(ready.task, ready.plan, ready.train.examples, max_positions=ready.max_positions)
+    values = curvature.dampings(damping)
+    iterations = config.iterations or _ITERATIONS[solver]
+
+    def inverse(blocks: list[Tensor]) -> list[Tensor]:
+        return curvature.solve(blocks, damping)
+
+    if solver in ("cg", "pcg"):
+        start = inverse if solver == "pcg" else None
+        return solve_cg(matrix, rows, values, preconditioner=start, tolerance=config.tolerance, max_iterations=iterations)
+    size = min(config.batch_examples, len(ready.train))
+    if solver == "astra":
+        return solve_astra(
+            matrix, rows, values, inverse, batch_size=size, iterations=iterations, tolerance=config.tolerance, seed=config.seed
+        )
+    return solve_lissa(
+        matrix, rows, values, batch_size=size, iterations=iterations, tolerance=config.tolerance, seed=config.seed
+    )
