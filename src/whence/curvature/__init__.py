@@ -5,7 +5,7 @@ from whence.curvature.damping import Damping, choose_damping, inverse_preconditi
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.products import Curvature, Kind
-from whence.curvature.rows import unit_rows
+from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "fit_axes",
     "fit_fisher",
     "flatten",
+    "gradient_pairs",
     "inner",
     "inverse_preconditioner",
     "leading_directions",
