@@ -32,6 +32,7 @@ def test_products_are_those_of_the_formed_matrix(name, kind):
         expected = reference.hessian_times(task, plan, examples.examples, flatten(blocks))
     else:
         expected = flatten(blocks) @ getattr(reference, kind)(task, plan, examples.examples)
+    assert not found.requires_grad
     close = 1e-4 if name == "llama" else 1e-10  # its norms run in float32
     torch.testing.assert_close(found, expected, rtol=close, atol=close * float(expected.abs().max()))
 

@@ -10,7 +10,7 @@ from whence.curvature.labels import LabelChoice
 from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.products import Curvature, Kind
-from whence.curvature.rows import unit_rows
+from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
@@ -36,6 +36,7 @@ __all__ = [
     "fit_fisher",
     "fit_kfac",
     "flatten",
+    "gradient_pairs",
     "held_examples",
     "inner",
     "inverse_preconditioner",

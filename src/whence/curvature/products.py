@@ -9,7 +9,6 @@ Each matrix is the mean over examples of a per-example one:
 Axes: Q vectors, B examples of a batch, M scored rows, C outputs per row, T positions, O x I a unit's matrix.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +19,10 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, capture, frozen, in_halves
-from whence.curvature.rows import unit_rows
+from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, frozen, in_halves
+from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.data import Example, batches
 from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported
-from whence.records import Pair
 from whence.tasks import AbstractTask, Outputs
 
 __all__ = ["Curvature", "Kind"]
@@ -182,9 +180,7 @@ def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -
 
 def _empirical_fisher(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
     """Through the layers' gradient pairs, which all vectors share: no derivative per vector."""
-    pairs: dict[int, list[Pair]] = defaultdict(list)
-    batch = operator.task.collate(examples)
-    capture(operator.task, operator.plan, batch, lambda index, pair: pairs[index].append(pair), num_examples=len(examples))
+    pairs = gradient_pairs(operator.task, operator.plan, examples)
     inner_QB = blocks[0].new_zeros(len(blocks[0]), len(examples))
     for index, block_QOI in enumerate(blocks):
         for chosen, rows_BOI in unit_rows(pairs[index]):

@@ -8,12 +8,35 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from whence.capture import Plan, capture
+from whence.data import Example
 from whence.records import Dense, OneHot, Pair, Side
+from whence.tasks import AbstractTask
 
-__all__ = ["unit_rows"]
+__all__ = ["gradient_pairs", "unit_rows"]
 
 # Numbers written out at once.
 _NUMBERS = 1 << 23
+
+
+def gradient_pairs(task: AbstractTask, plan: Plan, examples: Sequence[Example]) -> dict[int, list[Pair]]:
+    """The pairs of a batch's loss gradients, kept: as much memory as the inputs and output gradients of all layers.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        examples: The batch.
+
+    Returns:
+        By index of the unit.
+    """
+    pairs: dict[int, list[Pair]] = {index: [] for index in range(len(plan.units))}
+
+    def keep(index: int, pair: Pair) -> None:
+        pairs[index].append(Pair(_detached(pair.outputs), _detached(pair.inputs)))
+
+    capture(task, plan, task.collate(examples), keep, num_examples=len(examples))
+    return pairs
 
 
 def unit_rows(pairs: Sequence[Pair]) -> Iterator[tuple[slice, Tensor]]:
@@ -30,6 +53,11 @@ def unit_rows(pairs: Sequence[Pair]) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, count, step):
         chosen = slice(start, min(start + step, count))
         yield chosen, sum((_gradient(_cut(pair, chosen)) for pair in pairs[1:]), start=_gradient(_cut(pairs[0], chosen)))
+
+
+def _detached(side: Side) -> Side:
+    """Without the graph, which would live as long as the pair and grow with what is done to it."""
+    return replace(side, values_BTN=side.values_BTN.detach()) if isinstance(side, Dense) else side
 
 
 def _gradient(pair: Pair) -> Tensor:

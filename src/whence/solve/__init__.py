@@ -1,8 +1,21 @@
 """Solving with a curvature matrix: from queries to preconditioned queries, iteratively or by low rank."""
 
+from whence.solve.arnoldi import fit_arnoldi, solve_arnoldi
 from whence.solve.astra import solve_astra
 from whence.solve.cg import solve_cg
+from whence.solve.datainf import solve_datainf
 from whence.solve.lissa import solve_lissa
+from whence.solve.nystroem import fit_nystroem, solve_nystroem
 from whence.solve.solution import Solution
 
-__all__ = ["Solution", "solve_astra", "solve_cg", "solve_lissa"]
+__all__ = [
+    "Solution",
+    "fit_arnoldi",
+    "fit_nystroem",
+    "solve_arnoldi",
+    "solve_astra",
+    "solve_cg",
+    "solve_datainf",
+    "solve_lissa",
+    "solve_nystroem",
+]
