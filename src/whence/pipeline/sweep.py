@@ -15,7 +15,7 @@ from whence.capture import check_task
 from whence.curvature import FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput
-from whence.pipeline.exact import preconditioned, query_gradients
+from whence.pipeline.asked import preconditioned, query_gradients
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import ExactMethod, prepare
 from whence.progress import meter
