@@ -1,6 +1,6 @@
 """Exact attribution against plain training arithmetic: fitting EK-FAC and scoring, in passes of forward and backward, in one run.
 
-    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64]
+    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64 --largest-side 4096]
 
 The unit is one forward and backward pass over the same documents with gradients of all weights, in batches of the same size. Every part
 takes turns with it, so that a busy machine slows both; the ratio is the median over rounds. Capture alone freezes the weights, so two thirds
@@ -39,20 +39,20 @@ def make(arguments):
     return task, dataset.examples[: arguments.documents], dataset.examples[arguments.documents :]
 
 
-def parts_of(task, examples, queries, positions):
+def parts_of(task, examples, queries, positions, largest_side=4096):
     """The parts by name, in an order in which each has what it needs."""
     from whence.capture import capture, plan_units
     from whence.curvature import Damping, FitConfig
     from whence.curvature.ekfac import _values
     from whence.curvature.kfac import _bases, _factors, prepare_fit
     from whence.data import Dataset, batches
-    from whence.pipeline.exact import query_gradients
+    from whence.pipeline.asked import query_gradients
     from whence.pipeline.prepare import Prepared
     from whence.progress import meter
     from whence.score import Metric, exact_scores
 
     plan, train = plan_units(task), Dataset(examples)
-    fit = prepare_fit(task, plan, train, FitConfig(), positions, True)
+    fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), positions, True)
     held = {}
 
     def plain():
@@ -110,14 +110,22 @@ def seconds(part):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"layers": 2, "width": 96, "vocabulary": 2048, "length": 64, "documents": 256, "queries": 64}
+    defaults = {
+        "layers": 2,
+        "width": 96,
+        "vocabulary": 2048,
+        "length": 64,
+        "documents": 256,
+        "queries": 64,
+        "largest-side": 4096,
+    }
     for name, value in {**defaults, "positions": 4096, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     task, examples, queries = make(arguments)
-    plain, parts = parts_of(task, examples, queries, arguments.positions)
+    plain, parts = parts_of(task, examples, queries, arguments.positions, arguments.largest_side)
     for part in (plain, *parts.values()):
         part()
     times = {name: [] for name in ("plain", *parts)}

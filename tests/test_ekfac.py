@@ -139,9 +139,10 @@ def test_factors_are_second_moments_over_real_positions(tmp_path, sharing, name,
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "applied_twice", "conv1d"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-def test_batches_and_padding_do_not_move_the_factors(tmp_path, name, sharing):
+def test_batches_and_padding_do_not_move_the_factors(tmp_path, monkeypatch, name, sharing):
     options = {"name": name, "config": FitConfig(sharing=sharing, labels="sampled"), "count": 9}
     alone = factor_file(tmp_path, "alone", max_positions=1, **options)
+    monkeypatch.setattr("whence.curvature.moments._BLOCK", 3)
     together = factor_file(tmp_path, "together", max_positions=1000, **options)
     assert alone.keys() == together.keys()
     for key, value in alone.items():
@@ -170,11 +171,17 @@ def test_a_batch_that_did_not_fit_is_not_counted_twice(monkeypatch):
         close(block.values_OI, wanted.values_OI, 1e-8)
 
 
-def test_ids_that_are_looked_up_are_counted(tmp_path):
-    task, plan, dataset, found = fitted("llama", folder=tmp_path, max_positions=20)
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_ids_that_are_looked_up_are_counted(tmp_path, sharing):
+    """The diagonal of the second moment of one-hot vectors, or of their sums over an example, is all there is of it here."""
+    _, plan, dataset, found = fitted("llama", FitConfig(sharing=sharing), folder=tmp_path, max_positions=20)
     index = next(place for place, unit in enumerate(plan.units) if "embed" in unit.name)
-    counts = torch.bincount(torch.cat([torch.as_tensor(e.fields["input_ids"]).long() for e in dataset.examples]), minlength=30)
-    close(read_tensors(tmp_path / "factors.safetensors")[f"outputs.{index}.lookup"], counts.double())
+    counts = torch.stack(
+        [torch.bincount(torch.as_tensor(e.fields["input_ids"]).long(), minlength=30) for e in dataset.examples]
+    )
+    assert int(counts.max()) > 1
+    wanted = counts.sum(0) if sharing == "expand" else counts.square().sum(0)
+    close(read_tensors(tmp_path / "factors.safetensors")[f"outputs.{index}.lookup"], wanted.double())
     assert found.blocks[index].outputs_OO is None
 
 
@@ -182,14 +189,18 @@ def test_kfac_of_a_tied_embedding_is_the_diagonal_of_the_sum_of_its_two_products
     _, plan, dataset, found = fitted("gpt2", fit=fit_kfac, count=12, folder=tmp_path)
     index = next(place for place, unit in enumerate(plan.units) if len(unit.layers) == 2)
     factors, block = read_tensors(tmp_path / "factors.safetensors"), found.blocks[index]
-    total = torch.zeros(30 * 8, 30 * 8).double()
+    total, partial = torch.zeros(30 * 8, 30 * 8).double(), torch.zeros(30, 30).double()
     for role in ("product", "lookup"):
         left, right = factors[f"outputs.{index}.{role}"], factors[f"inputs.{index}.{role}"]
         left = torch.diag(left) if left.ndim == 1 else left
-        total += torch.kron(left, right) / (len(dataset) * float(factors[f"count.{index}.{role}"]))
+        scale = 1.0 / (len(dataset) * float(factors[f"count.{index}.{role}"]))
+        total += scale * torch.kron(left, right)
+        partial += scale * float(right.trace()) * left
     assert block.outputs_OO is not None and block.inputs_II is not None
     basis = torch.kron(block.outputs_OO, block.inputs_II)
     close(block.values_OI.flatten(), (basis.T @ total @ basis).diag())
+    inside = block.outputs_OO.T @ partial @ block.outputs_OO
+    assert float((inside - torch.diag(inside.diag())).abs().max()) < 1e-12 * float(partial.trace())
 
 
 def test_uncorrected_is_kfac():

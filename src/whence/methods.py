@@ -102,7 +102,7 @@ class ExactMethod:
     summary: str
     paper: str
     factors: Literal["ekfac", "kfac"] | None = "ekfac"
-    solver: Literal["cg", "pcg", "lissa", "astra"] | None = None
+    solver: Literal["cg", "pcg", "lissa", "astra", "nystroem", "arnoldi", "datainf"] | None = None
     passes: str = "2 fit + 1 score"
 
 
@@ -148,6 +148,27 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             paper="Agarwal et al. 2017, arXiv 1602.03943",
             solver="lissa",
             passes="2 fit (for damping) + 3 per product of a batch + 1 score",
+        ),
+        ExactMethod(
+            name="nystroem",
+            summary="rank-50 Nystroem approximation of the Gauss-Newton matrix, inverted by Woodbury",
+            paper="Hataya and Yamada 2023, AISTATS",
+            solver="nystroem",
+            passes="2 fit (for damping) + 3 per direction + 1 score",
+        ),
+        ExactMethod(
+            name="arnoldi",
+            summary="leading eigenvectors of the Gauss-Newton matrix by Krylov iterations; the rest is dropped",
+            paper="Schioppa et al. 2022, arXiv 2112.03052",
+            solver="arnoldi",
+            passes="2 fit (for damping) + 3 per product + 1 score",
+        ),
+        ExactMethod(
+            name="datainf",
+            summary="mean of the inverses of every example's rank-one curvature, layer by layer",
+            paper="Kwon et al. 2024, arXiv 2310.00902",
+            solver="datainf",
+            passes="2 fit (for damping) + 1 per 64 queries + 1 score",
         ),
         ExactMethod(
             name="grad-dot-exact",

@@ -52,7 +52,7 @@ def fit_ekfac(
         The curvature, not damped; `uncorrected()` gives K-FAC's.
     """
     fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
-    with stages(None if folder is None else Path(folder), fit.identity()) as run:
+    with stages(None if folder is None else Path(folder), fit.identity) as run:
         bases = fit_bases(fit, run)
 
         def make_values() -> dict[str, Tensor]:

@@ -86,11 +86,12 @@ class Fit:
         }
 
     def finish(self, bases: dict[str, Tensor], values: dict[str, Tensor] | None) -> KroneckerCurvature:
-        """The curvature from the tensors of its stages."""
+        """The curvature from the tensors of its stages, which come from the disk if the fit was done before."""
+        bases = {name: value.to(self.task.device) for name, value in bases.items()}
         blocks, kfac = [], []
         for index, unit in enumerate(self.plan.units):
             left_KO, right_KI = bases[f"outputs_values.{index}"], bases[f"inputs_values.{index}"]
-            values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"]
+            values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"].to(self.task.device)
             blocks.append(KroneckerBlock(unit, bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}"), values_OI))
             kfac.append((left_KO, right_KI))
         return KroneckerCurvature(tuple(blocks), tuple(kfac), f"{self.rule}, {len(self.dataset):,} examples")
@@ -126,7 +127,7 @@ def fit_kfac(
         The curvature, not damped.
     """
     fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
-    with stages(None if folder is None else Path(folder), fit.identity()) as run:
+    with stages(None if folder is None else Path(folder), fit.identity) as run:
         return fit.finish(fit_bases(fit, run), None)
 
 

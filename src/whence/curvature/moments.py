@@ -19,6 +19,9 @@ __all__ = ["FactorSums", "Sharing"]
 
 Sharing = Literal["expand", "reduce"]
 
+# Columns of a second moment computed at a time.
+_BLOCK = 512
+
 
 @dataclass
 class FactorSums:
@@ -77,7 +80,18 @@ class FactorSums:
 
     def _moment(self, rows_RN: Tensor) -> Tensor:
         is_full = 1 < rows_RN.shape[1] <= self.largest_side
-        return rows_RN.T @ rows_RN if is_full else rows_RN.square().sum(0)
+        return _gram(rows_RN) if is_full else rows_RN.square().sum(0)
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = value if name not in self.sums else self.sums[name] + value
+
+
+def _gram(rows_RN: Tensor) -> Tensor:
+    """rows^T rows, its upper half computed and mirrored: on a long side this product is most of the pass."""
+    size = rows_RN.shape[1]
+    found_NN = rows_RN.new_empty(size, size)
+    for start in range(0, size, _BLOCK):
+        part = rows_RN[:, start : start + _BLOCK].T @ rows_RN[:, start:]
+        found_NN[start : start + _BLOCK, start:] = part
+        found_NN[start:, start : start + _BLOCK] = part.T
+    return found_NN

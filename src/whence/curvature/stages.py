@@ -19,12 +19,12 @@ RunStage = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
 @contextmanager
-def stages(folder: Path | None, identity: Mapping[str, Any]) -> Iterator[RunStage]:
+def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> Iterator[RunStage]:
     """Keep the results of stages in a folder.
 
     Args:
         folder: Where; None keeps nothing.
-        identity: What the results depend on, as JSON; recorded at first and compared afterwards.
+        identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards.
 
     Yields:
         The function that runs a stage.
@@ -39,7 +39,7 @@ def stages(folder: Path | None, identity: Mapping[str, Any]) -> Iterator[RunStag
     check_writable(folder)
     with locked(folder):
         path = folder / "fit.json"
-        wanted = json.loads(json.dumps(dict(identity)))
+        wanted = json.loads(json.dumps(dict(identity())))
         record = read_json(path) if path.exists() else {"identity": wanted, "stages": {}}
         different = sorted(
             key for key in wanted.keys() | record["identity"].keys() if wanted.get(key) != record["identity"].get(key)

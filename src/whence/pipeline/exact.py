@@ -10,25 +10,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.capture import check_task
-from whence.compress import Kronecker
 from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
+from whence.pipeline.asked import query_blocks
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
-from whence.pipeline.solving import SolveConfig, preconditioned
+from whence.pipeline.solving import SolveConfig
 from whence.progress import meter, say
 from whence.records import ScoreTable
-from whence.score import ExactScores, LowRank, Metric, QueryBlock, combine, exact_scores, gradient_rows, truncate
+from whence.score import ExactScores, Metric, exact_scores
 from whence.tasks import AbstractTask
 
-__all__ = ["Normalize", "attribute", "preconditioned", "query_gradients", "self_influence"]
+__all__ = ["Normalize", "attribute", "self_influence"]
 
 Normalize = Literal["cosine", "relatif", "theta-relatif"]
-
-# Numbers of whole query gradients held at a time where only their factors are kept.
-_WHOLE_NUMBERS = 1 << 28
 
 
 def attribute(
@@ -107,7 +103,7 @@ def attribute(
     )
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, normalize)
-    blocks, norms_Q, notes = _query_blocks(
+    blocks, norms_Q, notes = query_blocks(
         ready, asked, damping, solving, query_rank, weights_GQ, metric if normalize == "cosine" else None
     )
     notes = (*ready.notes(damping), *notes)
@@ -188,18 +184,6 @@ def self_influence(
     )
 
 
-def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
-    """Whole gradients of the queries' measurements, per unit of shape (Q, O, I), on the CPU."""
-    units = ready.plan.units
-    whole = Kronecker(units, (None,) * len(units), (None,) * len(units))
-    with meter("queries", len(queries), quiet=ready.quiet) as progress:
-        rows = gradient_rows(
-            ready.task, ready.plan, whole, queries.examples,
-            max_positions=ready.max_positions, progress=progress, objective="measurement",
-        )  # fmt: skip
-    return rows.units
-
-
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
     ids = [example.id for example in queries.examples]
     if groups is None:
@@ -230,42 +214,6 @@ def _metric(ready: Prepared, damping: Damping | None, normalize: Normalize | Non
     if ready.curvature is None or damping is None:
         return Metric.euclidean(ready.plan)
     return Metric.inverse(ready.curvature, damping, power=2 if normalize == "theta-relatif" else 1)
-
-
-def _query_blocks(
-    ready: Prepared,
-    queries: Dataset,
-    damping: Damping | None,
-    solving: SolveConfig,
-    query_rank: int | None,
-    weights_GQ: Tensor | None,
-    metric: Metric | None,
-) -> tuple[list[QueryBlock], Tensor | None, list[str]]:
-    """Preconditioned query blocks, scaled to the score's unit, the queries' norms in the metric, and what the solver says."""
-    check_task(ready.task, ready.plan, queries.examples, objective="measurement")
-    numbers = sum(unit.outputs * unit.inputs for unit in ready.plan.units)
-    # Groups need all of their queries at once; whole blocks are held anyway.
-    size = len(queries) if query_rank is None or weights_GQ is not None else max(1, _WHOLE_NUMBERS // numbers)
-    parts: list[list[QueryBlock]] = []
-    norms: list[Tensor] = []
-    notes: list[str] = []
-    for start in range(0, len(queries), size):
-        rows = query_gradients(ready, Dataset(queries.examples[start : start + size]))
-        if weights_GQ is not None:
-            rows = combine(rows, weights_GQ)
-        if metric is not None:
-            norms.append(metric.of_rows(rows).sqrt())
-        found, solution = preconditioned(ready, rows, damping, solving)
-        parts.append(truncate(found, query_rank))
-        notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
-    return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None, notes
-
-
-def _joined(parts: Sequence[QueryBlock]) -> QueryBlock:
-    if isinstance(parts[0], LowRank):
-        factors = [part for part in parts if isinstance(part, LowRank)]
-        return LowRank(torch.cat([one.left_QRO for one in factors]), torch.cat([one.right_QRI for one in factors]))
-    return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 def _table(

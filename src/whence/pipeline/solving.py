@@ -3,19 +3,19 @@
 Axes: Q queries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from whence.curvature import Curvature, Damping
 from whence.errors import BadInput
 from whence.pipeline.prepare import Prepared
-from whence.solve import Solution, solve_astra, solve_cg, solve_lissa
+from whence.solve import Solution, solve_arnoldi, solve_astra, solve_cg, solve_datainf, solve_lissa, solve_nystroem
 
 __all__ = ["SolveConfig", "preconditioned"]
 
 # Enough for the scores to stop moving (docs/log.md), not for the residual to vanish.
-_ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500}
+_ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500, "arnoldi": 100}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,9 @@ class SolveConfig:
     """How far a solver goes.
 
     Args:
-        iterations: At most; None takes the method's own (pcg 25, cg 100, astra 200, lissa 500).
+        iterations: At most; None takes the method's own (pcg 25, cg, arnoldi 100, astra 200, lissa 500).
         tolerance: Relative residual at which a query stops.
+        rank: Directions kept by nystroem and arnoldi.
         batch_examples: Training examples per iteration of astra and lissa; the others take all of them every time.
         seed: Of the batches.
 
@@ -34,13 +35,15 @@ class SolveConfig:
 
     iterations: int | None = None
     tolerance: float = 1e-2
+    rank: int = 50
     batch_examples: int = 64
     seed: int = 0
 
     def __post_init__(self):
-        if (self.iterations is not None and self.iterations < 1) or not self.tolerance > 0 or self.batch_examples < 1:
+        counts = (1 if self.iterations is None else self.iterations, self.rank, self.batch_examples)
+        if min(counts) < 1 or not self.tolerance > 0:
             raise BadInput(
-                found=f"iterations={self.iterations}, tolerance={self.tolerance}, batch_examples={self.batch_examples}",
+                found=f"iterations={self.iterations}, tolerance={self.tolerance}, rank={self.rank}, batch_examples={self.batch_examples}",
                 needed="positive numbers",
                 do="leave them out to take the method's own",
             )
@@ -61,14 +64,15 @@ def preconditioned(
         Per unit, shape (Q, O, I); and what the solver says of its work, None without one.
     """
     solution = None
+    rows = [row.to(ready.task.device) for row in rows]
     if ready.curvature is None or damping is None:
         found = rows
     elif ready.method.solver is None:
         found = ready.curvature.solve(rows, damping)
     else:
-        solution = _solved(ready, [row.to(ready.task.device) for row in rows], damping, config)
+        solution = _solved(ready, rows, damping, config)
         found = solution.blocks
-    return [(block_QOI * (-1.0 / len(ready.train))).to(ready.task.device) for block_QOI in found], solution
+    return [block_QOI * (-1.0 / len(ready.train)) for block_QOI in found], solution
 
 
 def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: SolveConfig) -> Solution:
@@ -76,7 +80,7 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
     assert curvature is not None and solver is not None
     matrix = Curvature(ready.task, ready.plan, ready.train.examples, max_positions=ready.max_positions)
     values = curvature.dampings(damping)
-    iterations = config.iterations or _ITERATIONS[solver]
+    iterations = config.iterations or _ITERATIONS.get(solver, 0)
 
     def inverse(blocks: list[Tensor]) -> list[Tensor]:
         return curvature.solve(blocks, damping)
@@ -84,6 +88,12 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
     if solver in ("cg", "pcg"):
         start = inverse if solver == "pcg" else None
         return solve_cg(matrix, rows, values, preconditioner=start, tolerance=config.tolerance, max_iterations=iterations)
+    if solver == "nystroem":
+        return solve_nystroem(matrix, rows, values, rank=config.rank, seed=config.seed)
+    if solver == "arnoldi":
+        return solve_arnoldi(matrix, rows, values, rank=config.rank, iterations=iterations, seed=config.seed)
+    if solver == "datainf":
+        return solve_datainf(replace(matrix, kind="empirical_fisher"), rows, values)
     size = min(config.batch_examples, len(ready.train))
     if solver == "astra":
         return solve_astra(

@@ -16,7 +16,7 @@ from whence.data import Dataset
 from whence.errors import BadInput
 from whence.evaluate import spearman
 from whence.methods import exact_method_named
-from whence.pipeline.exact import query_gradients
+from whence.pipeline.asked import query_gradients
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import prepare
 from whence.pipeline.solving import SolveConfig, preconditioned
