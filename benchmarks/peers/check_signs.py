@@ -3,7 +3,8 @@
     python benchmarks/peers/check_signs.py [--folder whence-peers-check] [--peer NAME ...]
 
 More weight on an example lowers that example's own loss, so a query should find itself among the highest scores of its row. Printed per
-table: the share of queries whose own score is negative (0 where the signs agree), and the mean share of training examples that score higher than the own one.
+table: the share of queries whose own score is negative (0 where the signs agree), and the mean share of training examples that score higher
+than the own one.
 """
 
 import argparse
