@@ -1,6 +1,7 @@
 """What every adapter shares: the setting it reads, the score tables it writes, and its command line."""
 
 import argparse
+import copy
 import json
 import logging
 import warnings
@@ -12,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.data import Dataset
+from whence.tasks import CausalLM
 from whence.tasks.base import AbstractTask
 
-__all__ = ["CannotRun", "Setting", "Table", "load", "main"]
+__all__ = ["CannotRun", "Setting", "Table", "linear_model", "load", "main"]
 
 
 class CannotRun(Exception):
-    """A method that does not apply to the setting's model; the message is the reason."""
+    """A method that does not apply to the setting's model, or has no result on it; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,34 @@ def load(folder: Path) -> Setting:
     return torch.load(folder / "setting.pt", weights_only=False)
 
 
+def linear_model(setting: Setting, *, head: bool = False) -> tuple[nn.Module, list[str]]:
+    """A copy of the model for peers that know linear and convolutional layers only.
+
+    Args:
+        setting: Its model may have transposed linear layers (`Conv1D` of transformers); they become ordinary ones.
+        head: Whether the LM head is to be attributed with the blocks, as a layer apart from the embedding it may share its weight with.
+
+    Returns:
+        The copy, and the names of the layers to attribute.
+
+    Raises:
+        CannotRun: If `head` is asked of a model without one.
+    """
+    model = copy.deepcopy(setting.task.model)
+    for name, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Conv1D":
+            linear = nn.Linear(*layer.weight.shape, device=layer.weight.device, dtype=layer.weight.dtype)
+            linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+            linear.bias = nn.Parameter(layer.bias.detach())
+            model.set_submodule(name, linear)
+    is_language_model = isinstance(setting.task, CausalLM)
+    if head and not is_language_model:
+        raise CannotRun("the model has no LM head, its last layer is attributed by the other methods")
+    last = model.get_output_embeddings() if is_language_model and not head else None
+    linear_layers = (nn.Linear, nn.Conv2d)
+    return model, [name for name, layer in model.named_modules() if isinstance(layer, linear_layers) and layer is not last]
+
+
 def main(peer: str, methods: Mapping[str, Callable[[Setting], Table]], *, description: str) -> None:
     """Run the methods that the command line names, all of them by default, and write one table each.
 
@@ -94,7 +124,7 @@ def main(peer: str, methods: Mapping[str, Callable[[Setting], Table]], *, descri
             _write(table, setting, arguments.output / f"{peer}-{name}", f"{peer} {version(peer)}")
             print(f"{peer} {name}: {table.fit_seconds:.1f} s fit, {table.score_seconds:.1f} s score", flush=True)
         except CannotRun as reason:
-            print(f"{peer} {name}: not run, {reason}", flush=True)
+            print(f"{peer} {name}: no table, {reason}", flush=True)
         except Exception as error:  # noqa: BLE001  A peer may fail in any way; its other methods still count.
             failed = True
             print(f"{peer} {name}: failed, {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
@@ -107,7 +137,7 @@ def _write(table: Table, setting: Setting, folder: Path, peer: str) -> None:
     if scores.shape != shape:
         raise ValueError(f"scores of shape {scores.shape}, not {shape}")
     if not np.isfinite(scores).all():
-        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
+        raise CannotRun(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "scores.npy", scores)
     record: dict[str, Any] = {

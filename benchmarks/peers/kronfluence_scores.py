@@ -7,20 +7,16 @@ Of a language model the linear layers of the blocks are attributed, as in the pe
 in damping or not at all, and counts in full for each.
 """
 
-import copy
 import functools
 import tempfile
 import time
 
 import torch
-from exchange import CannotRun, Setting, Table, main
+from exchange import Setting, Table, linear_model, main
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.task import Task
 from kronfluence.utils.dataset import DataLoaderKwargs
-from torch import nn
-
-from whence.tasks import CausalLM
 
 _TRAIN_BATCH = 32
 _DEFAULT_DAMPING = ScoreArguments().damping_factor
@@ -47,23 +43,6 @@ class _Task(Task):
 
     def get_attention_mask(self, batch):
         return self.task.positions(batch)
-
-
-def linear_model(setting: Setting, head: bool) -> tuple[nn.Module, list[str]]:
-    """A copy whose transposed linear layers (`Conv1D` of transformers) are ordinary ones, and the names of those to attribute."""
-    model = copy.deepcopy(setting.task.model)
-    for name, layer in list(model.named_modules()):
-        if type(layer).__name__ == "Conv1D":
-            linear = nn.Linear(*layer.weight.shape, device=layer.weight.device, dtype=layer.weight.dtype)
-            linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
-            linear.bias = nn.Parameter(layer.bias.detach())
-            model.set_submodule(name, linear)
-    is_language_model = isinstance(setting.task, CausalLM)
-    if head and not is_language_model:
-        raise CannotRun("the model has no LM head, its last layer is always attributed")
-    last = model.get_output_embeddings() if is_language_model and not head else None
-    linear_layers = (nn.Linear, nn.Conv2d)
-    return model, [name for name, layer in model.named_modules() if isinstance(layer, linear_layers) and layer is not last]
 
 
 class Analysis:
@@ -103,7 +82,7 @@ class Analysis:
 
     def _fit(self, setting, strategy, head):
         started = time.perf_counter()
-        model, modules = linear_model(setting, head)
+        model, modules = linear_model(setting, head=head)
         task = _Task(setting.task, modules)
         model = prepare_model(model, task)
         name = f"{strategy}-head" if head else strategy
@@ -118,10 +97,9 @@ class Analysis:
         return analyzer, time.perf_counter() - started
 
 
-def methods() -> dict[str, functools.partial]:
-    """The methods by name, sharing their fits."""
+if __name__ == "__main__":
     table = Analysis().table
-    return {
+    strategies = {
         "ekfac": functools.partial(table, strategy="ekfac", damping=_DEFAULT_DAMPING),
         "ekfac-heuristic": functools.partial(table, strategy="ekfac", damping=None),
         "ekfac-head-heuristic": functools.partial(table, strategy="ekfac", damping=None, head=True),
@@ -131,7 +109,4 @@ def methods() -> dict[str, functools.partial]:
         "diagonal-heuristic": functools.partial(table, strategy="diagonal", damping=None),
         "identity": functools.partial(table, strategy="identity", damping=_DEFAULT_DAMPING),
     }
-
-
-if __name__ == "__main__":
-    main("kronfluence", methods(), description=__doc__)
+    main("kronfluence", strategies, description=__doc__)
