@@ -82,7 +82,7 @@ def table(setting: Setting, name: str) -> Table:
     kept = None if is_kfac else 4 * sum(widths.values())
     unit = "dot product of the gradients of summed losses, the query's preconditioned with the inverse mean curvature"
     if name.endswith("unit"):
-        unit = "cosine of the two preconditioned gradients"
+        unit = "cosine of the two gradients, each times the inverse root of the mean curvature"
     return Table(scores, label, unit, fit_seconds, seconds - fit_seconds, kept)
 
 

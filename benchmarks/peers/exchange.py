@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence import bench
 from whence.data import Dataset
 from whence.tasks import CausalLM
 from whence.tasks.base import AbstractTask
@@ -63,8 +64,11 @@ class Table:
 
 
 def load(folder: Path) -> Setting:
-    """The setting in a folder."""
-    return torch.load(folder / "setting.pt", weights_only=False)
+    """The bench's setting in a folder, with its first model, or one that the checks beside this file have put there."""
+    if (folder / "setting.pt").exists():
+        return torch.load(folder / "setting.pt", weights_only=False)
+    found = bench.load_setting(folder)
+    return Setting(found.task, found.train, found.queries)
 
 
 def linear_model(setting: Setting, *, head: bool = False) -> tuple[nn.Module, list[str]]:
