@@ -151,3 +151,10 @@ def test_single_precision_is_kept(solve):
     right = random_like(operator.zeros(1), 2, torch.Generator().manual_seed(1))
     solution = solve(operator, right, [0.05, 0.02])
     assert {block.dtype for block in solution.blocks} == {torch.float32} and float(solution.residuals.max()) < 1e-3
+
+
+def test_a_solution_no_better_than_zero_says_so():
+    operator, right, _, _ = formed_problem("tied")
+    solution = solve_nystroem(operator, right, [1e-6] * len(right), rank=2)
+    assert solution.notes[0].startswith("no better than zero: queries 0, 1, 2, relative residual up to")
+    assert bool((solution.objectives > 0).all())

@@ -121,7 +121,7 @@ def test_a_solution_no_better_than_zero_says_so():
     solution = solve_astra(
         operator, right, damping, lambda blocks: [50.0 * block for block in blocks], batch_size=2, iterations=2
     )
-    assert solution.notes[0].startswith("not converged: queries 0, 1, 2 no better than zero")
+    assert solution.notes[0].startswith("no better than zero: queries 0, 1, 2, relative residual up to")
 
 
 def test_batches_are_fresh_and_seeded():
