@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+import whence
 from tests.reference import solvers as reference
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.test_solve import assert_measured, assert_solves, formed_problem, problem
-from whence.curvature import flatten
+from whence.capture import plan_units
+from whence.curvature import Curvature, flatten, random_like
 from whence.errors import BadInput
 from whence.solve import fit_arnoldi, fit_nystroem, solve_arnoldi, solve_cg, solve_datainf, solve_nystroem
 
@@ -122,3 +124,37 @@ def test_what_they_cannot_do_is_refused():
     curvature, right, damping, _ = problem("tied")
     with pytest.raises(BadInput, match="the gauss_newton matrix with a smallest damping of .*; needed the empirical Fisher"):
         solve_datainf(curvature, right, damping)
+
+
+def test_arnoldi_goes_on_where_a_krylov_space_ends():
+    class Zero:
+        def __len__(self):
+            return 1
+
+        def zeros(self, count):
+            return [torch.zeros(count, 2, 3, dtype=torch.float64)]
+
+        def times(self, blocks, chosen=None):
+            return [torch.zeros_like(block) for block in blocks]
+
+    right = [torch.arange(6.0, dtype=torch.float64).view(1, 2, 3)]
+    solution = solve_arnoldi(Zero(), right, [0.5], rank=6, iterations=6)
+    torch.testing.assert_close(solution.blocks[0], 2 * right[0])
+
+
+@pytest.mark.parametrize("solve", [solve_cg, solve_nystroem])
+def test_single_precision_is_kept(solve):
+    torch.manual_seed(0)
+    task = whence.Classification(torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))
+    examples = task.prepare([(torch.randn(4), index % 3) for index in range(12)])
+    operator = Curvature(task, plan_units(task), examples.examples)
+    right = random_like(operator.zeros(1), 2, torch.Generator().manual_seed(1))
+    solution = solve(operator, right, [0.05, 0.02])
+    assert {block.dtype for block in solution.blocks} == {torch.float32} and float(solution.residuals.max()) < 1e-3
+
+
+def test_a_solution_no_better_than_zero_says_so():
+    operator, right, _, _ = formed_problem("tied")
+    solution = solve_nystroem(operator, right, [1e-6] * len(right), rank=2)
+    assert solution.notes[0].startswith("no better than zero: queries 0, 1, 2, relative residual up to")
+    assert bool((solution.objectives > 0).all())

@@ -78,6 +78,7 @@ def assert_measured(solution, right, matrix):
     rows = flatten(right)
     residuals = (rows - flatten(solution.blocks) @ matrix).norm(dim=1) / rows.norm(dim=1)
     torch.testing.assert_close(solution.residuals, residuals, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(solution.objectives, objective(matrix, flatten(solution.blocks), right))
 
 
 def objective(matrix, rows, right):

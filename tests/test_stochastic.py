@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.test_solve import assert_measured, assert_solves, dense_inverse_of, formed_problem, objective, problem, solved
-from whence.curvature import Damped, flatten, split
+from whence.curvature import Damped, flatten, scaled, split
 from whence.errors import BadInput
 from whence.solve import solve_astra, solve_lissa
-from whence.solve.stochastic import Batches, safe_step
+from whence.solve.stochastic import Batches, safe_step, walk
 
 
 def block_inverse_of(matrix, right):
@@ -121,7 +121,7 @@ def test_a_solution_no_better_than_zero_says_so():
     solution = solve_astra(
         operator, right, damping, lambda blocks: [50.0 * block for block in blocks], batch_size=2, iterations=2
     )
-    assert solution.notes[0].startswith("not converged: queries 0, 1, 2 no better than zero")
+    assert solution.notes[0].startswith("no better than zero: queries 0, 1, 2, relative residual up to")
 
 
 def test_batches_are_fresh_and_seeded():
@@ -154,3 +154,14 @@ def test_a_zero_matrix_has_no_step():
 
     with pytest.raises(BadInput, match="a matrix whose top eigenvalue is 0"):
         solve_lissa(Zero(), [torch.ones(1, 2, 2)], [0.0])
+
+
+def test_a_query_that_turns_not_finite_stays_where_it_was():
+    operator, right, damping, _ = formed_problem("linear")
+    spoil = torch.tensor([1.0, float("nan"), 1.0]).double()
+    path = walk(
+        Damped(operator, damping), right, operator.zeros(3), lambda blocks: scaled(blocks, spoil[: len(blocks[0])]),
+        Batches(6, 6, 0), step=0.1, iterations=1, tolerance=1e-3,
+    )  # fmt: skip
+    assert path.diverged == [1]
+    assert bool((flatten(path.last)[1] == 0).all()) and bool((flatten(path.last)[0] != 0).any())

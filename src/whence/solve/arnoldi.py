@@ -22,7 +22,7 @@ def solve_arnoldi(
 ) -> Solution:
     """Approximate (A + damping)^-1 b inside the span of A's leading eigenvectors; what lies outside is dropped.
 
-    Schioppa et al. 2022, section 3. The residual counts the dropped part, which is most of b where few directions are kept.
+    Schioppa et al. 2022. The residual counts the dropped part, which is most of b where few directions are kept.
 
     Args:
         operator: A, undamped.

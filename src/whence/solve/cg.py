@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.capture import Blocks
 from whence.curvature import Damped, Operator, Preconditioner, added, inner
 from whence.errors import BadInput
-from whence.solve.solution import Solution, check_right_sides, few, pick, put, relative, residuals
+from whence.solve.solution import Solution, check_right_sides, few, measured, pick, put, relative
 
 __all__ = ["solve_cg"]
 
@@ -83,13 +83,14 @@ def solve_cg(
         before = after
     put(found, live, x)
 
-    true = residuals(damped, right, found)
+    true, reached = measured(damped, right, found)
     notes = [f"negative curvature: {few(bent)} stopped at it; use the Gauss-Newton matrix or more damping"] if bent else []
     above = [query for query in torch.nonzero(~(true <= 2 * tolerance))[:, 0].tolist() if query not in bent]
     if above:
         why = f"after {max_iterations} iterations" if set(above) <= set(live.tolist()) else "for rounding"
         notes.append(f"not converged {why}: {few(above)}, relative residual up to {float(true[above].max()):.2g}")
-    return Solution(found, true, products, tuple(notes), torch.stack(history) if history else torch.zeros(0, count).double())
+    past = torch.stack(history) if history else torch.zeros(0, count, dtype=torch.float64)
+    return Solution(found, true, reached, products, tuple(notes), past)
 
 
 def _positive(rest: Blocks, turned: Blocks) -> Tensor:

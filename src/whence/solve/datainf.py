@@ -20,7 +20,7 @@ __all__ = ["solve_datainf"]
 def solve_datainf(operator: Curvature, right: Blocks, damping: Sequence[float]) -> Solution:
     """Per unit (1/N) sum of (g g^T + damping)^-1 b, over the gradients g of N examples.
 
-    Kwon et al. 2024, equation 5, by Sherman and Morrison: b / damping - sum of g (g . b) / (damping + |g|^2) / (N damping). One pass over the
+    Kwon et al. 2024, by Sherman and Morrison: b / damping - sum of g (g . b) / (damping + |g|^2) / (N damping). One pass over the
     examples. It is the inverse of the Fisher only where all gradients agree or the damping is large against them; its authors mean it for
     adapters of low rank. The residual is that of (F + damping) x = b with the whole empirical Fisher F, units together.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.capture import Blocks
 from whence.curvature import Damped, Operator, Preconditioner, flatten, split
 from whence.errors import BadInput
-from whence.solve.solution import Solution, residuals
+from whence.solve.solution import Solution, measured, useless
 
 __all__ = ["LowRank", "Turned", "apply_inverse", "turn"]
 
@@ -117,5 +117,6 @@ def apply_inverse(
         The solution.
     """
     blocks, count = inverse(right), len(right[0])
-    true = residuals(Damped(operator, damping), right, blocks)
-    return Solution(blocks, true, torch.full((count,), spent + 1.0), tuple(notes), torch.zeros(0, count, dtype=torch.float64))
+    true, reached = measured(Damped(operator, damping), right, blocks)
+    products, history = torch.full((count,), spent + 1.0), torch.zeros(0, count, dtype=torch.float64)
+    return Solution(blocks, true, reached, products, (*notes, *useless(true, reached)), history)

@@ -22,7 +22,7 @@ def solve_nystroem(
 ) -> Solution:
     """Approximate (A + damping)^-1 b with A of low rank, by Woodbury; exact at full rank.
 
-    Hataya and Yamada 2023, section 3. The same products made into a preconditioner (`fit_nystroem`) let `solve_cg` do the rest.
+    Hataya and Yamada 2023. The same products made into a preconditioner (`fit_nystroem`) let `solve_cg` do the rest.
 
     Args:
         operator: A, positive semidefinite, undamped.

@@ -13,7 +13,7 @@ from whence.capture import Blocks
 from whence.curvature import Operator, added, inner
 from whence.errors import BadInput
 
-__all__ = ["Solution", "check_right_sides", "few", "pick", "put", "relative", "residuals"]
+__all__ = ["Solution", "check_right_sides", "few", "pick", "put", "measured", "relative", "useless"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,19 @@ class Solution:
 
     Args:
         blocks: x, per unit (Q, O, I).
-        residuals: |b - (A + damping) x| / |b|, measured with a last product over all examples, shape (Q,); 0 where b is zero.
+        residuals: |b - (A + damping) x| / |b|, measured with a last product over all examples, shape (Q,); 0 where b is zero. Dominated by
+            the steepest directions, it can be above 1 for an x that is good everywhere else.
+        objectives: x^T (A + damping) x / 2 - b^T x, over all examples, shape (Q,): what the solvers minimise. For a positive definite matrix
+            its distance to the lowest possible value is half the squared error of x in the matrix's own norm; for x = 0 it is 0.
         products: Products spent on each query, shape (Q,), counted in products over all examples: a batch of a tenth counts as a tenth.
         notes: What went wrong or has to be known: not converged, diverged, negative curvature, implicit damping.
-        history: After each iteration x^T (A + damping) x / 2 - b^T x, what the solvers minimise, shape (iterations, Q); a query that has
-            stopped keeps its last value. Empty for direct solvers.
+        history: The objectives at each iteration, shape (iterations, Q), on the examples that it saw; a query that has stopped keeps its
+            last value. Empty for direct solvers.
     """
 
     blocks: Blocks
     residuals: Tensor
+    objectives: Tensor
     products: Tensor
     notes: tuple[str, ...]
     history: Tensor
@@ -40,8 +44,8 @@ class Solution:
         return "; ".join([f"relative residual at most {worst:.2g} after {spent:.4g} products", *self.notes])
 
 
-def residuals(operator: Operator, right: Blocks, blocks: Blocks) -> Tensor:
-    """Relative residual of each query over all examples, shape (Q,).
+def measured(operator: Operator, right: Blocks, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Relative residual and objective of each query over all examples.
 
     Args:
         operator: The damped matrix.
@@ -49,9 +53,26 @@ def residuals(operator: Operator, right: Blocks, blocks: Blocks) -> Tensor:
         blocks: x.
 
     Returns:
-        |b - A x| / |b|, and 0 where both are zero.
+        |b - A x| / |b|, 0 where both are zero, and x^T A x / 2 - b^T x; shape (Q,) each.
     """
-    return relative(added(right, operator.times(blocks), -1.0), right)
+    rest = added(right, operator.times(blocks), -1.0)
+    return relative(rest, right), -0.5 * (inner(blocks, right) + inner(blocks, rest))
+
+
+def useless(residuals: Tensor, objectives: Tensor, besides: Sequence[int] = ()) -> list[str]:
+    """A note on the queries whose solution is further from the true one than zero is; none if there are none.
+
+    Args:
+        residuals: Of each query.
+        objectives: Of each query.
+        besides: Queries of which something worse is known.
+
+    Returns:
+        One note or none.
+    """
+    is_bad = ~(objectives < 0) & (residuals != 0)
+    bad = [query for query in torch.nonzero(is_bad)[:, 0].tolist() if query not in besides]
+    return [f"no better than zero: {few(bad)}, relative residual up to {float(residuals[bad].max()):.2g}"] if bad else []
 
 
 def relative(residual: Blocks, right: Blocks) -> Tensor:

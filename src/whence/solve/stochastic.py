@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.capture import Blocks
 from whence.curvature import Damped, Preconditioner, added, inner, scaled, top_eigenvalue
 from whence.errors import BadInput
-from whence.solve.solution import Solution, few, pick, put, relative, residuals
+from whence.solve.solution import Solution, few, measured, pick, put, relative, useless
 
 __all__ = ["Batches", "Walk", "finished", "safe_step", "walk"]
 
@@ -172,11 +172,7 @@ def finished(damped: Damped, right: Blocks, blocks: Blocks, path: Walk, products
     Returns:
         The solution.
     """
-    true = residuals(damped, right, blocks)
-    worse = [query for query in torch.nonzero(~(true < 1.0))[:, 0].tolist() if query not in path.diverged]
-    found = []
-    if path.diverged:
-        found.append(f"diverged: {few(path.diverged)}; use the Gauss-Newton matrix, or more damping")
-    if worse:
-        found.append(f"not converged: {few(worse)} no better than zero, relative residual up to {float(true[worse].max()):.2g}")
-    return Solution(blocks, true, products + 1, (*found, *notes), path.history)
+    true, reached = measured(damped, right, blocks)
+    bad = [f"diverged: {few(path.diverged)}; use the Gauss-Newton matrix, or more damping"] if path.diverged else []
+    notes = [*bad, *useless(true, reached, path.diverged), *notes]
+    return Solution(blocks, true, reached, products + 1, tuple(notes), path.history)
