@@ -223,6 +223,13 @@ def test_seeds():
     assert not torch.equal(first.blocks[0].values_OI, other.blocks[0].values_OI)
 
 
+def test_every_example_stage_and_draw_has_draws_of_its_own():
+    from whence.curvature.labels import _seed
+
+    keys = [(seed, stage, number, name) for seed in (0, 1) for stage in "ab" for number in (0, 1) for name in ("x", "y")]
+    assert len({_seed(*key) for key in keys}) == 16
+
+
 def test_the_datasets_labels_give_the_empirical_fisher():
     task, plan, dataset, found = fitted("gpt2", FitConfig(labels="dataset"), max_positions=30)
     gradients = objective_gradients(task, plan, dataset.examples, lambda model, batch, _: task.loss(model, batch))
