@@ -68,17 +68,18 @@ def test_networks_depend_on_their_seed_only(network):
 def test_a_bench_ranks_and_a_second_run_makes_nothing_twice(tmp_path):
     setting = small(tmp_path)
     chosen = [entry for entry in ENTRIES if entry.name in ("random", "bm25", "loss", "ekfac", "logra-rank16")]
-    found = run_setting(setting, entries=chosen, quiet=True)
+    found = run_setting(setting, entries=chosen, removal=("ekfac",), quiet=True)
     names = [row.method for row in found.evaluation.rows]
     assert {"random (seed 0)", "loss", "ekfac, recipe damping", "ekfac, recipe damping, 5 models"} <= set(names)
     assert not any("bm25" in name for name in names)  # a table of numbers has no words
     assert set(found.tuned) == {"ekfac, recipe damping", "logra rank 16, recipe damping"}
     assert found.tuning is not None and len(found.tuning.query_ids) < len(setting.queries)
+    assert [curve.method for curve in found.curves] == ["ekfac, recipe damping"] and not found.brittleness
     json.dumps(found.to_dict(), allow_nan=False)
     moments = {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
     extra = tmp_path / "extra"
     save_table(replace(random_scores(setting.train, setting.queries, seed=1), method="another system"), extra / "one")
-    again = run_setting(setting, entries=chosen, extra=extra, quiet=True)
+    again = run_setting(setting, entries=chosen, extra=extra, removal=(), quiet=True)
     assert {row.method for row in again.evaluation.rows} == {*names, "another system"}
     assert moments == {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
 

@@ -4,16 +4,27 @@ Axes: Q queries, N training examples.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from whence.bench.entries import ENTRIES, Entry
+from whence.bench.extras import brittle, curves, mislabels
 from whence.bench.settings import Setting
 from whence.data import digest_of
 from whence.errors import Unsupported
-from whence.evaluate import Evaluation, Tuned, evaluate, load_table, save_table, tune
+from whence.evaluate import (
+    Brittleness,
+    Evaluation,
+    MislabelReport,
+    RemovalCurve,
+    Tuned,
+    evaluate,
+    load_table,
+    save_table,
+    tune,
+)
 from whence.progress import say
 from whence.records import ScoreTable
 from whence.score import mean_table
@@ -24,6 +35,7 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Shares of the mean eigenvalue that the sweep tries."""
 
 _MEMBERS = 5
+_REMOVED = ("pcg", "ekfac", "lorif-rank32-factorrank2", "grad-dot-exact", "similarity")
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,17 @@ class Bench:
         evaluation: Every method with the damping it chooses by itself, on all queries.
         tuned: The choice on the tuning queries, by the name of the table with the damping chosen without tuning.
         tuning: Chosen against tuned damping, on the other queries; None if nothing could be tuned.
+        curves: What retraining without the highest scored shares does, for some methods.
+        brittleness: How few proponents carry a class, for the same methods and a classifier.
+        mislabels: Wrong labels found, for noisy labels.
     """
 
     evaluation: Evaluation
     tuned: Mapping[str, Tuned]
     tuning: Evaluation | None
+    curves: Sequence[RemovalCurve] = ()
+    brittleness: Sequence[Brittleness] = ()
+    mislabels: MislabelReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -49,6 +67,9 @@ class Bench:
                 for name, found in self.tuned.items()
             },
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
+            "curves": [curve.to_dict() for curve in self.curves],
+            "brittleness": [found.to_dict() for found in self.brittleness],
+            "mislabels": None if self.mislabels is None else self.mislabels.to_dict(),
         }
 
 
@@ -57,6 +78,7 @@ def run_setting(
     *,
     entries: Sequence[Entry] = ENTRIES,
     extra: Path | None = None,
+    removal: Collection[str] = _REMOVED,
     workers: int = 1,
     quiet: bool = False,
 ) -> Bench:
@@ -66,7 +88,8 @@ def run_setting(
         setting: What to run.
         entries: The rows.
         extra: Folder with tables of other systems, for the same examples and queries.
-        workers: Processes for the bank.
+        removal: Names of the entries that are also tested by removing what they rank highest.
+        workers: Processes for retraining.
         quiet: No progress on stderr.
 
     Returns:
@@ -74,12 +97,14 @@ def run_setting(
     """
     bank = setting.bank(workers=workers, quiet=quiet)
     tables: list[ScoreTable] = []
+    removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
     for entry in entries:
         table = _table(setting, entry, "chosen")
         if table is None:
             continue
         tables.append(table)
+        removed += [table] if entry.name in removal else []
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
             found = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}
@@ -91,7 +116,14 @@ def run_setting(
         tables += [load_table(folder) for folder in sorted(extra.iterdir()) if (folder / "table.json").is_file()]
     tuned = {name: tune(sweep, bank) for name, sweep in sweeps.items()}
     pairs = [table for table in tables if table.method in tuned] + [found.table for found in tuned.values()]
-    return Bench(evaluate(tables, bank), tuned, evaluate(pairs, bank) if pairs else None)
+    return Bench(
+        evaluate(tables, bank),
+        tuned,
+        evaluate(pairs, bank) if pairs else None,
+        curves(setting, removed, workers=workers, quiet=quiet),
+        brittle(setting, removed, workers=workers, quiet=quiet),
+        mislabels(setting),
+    )
 
 
 def _table(

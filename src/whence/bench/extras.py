@@ -1,0 +1,99 @@
+"""What the bench shows besides LDS: removal curves, brittleness, wrong labels.
+
+Axes: N training examples, Q queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from whence.bench.settings import Setting
+from whence.bench.small import SmallRetrain
+from whence.evaluate import Brittleness, MislabelReport, RemovalCurve, brittleness, mislabel_report, removal_curve
+from whence.pipeline import attribute, self_influence
+from whence.records import ScoreTable
+from whence.score import loss_scores
+
+__all__ = ["Correct", "brittle", "curves", "mislabels"]
+
+_FRACTIONS = (0.01, 0.05, 0.1)
+_KS = (10, 20, 40, 80)
+_SEEDS = range(2000, 2003)
+_BRITTLE_QUERIES = 20
+
+
+@dataclass(frozen=True)
+class Correct:
+    """What brittleness measures: 1 for each query whose class is right, 0 otherwise.
+
+    Args:
+        inputs_QD: The queries.
+        targets_Q: Their classes.
+    """
+
+    inputs_QD: Tensor
+    targets_Q: Tensor
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """One number per query, shape (Q,)."""
+        with torch.no_grad():
+            return (model(self.inputs_QD).argmax(1) == self.targets_Q).double()
+
+
+def curves(setting: Setting, tables: Sequence[ScoreTable], *, workers: int, quiet: bool = False) -> list[RemovalCurve]:
+    """Retraining without the highest scored shares of the data, per table; the random control is shared by its files."""
+    return [
+        removal_curve(
+            setting.retrain,
+            setting.measure,
+            table,
+            fractions=_FRACTIONS,
+            seeds=_SEEDS,
+            folder=setting.folder / "removed",
+            fingerprint=setting.retrain.fingerprint + setting.measure.fingerprint,
+            workers=workers,
+            quiet=quiet,
+        )
+        for table in tables
+    ]
+
+
+def brittle(setting: Setting, tables: Sequence[ScoreTable], *, workers: int, quiet: bool = False) -> list[Brittleness]:
+    """How few proponents carry a class, for the first queries of a classifier; none for other settings."""
+    if not isinstance(setting.retrain, SmallRetrain) or setting.retrain.targets_N.is_floating_point():
+        return []
+    count = _BRITTLE_QUERIES
+    correct = Correct(setting.measure.inputs_QD[:count], setting.measure.targets_Q[:count])
+    return [
+        brittleness(
+            setting.retrain,
+            correct,
+            replace(table, scores=table.scores[:count], query_ids=table.query_ids[:count]),
+            setting.retrain.targets_N,
+            correct.targets_Q,
+            ks=_KS,
+            seeds=_SEEDS,
+            folder=setting.folder / "brittle",
+            fingerprint=setting.retrain.fingerprint + setting.measure.fingerprint,
+            workers=workers,
+            quiet=quiet,
+        )
+        for table in tables
+    ]
+
+
+def mislabels(setting: Setting) -> MislabelReport | None:
+    """Wrong labels found by self-influence, beside the plain loss; None for a setting without wrong labels."""
+    if setting.flipped_N is None:
+        return None
+    task, train = setting.task, setting.train
+    losses_N = loss_scores(task, train, setting.queries, quiet=True).scores[0]
+    found: Mapping[str, Tensor] = {
+        "self-influence, ekfac": self_influence(task, train, quiet=True).scores[0],
+        "gradient norm": self_influence(task, train, method="grad-dot-exact", quiet=True).scores[0],
+        # An example that pulls against the others of its class has a low score for the queries on average.
+        "harm to the queries, ekfac": -attribute(task, train, setting.queries, quiet=True).scores.mean(0),
+    }
+    return mislabel_report(found, losses_N, setting.flipped_N)
