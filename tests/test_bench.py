@@ -70,11 +70,11 @@ def test_a_bench_ranks_and_a_second_run_makes_nothing_twice(tmp_path):
     chosen = [entry for entry in ENTRIES if entry.name in ("random", "bm25", "loss", "ekfac", "logra-rank16")]
     found = run_setting(setting, entries=chosen, removal=("ekfac",), quiet=True)
     names = [row.method for row in found.evaluation.rows]
-    assert {"random (seed 0)", "loss", "ekfac, recipe damping", "ekfac, recipe damping, 5 models"} <= set(names)
+    assert {"random (seed 0)", "loss", "ekfac, default damping", "ekfac, default damping, 5 models"} <= set(names)
     assert not any("bm25" in name for name in names)  # a table of numbers has no words
-    assert set(found.tuned) == {"ekfac, recipe damping", "logra rank 16, recipe damping"}
+    assert set(found.tuned) == {"ekfac, default damping", "logra rank 16, recipe damping"}
     assert found.tuning is not None and len(found.tuning.query_ids) < len(setting.queries)
-    assert [curve.method for curve in found.curves] == ["ekfac, recipe damping"] and not found.brittleness
+    assert [curve.method for curve in found.curves] == ["ekfac, default damping"] and not found.brittleness
     json.dumps(found.to_dict(), allow_nan=False)
     moments = {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
     extra = tmp_path / "extra"

@@ -43,7 +43,7 @@ class FitConfig:
     samples: int | None = None
     seed: int = 0
     sharing: Sharing = "expand"
-    largest_side: int = 4096
+    largest_side: int = 1024
 
     def __post_init__(self):
         choices = (("labels", ("auto", "exact", "sampled", "dataset")), ("sharing", ("expand", "reduce")))

@@ -39,7 +39,7 @@ def attribute(
     samples: int | None = None,
     seed: int = 0,
     sharing: Sharing = "expand",
-    largest_side: int = 4096,
+    largest_side: int = 1024,
     factors: str | Path | None = None,
     fit_on: Dataset | Iterable[Any] | int | None = None,
     query_rank: int | None = None,
@@ -62,7 +62,8 @@ def attribute(
         queries: The same of the queries.
         method: One of `whence.EXACT_METHODS`.
         relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature; without either the training recipe's, else 1e-3 of the mean.
+        absolute_damping: Value in units of the per-example loss's curvature; without either .03 x mean for factors, the training recipe's
+            value for solvers.
         labels: Over which labels the curvature is averaged: "auto", "exact", "sampled", or "dataset" for the empirical Fisher.
         samples: Draws where labels are drawn; None for 1.
         seed: Of the draws.
@@ -135,7 +136,7 @@ def self_influence(
     samples: int | None = None,
     seed: int = 0,
     sharing: Sharing = "expand",
-    largest_side: int = 4096,
+    largest_side: int = 1024,
     factors: str | Path | None = None,
     fit_on: Dataset | Iterable[Any] | int | None = None,
     batch_positions: int | None = None,

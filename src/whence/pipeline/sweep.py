@@ -53,7 +53,7 @@ def damping_sweep(
     samples: int | None = None,
     seed: int = 0,
     sharing: Sharing = "expand",
-    largest_side: int = 4096,
+    largest_side: int = 1024,
     factors: str | Path | None = None,
     fit_on: Dataset | Iterable[Any] | int | None = None,
     batch_positions: int | None = None,
