@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from whence.cli import app, main
-from whence.methods import METHODS
+from whence.methods import EXACT_METHODS, METHODS
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -152,15 +152,28 @@ def test_verify_json(run, store):
 
 def test_methods(run):
     out = run("methods")
-    for name in METHODS:
+    for name in (*METHODS, *EXACT_METHODS):
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", out), name
     found = json.loads(run("methods", "--json"))
-    assert [method["name"] for method in found] == list(METHODS) and all(method["paper"] for method in found)
+    assert [method["name"] for method in found] == [*METHODS, *EXACT_METHODS] and all(method["paper"] for method in found)
 
 
 def test_help_of_every_verb(run):
     out = run("--help")
-    for verb in ("demo", "build", "query", "verify", "inspect", "forecast", "methods"):
+    for verb in (
+        "demo",
+        "build",
+        "query",
+        "verify",
+        "inspect",
+        "forecast",
+        "score",
+        "attribute",
+        "bank",
+        "evaluate",
+        "bench",
+        "methods",
+    ):
         assert re.search(rf"^\W*{verb} ", out, re.MULTILINE)
         assert f"Usage: whence {verb}" in run(verb, "--help")
     assert re.match(r"\d+\.\d+\.\d+\n", run("--version"))
@@ -260,5 +273,18 @@ def test_a_closed_pipe_is_no_failure(arguments):
 
 def test_every_verb_resolves():
     """Commands are given as strings, so a wrong name would show only when it is used."""
-    for verb in ("demo", "build", "query", "verify", "inspect", "forecast", "methods"):
+    for verb in (
+        "demo",
+        "build",
+        "query",
+        "verify",
+        "inspect",
+        "forecast",
+        "score",
+        "attribute",
+        "bank",
+        "evaluate",
+        "bench",
+        "methods",
+    ):
         assert app[verb].default_command.__name__ == verb

@@ -27,6 +27,7 @@ _VERBS = {
     "inspect": ("stores", "Say what a store holds."),
     "forecast": ("stores", "Say what a build would take in memory, disk and time."),
     "score": ("truth", "Score every training example of a store for every query, into a table."),
+    "attribute": ("truth", "Score every training example for every query from whole gradients, without a store."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("truth", "Every method on small real settings, held against retraining."),

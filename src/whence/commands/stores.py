@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from whence.config import BuildConfig
 from whence.errors import BadInput
-from whence.methods import METHODS
+from whence.methods import EXACT_METHODS, METHODS
 
 __all__ = ["build", "demo", "forecast", "inspect", "methods", "query", "task_of_store", "verify"]
 
@@ -256,9 +256,9 @@ def methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] =
     from whence.report import print_methods
 
     if as_json:
-        print(json.dumps([asdict(method) for method in METHODS.values()]))
+        print(json.dumps([asdict(method) for method in (*METHODS.values(), *EXACT_METHODS.values())]))
     else:
-        print_methods(METHODS.values())
+        print_methods(METHODS.values(), EXACT_METHODS.values())
 
 
 def demo(

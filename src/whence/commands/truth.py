@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["bank", "bench", "evaluate", "score"]
+__all__ = ["attribute", "bank", "bench", "evaluate", "score"]
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -149,6 +149,63 @@ def score(
     table = score_table(opened, task, records, relative_damping=relative_damping, absolute_damping=absolute_damping)
     save_table(table, output)
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
+
+
+def attribute(
+    model: str,
+    data: str,
+    queries: str,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    method: str = "ekfac",
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    fit_on: int | None = None,
+    query_rank: int | None = None,
+    iterations: int | None = None,
+    factors: Path | None = None,
+) -> None:
+    """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
+
+    Args:
+        model: Hugging Face folder or hub name, or file.py:function that returns a task.
+        data: Training data, as in build.
+        queries: Queries, in any form that `whence build` takes as data.
+        output: Folder of the table: scores.npy and table.json.
+        method: One of the exact methods of `whence methods`.
+        task: What the model does.
+        split: Split of a Hugging Face dataset.
+        relative_damping: Damping as a share of each layer's mean curvature.
+        absolute_damping: Damping in units of the loss's curvature.
+        samples: Draws of labels where they are drawn; 1 if left out.
+        seed: Of everything random.
+        fit_on: Fit the curvature on so many training examples instead of all.
+        query_rank: Singular directions kept of every query's gradient of a weight: less memory.
+        iterations: Of the method's solver.
+        factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
+    """
+    from whence.evaluate import save_table
+    from whence.load import load_records, load_task
+    from whence.pipeline import SolveConfig
+    from whence.pipeline import attribute as run
+
+    records, asked = load_records(data, split=split), load_records(queries)
+    loaded, _ = load_task(model, kind=task)
+    table = run(
+        loaded, records, asked, method=method, relative_damping=relative_damping, absolute_damping=absolute_damping,
+        samples=samples, seed=seed, factors=factors, fit_on=fit_on, query_rank=query_rank,
+        solving=SolveConfig(iterations=iterations, seed=seed),
+    )  # fmt: skip
+    save_table(table, output)
+    print(
+        json.dumps(
+            {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
+        )
+    )
 
 
 def evaluate(

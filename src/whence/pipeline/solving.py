@@ -25,6 +25,7 @@ class SolveConfig:
     Args:
         iterations: At most; None takes the method's own (pcg 25, cg, arnoldi 100, astra 200, lissa 500).
         tolerance: Relative residual at which a query stops.
+        examples: Training examples, spread evenly, that the matrix is the mean over; None takes all. A product costs in proportion.
         rank: Directions kept by nystroem and arnoldi.
         batch_examples: Training examples per iteration of astra and lissa; the others take all of them every time.
         seed: Of the batches.
@@ -35,15 +36,21 @@ class SolveConfig:
 
     iterations: int | None = None
     tolerance: float = 1e-2
+    examples: int | None = None
     rank: int = 50
     batch_examples: int = 64
     seed: int = 0
 
     def __post_init__(self):
-        counts = (1 if self.iterations is None else self.iterations, self.rank, self.batch_examples)
+        counts = (
+            *(1 if value is None else value for value in (self.iterations, self.examples)),
+            self.rank,
+            self.batch_examples,
+        )
         if min(counts) < 1 or not self.tolerance > 0:
             raise BadInput(
-                found=f"iterations={self.iterations}, tolerance={self.tolerance}, rank={self.rank}, batch_examples={self.batch_examples}",
+                found=f"iterations={self.iterations}, tolerance={self.tolerance}, examples={self.examples}, rank={self.rank}, "
+                f"batch_examples={self.batch_examples}",
                 needed="positive numbers",
                 do="leave them out to take the method's own",
             )
@@ -78,7 +85,9 @@ def preconditioned(
 def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: SolveConfig) -> Solution:
     curvature, solver = ready.curvature, ready.method.solver
     assert curvature is not None and solver is not None
-    matrix = Curvature(ready.task, ready.plan, ready.train.examples, max_positions=ready.max_positions)
+    count = min(config.examples or len(ready.train), len(ready.train))
+    chosen = [ready.train.examples[place * len(ready.train) // count] for place in range(count)]
+    matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
     values = curvature.dampings(damping)
     iterations = config.iterations or _ITERATIONS.get(solver, 0)
 
@@ -94,7 +103,7 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
         return solve_arnoldi(matrix, rows, values, rank=config.rank, iterations=iterations, seed=config.seed)
     if solver == "datainf":
         return solve_datainf(replace(matrix, kind="empirical_fisher"), rows, values)
-    size = min(config.batch_examples, len(ready.train))
+    size = min(config.batch_examples, count)
     if solver == "astra":
         return solve_astra(
             matrix, rows, values, inverse, batch_size=size, iterations=iterations, tolerance=config.tolerance, seed=config.seed

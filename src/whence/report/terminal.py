@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from whence.methods import Method
+from whence.methods import ExactMethod, Method
 from whence.report.passages import clip, pieces, shorten, strongest
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, titl
     console.print(table)
 
 
-def print_methods(methods: Iterable[Method]) -> None:
-    """The table of methods on stdout."""
+def print_methods(stored: Iterable[Method], exact: Iterable[ExactMethod]) -> None:
+    """The tables of methods on stdout: those of stores, and those that go through the training data for every set of queries."""
     header = ("method", "what it does", "rank", "factors", "curvature", "passes", "paper")
     print_table(
         header,
@@ -161,6 +161,9 @@ def print_methods(methods: Iterable[Method]) -> None:
                 method.passes,
                 method.paper,
             )
-            for method in methods
+            for method in stored
         ),
+        title="With a store: whence build, whence query",
     )
+    rows = ((method.name, method.summary, method.passes, method.paper) for method in exact)
+    print_table(("method", "what it does", "passes", "paper"), rows, title="Exact, without a store: whence attribute")
