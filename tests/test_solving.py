@@ -1,0 +1,110 @@
+"""Attribution with a solver against the Gauss-Newton matrix formed row by row."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import whence
+from tests import zoo
+from tests.reference.curvature import empirical_fisher, flat_rows, gauss_newton
+from tests.reference.gradients import dense_gradients, unit_gradients
+from whence.capture import plan_units
+from whence.curvature import FitConfig, fit_ekfac
+from whence.data import Dataset
+from whence.errors import BadInput
+
+ABSOLUTE = 0.3
+
+
+def case(name, queries=3, count=14):
+    task, dataset = zoo.make(name, count=count)
+    return task, plan_units(task), Dataset(dataset.examples[queries:]), Dataset(dataset.examples[:queries])
+
+
+def formed(task, plan, train, queries, matrix, damping_D):
+    rows_ND, rows_QD = (
+        flat_rows(unit_gradients(task, plan, dense_gradients(task, data.examples, objective)))
+        for data, objective in ((train, "loss"), (queries, "measurement"))
+    )
+    return -rows_QD @ torch.linalg.solve(matrix + torch.diag(damping_D), rows_ND.T) / len(train)
+
+
+def constant(plan, value):
+    return torch.full((sum(unit.outputs * unit.inputs for unit in plan.units),), value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", ["pcg", "cg"])
+@pytest.mark.parametrize("name", ["linear", "applied_twice", "tied", "conv2d"])
+def test_converged_solvers_equal_the_dense_solve(name, method):
+    task, plan, train, queries = case(name)
+    solving = whence.SolveConfig(iterations=400, tolerance=1e-10)
+    table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+    wanted = formed(task, plan, train, queries, gauss_newton(task, plan, train.examples), constant(plan, ABSOLUTE))
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+    assert table.method == f"{method}, damping 0.3" and "relative residual" in table.notes[-1]
+
+
+def test_the_other_solvers_come_near():
+    task, plan, train, queries = case("linear")
+    wanted = formed(task, plan, train, queries, gauss_newton(task, plan, train.examples), constant(plan, ABSOLUTE))
+    size = len(constant(plan, 0.0))
+    whole = {"batch_examples": len(train)}
+    settings = {
+        "astra": (whence.SolveConfig(iterations=200, tolerance=1e-8, **whole), 1e-3),
+        "lissa": (whence.SolveConfig(iterations=3000, tolerance=1e-8, **whole), 1e-2),
+        "nystroem": (whence.SolveConfig(rank=size), 1e-6),
+        "arnoldi": (whence.SolveConfig(rank=size, iterations=size), 1e-4),
+    }
+    for method, (solving, error) in settings.items():
+        table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+        # Arnoldi drops the null space, which training gradients of a Gauss-Newton matrix of full row space do not reach.
+        assert (table.scores - wanted).norm() < error * wanted.norm() or method == "arnoldi", method
+        assert spearmanr(table.scores.flatten(), wanted.flatten()).statistic > 0.9, method
+
+
+def test_datainf_is_damped_by_what_was_asked():
+    task, plan, train, queries = case("linear")
+    strong = 1e6
+    table = whence.attribute(task, train, queries, method="datainf", absolute_damping=strong, quiet=True)
+    fisher = empirical_fisher(task, plan, train.examples)
+    wanted = formed(task, plan, train, queries, fisher, constant(plan, strong))
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_relative_damping_is_a_share_of_each_units_mean_eigenvalue():
+    task, plan, train, queries = case("linear")
+    solving = whence.SolveConfig(iterations=400, tolerance=1e-10)
+    table = whence.attribute(task, train, queries, method="pcg", relative_damping=0.5, solving=solving, quiet=True)
+    blocks = fit_ekfac(task, plan, train, FitConfig(), max_positions=4096, quiet=True).blocks
+    parts = [
+        torch.full((unit.outputs * unit.inputs,), 0.5 * block.mean_eigenvalue)
+        for unit, block in zip(plan.units, blocks, strict=True)
+    ]
+    wanted = formed(task, plan, train, queries, gauss_newton(task, plan, train.examples), torch.cat(parts).double())
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_the_matrix_may_be_the_mean_over_some_examples():
+    task, plan, train, queries = case("linear")
+    solving = whence.SolveConfig(iterations=400, tolerance=1e-10, examples=4)
+    table = whence.attribute(task, train, queries, method="pcg", absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+    chosen = [train.examples[place * len(train) // 4] for place in range(4)]
+    wanted = formed(task, plan, train, queries, gauss_newton(task, plan, chosen), constant(plan, ABSOLUTE))
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_one_that_does_not_converge_says_so(capsys):
+    task, _, train, queries = case("linear")
+    solving = whence.SolveConfig(iterations=1, tolerance=1e-8)
+    table = whence.attribute(task, train, queries, method="cg", absolute_damping=1e-4, solving=solving)
+    assert "not converged after 1 iterations" in table.notes[-1] and "not converged" in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(BadInput, match="iterations=0"):
+        whence.SolveConfig(iterations=0)
+    with pytest.raises(BadInput, match="examples=0"):
+        whence.SolveConfig(examples=0)
+    task, _, train, queries = case("linear")
+    with pytest.raises(BadInput, match="a solver would have to run for each example"):
+        whence.attribute(task, train, queries, method="pcg", normalize="relatif", quiet=True)
