@@ -23,11 +23,13 @@ check: .venv-test/ready  ## format, lint, types, import ladder
 	.venv-test/bin/basedpyright --pythonpath .venv-test/bin/python
 	.venv-test/bin/lint-imports
 
-bench: .venv-test/ready  ## print the tables of docs/results.md
+bench: .venv-test/ready  ## print the tables of docs/results.md; about an hour the first time, for the banks
 	.venv-test/bin/python benchmarks/build_speed.py
 	.venv-test/bin/python benchmarks/query_speed.py
 	.venv-test/bin/python benchmarks/install_size.py
-	.venv-test/bin/python benchmarks/demo_lds.py
+	.venv-test/bin/python benchmarks/ekfac_speed.py
+	.venv-test/bin/whence bench -o whence-bench
+	.venv-test/bin/python benchmarks/bench_tables.py whence-bench
 
 docs: .venv-test/ready  ## write the generated pages
 	.venv-test/bin/python docs/generate.py

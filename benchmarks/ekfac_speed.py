@@ -1,6 +1,6 @@
 """Exact attribution against plain training arithmetic: fitting EK-FAC and scoring, in passes of forward and backward, in one run.
 
-    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64 --largest-side 4096]
+    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64 --largest-side 1024]
 
 The unit is one forward and backward pass over the same documents with gradients of all weights, in batches of the same size. Every part
 takes turns with it, so that a busy machine slows both; the ratio is the median over rounds. Capture alone freezes the weights, so two thirds
@@ -39,7 +39,7 @@ def make(arguments):
     return task, dataset.examples[: arguments.documents], dataset.examples[arguments.documents :]
 
 
-def parts_of(task, examples, queries, positions, largest_side=4096):
+def parts_of(task, examples, queries, positions, largest_side=1024):
     """The parts by name, in an order in which each has what it needs."""
     from whence.capture import capture, plan_units
     from whence.curvature import Damping, FitConfig
@@ -117,7 +117,7 @@ def main():
         "length": 64,
         "documents": 256,
         "queries": 64,
-        "largest-side": 4096,
+        "largest-side": 1024,
     }
     for name, value in {**defaults, "positions": 4096, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
