@@ -35,7 +35,7 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Shares of the mean eigenvalue that the sweep tries."""
 
 _MEMBERS = 5
-_REMOVED = ("pcg", "ekfac", "lorif-rank32-factorrank2", "grad-dot-exact", "similarity")
+_REMOVED = ("pcg", "ekfac", "lorif-rank32-factorrank2", "similarity")
 
 
 @dataclass(frozen=True)
