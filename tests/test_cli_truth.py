@@ -1,0 +1,86 @@
+"""Verbs about truth, end to end: score, attribute, bank, evaluate."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from whence.cli import main
+from whence.evaluate import load_table, open_bank
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments, status=0):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == status
+        captured = capsys.readouterr()
+        return captured.out if status == 0 else captured.err
+
+    return command
+
+
+@pytest.fixture
+def queries(tmp_path):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"id": "q0", "text": "a cat sat"}\n{"id": "q1", "text": "the dog ran off"}\n')
+    return path
+
+
+def test_from_a_bank_to_a_comparison(run, tmp_path, model_folder, data_file, queries):
+    store, tables = tmp_path / "store", tmp_path / "tables"
+    run("build", model_folder, data_file, "-o", store, "--method", "logra", "--rank", "8")
+    scored = json.loads(run("score", store, queries, "-o", tables / "logra"))
+    assert scored["queries"] == 2 and scored["train"] == 12
+    exact = json.loads(
+        run("attribute", model_folder, data_file, queries, "-o", tables / "ekfac", "--factors", tmp_path / "fit")
+    )
+    assert exact["method"] == "ekfac, default damping" and exact["train"] == 12
+    assert load_table(tables / "ekfac").scores.shape == (2, 12)
+    assert load_table(tables / "logra").bytes_per_example > 0
+
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "values = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))\n"
+        "def retrain(keep, seed):\n    return -(values[keep].sum(0) + 0.1 * seed)\n"
+    )
+    bank = tmp_path / "bank"
+    words = ["bank", "--train", f"{script}:retrain", "--data", data_file, "--queries", queries, "-o", bank]
+    made = json.loads(run(*words, "--subsets", 8, "--seeds", 2, "--json"))
+    assert made == {"bank": str(bank), "subsets": 8, "seeds": 2, "queries": 2, "examples": 12}
+    assert open_bank(bank).train_ids[0] == "t0" and open_bank(bank).query_ids == ("q0", "q1")
+    out = run("evaluate", bank, tables / "logra", tables / "ekfac")
+    assert "ekfac" in out and "8 subsets with 50% of 12 examples, 2 seeds each, 2 queries" in out
+
+
+def test_a_bank_of_another_is_imported(run, tmp_path):
+    masks = torch.rand(6, 10, generator=torch.Generator().manual_seed(0)) < 0.5
+    np.savez(tmp_path / "others.npz", masks=masks.numpy(), losses=np.random.default_rng(0).normal(size=(6, 3)))
+    name = tmp_path / "others.npz"
+    words = ["bank", "-o", tmp_path / "bank", "--masks", f"{name}:masks", "--outcomes", f"{name}:losses", "--values", "loss"]
+    assert "subsets 6, seeds 1, queries 3, examples 10" in run(*words)
+    assert torch.equal(open_bank(tmp_path / "bank").masks_MN, masks)
+
+
+def test_leaving_one_out_at_a_time(run, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("def retrain(keep, seed):\n    return [float(keep.sum())]\n")
+    words = ["bank", "--train", f"{script}:retrain", "--examples", 5, "--leave-out", 1, "--subsets", 99, "--seeds", 1]
+    run(*words, "-o", tmp_path / "bank")
+    assert torch.equal(open_bank(tmp_path / "bank").masks_MN, ~torch.eye(5, dtype=torch.bool))
+
+
+def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folder, data_file):
+    for words, text in (
+        (["bank", "-o", tmp_path / "b"], "no way to train, or more than one"),
+        (["bank", "-o", tmp_path / "b", "--train", "x.py:f"], "no number of training examples"),
+        (["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", "4"], "no Python file"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m.npy"], "one of --train, --command, and --masks with --outcomes"),
+        (["score", tmp_path / "nothing", queries, "-o", tmp_path / "t"], "nothing"),
+        (["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "magic"], "unknown method 'magic'"),
+        (["bench", "mnist", "-o", tmp_path / "x"], "the setting 'mnist'"),
+    ):
+        message = run(*words, status=2)
+        assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
