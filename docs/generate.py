@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 
 import whence
+import whence.evaluate
 from whence.cli import app
 
 FOLDER = Path(__file__).parent
@@ -29,6 +30,11 @@ def api_page() -> str:
             inner = getattr(function, "fget", None) or getattr(function, "func", function)
             if not member.startswith("_") and inspect.isfunction(inner):
                 parts += _entry("###", f"{name}.{member}", inner)
+    parts += ["# Evaluation", "", "Everything below is in the `whence.evaluate` namespace.", ""]
+    for name in sorted(whence.evaluate.__all__, key=str.lower):
+        value = getattr(whence.evaluate, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            parts += _entry("##", name, value)
     return "\n".join(parts).rstrip() + "\n"
 
 

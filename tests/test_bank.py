@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from whence.errors import BadInput
+from whence.errors import BadInput, UnknownOption
 from whence.evaluate import (
     Bank,
     CommandTrain,
@@ -240,3 +240,50 @@ def test_a_function_in_a_file_trains(tmp_path):
     assert FileTrain(f"{script}:retrain")(torch.tensor([True, False]), 3) == [1, 3]
     with pytest.raises(BadInput, match="no function 'other'"):
         FileTrain(f"{script}:other")(torch.tensor([True]), 0)
+
+
+def test_a_finished_bank_is_not_replaced_by_another(tmp_path):
+    made(tmp_path, random_subsets(12, 6))
+    for masks, seeds in (
+        (random_subsets(12, 4), (0, 1)),
+        (random_subsets(12, 6, seed=9), (0, 1)),
+        (random_subsets(12, 6), (0,)),
+    ):
+        with pytest.raises(BadInput, match="a finished bank of 6 subsets and 2 seeds"):
+            made(tmp_path, masks, seeds=seeds)
+    assert len(open_bank(tmp_path).masks_MN) == 6
+
+
+def test_a_change_beside_the_training_file_is_noticed(tmp_path):
+    (tmp_path / "beside.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "mine.py").write_text(
+        "from beside import FACTOR\ndef retrain(keep, seed):\n    return [FACTOR * float(keep.sum())]\n"
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "whence",
+        "bank",
+        "--train",
+        f"{tmp_path}/mine.py:retrain",
+        "--examples",
+        "6",
+        "--subsets",
+        "3",
+    ]
+    words += ["--seeds", "1", "--values", "measurement", "-o", str(tmp_path / "bank")]
+    subprocess.run(words, check=True, capture_output=True)
+    (tmp_path / "beside.py").write_text("FACTOR = 10.0\n")
+    subprocess.run(words, check=True, capture_output=True)
+    assert open_bank(tmp_path / "bank").actual_MQ.flatten().tolist() == [30.0] * 3
+
+
+def test_training_that_reports_nothing_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="a training function that returned NoneType"):
+        as_reported(None)
+    with pytest.raises(BadInput, match="nosuchprogram, which cannot be run"):
+        CommandTrain("nosuchprogram {keep} {seed} {result}")(torch.ones(3, dtype=torch.bool), 0)
+    with pytest.raises(BadInput, match="the name 'train.py'; needed file.py:function"):
+        FileTrain("train.py")(torch.ones(3, dtype=torch.bool), 0)
+    with pytest.raises(UnknownOption, match="values='x'"):
+        import_bank(random_subsets(12, 3), torch.zeros(3, 2), values="x")

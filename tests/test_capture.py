@@ -233,3 +233,17 @@ def test_patterns_that_match_nothing():
         whence.Classification(nn.Linear(2, 2), track=["nope"])
     with pytest.raises(BadInput, match="no parameter to attribute"):
         whence.Classification(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_a_layer_may_be_called_by_keyword():
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    task = whence.Classification(Named())
+    examples = task.prepare([{"x": torch.randn(3, dtype=torch.float64), "label": n % 2} for n in range(4)]).examples
+    assert check_task(task, plan_units(task), examples) == []

@@ -227,3 +227,10 @@ def test_the_command_line_prints_json_and_a_page(tmp_path, capsys):
     assert main(words) == 0
     assert "a perfect prediction would reach" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "nowhere"), str(tmp_path / "true")]) == 2
+
+
+def test_a_table_of_more_examples_is_of_other_data():
+    wide = table(truth())
+    more = replace(wide, scores=torch.cat([wide.scores, wide.scores[:, :1]], 1), train_ids=(*wide.train_ids, "t60"))
+    with pytest.raises(BadInput, match="scores of 61 training examples for a bank of 60"):
+        predicted(more, bank())

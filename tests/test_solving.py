@@ -108,3 +108,15 @@ def test_settings_that_cannot_be_are_refused():
     task, _, train, queries = case("linear")
     with pytest.raises(BadInput, match="a solver would have to run for each example"):
         whence.attribute(task, train, queries, method="pcg", normalize="relatif", quiet=True)
+
+
+def test_a_solvers_settings_need_a_solver_and_a_sweep_says_how_it_went():
+    task, _, train, queries = case("linear")
+    with pytest.raises(BadInput, match="settings of a solver for kfac"):
+        whence.attribute(task, train, queries, method="kfac", solving=whence.SolveConfig(iterations=5), quiet=True)
+    found = whence.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", quiet=True)
+    assert all("pcg: relative residual" in table.notes[-1] for table in found.tables.values())
+    assert whence.attribute(task, train, queries, quiet=True).seconds > 0
+    for groups in ({}, {"a": {}}, {"a": ["0"]}):
+        with pytest.raises(BadInput, match="weights by id of a query"):
+            whence.attribute(task, train, queries, groups=groups, quiet=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from whence.errors import BadInput
 
-__all__ = ["absolute", "function_at", "is_function"]
+__all__ = ["absolute", "function_at", "is_function", "sources_of"]
 
 
 def is_function(name: str) -> bool:
@@ -18,8 +18,8 @@ def is_function(name: str) -> bool:
 
 def absolute(name: str) -> str:
     """The same with the file's absolute path."""
-    path, function = name.rsplit(":", 1)
-    return f"{Path(path).resolve()}:{function}"
+    path, colon, function = name.rpartition(":")
+    return f"{Path(path).resolve()}{colon}{function}" if path else name
 
 
 def function_at(name: str) -> Callable[..., Any]:
@@ -28,7 +28,9 @@ def function_at(name: str) -> Callable[..., Any]:
     Raises:
         BadInput: If there is no such file or no such function in it.
     """
-    path, function = name.rsplit(":", 1)
+    path, _, function = name.rpartition(":")
+    if not function or not path:
+        raise BadInput(found=f"the name {name!r}", needed="file.py:function", do="add the name of the function")
     if not Path(path).is_file():
         raise BadInput(found=f"no Python file {path}", needed="file.py:function", do="check the path")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -46,3 +48,15 @@ def function_at(name: str) -> Callable[..., Any]:
             found=f"no function {function!r} in {path}", needed=f"one of: {', '.join(known) or 'none there'}", do="correct it"
         )
     return getattr(module, function)
+
+
+def sources_of(name: str) -> list[Path]:
+    """The Python files that a function depends on as far as its own folder goes: its file and what that imported from beside it.
+
+    Args:
+        name: As file.py:function; the file is run.
+    """
+    function_at(name)
+    home = Path(absolute(name).rpartition(":")[0])
+    beside = {Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    return sorted({home, *(file for file in beside if file.is_relative_to(home.parent) and "site-packages" not in file.parts)})

@@ -100,6 +100,8 @@ def run_setting(
     removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
     for entry in entries:
+        if setting.name in entry.not_on:
+            continue
         table = _table(setting, entry, "chosen")
         if table is None:
             continue

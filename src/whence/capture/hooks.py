@@ -151,7 +151,10 @@ def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device)
     # The anchor makes every tap part of the graph, even the first one, whose layer sees nothing that needs a gradient.
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = _Mode()
-    handles = [layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode)) for layer in plan.layers]
+    handles = [
+        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode), with_kwargs=True)
+        for layer in plan.layers
+    ]
     try:
         yield mode
     finally:
@@ -168,13 +171,14 @@ def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, 
         if layer.bias_unit is not None and layer.bias_unit != layer.weight_unit:
             consume(layer.bias_unit, layer.rule.bias(grad))
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
             return None
         if output.shape[0] == 1:
             # A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient.
             output = output.expand(num_examples, *output.shape[1:])
-        return _Tap.apply(output, anchor, args[0], emit, mode.copies)
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        return _Tap.apply(output, anchor, inputs, emit, mode.copies)
 
     return hook
 

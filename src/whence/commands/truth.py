@@ -37,7 +37,8 @@ def bank(
 ) -> None:
     """Retrain on many subsets and keep what the queries measured: the truth that scores are held against.
 
-    Every finished run is kept; running it again goes on where it stopped, and more subsets or seeds cost only the new runs.
+    Every finished run is kept; running it again goes on where it stopped, and more subsets or seeds cost only the new runs. A run counts as
+    finished as long as the training file (and what it imports from its own folder), the files named in --command, ids and seeds are the same.
 
     Args:
         output: Folder of the bank.
@@ -73,7 +74,7 @@ def bank(
         random_subsets,
         save_bank,
     )
-    from whence.functions import absolute
+    from whence.functions import absolute, sources_of
 
     train_ids, query_ids = (_ids(source) if source else None for source in (data, queries))
     num_examples = len(train_ids) if train_ids is not None else examples
@@ -99,8 +100,9 @@ def bank(
         else:
             drawn = random_subsets(num_examples, subsets, fraction=fraction, seed=seed)
         runner = CommandTrain(command) if command is not None else FileTrain(absolute(str(train)))
-        words = shlex.split(command) if command is not None else [absolute(str(train)).rsplit(":", 1)[0]]
-        contents = [Path(word).read_bytes().hex() for word in words if Path(word).is_file()]
+        named = [Path(word) for word in shlex.split(command or "") if Path(word).is_file()]
+        files = sources_of(str(train)) if command is None else named
+        contents = [file.read_bytes().hex() for file in files]
         recipe = command or str(train)
         made = make_bank(
             runner, as_reported, drawn, seeds=range(seeds), folder=output,
@@ -190,15 +192,18 @@ def attribute(
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
+    from whence.methods import exact_method_named
     from whence.pipeline import SolveConfig
     from whence.pipeline import attribute as run
 
+    has_solver = exact_method_named(method).solver is not None
+    solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
     records, asked = load_records(data, split=split), load_records(queries)
     loaded, _ = load_task(model, kind=task)
     table = run(
         loaded, records, asked, method=method, relative_damping=relative_damping, absolute_damping=absolute_damping,
         samples=samples, seed=seed, factors=factors, fit_on=fit_on, query_rank=query_rank,
-        solving=SolveConfig(iterations=iterations, seed=seed),
+        solving=solving,
     )  # fmt: skip
     save_table(table, output)
     print(
@@ -312,10 +317,12 @@ def _show_bench(name: str, found: Any) -> None:
 def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:
     """Print an evaluation, and write it."""
     from whence.report import print_table
+    from whence.store import disk_errors
 
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with disk_errors(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(found.to_dict()))
         return

@@ -133,12 +133,13 @@ def make_bank(
         The bank, as `open_bank` reads it.
 
     Raises:
-        BadInput: If seeds repeat or there are none.
+        BadInput: If seeds repeat or there are none, or the folder holds a finished bank with subsets or seeds that this one lacks.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
     num_examples = masks_MN.shape[1]
     folder = Path(folder)
+    _check_growth(folder, masks_MN, seeds)
     left_out = [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in masks_MN]
     # Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often.
     runs = [Run(removed, seed) for seed in seeds for removed in ([()] if full else []) + left_out]
@@ -167,6 +168,20 @@ def make_bank(
     )
     save_bank(bank, folder)
     return bank
+
+
+def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:
+    if not (folder / "bank.json").is_file():
+        return
+    there = open_bank(folder)
+    known = {mask_N.numpy().tobytes() for mask_N in masks_MN}
+    lost = sum(mask_N.numpy().tobytes() not in known for mask_N in there.masks_MN)
+    if lost or not set(there.seeds) <= set(seeds):
+        raise BadInput(
+            found=f"a finished bank of {len(there.masks_MN)} subsets and {len(there.seeds)} seeds in {folder}, not all of them in this one",
+            needed="the same subsets and seeds, or more",
+            do="choose another folder, or ask for what is there and more",
+        )
 
 
 def save_bank(bank: Bank, folder: str | Path) -> None:

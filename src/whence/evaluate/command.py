@@ -57,7 +57,12 @@ class CommandTrain:
             words = shlex.split(self.command)
             for place, value in values.items():
                 words = [word.replace(place, value) for word in words]
-            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+            try:
+                done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+            except OSError as error:
+                raise BadInput(
+                    found=f"{words[0]}, which cannot be run ({error.strerror})", needed="a program", do="check the command"
+                ) from error
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise BadInput(
@@ -91,8 +96,19 @@ class FileTrain:
 
 
 def as_reported(values: Any) -> Tensor:
-    """What the training function returned, as numbers per query: the `measure` of both kinds."""
-    return torch.as_tensor(values, dtype=torch.float64).detach().flatten()
+    """What the training function returned, as numbers per query: the `measure` of both kinds.
+
+    Raises:
+        BadInput: If it is no list of numbers.
+    """
+    try:
+        return torch.as_tensor(values, dtype=torch.float64).detach().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            found=f"a training function that returned {type(values).__name__}",
+            needed="one number per query, as a list or a tensor",
+            do="return the queries' losses or measurements",
+        ) from error
 
 
 @cache

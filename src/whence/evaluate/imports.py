@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput
+from whence.errors import BadInput, UnknownOption
 from whence.evaluate.bank import Bank, Values
 
 __all__ = ["import_bank", "read_array"]
@@ -43,7 +43,10 @@ def import_bank(
 
     Raises:
         BadInput: If the arrays do not fit each other, or indices come without `num_examples`.
+        UnknownOption: If `values` is neither.
     """
+    if values not in ("loss", "measurement"):
+        raise UnknownOption(found=f"values={values!r}", needed="one of: loss, measurement", do="say which, for the sign")
     masks_MN = _masks(subsets, num_examples)
     outcomes = outcomes[:, None] if outcomes.ndim == 2 else outcomes
     if outcomes.ndim != 3 or len(outcomes) != len(masks_MN):
@@ -117,6 +120,6 @@ def _masks(subsets: Tensor, num_examples: int | None) -> Tensor:
         raise BadInput(
             found=f"subsets of shape {tuple(subsets.shape)} with values from {subsets.min()} to {subsets.max()}, num_examples {num_examples}",
             needed="masks (subsets, examples) of zeros and ones, or indices of kept examples together with num_examples",
-            do="pass num_examples, or make masks of them",
+            do="pass num_examples (--examples), or make masks of them",
         )
     return torch.zeros(len(whole), num_examples, dtype=torch.bool).scatter_(1, whole, True)

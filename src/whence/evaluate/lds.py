@@ -137,7 +137,7 @@ def predicted(table: ScoreTable, bank: Bank) -> Tensor:
     """Sum of the scores of each subset's examples: the measurement that the table predicts, up to a constant per query.
 
     Args:
-        table: Scores for at least the bank's queries and examples.
+        table: Scores for the bank's examples and at least its queries.
         bank: The subsets.
 
     Returns:
@@ -156,6 +156,12 @@ def predicted(table: ScoreTable, bank: Bank) -> Tensor:
     scores_QN = checked(table)
     rows = _places("queries", table.query_ids, bank.query_ids)
     columns = _places("training examples", table.train_ids, bank.train_ids)
+    if len(table.train_ids) != len(bank.train_ids):
+        raise BadInput(
+            found=f"{table.method!r} with scores of {len(table.train_ids)} training examples for a bank of {len(bank.train_ids)}",
+            needed="the same examples in both: ids that are only numbers fit any data",
+            do="score the data that the bank was made from",
+        )
     return bank.masks_MN.double() @ scores_QN[rows][:, columns].T
 
 

@@ -3,6 +3,7 @@
 Axes: Q queries, G groups of queries, N training examples.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch import Tensor
 from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
+from whence.methods import exact_method_named
 from whence.pipeline.asked import query_blocks
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
@@ -74,8 +76,8 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight, 16 to 256: less memory; None keeps it whole.
         groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
             then has one row per group.
-        normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of the example's self-influence
-            and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
+        normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's
+            self-influence and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
         solving: How far the solver of the method goes, if it has one.
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
@@ -86,11 +88,18 @@ def attribute(
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with.
+        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with or no solver to set.
         UnknownOption: If there is no such normalization.
     """
     if normalize not in (None, "cosine", "relatif", "theta-relatif"):
         raise UnknownOption(found=f"normalize={normalize!r}", needed="one of: cosine, relatif, theta-relatif", do="pick one")
+    started = time.monotonic()
+    if solving != SolveConfig() and exact_method_named(method).solver is None:
+        raise BadInput(
+            found=f"settings of a solver for {method}",
+            needed="a method with a solver",
+            do="leave solving out, or pass method='pcg'",
+        )
     asked = as_dataset(task, queries)
     weights_GQ, names = _weights(asked, groups)
     train = as_dataset(task, train)
@@ -122,7 +131,7 @@ def attribute(
         "" if query_rank is None else f"queries of rank {query_rank}",
         "" if normalize is None else f"{normalize}",
     )
-    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), notes)
+    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), notes, time.monotonic() - started)
 
 
 def self_influence(
@@ -189,6 +198,12 @@ def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None)
     ids = [example.id for example in queries.examples]
     if groups is None:
         return None, tuple(ids)
+    if not groups or not all(isinstance(members, Mapping) and members for members in groups.values()):
+        raise BadInput(
+            found=f"groups={dict(groups)!r}"[:200],
+            needed="by name of a group, weights by id of a query",
+            do="such as groups={'a - b': {'a': 1, 'b': -1}}",
+        )
     place = {name: number for number, name in enumerate(ids)}
     weights_GQ = torch.zeros(len(groups), len(ids), dtype=torch.float64)
     for row, (group, members) in enumerate(groups.items()):
@@ -225,6 +240,7 @@ def _table(
     normalize: Normalize | None,
     method: str,
     notes: tuple[str, ...],
+    seconds: float,
 ) -> ScoreTable:
     """The scores with their normalization, which scales every part alike."""
     ids = tuple(example.id for example in ready.train.examples)
@@ -234,7 +250,7 @@ def _table(
     if found.squared_norms_N is not None:
         tiny = torch.finfo(torch.float64).tiny
         scale_QN = scale_QN / found.squared_norms_N.sqrt().clamp_min(tiny)
-        unit = f"{plain}, over {'the root of its self-influence' if normalize == 'relatif' else 'the norm of its parameter change'}"
+        unit = f"{plain}, over {'the root of N x its self-influence' if normalize == 'relatif' else 'the norm of its parameter change'}"
         if norms_Q is not None:
             scale_QN = scale_QN * len(ready.train) / norms_Q.clamp_min(tiny)[:, None]
             unit = "cosine"
@@ -242,4 +258,4 @@ def _table(
     if found.units_UQN is not None:
         parts = {known.name: part * scale_QN for known, part in zip(ready.plan.units, found.units_UQN, strict=True)}
     tokens = {ids[place]: parts_QT * scale_QN[:, place, None] for place, parts_QT in sorted(found.tokens.items())}
-    return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, notes, parts, tokens)
+    return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, notes, parts, tokens, seconds=seconds)

@@ -100,8 +100,9 @@ def damping_sweep(
     asked = as_dataset(task, queries)
     check_task(task, ready.plan, asked.examples, objective="measurement")
     rows = query_gradients(ready, asked)
-    by_damping = [preconditioned(ready, rows, damping, SolveConfig())[0] for damping in dampings]
-    blocks = [torch.cat(stack) for stack in zip(*by_damping, strict=True)]
+    solved = [preconditioned(ready, rows, damping, SolveConfig()) for damping in dampings]
+    blocks = [torch.cat(stack) for stack in zip(*(found for found, _ in solved), strict=True)]
+    told = [() if solution is None else (f"{ready.method.solver}: {solution}",) for _, solution in solved]
     with meter("scan", len(ready.train), quiet=quiet) as progress:
         found = exact_scores(
             task, ready.plan, ready.train.examples, blocks, max_positions=ready.max_positions, progress=progress
@@ -109,8 +110,15 @@ def damping_sweep(
     scores_DQN = found.scores_QN.view(len(values), len(asked), len(ready.train))
     query_ids, train_ids = (tuple(example.id for example in data.examples) for data in (asked, ready.train))
     tables = {
-        value: ScoreTable(scores_QN, query_ids, train_ids, task.unit, ready.describe(damping.label if damping else ""))
-        for value, scores_QN, damping in zip(values, scores_DQN, dampings, strict=True)
+        value: ScoreTable(
+            scores_QN,
+            query_ids,
+            train_ids,
+            task.unit,
+            ready.describe(damping.label if damping else ""),
+            (*ready.notes(damping), *notes),
+        )  # fmt: skip
+        for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, told, strict=True)
     }
     agreement = spearman(scores_DQN[:-1], scores_DQN[1:]).mean(1)
     return DampingSweep(tables, tuple(agreement.tolist()))
