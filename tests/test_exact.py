@@ -313,11 +313,11 @@ def test_damping_is_chosen_and_told(capsys):
     assert table.method == "ekfac, default damping"
     assert table.notes[1:] == (
         "all labels, weighted, 11 examples",
-        "damping 0.03 x mean eigenvalue, the default of Kronecker-factored curvature",
+        "damping 0.1 x mean eigenvalue, the default of Kronecker-factored curvature",
     )
     assert table.unit == task.unit
     told = capsys.readouterr().err
-    assert "tracking" in told and "damping 0.03" in told
+    assert "tracking" in told and "damping 0.1" in told
     task.recipe = whence.Recipe("sgd", 50.0)
     known = whence.attribute(task, train, queries, method="pcg", quiet=True)
     assert known.method == "pcg, recipe damping" and "damping 0.02 from the training recipe" in known.notes[2]
