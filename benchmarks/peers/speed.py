@@ -13,6 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
+import torch
 from bergson_scores import table as bergson
 from exchange import Setting, load
 from kronfluence_scores import Analysis
@@ -54,7 +55,8 @@ def main():
     print("|---|---|---|---|")
     for name, found in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))
-        agreement = float(spearman(scores[name].double(), scores["whence, block weights"].double()).mean())
+        both = (torch.as_tensor(scores[key]).double() for key in (name, "whence, block weights"))
+        agreement = float(spearman(*both).mean())
         print(f"| {name} | {statistics.median(found):.1f} | {ratio:.2f} | {agreement:.3f} |")
     print(f"\npeak memory of the whole run {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
