@@ -14,6 +14,20 @@ from whence.cli import app, main
 from whence.methods import EXACT_METHODS, METHODS
 
 SOURCE = Path(__file__).parent.parent / "src"
+VERBS = (
+    "demo",
+    "build",
+    "query",
+    "verify",
+    "inspect",
+    "forecast",
+    "score",
+    "attribute",
+    "bank",
+    "evaluate",
+    "bench",
+    "methods",
+)
 
 
 def python(*arguments, **options):
@@ -160,20 +174,7 @@ def test_methods(run):
 
 def test_help_of_every_verb(run):
     out = run("--help")
-    for verb in (
-        "demo",
-        "build",
-        "query",
-        "verify",
-        "inspect",
-        "forecast",
-        "score",
-        "attribute",
-        "bank",
-        "evaluate",
-        "bench",
-        "methods",
-    ):
+    for verb in VERBS:
         assert re.search(rf"^\W*{verb} ", out, re.MULTILINE)
         assert f"Usage: whence {verb}" in run(verb, "--help")
     assert re.match(r"\d+\.\d+\.\d+\n", run("--version"))
@@ -273,18 +274,5 @@ def test_a_closed_pipe_is_no_failure(arguments):
 
 def test_every_verb_resolves():
     """Commands are given as strings, so a wrong name would show only when it is used."""
-    for verb in (
-        "demo",
-        "build",
-        "query",
-        "verify",
-        "inspect",
-        "forecast",
-        "score",
-        "attribute",
-        "bank",
-        "evaluate",
-        "bench",
-        "methods",
-    ):
+    for verb in VERBS:
         assert app[verb].default_command.__name__ == verb

@@ -53,12 +53,12 @@ def test_the_other_solvers_come_near():
         "astra": (whence.SolveConfig(iterations=200, tolerance=1e-8, **whole), 1e-3),
         "lissa": (whence.SolveConfig(iterations=3000, tolerance=1e-8, **whole), 1e-2),
         "nystroem": (whence.SolveConfig(rank=size), 1e-6),
-        "arnoldi": (whence.SolveConfig(rank=size, iterations=size), 1e-4),
+        # Drops directions without curvature, so that only the ranking is held against the whole solution.
+        "arnoldi": (whence.SolveConfig(rank=size, iterations=size), None),
     }
     for method, (solving, error) in settings.items():
         table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, solving=solving, quiet=True)
-        # Arnoldi drops the null space, which training gradients of a Gauss-Newton matrix of full row space do not reach.
-        assert (table.scores - wanted).norm() < error * wanted.norm() or method == "arnoldi", method
+        assert error is None or (table.scores - wanted).norm() < error * wanted.norm(), method
         assert spearmanr(table.scores.flatten(), wanted.flatten()).statistic > 0.9, method
 
 

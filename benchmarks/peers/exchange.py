@@ -146,8 +146,8 @@ def _write(table: Table, setting: Setting, folder: Path, peer: str) -> None:
     np.save(folder / "scores.npy", scores)
     record: dict[str, Any] = {
         "method": f"{peer.split()[0]} {table.method}",
-        "query_ids": [example.id for example in setting.queries.examples],
-        "train_ids": [example.id for example in setting.train.examples],
+        "query_ids": list(setting.queries.ids),
+        "train_ids": list(setting.train.ids),
         "unit": table.unit,
         "seconds": table.fit_seconds + table.score_seconds,
         "fit_seconds": table.fit_seconds,

@@ -30,7 +30,7 @@ _VERBS = {
     "attribute": ("truth", "Score every training example for every query from whole gradients, without a store."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
-    "bench": ("truth", "Every method on small real settings, held against retraining."),
+    "bench": ("bench", "Every method on small real settings, held against retraining."),
     "methods": ("stores", "List the attribution methods."),
 }
 # Commands as strings, so that `--help` does not wait for torch.

@@ -70,6 +70,11 @@ class Dataset:
         return len(self.examples)
 
     @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(example.id for example in self.examples)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of ids and contents in order: equal exactly when the examples are."""
         digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from whence.errors import BadInput, Unsupported
 from whence.records import Pair
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["Consume", "Objective", "capture", "frozen"]
+__all__ = ["Consume", "Objective", "capture", "frozen", "objective_function"]
 
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
@@ -86,6 +86,7 @@ def capture(
 
 
 def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
+    """An objective by name as a function of model and batch that gives one value per example, shape (B,)."""
     if isinstance(objective, str):
         return task.loss if objective == "loss" else task.measurement
     return objective

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["attribute", "bank", "bench", "evaluate", "score"]
+__all__ = ["attribute", "bank", "evaluate", "score", "show_evaluation"]
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -239,79 +238,6 @@ def evaluate(
     if html is not None:
         write_evaluation(html, found)
     show_evaluation(found, output=output, as_json=as_json)
-
-
-def bench(
-    settings: tuple[str, ...] = (),
-    /,
-    *,
-    output: Annotated[Path, Parameter(alias="-o")] = Path("whence-bench"),
-    extra: Path | None = None,
-    workers: int = 2,
-    as_json: Json = False,
-) -> None:
-    """Every method on small real settings, held against retraining.
-
-    The first run makes the banks, which takes most of the time; whatever is finished is kept.
-
-    Args:
-        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-noisy; all if left out.
-        output: Folder for models, banks, tables, results and pages.
-        extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
-        workers: Training runs at a time.
-        as_json: Print JSON instead of tables.
-    """
-    from whence.bench import SETTINGS, prepare, run_setting
-    from whence.pipeline import write_evaluation
-    from whence.report import Point
-
-    results = {}
-    for name in settings or SETTINGS:
-        setting = prepare(name, output)
-        found = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
-        results[name] = found.to_dict()
-        (setting.folder / "results.json").write_text(json.dumps(results[name], indent=1) + "\n", encoding="utf-8")
-        series = {
-            curve.method: [Point(fraction, *asdict(curve.rise(fraction)).values()) for fraction in curve.fractions]
-            for curve in found.curves
-        }
-        write_evaluation(setting.folder / "results.html", found.evaluation, title=f"The bench: {name}", curves=series)
-        if not as_json:
-            _show_bench(name, found)
-    if as_json:
-        print(json.dumps(results))
-
-
-def _show_bench(name: str, found: Any) -> None:
-    from whence.report import print_table
-
-    show_evaluation(found.evaluation, output=None, as_json=False, title=name)
-    if found.tuning is not None:
-        show_evaluation(found.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned")
-    if found.curves:
-        fractions = found.curves[0].fractions
-        rows = [(curve.method, *(curve.over_random(fraction) for fraction in fractions)) for curve in found.curves]
-        title = f"{name}: rise of the queries' mean loss without the highest scored, over that without random ones"
-        print_table(("method", *(f"{fraction:.0%}" for fraction in fractions)), rows, title=title)
-    if found.brittleness:
-        ks = found.brittleness[0].ks
-        rows = [
-            (f"{each.method}: {condition}", *(f"{each.share(condition, k).mean:.0%}" for k in ks))
-            for each in found.brittleness
-            for condition in (each.flipped_at if each is found.brittleness[0] else ("proponents",))
-        ]
-        kept = len(found.brittleness[0].query_ids)
-        print_table(
-            ("removed", *map(str, ks)), rows, title=f"{name}: share of {kept} right queries that flip without their top k"
-        )
-    if found.mislabels is not None:
-        rows = [
-            (label, str(each.auc), f"{each.average_precision:.3f}", *(f"{share:.0%}" for share in each.found.values()))
-            for label, each in found.mislabels.detections.items()
-        ]
-        shares = next(iter(found.mislabels.detections.values())).found
-        header = ("score", "AUC", "average precision", *(f"found in top {share:.0%}" for share in shares))
-        print_table(header, rows, title=f"{name}: {found.mislabels.num_flipped} wrong labels")
 
 
 def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, NonFinite
-from whence.evaluate.statistics import Interval
+from whence.evaluate.statistics import Interval, bootstrap_interval, drawn_counts, or_none
 
 __all__ = ["Bin", "Calibration", "calibration"]
 
@@ -58,8 +58,8 @@ class Calibration:
         return {
             "slope": self.slope.to_dict(),
             "correlation": self.correlation.to_dict(),
-            "slopes": [None if math.isnan(value) else value for value in self.slopes_Q.tolist()],
-            "correlations": [None if math.isnan(value) else value for value in self.correlations_Q.tolist()],
+            "slopes": [or_none(value) for value in self.slopes_Q.tolist()],
+            "correlations": [or_none(value) for value in self.correlations_Q.tolist()],
             "bins": [asdict(point) for point in self.bins],
             "num_subsets": self.num_subsets,
         }
@@ -119,21 +119,14 @@ def calibration(
             do="check that scores and subsets belong together",
         )
     once_1Q = _moments(predicted_MQ, actual_MQ, torch.ones(1, len(predicted_MQ), dtype=torch.float64))
-    drawn_DQ = _moments(predicted_MQ, actual_MQ, _draws(len(predicted_MQ), num_draws, seed))
+    drawn_DQ = _moments(
+        predicted_MQ, actual_MQ, drawn_counts(len(predicted_MQ), num_draws, torch.Generator().manual_seed(seed))
+    )
     slopes_1Q, correlations_1Q = _fits(*once_1Q)
     pooled = zip(_fits(*(part.sum(1) for part in once_1Q)), _fits(*(part.sum(1) for part in drawn_DQ)), strict=True)
-    slope, correlation = (_interval(float(value_1), drawn_D) for value_1, drawn_D in pooled)
+    slope, correlation = (bootstrap_interval(float(value_1), drawn_D) for value_1, drawn_D in pooled)
     bins = _bins(predicted_MQ.flatten(), actual_MQ.flatten(), num_bins)
     return Calibration(slope, correlation, slopes_1Q[0], correlations_1Q[0], bins, len(predicted_MQ))
-
-
-def _draws(num_subsets: int, num_draws: int, seed: int) -> Tensor:
-    """How often each subset is in each draw, shape (D, M)."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn_DM = torch.randint(num_subsets, (num_draws, num_subsets), generator=generator)
-    return torch.zeros(num_draws, num_subsets, dtype=torch.float64).scatter_add_(
-        1, drawn_DM, torch.ones_like(drawn_DM).double()
-    )
 
 
 def _moments(predicted_MQ: Tensor, actual_MQ: Tensor, counts_DM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,11 +144,6 @@ def _fits(product: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, T
     """Slope and correlation from the three sums; NaN where there is no spread."""
     scale = (predicted * actual).sqrt()
     return product / predicted.where(predicted > 0, math.nan), product / scale.where(scale > 0, math.nan)
-
-
-def _interval(value: float, drawn_D: Tensor) -> Interval:
-    low, high = torch.nanquantile(drawn_D, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(value, low, high)
 
 
 def _bins(predicted: Tensor, actual: Tensor, num_bins: int) -> tuple[Bin, ...]:

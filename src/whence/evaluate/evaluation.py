@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from whence.errors import BadInput
 from whence.evaluate.bank import Bank
 from whence.evaluate.calibration import Calibration, calibration
@@ -150,14 +152,15 @@ def evaluate(tables: Sequence[ScoreTable], bank: Bank, *, draws: int = 1000, see
         )
     bank = bank.of_queries(queries)
     judge = Judge(bank, draws=draws, seed=seed)
-    scored = sorted(((table, judge.lds(table)) for table in tables), key=lambda pair: -pair[1].interval.mean)
-    rows = [_row(table, lds, scored[0][1], bank) for table, lds in scored]
+    predictions = [predicted(table, bank) for table in tables]
+    scored = [(table, found, judge.lds_of(found)) for table, found in zip(tables, predictions, strict=True)]
+    scored.sort(key=lambda row: -row[2].interval.mean)
+    rows = [_row(table, found, lds, scored[0][2], bank) for table, found, lds in scored]
     num_examples = bank.masks_MN.shape[1]
     return Evaluation(tuple(rows), judge.ceiling, len(bank.masks_MN), num_examples, queries, bank.fraction, bank.unit)
 
 
-def _row(table: ScoreTable, lds: Lds, best: Lds, bank: Bank) -> Row:
-    predicted_MQ = predicted(table, bank)
+def _row(table: ScoreTable, predicted_MQ: Tensor, lds: Lds, best: Lds, bank: Bank) -> Row:
     varies = bool((predicted_MQ != predicted_MQ[:1]).any())
     return Row(
         table.method,

@@ -15,7 +15,7 @@ from torch import Tensor
 from whence.errors import BadInput
 from whence.evaluate.bank import Bank
 from whence.evaluate.ranks import ranks, spearman
-from whence.evaluate.statistics import Interval
+from whence.evaluate.statistics import Interval, bootstrap_interval, drawn_counts, or_none
 from whence.evaluate.tables import checked
 from whence.records import ScoreTable
 
@@ -66,16 +66,16 @@ class Lds:
     def minus(self, other: "Lds") -> Interval:
         """Difference to another table's score, paired by bootstrap draw."""
         mean = self.interval.mean - other.interval.mean
-        return _interval(mean, self.draws_D - other.draws_D)
+        return bootstrap_interval(mean, self.draws_D - other.draws_D)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
         return {
             "lds": self.interval.to_dict(),
             "same_seed": self.same_seed,
-            "share_of_ceiling": _or_none(self.share),
-            "ceiling": _or_none(self.ceiling.reachable),
-            "seed_to_seed": _or_none(self.ceiling.seed_to_seed),
+            "share_of_ceiling": or_none(self.share),
+            "ceiling": or_none(self.ceiling.reachable),
+            "seed_to_seed": or_none(self.ceiling.seed_to_seed),
             "per_query": self.per_query_Q.tolist(),
         }
 
@@ -98,11 +98,8 @@ class Judge:
             raise BadInput(found=f"a bank of {num_subsets} subsets", needed="3 or more to rank", do="retrain on more subsets")
         self.bank = bank
         generator = torch.Generator().manual_seed(seed)
-        drawn_DM = torch.randint(num_subsets, (draws, num_subsets), generator=generator)
         # How often each subset is in a draw.
-        self._weights_DM = torch.zeros(draws, num_subsets, dtype=torch.float64).scatter_add_(
-            1, drawn_DM, torch.ones(1, dtype=torch.float64).expand(draws, num_subsets)
-        )
+        self._weights_DM = drawn_counts(num_subsets, draws, generator)
         self._queries_DQ = torch.randint(num_queries, (draws, num_queries), generator=generator)
         self._actual_ranks_QM = ranks(bank.actual_MQ.T.contiguous())
 
@@ -123,14 +120,25 @@ class Judge:
         Raises:
             BadInput: If ids of the bank are missing in the table, or the table was tuned on some of these queries.
         """
-        predicted_QM = predicted(table, self.bank).T.contiguous()
+        return self.lds_of(predicted(table, self.bank))
+
+    def lds_of(self, predicted_MQ: Tensor) -> Lds:
+        """Score predictions themselves.
+
+        Args:
+            predicted_MQ: As `predicted` makes them.
+
+        Returns:
+            The score with its interval.
+        """
+        predicted_QM = predicted_MQ.T.contiguous()
         per_query_Q = spearman(predicted_QM, self.bank.actual_MQ.T)
         by_seed = [spearman(predicted_QM, self.bank.values_MSQ[:, seed].T).mean() for seed in range(len(self.bank.seeds))]
         # Subsets and queries are drawn independently, which covers both kinds of chance (Owen 2007, the pigeonhole bootstrap).
         values_DQ = _weighted_correlation(ranks(predicted_QM), self._actual_ranks_QM, self._weights_DM)
         draws_D = values_DQ.gather(1, self._queries_DQ).mean(1)
         same_seed = float(torch.stack(by_seed).mean())
-        return Lds(per_query_Q, _interval(float(per_query_Q.mean()), draws_D), same_seed, self.ceiling, draws_D)
+        return Lds(per_query_Q, bootstrap_interval(float(per_query_Q.mean()), draws_D), same_seed, self.ceiling, draws_D)
 
 
 def predicted(table: ScoreTable, bank: Bank) -> Tensor:
@@ -174,8 +182,8 @@ def noise_ceiling(bank: Bank) -> Ceiling:
     num_seeds = len(bank.seeds)
     if num_seeds < 2:
         return Ceiling(math.nan, math.nan, num_seeds)
-    ranked_SQM = ranks(bank.values_MSQ.permute(1, 2, 0))
-    pairs = [spearman(ranked_SQM[a], ranked_SQM[b]) for a, b in combinations(range(num_seeds), 2)]
+    values_SQM = bank.values_MSQ.permute(1, 2, 0)
+    pairs = [spearman(values_SQM[a], values_SQM[b]) for a, b in combinations(range(num_seeds), 2)]
     single_Q = torch.stack(pairs).mean(0)
     reliability_Q = (num_seeds * single_Q / (1 + (num_seeds - 1) * single_Q)).clamp(0.0, 1.0)
     return Ceiling(float(single_Q.mean()), float(reliability_Q.sqrt().mean()), num_seeds)
@@ -204,12 +212,3 @@ def _places(what: str, there: tuple[str, ...], wanted: tuple[str, ...]) -> Tenso
             do="score the data that the bank was made from, with the same ids",
         )
     return torch.tensor([place[name] for name in wanted], dtype=torch.long)
-
-
-def _interval(mean: float, draws_D: Tensor) -> Interval:
-    low, high = torch.quantile(draws_D, torch.tensor([0.025, 0.975], dtype=draws_D.dtype)).tolist()
-    return Interval(mean, low, high)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

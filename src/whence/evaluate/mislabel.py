@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whence.errors import BadInput, NonFinite
 from whence.evaluate.ranks import ranks
-from whence.evaluate.statistics import Interval
+from whence.evaluate.statistics import Interval, bootstrap_interval
 
 __all__ = ["Detection", "MislabelReport", "detection", "flip_labels", "mislabel_report"]
 
@@ -165,7 +165,9 @@ def mislabel_report(
         drawn[name] = _auc_draws(scores_N, is_flipped_N, num_draws, seed)
         detections[name] = _detection(scores_N, is_flipped_N, drawn[name])
     baseline = detections[BASELINE].auc.mean
-    gains = {name: _interval(detections[name].auc.mean - baseline, drawn[name] - drawn[BASELINE]) for name in self_influence}
+    gains = {
+        name: bootstrap_interval(detections[name].auc.mean - baseline, drawn[name] - drawn[BASELINE]) for name in self_influence
+    }
     return MislabelReport(len(flipped_N), int(flipped_N.sum()), detections, gains)
 
 
@@ -197,7 +199,7 @@ def _detection(scores_N: Tensor, flipped_N: Tensor, drawn_D: Tensor) -> Detectio
     precision = float((flips * found / inspected).sum()) / num_flipped
     inspected_steps, found_steps = (np.concatenate([[0.0], values.numpy()]) for values in (inspected, found))
     shares = {share: float(np.interp(share * num_examples, inspected_steps, found_steps)) / num_flipped for share in _SHARES}
-    return Detection(_interval(auc, drawn_D), precision, shares)
+    return Detection(bootstrap_interval(auc, drawn_D), precision, shares)
 
 
 def _auc_draws(scores_N: Tensor, flipped_N: Tensor, num_draws: int, seed: int) -> Tensor:
@@ -212,8 +214,3 @@ def _auc_draws(scores_N: Tensor, flipped_N: Tensor, num_draws: int, seed: int) -
         wrong_G, right_G = (torch.bincount(side, minlength=num_groups).double() for side in picked)
         drawn_D[draw] = (wrong_G * (right_G.cumsum(0) - right_G / 2)).sum() / (len(wrong) * len(right))
     return drawn_D
-
-
-def _interval(value: float, drawn_D: Tensor) -> Interval:
-    low, high = torch.quantile(drawn_D, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(value, low, high)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whence.errors import BadInput
 from whence.evaluate.retrain import Measure, Run, Train, measure_runs
-from whence.evaluate.statistics import Interval, mean_interval
+from whence.evaluate.statistics import Interval, mean_interval, or_none
 
 __all__ = ["ConditionResult", "RemovalResult", "random_removals", "removal_test"]
 
@@ -61,7 +61,7 @@ class ConditionResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        errors = [None if math.isnan(value) else value for value in self.standard_errors.tolist()]
+        errors = [or_none(value) for value in self.standard_errors.tolist()]
         return {
             "num_removed": list(self.num_removed),
             "rises": self.rises.tolist(),

@@ -3,9 +3,10 @@
 import math
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Interval", "mean_interval", "t_quantile"]
+__all__ = ["Interval", "bootstrap_interval", "drawn_counts", "mean_interval", "or_none", "t_quantile"]
 
 # Quantile 0.975 of Student's t for 1 to 30 degrees of freedom.
 _TABLE = (
@@ -30,7 +31,7 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """Plain numbers for JSON, which has no NaN."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        return {name: or_none(value) for name, value in asdict(self).items()}
 
 
 def mean_interval(values_S: Tensor) -> Interval:
@@ -52,6 +53,31 @@ def mean_interval(values_S: Tensor) -> Interval:
         return Interval(mean, math.nan, math.nan)
     half = t_quantile(num_values - 1) * float(values_S.std()) / math.sqrt(num_values)
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(value: float, drawn_D: Tensor) -> Interval:
+    """A value with the 95 % percentile interval of its bootstrap draws (Efron 1979).
+
+    Args:
+        value: On the data itself.
+        drawn_D: On each draw; NaN where a draw does not define it.
+
+    Returns:
+        The value and the interval.
+    """
+    low, high = torch.nanquantile(drawn_D, torch.tensor([0.025, 0.975], dtype=drawn_D.dtype)).tolist()
+    return Interval(value, low, high)
+
+
+def drawn_counts(size: int, num_draws: int, generator: torch.Generator) -> Tensor:
+    """How often each of `size` things is in each draw of as many with replacement, shape (draws, size), float64."""
+    drawn = torch.randint(size, (num_draws, size), generator=generator)
+    return torch.zeros(num_draws, size, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+
+
+def or_none(value: float) -> float | None:
+    """A number as JSON can hold it: None for NaN."""
+    return None if math.isnan(value) else value
 
 
 def t_quantile(degrees_of_freedom: int) -> float:

@@ -126,7 +126,7 @@ def tail_patch(
             do="ask for fewer",
         )
     ks = tuple(sorted(ks))
-    ids = [[example.id for example in dataset.examples] for dataset in (queries, train)]
+    ids = [dataset.ids for dataset in (queries, train)]
     order_QN = aligned(table, *ids).sort(dim=1, descending=True, stable=True).indices
     picked_QK = _outside(order_QN[:, ks[-1] :], ks[-1], seed)
     # A step is a set of examples; what several queries have in common is done once.

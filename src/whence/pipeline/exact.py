@@ -103,8 +103,7 @@ def attribute(
     asked = as_dataset(task, queries)
     weights_GQ, names = _weights(asked, groups)
     train = as_dataset(task, train)
-    ids = [example.id for example in train.examples]
-    unknown = sorted(set(tokens_of) - set(ids))
+    unknown = sorted(set(tokens_of) - set(train.ids))
     if unknown:
         raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
@@ -120,7 +119,7 @@ def attribute(
     if not quiet:
         for note in notes[1:]:
             say(note)
-    tokens = [place for place, name in enumerate(ids) if name in set(tokens_of)]
+    tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
     with meter("scan", len(train), quiet=quiet) as progress:
         found = exact_scores(
             task, ready.plan, train.examples, blocks,
@@ -187,7 +186,7 @@ def self_influence(
         )
     assert found.squared_norms_N is not None
     scores_1N = found.squared_norms_N[None] / len(ready.train)
-    ids = tuple(example.id for example in ready.train.examples)
+    ids = ready.train.ids
     method_line = ready.describe("" if damping is None else damping.label)
     return ScoreTable(
         scores_1N, ("self-influence",), ids, "loss of the example itself, negated", method_line, ready.notes(damping)
@@ -195,9 +194,9 @@ def self_influence(
 
 
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
-    ids = [example.id for example in queries.examples]
+    ids = queries.ids
     if groups is None:
-        return None, tuple(ids)
+        return None, ids
     if not groups or not all(isinstance(members, Mapping) and members for members in groups.values()):
         raise BadInput(
             found=f"groups={dict(groups)!r}"[:200],
@@ -243,7 +242,7 @@ def _table(
     seconds: float,
 ) -> ScoreTable:
     """The scores with their normalization, which scales every part alike."""
-    ids = tuple(example.id for example in ready.train.examples)
+    ids = ready.train.ids
     scale_QN = torch.ones_like(found.scores_QN)
     plain = ready.task.unit if ready.curvature is not None else f"inner product of gradients / {len(ready.train):,}"
     unit = plain

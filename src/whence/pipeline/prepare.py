@@ -14,12 +14,12 @@ from whence.pipeline.inputs import as_dataset
 from whence.progress import say
 from whence.tasks import AbstractTask
 
-__all__ = ["FACTOR_DAMPING", "SOLVER_DAMPING", "Prepared", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
-# Shares of the mean eigenvalue. Factors approximate, and on every bank of the bench they rank better with this than with the training
-# recipe's value, which is right for the Gauss-Newton matrix itself (docs/results.md).
-FACTOR_DAMPING = 0.1
-SOLVER_DAMPING = 1.0
+# Shares of the mean eigenvalue. Factors approximate, and on digits and text they rank better with this than with the training recipe's
+# value, which is right for the Gauss-Newton matrix itself (docs/log.md).
+_FACTOR_DAMPING = 0.1
+_SOLVER_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Prepared:
         """
         if self.curvature is not None:
             if self.method.solver is None and relative_damping is None and absolute_damping is None:
-                note = f"damping {FACTOR_DAMPING:g} x mean eigenvalue, the default of Kronecker-factored curvature"
-                return Damping(FACTOR_DAMPING, None, note, label="default damping")
+                note = f"damping {_FACTOR_DAMPING:g} x mean eigenvalue, the default of Kronecker-factored curvature"
+                return Damping(_FACTOR_DAMPING, None, note, label="default damping")
             return choose_damping(
                 self.task.recipe,
                 relative_damping=relative_damping,
                 absolute_damping=absolute_damping,
-                default=SOLVER_DAMPING,
+                default=_SOLVER_DAMPING,
             )
         if relative_damping is not None or absolute_damping is not None:
             raise BadInput(found=f"damping for {self.method.name}", needed="a method with curvature", do="leave damping out")

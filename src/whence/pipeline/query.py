@@ -107,13 +107,12 @@ def score_table(
     asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
         scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress)
-    ids = tuple(example.id for example in asked.dataset.examples)
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [asked.damping.label] if asked.damping is not None else []
     return ScoreTable(
         scores,
-        ids,
+        asked.dataset.ids,
         asked.store.ids(),
         asked.unit,
         f"{asked.method} {', '.join(settings)}",
@@ -176,23 +175,10 @@ class _Asked:
                 max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
             )  # fmt: skip
         ready = precondition(store, rows, damping)
-        if method.cosine:
-            return cls(
-                store,
-                task,
-                plan,
-                kronecker,
-                dataset,
-                rows,
-                ready,
-                rows.norms() / len(store),
-                "cosine",
-                method.name,
-                notes,
-                None,
-            )
-        unit = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
-        return cls(store, task, plan, kronecker, dataset, rows, ready, None, unit, method.name, notes, damping)
+        norms_Q = rows.norms() / len(store) if method.cosine else None
+        plain = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
+        unit = "cosine" if method.cosine else plain
+        return cls(store, task, plan, kronecker, dataset, rows, ready, norms_Q, unit, method.name, notes, damping)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
         """The hit with a score per token, unless its text does not give the tokens that it was built from."""

@@ -14,7 +14,7 @@ from whence.solve import Solution, solve_arnoldi, solve_astra, solve_cg, solve_d
 
 __all__ = ["SolveConfig", "preconditioned"]
 
-# Enough for the scores to stop moving (docs/log.md), not for the residual to vanish.
+# Enough to be affordable, not for the residual to vanish: what is left of it stands in the table's notes.
 _ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500, "arnoldi": 100}
 
 

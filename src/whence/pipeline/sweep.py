@@ -108,16 +108,15 @@ def damping_sweep(
             task, ready.plan, ready.train.examples, blocks, max_positions=ready.max_positions, progress=progress
         )
     scores_DQN = found.scores_QN.view(len(values), len(asked), len(ready.train))
-    query_ids, train_ids = (tuple(example.id for example in data.examples) for data in (asked, ready.train))
     tables = {
         value: ScoreTable(
             scores_QN,
-            query_ids,
-            train_ids,
+            asked.ids,
+            ready.train.ids,
             task.unit,
             ready.describe(damping.label if damping else ""),
             (*ready.notes(damping), *notes),
-        )  # fmt: skip
+        )
         for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, told, strict=True)
     }
     agreement = spearman(scores_DQN[:-1], scores_DQN[1:]).mean(1)

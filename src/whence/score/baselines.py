@@ -34,7 +34,7 @@ def random_scores(train: Dataset, queries: Dataset, *, seed: int = 0) -> ScoreTa
     """
     generator = torch.Generator().manual_seed(seed)
     scores_QN = torch.randn(len(queries), len(train), generator=generator)
-    return ScoreTable(scores_QN, _ids(queries), _ids(train), "standard normal draws", f"random (seed {seed})")
+    return ScoreTable(scores_QN, queries.ids, train.ids, "standard normal draws", f"random (seed {seed})")
 
 
 def loss_scores(
@@ -67,7 +67,7 @@ def loss_scores(
             in_halves(batch, run)
             progress.advance(len(batch))
     scores_QN = losses_N.expand(len(queries), -1).contiguous()
-    return ScoreTable(scores_QN, _ids(queries), _ids(train), "loss of the training example", "loss")
+    return ScoreTable(scores_QN, queries.ids, train.ids, "loss of the training example", "loss")
 
 
 def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) -> ScoreTable:
@@ -114,7 +114,7 @@ def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) 
             if term in number_of:
                 span = slice(starts[number_of[term]], starts[number_of[term] + 1])
                 row_N[example_of[span]] += count * weights[span]
-    return ScoreTable(torch.from_numpy(scores_QN), _ids(queries), _ids(train), "BM25", f"bm25 over {kind} (k1={k1:g}, b={b:g})")
+    return ScoreTable(torch.from_numpy(scores_QN), queries.ids, train.ids, "BM25", f"bm25 over {kind} (k1={k1:g}, b={b:g})")
 
 
 def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, list[list[Any]], list[list[Any]]]:
@@ -136,7 +136,3 @@ def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, l
         )
     found = [np.asarray(example.fields["input_ids"]).ravel().tolist() for example in examples]
     return "token ids", found[: len(train)], found[len(train) :]
-
-
-def _ids(dataset: Dataset) -> tuple[str, ...]:
-    return tuple(example.id for example in dataset.examples)

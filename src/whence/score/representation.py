@@ -47,7 +47,7 @@ def representation_similarity(
     with meter("representations", len(examples), quiet=quiet) as progress:
         layer, states_MH = _representations(task, examples, max_positions, progress)
     units_NH, units_QH = nn.functional.normalize(states_MH, dim=1).split([len(train), len(queries)])
-    query_ids, train_ids = (tuple(example.id for example in dataset.examples) for dataset in (queries, train))
+    query_ids, train_ids = queries.ids, train.ids
     method = f"representation similarity (input of {layer})"
     return ScoreTable(units_QH @ units_NH.T, query_ids, train_ids, "cosine", method)
 

@@ -196,7 +196,7 @@ def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_p
                 do="finish that build first, or delete its shards",
             )
     if others:
-        mine = {example.id for example in dataset.examples}
+        mine = set(dataset.ids)
         for seal in seals.values():
             if seal.data == dataset.fingerprint:
                 continue
