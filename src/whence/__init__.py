@@ -17,6 +17,7 @@ _HOMES = {
     "Classification": "whence.tasks",
     "Custom": "whence.tasks",
     "EXACT_METHODS": "whence.methods",
+    "Ensemble": "whence.score",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
@@ -45,6 +46,7 @@ __all__ = [  # noqa: PLE0604
     "CausalLM",
     "Classification",
     "Custom",
+    "Ensemble",
     "Hit",
     "Hits",
     "Recipe",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from whence.pipeline import SolveConfig, attribute, build, damping_sweep, query, score_table, self_influence
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
+    from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
 

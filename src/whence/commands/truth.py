@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,6 +128,7 @@ def score(
     model: str | None = None,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    ensemble: Path | None = None,
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -137,8 +139,11 @@ def score(
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
+        ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
+            model that is in already is not scored again.
     """
     from whence.commands.stores import task_of_store
+    from whence.data import digest_of
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.pipeline import score_table
@@ -147,7 +152,12 @@ def score(
     records = load_records(queries)
     opened = open_store(store)
     task = task_of_store(opened, store, model)
-    table = score_table(opened, task, records, relative_damping=relative_damping, absolute_damping=absolute_damping)
+    asked = task.prepare(records)
+    damping: dict[str, Any] = {"relative_damping": relative_damping, "absolute_damping": absolute_damping}
+    kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
+    settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
+    settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
+    table = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping))
     save_table(table, output)
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
 
@@ -169,6 +179,7 @@ def attribute(
     query_rank: int | None = None,
     iterations: int | None = None,
     factors: Path | None = None,
+    ensemble: Path | None = None,
 ) -> None:
     """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
 
@@ -188,6 +199,8 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
         iterations: Of the method's solver.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
+        ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
+            of all so far. A model that is in already is not scored again.
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
@@ -199,11 +212,20 @@ def attribute(
     solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
     records, asked = load_records(data, split=split), load_records(queries)
     loaded, _ = load_task(model, kind=task)
-    table = run(
-        loaded, records, asked, method=method, relative_damping=relative_damping, absolute_damping=absolute_damping,
-        samples=samples, seed=seed, factors=factors, fit_on=fit_on, query_rank=query_rank,
-        solving=solving,
-    )  # fmt: skip
+    train, asked = loaded.prepare(records), loaded.prepare(asked)
+    settings: dict[str, Any] = {
+        "method": method,
+        "relative_damping": relative_damping,
+        "absolute_damping": absolute_damping,
+        "samples": samples,
+        "seed": seed,
+        "fit_on": fit_on,
+        "query_rank": query_rank,
+    }
+    known = settings | {"iterations": iterations, "train": train.fingerprint, "queries": asked.fingerprint}
+    table = _counted_in(
+        ensemble, known, loaded, lambda: run(loaded, train, asked, factors=factors, solving=solving, **settings)
+    )
     save_table(table, output)
     print(
         json.dumps(
@@ -254,6 +276,21 @@ def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: st
         return
     print_table(found.header, found.cells(), title=title)
     print(found.summary())
+
+
+def _counted_in(folder: Path | None, settings: dict[str, Any], task: Any, make: Callable[[], Any]) -> Any:
+    """The table of a model; with an ensemble's folder the mean that it is part of."""
+    from whence.progress import say
+    from whence.score import Ensemble
+
+    if folder is None:
+        return make()
+    ensemble, member = Ensemble(folder, settings=settings), task.weights
+    if member in ensemble:
+        say(f"this model is one of the {len(ensemble)} in {folder} already")
+    else:
+        ensemble.add(make(), member=member)
+    return ensemble.table()
 
 
 def _array(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from whence.score.baselines import bm25, loss_scores, random_scores
 from whence.score.blocks import LowRank, QueryBlock, combine, truncate
-from whence.score.ensemble import mean_table
+from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
@@ -10,6 +10,7 @@ from whence.score.scan import Top, all_scores, top_scores
 from whence.score.tokens import token_scores
 
 __all__ = [
+    "Ensemble",
     "ExactScores",
     "LowRank",
     "Metric",

@@ -1,6 +1,6 @@
 """Rows on disk: format, writer, reader."""
 
-from whence.store.files import check_writable, damaged, disk_errors, read_tensors, sha256_of, write_json, write_tensors
+from whence.store.files import check_writable, damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
@@ -19,6 +19,7 @@ __all__ = [
     "disk_errors",
     "dtype_named",
     "listed_files",
+    "locked",
     "open_store",
     "read_seals",
     "read_tensors",

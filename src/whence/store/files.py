@@ -194,21 +194,25 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one builder per folder, also across machines that share a file system with locks.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Only one writer per folder, also across machines that share a file system with locks.
+
+    Args:
+        folder: Made if it is not there.
+        wait: Wait for another process instead of refusing, where writing takes a moment only.
 
     Yields:
         Nothing.
 
     Raises:
-        BadInput: If another process is building there.
+        BadInput: If another process is writing there.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise BadInput(
                 found=f"another build writing to {folder}",
