@@ -1,6 +1,6 @@
 """Every exact method against the exact damped Gauss-Newton solve: agreement of scores, and time.
 
-    OMP_NUM_THREADS=1 python benchmarks/solver_agreement.py [linear digits-mlp digits-cnn text] [--output agreement.json]
+    OMP_NUM_THREADS=1 python benchmarks/solver_agreement.py [linear table digits-mlp digits-cnn text] [--output agreement.json]
 
 The truth is the Gauss-Newton matrix of the whole model over all training examples, written out and inverted in double precision, with the
 same damping added on every unit as each method gets; gradients in double precision too. Methods run in single precision. Agreement is the
@@ -92,6 +92,7 @@ def text(folder):
 
 CASES = {
     "linear": linear,
+    "table": from_bench("table"),
     "digits-mlp": from_bench("digits-mlp"),
     "digits-cnn": from_bench("digits-cnn"),
     "text": text,
