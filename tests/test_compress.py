@@ -127,7 +127,7 @@ SHAPES = ((8, 8), (1, 6), (70, 70), (3, 40))
 @pytest.mark.parametrize("num_queries", [1, 3, 4, 9])  # few and many queries take different orders of the same sum
 @pytest.mark.parametrize("factor_rank", [None, 1, 2])
 def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num_queries):
-    monkeypatch.setattr("whence.compress.codec._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
+    monkeypatch.setattr("whence.compress.factors._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
     torch.manual_seed(0)
     names = tuple("abcd")
     codec = RowCodec(names, SHAPES, factor_rank, torch.float64, seed=0)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import whence
+from tests.reference.quantize import decoded
 from whence.capture import plan_units
 from whence.compress import RowCodec
 from whence.config import BuildConfig
@@ -157,7 +158,7 @@ def read_as_documented(folder):
         stem = folder / "shards" / f"{seal['number']:05d}"
         data = stem.with_suffix(".safetensors").read_bytes()
         size = int.from_bytes(data[:8], "little")
-        types = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
+        types = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I8": torch.int8, "U8": torch.uint8}
         tensors = {
             name: torch.frombuffer(
                 bytearray(data[8 + size :][slice(*entry["data_offsets"])]), dtype=types[entry["dtype"]]
@@ -166,6 +167,9 @@ def read_as_documented(folder):
         }
         offsets, lines = tensors["offsets"].tolist(), stem.with_suffix(".jsonl").read_bytes()
         ids += [json.loads(lines[a:b])["id"] for a, b in zip(offsets, offsets[1:], strict=False)]
+        if "scales" in tensors:
+            rows.append(codes_as_documented(blueprint, tensors))
+            continue
         slabs = [tensors[name] for name in sorted((n for n in tensors if n.startswith("slab.")), key=lambda n: int(n[5:]))]
         long_row, at, units = torch.cat(slabs, 1).double(), 0, []
         for index, unit in enumerate(blueprint["units"]):
@@ -179,6 +183,30 @@ def read_as_documented(folder):
                 at += p * r
         rows.append(units)
     return ids, [torch.cat([shard[index] for shard in rows]) for index in range(len(blueprint["units"]))]
+
+
+def codes_as_documented(blueprint, tensors):
+    """Units of a shard of whole numbers."""
+    bits, at, units = {"int8": 8, "int4": 4, "int1": 1}[blueprint["dtype"]], 0, []
+
+    def read(name, width):
+        nonlocal at
+        codes = tensors[name]
+        count, vectors = len(codes), codes[0].numel() // codes.shape[-1]
+        scales = tensors["scales"][:, at : at + vectors].flatten().tolist()
+        at += vectors
+        found = decoded(codes.view(-1, codes.shape[-1]).tolist(), scales, width, bits)
+        return torch.tensor(found, dtype=torch.float64).view(count, vectors, width)
+
+    for index, unit in enumerate(blueprint["units"]):
+        p, r = unit["projected"]
+        c = min(blueprint["factor_rank"], p, r)
+        if c * (p + r) < p * r:
+            pair = read(f"left.{index}", p), read(f"right.{index}", r)
+            units.append(torch.einsum("ncp,ncr->npr", *pair).flatten(1))
+        else:
+            units.append(read(f"dense.{index}", p * r)[:, 0])
+    return units
 
 
 def test_a_reader_written_from_the_documentation(built):

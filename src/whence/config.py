@@ -19,7 +19,7 @@ class BuildConfig:
         factor_rank: Factors per row and unit, for methods that factorize; 0 takes the method's.
         curvature_rank: Directions of the curvature kept, for methods that truncate; 0 takes the method's.
         projection: Kind of random projection; "method" takes the method's.
-        dtype: Stored type.
+        dtype: Stored type; int8, int4 and int1 (signs) keep a scale per row and unit, or per factor vector.
         seed: Of everything random.
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
@@ -36,7 +36,7 @@ class BuildConfig:
     factor_rank: int = 0
     curvature_rank: int = 0
     projection: Literal["method", "rademacher", "gaussian"] = "method"
-    dtype: Literal["bfloat16", "float32", "float16", "float64"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32", "float16", "float64", "int8", "int4", "int1"] = "bfloat16"
     seed: int = 0
     batch_positions: int = 0
     rows_per_shard: int = 0
@@ -63,7 +63,7 @@ class BuildConfig:
             )
         choices = {
             "projection": ("method", "rademacher", "gaussian"),
-            "dtype": ("bfloat16", "float32", "float16", "float64"),
+            "dtype": ("bfloat16", "float32", "float16", "float64", "int8", "int4", "int1"),
             "autocast": ("none", "bfloat16", "float16"),
         }
         for name, allowed in choices.items():

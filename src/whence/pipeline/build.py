@@ -29,6 +29,7 @@ from whence.store import (
     check_writable,
     dtype_named,
     open_store,
+    rows_type,
     sha256_of,
     write_store,
     write_tensors,
@@ -132,7 +133,7 @@ def build(
 
 def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast, quiet: bool) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
-    norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
+    norm_type = rows_type(writer.blueprint.dtype)
     done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
     with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
         for shard in writer.pending:

@@ -1,0 +1,29 @@
+"""Integer codes one number at a time, as docs/format.md describes them."""
+
+import math
+
+
+def value_of(code_bytes, column, width, bits):
+    """The whole number in some column of a row's bytes."""
+    if bits == 8:
+        return code_bytes[column] - 256 if code_bytes[column] > 127 else code_bytes[column]
+    if bits == 4:
+        half = math.ceil(width / 2)
+        nibble = code_bytes[column] % 16 if column < half else code_bytes[column - half] // 16
+        return nibble - 16 if nibble > 7 else nibble
+    return 1 if code_bytes[column // 8] >> (column % 8) & 1 else -1
+
+
+def decoded(codes, scales, width, bits):
+    """Rows of numbers from rows of bytes and one scale each."""
+    return [
+        [value_of([byte % 256 for byte in row], column, width, bits) * scale for column in range(width)]
+        for row, scale in zip(codes, scales, strict=True)
+    ]
+
+
+def best_codes(row, scale, bits):
+    """The nearest code of every number of a row for a given scale, by trying all."""
+    most = {8: 127, 4: 7}.get(bits)
+    choices = (-1, 1) if most is None else range(-most, most + 1)
+    return [min(choices, key=lambda code: abs(code * scale - number)) for number in row]
