@@ -138,7 +138,7 @@ def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num
     assert sum(t[0].numel() * t.element_size() for t in tensors.values()) == codec.row_bytes()
     decoded = [codec.decode(tensors, index) for index in range(4)]
     wanted = sum(q.flatten(1) @ d.T for q, d in zip(queries, decoded, strict=True))
-    torch.testing.assert_close(codec.score(tensors, queries), wanted)
+    torch.testing.assert_close(codec.scorer(queries)(tensors), wanted)
     for index, (row, shape) in enumerate(zip(rows, SHAPES, strict=True)):
         names_read = codec.tensors_of(index)
         torch.testing.assert_close(codec.decode({n: tensors[n] for n in names_read}, index), decoded[index])

@@ -12,7 +12,7 @@ from tests import zoo
 from tests.reference.quantize import best_codes, decoded
 from tests.test_store import contents, make_records, make_task, read_as_documented
 from whence.compress import QuantizedCodec
-from whence.compress.integers import DigitQuery
+from whence.compress.integers import IntegerScorer
 from whence.compress.quantize import packed_width, quantize, to_integers, unpack
 from whence.errors import NonFinite, StoreMismatch, UnknownOption
 from whence.store import open_store, verify_store
@@ -54,6 +54,11 @@ def test_no_other_scale_is_much_better(bits):
         assert (error <= (whole * scale - rows).norm(dim=1) * {8: 1.1, 4: 1.03, 1: 1.01}[bits]).all()
 
 
+def scored(query, codes, bits):
+    """Of one unit whose scales are all 1."""
+    return IntegerScorer([query], bits)([codes], torch.ones(1, len(codes), dtype=query.dtype))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     bits=st.sampled_from([8, 4, 1]), rows=st.integers(1, 70), width=st.integers(1, 90), queries=st.integers(1, 9),
@@ -66,7 +71,7 @@ def test_integer_products_are_inner_products(bits, rows, width, queries, seed, w
     query[0] = 0
     codes, _ = quantize(numbers, bits)
     values = to_integers(unpack(codes, bits)[:, :width], bits).double()
-    found = DigitQuery.of(query, bits).dot(codes)
+    found = scored(query, codes, bits)
     assert found.dtype == query.dtype
     eps = torch.finfo(query.dtype).eps
     size = values.abs() @ query.double().abs().amax(1, keepdim=True).expand(-1, width).T
@@ -76,13 +81,14 @@ def test_integer_products_are_inner_products(bits, rows, width, queries, seed, w
 @pytest.mark.parametrize("bits", [8, 4, 1])
 def test_integer_products_of_long_rows(bits, monkeypatch):
     """Longer than what is multiplied, and than what is unpacked, at once; so long that an int32 could not hold the sum."""
-    monkeypatch.setattr("whence.compress.integers._BLOCK_ROWS", 2)
+    monkeypatch.setattr("whence.compress.integers._ROWS", 2)
+    monkeypatch.setattr("whence.compress.integers._PRODUCTS", 64)
     rows = torch.full((3, 150_001), 3.0)
     rows[:, ::7] = -2.0
     codes, _ = quantize(rows, bits)
     values = to_integers(unpack(codes, bits)[:, :150_001], bits).double()
     query = torch.linspace(0.5, 1, 150_001).double()[None]
-    torch.testing.assert_close(DigitQuery.of(query, bits).dot(codes), values @ query.T, rtol=1e-13, atol=0)
+    torch.testing.assert_close(scored(query, codes, bits), values @ query.T, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 1])
@@ -100,7 +106,7 @@ def test_scores_are_inner_products_of_decoded_rows(monkeypatch, bits, factor_ran
     held = [codec.decode({name: tensors[name] for name in codec.tensors_of(index)}, index) for index in range(len(SHAPES))]
     wanted = sum(q.flatten(1) @ d.double().T for q, d in zip(queries, held, strict=True))
     # Factors are decoded, and multiplied out, in float32.
-    torch.testing.assert_close(codec.score(tensors, queries), wanted, rtol=1e-9 if factor_rank is None else 1e-5, atol=1e-4)
+    torch.testing.assert_close(codec.scorer(queries)(tensors), wanted, rtol=1e-9 if factor_rank is None else 1e-5, atol=1e-4)
     alone = codec.encode([row[3:5] for row in rows])
     assert all(torch.equal(tensor, tensors[name][3:5]) for name, tensor in alone.items()), "a row depends on itself only"
 
@@ -236,5 +242,5 @@ def test_a_query_that_is_not_finite_gives_no_score():
     for value in (torch.inf, torch.nan):
         query = torch.ones(2, 20)
         query[1, 4] = value
-        found = DigitQuery.of(query, 8).dot(codes)
+        found = scored(query, codes, 8)
         assert torch.isfinite(found[:, 0]).all() and not torch.isfinite(found[:, 1]).any()

@@ -566,7 +566,7 @@ def test_codec_keeps_what_it_can_hold(data, count, factor_rank, slabs):
             assert torch.equal(read, row.flatten(1))
         else:
             torch.testing.assert_close(read, row.flatten(1), rtol=0, atol=1e-9 * max(1.0, row.abs().sum().item()))
-    torch.testing.assert_close(codec.score(tensors, queries), wanted, rtol=0, atol=1e-10 * max(1.0, wanted.abs().sum().item()))
+    torch.testing.assert_close(codec.scorer(queries)(tensors), wanted, rtol=0, atol=1e-10 * max(1.0, wanted.abs().sum().item()))
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,15 +1,12 @@
 """Integer codes one number at a time, as docs/format.md describes them."""
 
-import math
-
 
 def value_of(code_bytes, column, width, bits):
     """The whole number in some column of a row's bytes."""
     if bits == 8:
         return code_bytes[column] - 256 if code_bytes[column] > 127 else code_bytes[column]
     if bits == 4:
-        half = math.ceil(width / 2)
-        nibble = code_bytes[column] % 16 if column < half else code_bytes[column - half] // 16
+        nibble = code_bytes[column // 2] // (16 if column % 2 else 1) % 16
         return nibble - 16 if nibble > 7 else nibble
     return 1 if code_bytes[column // 8] >> (column % 8) & 1 else -1
 

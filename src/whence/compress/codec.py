@@ -1,9 +1,9 @@
 """How the rows of a shard lie in tensors: dense slabs for small units, factors for the rest.
 
-Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, D = P x R numbers of a unit.
+Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, D = P x R numbers of a unit, W of all dense units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,29 +120,33 @@ class RowCodec:
         """Right factors of a factored unit, shape (N, C, R), in float32 or wider."""
         return tensors[f"right.{index}"].to(torch.promote_types(self.dtype, torch.float32))
 
-    def score(self, tensors: Mapping[str, Tensor], queries: Sequence[Tensor]) -> Tensor:
-        """Inner products of all rows with preconditioned queries, summed over units.
+    def scorer(self, queries: Sequence[Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Inner products of rows with preconditioned queries, summed over units.
 
         Args:
-            tensors: A shard.
             queries: Per unit, shape (Q, P, R), full precision.
 
         Returns:
-            Shape (Q, N), in the queries' type.
+            From a shard's tensors to scores of shape (Q, N), in the queries' type.
         """
-        wide, count, num_queries = queries[0].dtype, len(next(iter(tensors.values()))), len(queries[0])
-        scores_NQ = torch.zeros(count, num_queries, dtype=wide)
-        if self._width:
-            dense_WQ = torch.cat([queries[index].flatten(1) for index in self._columns], 1).T.contiguous()
-            for name, start, stop in self._slabs():
+        wide, num_queries = queries[0].dtype, len(queries[0])
+        dense = [queries[index].flatten(1) for index in self._columns]
+        dense_WQ = torch.cat(dense, 1).T.contiguous() if dense else None
+
+        def score(tensors: Mapping[str, Tensor]) -> Tensor:
+            count = len(next(iter(tensors.values())))
+            scores_NQ = torch.zeros(count, num_queries, dtype=wide)
+            for name, start, stop in self._slabs() if dense_WQ is not None else ():
                 for rows in row_blocks(count, stop - start):
-                    scores_NQ[rows] += tensors[name][rows].to(wide) @ dense_WQ[start:stop]
-        for index, rank in enumerate(self.ranks):
-            if rank is not None:
-                left_NCP, right_NCR = tensors[f"left.{index}"], tensors[f"right.{index}"]
+                    scores_NQ[rows].addmm_(tensors[name][rows].to(wide), dense_WQ[start:stop])
+            for index, rank in enumerate(self.ranks):
+                if rank is not None:
+                    pair_NCP, pair_NCR = tensors[f"left.{index}"], tensors[f"right.{index}"]
 
-                def factors(rows: slice, left: Tensor = left_NCP, right: Tensor = right_NCR) -> tuple[Tensor, Tensor]:
-                    return left[rows].to(wide), right[rows].to(wide)
+                    def factors(rows: slice, left: Tensor = pair_NCP, right: Tensor = pair_NCR) -> tuple[Tensor, Tensor]:
+                        return left[rows].to(wide), right[rows].to(wide)
 
-                score_factors(count, rank, factors, queries[index], scores_NQ)
-        return scores_NQ.T
+                    score_factors(count, rank, factors, queries[index], scores_NQ)
+            return scores_NQ.T
+
+        return score

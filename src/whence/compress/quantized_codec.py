@@ -3,7 +3,7 @@
 Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, B bytes, S scales of a row, D = P x R numbers of a unit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.compress.factors import factor_ranks, factorize, score_factors
-from whence.compress.integers import DigitQuery
+from whence.compress.integers import IntegerScorer
 from whence.compress.quantize import packed_width, quantize, to_integers, unpack
 
 __all__ = ["QuantizedCodec"]
@@ -118,36 +118,41 @@ class QuantizedCodec:
         right_NCR = self._numbers(tensors, f"right.{index}", self.shapes[index][1])
         return right_NCR / right_NCR.norm(dim=-1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
-    def score(self, tensors: Mapping[str, Tensor], queries: Sequence[Tensor]) -> Tensor:
-        """Inner products of all rows with preconditioned queries, summed over units.
+    def scorer(self, queries: Sequence[Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Inner products of rows with preconditioned queries, summed over units.
 
         Dense units are multiplied as integers; factors, which take far more arithmetic per byte, are widened block by block.
 
         Args:
-            tensors: A shard.
             queries: Per unit, shape (Q, P, R), full precision.
 
         Returns:
-            Shape (Q, N), in the queries' type.
+            From a shard's tensors to scores of shape (Q, N), in the queries' type.
         """
-        wide, count = queries[0].dtype, len(tensors["scales"])
-        scores_NQ = torch.zeros(count, len(queries[0]), dtype=wide)
-        scales_SN = tensors["scales"].T.to(wide).contiguous()
-        for index, rank in enumerate(self.ranks):
-            if rank is None:
-                name = f"dense.{index}"
-                found_NQ = DigitQuery.of(queries[index].flatten(1), self.bits).dot(tensors[name])
-                scores_NQ.addcmul_(found_NQ, scales_SN[self._scales[name]].T)
-                continue
-            read = {name: tensors[name] for name in self.tensors_of(index)}
+        wide, num_queries = queries[0].dtype, len(queries[0])
+        dense = [index for index, rank in enumerate(self.ranks) if rank is None]
+        dense_scales = [self._scales[f"dense.{index}"].start for index in dense]
+        score_dense = IntegerScorer([queries[index].flatten(1) for index in dense], self.bits) if dense else None
 
-            def factors(rows: slice, index: int = index, read: dict[str, Tensor] = read) -> tuple[Tensor, Tensor]:
-                block = {name: tensor[rows] for name, tensor in read.items()}
-                left, right = (self._numbers(block, f"{side}.{index}", width) for side, width in self._widths(index))
-                return left.to(wide), right.to(wide)
+        def score(tensors: Mapping[str, Tensor]) -> Tensor:
+            count = len(tensors["scales"])
+            scores_NQ = torch.zeros(count, num_queries, dtype=wide)
+            if score_dense is not None:
+                scales_UN = tensors["scales"].T[dense_scales].to(wide)
+                scores_NQ += score_dense([tensors[f"dense.{index}"] for index in dense], scales_UN)
+            for index, rank in enumerate(self.ranks):
+                if rank is not None:
+                    read = {name: tensors[name] for name in self.tensors_of(index)}
 
-            score_factors(count, rank, factors, queries[index], scores_NQ)
-        return scores_NQ.T
+                    def factors(rows: slice, index: int = index, read: dict[str, Tensor] = read) -> tuple[Tensor, Tensor]:
+                        block = {name: tensor[rows] for name, tensor in read.items()}
+                        left, right = (self._numbers(block, f"{side}.{index}", width) for side, width in self._widths(index))
+                        return left.to(wide), right.to(wide)
+
+                    score_factors(count, rank, factors, queries[index], scores_NQ)
+            return scores_NQ.T
+
+        return score
 
     def _widths(self, index: int) -> tuple[tuple[str, int], tuple[str, int]]:
         return ("left", self.shapes[index][0]), ("right", self.shapes[index][1])

@@ -3,7 +3,7 @@
 Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,30 +29,23 @@ class Top:
     rows_QK: Tensor
 
 
-def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None) -> Tensor:
-    """Scores of one shard's rows, shape (Q, rows).
+def shard_scores(store: Store, queries: Sequence[Tensor], norms_Q: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """Scores of all rows, shard by shard.
 
     Args:
-        store: Where the shard is from.
-        tensors: Its tensors.
+        store: The rows.
         queries: Preconditioned queries, per unit of shape (Q, P, R), already scaled to the score's unit.
         norms_Q: For cosines the norms of the queries; None for inner products.
+
+    Yields:
+        The number of the shard's first row, and scores of shape (Q, rows).
 
     Raises:
         NonFinite: If a score is NaN or infinite.
     """
-    scores_QN = store.codec.score(tensors, queries)
-    if norms_Q is not None:
-        tiny = torch.finfo(scores_QN.dtype).tiny
-        scores_QN = scores_QN / (norms_Q[:, None] * tensors["norms"].to(scores_QN)).clamp_min(tiny)
-    if not bool(torch.isfinite(scores_QN).all()):
-        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
-        raise NonFinite(
-            found=f"a score of query {query} that is NaN or infinite",
-            needed="finite scores",
-            do="raise the damping, and check the store with `whence verify`",
-        )
-    return scores_QN
+    score = store.codec.scorer(queries)
+    for start, tensors in store.shards():
+        yield start, _checked(score(tensors), tensors["norms"], norms_Q)
 
 
 def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter) -> tuple[Top, Top]:
@@ -69,8 +62,7 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, tensors in store.shards():
-        scores_QN = shard_scores(store, tensors, queries, norms_Q)
+    for start, scores_QN in shard_scores(store, queries, norms_Q):
         high = _merge(high, scores_QN, start, k, largest=True)
         low = _merge(low, scores_QN, start, k, largest=False)
         progress.advance(scores_QN.shape[1])
@@ -80,10 +72,24 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
 def all_scores(store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter) -> Tensor:
     """Every score, shape (Q, N), for evaluation."""
     parts = []
-    for _, tensors in store.shards():
-        parts.append(shard_scores(store, tensors, queries, norms_Q))
-        progress.advance(parts[-1].shape[1])
+    for _, scores_QN in shard_scores(store, queries, norms_Q):
+        parts.append(scores_QN)
+        progress.advance(scores_QN.shape[1])
     return torch.cat(parts, 1)
+
+
+def _checked(scores_QN: Tensor, norms_N: Tensor, norms_Q: Tensor | None) -> Tensor:
+    if norms_Q is not None:
+        tiny = torch.finfo(scores_QN.dtype).tiny
+        scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
+    if not bool(torch.isfinite(scores_QN).all()):
+        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
+        raise NonFinite(
+            found=f"a score of query {query} that is NaN or infinite",
+            needed="finite scores",
+            do="raise the damping, and check the store with `whence verify`",
+        )
+    return scores_QN
 
 
 def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
