@@ -130,13 +130,13 @@ class RowCodec:
             From a shard's tensors to scores of shape (Q, N), in the queries' type.
         """
         wide, num_queries = queries[0].dtype, len(queries[0])
-        dense = [queries[index].flatten(1) for index in self._columns]
-        dense_WQ = torch.cat(dense, 1).T.contiguous() if dense else None
+        nothing = queries[0].new_empty(num_queries, 0)
+        dense_WQ = torch.cat([nothing, *(queries[index].flatten(1) for index in self._columns)], 1).T.contiguous()
 
         def score(tensors: Mapping[str, Tensor]) -> Tensor:
             count = len(next(iter(tensors.values())))
             scores_NQ = torch.zeros(count, num_queries, dtype=wide)
-            for name, start, stop in self._slabs() if dense_WQ is not None else ():
+            for name, start, stop in self._slabs():
                 for rows in row_blocks(count, stop - start):
                     scores_NQ[rows].addmm_(tensors[name][rows].to(wide), dense_WQ[start:stop])
             for index, rank in enumerate(self.ranks):
