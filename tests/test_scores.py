@@ -12,7 +12,7 @@ from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import METHODS
-from whence.pipeline.projections import stored_projections
+from whence.pipeline.encoders import stored_encoder
 
 
 def built(tmp_path, task, dataset, **options):
@@ -43,7 +43,7 @@ def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
     table = whence.score_table(store, task, queries, quiet=True, **({} if method == "grad-dot" else {"relative_damping": 0.2}))
 
     plan = plan_units(task)
-    kronecker = stored_projections(store, plan, task)
+    kronecker = stored_encoder(store, plan, task)
     rows = projected_rows(task, plan, kronecker, train.examples)
     if method == "lorif":
         # How good the factors are is tested on its own (test_compress); the scores are those of the rows as they are stored.
@@ -83,7 +83,7 @@ def test_cosine(tmp_path):
     store = built(tmp_path, task, dataset, method="grad-cos", rank=1000)
     table = whence.score_table(store, task, dataset, quiet=True)
     plan = plan_units(task)
-    rows = torch.cat(projected_rows(task, plan, stored_projections(store, plan, task), dataset.examples), 1)
+    rows = torch.cat(projected_rows(task, plan, stored_encoder(store, plan, task), dataset.examples), 1)
     unit = rows / rows.norm(dim=1, keepdim=True)
     torch.testing.assert_close(table.scores, unit @ unit.T)
     assert table.unit == "cosine"
@@ -134,7 +134,7 @@ def test_token_scores_add_up(tmp_path, name):
     asked = _Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
     for row, example in enumerate(dataset.examples):
-        parts = token_scores(task, asked.plan, asked.kronecker, example, [unit[0] for unit in asked.ready])
+        parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.ready])
         assert parts.shape == (example.length,)
         assert float(parts.sum()) == pytest.approx(float(table.scores[0, row]), rel=1e-8, abs=1e-12)
 

@@ -21,7 +21,7 @@ from whence.config import BuildConfig
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.load import load_records, load_task
-from whence.pipeline.projections import stored_projections
+from whence.pipeline.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import gradient_rows
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
@@ -108,7 +108,7 @@ def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
     dataset = task.prepare(make_records())
     store = whence.build(task, dataset, tmp_path / "s", method=method, dtype=dtype, **options, **SMALL)
     plan = plan_units(task)
-    kronecker, positions = stored_projections(store, plan, task), store.blueprint.batch_positions
+    kronecker, positions = stored_encoder(store, plan, task), store.blueprint.batch_positions
     assert [seal.rows for seal in store.seals] == [4, 4, 2] and store.starts == [0, 4, 8]
     for seal, (start, tensors) in zip(store.seals, store.shards(), strict=True):
         examples = dataset.examples[start : start + seal.rows]

@@ -83,6 +83,16 @@ class Kronecker:
             for left, right in zip(self.outputs, self.inputs, strict=True)
         ]
 
+    def rows(self, num_examples: int) -> "RowSums":
+        """A fresh consumer for a batch."""
+        return RowSums(self, num_examples)
+
+    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
+        """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
+        query_PR = queries[index]
+        left_TP, right_TR = (side[0].to(query_PR.dtype) for side in self.sides(index, pair))
+        return torch.einsum("tp,pr,tr->t", left_TP, query_PR.to(left_TP.device), right_TR)
+
     def sides(self, index: int, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both sides of a pair, projected: shapes (B, T, P) and (B, T, R)."""
         return self._times(index, True, pair.outputs), self._times(index, False, pair.inputs)

@@ -11,14 +11,14 @@ from torch import nn
 
 import whence
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.compress import Kronecker
+from whence.compress import Encoder
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.methods import method_named
+from whence.pipeline.encoders import make_encoder
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.projections import make_projections
 from whence.progress import meter, say
 from whence.score import gradient_rows
 from whence.store import (
@@ -110,8 +110,8 @@ def build(
         report(str(predicted))
         positions = predicted.batch_positions
 
-    kronecker, axes = make_projections(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
-    blueprint = make_blueprint(task, plan, kronecker, config, positions, earlier, origin)
+    encoder, axes = make_encoder(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
+    blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
     with write_store(folder, blueprint, dataset, append=append) as writer:
         if writer.is_finished():
             report(f"{folder} is complete: nothing to do")
@@ -120,7 +120,7 @@ def build(
         if axes:
             path = folder / "axes.safetensors"
             files[path.name] = sha256_of(path) if path.exists() else write_tensors(path, axes)
-        _write_rows(task, plan, kronecker, writer, positions, autocast, quiet)
+        _write_rows(task, plan, encoder, writer, positions, autocast, quiet)
         if method_named(config.method).curvature == "fisher":
             rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})
             with meter("curvature", len(plan.units), quiet=quiet) as progress:
@@ -130,14 +130,14 @@ def build(
     return open_store(folder)
 
 
-def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast, quiet: bool) -> None:
+def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
     norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
     done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
     with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
         for shard in writer.pending:
             examples = dataset.examples[shard.start : shard.stop]
-            rows = gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress, autocast=autocast)
+            rows = gradient_rows(task, plan, encoder, examples, max_positions=positions, progress=progress, autocast=autocast)
             tensors = codec.encode(rows.units)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise NonFinite(
@@ -151,7 +151,7 @@ def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast,
 def make_blueprint(
     task: AbstractTask,
     plan: Plan,
-    kronecker: Kronecker,
+    encoder: Encoder,
     config: BuildConfig,
     positions: int,
     earlier: Blueprint | None = None,
@@ -161,7 +161,7 @@ def make_blueprint(
     method = method_named(config.method)
     units = tuple(
         StoredUnit(unit.name, unit.parameters, unit.outputs, unit.inputs, shape, gain)
-        for unit, shape, gain in zip(plan.units, kronecker.shapes(), kronecker.gains(), strict=True)
+        for unit, shape, gain in zip(encoder.units, encoder.shapes(), encoder.gains(), strict=True)
     )
     recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
     made = Blueprint(
@@ -186,7 +186,7 @@ def make_blueprint(
     )
     if config.rows_per_shard or earlier:
         return made
-    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in kronecker.shapes())
+    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in encoder.shapes())
     rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
     # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
     return dataclasses.replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

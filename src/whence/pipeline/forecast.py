@@ -86,12 +86,12 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     positions = config.batch_positions or memory.batch_positions
     # Learned axes have the same shapes as random ones.
     shapes = [projected_shape(unit, config.rank or method_named(config.method).rank) for unit in plan.units]
-    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
-    blueprint = make_blueprint(task, plan, kronecker, config, positions)
+    encoder = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
+    blueprint = make_blueprint(task, plan, encoder, config, positions)
     sample = list(dataset.examples)[:: max(1, len(dataset) // _TIMED_EXAMPLES)][:_TIMED_EXAMPLES]
     started = time.perf_counter()
     with meter("", len(sample), quiet=True) as progress:
-        rows = gradient_rows(task, plan, kronecker, sample, max_positions=positions, progress=progress, autocast=autocast)
+        rows = gradient_rows(task, plan, encoder, sample, max_positions=positions, progress=progress, autocast=autocast)
     blueprint.codec().encode(rows.units)
     per_position = (time.perf_counter() - started) / sum(example.length for example in sample)
     return BuildForecast(

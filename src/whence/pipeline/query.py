@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
-from whence.compress import Kronecker
+from whence.compress import Encoder
 from whence.curvature import Damping, choose_damping
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
+from whence.pipeline.encoders import stored_encoder
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.projections import stored_projections
 from whence.progress import meter
 from whence.records import Recipe, ScoreTable
 from whence.report import Hit, Hits
@@ -129,7 +129,7 @@ class _Asked:
     store: Store
     task: AbstractTask
     plan: Plan
-    kronecker: Kronecker
+    encoder: Encoder
     dataset: Dataset
     rows: Rows
     ready: list[Tensor]
@@ -159,26 +159,27 @@ class _Asked:
             )
         dataset = as_dataset(task, queries)
         plan = plan_units(task)
-        if tuple(unit.parameters for unit in plan.units) != tuple(unit.parameters for unit in blueprint.units):
+        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        if tracked != stored:
             raise StoreMismatch(
                 found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
                 needed="the same tracked parameters",
                 do="pass the same track, ignore and functional to the task as at the build",
             )
         notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
-        kronecker = stored_projections(store, plan, task)
+        encoder = stored_encoder(store, plan, task)
         autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
         check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
-                task, plan, kronecker, dataset.examples,
+                task, plan, encoder, dataset.examples,
                 max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
             )  # fmt: skip
         ready = precondition(store, rows, damping)
         norms_Q = rows.norms() / len(store) if method.cosine else None
         plain = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
         unit = "cosine" if method.cosine else plain
-        return cls(store, task, plan, kronecker, dataset, rows, ready, norms_Q, unit, method.name, notes, damping)
+        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
         """The hit with a score per token, unless its text does not give the tokens that it was built from."""
@@ -195,7 +196,7 @@ class _Asked:
         for index, right_CR in self.store.right_factors(hit.row).items():
             # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
             asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
-        parts = token_scores(self.task, self.plan, self.kronecker, example, asked)
+        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
         if self.norms_Q is not None and float(parts.sum()):
             parts = parts * (hit.score / float(parts.sum()))
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)

@@ -1,6 +1,6 @@
 """From queries to preconditioned rows: everything that depends on the query and not on the store's size.
 
-Axes: Q queries, P projected outputs, R projected inputs, D = P x R.
+Axes: Q queries, P x R one stored unit, D = P x R.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
-from whence.compress import Kronecker, RowSums
+from whence.compress import Encoder
 from whence.curvature import Damping, load_fisher
 from whence.data import Example, batches
 from whence.errors import NonFinite
@@ -23,10 +23,10 @@ __all__ = ["Rows", "gradient_rows", "precondition"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Projected gradients of some examples.
+    """Encoded gradients of some examples.
 
     Args:
-        units: Per unit, shape (examples, P, R), on the CPU in full precision.
+        units: Per stored unit, shape (examples, P, R), on the CPU in full precision.
         values: The objective of each example.
     """
 
@@ -41,7 +41,7 @@ class Rows:
 def gradient_rows(
     task: AbstractTask,
     plan: Plan,
-    kronecker: Kronecker,
+    encoder: Encoder,
     examples: Sequence[Example],
     *,
     max_positions: int,
@@ -49,12 +49,12 @@ def gradient_rows(
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> Rows:
-    """Projected gradients of examples, in their order.
+    """Encoded gradients of examples, in their order.
 
     Args:
         task: Model and loss.
         plan: Its units.
-        kronecker: The projections.
+        encoder: What shrinks them.
         examples: Training examples or queries.
         max_positions: Positions per batch.
         progress: Advanced by examples.
@@ -72,7 +72,7 @@ def gradient_rows(
 
     def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         chosen = [examples[item] for item in items]
-        sums = RowSums(kronecker, len(chosen))
+        sums = encoder.rows(len(chosen))
         values = capture(
             task,
             plan,
@@ -83,7 +83,7 @@ def gradient_rows(
             autocast=autocast,
         )
         rows = [row.cpu() for row in sums.finished()]
-        _check_finite(rows, plan, chosen)
+        _check_finite(rows, encoder, chosen)
         return rows, values.cpu()
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
@@ -91,7 +91,7 @@ def gradient_rows(
         order.extend(batch)
         progress.advance(len(batch))
     back = torch.tensor(order).argsort()
-    units = [torch.cat([rows[index] for rows, _ in parts])[back] for index in range(len(plan.units))]
+    units = [torch.cat([rows[index] for rows, _ in parts])[back] for index in range(len(encoder.units))]
     return Rows(units, torch.cat([values for _, values in parts])[back])
 
 
@@ -121,8 +121,8 @@ def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tens
     return found
 
 
-def _check_finite(rows: Sequence[Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
-    for unit, row in zip(plan.units, rows, strict=True):
+def _check_finite(rows: Sequence[Tensor], encoder: Encoder, chosen: Sequence[Example]) -> None:
+    for unit, row in zip(encoder.units, rows, strict=True):
         bad = ~torch.isfinite(row).flatten(1).all(1)
         if bool(bad.any()):
             raise NonFinite(

@@ -17,10 +17,10 @@ from whence.progress import meter
 from whence.store import Store, damaged, dtype_named, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
-__all__ = ["make_projections", "stored_projections"]
+__all__ = ["make_encoder", "stored_encoder"]
 
 
-def make_projections(
+def make_encoder(
     task: AbstractTask, plan: Plan, dataset: Dataset, folder: Path, config: BuildConfig, *, max_positions: int, quiet: bool
 ) -> tuple[Kronecker, dict[str, Tensor]]:
     """Projections for a build.
@@ -77,7 +77,7 @@ def make_projections(
     return _with_axes(plan, axes, task.device), axes
 
 
-def stored_projections(store: Store, plan: Plan, task: AbstractTask) -> Kronecker:
+def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Kronecker:
     """The projections that a store's rows were made with."""
     blueprint = store.blueprint
     if blueprint.projection == "pca":
