@@ -102,7 +102,7 @@ def reseal(folder, number, change):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("method", ["lorif", "logra", "logra-pca", "grad-cos"])
+@pytest.mark.parametrize("method", ["lorif", "logra", "logra-pca", "grad-cos", "factgrass"])
 def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
     task, options = make_task(), {"factor_rank": 1} if method == "lorif" else {}
     dataset = task.prepare(make_records())
@@ -244,7 +244,7 @@ def test_shard_size_is_invisible_in_scores(tmp_path):
     torch.testing.assert_close(other.scores, one.scores, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("method", ["lorif", "logra-pca"])
+@pytest.mark.parametrize("method", ["lorif", "logra-pca", "trak", "grass", "grass-selective", "factgrass"])
 def test_two_builds_give_the_same_bytes(tmp_path, method):
     for name in ("one", "two"):
         whence.build(make_task(), make_records(), tmp_path / name, method=method, **SMALL)
@@ -263,7 +263,7 @@ def test_building_again_changes_nothing(built, capsys):
 # Growing a store
 
 
-@pytest.mark.parametrize("method", ["grad-dot", "logra"])
+@pytest.mark.parametrize("method", ["grad-dot", "logra", "trak", "grass", "factgrass"])
 def test_append_equals_the_union(tmp_path, method):
     task, options = make_task(), {"method": method, "dtype": "float64", **SMALL}
     grown = whence.build(task, make_records(6), tmp_path / "grown", **options)

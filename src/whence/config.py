@@ -15,16 +15,17 @@ class BuildConfig:
 
     Args:
         method: Name in `whence methods`.
-        rank: Width of the projection on each side of a layer; 0 takes the method's.
+        rank: Width of the projection on each side of a layer, or numbers of a row for methods that shrink the whole gradient; 0 takes the
+            method's.
         factor_rank: Factors per row and unit, for methods that factorize; 0 takes the method's.
         curvature_rank: Directions of the curvature kept, for methods that truncate; 0 takes the method's.
-        projection: Kind of random projection; "method" takes the method's.
+        projection: Kind of random projection; "method" takes the method's, "sparse" is for the whole gradient only.
         dtype: Stored type.
         seed: Of everything random.
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
-        axes_examples: Sample size for methods that learn axes.
+        axes_examples: Sample size for methods that learn axes or a mask.
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.
@@ -35,7 +36,7 @@ class BuildConfig:
     rank: int = 0
     factor_rank: int = 0
     curvature_rank: int = 0
-    projection: Literal["method", "rademacher", "gaussian"] = "method"
+    projection: Literal["method", "rademacher", "gaussian", "sparse"] = "method"
     dtype: Literal["bfloat16", "float32", "float16", "float64"] = "bfloat16"
     seed: int = 0
     batch_positions: int = 0
@@ -61,8 +62,16 @@ class BuildConfig:
                 needed="a method with a random projection",
                 do="leave projection out, or take logra",
             )
+        if self.projection != "method" and (
+            method.mask is not None or (self.projection == "sparse" and method.encoder != "whole")
+        ):
+            raise BadInput(
+                found=f"projection={self.projection} for {self.method}",
+                needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where entries are chosen",
+                do="leave projection out, or take trak with projection=sparse",
+            )
         choices = {
-            "projection": ("method", "rademacher", "gaussian"),
+            "projection": ("method", "rademacher", "gaussian", "sparse"),
             "dtype": ("bfloat16", "float32", "float16", "float64"),
             "autocast": ("none", "bfloat16", "float16"),
         }

@@ -17,12 +17,16 @@ class Method:
         summary: One line on what it does.
         paper: Authors, year, identifier.
         version: Raised when the numbers that a store holds would change; older stores are then refused.
-        projection: How each gradient is shrunk on both sides.
-        rank: Default width of the projection on each side.
+        encoder: What is shrunk: both sides of each unit's gradient ("sides"), the whole gradient of all units ("whole"), chosen entries of
+            the whole gradient ("entries"), or chosen channels on both sides of each unit ("channels").
+        projection: What it is multiplied with.
+        mask: How entries or channels are chosen; None where all are used.
+        rank: Default width of the projection on each side, or numbers of a row where the whole gradient is shrunk.
         factor_rank: Rank-c factors kept of each projected gradient; None keeps it dense.
         curvature: What the query is preconditioned with.
         curvature_rank: Directions kept of the curvature; None keeps all.
-        relative_damping: Used when neither the user nor a training recipe says otherwise; share of the mean eigenvalue.
+        relative_damping: Used when the user does not say otherwise; share of the mean eigenvalue.
+        objective: What the rows are gradients of: the loss, or the task's output function, whose weights are then kept beside them.
         cosine: Whether scores are divided by both gradients' norms.
         passes: Passes over the training data to build, and over the store to fit the curvature.
     """
@@ -31,12 +35,15 @@ class Method:
     summary: str
     paper: str
     version: int = 1
-    projection: Literal["gaussian", "rademacher", "pca"] = "rademacher"
+    encoder: Literal["sides", "whole", "entries", "channels"] = "sides"
+    projection: Literal["gaussian", "rademacher", "sparse", "pca"] = "rademacher"
+    mask: Literal["random", "selective"] | None = None
     rank: int = 16
     factor_rank: int | None = None
     curvature: Literal["fisher", "identity"] = "fisher"
     curvature_rank: int | None = None
     relative_damping: float = 0.1
+    objective: Literal["loss", "output"] = "loss"
     cosine: bool = False
     passes: str = "1 data + 1 store"
 
@@ -65,6 +72,46 @@ METHODS: dict[str, Method] = {
             paper="Choe et al. 2024, arXiv 2405.13954",
             projection="pca",
             passes="2 data + 1 store",
+        ),
+        Method(
+            name="trak",
+            summary="random projection of the whole gradient of the log-odds, one kernel, weights 1 - p",
+            paper="Park et al. 2023, arXiv 2303.14186",
+            encoder="whole",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+        ),
+        Method(
+            name="grass",
+            summary="TRAK on random entries of the gradient, summed into slots with random signs",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="entries",
+            projection="sparse",
+            mask="random",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+        ),
+        Method(
+            name="grass-selective",
+            summary="the same with the entries learned that tell queries apart",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="entries",
+            projection="sparse",
+            mask="selective",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+            passes="1 data + 1 store + a sample",
+        ),
+        Method(
+            name="factgrass",
+            summary="random channels of both sides of each layer, their product summed into slots, full Fisher",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="channels",
+            projection="sparse",
+            mask="random",
         ),
         Method(
             name="grad-dot",

@@ -50,6 +50,14 @@ class Dense:
             return self.values_BTN @ matrix_NM
         return self.values_BTN @ matrix_NM[:-1] + matrix_NM[-1]
 
+    def columns(self, places_M: Tensor) -> Tensor:
+        """Some entries of every vector, shape (B, T, M)."""
+        if not self.has_one:
+            return self.values_BTN.index_select(-1, places_M)
+        last = self.size - 1
+        found_BTM = self.values_BTN.index_select(-1, places_M.clamp_max(last - 1))
+        return torch.where(places_M == last, torch.ones_like(found_BTM[..., :1]), found_BTM)
+
 
 @dataclass(frozen=True)
 class OneHot:
@@ -80,6 +88,10 @@ class OneHot:
     def times(self, matrix_NM: Tensor) -> Tensor:
         """Every vector times a matrix with `size` rows, by lookup: shape (B, T, M)."""
         return matrix_NM.to(self.dtype)[self.ids_BT]
+
+    def columns(self, places_M: Tensor) -> Tensor:
+        """Some entries of every vector, shape (B, T, M): whether the position's row is that one."""
+        return (self.ids_BT[..., None] == places_M).to(self.dtype)
 
 
 Side = Dense | OneHot

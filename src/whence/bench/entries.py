@@ -38,9 +38,9 @@ class Entry:
 
 
 def _stored(method: str, **options: Any) -> Entry:
-    def make(setting: Setting, task: AbstractTask, place: Path, **damping: float) -> ScoreTable:
+    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
         store = build(task, setting.train, place / "store", method=method, seed=0, quiet=True, **options)
-        return score_table(store, task, setting.queries, quiet=True, **damping)
+        return score_table(store, task, setting.queries, quiet=True, relative_damping=relative_damping)
 
     name = "-".join([method, *(f"{key.replace('_', '')}{value}" for key, value in options.items())])
     return Entry(name, make, has_damping=METHODS[method].curvature != "identity")

@@ -70,6 +70,7 @@ def query(
     model: str | None = None,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     tokens: bool = False,
     html: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -86,6 +87,8 @@ def query(
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
+        damping_rule: A published rule instead of a number: .1 x the mean curvature, .5 x (LoRIF's code), .1 x the mean of the kept directions
+            (LoRIF's paper), or what the training run implies.
         tokens: Score the tokens of each hit and highlight the strongest passage.
         html: Also write a page with the answer.
         as_json: Print JSON instead of tables.
@@ -110,8 +113,9 @@ def query(
     opened = open_store(store)
     loaded = task_of_store(opened, store, model)
     hits = run(
-        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
-    )
+        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
+        damping_rule=damping_rule, tokens=tokens,
+    )  # fmt: skip
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
     if as_json:

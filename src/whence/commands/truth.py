@@ -127,6 +127,7 @@ def score(
     model: str | None = None,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -137,6 +138,7 @@ def score(
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
+        damping_rule: A published rule instead of a number, as in query.
     """
     from whence.commands.stores import task_of_store
     from whence.evaluate import save_table
@@ -147,7 +149,10 @@ def score(
     records = load_records(queries)
     opened = open_store(store)
     task = task_of_store(opened, store, model)
-    table = score_table(opened, task, records, relative_damping=relative_damping, absolute_damping=absolute_damping)
+    table = score_table(
+        opened, task, records,
+        relative_damping=relative_damping, absolute_damping=absolute_damping, damping_rule=damping_rule,
+    )  # fmt: skip
     save_table(table, output)
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
 

@@ -4,17 +4,27 @@ from whence.compress.codec import RowCodec
 from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
+from whence.compress.masked import ChannelMask, EntryMask, entries_of
 from whence.compress.projection import AxesSketch, Random, random_matrix
+from whence.compress.sparse import SparseSketch, random_places
+from whence.compress.whole import WholeProjection, joined_unit
 
 __all__ = [
     "AxesSketch",
+    "ChannelMask",
     "Encoder",
+    "EntryMask",
     "Kronecker",
     "Random",
     "RowCodec",
     "RowConsumer",
     "RowSums",
+    "SparseSketch",
+    "WholeProjection",
+    "entries_of",
     "factorize",
+    "joined_unit",
     "projected_shape",
     "random_matrix",
+    "random_places",
 ]

@@ -1,12 +1,20 @@
-"""What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping, and learned axes."""
+"""What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping; learned axes and masks."""
 
 from whence.curvature.axes import fit_axes
-from whence.curvature.damping import Damping, choose_damping, inverse_preconditioner, recipe_damping
+from whence.curvature.damping import (
+    Damping,
+    DampingRule,
+    choose_damping,
+    inverse_preconditioner,
+    recipe_damping,
+    stored_damping,
+)
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
 from whence.curvature.kfac import FitConfig, fit_kfac
 from whence.curvature.labels import LabelChoice
+from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.products import Curvature, Kind
@@ -18,6 +26,7 @@ __all__ = [
     "Curvature",
     "Damped",
     "Damping",
+    "DampingRule",
     "Fisher",
     "FitConfig",
     "Kind",
@@ -35,6 +44,7 @@ __all__ = [
     "fit_ekfac",
     "fit_fisher",
     "fit_kfac",
+    "fit_mask",
     "flatten",
     "gradient_pairs",
     "held_examples",
@@ -42,11 +52,13 @@ __all__ = [
     "inverse_preconditioner",
     "leading_directions",
     "load_fisher",
+    "mask_objective",
     "random_like",
     "recipe_damping",
     "scaled",
     "shared_units",
     "split",
+    "stored_damping",
     "top_eigenvalue",
     "unit_rows",
 ]

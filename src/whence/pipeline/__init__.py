@@ -4,7 +4,7 @@ from whence.pipeline.build import build
 from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.judged import write_evaluation
-from whence.pipeline.query import query, score_table
+from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
@@ -15,6 +15,7 @@ __all__ = [
     "attribute",
     "build",
     "damping_sweep",
+    "ensemble_table",
     "forecast_build",
     "query",
     "score_table",

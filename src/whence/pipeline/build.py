@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import whence
-from whence.capture import Plan, check_task, forecast, plan_units
+from whence.capture import Objective, Plan, check_task, forecast, plan_units
 from whence.compress import Encoder
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
-from whence.methods import method_named
+from whence.methods import Method, method_named
 from whence.pipeline.encoders import make_encoder
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter, say
@@ -101,7 +101,8 @@ def build(
     moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
         report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
-    untouched = check_task(task, plan, dataset.examples, autocast=autocast)
+    method = method_named(config.method)
+    untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
@@ -110,18 +111,18 @@ def build(
         report(str(predicted))
         positions = predicted.batch_positions
 
-    encoder, axes = make_encoder(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
+    encoder, learned = make_encoder(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
     blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
     with write_store(folder, blueprint, dataset, append=append) as writer:
         if writer.is_finished():
             report(f"{folder} is complete: nothing to do")
             return open_store(folder)
         files = {}
-        if axes:
-            path = folder / "axes.safetensors"
-            files[path.name] = sha256_of(path) if path.exists() else write_tensors(path, axes)
+        for name, tensors in learned.items():
+            path = folder / name
+            files[name] = sha256_of(path) if path.exists() else write_tensors(path, tensors)
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet)
-        if method_named(config.method).curvature == "fisher":
+        if method.curvature == "fisher":
             rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})
             with meter("curvature", len(plan.units), quiet=quiet) as progress:
                 fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=config.seed, progress=progress)
@@ -132,12 +133,16 @@ def build(
 
 def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
+    objective = _objective(method_named(writer.blueprint.method))
     norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
     done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
     with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
         for shard in writer.pending:
             examples = dataset.examples[shard.start : shard.stop]
-            rows = gradient_rows(task, plan, encoder, examples, max_positions=positions, progress=progress, autocast=autocast)
+            rows = gradient_rows(
+                task, plan, encoder, examples,
+                max_positions=positions, progress=progress, objective=objective, autocast=autocast,
+            )  # fmt: skip
             tensors = codec.encode(rows.units)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise NonFinite(
@@ -145,7 +150,14 @@ def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, q
                     needed="a stored type of wider range",
                     do="build into another folder with dtype bfloat16 or float32",
                 )
-            writer.write(shard, {**tensors, "norms": rows.norms().to(norm_type)})
+            columns = {"norms": rows.norms().to(norm_type)}
+            if rows.weights is not None:
+                columns["weights"] = rows.weights.to(norm_type)
+            writer.write(shard, {**tensors, **columns})
+
+
+def _objective(method: Method) -> Objective:
+    return "negated output" if method.objective == "output" else "loss"
 
 
 def make_blueprint(

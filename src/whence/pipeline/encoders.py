@@ -1,101 +1,134 @@
-"""The projections of a store: made from a seed, or learned once and kept beside it."""
+"""What shrinks the gradients of a store: made from a seed, or learned once and kept beside it."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.compress import Kronecker, Random, projected_shape
+from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
 from whence.config import BuildConfig
-from whence.curvature import fit_axes
+from whence.curvature import fit_axes, fit_mask
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
-from whence.methods import method_named
+from whence.methods import Method, method_named
 from whence.progress import meter
 from whence.store import Store, damaged, dtype_named, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
-__all__ = ["make_encoder", "stored_encoder"]
+__all__ = ["make_encoder", "random_encoder", "stored_encoder"]
 
 
 def make_encoder(
     task: AbstractTask, plan: Plan, dataset: Dataset, folder: Path, config: BuildConfig, *, max_positions: int, quiet: bool
-) -> tuple[Kronecker, dict[str, Tensor]]:
-    """Projections for a build.
+) -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
+    """What shrinks the gradients of a build.
 
     Args:
         task: Model and loss.
         plan: Its units.
-        dataset: Where learned axes are fitted.
-        folder: The store; a resumed or appended build takes its axes from there.
+        dataset: Where axes and masks are learned.
+        folder: The store; a resumed or appended build takes what was learned from there.
         config: The build's options.
         max_positions: Positions per batch.
         quiet: No progress on stderr.
 
     Returns:
-        The projections, and the learned axes to be stored; empty for random ones.
+        The encoder, and by name of a file the tensors that were learned; empty for a random one.
 
     Raises:
-        StoreCorrupt: If the axes that stored rows were made with are altered or gone.
+        StoreCorrupt: If what stored rows were made with is altered or gone.
     """
     method = method_named(config.method)
-    rank = config.rank or method.rank
-    kind = method.projection if config.projection == "method" else config.projection
-    if kind != "pca":
-        shapes = [projected_shape(unit, rank) for unit in plan.units]
-        return Kronecker.random(plan.units, shapes, kind=kind, seed=config.seed, device=task.device), {}
-    path = folder / "axes.safetensors"
+    name = _learned_file(method)
+    if name is None:
+        return random_encoder(plan, config, task.device), {}
+    path = folder / name
     if path.exists():
         sealed = (listed_files(folder) or {}).get(path.name)
         if sealed is not None and sha256_of(path) != sealed:
             raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
-        axes = read_tensors(path)
+        learned = read_tensors(path)
     else:
         first = read_seals(folder).get(0)
         if first is not None and first.data != dataset.fingerprint:
             raise StoreCorrupt(
-                found=f"no axes.safetensors in {folder}, which the rows there were made with",
-                needed="the same axes for the rows to be added",
+                found=f"no {name} in {folder}, which the rows there were made with",
+                needed=f"the same {path.stem} for the rows to be added",
                 do="restore that file from a copy, or build into another folder",
             )
-        step = max(1, len(dataset) // config.axes_examples)
-        sample = list(dataset.examples)[::step][: config.axes_examples]
-        autocast = None if config.autocast == "none" else dtype_named(config.autocast)
-        with meter("axes", len(sample), quiet=quiet) as progress:
-            axes = fit_axes(
-                task,
-                plan,
-                sample,
-                rank=rank,
-                seed=config.seed,
-                max_positions=max_positions,
-                progress=progress,
-                autocast=autocast,
-            )
-    return _with_axes(plan, axes, task.device), axes
+        learned = _learn(task, plan, dataset, config, method, max_positions=max_positions, quiet=quiet)
+    rank = config.rank or method.rank
+    return _with_learned(task, plan, method, rank, config.seed, learned), {name: learned} if learned else {}
 
 
-def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Kronecker:
-    """The projections that a store's rows were made with."""
+def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Encoder:
+    """The encoder of a build; for a method that learns it, a random one of the same shapes."""
+    method = method_named(config.method)
+    kind = method.projection if config.projection == "method" else config.projection
+    return _random(plan, method, "rademacher" if kind == "pca" else kind, config.rank or method.rank, config.seed, device)
+
+
+def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
+    """The encoder that a store's rows were made with."""
     blueprint = store.blueprint
-    if blueprint.projection == "pca":
+    method = method_named(blueprint.method)
+    name = _learned_file(method)
+    if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
-        axes = store.file("axes.safetensors") if "axes.safetensors" in store.files else {}
-        return _with_axes(plan, axes, task.device)
-    kind = cast(Random, blueprint.projection)
-    shapes = [unit.projected for unit in blueprint.units]
-    return Kronecker.random(plan.units, shapes, kind=kind, seed=blueprint.seed, device=task.device)
+        learned = store.file(name) if name in store.files else {}
+        return _with_learned(task, plan, method, blueprint.rank, blueprint.seed, learned)
+    return _random(plan, method, blueprint.projection, blueprint.rank, blueprint.seed, task.device)
 
 
-def _with_axes(plan: Plan, axes: dict[str, Tensor], device: torch.device) -> Kronecker:
+def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device: torch.device) -> Encoder:
+    if method.encoder == "whole":
+        return WholeProjection(plan.units, rank, cast(Random | Literal["sparse"], kind), seed, device)
+    if method.encoder == "entries":
+        return EntryMask.random(plan.units, rank, seed=seed, device=device)
+    if method.encoder == "channels":
+        return ChannelMask.random(plan.units, rank, seed=seed, device=device)
+    shapes = [projected_shape(unit, rank) for unit in plan.units]
+    return Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=device)
+
+
+def _learned_file(method: Method) -> str | None:
+    if method.mask == "selective":
+        return "mask.safetensors"
+    return "axes.safetensors" if method.projection == "pca" else None
+
+
+def _learn(
+    task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, method: Method, *, max_positions: int, quiet: bool
+) -> dict[str, Tensor]:
+    step = max(1, len(dataset) // config.axes_examples)
+    sample = list(dataset.examples)[::step][: config.axes_examples]
+    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    rank = config.rank or method.rank
+    if method.mask == "selective":
+        with meter("mask", len(sample), quiet=quiet) as progress:
+            return fit_mask(
+                task, plan, sample,
+                width=rank, seed=config.seed, max_positions=max_positions, progress=progress, autocast=autocast,
+            )  # fmt: skip
+    with meter("axes", len(sample), quiet=quiet) as progress:
+        return fit_axes(
+            task, plan, sample,
+            rank=rank, seed=config.seed, max_positions=max_positions, progress=progress, autocast=autocast,
+        )  # fmt: skip
+
+
+def _with_learned(task: AbstractTask, plan: Plan, method: Method, rank: int, seed: int, learned: dict[str, Tensor]) -> Encoder:
+    if method.mask == "selective":
+        return EntryMask.of_places(plan.units, learned["places"], rank, seed=seed, scale=1.0, device=task.device)
+
     def side(name: str, index: int) -> Tensor | None:
-        matrix = axes.get(f"{name}.{index}")
+        matrix = learned.get(f"{name}.{index}")
         if matrix is None:
             return None
         # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
-        return matrix.to(device).clone(memory_format=torch.contiguous_format)
+        return matrix.to(task.device).clone(memory_format=torch.contiguous_format)
 
     count = range(len(plan.units))
     return Kronecker(plan.units, tuple(side("outputs", i) for i in count), tuple(side("inputs", i) for i in count))

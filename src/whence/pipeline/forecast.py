@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from whence.capture import Coverage, Forecast, forecast, plan_units
-from whence.compress import Kronecker, projected_shape
 from whence.config import BuildConfig
 from whence.data import Dataset
-from whence.methods import method_named
 from whence.pipeline.build import make_blueprint
+from whence.pipeline.encoders import random_encoder
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.score import gradient_rows
@@ -84,9 +83,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
     positions = config.batch_positions or memory.batch_positions
-    # Learned axes have the same shapes as random ones.
-    shapes = [projected_shape(unit, config.rank or method_named(config.method).rank) for unit in plan.units]
-    encoder = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
+    encoder = random_encoder(plan, config, task.device)
     blueprint = make_blueprint(task, plan, encoder, config, positions)
     sample = list(dataset.examples)[:: max(1, len(dataset) // _TIMED_EXAMPLES)][:_TIMED_EXAMPLES]
     started = time.perf_counter()

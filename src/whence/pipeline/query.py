@@ -2,15 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
 from whence.compress import Encoder
-from whence.curvature import Damping, choose_damping
+from whence.curvature import Damping, DampingRule, stored_damping
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
@@ -19,11 +20,11 @@ from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import Recipe, ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Rows, all_scores, gradient_rows, precondition, token_scores, top_scores
+from whence.score import Rows, all_scores, gradient_rows, mean_table, precondition, token_scores, top_scores
 from whence.store import Store, dtype_named, open_store
 from whence.tasks import AbstractTask
 
-__all__ = ["query", "score_table"]
+__all__ = ["ensemble_table", "query", "score_table"]
 
 
 def query(
@@ -34,6 +35,7 @@ def query(
     k: int = 10,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
     tokens: bool = False,
     quiet: bool = False,
 ) -> Hits:
@@ -45,7 +47,9 @@ def query(
         queries: As `task.prepare` takes them, or already prepared.
         k: Hits on each side at most; proponents have positive scores, opponents negative ones.
         relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the loss's curvature; without either it is chosen and said.
+        absolute_damping: Value in units of the loss's curvature.
+        damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
+            mean eigenvalue.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again.
         quiet: No progress on stderr.
 
@@ -57,7 +61,7 @@ def query(
     """
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
     if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
@@ -100,15 +104,71 @@ def score_table(
     *,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
     quiet: bool = False,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`."""
+    dampings = (relative_damping, absolute_damping, damping_rule)
+    return _table(store, task, queries, dampings, quiet, weighted=True)
+
+
+def ensemble_table(
+    stores: Sequence[Store | str | Path],
+    tasks: Sequence[AbstractTask],
+    queries: Dataset | Iterable[Any],
+    *,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """Scores over several models trained alike, one store each: seeds or checkpoints.
+
+    Where rows have weights (TRAK, GraSS) scores without them and weights are averaged apart and then multiplied (Park et al. 2023, equation
+    16); elsewhere this is the mean of the scores.
+
+    Args:
+        stores: Stores of the same examples, built with one method.
+        tasks: The model of each.
+        queries: As in `query`.
+        relative_damping: As in `query`.
+        absolute_damping: As in `query`.
+        damping_rule: As in `query`.
+        quiet: No progress on stderr.
+
+    Returns:
+        One table.
+
+    Raises:
+        BadInput: If there are not as many tasks as stores, or the stores are of different methods.
+    """
+    opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
+    methods = sorted({store.blueprint.method for store in opened})
+    if len(opened) != len(tasks) or len(methods) != 1:
+        raise BadInput(
+            found=f"{len(opened)} stores ({', '.join(methods) or 'none'}) and {len(tasks)} tasks",
+            needed="as many of both, one or more, and one method",
+            do="pass the task of each store in the same order",
+        )
+    dampings = (relative_damping, absolute_damping, damping_rule)
+    pairs = zip(opened, tasks, strict=True)
+    table = mean_table([_table(store, task, queries, dampings, quiet, weighted=False) for store, task in pairs])
+    if "weights" not in opened[0].blueprint.columns():
+        return table
+    weights_MN = torch.stack([torch.cat([one["weights"] for _, one in store.shards(["weights"])]) for store in opened])
+    return dataclasses.replace(table, scores=table.scores * weights_MN.mean(0).to(table.scores))
+
+
+def _table(
+    store, task, queries, dampings: tuple[float | None, float | None, DampingRule | None], quiet: bool, *, weighted: bool
+) -> ScoreTable:
     started = time.monotonic()
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    asked = _Asked.prepare(store, task, queries, *dampings, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress)
+        scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, weighted=weighted)
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
+    settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
     settings += [asked.damping.label] if asked.damping is not None else []
     return ScoreTable(
         scores,
@@ -140,20 +200,21 @@ class _Asked:
     damping: Damping | None
 
     @classmethod
-    def prepare(cls, store, task, queries, relative_damping, absolute_damping, quiet) -> "_Asked":
+    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "_Asked":
         store = store if isinstance(store, Store) else open_store(store)
         store.accepts(task)
         blueprint, method = store.blueprint, method_named(store.blueprint.method)
         damping = None
         if method.curvature != "identity":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = choose_damping(
+            damping = stored_damping(
                 recipe,
                 relative_damping=relative_damping,
                 absolute_damping=absolute_damping,
+                rule=damping_rule,
                 default=method.relative_damping,
             )
-        elif relative_damping is not None or absolute_damping is not None:
+        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
             raise BadInput(
                 found=f"damping for a store of {method.name}", needed="a method with curvature", do="leave damping out"
             )

@@ -28,10 +28,12 @@ class Rows:
     Args:
         units: Per stored unit, shape (examples, P, R), on the CPU in full precision.
         values: The objective of each example.
+        weights: For gradients of the output function, minus the derivative of each loss by it.
     """
 
     units: list[Tensor]
     values: Tensor
+    weights: Tensor | None = None
 
     def norms(self) -> Tensor:
         """Norm over all units, one per example."""
@@ -58,7 +60,7 @@ def gradient_rows(
         examples: Training examples or queries.
         max_positions: Positions per batch.
         progress: Advanced by examples.
-        objective: "loss" or "measurement".
+        objective: "loss" or "measurement", or "negated output" for rows that come with weights.
         autocast: As in `capture`.
 
     Returns:
@@ -68,15 +70,16 @@ def gradient_rows(
         NonFinite: If a gradient is NaN or infinite, naming unit and example.
     """
     order: list[int] = []
-    parts: list[tuple[list[Tensor], Tensor]] = []
+    parts: list[tuple[list[Tensor], Tensor, Tensor | None]] = []
 
-    def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor | None]:
         chosen = [examples[item] for item in items]
+        batch = task.collate(chosen)
         sums = encoder.rows(len(chosen))
         values = capture(
             task,
             plan,
-            task.collate(chosen),
+            batch,
             sums,
             num_examples=len(chosen),
             objective=objective,
@@ -84,15 +87,17 @@ def gradient_rows(
         )
         rows = [row.cpu() for row in sums.finished()]
         _check_finite(rows, encoder, chosen)
-        return rows, values.cpu()
+        weights = task.output_weights(-values, batch).cpu() if objective == "negated output" else None
+        return rows, values.cpu(), weights
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
         parts.extend(in_halves(batch, run))
         order.extend(batch)
         progress.advance(len(batch))
     back = torch.tensor(order).argsort()
-    units = [torch.cat([rows[index] for rows, _ in parts])[back] for index in range(len(encoder.units))]
-    return Rows(units, torch.cat([values for _, values in parts])[back])
+    units = [torch.cat([rows[index] for rows, _, _ in parts])[back] for index in range(len(encoder.units))]
+    weights = [part for _, _, part in parts if part is not None]
+    return Rows(units, torch.cat([values for _, values, _ in parts])[back], torch.cat(weights)[back] if weights else None)
 
 
 def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tensor]:
@@ -116,7 +121,7 @@ def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tens
     found = []
     for index, (unit, stored) in enumerate(zip(rows.units, store.blueprint.units, strict=True)):
         fisher = load_fisher(tensors, index)
-        value = damping.of_unit(stored, fisher.mean_eigenvalue)
+        value = damping.of_unit(stored, fisher.mean_kept(len(store)) if damping.of_kept else fisher.mean_eigenvalue)
         found.append((fisher.solve(unit.flatten(1), value) * scale).view_as(unit))
     return found
 

@@ -29,7 +29,9 @@ class Top:
     rows_QK: Tensor
 
 
-def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None) -> Tensor:
+def shard_scores(
+    store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None, *, weighted: bool = True
+) -> Tensor:
     """Scores of one shard's rows, shape (Q, rows).
 
     Args:
@@ -37,6 +39,7 @@ def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Ten
         tensors: Its tensors.
         queries: Preconditioned queries, per unit of shape (Q, P, R), already scaled to the score's unit.
         norms_Q: For cosines the norms of the queries; None for inner products.
+        weighted: Whether the rows' weights, if there are any, are multiplied in.
 
     Raises:
         NonFinite: If a score is NaN or infinite.
@@ -45,6 +48,8 @@ def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Ten
     if norms_Q is not None:
         tiny = torch.finfo(scores_QN.dtype).tiny
         scores_QN = scores_QN / (norms_Q[:, None] * tensors["norms"].to(scores_QN)).clamp_min(tiny)
+    if weighted and "weights" in tensors:
+        scores_QN = scores_QN * tensors["weights"].to(scores_QN)
     if not bool(torch.isfinite(scores_QN).all()):
         query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
         raise NonFinite(
@@ -77,11 +82,13 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
     return high, low
 
 
-def all_scores(store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter) -> Tensor:
-    """Every score, shape (Q, N), for evaluation."""
+def all_scores(
+    store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter, weighted: bool = True
+) -> Tensor:
+    """Every score, shape (Q, N), for evaluation; arguments as in `shard_scores`."""
     parts = []
     for _, tensors in store.shards():
-        parts.append(shard_scores(store, tensors, queries, norms_Q))
+        parts.append(shard_scores(store, tensors, queries, norms_Q, weighted=weighted))
         progress.advance(parts[-1].shape[1])
     return torch.cat(parts, 1)
 

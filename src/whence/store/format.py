@@ -94,6 +94,10 @@ class Blueprint:
             seed=self.seed,
         )
 
+    def columns(self) -> tuple[str, ...]:
+        """Tensors of a shard with one number a row, besides those of the codec."""
+        return ("norms", "weights") if method_named(self.method).objective == "output" else ("norms",)
+
     def curvature_bytes(self) -> int:
         """Bytes of the curvature file, its small parts left out."""
         if method_named(self.method).curvature == "identity":

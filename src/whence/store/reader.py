@@ -59,12 +59,12 @@ class Store:
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
-            names: Tensors wanted; None for those that hold rows and norms.
+            names: Tensors wanted; None for those that hold rows, norms and weights.
 
         Yields:
             The number of the shard's first row and its tensors, each with a leading axis of rows.
         """
-        wanted = list(names) if names is not None else [*self.codec.layout(), "norms"]
+        wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
         for place, (start, seal) in enumerate(zip(self.starts, self.seals, strict=True)):
             if place + 1 < len(self.seals):
                 self._read_ahead(self.seals[place + 1])

@@ -30,8 +30,8 @@ def verify_store(store: Store) -> list[str]:
     layout = store.codec.layout()
     for seal in store.seals:
         stem = store.folder / shard_stem(seal.number)
-        tensors = store.tensors(seal, [*layout, "norms", "offsets"])
-        for name, shape in {**layout, "norms": ()}.items():
+        tensors = store.tensors(seal, [*layout, *store.blueprint.columns(), "offsets"])
+        for name, shape in {**layout, **dict.fromkeys(store.blueprint.columns(), ())}.items():
             if tuple(tensors[name].shape) != (seal.rows, *shape):
                 faults.append(f"{stem}: {name} has the shape {tuple(tensors[name].shape)}, not {(seal.rows, *shape)}")
             elif not bool(torch.isfinite(tensors[name]).all()):
