@@ -21,6 +21,7 @@ METHODS = {
     "lorif": {"method": "lorif", "factor_rank": 1},
     "logra-pca": {"method": "logra-pca"},
     "grass": {"method": "grass-selective"},
+    "trackstar": {"method": "trackstar"},
 }
 RECORDS = 18  # five shards of four rows, the last of two
 
@@ -38,7 +39,7 @@ def unbroken(tmp_path_factory):
         build(folder, method)
         made[method] = contents(folder)
         assert sum(name.endswith(".safetensors") for name in made[method]) == 5 + len(
-            {"curvature", "axes", "mask"} & {n[:-12] for n in made[method]}
+            {"curvature", "axes", "mask", "moments"} & {n[:-12] for n in made[method]}
         )
     return made
 
@@ -239,6 +240,7 @@ def test_a_cut_file_is_made_again(tmp_path, unbroken, name):
         ("manifest.json", "lorif"),
         ("axes.safetensors", "logra-pca"),
         ("mask.safetensors", "grass"),
+        ("moments.safetensors", "trackstar"),
     ],
 )
 def test_a_deleted_file_beside_the_shards_is_made_again(tmp_path, unbroken, name, method):

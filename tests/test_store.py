@@ -244,7 +244,7 @@ def test_shard_size_is_invisible_in_scores(tmp_path):
     torch.testing.assert_close(other.scores, one.scores, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("method", ["lorif", "logra-pca", "trak", "grass", "grass-selective", "factgrass"])
+@pytest.mark.parametrize("method", ["lorif", "logra-pca", "trak", "grass", "grass-selective", "factgrass", "trackstar"])
 def test_two_builds_give_the_same_bytes(tmp_path, method):
     for name in ("one", "two"):
         whence.build(make_task(), make_records(), tmp_path / name, method=method, **SMALL)

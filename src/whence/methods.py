@@ -27,6 +27,8 @@ class Method:
         curvature_rank: Directions kept of the curvature; None keeps all.
         relative_damping: Used when the user does not say otherwise; share of the mean eigenvalue.
         objective: What the rows are gradients of: the loss, or the task's output function, whose weights are then kept beside them.
+        optimizer_scaled: Whether gradients are divided by the root of their second moment before they are projected.
+        whitened: Whether both sides are multiplied with the inverse root of the curvature, mixed with the queries' own.
         cosine: Whether scores are divided by both gradients' norms.
         passes: Passes over the training data to build, and over the store to fit the curvature.
     """
@@ -44,6 +46,8 @@ class Method:
     curvature_rank: int | None = None
     relative_damping: float = 0.1
     objective: Literal["loss", "output"] = "loss"
+    optimizer_scaled: bool = False
+    whitened: bool = False
     cosine: bool = False
     passes: str = "1 data + 1 store"
 
@@ -112,6 +116,15 @@ METHODS: dict[str, Method] = {
             encoder="channels",
             projection="sparse",
             mask="random",
+        ),
+        Method(
+            name="trackstar",
+            summary="gradients over the root of their second moment, projected, both sides whitened, cosine",
+            paper="Chang et al. 2025, arXiv 2410.17413",
+            optimizer_scaled=True,
+            whitened=True,
+            cosine=True,
+            passes="1 data + 1 store + a sample",
         ),
         Method(
             name="grad-dot",

@@ -68,6 +68,23 @@ class Kronecker:
             tuple(side(unit, "inputs", unit.inputs, width) for unit, (_, width) in pairs),
         )
 
+    def scaled(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> "Kronecker":
+        """The same of gradients whose rows and columns are multiplied with some factors first.
+
+        Args:
+            outputs: Per unit, shape (O,).
+            inputs: Per unit, shape (I,).
+        """
+
+        def times(scale: Tensor, matrix: Tensor | None) -> Tensor:
+            return torch.diag(scale).float() if matrix is None else (scale[:, None] * matrix).float()
+
+        return Kronecker(
+            self.units,
+            tuple(times(*pair) for pair in zip(outputs, self.outputs, strict=True)),
+            tuple(times(*pair) for pair in zip(inputs, self.inputs, strict=True)),
+        )
+
     def shapes(self) -> list[tuple[int, int]]:
         """Projected (outputs, inputs) of every unit."""
         return [

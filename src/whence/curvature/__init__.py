@@ -19,6 +19,7 @@ from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
+from whence.curvature.second_moments import fit_second_moments, side_scales
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
@@ -45,6 +46,7 @@ __all__ = [
     "fit_fisher",
     "fit_kfac",
     "fit_mask",
+    "fit_second_moments",
     "flatten",
     "gradient_pairs",
     "held_examples",
@@ -57,6 +59,7 @@ __all__ = [
     "recipe_damping",
     "scaled",
     "shared_units",
+    "side_scales",
     "split",
     "stored_damping",
     "top_eigenvalue",

@@ -9,7 +9,7 @@ from torch import Tensor
 from whence.capture import Plan
 from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
 from whence.config import BuildConfig
-from whence.curvature import fit_axes, fit_mask
+from whence.curvature import fit_axes, fit_mask, fit_second_moments, side_scales
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
 from whence.methods import Method, method_named
@@ -60,7 +60,8 @@ def make_encoder(
             )
         learned = _learn(task, plan, dataset, config, method, max_positions=max_positions, quiet=quiet)
     rank = config.rank or method.rank
-    return _with_learned(task, plan, method, rank, config.seed, learned), {name: learned} if learned else {}
+    kind = method.projection if config.projection == "method" else config.projection
+    return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
 
 
 def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Encoder:
@@ -78,7 +79,7 @@ def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
     if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
         learned = store.file(name) if name in store.files else {}
-        return _with_learned(task, plan, method, blueprint.rank, blueprint.seed, learned)
+        return _with_learned(task, plan, method, blueprint.projection, blueprint.rank, blueprint.seed, learned)
     return _random(plan, method, blueprint.projection, blueprint.rank, blueprint.seed, task.device)
 
 
@@ -96,6 +97,8 @@ def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device:
 def _learned_file(method: Method) -> str | None:
     if method.mask == "selective":
         return "mask.safetensors"
+    if method.optimizer_scaled:
+        return "moments.safetensors"
     return "axes.safetensors" if method.projection == "pca" else None
 
 
@@ -112,6 +115,9 @@ def _learn(
                 task, plan, sample,
                 width=rank, seed=config.seed, max_positions=max_positions, progress=progress, autocast=autocast,
             )  # fmt: skip
+    if method.optimizer_scaled:
+        with meter("moments", len(sample), quiet=quiet) as progress:
+            return fit_second_moments(task, plan, sample, max_positions=max_positions, progress=progress, autocast=autocast)
     with meter("axes", len(sample), quiet=quiet) as progress:
         return fit_axes(
             task, plan, sample,
@@ -119,9 +125,18 @@ def _learn(
         )  # fmt: skip
 
 
-def _with_learned(task: AbstractTask, plan: Plan, method: Method, rank: int, seed: int, learned: dict[str, Tensor]) -> Encoder:
+def _with_learned(
+    task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: dict[str, Tensor]
+) -> Encoder:
     if method.mask == "selective":
         return EntryMask.of_places(plan.units, learned["places"], rank, seed=seed, scale=1.0, device=task.device)
+
+    count = range(len(plan.units))
+    if method.optimizer_scaled:
+        scales = [side_scales(learned[f"outputs.{index}"], learned[f"inputs.{index}"]) for index in count]
+        shapes = [projected_shape(unit, rank) for unit in plan.units]
+        plain = Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=task.device)
+        return plain.scaled([left.to(task.device) for left, _ in scales], [right.to(task.device) for _, right in scales])
 
     def side(name: str, index: int) -> Tensor | None:
         matrix = learned.get(f"{name}.{index}")
@@ -130,5 +145,4 @@ def _with_learned(task: AbstractTask, plan: Plan, method: Method, rank: int, see
         # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
         return matrix.to(task.device).clone(memory_format=torch.contiguous_format)
 
-    count = range(len(plan.units))
     return Kronecker(plan.units, tuple(side("outputs", i) for i in count), tuple(side("inputs", i) for i in count))

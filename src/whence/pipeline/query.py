@@ -20,7 +20,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import Recipe, ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Rows, all_scores, gradient_rows, mean_table, precondition, token_scores, top_scores
+from whence.score import Rows, all_scores, gradient_rows, mean_table, precondition, token_scores, top_scores, whiten
 from whence.store import Store, dtype_named, open_store
 from whence.tasks import AbstractTask
 
@@ -69,7 +69,7 @@ def query(
             do="leave tokens out",
         )
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress)
+        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
     hits = []
     wanted = high.rows_QK.numel() + low.rows_QK.numel()
     with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
@@ -165,7 +165,9 @@ def _table(
     started = time.monotonic()
     asked = _Asked.prepare(store, task, queries, *dampings, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, weighted=weighted)
+        scores = all_scores(
+            asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted
+        )
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
@@ -198,6 +200,7 @@ class _Asked:
     method: str
     notes: tuple[str, ...]
     damping: Damping | None
+    roots: list[Tensor] | None
 
     @classmethod
     def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "_Asked":
@@ -236,11 +239,20 @@ class _Asked:
                 task, plan, encoder, dataset.examples,
                 max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
             )  # fmt: skip
-        ready = precondition(store, rows, damping)
-        norms_Q = rows.norms() / len(store) if method.cosine else None
+        roots = None
+        if method.whitened and damping is not None:
+            found = whiten(store, rows, damping)
+            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            moments = (
+                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+            )
+            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+        else:
+            ready = precondition(store, rows, damping)
+            norms_Q = rows.norms() / len(store) if method.cosine else None
         plain = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
         unit = "cosine" if method.cosine else plain
-        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping)
+        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
         """The hit with a score per token, unless its text does not give the tokens that it was built from."""

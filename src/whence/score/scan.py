@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whence.errors import NonFinite
 from whence.progress import Meter
+from whence.score.whitening import whitened_norms
 from whence.store import Store
 
 __all__ = ["Top", "all_scores", "shard_scores", "top_scores"]
@@ -30,7 +31,13 @@ class Top:
 
 
 def shard_scores(
-    store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None, *, weighted: bool = True
+    store: Store,
+    tensors: dict[str, Tensor],
+    queries: Sequence[Tensor],
+    norms_Q: Tensor | None,
+    *,
+    roots: Sequence[Tensor] | None = None,
+    weighted: bool = True,
 ) -> Tensor:
     """Scores of one shard's rows, shape (Q, rows).
 
@@ -39,6 +46,7 @@ def shard_scores(
         tensors: Its tensors.
         queries: Preconditioned queries, per unit of shape (Q, P, R), already scaled to the score's unit.
         norms_Q: For cosines the norms of the queries; None for inner products.
+        roots: For cosines of whitened rows what whitens them, per unit; None takes the norms that are stored.
         weighted: Whether the rows' weights, if there are any, are multiplied in.
 
     Raises:
@@ -47,7 +55,8 @@ def shard_scores(
     scores_QN = store.codec.score(tensors, queries)
     if norms_Q is not None:
         tiny = torch.finfo(scores_QN.dtype).tiny
-        scores_QN = scores_QN / (norms_Q[:, None] * tensors["norms"].to(scores_QN)).clamp_min(tiny)
+        norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
+        scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
     if weighted and "weights" in tensors:
         scores_QN = scores_QN * tensors["weights"].to(scores_QN)
     if not bool(torch.isfinite(scores_QN).all()):
@@ -60,7 +69,15 @@ def shard_scores(
     return scores_QN
 
 
-def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter) -> tuple[Top, Top]:
+def top_scores(
+    store: Store,
+    queries: Sequence[Tensor],
+    k: int,
+    *,
+    norms_Q: Tensor | None,
+    progress: Meter,
+    roots: Sequence[Tensor] | None = None,
+) -> tuple[Top, Top]:
     """The k highest and the k lowest scores of every query, in one pass.
 
     Args:
@@ -69,13 +86,14 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
         k: Hits wanted on each side.
         norms_Q: As in `shard_scores`.
         progress: Advanced by rows.
+        roots: As in `shard_scores`.
 
     Returns:
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
     for start, tensors in store.shards():
-        scores_QN = shard_scores(store, tensors, queries, norms_Q)
+        scores_QN = shard_scores(store, tensors, queries, norms_Q, roots=roots)
         high = _merge(high, scores_QN, start, k, largest=True)
         low = _merge(low, scores_QN, start, k, largest=False)
         progress.advance(scores_QN.shape[1])
@@ -83,12 +101,18 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
 
 
 def all_scores(
-    store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter, weighted: bool = True
+    store: Store,
+    queries: Sequence[Tensor],
+    *,
+    norms_Q: Tensor | None,
+    progress: Meter,
+    roots: Sequence[Tensor] | None = None,
+    weighted: bool = True,
 ) -> Tensor:
     """Every score, shape (Q, N), for evaluation; arguments as in `shard_scores`."""
     parts = []
     for _, tensors in store.shards():
-        parts.append(shard_scores(store, tensors, queries, norms_Q, weighted=weighted))
+        parts.append(shard_scores(store, tensors, queries, norms_Q, roots=roots, weighted=weighted))
         progress.advance(parts[-1].shape[1])
     return torch.cat(parts, 1)
 
