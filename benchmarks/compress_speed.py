@@ -31,16 +31,14 @@ def main():
     width = arguments.width
     shapes = [(4 * width, width) if layer % 2 == 0 else (width, 4 * width) for layer in range(arguments.layers)]
     units = tuple(Unit(f"layer{place}", *shape, (f"layer{place}",)) for place, shape in enumerate(shapes))
-    pairs = [
-        Pair(*(Dense(torch.randn(arguments.batch, arguments.length, size)) for size in shape)) for shape in shapes
-    ]
+    pairs = [Pair(*(Dense(torch.randn(arguments.batch, arguments.length, size)) for size in shape)) for shape in shapes]
     projected = [projected_shape(unit, arguments.rank) for unit in units]
     numbers = min(4096, arguments.rank**2 * arguments.layers)
     options = {"seed": 0, "device": CPU}
     encoders = {
         "logra": Kronecker.random(units, projected, kind="rademacher", **options),
         "factgrass": ChannelMask.random(units, arguments.rank, **options),
-        "grass (random or selective mask)": EntryMask.random(units, numbers, **options),
+        "grass (random or selective)": EntryMask.random(units, numbers, **options),
         "trak, sparse": WholeProjection(units, numbers, "sparse", 0, CPU),
     }
     if arguments.dense:
