@@ -276,3 +276,21 @@ def test_every_verb_resolves():
     """Commands are given as strings, so a wrong name would show only when it is used."""
     for verb in VERBS:
         assert app[verb].default_command.__name__ == verb
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", ["trak", "grass", "grass-selective", "factgrass", "trackstar"])
+def test_raw_stores_from_end_to_end(run, tmp_path, model_folder, data_file, method):
+    folder = tmp_path / "store"
+    build = ["build", model_folder, data_file, "-o", folder, "--method", method, "--rank", "4", "--rows-per-shard", "5"]
+    made = json.loads(run(*build))
+    forecast = json.loads(run("forecast", model_folder, data_file, "--method", method, "--rank", "4", "--json"))
+    assert forecast["row_bytes"] == made["bytes_per_row"]
+    told = json.loads(run("inspect", folder, "--json"))
+    assert told["method"] == method and told["rows"] == made["rows"]
+    assert json.loads(run("verify", folder, "--json"))["faults"] == []
+    found = json.loads(run("query", folder, "--text", "a text to ask about", "--damping-rule", "lorif", "--json"))
+    assert any("damping 0.5 x mean eigenvalue (the code of Li et al. 2026)" in note for note in found["notes"])
+    assert any(found["queries"][0][side] for side in ("proponents", "opponents"))

@@ -25,7 +25,7 @@ class BuildConfig:
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
-        axes_examples: Sample size for methods that learn axes or a mask.
+        axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most).
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.

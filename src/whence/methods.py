@@ -121,6 +121,7 @@ METHODS: dict[str, Method] = {
             name="trackstar",
             summary="gradients over the root of their second moment, projected, both sides whitened, cosine",
             paper="Chang et al. 2025, arXiv 2410.17413",
+            relative_damping=1.0,
             optimizer_scaled=True,
             whitened=True,
             cosine=True,

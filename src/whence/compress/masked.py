@@ -44,7 +44,7 @@ def entries_of(pair: Pair, outputs_M: Tensor, inputs_M: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EntryMask:
-    """GraSS: chosen entries of the whole gradient, summed into K slots with random signs (Hu et al. 2025, section 3.2).
+    """GraSS: chosen entries of the whole gradient, summed into K slots with random signs (Hu et al. 2025).
 
     Args:
         plan_units: The units that are joined.
@@ -131,7 +131,7 @@ class _Channels:
 
 @dataclass(frozen=True)
 class ChannelMask:
-    """FactGraSS: random channels of both sides, contracted over positions, summed into slots (Hu et al. 2025, section 3.3).
+    """FactGraSS: random channels of both sides, contracted over positions, summed into slots (Hu et al. 2025).
 
     A stored unit takes as many numbers as with a projection of the same rank. What is kept of it before the slots is a sub-matrix of the
     gradient twice as wide on each side, scaled so that inner products are kept on average.

@@ -29,7 +29,7 @@ class SparseSketch:
 
     @classmethod
     def random(cls, size_N: int, width_K: int, *, seed: int, name: str, device: torch.device) -> "SparseSketch":
-        """Reproducible from the arguments on every device (Kane and Nelson 2014; Hu et al. 2025, section 3.1)."""
+        """Reproducible from the arguments on every device (Kane and Nelson 2014; Hu et al. 2025)."""
         words = _stream("sparse", seed, size_N, width_K, name).random_raw(size_N)
         # The low bit is the sign and the rest the slot: 63 bits modulo any width are even enough.
         signs_N = torch.from_numpy((words & np.uint64(1)).astype(np.float32) * 2 - 1)

@@ -51,7 +51,7 @@ class _Dense:
 
 @dataclass(frozen=True)
 class WholeProjection:
-    """phi = P^T g for the whole gradient g, P random with E[P P^T] = 1 (Park et al. 2023, equation 15).
+    """phi = P^T g for the whole gradient g, P random with E[P P^T] = 1 (Park et al. 2023, section 3).
 
     P is never there as a whole: a block of it belongs to some rows of one unit's gradient and is drawn from the unit's name and the
     block's place.

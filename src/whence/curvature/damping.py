@@ -18,7 +18,7 @@ DampingRule = Literal["mean", "lorif", "lorif-paper", "recipe"]
 
 # Shares: of the mean eigenvalue over all directions, or over the kept ones.
 _RULES = {
-    "mean": (0.1, False, "Choe et al. 2024, section 4"),
+    "mean": (0.1, False, "Choe et al. 2024"),
     "lorif": (0.5, False, "the code of Li et al. 2026"),
     "lorif-paper": (0.1, True, "Li et al. 2026"),
 }

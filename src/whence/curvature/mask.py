@@ -40,7 +40,7 @@ def fit_mask(
     progress: Meter,
     autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Entries of the whole gradient of the output function, four for every number of a row (Hu et al. 2025, section 3.2).
+    """Entries of the whole gradient of the output function, four for every number of a row (Hu et al. 2025).
 
     A soft mask of candidates starts from the entries' sizes, is improved by Adam on `mask_objective`, and the largest are taken. The
     candidates are a random share of all entries, four times as many as are kept; where there are no more than are kept, all are.

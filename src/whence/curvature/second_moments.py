@@ -29,7 +29,7 @@ def fit_second_moments(
     progress: Meter,
     autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Means over rows and over columns of every unit's mean squared gradient (Shazeer and Stern 2018, section 3).
+    """Means over rows and over columns of every unit's mean squared gradient (Shazeer and Stern 2018).
 
     Args:
         task: Model and loss.

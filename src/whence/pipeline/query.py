@@ -124,8 +124,8 @@ def ensemble_table(
 ) -> ScoreTable:
     """Scores over several models trained alike, one store each: seeds or checkpoints.
 
-    Where rows have weights (TRAK, GraSS) scores without them and weights are averaged apart and then multiplied (Park et al. 2023, equation
-    16); elsewhere this is the mean of the scores.
+    Where rows have weights (TRAK, GraSS) scores without them and weights are averaged apart and then multiplied (Park et al. 2023, section
+    3); elsewhere this is the mean of the scores.
 
     Args:
         stores: Stores of the same examples, built with one method.

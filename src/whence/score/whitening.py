@@ -15,7 +15,7 @@ from whence.store import Store
 
 __all__ = ["Whitened", "mixing_share", "whiten", "whitened_norms"]
 
-# Where the two spectra are made to cross: component 1,000 of the 65,536 of Chang et al. 2025, section 3.
+# Where the two spectra are made to cross: component 1,000 of the 65,536 of Chang et al. 2025.
 _CROSSING = 1000 / 65536
 
 
@@ -37,7 +37,7 @@ class Whitened:
 
 
 def whiten(store: Store, rows: Rows, damping: Damping) -> Whitened:
-    """R^-1/2 of R = a R_query + (1 - a) R_train + damping, per unit, applied to the queries (Chang et al. 2025, equation 4).
+    """R^-1/2 of R = a R_query + (1 - a) R_train + damping, per unit, applied to the queries (Chang et al. 2025).
 
     Args:
         store: The training rows' second moments.

@@ -136,7 +136,7 @@ class Regression(AbstractTask):
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the distance to the target, shape (B,): for one target the prediction itself, up to a sign that scores do not see.
 
-        Its gradient times its weight is the loss's, as in Park et al. 2023, section 3.1.
+        Its gradient times its weight is the loss's, as in Park et al. 2023.
         """
         return -torch.linalg.vector_norm(self._residuals(model, batch), dim=1)
 
