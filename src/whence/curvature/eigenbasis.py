@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.curvature.damping import Damping
 from whence.errors import BadInput
+from whence.matmul import times_transposed
 from whence.records import Unit
 
 __all__ = ["KroneckerBlock", "KroneckerCurvature"]
@@ -38,15 +39,18 @@ class KroneckerBlock:
 
     def into(self, rows_QOI: Tensor) -> Tensor:
         """Coordinates in the basis: outputs^T rows inputs."""
-        if self.outputs_OO is not None:
-            rows_QOI = self.outputs_OO.T.to(rows_QOI) @ rows_QOI
-        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.to(rows_QOI)
+        return _between(rows_QOI, self.outputs_OO, None if self.inputs_II is None else self.inputs_II.T)
 
     def back(self, rows_QOI: Tensor) -> Tensor:
         """From coordinates in the basis to parameters: outputs rows inputs^T."""
-        if self.outputs_OO is not None:
-            rows_QOI = self.outputs_OO.to(rows_QOI) @ rows_QOI
-        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.T.to(rows_QOI)
+        return _between(rows_QOI, None if self.outputs_OO is None else self.outputs_OO.T, self.inputs_II)
+
+
+def _between(rows_QOI: Tensor, left_OO: Tensor | None, right_II: Tensor | None) -> Tensor:
+    """left^T rows right^T, either of them left out where it is None."""
+    if left_OO is not None:
+        rows_QOI = times_transposed(rows_QOI.mT, left_OO.T.to(rows_QOI)).mT
+    return rows_QOI if right_II is None else times_transposed(rows_QOI, right_II.to(rows_QOI))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerBlock
-from whence.records import OneHot, Pair
+from whence.matmul import times_transposed
+from whence.records import OneHot, Pair, Side
 
 __all__ = ["SquaredGradients", "Taker", "held_examples", "shared_units"]
 
 # Numbers of per-example gradients that are formed at a time, and that are held until an example's every use is in.
-_CHUNK_NUMBERS = 1 << 22
+_CHUNK_NUMBERS = 1 << 20
 _HELD_NUMBERS = 1 << 28
 
 
@@ -121,14 +122,24 @@ def _rotated(block: KroneckerBlock, pair: Pair) -> Tensor:
 
 
 def _sides(block: KroneckerBlock, pair: Pair) -> tuple[Tensor, Tensor]:
-    left_BTO = pair.outputs.dense() if block.outputs_OO is None else pair.outputs.times(block.outputs_OO)
-    right_BTI = pair.inputs.dense() if block.inputs_II is None else pair.inputs.times(block.inputs_II)
-    return left_BTO, right_BTI
+    return _turned(pair.outputs, block.outputs_OO), _turned(pair.inputs, block.inputs_II)
+
+
+def _turned(side: Side, basis_NN: Tensor | None) -> Tensor:
+    """A side's vectors in a basis, shape (B, T, N)."""
+    if basis_NN is None:
+        return side.dense()
+    if isinstance(side, OneHot):
+        return side.times(basis_NN)
+    columns_NN = basis_NN.to(side.values_BTN).T
+    if not side.has_one:
+        return times_transposed(side.values_BTN, columns_NN)
+    return times_transposed(side.values_BTN, columns_NN[:, :-1]) + columns_NN[:, -1]
 
 
 def _looked_up(block: KroneckerBlock, pair: Pair, outputs: OneHot) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of a table's gradient that are not zero, squared: their examples, their places in the table, and they themselves."""
-    right_BTI = pair.inputs.dense() if block.inputs_II is None else pair.inputs.times(block.inputs_II)
+    right_BTI = _turned(pair.inputs, block.inputs_II)
     first_B1 = torch.arange(len(right_BTI), device=right_BTI.device)[:, None] * outputs.size
     keys_U, place_BT = torch.unique(outputs.ids_BT + first_B1, return_inverse=True)
     rows_UI = right_BTI.new_zeros(len(keys_U), right_BTI.shape[2])

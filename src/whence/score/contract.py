@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from whence.matmul import times_transposed
 from whence.records import Dense, OneHot, Pair
 from whence.score.blocks import LowRank, QueryBlock
 
@@ -80,7 +81,7 @@ def _through_gradients(block_QOI: Tensor, pair: Pair) -> Tensor:
     for start in range(0, left_BOT.shape[1], size):
         rows = slice(start, start + size)
         gradients_BF = torch.bmm(left_BOT[:, rows], right_BTI).flatten(1)
-        found_QB.addmm_(weight_QOI[:, rows].flatten(1), gradients_BF.T)
+        found_QB += times_transposed(gradients_BF, weight_QOI[:, rows].flatten(1)).T
     return found_QB
 
 
