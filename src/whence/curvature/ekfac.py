@@ -95,7 +95,7 @@ def _squares(
 ) -> dict[int, Tensor] | None:
     """One batch's sums; None if a unit turned out to be shared."""
     sums = _Sums(curvature)
-    for objective in objectives(fit.task, fit.rule, chosen, stage="values"):
+    for objective in objectives(fit.task, fit.rule, chosen, stage="values", head=fit.head):
         squares = SquaredGradients(curvature.blocks, len(chosen), shared, sums)
         capture(fit.task, fit.plan, labelled, squares, num_examples=len(chosen), objective=objective)
         if not squares.finish():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, capture, forecast, in_halves
+from whence.capture import Head, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choose_labels, numbered, objectives
 from whence.curvature.moments import FactorSums, Sharing
@@ -67,6 +67,7 @@ class Fit:
     rule: LabelRule
     max_positions: int
     quiet: bool
+    head: Head | None
 
     def batches(self, max_examples: int = 256) -> Iterator[list[int]]:
         """The data's batches."""
@@ -140,7 +141,8 @@ def prepare_fit(
         check_outputs(task, dataset.examples)
     if max_positions is None:
         max_positions = forecast(task, plan, dataset.examples).batch_positions
-    return Fit(task, plan, dataset, config, rule, max_positions, quiet)
+    head = None if rule.kind == "exact" else separate_head(task, plan, dataset.examples)
+    return Fit(task, plan, dataset, config, rule, max_positions, quiet, head)
 
 
 def fit_bases(fit: Fit, run: RunStage) -> dict[str, Tensor]:
@@ -170,7 +172,7 @@ def _factors(fit: Fit, progress: Meter) -> dict[str, Tensor]:
             fit.plan, fit.config.sharing, fit.config.largest_side, None if mask is None or bool(mask.all()) else mask
         )
         labelled = numbered(batch, len(chosen), fit.task.device)
-        for objective in objectives(fit.task, fit.rule, chosen, stage="factors"):
+        for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
             capture(fit.task, fit.plan, labelled, sums, num_examples=len(chosen), objective=objective)
         _check_finite(sums.sums, fit.plan, chosen)
         for name, value in sums.sums.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, capture, in_halves
+from whence.capture import Objective, Plan, capture, in_halves, separate_head
 from whence.curvature import Damping, KroneckerBlock, KroneckerCurvature, SquaredGradients, held_examples, shared_units
 from whence.data import Example, batches
 from whence.errors import NonFinite
@@ -100,6 +100,8 @@ def exact_scores(
     """
     shared = shared_units(plan)
     max_examples = 256 if metric is None else held_examples(plan, shared)
+    head = separate_head(task, plan, examples)
+    objective = "loss" if head is None else head.loss
     order: list[int] = []
     parts: list[_Part] = []
 
@@ -109,7 +111,7 @@ def exact_scores(
         found = None
         while found is None:  # again when a unit turns out to be used more than once
             wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
-            found = _run(task, plan, batch, chosen, blocks, wanted, metric, shared)
+            found = _run(task, plan, batch, chosen, objective, blocks, wanted, metric, shared)
         _check_finite(found, plan, chosen)
         return found if per_unit else found.summed()
 
@@ -136,7 +138,7 @@ class _Part:
         return _Part(self.scores_UQB.sum(0, keepdim=True), self.tokens, self.norms_B)
 
 
-def _run(task, plan, batch, chosen, blocks, wanted, metric, shared) -> _Part | None:
+def _run(task, plan, batch, chosen, objective: Objective, blocks, wanted, metric, shared) -> _Part | None:
     contraction = Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen)) if blocks else None
     norms = _Norms(metric, len(chosen), task.device) if metric is not None else None
     squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), shared, norms)
@@ -146,7 +148,7 @@ def _run(task, plan, batch, chosen, blocks, wanted, metric, shared) -> _Part | N
             if consumer is not None:
                 consumer(index, pair)
 
-    capture(task, plan, batch, consume, num_examples=len(chosen))
+    capture(task, plan, batch, consume, num_examples=len(chosen), objective=objective)
     if squares is not None and not squares.finish():
         return None
     scores_UQB = torch.zeros(len(plan.units), 0, len(chosen)) if contraction is None else contraction.scores_UQB
