@@ -9,6 +9,7 @@ Axes: M scored rows, B examples, T positions, C width of the head's input, V voc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,9 +117,10 @@ def separate_head(task: AbstractTask, plan: Plan, examples: Sequence[Example]) -
     Returns:
         The head, or None.
     """
-    if not isinstance(task, CausalLM) or plan.functional or not hasattr(task.model, "get_output_embeddings"):
+    model: Any = task.model
+    if not isinstance(task, CausalLM) or plan.functional or not hasattr(model, "get_output_embeddings"):
         return None
-    module = task.model.get_output_embeddings()
+    module = model.get_output_embeddings()
     tracked = {id(value) for name, value in task.model.named_parameters() if name in task.tracked}
     if type(module) is not nn.Linear or any(id(parameter) in tracked for parameter in module.parameters()):
         return None
