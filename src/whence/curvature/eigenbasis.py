@@ -3,9 +3,10 @@
 Axes: Q vectors in parameter space, O outputs, I inputs, K roles of a unit (see `moments`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from whence.curvature.damping import Damping
@@ -35,6 +36,11 @@ class KroneckerBlock:
     def mean_eigenvalue(self) -> float:
         """Trace over the number of parameters."""
         return float(self.values_OI.double().mean())
+
+    def on(self, device: torch.device) -> "KroneckerBlock":
+        """The same on a device."""
+        left, right = (None if side is None else side.to(device) for side in (self.outputs_OO, self.inputs_II))
+        return KroneckerBlock(self.unit, left, right, self.values_OI.to(device))
 
     def into(self, rows_QOI: Tensor) -> Tensor:
         """Coordinates in the basis: outputs^T rows inputs."""
@@ -69,6 +75,11 @@ class KroneckerCurvature:
         return replace(
             self, blocks=tuple(replace(block, values_OI=left_KO.T @ right_KI) for block, (left_KO, right_KI) in pairs)
         )
+
+    def on(self, device: torch.device) -> "KroneckerCurvature":
+        """The same on a device."""
+        kfac = tuple((left_KO.to(device), right_KI.to(device)) for left_KO, right_KI in self.kfac)
+        return KroneckerCurvature(tuple(block.on(device) for block in self.blocks), kfac, self.note)
 
     def mean_eigenvalues(self) -> list[float]:
         """Trace over dimension of every unit."""
@@ -108,8 +119,8 @@ class KroneckerCurvature:
         damped = self._damped(rows, damping)
         return [block.into(row) * values.rsqrt() for block, row, values in zip(self.blocks, rows, damped, strict=True)]
 
-    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
-        """Eigenvalues plus damping, per unit.
+    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> Iterator[Tensor]:
+        """Eigenvalues plus damping, one unit after the other: they are as many as parameters.
 
         Raises:
             BadInput: If the vectors are not of these units.
@@ -122,4 +133,4 @@ class KroneckerCurvature:
                 do="take the gradients with the plan that the curvature was fitted with",
             )
         values = zip(rows, self.blocks, self.dampings(damping), strict=True)
-        return [block.values_OI.to(row) + value for row, block, value in values]
+        return (block.values_OI.to(row) + value for row, block, value in values)

@@ -3,7 +3,7 @@
 Axes: B examples of a batch, T positions, O outputs, I inputs, U pairs of an example and a row of a table that it looks up.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -43,13 +43,15 @@ class SquaredGradients:
     are held until the pass is over. Which units are shared shows on the way: `finish` says so when a batch has to be run again.
 
     Args:
-        blocks: The units' bases.
+        blocks: The units' bases, by index of the unit.
         num_examples: Examples in the batch.
         shared: Indices of units that are used more than once; added to.
         taker: What is done with the squares.
     """
 
-    def __init__(self, blocks: Sequence[KroneckerBlock], num_examples: int, shared: set[int], taker: Taker):
+    def __init__(
+        self, blocks: Sequence[KroneckerBlock] | Mapping[int, KroneckerBlock], num_examples: int, shared: set[int], taker: Taker
+    ):
         self.blocks, self.num_examples, self.shared, self.taker = blocks, num_examples, shared, taker
         self.seen: set[int] = set()
         self.held: dict[int, Tensor] = {}

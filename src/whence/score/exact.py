@@ -3,7 +3,7 @@
 Axes: U units, Q queries, N training examples, B of a batch, T positions, O outputs, I inputs.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,22 @@ class ExactScores:
     units_UQN: Tensor | None
     tokens: dict[int, Tensor]
     squared_norms_N: Tensor | None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it by name, as it is kept in a file; `joined` puts such parts together."""
+        found = {"scores_QN": self.scores_QN, "units_UQN": self.units_UQN, "squared_norms_N": self.squared_norms_N}
+        tokens = {f"tokens_QT.{place}": parts_QT for place, parts_QT in self.tokens.items()}
+        return {name: value for name, value in found.items() if value is not None} | tokens
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> "ExactScores":
+        """The scores of all rows from those of some, in order; norms are those of the first part."""
+        found = dict(parts[0])
+        for name in found if len(parts) > 1 else ():
+            if name != "squared_norms_N":
+                found[name] = torch.cat([part[name] for part in parts], 1 if name == "units_UQN" else 0)
+        tokens = {int(name.split(".")[1]): value for name, value in found.items() if name.startswith("tokens_QT")}
+        return cls(found["scores_QN"], found.get("units_UQN"), tokens, found.get("squared_norms_N"))
 
 
 def exact_scores(
