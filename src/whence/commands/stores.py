@@ -219,10 +219,16 @@ def forecast(
     track: tuple[str, ...] = (),
     ignore: tuple[str, ...] = (),
     functional: bool = False,
+    exact: str | None = None,
+    queries: str | None = None,
+    query_rank: int | None = None,
+    factors: Path | None = None,
+    largest_side: int | None = None,
+    memory_gib: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
-    """Say what a build would take in memory, disk and time, without building.
+    """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
 
     Args:
         model: As in build.
@@ -234,16 +240,52 @@ def forecast(
         track: As in build.
         ignore: As in build.
         functional: As in build.
+        exact: An exact method of `whence methods`, as --method of attribute, instead of a build.
+        queries: As in attribute; for --exact.
+        query_rank: As in attribute.
+        factors: As in attribute.
+        largest_side: As in attribute.
+        memory_gib: As in attribute.
         as_json: Print JSON.
         config: As in build.
+
+    Raises:
+        BadInput: If options of the one are given for the other.
     """
     from whence.load import load_records, load_task
-    from whence.pipeline import forecast_build
+    from whence.pipeline import forecast_build, forecast_exact
 
+    of_exact = {
+        "queries": queries,
+        "query_rank": query_rank,
+        "factors": factors,
+        "largest_side": largest_side,
+        "memory_gib": memory_gib,
+    }
+    given = [name for name, value in of_exact.items() if value is not None]
+    if exact is None and given:
+        raise BadInput(
+            found=f"--{given[0].replace('_', '-')} for a build",
+            needed="--exact METHOD with it",
+            do="add it, or leave the other out",
+        )
+    if exact is not None and (queries is None or config != BuildConfig()):
+        raise BadInput(
+            found=f"--exact {exact} {'without --queries' if queries is None else 'with options of a build'}",
+            needed="queries, and no options of a build",
+            do="see `whence forecast --help`",
+        )
     options = _task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)
     loaded, _ = load_task(model, kind=task, **options)
-    found = forecast_build(loaded, records, config)
+    if exact is None:
+        found = forecast_build(loaded, records, config)
+    else:
+        asked = loaded.prepare(load_records(str(queries)))
+        found = forecast_exact(
+            loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
+            largest_side=largest_side or 1024, memory_gib=memory_gib,
+        )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 
 

@@ -169,6 +169,8 @@ def attribute(
     query_rank: int | None = None,
     iterations: int | None = None,
     factors: Path | None = None,
+    largest_side: int = 1024,
+    memory_gib: float | None = None,
 ) -> None:
     """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
 
@@ -188,6 +190,8 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
         iterations: Of the method's solver.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
@@ -202,7 +206,7 @@ def attribute(
     table = run(
         loaded, records, asked, method=method, relative_damping=relative_damping, absolute_damping=absolute_damping,
         samples=samples, seed=seed, factors=factors, fit_on=fit_on, query_rank=query_rank,
-        solving=solving,
+        solving=solving, largest_side=largest_side, memory_gib=memory_gib,
     )  # fmt: skip
     save_table(table, output)
     print(

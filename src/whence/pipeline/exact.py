@@ -115,7 +115,7 @@ def attribute(
         raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
     demand = Demand(
-        rows=len(names), queries=len(asked), examples=len(train), query_rank=query_rank, is_summed=groups is not None,
+        rows=len(names), queries=len(asked), query_rank=query_rank, is_summed=groups is not None,
         per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),
     )  # fmt: skip
     ready = prepare(
@@ -209,7 +209,7 @@ def self_influence(
     train = as_dataset(task, train)
     ready = prepare(
         task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
-        demand=Demand(rows=0, queries=0, examples=len(train), norms=True), memory_gib=memory_gib,
+        demand=Demand(rows=0, queries=0, norms=True), memory_gib=memory_gib,
     )  # fmt: skip
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, "relatif")

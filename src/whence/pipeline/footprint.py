@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from whence.errors import DiskFull, OutOfMemory
 
-__all__ = ["Demand", "FitBytes", "Footprint", "gib"]
+__all__ = ["SCAN_SHARE", "Demand", "FitBytes", "Footprint", "gib"]
+
+SCAN_SHARE = 1 / 3
+"""Of what a query takes at its highest, what it takes once it is preconditioned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,6 @@ class Demand:
     Args:
         rows: Of the score table: queries, or groups of them; 0 for norms only.
         queries: Whose gradients the rows are made of.
-        examples: Columns of the table.
         dampings: With how many dampings each row is asked.
         query_rank: As in `attribute`.
         is_summed: Whether rows are sums of queries.
@@ -25,7 +27,6 @@ class Demand:
 
     rows: int
     queries: int
-    examples: int
     dampings: int = 1
     query_rank: int | None = None
     is_summed: bool = False
@@ -72,8 +73,10 @@ class Footprint:
         room: What it may take.
         batch: One batch of training examples.
         fit: What the curvature takes.
-        fixed: What preconditioning and the scan take, however many queries there are.
-        row: A row of the table, at its highest.
+        fixed: What is held besides, however many queries there are.
+        whole: Whole gradients of some queries, where rows are their factors or sums; gone before the scan.
+        scan: What a pass for the scores takes, a few examples at a time.
+        row: A row of the table, at its highest, when it is preconditioned; `SCAN_SHARE` of it is left for the scan.
         table: The scores.
         rows: Rows of the table.
         rows_at_once: Rows per pass over the training data.
@@ -85,6 +88,8 @@ class Footprint:
     batch: int
     fit: FitBytes
     fixed: int
+    whole: int
+    scan: int
     row: int
     table: int
     rows: int
@@ -95,7 +100,9 @@ class Footprint:
     @property
     def peak(self) -> int:
         """The most at any time."""
-        return self.batch + max(self.fit.peak, self.fit.kept + self.fixed + self.table + self.rows_at_once * self.row)
+        rows = self.rows_at_once * self.row if self.rows else 0
+        asked = max(rows + self.whole, self.batch + int(rows * SCAN_SHARE) + self.scan)
+        return max(self.batch + self.fit.peak, self.fit.kept + self.fixed + self.table + asked)
 
     @property
     def chunks(self) -> int:
@@ -147,9 +154,10 @@ class Footprint:
                 needed="room for the table",
                 do=f"{on_disk}ask fewer queries at a time",
             )
-        if self.rows and self.row > rest - self.table:
+        least = max(self.row + self.whole, int(self.row * SCAN_SHARE) + self.scan)
+        if self.rows and least > rest - self.table:
             raise OutOfMemory(
-                found=f"{gib(self.row + self.fixed)} of memory for one query, with {gib(max(free - fit.kept - self.table, 0))} to be had",
+                found=f"{gib(least + self.fixed)} of memory for one query, with {gib(max(free - fit.kept - self.table, 0))} to be had",
                 needed="room for one query at a time",
                 do=f"{on_disk}track fewer parameters, with ignore=[...] to the task",
             )

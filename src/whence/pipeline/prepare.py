@@ -132,7 +132,7 @@ def prepare(
         )
     folder = None if factors is None else Path(factors)
     need = measure(
-        task, plan, chosen, batch, demand,
+        task, plan, dataset.examples, chosen, batch, demand,
         largest_side=config.largest_side, folder=folder, room=room, batch_positions=batch_positions,
     )  # fmt: skip
     if not quiet:

@@ -98,7 +98,7 @@ def damping_sweep(
         )
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
     asked, train = as_dataset(task, queries), as_dataset(task, train)
-    demand = Demand(rows=len(asked), queries=len(asked), examples=len(train), dampings=len(values))
+    demand = Demand(rows=len(asked), queries=len(asked), dampings=len(values))
     ready = prepare(
         task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
         demand=demand, memory_gib=memory_gib,

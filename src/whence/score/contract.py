@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.records import Dense, OneHot, Pair
-from whence.score.blocks import LowRank, QueryBlock
+from whence.score.blocks import LowRank, QueryBlock, written_out
 
 __all__ = ["Contraction"]
 
@@ -47,7 +47,8 @@ class Contraction:
         elif isinstance(block, LowRank) and _factors_are_cheaper(block, pair):
             found_QB = _through_factors(block, pair)
         else:
-            found_QB = _through_gradients(block.dense() if isinstance(block, LowRank) else block, pair)
+            parts = written_out(block) if isinstance(block, LowRank) else [block]
+            found_QB = torch.cat([_through_gradients(part_QOI, pair) for part_QOI in parts])
         self.scores_UQB[index] += found_QB.to(self.scores_UQB)
         for place, parts_QT in self.tokens.items():
             found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
