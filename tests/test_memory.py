@@ -269,7 +269,7 @@ def test_less_memory_than_the_fit_takes_it_in_groups(tmp_path, capsys, small_chu
     wanted = whence.attribute(task, train, train[:3], quiet=True, samples=1, batch_positions=10)
     found = whence.attribute(task, train, train[:3], samples=1, memory_gib=0.0085, batch_positions=10, factors=tmp_path)
     close(found.scores, wanted.scores, 1e-7)
-    assert len(list(tmp_path.glob("bases-*"))) > 1 and len(list(tmp_path.glob("values-*"))) > 1
+    assert len(list(tmp_path.glob("bases-*"))) > 1
     said = capsys.readouterr().err
     assert "memory: about " in said and " MiB of 8.7 MiB besides the model (batch " in said and "; disk: " in said
 
