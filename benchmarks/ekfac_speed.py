@@ -74,14 +74,15 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
 
     def bases():
         with meter("", len(plan.units), quiet=True) as progress:
-            held["kfac"] = fit.finish(_bases(fit, held["factors"], progress), None)
+            held["bases"] = _bases(fit, held["factors"], progress)
+        held["kfac"] = fit.finish(held["bases"], None)
 
     def eigenvalues():
         with meter("", len(examples), quiet=True) as progress:
-            _values(fit, held["kfac"], progress)
+            _values(fit, held["bases"], progress, range(len(plan.units)))
 
     def query_blocks():
-        ready = Prepared(task, plan, train, held["kfac"], positions, "ekfac", True)
+        ready = Prepared(task, plan, train, held["kfac"], positions, "ekfac", True, footprint=None, folder=None)
         held["blocks"] = held["kfac"].solve(query_gradients(ready, Dataset(queries)), Damping(1e-3, None, ""))
 
     def score(metric=None):

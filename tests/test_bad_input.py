@@ -248,7 +248,7 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--method", "magic"], "found unknown method 'magic'; needed one of: grad-cos, grad-dot, logra, logra-pca, lorif"),
+        (["--method", "magic"], "found unknown method 'magic'; needed one of: aligned, factgrass, grad-cos, grad-dot, grass, "),
         (["--dtype", "float8"], r'found a command that cannot be read \(Invalid value "float8" for --dtype'),
         (["--projection", "none"], 'Invalid value "none" for --projection'),
         (["--rank", "many"], 'Invalid value for --rank: unable to convert "many" into int'),
@@ -257,6 +257,8 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
         (["--factor-rank", "2", "--method", "logra"], "found factor_rank=2 for the method logra; needed a method that uses factor_rank"),
         (["--curvature-rank", "9", "--method", "grad-dot"], "found curvature_rank=9 for the method grad-dot"),
         (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca, which learns its axes"),
+        (["--projection", "sparse"], "found projection=sparse for lorif; needed rademacher or gaussian for layers, sparse for the whole"),
+        (["--projection", "gaussian", "--method", "factgrass"], "found projection=gaussian for factgrass; needed rademacher or"),
         (["--frobnicate"], 'Unknown option: "?--frobnicate'),
         (["--track", "nothing.*"], r"found the pattern 'nothing.\*', which matches no parameter; needed a pattern for names such as"),
         (["--ignore", "*"], "found no parameter to attribute among"),

@@ -72,7 +72,7 @@ def test_a_bench_ranks_and_a_second_run_makes_nothing_twice(tmp_path):
     names = [row.method for row in found.evaluation.rows]
     assert {"random (seed 0)", "loss", "ekfac, default damping", "ekfac, default damping, 5 models"} <= set(names)
     assert not any("bm25" in name for name in names)  # a table of numbers has no words
-    assert set(found.tuned) == {"ekfac, default damping", "logra rank 16, recipe damping"}
+    assert set(found.tuned) == {"ekfac, default damping", "logra rank 16, default damping"}
     assert found.tuning is not None and len(found.tuning.query_ids) < len(setting.queries)
     assert [curve.method for curve in found.curves] == ["ekfac, default damping"] and not found.brittleness
     json.dumps(found.to_dict(), allow_nan=False)

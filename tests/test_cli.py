@@ -160,6 +160,23 @@ def test_forecast(run, store, model_folder, data_file):
     assert abs(numbers["curvature_bytes"] - (store / "curvature.safetensors").stat().st_size) < 16384
 
 
+def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path, capsys):
+    arguments = ("forecast", model_folder, data_file, "--exact", "ekfac", "--queries", data_file, "--factors", tmp_path / "f")
+    found = run(*arguments)
+    assert "tracking" in found and "memory: about" in found and "12 of 12 rows at a time" in found and "; disk: " in found
+    numbers = json.loads(run(*arguments, "--memory-gib", "0.01", "--json"))
+    assert numbers["available_memory_bytes"] == int(0.01 * 2**30) and numbers["passes_to_fit"] >= 2
+    assert not (tmp_path / "f").exists()
+    for extra, says in (
+        (["--queries", data_file], "found --queries for a build; needed --exact METHOD with it; do this: add it"),
+        (["--exact", "ekfac"], "found --exact ekfac without --queries; needed queries, and no options of a build"),
+        (["--exact", "ekfac", "--queries", data_file, "--rank", "8"], "found --exact ekfac with options of a build"),
+    ):
+        run("forecast", model_folder, data_file, *extra, status=2)
+        main([str(argument) for argument in ("forecast", model_folder, data_file, *extra)])
+        assert says in capsys.readouterr().err
+
+
 def test_verify_json(run, store):
     assert json.loads(run("verify", store, "--json")) == {"rows": 12, "shards": 3, "faults": []}
 
@@ -276,3 +293,21 @@ def test_every_verb_resolves():
     """Commands are given as strings, so a wrong name would show only when it is used."""
     for verb in VERBS:
         assert app[verb].default_command.__name__ == verb
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", ["trak", "grass", "grass-selective", "factgrass", "trackstar"])
+def test_raw_stores_from_end_to_end(run, tmp_path, model_folder, data_file, method):
+    folder = tmp_path / "store"
+    build = ["build", model_folder, data_file, "-o", folder, "--method", method, "--rank", "4", "--rows-per-shard", "5"]
+    made = json.loads(run(*build))
+    forecast = json.loads(run("forecast", model_folder, data_file, "--method", method, "--rank", "4", "--json"))
+    assert forecast["row_bytes"] == made["bytes_per_row"]
+    told = json.loads(run("inspect", folder, "--json"))
+    assert told["method"] == method and told["rows"] == made["rows"]
+    assert json.loads(run("verify", folder, "--json"))["faults"] == []
+    found = json.loads(run("query", folder, "--text", "a text to ask about", "--damping-rule", "lorif", "--json"))
+    assert any("damping 0.5 x mean eigenvalue (the code of Li et al. 2026)" in note for note in found["notes"])
+    assert any(found["queries"][0][side] for side in ("proponents", "opponents"))

@@ -127,7 +127,7 @@ SHAPES = ((8, 8), (1, 6), (70, 70), (3, 40))
 @pytest.mark.parametrize("num_queries", [1, 3, 4, 9])  # few and many queries take different orders of the same sum
 @pytest.mark.parametrize("factor_rank", [None, 1, 2])
 def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num_queries):
-    monkeypatch.setattr("whence.compress.codec._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
+    monkeypatch.setattr("whence.compress.factors._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
     torch.manual_seed(0)
     names = tuple("abcd")
     codec = RowCodec(names, SHAPES, factor_rank, torch.float64, seed=0)
@@ -138,7 +138,7 @@ def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num
     assert sum(t[0].numel() * t.element_size() for t in tensors.values()) == codec.row_bytes()
     decoded = [codec.decode(tensors, index) for index in range(4)]
     wanted = sum(q.flatten(1) @ d.T for q, d in zip(queries, decoded, strict=True))
-    torch.testing.assert_close(codec.score(tensors, queries), wanted)
+    torch.testing.assert_close(codec.scorer(queries)(tensors), wanted)
     for index, (row, shape) in enumerate(zip(rows, SHAPES, strict=True)):
         names_read = codec.tensors_of(index)
         torch.testing.assert_close(codec.decode({n: tensors[n] for n in names_read}, index), decoded[index])

@@ -6,8 +6,8 @@ import torch
 from tests import zoo
 from tests.reference.influence import inverse_fisher
 from whence.capture import capture, plan_units
-from whence.curvature import choose_damping, fit_axes, leading_directions, recipe_damping
-from whence.errors import BadInput
+from whence.curvature import choose_damping, fit_axes, leading_directions, recipe_damping, stored_damping
+from whence.errors import BadInput, UnknownOption
 from whence.progress import meter
 from whence.records import Recipe
 from whence.store import StoredUnit
@@ -78,6 +78,29 @@ def test_recipe_of_a_loss_that_was_a_mean_over_tokens():
     """Dividing the loss by T divides its curvature by T, so the same damping is T times as much in summed units."""
     recipe = Recipe("sgd", learning_rate_sum=25.0, loss_divisor=64.0)
     assert recipe_damping(recipe) == pytest.approx(64 / 25)
+
+
+def test_rules_of_a_store_are_named():
+    options = {"relative_damping": None, "absolute_damping": None, "default": 0.3}
+    recipe = Recipe("sgd", 10.0)
+    chosen = stored_damping(recipe, **options, rule=None)
+    assert (chosen.relative, chosen.label) == (0.3, "default damping") and "the method's default" in chosen.note
+    assert stored_damping(recipe, **{**options, "relative_damping": 2.0}, rule=None).label == "damping 2 x mean"
+    found = {rule: stored_damping(recipe, **options, rule=rule) for rule in ("mean", "lorif", "lorif-paper", "recipe")}
+    assert [found[rule].relative for rule in found] == [0.1, 0.5, 0.1, None]
+    assert [found[rule].of_kept for rule in found] == [False, False, True, False]
+    assert [found[rule].label for rule in found] == [f"{rule} damping" for rule in found]
+    assert found["recipe"].absolute == pytest.approx(0.1)
+    with pytest.raises(BadInput, match="found damping_rule='recipe' without a known training run; needed a recipe that tells"):
+        stored_damping(None, **options, rule="recipe")
+    with pytest.raises(BadInput, match="found damping_rule='recipe' for adamw without its second moments"):
+        stored_damping(Recipe("adamw", 1.0), **options, rule="recipe")
+    with pytest.raises(
+        BadInput, match="found damping_rule='mean' with relative_damping=2.0, absolute_damping=None; needed one of"
+    ):
+        stored_damping(None, **{**options, "relative_damping": 2.0}, rule="mean")
+    with pytest.raises(UnknownOption, match="found damping_rule='median'; needed one of: mean, lorif, lorif-paper, recipe"):
+        stored_damping(None, **options, rule="median")
 
 
 def unit(name="w", outputs=3, gain=1.0, parameters=None):

@@ -8,6 +8,7 @@ import whence
 from tests.zoo import NAMES, make
 from whence.errors import Unsupported
 from whence.tasks import Outputs
+from whence.tasks.outputs import drawn_classes
 
 LIKELIHOODS = ("categorical", "gaussian")
 
@@ -77,3 +78,15 @@ def test_a_custom_task_says_its_outputs_or_is_refused():
     torch.testing.assert_close(task.outputs(model, batch).losses(4), loss(model, batch))
     with pytest.raises(Unsupported, match="likelihood is not known"):
         whence.Custom(model, loss).outputs(model, batch)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 37, 2048])
+def test_a_drawn_class_is_where_the_distribution_function_passes_the_number(classes):
+    generator = torch.Generator().manual_seed(classes)
+    p = (3 * torch.randn(50, classes, generator=generator, dtype=torch.float64)).softmax(-1)
+    p[:, : classes // 3] = 0.0  # classes that cannot be drawn, at the start
+    uniform = torch.rand(50, 1, generator=generator, dtype=torch.float64)
+    below = p.cumsum(-1)
+    expected = torch.searchsorted(below, uniform * below[:, -1:])[:, 0]
+    assert drawn_classes(p, uniform).equal(expected)
+    assert (drawn_classes(p, torch.full((50, 1), 1.0 - 1e-16).double()) < classes).all()

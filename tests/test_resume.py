@@ -17,7 +17,12 @@ from whence.errors import BadInput, DiskFull, OutOfMemory, StoreCorrupt
 from whence.store import open_store, verify_store
 from whence.store import writer as writer_module
 
-METHODS = {"lorif": {"method": "lorif", "factor_rank": 1}, "logra-pca": {"method": "logra-pca"}}
+METHODS = {
+    "lorif": {"method": "lorif", "factor_rank": 1},
+    "logra-pca": {"method": "logra-pca"},
+    "grass": {"method": "grass-selective"},
+    "trackstar": {"method": "trackstar"},
+}
 RECORDS = 18  # five shards of four rows, the last of two
 
 
@@ -34,7 +39,7 @@ def unbroken(tmp_path_factory):
         build(folder, method)
         made[method] = contents(folder)
         assert sum(name.endswith(".safetensors") for name in made[method]) == 5 + len(
-            {"curvature", "axes"} & {n[:-12] for n in made[method]}
+            {"curvature", "axes", "mask", "moments"} & {n[:-12] for n in made[method]}
         )
     return made
 
@@ -230,7 +235,13 @@ def test_a_cut_file_is_made_again(tmp_path, unbroken, name):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("curvature.safetensors", "lorif"), ("manifest.json", "lorif"), ("axes.safetensors", "logra-pca")],
+    [
+        ("curvature.safetensors", "lorif"),
+        ("manifest.json", "lorif"),
+        ("axes.safetensors", "logra-pca"),
+        ("mask.safetensors", "grass"),
+        ("moments.safetensors", "trackstar"),
+    ],
 )
 def test_a_deleted_file_beside_the_shards_is_made_again(tmp_path, unbroken, name, method):
     build(tmp_path / "store", method)

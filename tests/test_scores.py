@@ -12,7 +12,7 @@ from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import METHODS
-from whence.pipeline.projections import stored_projections
+from whence.pipeline.encoders import stored_encoder
 
 
 def built(tmp_path, task, dataset, **options):
@@ -43,7 +43,7 @@ def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
     table = whence.score_table(store, task, queries, quiet=True, **({} if method == "grad-dot" else {"relative_damping": 0.2}))
 
     plan = plan_units(task)
-    kronecker = stored_projections(store, plan, task)
+    kronecker = stored_encoder(store, plan, task)
     rows = projected_rows(task, plan, kronecker, train.examples)
     if method == "lorif":
         # How good the factors are is tested on its own (test_compress); the scores are those of the rows as they are stored.
@@ -69,6 +69,30 @@ def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
     assert table.train_ids == tuple(example.id for example in train.examples)
 
 
+@pytest.mark.parametrize("rank", [3, 1000])
+def test_damping_rules_are_the_published_ones(tmp_path, rank):
+    """LoRIF's code takes half of trace / D, its paper a tenth of the mean of the leading eigenvalues, both of G^T G."""
+    task, dataset = zoo.make("linear", count=14)
+    train, queries = split(task, dataset, 3)
+    store = built(tmp_path, task, train, method="lorif", rank=5, factor_rank=1, curvature_rank=rank)
+    held = [tensors for _, tensors in store.shards()]
+    rows = [torch.cat([store.codec.decode(shard, index) for shard in held]) for index in range(len(store.blueprint.units))]
+    plan = plan_units(task)
+    asked = projected_rows(task, plan, stored_encoder(store, plan, task), queries.examples, "measurement")
+    for rule in ("mean", "lorif", "lorif-paper"):
+        inverses = []
+        for row in rows:
+            values = torch.linalg.eigvalsh(row.T @ row).flip(0) / len(row)
+            kept = values[: min(rank, len(row), len(values))]
+            damping = {"mean": 0.1 * values.mean(), "lorif": 0.5 * values.mean(), "lorif-paper": 0.1 * kept.mean()}[rule]
+            inverses.append(inverse_fisher(row, float(damping), rank))
+        table = whence.score_table(store, task, queries, damping_rule=rule, quiet=True)
+        wanted = scores(rows, asked, inverses)
+        tolerance = {"rtol": 1e-7, "atol": 1e-9} if rank > 100 else {"rtol": 0.05, "atol": 0.02 * wanted.abs().max().item()}
+        torch.testing.assert_close(table.scores, wanted, **tolerance)
+        assert table.method.endswith(f"{rule} damping")
+
+
 def test_lorif_with_everything_kept_is_logra(tmp_path):
     task, dataset = zoo.make("gpt2", count=12)
     train, queries = split(task, dataset, 2)
@@ -83,7 +107,7 @@ def test_cosine(tmp_path):
     store = built(tmp_path, task, dataset, method="grad-cos", rank=1000)
     table = whence.score_table(store, task, dataset, quiet=True)
     plan = plan_units(task)
-    rows = torch.cat(projected_rows(task, plan, stored_projections(store, plan, task), dataset.examples), 1)
+    rows = torch.cat(projected_rows(task, plan, stored_encoder(store, plan, task), dataset.examples), 1)
     unit = rows / rows.norm(dim=1, keepdim=True)
     torch.testing.assert_close(table.scores, unit @ unit.T)
     assert table.unit == "cosine"
@@ -131,10 +155,10 @@ def test_token_scores_add_up(tmp_path, name):
 
     task, dataset = zoo.make(name, count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3)
-    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, True)
+    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, None, True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
     for row, example in enumerate(dataset.examples):
-        parts = token_scores(task, asked.plan, asked.kronecker, example, [unit[0] for unit in asked.ready])
+        parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.ready])
         assert parts.shape == (example.length,)
         assert float(parts.sum()) == pytest.approx(float(table.scores[0, row]), rel=1e-8, abs=1e-12)
 

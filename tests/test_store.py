@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import whence
+from tests.reference.quantize import decoded
 from whence.capture import plan_units
 from whence.compress import RowCodec
 from whence.config import BuildConfig
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.load import load_records, load_task
-from whence.pipeline.projections import stored_projections
+from whence.pipeline.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import gradient_rows
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
@@ -102,13 +103,13 @@ def reseal(folder, number, change):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("method", ["lorif", "logra", "logra-pca", "grad-cos"])
+@pytest.mark.parametrize("method", ["lorif", "logra", "logra-pca", "grad-cos", "factgrass"])
 def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
     task, options = make_task(), {"factor_rank": 1} if method == "lorif" else {}
     dataset = task.prepare(make_records())
     store = whence.build(task, dataset, tmp_path / "s", method=method, dtype=dtype, **options, **SMALL)
     plan = plan_units(task)
-    kronecker, positions = stored_projections(store, plan, task), store.blueprint.batch_positions
+    kronecker, positions = stored_encoder(store, plan, task), store.blueprint.batch_positions
     assert [seal.rows for seal in store.seals] == [4, 4, 2] and store.starts == [0, 4, 8]
     for seal, (start, tensors) in zip(store.seals, store.shards(), strict=True):
         examples = dataset.examples[start : start + seal.rows]
@@ -157,7 +158,7 @@ def read_as_documented(folder):
         stem = folder / "shards" / f"{seal['number']:05d}"
         data = stem.with_suffix(".safetensors").read_bytes()
         size = int.from_bytes(data[:8], "little")
-        types = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
+        types = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I8": torch.int8, "U8": torch.uint8}
         tensors = {
             name: torch.frombuffer(
                 bytearray(data[8 + size :][slice(*entry["data_offsets"])]), dtype=types[entry["dtype"]]
@@ -166,6 +167,9 @@ def read_as_documented(folder):
         }
         offsets, lines = tensors["offsets"].tolist(), stem.with_suffix(".jsonl").read_bytes()
         ids += [json.loads(lines[a:b])["id"] for a, b in zip(offsets, offsets[1:], strict=False)]
+        if "scales" in tensors:
+            rows.append(codes_as_documented(blueprint, tensors))
+            continue
         slabs = [tensors[name] for name in sorted((n for n in tensors if n.startswith("slab.")), key=lambda n: int(n[5:]))]
         long_row, at, units = torch.cat(slabs, 1).double(), 0, []
         for index, unit in enumerate(blueprint["units"]):
@@ -179,6 +183,30 @@ def read_as_documented(folder):
                 at += p * r
         rows.append(units)
     return ids, [torch.cat([shard[index] for shard in rows]) for index in range(len(blueprint["units"]))]
+
+
+def codes_as_documented(blueprint, tensors):
+    """Units of a shard of whole numbers."""
+    bits, at, units = {"int8": 8, "int4": 4, "int2": 2, "int1": 1}[blueprint["dtype"]], 0, []
+
+    def read(name, width):
+        nonlocal at
+        codes = tensors[name]
+        count, vectors = len(codes), codes[0].numel() // codes.shape[-1]
+        scales = tensors["scales"][:, at : at + vectors].flatten().tolist()
+        at += vectors
+        found = decoded(codes.view(-1, codes.shape[-1]).tolist(), scales, width, bits)
+        return torch.tensor(found, dtype=torch.float64).view(count, vectors, width)
+
+    for index, unit in enumerate(blueprint["units"]):
+        p, r = unit["projected"]
+        c = min(blueprint["factor_rank"], p, r)
+        if c * (p + r) < p * r:
+            pair = read(f"left.{index}", p), read(f"right.{index}", r)
+            units.append(torch.einsum("ncp,ncr->npr", *pair).flatten(1))
+        else:
+            units.append(read(f"dense.{index}", p * r)[:, 0])
+    return units
 
 
 def test_a_reader_written_from_the_documentation(built):
@@ -244,7 +272,7 @@ def test_shard_size_is_invisible_in_scores(tmp_path):
     torch.testing.assert_close(other.scores, one.scores, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("method", ["lorif", "logra-pca"])
+@pytest.mark.parametrize("method", ["lorif", "logra-pca", "trak", "grass", "grass-selective", "factgrass", "trackstar"])
 def test_two_builds_give_the_same_bytes(tmp_path, method):
     for name in ("one", "two"):
         whence.build(make_task(), make_records(), tmp_path / name, method=method, **SMALL)
@@ -263,7 +291,7 @@ def test_building_again_changes_nothing(built, capsys):
 # Growing a store
 
 
-@pytest.mark.parametrize("method", ["grad-dot", "logra"])
+@pytest.mark.parametrize("method", ["grad-dot", "logra", "trak", "grass", "factgrass"])
 def test_append_equals_the_union(tmp_path, method):
     task, options = make_task(), {"method": method, "dtype": "float64", **SMALL}
     grown = whence.build(task, make_records(6), tmp_path / "grown", **options)
@@ -538,7 +566,7 @@ def test_codec_keeps_what_it_can_hold(data, count, factor_rank, slabs):
             assert torch.equal(read, row.flatten(1))
         else:
             torch.testing.assert_close(read, row.flatten(1), rtol=0, atol=1e-9 * max(1.0, row.abs().sum().item()))
-    torch.testing.assert_close(codec.score(tensors, queries), wanted, rtol=0, atol=1e-10 * max(1.0, wanted.abs().sum().item()))
+    torch.testing.assert_close(codec.scorer(queries)(tensors), wanted, rtol=0, atol=1e-10 * max(1.0, wanted.abs().sum().item()))
 
 
 @settings(max_examples=100, deadline=None)

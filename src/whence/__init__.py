@@ -30,6 +30,7 @@ _HOMES = {
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "damping_sweep": "whence.pipeline",
+    "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "open_store": "whence.store",
@@ -58,6 +59,7 @@ __all__ = [  # noqa: PLE0604
     "attribute",
     "build",
     "damping_sweep",
+    "ensemble_table",
     "inverse_preconditioner",
     "load_records",
     "open_store",
@@ -72,7 +74,7 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS
-    from whence.pipeline import SolveConfig, attribute, build, damping_sweep, query, score_table, self_influence
+    from whence.pipeline import SolveConfig, attribute, build, damping_sweep, ensemble_table, query, score_table, self_influence
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.score import Ensemble

@@ -25,7 +25,7 @@ _VERBS = {
     "query": ("stores", "Rank the training examples behind a behaviour."),
     "verify": ("stores", "Check that a store is what was written."),
     "inspect": ("stores", "Say what a store holds."),
-    "forecast": ("stores", "Say what a build would take in memory, disk and time."),
+    "forecast": ("stores", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("truth", "Score every training example of a store for every query, into a table."),
     "attribute": ("truth", "Score every training example for every query from whole gradients, without a store."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),

@@ -15,16 +15,21 @@ class BuildConfig:
 
     Args:
         method: Name in `whence methods`.
-        rank: Width of the projection on each side of a layer; 0 takes the method's.
+        rank: Width of the projection on each side of a layer, or numbers of a row for methods that shrink the whole gradient; 0 takes the
+            method's.
         factor_rank: Factors per row and unit, for methods that factorize; 0 takes the method's.
         curvature_rank: Directions of the curvature kept, for methods that truncate; 0 takes the method's.
-        projection: Kind of random projection; "method" takes the method's.
-        dtype: Stored type.
+        projection: Kind of random projection; "method" takes the method's, "sparse" is for the whole gradient only.
+        dtype: Stored type, "method" takes the method's; int8, int4, int2 and int1 (signs) keep a scale per row and unit, or per
+            factor vector.
         seed: Of everything random.
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
-        axes_examples: Sample size for methods that learn axes.
+        axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's.
+        relative_damping: For methods that whiten rows, the share of each unit's mean eigenvalue; 0 takes the method's.
+        bytes_per_example: For methods that whiten rows, bytes of a code, a number or one like 2k: chooses rank and dtype; 0
+            leaves them alone.
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.
@@ -35,17 +40,31 @@ class BuildConfig:
     rank: int = 0
     factor_rank: int = 0
     curvature_rank: int = 0
-    projection: Literal["method", "rademacher", "gaussian"] = "method"
-    dtype: Literal["bfloat16", "float32", "float16", "float64"] = "bfloat16"
+    projection: Literal["method", "rademacher", "gaussian", "sparse"] = "method"
+    dtype: Literal["method", "bfloat16", "float32", "float16", "float64", "int8", "int4", "int2", "int1"] = "method"
     seed: int = 0
     batch_positions: int = 0
     rows_per_shard: int = 0
     autocast: Literal["none", "bfloat16", "float16"] = "none"
-    axes_examples: int = 1024
+    axes_examples: int = 0
+    relative_damping: float = 0.0
+    bytes_per_example: int | str = 0
 
     def __post_init__(self):
         method = method_named(self.method)
-        for name in ("rank", "factor_rank", "curvature_rank", "batch_positions", "rows_per_shard", "seed", "axes_examples"):
+        if isinstance(self.bytes_per_example, str):
+            object.__setattr__(self, "bytes_per_example", _bytes_named(self.bytes_per_example))
+        for name in (
+            "rank",
+            "factor_rank",
+            "curvature_rank",
+            "batch_positions",
+            "rows_per_shard",
+            "seed",
+            "axes_examples",
+            "relative_damping",
+            "bytes_per_example",
+        ):
             if getattr(self, name) < 0:
                 raise BadInput(found=f"{name}={getattr(self, name)}", needed="0 or more", do=f"correct {name}")
         for name in ("factor_rank", "curvature_rank"):
@@ -55,15 +74,38 @@ class BuildConfig:
                     needed=f"a method that uses {name}",
                     do=f"leave {name} out, or take another method (`whence methods`)",
                 )
+        for name in ("relative_damping", "bytes_per_example"):
+            if getattr(self, name) and method.encoder != "aligned":
+                raise BadInput(
+                    found=f"{name}={getattr(self, name)} for the method {self.method}",
+                    needed="a method that whitens its rows",
+                    do="take method aligned, or leave it out: other methods are damped when they are asked, and have a rank",
+                )
+        if self.bytes_per_example and (self.rank or self.dtype != "method"):
+            raise BadInput(
+                found=f"bytes_per_example={self.bytes_per_example} with a rank or a dtype",
+                needed="one of them: the bytes decide both",
+                do="leave rank and dtype out",
+            )
+        if 0 < int(self.bytes_per_example) < 16:
+            raise BadInput(found=f"bytes_per_example={self.bytes_per_example}", needed="16 or more", do="raise it")
         if self.projection != "method" and method.projection == "pca":
             raise BadInput(
                 found=f"projection={self.projection} for {self.method}, which learns its axes",
                 needed="a method with a random projection",
                 do="leave projection out, or take logra",
             )
+        if self.projection != "method" and (
+            method.mask is not None or (self.projection == "sparse" and method.encoder != "whole")
+        ):
+            raise BadInput(
+                found=f"projection={self.projection} for {self.method}",
+                needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where entries are chosen",
+                do="leave projection out, or take trak with projection=sparse",
+            )
         choices = {
-            "projection": ("method", "rademacher", "gaussian"),
-            "dtype": ("bfloat16", "float32", "float16", "float64"),
+            "projection": ("method", "rademacher", "gaussian", "sparse"),
+            "dtype": ("method", "bfloat16", "float32", "float16", "float64", "int8", "int4", "int2", "int1"),
             "autocast": ("none", "bfloat16", "float16"),
         }
         for name, allowed in choices.items():
@@ -71,3 +113,20 @@ class BuildConfig:
                 raise UnknownOption(
                     found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(allowed)}", do="pick one"
                 )
+
+
+def _bytes_named(text: str) -> int:
+    """Bytes as people write them, k and m for 1,024 and its square.
+
+    Raises:
+        BadInput: If that is no number.
+    """
+    digits, factor = text.strip().lower(), 1
+    if digits[-1:] in ("k", "m"):
+        digits, factor = digits[:-1], {"k": 1 << 10, "m": 1 << 20}[digits[-1]]
+    try:
+        return int(float(digits) * factor)
+    except ValueError:
+        raise BadInput(
+            found=f"bytes_per_example={text!r}", needed="a number of bytes, such as 512 or 2k", do="correct it"
+        ) from None

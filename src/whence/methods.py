@@ -17,12 +17,21 @@ class Method:
         summary: One line on what it does.
         paper: Authors, year, identifier.
         version: Raised when the numbers that a store holds would change; older stores are then refused.
-        projection: How each gradient is shrunk on both sides.
-        rank: Default width of the projection on each side.
+        encoder: What is shrunk: both sides of each unit's gradient ("sides"), the whole gradient of all units ("whole"), chosen entries of
+            the whole gradient ("entries"), chosen channels on both sides of each unit ("channels"), or the whole gradient half-whitened by
+            EK-FAC ("aligned").
+        projection: What it is multiplied with.
+        mask: How entries or channels are chosen; None where all are used.
+        rank: Default width of the projection on each side, or numbers of a row where the whole gradient is shrunk.
         factor_rank: Rank-c factors kept of each projected gradient; None keeps it dense.
-        curvature: What the query is preconditioned with.
+        curvature: What the query is preconditioned with: the Fisher of the rows, nothing, or EK-FAC that is already inside the rows.
         curvature_rank: Directions kept of the curvature; None keeps all.
-        relative_damping: Used when neither the user nor a training recipe says otherwise; share of the mean eigenvalue.
+        dtype: Default stored type.
+        axes_examples: Default size of the sample that axes or a mask are learned from.
+        relative_damping: Used when the user does not say otherwise; share of the mean eigenvalue.
+        objective: What the rows are gradients of: the loss, or the task's output function, whose weights are then kept beside them.
+        optimizer_scaled: Whether gradients are divided by the root of their second moment before they are projected.
+        whitened: Whether both sides are multiplied with the inverse root of the curvature, mixed with the queries' own.
         cosine: Whether scores are divided by both gradients' norms.
         passes: Passes over the training data to build, and over the store to fit the curvature.
     """
@@ -31,12 +40,19 @@ class Method:
     summary: str
     paper: str
     version: int = 1
-    projection: Literal["gaussian", "rademacher", "pca"] = "rademacher"
+    encoder: Literal["sides", "whole", "entries", "channels", "aligned"] = "sides"
+    projection: Literal["gaussian", "rademacher", "sparse", "pca"] = "rademacher"
+    mask: Literal["random", "selective"] | None = None
     rank: int = 16
     factor_rank: int | None = None
-    curvature: Literal["fisher", "identity"] = "fisher"
+    curvature: Literal["fisher", "identity", "ekfac"] = "fisher"
     curvature_rank: int | None = None
+    dtype: str = "bfloat16"
+    axes_examples: int = 1024
     relative_damping: float = 0.1
+    objective: Literal["loss", "output"] = "loss"
+    optimizer_scaled: bool = False
+    whitened: bool = False
     cosine: bool = False
     passes: str = "1 data + 1 store"
 
@@ -44,6 +60,18 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method(
+            name="aligned",
+            summary="gradients half-whitened by EK-FAC, then principal axes of a sample, turned and cut to a few bits",
+            paper="whence; Heo et al. 2026, arXiv 2609.37842",
+            encoder="aligned",
+            projection="pca",
+            rank=1024,
+            curvature="ekfac",
+            dtype="int4",
+            axes_examples=4096,
+            passes="2 fit + 1 sample + 1 data",
+        ),
         Method(
             name="lorif",
             summary="rank-c factors of projected gradients, truncated curvature with Woodbury inverse",
@@ -65,6 +93,56 @@ METHODS: dict[str, Method] = {
             paper="Choe et al. 2024, arXiv 2405.13954",
             projection="pca",
             passes="2 data + 1 store",
+        ),
+        Method(
+            name="trak",
+            summary="random projection of the whole gradient of the log-odds, one kernel, weights 1 - p",
+            paper="Park et al. 2023, arXiv 2303.14186",
+            encoder="whole",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+        ),
+        Method(
+            name="grass",
+            summary="TRAK on random entries of the gradient, summed into slots with random signs",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="entries",
+            projection="sparse",
+            mask="random",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+        ),
+        Method(
+            name="grass-selective",
+            summary="the same with the entries learned that tell queries apart",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="entries",
+            projection="sparse",
+            mask="selective",
+            rank=2048,
+            relative_damping=1.0,
+            objective="output",
+            passes="1 data + 1 store + a sample",
+        ),
+        Method(
+            name="factgrass",
+            summary="random channels of both sides of each layer, their product summed into slots, full Fisher",
+            paper="Hu et al. 2025, arXiv 2505.18976",
+            encoder="channels",
+            projection="sparse",
+            mask="random",
+        ),
+        Method(
+            name="trackstar",
+            summary="gradients over the root of their second moment, projected, both sides whitened, cosine",
+            paper="Chang et al. 2025, arXiv 2410.17413",
+            relative_damping=1.0,
+            optimizer_scaled=True,
+            whitened=True,
+            cosine=True,
+            passes="1 data + 1 store + a sample",
         ),
         Method(
             name="grad-dot",

@@ -50,6 +50,17 @@ class Dense:
             return self.values_BTN @ matrix_NM
         return self.values_BTN @ matrix_NM[:-1] + matrix_NM[-1]
 
+    def columns(self, places_M: Tensor) -> Tensor:
+        """Some entries of every vector, shape (B, T, M)."""
+        width = self.values_BTN.shape[-1]
+        inside_M = places_M.clamp_max(width - 1)
+        if len(places_M) > width:
+            # Reading rows is several times faster than picking single numbers, and pays for turning the matrix if many are wanted.
+            found_BTM = self.values_BTN.transpose(1, 2).contiguous().index_select(1, inside_M).transpose(1, 2)
+        else:
+            found_BTM = self.values_BTN.index_select(-1, inside_M)
+        return torch.where(places_M == width, torch.ones_like(found_BTM[..., :1]), found_BTM) if self.has_one else found_BTM
+
 
 @dataclass(frozen=True)
 class OneHot:
@@ -80,6 +91,10 @@ class OneHot:
     def times(self, matrix_NM: Tensor) -> Tensor:
         """Every vector times a matrix with `size` rows, by lookup: shape (B, T, M)."""
         return matrix_NM.to(self.dtype)[self.ids_BT]
+
+    def columns(self, places_M: Tensor) -> Tensor:
+        """Some entries of every vector, shape (B, T, M): whether the position's row is that one."""
+        return (self.ids_BT[..., None] == places_M).to(self.dtype)
 
 
 Side = Dense | OneHot

@@ -9,7 +9,8 @@ from torch import Tensor
 def dense_gradients(task, examples, objective="loss") -> dict[str, Tensor]:
     """Gradient of every parameter for each example alone, by parameter name, shape (B, *parameter)."""
     model = copy.deepcopy(task.model).eval()
-    function = task.loss if objective == "loss" else task.measurement
+    named = {"loss": task.loss, "measurement": task.measurement}
+    function = objective if callable(objective) else named[objective]
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     rows: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}

@@ -41,12 +41,15 @@ class Entry:
 
 
 def _stored(method: str, **options: Any) -> Entry:
-    def make(setting: Setting, task: AbstractTask, place: Path, **damping: float) -> ScoreTable:
-        store = build(task, setting.train, place / "store", method=method, seed=0, quiet=True, **options)
-        return score_table(store, task, setting.queries, quiet=True, **damping)
+    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
+        # One fit serves EK-FAC and all of its codes.
+        fitted = place.parent / place.name.replace(name, "ekfac") / "factors"
+        fit = {"factors": fitted} if METHODS[method].encoder == "aligned" else {}
+        store = build(task, setting.train, place / "store", method=method, seed=0, quiet=True, **fit, **options)
+        return score_table(store, task, setting.queries, quiet=True, relative_damping=relative_damping)
 
     name = "-".join([method, *(f"{key.replace('_', '')}{value}" for key, value in options.items())])
-    return Entry(name, make, has_damping=METHODS[method].curvature != "identity")
+    return Entry(name, make, has_damping=METHODS[method].curvature == "fisher")
 
 
 def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] = ()) -> Entry:
@@ -82,12 +85,28 @@ ENTRIES = (
     _exact("nystroem", not_on=_TOO_LONG),
     _exact("arnoldi", not_on=_TOO_LONG),
     _exact("datainf"),
+    _stored("aligned", bytes_per_example=64),
+    _stored("aligned", bytes_per_example=128),
+    _stored("aligned", bytes_per_example=256),
+    _stored("aligned", bytes_per_example=512),
+    _stored("aligned", bytes_per_example=2048),
+    # From a sample of a quarter: what becomes of data that is larger than the sample.
+    _stored("aligned", bytes_per_example=512, axes_examples=256),
     # On layers smaller than the rank the projection keeps everything: these rows show the method without compression.
     _stored("grad-dot", rank=32),
     _stored("grad-cos", rank=32),
     _stored("logra", rank=16),
     _stored("logra", rank=32),
     _stored("logra-pca", rank=16),
+    _stored("factgrass", rank=16),
+    _stored("factgrass", rank=32),
+    _stored("trackstar", rank=16),
+    _stored("trackstar", rank=32),
+    # Numbers of the whole row. Dense matrices for 2,048 take minutes a table on the text.
+    _stored("trak", rank=512),
+    _stored("trak", rank=2048, projection="sparse"),
+    _stored("grass", rank=512),
+    _stored("grass-selective", rank=512),
     _stored("lorif", rank=32, factor_rank=1),
     _stored("lorif", rank=32, factor_rank=2),
 )

@@ -24,8 +24,8 @@ __all__ = ["Consume", "Objective", "capture", "frozen", "objective_function"]
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
 
-Objective = Literal["loss", "measurement"] | Callable[[nn.Module, Batch], Tensor]
-"""What is differentiated: one of the task's two, or a function of model and batch that gives one value per example."""
+Objective = Literal["loss", "measurement", "negated output"] | Callable[[nn.Module, Batch], Tensor]
+"""What is differentiated: one of the task's own, or a function of model and batch that gives one value per example."""
 
 
 def capture(
@@ -87,9 +87,14 @@ def capture(
 
 def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
     """An objective by name as a function of model and batch that gives one value per example, shape (B,)."""
-    if isinstance(objective, str):
-        return task.loss if objective == "loss" else task.measurement
-    return objective
+    if not isinstance(objective, str):
+        return objective
+    # Negated, so that it falls where the loss falls: the gradient of the loss is this one's times a positive weight.
+    return {
+        "loss": task.loss,
+        "measurement": task.measurement,
+        "negated output": lambda model, batch: -task.output_function(model, batch),
+    }[objective]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # More positions at once than this bring no speed on the device, only memory.
-_ENOUGH_POSITIONS = {"cpu": 4096, "cuda": 65536}
+_ENOUGH_POSITIONS = {"cpu": 2048, "cuda": 65536}
 # Gradients in flight and the allocator's slack, on top of what autograd keeps: measured at 1.2 to 1.5 on small GPT-2 models.
 _SLACK = 1.6
 
@@ -67,13 +67,23 @@ def available_bytes(device: torch.device) -> int:
     try:
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            limits.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
+            # Pages of files, mapped ones included, are given back when memory is short.
+            fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(fields["inactive_file"]) - int(fields["active_file"])
+            limits.append(int(limit) - used)
+    except (OSError, ValueError, KeyError):
         pass
     return max(min(limits), 0)
 
 
-def forecast(task: AbstractTask, plan: Plan, examples: Sequence[Example], *, autocast: torch.dtype | None = None) -> Forecast:
+def forecast(
+    task: AbstractTask,
+    plan: Plan,
+    examples: Sequence[Example],
+    *,
+    autocast: torch.dtype | None = None,
+    room_bytes: int | None = None,
+) -> Forecast:
     """Measure what autograd keeps for the longest example and scale it up.
 
     Args:
@@ -81,6 +91,7 @@ def forecast(task: AbstractTask, plan: Plan, examples: Sequence[Example], *, aut
         plan: Its units.
         examples: The dataset.
         autocast: As in `capture`.
+        room_bytes: What may be taken at most; None for all that is free.
 
     Returns:
         The forecast, with a batch size that fits.
@@ -102,7 +113,7 @@ def forecast(task: AbstractTask, plan: Plan, examples: Sequence[Example], *, aut
         capture(task, plan, task.collate([longest]), ignore, num_examples=1, autocast=autocast)
     model_bytes = sum(v.numel() * v.element_size() for v in task.model.state_dict().values() if isinstance(v, Tensor))
     per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
-    free = available_bytes(task.device)
+    free = available_bytes(task.device) if room_bytes is None else min(room_bytes, available_bytes(task.device))
     fits = int(0.5 * free / per_position)
     enough = _ENOUGH_POSITIONS.get(task.device.type, 65536)
     # A batch of short examples has no use for more positions than 256 of the longest.

@@ -29,6 +29,7 @@ def build(
     ignore: tuple[str, ...] = (),
     functional: bool = False,
     append: bool = False,
+    factors: Path | None = None,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
@@ -46,6 +47,7 @@ def build(
         track: Patterns of parameter names to attribute; all trainable ones if left out.
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
+        factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
@@ -55,7 +57,7 @@ def build(
     options = _task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
     loaded, origin = load_task(model, kind=task, **options)
-    store = run(loaded, records, output, append=append, origin=origin, config=config)
+    store = run(loaded, records, output, append=append, factors=factors, origin=origin, config=config)
     print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
 
@@ -70,6 +72,7 @@ def query(
     model: str | None = None,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     tokens: bool = False,
     html: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -86,6 +89,8 @@ def query(
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
+        damping_rule: A published rule instead of a number: .1 x the mean curvature, .5 x (LoRIF's code), .1 x the mean of the kept directions
+            (LoRIF's paper), or what the training run implies.
         tokens: Score the tokens of each hit and highlight the strongest passage.
         html: Also write a page with the answer.
         as_json: Print JSON instead of tables.
@@ -110,8 +115,9 @@ def query(
     opened = open_store(store)
     loaded = task_of_store(opened, store, model)
     hits = run(
-        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping, tokens=tokens
-    )
+        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
+        damping_rule=damping_rule, tokens=tokens,
+    )  # fmt: skip
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
     if as_json:
@@ -219,10 +225,16 @@ def forecast(
     track: tuple[str, ...] = (),
     ignore: tuple[str, ...] = (),
     functional: bool = False,
+    exact: str | None = None,
+    queries: str | None = None,
+    query_rank: int | None = None,
+    factors: Path | None = None,
+    largest_side: int | None = None,
+    memory_gib: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
-    """Say what a build would take in memory, disk and time, without building.
+    """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
 
     Args:
         model: As in build.
@@ -234,16 +246,52 @@ def forecast(
         track: As in build.
         ignore: As in build.
         functional: As in build.
+        exact: An exact method of `whence methods`, as --method of attribute, instead of a build.
+        queries: As in attribute; for --exact.
+        query_rank: As in attribute.
+        factors: As in attribute.
+        largest_side: As in attribute.
+        memory_gib: As in attribute.
         as_json: Print JSON.
         config: As in build.
+
+    Raises:
+        BadInput: If options of the one are given for the other.
     """
     from whence.load import load_records, load_task
-    from whence.pipeline import forecast_build
+    from whence.pipeline import forecast_build, forecast_exact
 
+    of_exact = {
+        "queries": queries,
+        "query_rank": query_rank,
+        "factors": factors,
+        "largest_side": largest_side,
+        "memory_gib": memory_gib,
+    }
+    given = [name for name, value in of_exact.items() if value is not None]
+    if exact is None and given:
+        raise BadInput(
+            found=f"--{given[0].replace('_', '-')} for a build",
+            needed="--exact METHOD with it",
+            do="add it, or leave the other out",
+        )
+    if exact is not None and (queries is None or config != BuildConfig()):
+        raise BadInput(
+            found=f"--exact {exact} {'without --queries' if queries is None else 'with options of a build'}",
+            needed="queries, and no options of a build",
+            do="see `whence forecast --help`",
+        )
     options = _task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)
     loaded, _ = load_task(model, kind=task, **options)
-    found = forecast_build(loaded, records, config)
+    if exact is None:
+        found = forecast_build(loaded, records, config)
+    else:
+        asked = loaded.prepare(load_records(str(queries)))
+        found = forecast_exact(
+            loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
+            largest_side=largest_side or 1024, memory_gib=memory_gib,
+        )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 
 

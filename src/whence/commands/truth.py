@@ -128,6 +128,7 @@ def score(
     model: str | None = None,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     ensemble: Path | None = None,
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
@@ -139,6 +140,7 @@ def score(
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
+        damping_rule: A published rule instead of a number, as in query.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
     """
@@ -153,7 +155,11 @@ def score(
     opened = open_store(store)
     task = task_of_store(opened, store, model)
     asked = task.prepare(records)
-    damping: dict[str, Any] = {"relative_damping": relative_damping, "absolute_damping": absolute_damping}
+    damping: dict[str, Any] = {
+        "relative_damping": relative_damping,
+        "absolute_damping": absolute_damping,
+        "damping_rule": damping_rule,
+    }
     kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
     settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
     settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
@@ -180,6 +186,8 @@ def attribute(
     iterations: int | None = None,
     factors: Path | None = None,
     ensemble: Path | None = None,
+    largest_side: int = 1024,
+    memory_gib: float | None = None,
 ) -> None:
     """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
 
@@ -201,6 +209,8 @@ def attribute(
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
         ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
             of all so far. A model that is in already is not scored again.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
@@ -221,10 +231,14 @@ def attribute(
         "seed": seed,
         "fit_on": fit_on,
         "query_rank": query_rank,
+        "largest_side": largest_side,
     }
     known = settings | {"iterations": iterations, "train": train.fingerprint, "queries": asked.fingerprint}
     table = _counted_in(
-        ensemble, known, loaded, lambda: run(loaded, train, asked, factors=factors, solving=solving, **settings)
+        ensemble,
+        known,
+        loaded,
+        lambda: run(loaded, train, asked, factors=factors, solving=solving, memory_gib=memory_gib, **settings),
     )
     save_table(table, output)
     print(

@@ -1,8 +1,40 @@
 """Shrinking gradients: projections, rank-c factors, and how rows lie in tensors."""
 
+from whence.compress.aligned import Aligned, Axes, Whitened
 from whence.compress.codec import RowCodec
+from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
+from whence.compress.masked import ChannelMask, EntryMask, entries_of
 from whence.compress.projection import AxesSketch, Random, random_matrix
+from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.quantized_codec import QuantizedCodec
+from whence.compress.sparse import SparseSketch, random_places
+from whence.compress.whole import WholeProjection, joined_unit
 
-__all__ = ["AxesSketch", "Kronecker", "Random", "RowCodec", "RowSums", "factorize", "projected_shape", "random_matrix"]
+__all__ = [
+    "quantize",
+    "to_integers",
+    "unpack",
+    "Aligned",
+    "Axes",
+    "Whitened",
+    "AxesSketch",
+    "ChannelMask",
+    "Encoder",
+    "EntryMask",
+    "Kronecker",
+    "QuantizedCodec",
+    "Random",
+    "RowCodec",
+    "RowConsumer",
+    "RowSums",
+    "SparseSketch",
+    "WholeProjection",
+    "entries_of",
+    "factorize",
+    "joined_unit",
+    "projected_shape",
+    "random_matrix",
+    "random_places",
+]

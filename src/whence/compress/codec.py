@@ -1,23 +1,21 @@
 """How the rows of a shard lie in tensors: dense slabs for small units, factors for the rest.
 
-Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, D = P x R numbers of a unit.
+Axes: N rows, P projected outputs, R projected inputs, C factors, Q queries, D = P x R numbers of a unit, W of all dense units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from whence.compress.factors import factorize
+from whence.compress.factors import factor_ranks, factorize, row_blocks, score_factors
 
 __all__ = ["RowCodec"]
 
 # Wider tensors scan two to three times slower than several of this width.
 _SLAB = 4096
-# A block of rows widened to float32 should stay in a core's second-level cache: 1 MiB.
-_CACHE_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,7 @@ class RowCodec:
     @cached_property
     def ranks(self) -> list[int | None]:
         """Factors per unit; None for a dense unit."""
-        if self.factor_rank is None:
-            return [None] * len(self.shapes)
-        ranks = [min(self.factor_rank, *shape) for shape in self.shapes]
-        return [rank if rank * (p + r) < p * r else None for rank, (p, r) in zip(ranks, self.shapes, strict=True)]
+        return factor_ranks(self.shapes, self.factor_rank)
 
     @cached_property
     def _columns(self) -> dict[int, tuple[int, int]]:
@@ -121,50 +116,37 @@ class RowCodec:
         start, stop = self._columns[index]
         return [name for name, first, last in self._slabs() if first < stop and start < last]
 
-    def score(self, tensors: Mapping[str, Tensor], queries: Sequence[Tensor]) -> Tensor:
-        """Inner products of all rows with preconditioned queries, summed over units.
+    def right_factors(self, tensors: Mapping[str, Tensor], index: int) -> Tensor:
+        """Right factors of a factored unit, shape (N, C, R), in float32 or wider."""
+        return tensors[f"right.{index}"].to(torch.promote_types(self.dtype, torch.float32))
 
-        For a factored unit the sum over factors of u^T M v, which is the inner product with U V^T without writing that out.
+    def scorer(self, queries: Sequence[Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Inner products of rows with preconditioned queries, summed over units.
 
         Args:
-            tensors: A shard.
             queries: Per unit, shape (Q, P, R), full precision.
 
         Returns:
-            Shape (Q, N), in the queries' type.
+            From a shard's tensors to scores of shape (Q, N), in the queries' type.
         """
-        wide, count, num_queries = queries[0].dtype, len(next(iter(tensors.values()))), len(queries[0])
-        scores_NQ = torch.zeros(count, num_queries, dtype=wide)
-        if self._width:
-            dense_WQ = torch.cat([queries[index].flatten(1) for index in self._columns], 1).T.contiguous()
+        wide, num_queries = queries[0].dtype, len(queries[0])
+        nothing = queries[0].new_empty(num_queries, 0)
+        dense_WQ = torch.cat([nothing, *(queries[index].flatten(1) for index in self._columns)], 1).T.contiguous()
+
+        def score(tensors: Mapping[str, Tensor]) -> Tensor:
+            count = len(next(iter(tensors.values())))
+            scores_NQ = torch.zeros(count, num_queries, dtype=wide)
             for name, start, stop in self._slabs():
-                for rows in _blocks(count, stop - start):
-                    scores_NQ[rows] += tensors[name][rows].to(wide) @ dense_WQ[start:stop]
-        for index, rank in enumerate(self.ranks):
-            if rank is None:
-                continue
-            score = _by_product if num_queries >= 4 * rank else _by_query
-            p, r = self.shapes[index]
-            for rows in _blocks(count, r * (p if score is _by_product else rank * num_queries)):
-                left_NCP, right_NCR = tensors[f"left.{index}"][rows].to(wide), tensors[f"right.{index}"][rows].to(wide)
-                scores_NQ[rows] += score(left_NCP, right_NCR, queries[index])
-        return scores_NQ.T
+                for rows in row_blocks(count, stop - start):
+                    scores_NQ[rows].addmm_(tensors[name][rows].to(wide), dense_WQ[start:stop])
+            for index, rank in enumerate(self.ranks):
+                if rank is not None:
+                    pair_NCP, pair_NCR = tensors[f"left.{index}"], tensors[f"right.{index}"]
 
+                    def factors(rows: slice, left: Tensor = pair_NCP, right: Tensor = pair_NCR) -> tuple[Tensor, Tensor]:
+                        return left[rows].to(wide), right[rows].to(wide)
 
-def _by_query(left_NCP: Tensor, right_NCR: Tensor, query_QPR: Tensor) -> Tensor:
-    """Sum over factors of u^T M v with M taken to the left factors first: least work for few queries; shape (N, Q)."""
-    rows, rank, p = left_NCP.shape
-    query_PQR = query_QPR.permute(1, 0, 2).reshape(p, -1)
-    mixed_NCQR = (left_NCP.view(-1, p) @ query_PQR).view(rows, rank, len(query_QPR), -1)
-    return mixed_NCQR.mul_(right_NCR[:, :, None]).sum((1, 3))
+                    score_factors(count, rank, factors, queries[index], scores_NQ)
+            return scores_NQ.T
 
-
-def _by_product(left_NCP: Tensor, right_NCR: Tensor, query_QPR: Tensor) -> Tensor:
-    """The same with U V^T written out, a block of rows at a time: least work for many queries; shape (N, Q)."""
-    return torch.bmm(left_NCP.transpose(1, 2), right_NCR).flatten(1) @ query_QPR.flatten(1).T
-
-
-def _blocks(rows: int, numbers_per_row: int) -> list[slice]:
-    """Rows at a time so that what is made of them stays in a core's cache."""
-    step = max(16, _CACHE_NUMBERS // numbers_per_row)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+        return score

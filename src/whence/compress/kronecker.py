@@ -68,6 +68,23 @@ class Kronecker:
             tuple(side(unit, "inputs", unit.inputs, width) for unit, (_, width) in pairs),
         )
 
+    def scaled(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> "Kronecker":
+        """The same of gradients whose rows and columns are multiplied with some factors first.
+
+        Args:
+            outputs: Per unit, shape (O,).
+            inputs: Per unit, shape (I,).
+        """
+
+        def times(scale: Tensor, matrix: Tensor | None) -> Tensor:
+            return torch.diag(scale).float() if matrix is None else (scale[:, None] * matrix).float()
+
+        return Kronecker(
+            self.units,
+            tuple(times(*pair) for pair in zip(outputs, self.outputs, strict=True)),
+            tuple(times(*pair) for pair in zip(inputs, self.inputs, strict=True)),
+        )
+
     def shapes(self) -> list[tuple[int, int]]:
         """Projected (outputs, inputs) of every unit."""
         return [
@@ -82,6 +99,16 @@ class Kronecker:
             * (1.0 if right is None else float(right.square().sum() / right.shape[1]))
             for left, right in zip(self.outputs, self.inputs, strict=True)
         ]
+
+    def rows(self, num_examples: int) -> "RowSums":
+        """A fresh consumer for a batch."""
+        return RowSums(self, num_examples)
+
+    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
+        """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
+        query_PR = queries[index]
+        left_TP, right_TR = (side[0].to(query_PR.dtype) for side in self.sides(index, pair))
+        return torch.einsum("tp,pr,tr->t", left_TP, query_PR.to(left_TP.device), right_TR)
 
     def sides(self, index: int, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both sides of a pair, projected: shapes (B, T, P) and (B, T, R)."""

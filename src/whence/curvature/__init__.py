@@ -1,23 +1,44 @@
-"""What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping, and learned axes."""
+"""What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping; learned axes and masks."""
 
 from whence.curvature.axes import fit_axes
-from whence.curvature.damping import Damping, choose_damping, inverse_preconditioner, recipe_damping
+from whence.curvature.codes import Code, code_axes, load_axes, load_whitened, most_bits, save_axes, save_whitened, whiten
+from whence.curvature.damping import (
+    Damping,
+    DampingRule,
+    choose_damping,
+    inverse_preconditioner,
+    recipe_damping,
+    stored_damping,
+)
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
+from whence.curvature.groups import UnitBytes, number_bytes, unit_bytes
 from whence.curvature.kfac import FitConfig, fit_kfac
 from whence.curvature.labels import LabelChoice
+from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
+from whence.curvature.second_moments import fit_second_moments, side_scales
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
+from whence.curvature.stages import ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
 __all__ = [
+    "Code",
+    "code_axes",
+    "most_bits",
+    "load_axes",
+    "load_whitened",
+    "save_axes",
+    "save_whitened",
+    "whiten",
     "Curvature",
     "Damped",
     "Damping",
+    "DampingRule",
     "Fisher",
     "FitConfig",
     "Kind",
@@ -28,6 +49,7 @@ __all__ = [
     "Preconditioner",
     "Sharing",
     "SquaredGradients",
+    "UnitBytes",
     "added",
     "choose_damping",
     "dense",
@@ -35,6 +57,8 @@ __all__ = [
     "fit_ekfac",
     "fit_fisher",
     "fit_kfac",
+    "fit_mask",
+    "fit_second_moments",
     "flatten",
     "gradient_pairs",
     "held_examples",
@@ -42,11 +66,17 @@ __all__ = [
     "inverse_preconditioner",
     "leading_directions",
     "load_fisher",
+    "mask_objective",
+    "number_bytes",
     "random_like",
+    "ranges_of",
     "recipe_damping",
     "scaled",
     "shared_units",
+    "side_scales",
     "split",
+    "stored_damping",
     "top_eigenvalue",
+    "unit_bytes",
     "unit_rows",
 ]

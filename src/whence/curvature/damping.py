@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
-from whence.errors import BadInput
+from whence.errors import BadInput, UnknownOption
 from whence.records import Recipe, Unit
 from whence.store import StoredUnit
 
-__all__ = ["Damping", "choose_damping", "inverse_preconditioner", "recipe_damping"]
+__all__ = ["Damping", "DampingRule", "choose_damping", "inverse_preconditioner", "recipe_damping", "stored_damping"]
+
+DampingRule = Literal["mean", "lorif", "lorif-paper", "recipe"]
+"""Published rules, see `stored_damping`."""
+
+# Shares: of the mean eigenvalue over all directions, or over the kept ones.
+_RULES = {
+    "mean": (0.1, False, "Choe et al. 2024"),
+    "lorif": (0.5, False, "the code of Li et al. 2026"),
+    "lorif-paper": (0.1, True, "Li et al. 2026"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Damping:
         scales: Factor on `absolute` by parameter name; 1 where missing.
         note: How it was chosen, for the report.
         label: The same in a few words, to tell tables apart.
+        of_kept: Whether `relative` is a share of the mean over the directions that are kept instead of all.
     """
 
     relative: float | None
@@ -30,13 +42,14 @@ class Damping:
     note: str
     scales: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
+    of_kept: bool = False
 
     def of_unit(self, unit: Unit | StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
 
         Args:
             unit: The unit; a stored one has the gain of its projection on an absolute value.
-            mean_eigenvalue: Trace over dimensions.
+            mean_eigenvalue: Trace over dimensions, or the mean over kept directions if that is what is asked for.
 
         Returns:
             A positive number.
@@ -118,6 +131,75 @@ def choose_damping(
 
     Returns:
         The choice, with a note that says where it comes from.
+    """
+    asked = _asked(relative_damping, absolute_damping)
+    if asked is not None:
+        return asked
+    if recipe is not None and (found := _of_recipe(recipe)) is not None:
+        return found
+    why = "no training recipe known" if recipe is None else f"the recipe says {recipe.optimizer} but not its second moments"
+    note = f"damping {default:g} x mean eigenvalue, the method's default: {why}"
+    return Damping(default, None, note, label="default damping")
+
+
+def stored_damping(
+    recipe: Recipe | None,
+    *,
+    relative_damping: float | None,
+    absolute_damping: float | None,
+    rule: DampingRule | None,
+    default: float,
+) -> Damping:
+    """Damping of a store's curvature: what the user asked for, else the method's share of the mean eigenvalue.
+
+    The rules: "mean" .1 x the mean eigenvalue over all directions (Choe et al. 2024); "lorif" .5 x the same, trace / D (the code of Li et
+    al. 2026); "lorif-paper" .1 x the mean over the directions that are kept, at most as many as there are rows; "recipe" what the
+    training run implies (`recipe_damping`). The recipe is for the Gauss-Newton matrix itself; on rows of a store it is measurably too
+    strong or too weak (docs/log.md), so it is taken only when asked for.
+
+    Args:
+        recipe: The training run, if known.
+        relative_damping: Share of the mean eigenvalue.
+        absolute_damping: Value in units of the per-example loss's curvature.
+        rule: A published rule instead of a number.
+        default: The method's relative damping.
+
+    Returns:
+        The choice, with a note that says where it comes from.
+
+    Raises:
+        BadInput: If more than one is given, or a rule that needs a recipe there is none of.
+        UnknownOption: If there is no such rule.
+    """
+    if rule is None:
+        note = f"damping {default:g} x mean eigenvalue, the method's default"
+        return _asked(relative_damping, absolute_damping) or Damping(default, None, note, label="default damping")
+    if relative_damping is not None or absolute_damping is not None:
+        raise BadInput(
+            found=f"damping_rule={rule!r} with relative_damping={relative_damping}, absolute_damping={absolute_damping}",
+            needed="one of the three",
+            do="leave the others out",
+        )
+    if rule == "recipe":
+        found = None if recipe is None else _of_recipe(recipe)
+        if found is None:
+            raise BadInput(
+                found="damping_rule='recipe' without a known training run"
+                if recipe is None
+                else f"damping_rule='recipe' for {recipe.optimizer} without its second moments",
+                needed="a recipe that tells the damping",
+                do="pass recipe=whence.Recipe(...) to the task, or name another rule",
+            )
+        return found
+    if rule not in _RULES:
+        raise UnknownOption(found=f"damping_rule={rule!r}", needed=f"one of: {', '.join((*_RULES, 'recipe'))}", do="pick one")
+    share, of_kept, source = _RULES[rule]
+    base = "mean kept eigenvalue" if of_kept else "mean eigenvalue"
+    return Damping(share, None, f"damping {share:g} x {base} ({source})", label=f"{rule} damping", of_kept=of_kept)
+
+
+def _asked(relative_damping: float | None, absolute_damping: float | None) -> Damping | None:
+    """The number that was asked for; None if none was.
 
     Raises:
         BadInput: If both are given or one is not positive.
@@ -135,16 +217,16 @@ def choose_damping(
     if absolute_damping is not None:
         label = f"damping {absolute_damping:g}"
         return Damping(None, absolute_damping, f"{label}, as asked", label=label)
-    if recipe is not None:
-        rule = "from the training recipe (weight decay + 1 / sum of learning rates)"
-        if recipe.optimizer.lower() == "sgd":
-            value = recipe_damping(recipe)
-            return Damping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
-        if recipe.inverse_preconditioner:
-            note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
-            return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
-        why = f"the recipe says {recipe.optimizer} but not its second moments"
-    else:
-        why = "no training recipe known"
-    note = f"damping {default:g} x mean eigenvalue, the method's default: {why}"
-    return Damping(default, None, note, label="default damping")
+    return None
+
+
+def _of_recipe(recipe: Recipe) -> Damping | None:
+    """What the training run implies; None for an adaptive optimizer whose second moments are not known."""
+    rule = "from the training recipe (weight decay + 1 / sum of learning rates)"
+    if recipe.optimizer.lower() == "sgd":
+        value = recipe_damping(recipe)
+        return Damping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
+    if recipe.inverse_preconditioner:
+        note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
+        return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
+    return None

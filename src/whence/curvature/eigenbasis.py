@@ -3,13 +3,15 @@
 Axes: Q vectors in parameter space, O outputs, I inputs, K roles of a unit (see `moments`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from whence.curvature.damping import Damping
 from whence.errors import BadInput
+from whence.matmul import times_transposed
 from whence.records import Unit
 
 __all__ = ["KroneckerBlock", "KroneckerCurvature"]
@@ -36,17 +38,25 @@ class KroneckerBlock:
         """Trace over the number of parameters."""
         return float(self.values_OI.double().mean())
 
+    def on(self, device: torch.device) -> "KroneckerBlock":
+        """The same on a device."""
+        left, right = (None if side is None else side.to(device) for side in (self.outputs_OO, self.inputs_II))
+        return KroneckerBlock(self.unit, left, right, self.values_OI.to(device))
+
     def into(self, rows_QOI: Tensor) -> Tensor:
         """Coordinates in the basis: outputs^T rows inputs."""
-        if self.outputs_OO is not None:
-            rows_QOI = self.outputs_OO.T.to(rows_QOI) @ rows_QOI
-        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.to(rows_QOI)
+        return _between(rows_QOI, self.outputs_OO, None if self.inputs_II is None else self.inputs_II.T)
 
     def back(self, rows_QOI: Tensor) -> Tensor:
         """From coordinates in the basis to parameters: outputs rows inputs^T."""
-        if self.outputs_OO is not None:
-            rows_QOI = self.outputs_OO.to(rows_QOI) @ rows_QOI
-        return rows_QOI if self.inputs_II is None else rows_QOI @ self.inputs_II.T.to(rows_QOI)
+        return _between(rows_QOI, None if self.outputs_OO is None else self.outputs_OO.T, self.inputs_II)
+
+
+def _between(rows_QOI: Tensor, left_OO: Tensor | None, right_II: Tensor | None) -> Tensor:
+    """left^T rows right^T, either of them left out where it is None."""
+    if left_OO is not None:
+        rows_QOI = times_transposed(rows_QOI.mT, left_OO.T.to(rows_QOI)).mT
+    return rows_QOI if right_II is None else times_transposed(rows_QOI, right_II.to(rows_QOI))
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ class KroneckerCurvature:
         return replace(
             self, blocks=tuple(replace(block, values_OI=left_KO.T @ right_KI) for block, (left_KO, right_KI) in pairs)
         )
+
+    def on(self, device: torch.device) -> "KroneckerCurvature":
+        """The same on a device."""
+        kfac = tuple((left_KO.to(device), right_KI.to(device)) for left_KO, right_KI in self.kfac)
+        return KroneckerCurvature(tuple(block.on(device) for block in self.blocks), kfac, self.note)
 
     def mean_eigenvalues(self) -> list[float]:
         """Trace over dimension of every unit."""
@@ -108,8 +123,8 @@ class KroneckerCurvature:
         damped = self._damped(rows, damping)
         return [block.into(row) * values.rsqrt() for block, row, values in zip(self.blocks, rows, damped, strict=True)]
 
-    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
-        """Eigenvalues plus damping, per unit.
+    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> Iterator[Tensor]:
+        """Eigenvalues plus damping, one unit after the other: they are as many as parameters.
 
         Raises:
             BadInput: If the vectors are not of these units.
@@ -122,4 +137,4 @@ class KroneckerCurvature:
                 do="take the gradients with the plan that the curvature was fitted with",
             )
         values = zip(rows, self.blocks, self.dampings(damping), strict=True)
-        return [block.values_OI.to(row) + value for row, block, value in values]
+        return (block.values_OI.to(row) + value for row, block, value in values)

@@ -3,14 +3,15 @@
 George et al. 2018; Grosse et al. 2023, section 2.4. Axes: N examples, B of a batch, O outputs, I inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from whence.capture import Plan, capture, in_halves
-from whence.curvature.eigenbasis import KroneckerCurvature
+from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.groups import in_groups, of_units
 from whence.curvature.kfac import Fit, FitConfig, fit_bases, prepare_fit
 from whence.curvature.labels import numbered, objectives
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
@@ -31,6 +32,7 @@ def fit_ekfac(
     *,
     max_positions: int | None = None,
     folder: str | Path | None = None,
+    room_bytes: int | None = None,
     quiet: bool = False,
 ) -> KroneckerCurvature:
     """Fit EK-FAC in two passes over the data.
@@ -46,32 +48,40 @@ def fit_ekfac(
         config: Labels, seed and sizes.
         max_positions: Positions per batch; None measures what fits.
         folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
+        room_bytes: Sums of second moments and of squares held at a time, in bytes: more are made in groups of units, two passes over the
+            data each. None makes all in two passes.
         quiet: No progress on stderr.
 
     Returns:
         The curvature, not damped; `uncorrected()` gives K-FAC's.
     """
-    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes)
     with stages(None if folder is None else Path(folder), fit.identity) as run:
         bases = fit_bases(fit, run)
 
-        def make_values() -> dict[str, Tensor]:
-            with meter("eigenvalues", len(fit.dataset), quiet=quiet) as progress:
-                return _values(fit, fit.finish(bases, None), progress)
+        def make(ending: str, units: range) -> dict[str, Tensor]:
+            with meter(f"eigenvalues{ending}", len(fit.dataset), quiet=quiet) as progress:
+                return _values(fit, bases, progress, units)
 
-        return fit.finish(bases, run("values", make_values))
+        return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make))
 
 
-def _values(fit: Fit, curvature: KroneckerCurvature, progress: Meter) -> dict[str, Tensor]:
+def _values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
     totals: dict[int, Tensor] = {}
-    shared = shared_units(fit.plan)
+    # Without eigenvalues, which are what is being found.
+    blocks = {index: fit.block(index, bases, torch.empty(0)) for index in units}
+    shared = shared_units(fit.plan).intersection(units)
+    max_examples = held_examples(fit.plan, shared)
+    if shared and fit.room_bytes is not None:
+        costs = fit.costs("values")
+        max_examples = max(1, min(max_examples, fit.room_bytes // (2 * sum(costs[index] for index in shared))))
 
     def run(items: Sequence[int]) -> None:
         chosen = [fit.dataset.examples[item] for item in items]
         labelled = numbered(fit.task.collate(chosen), len(chosen), fit.task.device)
-        found = _squares(fit, curvature, chosen, labelled, shared)
+        found = _squares(fit, blocks, chosen, labelled, shared)
         while found is None:
-            found = _squares(fit, curvature, chosen, labelled, shared)
+            found = _squares(fit, blocks, chosen, labelled, shared)
         # Added only when the batch went through: one that did not fit is done again in halves.
         for index, value in found.items():
             if not bool(torch.isfinite(value).all()):
@@ -84,20 +94,22 @@ def _values(fit: Fit, curvature: KroneckerCurvature, progress: Meter) -> dict[st
             totals[index] = value if index not in totals else totals[index].add_(value)
         progress.advance(len(chosen))
 
-    for batch in fit.batches(held_examples(fit.plan, shared)):
+    for batch in fit.batches(max_examples):
         in_halves(batch, run)
-    zeros = {index: torch.zeros(unit.outputs, unit.inputs) for index, unit in enumerate(fit.plan.units) if index not in totals}
+    left = {index: fit.plan.units[index] for index in units if index not in totals}
+    zeros = {index: torch.zeros(unit.outputs, unit.inputs) for index, unit in left.items()}
     return {f"values.{index}": value / len(fit.dataset) for index, value in {**totals, **zeros}.items()}
 
 
 def _squares(
-    fit: Fit, curvature: KroneckerCurvature, chosen: Sequence[Example], labelled: Batch, shared: set[int]
+    fit: Fit, blocks: Mapping[int, KroneckerBlock], chosen: Sequence[Example], labelled: Batch, shared: set[int]
 ) -> dict[int, Tensor] | None:
     """One batch's sums; None if a unit turned out to be shared."""
-    sums = _Sums(curvature)
-    for objective in objectives(fit.task, fit.rule, chosen, stage="values"):
-        squares = SquaredGradients(curvature.blocks, len(chosen), shared, sums)
-        capture(fit.task, fit.plan, labelled, squares, num_examples=len(chosen), objective=objective)
+    sums = _Sums(blocks)
+    for objective in objectives(fit.task, fit.rule, chosen, stage="values", head=fit.head):
+        squares = SquaredGradients(blocks, len(chosen), shared, sums)
+        consume = of_units(squares, blocks.keys())
+        capture(fit.task, fit.plan, labelled, consume, num_examples=len(chosen), objective=objective)
         if not squares.finish():
             return None
     return sums.sums
@@ -106,8 +118,8 @@ def _squares(
 class _Sums:
     """Takes squared gradients and adds them up over examples, per unit, shape (O, I)."""
 
-    def __init__(self, curvature: KroneckerCurvature):
-        self.blocks = curvature.blocks
+    def __init__(self, blocks: Mapping[int, KroneckerBlock]):
+        self.blocks = blocks
         self.sums: dict[int, Tensor] = {}
 
     def dense(self, index: int, start: int, squares_BOI: Tensor) -> None:
@@ -121,5 +133,6 @@ class _Sums:
 
     def _sum(self, index: int, like: Tensor) -> Tensor:
         if index not in self.sums:
-            self.sums[index] = torch.zeros(self.blocks[index].values_OI.shape, dtype=like.dtype, device=like.device)
+            unit = self.blocks[index].unit
+            self.sums[index] = torch.zeros(unit.outputs, unit.inputs, dtype=like.dtype, device=like.device)
         return self.sums[index]

@@ -39,6 +39,10 @@ class Fisher:
         """Trace over D, over all directions."""
         return self.trace / self.vectors_DK.shape[0]
 
+    def mean_kept(self, num_rows: int) -> float:
+        """Mean over the directions that are kept, of which no more than `num_rows` can have an eigenvalue."""
+        return float(self.values_K[:num_rows].double().mean())
+
     def solve(self, rows_QD: Tensor, damping: float) -> Tensor:
         """(F + damping I)^-1 applied to each row, by Woodbury: directions that are not kept get the weight 1 / damping.
 

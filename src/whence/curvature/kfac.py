@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, capture, forecast, in_halves
+from whence.capture import Head, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.groups import in_groups, of_units, unit_bytes
 from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choose_labels, numbered, objectives
 from whence.curvature.moments import FactorSums, Sharing
-from whence.curvature.stages import RunStage, stages
+from whence.curvature.stages import Stages, stages
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.progress import Meter, meter
@@ -58,7 +59,18 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit under way: what all of its stages share."""
+    """A fit under way: what all of its stages share.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the curvature is averaged over.
+        config: Labels, seed and sizes.
+        rule: Which labels.
+        max_positions: Positions per batch.
+        quiet: No progress on stderr.
+        room_bytes: For the units of a group; None takes all at once.
+    """
 
     task: AbstractTask
     plan: Plan
@@ -67,6 +79,8 @@ class Fit:
     rule: LabelRule
     max_positions: int
     quiet: bool
+    head: Head | None = None
+    room_bytes: int | None = None
 
     def batches(self, max_examples: int = 256) -> Iterator[list[int]]:
         """The data's batches."""
@@ -85,16 +99,28 @@ class Fit:
             **asdict(self.config),
         }
 
+    def costs(self, stage: str) -> list[int]:
+        """Bytes that each unit takes in a stage."""
+        return [unit.of_stage(stage) for unit in unit_bytes(self.task, self.plan, self.config.largest_side)]
+
+    def block(self, index: int, bases: dict[str, Tensor], values_OI: Tensor) -> KroneckerBlock:
+        """One unit's curvature, on the model's device."""
+        left, right = bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}")
+        return KroneckerBlock(self.plan.units[index], left, right, values_OI).on(self.task.device)
+
     def finish(self, bases: dict[str, Tensor], values: dict[str, Tensor] | None) -> KroneckerCurvature:
-        """The curvature from the tensors of its stages, which come from the disk if the fit was done before."""
-        bases = {name: value.to(self.task.device) for name, value in bases.items()}
+        """The curvature from the tensors of its stages, which come from the disk if the fit was done before.
+
+        What had to be fitted in groups stays on the CPU, mapped from its files; each unit goes to the model's device when it is needed.
+        """
         blocks, kfac = [], []
         for index, unit in enumerate(self.plan.units):
             left_KO, right_KI = bases[f"outputs_values.{index}"], bases[f"inputs_values.{index}"]
-            values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"].to(self.task.device)
+            values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"]
             blocks.append(KroneckerBlock(unit, bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}"), values_OI))
             kfac.append((left_KO, right_KI))
-        return KroneckerCurvature(tuple(blocks), tuple(kfac), f"{self.rule}, {len(self.dataset):,} examples")
+        found = KroneckerCurvature(tuple(blocks), tuple(kfac), f"{self.rule}, {len(self.dataset):,} examples")
+        return found.on(self.task.device) if self.room_bytes is None else found
 
 
 def fit_kfac(
@@ -105,6 +131,7 @@ def fit_kfac(
     *,
     max_positions: int | None = None,
     folder: str | Path | None = None,
+    room_bytes: int | None = None,
     quiet: bool = False,
 ) -> KroneckerCurvature:
     """Fit K-FAC in one pass over the data.
@@ -121,18 +148,26 @@ def fit_kfac(
         config: Labels, seed and sizes.
         max_positions: Positions per batch; None measures what fits.
         folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
+        room_bytes: Sums of second moments held at a time, in bytes: more are made in groups of units, one pass over the data each. None
+            makes all in one pass.
         quiet: No progress on stderr.
 
     Returns:
         The curvature, not damped.
     """
-    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes)
     with stages(None if folder is None else Path(folder), fit.identity) as run:
         return fit.finish(fit_bases(fit, run), None)
 
 
 def prepare_fit(
-    task: AbstractTask, plan: Plan, dataset: Dataset, config: FitConfig, max_positions: int | None, quiet: bool
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: FitConfig,
+    max_positions: int | None,
+    quiet: bool,
+    room_bytes: int | None = None,
 ) -> Fit:
     """Decide on labels and batch size."""
     rule = choose_labels(task, dataset.examples, config.labels, samples=config.samples, seed=config.seed)
@@ -140,26 +175,28 @@ def prepare_fit(
         check_outputs(task, dataset.examples)
     if max_positions is None:
         max_positions = forecast(task, plan, dataset.examples).batch_positions
-    return Fit(task, plan, dataset, config, rule, max_positions, quiet)
+    head = None if rule.kind == "exact" else separate_head(task, plan, dataset.examples)
+    return Fit(task, plan, dataset, config, rule, max_positions, quiet, head, room_bytes)
 
 
-def fit_bases(fit: Fit, run: RunStage) -> dict[str, Tensor]:
+def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
     """The first two stages: factors, then bases with K-FAC's eigenvalues in them."""
 
-    def make_factors() -> dict[str, Tensor]:
-        with meter("factors", len(fit.dataset), quiet=fit.quiet) as progress:
-            return _factors(fit, progress)
+    def make(ending: str, units: range) -> dict[str, Tensor]:
+        def make_factors() -> dict[str, Tensor]:
+            with meter(f"factors{ending}", len(fit.dataset), quiet=fit.quiet) as progress:
+                return _factors(fit, progress, units)
 
-    def make_bases() -> dict[str, Tensor]:
-        factors = run("factors", make_factors)
-        with meter("bases", len(fit.plan.units), quiet=fit.quiet) as progress:
-            return _bases(fit, factors, progress)
+        factors = run.run(f"factors{ending}", make_factors)
+        with meter(f"bases{ending}", len(units), quiet=fit.quiet) as progress:
+            return _bases(fit, factors, progress, units)
 
-    return run("bases", make_bases)
+    return in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make)
 
 
-def _factors(fit: Fit, progress: Meter) -> dict[str, Tensor]:
+def _factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[str, Tensor]:
     totals: dict[str, Tensor] = {}
+    group = range(len(fit.plan.units)) if units is None else units
 
     def run(items: Sequence[int]) -> None:
         chosen = [fit.dataset.examples[item] for item in items]
@@ -170,8 +207,8 @@ def _factors(fit: Fit, progress: Meter) -> dict[str, Tensor]:
             fit.plan, fit.config.sharing, fit.config.largest_side, None if mask is None or bool(mask.all()) else mask
         )
         labelled = numbered(batch, len(chosen), fit.task.device)
-        for objective in objectives(fit.task, fit.rule, chosen, stage="factors"):
-            capture(fit.task, fit.plan, labelled, sums, num_examples=len(chosen), objective=objective)
+        for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
+            capture(fit.task, fit.plan, labelled, of_units(sums, group), num_examples=len(chosen), objective=objective)
         _check_finite(sums.sums, fit.plan, chosen)
         for name, value in sums.sums.items():
             totals[name] = value if name not in totals else totals[name].add_(value)
@@ -194,9 +231,10 @@ def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]
             )
 
 
-def _bases(fit: Fit, factors: dict[str, Tensor], progress: Meter) -> dict[str, Tensor]:
+def _bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for index, unit in enumerate(fit.plan.units):
+    for index in range(len(fit.plan.units)) if units is None else units:
+        unit = fit.plan.units[index]
         roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
         left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
         right = [factors[f"inputs.{index}.{role}"].double() for role in roles]

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from whence.capture import Objective, frozen
+from whence.capture import Head, Objective, frozen
 from whence.data import Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask, Batch, Outputs
@@ -92,7 +92,9 @@ def choose_labels(
     return LabelRule("sampled", 1, seed)
 
 
-def objectives(task: AbstractTask, rule: LabelRule, examples: Sequence[Example], *, stage: str) -> Iterator[Objective]:
+def objectives(
+    task: AbstractTask, rule: LabelRule, examples: Sequence[Example], *, stage: str, head: Head | None = None
+) -> Iterator[Objective]:
     """Functions whose per-example gradients g have, summed over the functions, the Fisher's g g^T as expectation.
 
     Each is the inner product of the outputs with the residuals of some labels, which are constants: its gradient is that of the loss with
@@ -103,22 +105,25 @@ def objectives(task: AbstractTask, rule: LabelRule, examples: Sequence[Example],
         rule: Which labels.
         examples: The batch's examples. Draws are seeded by their ids, so that batches do not matter.
         stage: What the draws are for; every stage has its own.
+        head: A head that can be left out, for labels that are not taken all.
 
     Yields:
         A function for `capture`, of the model and a `numbered` batch.
     """
     if rule.kind == "dataset":
-        yield lambda model, batch: task.loss(model, batch[0])
+        loss = task.loss if head is None else head.loss
+        yield lambda model, batch: loss(model, batch[0])
         return
     for number in range(rule.passes):
         seeds = [_seed(rule.seed, stage, number, example.id) for example in examples]
 
         def objective(model: nn.Module, batch: Batch, number: int = number, seeds: list[int] = seeds) -> Tensor:
             inner, numbers_B = batch
-            outputs = task.outputs(model, inner)
             if rule.kind == "exact":
+                outputs = task.outputs(model, inner)
                 residuals_MC = _weighted_residuals(outputs, number, len(numbers_B))
             else:
+                outputs = task.outputs(model, inner) if head is None else head.rows(model, inner)
                 generators = [torch.Generator().manual_seed(seeds[place]) for place in numbers_B.tolist()]
                 residuals_MC = outputs.sampled(generators).residuals()
             products_M = (outputs.values_MC * residuals_MC).sum(1)

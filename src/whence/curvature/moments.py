@@ -20,7 +20,7 @@ __all__ = ["FactorSums", "Sharing"]
 Sharing = Literal["expand", "reduce"]
 
 # Columns of a second moment computed at a time.
-_BLOCK = 512
+_BLOCK = 128
 
 
 @dataclass

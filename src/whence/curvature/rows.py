@@ -6,6 +6,7 @@ Axes: B examples, T positions, O x I a unit's matrix.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan, capture
@@ -19,13 +20,16 @@ __all__ = ["gradient_pairs", "unit_rows"]
 _NUMBERS = 1 << 23
 
 
-def gradient_pairs(task: AbstractTask, plan: Plan, examples: Sequence[Example]) -> dict[int, list[Pair]]:
+def gradient_pairs(
+    task: AbstractTask, plan: Plan, examples: Sequence[Example], *, autocast: torch.dtype | None = None
+) -> dict[int, list[Pair]]:
     """The pairs of a batch's loss gradients, kept: as much memory as the inputs and output gradients of all layers.
 
     Args:
         task: Model and loss.
         plan: Its units.
         examples: The batch.
+        autocast: As in `capture`.
 
     Returns:
         By index of the unit.
@@ -35,7 +39,7 @@ def gradient_pairs(task: AbstractTask, plan: Plan, examples: Sequence[Example]) 
     def keep(index: int, pair: Pair) -> None:
         pairs[index].append(Pair(_detached(pair.outputs), _detached(pair.inputs)))
 
-    capture(task, plan, task.collate(examples), keep, num_examples=len(examples))
+    capture(task, plan, task.collate(examples), keep, num_examples=len(examples), autocast=autocast)
     return pairs
 
 

@@ -3,7 +3,7 @@
 Axes: B examples of a batch, T positions, O outputs, I inputs, U pairs of an example and a row of a table that it looks up.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerBlock
-from whence.records import OneHot, Pair
+from whence.matmul import times_transposed
+from whence.records import OneHot, Pair, Side
 
 __all__ = ["SquaredGradients", "Taker", "held_examples", "shared_units"]
 
 # Numbers of per-example gradients that are formed at a time, and that are held until an example's every use is in.
-_CHUNK_NUMBERS = 1 << 22
+_CHUNK_NUMBERS = 1 << 20
 _HELD_NUMBERS = 1 << 28
 
 
@@ -43,13 +44,15 @@ class SquaredGradients:
     are held until the pass is over. Which units are shared shows on the way: `finish` says so when a batch has to be run again.
 
     Args:
-        blocks: The units' bases.
+        blocks: The units' bases, by index of the unit.
         num_examples: Examples in the batch.
         shared: Indices of units that are used more than once; added to.
         taker: What is done with the squares.
     """
 
-    def __init__(self, blocks: Sequence[KroneckerBlock], num_examples: int, shared: set[int], taker: Taker):
+    def __init__(
+        self, blocks: Sequence[KroneckerBlock] | Mapping[int, KroneckerBlock], num_examples: int, shared: set[int], taker: Taker
+    ):
         self.blocks, self.num_examples, self.shared, self.taker = blocks, num_examples, shared, taker
         self.seen: set[int] = set()
         self.held: dict[int, Tensor] = {}
@@ -121,14 +124,24 @@ def _rotated(block: KroneckerBlock, pair: Pair) -> Tensor:
 
 
 def _sides(block: KroneckerBlock, pair: Pair) -> tuple[Tensor, Tensor]:
-    left_BTO = pair.outputs.dense() if block.outputs_OO is None else pair.outputs.times(block.outputs_OO)
-    right_BTI = pair.inputs.dense() if block.inputs_II is None else pair.inputs.times(block.inputs_II)
-    return left_BTO, right_BTI
+    return _turned(pair.outputs, block.outputs_OO), _turned(pair.inputs, block.inputs_II)
+
+
+def _turned(side: Side, basis_NN: Tensor | None) -> Tensor:
+    """A side's vectors in a basis, shape (B, T, N)."""
+    if basis_NN is None:
+        return side.dense()
+    if isinstance(side, OneHot):
+        return side.times(basis_NN)
+    columns_NN = basis_NN.to(side.values_BTN).T
+    if not side.has_one:
+        return times_transposed(side.values_BTN, columns_NN)
+    return times_transposed(side.values_BTN, columns_NN[:, :-1]) + columns_NN[:, -1]
 
 
 def _looked_up(block: KroneckerBlock, pair: Pair, outputs: OneHot) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of a table's gradient that are not zero, squared: their examples, their places in the table, and they themselves."""
-    right_BTI = pair.inputs.dense() if block.inputs_II is None else pair.inputs.times(block.inputs_II)
+    right_BTI = _turned(pair.inputs, block.inputs_II)
     first_B1 = torch.arange(len(right_BTI), device=right_BTI.device)[:, None] * outputs.size
     keys_U, place_BT = torch.unique(outputs.ids_BT + first_B1, return_inverse=True)
     rows_UI = right_BTI.new_zeros(len(keys_U), right_BTI.shape[2])

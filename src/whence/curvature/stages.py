@@ -1,8 +1,12 @@
-"""A fit in stages, each written whole or not at all, so that it goes on where it stopped."""
+"""Work in stages, each written whole or not at all, so that it goes on where it stopped.
+
+A stage may be cut into runs of neighbouring items (units of parameters, queries), each of which is kept on its own.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,104 @@ from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store import check_writable, read_tensors, sha256_of, write_tensors
 from whence.store.files import locked, read_json, write_json
 
-__all__ = ["RunStage", "stages"]
+__all__ = ["Stages", "ranges_of", "stages"]
 
-RunStage = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
-"""Takes the name of a stage and what makes its tensors; returns them, from the folder if they are there."""
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one piece of work.
+
+    Args:
+        folder: Where their tensors are kept; None keeps nothing.
+        record: What is in the folder: under "stages" the checksum of every finished one.
+    """
+
+    folder: Path | None
+    record: dict[str, Any]
+
+    def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a stage, made or read.
+
+        With a folder they are mapped from its file, made just now or not: the system reads what is touched and may drop it again, so they
+        take no memory that is needed elsewhere.
+
+        Args:
+            name: Of the stage.
+            make: What makes them.
+
+        Returns:
+            The tensors by name.
+
+        Raises:
+            StoreCorrupt: If the stage's file is not what was written.
+        """
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{name}.safetensors"
+        if name not in self.record["stages"]:
+            self.record["stages"][name] = write_tensors(file, make())
+            write_json(self.folder / "fit.json", self.record)
+        elif not file.exists() or sha256_of(file) != self.record["stages"][name]:
+            raise StoreCorrupt(
+                found=f"a damaged file {file} (it is missing or its checksum is another)",
+                needed="the bytes that the fit wrote",
+                do="delete the folder and fit again",
+            )
+        return read_tensors(file)
+
+    def parts(self, stage: str, costs: Sequence[int], room: float) -> dict[str, range]:
+        """A stage cut into runs of neighbours that fit, finished runs as they were cut when they were made.
+
+        Args:
+            stage: Its name, which is that of a single run over everything, too.
+            costs: What each item takes.
+            room: What the items of a run may take together; a single item is a run of its own whatever it takes.
+
+        Returns:
+            By name the runs, in order; together they have every item once.
+        """
+        whole = range(len(costs))
+        finished = {} if stage not in self.record["stages"] else {stage: whole}
+        if not finished:
+            for name in self.record["stages"]:
+                first, *numbers = name.split("-")
+                if first == stage and numbers:
+                    finished[name] = range(int(numbers[0]), int(numbers[1]))
+        missing = ranges_of(costs, room, [item for part in finished.values() for item in part])
+        named = {stage if part == whole else f"{stage}-{part.start}-{part.stop}": part for part in missing}
+        return dict(sorted((finished | named).items(), key=lambda item: item[1].start))
+
+
+def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> list[range]:
+    """Runs of neighbouring items that fit.
+
+    Args:
+        costs: What each item takes.
+        room: What a run may take; a single item is a run whatever it takes.
+        done: Items to leave out.
+
+    Returns:
+        The runs, in order.
+
+    >>> ranges_of([3, 3, 3, 9, 1, 1], 6, done=[4])
+    [range(0, 2), range(2, 3), range(3, 4), range(5, 6)]
+    """
+    found: list[range] = []
+    total, left_out = 0.0, set(done)
+    for item, cost in enumerate(costs):
+        if item in left_out:
+            continue
+        total += cost
+        if found and found[-1].stop == item and total <= room:
+            found[-1] = range(found[-1].start, item + 1)
+        else:
+            found.append(range(item, item + 1))
+            total = cost
+    return found
 
 
 @contextmanager
-def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> Iterator[RunStage]:
+def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> Iterator[Stages]:
     """Keep the results of stages in a folder.
 
     Args:
@@ -27,14 +121,13 @@ def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> It
         identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards.
 
     Yields:
-        The function that runs a stage.
+        What runs a stage.
 
     Raises:
         StoreMismatch: If the folder holds a fit of something else.
-        StoreCorrupt: If a stage's file is not what was written.
     """
     if folder is None:
-        yield lambda name, make: make()
+        yield Stages(None, {"stages": {}})
         return
     check_writable(folder)
     with locked(folder):
@@ -51,20 +144,4 @@ def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> It
                 do="fit into another folder, or ask as it was fitted",
             )
         write_json(path, record)
-
-        def run(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-            file = folder / f"{name}.safetensors"
-            if name in record["stages"]:
-                if not file.exists() or sha256_of(file) != record["stages"][name]:
-                    raise StoreCorrupt(
-                        found=f"a damaged file {file} (it is missing or its checksum is another)",
-                        needed="the bytes that the fit wrote",
-                        do="delete the folder and fit again",
-                    )
-                return read_tensors(file)
-            tensors = make()
-            record["stages"][name] = write_tensors(file, tensors)
-            write_json(path, record)
-            return tensors
-
-        yield run
+        yield Stages(folder, record)

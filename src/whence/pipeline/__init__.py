@@ -3,19 +3,23 @@
 from whence.pipeline.build import build
 from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
+from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
 from whence.pipeline.judged import write_evaluation
-from whence.pipeline.query import query, score_table
+from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
 __all__ = [
     "BuildForecast",
     "DampingSweep",
+    "ExactForecast",
     "SolveConfig",
     "attribute",
     "build",
     "damping_sweep",
+    "ensemble_table",
     "forecast_build",
+    "forecast_exact",
     "query",
     "score_table",
     "self_influence",

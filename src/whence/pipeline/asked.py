@@ -3,12 +3,11 @@
 Axes: Q queries, G groups of queries, O outputs, I inputs, R rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from whence.capture import check_task
 from whence.compress import Kronecker
 from whence.curvature import Damping
 from whence.data import Dataset
@@ -18,9 +17,6 @@ from whence.progress import meter
 from whence.score import LowRank, Metric, QueryBlock, combine, gradient_rows, truncate
 
 __all__ = ["query_blocks", "query_gradients"]
-
-# Numbers of whole query gradients held at a time where only their factors are kept.
-_WHOLE_NUMBERS = 1 << 28
 
 
 def query_blocks(
@@ -32,7 +28,7 @@ def query_blocks(
     weights_GQ: Tensor | None,
     metric: Metric | None,
 ) -> tuple[list[QueryBlock], Tensor | None, list[str]]:
-    """Check the queries and make what the scan multiplies with.
+    """Make what the scan multiplies with.
 
     Args:
         ready: Model and curvature.
@@ -47,23 +43,39 @@ def query_blocks(
         Preconditioned blocks, per unit, scaled to the score's unit; the norms of the queries in the metric, if there is one; and what the
         solver says of its work.
     """
-    check_task(ready.task, ready.plan, queries.examples, objective="measurement")
-    numbers = sum(unit.outputs * unit.inputs for unit in ready.plan.units)
-    # Groups need all of their queries at once; whole blocks are held anyway.
-    size = len(queries) if query_rank is None or weights_GQ is not None else max(1, _WHOLE_NUMBERS // numbers)
     parts: list[list[QueryBlock]] = []
     norms: list[Tensor] = []
     notes: list[str] = []
-    for start in range(0, len(queries), size):
-        rows = query_gradients(ready, Dataset(queries.examples[start : start + size]))
-        if weights_GQ is not None:
-            rows = combine(rows, weights_GQ)
+    for rows in _gradients(ready, queries, query_rank, weights_GQ):
         if metric is not None:
             norms.append(metric.of_rows(rows).sqrt())
         found, solution = preconditioned(ready, rows, damping, solving)
         parts.append(truncate(found, query_rank))
         notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
     return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None, notes
+
+
+def _gradients(ready: Prepared, queries: Dataset, query_rank: int | None, weights_GQ: Tensor | None) -> Iterator[list[Tensor]]:
+    """Gradients of the table's rows: of all at once, since whole blocks are held anyway, or of some after the other for their factors.
+
+    Yields:
+        Per unit, shape (Q, O, I) or (G, O, I), on the CPU.
+    """
+    size = len(queries) if query_rank is None and weights_GQ is None else ready.footprint.whole_at_once
+    chosen = range(len(queries))
+    if weights_GQ is not None:
+        chosen = weights_GQ.any(0).nonzero()[:, 0].tolist() or [0]
+    total: list[Tensor] = []
+    for start in range(0, len(chosen), size):
+        some = chosen[start : start + size]
+        rows = query_gradients(ready, Dataset([queries.examples[place] for place in some]))
+        if weights_GQ is None:
+            yield rows
+            continue
+        sums = combine(rows, weights_GQ[:, list(some)])
+        total = [known.add_(more) for known, more in zip(total, sums, strict=True)] if total else sums
+    if total:
+        yield total
 
 
 def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ import torch
 from torch import nn
 
 import whence
-from whence.capture import Plan, check_task, forecast, plan_units
-from whence.compress import Kronecker
+from whence.capture import Objective, Plan, check_task, forecast, plan_units
+from whence.compress import Aligned, Encoder
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
-from whence.methods import method_named
+from whence.methods import Method, method_named
+from whence.pipeline.encoders import make_encoder
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.projections import make_projections
 from whence.progress import meter, say
 from whence.score import gradient_rows
 from whence.store import (
@@ -29,6 +30,7 @@ from whence.store import (
     check_writable,
     dtype_named,
     open_store,
+    rows_type,
     sha256_of,
     write_store,
     write_tensors,
@@ -48,6 +50,7 @@ def build(
     folder: str | Path,
     *,
     append: bool = False,
+    factors: str | Path | None = None,
     origin: dict[str, Any] | None = None,
     quiet: bool = False,
     config: BuildConfig | None = None,
@@ -62,6 +65,7 @@ def build(
         data: Training examples, as `task.prepare` takes them, or already prepared.
         folder: Where the store goes.
         append: Whether a store of other data gets these examples in addition.
+        factors: For method aligned, folder of an EK-FAC fit of the same model and data, as `attribute` keeps it: used if there, kept if not.
         origin: Where model and data came from, for the command line to load them again; recorded, not compared.
         quiet: No progress on stderr.
         config: All options at once.
@@ -93,6 +97,9 @@ def build(
             do="build into another folder, or load the model that this store was built with",
         )
     dataset = as_dataset(task, data)
+    method = method_named(config.method)
+    if factors is not None and method.encoder != "aligned":
+        raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
     plan = plan_units(task)
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     report = (lambda text: None) if quiet else say
@@ -101,7 +108,7 @@ def build(
     moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
         report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
-    untouched = check_task(task, plan, dataset.examples, autocast=autocast)
+    untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
@@ -110,34 +117,49 @@ def build(
         report(str(predicted))
         positions = predicted.batch_positions
 
-    kronecker, axes = make_projections(task, plan, dataset, folder, config, max_positions=positions, quiet=quiet)
-    blueprint = make_blueprint(task, plan, kronecker, config, positions, earlier, origin)
+    encoder, learned = make_encoder(
+        task,
+        plan,
+        dataset,
+        folder,
+        config,
+        factors=None if factors is None else Path(factors),
+        max_positions=positions,
+        quiet=quiet,
+    )
+    blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
     with write_store(folder, blueprint, dataset, append=append) as writer:
         if writer.is_finished():
             report(f"{folder} is complete: nothing to do")
             return open_store(folder)
         files = {}
-        if axes:
-            path = folder / "axes.safetensors"
-            files[path.name] = sha256_of(path) if path.exists() else write_tensors(path, axes)
-        _write_rows(task, plan, kronecker, writer, positions, autocast, quiet)
-        if method_named(config.method).curvature == "fisher":
+        for name, tensors in learned.items():
+            path = folder / name
+            files[name] = sha256_of(path) if path.exists() else write_tensors(path, tensors)
+        _write_rows(task, plan, encoder, writer, positions, autocast, quiet)
+        if method.curvature == "fisher":
             rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})
             with meter("curvature", len(plan.units), quiet=quiet) as progress:
                 fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=config.seed, progress=progress)
             files["curvature.safetensors"] = write_tensors(folder / "curvature.safetensors", fisher)
         writer.finish(files)
+        # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
+        shutil.rmtree(folder / "factors", ignore_errors=True)
     return open_store(folder)
 
 
-def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast, quiet: bool) -> None:
+def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
-    norm_type = torch.promote_types(dtype_named(writer.blueprint.dtype), torch.float32)
+    objective = _objective(method_named(writer.blueprint.method))
+    norm_type = rows_type(writer.blueprint.dtype)
     done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
     with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
         for shard in writer.pending:
             examples = dataset.examples[shard.start : shard.stop]
-            rows = gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress, autocast=autocast)
+            rows = gradient_rows(
+                task, plan, encoder, examples,
+                max_positions=positions, progress=progress, objective=objective, autocast=autocast,
+            )  # fmt: skip
             tensors = codec.encode(rows.units)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise NonFinite(
@@ -145,13 +167,19 @@ def _write_rows(task, plan, kronecker, writer: Writer, positions: int, autocast,
                     needed="a stored type of wider range",
                     do="build into another folder with dtype bfloat16 or float32",
                 )
-            writer.write(shard, {**tensors, "norms": rows.norms().to(norm_type)})
+            columns = {"norms": rows.norms(), "weights": rows.weights}
+            kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
+            writer.write(shard, {**tensors, **kept})
+
+
+def _objective(method: Method) -> Objective:
+    return "negated output" if method.objective == "output" else "loss"
 
 
 def make_blueprint(
     task: AbstractTask,
     plan: Plan,
-    kronecker: Kronecker,
+    encoder: Encoder,
     config: BuildConfig,
     positions: int,
     earlier: Blueprint | None = None,
@@ -161,18 +189,21 @@ def make_blueprint(
     method = method_named(config.method)
     units = tuple(
         StoredUnit(unit.name, unit.parameters, unit.outputs, unit.inputs, shape, gain)
-        for unit, shape, gain in zip(plan.units, kronecker.shapes(), kronecker.gains(), strict=True)
+        for unit, shape, gain in zip(encoder.units, encoder.shapes(), encoder.gains(), strict=True)
     )
+    width, dtype = config.rank or method.rank, method.dtype if config.dtype == "method" else config.dtype
+    if isinstance(encoder, Aligned):
+        width, dtype = encoder.shapes()[0][1], encoder.dtype
     recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
     made = Blueprint(
         method=method.name,
         method_version=method.version,
         projection=method.projection if config.projection == "method" else config.projection,
-        rank=config.rank or method.rank,
+        rank=width,
         factor_rank=config.factor_rank or method.factor_rank,
         curvature_rank=config.curvature_rank or method.curvature_rank,
         seed=config.seed,
-        dtype=config.dtype,
+        dtype=dtype,
         rows_per_shard=config.rows_per_shard or (earlier.rows_per_shard if earlier else 1),
         batch_positions=positions,
         autocast=None if config.autocast == "none" else config.autocast,
@@ -186,7 +217,7 @@ def make_blueprint(
     )
     if config.rows_per_shard or earlier:
         return made
-    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in kronecker.shapes())
+    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in encoder.shapes())
     rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
     # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
     return dataclasses.replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

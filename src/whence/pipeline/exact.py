@@ -5,17 +5,21 @@ Axes: Q queries, G groups of queries, N training examples.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from whence.capture import check_task
 from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
 from whence.methods import exact_method_named
 from whence.pipeline.asked import query_blocks
+from whence.pipeline.chunks import Chunk, in_chunks, joined, question
+from whence.pipeline.footprint import Demand
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
 from whence.pipeline.solving import SolveConfig
@@ -51,6 +55,7 @@ def attribute(
     per_unit: bool = False,
     tokens_of: Sequence[str] = (),
     batch_positions: int | None = None,
+    memory_gib: float | None = None,
     quiet: bool = False,
 ) -> ScoreTable:
     """Every training example's score for every query, from whole gradients.
@@ -82,6 +87,8 @@ def attribute(
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
+        memory_gib: Memory that the run may take besides the model, in GiB; None for most of what is free. What does not fit is done in parts:
+            queries a few at a time, one pass over the training data each, and, with `factors`, the fit a few units at a time.
         quiet: No progress on stderr.
 
     Returns:
@@ -107,24 +114,46 @@ def attribute(
     if unknown:
         raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    demand = Demand(
+        rows=len(names), queries=len(asked), query_rank=query_rank, is_summed=groups is not None,
+        per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),
+    )  # fmt: skip
     ready = prepare(
-        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
-    )
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
+        demand=demand, memory_gib=memory_gib,
+    )  # fmt: skip
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, normalize)
-    blocks, norms_Q, notes = query_blocks(
-        ready, asked, damping, solving, query_rank, weights_GQ, metric if normalize == "cosine" else None
-    )
-    notes = (*ready.notes(damping), *notes)
+    check_task(task, ready.plan, asked.examples, objective="measurement")
+    tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
+
+    def make(rows: range) -> Chunk:
+        some = asked if groups is not None else Dataset(asked.examples[rows.start : rows.stop])
+        weights = None if weights_GQ is None else weights_GQ[rows.start : rows.stop]
+        own = metric if normalize == "cosine" else None
+        blocks, norms_Q, notes = query_blocks(ready, some, damping, solving, query_rank, weights, own)
+        with meter("scan", len(train), quiet=quiet) as progress:
+            found = exact_scores(
+                task, ready.plan, train.examples, blocks,
+                max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens,
+                metric=metric if rows.start == 0 else None,  # norms are the same for all rows
+            )  # fmt: skip
+        return found.to_tensors() | ({} if norms_Q is None else {"norms_Q": norms_Q}), notes
+
+    def identity() -> dict[str, Any]:
+        return question(
+            ready, asked, [damping],
+            solving=asdict(solving), query_rank=query_rank, normalize=normalize, per_unit=per_unit, tokens=tokens,
+            groups=None if weights_GQ is None else [*names, weights_GQ.tolist()],
+        )  # fmt: skip
+
+    chunks = in_chunks(ready, make, identity)
+    found = ExactScores.joined([tensors for tensors, _ in chunks])
+    norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
+    notes = (*ready.notes(damping), *(note for _, said in chunks for note in said))
     if not quiet:
         for note in notes[1:]:
             say(note)
-    tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
-    with meter("scan", len(train), quiet=quiet) as progress:
-        found = exact_scores(
-            task, ready.plan, train.examples, blocks,
-            max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens, metric=metric,
-        )  # fmt: skip
     settings = (
         "" if damping is None else damping.label,
         "" if query_rank is None else f"queries of rank {query_rank}",
@@ -148,6 +177,7 @@ def self_influence(
     factors: str | Path | None = None,
     fit_on: Dataset | Iterable[Any] | int | None = None,
     batch_positions: int | None = None,
+    memory_gib: float | None = None,
     quiet: bool = False,
 ) -> ScoreTable:
     """What every training example does to itself: (1/N) grad loss^T (H + damping)^-1 grad loss.
@@ -169,15 +199,18 @@ def self_influence(
         factors: Folder where the curvature is kept.
         fit_on: What the curvature is fitted on.
         batch_positions: Positions per batch.
+        memory_gib: Memory that the run may take besides the model.
         quiet: No progress on stderr.
 
     Returns:
         A table with one row.
     """
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    train = as_dataset(task, train)
     ready = prepare(
-        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
-    )
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
+        demand=Demand(rows=0, queries=0, norms=True), memory_gib=memory_gib,
+    )  # fmt: skip
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, "relatif")
     with meter("scan", len(ready.train), quiet=quiet) as progress:
@@ -228,7 +261,8 @@ def _metric(ready: Prepared, damping: Damping | None, normalize: Normalize | Non
         )
     if ready.curvature is None or damping is None:
         return Metric.euclidean(ready.plan)
-    return Metric.inverse(ready.curvature, damping, power=2 if normalize == "theta-relatif" else 1)
+    curvature = ready.curvature.on(ready.task.device)
+    return Metric.inverse(curvature, damping, power=2 if normalize == "theta-relatif" else 1)
 
 
 def _table(

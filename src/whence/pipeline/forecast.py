@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from whence.capture import Coverage, Forecast, forecast, plan_units
-from whence.compress import Kronecker, projected_shape
 from whence.config import BuildConfig
 from whence.data import Dataset
 from whence.methods import method_named
 from whence.pipeline.build import make_blueprint
+from whence.pipeline.codes import code_size
+from whence.pipeline.encoders import random_encoder
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.score import gradient_rows
@@ -32,7 +33,8 @@ class BuildForecast:
         memory: What a batch takes, measured on the longest example.
         rows: Training examples.
         row_bytes: On disk, per example.
-        shared_bytes: On disk, for the curvature.
+        shared_bytes: On disk, for the curvature and learned axes.
+        learning_bytes: Of memory, besides a batch, while axes are learned.
         rows_per_shard: Rows in a file.
         seconds: For the gradients, from a few examples on this machine; curvature and learned axes come on top.
     """
@@ -42,14 +44,17 @@ class BuildForecast:
     rows: int
     row_bytes: int
     shared_bytes: int
+    learning_bytes: int
     rows_per_shard: int
     seconds: float
 
     def __str__(self) -> str:
         disk = (
             f"disk: {self.row_bytes:,} bytes a row, {self.row_bytes * self.rows / 2**20:,.1f} MiB for {self.rows:,} rows in shards of "
-            f"{self.rows_per_shard:,}, and {self.shared_bytes / 2**20:,.1f} MiB of curvature"
+            f"{self.rows_per_shard:,}, and {self.shared_bytes / 2**20:,.1f} MiB shared by all rows"
         )
+        if self.learning_bytes:
+            disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         return "\n".join((str(self.coverage), str(self.memory), disk, f"time: about {self.seconds:,.0f} s for the gradients"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +68,7 @@ class BuildForecast:
             "rows": self.rows,
             "row_bytes": self.row_bytes,
             "curvature_bytes": self.shared_bytes,
+            "learning_memory_bytes": self.learning_bytes,
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
         }
@@ -84,14 +90,13 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
     positions = config.batch_positions or memory.batch_positions
-    # Learned axes have the same shapes as random ones.
-    shapes = [projected_shape(unit, config.rank or method_named(config.method).rank) for unit in plan.units]
-    kronecker = Kronecker.random(plan.units, shapes, kind="rademacher", seed=0, device=task.device)
-    blueprint = make_blueprint(task, plan, kronecker, config, positions)
+    encoder = random_encoder(plan, config, task.device)
+    code = code_size(plan, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
+    blueprint = make_blueprint(task, plan, encoder, config, positions)
     sample = list(dataset.examples)[:: max(1, len(dataset) // _TIMED_EXAMPLES)][:_TIMED_EXAMPLES]
     started = time.perf_counter()
     with meter("", len(sample), quiet=True) as progress:
-        rows = gradient_rows(task, plan, kronecker, sample, max_positions=positions, progress=progress, autocast=autocast)
+        rows = gradient_rows(task, plan, encoder, sample, max_positions=positions, progress=progress, autocast=autocast)
     blueprint.codec().encode(rows.units)
     per_position = (time.perf_counter() - started) / sum(example.length for example in sample)
     return BuildForecast(
@@ -99,7 +104,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         memory=memory,
         rows=len(dataset),
         row_bytes=blueprint.codec().row_bytes(),
-        shared_bytes=blueprint.curvature_bytes(),
+        shared_bytes=blueprint.curvature_bytes() if code is None else code.shared_bytes,
+        learning_bytes=0 if code is None else code.sample_bytes,
         rows_per_shard=blueprint.rows_per_shard,
         seconds=per_position * sum(example.length for example in dataset.examples),
     )

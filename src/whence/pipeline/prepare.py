@@ -10,7 +10,9 @@ from whence.curvature import Damping, FitConfig, KroneckerCurvature, choose_damp
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import ExactMethod, exact_method_named
+from whence.pipeline.footprint import Demand, Footprint
 from whence.pipeline.inputs import as_dataset
+from whence.pipeline.measured import measure, room_bytes
 from whence.progress import say
 from whence.tasks import AbstractTask
 
@@ -34,6 +36,8 @@ class Prepared:
         max_positions: Positions per batch.
         method: The method.
         quiet: No progress on stderr.
+        footprint: What the run takes, and how it is cut.
+        folder: Where the curvature is kept.
     """
 
     task: AbstractTask
@@ -43,6 +47,8 @@ class Prepared:
     max_positions: int
     method: ExactMethod
     quiet: bool
+    footprint: Footprint
+    folder: Path | None
 
     def damping(self, relative_damping: float | None, absolute_damping: float | None) -> Damping | None:
         """The damping to use, None without curvature.
@@ -84,8 +90,10 @@ def prepare(
     fit_on: Dataset | Iterable[Any] | int | None,
     batch_positions: int | None,
     quiet: bool,
+    demand: Demand,
+    memory_gib: float | None,
 ) -> Prepared:
-    """Check the task on the training data and fit the curvature.
+    """Check the task on the training data, see that the run fits, and fit the curvature.
 
     Args:
         task: Model and loss.
@@ -96,6 +104,8 @@ def prepare(
         fit_on: Other data to fit on, or a number of training examples, spread evenly; None takes them all.
         batch_positions: Positions per batch; None measures what fits.
         quiet: No progress on stderr.
+        demand: What is asked afterwards.
+        memory_gib: What the run may take besides the model; None for most of what is free.
 
     Returns:
         All of it.
@@ -107,23 +117,35 @@ def prepare(
     dataset = as_dataset(task, train)
     plan = plan_units(task)
     untouched = check_task(task, plan, dataset.examples)
-    positions = batch_positions or forecast(task, plan, dataset.examples).batch_positions
+    room = room_bytes(task, memory_gib)
+    batch = forecast(task, plan, dataset.examples, room_bytes=room)
+    positions = batch_positions or batch.batch_positions
     if not quiet:
         say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    if chosen.factors is None and (config != FitConfig() or factors is not None or fit_on is not None):
+        raise BadInput(
+            found=f"settings of a curvature for {method}",
+            needed="a method with curvature",
+            do="leave out labels, samples, seed, sharing, largest_side, factors and fit_on, or pass method='ekfac'",
+        )
+    folder = None if factors is None else Path(factors)
+    need = measure(
+        task, plan, dataset.examples, chosen, batch, demand,
+        largest_side=config.largest_side, folder=folder, room=room, batch_positions=batch_positions,
+    )  # fmt: skip
+    if not quiet:
+        say(str(need))
+    need.refuse()
     if chosen.factors is None:
-        if config != FitConfig() or factors is not None or fit_on is not None:
-            raise BadInput(
-                found=f"settings of a curvature for {method}",
-                needed="a method with curvature",
-                do="leave out labels, samples, seed, sharing, largest_side, factors and fit_on, or pass method='ekfac'",
-            )
-        return Prepared(task, plan, dataset, None, positions, chosen, quiet)
+        return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, None)
     fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
     data = _fit_data(task, dataset, fit_on)
-    curvature = fit(task, plan, data, config, max_positions=positions, folder=factors, quiet=quiet)
-    return Prepared(task, plan, dataset, curvature, positions, chosen, quiet)
+    curvature = fit(
+        task, plan, data, config, max_positions=positions, folder=folder, room_bytes=need.fit.group_bytes, quiet=quiet
+    )
+    return Prepared(task, plan, dataset, curvature, positions, chosen, quiet, need, folder)
 
 
 def _fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:

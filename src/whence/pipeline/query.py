@@ -2,28 +2,29 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
-from whence.compress import Kronecker
-from whence.curvature import Damping, choose_damping
+from whence.compress import Encoder
+from whence.curvature import Damping, DampingRule, stored_damping
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
+from whence.pipeline.encoders import stored_encoder
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.projections import stored_projections
 from whence.progress import meter
 from whence.records import Recipe, ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Rows, all_scores, gradient_rows, precondition, token_scores, top_scores
+from whence.score import Rows, all_scores, gradient_rows, mean_table, precondition, token_scores, top_scores, whiten
 from whence.store import Store, dtype_named, open_store
 from whence.tasks import AbstractTask
 
-__all__ = ["query", "score_table"]
+__all__ = ["ensemble_table", "query", "score_table"]
 
 
 def query(
@@ -34,6 +35,7 @@ def query(
     k: int = 10,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
     tokens: bool = False,
     quiet: bool = False,
 ) -> Hits:
@@ -45,7 +47,9 @@ def query(
         queries: As `task.prepare` takes them, or already prepared.
         k: Hits on each side at most; proponents have positive scores, opponents negative ones.
         relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the loss's curvature; without either it is chosen and said.
+        absolute_damping: Value in units of the loss's curvature.
+        damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
+            mean eigenvalue.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again.
         quiet: No progress on stderr.
 
@@ -57,7 +61,7 @@ def query(
     """
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
     if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
@@ -65,7 +69,7 @@ def query(
             do="leave tokens out",
         )
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress)
+        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
     hits = []
     wanted = high.rows_QK.numel() + low.rows_QK.numel()
     with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
@@ -100,15 +104,73 @@ def score_table(
     *,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
     quiet: bool = False,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`."""
+    dampings = (relative_damping, absolute_damping, damping_rule)
+    return _table(store, task, queries, dampings, quiet, weighted=True)
+
+
+def ensemble_table(
+    stores: Sequence[Store | str | Path],
+    tasks: Sequence[AbstractTask],
+    queries: Dataset | Iterable[Any],
+    *,
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    damping_rule: DampingRule | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """Scores over several models trained alike, one store each: seeds or checkpoints.
+
+    Where rows have weights (TRAK, GraSS) scores without them and weights are averaged apart and then multiplied (Park et al. 2023, section
+    3); elsewhere this is the mean of the scores.
+
+    Args:
+        stores: Stores of the same examples, built with one method.
+        tasks: The model of each.
+        queries: As in `query`.
+        relative_damping: As in `query`.
+        absolute_damping: As in `query`.
+        damping_rule: As in `query`.
+        quiet: No progress on stderr.
+
+    Returns:
+        One table.
+
+    Raises:
+        BadInput: If there are not as many tasks as stores, or the stores are of different methods.
+    """
+    opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
+    methods = sorted({store.blueprint.method for store in opened})
+    if len(opened) != len(tasks) or len(methods) != 1:
+        raise BadInput(
+            found=f"{len(opened)} stores ({', '.join(methods) or 'none'}) and {len(tasks)} tasks",
+            needed="as many of both, one or more, and one method",
+            do="pass the task of each store in the same order",
+        )
+    dampings = (relative_damping, absolute_damping, damping_rule)
+    pairs = zip(opened, tasks, strict=True)
+    table = mean_table([_table(store, task, queries, dampings, quiet, weighted=False) for store, task in pairs])
+    if "weights" not in opened[0].blueprint.columns():
+        return table
+    weights_MN = torch.stack([torch.cat([one["weights"] for _, one in store.shards(["weights"])]) for store in opened])
+    return dataclasses.replace(table, scores=table.scores * weights_MN.mean(0).to(table.scores))
+
+
+def _table(
+    store, task, queries, dampings: tuple[float | None, float | None, DampingRule | None], quiet: bool, *, weighted: bool
+) -> ScoreTable:
     started = time.monotonic()
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, quiet)
+    asked = _Asked.prepare(store, task, queries, *dampings, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        scores = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress)
+        scores = all_scores(
+            asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted
+        )
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
+    settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
     settings += [asked.damping.label] if asked.damping is not None else []
     return ScoreTable(
         scores,
@@ -129,7 +191,7 @@ class _Asked:
     store: Store
     task: AbstractTask
     plan: Plan
-    kronecker: Kronecker
+    encoder: Encoder
     dataset: Dataset
     rows: Rows
     ready: list[Tensor]
@@ -138,47 +200,62 @@ class _Asked:
     method: str
     notes: tuple[str, ...]
     damping: Damping | None
+    roots: list[Tensor] | None
 
     @classmethod
-    def prepare(cls, store, task, queries, relative_damping, absolute_damping, quiet) -> "_Asked":
+    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "_Asked":
         store = store if isinstance(store, Store) else open_store(store)
         store.accepts(task)
         blueprint, method = store.blueprint, method_named(store.blueprint.method)
         damping = None
-        if method.curvature != "identity":
+        if method.curvature == "fisher":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = choose_damping(
+            damping = stored_damping(
                 recipe,
                 relative_damping=relative_damping,
                 absolute_damping=absolute_damping,
+                rule=damping_rule,
                 default=method.relative_damping,
             )
-        elif relative_damping is not None or absolute_damping is not None:
+        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
+            inside = method.curvature == "ekfac"
             raise BadInput(
-                found=f"damping for a store of {method.name}", needed="a method with curvature", do="leave damping out"
+                found=f"damping for a store of {method.name}",
+                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
+                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
             )
         dataset = as_dataset(task, queries)
         plan = plan_units(task)
-        if tuple(unit.parameters for unit in plan.units) != tuple(unit.parameters for unit in blueprint.units):
+        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        if tracked != stored:
             raise StoreMismatch(
                 found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
                 needed="the same tracked parameters",
                 do="pass the same track, ignore and functional to the task as at the build",
             )
         notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
-        kronecker = stored_projections(store, plan, task)
+        encoder = stored_encoder(store, plan, task)
         autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
         check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
-                task, plan, kronecker, dataset.examples,
+                task, plan, encoder, dataset.examples,
                 max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
             )  # fmt: skip
-        ready = precondition(store, rows, damping)
-        norms_Q = rows.norms() / len(store) if method.cosine else None
-        plain = task.unit if damping is not None else f"inner product of gradients / {len(store):,}"
+        roots = None
+        if method.whitened and damping is not None:
+            found = whiten(store, rows, damping)
+            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            moments = (
+                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+            )
+            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+        else:
+            ready = precondition(store, rows, damping)
+            norms_Q = rows.norms() / len(store) if method.cosine else None
+        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
         unit = "cosine" if method.cosine else plain
-        return cls(store, task, plan, kronecker, dataset, rows, ready, norms_Q, unit, method.name, notes, damping)
+        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
 
     def with_tokens(self, hit: Hit, place: int) -> Hit:
         """The hit with a score per token, unless its text does not give the tokens that it was built from."""
@@ -195,7 +272,7 @@ class _Asked:
         for index, right_CR in self.store.right_factors(hit.row).items():
             # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
             asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
-        parts = token_scores(self.task, self.plan, self.kronecker, example, asked)
+        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
         if self.norms_Q is not None and float(parts.sum()):
             parts = parts * (hit.score / float(parts.sum()))
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)

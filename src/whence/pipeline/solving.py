@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whence.curvature import Curvature, Damping
 from whence.errors import BadInput
+from whence.methods import exact_method_named
 from whence.pipeline.prepare import Prepared
 from whence.solve import Solution, solve_arnoldi, solve_astra, solve_cg, solve_datainf, solve_lissa, solve_nystroem
 
@@ -54,6 +55,13 @@ class SolveConfig:
                 needed="positive numbers",
                 do="leave them out to take the method's own",
             )
+
+    def vectors(self, method: str) -> int:
+        """How many vectors as long as the model a method's solver keeps, however many queries there are."""
+        solver = exact_method_named(method).solver
+        if solver == "arnoldi":
+            return self.iterations or _ITERATIONS["arnoldi"]
+        return 3 * self.rank if solver == "nystroem" else 0
 
 
 def preconditioned(

@@ -17,6 +17,8 @@ from whence.errors import BadInput
 from whence.evaluate import spearman
 from whence.methods import exact_method_named
 from whence.pipeline.asked import query_gradients
+from whence.pipeline.chunks import Chunk, in_chunks, joined, question
+from whence.pipeline.footprint import Demand
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import prepare
 from whence.pipeline.solving import SolveConfig, preconditioned
@@ -57,6 +59,7 @@ def damping_sweep(
     factors: str | Path | None = None,
     fit_on: Dataset | Iterable[Any] | int | None = None,
     batch_positions: int | None = None,
+    memory_gib: float | None = None,
     quiet: bool = False,
 ) -> DampingSweep:
     """Score with several dampings at the price of as many queries.
@@ -77,6 +80,7 @@ def damping_sweep(
         factors: Folder where the curvature is kept.
         fit_on: What the curvature is fitted on.
         batch_positions: Positions per batch.
+        memory_gib: Memory that the run may take besides the model.
         quiet: No progress on stderr.
 
     Returns:
@@ -93,21 +97,28 @@ def damping_sweep(
             do="correct them, or use `attribute` for a single one",
         )
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    asked, train = as_dataset(task, queries), as_dataset(task, train)
+    demand = Demand(rows=len(asked), queries=len(asked), dampings=len(values))
     ready = prepare(
-        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet
-    )
+        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
+        demand=demand, memory_gib=memory_gib,
+    )  # fmt: skip
     dampings = [ready.damping(value, None) for value in values]
-    asked = as_dataset(task, queries)
     check_task(task, ready.plan, asked.examples, objective="measurement")
-    rows = query_gradients(ready, asked)
-    solved = [preconditioned(ready, rows, damping, SolveConfig()) for damping in dampings]
-    blocks = [torch.cat(stack) for stack in zip(*(found for found, _ in solved), strict=True)]
-    told = [() if solution is None else (f"{ready.method.solver}: {solution}",) for _, solution in solved]
-    with meter("scan", len(ready.train), quiet=quiet) as progress:
-        found = exact_scores(
-            task, ready.plan, ready.train.examples, blocks, max_positions=ready.max_positions, progress=progress
-        )
-    scores_DQN = found.scores_QN.view(len(values), len(asked), len(ready.train))
+
+    def make(some: range) -> Chunk:
+        rows = query_gradients(ready, Dataset(asked.examples[some.start : some.stop]))
+        solved = [preconditioned(ready, rows, damping, SolveConfig()) for damping in dampings]
+        blocks = [torch.cat(stack) for stack in zip(*(found for found, _ in solved), strict=True)]
+        with meter("scan", len(train), quiet=quiet) as progress:
+            found = exact_scores(task, ready.plan, train.examples, blocks, max_positions=ready.max_positions, progress=progress)
+        scores_DQN = found.scores_QN.view(len(values), len(some), len(train))
+        # A note per damping, empty without a solver.
+        return {"scores_DQN": scores_DQN}, ["" if told is None else f"{ready.method.solver}: {told}" for _, told in solved]
+
+    chunks = in_chunks(ready, make, lambda: question(ready, asked, dampings))
+    scores_DQN = joined(chunks, "scores_DQN", 1)
+    told = [tuple(said[place] for _, said in chunks if said and said[place]) for place in range(len(values))]
     tables = {
         value: ScoreTable(
             scores_QN,

@@ -146,24 +146,9 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, titl
 
 def print_methods(stored: Iterable[Method], exact: Iterable[ExactMethod]) -> None:
     """The tables of methods on stdout: those of stores, and those that go through the training data for every set of queries."""
-    header = ("method", "what it does", "rank", "factors", "curvature", "passes", "paper")
-    print_table(
-        header,
-        (
-            (
-                method.name,
-                method.summary,
-                method.rank,
-                method.factor_rank or "dense",
-                method.curvature
-                if method.curvature_rank is None
-                else f"{method.curvature}, {method.curvature_rank} directions",
-                method.passes,
-                method.paper,
-            )
-            for method in stored
-        ),
-        title="With a store: whence build, whence query",
-    )
-    rows = ((method.name, method.summary, method.passes, method.paper) for method in exact)
-    print_table(("method", "what it does", "passes", "paper"), rows, title="Exact, without a store: whence attribute")
+    header = ("method", "what it does", "passes", "paper")
+    for methods, title in (
+        (stored, "With a store: whence build, whence query"),
+        (exact, "Exact, without a store: whence attribute"),
+    ):
+        print_table(header, ((method.name, method.summary, method.passes, method.paper) for method in methods), title=title)

@@ -8,6 +8,7 @@ from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
 from whence.score.scan import Top, all_scores, top_scores
 from whence.score.tokens import token_scores
+from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
 __all__ = [
     "Ensemble",
@@ -17,6 +18,7 @@ __all__ = [
     "QueryBlock",
     "Rows",
     "Top",
+    "Whitened",
     "all_scores",
     "bm25",
     "combine",
@@ -24,10 +26,13 @@ __all__ = [
     "gradient_rows",
     "loss_scores",
     "mean_table",
+    "mixing_share",
     "precondition",
     "random_scores",
     "representation_similarity",
     "token_scores",
     "top_scores",
     "truncate",
+    "whiten",
+    "whitened_norms",
 ]

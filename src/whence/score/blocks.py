@@ -3,7 +3,7 @@
 Axes: Q queries, G groups of queries, O outputs, I inputs, R rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from whence.errors import BadInput
 
-__all__ = ["LowRank", "QueryBlock", "combine", "truncate"]
+__all__ = ["DENSE_NUMBERS", "LowRank", "QueryBlock", "combine", "truncate", "written_out"]
+
+DENSE_NUMBERS = 1 << 26
+"""Numbers of low-rank queries written out at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,17 @@ class LowRank:
 
 
 QueryBlock = Tensor | LowRank
+
+
+def written_out(block: LowRank) -> Iterator[Tensor]:
+    """Dense blocks of some queries after the other: of all together they would take the memory that the factors save.
+
+    Yields:
+        Shape (Q, O, I), of as many queries as `DENSE_NUMBERS` allows, at least one.
+    """
+    size = max(1, DENSE_NUMBERS // (block.left_QRO.shape[2] * block.right_QRI.shape[2]))
+    for start in range(0, len(block.left_QRO), size):
+        yield LowRank(block.left_QRO[start : start + size], block.right_QRI[start : start + size]).dense()
 
 
 def truncate(blocks: Sequence[Tensor], rank: int | None) -> list[QueryBlock]:

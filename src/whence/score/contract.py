@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from whence.matmul import times_transposed
 from whence.records import Dense, OneHot, Pair
-from whence.score.blocks import LowRank, QueryBlock
+from whence.score.blocks import LowRank, QueryBlock, written_out
 
 __all__ = ["Contraction"]
 
@@ -47,7 +48,8 @@ class Contraction:
         elif isinstance(block, LowRank) and _factors_are_cheaper(block, pair):
             found_QB = _through_factors(block, pair)
         else:
-            found_QB = _through_gradients(block.dense() if isinstance(block, LowRank) else block, pair)
+            parts = written_out(block) if isinstance(block, LowRank) else [block]
+            found_QB = torch.cat([_through_gradients(part_QOI, pair) for part_QOI in parts])
         self.scores_UQB[index] += found_QB.to(self.scores_UQB)
         for place, parts_QT in self.tokens.items():
             found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
@@ -80,7 +82,7 @@ def _through_gradients(block_QOI: Tensor, pair: Pair) -> Tensor:
     for start in range(0, left_BOT.shape[1], size):
         rows = slice(start, start + size)
         gradients_BF = torch.bmm(left_BOT[:, rows], right_BTI).flatten(1)
-        found_QB.addmm_(weight_QOI[:, rows].flatten(1), gradients_BF.T)
+        found_QB += times_transposed(gradients_BF, weight_QOI[:, rows].flatten(1)).T
     return found_QB
 
 

@@ -3,13 +3,13 @@
 Axes: U units, Q queries, N training examples, B of a batch, T positions, O outputs, I inputs.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, capture, in_halves
+from whence.capture import Objective, Plan, capture, in_halves, separate_head
 from whence.curvature import Damping, KroneckerBlock, KroneckerCurvature, SquaredGradients, held_examples, shared_units
 from whence.data import Example, batches
 from whence.errors import NonFinite
@@ -69,6 +69,22 @@ class ExactScores:
     tokens: dict[int, Tensor]
     squared_norms_N: Tensor | None
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it by name, as it is kept in a file; `joined` puts such parts together."""
+        found = {"scores_QN": self.scores_QN, "units_UQN": self.units_UQN, "squared_norms_N": self.squared_norms_N}
+        tokens = {f"tokens_QT.{place}": parts_QT for place, parts_QT in self.tokens.items()}
+        return {name: value for name, value in found.items() if value is not None} | tokens
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> "ExactScores":
+        """The scores of all rows from those of some, in order; norms are those of the first part."""
+        found = dict(parts[0])
+        for name in found if len(parts) > 1 else ():
+            if name != "squared_norms_N":
+                found[name] = torch.cat([part[name] for part in parts], 1 if name == "units_UQN" else 0)
+        tokens = {int(name.split(".")[1]): value for name, value in found.items() if name.startswith("tokens_QT")}
+        return cls(found["scores_QN"], found.get("units_UQN"), tokens, found.get("squared_norms_N"))
+
 
 def exact_scores(
     task: AbstractTask,
@@ -100,6 +116,8 @@ def exact_scores(
     """
     shared = shared_units(plan)
     max_examples = 256 if metric is None else held_examples(plan, shared)
+    head = separate_head(task, plan, examples)
+    objective = "loss" if head is None else head.loss
     order: list[int] = []
     parts: list[_Part] = []
 
@@ -109,7 +127,7 @@ def exact_scores(
         found = None
         while found is None:  # again when a unit turns out to be used more than once
             wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
-            found = _run(task, plan, batch, chosen, blocks, wanted, metric, shared)
+            found = _run(task, plan, batch, chosen, objective, blocks, wanted, metric, shared)
         _check_finite(found, plan, chosen)
         return found if per_unit else found.summed()
 
@@ -136,7 +154,7 @@ class _Part:
         return _Part(self.scores_UQB.sum(0, keepdim=True), self.tokens, self.norms_B)
 
 
-def _run(task, plan, batch, chosen, blocks, wanted, metric, shared) -> _Part | None:
+def _run(task, plan, batch, chosen, objective: Objective, blocks, wanted, metric, shared) -> _Part | None:
     contraction = Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen)) if blocks else None
     norms = _Norms(metric, len(chosen), task.device) if metric is not None else None
     squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), shared, norms)
@@ -146,7 +164,7 @@ def _run(task, plan, batch, chosen, blocks, wanted, metric, shared) -> _Part | N
             if consumer is not None:
                 consumer(index, pair)
 
-    capture(task, plan, batch, consume, num_examples=len(chosen))
+    capture(task, plan, batch, consume, num_examples=len(chosen), objective=objective)
     if squares is not None and not squares.finish():
         return None
     scores_UQB = torch.zeros(len(plan.units), 0, len(chosen)) if contraction is None else contraction.scores_UQB

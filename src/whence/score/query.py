@@ -1,6 +1,6 @@
 """From queries to preconditioned rows: everything that depends on the query and not on the store's size.
 
-Axes: Q queries, P projected outputs, R projected inputs, D = P x R.
+Axes: Q queries, P x R one stored unit, D = P x R.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
-from whence.compress import Kronecker, RowSums
+from whence.compress import Encoder
 from whence.curvature import Damping, load_fisher
 from whence.data import Example, batches
 from whence.errors import NonFinite
@@ -23,15 +23,17 @@ __all__ = ["Rows", "gradient_rows", "precondition"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Projected gradients of some examples.
+    """Encoded gradients of some examples.
 
     Args:
-        units: Per unit, shape (examples, P, R), on the CPU in full precision.
+        units: Per stored unit, shape (examples, P, R), on the CPU in full precision.
         values: The objective of each example.
+        weights: For gradients of the output function, minus the derivative of each loss by it.
     """
 
     units: list[Tensor]
     values: Tensor
+    weights: Tensor | None = None
 
     def norms(self) -> Tensor:
         """Norm over all units, one per example."""
@@ -41,7 +43,7 @@ class Rows:
 def gradient_rows(
     task: AbstractTask,
     plan: Plan,
-    kronecker: Kronecker,
+    encoder: Encoder,
     examples: Sequence[Example],
     *,
     max_positions: int,
@@ -49,16 +51,16 @@ def gradient_rows(
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> Rows:
-    """Projected gradients of examples, in their order.
+    """Encoded gradients of examples, in their order.
 
     Args:
         task: Model and loss.
         plan: Its units.
-        kronecker: The projections.
+        encoder: What shrinks them.
         examples: Training examples or queries.
         max_positions: Positions per batch.
         progress: Advanced by examples.
-        objective: "loss" or "measurement".
+        objective: "loss" or "measurement", or "negated output" for rows that come with weights.
         autocast: As in `capture`.
 
     Returns:
@@ -68,31 +70,34 @@ def gradient_rows(
         NonFinite: If a gradient is NaN or infinite, naming unit and example.
     """
     order: list[int] = []
-    parts: list[tuple[list[Tensor], Tensor]] = []
+    parts: list[tuple[list[Tensor], Tensor, Tensor | None]] = []
 
-    def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor | None]:
         chosen = [examples[item] for item in items]
-        sums = RowSums(kronecker, len(chosen))
+        batch = task.collate(chosen)
+        sums = encoder.rows(len(chosen))
         values = capture(
             task,
             plan,
-            task.collate(chosen),
+            batch,
             sums,
             num_examples=len(chosen),
             objective=objective,
             autocast=autocast,
         )
         rows = [row.cpu() for row in sums.finished()]
-        _check_finite(rows, plan, chosen)
-        return rows, values.cpu()
+        _check_finite(rows, encoder, chosen)
+        weights = task.output_weights(-values, batch).cpu() if objective == "negated output" else None
+        return rows, values.cpu(), weights
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
         parts.extend(in_halves(batch, run))
         order.extend(batch)
         progress.advance(len(batch))
     back = torch.tensor(order).argsort()
-    units = [torch.cat([rows[index] for rows, _ in parts])[back] for index in range(len(plan.units))]
-    return Rows(units, torch.cat([values for _, values in parts])[back])
+    units = [torch.cat([rows[index] for rows, _, _ in parts])[back] for index in range(len(encoder.units))]
+    weights = [part for _, _, part in parts if part is not None]
+    return Rows(units, torch.cat([values for _, values, _ in parts])[back], torch.cat(weights)[back] if weights else None)
 
 
 def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tensor]:
@@ -116,13 +121,13 @@ def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tens
     found = []
     for index, (unit, stored) in enumerate(zip(rows.units, store.blueprint.units, strict=True)):
         fisher = load_fisher(tensors, index)
-        value = damping.of_unit(stored, fisher.mean_eigenvalue)
+        value = damping.of_unit(stored, fisher.mean_kept(len(store)) if damping.of_kept else fisher.mean_eigenvalue)
         found.append((fisher.solve(unit.flatten(1), value) * scale).view_as(unit))
     return found
 
 
-def _check_finite(rows: Sequence[Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
-    for unit, row in zip(plan.units, rows, strict=True):
+def _check_finite(rows: Sequence[Tensor], encoder: Encoder, chosen: Sequence[Example]) -> None:
+    for unit, row in zip(encoder.units, rows, strict=True):
         bad = ~torch.isfinite(row).flatten(1).all(1)
         if bool(bad.any()):
             raise NonFinite(

@@ -3,7 +3,7 @@
 Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whence.errors import NonFinite
 from whence.progress import Meter
+from whence.score.whitening import whitened_norms
 from whence.store import Store
 
 __all__ = ["Top", "all_scores", "shard_scores", "top_scores"]
@@ -29,33 +30,51 @@ class Top:
     rows_QK: Tensor
 
 
-def shard_scores(store: Store, tensors: dict[str, Tensor], queries: Sequence[Tensor], norms_Q: Tensor | None) -> Tensor:
-    """Scores of one shard's rows, shape (Q, rows).
+def shard_scores(
+    store: Store,
+    queries: Sequence[Tensor],
+    norms_Q: Tensor | None,
+    *,
+    roots: Sequence[Tensor] | None = None,
+    weighted: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Scores of all rows, shard by shard.
 
     Args:
-        store: Where the shard is from.
-        tensors: Its tensors.
+        store: The rows.
         queries: Preconditioned queries, per unit of shape (Q, P, R), already scaled to the score's unit.
         norms_Q: For cosines the norms of the queries; None for inner products.
+        roots: For cosines of whitened rows what whitens them, per unit; None takes the norms that are stored.
+        weighted: Whether the rows' weights, if there are any, are multiplied in.
+
+    Yields:
+        The number of the shard's first row, and scores of shape (Q, rows).
 
     Raises:
         NonFinite: If a score is NaN or infinite.
     """
-    scores_QN = store.codec.score(tensors, queries)
-    if norms_Q is not None:
-        tiny = torch.finfo(scores_QN.dtype).tiny
-        scores_QN = scores_QN / (norms_Q[:, None] * tensors["norms"].to(scores_QN)).clamp_min(tiny)
-    if not bool(torch.isfinite(scores_QN).all()):
-        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
-        raise NonFinite(
-            found=f"a score of query {query} that is NaN or infinite",
-            needed="finite scores",
-            do="raise the damping, and check the store with `whence verify`",
-        )
-    return scores_QN
+    score = store.codec.scorer(queries)
+    for start, tensors in store.shards():
+        scores_QN = score(tensors)
+        if norms_Q is not None:
+            tiny = torch.finfo(scores_QN.dtype).tiny
+            norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
+            scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
+        if weighted and "weights" in tensors:
+            scores_QN = scores_QN * tensors["weights"].to(scores_QN)
+        _check_finite(scores_QN)
+        yield start, scores_QN
 
 
-def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tensor | None, progress: Meter) -> tuple[Top, Top]:
+def top_scores(
+    store: Store,
+    queries: Sequence[Tensor],
+    k: int,
+    *,
+    norms_Q: Tensor | None,
+    progress: Meter,
+    roots: Sequence[Tensor] | None = None,
+) -> tuple[Top, Top]:
     """The k highest and the k lowest scores of every query, in one pass.
 
     Args:
@@ -64,26 +83,44 @@ def top_scores(store: Store, queries: Sequence[Tensor], k: int, *, norms_Q: Tens
         k: Hits wanted on each side.
         norms_Q: As in `shard_scores`.
         progress: Advanced by rows.
+        roots: As in `shard_scores`.
 
     Returns:
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, tensors in store.shards():
-        scores_QN = shard_scores(store, tensors, queries, norms_Q)
+    for start, scores_QN in shard_scores(store, queries, norms_Q, roots=roots):
         high = _merge(high, scores_QN, start, k, largest=True)
         low = _merge(low, scores_QN, start, k, largest=False)
         progress.advance(scores_QN.shape[1])
     return high, low
 
 
-def all_scores(store: Store, queries: Sequence[Tensor], *, norms_Q: Tensor | None, progress: Meter) -> Tensor:
-    """Every score, shape (Q, N), for evaluation."""
+def all_scores(
+    store: Store,
+    queries: Sequence[Tensor],
+    *,
+    norms_Q: Tensor | None,
+    progress: Meter,
+    roots: Sequence[Tensor] | None = None,
+    weighted: bool = True,
+) -> Tensor:
+    """Every score, shape (Q, N), for evaluation; arguments as in `shard_scores`."""
     parts = []
-    for _, tensors in store.shards():
-        parts.append(shard_scores(store, tensors, queries, norms_Q))
-        progress.advance(parts[-1].shape[1])
+    for _, scores_QN in shard_scores(store, queries, norms_Q, roots=roots, weighted=weighted):
+        parts.append(scores_QN)
+        progress.advance(scores_QN.shape[1])
     return torch.cat(parts, 1)
+
+
+def _check_finite(scores_QN: Tensor) -> None:
+    if not bool(torch.isfinite(scores_QN).all()):
+        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
+        raise NonFinite(
+            found=f"a score of query {query} that is NaN or infinite",
+            needed="finite scores",
+            do="raise the damping, and check the store with `whence verify`",
+        )
 
 
 def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:

@@ -1,6 +1,6 @@
 """Which positions of a training example its score comes from.
 
-Axes: T positions, P projected outputs, R projected inputs.
+Axes: T positions, P x R one stored unit.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Plan, capture
-from whence.compress import Kronecker
+from whence.compress import Encoder
 from whence.data import Example
 from whence.records import Pair
 from whence.tasks import AbstractTask
@@ -20,7 +20,7 @@ __all__ = ["token_scores"]
 def token_scores(
     task: AbstractTask,
     plan: Plan,
-    kronecker: Kronecker,
+    encoder: Encoder,
     example: Example,
     queries: Sequence[Tensor],
     *,
@@ -28,15 +28,15 @@ def token_scores(
 ) -> Tensor:
     """Contribution of each position to one example's score under one query.
 
-    The gradient of a weight is a sum over positions, so the score is too. The parts add up to the score of the example's projected
+    The gradient of a weight is a sum over positions, so the score is too. The parts add up to the score of the example's encoded
     gradient. Vectors (norm scales, lone biases) have no positions; their share is spread evenly.
 
     Args:
         task: Model and loss.
         plan: Its units.
-        kronecker: The projections.
+        encoder: What made the rows.
         example: The training example.
-        queries: One preconditioned query, per unit of shape (P, R).
+        queries: One preconditioned query, per stored unit of shape (P, R).
         autocast: As in `capture`.
 
     Returns:
@@ -45,8 +45,7 @@ def token_scores(
     scores_T = torch.zeros(example.length, dtype=torch.float64)
 
     def consume(index: int, pair: Pair) -> None:
-        left_TP, right_TR = (side[0].to(queries[index]) for side in kronecker.sides(index, pair))
-        parts = torch.einsum("tp,pr,tr->t", left_TP, queries[index].to(left_TP.device), right_TR).double().cpu()
+        parts = encoder.position_scores(index, pair, queries).double().cpu()
         if len(parts) == len(scores_T):
             scores_T.add_(parts)
         else:

@@ -1,7 +1,7 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.store.files import check_writable, damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
-from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named
+from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named, rows_type
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
 from whence.store.writer import Pending, Writer, listed_files, read_seals, write_store
@@ -23,6 +23,7 @@ __all__ = [
     "open_store",
     "read_seals",
     "read_tensors",
+    "rows_type",
     "sha256_of",
     "verify_store",
     "write_json",

@@ -37,6 +37,8 @@ _TYPE_NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
+    torch.int8: "I8",
+    torch.uint8: "U8",
 }
 
 

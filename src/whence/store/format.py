@@ -8,17 +8,30 @@ from typing import Any
 
 import torch
 
-from whence.compress import RowCodec
+from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import method_named
 from whence.store.files import read_json
 
-__all__ = ["FORMAT_VERSION", "NOT_COMPARED", "Blueprint", "Seal", "StoredUnit", "dtype_named", "shard_stem"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NOT_COMPARED",
+    "QUANTIZED_FORMAT_VERSION",
+    "Blueprint",
+    "Seal",
+    "StoredUnit",
+    "dtype_named",
+    "rows_type",
+    "shard_stem",
+]
 
 FORMAT_VERSION = 1
+# Stores of whole numbers have a version of their own, so that readers that know only the first go on reading all others.
+QUANTIZED_FORMAT_VERSION = 2
 # Where things were, what made the store and what only damping reads do not decide its rows.
 NOT_COMPARED = ("task", "libraries", "recipe")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_BITS = {"int8": 8, "int4": 4, "int2": 2, "int1": 1}
 
 
 @dataclass(frozen=True)
@@ -84,27 +97,38 @@ class Blueprint:
     recipe: dict[str, Any] | None = None
     libraries: dict[str, str] = field(default_factory=dict)
 
-    def codec(self) -> RowCodec:
-        """How rows lie in shards."""
-        return RowCodec(
-            names=tuple(unit.name for unit in self.units),
-            shapes=tuple(unit.projected for unit in self.units),
-            factor_rank=self.factor_rank,
-            dtype=dtype_named(self.dtype),
-            seed=self.seed,
-        )
+    def codec(self) -> RowCodec | QuantizedCodec:
+        """How rows lie in shards.
+
+        Raises:
+            UnknownOption: If there is no stored type of that name.
+        """
+        names, shapes = tuple(unit.name for unit in self.units), tuple(unit.projected for unit in self.units)
+        if self.dtype in _BITS:
+            return QuantizedCodec(names, shapes, self.factor_rank, _BITS[self.dtype], self.seed)
+        if self.dtype not in _DTYPES:
+            known = ", ".join((*_DTYPES, *_BITS))
+            raise UnknownOption(found=f"dtype {self.dtype!r}", needed=f"one of: {known}", do="pick one")
+        return RowCodec(names, shapes, self.factor_rank, _DTYPES[self.dtype], self.seed)
+
+    def columns(self) -> tuple[str, ...]:
+        """Tensors of a shard with one number a row, besides those of the codec."""
+        method = method_named(self.method)
+        # Whitened rows hold their own metric: nothing is divided by the norm of a code.
+        norms = () if method.encoder == "aligned" else ("norms",)
+        return (*norms, "weights") if method.objective == "output" else norms
 
     def curvature_bytes(self) -> int:
         """Bytes of the curvature file, its small parts left out."""
-        if method_named(self.method).curvature == "identity":
+        if method_named(self.method).curvature != "fisher":
             return 0
         sizes = [outputs * inputs for outputs, inputs in (unit.projected for unit in self.units)]
-        number = torch.promote_types(dtype_named(self.dtype), torch.float32).itemsize
+        number = rows_type(self.dtype).itemsize
         return number * sum(size * min(size, self.curvature_rank or size) for size in sizes)
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""
-        return {"format": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
+        return {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
 
     def digest(self) -> str:
         """Digest of the whole record."""
@@ -120,10 +144,11 @@ class Blueprint:
         """
         content = read_json(folder / "blueprint.json")
         version = content.pop("format", None)
-        if version != FORMAT_VERSION:
+        needed = _format_of(content.get("dtype"))
+        if version != needed:
             raise StoreMismatch(
                 found=f"a store of format {version} in {folder}",
-                needed=f"format {FORMAT_VERSION}",
+                needed=f"format {needed}",
                 do="build it again with this version of whence, or read it with the version that wrote it",
             )
         try:
@@ -184,12 +209,21 @@ def shard_stem(number: int) -> str:
     return f"shards/{number:05d}"
 
 
+def rows_type(name: str) -> torch.dtype:
+    """The type that rows stored as `name` are computed in, and that their norms and curvature have."""
+    return torch.float64 if name == "float64" else torch.float32
+
+
 def dtype_named(name: str) -> torch.dtype:
-    """The stored type of that name.
+    """The floating-point type of that name.
 
     Raises:
-        UnknownOption: If rows cannot be stored so.
+        UnknownOption: If there is none.
     """
     if name not in _DTYPES:
         raise UnknownOption(found=f"dtype {name!r}", needed=f"one of: {', '.join(_DTYPES)}", do="pick one")
     return _DTYPES[name]
+
+
+def _format_of(dtype: str | None) -> int:
+    return QUANTIZED_FORMAT_VERSION if dtype in _BITS else FORMAT_VERSION

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.compress import RowCodec
+from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
@@ -42,7 +42,7 @@ class Store:
         return sum(seal.rows for seal in self.seals)
 
     @cached_property
-    def codec(self) -> RowCodec:
+    def codec(self) -> RowCodec | QuantizedCodec:
         """How rows lie in shards."""
         return self.blueprint.codec()
 
@@ -59,12 +59,12 @@ class Store:
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
-            names: Tensors wanted; None for those that hold rows and norms.
+            names: Tensors wanted; None for those that hold rows, norms and weights.
 
         Yields:
             The number of the shard's first row and its tensors, each with a leading axis of rows.
         """
-        wanted = list(names) if names is not None else [*self.codec.layout(), "norms"]
+        wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
         for place, (start, seal) in enumerate(zip(self.starts, self.seals, strict=True)):
             if place + 1 < len(self.seals):
                 self._read_ahead(self.seals[place + 1])
@@ -101,8 +101,12 @@ class Store:
         if not factored:
             return {}
         seal, inside = self._locate(row)
-        tensors = self.tensors(seal, [f"right.{index}" for index in factored])
-        return {index: tensors[f"right.{index}"][inside] for index in factored}
+        found = {}
+        for index in factored:
+            tensors = self.tensors(seal, self.codec.tensors_of(index))
+            row_only = {name: tensor[inside : inside + 1] for name, tensor in tensors.items()}
+            found[index] = self.codec.right_factors(row_only, index)[0]
+        return found
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """What is known of every example, in row order.

@@ -99,6 +99,30 @@ class AbstractTask(ABC):
             do="pass outputs=... to whence.Custom, or choose a method that needs the loss only",
         )
 
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What TRAK linearises, shape (B,): a number per example of which the loss is a decreasing function.
+
+        Raises:
+            Unsupported: If the task has none.
+        """
+        raise Unsupported(
+            found=f"a {type(self).__name__} task without an output function",
+            needed="classification, regression or a causal language model for TRAK and GraSS",
+            do="override output_function and output_weights in a task of your own, or choose another method, such as logra",
+        )
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """Minus the derivative of each example's loss by its output function, from that function's values; shape (B,).
+
+        Raises:
+            Unsupported: If the task has none.
+        """
+        raise Unsupported(
+            found=f"a {type(self).__name__} task without output weights",
+            needed="what its loss changes by when its output function does",
+            do="override output_weights along with output_function",
+        )
+
     def positions(self, batch: Batch) -> Tensor | None:
         """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""
         return None

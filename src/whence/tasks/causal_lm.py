@@ -98,6 +98,21 @@ class CausalLM(AbstractTask):
         per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
         return per_token.view(labels_BT.shape).sum(1)
 
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-odds of the scored tokens' geometric mean probability, times their number, shape (B,).
+
+        The log-odds of a whole sequence's probability would be its log-probability to the last digit, and no longer TRAK.
+        """
+        counts_B = _num_scored(batch)
+        loss_B = self.loss(model, batch)
+        # Where every token has probability 1 to the last bit, the log-odds are as large as the type can tell.
+        mean_B = (loss_B / counts_B).clamp_min(torch.finfo(loss_B.dtype).eps)
+        return counts_B * (-mean_B - torch.log(-torch.expm1(-mean_B)))
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """One minus the scored tokens' geometric mean probability, shape (B,)."""
+        return torch.sigmoid(-values_B / _num_scored(batch))
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at every scored position, shape (M, vocabulary)."""
         logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -212,6 +227,11 @@ class CausalLM(AbstractTask):
             found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
             return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]), []
+
+
+def _num_scored(batch: Batch) -> Tensor:
+    """Scored tokens of each example, shape (B,)."""
+    return (batch["labels"][:, 1:] != IGNORED).sum(1)
 
 
 def _string(number: int, record: Mapping[str, Any], field: str) -> str:

@@ -82,13 +82,19 @@ class Classification(AbstractTask):
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability or log-odds of each query's label, shape (B,)."""
-        if self.measure == "loss":
-            return -self.loss(model, batch)
+        return -self.loss(model, batch) if self.measure == "loss" else self.output_function(model, batch)
+
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-odds of each label, log p / (1 - p), shape (B,) (Park et al. 2023, section 3)."""
         log_p = nn.functional.log_softmax(_logits(model, batch), -1)
         chosen = nn.functional.one_hot(batch["target"], log_p.shape[-1]).bool()
         # log(1 - p) as the log-sum of the other classes: stable when p is close to 1.
         rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
         return log_p.gather(-1, batch["target"][:, None]).squeeze(-1) - rest
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """1 - p of each label, shape (B,)."""
+        return torch.sigmoid(-values_B)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits, one row per example."""
@@ -124,7 +130,29 @@ class Regression(AbstractTask):
         return _stack(examples, self.model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Half the squared error of each example, summed over its targets, shape (B,).
+        """Half the squared error of each example, summed over its targets, shape (B,)."""
+        return 0.5 * self._residuals(model, batch).square().sum(1)
+
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Minus the distance to the target, shape (B,): for one target the prediction itself, up to a sign that scores do not see.
+
+        Its gradient times its weight is the loss's, as in Park et al. 2023.
+        """
+        return -torch.linalg.vector_norm(self._residuals(model, batch), dim=1)
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """The distance to the target, shape (B,)."""
+        return -values_B
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Predictions, one row per example."""
+        prediction = _logits(model, batch)
+        rows = len(batch["target"])
+        target_BC = batch["target"].to(prediction.dtype).reshape(rows, -1)
+        return Outputs(prediction.reshape(rows, -1), torch.arange(rows, device=prediction.device), target_BC, "gaussian")
+
+    def _residuals(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Prediction minus target, shape (B, targets).
 
         Raises:
             BadInput: If predictions and targets do not match in number.
@@ -138,14 +166,7 @@ class Regression(AbstractTask):
                 do="check the model's last layer and the targets",
             )
         rows = len(target)
-        return 0.5 * (prediction.reshape(rows, -1) - target.reshape(rows, -1)).square().sum(1)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Predictions, one row per example."""
-        prediction = _logits(model, batch)
-        rows = len(batch["target"])
-        target_BC = batch["target"].to(prediction.dtype).reshape(rows, -1)
-        return Outputs(prediction.reshape(rows, -1), torch.arange(rows, device=prediction.device), target_BC, "gaussian")
+        return prediction.reshape(rows, -1) - target.reshape(rows, -1)
 
 
 def _labelled(number: int, record: Any, target_name: str, tokenizer: Any, names: Mapping[str, int]) -> Example:

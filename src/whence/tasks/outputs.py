@@ -1,8 +1,9 @@
 """What a loss is a convex function of: the model's outputs, the likelihood they stand for, and that likelihood's curvature.
 
-Axes: M scored rows (positions of all examples, or one per example), C outputs per row, B examples.
+Axes: M scored rows (positions of all examples, or one per example), C outputs per row, B examples, G groups of S classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Likelihood", "Outputs"]
+__all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row"]
 
 Likelihood = Literal["categorical", "gaussian"]
 
@@ -51,7 +52,7 @@ class Outputs:
         if self.likelihood == "gaussian":
             return values_MC - self.targets
         p_MC = values_MC.softmax(-1)
-        return p_MC.scatter_add(1, self.targets[:, None], p_MC.new_full((len(p_MC), 1), -1.0))
+        return p_MC.scatter_add_(1, self.targets[:, None], p_MC.new_full((len(p_MC), 1), -1.0))
 
     def sampled(self, generators: torch.Generator | Sequence[torch.Generator]) -> "Outputs":
         """The same with targets drawn from the model.
@@ -62,29 +63,14 @@ class Outputs:
         """
         values_MC = self.values_MC.detach()
         if self.likelihood == "gaussian":
-            noise_MC = self._drawn(torch.randn, generators, values_MC.shape[1])
+            noise_MC = numbers_by_row(torch.randn, generators, self.owners_M, values_MC.shape[1])
             return replace(self, targets=values_MC + noise_MC.to(values_MC))
-        # By inverting the distribution function: one uniform number a row, whatever the number of classes.
-        uniform_M1 = self._drawn(torch.rand, generators, 1).to(values_MC.device)
+        uniform_M1 = numbers_by_row(torch.rand, generators, self.owners_M, 1).to(values_MC.device)
         rows = max(1, _CHUNK_NUMBERS // values_MC.shape[1])
-        drawn = []
-        for values, uniform in zip(values_MC.split(rows), uniform_M1.split(rows), strict=True):
-            below = values.softmax(-1).cumsum(-1, dtype=torch.float64)
-            drawn.append(torch.searchsorted(below, uniform * below[:, -1:])[:, 0])
+        chunks = zip(values_MC.split(rows), uniform_M1.split(rows), strict=True)
+        drawn = [drawn_classes(values.softmax(-1), uniform) for values, uniform in chunks]
         # cat() of nothing is refused: a batch may have no scored row.
-        drawn_M = torch.cat(drawn) if drawn else self.targets
-        return replace(self, targets=drawn_M.clamp_max(values_MC.shape[1] - 1))
-
-    def _drawn(
-        self, draw: Callable[..., Tensor], generators: torch.Generator | Sequence[torch.Generator], width: int
-    ) -> Tensor:
-        if isinstance(generators, torch.Generator):
-            return draw(len(self.owners_M), width, generator=generators, dtype=torch.float64)
-        counts = torch.bincount(self.owners_M, minlength=len(generators)).tolist()
-        parts = [draw(n, width, generator=one, dtype=torch.float64) for n, one in zip(counts, generators, strict=True)]
-        found = torch.empty(len(self.owners_M), width, dtype=torch.float64)
-        found[self.owners_M.cpu().argsort(stable=True)] = torch.cat(parts)
-        return found
+        return replace(self, targets=torch.cat(drawn) if drawn else self.targets)
 
     def hessian_times(self, tangents_MC: Tensor) -> Tensor:
         """Hessian of each row's loss by its values, applied: p * u - p (p . u), or u; shape (M, C)."""
@@ -93,3 +79,54 @@ class Outputs:
         p_MC = self.values_MC.detach().softmax(-1)
         weighted_MC = p_MC * tangents_MC
         return weighted_MC.addcmul_(p_MC, weighted_MC.sum(-1, keepdim=True), value=-1)
+
+
+def numbers_by_row(
+    draw: Callable[..., Tensor], generators: torch.Generator | Sequence[torch.Generator], owners_M: Tensor, width: int
+) -> Tensor:
+    """Random numbers for every row.
+
+    Args:
+        draw: `torch.rand` or `torch.randn`.
+        generators: One for the whole batch, or one per example.
+        owners_M: The example that each row belongs to.
+        width: Numbers per row.
+
+    Returns:
+        Shape (M, width), float64, on the CPU.
+    """
+    if isinstance(generators, torch.Generator):
+        return draw(len(owners_M), width, generator=generators, dtype=torch.float64)
+    counts = torch.bincount(owners_M, minlength=len(generators)).tolist()
+    parts = [draw(n, width, generator=one, dtype=torch.float64) for n, one in zip(counts, generators, strict=True)]
+    found = torch.empty(len(owners_M), width, dtype=torch.float64)
+    found[owners_M.cpu().argsort(stable=True)] = torch.cat(parts)
+    return found
+
+
+def drawn_classes(p_MC: Tensor, uniform_M1: Tensor) -> Tensor:
+    """A class for every row by inverting its distribution function, with one number per row however many classes there are.
+
+    In two steps, since adding up one class after the other is slow: first among groups of classes, then inside the group.
+
+    Args:
+        p_MC: Probabilities; they need not add up to exactly one.
+        uniform_M1: From [0, 1), float64.
+
+    Returns:
+        Shape (M,).
+
+    >>> drawn_classes(torch.tensor([[0.2, 0.3, 0.5]]).expand(3, 3), torch.tensor([[0.1], [0.4], [0.9]]).double())
+    tensor([0, 1, 2])
+    """
+    classes = p_MC.shape[1]
+    size = math.isqrt(classes)
+    groups_MGS = nn.functional.pad(p_MC, (0, -classes % size)).unflatten(1, (-1, size))
+    mass_MG = groups_MGS.sum(2, dtype=torch.float64)
+    upto_MG = mass_MG.cumsum(1)
+    level_M1 = uniform_M1 * upto_MG[:, -1:]
+    group_M1 = torch.searchsorted(upto_MG, level_M1).clamp_max(upto_MG.shape[1] - 1)
+    before_M1 = (upto_MG - mass_MG).gather(1, group_M1)
+    inside_MS = groups_MGS[torch.arange(len(p_MC), device=p_MC.device), group_M1[:, 0]].cumsum(1, dtype=torch.float64)
+    place_M1 = torch.searchsorted(inside_MS, level_M1 - before_M1).clamp_max(size - 1)
+    return (group_M1 * size + place_M1)[:, 0].clamp_max(classes - 1)

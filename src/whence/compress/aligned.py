@@ -1,0 +1,206 @@
+"""Gradients whitened by half of a Kronecker-factored curvature, and learned codes of them.
+
+Axes: B batch, T positions, O x I a unit's coordinates in the curvature's bases, U coordinates kept of a unit, K numbers of a code.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from whence.compress.kronecker import Kronecker, RowSums
+from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.whole import joined_unit
+from whence.records import Pair, Unit
+
+__all__ = ["Aligned", "Axes", "Whitened"]
+
+# Numbers of the axes written out at a time.
+_BLOCK_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """(H + damping)^-1/2 g in the bases of H, coordinate by coordinate: inner products of two such rows are preconditioned ones.
+
+    Half of the inverse on either side leaves rows whose plain inner product is the influence under EK-FAC (Heo et al. 2026, equation 5),
+    so that what is lost in shrinking them is lost where it matters least.
+
+    Args:
+        bases: The curvature's bases, as projections that keep all directions.
+        weights: Per unit (eigenvalue + damping)^-1/2, shape (O, I).
+        kept: Per unit which of its O x I coordinates are kept, ascending; None for all.
+    """
+
+    bases: Kronecker
+    weights: tuple[Tensor, ...]
+    kept: tuple[Tensor | None, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The plan's."""
+        return self.bases.units
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """One row of coordinates per unit."""
+        return [(1, len(kept) if kept is not None else w.numel()) for kept, w in zip(self.kept, self.weights, strict=True)]
+
+    def gains(self) -> list[float]:
+        """Damping is inside."""
+        return [1.0] * len(self.weights)
+
+    def rows(self, num_examples: int) -> "_Rows":
+        """A fresh consumer for a batch."""
+        return _Rows(self, num_examples)
+
+    def coordinates(self, index: int, rows_BOI: Tensor) -> Tensor:
+        """From a unit's gradients in the bases to what is kept of them, shape (B, U)."""
+        rows_BU = (rows_BOI * self.weights[index].to(rows_BOI)).flatten(1)
+        kept = self.kept[index]
+        return rows_BU if kept is None else rows_BU[:, kept]
+
+    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
+        """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
+        weights_OI, kept = self.weights[index], self.kept[index]
+        query_U = queries[index].flatten()
+        if kept is not None:
+            query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept.cpu(), query_U)
+        back_OI = query_U.view(weights_OI.shape) * weights_OI.to(query_U)
+        return self.bases.position_scores(index, pair, {index: back_OI})  # pyright: ignore[reportArgumentType]
+
+
+class _Rows:
+    """One batch of whitened gradients."""
+
+    def __init__(self, encoder: Whitened, num_examples: int):
+        self.encoder = encoder
+        self.sums = RowSums(encoder.bases, num_examples)
+
+    def __call__(self, index: int, pair: Pair) -> None:
+        self.sums(index, pair)
+
+    def finished(self) -> list[Tensor]:
+        """Per unit, shape (B, 1, U)."""
+        return [self.encoder.coordinates(index, rows)[:, None] for index, rows in enumerate(self.sums.finished())]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Directions of one unit's whitened coordinates, one scale per coordinate.
+
+    Args:
+        codes: For 32 or 64 bits the numbers themselves, shape (U, K); else integers packed as in `quantize`.
+        scales_U: What each coordinate's integers are multiplied with; ones for 32 and 64 bits.
+        bits: Bits per number.
+        width_K: Axes.
+    """
+
+    codes: Tensor
+    scales_U: Tensor
+    bits: int
+    width_K: int
+
+    @classmethod
+    def of(cls, axes_UK: Tensor, bits: int) -> "Axes":
+        """Round axes to so many bits a number."""
+        if bits >= 32:
+            return cls(axes_UK.contiguous(), torch.ones(len(axes_UK)), bits, axes_UK.shape[1])
+        codes, scales_U = quantize(axes_UK, bits)
+        return cls(codes, scales_U.float(), bits, axes_UK.shape[1])
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The axes written out, some coordinates at a time.
+
+        Yields:
+            Which coordinates, and their numbers (coordinates, K).
+        """
+        step = max(1, _BLOCK_NUMBERS // self.width_K)
+        for start in range(0, len(self.codes), step):
+            chosen = slice(start, min(start + step, len(self.codes)))
+            if self.bits >= 32:
+                yield chosen, self.codes[chosen]
+            else:
+                numbers_UK = to_integers(unpack(self.codes[chosen], self.bits)[:, : self.width_K], self.bits)
+                yield chosen, numbers_UK.mul_(self.scales_U[chosen, None])
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A learned code of all whitened coordinates together: x = A^T z.
+
+    Args:
+        whitened: Makes z.
+        axes: A, per unit of the plan.
+        dtype: How its numbers are to be stored.
+        seen: The last query taken back through the axes, kept for the next position.
+    """
+
+    whitened: Whitened
+    axes: tuple[Axes, ...]
+    dtype: str
+    seen: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The one stored unit."""
+        return (joined_unit(self.whitened.units),)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """One row."""
+        return [(1, self.axes[0].width_K)]
+
+    def gains(self) -> list[float]:
+        """Damping is inside."""
+        return [1.0]
+
+    def rows(self, num_examples: int) -> "_Codes":
+        """A fresh consumer for a batch."""
+        return _Codes(self, num_examples)
+
+    def encode(self, rows: Sequence[Tensor]) -> Tensor:
+        """Codes of whitened coordinates.
+
+        Args:
+            rows: Per unit of the plan, shape (B, 1, U).
+
+        Returns:
+            Shape (B, K).
+        """
+        found_BK = rows[0].new_zeros(len(rows[0]), self.axes[0].width_K)
+        for row_B1U, axes in zip(rows, self.axes, strict=True):
+            for chosen, block_UK in axes.blocks():
+                found_BK.addmm_(row_B1U[:, 0, chosen], block_UK.to(row_B1U))
+        return found_BK
+
+    def back(self, query_K: Tensor) -> list[Tensor]:
+        """A query taken back through the axes: per unit of the plan, shape (1, U)."""
+        found = []
+        for axes in self.axes:
+            parts = [block_UK.to(query_K) @ query_K for _, block_UK in axes.blocks()]
+            found.append(torch.cat(parts)[None])
+        return found
+
+    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
+        """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
+        query_K = queries[0].flatten()
+        known = self.seen.get(0)
+        if known is None or known[0] is not queries[0]:
+            known = (queries[0], self.back(query_K))
+            self.seen[0] = known
+        return self.whitened.position_scores(index, pair, known[1])
+
+
+class _Codes:
+    """One batch of codes."""
+
+    def __init__(self, encoder: Aligned, num_examples: int):
+        self.encoder = encoder
+        self.rows = encoder.whitened.rows(num_examples)
+
+    def __call__(self, index: int, pair: Pair) -> None:
+        self.rows(index, pair)
+
+    def finished(self) -> list[Tensor]:
+        """The one stored unit, shape (B, 1, K)."""
+        return [self.encoder.encode(self.rows.finished())[:, None]]

@@ -1,0 +1,110 @@
+"""Inner products of integer rows with real queries, by integer arithmetic and without losing the queries' precision.
+
+Axes: N rows, D numbers of a row, U units of a row, K pieces of units, Q queries, G digits, C columns (G x Q and what fills them up).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from whence.compress.quantize import packed_width, unpack
+
+__all__ = ["IntegerScorer"]
+
+# Two digits of a query are 254 apart: a rest of half a step becomes a digit of at most 127.
+_BASE = 254
+# Products of so many pairs of int8 still add up to an int32, and so few columns are multiplied fastest.
+_COLUMNS = 1024
+# Rows at a time, and products of them before they are added up: both should stay in a processor's cache.
+_ROWS = 1024
+_PRODUCTS = 1 << 18
+# Of one column PyTorch 2.13 gives wrong products where a stride is ambiguous; in float32 so few are exact as well.
+_NARROW = 8
+
+
+class IntegerScorer:
+    """Queries as sums of int8 digits, so that a processor's int8 instructions multiply them with rows as they are stored.
+
+    A query q is q / max |q| to base 254: three digits hold what a float32 does, seven what a float64 does. The products are exact; only
+    adding up what digits, pieces and units are worth rounds.
+
+    Args:
+        queries: Per unit, shape (Q, D), float32 or float64.
+        bits: Bits per number of the rows: 8, 4, 2 or 1.
+    """
+
+    def __init__(self, queries: Sequence[Tensor], bits: int):
+        self.bits, self.num_queries, self.dtype = bits, len(queries[0]), queries[0].dtype
+        self.pieces: list[tuple[int, slice, Tensor]] = []
+        weights, sums = [], []
+        for index, query_QD in enumerate(queries):
+            for first in range(0, query_QD.shape[1], _COLUMNS):
+                piece_QD = query_QD[:, first : first + _COLUMNS]
+                digits_DC, weights_GQ = _digits(piece_QD, bits)
+                self.pieces.append((index, slice(first * bits // 8, (first + _COLUMNS) * bits // 8), digits_DC))
+                weights.append(weights_GQ)
+                sums.append(piece_QD.sum(1))
+        self.weights_KGQ, self.sums_KQ = torch.stack(weights), torch.stack(sums)
+        self.units_K = torch.tensor([index for index, _, _ in self.pieces])
+
+    def __call__(self, codes: Sequence[Tensor], scales_UN: Tensor) -> Tensor:
+        """Scores of rows, summed over units.
+
+        Args:
+            codes: Per unit, shape (N, bytes).
+            scales_UN: What a unit's codes are to be multiplied with, in the queries' type.
+
+        Returns:
+            Shape (N, Q), in the queries' type.
+        """
+        rows, columns = len(codes[0]), self.pieces[0][2].shape[1]
+        scales_KN, scores_NQ = scales_UN[self.units_K], torch.zeros(rows, self.num_queries, dtype=self.dtype)
+        together = min(len(self.pieces), max(1, _PRODUCTS // (_ROWS * columns)))
+        buffer_KNC = torch.empty(together, min(_ROWS, rows), columns, dtype=torch.int32)
+        for start in range(0, rows, _ROWS):
+            chosen_N = slice(start, min(start + _ROWS, rows))
+            for first in range(0, len(self.pieces), together):
+                chosen_K = slice(first, min(first + together, len(self.pieces)))
+                products_KNC = buffer_KNC[: chosen_K.stop - first, : chosen_N.stop - start]
+                for products_NC, (index, columns_B, digits_DC) in zip(products_KNC, self.pieces[chosen_K], strict=True):
+                    _multiply(unpack(codes[index][chosen_N, columns_B], self.bits), digits_DC, products_NC)
+                scores_NQ[chosen_N] += self._added(products_KNC, chosen_K, scales_KN[chosen_K, chosen_N])
+        return scores_NQ
+
+    def _added(self, products_KNC: Tensor, chosen_K: slice, scales_KN: Tensor) -> Tensor:
+        total_KNQ = torch.zeros(*products_KNC.shape[:2], self.num_queries, dtype=self.dtype)
+        for digit, weights_KQ in enumerate(self.weights_KGQ[chosen_K].unbind(1)):
+            columns = slice(digit * self.num_queries, (digit + 1) * self.num_queries)
+            total_KNQ.addcmul_(products_KNC[:, :, columns].to(self.dtype), weights_KQ[:, None])
+        if self.bits <= 2:  # a level b stands for 2 b - 1, or 2 b - 3
+            total_KNQ.mul_(2).sub_(self.sums_KQ[chosen_K, None] * (2**self.bits - 1))
+        return total_KNQ.mul_(scales_KN[:, :, None]).sum(0)
+
+
+def _digits(query_QD: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Digits (D, C), with rows of zeros for what fills the last byte of codes, and what a unit of each digit is worth (G, Q)."""
+    num_digits = 7 if query_QD.dtype == torch.float64 else 3
+    top_Q = query_QD.abs().amax(1).double()
+    # A query that is not finite has digits without a meaning; its weights carry the fault to the scores.
+    rest_QD = torch.nan_to_num(query_QD.double() / top_Q[:, None] * 127)
+    digits = []
+    for _ in range(num_digits):
+        digits.append(rest_QD.round())
+        rest_QD = (rest_QD - digits[-1]) * _BASE
+    columns_CD = torch.cat(digits).to(torch.int8)
+    full = packed_width(query_QD.shape[1], bits) * 8 // bits
+    # A multiple of four columns is multiplied faster than one less.
+    columns_CD = pad(columns_CD, (0, full - columns_CD.shape[1], 0, -len(columns_CD) % 4))
+    powers_G = _BASE ** -torch.arange(num_digits, dtype=torch.float64)
+    weights_GQ = powers_G[:, None] * top_Q / (127 * 16 if bits == 4 else 127)
+    return columns_CD.T.contiguous(), weights_GQ.to(query_QD.dtype)
+
+
+def _multiply(codes_ND: Tensor, digits_DC: Tensor, products_NC: Tensor) -> None:
+    """Exact products of integers."""
+    if len(digits_DC) < _NARROW:
+        products_NC.copy_(codes_ND.float() @ digits_DC.float())
+    else:
+        torch._int_mm(codes_ND, digits_DC, out=products_NC)  # pyright: ignore[reportPrivateImportUsage]

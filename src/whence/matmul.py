@@ -1,0 +1,34 @@
+"""The fastest matrix product that PyTorch has for a processor.
+
+PyTorch multiplies matrices in float32 through MKL, which keeps to 256-bit instructions on processors of other makers. oneDNN, which PyTorch
+has with it for layers, uses what the processor has: on one with AVX-512 that is twice as fast, with the same float32 sums.
+
+Axes: M rows, K what is summed over, N columns.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["times_transposed"]
+
+
+def times_transposed(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+    """The product left right^T, for numbers that no gradient is asked of.
+
+    Args:
+        left_MK: Any number of leading axes.
+        right_NK: A matrix.
+
+    Returns:
+        Shape (..., N), in the type of both.
+
+    >>> times_transposed(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[1., 3.],
+            [2., 4.]])
+    """
+    is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and left_MK.numel() > 0
+    if not is_plain or not torch.backends.mkldnn.is_available():
+        return left_MK @ right_NK.T
+    # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
+    left_MK, right_NK = left_MK.detach().contiguous(), right_NK.detach().contiguous()
+    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")

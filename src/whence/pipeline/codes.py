@@ -1,0 +1,225 @@
+"""Learning the code of a store whose rows are half-whitened: fit EK-FAC, whiten a sample, take its principal axes.
+
+Axes: S examples of the sample, U coordinates of a unit, K numbers of a code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan, available_bytes, frozen
+from whence.compress import Aligned, Whitened
+from whence.config import BuildConfig
+from whence.curvature import (
+    Code,
+    Damping,
+    FitConfig,
+    code_axes,
+    fit_ekfac,
+    load_axes,
+    load_whitened,
+    most_bits,
+    save_axes,
+    save_whitened,
+    whiten,
+)
+from whence.data import Dataset, Example
+from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
+from whence.methods import method_named
+from whence.progress import meter
+from whence.records import Unit
+from whence.score import gradient_rows
+from whence.store import dtype_named
+from whence.tasks import AbstractTask
+
+__all__ = ["aligned_encoder", "check_code", "code_choices", "code_size", "learn_code", "spread"]
+
+# Shared by all rows of a store: axes take at most this, by fewer bits a number first and then by fewer coordinates.
+_AXES_BYTES = 256 << 20
+# Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
+_WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
+_FEWEST_SAMPLES = 256
+# Factors of other documents of the same kind serve as well (docs/log.md): more than this only take time.
+_FIT_EXAMPLES = 8192
+# Examples whose whitened gradients are written out at a time.
+_CHUNK_NUMBERS = 1 << 26
+_BITS = {"int1": 1, "int2": 2, "int4": 4, "int8": 8, "bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
+_SCALE_BYTES = 2
+
+
+def code_choices(config: BuildConfig, most: int) -> list[Code]:
+    """Sizes of code to choose from: the one asked for, or those that fit in the bytes, of at most so many numbers."""
+    method = method_named(config.method)
+    if not config.bytes_per_example:
+        dtype = method.dtype if config.dtype == "method" else config.dtype
+        return [Code(min(config.rank or method.rank, most), dtype, _BITS[dtype])]
+    assert isinstance(config.bytes_per_example, int)  # the config has read it
+    room = 8 * (config.bytes_per_example - _SCALE_BYTES)
+    return [Code(min(room // bits, most), dtype, bits) for dtype, bits in _BITS.items() if bits <= min(room, 16)]
+
+
+@dataclass(frozen=True)
+class CodeSize:
+    """What learning a code takes, from sizes alone.
+
+    Args:
+        samples: Examples that the axes are learned from.
+        coordinates: Of a whitened gradient that are kept.
+        choices: Sizes of code.
+        sample_bytes: Of memory, for the sample's whitened gradients and the axes made of them.
+        shared_bytes: On disk, for the curvature's bases and the axes.
+    """
+
+    samples: int
+    coordinates: int
+    choices: list[Code]
+    sample_bytes: int
+    shared_bytes: int
+
+
+def code_size(plan: Plan, examples: int, config: BuildConfig) -> CodeSize:
+    """What a build of so many examples would take to learn its code."""
+    parameters = sum(unit.outputs * unit.inputs for unit in plan.units)
+    samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
+    coordinates = min(parameters, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
+    samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
+    choices = code_choices(config, samples)
+    width = max(choice.width for choice in choices)
+    coordinates = min(coordinates, 8 * _AXES_BYTES // width)
+    axes_bytes = coordinates * width * most_bits(coordinates, width, _AXES_BYTES) // 8
+    wide = 4 * samples * coordinates
+    sides = [side for unit in plan.units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
+    return CodeSize(
+        samples,
+        coordinates,
+        choices,
+        (wide if wide <= _WIDE_BYTES else wide // 2) + axes_bytes,
+        axes_bytes + 4 * (parameters + sum(side * side for side in sides)),
+    )
+
+
+def learn_code(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: BuildConfig,
+    folder: Path,
+    *,
+    max_positions: int,
+    quiet: bool,
+) -> dict[str, Tensor]:
+    """Everything that makes codes of gradients.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the curvature is fitted on, and the sample taken from.
+        config: The build's options.
+        folder: Where the stages of the fit are kept.
+        max_positions: Positions per batch.
+        quiet: No progress on stderr.
+
+    Returns:
+        Tensors to be written, for `aligned_encoder`.
+
+    Raises:
+        BadInput: If no example of the sample has a gradient.
+        OutOfMemory: If the sample's gradients do not fit.
+    """
+    method = method_named(config.method)
+    relative = config.relative_damping or method.relative_damping
+    fit_on = Dataset(spread(dataset.examples, _FIT_EXAMPLES))
+    fit = FitConfig(seed=config.seed, labels="auto" if _has_likelihood(task, fit_on) else "dataset")
+    size = code_size(plan, len(dataset), config)
+    room = available_bytes(torch.device("cpu"))
+    if size.sample_bytes > room:
+        raise OutOfMemory(
+            found=f"{room / 2**20:,.0f} MiB of free memory",
+            needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
+            do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters",
+        )
+    curvature = fit_ekfac(
+        task, plan, fit_on, fit,
+        max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet,
+    )  # fmt: skip
+    whitened = whiten(curvature, Damping(relative, None, ""), size.coordinates)
+    rows = _sample_rows(task, plan, whitened, spread(dataset.examples, size.samples), config, max_positions, quiet)
+    if not any(bool(row.any()) for row in rows):
+        raise BadInput(
+            found=f"gradients that are zero in all {size.samples:,} examples of the sample",
+            needed="examples that the loss reaches the model with",
+            do="check the loss and the tracked parameters",
+        )
+    axes, code = code_axes(rows, size.choices, most_bytes=_AXES_BYTES, seed=config.seed)
+    bits = torch.tensor(list(_BITS).index(code.dtype))
+    return {**save_whitened(whitened), **save_axes(axes), "damping": torch.tensor(relative, dtype=torch.float64), "dtype": bits}
+
+
+def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], device: torch.device) -> Aligned:
+    """The encoder that `learn_code` learned."""
+    dtype = list(_BITS)[int(tensors["dtype"])]
+    return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype)
+
+
+def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> None:
+    """Refuse to go on with a code that was learned with other options.
+
+    Raises:
+        StoreMismatch: If damping or size are not those asked for.
+    """
+    stored, width, dtype = float(tensors["damping"]), int(tensors["axes"][1]), list(_BITS)[int(tensors["dtype"])]
+    wanted = config.relative_damping or method_named(config.method).relative_damping
+    choices = code_choices(config, width)
+    if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):
+        sizes = " or ".join(f"{choice.width:,} of {choice.dtype}" for choice in choices)
+        raise StoreMismatch(
+            found=f"a code of {width:,} numbers of {dtype} with damping {stored:g} x mean in {path.parent}",
+            needed=f"{sizes} with damping {wanted:g} x mean, as asked",
+            do="build into another folder, or with the options of the first build",
+        )
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many of the examples, evenly over all of them."""
+    count = min(count, len(examples))
+    return [examples[place * len(examples) // count] for place in range(count)]
+
+
+def _has_likelihood(task: AbstractTask, dataset: Dataset) -> bool:
+    """Whether the task says what its loss is a likelihood of; a loss of one's own need not."""
+    try:
+        with frozen(task.model), torch.no_grad():
+            task.outputs(task.model, task.collate(dataset.examples[:1]))
+    except Unsupported:
+        return False
+    return True
+
+
+def _sample_rows(
+    task: AbstractTask,
+    plan: Plan,
+    whitened: Whitened,
+    sample: Sequence[Example],
+    config: BuildConfig,
+    max_positions: int,
+    quiet: bool,
+) -> list[Tensor]:
+    """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
+    widths = [width for _, width in whitened.shapes()]
+    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    held: list[Tensor] = []
+    step = max(1, _CHUNK_NUMBERS // max(1, sum(weight.numel() for weight in whitened.weights)))
+    with meter("sample", len(sample), quiet=quiet) as progress:
+        for start in range(0, len(sample), step):
+            chunk = sample[start : start + step]
+            rows = gradient_rows(task, plan, whitened, chunk, max_positions=max_positions, progress=progress, autocast=autocast)
+            if not held:
+                wide = rows.units[0].dtype
+                is_large = len(sample) * sum(widths) * wide.itemsize > _WIDE_BYTES
+                held = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_large else wide) for width in widths]
+            for kept, row in zip(held, rows.units, strict=True):
+                kept[start : start + len(chunk)] = row[:, 0]
+    return held

@@ -1,0 +1,88 @@
+"""What an exact run would take, before it runs."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whence.capture import Coverage, forecast, plan_units
+from whence.curvature import FitConfig
+from whence.data import Dataset
+from whence.methods import exact_method_named
+from whence.pipeline.footprint import Demand, Footprint
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.measured import measure, room_bytes
+from whence.pipeline.solving import SolveConfig
+from whence.tasks import AbstractTask
+
+__all__ = ["ExactForecast", "forecast_exact"]
+
+
+@dataclass(frozen=True)
+class ExactForecast:
+    """What an exact run would take.
+
+    Args:
+        coverage: What would be attributed.
+        footprint: In memory and on disk, and how it would be cut.
+    """
+
+    coverage: Coverage
+    footprint: Footprint
+
+    def __str__(self) -> str:
+        return f"{self.coverage}\n{self.footprint}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them; sizes in bytes."""
+        found = self.footprint
+        return {
+            "tracked_parameters": self.coverage.tracked,
+            "parameters": self.coverage.total,
+            "peak_memory_bytes": found.peak,
+            "available_memory_bytes": found.room,
+            "passes_to_fit": found.fit.factor_passes + found.fit.value_passes,
+            "passes_to_score": found.chunks,
+            **asdict(found),
+        }
+
+
+def forecast_exact(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    queries: int,
+    *,
+    method: str = "ekfac",
+    largest_side: int = 1024,
+    factors: str | Path | None = None,
+    query_rank: int | None = None,
+    batch_positions: int | None = None,
+    memory_gib: float | None = None,
+) -> ExactForecast:
+    """Memory and disk of `attribute`, and into how many passes it would be cut; runs one example, writes nothing.
+
+    Args:
+        task: Model and per-example loss.
+        train: Training examples.
+        queries: How many.
+        method: As in `attribute`, like all the rest.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        factors: Folder where the curvature would be kept.
+        query_rank: Singular directions kept of every query.
+        batch_positions: Positions per batch.
+        memory_gib: Memory that the run may take besides the model.
+
+    Returns:
+        The forecast; `forecast.footprint.refuse()` raises what the run would.
+    """
+    chosen, dataset = exact_method_named(method), as_dataset(task, train)
+    config = FitConfig(largest_side=largest_side)
+    plan, room = plan_units(task), room_bytes(task, memory_gib)
+    batch = forecast(task, plan, dataset.examples, room_bytes=room)
+    demand = Demand(rows=queries, queries=queries, query_rank=query_rank, vectors=SolveConfig().vectors(method))
+    found = measure(
+        task, plan, dataset.examples, chosen, batch, demand,
+        largest_side=config.largest_side, folder=None if factors is None else Path(factors), room=room,
+        batch_positions=batch_positions,
+    )  # fmt: skip
+    return ExactForecast(plan.coverage, found)

@@ -1,0 +1,40 @@
+"""Codes of half-whitened gradients by the formulas: dense square roots of inverses, the singular vectors of the sample's rows."""
+
+import torch
+from torch import Tensor
+
+from tests.reference.gradients import dense_gradients, unit_gradients
+
+
+def whitened_rows(task, plan, curvature, relative: float, examples, objective="loss") -> list[Tensor]:
+    """(H + damping)^-1/2 g per unit, by a formed matrix, in the order of the bases' coordinates; shape (B, O I)."""
+    found = []
+    for block, rows in zip(
+        curvature.blocks, unit_gradients(task, plan, dense_gradients(task, examples, objective)), strict=True
+    ):
+        left = torch.eye(block.unit.outputs).double() if block.outputs_OO is None else block.outputs_OO.double()
+        right = torch.eye(block.unit.inputs).double() if block.inputs_II is None else block.inputs_II.double()
+        values = block.values_OI.double().flatten()
+        damping = max(relative * float(values.mean()), 1e-30)
+        found.append(rows.flatten(1) @ torch.kron(left, right) @ torch.diag((values + damping) ** -0.5))
+    return found
+
+
+def best_coordinates(curvature, relative: float, count: int) -> list[Tensor]:
+    """Per unit a mask of the coordinates with the largest share of eigenvalue in eigenvalue + damping, `count` over all units."""
+    shares = []
+    for place, block in enumerate(curvature.blocks):
+        values = block.values_OI.double().flatten()
+        damping = max(relative * float(values.mean()), 1e-30)
+        shares += [(-float(value / (value + damping)), place, number) for number, value in enumerate(values)]
+    chosen = {(place, number) for _, place, number in sorted(shares)[:count]}
+    return [
+        torch.tensor([(place, number) in chosen for number in range(block.values_OI.numel())])
+        for place, block in enumerate(curvature.blocks)
+    ]
+
+
+def low_rank_scores(sample: Tensor, train: Tensor, queries: Tensor, width: int) -> Tensor:
+    """-(1/N) q^T V V^T t with V the leading right singular vectors of the sample's rows, shape (Q, N)."""
+    directions = torch.linalg.svd(sample, full_matrices=False).Vh[:width]
+    return -(queries @ directions.T) @ (train @ directions.T).T / len(train)

@@ -1,0 +1,222 @@
+"""Codes of half-whitened gradients: without loss they are EK-FAC, with loss they are the formulas; what is chosen, kept and refused."""
+
+import pytest
+import torch
+
+import whence
+from tests import zoo
+from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_rows
+from tests.test_store import contents, make_records, make_task
+from whence.capture import plan_units
+from whence.compress import Axes, quantize, to_integers, unpack
+from whence.curvature import Code, FitConfig, code_axes, fit_ekfac, most_bits
+from whence.data import Dataset
+from whence.errors import BadInput, StoreMismatch, UnknownOption
+from whence.pipeline import codes as codes_module
+from whence.score import token_scores
+from whence.store import open_store, verify_store
+
+MODELS = ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter", "applied_twice", "regression"]
+PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4, "quiet": True}
+
+
+def split(name, count=14, queries=3):
+    task, dataset = zoo.make(name, count=count)
+    return task, Dataset(dataset.examples[queries:]), Dataset(dataset.examples[:queries])
+
+
+def fitted(task, train):
+    """The curvature that a build fits."""
+    return fit_ekfac(task, plan_units(task), train, FitConfig(), max_positions=40, quiet=True)
+
+
+def rows_of(task, curvature, examples, objective="loss", relative=0.1):
+    return torch.cat(whitened_rows(task, plan_units(task), curvature, relative, examples, objective), 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_as_many_numbers_as_examples_are_ekfac_itself(tmp_path, name):
+    task, train, queries = split(name)
+    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
+    table = whence.score_table(store, task, queries, quiet=True)
+    wanted = whence.attribute(task, train, queries, method="ekfac", relative_damping=0.1, batch_positions=40, quiet=True)
+    torch.testing.assert_close(table.scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
+    assert table.unit == wanted.unit and table.bytes_per_example == 8 * store.blueprint.rank <= 8 * len(train)
+
+
+@pytest.mark.parametrize("name", ["linear", "gpt2", "conv2d_groups"])
+@pytest.mark.parametrize(("width", "sample"), [(3, 11), (4, 6)])
+def test_fewer_numbers_are_the_leading_directions(tmp_path, name, width, sample):
+    task, train, queries = split(name)
+    store = whence.build(
+        task, train, tmp_path / "s", dtype="float64", rank=width, axes_examples=sample, relative_damping=0.3, **PLAIN
+    )
+    table = whence.score_table(store, task, queries, quiet=True)
+    curvature = fitted(task, train)
+    rows = rows_of(task, curvature, train.examples, relative=0.3)
+    asked = rows_of(task, curvature, queries.examples, "measurement", relative=0.3)
+    chosen = rows[[place * len(train) // sample for place in range(sample)]]
+    wanted = low_rank_scores(chosen, rows, asked, width)
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["linear", "gpt2"])
+def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, name):
+    """Axes of 1 bit that take half of the parameters: the others are left out, and a score keeps its size."""
+    task, train, queries = split(name)
+    size = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
+    monkeypatch.setattr(codes_module, "_AXES_BYTES", size // 2 * len(train) // 8)
+    kept = 8 * codes_module._AXES_BYTES // len(train)
+    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
+    curvature = fitted(task, train)
+    masks = best_coordinates(curvature, 0.1, kept)
+    tensors = store.file("codes.safetensors")
+    assert [tensors[f"kept.{index}"].tolist() for index in range(len(masks))] == [m.nonzero()[:, 0].tolist() for m in masks]
+    assert int(tensors["axes"][0]) == 1 and sum(int(mask.sum()) for mask in masks) == kept
+    table = whence.score_table(store, task, queries, quiet=True)
+    mask = torch.cat(masks)
+    rows, asked = rows_of(task, curvature, train.examples), rows_of(task, curvature, queries.examples, "measurement")
+    exact = -asked[:, mask] @ rows[:, mask].T / len(train)
+    slope = float((table.scores * exact).sum() / exact.square().sum())
+    assert torch.corrcoef(torch.stack([table.scores.flatten(), exact.flatten()]))[0, 1] > 0.8 and 0.6 < slope < 1.6
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4, 1])
+def test_rounded_axes_multiply_as_their_numbers(bits, monkeypatch):
+    monkeypatch.setattr("whence.compress.aligned._BLOCK_NUMBERS", 30)
+    torch.manual_seed(0)
+    axes = torch.randn(23, 7) * torch.rand(23, 1)
+    made = Axes.of(axes, bits)
+    found = torch.cat([block for _, block in made.blocks()])
+    if bits == 32:
+        assert torch.equal(found, axes)
+        return
+    codes, scales = quantize(axes, bits)
+    assert torch.equal(found, to_integers(unpack(codes, bits)[:, :7], bits) * scales.float()[:, None])
+    assert float((found - axes).norm() / axes.norm()) < {8: 0.01, 4: 0.2, 1: 0.8}[bits]
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 20, 40_000, 20_000, 5_000])
+def test_rounding_of_the_axes_keeps_the_size_of_codes(most_bytes):
+    torch.manual_seed(0)
+    rows = [torch.randn(40, 700).double() @ torch.diag(torch.linspace(2, 0.1, 700)).double(), torch.randn(40, 300).double()]
+    axes, code = code_axes(rows, [Code(40, "float64", 64)], most_bytes=most_bytes, seed=0)
+    assert axes[0].bits == most_bits(1000, 40, most_bytes) and code == Code(40, "float64", 64)
+    found = sum(
+        row[:, chosen] @ block.double() for row, made in zip(rows, axes, strict=True) for chosen, block in made.blocks()
+    )
+    gram, exact = found @ found.T, sum(row @ row.T for row in rows)
+    assert float((gram - exact).norm() / exact.norm()) < {32: 1e-6, 8: 0.02, 4: 0.2, 1: 0.3}[axes[0].bits]
+
+
+def test_the_code_is_chosen_by_what_the_sample_loses():
+    """At equal bytes: a steep spectrum wants few numbers of many bits, a flat one many of few."""
+    torch.manual_seed(0)
+    choices = [Code(64, "int4", 4), Code(32, "int8", 8)]
+    steep = torch.randn(64, 400).double() * torch.logspace(0, -6, 400).double()
+    flat = torch.randn(64, 400).double()
+    chosen = [code_axes([rows], choices, most_bytes=1 << 20, seed=0)[1].dtype for rows in (steep, flat)]
+    assert chosen == ["int8", "int4"]
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 11), (20, 11), (64, 11)])
+def test_bytes_per_example_are_kept(tmp_path, size, most):
+    store = whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, **PLAIN)
+    assert store.codec.row_bytes() <= size and store.blueprint.dtype in ("int1", "int2", "int4", "int8", "bfloat16")
+    assert verify_store(store) == []
+    again = whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, **PLAIN)
+    assert again.blueprint == store.blueprint
+    with pytest.raises(StoreMismatch, match="found a code of .* numbers of .* with damping 0.1 x mean"):
+        whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, relative_damping=0.2, **PLAIN)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
+def test_token_scores_add_up(tmp_path, name):
+    from whence.pipeline.query import _Asked
+
+    task, dataset = zoo.make(name, count=8)
+    store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)
+    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:2]), None, None, None, True)
+    table = whence.score_table(store, task, Dataset(dataset.examples[:2]), quiet=True)
+    for place in (1, 0):  # one query after the other: what is kept of the last one is not used for the next
+        for row, example in enumerate(dataset.examples):
+            parts = token_scores(task, asked.plan, asked.encoder, example, [unit[place] for unit in asked.ready])
+            assert float(parts.sum()) == pytest.approx(float(table.scores[place, row]), rel=1e-6, abs=1e-10)
+
+
+def test_appended_rows_have_the_first_code(tmp_path):
+    first = whence.build(make_task(), make_records(8), tmp_path / "s", rank=6, **PLAIN)
+    code = (first.folder / "codes.safetensors").read_bytes()
+    grown = whence.build(make_task(), make_records(5, first=20), tmp_path / "s", rank=6, append=True, **PLAIN)
+    assert len(grown) == 13 and (grown.folder / "codes.safetensors").read_bytes() == code and verify_store(grown) == []
+
+
+def test_a_stopped_fit_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    whence.build(make_task(), make_records(), tmp_path / "whole", rank=6, **PLAIN)
+    monkeypatch.setattr(codes_module, "code_axes", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        whence.build(make_task(), make_records(), tmp_path / "stopped", rank=6, **PLAIN)
+    assert (tmp_path / "stopped" / "factors" / "values.safetensors").exists()
+    monkeypatch.undo()
+    whence.build(make_task(), make_records(), tmp_path / "stopped", rank=6, **PLAIN)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_a_large_sample_is_held_in_half_the_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(codes_module, "_WIDE_BYTES", 0)
+    task, train, queries = split("gpt2")
+    found = whence.score_table(whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN), task, queries, quiet=True)
+    monkeypatch.undo()
+    wanted = whence.score_table(whence.build(task, train, tmp_path / "w", dtype="float64", **PLAIN), task, queries, quiet=True)
+    assert torch.corrcoef(torch.stack([found.scores.flatten(), wanted.scores.flatten()]))[0, 1] > 0.999
+
+
+def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):
+    model = torch.nn.Linear(6, 3).double()
+    task = whence.Custom(
+        model,
+        lambda model, batch: (model(batch["inputs"]) - batch["wanted"]).abs().sum(1),
+        collate=lambda records: {key: torch.stack([record[key] for record in records]) for key in ("inputs", "wanted")},
+    )
+    records = [{"inputs": torch.randn(6).double(), "wanted": torch.randn(3).double()} for _ in range(9)]
+    store = whence.build(task, records, tmp_path / "s", dtype="float64", **PLAIN)
+    table = whence.score_table(store, task, records[:2], quiet=True)
+    wanted = whence.attribute(task, records, records[:2], method="ekfac", labels="dataset", relative_damping=0.1, quiet=True)
+    torch.testing.assert_close(table.scores, wanted.scores, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"bytes_per_example": 15}, "found bytes_per_example=15; needed 16 or more"),
+        ({"bytes_per_example": 64, "rank": 4}, "found bytes_per_example=64 with a rank or a dtype; needed one of them"),
+        ({"bytes_per_example": 64, "method": "logra"}, "for the method logra; needed a method that whitens its rows"),
+        ({"relative_damping": 0.1, "method": "lorif"}, "found relative_damping=0.1 for the method lorif"),
+        ({"relative_damping": -1.0}, "found relative_damping=-1.0; needed 0 or more"),
+        ({"projection": "gaussian"}, "found projection=gaussian for aligned, which learns its axes"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, text):
+    with pytest.raises((BadInput, UnknownOption), match=text):
+        whence.build(make_task(), make_records(), tmp_path / "s", **{**PLAIN, **options})
+
+
+def test_damping_of_a_query_is_refused(tmp_path):
+    whence.build(make_task(), make_records(), tmp_path / "s", rank=4, **PLAIN)
+    with pytest.raises(BadInput, match=r"found damping for a store of aligned; needed the damping .* another relative_damping"):
+        whence.score_table(open_store(tmp_path / "s"), make_task(), make_records(2), relative_damping=0.2, quiet=True)
+
+
+def test_gradients_of_zero_have_no_code(tmp_path):
+    task = make_task()
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.zero_()
+    dead = whence.Custom(
+        task.model,
+        lambda model, batch: model(batch["inputs"]).sum(1) * 0,
+        collate=lambda records: {"inputs": torch.stack([record["inputs"] for record in records])},
+    )
+    records = [{"inputs": record["inputs"]} for record in make_records()]
+    with pytest.raises(BadInput, match="found gradients that are zero in all 10 examples of the sample"):
+        whence.build(dead, records, tmp_path / "s", **PLAIN)
