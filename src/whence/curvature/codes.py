@@ -100,7 +100,7 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
     values_S, vectors_SS = torch.linalg.eigh(gram_SS)
     directions = max(1, int((values_S > values_S[-1] * _NOISE).sum()))
     mixes = [_mix(values_S, vectors_SS, min(choice.width, directions), seed) for choice in choices]
-    quality = [_agreement(gram_SS, gram_SS @ mix_SK, choice.bits) for mix_SK, choice in zip(mixes, choices, strict=True)]
+    quality = [_agreement(gram_SS, mix_SK, choice.bits) for mix_SK, choice in zip(mixes, choices, strict=True)]
     best = quality.index(max(quality)) if len(choices) > 1 else 0
     mix_SK, width = mixes[best], mixes[best].shape[1]
     bits = most_bits(sum(row.shape[1] for row in rows), width, most_bytes)
@@ -166,13 +166,18 @@ def _mix(values_S: Tensor, vectors_SS: Tensor, width_K: int, seed: int) -> Tenso
     return (vectors_SK / values_K.clamp_min(_TINY).sqrt()) @ turn_KK
 
 
-def _agreement(gram_SS: Tensor, codes_SK: Tensor, bits: int) -> float:
-    """Mean over the sample's examples of the correlation of their scores for the others, by exact codes against rounded ones."""
-    rounded_SK = codes_SK
+def _agreement(gram_SS: Tensor, mix_SK: Tensor, bits: int) -> float:
+    """Mean over the sample's examples, each as a query, of the correlation of scores by codes with exact scores of the others.
+
+    A real query is not in the sample: its code has no part of an axis' own example. Leaving the diagonal out of the Gram matrix on the
+    query's side gives such codes; with it they would be several times too long, and rounding would seem to cost far more than it does.
+    """
+    hollow_SS = gram_SS - torch.diag(gram_SS.diagonal())
+    rounded_SK = codes_SK = gram_SS @ mix_SK
     if bits <= 8:
         integers, scales_S = quantize(codes_SK, bits)
         rounded_SK = to_integers(unpack(integers, bits)[:, : codes_SK.shape[1]], bits).double() * scales_S.double()[:, None]
-    found_SS = codes_SK @ rounded_SK.T
+    found_SS = (hollow_SS @ mix_SK) @ rounded_SK.T
     # An example's own score is far larger than all others, and nobody asks for it.
     others_SS = ~torch.eye(len(gram_SS), dtype=torch.bool)
     a, b = (
