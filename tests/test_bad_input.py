@@ -257,7 +257,7 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
         (["--factor-rank", "2", "--method", "logra"], "found factor_rank=2 for the method logra; needed a method that uses factor_rank"),
         (["--curvature-rank", "9", "--method", "grad-dot"], "found curvature_rank=9 for the method grad-dot"),
         (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca, which learns its axes"),
-        (["--projection", "sparse"], "found projection=sparse for lorif; needed rademacher or gaussian for layers, sparse for the whole"),
+        (["--projection", "sparse", "--method", "lorif"], "found projection=sparse for lorif; needed rademacher or gaussian for layers"),
         (["--projection", "gaussian", "--method", "factgrass"], "found projection=gaussian for factgrass; needed rademacher or"),
         (["--frobnicate"], 'Unknown option: "?--frobnicate'),
         (["--track", "nothing.*"], r"found the pattern 'nothing.\*', which matches no parameter; needed a pattern for names such as"),
@@ -283,9 +283,9 @@ def test_full_disk(refused, output, model_folder, data_file, monkeypatch):
         patch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
         refused(
             "build", model_folder, data_file, "-o", output, only=False,
-            says=r"found 0 MiB free at .*store; needed 3 MiB for 12 rows; do this: free some space, choose another folder, or a smaller rank",
+            says=r"found 1 KiB free at .*store; needed \d+ KiB for 12 rows; do this: free some space, choose another folder, or ",
         )  # fmt: skip
-    assert [path.name for path in output.iterdir()] == [".lock"]
+    assert {path.name for path in output.iterdir()} <= {".lock"}
 
 
 @pytest.mark.parametrize("below", ["", "store", "a/b/store"])

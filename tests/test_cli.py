@@ -30,6 +30,9 @@ VERBS = (
 )
 
 
+OPTIONS = ("--method", "lorif", "--rank", "8", "--dtype", "float32")
+
+
 def python(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, **options)
@@ -38,7 +41,7 @@ def python(*arguments, **options):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, model_folder, data_file):
     folder = tmp_path_factory.mktemp("stores") / "store"
-    arguments = ["build", model_folder, data_file, "-o", folder, "--rank", "8", "--rows-per-shard", "5", "--dtype", "float32"]
+    arguments = ["build", model_folder, data_file, "-o", folder, *OPTIONS, "--rows-per-shard", "5"]
     assert main([str(argument) for argument in arguments]) == 0
     return folder
 
@@ -59,12 +62,29 @@ def run(capsys):
 
 
 def test_build_says_what_it_made_and_goes_on(run, store, model_folder, data_file, capsys):
-    arguments = ["build", model_folder, data_file, "-o", store, "--rank", "8", "--rows-per-shard", "5", "--dtype", "float32"]
+    arguments = ["build", model_folder, data_file, "-o", store, *OPTIONS, "--rows-per-shard", "5"]
     found = json.loads(run(*arguments))
     assert found.keys() == {"store", "rows", "bytes_per_row"}
     assert found["store"] == str(store) and found["rows"] == 12 and found["bytes_per_row"] > 0
     assert main([str(argument) for argument in arguments]) == 0
     assert f"{store} is complete: nothing to do" in capsys.readouterr().err
+
+
+def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_path, capsys):
+    """Twelve documents have twelve directions at most, so 2 kB hold all of them in full."""
+    arguments = ("build", model_folder, data_file, "-o", tmp_path / "s", "--bytes-per-example", "2k")
+    told = json.loads(run("forecast", *arguments[1:3], *arguments[5:], "--json"))
+    found = json.loads(run(*arguments))
+    assert found["rows"] == 12 and 10 * 2 <= found["bytes_per_row"] <= 12 * 2
+    code = (tmp_path / "s" / "codes.safetensors").stat().st_size
+    assert 0.8 * code <= told["curvature_bytes"] <= 1.2 * code and told["learning_memory_bytes"] > 0
+    assert not (tmp_path / "s" / "factors").exists()
+    hits = json.loads(run("query", tmp_path / "s", "--text", "a cat sat", "-k", "2", "--tokens", "--json"))
+    assert hits["method"] == "aligned" and hits["unit"] == hits["measurement_unit"]
+    best = hits["queries"][0]["proponents"][0]
+    assert best["text"] == "a cat sat" and abs(sum(part["score"] for part in best["tokens"]) / best["score"] - 1) < 0.05
+    assert main([*map(str, arguments[:5]), "--bytes-per-example", "2x"]) == 2
+    assert "found bytes_per_example='2x'; needed a number of bytes, such as 512 or 2k" in capsys.readouterr().err
 
 
 def test_build_appends(run, store, model_folder, data_file, tmp_path):
@@ -151,11 +171,11 @@ def test_inspect(run, store, model_folder):
 
 
 def test_forecast(run, store, model_folder, data_file):
-    found = run("forecast", model_folder, data_file, "--rank", "8", "--dtype", "float32")
+    found = run("forecast", model_folder, data_file, *OPTIONS)
     assert "tracking" in found and "memory:" in found
     per_row = json.loads(run("inspect", store, "--json"))["bytes_per_row"]
     assert f"disk: {per_row:,} bytes a row" in found and "for 12 rows" in found and "time: about" in found
-    numbers = json.loads(run("forecast", model_folder, data_file, "--rank", "8", "--dtype", "float32", "--json"))
+    numbers = json.loads(run("forecast", model_folder, data_file, *OPTIONS, "--json"))
     assert numbers["row_bytes"] == per_row and numbers["rows"] == 12 and numbers["gradient_seconds"] > 0
     assert abs(numbers["curvature_bytes"] - (store / "curvature.safetensors").stat().st_size) < 16384
 

@@ -36,7 +36,7 @@ class BuildConfig:
         UnknownOption: If a name is unknown.
     """
 
-    method: str = "lorif"
+    method: str = "aligned"
     rank: int = 0
     factor_rank: int = 0
     curvature_rank: int = 0

@@ -42,7 +42,7 @@ QUESTIONS = (
 )
 
 
-def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "lorif") -> RemovalResult:
+def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned") -> RemovalResult:
     """Run the demo; what an earlier run finished is reused.
 
     Args:

@@ -32,7 +32,7 @@ from whence.methods import method_named
 from whence.progress import meter
 from whence.records import Unit
 from whence.score import gradient_rows
-from whence.store import dtype_named
+from whence.store import dtype_named, enough_disk
 from whence.tasks import AbstractTask
 
 __all__ = ["aligned_encoder", "check_code", "code_choices", "code_size", "learn_code", "spread"]
@@ -141,6 +141,9 @@ def learn_code(
             needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
             do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters",
         )
+    row_bytes = max(choice.width * choice.bits // 8 for choice in size.choices)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    enough_disk(folder.parent, len(dataset), row_bytes, size.shared_bytes)
     curvature = fit_ekfac(
         task, plan, fit_on, fit,
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet,

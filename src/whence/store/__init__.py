@@ -4,9 +4,10 @@ from whence.store.files import check_writable, damaged, disk_errors, locked, rea
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named, rows_type
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
-from whence.store.writer import Pending, Writer, listed_files, read_seals, write_store
+from whence.store.writer import Pending, Writer, enough_disk, listed_files, read_seals, write_store
 
 __all__ = [
+    "enough_disk",
     "FORMAT_VERSION",
     "Blueprint",
     "Pending",

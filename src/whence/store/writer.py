@@ -15,7 +15,7 @@ from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
 from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 
-__all__ = ["Pending", "Writer", "write_store"]
+__all__ = ["Pending", "Writer", "enough_disk", "write_store"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         seals = read_seals(folder)
         _same_data(folder, seals, dataset, blueprint.rows_per_shard, append)
         pending = _pending(seals, dataset, blueprint.rows_per_shard)
-        _enough_disk(folder, blueprint, sum(shard.stop - shard.start for shard in pending))
+        rows = sum(shard.stop - shard.start for shard in pending)
+        enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
         if not (folder / "blueprint.json").exists():
             # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
             write_json(folder / "blueprint.json", blueprint.to_json())
@@ -241,15 +242,29 @@ def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -
     )
 
 
-def _enough_disk(folder: Path, blueprint: Blueprint, rows: int) -> None:
-    needed = rows * blueprint.codec().row_bytes() + blueprint.curvature_bytes()
-    free = shutil.disk_usage(folder).free
+def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:
+    """Refuse a store that the disk does not hold.
+
+    Args:
+        folder: The store.
+        rows: To be written.
+        row_bytes: Of each.
+        shared_bytes: Of what all rows share.
+
+    Raises:
+        DiskFull: If there is less room.
+    """
+    needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(
-            found=f"{free / 2**20:,.0f} MiB free at {folder}",
-            needed=f"{needed / 2**20:,.0f} MiB for {rows:,} rows",
+            found=f"{_told(free)} free at {folder}",
+            needed=f"{_told(needed)} for {rows:,} rows",
             do="free some space, choose another folder, or a smaller rank",
         )
+
+
+def _told(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"
 
 
 def _example_json(example: Example) -> dict[str, object]:
