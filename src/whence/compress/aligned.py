@@ -133,13 +133,13 @@ class Aligned:
         whitened: Makes z.
         axes: A, per unit of the plan.
         dtype: How its numbers are to be stored.
-        seen: The last query taken back through the axes, kept for the next position.
+        seen: The last query, and what it is behind the axes per unit of the plan.
     """
 
     whitened: Whitened
     axes: tuple[Axes, ...]
     dtype: str
-    seen: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict, repr=False, compare=False)
+    seen: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -184,11 +184,10 @@ class Aligned:
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
         query_K = queries[0].flatten()
-        known = self.seen.get(0)
-        if known is None or known[0] is not queries[0]:
-            known = (queries[0], self.back(query_K))
-            self.seen[0] = known
-        return self.whitened.position_scores(index, pair, known[1])
+        # Going back through the axes takes longer than a pass over an example, and all hits of a query share it.
+        if not self.seen or not torch.equal(self.seen[0], query_K):
+            self.seen[:] = [query_K.clone(), *self.back(query_K)]
+        return self.whitened.position_scores(index, pair, self.seen[1:])
 
 
 class _Codes:
