@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whence.compress.kronecker import Kronecker, RowSums
+from whence.compress.kronecker import Kronecker
 from whence.compress.quantize import quantize, to_integers, unpack
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
@@ -18,6 +18,8 @@ __all__ = ["Aligned", "Axes", "Whitened"]
 
 # Numbers of the axes written out at a time.
 _BLOCK_NUMBERS = 1 << 22
+# Of gradients written out at a time.
+_GRADIENT_NUMBERS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,27 @@ class _Rows:
     """One batch of whitened gradients."""
 
     def __init__(self, encoder: Whitened, num_examples: int):
-        self.encoder = encoder
-        self.sums = RowSums(encoder.bases, num_examples)
+        self.encoder, self.num_examples = encoder, num_examples
+        self.rows: dict[int, Tensor] = {}
 
     def __call__(self, index: int, pair: Pair) -> None:
-        self.sums(index, pair)
+        # Whitening is linear, so uses of a weight add up after it: only what is kept of a few gradients at a time is ever whole.
+        step = max(1, _GRADIENT_NUMBERS // self.encoder.weights[index].numel())
+        parts = []
+        for start in range(0, self.num_examples, step):
+            some = pair.examples(start, min(start + step, self.num_examples))
+            parts.append(self.encoder.coordinates(index, self.encoder.bases.project(index, some)))
+        rows_BU = torch.cat(parts)
+        self.rows[index] = rows_BU if index not in self.rows else self.rows[index].add_(rows_BU)
 
     def finished(self) -> list[Tensor]:
-        """Per unit, shape (B, 1, U)."""
-        return [self.encoder.coordinates(index, rows)[:, None] for index, rows in enumerate(self.sums.finished())]
+        """Per unit, shape (B, 1, U); zeros for a unit that the loss did not reach."""
+        like = next(iter(self.rows.values()), torch.zeros(0))
+        widths = [width for _, width in self.encoder.shapes()]
+        zeros = {
+            index: like.new_zeros(self.num_examples, width) for index, width in enumerate(widths) if index not in self.rows
+        }
+        return [(self.rows | zeros)[index][:, None] for index in range(len(widths))]
 
 
 @dataclass(frozen=True)

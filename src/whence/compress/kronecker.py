@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.compress.projection import Random, random_matrix
-from whence.records import OneHot, Pair, Side, Unit
+from whence.records import Dense, OneHot, Pair, Side, Unit
 
 __all__ = ["Kronecker", "RowSums", "projected_shape"]
 
@@ -114,6 +114,15 @@ class Kronecker:
         """Both sides of a pair, projected: shapes (B, T, P) and (B, T, R)."""
         return self._times(index, True, pair.outputs), self._times(index, False, pair.inputs)
 
+    def project(self, index: int, pair: Pair) -> Tensor:
+        """Projected gradients of the examples of a pair, shape (B, P, R), float32 or wider."""
+        if self.outputs[index] is None and isinstance(pair.outputs, OneHot):
+            # Rows are added up where they belong, and one-hot vectors never written out.
+            return Pair(pair.outputs, Dense(self._times(index, False, pair.inputs))).wide().gradient()
+        left_BTP, right_BTR = self.sides(index, pair)
+        wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
+        return torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
+
     def _times(self, index: int, is_output: bool, side: Side) -> Tensor:
         matrix = (self.outputs if is_output else self.inputs)[index]
         if matrix is None:
@@ -140,12 +149,7 @@ class RowSums:
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
-        if self.kronecker.outputs[index] is None and isinstance(pair.outputs, OneHot) and self.kronecker.inputs[index] is None:
-            rows_BPR = pair.wide().gradient()
-        else:
-            left_BTP, right_BTR = self.kronecker.sides(index, pair)
-            wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
-            rows_BPR = torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
+        rows_BPR = self.kronecker.project(index, pair)
         held = self.rows[index]
         self.rows[index] = rows_BPR if held is None else held + rows_BPR
 

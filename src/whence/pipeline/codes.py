@@ -44,7 +44,7 @@ _WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
 _FEWEST_SAMPLES = 256
 # Factors of other documents of the same kind serve as well (docs/log.md): more than this only take time.
 _FIT_EXAMPLES = 8192
-# Examples whose whitened gradients are written out at a time.
+# Numbers of whitened gradients taken at a time.
 _CHUNK_NUMBERS = 1 << 26
 _BITS = {"int1": 1, "int2": 2, "int4": 4, "int8": 8, "bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
 _SCALE_BYTES = 2
@@ -84,11 +84,12 @@ def code_size(plan: Plan, examples: int, config: BuildConfig) -> CodeSize:
     """What a build of so many examples would take to learn its code."""
     parameters = sum(unit.outputs * unit.inputs for unit in plan.units)
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
-    coordinates = min(parameters, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
+    widest = max(choice.width for choice in code_choices(config, samples))
+    # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
+    coordinates = min(parameters, 8 * _AXES_BYTES // widest, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
     samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
     choices = code_choices(config, samples)
     width = max(choice.width for choice in choices)
-    coordinates = min(coordinates, 8 * _AXES_BYTES // width)
     axes_bytes = coordinates * width * most_bits(coordinates, width, _AXES_BYTES) // 8
     wide = 4 * samples * coordinates
     sides = [side for unit in plan.units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
@@ -214,7 +215,7 @@ def _sample_rows(
     widths = [width for _, width in whitened.shapes()]
     autocast = None if config.autocast == "none" else dtype_named(config.autocast)
     held: list[Tensor] = []
-    step = max(1, _CHUNK_NUMBERS // max(1, sum(weight.numel() for weight in whitened.weights)))
+    step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
     with meter("sample", len(sample), quiet=quiet) as progress:
         for start in range(0, len(sample), step):
             chunk = sample[start : start + step]
