@@ -8,7 +8,7 @@ from tests import zoo
 from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_rows
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
-from whence.compress import Axes, quantize, to_integers, unpack
+from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back, unpack
 from whence.curvature import Code, FitConfig, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
@@ -72,7 +72,7 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
     masks = best_coordinates(curvature, 0.1, kept)
     tensors = store.file("codes.safetensors")
     assert [tensors[f"kept.{index}"].tolist() for index in range(len(masks))] == [m.nonzero()[:, 0].tolist() for m in masks]
-    assert int(tensors["axes"][0]) == 1 and sum(int(mask.sum()) for mask in masks) == kept
+    assert int(tensors["axes_bits"]) == 1 and sum(int(mask.sum()) for mask in masks) == kept
     table = whence.score_table(store, task, queries, quiet=True)
     mask = torch.cat(masks)
     rows, asked = rows_of(task, curvature, train.examples), rows_of(task, curvature, queries.examples, "measurement")
@@ -83,30 +83,46 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize("bits", [32, 8, 4, 1])
 def test_rounded_axes_multiply_as_their_numbers(bits, monkeypatch):
-    monkeypatch.setattr("whence.compress.aligned._BLOCK_NUMBERS", 30)
+    monkeypatch.setattr("whence.compress.aligned._BLOCK_NUMBERS", TURNED)
     torch.manual_seed(0)
-    axes = torch.randn(23, 7) * torch.rand(23, 1)
-    made = Axes.of(axes, bits)
+    axes = torch.randn(TURNED + 23, 3) * torch.rand(TURNED + 23, 1)
+    made = Axes.of(axes, bits, 0, seed=5)
     found = torch.cat([block for _, block in made.blocks()])
     if bits == 32:
         assert torch.equal(found, axes)
         return
-    codes, scales = quantize(axes, bits)
-    assert torch.equal(found, to_integers(unpack(codes, bits)[:, :7], bits) * scales.float()[:, None])
-    assert float((found - axes).norm() / axes.norm()) < {8: 0.01, 4: 0.2, 1: 0.8}[bits]
+    assert len(found) == 2 * TURNED
+    codes, scales = quantize(turn(axes.T, 0, seed=5).T.contiguous(), bits)
+    assert torch.equal(found, to_integers(unpack(codes, bits)[:, :3], bits) * scales.float()[:, None])
+    back = turn_back(found.T.contiguous(), 0, seed=5).T[: len(axes)]
+    assert float((back - axes).norm() / axes.norm()) < {8: 0.01, 4: 0.2, 1: 0.8}[bits]
 
 
-@pytest.mark.parametrize("most_bytes", [1 << 20, 40_000, 20_000, 5_000])
+def test_turning_keeps_inner_products_and_has_an_inverse():
+    torch.manual_seed(0)
+    rows = torch.randn(4, TURNED + 100).double()
+    whole = turn(rows, 0, seed=1)
+    torch.testing.assert_close(whole @ whole.T, rows @ rows.T)
+    torch.testing.assert_close(turn_back(whole, 0, seed=1)[:, : rows.shape[1]], rows)
+    parts = torch.cat([turn(rows[:, :TURNED], 0, seed=1), turn(rows[:, TURNED:], TURNED, seed=1)], 1)
+    torch.testing.assert_close(whole, parts)
+    spike = torch.zeros(1, TURNED).double()
+    spike[0, 7] = 1.0
+    torch.testing.assert_close(turn(spike, 0, seed=1).abs(), torch.full((1, TURNED), 1 / 128).double())
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 23, 2_000_000, 1_100_000, 200_000])
 def test_rounding_of_the_axes_keeps_the_size_of_codes(most_bytes):
     torch.manual_seed(0)
-    rows = [torch.randn(40, 700).double() @ torch.diag(torch.linspace(2, 0.1, 700)).double(), torch.randn(40, 300).double()]
+    size = (TURNED + 400, 900)
+    rows = [torch.randn(40, size[0]).double() * torch.linspace(2, 0.1, size[0]).double(), torch.randn(40, size[1]).double()]
     axes, code = code_axes(rows, [Code(40, "float64", 64)], most_bytes=most_bytes, seed=0)
-    assert axes[0].bits == most_bits(1000, 40, most_bytes) and code == Code(40, "float64", 64)
-    found = sum(
-        row[:, chosen] @ block.double() for row, made in zip(rows, axes, strict=True) for chosen, block in made.blocks()
-    )
-    gram, exact = found @ found.T, sum(row @ row.T for row in rows)
-    assert float((gram - exact).norm() / exact.norm()) < {32: 1e-6, 8: 0.02, 4: 0.2, 1: 0.3}[axes[0].bits]
+    assert axes.bits == most_bits(sum(size), 40, most_bytes) and code == Code(40, "float64", 64)
+    whole = torch.cat(rows, 1)
+    turned = whole if axes.bits == 32 else turn(whole, 0, seed=0)
+    found = sum(turned[:, chosen] @ block.double() for chosen, block in axes.blocks())
+    gram, exact = found @ found.T, whole @ whole.T
+    assert float((gram - exact).norm() / exact.norm()) < {32: 1e-6, 8: 0.02, 4: 0.1, 1: 0.1}[axes.bits]
 
 
 def test_the_code_is_chosen_by_what_the_sample_loses():

@@ -10,9 +10,13 @@ from whence.compress.projection import AxesSketch, Random, random_matrix
 from whence.compress.quantize import quantize, to_integers, unpack
 from whence.compress.quantized_codec import QuantizedCodec
 from whence.compress.sparse import SparseSketch, random_places
+from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import WholeProjection, joined_unit
 
 __all__ = [
+    "TURNED",
+    "turn",
+    "turn_back",
     "quantize",
     "to_integers",
     "unpack",

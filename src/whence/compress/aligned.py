@@ -1,6 +1,7 @@
 """Gradients whitened by half of a Kronecker-factored curvature, and learned codes of them.
 
-Axes: B batch, T positions, O x I a unit's coordinates in the curvature's bases, U coordinates kept of a unit, K numbers of a code.
+Axes: B batch, T positions, O x I a unit's coordinates in the curvature's bases, U coordinates kept of a unit, M of all units,
+K numbers of a code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from whence.compress.kronecker import Kronecker
 from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
 
@@ -101,27 +103,34 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Axes:
-    """Directions of one unit's whitened coordinates, one scale per coordinate.
+    """Directions of whitened coordinates, those of all units one after the other, one scale per coordinate.
 
     Args:
-        codes: For 32 or 64 bits the numbers themselves, shape (U, K); else integers packed as in `quantize`.
-        scales_U: What each coordinate's integers are multiplied with; ones for 32 and 64 bits.
+        codes: For 32 bits the numbers themselves, shape (M, K); else integers packed as in `quantize`, M rounded up and turned (`turn`).
+        scales_M: What each coordinate's integers are multiplied with; ones for 32 bits.
         bits: Bits per number.
         width_K: Axes.
     """
 
     codes: Tensor
-    scales_U: Tensor
+    scales_M: Tensor
     bits: int
     width_K: int
 
     @classmethod
-    def of(cls, axes_UK: Tensor, bits: int) -> "Axes":
-        """Round axes to so many bits a number."""
-        if bits >= 32:
-            return cls(axes_UK.contiguous(), torch.ones(len(axes_UK)), bits, axes_UK.shape[1])
-        codes, scales_U = quantize(axes_UK, bits)
-        return cls(codes, scales_U.float(), bits, axes_UK.shape[1])
+    def of(cls, axes_MK: Tensor, bits: int, first: int, *, seed: int) -> "Axes":
+        """Round some coordinates' axes to so many bits a number.
+
+        Args:
+            axes_MK: The axes.
+            bits: 32, 8, 4 or 1.
+            first: Place of the first coordinate.
+            seed: Of the turning.
+        """
+        if bits == 32:
+            return cls(axes_MK.contiguous(), torch.ones(len(axes_MK)), bits, axes_MK.shape[1])
+        codes, scales_M = quantize(turn(axes_MK.T, first, seed=seed).T.contiguous(), bits)
+        return cls(codes, scales_M.float(), bits, axes_MK.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """The axes written out, some coordinates at a time.
@@ -129,14 +138,14 @@ class Axes:
         Yields:
             Which coordinates, and their numbers (coordinates, K).
         """
-        step = max(1, _BLOCK_NUMBERS // self.width_K)
+        step = max(1, _BLOCK_NUMBERS // (TURNED * self.width_K)) * TURNED
         for start in range(0, len(self.codes), step):
             chosen = slice(start, min(start + step, len(self.codes)))
-            if self.bits >= 32:
+            if self.bits == 32:
                 yield chosen, self.codes[chosen]
             else:
-                numbers_UK = to_integers(unpack(self.codes[chosen], self.bits)[:, : self.width_K], self.bits)
-                yield chosen, numbers_UK.mul_(self.scales_U[chosen, None])
+                numbers_MK = to_integers(unpack(self.codes[chosen], self.bits)[:, : self.width_K], self.bits)
+                yield chosen, numbers_MK.mul_(self.scales_M[chosen, None])
 
 
 @dataclass(frozen=True)
@@ -145,14 +154,16 @@ class Aligned:
 
     Args:
         whitened: Makes z.
-        axes: A, per unit of the plan.
+        axes: A.
         dtype: How its numbers are to be stored.
+        seed: Of the turning of rounded axes.
         seen: The last query, and what it is behind the axes per unit of the plan.
     """
 
     whitened: Whitened
-    axes: tuple[Axes, ...]
+    axes: Axes
     dtype: str
+    seed: int
     seen: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -162,7 +173,7 @@ class Aligned:
 
     def shapes(self) -> list[tuple[int, int]]:
         """One row."""
-        return [(1, self.axes[0].width_K)]
+        return [(1, self.axes.width_K)]
 
     def gains(self) -> list[float]:
         """Damping is inside."""
@@ -172,28 +183,31 @@ class Aligned:
         """A fresh consumer for a batch."""
         return _Codes(self, num_examples)
 
-    def encode(self, rows: Sequence[Tensor]) -> Tensor:
-        """Codes of whitened coordinates.
+    def encode(self, rows_BM: Tensor) -> Tensor:
+        """Codes of whitened coordinates, those of all units one after the other.
 
         Args:
-            rows: Per unit of the plan, shape (B, 1, U).
+            rows_BM: The coordinates.
 
         Returns:
             Shape (B, K).
         """
-        found_BK = rows[0].new_zeros(len(rows[0]), self.axes[0].width_K)
-        for row_B1U, axes in zip(rows, self.axes, strict=True):
-            for chosen, block_UK in axes.blocks():
-                found_BK.addmm_(row_B1U[:, 0, chosen], block_UK.to(row_B1U))
+        found_BK = rows_BM.new_zeros(len(rows_BM), self.axes.width_K)
+        for chosen, block_MK in self.axes.blocks():
+            part_BM = rows_BM[:, chosen]
+            if self.axes.bits < 32:
+                part_BM = turn(part_BM, chosen.start, seed=self.seed)
+            found_BK.addmm_(part_BM, block_MK.to(rows_BM))
         return found_BK
 
     def back(self, query_K: Tensor) -> list[Tensor]:
         """A query taken back through the axes: per unit of the plan, shape (1, U)."""
-        found = []
-        for axes in self.axes:
-            parts = [block_UK.to(query_K) @ query_K for _, block_UK in axes.blocks()]
-            found.append(torch.cat(parts)[None])
-        return found
+        parts = []
+        for chosen, block_MK in self.axes.blocks():
+            part_1M = (block_MK.to(query_K) @ query_K)[None]
+            parts.append(part_1M if self.axes.bits == 32 else turn_back(part_1M, chosen.start, seed=self.seed))
+        widths = [width for _, width in self.whitened.shapes()]
+        return list(torch.cat(parts, 1)[:, : sum(widths)].split(widths, 1))
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
@@ -216,4 +230,5 @@ class _Codes:
 
     def finished(self) -> list[Tensor]:
         """The one stored unit, shape (B, 1, K)."""
-        return [self.encoder.encode(self.rows.finished())[:, None]]
+        rows_BM = torch.cat([row[:, 0] for row in self.rows.finished()], 1)
+        return [self.encoder.encode(rows_BM)[:, None]]

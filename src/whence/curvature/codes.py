@@ -3,13 +3,13 @@
 Axes: S examples of the sample, U coordinates of a unit, K axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from whence.compress import Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, unpack
+from whence.compress import TURNED, Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, turn, unpack
 from whence.curvature.damping import Damping
 from whence.curvature.eigenbasis import KroneckerCurvature
 from whence.records import Unit
@@ -78,7 +78,7 @@ class Code:
     bits: int
 
 
-def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int) -> tuple[tuple[Axes, ...], Code]:
+def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int) -> tuple[Axes, Code]:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
     The Gram matrix of the sample has the same spectrum (Heo et al. 2026, section 3.3); axes are Z^T V / sigma. They are turned by a random
@@ -94,7 +94,7 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
         seed: Of the rotation.
 
     Returns:
-        Axes per unit, and the size.
+        The axes, and the size.
     """
     gram_SS = sum((_gram(row) for row in rows), torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64))
     values_S, vectors_SS = torch.linalg.eigh(gram_SS)
@@ -105,18 +105,19 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
     mix_SK, width = mixes[best], mixes[best].shape[1]
     bits = most_bits(sum(row.shape[1] for row in rows), width, most_bytes)
     few = slice(None, None, max(1, len(gram_SS) // _MEASURED))
-    exact_FK, axes = gram_SS[few] @ mix_SK, []
+    exact_FK, made = gram_SS[few] @ mix_SK, []
     found_FK = torch.zeros_like(exact_FK)
-    for row_SU in rows:
-        wide = torch.promote_types(row_SU.dtype, torch.float32)
-        made = Axes.of(row_SU.T.to(wide) @ mix_SK.to(wide), bits)
-        for chosen, block_UK in made.blocks():
-            found_FK += (row_SU[few, chosen].to(wide) @ block_UK.to(wide)).double()
-        axes.append(made)
-    if bits < 32:
-        size = float((found_FK * exact_FK).sum() / found_FK.square().sum().clamp_min(_TINY))
-        axes = [Axes(made.codes, made.scales_U * size, bits, width) for made in axes]
-    return tuple(axes), Code(width, choices[best].dtype, choices[best].bits)
+    for first, block_SM in _blocks(rows):
+        wide = torch.promote_types(block_SM.dtype, torch.float32)
+        made.append(Axes.of(block_SM.T.to(wide) @ mix_SK.to(wide), bits, first, seed=seed))
+        if bits < 32:
+            turned_FM = turn(block_SM[few].to(wide), first, seed=seed)
+            for chosen, numbers_MK in made[-1].blocks():
+                found_FK += (turned_FM[:, chosen] @ numbers_MK.to(wide)).double()
+    # Rounding shortens axes, all by nearly the same factor.
+    size = 1.0 if bits == 32 else float((found_FK * exact_FK).sum() / found_FK.square().sum().clamp_min(_TINY))
+    axes = Axes(torch.cat([one.codes for one in made]), torch.cat([one.scales_M for one in made]) * size, bits, width)
+    return axes, Code(width, choices[best].dtype, choices[best].bits)
 
 
 def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
@@ -141,19 +142,19 @@ def load_whitened(units: Sequence[Unit], tensors: dict[str, Tensor], device: tor
     return Whitened(bases, weights, named("kept"))
 
 
-def save_axes(axes: Sequence[Axes]) -> dict[str, Tensor]:
+def save_axes(axes: Axes) -> dict[str, Tensor]:
     """Tensors to be written, for `load_axes`."""
-    codes = {f"axes.{index}": one.codes for index, one in enumerate(axes)}
-    scales = {f"scales.{index}": one.scales_U for index, one in enumerate(axes) if one.bits < 32}
-    return {**codes, **scales, "axes": torch.tensor([axes[0].bits, axes[0].width_K])}
+    return {
+        "axes": axes.codes,
+        "scales": axes.scales_M,
+        "axes_bits": torch.tensor(axes.bits),
+        "axes_width": torch.tensor(axes.width_K),
+    }
 
 
-def load_axes(tensors: dict[str, Tensor]) -> tuple[Axes, ...]:
+def load_axes(tensors: dict[str, Tensor]) -> Axes:
     """What `save_axes` took apart."""
-    bits, width_K = tensors["axes"].tolist()
-    codes = [tensors[f"axes.{index}"] for index in range(sum(name.startswith("axes.") for name in tensors))]
-    ones = [torch.ones(len(one)) for one in codes]
-    return tuple(Axes(one, tensors.get(f"scales.{index}", ones[index]), bits, width_K) for index, one in enumerate(codes))
+    return Axes(tensors["axes"], tensors["scales"], int(tensors["axes_bits"]), int(tensors["axes_width"]))
 
 
 def _mix(values_S: Tensor, vectors_SS: Tensor, width_K: int, seed: int) -> Tensor:
@@ -185,6 +186,23 @@ def _agreement(gram_SS: Tensor, mix_SK: Tensor, bits: int) -> float:
     )
     a, b = a * others_SS, b * others_SS
     return float(((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).clamp_min(_TINY).sqrt()).mean())
+
+
+def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """All units' coordinates one after the other, cut where `turn` does.
+
+    Yields:
+        The place of the first, and the coordinates (S, at most TURNED).
+    """
+    widths = [row.shape[1] for row in rows]
+    ends = [sum(widths[: place + 1]) for place in range(len(widths))]
+    for first in range(0, ends[-1], TURNED):
+        cuts = [
+            row[:, max(0, first - end + width) : max(0, first + TURNED - end + width)]
+            for row, width, end in zip(rows, widths, ends, strict=True)
+            if end > first and end - width < first + TURNED
+        ]
+        yield first, torch.cat(cuts, 1)
 
 
 def _gram(row_SU: Tensor) -> Tensor:

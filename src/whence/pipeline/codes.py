@@ -162,10 +162,10 @@ def learn_code(
     return {**save_whitened(whitened), **save_axes(axes), "damping": torch.tensor(relative, dtype=torch.float64), "dtype": bits}
 
 
-def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], device: torch.device) -> Aligned:
+def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], seed: int, device: torch.device) -> Aligned:
     """The encoder that `learn_code` learned."""
     dtype = list(_BITS)[int(tensors["dtype"])]
-    return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype)
+    return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)
 
 
 def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> None:
@@ -174,7 +174,7 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
     Raises:
         StoreMismatch: If damping or size are not those asked for.
     """
-    stored, width, dtype = float(tensors["damping"]), int(tensors["axes"][1]), list(_BITS)[int(tensors["dtype"])]
+    stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), list(_BITS)[int(tensors["dtype"])]
     wanted = config.relative_damping or method_named(config.method).relative_damping
     choices = code_choices(config, width)
     if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):

@@ -148,7 +148,7 @@ def _with_learned(
     task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: dict[str, Tensor]
 ) -> Encoder:
     if method.encoder == "aligned":
-        return aligned_encoder(plan.units, learned, task.device)
+        return aligned_encoder(plan.units, learned, seed, task.device)
     if method.mask == "selective":
         return EntryMask.of_places(plan.units, learned["places"], rank, seed=seed, scale=1.0, device=task.device)
 
