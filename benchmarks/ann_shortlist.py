@@ -83,7 +83,7 @@ def main():
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--kind", choices=sorted(KINDS), default="mixture")
     parser.add_argument("--queries", type=int, default=32)
-    parser.add_argument("--graph", type=int, default=100_000, help="most rows that a graph is built over")
+    parser.add_argument("--slow", type=int, default=100_000, help="most rows for graphs and product codes")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
@@ -108,10 +108,10 @@ def main():
         )
         numbers = rows_NK.numpy()
         size = numbers.nbytes / 2**20
-        lists = 4 * int(count**0.5)
+        lists = min(4 * int(count**0.5), 2048)
         makers = {"flat": ("Flat", [None]), "ivf": (f"IVF{lists},Flat", [1, 8, 32, 128, 512])}
-        makers["ivf-pq"] = (f"IVF{lists},PQ{real_NK.shape[1] // 4}", [32, 128, 512])
-        if count <= arguments.graph:
+        if count <= arguments.slow:
+            makers["ivf-pq"] = (f"IVF{lists},PQ{real_NK.shape[1] // 4}", [32, 128, 512])
             makers["hnsw"] = ("HNSW32,Flat", [128, 512, 2048])
         for name, (recipe, efforts) in makers.items():
             index = faiss.index_factory(numbers.shape[1], recipe, faiss.METRIC_INNER_PRODUCT)

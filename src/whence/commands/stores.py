@@ -101,7 +101,7 @@ def query(
         rerank: Ask in two stages: the store leaves a shortlist, and this scores it. "exact" runs the model again on the examples of the
             shortlist (for stores of method aligned); the folder of another store of the same data takes their rows there.
         train: For --rerank exact, where the training data is now, if not where it was at the build; repeated for data that was appended.
-        shortlist: Training examples kept on each side of every query; 10 k if left out, and 100 at least.
+        shortlist: Training examples kept on each side of every query; 10 k if left out, and 400 at least.
         html: Also write a page with the answer.
         as_json: Print JSON instead of tables.
 

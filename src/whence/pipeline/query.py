@@ -24,7 +24,7 @@ from whence.tasks import AbstractTask
 __all__ = ["ensemble_table", "query", "score_table"]
 
 # Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
-_SHORTLIST, _SHORTEST = 10, 100
+_SHORTLIST, _SHORTEST = 10, 400
 
 
 def query(
@@ -60,7 +60,7 @@ def query(
         rerank: What scores the shortlist: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned;
             or another store of the same data, or its folder.
         train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
-        shortlist: Rows kept of each query on each side; None for 10 k, and 100 at least.
+        shortlist: Rows kept of each query on each side; None for 10 k, and 400 at least.
         quiet: No progress on stderr.
 
     Returns:
