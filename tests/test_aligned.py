@@ -148,11 +148,11 @@ def test_bytes_per_example_are_kept(tmp_path, size, most):
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.query import _Asked
+    from whence.pipeline.stored import Asked
 
     task, dataset = zoo.make(name, count=8)
     store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)
-    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:2]), None, None, None, True)
+    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), None, None, None, True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:2]), quiet=True)
     for place in (1, 0):  # one query after the other: what is kept of the last one is not used for the next
         for row, example in enumerate(dataset.examples):

@@ -97,7 +97,7 @@ def test_build_appends(run, store, model_folder, data_file, tmp_path):
 
 def test_query_as_json(run, store):
     found = json.loads(run("query", store, "--text", "a cat sat", "--text", "the dog", "-k", "3", "--json"))
-    assert found.keys() == {"unit", "measurement_unit", "method", "num_examples", "notes", "queries"}
+    assert found.keys() == {"unit", "measurement_unit", "method", "stage", "num_examples", "notes", "queries"}
     assert found["method"] == "lorif" and found["num_examples"] == 12 and "log-probability" in found["unit"]
     assert [query["query"] for query in found["queries"]] == ["a cat sat", "the dog"]
     for query in found["queries"]:

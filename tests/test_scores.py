@@ -150,12 +150,12 @@ def test_equal_scores_come_in_row_order():
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.query import _Asked
+    from whence.pipeline.stored import Asked
     from whence.score import token_scores
 
     task, dataset = zoo.make(name, count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3)
-    asked = _Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, None, True)
+    asked = Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, None, True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
     for row, example in enumerate(dataset.examples):
         parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.ready])

@@ -51,12 +51,15 @@ def build(
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
+    from whence.functions import absolute, is_function
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
 
     options = _task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
     loaded, origin = load_task(model, kind=task, **options)
+    place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
+    origin |= {"data": place, "split": split}
     store = run(loaded, records, output, append=append, factors=factors, origin=origin, config=config)
     print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
@@ -74,6 +77,9 @@ def query(
     absolute_damping: float | None = None,
     damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     tokens: bool = False,
+    rerank: str | None = None,
+    train: tuple[str, ...] = (),
+    shortlist: int | None = None,
     html: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -92,6 +98,10 @@ def query(
         damping_rule: A published rule instead of a number: .1 x the mean curvature, .5 x (LoRIF's code), .1 x the mean of the kept directions
             (LoRIF's paper), or what the training run implies.
         tokens: Score the tokens of each hit and highlight the strongest passage.
+        rerank: Ask in two stages: the store leaves a shortlist, and this scores it. "exact" runs the model again on the examples of the
+            shortlist (for stores of method aligned); the folder of another store of the same data takes their rows there.
+        train: For --rerank exact, where the training data is now, if not where it was at the build; repeated for data that was appended.
+        shortlist: Training examples kept on each side of every query; 10 k if left out, and 400 at least.
         html: Also write a page with the answer.
         as_json: Print JSON instead of tables.
 
@@ -114,9 +124,10 @@ def query(
         raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
     opened = open_store(store)
     loaded = task_of_store(opened, store, model)
+    data = _train_records(opened, store, train) if train or rerank == "exact" else None
     hits = run(
         opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-        damping_rule=damping_rule, tokens=tokens,
+        damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist,
     )  # fmt: skip
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
@@ -327,6 +338,27 @@ def demo(
     from whence.demo import tell
 
     tell(output, k=k, seeds=seeds, seed=seed)
+
+
+def _train_records(opened: Any, store: Path, train: tuple[str, ...]) -> list[Any]:
+    """The records that a store was built from, from where they were then, or from where they are said to be now.
+
+    Raises:
+        BadInput: If it is not known where they are, or they are not there.
+    """
+    from whence.load import load_records
+
+    origin = opened.blueprint.task
+    recorded = str(origin.get("data", ""))
+    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
+    if not train and (not recorded or (place.is_absolute() and not place.exists())):
+        gone = f"no training data at {recorded}, where it was when {store} was built"
+        raise BadInput(
+            found=gone if recorded else f"a store in {store} that does not say where its training data is",
+            needed="the data that it was built from",
+            do="pass --train with the place where it is now",
+        )
+    return [record for data in train or (recorded,) for record in load_records(data, split=origin.get("split", "train"))]
 
 
 def _task_options(task, model, long, max_length, track, ignore, functional) -> dict[str, Any]:

@@ -1,7 +1,17 @@
 """What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping; learned axes and masks."""
 
 from whence.curvature.axes import fit_axes
-from whence.curvature.codes import Code, code_axes, load_axes, load_whitened, most_bits, save_axes, save_whitened, whiten
+from whence.curvature.codes import (
+    Code,
+    code_axes,
+    load_axes,
+    load_whitened,
+    most_bits,
+    save_axes,
+    save_whitened,
+    solve_whitened,
+    whiten,
+)
 from whence.curvature.damping import (
     Damping,
     DampingRule,
@@ -74,6 +84,7 @@ __all__ = [
     "scaled",
     "shared_units",
     "side_scales",
+    "solve_whitened",
     "split",
     "stored_damping",
     "top_eigenvalue",

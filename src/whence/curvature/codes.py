@@ -11,10 +11,20 @@ from torch import Tensor
 
 from whence.compress import TURNED, Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, turn, unpack
 from whence.curvature.damping import Damping
-from whence.curvature.eigenbasis import KroneckerCurvature
+from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.records import Unit
 
-__all__ = ["Code", "code_axes", "most_bits", "load_axes", "load_whitened", "save_axes", "save_whitened", "whiten"]
+__all__ = [
+    "Code",
+    "code_axes",
+    "load_axes",
+    "load_whitened",
+    "most_bits",
+    "save_axes",
+    "save_whitened",
+    "solve_whitened",
+    "whiten",
+]
 
 # Eigenvalues of the Gram matrix below this share of the largest are rounding.
 _NOISE = 1e-12
@@ -50,6 +60,23 @@ def whiten(curvature: KroneckerCurvature, damping: Damping, most_coordinates: in
         tuple(block.inputs_II for block in curvature.blocks),
     )
     return Whitened(bases, tuple(value.rsqrt() for value in values), tuple(kept))
+
+
+def solve_whitened(whitened: Whitened, rows: Sequence[Tensor]) -> list[Tensor]:
+    """The whole of the damped inverse that the halves are of, (H + damping)^-1, applied to vectors in parameter space.
+
+    Weights of all coordinates are kept, so this is the inverse itself even where codes leave coordinates out.
+
+    Args:
+        whitened: One half.
+        rows: Per unit, shape (Q, O, I).
+
+    Returns:
+        Per unit, shape (Q, O, I).
+    """
+    sides = zip(whitened.units, whitened.bases.outputs, whitened.bases.inputs, whitened.weights, strict=True)
+    blocks = [KroneckerBlock(*parts) for parts in sides]
+    return [block.back(block.into(row) * block.values_OI.to(row).square()) for block, row in zip(blocks, rows, strict=True)]
 
 
 def most_bits(coordinates: int, width_K: int, most_bytes: int) -> int:

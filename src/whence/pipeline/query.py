@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from whence.capture import Plan, check_task, plan_units
-from whence.compress import Encoder
-from whence.curvature import Damping, DampingRule, stored_damping
+from whence.curvature import DampingRule
 from whence.data import Dataset, Example
-from whence.errors import BadInput, StoreMismatch
+from whence.errors import BadInput
 from whence.methods import method_named
-from whence.pipeline.encoders import stored_encoder
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.rerank import ExactStage, Stage, check_same_rows, reranked
+from whence.pipeline.stored import Asked, hit_of
 from whence.progress import meter
-from whence.records import Recipe, ScoreTable
+from whence.records import ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Rows, all_scores, gradient_rows, mean_table, precondition, token_scores, top_scores, whiten
-from whence.store import Store, dtype_named, open_store
+from whence.score import Top, all_scores, mean_table, top_scores
+from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
 __all__ = ["ensemble_table", "query", "score_table"]
+
+# Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
+_SHORTLIST, _SHORTEST = 10, 400
 
 
 def query(
@@ -37,9 +37,15 @@ def query(
     absolute_damping: float | None = None,
     damping_rule: DampingRule | None = None,
     tokens: bool = False,
+    rerank: Store | str | Path | None = None,
+    train: Dataset | Iterable[Any] | None = None,
+    shortlist: int | None = None,
     quiet: bool = False,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
+
+    With `rerank` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example that the scan
+    does not shortlist is not found.
 
     Args:
         store: A store or its folder.
@@ -49,8 +55,12 @@ def query(
         relative_damping: Share of each unit's mean eigenvalue.
         absolute_damping: Value in units of the loss's curvature.
         damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
-            mean eigenvalue.
+            mean eigenvalue. All three are the first stage's; a second store takes its method's own.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again.
+        rerank: What scores the shortlist: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned;
+            or another store of the same data, or its folder.
+        train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
+        shortlist: Rows kept of each query on each side; None for 10 k, and 400 at least.
         quiet: No progress on stderr.
 
     Returns:
@@ -61,39 +71,40 @@ def query(
     """
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
-    asked = _Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
+    size = _shortlist(k, rerank, train, shortlist)
+    asked = Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
     if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
             needed="queries with text, a language model and a fast tokenizer",
             do="leave tokens out",
         )
+    second = None
+    if rerank is not None:
+        second = ExactStage.prepare(asked, train, quiet) if rerank == "exact" else _larger(asked, rerank, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
-        high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
-    hits = []
-    wanted = high.rows_QK.numel() + low.rows_QK.numel()
-    with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
-        for top, sign in ((high, 1), (low, -1)):
-            sides = []
-            for place in range(len(asked.dataset)):
-                pairs = zip(top.scores_QK[place].tolist(), top.rows_QK[place].tolist(), strict=True)
-                # An example that raises the measurement is no opponent, however few lower it.
-                found = [_hit(asked.store, row, score) for score, row in pairs if score * sign > 0]
-                if tokens:
-                    found = [asked.with_tokens(hit, place) for hit in found]
-                    progress.advance(top.rows_QK.shape[1])
-                sides.append(tuple(found))
-            hits.append(tuple(sides))
+        high, low = top_scores(asked.store, asked.ready, size, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+    unit, method, notes = asked.unit, asked.method, asked.notes
+    if second is not None:
+        high, low, count = reranked(second, high, low, k)
+        by = "exact EK-FAC" if isinstance(second, ExactStage) else second.method
+        unit = unit if isinstance(second, ExactStage) else second.unit
+        method = f"{asked.method}, then {by}"
+        row = f"{asked.method} rows of {asked.store.codec.row_bytes():,} bytes"
+        share = f"the strongest {min(size, len(asked.store)):,} of each side of each query by {row}, {count:,} examples in all"
+        notes = (*notes, f"scores by {by}, of {share}")
+    hits = _both_sides(asked.store, second or asked, high, low, tokens=tokens, quiet=quiet)
     return Hits(
         queries=tuple(_title(example) for example in asked.dataset.examples),
-        proponents=hits[0],
-        opponents=hits[1],
+        proponents=tuple(up for up, _ in hits),
+        opponents=tuple(down for _, down in hits),
         measurements=tuple(asked.rows.values.tolist()),
-        unit=asked.unit,
-        method=asked.method,
+        unit=unit,
+        method=method,
         num_examples=len(asked.store),
-        notes=asked.notes,
+        notes=notes,
         measurement_unit=task.unit,
+        stage="scan" if second is None else "exact" if isinstance(second, ExactStage) else "store",
     )
 
 
@@ -163,7 +174,7 @@ def _table(
     store, task, queries, dampings: tuple[float | None, float | None, DampingRule | None], quiet: bool, *, weighted: bool
 ) -> ScoreTable:
     started = time.monotonic()
-    asked = _Asked.prepare(store, task, queries, *dampings, quiet)
+    asked = Asked.prepare(store, task, queries, *dampings, quiet)
     with meter("scan", len(asked.store), quiet=quiet) as progress:
         scores = all_scores(
             asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted
@@ -184,105 +195,50 @@ def _table(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """Queries made ready against one store."""
+def _shortlist(k: int, rerank: Any, train: Any, shortlist: int | None) -> int:
+    """Rows of each side that the scan keeps.
 
-    store: Store
-    task: AbstractTask
-    plan: Plan
-    encoder: Encoder
-    dataset: Dataset
-    rows: Rows
-    ready: list[Tensor]
-    norms_Q: Tensor | None
-    unit: str
-    method: str
-    notes: tuple[str, ...]
-    damping: Damping | None
-    roots: list[Tensor] | None
-
-    @classmethod
-    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "_Asked":
-        store = store if isinstance(store, Store) else open_store(store)
-        store.accepts(task)
-        blueprint, method = store.blueprint, method_named(store.blueprint.method)
-        damping = None
-        if method.curvature == "fisher":
-            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = stored_damping(
-                recipe,
-                relative_damping=relative_damping,
-                absolute_damping=absolute_damping,
-                rule=damping_rule,
-                default=method.relative_damping,
-            )
-        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
-            inside = method.curvature == "ekfac"
-            raise BadInput(
-                found=f"damping for a store of {method.name}",
-                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
-                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
-            )
-        dataset = as_dataset(task, queries)
-        plan = plan_units(task)
-        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
-        if tracked != stored:
-            raise StoreMismatch(
-                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
-                needed="the same tracked parameters",
-                do="pass the same track, ignore and functional to the task as at the build",
-            )
-        notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
-        encoder = stored_encoder(store, plan, task)
-        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
-        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
-        with meter("queries", len(dataset), quiet=quiet) as progress:
-            rows = gradient_rows(
-                task, plan, encoder, dataset.examples,
-                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
-            )  # fmt: skip
-        roots = None
-        if method.whitened and damping is not None:
-            found = whiten(store, rows, damping)
-            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
-            moments = (
-                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
-            )
-            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
-        else:
-            ready = precondition(store, rows, damping)
-            norms_Q = rows.norms() / len(store) if method.cosine else None
-        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
-        unit = "cosine" if method.cosine else plain
-        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
-
-    def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token, unless its text does not give the tokens that it was built from."""
-        known = self.store.example(hit.row)
-        if not hit.text:
-            return hit
-        prompt = known.get("prompt", 0)
-        record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
-        example = self.task.prepare([record]).examples[0]
-        # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
-        if example.token_spans is None or example.length != known["length"]:
-            return hit
-        asked = [unit[place] for unit in self.ready]
-        for index, right_CR in self.store.right_factors(hit.row).items():
-            # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
-            asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
-        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
-        if self.norms_Q is not None and float(parts.sum()):
-            parts = parts * (hit.score / float(parts.sum()))
-        spans = tuple((int(a), int(b)) for a, b in example.token_spans)
-        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist()))
+    Raises:
+        BadInput: If there is no use for `train` or `shortlist`, or the shortlist is too short.
+    """
+    if rerank is None and (train is not None or shortlist is not None):
+        name = "train" if train is not None else "shortlist"
+        raise BadInput(found=f"{name} without rerank", needed="a second stage for it", do=f"pass rerank, or leave {name} out")
+    if rerank is None:
+        return k
+    if rerank != "exact" and train is not None:
+        raise BadInput(
+            found="train for a second store", needed="nothing but the store", do="leave train out, or pass rerank='exact'"
+        )
+    if shortlist is not None and shortlist < k:
+        raise BadInput(found=f"shortlist={shortlist} for k={k}", needed="at least k", do="keep more, or ask for fewer hits")
+    return shortlist or max(_SHORTLIST * k, _SHORTEST)
 
 
-def _hit(store: Store, row: int, score: float) -> Hit:
-    known = store.example(row)
-    span = tuple(known["span"]) if "span" in known else None
-    return Hit(known["id"], row, score, known.get("source", ""), known.get("text", ""), span)  # type: ignore[arg-type]
+def _larger(asked: Asked, rerank: Store | str | Path, quiet: bool) -> Asked:
+    larger = rerank if isinstance(rerank, Store) else open_store(rerank)
+    check_same_rows(asked.store, larger)
+    return Asked.prepare(larger, asked.task, asked.dataset, None, None, None, quiet)
+
+
+def _both_sides(
+    store: Store, stage: Stage, high: Top, low: Top, *, tokens: bool, quiet: bool
+) -> list[tuple[tuple[Hit, ...], tuple[Hit, ...]]]:
+    """Proponents and opponents of each query."""
+    found = []
+    with meter("tokens", high.rows_QK.numel() + low.rows_QK.numel(), quiet=quiet or not tokens) as progress:
+        for place in range(len(high.rows_QK)):
+            sides = []
+            for top, sign in ((high, 1), (low, -1)):
+                pairs = zip(top.scores_QK[place].tolist(), top.rows_QK[place].tolist(), strict=True)
+                # An example that raises the measurement is no opponent, however few lower it.
+                hits = [hit_of(store, row, score) for score, row in pairs if score * sign > 0]
+                if tokens:
+                    hits = [stage.with_tokens(hit, place) for hit in hits]
+                    progress.advance(top.rows_QK.shape[1])
+                sides.append(tuple(hits))
+            found.append((sides[0], sides[1]))
+    return found
 
 
 def _title(example: Example) -> str:

@@ -1,7 +1,7 @@
 """The answer to a query: ranked examples, with what it takes to show, print and save them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from whence.report.html import hits_fragment
 from whence.report.terminal import print_hits
@@ -47,6 +47,8 @@ class Hits:
         method: Name and settings of the method.
         notes: What a reader has to know, such as how damping was chosen.
         measurement_unit: What the measurements are counted in; the same as `unit` only for methods with curvature.
+        stage: Where all of the scores are from: "scan", the rows of the store; "exact", the model run again on a shortlist of them; "store",
+            a second store's rows of that shortlist.
     """
 
     queries: tuple[str, ...]
@@ -58,6 +60,7 @@ class Hits:
     num_examples: int
     notes: tuple[str, ...] = ()
     measurement_unit: str = ""
+    stage: Literal["scan", "exact", "store"] = "scan"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
@@ -65,6 +68,7 @@ class Hits:
             "unit": self.unit,
             "measurement_unit": self.measurement_unit,
             "method": self.method,
+            "stage": self.stage,
             "num_examples": self.num_examples,
             "notes": list(self.notes),
             "queries": [

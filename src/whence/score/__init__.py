@@ -6,7 +6,7 @@ from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
-from whence.score.scan import Top, all_scores, top_scores
+from whence.score.scan import Top, all_scores, row_scores, top_scores
 from whence.score.tokens import token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
@@ -30,6 +30,7 @@ __all__ = [
     "precondition",
     "random_scores",
     "representation_similarity",
+    "row_scores",
     "token_scores",
     "top_scores",
     "truncate",

@@ -3,7 +3,7 @@
 Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from whence.progress import Meter
 from whence.score.whitening import whitened_norms
 from whence.store import Store
 
-__all__ = ["Top", "all_scores", "shard_scores", "top_scores"]
+__all__ = ["Top", "all_scores", "row_scores", "shard_scores", "top_scores"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,9 @@ def shard_scores(
     Raises:
         NonFinite: If a score is NaN or infinite.
     """
-    score = store.codec.scorer(queries)
+    score = _scorer(store, queries, norms_Q, roots, weighted=weighted)
     for start, tensors in store.shards():
-        scores_QN = score(tensors)
-        if norms_Q is not None:
-            tiny = torch.finfo(scores_QN.dtype).tiny
-            norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
-            scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
-        if weighted and "weights" in tensors:
-            scores_QN = scores_QN * tensors["weights"].to(scores_QN)
-        _check_finite(scores_QN)
-        yield start, scores_QN
+        yield start, score(tensors)
 
 
 def top_scores(
@@ -111,6 +103,49 @@ def all_scores(
         parts.append(scores_QN)
         progress.advance(scores_QN.shape[1])
     return torch.cat(parts, 1)
+
+
+def row_scores(
+    store: Store,
+    queries: Sequence[Tensor],
+    rows: Sequence[int],
+    *,
+    norms_Q: Tensor | None,
+    roots: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Scores of some rows only, shape (Q, rows), reading nothing else.
+
+    Args:
+        store: The rows.
+        queries: As in `shard_scores`.
+        rows: Ascending.
+        norms_Q: As in `shard_scores`.
+        roots: As in `shard_scores`.
+
+    Returns:
+        In the order of the rows.
+    """
+    score = _scorer(store, queries, norms_Q, roots, weighted=True)
+    return torch.cat([score(tensors) for tensors in store.rows(rows)], 1)
+
+
+def _scorer(
+    store: Store, queries: Sequence[Tensor], norms_Q: Tensor | None, roots: Sequence[Tensor] | None, *, weighted: bool
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    inner_products = store.codec.scorer(queries)
+
+    def score(tensors: dict[str, Tensor]) -> Tensor:
+        scores_QN = inner_products(tensors)
+        if norms_Q is not None:
+            tiny = torch.finfo(scores_QN.dtype).tiny
+            norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
+            scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
+        if weighted and "weights" in tensors:
+            scores_QN = scores_QN * tensors["weights"].to(scores_QN)
+        _check_finite(scores_QN)
+        return scores_QN
+
+    return score
 
 
 def _check_finite(scores_QN: Tensor) -> None:

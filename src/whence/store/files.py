@@ -22,6 +22,7 @@ __all__ = [
     "disk_errors",
     "locked",
     "read_json",
+    "read_rows",
     "read_tensors",
     "sha256_of",
     "write_bytes",
@@ -158,6 +159,20 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (SafetensorError, OSError) as error:
+        raise StoreCorrupt(**damaged(path, str(error))) from error
+
+
+def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Some rows of some tensors of a safetensors file; no others are read.
+
+    Raises:
+        StoreCorrupt: If it is missing or not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in names}
+            return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise StoreCorrupt(**damaged(path, str(error))) from error
 

@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, read_json, read_tensors, sha256_of
+from whence.store.files import damaged, read_json, read_rows, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.writer import read_seals
 from whence.tasks import AbstractTask
@@ -77,6 +78,25 @@ class Store:
             StoreCorrupt: If the file is not what was sealed.
         """
         return read_tensors(self._path(seal, ".safetensors"), names)
+
+    def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """Some rows only, shard by shard; nothing else is read.
+
+        Args:
+            rows: Ascending.
+
+        Yields:
+            What `shards` yields of them, in order.
+        """
+        wanted = [*self.codec.layout(), *self.blueprint.columns()]
+        for start, seal in zip(self.starts, self.seals, strict=True):
+            inside = [row - start for row in rows[bisect_left(rows, start) : bisect_left(rows, start + seal.rows)]]
+            if inside:
+                yield read_rows(self._path(seal, ".safetensors"), wanted, inside)
+
+    def datasets(self) -> list[tuple[str, int]]:
+        """Fingerprint and number of rows of each dataset that was built or appended, in row order."""
+        return [(data, sum(seal.rows for seal in seals)) for data, seals in groupby(self.seals, lambda seal: seal.data)]
 
     def file(self, name: str) -> dict[str, Tensor]:
         """All tensors of a file beside the shards.

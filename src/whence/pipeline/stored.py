@@ -1,0 +1,158 @@
+"""Queries made ready against one store: gradients, damping, preconditioning, and their hits' tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from whence.capture import Plan, check_task, plan_units
+from whence.compress import Encoder
+from whence.curvature import Damping, stored_damping
+from whence.data import Dataset
+from whence.errors import BadInput, StoreMismatch
+from whence.methods import method_named
+from whence.pipeline.encoders import stored_encoder
+from whence.pipeline.inputs import as_dataset
+from whence.progress import meter
+from whence.records import Recipe
+from whence.report import Hit
+from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
+from whence.store import Store, dtype_named, open_store
+from whence.tasks import AbstractTask
+
+__all__ = ["Asked", "hit_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Queries made ready against one store.
+
+    Args:
+        store: The store.
+        task: The model that it was built with.
+        plan: Its units.
+        encoder: What made the rows.
+        dataset: The queries.
+        rows: Their encoded gradients, and measurements.
+        ready: Preconditioned, per stored unit of shape (Q, P, R).
+        norms_Q: For cosines.
+        unit: What one unit of score means.
+        method: Name of the method.
+        notes: What a reader has to know.
+        damping: None where it is inside the rows, or there is no curvature.
+        roots: What whitens the stored rows, per unit, for methods that do.
+    """
+
+    store: Store
+    task: AbstractTask
+    plan: Plan
+    encoder: Encoder
+    dataset: Dataset
+    rows: Rows
+    ready: list[Tensor]
+    norms_Q: Tensor | None
+    unit: str
+    method: str
+    notes: tuple[str, ...]
+    damping: Damping | None
+    roots: list[Tensor] | None
+
+    @classmethod
+    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "Asked":
+        """Take the queries' gradients and precondition them; arguments as in `whence.query`.
+
+        Raises:
+            BadInput: If a damping is given that the store has no use for.
+            StoreMismatch: If the task tracks other parameters.
+        """
+        store = store if isinstance(store, Store) else open_store(store)
+        store.accepts(task)
+        blueprint, method = store.blueprint, method_named(store.blueprint.method)
+        damping = None
+        if method.curvature == "fisher":
+            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
+            damping = stored_damping(
+                recipe,
+                relative_damping=relative_damping,
+                absolute_damping=absolute_damping,
+                rule=damping_rule,
+                default=method.relative_damping,
+            )
+        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
+            inside = method.curvature == "ekfac"
+            raise BadInput(
+                found=f"damping for a store of {method.name}",
+                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
+                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
+            )
+        dataset = as_dataset(task, queries)
+        plan = plan_units(task)
+        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        if tracked != stored:
+            raise StoreMismatch(
+                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
+                needed="the same tracked parameters",
+                do="pass the same track, ignore and functional to the task as at the build",
+            )
+        notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
+        encoder = stored_encoder(store, plan, task)
+        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
+        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
+        with meter("queries", len(dataset), quiet=quiet) as progress:
+            rows = gradient_rows(
+                task, plan, encoder, dataset.examples,
+                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
+            )  # fmt: skip
+        roots = None
+        if method.whitened and damping is not None:
+            found = whiten(store, rows, damping)
+            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            moments = (
+                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+            )
+            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+        else:
+            ready = precondition(store, rows, damping)
+            norms_Q = rows.norms() / len(store) if method.cosine else None
+        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
+        unit = "cosine" if method.cosine else plain
+        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
+
+    @property
+    def at_once(self) -> int:
+        """All queries: they are as small as rows."""
+        return len(self.dataset)
+
+    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+        """Scores of some queries for some rows of the store only, shape (Q, rows); rows ascending."""
+        chosen = slice(places.start, places.stop)
+        norms_Q = None if self.norms_Q is None else self.norms_Q[chosen]
+        return row_scores(self.store, [unit[chosen] for unit in self.ready], rows, norms_Q=norms_Q, roots=self.roots)
+
+    def with_tokens(self, hit: Hit, place: int) -> Hit:
+        """The hit with a score per token, unless its text does not give the tokens that it was built from."""
+        known = self.store.example(hit.row)
+        if not hit.text:
+            return hit
+        prompt = known.get("prompt", 0)
+        record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
+        example = self.task.prepare([record]).examples[0]
+        # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
+        if example.token_spans is None or example.length != known["length"]:
+            return hit
+        asked = [unit[place] for unit in self.ready]
+        for index, right_CR in self.store.right_factors(hit.row).items():
+            # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
+            asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
+        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
+        if self.norms_Q is not None and float(parts.sum()):
+            parts = parts * (hit.score / float(parts.sum()))
+        spans = tuple((int(a), int(b)) for a, b in example.token_spans)
+        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist()))
+
+
+def hit_of(store: Store, row: int, score: float) -> Hit:
+    """What is known of a row, with its score."""
+    known = store.example(row)
+    span = tuple(known["span"]) if "span" in known else None
+    return Hit(known["id"], row, score, known.get("source", ""), known.get("text", ""), span)  # type: ignore[arg-type]
