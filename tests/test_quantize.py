@@ -91,7 +91,7 @@ def test_integer_products_are_inner_products(bits, rows, width, queries, seed, w
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
 def test_integer_products_of_long_rows(bits, monkeypatch):
     """Longer than what is multiplied, and than what is unpacked, at once; so long that an int32 could not hold the sum."""
-    monkeypatch.setattr("whence.compress.integers._ROWS", 2)
+    monkeypatch.setattr("whence.compress.integers._FEWEST_ROWS", 2)
     monkeypatch.setattr("whence.compress.integers._PRODUCTS", 64)
     rows = torch.full((3, 150_001), 3.0)
     rows[:, ::70] = -2.0
