@@ -46,12 +46,18 @@ def make_store(folder, method, dtype, arguments):
     with write_store(folder, blueprint, dataset, append=False) as writer:
         for shard in writer.pending:
             count = shard.stop - shard.start
-            # Encoding random matrices would take most of the benchmark's time, and what the numbers are does not matter to a scan.
-            sample = codec.encode([torch.randn(64, *shape, generator=generator) for shape in shapes])
-            tensors = {name: tensor.repeat(count // 64, *[1] * (tensor.ndim - 1)) for name, tensor in sample.items()}
+            # Numbers of one row as they come, all others drawn: encoding would take most of the benchmark's time.
+            sample = codec.encode([torch.randn(1, *shape, generator=generator) for shape in shapes])
+            tensors = {name: random_like(tensor.expand(count, *tensor.shape[1:]), generator) for name, tensor in sample.items()}
             writer.write(shard, {**tensors, "norms": torch.ones(count)})
         writer.finish({})
     return open_store(folder), [torch.randn(256, *shape, generator=generator) for shape in shapes]
+
+
+def random_like(tensor, generator):
+    if tensor.dtype in (torch.uint8, torch.int8):
+        return torch.randint(0, 256, tensor.shape, dtype=torch.uint8, generator=generator).view(tensor.dtype)
+    return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
 
 
 def drop(store):

@@ -51,6 +51,13 @@ class IntegerScorer:
                 sums.append(piece_QD.sum(1))
         self.weights_KGQ, self.sums_KQ = torch.stack(weights), torch.stack(sums)
         self.units_K = torch.tensor([index for index, _, _ in self.pieces])
+        columns, widest = self.pieces[0][2].shape[1], max(len(digits_DC) for _, _, digits_DC in self.pieces)
+        threads = torch.get_num_threads()
+        self.rows = max(_FEWEST_ROWS, min(_BLOCK_NUMBERS // widest, _PRODUCTS // columns) * threads)
+        self.together = min(len(self.pieces), max(1, _PRODUCTS * threads // (self.rows * columns)))
+        # Used again for every shard: fresh memory costs as much as reading it.
+        self.products = torch.empty(self.together * self.rows * columns, dtype=torch.int32)
+        self.unpacked = torch.empty(0 if bits == 8 else self.rows * widest, dtype=torch.uint8)
 
     def __call__(self, codes: Sequence[Tensor], scales_UN: Tensor) -> Tensor:
         """Scores of rows, summed over units.
@@ -63,19 +70,16 @@ class IntegerScorer:
             Shape (N, Q), in the queries' type.
         """
         count, columns = len(codes[0]), self.pieces[0][2].shape[1]
-        threads, widest = torch.get_num_threads(), max(len(digits_DC) for _, _, digits_DC in self.pieces)
-        rows = min(count, max(_FEWEST_ROWS, min(_BLOCK_NUMBERS // widest, _PRODUCTS // columns) * threads))
-        together = min(len(self.pieces), max(1, _PRODUCTS * threads // (rows * columns)))
+        rows, together = min(count, self.rows), self.together
         scales_KN, scores_NQ = scales_UN[self.units_K], torch.zeros(count, self.num_queries, dtype=self.dtype)
-        buffer_KNC = torch.empty(together, rows, columns, dtype=torch.int32)
-        unpacked = torch.empty(0 if self.bits == 8 else rows * widest, dtype=torch.uint8)
+        buffer_KNC = self.products[: together * rows * columns].view(together, rows, columns)
         for start in range(0, count, rows):
             chosen_N = slice(start, min(start + rows, count))
             for first in range(0, len(self.pieces), together):
                 chosen_K = slice(first, min(first + together, len(self.pieces)))
                 products_KNC = buffer_KNC[: chosen_K.stop - first, : chosen_N.stop - start]
                 for products_NC, (index, columns_B, digits_DC) in zip(products_KNC, self.pieces[chosen_K], strict=True):
-                    _multiply(_planes(codes[index][chosen_N, columns_B], self.bits, unpacked), digits_DC, products_NC)
+                    _multiply(_planes(codes[index][chosen_N, columns_B], self.bits, self.unpacked), digits_DC, products_NC)
                 scores_NQ[chosen_N] += self._added(products_KNC, chosen_K, scales_KN[chosen_K, chosen_N])
         return scores_NQ
 

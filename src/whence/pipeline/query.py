@@ -26,6 +26,13 @@ from whence.tasks import AbstractTask
 
 __all__ = ["ensemble_table", "query", "score_table"]
 
+# Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
+_FARTHEST = 2.0
+_WITHHELD = (
+    "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
+    "half or more than twice of the hits'"
+)
+
 
 def query(
     store: Store | str | Path,
@@ -50,7 +57,9 @@ def query(
         absolute_damping: Value in units of the loss's curvature.
         damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
             mean eigenvalue.
-        tokens: Whether the text hits get a score per token, which runs the model on each hit again.
+        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
+            A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
+            says so.
         quiet: No progress on stderr.
 
     Returns:
@@ -70,7 +79,7 @@ def query(
         )
     with meter("scan", len(asked.store), quiet=quiet) as progress:
         high, low = top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
-    hits = []
+    hits, withheld = [], 0
     wanted = high.rows_QK.numel() + low.rows_QK.numel()
     with meter("tokens", wanted, quiet=quiet or not tokens) as progress:
         for top, sign in ((high, 1), (low, -1)):
@@ -80,7 +89,9 @@ def query(
                 # An example that raises the measurement is no opponent, however few lower it.
                 found = [_hit(asked.store, row, score) for score, row in pairs if score * sign > 0]
                 if tokens:
-                    found = [asked.with_tokens(hit, place) for hit in found]
+                    judged = [asked.with_tokens(hit, place) for hit in found]
+                    found = [hit for hit, _ in judged]
+                    withheld += sum(is_far for _, is_far in judged)
                     progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(found))
             hits.append(tuple(sides))
@@ -92,7 +103,7 @@ def query(
         unit=asked.unit,
         method=asked.method,
         num_examples=len(asked.store),
-        notes=asked.notes,
+        notes=(*asked.notes, *([_WITHHELD.format(withheld)] if withheld else [])),
         measurement_unit=task.unit,
     )
 
@@ -257,26 +268,39 @@ class _Asked:
         unit = "cosine" if method.cosine else plain
         return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
 
-    def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token, unless its text does not give the tokens that it was built from."""
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, and whether it has none because its row is too far from its gradient.
+
+        A text that does not give the tokens that the row was built from has none either.
+        """
         known = self.store.example(hit.row)
         if not hit.text:
-            return hit
+            return hit, False
         prompt = known.get("prompt", 0)
         record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
         example = self.task.prepare([record]).examples[0]
         # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
         if example.token_spans is None or example.length != known["length"]:
-            return hit
+            return hit, False
         asked = [unit[place] for unit in self.ready]
         for index, right_CR in self.store.right_factors(hit.row).items():
             # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
             asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
         parts = token_scores(self.task, self.plan, self.encoder, example, asked)
-        if self.norms_Q is not None and float(parts.sum()):
-            parts = parts * (hit.score / float(parts.sum()))
+        total, stored = float(parts.sum()), self._stored_score(hit, place)
+        if not 1 / _FARTHEST <= total / stored <= _FARTHEST:
+            return hit, True
+        parts = parts * (hit.score / total)
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
-        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist()))
+        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist())), False
+
+    def _stored_score(self, hit: Hit, place: int) -> float:
+        """What the stored row scores before it is divided by norms, which is what the parts of a gradient add up to."""
+        if self.norms_Q is None:
+            return hit.score
+        row = self.store.row(hit.row)
+        inner = float(self.store.codec.scorer([unit[place : place + 1] for unit in self.ready])(row))
+        return inner * float(row["weights"]) if "weights" in row else inner
 
 
 def _hit(store: Store, row: int, score: float) -> Hit:

@@ -55,7 +55,7 @@ def shard_scores(
     """
     score = store.codec.scorer(queries)
     for start, tensors in store.shards():
-        scores_QN = score(tensors)
+        scores_QN = score(tensors).contiguous()
         if norms_Q is not None:
             tiny = torch.finfo(scores_QN.dtype).tiny
             norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
@@ -124,10 +124,31 @@ def _check_finite(scores_QN: Tensor) -> None:
 
 
 def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
-    new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    if top.scores_QK.shape[1] < k:
+        new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    else:
+        new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
+    if not new_rows.shape[1]:
+        return top
     scores = torch.cat([top.scores_QK, new_scores], 1)
     rows = torch.cat([top.rows_QK, new_rows + start], 1)
     by_row = rows.argsort(dim=1)
     scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
     order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
     return Top(scores.gather(1, order), rows.gather(1, order))
+
+
+def _better(scores_QN: Tensor, last_Q1: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Scores that belong before the last of k hits, and their places: after a few shards a handful, where sorting would take them all.
+
+    Returns:
+        Shapes (Q, most of any query), filled up with what comes after every hit.
+    """
+    query_M, row_M = (scores_QN > last_Q1 if largest else scores_QN < last_Q1).nonzero(as_tuple=True)
+    count_Q = torch.bincount(query_M, minlength=len(scores_QN))
+    place_M = torch.arange(len(query_M)) - (count_Q.cumsum(0) - count_Q)[query_M]
+    most = int(count_Q.max())
+    found_QK = scores_QN.new_full((len(scores_QN), most), -torch.inf if largest else torch.inf)
+    rows_QK = torch.zeros(len(scores_QN), most, dtype=torch.long)
+    found_QK[query_M, place_M], rows_QK[query_M, place_M] = scores_QN[query_M, row_M], row_M
+    return found_QK, rows_QK
