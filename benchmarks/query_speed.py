@@ -66,12 +66,12 @@ def drop(store):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rate(amount, run, cold=None):
+def rate(amount, run, *, clock=time.perf_counter, cold=None):
     if cold is not None:
         drop(cold)
-    started = time.perf_counter()
+    started = clock()
     run()
-    return amount / (time.perf_counter() - started) / 1e9
+    return amount / (clock() - started) / 1e9
 
 
 def main():
@@ -82,9 +82,13 @@ def main():
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8", "int4", "int2", "int1"])
     parser.add_argument("--stores", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument(
+        "--processor-time", action="store_true", help="with one thread on a busy machine: leave out waiting for others"
+    )
     parser.add_argument("--cold", action="store_true", help="also with the files dropped from the page cache")
     arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads; GB/s of stored bytes")
+    clock = "processor" if arguments.processor_time else "wall-clock"
+    print(f"{torch.get_num_threads()} threads, {clock} time; GB/s of stored bytes")
     head = ["store", "dtype", "bytes a row", "queries", "rows/s", "scan", "read", "multiply", "arithmetic", "share"]
     head += ["cold scan", "cold read", "ratio"] if arguments.cold else []
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -122,17 +126,16 @@ def measure(store, queries, arguments):
 
     # In turns, so that a busy moment hits all of them. Of each the middle one; of what arithmetic allows the best.
     scan()
-    turns = [
-        (rate(size, scan), rate(size, matrix.sum), rate(size, lambda: torch.mv(matrix, vector)), rate(2048**3, product))
-        for _ in range(arguments.rounds)
-    ]
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    jobs = [(size, scan), (size, matrix.sum), (size, lambda: torch.mv(matrix, vector)), (2048**3, product)]
+    turns = [[rate(amount, run, clock=clock) for amount, run in jobs] for _ in range(arguments.rounds)]
     found = [sorted(column) for column in zip(*turns, strict=True)]
     scanned, summed, multiplied = (statistics.median(column) for column in found[:3])
     arithmetic = found[3][-1] / (numbers * columns) * row_bytes
     share = statistics.median(turn[0] / min(turn[2], arithmetic) for turn in turns)
     cells = [f"{scanned * 1e9 / row_bytes:,.0f}", *(f"{x:.2f}" for x in (scanned, summed, multiplied, arithmetic, share))]
     if arguments.cold:
-        pairs = [(rate(size, scan, store), rate(size, read, store)) for _ in range(3)]
+        pairs = [(rate(size, scan, cold=store), rate(size, read, cold=store)) for _ in range(3)]
         cold, disk = (statistics.median(column) for column in zip(*pairs, strict=True))
         cells += [f"{cold:.2f}", f"{disk:.2f}", f"{cold / disk:.2f}"]
     return cells

@@ -282,9 +282,9 @@ def test_pca_with_nothing_to_learn(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(
     k=st.integers(1, 12), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), levels=st.integers(1, 30),
-    queries=st.integers(1, 3), seed=st.integers(0, 99),
+    queries=st.integers(1, 3), joined=st.integers(1, 40), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, queries, seed):
+def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, queries, joined, seed):
     """Few levels make many equal scores: those come in row order, but for which of them are taken where k places are first filled."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-levels, levels + 1, (queries, sum(sizes)), generator=generator).double()
@@ -293,7 +293,8 @@ def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, que
     store = SimpleNamespace(
         codec=SimpleNamespace(scorer=lambda queries: lambda tensors: tensors["scores"]), shards=lambda: iter(shards)
     )
-    with meter("", sum(sizes), quiet=True) as progress:
+    with pytest.MonkeyPatch.context() as patch, meter("", sum(sizes), quiet=True) as progress:
+        patch.setattr("whence.score.scan._JOINED_SCORES", joined)
         high, low = top_scores(store, [torch.zeros(queries, 1, 1).double()], k, norms_Q=None, progress=progress)  # type: ignore[arg-type]
     for top, sign in ((high, -1), (low, 1)):
         for query in range(queries):

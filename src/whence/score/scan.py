@@ -16,6 +16,9 @@ from whence.store import Store
 
 __all__ = ["Top", "all_scores", "shard_scores", "top_scores"]
 
+# Scores among which hits are looked for at once.
+_JOINED_SCORES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Top:
@@ -89,10 +92,9 @@ def top_scores(
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, scores_QN in shard_scores(store, queries, norms_Q, roots=roots):
+    for start, scores_QN in _joined(shard_scores(store, queries, norms_Q, roots=roots), progress):
         high = _merge(high, scores_QN, start, k, largest=True)
         low = _merge(low, scores_QN, start, k, largest=False)
-        progress.advance(scores_QN.shape[1])
     return high, low
 
 
@@ -113,8 +115,27 @@ def all_scores(
     return torch.cat(parts, 1)
 
 
+def _joined(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
+    """Scores of several shards as one: looking for hits takes many small steps, which few queries would feel.
+
+    Yields:
+        As `shard_scores` does.
+    """
+    first, waiting = 0, []
+    for start, scores_QN in shards:
+        first = first if waiting else start
+        waiting.append(scores_QN)
+        progress.advance(scores_QN.shape[1])
+        if sum(one.numel() for one in waiting) >= _JOINED_SCORES:
+            yield first, torch.cat(waiting, 1)
+            waiting = []
+    if waiting:
+        yield first, torch.cat(waiting, 1)
+
+
 def _check_finite(scores_QN: Tensor) -> None:
-    if not bool(torch.isfinite(scores_QN).all()):
+    # The sum is not finite if one score is not, and takes one pass; it may also have grown too large by itself.
+    if not bool(scores_QN.sum().isfinite()) and not bool(torch.isfinite(scores_QN).all()):
         query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
         raise NonFinite(
             found=f"a score of query {query} that is NaN or infinite",
