@@ -9,6 +9,7 @@ from tests import zoo
 from tests.reference.influence import projected_rows
 from whence.capture import capture, plan_units
 from whence.compress import AxesSketch, Kronecker, RowCodec, RowSums, factorize, projected_shape, random_matrix
+from whence.compress.stored import room_for, score_rows
 from whence.records import Dense, OneHot
 
 
@@ -121,6 +122,19 @@ def test_a_row_depends_on_nothing_but_itself():
         torch.testing.assert_close(together[place], torch.cat([pair[place] for pair in alone]), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("num_queries", [1, 2, 7, 8, 40])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_rows_are_multiplied_in_the_queries_precision(monkeypatch, stored, wide, num_queries):
+    monkeypatch.setattr("whence.compress.stored._BLOCK_NUMBERS", 300)
+    torch.manual_seed(0)
+    rows, query = torch.randn(53, 33, dtype=torch.float64).to(stored), torch.randn(num_queries, 33, dtype=wide)
+    scores = torch.ones(53, num_queries, dtype=wide)
+    score_rows(rows, query, scores, room_for(wide))
+    wanted = 1 + rows.to(wide).double() @ query.double().T
+    torch.testing.assert_close(scores.double(), wanted, rtol=0, atol=32 * 33**0.5 * torch.finfo(wide).eps)
+
+
 SHAPES = ((8, 8), (1, 6), (70, 70), (3, 40))
 
 
@@ -128,6 +142,7 @@ SHAPES = ((8, 8), (1, 6), (70, 70), (3, 40))
 @pytest.mark.parametrize("factor_rank", [None, 1, 2])
 def test_scores_are_inner_products_of_decoded_rows(monkeypatch, factor_rank, num_queries):
     monkeypatch.setattr("whence.compress.factors._CACHE_NUMBERS", 1 << 12)  # several blocks, the last one short
+    monkeypatch.setattr("whence.compress.stored._BLOCK_NUMBERS", 1 << 12)
     torch.manual_seed(0)
     names = tuple("abcd")
     codec = RowCodec(names, SHAPES, factor_rank, torch.float64, seed=0)

@@ -89,9 +89,20 @@ def test_integer_products_are_inner_products(bits, rows, width, queries, seed, w
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_processors_without_the_integer_kernels_give_the_same_numbers(bits, monkeypatch):
+    torch.manual_seed(0)
+    codes, _ = quantize(torch.randn(30, 2050), bits)
+    query = torch.randn(3, 2050)
+    wanted = scored(query, codes, bits)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch, "_int_mm")
+    assert torch.equal(scored(query, codes, bits), wanted)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
 def test_integer_products_of_long_rows(bits, monkeypatch):
     """Longer than what is multiplied, and than what is unpacked, at once; so long that an int32 could not hold the sum."""
-    monkeypatch.setattr("whence.compress.integers._ROWS", 2)
+    monkeypatch.setattr("whence.compress.integers._FEWEST_ROWS", 2)
     monkeypatch.setattr("whence.compress.integers._PRODUCTS", 64)
     rows = torch.full((3, 150_001), 3.0)
     rows[:, ::70] = -2.0
@@ -201,18 +212,29 @@ def test_a_reader_of_codes_written_from_the_documentation(tmp_path, dtype):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * max(1e-30, wanted.abs().max().item()))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_token_scores_of_codes_follow_the_hit(tmp_path, model_folder, dtype):
-    """They come from running the model again, so they differ from the score by what was rounded."""
+@pytest.mark.parametrize("method", ["lorif", "logra", "grad-cos"])
+@pytest.mark.parametrize("dtype", BITS)
+def test_token_scores_of_codes_add_up_to_the_hit_or_are_withheld(tmp_path, model_folder, method, dtype):
+    """They come from running the model again: where the row has little to do with that gradient they would explain something else."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(model_folder).double()
     task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
     records = [f"{letter} text of {letter}" for letter in "abcdefgh"]
-    store = whence.build(task, records, tmp_path / "s", method="lorif", rank=16, factor_rank=1, dtype=dtype, quiet=True)
-    hits = whence.query(store, task, records[:1], k=1, tokens=True, quiet=True)
-    hit = hits.proponents[0][0]
-    assert sum(hit.token_scores) == pytest.approx(hit.score, rel={"int8": 0.05, "int4": 0.3}[dtype])
+    options = {"factor_rank": 4} if method == "lorif" else {}
+    store = whence.build(task, records, tmp_path / "s", method=method, rank=16, dtype=dtype, quiet=True, **options)
+    found = whence.query(store, task, records[:2], k=8, tokens=True, quiet=True)
+    hits = [hit for side in found.proponents + found.opponents for hit in side]
+    without = sum(not hit.token_scores for hit in hits)
+    assert all(sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-5) for hit in hits if hit.token_scores)
+    notes = [note for note in found.notes if "no token scores" in note]
+    assert [note.startswith(f"{without} hits have no token scores: rows of so few bits") for note in notes] == [True] * bool(
+        without
+    )
+    if dtype == "int8":
+        assert without == 0
+    if (method, dtype) == ("lorif", "int1"):
+        assert without
 
 
 def test_plain_stores_keep_their_format_and_unknown_ones_are_refused(tmp_path):

@@ -1,7 +1,11 @@
 """Scores equal the formulas as written, and predict retraining in sign and unit."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -13,6 +17,8 @@ from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import METHODS
 from whence.pipeline.encoders import stored_encoder
+from whence.progress import meter
+from whence.score import top_scores
 
 
 def built(tmp_path, task, dataset, **options):
@@ -271,3 +277,29 @@ def test_pca_with_nothing_to_learn(tmp_path):
     task, dataset = zoo.make("linear", count=6)
     store = built(tmp_path, task, dataset, method="logra-pca", rank=100)
     assert whence.score_table(store, task, dataset, quiet=True).scores.shape == (6, 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    k=st.integers(1, 12), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), levels=st.integers(1, 30),
+    queries=st.integers(1, 3), joined=st.integers(1, 40), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, queries, joined, seed):
+    """Few levels make many equal scores: those come in row order, but for which of them are taken where k places are first filled."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels + 1, (queries, sum(sizes)), generator=generator).double()
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    shards = [(start, {"scores": part}) for start, part in zip(starts, scores.split(sizes, 1), strict=True)]
+    store = SimpleNamespace(
+        codec=SimpleNamespace(scorer=lambda queries: lambda tensors: tensors["scores"]), shards=lambda: iter(shards)
+    )
+    with pytest.MonkeyPatch.context() as patch, meter("", sum(sizes), quiet=True) as progress:
+        patch.setattr("whence.score.scan._JOINED_SCORES", joined)
+        high, low = top_scores(store, [torch.zeros(queries, 1, 1).double()], k, norms_Q=None, progress=progress)  # type: ignore[arg-type]
+    for top, sign in ((high, -1), (low, 1)):
+        for query in range(queries):
+            wanted = sorted((sign * score, row) for row, score in enumerate(scores[query].tolist()))[:k]
+            found = list(zip((sign * top.scores_QK[query]).tolist(), top.rows_QK[query].tolist(), strict=True))
+            assert [score for score, _ in found] == [score for score, _ in wanted]
+            assert found == sorted(found) and len(set(found)) == len(found)
+            assert all(sign * scores[query, row] == score for score, row in found)

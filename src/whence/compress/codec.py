@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from whence.compress.factors import factor_ranks, factorize, row_blocks, score_factors
+from whence.compress.factors import factor_ranks, factorize, score_factors
+from whence.compress.stored import room_for, score_rows
 
 __all__ = ["RowCodec"]
 
@@ -131,14 +132,15 @@ class RowCodec:
         """
         wide, num_queries = queries[0].dtype, len(queries[0])
         nothing = queries[0].new_empty(num_queries, 0)
-        dense_WQ = torch.cat([nothing, *(queries[index].flatten(1) for index in self._columns)], 1).T.contiguous()
+        dense_QW = torch.cat([nothing, *(queries[index].flatten(1) for index in self._columns)], 1)
+        slabs = [(name, dense_QW[:, start:stop].contiguous()) for name, start, stop in self._slabs()]
+        room = room_for(wide)
 
         def score(tensors: Mapping[str, Tensor]) -> Tensor:
             count = len(next(iter(tensors.values())))
             scores_NQ = torch.zeros(count, num_queries, dtype=wide)
-            for name, start, stop in self._slabs():
-                for rows in row_blocks(count, stop - start):
-                    scores_NQ[rows].addmm_(tensors[name][rows].to(wide), dense_WQ[start:stop])
+            for name, query_QD in slabs:
+                score_rows(tensors[name], query_QD, scores_NQ, room)
             for index, rank in enumerate(self.ranks):
                 if rank is not None:
                     pair_NCP, pair_NCR = tensors[f"left.{index}"], tensors[f"right.{index}"]

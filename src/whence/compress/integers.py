@@ -1,6 +1,7 @@
 """Inner products of integer rows with real queries, by integer arithmetic and without losing the queries' precision.
 
-Axes: N rows, D numbers of a row, U units of a row, K pieces of units, Q queries, G digits, C columns (G x Q and what fills them up).
+Axes: N rows, D numbers of a row, B bytes that they take, U units of a row, K pieces of units, Q queries, G digits, C columns (G x Q and what
+fills them up).
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from whence.compress.quantize import packed_width, unpack
+from whence.compress.quantize import packed_width
 
 __all__ = ["IntegerScorer"]
 
@@ -17,9 +18,11 @@ __all__ = ["IntegerScorer"]
 _BASE = 254
 # Products of so many pairs of int8 still add up to an int32, and so few columns are multiplied fastest.
 _COLUMNS = 1024
-# Rows at a time, and products of them before they are added up: both should stay in a processor's cache.
-_ROWS = 1024
+# Numbers that a thread unpacks at a time, and products of them before they are added up: both should stay in a processor's cache.
+_BLOCK_NUMBERS = 1 << 21
 _PRODUCTS = 1 << 18
+# Products of fewer rows at a time are slower.
+_FEWEST_ROWS = 256
 # Of one column PyTorch 2.13 gives wrong products where a stride is ambiguous; in float32 so few are exact as well.
 _NARROW = 8
 
@@ -48,6 +51,13 @@ class IntegerScorer:
                 sums.append(piece_QD.sum(1))
         self.weights_KGQ, self.sums_KQ = torch.stack(weights), torch.stack(sums)
         self.units_K = torch.tensor([index for index, _, _ in self.pieces])
+        columns, widest = self.pieces[0][2].shape[1], max(len(digits_DC) for _, _, digits_DC in self.pieces)
+        threads = torch.get_num_threads()
+        self.rows = max(_FEWEST_ROWS, min(_BLOCK_NUMBERS // widest, _PRODUCTS // columns) * threads)
+        self.together = min(len(self.pieces), max(1, _PRODUCTS * threads // (self.rows * columns)))
+        # Used again for every shard: fresh memory costs as much as reading it.
+        self.products = torch.empty(self.together * self.rows * columns, dtype=torch.int32)
+        self.unpacked = torch.empty(0 if bits == 8 else self.rows * widest, dtype=torch.uint8)
 
     def __call__(self, codes: Sequence[Tensor], scales_UN: Tensor) -> Tensor:
         """Scores of rows, summed over units.
@@ -59,17 +69,17 @@ class IntegerScorer:
         Returns:
             Shape (N, Q), in the queries' type.
         """
-        rows, columns = len(codes[0]), self.pieces[0][2].shape[1]
-        scales_KN, scores_NQ = scales_UN[self.units_K], torch.zeros(rows, self.num_queries, dtype=self.dtype)
-        together = min(len(self.pieces), max(1, _PRODUCTS // (_ROWS * columns)))
-        buffer_KNC = torch.empty(together, min(_ROWS, rows), columns, dtype=torch.int32)
-        for start in range(0, rows, _ROWS):
-            chosen_N = slice(start, min(start + _ROWS, rows))
+        count, columns = len(codes[0]), self.pieces[0][2].shape[1]
+        rows, together = min(count, self.rows), self.together
+        scales_KN, scores_NQ = scales_UN[self.units_K], torch.zeros(count, self.num_queries, dtype=self.dtype)
+        buffer_KNC = self.products[: together * rows * columns].view(together, rows, columns)
+        for start in range(0, count, rows):
+            chosen_N = slice(start, min(start + rows, count))
             for first in range(0, len(self.pieces), together):
                 chosen_K = slice(first, min(first + together, len(self.pieces)))
                 products_KNC = buffer_KNC[: chosen_K.stop - first, : chosen_N.stop - start]
                 for products_NC, (index, columns_B, digits_DC) in zip(products_KNC, self.pieces[chosen_K], strict=True):
-                    _multiply(unpack(codes[index][chosen_N, columns_B], self.bits), digits_DC, products_NC)
+                    _multiply(_planes(codes[index][chosen_N, columns_B], self.bits, self.unpacked), digits_DC, products_NC)
                 scores_NQ[chosen_N] += self._added(products_KNC, chosen_K, scales_KN[chosen_K, chosen_N])
         return scores_NQ
 
@@ -84,7 +94,7 @@ class IntegerScorer:
 
 
 def _digits(query_QD: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Digits (D, C), with rows of zeros for what fills the last byte of codes, and what a unit of each digit is worth (G, Q)."""
+    """Digits (D, C) in the order of `_planes`, with zeros for what fills the last byte of codes, and what a unit of each is worth (G, Q)."""
     num_digits = 7 if query_QD.dtype == torch.float64 else 3
     top_Q = query_QD.abs().amax(1).double()
     # A query that is not finite has digits without a meaning; its weights carry the fault to the scores.
@@ -94,17 +104,45 @@ def _digits(query_QD: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         digits.append(rest_QD.round())
         rest_QD = (rest_QD - digits[-1]) * _BASE
     columns_CD = torch.cat(digits).to(torch.int8)
-    full = packed_width(query_QD.shape[1], bits) * 8 // bits
+    per_byte = 8 // bits
+    full = packed_width(query_QD.shape[1], bits) * per_byte
     # A multiple of four columns is multiplied faster than one less.
     columns_CD = pad(columns_CD, (0, full - columns_CD.shape[1], 0, -len(columns_CD) % 4))
+    columns_CD = columns_CD.view(len(columns_CD), -1, per_byte).transpose(1, 2).flatten(1)
     powers_G = _BASE ** -torch.arange(num_digits, dtype=torch.float64)
     weights_GQ = powers_G[:, None] * top_Q / (127 * 16 if bits == 4 else 127)
     return columns_CD.T.contiguous(), weights_GQ.to(query_QD.dtype)
 
 
+def _planes(codes_NB: Tensor, bits: int, room: Tensor) -> Tensor:
+    """The integers of codes as `unpack` gives them, (N, D), but all first numbers of the bytes before all second ones.
+
+    So few whole passes over bytes are made; numbers in their own order would have to be put in place one by one.
+
+    Args:
+        codes_NB: Codes.
+        bits: Bits per number.
+        room: Where to write them.
+    """
+    if bits == 8:
+        return codes_NB
+    count, width = codes_NB.shape
+    room_NPB = room[: count * width * 8 // bits].view(count, 8 // bits, width)
+    first_NB, *rest = room_NPB.unbind(1)
+    if bits == 4:  # each half of a byte goes to the upper half of one of its own, where its sign bit is the byte's
+        torch.bitwise_left_shift(codes_NB, 4, out=first_NB)
+        torch.bitwise_and(codes_NB, 0xF0, out=rest[0])
+    else:
+        first_NB.copy_(codes_NB)
+        for place, plane_NB in enumerate(rest, start=1):
+            torch.bitwise_right_shift(codes_NB, place * bits, out=plane_NB)
+        room_NPB.bitwise_and_(2**bits - 1)
+    return room_NPB.flatten(1).view(torch.int8)
+
+
 def _multiply(codes_ND: Tensor, digits_DC: Tensor, products_NC: Tensor) -> None:
-    """Exact products of integers."""
-    if len(digits_DC) < _NARROW:
+    """Exact products of integers; as float32 too, which holds sums of so few columns, where there is no other fast kernel."""
+    if len(digits_DC) < _NARROW or not torch.backends.mkldnn.is_available():
         products_NC.copy_(codes_ND.float() @ digits_DC.float())
     else:
         torch._int_mm(codes_ND, digits_DC, out=products_NC)  # pyright: ignore[reportPrivateImportUsage]

@@ -25,6 +25,10 @@ __all__ = ["ensemble_table", "query", "score_table"]
 
 # Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
 _SHORTLIST, _SHORTEST = 10, 400
+_WITHHELD = (
+    "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
+    "half or more than twice of the hits'"
+)
 
 
 def query(
@@ -56,7 +60,9 @@ def query(
         absolute_damping: Value in units of the loss's curvature.
         damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
             mean eigenvalue. All three are the first stage's; a second store takes its method's own.
-        tokens: Whether the text hits get a score per token, which runs the model on each hit again.
+        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
+            A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
+            says so.
         rerank: What scores the shortlist: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned;
             or another store of the same data, or its folder.
         train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
@@ -93,7 +99,9 @@ def query(
         row = f"{asked.method} rows of {asked.store.codec.row_bytes():,} bytes"
         share = f"the strongest {min(size, len(asked.store)):,} of each side of each query by {row}, {count:,} examples in all"
         notes = (*notes, f"scores by {by}, of {share}")
-    hits = _both_sides(asked.store, second or asked, high, low, tokens=tokens, quiet=quiet)
+    hits, withheld = _both_sides(asked.store, second or asked, high, low, tokens=tokens, quiet=quiet)
+    if withheld:
+        notes = (*notes, _WITHHELD.format(withheld))
     return Hits(
         queries=tuple(_title(example) for example in asked.dataset.examples),
         proponents=tuple(up for up, _ in hits),
@@ -223,9 +231,9 @@ def _larger(asked: Asked, rerank: Store | str | Path, quiet: bool) -> Asked:
 
 def _both_sides(
     store: Store, stage: Stage, high: Top, low: Top, *, tokens: bool, quiet: bool
-) -> list[tuple[tuple[Hit, ...], tuple[Hit, ...]]]:
-    """Proponents and opponents of each query."""
-    found = []
+) -> tuple[list[tuple[tuple[Hit, ...], tuple[Hit, ...]]], int]:
+    """Proponents and opponents of each query, and how many of them have no token scores since these would mean nothing."""
+    found, withheld = [], 0
     with meter("tokens", high.rows_QK.numel() + low.rows_QK.numel(), quiet=quiet or not tokens) as progress:
         for place in range(len(high.rows_QK)):
             sides = []
@@ -234,11 +242,13 @@ def _both_sides(
                 # An example that raises the measurement is no opponent, however few lower it.
                 hits = [hit_of(store, row, score) for score, row in pairs if score * sign > 0]
                 if tokens:
-                    hits = [stage.with_tokens(hit, place) for hit in hits]
+                    judged = [stage.with_tokens(hit, place) for hit in hits]
+                    hits = [hit for hit, _ in judged]
+                    withheld += sum(is_far for _, is_far in judged)
                     progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(hits))
             found.append((sides[0], sides[1]))
-    return found
+    return found, withheld
 
 
 def _title(example: Example) -> str:

@@ -40,8 +40,8 @@ class Stage(Protocol):
         """Scores of some queries for some rows of the store, shape (Q, S)."""
         ...
 
-    def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token."""
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, and whether it has none because its row is too far from its gradient."""
         ...
 
 
@@ -101,17 +101,17 @@ class ExactStage:
                 max_positions=self.asked.store.blueprint.batch_positions, progress=progress,
             ).scores_QN  # fmt: skip
 
-    def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token, if it is known where its tokens are."""
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, if it is known where its tokens are; these are exact."""
         example = self.examples[hit.row]
         if example.token_spans is None:
-            return hit
+            return hit, False
         if place not in self.seen:
             self.seen.clear()
             self.seen[place] = [block_QOI[0] for block_QOI in self._ready(range(place, place + 1))]
         parts_T = token_scores(self.asked.task, self.asked.plan, self._whole(), example, self.seen[place])
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
-        return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist()))
+        return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
 
     def _ready(self, places: range) -> list[Tensor]:
         """Preconditioned queries, per unit of shape (Q, O, I), on the model's device."""

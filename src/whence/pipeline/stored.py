@@ -22,6 +22,9 @@ from whence.tasks import AbstractTask
 
 __all__ = ["Asked", "hit_of"]
 
+# Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
+_FARTHEST = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -129,26 +132,39 @@ class Asked:
         norms_Q = None if self.norms_Q is None else self.norms_Q[chosen]
         return row_scores(self.store, [unit[chosen] for unit in self.ready], rows, norms_Q=norms_Q, roots=self.roots)
 
-    def with_tokens(self, hit: Hit, place: int) -> Hit:
-        """The hit with a score per token, unless its text does not give the tokens that it was built from."""
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, and whether it has none because its row is too far from its gradient.
+
+        A text that does not give the tokens that the row was built from has none either.
+        """
         known = self.store.example(hit.row)
         if not hit.text:
-            return hit
+            return hit, False
         prompt = known.get("prompt", 0)
         record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
         example = self.task.prepare([record]).examples[0]
         # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
         if example.token_spans is None or example.length != known["length"]:
-            return hit
+            return hit, False
         asked = [unit[place] for unit in self.ready]
         for index, right_CR in self.store.right_factors(hit.row).items():
             # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
             asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
         parts = token_scores(self.task, self.plan, self.encoder, example, asked)
-        if self.norms_Q is not None and float(parts.sum()):
-            parts = parts * (hit.score / float(parts.sum()))
+        total, stored = float(parts.sum()), self._stored_score(hit, place)
+        if not 1 / _FARTHEST <= total / stored <= _FARTHEST:
+            return hit, True
+        parts = parts * (hit.score / total)
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
-        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist()))
+        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist())), False
+
+    def _stored_score(self, hit: Hit, place: int) -> float:
+        """What the stored row scores before it is divided by norms, which is what the parts of a gradient add up to."""
+        if self.norms_Q is None:
+            return hit.score
+        row = self.store.row(hit.row)
+        inner = float(self.store.codec.scorer([unit[place : place + 1] for unit in self.ready])(row))
+        return inner * float(row["weights"]) if "weights" in row else inner
 
 
 def hit_of(store: Store, row: int, score: float) -> Hit:

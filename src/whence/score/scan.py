@@ -16,6 +16,9 @@ from whence.store import Store
 
 __all__ = ["Top", "all_scores", "row_scores", "shard_scores", "top_scores"]
 
+# Scores among which hits are looked for at once.
+_JOINED_SCORES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Top:
@@ -81,10 +84,9 @@ def top_scores(
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, scores_QN in shard_scores(store, queries, norms_Q, roots=roots):
+    for start, scores_QN in _joined(shard_scores(store, queries, norms_Q, roots=roots), progress):
         high = _merge(high, scores_QN, start, k, largest=True)
         low = _merge(low, scores_QN, start, k, largest=False)
-        progress.advance(scores_QN.shape[1])
     return high, low
 
 
@@ -135,7 +137,7 @@ def _scorer(
     inner_products = store.codec.scorer(queries)
 
     def score(tensors: dict[str, Tensor]) -> Tensor:
-        scores_QN = inner_products(tensors)
+        scores_QN = inner_products(tensors).contiguous()
         if norms_Q is not None:
             tiny = torch.finfo(scores_QN.dtype).tiny
             norms_N = tensors["norms"] if roots is None else whitened_norms(store, tensors, roots)
@@ -148,8 +150,27 @@ def _scorer(
     return score
 
 
+def _joined(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
+    """Scores of several shards as one: looking for hits takes many small steps, which few queries would feel.
+
+    Yields:
+        As `shard_scores` does.
+    """
+    first, waiting = 0, []
+    for start, scores_QN in shards:
+        first = first if waiting else start
+        waiting.append(scores_QN)
+        progress.advance(scores_QN.shape[1])
+        if sum(one.numel() for one in waiting) >= _JOINED_SCORES:
+            yield first, torch.cat(waiting, 1)
+            waiting = []
+    if waiting:
+        yield first, torch.cat(waiting, 1)
+
+
 def _check_finite(scores_QN: Tensor) -> None:
-    if not bool(torch.isfinite(scores_QN).all()):
+    # The sum is not finite if one score is not, and takes one pass; it may also have grown too large by itself.
+    if not bool(scores_QN.sum().isfinite()) and not bool(torch.isfinite(scores_QN).all()):
         query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
         raise NonFinite(
             found=f"a score of query {query} that is NaN or infinite",
@@ -159,10 +180,31 @@ def _check_finite(scores_QN: Tensor) -> None:
 
 
 def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
-    new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    if top.scores_QK.shape[1] < k:
+        new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    else:
+        new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
+    if not new_rows.shape[1]:
+        return top
     scores = torch.cat([top.scores_QK, new_scores], 1)
     rows = torch.cat([top.rows_QK, new_rows + start], 1)
     by_row = rows.argsort(dim=1)
     scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
     order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
     return Top(scores.gather(1, order), rows.gather(1, order))
+
+
+def _better(scores_QN: Tensor, last_Q1: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Scores that belong before the last of k hits, and their places: after a few shards a handful, where sorting would take them all.
+
+    Returns:
+        Shapes (Q, most of any query), filled up with what comes after every hit.
+    """
+    query_M, row_M = (scores_QN > last_Q1 if largest else scores_QN < last_Q1).nonzero(as_tuple=True)
+    count_Q = torch.bincount(query_M, minlength=len(scores_QN))
+    place_M = torch.arange(len(query_M)) - (count_Q.cumsum(0) - count_Q)[query_M]
+    most = int(count_Q.max())
+    found_QK = scores_QN.new_full((len(scores_QN), most), -torch.inf if largest else torch.inf)
+    rows_QK = torch.zeros(len(scores_QN), most, dtype=torch.long)
+    found_QK[query_M, place_M], rows_QK[query_M, place_M] = scores_QN[query_M, row_M], row_M
+    return found_QK, rows_QK

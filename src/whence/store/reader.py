@@ -115,18 +115,19 @@ class Store:
             file.seek(int(first))
             return json.loads(file.read(int(last - first)))
 
+    def row(self, row: int) -> dict[str, Tensor]:
+        """The tensors of one row, with a leading axis of one."""
+        seal, inside = self._locate(row)
+        tensors = self.tensors(seal, [*self.codec.layout(), *self.blueprint.columns()])
+        return {name: tensor[inside : inside + 1] for name, tensor in tensors.items()}
+
     def right_factors(self, row: int) -> dict[int, Tensor]:
         """Right factors of one row, shape (C, R), by factored unit; empty for dense rows."""
         factored = [index for index, rank in enumerate(self.codec.ranks) if rank is not None]
         if not factored:
             return {}
-        seal, inside = self._locate(row)
-        found = {}
-        for index in factored:
-            tensors = self.tensors(seal, self.codec.tensors_of(index))
-            row_only = {name: tensor[inside : inside + 1] for name, tensor in tensors.items()}
-            found[index] = self.codec.right_factors(row_only, index)[0]
-        return found
+        tensors = self.row(row)
+        return {index: self.codec.right_factors(tensors, index)[0] for index in factored}
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """What is known of every example, in row order.
