@@ -65,6 +65,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", type=Path, help="folders of the bench")
     parser.add_argument("--peers", type=Path, help="folder with a folder of tables per setting")
+    parser.add_argument(
+        "--bytes", nargs="+", type=int, default=_SIZES, help="that method aligned is asked for, 64 and 512 among them"
+    )
     parser.add_argument("--figure", type=Path, help="where to draw it")
     arguments = parser.parse_args()
     panels = []
@@ -73,7 +76,7 @@ def main():
         bank = setting.bank(quiet=True)
         judge = Judge(bank)
         exact = references(setting, judge)
-        found = [*stored(setting, judge), *peers(arguments.peers, setting, judge)]
+        found = [*stored(setting, judge, arguments.bytes), *peers(arguments.peers, setting, judge)]
         show(setting.name, bank, exact, found)
         claims(exact, found)
         times(found)
@@ -115,14 +118,15 @@ def sizes():
     yield "grass-selective", "512", {"method": "grass-selective", "rank": 512}
 
 
-def stored(setting, judge):
+def stored(setting, judge, bytes_asked):
     """All of our stores."""
-    for curve, options in (("aligned", {}), (f"aligned, axes from {_QUARTER} documents", {"axes_examples": _QUARTER})):
-        for size in _SIZES:
-            result = one(setting, judge, curve, f"up to {size:,}", {"method": "aligned", "bytes_per_example": size, **options})
-            yield result
-            if result.table.bytes_per_example < size / 2:
-                break  # as many numbers as the sample has examples: more bytes hold nothing more
+    everyone = min(len(setting.train), whence.METHODS["aligned"].axes_examples)
+    for curve, axes in (("aligned", everyone), (f"aligned, axes from {_QUARTER} documents", _QUARTER)):
+        options = {} if axes == everyone else {"axes_examples": axes}
+        for size in sorted(bytes_asked):
+            yield one(setting, judge, curve, f"up to {size:,}", {"method": "aligned", "bytes_per_example": size, **options})
+            if size >= 2 * axes:
+                break  # a bfloat16 for every axis that the sample has
     for curve, size, options in sizes():
         yield one(setting, judge, curve, size, options)
 
@@ -209,6 +213,7 @@ def claims(exact, found):
     pairs = [(largest, exact["ekfac"]), (quarter[-1], exact["ekfac"])]
     pairs += [(aligned["up to 512"], result) for result in found if not result.table.bytes_per_example]
     pairs += [(aligned["up to 64"], rival) for rival in rivals[:3]]
+    pairs += [(quarter[0], rivals[0])]
     for dtype in _TYPES:
         lorif = ours["lorif rank 32, 1 factor", dtype]
         pairs += [(lorif, ours[f"logra rank {rank}", dtype]) for rank in (16, 32)]
