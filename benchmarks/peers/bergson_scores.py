@@ -33,6 +33,7 @@ _METHODS = {
     "kfac": ("K-FAC, damping 0.1 x mean", _KFAC),
     "trackstar-16": ("TrackStar, p = 16", ("trackstar", "--projection_dim", "16")),
     "trackstar-32": ("TrackStar, p = 32", ("trackstar", "--projection_dim", "32")),
+    "trackstar-64": ("TrackStar, p = 64", ("trackstar", "--projection_dim", "64")),
     "trackstar-16-unit": ("TrackStar, p = 16, unit norm", ("trackstar", "--projection_dim", "16", "--unit_normalize", "true")),
     "trackstar-32-unit": ("TrackStar, p = 32, unit norm", ("trackstar", "--projection_dim", "32", "--unit_normalize", "true")),
 }

@@ -1,9 +1,10 @@
-"""Score tables of dattri: TRAK, conjugate gradients, EK-FAC and LoGra, at the peer's defaults and at one other damping each.
+"""Score tables of dattri: TRAK, conjugate gradients, EK-FAC, LoGra and FactGraSS, at the peer's defaults and at one other damping each.
 
     python benchmarks/peers/dattri_scores.py --setting FOLDER --output FOLDER [--method NAME ...]
 
-TRAK and conjugate gradients attribute all parameters; EK-FAC and LoGra the linear layers, no convolutions, and of a language model those of
-the blocks. The peer sums the inverses of its batches' Hessians, so conjugate gradients get the training set as one batch, as it recommends.
+TRAK and conjugate gradients attribute all parameters; EK-FAC, LoGra and FactGraSS the linear layers, no convolutions, and of a language model
+those of the blocks. The peer sums the inverses of its batches' Hessians, so conjugate gradients get the training set as one batch, as it
+recommends.
 """
 
 import functools
@@ -12,6 +13,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+from dattri.algorithm.factgrass import FactGraSSAttributor
 from dattri.algorithm.influence_function import IFAttributorCG, IFAttributorEKFAC
 from dattri.algorithm.logra import LoGraAttributor
 from dattri.algorithm.trak import TRAKAttributor
@@ -24,7 +26,8 @@ from whence.tasks import CausalLM, Classification
 
 _BATCH = 32
 _CG_QUERIES = 10
-_LOGRA_DAMPING = 1e-5  # inside the peer, for None
+_OWN_DAMPING = 1e-5  # inside the peer, for None
+_PROJECTED = {"LoGra": LoGraAttributor, "FactGraSS": FactGraSSAttributor}
 _UNIT = "gradient of the query's loss x inverse of the mean curvature x gradient of the example's loss"
 
 
@@ -78,19 +81,22 @@ def ekfac(setting: Setting, damping: float) -> Table:
     return Table(scores, f"EK-FAC, damping {damping:g}", _UNIT, *seconds)
 
 
-def logra(setting: Setting, dimensions: int, damping: float | None) -> Table:
-    """Empirical Fisher of gradients projected on both sides, per layer; damping None is the peer's own, of the mean eigenvalue."""
+def projected(setting: Setting, kind: str, dimensions: int, damping: float | None) -> Table:
+    """Empirical Fisher of projected gradients, per layer.
+
+    FactGraSS projects four times as many entries as it keeps, the peer's default. Damping None is the peer's own, of the mean eigenvalue.
+    """
     model, layers = linear_model(setting)
     wrapped = _WithLoss(model, setting.task)
     task = AttributionTask(lambda model, batch, device: model(**batch).loss, wrapped, wrapped.state_dict())
     # Of convolutions the peer says in a log message that it skips them, and then fails.
     names = [f"model.{name}" for name in layers if isinstance(model.get_submodule(name), nn.Linear)]
     with tempfile.TemporaryDirectory(prefix="dattri-") as folder:
-        attributor = LoGraAttributor(task, names, damping=damping, proj_dim=dimensions, cache_dir=folder)
+        attributor = _PROJECTED[kind](task, names, damping=damping, proj_dim=dimensions, cache_dir=folder)
         train = _dictionaries(setting, setting.train)
         scores, *seconds = _timed(attributor, train, train, _dictionaries(setting, setting.queries))
         kept = 4 * attributor.total_proj_dim
-    label = f"LoGra, {dimensions} per layer, damping {damping or _LOGRA_DAMPING:g} x mean eigenvalue"
+    label = f"{kind}, {dimensions} per layer, damping {damping or _OWN_DAMPING:g} x mean eigenvalue"
     return Table(scores, label, _UNIT, *seconds, bytes_per_example=kept)
 
 
@@ -160,9 +166,12 @@ _METHODS = {
     "cg-damped": functools.partial(conjugate_gradients, iterations=20, damping=1e-2),
     "ekfac": functools.partial(ekfac, damping=0.0),
     "ekfac-damped": functools.partial(ekfac, damping=1e-2),
-    "logra-4096": functools.partial(logra, dimensions=4096, damping=None),
-    "logra-256": functools.partial(logra, dimensions=256, damping=None),
-    "logra-256-damped": functools.partial(logra, dimensions=256, damping=1e-2),
+    "logra-4096": functools.partial(projected, kind="LoGra", dimensions=4096, damping=None),
+    "logra-256": functools.partial(projected, kind="LoGra", dimensions=256, damping=None),
+    "logra-256-damped": functools.partial(projected, kind="LoGra", dimensions=256, damping=1e-2),
+    "factgrass-256": functools.partial(projected, kind="FactGraSS", dimensions=256, damping=None),
+    "factgrass-256-damped": functools.partial(projected, kind="FactGraSS", dimensions=256, damping=1e-2),
+    "factgrass-1024-damped": functools.partial(projected, kind="FactGraSS", dimensions=1024, damping=1e-2),
 }
 
 if __name__ == "__main__":

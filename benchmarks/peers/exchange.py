@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,8 +125,10 @@ def main(peer: str, methods: Mapping[str, Callable[[Setting], Table]], *, descri
     failed = False
     for name in arguments.method:
         try:
+            before = _cpu_seconds()
             table = methods[name](setting)
-            _write(table, setting, arguments.output / f"{peer}-{name}", f"{peer} {version(peer)}")
+            cpu_seconds = _cpu_seconds() - before
+            _write(table, setting, arguments.output / f"{peer}-{name}", f"{peer} {version(peer)}", cpu_seconds)
             print(f"{peer} {name}: {table.fit_seconds:.1f} s fit, {table.score_seconds:.1f} s score", flush=True)
         except CannotRun as reason:
             print(f"{peer} {name}: no table, {reason}", flush=True)
@@ -135,7 +138,12 @@ def main(peer: str, methods: Mapping[str, Callable[[Setting], Table]], *, descri
     raise SystemExit(int(failed))
 
 
-def _write(table: Table, setting: Setting, folder: Path, peer: str) -> None:
+def _cpu_seconds() -> float:
+    found = os.times()
+    return found.user + found.system + found.children_user + found.children_system
+
+
+def _write(table: Table, setting: Setting, folder: Path, peer: str, cpu_seconds: float) -> None:
     scores = np.asarray(table.scores, np.float32)
     shape = (len(setting.queries), len(setting.train))
     if scores.shape != shape:
@@ -152,6 +160,7 @@ def _write(table: Table, setting: Setting, folder: Path, peer: str) -> None:
         "seconds": table.fit_seconds + table.score_seconds,
         "fit_seconds": table.fit_seconds,
         "score_seconds": table.score_seconds,
+        "cpu_seconds": cpu_seconds,
         "bytes_per_example": table.bytes_per_example,
         "peer": peer,
     }
