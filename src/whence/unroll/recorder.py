@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from whence.errors import BadInput, StoreMismatch, Unsupported
 from whence.store.files import check_writable, locked, read_json, read_tensors, write_json, write_tensors
-from whence.unroll.steps import Steps, optimizer_settings
+from whence.unroll.steps import Steps, optimizer_settings, settings_seen
 
 __all__ = ["VERSION", "Recorder"]
 
@@ -40,7 +40,7 @@ class Recorder:
         folder: Where the run is kept; made if it is not there.
         model: The model that is trained, without wrappers that rename its parameters.
         optimizer: Any of torch's; SOURCE knows what SGD, Adam and AdamW do.
-        every: Steps between checkpoints. A sixth of the run is what Bae et al. (2024) take.
+        every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
         seed: Of the run, for the record.
 
     Raises:
@@ -251,7 +251,7 @@ class Recorder:
 
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:
         self._check(optimizer)
-        self._optimizer = optimizer
+        self._optimizer, self._seen = optimizer, None
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
@@ -267,13 +267,16 @@ class Recorder:
                 do="call batch(ids) of the recorder before optimizer.step()",
             )
         # Now, since a schedule may change them before the step is written down.
-        self._settings = optimizer_settings(self.model, self._optimizer)
+        seen = settings_seen(self._optimizer)
+        if seen != self._seen:
+            self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizer)
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def _after_step(self) -> None:
         self.log.add(self._pending, self._rates, self._factor, self._settings)
         self._pending, self._factor = [], 1.0
-        if self.steps % self.every == 0:
+        stages = self._record["stages"]
+        if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
 
     def _tensors(self) -> dict[str, Tensor]:

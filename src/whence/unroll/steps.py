@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from whence.store.files import read_json, read_tensors
 
-__all__ = ["Steps", "optimizer_settings"]
+__all__ = ["Steps", "optimizer_settings", "settings_seen"]
 
 _SETTINGS = (
     "momentum",
@@ -127,3 +127,8 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for group in optimizer.param_groups
     ]
     return {"optimizer": type(optimizer).__name__, "groups": groups}
+
+
+def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+    """The same without names: cheap enough to be looked at every step, to see whether anything has changed."""
+    return [(*(group.get(key) for key in _SETTINGS), *map(id, group["params"])) for group in optimizer.param_groups]
