@@ -151,6 +151,53 @@ def test_going_back_drops_what_came_after(tmp_path):
     assert whence.open_run(tmp_path).log.members == whence.open_run(tmp_path).log.members[:5]
 
 
+def test_stages_are_taken_up_again(tmp_path):
+    def train(kill_at=None):
+        model, inputs, labels = problem()
+        stages = [MAKERS[name](model.parameters()) for name in MAKERS]
+        begins = {0: ("first", stages[0]), 3: ("second", stages[1])}
+        with whence.Recorder(tmp_path / str(kill_at is None), model, stages[0], every=2) as run:
+            for stage, (name, optimizer) in begins.items():
+                if stage < run.steps:
+                    run.stage(name, optimizer)
+            for number in range(run.restore(), 7):
+                if number == kill_at:
+                    raise Killed
+                if number in begins:
+                    run.stage(*begins[number])
+                run.batch(batch_of(number))
+                step(model, stages[number >= 3], inputs, labels, batch_of(number))
+        return model
+
+    whole = train()
+    (tmp_path / "True").rename(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(kill_at=6)
+    (tmp_path / "False").rename(tmp_path / "True")
+    again = train()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "True")
+    assert first.record["stages"] == second.record["stages"] == [{"name": "first", "start": 0}, {"name": "second", "start": 3}]
+    assert first.checkpoints == second.checkpoints == (0, 2, 3, 5, 7)
+    assert [segment.is_adaptive for segment in second.segments(1)] == [False, True]
+
+
+def test_what_is_not_trained_has_no_part(tmp_path):
+    """Parameters that the optimizer does not have."""
+    for name, make in MAKERS.items():
+        model, inputs, labels = problem()
+        optimizer = make(model[2].parameters())
+        with whence.Recorder(tmp_path / name, model, optimizer, every=2) as run:
+            for number in range(4):
+                run.batch(batch_of(number))
+                step(model, optimizer, inputs, labels, batch_of(number))
+        task = whence.Classification(model)
+        train = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
+        asked = Dataset(train.examples[:2])
+        table = whence.attribute(task, train, asked, method="source", run=tmp_path / name, per_unit=True, quiet=True)
+        assert not table.parts["0.weight"].any() and table.parts["2.weight"].any()
+
+
 def test_accumulation_clipping_and_divisors(tmp_path):
     model, inputs, labels = problem()
     optimizer = torch.optim.SGD(
@@ -199,6 +246,9 @@ def test_forgotten_lines_are_told(tmp_path):
         ):
             pass
     step(model, optimizer, inputs, labels, [0])  # nobody watches any more
+    for use in (run.batch, run.stage):
+        with pytest.raises(BadInput, match="found a recorder that is not open; needed one that watches the optimizer"):
+            use("x")
     with pytest.raises(BadInput, match="found every=0; needed 1 or more steps between checkpoints"):
         whence.Recorder(tmp_path / "b", model, optimizer, every=0)
     with pytest.raises(Unsupported, match="found an optimizer that steps parameters which the model does not have"):

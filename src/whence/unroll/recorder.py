@@ -95,6 +95,7 @@ class Recorder:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
         try:
             if kind is None and not self._must_restore:
                 self.checkpoint(finished=True)
@@ -110,14 +111,9 @@ class Recorder:
                 scored tokens for a mean over tokens. None for a mean over the examples of the whole step.
 
         Raises:
-            BadInput: If the batch is empty, the divisor is not positive, or an unfinished run was not taken up.
+            BadInput: If the batch is empty, or the divisor is not positive.
         """
-        if self._must_restore:
-            raise BadInput(
-                found=f"a run of {self.steps:,} steps in {self.folder} that was not finished",
-                needed="to know from which step this one goes on",
-                do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
-            )
+        self._check_open()
         names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
         if not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
@@ -147,14 +143,18 @@ class Recorder:
     def stage(self, name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Begin a stage of training on other data: pretraining, then fine-tuning.
 
-        Every stage is attributed to the examples that it was trained on.
+        Every stage is attributed to the examples that it was trained on. Where a stopped run goes on, call it again for the stage that
+        was under way, before `restore()`, which loads the state of the stage's optimizer.
 
         Args:
-            name: Of the stage that begins, for people.
+            name: Of the stage that begins, for people; one that is there already is not begun again.
             optimizer: If it is a new one.
         """
         if optimizer is not None:
             self._watch(optimizer)
+        if any(stage["name"] == name for stage in self._record["stages"]):
+            return
+        self._check_open()
         if self.steps:
             self.checkpoint()
         self._record["stages"].append({"name": name, "start": self.steps})
@@ -239,6 +239,25 @@ class Recorder:
         record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
         record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
         self.flush()
+
+    def _check_open(self) -> None:
+        """Refuse to record before it is known what is recorded.
+
+        Raises:
+            BadInput: If the recorder is not open, or an unfinished run was not taken up.
+        """
+        if not self._hooks:
+            raise BadInput(
+                found="a recorder that is not open",
+                needed="one that watches the optimizer",
+                do="use it as `with whence.Recorder(...) as run:` around the loop",
+            )
+        if self._must_restore:
+            raise BadInput(
+                found=f"a run of {self.steps:,} steps in {self.folder} that was not finished",
+                needed="to know from which step this one goes on",
+                do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
+            )
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         known = {id(parameter) for parameter in self.model.parameters()}

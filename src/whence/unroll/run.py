@@ -134,15 +134,17 @@ class Run:
         found: dict[str, Tensor] = {}
         for step in steps:
             tensors = self.tensors(step)
-            for group in self._settings_at(max(step - 1, 0))["groups"]:
-                for name in group["parameters"]:
-                    value = tensors.get(f"state_exp_avg_sq.{name}")
-                    if value is None:
-                        part = torch.zeros_like(tensors[f"model.{name}"])
-                    else:
-                        corrected = value / (1 - group["betas"][1] ** float(tensors[f"state_step.{name}"]))
-                        part = 1.0 / (corrected.sqrt() + group["eps"])
-                    found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
+            groups = self._settings_at(max(step - 1, 0))["groups"]
+            group_of = {name: group for group in groups for name in group["parameters"]}
+            for key, weight in tensors.items():
+                kind, _, name = key.partition(".")
+                if kind != "model":
+                    continue
+                part = torch.zeros_like(weight)
+                if (second := tensors.get(f"state_exp_avg_sq.{name}")) is not None:
+                    corrected = second / (1 - group_of[name]["betas"][1] ** float(tensors[f"state_step.{name}"]))
+                    part = 1.0 / (corrected.sqrt() + group_of[name]["eps"])
+                found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
         return found
 
     def segments(self, per_stage: int) -> list[Segment]:
@@ -198,7 +200,11 @@ class Run:
         inverse = None
         if kind["optimizer"] != "SGD":
             preconditioner = self.preconditioner(self.checkpoints[-1:])
-            inverse = {name: float((1 / value).mean()) for name, value in preconditioner.items() if bool(value.all())}
+            inverse = {
+                name: float((1 / value).mean())
+                for name, value in preconditioner.items()
+                if bool(value.all()) and value.is_floating_point()
+            }
         return Recipe(
             kind["optimizer"].lower(),
             rates,
