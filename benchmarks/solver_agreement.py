@@ -171,6 +171,8 @@ def rows():
 
     found = []
     for name, method in EXACT_METHODS.items():
+        if method.needs_run:
+            continue
         if method.solver in ("cg", "pcg"):
             found += [(f"{name} {count}", name, SolveConfig(iterations=count, tolerance=NEVER)) for count in SWEPT]
         else:

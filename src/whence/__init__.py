@@ -22,19 +22,24 @@ _HOMES = {
     "Hits": "whence.report",
     "METHODS": "whence.methods",
     "Recipe": "whence.records",
+    "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
+    "Run": "whence.unroll",
     "ScoreTable": "whence.records",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
+    "UnrollConfig": "whence.pipeline",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "damping_sweep": "whence.pipeline",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
+    "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
+    "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
 }
@@ -51,10 +56,13 @@ __all__ = [  # noqa: PLE0604
     "Hit",
     "Hits",
     "Recipe",
+    "Recorder",
     "Regression",
+    "Run",
     "ScoreTable",
     "SolveConfig",
     "Store",
+    "UnrollConfig",
     "WhenceError",
     "attribute",
     "build",
@@ -62,8 +70,10 @@ __all__ = [  # noqa: PLE0604
     "ensemble_table",
     "inverse_preconditioner",
     "load_records",
+    "open_run",
     "open_store",
     "query",
+    "record_trainer",
     "score_table",
     "self_influence",
 ]
@@ -74,12 +84,23 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS
-    from whence.pipeline import SolveConfig, attribute, build, damping_sweep, ensemble_table, query, score_table, self_influence
+    from whence.pipeline import (
+        SolveConfig,
+        UnrollConfig,
+        attribute,
+        build,
+        damping_sweep,
+        ensemble_table,
+        query,
+        score_table,
+        self_influence,
+    )
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
+    from whence.unroll import Recorder, Run, open_run, record_trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -173,6 +173,7 @@ class ExactMethod:
         paper: Authors, year, identifier.
         factors: Kronecker-factored curvature that is fitted first: the inverse itself, or what the solver starts from.
         solver: What inverts the Gauss-Newton matrix of the whole model; None where the factors do.
+        needs_run: Whether it goes back through a recorded training run.
         passes: Passes over the training data to fit, per question, and to score.
     """
 
@@ -181,6 +182,7 @@ class ExactMethod:
     paper: str
     factors: Literal["ekfac", "kfac"] | None = "ekfac"
     solver: Literal["cg", "pcg", "lissa", "astra", "nystroem", "arnoldi", "datainf"] | None = None
+    needs_run: bool = False
     passes: str = "2 fit + 1 score"
 
 
@@ -198,6 +200,13 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             paper="Martens and Grosse 2015, arXiv 1503.05671",
             factors="kfac",
             passes="1 fit + 1 score",
+        ),
+        ExactMethod(
+            name="source",
+            summary="unrolled training in segments, each with the EK-FAC, learning rates and gradients of its own checkpoints",
+            paper="Bae et al. 2024, arXiv 2405.12186",
+            needs_run=True,
+            passes="2 fit + 1 score per checkpoint",
         ),
         ExactMethod(
             name="pcg",

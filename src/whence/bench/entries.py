@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from whence.bench.settings import Setting
+from whence.bench.small import SmallRetrain
+from whence.errors import Unsupported
 from whence.methods import EXACT_METHODS, METHODS
 from whence.pipeline import attribute, build, score_table
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
+from whence.store.files import read_json
 from whence.tasks import AbstractTask
+from whence.unroll import open_run
 
 __all__ = ["ENTRIES", "Entry"]
 
@@ -70,6 +74,26 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
+def _through_run(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
+    """SOURCE on the first model's run, which is trained again to be recorded.
+
+    Raises:
+        Unsupported: If the setting's training is not one that records itself.
+    """
+    if not isinstance(setting.retrain, SmallRetrain):
+        raise Unsupported(
+            found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
+        )
+    folder = place / "run"
+    if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
+        setting.retrain.recorded(0, folder, setting.train.ids)
+    run = open_run(folder)
+    with run.weights(task.model, run.checkpoints[-1:]):
+        return attribute(
+            task, setting.train, setting.queries, method="source", run=folder, factors=place / "factors", quiet=True
+        )
+
+
 ENTRIES = (
     Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
     Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
@@ -78,6 +102,7 @@ ENTRIES = (
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
+    Entry("source", _through_run),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),
     _exact("cg", not_on=_TOO_LONG),
     _exact("astra", not_on=_TOO_LONG),

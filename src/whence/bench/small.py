@@ -5,8 +5,9 @@ Axes: N examples, Q queries, D inputs.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 
 from whence.data import digest_of
 from whence.records import Recipe
+from whence.unroll import Recorder
 
 __all__ = ["SmallLosses", "SmallRetrain", "SmallSettings", "new_network"]
+
+# Of a stage, as many as Bae et al. (2024) take of a run.
+_CHECKPOINTS = 6
 
 Network = Literal["mlp", "cnn", "table"]
 
@@ -105,25 +110,60 @@ class SmallRetrain:
         """The network trained on what `keep` marks; shape (N,)."""
         model = new_network(self.settings.network, seed)
         generator = np.random.default_rng(seed)
-        if self.second_stage is None:
-            self._fit(model, keep, generator)
-        else:
-            is_first = torch.arange(len(keep)) < self.second_stage
-            self._fit(model, keep & is_first, generator)
-            self._fit(model, keep & ~is_first, generator)
+        for stage in self._stages(keep):
+            self._fit(model, stage, generator, self._optimizer(model), None)
         return model.eval()
 
-    def _fit(self, model: nn.Module, keep: Tensor, generator: np.random.Generator) -> None:
+    def recorded(self, seed: int, folder: Path, ids: Sequence[str]) -> nn.Module:
+        """The same on all examples, recorded for attribution through training.
+
+        Args:
+            seed: Of weights and batches.
+            folder: Of the run.
+            ids: Of the examples.
+        """
+        model = new_network(self.settings.network, seed)
+        generator = np.random.default_rng(seed)
+        stages = self._stages(torch.ones(len(ids), dtype=torch.bool))
+        steps = min(len(self.settings.rates(int(stage.sum()))) for stage in stages)
+        with Recorder(folder, model, self._optimizer(model), every=-(-steps // _CHECKPOINTS), seed=seed) as run:
+            run.resume(0)  # seconds long: one that was stopped begins again
+            for number, stage in enumerate(stages):
+                optimizer = self._optimizer(model)
+                run.stage(f"stage {number + 1}", optimizer)
+                self._fit(model, stage, generator, optimizer, lambda batch: run.batch(ids[place] for place in batch.tolist()))
+        return model.eval()
+
+    def _stages(self, keep: Tensor) -> list[Tensor]:
+        """What is kept, by stage."""
+        if self.second_stage is None:
+            return [keep]
+        is_first = torch.arange(len(keep)) < self.second_stage
+        return [keep & is_first, keep & ~is_first]
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         settings = self.settings
-        optimizer = torch.optim.SGD(
+        return torch.optim.SGD(
             model.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
+
+    def _fit(
+        self,
+        model: nn.Module,
+        keep: Tensor,
+        generator: np.random.Generator,
+        optimizer: torch.optim.Optimizer,
+        tell: Callable[[Tensor], None] | None,
+    ) -> None:
+        settings = self.settings
         rates = iter(settings.rates(int(keep.sum())))
         for _ in range(settings.epochs):
             # Drawn over all examples, so that leaving one out does not reshuffle the others.
             order = torch.from_numpy(generator.permutation(len(keep)))
             for batch in order[keep[order]].split(settings.batch_examples):
                 optimizer.param_groups[0]["lr"] = next(rates)
+                if tell is not None:
+                    tell(batch)
                 optimizer.zero_grad(set_to_none=True)
                 _losses(model, self.inputs_ND[batch], self.targets_N[batch]).mean().backward()
                 optimizer.step()

@@ -29,6 +29,7 @@ from whence.curvature.labels import LabelChoice
 from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
+from whence.curvature.pooled import Weights, fit_ekfac_pooled
 from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.second_moments import fit_second_moments, side_scales
@@ -60,11 +61,13 @@ __all__ = [
     "Sharing",
     "SquaredGradients",
     "UnitBytes",
+    "Weights",
     "added",
     "choose_damping",
     "dense",
     "fit_axes",
     "fit_ekfac",
+    "fit_ekfac_pooled",
     "fit_fisher",
     "fit_kfac",
     "fit_mask",

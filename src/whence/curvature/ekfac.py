@@ -21,7 +21,7 @@ from whence.errors import NonFinite
 from whence.progress import Meter, meter
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["fit_ekfac"]
+__all__ = ["fit_ekfac", "fit_values"]
 
 
 def fit_ekfac(
@@ -61,12 +61,13 @@ def fit_ekfac(
 
         def make(ending: str, units: range) -> dict[str, Tensor]:
             with meter(f"eigenvalues{ending}", len(fit.dataset), quiet=quiet) as progress:
-                return _values(fit, bases, progress, units)
+                return fit_values(fit, bases, progress, units)
 
         return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make))
 
 
-def _values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
+def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
+    """Mean squares of per-example gradients in the bases, in one pass over the data."""
     totals: dict[int, Tensor] = {}
     # Without eigenvalues, which are what is being found.
     blocks = {index: fit.block(index, bases, torch.empty(0)) for index in units}

@@ -21,7 +21,7 @@ from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.progress import Meter, meter
 from whence.tasks import AbstractTask
 
-__all__ = ["Fit", "FitConfig", "fit_bases", "fit_kfac", "prepare_fit"]
+__all__ = ["Fit", "FitConfig", "fit_bases", "fit_factors", "fit_kfac", "prepare_fit", "solve_bases"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +185,17 @@ def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
     def make(ending: str, units: range) -> dict[str, Tensor]:
         def make_factors() -> dict[str, Tensor]:
             with meter(f"factors{ending}", len(fit.dataset), quiet=fit.quiet) as progress:
-                return _factors(fit, progress, units)
+                return fit_factors(fit, progress, units)
 
         factors = run.run(f"factors{ending}", make_factors)
         with meter(f"bases{ending}", len(units), quiet=fit.quiet) as progress:
-            return _bases(fit, factors, progress, units)
+            return solve_bases(fit, factors, progress, units)
 
     return in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make)
 
 
-def _factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+    """Sums of second moments of both sides in one pass over the data, with the number of positions; of some units, or of all."""
     totals: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units
 
@@ -231,7 +232,8 @@ def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]
             )
 
 
-def _bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+    """Eigenvectors of the factors, and what K-FAC's own eigenvalues are products of."""
     found: dict[str, Tensor] = {}
     for index in range(len(fit.plan.units)) if units is None else units:
         unit = fit.plan.units[index]

@@ -7,6 +7,7 @@ from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
+from whence.pipeline.source import UnrollConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "DampingSweep",
     "ExactForecast",
     "SolveConfig",
+    "UnrollConfig",
     "attribute",
     "build",
     "damping_sweep",

@@ -23,10 +23,12 @@ from whence.pipeline.footprint import Demand
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
 from whence.pipeline.solving import SolveConfig
+from whence.pipeline.source import UnrollConfig, source_scores
 from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, exact_scores
 from whence.tasks import AbstractTask
+from whence.unroll import Run, open_run
 
 __all__ = ["Normalize", "attribute", "self_influence"]
 
@@ -52,6 +54,8 @@ def attribute(
     groups: Mapping[str, Mapping[str, float]] | None = None,
     normalize: Normalize | None = None,
     solving: SolveConfig = SolveConfig(),  # noqa: B008
+    run: str | Path | None = None,
+    unrolling: UnrollConfig = UnrollConfig(),  # noqa: B008
     per_unit: bool = False,
     tokens_of: Sequence[str] = (),
     batch_positions: int | None = None,
@@ -84,6 +88,8 @@ def attribute(
         normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's
             self-influence and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
         solving: How far the solver of the method goes, if it has one.
+        run: Folder of a run that `whence.Recorder` kept, for the method "source".
+        unrolling: How that run is cut.
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
@@ -95,7 +101,8 @@ def attribute(
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with or no solver to set.
+        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with, no solver or run to set, or
+            needs a run.
         UnknownOption: If there is no such normalization.
     """
     if normalize not in (None, "cosine", "relatif", "theta-relatif"):
@@ -107,6 +114,10 @@ def attribute(
             needed="a method with a solver",
             do="leave solving out, or pass method='pcg'",
         )
+    recorded = _run(
+        method, run, unrolling, relative_damping=relative_damping, absolute_damping=absolute_damping, fit_on=fit_on,
+        query_rank=query_rank, normalize=normalize,
+    )  # fmt: skip
     asked = as_dataset(task, queries)
     weights_GQ, names = _weights(asked, groups)
     train = as_dataset(task, train)
@@ -122,10 +133,17 @@ def attribute(
         task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
         demand=demand, memory_gib=memory_gib,
     )  # fmt: skip
-    damping = ready.damping(relative_damping, absolute_damping)
-    metric = _metric(ready, damping, normalize)
     check_task(task, ready.plan, asked.examples, objective="measurement")
     tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
+    if recorded is not None:
+        found, said = source_scores(
+            ready, recorded, asked, unrolling, config,
+            factors=None if factors is None else Path(factors), weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens,
+        )  # fmt: skip
+        label = ready.describe(f"{unrolling.segments} segments", "mean weights" if unrolling.average_weights else "")
+        return _table(ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started)
+    damping = ready.damping(relative_damping, absolute_damping)
+    metric = _metric(ready, damping, normalize)
 
     def make(rows: range) -> Chunk:
         some = asked if groups is not None else Dataset(asked.examples[rows.start : rows.stop])
@@ -204,7 +222,16 @@ def self_influence(
 
     Returns:
         A table with one row.
+
+    Raises:
+        BadInput: If the method goes back through a run.
     """
+    if exact_method_named(method).needs_run:
+        raise BadInput(
+            found=f"self-influence with method={method!r}",
+            needed="a method with one inverse for query and example",
+            do="pass method='ekfac', or attribute the training examples as queries",
+        )
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
     train = as_dataset(task, train)
     ready = prepare(
@@ -224,6 +251,34 @@ def self_influence(
     return ScoreTable(
         scores_1N, ("self-influence",), ids, "loss of the example itself, negated", method_line, ready.notes(damping)
     )
+
+
+def _run(method: str, run: str | Path | None, unrolling: UnrollConfig, **unused: Any) -> Run | None:
+    """The run, for methods that need one; None for the others.
+
+    Raises:
+        BadInput: If a run or what belongs to one is given to a method that has no use for it, or the other way round.
+    """
+    if not exact_method_named(method).needs_run:
+        if run is not None or unrolling != UnrollConfig():
+            raise BadInput(
+                found=f"a recorded run, or how to cut it, for {method}",
+                needed="a method that goes back through training",
+                do="leave run and unrolling out, or pass method='source'",
+            )
+        return None
+    given = [name for name, value in unused.items() if value is not None]
+    if given:
+        raise BadInput(
+            found=f"{', '.join(given)} for {method}", needed="what the recorded run says instead", do=f"leave {given[0]} out"
+        )
+    if run is None:
+        raise BadInput(
+            found=f"method={method!r} without a run",
+            needed="the folder of a recorded training run",
+            do="record one with whence.Recorder and pass run='folder'",
+        )
+    return open_run(run)
 
 
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -278,7 +333,8 @@ def _table(
     """The scores with their normalization, which scales every part alike."""
     ids = ready.train.ids
     scale_QN = torch.ones_like(found.scores_QN)
-    plain = ready.task.unit if ready.curvature is not None else f"inner product of gradients / {len(ready.train):,}"
+    is_gradient_product = ready.curvature is None and not ready.method.needs_run
+    plain = ready.task.unit if not is_gradient_product else f"inner product of gradients / {len(ready.train):,}"
     unit = plain
     if found.squared_norms_N is not None:
         tiny = torch.finfo(torch.float64).tiny

@@ -90,7 +90,8 @@ def damping_sweep(
         BadInput: If there is no damping, one is given twice, or the method has none.
     """
     values = sorted(relative_dampings)
-    if not values or len(set(values)) < len(values) or exact_method_named(method).factors is None:
+    chosen = exact_method_named(method)
+    if not values or len(set(values)) < len(values) or chosen.factors is None or chosen.needs_run:
         raise BadInput(
             found=f"relative_dampings={list(relative_dampings)} for {method}",
             needed="different dampings, and a method with curvature",

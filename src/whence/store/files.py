@@ -40,6 +40,9 @@ _TYPE_NAMES = {
     torch.int64: "I64",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.bool: "BOOL",
 }
 
 

@@ -1,0 +1,84 @@
+"""EK-FAC of the mean curvature over several sets of weights: sums of second moments, then eigenvalues pooled in one basis.
+
+Averaging eigenvectors would make no sense, so every stage of the fit is averaged before the next begins (Bae et al. 2024, section 3.3).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor
+
+from whence.capture import Plan
+from whence.curvature.eigenbasis import KroneckerCurvature
+from whence.curvature.ekfac import fit_values
+from whence.curvature.kfac import FitConfig, fit_factors, prepare_fit, solve_bases
+from whence.curvature.stages import stages
+from whence.data import Dataset
+from whence.progress import Meter, meter
+from whence.tasks import AbstractTask
+
+__all__ = ["Weights", "fit_ekfac_pooled"]
+
+Weights = Callable[[], AbstractContextManager[None]]
+"""Puts a set of weights into the task's model for as long as the context is open."""
+
+
+def fit_ekfac_pooled(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    weights: Sequence[Weights],
+    config: FitConfig | None = None,
+    *,
+    max_positions: int | None = None,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> KroneckerCurvature:
+    """Fit EK-FAC to the mean of the curvatures at several sets of weights, two passes over the data for each.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the curvature is averaged over.
+        weights: The sets of weights; the draws of labels are the same for all.
+        config: Labels, seed and sizes.
+        max_positions: Positions per batch; None measures what fits.
+        folder: Where the stages are kept.
+        quiet: No progress on stderr.
+
+    Returns:
+        The curvature, not damped.
+    """
+    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+
+    def identity() -> dict[str, object]:
+        found = fit.identity()
+        digests = []
+        for enter in weights:
+            with enter():
+                digests.append(task.weights)
+        return {**found, "weights": digests}
+
+    def pooled(stage: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        with meter(stage, len(dataset) * len(weights), quiet=quiet) as progress:
+            for enter in weights:
+                with enter():
+                    found = make(progress)
+                for name, value in found.items():
+                    totals[name] = totals[name] + value / len(weights) if name in totals else value / len(weights)
+        return totals
+
+    with stages(None if folder is None else Path(folder), identity) as run:
+
+        def make_bases() -> dict[str, Tensor]:
+            factors = run.run("factors", lambda: pooled("factors", lambda progress: fit_factors(fit, progress)))
+            with meter("bases", len(plan.units), quiet=quiet) as progress:
+                return solve_bases(fit, factors, progress)
+
+        bases = run.run("bases", make_bases)
+        units = range(len(plan.units))
+        values = run.run("values", lambda: pooled("eigenvalues", lambda progress: fit_values(fit, bases, progress, units)))
+        found = fit.finish(bases, values)
+    return KroneckerCurvature(found.blocks, found.kfac, f"{found.note}, mean over {len(weights)} checkpoints")
