@@ -84,3 +84,32 @@ def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folde
     ):
         message = run(*words, status=2)
         assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
+
+
+def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, capsys):
+    """Train a copy of the model under a recorder, save it, and go back through the run from the command line."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import whence
+    from whence.load import load_records
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
+    train = task.prepare(load_records(str(data_file)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with whence.Recorder(tmp_path / "run", model, optimizer, every=2) as recorder:
+        for start in (0, 4, 8, 0):
+            batch = train.examples[start : start + 4]
+            recorder.batch([example.id for example in batch])
+            task.loss(model, task.collate(batch)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "trained")
+    arguments = ["attribute", tmp_path / "trained", data_file, data_file, "-o", tmp_path / "t", "--method", "source"]
+    assert main([str(argument) for argument in arguments]) == 2
+    assert "found method='source' without a run" in capsys.readouterr().err
+    assert main([str(argument) for argument in [*arguments, "--run", tmp_path / "run", "--segments", "2"]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["queries"] == found["train"] == 12 and "source" in found["method"]

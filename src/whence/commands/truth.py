@@ -185,6 +185,8 @@ def attribute(
     query_rank: int | None = None,
     iterations: int | None = None,
     factors: Path | None = None,
+    run: Path | None = None,
+    segments: int = 3,
     ensemble: Path | None = None,
     largest_side: int = 1024,
     memory_gib: float | None = None,
@@ -207,6 +209,8 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
         iterations: Of the method's solver.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
+        run: Folder of a recorded training run, for method source.
+        segments: Per stage of that run, within which curvature and gradients are taken as constant.
         ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
             of all so far. A model that is in already is not scored again.
         largest_side: A longer side of a weight keeps the identity as its basis.
@@ -215,8 +219,8 @@ def attribute(
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
     from whence.methods import exact_method_named
-    from whence.pipeline import SolveConfig
-    from whence.pipeline import attribute as run
+    from whence.pipeline import SolveConfig, UnrollConfig
+    from whence.pipeline import attribute as score_all
 
     has_solver = exact_method_named(method).solver is not None
     solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
@@ -233,12 +237,27 @@ def attribute(
         "query_rank": query_rank,
         "largest_side": largest_side,
     }
-    known = settings | {"iterations": iterations, "train": train.fingerprint, "queries": asked.fingerprint}
+    known = settings | {
+        "iterations": iterations,
+        "segments": segments,
+        "train": train.fingerprint,
+        "queries": asked.fingerprint,
+    }
     table = _counted_in(
         ensemble,
         known,
         loaded,
-        lambda: run(loaded, train, asked, factors=factors, solving=solving, memory_gib=memory_gib, **settings),
+        lambda: score_all(
+            loaded,
+            train,
+            asked,
+            factors=factors,
+            solving=solving,
+            run=run,
+            unrolling=UnrollConfig(segments=segments),
+            memory_gib=memory_gib,
+            **settings,
+        ),  # fmt: skip
     )
     save_table(table, output)
     print(
