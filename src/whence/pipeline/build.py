@@ -128,6 +128,8 @@ def build(
         quiet=quiet,
     )
     blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
+    if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
+        report(f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep")
     with write_store(folder, blueprint, dataset, append=append) as writer:
         if writer.is_finished():
             report(f"{folder} is complete: nothing to do")

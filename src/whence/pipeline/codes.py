@@ -79,6 +79,11 @@ class CodeSize:
     sample_bytes: int
     shared_bytes: int
 
+    @property
+    def row_bytes(self) -> int:
+        """Of the largest code that may be chosen."""
+        return max(-(-choice.width * choice.bits // 8) for choice in self.choices) + _SCALE_BYTES
+
 
 def code_size(plan: Plan, examples: int, config: BuildConfig) -> CodeSize:
     """What a build of so many examples would take to learn its code."""
@@ -142,9 +147,8 @@ def learn_code(
             needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
             do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters",
         )
-    row_bytes = max(choice.width * choice.bits // 8 for choice in size.choices)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    enough_disk(folder.parent, len(dataset), row_bytes, size.shared_bytes)
+    enough_disk(folder.parent, len(dataset), size.row_bytes, size.shared_bytes)
     curvature = fit_ekfac(
         task, plan, fit_on, fit,
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet,

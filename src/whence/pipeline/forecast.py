@@ -55,7 +55,10 @@ class BuildForecast:
         )
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
-        return "\n".join((str(self.coverage), str(self.memory), disk, f"time: about {self.seconds:,.0f} s for the gradients"))
+        more = ", and several times that for the curvature and the code before them" if self.learning_bytes else ""
+        return "\n".join(
+            (str(self.coverage), str(self.memory), disk, f"time: about {self.seconds:,.0f} s for the gradients{more}")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -103,7 +106,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         coverage=plan.coverage,
         memory=memory,
         rows=len(dataset),
-        row_bytes=blueprint.codec().row_bytes(),
+        row_bytes=blueprint.codec().row_bytes() if code is None else code.row_bytes,
         shared_bytes=blueprint.curvature_bytes() if code is None else code.shared_bytes,
         learning_bytes=0 if code is None else code.sample_bytes,
         rows_per_shard=blueprint.rows_per_shard,

@@ -183,7 +183,7 @@ def matched(store: Store, train: Dataset) -> Sequence[Example]:
             raise StoreMismatch(
                 found=f"training data of {len(train):,} examples without {known['id']!r}",
                 needed=f"all {len(store):,} that {store.folder} was built from",
-                do="pass the same data; where more was appended, all of it together",
+                do="pass the same data (--train); where more was appended, all of it together",
             )
         if (example.text, example.length, example.prompt) != (known.get("text", ""), known["length"], known.get("prompt", 0)):
             raise StoreMismatch(**_changed(store, f"another text or length of the training example {example.id!r}"))

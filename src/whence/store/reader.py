@@ -226,6 +226,12 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
         StoreCorrupt: If it is unfinished or damaged.
     """
     folder = Path(folder)
+    if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
+        raise StoreCorrupt(
+            found=f"an unfinished store at {folder} (its curvature is being fitted)",
+            needed="a finished one",
+            do="run the same `whence build` again: it goes on where it stopped",
+        )
     if not (folder / "blueprint.json").exists():
         raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do="check the path")
     blueprint = Blueprint.read(folder)

@@ -163,7 +163,8 @@ def _size(path: Path) -> int:
 
 def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
     old, new = stored.to_json(), wanted.to_json()
-    for name in old:
+    # The format follows from other fields, which say more.
+    for name in sorted(old, key=lambda field: field == "format"):
         if name in NOT_COMPARED or old[name] == new[name]:
             continue
         what = {"model": "another model's weights", "preprocessing": "another tokenizer or loss", "units": "other parameters"}
