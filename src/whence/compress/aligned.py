@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.compress.kronecker import Kronecker
-from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.quantize import INT4_CUTS, quantize, to_integers, unpack
 from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
@@ -20,6 +20,8 @@ __all__ = ["Aligned", "Axes", "Whitened"]
 
 # Numbers of the axes written out at a time.
 _BLOCK_NUMBERS = 1 << 22
+# Many mixed axes are normal numbers, for which one cut is as good as the best of several.
+_CUTS, _MANY_AXES = (0.75,), 64
 # Of gradients written out at a time.
 _GRADIENT_NUMBERS = 1 << 23
 
@@ -129,7 +131,8 @@ class Axes:
         """
         if bits == 32:
             return cls(axes_MK.contiguous(), torch.ones(len(axes_MK)), bits, axes_MK.shape[1])
-        codes, scales_M = quantize(turn(axes_MK.T, first, seed=seed).T.contiguous(), bits)
+        cuts = _CUTS if axes_MK.shape[1] >= _MANY_AXES else INT4_CUTS
+        codes, scales_M = quantize(turn(axes_MK.T, first, seed=seed).T.contiguous(), bits, cuts=cuts)
         return cls(codes, scales_M.float(), bits, axes_MK.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:

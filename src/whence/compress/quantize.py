@@ -3,14 +3,16 @@
 Axes: N rows, D numbers of a row, B bytes that they take.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["packed_width", "quantize", "to_integers", "unpack"]
+__all__ = ["INT4_CUTS", "packed_width", "quantize", "to_integers", "unpack"]
 
 # Of 4 bits the outermost values are rare: what is lost by cutting them off is less than what finer steps gain.
-_INT4_CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+INT4_CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 # Half the step of the four levels -3, -1, 1 and 3, in root mean squares of the row: around the best for normal numbers, 0.498 (Max 1960).
 _INT2_STEPS = (0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35)
 # The four two-bit numbers in each byte, the first in its lowest bits.
@@ -26,7 +28,7 @@ def packed_width(numbers: int, bits: int) -> int:
     return -(-numbers * bits // 8)
 
 
-def quantize(rows_ND: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize(rows_ND: Tensor, bits: int, *, cuts: Sequence[float] = INT4_CUTS) -> tuple[Tensor, Tensor]:
     """Symmetric codes around zero, and the scale that each row's codes are to be multiplied with.
 
     8 bits take the largest number as 127. 4 bits take as 7 the largest number or a share of it, whichever leaves the least squared error.
@@ -38,6 +40,7 @@ def quantize(rows_ND: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Args:
         rows_ND: The rows.
         bits: 8, 4, 2 or 1.
+        cuts: Of 4 bits, shares of the largest number that are tried as the outermost value.
 
     Returns:
         Codes (N, B) as `unpack` reads them, and scales (N,). A row with a number that is not finite has such a scale.
@@ -52,7 +55,7 @@ def quantize(rows_ND: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         scale_N1 = (size_N1 / 127).bfloat16()
         return _rounded(rows_ND, scale_N1, 127).to(torch.int8).cpu(), scale_N1[:, 0].cpu()
     scale_N1, least_N1 = (size_N1 / 7).bfloat16(), torch.full_like(size_N1, torch.inf)
-    for cut in _INT4_CUTS:
+    for cut in cuts:
         tried_N1 = (size_N1 * (cut / 7)).bfloat16()
         error_N1 = (_rounded(rows_ND, tried_N1, 7) * tried_N1 - rows_ND).square().sum(1, keepdim=True)
         scale_N1 = torch.where(error_N1 < least_N1, tried_N1, scale_N1)
