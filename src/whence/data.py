@@ -74,6 +74,11 @@ class Dataset:
         """Ids in order."""
         return tuple(example.id for example in self.examples)
 
+    def spread(self, count: int) -> "Dataset":
+        """So many of the examples at most, evenly over all of them."""
+        count = min(count, len(self))
+        return Dataset([self.examples[place * len(self) // count] for place in range(count)])
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of ids and contents in order: equal exactly when the examples are."""

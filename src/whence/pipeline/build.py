@@ -19,7 +19,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.encoders import make_encoder
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.progress import meter, say
 from whence.score import gradient_rows
 from whence.store import (
@@ -28,7 +28,6 @@ from whence.store import (
     StoredUnit,
     Writer,
     check_writable,
-    dtype_named,
     open_store,
     rows_type,
     sha256_of,
@@ -101,7 +100,7 @@ def build(
     if factors is not None and method.encoder != "aligned":
         raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
     plan = plan_units(task)
-    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    autocast = autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
 

@@ -29,13 +29,14 @@ from whence.curvature import (
 from whence.data import Dataset, Example
 from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
+from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
 from whence.records import Unit
 from whence.score import gradient_rows
-from whence.store import dtype_named, enough_disk
+from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
 
-__all__ = ["aligned_encoder", "check_code", "code_choices", "code_size", "learn_code", "spread"]
+__all__ = ["aligned_encoder", "check_code", "code_choices", "code_size", "learn_code"]
 
 # Shared by all rows of a store: axes take at most this, by fewer bits a number first and then by fewer coordinates.
 _AXES_BYTES = 256 << 20
@@ -46,7 +47,9 @@ _FEWEST_SAMPLES = 256
 _FIT_EXAMPLES = 8192
 # Numbers of whitened gradients taken at a time.
 _CHUNK_NUMBERS = 1 << 26
-_BITS = {"int1": 1, "int2": 2, "int4": 4, "int8": 8, "bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
+# In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
+_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
+_CHOSEN = _TYPES[:5]
 _SCALE_BYTES = 2
 
 
@@ -55,10 +58,11 @@ def code_choices(config: BuildConfig, most: int) -> list[Code]:
     method = method_named(config.method)
     if not config.bytes_per_example:
         dtype = method.dtype if config.dtype == "method" else config.dtype
-        return [Code(min(config.rank or method.rank, most), dtype, _BITS[dtype])]
+        return [Code(min(config.rank or method.rank, most), dtype, bits_named(dtype))]
     assert isinstance(config.bytes_per_example, int)  # the config has read it
     room = 8 * (config.bytes_per_example - _SCALE_BYTES)
-    return [Code(min(room // bits, most), dtype, bits) for dtype, bits in _BITS.items() if bits <= min(room, 16)]
+    sized = [(dtype, bits_named(dtype)) for dtype in _CHOSEN]
+    return [Code(min(room // bits, most), dtype, bits) for dtype, bits in sized if bits <= room]
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def learn_code(
     """
     method = method_named(config.method)
     relative = config.relative_damping or method.relative_damping
-    fit_on = Dataset(spread(dataset.examples, _FIT_EXAMPLES))
+    fit_on = dataset.spread(_FIT_EXAMPLES)
     fit = FitConfig(seed=config.seed, labels="auto" if _has_likelihood(task, fit_on) else "dataset")
     size = code_size(plan, len(dataset), config)
     room = available_bytes(torch.device("cpu"))
@@ -154,7 +158,7 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet,
     )  # fmt: skip
     whitened = whiten(curvature, Damping(relative, None, ""), size.coordinates)
-    rows = _sample_rows(task, plan, whitened, spread(dataset.examples, size.samples), config, max_positions, quiet)
+    rows = _sample_rows(task, plan, whitened, dataset.spread(size.samples).examples, config, max_positions, quiet)
     if not any(bool(row.any()) for row in rows):
         raise BadInput(
             found=f"gradients that are zero in all {size.samples:,} examples of the sample",
@@ -162,13 +166,13 @@ def learn_code(
             do="check the loss and the tracked parameters",
         )
     axes, code = code_axes(rows, size.choices, most_bytes=_AXES_BYTES, seed=config.seed)
-    bits = torch.tensor(list(_BITS).index(code.dtype))
-    return {**save_whitened(whitened), **save_axes(axes), "damping": torch.tensor(relative, dtype=torch.float64), "dtype": bits}
+    known = {"damping": torch.tensor(relative, dtype=torch.float64), "dtype": torch.tensor(_TYPES.index(code.dtype))}
+    return {**save_whitened(whitened), **save_axes(axes), **known}
 
 
 def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], seed: int, device: torch.device) -> Aligned:
     """The encoder that `learn_code` learned."""
-    dtype = list(_BITS)[int(tensors["dtype"])]
+    dtype = _TYPES[int(tensors["dtype"])]
     return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)
 
 
@@ -178,7 +182,7 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
     Raises:
         StoreMismatch: If damping or size are not those asked for.
     """
-    stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), list(_BITS)[int(tensors["dtype"])]
+    stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), _TYPES[int(tensors["dtype"])]
     wanted = config.relative_damping or method_named(config.method).relative_damping
     choices = code_choices(config, width)
     if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):
@@ -188,12 +192,6 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
             needed=f"{sizes} with damping {wanted:g} x mean, as asked",
             do="build into another folder, or with the options of the first build",
         )
-
-
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many of the examples, evenly over all of them."""
-    count = min(count, len(examples))
-    return [examples[place * len(examples) // count] for place in range(count)]
 
 
 def _has_likelihood(task: AbstractTask, dataset: Dataset) -> bool:
@@ -217,7 +215,7 @@ def _sample_rows(
 ) -> list[Tensor]:
     """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
     widths = [width for _, width in whitened.shapes()]
-    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    autocast = autocast_named(config.autocast)
     held: list[Tensor] = []
     step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
     with meter("sample", len(sample), quiet=quiet) as progress:

@@ -13,9 +13,10 @@ from whence.curvature import fit_axes, fit_mask, fit_second_moments, side_scales
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
 from whence.methods import Method, method_named
-from whence.pipeline.codes import aligned_encoder, check_code, code_choices, learn_code, spread
+from whence.pipeline.codes import aligned_encoder, check_code, code_choices, learn_code
+from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
-from whence.store import Store, damaged, dtype_named, listed_files, read_seals, read_tensors, sha256_of
+from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
 __all__ = ["make_encoder", "random_encoder", "stored_encoder"]
@@ -70,11 +71,8 @@ def make_encoder(
                 needed=f"the same {path.stem} for the rows to be added",
                 do="restore that file from a copy, or build into another folder",
             )
-        learned = (
-            learn_code(task, plan, dataset, config, factors or folder / "factors", max_positions=max_positions, quiet=quiet)
-            if method.encoder == "aligned"
-            else _learn(task, plan, dataset, config, method, max_positions=max_positions, quiet=quiet)
-        )
+        place = factors or folder / "factors"
+        learned = _learn(task, plan, dataset, config, method, place, max_positions=max_positions, quiet=quiet)
     rank = config.rank or method.rank
     kind = method.projection if config.projection == "method" else config.projection
     return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
@@ -123,10 +121,20 @@ def _learned_file(method: Method) -> str | None:
 
 
 def _learn(
-    task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, method: Method, *, max_positions: int, quiet: bool
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: BuildConfig,
+    method: Method,
+    factors: Path,
+    *,
+    max_positions: int,
+    quiet: bool,
 ) -> dict[str, Tensor]:
-    sample = spread(dataset.examples, config.axes_examples or method.axes_examples)
-    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    if method.encoder == "aligned":
+        return learn_code(task, plan, dataset, config, factors, max_positions=max_positions, quiet=quiet)
+    sample = dataset.spread(config.axes_examples or method.axes_examples).examples
+    autocast = autocast_named(config.autocast)
     rank = config.rank or method.rank
     if method.mask == "selective":
         with meter("mask", len(sample), quiet=quiet) as progress:

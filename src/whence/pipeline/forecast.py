@@ -12,10 +12,9 @@ from whence.methods import method_named
 from whence.pipeline.build import make_blueprint
 from whence.pipeline.codes import code_size
 from whence.pipeline.encoders import random_encoder
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.progress import meter
 from whence.score import gradient_rows
-from whence.store import dtype_named
 from whence.tasks import AbstractTask
 
 __all__ = ["BuildForecast", "forecast_build"]
@@ -90,7 +89,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     """
     dataset = as_dataset(task, data)
     plan = plan_units(task)
-    autocast = None if config.autocast == "none" else dtype_named(config.autocast)
+    autocast = autocast_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
     positions = config.batch_positions or memory.batch_positions
     encoder = random_encoder(plan, config, task.device)

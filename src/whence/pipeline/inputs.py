@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from whence.data import Dataset
 from whence.errors import BadInput
+from whence.store import dtype_named
 from whence.tasks import AbstractTask
 
-__all__ = ["as_dataset"]
+__all__ = ["as_dataset", "autocast_named"]
 
 
 def as_dataset(task: AbstractTask, data: Dataset | Iterable[Any]) -> Dataset:
@@ -38,3 +41,8 @@ def as_dataset(task: AbstractTask, data: Dataset | Iterable[Any]) -> Dataset:
             do="put it into a list; to read a file use whence.load_records",
         )
     return task.prepare(data)
+
+
+def autocast_named(name: str | None) -> torch.dtype | None:
+    """The type of the model's arithmetic: None for its own, which options call "none" and blueprints null."""
+    return None if name in (None, "none") else dtype_named(name)

@@ -157,4 +157,4 @@ def _fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any
         raise BadInput(
             found=f"fit_on={fit_on}", needed=f"1 to {len(train):,} training examples", do="correct it, or leave it out"
         )
-    return Dataset([train.examples[place * len(train) // fit_on] for place in range(fit_on)])
+    return train.spread(fit_on)

@@ -93,8 +93,7 @@ def preconditioned(
 def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: SolveConfig) -> Solution:
     curvature, solver = ready.curvature, ready.method.solver
     assert curvature is not None and solver is not None
-    count = min(config.examples or len(ready.train), len(ready.train))
-    chosen = [ready.train.examples[place * len(ready.train) // count] for place in range(count)]
+    chosen = ready.train.spread(config.examples or len(ready.train)).examples
     matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
     values = curvature.dampings(damping)
     iterations = config.iterations or _ITERATIONS.get(solver, 0)
@@ -111,7 +110,7 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
         return solve_arnoldi(matrix, rows, values, rank=config.rank, iterations=iterations, seed=config.seed)
     if solver == "datainf":
         return solve_datainf(replace(matrix, kind="empirical_fisher"), rows, values)
-    size = min(config.batch_examples, count)
+    size = min(config.batch_examples, len(chosen))
     if solver == "astra":
         return solve_astra(
             matrix, rows, values, inverse, batch_size=size, iterations=iterations, tolerance=config.tolerance, seed=config.seed

@@ -12,12 +12,12 @@ from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
 from whence.pipeline.encoders import stored_encoder
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
 from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
-from whence.store import Store, dtype_named, open_store
+from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
 __all__ = ["Asked", "hit_of"]
@@ -99,7 +99,7 @@ class Asked:
             )
         notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
         encoder = stored_encoder(store, plan, task)
-        autocast = None if blueprint.autocast is None else dtype_named(blueprint.autocast)
+        autocast = autocast_named(blueprint.autocast)
         check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(

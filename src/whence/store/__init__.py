@@ -1,12 +1,13 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.store.files import check_writable, damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
-from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, dtype_named, rows_type
+from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, rows_type
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
 from whence.store.writer import Pending, Writer, enough_disk, listed_files, read_seals, write_store
 
 __all__ = [
+    "bits_named",
     "enough_disk",
     "FORMAT_VERSION",
     "Blueprint",

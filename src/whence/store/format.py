@@ -20,6 +20,7 @@ __all__ = [
     "Blueprint",
     "Seal",
     "StoredUnit",
+    "bits_named",
     "dtype_named",
     "rows_type",
     "shard_stem",
@@ -212,6 +213,18 @@ def shard_stem(number: int) -> str:
 def rows_type(name: str) -> torch.dtype:
     """The type that rows stored as `name` are computed in, and that their norms and curvature have."""
     return torch.float64 if name == "float64" else torch.float32
+
+
+def bits_named(name: str) -> int:
+    """Bits that one number of that stored type takes, its scale left out.
+
+    Raises:
+        UnknownOption: If there is none.
+
+    >>> bits_named("int4"), bits_named("bfloat16")
+    (4, 16)
+    """
+    return _BITS[name] if name in _BITS else 8 * dtype_named(name).itemsize
 
 
 def dtype_named(name: str) -> torch.dtype:
