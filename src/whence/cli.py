@@ -20,18 +20,18 @@ app = App(
 )
 
 _VERBS = {
-    "demo": ("stores", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
+    "demo": ("bench", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
     "build": ("stores", "Compress the gradient of every training example into a store."),
     "query": ("stores", "Rank the training examples behind a behaviour."),
-    "verify": ("stores", "Check that a store is what was written."),
-    "inspect": ("stores", "Say what a store holds."),
-    "forecast": ("stores", "Say what a build, or an exact run, would take in memory, disk and time."),
-    "score": ("truth", "Score every training example of a store for every query, into a table."),
-    "attribute": ("truth", "Score every training example for every query from whole gradients, without a store."),
+    "verify": ("inspection", "Check that a store is what was written."),
+    "inspect": ("inspection", "Say what a store holds."),
+    "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
+    "score": ("tables", "Score every training example of a store for every query, into a table."),
+    "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
-    "methods": ("stores", "List the attribution methods."),
+    "methods": ("inspection", "List the attribution methods."),
 }
 # Commands as strings, so that `--help` does not wait for torch.
 for _verb, (_module, _help) in _VERBS.items():

@@ -1,4 +1,4 @@
-"""The verb that runs every method on small real settings, and prints what came out."""
+"""Verbs that tell the whole story: the demo, and every method on small real settings."""
 
 import json
 from dataclasses import asdict
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.truth import Json, show_evaluation
+from whence.commands.shared import Json
+from whence.commands.truth import show_evaluation
 
-__all__ = ["bench"]
+__all__ = ["bench", "demo"]
 
 
 def bench(
@@ -51,6 +52,26 @@ def bench(
             _show_bench(name, found)
     if as_json:
         print(json.dumps(results))
+
+
+def demo(
+    *,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("whence-demo"),
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    seeds: int = 3,
+    seed: int = 0,
+) -> None:
+    """The whole story on real text: train, attribute, and prove it by retraining. A second run reuses what exists.
+
+    Args:
+        output: Folder for model, store, retrained runs and report.
+        k: Documents ranked, and removed for the proof, per question.
+        seeds: Retrainings per condition.
+        seed: Of everything random.
+    """
+    from whence.demo import tell
+
+    tell(output, k=k, seeds=seeds, seed=seed)
 
 
 def _show_bench(name: str, found: Any) -> None:

@@ -1,18 +1,16 @@
-"""Verbs about truth: banks of retrained models, score tables, and what they are worth."""
+"""Verbs about truth: banks of retrained models, and what score tables are worth against them."""
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.commands.shared import Json
 from whence.errors import BadInput
 
-__all__ = ["attribute", "bank", "evaluate", "score", "show_evaluation"]
-
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+__all__ = ["bank", "evaluate", "show_evaluation"]
 
 
 def bank(
@@ -120,153 +118,6 @@ def bank(
     print(json.dumps(content) if as_json else ", ".join(f"{name} {value}" for name, value in content.items()))
 
 
-def score(
-    store: Path,
-    queries: str,
-    *,
-    output: Annotated[Path, Parameter(alias="-o")],
-    model: str | None = None,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
-    ensemble: Path | None = None,
-) -> None:
-    """Score every training example of a store for every query, into a table for `whence evaluate`.
-
-    Args:
-        store: Folder made by `whence build`.
-        queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
-        model: Load the model from here instead of from where it was at the build.
-        relative_damping: Damping as a share of each layer's mean curvature.
-        absolute_damping: Damping in units of the loss's curvature.
-        damping_rule: A published rule instead of a number, as in query.
-        ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
-            model that is in already is not scored again.
-    """
-    from whence.commands.stores import task_of_store
-    from whence.data import digest_of
-    from whence.evaluate import save_table
-    from whence.load import load_records
-    from whence.pipeline import score_table
-    from whence.store import open_store
-
-    records = load_records(queries)
-    opened = open_store(store)
-    task = task_of_store(opened, store, model)
-    asked = task.prepare(records)
-    damping: dict[str, Any] = {
-        "relative_damping": relative_damping,
-        "absolute_damping": absolute_damping,
-        "damping_rule": damping_rule,
-    }
-    kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-    settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
-    settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-    table = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping))
-    save_table(table, output)
-    print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
-
-
-def attribute(
-    model: str,
-    data: str,
-    queries: str,
-    *,
-    output: Annotated[Path, Parameter(alias="-o")],
-    method: str = "ekfac",
-    task: Literal["causal_lm", "classification"] = "causal_lm",
-    split: str = "train",
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    fit_on: int | None = None,
-    query_rank: int | None = None,
-    iterations: int | None = None,
-    factors: Path | None = None,
-    run: Path | None = None,
-    segments: int = 3,
-    ensemble: Path | None = None,
-    largest_side: int = 1024,
-    memory_gib: float | None = None,
-) -> None:
-    """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
-
-    Args:
-        model: Hugging Face folder or hub name, or file.py:function that returns a task.
-        data: Training data, as in build.
-        queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
-        method: One of the exact methods of `whence methods`.
-        task: What the model does.
-        split: Split of a Hugging Face dataset.
-        relative_damping: Damping as a share of each layer's mean curvature.
-        absolute_damping: Damping in units of the loss's curvature.
-        samples: Draws of labels where they are drawn; 1 if left out.
-        seed: Of everything random.
-        fit_on: Fit the curvature on so many training examples instead of all.
-        query_rank: Singular directions kept of every query's gradient of a weight: less memory.
-        iterations: Of the method's solver.
-        factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
-        run: Folder of a recorded training run, for method source.
-        segments: Per stage of that run, within which curvature and gradients are taken as constant.
-        ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
-            of all so far. A model that is in already is not scored again.
-        largest_side: A longer side of a weight keeps the identity as its basis.
-        memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
-    """
-    from whence.evaluate import save_table
-    from whence.load import load_records, load_task
-    from whence.methods import exact_method_named
-    from whence.pipeline import SolveConfig, UnrollConfig
-    from whence.pipeline import attribute as score_all
-
-    has_solver = exact_method_named(method).solver is not None
-    solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
-    records, asked = load_records(data, split=split), load_records(queries)
-    loaded, _ = load_task(model, kind=task)
-    train, asked = loaded.prepare(records), loaded.prepare(asked)
-    settings: dict[str, Any] = {
-        "method": method,
-        "relative_damping": relative_damping,
-        "absolute_damping": absolute_damping,
-        "samples": samples,
-        "seed": seed,
-        "fit_on": fit_on,
-        "query_rank": query_rank,
-        "largest_side": largest_side,
-    }
-    known = settings | {
-        "iterations": iterations,
-        "segments": segments,
-        "train": train.fingerprint,
-        "queries": asked.fingerprint,
-    }
-    table = _counted_in(
-        ensemble,
-        known,
-        loaded,
-        lambda: score_all(
-            loaded,
-            train,
-            asked,
-            factors=factors,
-            solving=solving,
-            run=run,
-            unrolling=UnrollConfig(segments=segments),
-            memory_gib=memory_gib,
-            **settings,
-        ),  # fmt: skip
-    )
-    save_table(table, output)
-    print(
-        json.dumps(
-            {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
-        )
-    )
-
-
 def evaluate(
     bank: Path,
     tables: Annotated[list[Path], Parameter(consume_multiple=True)],
@@ -309,21 +160,6 @@ def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: st
         return
     print_table(found.header, found.cells(), title=title)
     print(found.summary())
-
-
-def _counted_in(folder: Path | None, settings: dict[str, Any], task: Any, make: Callable[[], Any]) -> Any:
-    """The table of a model; with an ensemble's folder the mean that it is part of."""
-    from whence.progress import say
-    from whence.score import Ensemble
-
-    if folder is None:
-        return make()
-    ensemble, member = Ensemble(folder, settings=settings), task.weights
-    if member in ensemble:
-        say(f"this model is one of the {len(ensemble)} in {folder} already")
-    else:
-        ensemble.add(make(), member=member)
-    return ensemble.table()
 
 
 def _array(name: str) -> Any:

@@ -1,0 +1,170 @@
+"""Verbs that look: at a store, at what a run would take, at the methods there are."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from whence.commands.shared import Json, task_options
+from whence.commands.stores import Flat
+from whence.config import BuildConfig
+from whence.errors import BadInput
+from whence.methods import EXACT_METHODS, METHODS
+
+__all__ = ["forecast", "inspect", "methods", "verify"]
+
+
+def verify(store: Path, *, as_json: Json = False) -> int:
+    """Check that a store is what was written: checksums, shapes, ids, finite numbers.
+
+    Args:
+        store: Folder made by `whence build`.
+        as_json: Print JSON.
+
+    Returns:
+        Exit status: 0 if all is well, 1 if not.
+    """
+    from whence.store import open_store, verify_store
+
+    opened = open_store(store, check=False)
+    faults = verify_store(opened)
+    if as_json:
+        print(json.dumps({"rows": len(opened), "shards": len(opened.seals), "faults": faults}))
+        return 1 if faults else 0
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print(f"{store}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
+    return 1 if faults else 0
+
+
+def inspect(store: Path, *, as_json: Json = False) -> None:
+    """Say what a store holds.
+
+    Args:
+        store: Folder made by `whence build`.
+        as_json: Print everything as JSON.
+    """
+    from whence.store import open_store
+
+    opened = open_store(store, check=False)
+    blueprint = opened.blueprint
+    content = {
+        **blueprint.to_json(),
+        "rows": len(opened),
+        "shards": len(opened.seals),
+        "bytes_per_row": opened.codec.row_bytes(),
+    }
+    if as_json:
+        print(json.dumps(content))
+        return
+    for name in (
+        "rows",
+        "shards",
+        "bytes_per_row",
+        "method",
+        "rank",
+        "factor_rank",
+        "curvature_rank",
+        "dtype",
+        "seed",
+        "recipe",
+    ):
+        print(f"{name:>16}  {content[name]}")
+    print(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
+    print(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
+
+
+def forecast(
+    model: str,
+    data: str,
+    *,
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    long: Literal["error", "split", "truncate"] = "error",
+    max_length: int | None = None,
+    track: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    functional: bool = False,
+    exact: str | None = None,
+    queries: str | None = None,
+    query_rank: int | None = None,
+    factors: Path | None = None,
+    largest_side: int | None = None,
+    memory_gib: float | None = None,
+    as_json: Json = False,
+    config: Flat = BuildConfig(),  # noqa: B008
+) -> None:
+    """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
+
+    Args:
+        model: As in build.
+        data: As in build.
+        task: As in build.
+        split: As in build.
+        long: As in build.
+        max_length: As in build.
+        track: As in build.
+        ignore: As in build.
+        functional: As in build.
+        exact: An exact method of `whence methods`, as --method of attribute, instead of a build.
+        queries: As in attribute; for --exact.
+        query_rank: As in attribute.
+        factors: As in attribute.
+        largest_side: As in attribute.
+        memory_gib: As in attribute.
+        as_json: Print JSON.
+        config: As in build.
+
+    Raises:
+        BadInput: If options of the one are given for the other.
+    """
+    from whence.load import load_records, load_task
+    from whence.pipeline import forecast_build, forecast_exact
+
+    of_exact = {
+        "queries": queries,
+        "query_rank": query_rank,
+        "factors": factors,
+        "largest_side": largest_side,
+        "memory_gib": memory_gib,
+    }
+    given = [name for name, value in of_exact.items() if value is not None]
+    if exact is None and given:
+        raise BadInput(
+            found=f"--{given[0].replace('_', '-')} for a build",
+            needed="--exact METHOD with it",
+            do="add it, or leave the other out",
+        )
+    if exact is not None and (queries is None or config != BuildConfig()):
+        raise BadInput(
+            found=f"--exact {exact} {'without --queries' if queries is None else 'with options of a build'}",
+            needed="queries, and no options of a build",
+            do="see `whence forecast --help`",
+        )
+    options = task_options(task, model, long, max_length, track, ignore, functional)
+    records = load_records(data, split=split)
+    loaded, _ = load_task(model, kind=task, **options)
+    if exact is None:
+        found = forecast_build(loaded, records, config)
+    else:
+        asked = loaded.prepare(load_records(str(queries)))
+        found = forecast_exact(
+            loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
+            largest_side=largest_side or 1024, memory_gib=memory_gib,
+        )  # fmt: skip
+    print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def methods(*, as_json: Json = False) -> None:
+    """List the attribution methods, what each is made of and where it comes from.
+
+    Args:
+        as_json: Print everything as JSON.
+    """
+    from whence.report import print_methods
+
+    if as_json:
+        print(json.dumps([asdict(method) for method in (*METHODS.values(), *EXACT_METHODS.values())]))
+    else:
+        print_methods(METHODS.values(), EXACT_METHODS.values())

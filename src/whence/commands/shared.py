@@ -1,0 +1,87 @@
+"""What several verbs share: loading the task of a store, its training data, and the options of a task."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from whence.errors import BadInput
+
+__all__ = ["Json", "task_of_store", "task_options", "train_records"]
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
+    """The task that a store was built with, loaded from where it was then, or from `model`.
+
+    Raises:
+        BadInput: If it is not known where the model is, or it is not there.
+    """
+    from whence.load import load_task
+
+    origin = opened.blueprint.task
+    if model is None and "model" not in origin:
+        raise BadInput(
+            found=f"a store built from Python in {store}",
+            needed="to know where its model is",
+            do="pass --model, or query it from Python",
+        )
+    recorded = str(origin.get("model", ""))
+    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
+    if model is None and place.is_absolute() and not place.exists():
+        raise BadInput(
+            found=f"no model at {origin['model']}, where it was when {store} was built",
+            needed="the same model",
+            do="pass --model with the place where it is now",
+        )
+    found, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
+    return found
+
+
+def train_records(opened: Any, store: Path, train: tuple[str, ...]) -> list[Any]:
+    """The records that a store was built from, from where they were then, or from where they are said to be now.
+
+    Raises:
+        BadInput: If it is not known where they are, or they are not there.
+    """
+    from whence.load import load_records
+
+    origin = opened.blueprint.task
+    recorded = str(origin.get("data", ""))
+    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
+    if not train and (not recorded or (place.is_absolute() and not place.exists())):
+        gone = f"no training data at {recorded}, where it was when {store} was built"
+        raise BadInput(
+            found=gone if recorded else f"a store in {store} that does not say where its training data is",
+            needed="the data that it was built from",
+            do="pass --train with the place where it is now",
+        )
+    return [record for data in train or (recorded,) for record in load_records(data, split=origin.get("split", "train"))]
+
+
+def task_options(task, model, long, max_length, track, ignore, functional) -> dict[str, Any]:
+    """Options of a task, as they were typed, without those that were left alone.
+
+    Raises:
+        BadInput: If the model is a function, which makes the task itself.
+    """
+    if ".py:" in model:
+        chosen = {"long": long != "error", "max_length": max_length, "track": track, "ignore": ignore, "functional": functional}
+        if any(chosen.values()):
+            raise BadInput(
+                found=f"{', '.join('--' + name.replace('_', '-') for name, value in chosen.items() if value)} for {model}",
+                needed="these set in the function, which makes the task itself",
+                do="pass them to the task there",
+            )
+        return {}
+    options: dict[str, Any] = {}
+    if task == "causal_lm":
+        options |= {"long": long, "max_length": max_length}
+    if track:
+        options["track"] = list(track)
+    if ignore:
+        options["ignore"] = list(ignore)
+    if functional:
+        options["functional"] = True
+    return options
