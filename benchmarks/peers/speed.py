@@ -101,6 +101,7 @@ def ours(setting, name):
     """Which share of the time is the fit's, and the scores."""
     import whence
     from whence.curvature import FitConfig
+    from whence.pipeline.footprint import Demand
     from whence.pipeline.prepare import prepare
 
     task, draws = setting.task, 4 if name == _REFERENCE else 1
@@ -111,7 +112,7 @@ def ours(setting, name):
         started = time.process_time()
         prepare(
             task, setting.train, method="ekfac", config=FitConfig(samples=draws, seed=seed), factors=factors, fit_on=None,
-            batch_positions=None, quiet=True,
+            batch_positions=None, quiet=True, demand=Demand(rows=len(setting.queries), queries=len(setting.queries)), memory_gib=None,
         )  # fmt: skip
         fitted = time.process_time()
         scores = whence.attribute(

@@ -1,0 +1,1 @@
+"""What people do with scores: each ends in something to act on."""
