@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import whence
 from tests import zoo
 from tests.reference.gradients import dense_gradients, unit_gradients
-from whence.capture import capture, check_task, plan_units
+from whence.capture import capture, check_task, frozen, plan_units
 from whence.errors import BadInput, NonFinite, Unsupported
 
 
@@ -247,3 +247,18 @@ def test_a_layer_may_be_called_by_keyword():
     task = whence.Classification(Named())
     examples = task.prepare([{"x": torch.randn(3, dtype=torch.float64), "label": n % 2} for n in range(4)]).examples
     assert check_task(task, plan_units(task), examples) == []
+
+
+def test_a_written_out_activation_becomes_one_kernel_for_a_while():
+    module = pytest.importorskip("transformers.activations").NewGELUActivation()
+    values = torch.linspace(-9, 9, 1001, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad((written_out := module(values)).sum(), values)
+    with frozen(module):
+        with frozen(module):  # as a check inside a capture
+            pass
+        found = module(values)
+        (slope,) = torch.autograd.grad(found.sum(), values)
+    torch.testing.assert_close(found, written_out, rtol=0, atol=1e-14)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-14)
+    assert "Gelu" in type(found.grad_fn).__name__
+    assert "forward" not in vars(module)

@@ -2,9 +2,10 @@
 
 from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
+from whence.capture.frozen import frozen
 from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
-from whence.capture.hooks import Objective, capture, frozen
+from whence.capture.hooks import Objective, capture
 from whence.capture.memory import Forecast, available_bytes, forecast, in_halves
 from whence.capture.units import Coverage, Plan, plan_units
 

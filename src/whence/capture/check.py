@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from whence.capture.blocks import as_blocks
-from whence.capture.hooks import Objective, capture, frozen, objective_function
+from whence.capture.frozen import frozen
+from whence.capture.hooks import Objective, capture, objective_function
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.capture.hooks import frozen
+from whence.capture.frozen import frozen
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.matmul import times_transposed

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from whence.capture.frozen import frozen
 from whence.capture.functional import functional_pairs
 from whence.capture.units import LayerUse, Plan
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["Consume", "Objective", "capture", "frozen", "objective_function"]
+__all__ = ["Consume", "Objective", "capture", "objective_function"]
 
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
@@ -95,37 +96,6 @@ def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn
         "measurement": task.measurement,
         "negated output": lambda model, batch: -task.output_function(model, batch),
     }[objective]
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, no parameter asking for a gradient, no in-place layer; all restored afterwards.
-
-    Yields:
-        Nothing.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    inplace: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module, _ in modes:
-            module.training = False  # not eval(), which models may override
-        for parameter, _ in grads:
-            parameter.requires_grad_(False)
-        for module in inplace:
-            module.inplace = False
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in grads:
-            parameter.requires_grad_(flag)
-        for module in inplace:
-            module.inplace = True
 
 
 class _Tap(torch.autograd.Function):
