@@ -16,6 +16,9 @@ from whence.records import Unit
 
 __all__ = ["KroneckerBlock", "KroneckerCurvature"]
 
+# Numbers of a unit's vectors that are solved for in place at a time.
+_SOLVE_NUMBERS = 1 << 20
+
 
 @dataclass(frozen=True)
 class KroneckerBlock:
@@ -97,18 +100,25 @@ class KroneckerCurvature:
         """What is added to every unit's eigenvalues."""
         return [damping.of_unit(block.unit, block.mean_eigenvalue) for block in self.blocks]
 
-    def solve(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
+    def solve(self, rows: Sequence[Tensor], damping: Damping, *, in_place: bool = False) -> list[Tensor]:
         """(H + damping)^-1 applied to vectors in parameter space (George et al. 2018, section 3.2; Grosse et al. 2023, equation 20).
 
         Args:
             rows: Per unit, shape (Q, O, I).
             damping: Added to every eigenvalue, unit by unit.
+            in_place: Whether the rows may be written over.
 
         Returns:
             Per unit, shape (Q, O, I).
         """
         damped = self._damped(rows, damping)
-        return [block.back(block.into(row) / values) for block, row, values in zip(self.blocks, rows, damped, strict=True)]
+        if not in_place:
+            return [block.back(block.into(row) / values) for block, row, values in zip(self.blocks, rows, damped, strict=True)]
+        for block, row, values in zip(self.blocks, rows, damped, strict=True):
+            # A few at a time: on the way through the basis there are several of each.
+            for part in row.split(max(1, _SOLVE_NUMBERS // values.numel())):
+                part.copy_(block.back(block.into(part) / values))
+        return list(rows)
 
     def half(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
         """(H + damping)^-1/2 applied, left in the basis: inner products of two halves are preconditioned ones.

@@ -11,6 +11,7 @@ from torch import Tensor
 from whence.compress import Kronecker
 from whence.curvature import Damping
 from whence.data import Dataset
+from whence.pipeline.footprint import made_at_once
 from whence.pipeline.prepare import Prepared
 from whence.pipeline.solving import SolveConfig, preconditioned
 from whence.progress import meter
@@ -49,7 +50,7 @@ def query_blocks(
     for rows in _gradients(ready, queries, query_rank, weights_GQ):
         if metric is not None:
             norms.append(metric.of_rows(rows).sqrt())
-        found, solution = preconditioned(ready, rows, damping, solving)
+        found, solution = preconditioned(ready, rows, damping, solving, in_place=True)
         parts.append(truncate(found, query_rank))
         notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
     return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None, notes
@@ -85,12 +86,15 @@ def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
     with meter("queries", len(queries), quiet=ready.quiet) as progress:
         rows = gradient_rows(
             ready.task, ready.plan, whole, queries.examples,
-            max_positions=ready.max_positions, progress=progress, objective="measurement",
+            max_positions=ready.max_positions, max_examples=made_at_once(units),
+            progress=progress, objective="measurement",
         )  # fmt: skip
     return rows.units
 
 
 def _joined(parts: Sequence[QueryBlock]) -> QueryBlock:
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], LowRank):
         factors = [part for part in parts if isinstance(part, LowRank)]
         return LowRank(torch.cat([one.left_QRO for one in factors]), torch.cat([one.right_QRI for one in factors]))

@@ -1,13 +1,15 @@
 """What an exact run will take in memory and on disk, and how it is cut into parts that fit; refused before the work if it cannot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whence.errors import DiskFull, OutOfMemory
+from whence.records import Unit
 
-__all__ = ["SCAN_SHARE", "Demand", "FitBytes", "Footprint", "gib"]
+__all__ = ["Demand", "FitBytes", "Footprint", "gib", "made_at_once"]
 
-SCAN_SHARE = 1 / 3
-"""Of what a query takes at its highest, what it takes once it is preconditioned."""
+# Numbers of whole query gradients in a batch, besides those of the batches before it.
+_MADE_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ class Footprint:
         fixed: What is held besides, however many queries there are.
         whole: Whole gradients of some queries, where rows are their factors or sums; gone before the scan.
         scan: What a pass for the scores takes, a few examples at a time.
-        row: A row of the table, at its highest, when it is preconditioned; `SCAN_SHARE` of it is left for the scan.
+        row: A row of the table, at its highest, when it is preconditioned.
+        held: What is left of it for the scan.
         table: The scores.
         rows: Rows of the table.
         rows_at_once: Rows per pass over the training data.
@@ -91,6 +94,7 @@ class Footprint:
     whole: int
     scan: int
     row: int
+    held: int
     table: int
     rows: int
     rows_at_once: int
@@ -100,8 +104,8 @@ class Footprint:
     @property
     def peak(self) -> int:
         """The most at any time."""
-        rows = self.rows_at_once * self.row if self.rows else 0
-        asked = max(rows + self.whole, self.batch + int(rows * SCAN_SHARE) + self.scan)
+        rows = self.rows_at_once if self.rows else 0
+        asked = max(rows * self.row + self.whole, self.batch + rows * self.held + self.scan)
         return max(self.batch + self.fit.peak, self.fit.kept + self.fixed + self.table + asked)
 
     @property
@@ -154,7 +158,7 @@ class Footprint:
                 needed="room for the table",
                 do=f"{on_disk}ask fewer queries at a time",
             )
-        least = max(self.row + self.whole, int(self.row * SCAN_SHARE) + self.scan)
+        least = max(self.row + self.whole, self.held + self.scan)
         if self.rows and least > rest - self.table:
             raise OutOfMemory(
                 found=f"{gib(least + self.fixed)} of memory for one query, with {gib(max(free - fit.kept - self.table, 0))} to be had",
@@ -172,3 +176,8 @@ class Footprint:
 def gib(number: int) -> str:
     """Bytes for people."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
+
+
+def made_at_once(units: Sequence[Unit]) -> int:
+    """Queries per batch while their whole gradients are made."""
+    return max(1, min(256, _MADE_NUMBERS // sum(unit.outputs * unit.inputs for unit in units)))

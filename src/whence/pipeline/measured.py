@@ -9,7 +9,7 @@ from whence.curvature import UnitBytes, held_examples, number_bytes, ranges_of, 
 from whence.data import Example
 from whence.errors import BadInput
 from whence.methods import ExactMethod
-from whence.pipeline.footprint import SCAN_SHARE, Demand, FitBytes, Footprint
+from whence.pipeline.footprint import Demand, FitBytes, Footprint, made_at_once
 from whence.score.blocks import DENSE_NUMBERS
 from whence.tasks import AbstractTask
 
@@ -21,8 +21,8 @@ _SHARE = 0.9
 _SQUARES, _SQUARES_COPIES = 1 << 22, 2
 # Products with queries are made so many numbers at a time (`whence.score.contract`).
 _SCAN_NUMBERS = 1 << 21
-# Copies of a query's gradient held at once: as it is, preconditioned, scaled; for solvers also directions, residuals and products.
-_COPIES, _SOLVER_COPIES = 3, 12
+# Copies of a query's gradient held at once by solvers: the right side, the solution, directions, residuals, products.
+_SOLVER_COPIES = 12
 # Numbers of whole query gradients held at a time where only their factors or sums are kept.
 _WHOLE_NUMBERS = 1 << 28
 # Bytes of a score, and its copies while batches are put together and while the table is.
@@ -70,37 +70,45 @@ def measure(
     scores = demand.dampings * len(examples) * (1 + len(units) * demand.per_unit) * _SCORE
     table = demand.rows * scores * _TABLE_COPIES
     largest = max(unit.values for unit in units)
-    copies = (_SOLVER_COPIES if method.solver is not None else _COPIES) + 2 * (demand.dampings - 1)
-    # The last unit to be solved for is rotated out of place, and decomposed where only factors are kept.
-    query = max(copies * parameters, (copies - 1) * parameters + (2 if demand.query_rank is None else 4) * largest)
+    # One, preconditioned in place; or one for every damping besides, joined unit by unit at the end.
+    copies = 1 if demand.dampings == 1 else 1 + demand.dampings
+    held = demand.dampings * parameters
+    if method.solver is not None:
+        copies = _SOLVER_COPIES + demand.dampings
+    # A unit that is solved for is rotated out of place, and decomposed where only factors are kept.
+    query = copies * parameters + (3 if demand.query_rank is None else 4) * demand.dampings * largest
     fixed = demand.vectors * parameters + (parameters if demand.norms else 0)
     scan = 2 * min(_SCAN_NUMBERS * number_bytes(task), examples_at_once * largest)
     scan = max(scan, sum(squares) if demand.norms else 0)
+    made = made_at_once(plan.units)
     free = room - batch_bytes - fit.kept - fixed - table
     row, whole, whole_at_once = query, 0, max(demand.rows, 1)
     if demand.query_rank is not None or demand.is_summed:
         most = _WHOLE_NUMBERS * number_bytes(task) // parameters
         whole_at_once = max(1, min(most, demand.queries, free // 2 // query))
-        whole = whole_at_once * query
+        whole = whole_at_once * query + min(made, whole_at_once) * parameters
     if demand.query_rank is not None:
         sides = [(unit.outputs, unit.inputs) for unit in plan.units]
         numbers = sum(min(demand.query_rank * (left + right), left * right) for left, right in sides)
-        row = 2 * numbers * number_bytes(task)
+        row, held = 2 * numbers * number_bytes(task), numbers * number_bytes(task)
         # Where factors are not the cheaper way, some queries are written out for the scan.
         scan += min(demand.rows * largest, max(DENSE_NUMBERS * number_bytes(task), largest))
     row += scores * _SCORE_COPIES
-    fits = min((free - whole) // row, int((free - scan) // (SCAN_SHARE * row)))
+    held += scores * _SCORE_COPIES
+    making = max(min(made, free // (held + parameters)), (free - made * parameters) // held)
+    fits = max(1, min(demand.rows, (free - whole) // row, (free - scan) // held, making))
     return Footprint(
         room=room,
         batch=batch_bytes,
         fit=fit,
         fixed=fixed,
         whole=whole,
-        scan=scan,
+        scan=max(scan, min(made, fits) * parameters),  # or while the gradients of queries are made
         row=row,
+        held=held,
         table=table,
         rows=demand.rows,
-        rows_at_once=max(1, min(demand.rows, fits)),
+        rows_at_once=fits,
         whole_at_once=whole_at_once,
         free_disk=_free_disk(folder),
     )

@@ -65,7 +65,7 @@ class SolveConfig:
 
 
 def preconditioned(
-    ready: Prepared, rows: list[Tensor], damping: Damping | None, config: SolveConfig
+    ready: Prepared, rows: list[Tensor], damping: Damping | None, config: SolveConfig, *, in_place: bool = False
 ) -> tuple[list[Tensor], Solution | None]:
     """-(1/N) (H + damping)^-1 rows, on the model's device: inner products with these are scores.
 
@@ -74,6 +74,7 @@ def preconditioned(
         rows: Gradients of the queries' measurements, per unit of shape (Q, O, I).
         damping: None without curvature.
         config: For methods with a solver.
+        in_place: Whether the rows may be written over: whole gradients are what memory is short of.
 
     Returns:
         Per unit, shape (Q, O, I); and what the solver says of its work, None without one.
@@ -81,13 +82,13 @@ def preconditioned(
     solution = None
     rows = [row.to(ready.task.device) for row in rows]
     if ready.curvature is None or damping is None:
-        found = rows
+        found = rows if in_place else [row.clone() for row in rows]
     elif ready.method.solver is None:
-        found = ready.curvature.solve(rows, damping)
+        found = ready.curvature.solve(rows, damping, in_place=in_place)
     else:
         solution = _solved(ready, rows, damping, config)
         found = solution.blocks
-    return [block_QOI * (-1.0 / len(ready.train)) for block_QOI in found], solution
+    return [block_QOI.mul_(-1.0 / len(ready.train)) for block_QOI in found], solution
 
 
 def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: SolveConfig) -> Solution:

@@ -48,6 +48,7 @@ def gradient_rows(
     *,
     max_positions: int,
     progress: Meter,
+    max_examples: int = 256,
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> Rows:
@@ -60,6 +61,7 @@ def gradient_rows(
         examples: Training examples or queries.
         max_positions: Positions per batch.
         progress: Advanced by examples.
+        max_examples: Examples per batch.
         objective: "loss" or "measurement", or "negated output" for rows that come with weights.
         autocast: As in `capture`.
 
@@ -70,13 +72,15 @@ def gradient_rows(
         NonFinite: If a gradient is NaN or infinite, naming unit and example.
     """
     order: list[int] = []
-    parts: list[tuple[list[Tensor], Tensor, Tensor | None]] = []
+    units: list[Tensor] = []
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
 
     def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor | None]:
         chosen = [examples[item] for item in items]
         batch = task.collate(chosen)
         sums = encoder.rows(len(chosen))
-        values = capture(
+        found = capture(
             task,
             plan,
             batch,
@@ -87,17 +91,23 @@ def gradient_rows(
         )
         rows = [row.cpu() for row in sums.finished()]
         _check_finite(rows, encoder, chosen)
-        weights = task.output_weights(-values, batch).cpu() if objective == "negated output" else None
-        return rows, values.cpu(), weights
+        return rows, found.cpu(), task.output_weights(-found, batch).cpu() if objective == "negated output" else None
 
-    for batch in batches([example.length for example in examples], max_positions=max_positions):
-        parts.extend(in_halves(batch, run))
+    for batch in batches([example.length for example in examples], max_positions=max_positions, max_examples=max_examples):
+        done = 0
+        for rows, found, weight in in_halves(batch, run):
+            places = batch[done : done + len(found)]
+            done += len(found)
+            # Each batch goes where it belongs at once: a list of batches to be joined would take as much again.
+            units = units or [row.new_empty(len(examples), *row.shape[1:]) for row in rows]
+            for unit, row in zip(units, rows, strict=True):
+                unit[places] = row
+            values.append(found)
+            weights += [] if weight is None else [weight]
         order.extend(batch)
         progress.advance(len(batch))
     back = torch.tensor(order).argsort()
-    units = [torch.cat([rows[index] for rows, _, _ in parts])[back] for index in range(len(encoder.units))]
-    weights = [part for _, _, part in parts if part is not None]
-    return Rows(units, torch.cat([values for _, values, _ in parts])[back], torch.cat(weights)[back] if weights else None)
+    return Rows(units, torch.cat(values)[back], torch.cat(weights)[back] if weights else None)
 
 
 def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tensor]:
