@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import BadInput, StoreMismatch, Unsupported
-from whence.store.files import check_writable, locked, read_json, read_tensors, write_json, write_tensors
+from whence.errors import BadInput, Unsupported
+from whence.store.files import check_writable, locked
+from whence.unroll.folder import VERSION, RunFolder
 from whence.unroll.steps import Steps, optimizer_settings, settings_seen
+from whence.unroll.weights import checkpoint_tensors, load_checkpoint
 
 __all__ = ["VERSION", "Recorder"]
-
-VERSION = 1
 
 
 class Recorder:
@@ -62,18 +62,19 @@ class Recorder:
         self.folder = Path(folder)
         self.model = model
         self.every = every
-        self.log = Steps()
+        self._run = RunFolder(self.folder, seed)
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []
         self._factor = 1.0
-        self._record: dict[str, Any] = {
-            "version": VERSION, "seed": seed, "finished": False, "steps": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [],
-        }  # fmt: skip
         self._must_restore = False
         self._hooks: list[Any] = []
         self._optimizer = optimizer
         self._check(optimizer)
+
+    @property
+    def log(self) -> Steps:
+        """What the steps so far did."""
+        return self._run.log
 
     @property
     def steps(self) -> int:
@@ -84,10 +85,11 @@ class Recorder:
         check_writable(self.folder)
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
-            if (self.folder / "run.json").exists():
-                self._take_up()
-            else:
+            if self._run.is_new:
                 self.checkpoint()
+            else:
+                self._run.take_up(checkpoint_tensors(self.model, self._optimizer))
+                self._must_restore = True
             self._stack = stack.pop_all()
         self._watch(self._optimizer)
         return self
@@ -152,12 +154,12 @@ class Recorder:
         """
         if optimizer is not None:
             self._watch(optimizer)
-        if any(stage["name"] == name for stage in self._record["stages"]):
+        if any(stage["name"] == name for stage in self._run.record["stages"]):
             return
         self._check_open()
         if self.steps:
             self.checkpoint()
-        self._record["stages"].append({"name": name, "start": self.steps})
+        self._run.record["stages"].append({"name": name, "start": self.steps})
 
     def checkpoint(self, *, finished: bool = False) -> None:
         """Keep the weights as they are now, with the optimizer's state; happens by itself every `every` steps and at the end.
@@ -165,25 +167,14 @@ class Recorder:
         Args:
             finished: Whether the run ends here.
         """
-        step = self.steps
-        if not any(kept["step"] == step for kept in self._record["checkpoints"]):
-            file = f"checkpoint-{step:09d}.safetensors"
-            digest = write_tensors(self.folder / file, self._tensors())
-            self._record["checkpoints"].append({"step": step, "file": file, "sha256": digest})
-        self._record["finished"] = finished
+        if not self._run.has_checkpoint(self.steps):
+            self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer))
+        self._run.record["finished"] = finished
         self.flush()
 
     def flush(self) -> None:
         """Write what was recorded since the last time, without weights: call it where your own checkpoint is written."""
-        start = self._record["steps"]
-        if self.steps > start:
-            file = f"steps-{start:09d}-{self.steps:09d}.safetensors"
-            digest = write_tensors(self.folder / file, self.log.tensors(start))
-            self._record["logs"].append({"start": start, "stop": self.steps, "file": file, "sha256": digest})
-            write_json(self.folder / "ids.json", list(self.log.ids))
-        self._record["steps"] = self.steps
-        self._record["settings"] = self.log.settings
-        write_json(self.folder / "run.json", self._record)  # last: without it nothing of the above counts
+        self._run.flush()
 
     def restore(self) -> int:
         """Load the last checkpoint of a run that was stopped into the model and the optimizer.
@@ -193,27 +184,10 @@ class Recorder:
         Returns:
             The step to go on from; 0 for a new run.
         """
-        last = self._record["checkpoints"][-1]
-        tensors = read_tensors(self.folder / last["file"])
-        parameters = dict(self.model.named_parameters())
-        values = parameters | dict(self.model.named_buffers())
-        states: dict[str, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            for key, value in tensors.items():
-                kind, _, name = key.partition(".")
-                if kind == "model":
-                    values[name].copy_(value)
-                else:
-                    states.setdefault(name, {})[kind.removeprefix("state_")] = value
-        self._optimizer.state.clear()
-        for name, state in states.items():
-            parameter = parameters[name]
-            # Step counters stay on the CPU, as torch keeps them.
-            self._optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter, copy=True) for key, value in state.items()
-            }
-        self.resume(last["step"])
-        return last["step"]
+        step, tensors = self._run.last_checkpoint()
+        load_checkpoint(self.model, self._optimizer, tensors)
+        self.resume(step)
+        return step
 
     def resume(self, step: int) -> None:
         """Go on from a step whose weights the caller has loaded: what was recorded after it is dropped.
@@ -232,13 +206,7 @@ class Recorder:
             )
         self._must_restore = False
         self._pending.clear()
-        self.log.cut(step)
-        record = self._record
-        record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
-        record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
-        record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
-        record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
-        self.flush()
+        self._run.cut(step)
 
     def _check_open(self) -> None:
         """Refuse to record before it is known what is recorded.
@@ -294,48 +262,6 @@ class Recorder:
     def _after_step(self) -> None:
         self.log.add(self._pending, self._rates, self._factor, self._settings)
         self._pending, self._factor = [], 1.0
-        stages = self._record["stages"]
+        stages = self._run.record["stages"]
         if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        found = {f"model.{name}": value for name, value in self.model.named_parameters()}
-        found |= {f"model.{name}": value for name, value in self.model.named_buffers()}
-        name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for parameter, state in self._optimizer.state.items():
-            tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-            found |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in tensors.items()}
-        return {name: found[name].detach() for name in sorted(found)}  # the same bytes, whatever the order of the states
-
-    def _take_up(self) -> None:
-        """Read an earlier, unfinished run of the same model.
-
-        Raises:
-            BadInput: If it was finished.
-            StoreMismatch: If it is of another model or version.
-        """
-        record = read_json(self.folder / "run.json")
-        if record.get("version") != VERSION:
-            raise StoreMismatch(
-                found=f"a run of version {record.get('version')} in {self.folder}",
-                needed=f"version {VERSION}",
-                do="record into another folder",
-            )
-        if record["finished"]:
-            raise BadInput(
-                found=f"a finished run of {record['steps']:,} steps in {self.folder}",
-                needed="a folder of its own for every run",
-                do="record into another folder, or delete this one",
-            )
-        kept = read_tensors(self.folder / record["checkpoints"][0]["file"])
-        shapes = {name: tuple(value.shape) for name, value in kept.items() if name.startswith("model.")}
-        mine = {name: tuple(value.shape) for name, value in self._tensors().items() if name.startswith("model.")}
-        if shapes != mine:
-            raise StoreMismatch(
-                found=f"a run of a model with other weights in {self.folder}",
-                needed="the model whose run it is",
-                do="record into another folder",
-            )
-        self.log = Steps.read(self.folder, record)
-        self._record = record
-        self._must_restore = True
