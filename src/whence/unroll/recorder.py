@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import BadInput, Unsupported
+from whence.errors import BadInput
 from whence.store.files import check_writable, locked
 from whence.unroll.folder import VERSION, RunFolder
+from whence.unroll.frozen import Frozen, check_optimizer
+from whence.unroll.ranks import ranks_of
+from whence.unroll.scaler import overflowed, watched_scaler
 from whence.unroll.steps import Steps, optimizer_settings, settings_seen
-from whence.unroll.weights import checkpoint_tensors, load_checkpoint
+from whence.unroll.weights import bare, checkpoint_tensors, load_checkpoint
 
 __all__ = ["VERSION", "Recorder"]
 
@@ -33,19 +36,24 @@ class Recorder:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    The folder is then what `whence.attribute(..., method="source", run="run")` reads. A step that a gradient scaler skips is not seen, so its
-    examples would be counted with the next one's: record runs in float32 or bfloat16.
+    The folder is then what `whence.attribute(..., method="source", run="run")` reads.
+
+    Weights that are frozen when the recorder is made (no gradient asked for, not in the optimizer) are written once, at the end. Of several
+    processes with a model in `DistributedDataParallel` each says the ids of its own part of a batch, and the first writes the weights.
 
     Args:
         folder: Where the run is kept; made if it is not there.
-        model: The model that is trained, without wrappers that rename its parameters.
+        model: The model that is trained; compiled or in `DistributedDataParallel` it is kept under the names of the model inside.
         optimizer: Any of torch's; SOURCE knows what SGD, Adam and AdamW do.
         every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
         seed: Of the run, for the record.
+        scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
+            skipped step would be counted with the next one's.
+        data: What tells the training data from another, such as a dataset's fingerprint: a stopped run goes on with the same only.
 
     Raises:
         BadInput: If `every` is not positive.
-        Unsupported: If the optimizer steps parameters that the model does not have.
+        Unsupported: If the optimizer steps parameters that the model does not have, or several processes train in another way.
     """
 
     def __init__(
@@ -56,20 +64,25 @@ class Recorder:
         *,
         every: int,
         seed: int | None = None,
+        scaler: Any = None,
+        data: str | None = None,
     ):
         if every < 1:
             raise BadInput(found=f"every={every}", needed="1 or more steps between checkpoints", do="correct it")
         self.folder = Path(folder)
-        self.model = model
+        self.model = bare(model)
         self.every = every
-        self._run = RunFolder(self.folder, seed)
+        self._ranks = ranks_of(model)
+        self._run = RunFolder(self.folder, self._ranks, {"seed": seed, "data": data})
+        self._scaler = scaler
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []
         self._factor = 1.0
         self._must_restore = False
         self._hooks: list[Any] = []
         self._optimizer = optimizer
-        self._check(optimizer)
+        self._frozen = Frozen(self.model, optimizer)
+        check_optimizer(self.model, optimizer, self._frozen)
 
     @property
     def log(self) -> Steps:
@@ -84,12 +97,17 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         check_writable(self.folder)
         with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
-            if self._run.is_new:
+            stack.enter_context(locked(self._run.folder))
+            # Whether there is a run is the first process's to say: the others write before it does.
+            if self._ranks.of_first(self._run.is_new):
+                self._frozen.mark()
+                if self._ranks.rank == 0:
+                    self._run.record["frozen"] = self._frozen.digest()
                 self.checkpoint()
             else:
-                self._run.take_up(checkpoint_tensors(self.model, self._optimizer))
+                self._run.take_up(self._tensors())
                 self._must_restore = True
+            stack.enter_context(watched_scaler(self._scaler, self._after_scaler))
             self._stack = stack.pop_all()
         self._watch(self._optimizer)
         return self
@@ -116,7 +134,7 @@ class Recorder:
             BadInput: If the batch is empty, or the divisor is not positive.
         """
         self._check_open()
-        names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
+        names = [*map(str, ids.tolist() if isinstance(ids, Tensor) else map(_plain, ids))]
         if not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
                 found=f"a batch of {len(names)} examples with divided_by={divided_by}",
@@ -167,14 +185,18 @@ class Recorder:
         Args:
             finished: Whether the run ends here.
         """
-        if not self._run.has_checkpoint(self.steps):
-            self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer))
-        self._run.record["finished"] = finished
+        if self._ranks.rank == 0:
+            self._frozen.check_unchanged()
+            if finished and self._frozen.parameters:
+                self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer), "final")
+            elif not self._run.has_checkpoint(self.steps):
+                self._run.add_checkpoint(self.steps, self._tensors())
+            self._run.record["finished"] = finished
         self.flush()
 
     def flush(self) -> None:
         """Write what was recorded since the last time, without weights: call it where your own checkpoint is written."""
-        self._run.flush()
+        self._run.write()
 
     def restore(self) -> int:
         """Load the last checkpoint of a run that was stopped into the model and the optimizer.
@@ -204,8 +226,12 @@ class Recorder:
                 needed="all steps up to there",
                 do="call flush() whenever you write a checkpoint of your own; here go on from an earlier one, or record into another folder",
             )
+        if self._ranks.rank == 0:
+            self._frozen.check_same(self._run.record.get("frozen"))
+        self._frozen.mark()
         self._must_restore = False
         self._pending.clear()
+        self._seen = None
         self._run.cut(step)
 
     def _check_open(self) -> None:
@@ -227,17 +253,8 @@ class Recorder:
                 do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
             )
 
-    def _check(self, optimizer: torch.optim.Optimizer) -> None:
-        known = {id(parameter) for parameter in self.model.parameters()}
-        if any(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"]):
-            raise Unsupported(
-                found="an optimizer that steps parameters which the model does not have",
-                needed="the model whose parameters it was made with",
-                do="pass that model, not a wrapper or a copy of it",
-            )
-
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:
-        self._check(optimizer)
+        check_optimizer(self.model, optimizer, self._frozen)
         self._optimizer, self._seen = optimizer, None
         for hook in self._hooks:
             hook.remove()
@@ -255,13 +272,34 @@ class Recorder:
             )
         # Now, since a schedule may change them before the step is written down.
         seen = settings_seen(self._optimizer)
+        self._settings = None
         if seen != self._seen:
+            check_optimizer(self.model, self._optimizer, self._frozen)
             self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizer)
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def _after_step(self) -> None:
-        self.log.add(self._pending, self._rates, self._factor, self._settings)
+        if overflowed(self._optimizer):
+            self._skip()
+            return
+        self.log.add(self._pending, self._rates, self._factor, self._settings, processes=self._ranks.count)
         self._pending, self._factor = [], 1.0
         stages = self._run.record["stages"]
         if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
+
+    def _after_scaler(self, optimizer: torch.optim.Optimizer) -> None:
+        if optimizer is self._optimizer and self._pending:  # it was not called
+            self._skip()
+
+    def _skip(self) -> None:
+        """Forget what was said of a step that changed nothing."""
+        self._pending, self._factor, self._seen = [], 1.0, None
+        self._run.record["skipped"] = self._run.record.get("skipped", 0) + 1
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return checkpoint_tensors(self.model, self._optimizer, without=self._frozen.parameters)
+
+
+def _plain(name: Any) -> Any:
+    return name.item() if isinstance(name, Tensor) else name
