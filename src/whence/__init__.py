@@ -39,6 +39,7 @@ _HOMES = {
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
+    "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
@@ -73,6 +74,7 @@ __all__ = [  # noqa: PLE0604
     "open_run",
     "open_store",
     "query",
+    "record_lightning",
     "record_trainer",
     "score_table",
     "self_influence",
@@ -100,7 +102,7 @@ if TYPE_CHECKING:
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
-    from whence.unroll import Recorder, Run, open_run, record_trainer
+    from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer
 
 
 def __getattr__(name: str) -> Any:
