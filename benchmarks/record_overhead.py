@@ -1,7 +1,7 @@
-"""What recording a run costs: the same training with and without `whence.Recorder`, in turn.
+"""What recording a run costs: the same training plain, with `whence.Recorder`, and with `whence.GradientLog`, in turn.
 
-Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop with all checkpoints; the
-figure is the median over rounds of the ratio of neighbouring runs.
+Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop: with all checkpoints for the
+recorder, without `finish()` for the log. A figure is the median over rounds of the ratio of neighbouring runs.
 """
 
 import argparse
@@ -15,7 +15,19 @@ from torch import nn
 import whence
 
 
-def mlp():
+class Tokens(whence.Custom):
+    """Next-token loss of (tokens,) records."""
+
+    def __init__(self, model):
+        def loss(model, batch):
+            (tokens,) = batch
+            logits = model(tokens[:, :-1])
+            return nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
+
+        super().__init__(model, loss, unit="nats")
+
+
+def mlp(width=64):
     """A small network: the harder case, since a step of it is short."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     inputs, labels = torch.randn(1024, 64), torch.randint(10, (1024,))

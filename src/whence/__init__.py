@@ -18,6 +18,7 @@ _HOMES = {
     "Custom": "whence.tasks",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
+    "GradientLog": "whence.pipeline",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
@@ -54,6 +55,7 @@ __all__ = [  # noqa: PLE0604
     "Classification",
     "Custom",
     "Ensemble",
+    "GradientLog",
     "Hit",
     "Hits",
     "Recipe",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS
     from whence.pipeline import (
+        GradientLog,
         SolveConfig,
         UnrollConfig,
         attribute,

@@ -4,7 +4,7 @@ from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
 from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
-from whence.capture.hooks import Objective, capture, frozen
+from whence.capture.hooks import Objective, capture, frozen, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, in_halves
 from whence.capture.units import Coverage, Plan, plan_units
 
@@ -26,4 +26,5 @@ __all__ = [
     "in_halves",
     "plan_units",
     "separate_head",
+    "taps",
 ]
