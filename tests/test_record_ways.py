@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -311,3 +313,15 @@ def test_what_a_run_goes_on_from_has_to_be_its_own(tmp_path):
     (tmp_path / "checkpoint-000000000.safetensors").unlink()
     with pytest.raises((StoreCorrupt, BadInput), match="found a damaged file .*checkpoint-000000000.safetensors"):
         again("first")
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    """The python blocks of docs/recording.md, one after the other; the trainers' lines are run by their own tests."""
+    page = Path(__file__).parents[1] / "docs" / "recording.md"
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    assert names["table"].scores.shape == (5, 60) and len(names["store"]) == 60
