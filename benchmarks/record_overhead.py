@@ -36,8 +36,7 @@ class Block(nn.Module):
         return hidden + self.down(nn.functional.gelu(self.up(self.after(hidden))))
 
 
-def token_losses(model, batch):
-    (tokens,) = batch
+def token_losses(model, tokens):
     return nn.functional.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
 
 
@@ -60,7 +59,7 @@ def transformer(width):
         logits = model(tokens[at, :-1])
         return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[at, 1:].flatten())
 
-    return model, task, [(one,) for one in tokens], loss, 16
+    return model, task, list(tokens), loss, 16
 
 
 def train(make, steps, watch, folder):
