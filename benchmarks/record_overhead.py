@@ -1,12 +1,13 @@
-"""What recording a run costs: the same training with and without `whence.Recorder`, in turn.
+"""What watching a training run costs: the same training plain, with `whence.Recorder`, and with `whence.GradientLog`, in turn.
 
-Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop with all checkpoints; the
-figure is the median over rounds of the ratio of neighbouring runs.
+Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop: with all checkpoints for the
+recorder, without `finish()` for the log. A figure is the median over rounds of the ratio of neighbouring runs.
 """
 
 import argparse
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,76 +15,105 @@ from torch import nn
 
 import whence
 
+EXAMPLES = 1024
+
+
+class Block(nn.Module):
+    """A transformer block of plain linear layers."""
+
+    def __init__(self, width, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, hidden):  # noqa: D102
+        batch, length, width = hidden.shape
+        parts = self.mix(self.before(hidden)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        hidden = hidden + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        return hidden + self.down(nn.functional.gelu(self.up(self.after(hidden))))
+
+
+def token_losses(model, tokens):
+    return nn.functional.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
+
 
 def mlp():
     """A small network: the harder case, since a step of it is short."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    inputs, labels = torch.randn(1024, 64), torch.randint(10, (1024,))
-
-    def loss(places):
-        return nn.functional.cross_entropy(model(inputs[places]), labels[places])
-
-    return model, loss, 32
+    inputs, labels = torch.randn(EXAMPLES, 64), torch.randint(10, (EXAMPLES,))
+    task = whence.Classification(model)
+    records = list(zip(inputs, labels.tolist(), strict=True))
+    return model, task, records, lambda at: nn.functional.cross_entropy(model(inputs[at]), labels[at]), 32
 
 
-def transformer():
-    """Two layers of width 96 on 64 tokens."""
-    body = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(96, 4, 384, batch_first=True, dropout=0.0), 2, enable_nested_tensor=False
-    )
-    model = nn.Sequential(nn.Embedding(2048, 96), body, nn.Linear(96, 2048))
-    tokens = torch.randint(2048, (1024, 65))
+def transformer(width):
+    """Two blocks on 64 tokens."""
+    model = nn.Sequential(nn.Embedding(512, width), Block(width), Block(width), nn.Linear(width, 512))
+    tokens = torch.randint(512, (EXAMPLES, 65))
+    task = whence.Custom(model, token_losses, unit="nats")
 
-    def loss(places):
-        logits = model(tokens[places, :-1])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[places, 1:].flatten())
+    def loss(at):
+        logits = model(tokens[at, :-1])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[at, 1:].flatten())
 
-    return model, loss, 16
+    return model, task, list(tokens), loss, 16
 
 
-def train(make, steps, folder):
-    """Seconds of a run, recorded if there is a folder."""
+def train(make, steps, watch, folder):
+    """Seconds of a run: of the processor, and on the clock."""
     torch.manual_seed(0)
-    model, loss, size = make()
+    model, task, records, loss, size = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batches = [torch.randint(1024, (size,)) for _ in range(steps)]
-
-    def step(places):
-        optimizer.zero_grad()
-        loss(places).backward()
-        optimizer.step()
-
+    batches = [torch.randint(EXAMPLES, (size,)) for _ in range(steps)]
+    log = None
+    if watch not in ("plain", "recorder"):
+        factors = folder / "factors" if watch.endswith("factors") else None
+        log = whence.GradientLog(
+            folder / "log", task, records, method=watch.split()[0], rank=int(watch.split()[1]), factors=factors, quiet=True
+        )
+    recorder = whence.Recorder(folder / "run", model, optimizer, every=-(-steps // 6)) if watch == "recorder" else None
+    divisor = None if make is mlp else 64.0 * size
     started = time.process_time(), time.perf_counter()
-    if folder is None:
-        for places in batches:
-            step(places)
-    else:
-        with whence.Recorder(folder, model, optimizer, every=-(-steps // 6)) as run:
-            for places in batches:
-                run.batch(places.tolist())
-                step(places)
+    with recorder or nullcontext():
+        for at in batches:
+            optimizer.zero_grad()
+            if recorder is not None:
+                recorder.batch(at.tolist())
+            with nullcontext() if log is None else log.batch(at.tolist(), divided_by=divisor):
+                loss(at).backward()
+            optimizer.step()
     return time.process_time() - started[0], time.perf_counter() - started[1]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    for make, steps in ((mlp, 6000), (transformer, 60)):
-        ratios = []
-        with tempfile.TemporaryDirectory() as folder:  # imports and warm caches
-            train(make, 20, Path(folder) / "run")
-        for _ in range(rounds):
-            plain = train(make, steps, None)
-            with tempfile.TemporaryDirectory() as folder:
-                recorded = train(make, steps, Path(folder) / "run")
-                size = sum(file.stat().st_size for file in Path(folder).rglob("*")) / 2**20
-            ratios.append([mine / other for mine, other in zip(recorded, plain, strict=True)])
-        middle = [sorted(kind)[len(kind) // 2] for kind in zip(*ratios, strict=True)]
-        print(
-            f"{make.__name__}: {steps} steps, {1e3 * plain[0] / steps:.2f} ms each; recorded {middle[0] - 1:+.1%} of the processor's "
-            f"time, {middle[1] - 1:+.1%} on the clock; {size:.1f} MiB on disk"
-        )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--watch", nargs="*", default=["recorder", "logra 16", "logra 4", "factgrass 16", "logra 16 factors"])
+    options = parser.parse_args()
+    settings = {
+        "mlp": (mlp, 6000),
+        "transformer of width 96": (lambda: transformer(96), 30),
+        "transformer of width 384": (lambda: transformer(384), 6),
+    }
+    for name, (make, steps) in settings.items():
+        for watch in options.watch:
+            ratios, size = [], 0.0
+            for turn in range(options.rounds + 1):  # the first for imports and warm caches
+                with tempfile.TemporaryDirectory() as folder:
+                    plain = train(make, steps, "plain", Path(folder))
+                    watched = train(make, steps, watch, Path(folder))
+                    size = sum(file.stat().st_size for file in Path(folder).rglob("*")) / 2**20
+                if turn:
+                    ratios.append([mine / other for mine, other in zip(watched, plain, strict=True)])
+            middle = [sorted(kind)[len(kind) // 2] for kind in zip(*ratios, strict=True)]
+            print(
+                f"{name}, {watch}: {steps} steps of {1e3 * plain[0] / steps:.2f} ms; watched {middle[0] - 1:+.1%} of the processor's "
+                f"time, {middle[1] - 1:+.1%} on the clock; {size:.1f} MiB on disk",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _HOMES = {
     "Custom": "whence.tasks",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
+    "GradientLog": "whence.pipeline",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
@@ -39,6 +40,7 @@ _HOMES = {
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
+    "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
@@ -53,6 +55,7 @@ __all__ = [  # noqa: PLE0604
     "Classification",
     "Custom",
     "Ensemble",
+    "GradientLog",
     "Hit",
     "Hits",
     "Recipe",
@@ -73,6 +76,7 @@ __all__ = [  # noqa: PLE0604
     "open_run",
     "open_store",
     "query",
+    "record_lightning",
     "record_trainer",
     "score_table",
     "self_influence",
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS
     from whence.pipeline import (
+        GradientLog,
         SolveConfig,
         UnrollConfig,
         attribute,
@@ -100,7 +105,7 @@ if TYPE_CHECKING:
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
-    from whence.unroll import Recorder, Run, open_run, record_trainer
+    from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from whence.capture.check import check_task
 from whence.capture.frozen import frozen
 from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
-from whence.capture.hooks import Objective, capture
+from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, in_halves
 from whence.capture.units import Coverage, Plan, plan_units
 
@@ -27,4 +27,5 @@ __all__ = [
     "in_halves",
     "plan_units",
     "separate_head",
+    "taps",
 ]

@@ -20,7 +20,7 @@ from whence.errors import BadInput, Unsupported
 from whence.records import Pair
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["Consume", "Objective", "capture", "objective_function"]
+__all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]
 
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
@@ -64,7 +64,7 @@ def capture(
         stack.enter_context(torch.enable_grad())
         if autocast is not None:
             stack.enter_context(torch.autocast(device, dtype=autocast))
-        with _taps(plan, consume, num_examples, task.device) as mode:
+        with taps(plan, consume, num_examples, task.device) as mode:
             try:
                 values = function(task.model, batch)
             except RuntimeError as error:
@@ -118,15 +118,36 @@ class _Tap(torch.autograd.Function):
 
 
 @dataclass
-class _Mode:
+class TapMode:
+    """How taps are put in.
+
+    Args:
+        copies: Whether each is put on a copy of the layer's output, which models may then change in place.
+        scale: What gradients are multiplied with before they are handed out.
+    """
+
     copies: bool = False
+    scale: float = 1.0
 
 
 @contextmanager
-def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) -> Iterator[_Mode]:
+def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) -> Iterator[TapMode]:
+    """Taps on the layers of a plan, for a forward and a backward pass of whoever runs one meanwhile.
+
+    The passes compute what they would without, weights that are trained among them.
+
+    Args:
+        plan: The units.
+        consume: As in `capture`.
+        num_examples: Examples in the batch that is run.
+        device: Of the model.
+
+    Yields:
+        What can be changed about the taps.
+    """
     # The anchor makes every tap part of the graph, even the first one, whose layer sees nothing that needs a gradient.
     anchor = torch.zeros((), device=device, requires_grad=True)
-    mode = _Mode()
+    mode = TapMode()
     handles = [
         layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode), with_kwargs=True)
         for layer in plan.layers
@@ -138,8 +159,10 @@ def _taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device)
             handle.remove()
 
 
-def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: _Mode):
+def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode):
     def emit(inputs: Tensor, grad: Tensor) -> None:
+        if mode.scale != 1.0:
+            grad = grad * mode.scale
         inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))
         if layer.weight_unit is not None:
             joined = layer.bias_unit == layer.weight_unit

@@ -4,6 +4,7 @@ from whence.pipeline.build import build
 from whence.pipeline.exact import attribute, self_influence
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
+from whence.pipeline.gradient_log import GradientLog
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
@@ -14,6 +15,7 @@ __all__ = [
     "BuildForecast",
     "DampingSweep",
     "ExactForecast",
+    "GradientLog",
     "SolveConfig",
     "UnrollConfig",
     "attribute",

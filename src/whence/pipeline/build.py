@@ -36,7 +36,7 @@ from whence.store import (
 )
 from whence.tasks import AbstractTask
 
-__all__ = ["build", "make_blueprint"]
+__all__ = ["build", "finish_store", "make_blueprint"]
 
 # Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
 _SHARD_BYTES = 32 << 20
@@ -138,15 +138,27 @@ def build(
             path = folder / name
             files[name] = sha256_of(path) if path.exists() else write_tensors(path, tensors)
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet)
-        if method.curvature == "fisher":
-            rows = Store(folder, writer.blueprint, writer.sorted_seals(), {})
-            with meter("curvature", len(plan.units), quiet=quiet) as progress:
-                fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=config.seed, progress=progress)
-            files["curvature.safetensors"] = write_tensors(folder / "curvature.safetensors", fisher)
-        writer.finish(files)
+        finish_store(writer, files, quiet)
         # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
         shutil.rmtree(folder / "factors", ignore_errors=True)
     return open_store(folder)
+
+
+def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
+    """Fit the curvature on the rows as they are stored, and write the manifest.
+
+    Args:
+        writer: Of a store whose shards are all there.
+        files: Name and SHA-256 of other files beside them.
+        quiet: No progress on stderr.
+    """
+    blueprint = writer.blueprint
+    if method_named(blueprint.method).curvature == "fisher":
+        rows = Store(writer.folder, blueprint, writer.sorted_seals(), {})
+        with meter("curvature", len(blueprint.units), quiet=quiet) as progress:
+            fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
+        files = {**files, "curvature.safetensors": write_tensors(writer.folder / "curvature.safetensors", fisher)}
+    writer.finish(files)
 
 
 def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool) -> None:

@@ -98,6 +98,8 @@ class Asked:
                 do="pass the same track, ignore and functional to the task as at the build",
             )
         notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
+        if "logged" in blueprint.task:
+            notes = (*notes, blueprint.task["logged"])
         encoder = stored_encoder(store, plan, task)
         autocast = autocast_named(blueprint.autocast)
         check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import BadInput, StoreMismatch, Unsupported
-from whence.store.files import check_writable, locked, read_json, read_tensors, write_json, write_tensors
+from whence.errors import BadInput
+from whence.store.files import check_writable, locked
+from whence.unroll.folder import VERSION, RunFolder
+from whence.unroll.frozen import Frozen, check_optimizer
+from whence.unroll.ranks import ranks_of
+from whence.unroll.scaler import overflowed, watched_scaler
 from whence.unroll.steps import Steps, optimizer_settings, settings_seen
+from whence.unroll.weights import bare, checkpoint_tensors, load_checkpoint
 
 __all__ = ["VERSION", "Recorder"]
-
-VERSION = 1
 
 
 class Recorder:
@@ -33,19 +36,24 @@ class Recorder:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    The folder is then what `whence.attribute(..., method="source", run="run")` reads. A step that a gradient scaler skips is not seen, so its
-    examples would be counted with the next one's: record runs in float32 or bfloat16.
+    The folder is then what `whence.attribute(..., method="source", run="run")` reads.
+
+    Weights that are frozen when the recorder is made (no gradient asked for, not in the optimizer) are written once, at the end. Of several
+    processes with a model in `DistributedDataParallel` each says the ids of its own part of a batch, and the first writes the weights.
 
     Args:
         folder: Where the run is kept; made if it is not there.
-        model: The model that is trained, without wrappers that rename its parameters.
+        model: The model that is trained; compiled or in `DistributedDataParallel` it is kept under the names of the model inside.
         optimizer: Any of torch's; SOURCE knows what SGD, Adam and AdamW do.
         every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
         seed: Of the run, for the record.
+        scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
+            skipped step would be counted with the next one's.
+        data: What tells the training data from another, such as a dataset's fingerprint: a stopped run goes on with the same only.
 
     Raises:
         BadInput: If `every` is not positive.
-        Unsupported: If the optimizer steps parameters that the model does not have.
+        Unsupported: If the optimizer steps parameters that the model does not have, or several processes train in another way.
     """
 
     def __init__(
@@ -56,24 +64,30 @@ class Recorder:
         *,
         every: int,
         seed: int | None = None,
+        scaler: Any = None,
+        data: str | None = None,
     ):
         if every < 1:
             raise BadInput(found=f"every={every}", needed="1 or more steps between checkpoints", do="correct it")
         self.folder = Path(folder)
-        self.model = model
+        self.model = bare(model)
         self.every = every
-        self.log = Steps()
+        self._ranks = ranks_of(model)
+        self._run = RunFolder(self.folder, self._ranks, {"seed": seed, "data": data})
+        self._scaler = scaler
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []
         self._factor = 1.0
-        self._record: dict[str, Any] = {
-            "version": VERSION, "seed": seed, "finished": False, "steps": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [],
-        }  # fmt: skip
         self._must_restore = False
         self._hooks: list[Any] = []
         self._optimizer = optimizer
-        self._check(optimizer)
+        self._frozen = Frozen(self.model, optimizer)
+        check_optimizer(self.model, optimizer, self._frozen)
+
+    @property
+    def log(self) -> Steps:
+        """What the steps so far did."""
+        return self._run.log
 
     @property
     def steps(self) -> int:
@@ -83,11 +97,17 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         check_writable(self.folder)
         with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
-            if (self.folder / "run.json").exists():
-                self._take_up()
-            else:
+            stack.enter_context(locked(self._run.folder))
+            # Whether there is a run is the first process's to say: the others write before it does.
+            if self._ranks.of_first(self._run.is_new):
+                self._frozen.mark()
+                if self._ranks.rank == 0:
+                    self._run.record["frozen"] = self._frozen.digest()
                 self.checkpoint()
+            else:
+                self._run.take_up(self._tensors())
+                self._must_restore = True
+            stack.enter_context(watched_scaler(self._scaler, self._after_scaler))
             self._stack = stack.pop_all()
         self._watch(self._optimizer)
         return self
@@ -114,7 +134,7 @@ class Recorder:
             BadInput: If the batch is empty, or the divisor is not positive.
         """
         self._check_open()
-        names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
+        names = [*map(str, ids.tolist() if isinstance(ids, Tensor) else map(_plain, ids))]
         if not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
                 found=f"a batch of {len(names)} examples with divided_by={divided_by}",
@@ -152,12 +172,12 @@ class Recorder:
         """
         if optimizer is not None:
             self._watch(optimizer)
-        if any(stage["name"] == name for stage in self._record["stages"]):
+        if any(stage["name"] == name for stage in self._run.record["stages"]):
             return
         self._check_open()
         if self.steps:
             self.checkpoint()
-        self._record["stages"].append({"name": name, "start": self.steps})
+        self._run.record["stages"].append({"name": name, "start": self.steps})
 
     def checkpoint(self, *, finished: bool = False) -> None:
         """Keep the weights as they are now, with the optimizer's state; happens by itself every `every` steps and at the end.
@@ -165,25 +185,18 @@ class Recorder:
         Args:
             finished: Whether the run ends here.
         """
-        step = self.steps
-        if not any(kept["step"] == step for kept in self._record["checkpoints"]):
-            file = f"checkpoint-{step:09d}.safetensors"
-            digest = write_tensors(self.folder / file, self._tensors())
-            self._record["checkpoints"].append({"step": step, "file": file, "sha256": digest})
-        self._record["finished"] = finished
+        if self._ranks.rank == 0:
+            self._frozen.check_unchanged()
+            if finished and self._frozen.parameters:
+                self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer), "final")
+            elif not self._run.has_checkpoint(self.steps):
+                self._run.add_checkpoint(self.steps, self._tensors())
+            self._run.record["finished"] = finished
         self.flush()
 
     def flush(self) -> None:
         """Write what was recorded since the last time, without weights: call it where your own checkpoint is written."""
-        start = self._record["steps"]
-        if self.steps > start:
-            file = f"steps-{start:09d}-{self.steps:09d}.safetensors"
-            digest = write_tensors(self.folder / file, self.log.tensors(start))
-            self._record["logs"].append({"start": start, "stop": self.steps, "file": file, "sha256": digest})
-            write_json(self.folder / "ids.json", list(self.log.ids))
-        self._record["steps"] = self.steps
-        self._record["settings"] = self.log.settings
-        write_json(self.folder / "run.json", self._record)  # last: without it nothing of the above counts
+        self._run.write()
 
     def restore(self) -> int:
         """Load the last checkpoint of a run that was stopped into the model and the optimizer.
@@ -193,27 +206,10 @@ class Recorder:
         Returns:
             The step to go on from; 0 for a new run.
         """
-        last = self._record["checkpoints"][-1]
-        tensors = read_tensors(self.folder / last["file"])
-        parameters = dict(self.model.named_parameters())
-        values = parameters | dict(self.model.named_buffers())
-        states: dict[str, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            for key, value in tensors.items():
-                kind, _, name = key.partition(".")
-                if kind == "model":
-                    values[name].copy_(value)
-                else:
-                    states.setdefault(name, {})[kind.removeprefix("state_")] = value
-        self._optimizer.state.clear()
-        for name, state in states.items():
-            parameter = parameters[name]
-            # Step counters stay on the CPU, as torch keeps them.
-            self._optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter, copy=True) for key, value in state.items()
-            }
-        self.resume(last["step"])
-        return last["step"]
+        step, tensors = self._run.last_checkpoint()
+        load_checkpoint(self.model, self._optimizer, tensors)
+        self.resume(step)
+        return step
 
     def resume(self, step: int) -> None:
         """Go on from a step whose weights the caller has loaded: what was recorded after it is dropped.
@@ -230,15 +226,13 @@ class Recorder:
                 needed="all steps up to there",
                 do="call flush() whenever you write a checkpoint of your own; here go on from an earlier one, or record into another folder",
             )
+        if self._ranks.rank == 0:
+            self._frozen.check_same(self._run.record.get("frozen"))
+        self._frozen.mark()
         self._must_restore = False
         self._pending.clear()
-        self.log.cut(step)
-        record = self._record
-        record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
-        record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
-        record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
-        record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
-        self.flush()
+        self._seen = None
+        self._run.cut(step)
 
     def _check_open(self) -> None:
         """Refuse to record before it is known what is recorded.
@@ -259,17 +253,8 @@ class Recorder:
                 do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
             )
 
-    def _check(self, optimizer: torch.optim.Optimizer) -> None:
-        known = {id(parameter) for parameter in self.model.parameters()}
-        if any(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"]):
-            raise Unsupported(
-                found="an optimizer that steps parameters which the model does not have",
-                needed="the model whose parameters it was made with",
-                do="pass that model, not a wrapper or a copy of it",
-            )
-
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:
-        self._check(optimizer)
+        check_optimizer(self.model, optimizer, self._frozen)
         self._optimizer, self._seen = optimizer, None
         for hook in self._hooks:
             hook.remove()
@@ -287,55 +272,34 @@ class Recorder:
             )
         # Now, since a schedule may change them before the step is written down.
         seen = settings_seen(self._optimizer)
+        self._settings = None
         if seen != self._seen:
+            check_optimizer(self.model, self._optimizer, self._frozen)
             self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizer)
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def _after_step(self) -> None:
-        self.log.add(self._pending, self._rates, self._factor, self._settings)
+        if overflowed(self._optimizer):
+            self._skip()
+            return
+        self.log.add(self._pending, self._rates, self._factor, self._settings, processes=self._ranks.count)
         self._pending, self._factor = [], 1.0
-        stages = self._record["stages"]
+        stages = self._run.record["stages"]
         if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
 
+    def _after_scaler(self, optimizer: torch.optim.Optimizer) -> None:
+        if optimizer is self._optimizer and self._pending:  # it was not called
+            self._skip()
+
+    def _skip(self) -> None:
+        """Forget what was said of a step that changed nothing."""
+        self._pending, self._factor, self._seen = [], 1.0, None
+        self._run.record["skipped"] = self._run.record.get("skipped", 0) + 1
+
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"model.{name}": value for name, value in self.model.named_parameters()}
-        found |= {f"model.{name}": value for name, value in self.model.named_buffers()}
-        name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for parameter, state in self._optimizer.state.items():
-            tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-            found |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in tensors.items()}
-        return {name: found[name].detach() for name in sorted(found)}  # the same bytes, whatever the order of the states
+        return checkpoint_tensors(self.model, self._optimizer, without=self._frozen.parameters)
 
-    def _take_up(self) -> None:
-        """Read an earlier, unfinished run of the same model.
 
-        Raises:
-            BadInput: If it was finished.
-            StoreMismatch: If it is of another model or version.
-        """
-        record = read_json(self.folder / "run.json")
-        if record.get("version") != VERSION:
-            raise StoreMismatch(
-                found=f"a run of version {record.get('version')} in {self.folder}",
-                needed=f"version {VERSION}",
-                do="record into another folder",
-            )
-        if record["finished"]:
-            raise BadInput(
-                found=f"a finished run of {record['steps']:,} steps in {self.folder}",
-                needed="a folder of its own for every run",
-                do="record into another folder, or delete this one",
-            )
-        kept = read_tensors(self.folder / record["checkpoints"][0]["file"])
-        shapes = {name: tuple(value.shape) for name, value in kept.items() if name.startswith("model.")}
-        mine = {name: tuple(value.shape) for name, value in self._tensors().items() if name.startswith("model.")}
-        if shapes != mine:
-            raise StoreMismatch(
-                found=f"a run of a model with other weights in {self.folder}",
-                needed="the model whose run it is",
-                do="record into another folder",
-            )
-        self.log = Steps.read(self.folder, record)
-        self._record = record
-        self._must_restore = True
+def _plain(name: Any) -> Any:
+    return name.item() if isinstance(name, Tensor) else name

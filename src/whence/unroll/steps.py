@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.store.files import read_json, read_tensors
+from whence.errors import StoreCorrupt
+from whence.store.files import damaged, read_json, read_tensors, sha256_of
+from whence.unroll.ranks import rank_folder
+from whence.unroll.weights import parameters_of
 
 __all__ = ["Steps", "optimizer_settings", "settings_seen"]
 
@@ -26,6 +29,7 @@ _SETTINGS = (
     "maximize",
     "decoupled_weight_decay",
 )
+_RECORD_AGAIN = "restore the folder from a copy, or record again"
 
 
 @dataclass
@@ -58,7 +62,9 @@ class Steps:
         batches: Sequence[tuple[Sequence[str], float | None]],
         rates: Sequence[float],
         factor: float,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Any] | None,
+        *,
+        processes: int = 1,
     ) -> None:
         """Add a step.
 
@@ -66,13 +72,17 @@ class Steps:
             batches: Ids of each micro-batch and what the sum of its losses was divided by, None for the examples of the whole step.
             rates: Learning rate of each group.
             factor: By clipping.
-            settings: The optimizer's others.
+            settings: The optimizer's others; None if they are those of the step before.
+            processes: How many computed a part of the step; the mean of their gradients is what was stepped.
         """
         total = sum(len(ids) for ids, _ in batches)
-        if not self.settings or {**self.settings[-1], "start": 0} != {**settings, "start": 0}:
+        if settings is not None and (not self.settings or {**self.settings[-1], "start": 0} != {**settings, "start": 0}):
             self.settings.append({"start": self.stop, **settings})
-        self.members.append([self.ids.setdefault(name, len(self.ids)) for ids, _ in batches for name in ids])
-        self.weights.append([1.0 / (divisor or total) for ids, divisor in batches for _ in ids])
+        numbers, weights = self.ids, []
+        self.members.append([numbers.setdefault(name, len(numbers)) for ids, _ in batches for name in ids])
+        for ids, divisor in batches:
+            weights += [1.0 / (divisor or total) / processes] * len(ids)
+        self.weights.append(weights)
         self.rates.append(list(rates))
         self.factors.append(factor)
 
@@ -96,7 +106,34 @@ class Steps:
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
-        """All steps of a folder."""
+        """All steps of a run; where several processes computed a step, its examples are those of all.
+
+        Raises:
+            StoreCorrupt: If the steps of a process are missing or not what was written.
+        """
+        found = cls.read_own(folder, record)
+        for rank in range(1, record.get("ranks", 1)):
+            place = folder / rank_folder(rank)
+            theirs = read_json(place / "run.json")
+            bad = [log["file"] for log in theirs["logs"] if not _is_whole(place / log["file"], log["sha256"])]
+            if bad:
+                raise StoreCorrupt(
+                    **{**damaged(place / bad[0], "it is missing or its checksum is another"), "do": _RECORD_AGAIN}
+                )
+            other = cls.read_own(place, theirs)
+            if other.stop != found.stop:
+                raise StoreCorrupt(
+                    found=f"{other.stop:,} steps in {place} of a run of {found.stop:,}", needed="as many", do=_RECORD_AGAIN
+                )
+            number_of = [found.ids.setdefault(name, len(found.ids)) for name in other.ids]
+            for step in range(found.stop):
+                found.members[step] += [number_of[member] for member in other.members[step]]
+                found.weights[step] += other.weights[step]
+        return found
+
+    @classmethod
+    def read_own(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
+        """The steps of one process."""
         found = cls(settings=list(record["settings"]))
         if record["logs"]:
             found.ids = {name: number for number, name in enumerate(read_json(folder / "ids.json"))}
@@ -120,7 +157,7 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     Returns:
         Its kind and, per group, its settings and the names of its parameters.
     """
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
     groups = [
         {key: list(group[key]) if key == "betas" else group[key] for key in _SETTINGS if key in group}
         | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
@@ -132,3 +169,7 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
     """The same without names: cheap enough to be looked at every step, to see whether anything has changed."""
     return [(*(group.get(key) for key in _SETTINGS), *map(id, group["params"])) for group in optimizer.param_groups]
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, Unsupported
+from whence.unroll.ids import digest_of_ids, ids_of
 from whence.unroll.recorder import Recorder
 
 __all__ = ["record_trainer"]
@@ -64,7 +65,7 @@ def record_trainer(
             do="leave it out; any checkpoint can be attributed as the end of a shorter run",
         )
     data = _Numbered(trainer.train_dataset)
-    ids = _ids(trainer.train_dataset, id_field)
+    ids = ids_of(trainer.train_dataset, id_field)
     trainer.train_dataset = data
     trainer.data_collator = _Collator(trainer.data_collator, _kept_fields(trainer))
     arguments.remove_unused_columns = False  # the collator does it, after it has taken the numbers
@@ -76,7 +77,9 @@ def record_trainer(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
             steps = every or max(1, -(-state.max_steps // checkpoints))
-            recorder = Recorder(folder, trainer.model, optimizer, every=steps, seed=args.seed).__enter__()
+            recorder = Recorder(
+                folder, trainer.model, optimizer, every=steps, seed=args.seed, data=digest_of_ids(ids)
+            ).__enter__()
             recorder.resume(state.global_step)
             run[:] = [recorder]
 
@@ -145,13 +148,6 @@ def _kept_fields(trainer: Any) -> set[str] | None:
     if not trainer.args.remove_unused_columns:
         return None
     return {*inspect.signature(trainer.model.forward).parameters, "label", "label_ids", *trainer.label_names}
-
-
-def _ids(data: Any, field: str) -> list[str]:
-    if field in (getattr(data, "column_names", None) or ()):
-        return [str(name) for name in data[field]]
-    examples = (data[number] for number in range(len(data)))
-    return [str(example.get(field, number)) for number, example in enumerate(examples)]
 
 
 def _divisor(trainer: Any, labels: Tensor | None, examples: int, num_items: Any) -> float:

@@ -1,0 +1,53 @@
+"""K-FAC's factors as a by-product of training."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from whence.capture import Plan
+from whence.curvature import FitConfig
+from whence.curvature.kfac import prepare_fit
+from whence.curvature.moments import FactorSums
+from whence.curvature.stages import stages
+from whence.data import Dataset
+from whence.tasks import AbstractTask
+
+__all__ = ["LoggedFactors"]
+
+
+class LoggedFactors:
+    """Sums of second moments over the backward passes of a run, with the labels that the data has.
+
+    Args:
+        folder: Where a fit finds them.
+        plan: The units.
+        config: As the fit will have it.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, config: FitConfig):
+        self.folder, self.plan, self.config = folder, plan, config
+        self.totals: dict[str, Tensor] = {}
+        self.visits = 0
+
+    def sums(self, mask_BT: Tensor | None) -> FactorSums:
+        """A fresh consumer for a batch."""
+        return FactorSums(self.plan, self.config.sharing, self.config.largest_side, mask_BT)
+
+    def add(self, sums: FactorSums, examples: int) -> None:
+        """Add a batch."""
+        for name, value in sums.sums.items():
+            self.totals[name] = value if name not in self.totals else self.totals[name].add_(value)
+        self.visits += examples
+
+    def write(self, task: AbstractTask, train: Dataset, max_positions: int) -> None:
+        """Write them as the first stage of a fit, as if every example had been met once.
+
+        Args:
+            task: The model, with the weights that the fit goes on with.
+            train: The data that the fit is of.
+            max_positions: Positions per batch.
+        """
+        fit = prepare_fit(task, self.plan, train, self.config, max_positions, quiet=True)
+        share = len(train) / self.visits
+        with stages(self.folder, fit.identity) as run:
+            run.run("factors", lambda: {name: value * share for name, value in self.totals.items()})

@@ -1,0 +1,43 @@
+"""Steps that a gradient scaler leaves out, since a gradient overflowed float16."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["overflowed", "watched_scaler"]
+
+
+@contextmanager
+def watched_scaler(scaler: Any, after: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """Tell somebody after each of a scaler's steps, whether the optimizer was called or not.
+
+    Args:
+        scaler: A `torch.amp.GradScaler`, or None.
+        after: Takes the optimizer that the scaler was to step.
+
+    Yields:
+        Nothing.
+    """
+    if scaler is None:
+        yield
+        return
+    step = scaler.step
+
+    def stepped(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        found = step(optimizer, *args, **kwargs)
+        after(optimizer)
+        return found
+
+    scaler.step = stepped
+    try:
+        yield
+    finally:
+        scaler.step = step
+
+
+def overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step that was called did nothing: fused optimizers look for overflows themselves."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
