@@ -29,6 +29,7 @@ _HOMES = {
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
+    "Why": "whence.report",
     "UnrollConfig": "whence.pipeline",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
@@ -42,6 +43,7 @@ _HOMES = {
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "why": "whence.apply.why",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -64,6 +66,7 @@ __all__ = [  # noqa: PLE0604
     "Store",
     "UnrollConfig",
     "WhenceError",
+    "Why",
     "attribute",
     "build",
     "damping_sweep",
@@ -76,9 +79,11 @@ __all__ = [  # noqa: PLE0604
     "record_trainer",
     "score_table",
     "self_influence",
+    "why",
 ]
 
 if TYPE_CHECKING:
+    from whence.apply.why import why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
@@ -96,7 +101,7 @@ if TYPE_CHECKING:
         self_influence,
     )
     from whence.records import Recipe, ScoreTable
-    from whence.report import Hit, Hits
+    from whence.report import Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression

@@ -6,7 +6,7 @@ from typing import Any
 
 from whence.errors import BadInput
 
-__all__ = ["Ranges", "rendered"]
+__all__ = ["Ranges", "prompt_of", "rendered"]
 
 Ranges = tuple[tuple[int, int], ...]
 """First character and one past the last, several times."""
@@ -30,9 +30,40 @@ def rendered(where: str, record: Mapping[str, Any], tokenizer: Any) -> tuple[str
         The text with all of its special tokens, and the characters that are scored, in order.
 
     Raises:
-        BadInput: If the messages, the template or the tokenizer do not say what the assistant wrote.
+        BadInput: If the assistant says nothing in it.
     """
     messages = record["messages"]
+    _check(where, messages, tokenizer)
+    text = _text(where, record, tokenizer, messages)
+    if _MARKED.search(str(tokenizer.chat_template)):
+        found = _marked(record, tokenizer, messages)
+    else:
+        found = _added(where, record, tokenizer, messages, text)
+    if not found:
+        raise BadInput(
+            found=f"{where} in which the assistant says nothing",
+            needed="a message with the role 'assistant'",
+            do="drop it, or correct the roles",
+        )
+    return text, found
+
+
+def prompt_of(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
+    """The text after which the assistant is to speak: the conversation so far with the template's generation prompt.
+
+    Args:
+        where: What errors call it.
+        messages: The conversation.
+        tokenizer: With a chat template.
+
+    Returns:
+        The text with all of its special tokens.
+    """
+    _check(where, messages, tokenizer)
+    return _text(where, {}, tokenizer, messages, prompts=True)
+
+
+def _check(where: str, messages: Any, tokenizer: Any) -> None:
     is_list = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages)
     if not is_list or not all(isinstance(one, Mapping) and "role" in one for one in messages):
         raise BadInput(
@@ -46,18 +77,6 @@ def rendered(where: str, record: Mapping[str, Any], tokenizer: Any) -> tuple[str
             needed="the fast tokenizer of a chat model",
             do="set tokenizer.chat_template, or give 'prompt' and 'completion'",
         )
-    text = _text(where, record, tokenizer, messages)
-    if _MARKED.search(str(tokenizer.chat_template)):
-        found = _marked(record, tokenizer, messages)
-    else:
-        found = _added(where, record, tokenizer, messages, text)
-    if not found:
-        raise BadInput(
-            found=f"{where} in which the assistant says nothing",
-            needed="a message with the role 'assistant'",
-            do="drop it, or correct the roles",
-        )
-    return text, found
 
 
 def _text(where: str, record: Mapping[str, Any], tokenizer: Any, messages: Sequence[Any], *, prompts: bool = False) -> str:

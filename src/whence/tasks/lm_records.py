@@ -9,7 +9,7 @@ from whence.tasks.chat import Ranges, rendered
 from whence.tasks.packed import unpacked
 from whence.tasks.token_loss import IGNORED
 
-__all__ = ["Tokenized", "tokenized"]
+__all__ = ["Tokenized", "encoded", "tokenized"]
 
 _FORMS = "'text', or 'prompt' and 'completion', or 'messages', or 'input_ids'"
 
@@ -74,12 +74,12 @@ def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary:
         ]
     if "text" in record:
         text = _string(where, record, "text")
-        ids, spans = _encoded(tokenizer, text, special=True)
+        ids, spans = encoded(tokenizer, text, special=True)
         return [Tokenized(ids, ids, text, 0, spans)]
     if "prompt" in record and "completion" in record:
         prompt, completion = _string(where, record, "prompt"), _string(where, record, "completion")
-        ids, spans = _encoded(tokenizer, prompt, special=True)
-        more, more_spans = _encoded(tokenizer, completion, special=False)
+        ids, spans = encoded(tokenizer, prompt, special=True)
+        more, more_spans = encoded(tokenizer, completion, special=False)
         shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
         return [Tokenized(ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted)]
     raise BadInput(found=f"{where} with the fields {sorted(record)}", needed=_FORMS, do="rename the fields")
@@ -87,7 +87,7 @@ def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary:
 
 def _of_ranges(text: str, scored: Ranges, tokenizer: Any) -> Tokenized:
     """A text that has its special tokens in it, some characters of which are scored: with a token that reaches into them, all of it."""
-    ids, spans = _encoded(tokenizer, text, special=False)
+    ids, spans = encoded(tokenizer, text, special=False)
     is_scored = [any(a < stop and start < b for start, stop in scored) for a, b in spans]
     labels = [token if inside else IGNORED for token, inside in zip(ids, is_scored, strict=True)]
     return Tokenized(ids, labels, text, scored[0][0], spans, scored)
@@ -114,7 +114,17 @@ def _ready_ids(where: str, record: Mapping[str, Any], vocabulary: int | None) ->
     return ids, labels
 
 
-def _encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+def encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text, and the characters of each where the tokenizer can tell.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: The text.
+        special: Whether to add the marks that the tokenizer puts around a text.
+
+    Returns:
+        Ids, and spans of characters; no spans from a slow tokenizer.
+    """
     if getattr(tokenizer, "is_fast", False):
         found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
