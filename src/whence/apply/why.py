@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.apply.why_question import Question, question
+from whence.apply.why_question import Question, question, texts_of
 from whence.apply.why_sources import FromData, FromStore, Source, split_up
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
@@ -136,7 +136,7 @@ def _answer(task: CausalLM, asked: Question, numbers: tuple[int, ...], source: S
         text, spans = _read(task, example)
         assert units_UAK is not None
         layers = dict(zip((unit.name for unit in source.plan.units), units_UAK[:, :, place].sum(1).tolist(), strict=True))
-        parts[example.id] = DocumentParts(scores_AT, tuple(text[a:b] for a, b in spans), layers)
+        parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
         shown[row] = (text, spans, scores_AT)
     values = [asked.log_probabilities[number - 1] for number in numbers]
     hits = replace(

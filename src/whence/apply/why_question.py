@@ -18,7 +18,7 @@ from whence.tasks.chat import prompt_of
 from whence.tasks.lm_records import encoded
 from whence.tasks.token_loss import IGNORED
 
-__all__ = ["Question", "question"]
+__all__ = ["Question", "question", "texts_of"]
 
 _NEW_TOKENS = 40
 
@@ -108,8 +108,21 @@ def question(
     whole = replace(whole, text=before + completion, prompt=len(before), token_spans=known)
     # The first token of all is not predicted, so without a prompt the first of the completion has no probability.
     first = max(1, len(ids))
-    texts = tuple(completion[a:b] for a, b in more_spans[first - len(ids) :])
+    texts = texts_of(completion, more_spans)[first - len(ids) :]
     return Question(whole, before, texts, tuple(range(first, len(labels))), _log_probabilities(task, whole))
+
+
+def texts_of(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """The characters of each token; those that several tokens share are the first one's, so that the parts make up the text.
+
+    >>> texts_of("né", [(0, 1), (1, 2), (1, 2)])
+    ('n', 'é', '')
+    """
+    found, at = [], 0
+    for start, stop in spans:
+        found.append(text[max(start, at) : stop])
+        at = max(at, stop)
+    return tuple(found)
 
 
 def _written(

@@ -71,4 +71,5 @@ def _says_for(why: "Why", hit: "Hit", console: Console) -> Text:
 def _visible(text: str, console: Console) -> str:
     quote = "'" if console.options.ascii_only else "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"
     end = "'" if console.options.ascii_only else "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
-    return f"{quote}{plain(text, console)}{end}"
+    shown = plain(text.replace("\n", "\\n"), console)
+    return f"{quote}{shown}{end}"
