@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from whence.report.hits import Hits
 from whence.report.page import write_page
 from whence.report.why_html import TOKEN_DEFINITION, why_fragment
 from whence.report.why_terminal import print_why
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DocumentParts", "Why"]
 
@@ -28,7 +29,7 @@ class DocumentParts:
         layers: Each unit of parameters' part of the score, by the name of its first parameter.
     """
 
-    scores_AT: Tensor
+    scores_AT: "Tensor"
     tokens: tuple[str, ...]
     layers: Mapping[str, float]
 
