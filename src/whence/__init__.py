@@ -16,6 +16,7 @@ _HOMES = {
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
     "Custom": "whence.tasks",
+    "DocumentParts": "whence.report",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "Hit": "whence.report",
@@ -54,6 +55,7 @@ __all__ = [  # noqa: PLE0604
     "CausalLM",
     "Classification",
     "Custom",
+    "DocumentParts",
     "Ensemble",
     "Hit",
     "Hits",
@@ -101,7 +103,7 @@ if TYPE_CHECKING:
         self_influence,
     )
     from whence.records import Recipe, ScoreTable
-    from whence.report import Hit, Hits, Why
+    from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression

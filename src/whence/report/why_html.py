@@ -67,19 +67,29 @@ def _head(why: "Why") -> str:
         f"<b>{escaped(text)}</b>" if number in asked else escaped(text) for number, text in enumerate(why.completion, start=1)
     )
     unit = escape(why.hits.measurement_unit)
-    what = "the whole completion" if len(asked) == len(why.completion) else f"token {why.asked[0]} alone"
     return (
         f'<p class="ask" dir="auto"><span class="muted">{escape(shorten(why.prompt, _PROMPT_WIDTH))}</span>'
         f'<span class="said">{words}</span></p>'
-        f'<p class="measured">Measurement of {what} <b>{why.hits.measurements[0]:.4g}</b> {unit}</p>'
+        f'<p class="measured">Measurement of {_asked(why)} <b>{why.hits.measurements[0]:.4g}</b> {unit}</p>'
         + folded(f"Its {len(why.completion)} tokens and their log-probabilities", f'<ol class="tokens">{tokens}</ol>')
     )
+
+
+def _asked(why: "Why") -> str:
+    return "the whole completion" if len(why.asked) == len(why.completion) else f"token {why.asked[0]} alone"
 
 
 def _document(why: "Why", hit: "Hit", is_open: bool) -> str:
     parts = why.parts[hit.id]
     name = "w" + hashlib.sha256(repr((why.prompt, why.completion, why.asked, hit.id)).encode()).hexdigest()[:12]
-    views = [("all", "the whole completion", hit.score, _view(hit, hit.token_scores, whole=True))]
+    views = [
+        (
+            "all" if len(why.asked) > 1 else _visible(why.asked_tokens[0]),
+            _asked(why),
+            hit.score,
+            _view(hit, hit.token_scores, whole=True),
+        )
+    ]
     if len(why.asked) > 1:
         for row, (number, text) in enumerate(zip(why.asked, why.asked_tokens, strict=True)):
             scores = tuple(parts.scores_AT[row].tolist())
@@ -125,7 +135,8 @@ def _heat(why: "Why", parts: "DocumentParts") -> str:
                 )
     names = "".join(f"<li><code>{_visible(text)}</code></li>" for text in why.asked_tokens)
     pairs = "".join(
-        f"<tr><td><code>{_visible(why.asked_tokens[row])}</code></td><td><code>{_visible(parts.tokens[column])}</code></td>"
+        f'<tr><td><span class="muted">{why.asked[row]}</span> <code>{_visible(why.asked_tokens[row])}</code></td>'
+        f'<td><span class="muted">{column + 1}</span> <code>{_visible(parts.tokens[column])}</code></td>'
         f'<td class="number">{score:+.3g}</td></tr>'
         for row, column, score in parts.strongest(10)
     )
