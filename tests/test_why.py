@@ -284,7 +284,7 @@ def test_only_language_models_with_tokenizers_speak():
 
 def test_a_store_of_another_method_is_refused(task, tmp_path):
     store = whence.build(task, TRAIN, tmp_path / "s", method="logra", rank=4, quiet=True)
-    with pytest.raises(BadInput, match="found rerank='exact' for a store of logra; needed a store of aligned"):
+    with pytest.raises(BadInput, match="found a store of logra in .*; needed one of aligned, which holds the EK-FAC"):
         ask(task, store=store)
 
 
@@ -381,6 +381,7 @@ def test_from_the_command_line(capsys, tmp_path, model_folder, data_file):
     one = json.loads(run(tmp_path / "s", *words, "--token", 2).out)
     assert one["asked"] == [2]
     assert "searched  12 examples" in run(tmp_path / "s", "--prompt", "a", "--temperature", 2, "--max-new-tokens", 3).out
+    assert main(["build", str(model_folder), str(data_file), "-o", str(tmp_path / "other"), "--method", "logra"]) == 0
     for arguments, text in (
         (["--prompt", "a"], "found no store; needed where to look"),
         (["--prompt", "a", "--model", model_folder], "found no store and no --train; needed where to look"),
@@ -392,6 +393,7 @@ def test_from_the_command_line(capsys, tmp_path, model_folder, data_file):
         ([tmp_path / "s", "--prompt", "a", "--chat"], "found the prompt with messages for a tokenizer without a chat template"),
         ([tmp_path / "s", *words[:4], "--token", 9], "found token 9 of a completion of 3"),
         ([tmp_path / "nope", "--prompt", "a"], "found no store at"),
+        ([tmp_path / "other", "--prompt", "a"], "found a store of logra in"),
     ):
         error = run(*arguments, status=2).err.strip().splitlines()[-1]
         assert error.startswith("whence: ") and text in error

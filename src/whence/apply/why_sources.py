@@ -31,7 +31,7 @@ from whence.score import by_label, exact_scores
 from whence.store import Store
 from whence.tasks import CausalLM
 
-__all__ = ["FromData", "FromStore", "Source", "split_up"]
+__all__ = ["FromData", "FromStore", "Source", "check_store", "split_up"]
 
 
 class Source(Protocol):
@@ -194,6 +194,7 @@ class FromStore:
         quiet: bool,
     ) -> "FromStore":
         """Match store, model and training data."""
+        check_store(store)
         data = as_dataset(task, train)
         ready = Asked.prepare(store, task, Dataset([asked.whole]), None, None, None, quiet)
         stage = ExactStage.prepare(ready, data, quiet)
@@ -224,6 +225,23 @@ class FromStore:
             self.store, self.stage.asked.task, Dataset([asked]), k=k, rerank="exact", train=self.train,
             shortlist=self.shortlist, quiet=self.stage.quiet,
         )  # fmt: skip
+
+
+def check_store(store: Store) -> None:
+    """Refuse a store that holds no curvature of the whole gradients.
+
+    Args:
+        store: The store.
+
+    Raises:
+        BadInput: If it is not of the method aligned.
+    """
+    if store.blueprint.method != "aligned":
+        raise BadInput(
+            found=f"a store of {store.blueprint.method} in {store.folder}",
+            needed="one of aligned, which holds the EK-FAC that exact scores and their parts are made with",
+            do="build one with method aligned, or leave the store out and go through the training data",
+        )
 
 
 def split_up(

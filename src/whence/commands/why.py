@@ -49,7 +49,7 @@ def why(
         k: Documents on each side.
         max_new_tokens: Tokens to write at most; 40 if left out.
         temperature: Sample the completion at this temperature.
-        seed: Of sampling.
+        seed: Of sampling, with --temperature; 0 if left out.
         model: Hugging Face folder or hub name, or file.py:function; with a store only if it moved since the build.
         train: Training data, in any form that `whence build` takes; with a store only if it moved. May be repeated.
         split: Without a store: split of a Hugging Face dataset.
@@ -67,6 +67,7 @@ def why(
         BadInput: If it is not said where to look, or said twice.
     """
     from whence.apply.why import why as ask
+    from whence.apply.why_sources import check_store
     from whence.load import load_records, load_task
     from whence.store import open_store
 
@@ -88,6 +89,7 @@ def why(
                 do="leave it out",
             )
         opened = open_store(store)
+        check_store(opened)
         task = task_of_store(opened, store, model)
         found = ask(task, asked, completion, train=train_records(opened, store, train), store=opened, **settings)
         where = str(store)
