@@ -16,6 +16,7 @@ _HOMES = {
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
     "Custom": "whence.tasks",
+    "DocumentParts": "whence.report",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "GradientLog": "whence.pipeline",
@@ -30,6 +31,7 @@ _HOMES = {
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
+    "Why": "whence.report",
     "UnrollConfig": "whence.pipeline",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
@@ -44,6 +46,7 @@ _HOMES = {
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "why": "whence.apply.why",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -54,6 +57,7 @@ __all__ = [  # noqa: PLE0604
     "CausalLM",
     "Classification",
     "Custom",
+    "DocumentParts",
     "Ensemble",
     "GradientLog",
     "Hit",
@@ -67,6 +71,7 @@ __all__ = [  # noqa: PLE0604
     "Store",
     "UnrollConfig",
     "WhenceError",
+    "Why",
     "attribute",
     "build",
     "damping_sweep",
@@ -80,9 +85,11 @@ __all__ = [  # noqa: PLE0604
     "record_trainer",
     "score_table",
     "self_influence",
+    "why",
 ]
 
 if TYPE_CHECKING:
+    from whence.apply.why import why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
@@ -101,7 +108,7 @@ if TYPE_CHECKING:
         self_influence,
     )
     from whence.records import Recipe, ScoreTable
-    from whence.report import Hit, Hits
+    from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression

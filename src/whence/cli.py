@@ -23,6 +23,7 @@ _VERBS = {
     "demo": ("bench", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
     "build": ("stores", "Compress the gradient of every training example into a store."),
     "query": ("stores", "Rank the training examples behind a behaviour."),
+    "why": ("why", "Why did it say this? Documents and tokens behind a completion, or behind one token of it."),
     "verify": ("inspection", "Check that a store is what was written."),
     "inspect": ("inspection", "Say what a store holds."),
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),

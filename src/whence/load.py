@@ -20,12 +20,14 @@ __all__ = ["TASKS", "load_records", "load_task"]
 
 # The csv module refuses fields above 131,072 characters; documents are longer.
 _LONGEST_FIELD = 1 << 30
+_ADAPTER = "adapter_config.json"
 TASKS = ("causal_lm", "classification")
 
 
 def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[AbstractTask, dict[str, Any]]:
     """A task from a Hugging Face folder or hub name, or from a function that returns one.
 
+    A folder with a LoRA adapter of the peft package loads the model that it was trained on; the adapter is what is attributed.
     A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe.
 
     Args:
@@ -54,7 +56,7 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
     folder = Path(model)
     if folder.exists():
-        if not (folder / "config.json").exists():
+        if not any((folder / name).exists() for name in ("config.json", _ADAPTER)):
             raise BadInput(
                 found=f"no config.json in {folder}", needed="a folder written by save_pretrained", do="check the path"
             )
@@ -62,7 +64,7 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
     recipe = _recipe(folder / "recipe.json")
-    network, tokenizer = _pretrained(model, kind)
+    network, tokenizer = _adapted(folder, kind) if (folder / _ADAPTER).exists() else _pretrained(model, kind)
     if kind == "causal_lm":
         return CausalLM(network, tokenizer, recipe=recipe, **options), origin
     return Classification(network, tokenizer, recipe=recipe, **options), origin
@@ -186,6 +188,37 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
             do=f"check that the model was trained for the task {kind}, and that all files were copied",
         )
     return network, tokenizer
+
+
+def _adapted(folder: Path, kind: str) -> tuple[Any, Any]:
+    try:
+        import peft
+    except ImportError as error:
+        raise BadInput(
+            found=f"no peft package for the adapter in {folder}", needed="it, to load adapters", do="pip install 'whence[lora]'"
+        ) from error
+    try:
+        base = str(json.loads((folder / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            found=f"{folder / _ADAPTER}, which does not name the adapter's base model",
+            needed="a folder written by peft",
+            do="save it again",
+        ) from error
+    network, tokenizer = _pretrained(base, kind)
+    try:
+        adapted = peft.PeftModel.from_pretrained(network, str(folder), is_trainable=True)
+        if (folder / "tokenizer_config.json").exists():
+            import transformers
+
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # as above
+        raise BadInput(
+            found=f"an adapter in {folder} that does not load onto {base!r} ({_first_line(error)})",
+            needed="an adapter of that model, whole",
+            do="check that all of its files were copied, and that the base model is the one it was trained on",
+        ) from error
+    return adapted, tokenizer
 
 
 def _hub_dataset(name: str, split: str) -> Iterable[Any]:

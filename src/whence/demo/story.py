@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from whence.data import Dataset
+from whence.demo import corpus
 from whence.demo.corpus import python_docs
 from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
@@ -64,6 +65,7 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
 
     say(f"2/4  a store of every document's gradient, method {method}")
     origin = {"model": str((folder / "model").resolve()), "task": task.kind, "options": {"long": task.long}}
+    origin |= {"data": f"{Path(corpus.__file__).resolve()}:python_docs", "split": "train"}
     store = build(task, dataset, folder / "store", method=method, seed=seed, origin=origin)
     size = sum(seal.tensors_bytes for seal in store.seals)
     say(f"     {len(store):,} rows of {store.codec.row_bytes():,} bytes, {size / 2**20:.1f} MiB")

@@ -97,7 +97,7 @@ class ExactStage:
         examples = [self.examples[row] for row in rows]
         with meter("rerank", len(examples), quiet=self.quiet) as progress:
             return exact_scores(
-                self.asked.task, self.asked.plan, examples, self._ready(places),
+                self.asked.task, self.asked.plan, examples, self.blocks(self.asked.dataset.examples[places.start : places.stop]),
                 max_positions=self.asked.store.blueprint.batch_positions, progress=progress,
             ).scores_QN  # fmt: skip
 
@@ -108,17 +108,17 @@ class ExactStage:
             return hit, False
         if place not in self.seen:
             self.seen.clear()
-            self.seen[place] = [block_QOI[0] for block_QOI in self._ready(range(place, place + 1))]
+            self.seen[place] = [block_QOI[0] for block_QOI in self.blocks(self.asked.dataset.examples[place : place + 1])]
         parts_T = token_scores(self.asked.task, self.asked.plan, self._whole(), example, self.seen[place])
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
 
-    def _ready(self, places: range) -> list[Tensor]:
-        """Preconditioned queries, per unit of shape (Q, O, I), on the model's device."""
+    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+        """Preconditioned queries, per unit of shape (Q, O, I), on the model's device: their products with gradients are scores."""
         asked = self.asked
-        with meter("queries", len(places), quiet=True) as progress:
+        with meter("queries", len(queries), quiet=True) as progress:
             rows = gradient_rows(
-                asked.task, asked.plan, self._whole(), [asked.dataset.examples[place] for place in places],
+                asked.task, asked.plan, self._whole(), queries,
                 max_positions=asked.store.blueprint.batch_positions, progress=progress, objective="measurement",
             )  # fmt: skip
         blocks = solve_whitened(self.encoder.whitened, [row.to(asked.task.device) for row in rows.units])

@@ -143,7 +143,11 @@ class Asked:
         if not hit.text:
             return hit, False
         prompt = known.get("prompt", 0)
-        record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]} if prompt else {"text": hit.text}
+        record: dict[str, object] = (
+            {"text": hit.text, "scored_spans": known["scored"]} if "scored" in known else {"text": hit.text}
+        )
+        if prompt and "scored" not in known:
+            record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]}
         example = self.task.prepare([record]).examples[0]
         # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
         if example.token_spans is None or example.length != known["length"]:

@@ -6,11 +6,14 @@ from whence.report.html import hits_fragment
 from whence.report.page import page, write_page
 from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
+from whence.report.why import DocumentParts, Why
 
 __all__ = [
+    "DocumentParts",
     "Hit",
     "Hits",
     "Point",
+    "Why",
     "bars_section",
     "hits_fragment",
     "page",

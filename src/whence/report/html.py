@@ -10,7 +10,7 @@ from whence.report.passages import Piece, clip, pieces, shorten, strongest
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
 
-__all__ = ["hits_fragment", "style"]
+__all__ = ["escaped", "folded", "footer", "hits_fragment", "origin", "shaded", "style", "whole_text"]
 
 _QUERY_WIDTH = 280
 _PASSAGE_WIDTH = 260
@@ -34,7 +34,7 @@ def hits_fragment(hits: "Hits") -> str:
         A `<div>` for a notebook cell or a section of a page.
     """
     queries = "".join(_query(hits, place) for place in range(len(hits.queries)))
-    return f'<div class="whence">{style()}{queries}{_footer(hits)}</div>'
+    return f'<div class="whence">{style()}{queries}{footer(hits)}</div>'
 
 
 @cache
@@ -47,7 +47,7 @@ def _query(hits: "Hits", place: int) -> str:
     text = hits.queries[place]
     short = shorten(text, _QUERY_WIDTH)
     count = f"Query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
-    whole = "" if short == text else _folded(f"Whole query, {len(text):,} characters", _whole(_escaped(text)))
+    whole = "" if short == text else folded(f"Whole query, {len(text):,} characters", whole_text(escaped(text)))
     unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
     both_sides = (hits.proponents[place], hits.opponents[place])
     peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
@@ -78,11 +78,12 @@ def _row(rank: int, hit: "Hit", peak: float) -> str:
         f'<tr><td class="rank">{rank}</td>'
         f'<td class="score"><span class="value">{hit.score:+#.4g}</span>'
         f'<span class="bar" aria-hidden="true">{fill}</span></td>'
-        f"<td>{_origin(hit)}{_example(hit)}</td></tr>"
+        f"<td>{origin(hit)}{_example(hit)}</td></tr>"
     )
 
 
-def _origin(hit: "Hit") -> str:
+def origin(hit: "Hit") -> str:
+    """Where a hit comes from: source, id, characters."""
     source = f'<b class="source">{escape(hit.source)}</b> ' if hit.source else ""
     span = f' <span class="muted">characters {hit.span[0]:,} to {hit.span[1]:,}</span>' if hit.span else ""
     return f'<div class="origin">{source}<code class="id">{escape(hit.id)}</code>{span}</div>'
@@ -92,45 +93,50 @@ def _example(hit: "Hit") -> str:
     if not hit.text:
         return '<p class="muted none">The store keeps no text for this example.</p>'
     parts = pieces(hit)
-    whole = _whole(_shaded(hit, parts))
+    whole = whole_text(shaded(hit, parts))
     start, stop = strongest(hit, parts, _PASSAGE_WIDTH)
     if (start, stop) == (0, len(hit.text)):
         return whole
     before, after = "… " if start > 0 else "", " …" if stop < len(hit.text) else ""
-    passage = f'<p class="passage" dir="auto">{before}{_shaded(hit, clip(parts, start, stop))}{after}</p>'
-    return passage + _folded(f"Whole text, {len(hit.text):,} characters", whole)
+    passage = f'<p class="passage" dir="auto">{before}{shaded(hit, clip(parts, start, stop))}{after}</p>'
+    return passage + folded(f"Whole text, {len(hit.text):,} characters", whole)
 
 
-def _shaded(hit: "Hit", parts: "tuple[Piece, ...] | list[Piece]") -> str:
+def shaded(hit: "Hit", parts: "tuple[Piece, ...] | list[Piece]") -> str:
+    """Pieces of a hit's text, each marked by its strength."""
     return "".join(_token(hit.text[part.start : part.stop], part) for part in parts)
 
 
 def _token(text: str, part: Piece) -> str:
     step = round(abs(part.strength) * _SHADES)
     if step == 0:
-        return _escaped(text)
+        return escaped(text)
     side = "p" if part.score > 0 else "n"
     # The space before a word belongs to its token, but shading it would glue the words together.
     word = text.lstrip(" ") or text
     space = " " * (len(text) - len(word))
-    return f'{space}<mark class="{side}{step}" title="{part.score:+.3g}">{_escaped(word)}</mark>'
+    return f'{space}<mark class="{side}{step}" title="{part.score:+.3g}">{escaped(word)}</mark>'
 
 
-def _whole(content: str) -> str:
+def whole_text(content: str) -> str:
+    """A whole text, its line breaks kept."""
     # The newline right after <pre> is dropped by browsers, so that one of the text's own must not stand there.
     return f'<pre class="whole" dir="auto">\n{content}</pre>'
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text of users, made harmless."""
     # A bare carriage return would reach the reader as a newline.
     return escape(text).replace("\r", "&#13;")
 
 
-def _folded(summary: str, content: str) -> str:
+def folded(summary: str, content: str) -> str:
+    """Content behind a summary, opened by mouse or keyboard."""
     return f'<details class="more"><summary>{summary}</summary>{content}</details>'
 
 
-def _footer(hits: "Hits") -> str:
+def footer(hits: "Hits") -> str:
+    """What the numbers mean."""
     facts = [("Score in", hits.unit), ("Method", hits.method), ("Searched", f"{hits.num_examples:,} examples")]
     facts += [("Note", note) for note in hits.notes]
     rows = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts if text)

@@ -17,7 +17,7 @@ from whence.report.passages import clip, pieces, shorten, strongest
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
 
-__all__ = ["print_hits", "print_methods", "print_table"]
+__all__ = ["plain", "print_hits", "print_methods", "print_table", "stdout", "strength_style"]
 
 _OPPONENTS = 3
 _QUERY_WIDTH = 240
@@ -42,14 +42,15 @@ def print_hits(hits: "Hits") -> None:
     Args:
         hits: The ranking.
     """
-    console = _console()
+    console = stdout()
     for place in range(len(hits.queries)):
         console.print(_heading(hits, place, console))
         console.print(_table(hits, place, console))
     console.print(_footer(hits, console))
 
 
-def _console() -> Console:
+def stdout() -> Console:
+    """The console that tables go to, wide enough for paths where it has no width of its own."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
@@ -58,9 +59,9 @@ def _console() -> Console:
 
 def _heading(hits: "Hits", place: int, console: Console) -> Group:
     count = f"query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "query"
-    query = Text.assemble((f"{count}  ", "dim"), (_plain(shorten(hits.queries[place], _QUERY_WIDTH), console), "bold"))
+    query = Text.assemble((f"{count}  ", "dim"), (plain(shorten(hits.queries[place], _QUERY_WIDTH), console), "bold"))
     unit = f" {hits.measurement_unit}" if hits.measurement_unit else ""
-    value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[place]:.4g}", _plain(unit, console))
+    value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[place]:.4g}", plain(unit, console))
     return Group(Text(), query, value)
 
 
@@ -87,7 +88,7 @@ def _add_side(table: Table, name: str, meaning: str, shown: "tuple[Hit, ...]", a
 
 
 def _example(hit: "Hit", console: Console) -> Group:
-    origin = Text.assemble((_plain(hit.source, console), "bold"), "  " if hit.source else "", (_plain(hit.id, console), "dim"))
+    origin = Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
     if not hit.text:
         return Group(origin)
     # Two lines, with some room for the words that wrap.
@@ -98,21 +99,22 @@ def _example(hit: "Hit", console: Console) -> Group:
 def _passage(hit: "Hit", width: int, console: Console) -> Text:
     parts = pieces(hit)
     start, stop = strongest(hit, parts, width)
-    dots = _plain("…", console)
+    dots = plain("…", console)
     line = Text(f"{dots} " if start > 0 else "")
     for part in clip(parts, start, stop):
-        words = _plain(re.sub(r"\s+", " ", hit.text[part.start : part.stop]), console)
+        words = plain(re.sub(r"\s+", " ", hit.text[part.start : part.stop]), console)
         word = words.lstrip()
         # The space before a word belongs to its token, but a background there would glue the words together.
         if word != words and not line.plain.endswith(" "):
             line.append(" ")
-        line.append(word, style=_style(part.strength))
+        line.append(word, style=strength_style(part.strength))
     if stop < len(hit.text):
         line.append(f" {dots}")
     return line
 
 
-def _style(strength: float) -> str:
+def strength_style(strength: float) -> str:
+    """How to show a token of some strength, from -1 to 1."""
     steps = _STYLES[1 if strength > 0 else -1]
     return next((style for least, style in steps if abs(strength) >= least), "")
 
@@ -120,10 +122,10 @@ def _style(strength: float) -> str:
 def _footer(hits: "Hits", console: Console) -> Group:
     facts = {"score in": hits.unit, "method": hits.method, "searched": f"{hits.num_examples:,} examples"}
     lines = [(name, text) for name, text in facts.items() if text] + [("note", note) for note in hits.notes]
-    return Group(Text(), *(Text.assemble((f"{name:<9} ", "dim"), _plain(text, console)) for name, text in lines))
+    return Group(Text(), *(Text.assemble((f"{name:<9} ", "dim"), plain(text, console)) for name, text in lines))
 
 
-def _plain(text: str, console: Console) -> str:
+def plain(text: str, console: Console) -> str:
     """User text that cannot steer the terminal and that its encoding can print."""
     text = _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
     if console.options.ascii_only:
@@ -133,12 +135,12 @@ def _plain(text: str, console: Console) -> str:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """A plain table on stdout; cells are shown as they are, never read as markup."""
-    console = _console()
+    console = stdout()
     table = Table(box=box.SIMPLE_HEAD)
     for name in header:
         table.add_column(Text(name))
     for row in rows:
-        table.add_row(*(_plain(str(cell), console) for cell in row))
+        table.add_row(*(plain(str(cell), console) for cell in row))
     if title:
         console.print(Text(f"\n{title}", style="bold"))
     console.print(table)

@@ -7,7 +7,7 @@ from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
 from whence.score.scan import Top, all_scores, row_scores, top_scores
-from whence.score.tokens import token_scores
+from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Top",
     "Whitened",
     "all_scores",
+    "by_label",
     "bm25",
     "combine",
     "exact_scores",

@@ -1,6 +1,6 @@
 """Which positions of a training example its score comes from.
 
-Axes: T positions, P x R one stored unit.
+Axes: Q queries, T positions, P x R one stored unit.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from whence.data import Example
 from whence.records import Pair
 from whence.tasks import AbstractTask
 
-__all__ = ["token_scores"]
+__all__ = ["by_label", "token_scores"]
 
 
 def token_scores(
@@ -53,3 +53,26 @@ def token_scores(
 
     capture(task, plan, task.collate([example]), consume, num_examples=1, autocast=autocast)
     return scores_T
+
+
+def by_label(parts_QT: Tensor) -> Tensor:
+    """Parts of a language model's positions, each at the token that was to be predicted there.
+
+    A position reads one token and predicts the next, so its part belongs to the next token. It holds whatever of the example's loss flows
+    through the position: the loss of that next token, and of later ones as far as they attend to it.
+
+    Args:
+        parts_QT: Each position's part of an example's scores.
+
+    Returns:
+        Shape (Q, T), with the same sums. The first token, which is never predicted, has 0. The last position predicts nothing; all it can
+        have is its share of vectors, which have no positions, and that is spread over the others.
+
+    >>> by_label(torch.tensor([[3.0, 1.0, 0.0]]))
+    tensor([[0., 3., 1.]])
+    """
+    shifted_QT = parts_QT.roll(1, dims=1)
+    last_Q1 = shifted_QT[:, :1].clone()
+    shifted_QT[:, 0] = 0
+    shifted_QT[:, 1:] += last_Q1 / (parts_QT.shape[1] - 1)
+    return shifted_QT

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.lm_records import Tokenized, tokenized
 from whence.tasks.outputs import Outputs
 from whence.tasks.token_loss import IGNORED, token_losses
 
@@ -23,13 +24,19 @@ Long = Literal["error", "split", "truncate"]
 class CausalLM(AbstractTask):
     """Next-token prediction with a Hugging Face style model (`model(input_ids=..., attention_mask=...).logits`).
 
-    A record is a string, or a mapping with `text`, with `prompt` and `completion` (only the completion is scored), or with ready
-    `input_ids` (and `labels`, -100 where not scored). `id` and `source` are optional. Prompt and completion are tokenized apart.
+    A record is a string, or a mapping in one of these forms, `id` and `source` optional:
+
+    - `text`;
+    - `prompt` and `completion`, tokenized apart: only the completion is scored;
+    - `messages`, a conversation with roles (and `tools`): the tokenizer's chat template makes the text, each turn of the assistant is scored;
+    - `input_ids`, and `labels`, -100 where not scored. A packed row has `position_ids` that start again with each document; each
+      becomes an example of its own, which is what it was to the model;
+    - `text` that has its special tokens in it, and `scored_spans`, pairs of characters between which it is scored.
 
     The loss is the summed negative log-likelihood in nats of every scored token. The first token of a text is not scored.
 
     Args:
-        model: The language model.
+        model: The language model; one with LoRA from the peft package has its adapters attributed, as all else is frozen.
         tokenizer: Its Hugging Face tokenizer.
         long: What to do with a text longer than the context: refuse it, split it into several examples, or cut it.
         max_length: Tokens per example at most; None takes the model's context length.
@@ -37,6 +44,7 @@ class CausalLM(AbstractTask):
 
     Raises:
         UnknownOption: If `long` is not one of the three.
+        Unsupported: If the model has an adapter that adds positions instead of weights.
     """
 
     kind = "causal_lm"
@@ -48,6 +56,13 @@ class CausalLM(AbstractTask):
         super().__init__(model, **options)
         if long not in ("error", "split", "truncate"):
             raise UnknownOption(found=f"long={long!r}", needed="one of: error, split, truncate", do="pick one")
+        adapter = getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise Unsupported(
+                found=f"an adapter of the type {type(adapter).__name__}, which puts vectors before the text",
+                needed="an adapter of the weights, such as LoRA",
+                do="attribute the model it was put on, or train LoRA instead",
+            )
         self.tokenizer = tokenizer
         self.long = long
         context = _context_length(model, tokenizer)
@@ -70,7 +85,7 @@ class CausalLM(AbstractTask):
             if not isinstance(record, Mapping):
                 raise BadInput(
                     found=f"record {number} of type {type(record).__name__}",
-                    needed="a string or a mapping with 'text', 'prompt' and 'completion', or 'input_ids'",
+                    needed="a string or a mapping with 'text', 'prompt' and 'completion', 'messages', or 'input_ids'",
                     do="convert the records",
                 )
             examples.extend(self._encode(number, record))
@@ -127,9 +142,18 @@ class CausalLM(AbstractTask):
         return batch["attention_mask"].bool()
 
     def _encode(self, number: int, record: Mapping[str, Any]) -> list[Example]:
-        ids, labels, text, prompt, spans = self._tokens(number, record)
-        name = str(record.get("id", number))
-        source = str(record.get("source", ""))
+        model: Any = self.model
+        vocabulary = model.get_input_embeddings().weight.shape[0] if hasattr(model, "get_input_embeddings") else None
+        texts = tokenized(f"record {number}", record, self.tokenizer, vocabulary)
+        name, source = str(record.get("id", number)), str(record.get("source", ""))
+        if len(texts) == 1:
+            return self._windows(texts[0], name, source)
+        # A document of one token has no loss, so it has taught the model nothing.
+        scored = [(part, one) for part, one in enumerate(texts) if any(label != IGNORED for label in one.labels[1:])]
+        return [example for part, one in scored for example in self._windows(one, f"{name}:{part}", source)]
+
+    def _windows(self, one: Tokenized, name: str, source: str) -> list[Example]:
+        ids, labels = one.ids, one.labels
         if len(ids) < 2:
             raise BadInput(
                 found=f"example {name!r} with {len(ids)} token(s)",
@@ -153,95 +177,26 @@ class CausalLM(AbstractTask):
                 needed="a scored token within the context",
                 do="shorten the prompt",
             )
-        return [
-            self._window(
-                ids[a:b], labels[a:b], text, prompt, spans[a:b], name if len(windows) == 1 else f"{name}#{part}", source
-            )
-            for part, (a, b) in enumerate(windows)
-        ]
+        names = [name] if len(windows) == 1 else [f"{name}#{part}" for part in range(len(windows))]
+        return [self._window(one, *window, called, source) for window, called in zip(windows, names, strict=True)]
 
-    def _window(self, ids, labels, text: str, prompt: int, spans, name: str, source: str) -> Example:
+    def _window(self, one: Tokenized, first: int, last: int, name: str, source: str) -> Example:
+        ids, labels, spans = one.ids[first:last], one.labels[first:last], one.spans[first:last]
         # One array for both where every token is scored: a corpus is held in memory while it is built.
         tokens = np.asarray(ids, np.int32)
         fields = {"input_ids": tokens, "labels": tokens if labels == ids else np.asarray(labels, np.int32)}
         if not spans:
-            return Example(name, fields, len(ids), source, text, prompt=prompt)
+            return Example(name, fields, len(ids), source, one.text, prompt=one.prompt)
         start, stop = min(a for a, _ in spans), max(b for _, b in spans)
         inside = (np.asarray(spans, np.int32) - start).clip(0)
-        return Example(name, fields, len(ids), source, text[start:stop], (start, stop), max(prompt - start, 0), inside)
-
-    def _tokens(self, number: int, record: Mapping[str, Any]) -> tuple[list[int], list[int], str, int, list[tuple[int, int]]]:
-        """Ids, labels, text, characters of prompt, and the characters of each token.
-
-        Raises:
-            BadInput: If the record has none of the three forms.
-        """
-        if "input_ids" in record:
-            ids, labels = self._ready_ids(number, record)
-            return ids, labels, str(record.get("text", "")), 0, []
-        if "text" in record and "completion" in record:
-            raise BadInput(
-                found=f"record {number} with both 'text' and 'completion'",
-                needed="one of the two forms, 'text' or 'prompt' and 'completion'",
-                do="drop the field that is not meant",
-            )
-        if "text" in record:
-            text = _string(number, record, "text")
-            ids, spans = self._tokenize(text, special=True)
-            return ids, ids, text, 0, spans
-        if "prompt" in record and "completion" in record:
-            prompt, completion = _string(number, record, "prompt"), _string(number, record, "completion")
-            ids, spans = self._tokenize(prompt, special=True)
-            more, more_spans = self._tokenize(completion, special=False)
-            shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
-            return ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted
-        raise BadInput(
-            found=f"record {number} with the fields {sorted(record)}",
-            needed="'text', or 'prompt' and 'completion', or 'input_ids'",
-            do="rename the fields",
-        )
-
-    def _ready_ids(self, number: int, record: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        try:
-            ids = [int(token) for token in record["input_ids"]]
-            labels = [int(token) for token in record.get("labels", ids)]
-        except (TypeError, ValueError) as error:
-            raise BadInput(
-                found=f"record {number} with input_ids or labels that are no list of integers",
-                needed="token ids",
-                do="convert them",
-            ) from error
-        model: Any = self.model
-        allowed = range(model.get_input_embeddings().weight.shape[0] if hasattr(model, "get_input_embeddings") else 1 << 62)
-        wrong = [token for token in ids if token not in allowed] + [t for t in labels if t not in allowed and t != IGNORED]
-        if wrong or len(ids) != len(labels):
-            raise BadInput(
-                found=f"record {number} with {f'the token id {wrong[0]}' if wrong else f'{len(labels)} labels for {len(ids)} input_ids'}",
-                needed=f"as many labels as input_ids, each from 0 to {allowed.stop - 1}, labels also {IGNORED}",
-                do="check which tokenizer the ids are from",
-            )
-        return ids, labels
-
-    def _tokenize(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        if getattr(self.tokenizer, "is_fast", False):
-            found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-            return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]), []
+        scored = tuple((max(a - start, 0), min(b, stop) - start) for a, b in one.scored if start < b and a < stop)
+        text, prompt = one.text[start:stop], max(one.prompt - start, 0)
+        return Example(name, fields, len(ids), source, text, (start, stop), prompt, inside, scored)
 
 
 def _num_scored(batch: Batch) -> Tensor:
     """Scored tokens of each example, shape (B,)."""
     return (batch["labels"][:, 1:] != IGNORED).sum(1)
-
-
-def _string(number: int, record: Mapping[str, Any], field: str) -> str:
-    if not isinstance(record[field], str):
-        raise BadInput(
-            found=f"record {number} with a {field!r} of type {type(record[field]).__name__}",
-            needed="a string",
-            do="drop or fill it",
-        )
-    return record[field]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -1,0 +1,63 @@
+"""Why did a small GPT-2 write this sentence? Train it on Python's own documentation, let it write, and ask.
+
+    python examples/why/run.py FOLDER
+
+Prints, as one line of JSON, how far the parts are from adding up. The model is kept in FOLDER and used again; the pages are
+FOLDER/greedy.html and FOLDER/token.html.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import whence
+from whence.demo.corpus import python_docs
+from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
+from whence.demo.train import train
+
+PROMPT = "json.dumps: If ``ensure_ascii``"
+
+
+def trained(folder: Path, documents: list[dict]) -> whence.CausalLM:
+    """The demo's model, trained on these documents."""
+    if not (folder / "recipe.json").exists():
+        tokenizer = train_tokenizer(document["text"] for document in documents)
+        data = whence.CausalLM(new_model(len(tokenizer), 0, DEFAULTS), tokenizer, long="truncate").prepare(documents)
+        run = train(data, len(tokenizer), seed=0, quiet=False)
+        save(run.model, tokenizer, run.recipe, folder)
+    model, tokenizer, recipe = load(folder)
+    return whence.CausalLM(model, tokenizer, long="truncate", recipe=recipe)
+
+
+def farthest(found: whence.Why) -> float:
+    """The largest distance between a document's score and the sum of its parts, by pairs of tokens and by layers, as a share of the score."""
+    hits = (*found.hits.proponents[0], *found.hits.opponents[0])
+    sums = [(hit.score, total) for hit in hits for total in _totals(found.parts[hit.id])]
+    return max(abs(total - score) / abs(score) for score, total in sums)
+
+
+def _totals(parts: whence.DocumentParts) -> tuple[float, float]:
+    return float(parts.scores_AT.sum()), sum(parts.layers.values())
+
+
+def main() -> None:
+    """Ask about the whole of what the model writes, and about its least likely token."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--documents", type=int, default=1000)
+    arguments = parser.parse_args()
+    documents = python_docs()[:: max(1, 1000 // arguments.documents)]
+    task = trained(arguments.folder / "model", documents)
+    options = {"train": documents, "factors": arguments.folder / "factors", "k": 5}
+    whole = whence.why(task, PROMPT, max_new_tokens=12, **options)
+    whole.show()
+    whole.page(arguments.folder / "greedy.html")
+    least = min(range(len(whole.completion)), key=lambda place: whole.log_probabilities[place]) + 1
+    one = whence.why(task, PROMPT, "".join(whole.completion), token=least, **options)
+    one.page(arguments.folder / "token.html", title=f"Why {whole.completion[least - 1]!r}?")
+    top = [hit.id for hit in whole.hits.proponents[0]]
+    print(json.dumps({"wrote": "".join(whole.completion), "top": top, "token": least, "off": [farthest(whole), farthest(one)]}))
+
+
+if __name__ == "__main__":
+    main()

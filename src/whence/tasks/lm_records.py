@@ -1,0 +1,141 @@
+"""Records of text as token ids and labels: which forms a record may have, and what is scored in each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whence.errors import BadInput
+from whence.tasks.chat import Ranges, rendered
+from whence.tasks.packed import unpacked
+from whence.tasks.token_loss import IGNORED
+
+__all__ = ["Tokenized", "encoded", "tokenized"]
+
+_FORMS = "'text', or 'prompt' and 'completion', or 'messages', or 'input_ids'"
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One text ready for the model.
+
+    Args:
+        ids: Its tokens.
+        labels: The same, -100 where a token is not scored.
+        text: What it reads; empty if not known.
+        prompt: How many characters at the start of it are given.
+        spans: Characters of `text` of each token; empty if not known.
+        scored: Characters of `text` that are scored, where that is not everything after the prompt.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    text: str = ""
+    prompt: int = 0
+    spans: Sequence[tuple[int, int]] = ()
+    scored: Ranges = ()
+
+
+def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary: int | None) -> list[Tokenized]:
+    """What a record stands for: one text, or each document of a packed row.
+
+    Args:
+        where: What errors call the record, such as "record 3".
+        record: In one of the forms that `CausalLM` lists.
+        tokenizer: The Hugging Face tokenizer.
+        vocabulary: Number of token ids that the model knows; None if it does not say.
+
+    Returns:
+        One or more.
+
+    Raises:
+        BadInput: If the record has none of the forms, or two of them.
+    """
+    if "input_ids" in record:
+        ids, labels = _ready_ids(where, record, vocabulary)
+        documents = unpacked(where, record, ids, labels) if ids else [(ids, labels)]
+        text = str(record.get("text", "")) if len(documents) == 1 else ""
+        return [Tokenized(*document, text=text) for document in documents]
+    both = [
+        fields
+        for fields in (("text", "completion"), ("messages", "text"), ("messages", "completion"))
+        if all(f in record for f in fields)
+    ]
+    if both:
+        raise BadInput(
+            found=f"{where} with both {both[0][0]!r} and {both[0][1]!r}",
+            needed=f"one of the forms {_FORMS}",
+            do="drop the field that is not meant",
+        )
+    if "messages" in record:
+        return [_of_ranges(*rendered(where, record, tokenizer), tokenizer)]
+    if "text" in record and record.get("scored_spans"):
+        return [
+            _of_ranges(_string(where, record, "text"), tuple((int(a), int(b)) for a, b in record["scored_spans"]), tokenizer)
+        ]
+    if "text" in record:
+        text = _string(where, record, "text")
+        ids, spans = encoded(tokenizer, text, special=True)
+        return [Tokenized(ids, ids, text, 0, spans)]
+    if "prompt" in record and "completion" in record:
+        prompt, completion = _string(where, record, "prompt"), _string(where, record, "completion")
+        ids, spans = encoded(tokenizer, prompt, special=True)
+        more, more_spans = encoded(tokenizer, completion, special=False)
+        shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
+        return [Tokenized(ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted)]
+    raise BadInput(found=f"{where} with the fields {sorted(record)}", needed=_FORMS, do="rename the fields")
+
+
+def _of_ranges(text: str, scored: Ranges, tokenizer: Any) -> Tokenized:
+    """A text that has its special tokens in it, some characters of which are scored: with a token that reaches into them, all of it."""
+    ids, spans = encoded(tokenizer, text, special=False)
+    is_scored = [any(a < stop and start < b for start, stop in scored) for a, b in spans]
+    labels = [token if inside else IGNORED for token, inside in zip(ids, is_scored, strict=True)]
+    return Tokenized(ids, labels, text, scored[0][0], spans, scored)
+
+
+def _ready_ids(where: str, record: Mapping[str, Any], vocabulary: int | None) -> tuple[list[int], list[int]]:
+    try:
+        ids = [int(token) for token in record["input_ids"]]
+        labels = [int(token) for token in record.get("labels", ids)]
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            found=f"{where} with input_ids or labels that are no list of integers",
+            needed="token ids",
+            do="convert them",
+        ) from error
+    allowed = range(1 << 62 if vocabulary is None else vocabulary)
+    wrong = [token for token in ids if token not in allowed] + [t for t in labels if t not in allowed and t != IGNORED]
+    if wrong or len(ids) != len(labels):
+        raise BadInput(
+            found=f"{where} with {f'the token id {wrong[0]}' if wrong else f'{len(labels)} labels for {len(ids)} input_ids'}",
+            needed=f"as many labels as input_ids, each from 0 to {allowed.stop - 1}, labels also {IGNORED}",
+            do="check which tokenizer the ids are from",
+        )
+    return ids, labels
+
+
+def encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text, and the characters of each where the tokenizer can tell.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: The text.
+        special: Whether to add the marks that the tokenizer puts around a text.
+
+    Returns:
+        Ids, and spans of characters; no spans from a slow tokenizer.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"]), []
+
+
+def _string(where: str, record: Mapping[str, Any], field: str) -> str:
+    if not isinstance(record[field], str):
+        raise BadInput(
+            found=f"{where} with a {field!r} of type {type(record[field]).__name__}",
+            needed="a string",
+            do="drop or fill it",
+        )
+    return record[field]
