@@ -26,6 +26,9 @@ _HOMES = {
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
+    "ShareCheck": "whence.apply.share_verify",
+    "ShareLine": "whence.apply.shares",
+    "Shares": "whence.apply.shares",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
@@ -36,12 +39,16 @@ _HOMES = {
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
+    "named_sources": "whence.apply.share_sources",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "shares": "whence.apply.shares",
+    "verify_shares": "whence.apply.share_verify",
+    "write_shares": "whence.apply.share_record",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -60,6 +67,9 @@ __all__ = [  # noqa: PLE0604
     "Regression",
     "Run",
     "ScoreTable",
+    "ShareCheck",
+    "ShareLine",
+    "Shares",
     "SolveConfig",
     "Store",
     "UnrollConfig",
@@ -70,15 +80,23 @@ __all__ = [  # noqa: PLE0604
     "ensemble_table",
     "inverse_preconditioner",
     "load_records",
+    "named_sources",
     "open_run",
     "open_store",
     "query",
     "record_trainer",
     "score_table",
     "self_influence",
+    "shares",
+    "verify_shares",
+    "write_shares",
 ]
 
 if TYPE_CHECKING:
+    from whence.apply.share_record import write_shares
+    from whence.apply.share_sources import named_sources
+    from whence.apply.share_verify import ShareCheck, verify_shares
+    from whence.apply.shares import ShareLine, Shares, shares
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
