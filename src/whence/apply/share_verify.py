@@ -70,21 +70,16 @@ def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
         notes.append("no seal was given: a folder that was rewritten as a whole would not be noticed")
     elif seal != found:
         faults.append(f"{folder / RECORD}: its seal is {found}, not the one that was kept")
-    faults += _files(folder, record)
     made = None
     try:
+        faults += _files(folder, record)
+        changed, gone = _origins(record)
+        faults, notes = faults + changed, notes + gone
         made = _again(folder, record)
         faults += _figures(folder, made)
-    except (WhenceError, OSError, ValueError, KeyError, TypeError) as error:
+    # Whatever a damaged file makes of the reading.
+    except (WhenceError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         faults.append(f"{folder}: the shares cannot be computed again ({error})")
-    for role, known in record["inputs"].items():
-        place = Path(known["path"])
-        if known["sha256"] is None or not place.exists():
-            notes.append(f"input {role} is not there to be checked: {place}")
-        elif digest_of_input(place) != known["sha256"]:
-            faults.append(f"{place}: the input {role} is no longer what it was")
-    for fault, is_note in _store(record["store"]):
-        (notes if is_note else faults).append(fault)
     sources = 0 if made is None else sum(line.kind == "source" for line in made.lines)
     return ShareCheck(tuple(faults), tuple(notes), sources, len(record["settings"]["weights"]))
 
@@ -185,19 +180,26 @@ def _are_near(one: str, other: str) -> bool:
         return False
 
 
-def _store(known: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
-    """What is wrong with the store, and whether it is a note only."""
-    if known is None:
-        return []
-    place = Path(known["folder"])
+def _origins(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What is no longer as it was of what the report was made from, and what is not there any more."""
+    changed, gone = [], []
+    for role, known in record["inputs"].items():
+        place = Path(known["path"])
+        if known["sha256"] is None or not place.exists():
+            gone.append(f"input {role} is not there to be checked: {place}")
+        elif digest_of_input(place) != known["sha256"]:
+            changed.append(f"{place}: the input {role} is no longer what it was")
+    if record["store"] is None:
+        return changed, gone
+    place = Path(record["store"]["folder"])
     if not place.exists():
-        return [(f"the store is not there to be checked: {place}", True)]
+        return changed, [*gone, f"the store is not there to be checked: {place}"]
     try:
         store = open_store(place, check=False)
-        faults = verify_store(store)
-        changed = [name for name, value in store_facts(store).items() if name != "folder" and value != known[name]]
+        changed += verify_store(store)
+        names = [name for name, value in store_facts(store).items() if name != "folder" and value != record["store"][name]]
+        if names:
+            changed.append(f"{place}: it is no longer the store that it was ({', '.join(names)} changed)")
     except WhenceError as error:
-        return [(f"{place}: {error}", False)]
-    if changed:
-        faults.append(f"{place}: it is no longer the store that it was ({', '.join(changed)} changed)")
-    return [(fault, False) for fault in faults]
+        changed.append(f"{place}: the store cannot be checked ({error})")
+    return changed, gone
