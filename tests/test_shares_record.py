@@ -2,8 +2,13 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
+import re
+import shlex
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -360,3 +365,49 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
         assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
     assert "a seal for the store" in run("verify", store, "--seal", "x", status=2)
     assert not (tmp_path / "new").exists()
+
+
+# The page and the example
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
+    """Every block of docs/shares.md as it stands, in order, with a tiny store where the reader's own would be."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(store, "store")
+    shutil.copy(queries, "march.jsonl")
+    shutil.copy(queries, "april.jsonl")
+    ids = open_store(store).ids()
+    Path("train.jsonl").write_text("".join(json.dumps({"id": name, "author": f"author {name[-1]}"}) + "\n" for name in ids))
+    scores = torch.randn(2, len(ids), generator=torch.Generator().manual_seed(0))
+    for seed in range(3):
+        one = whence.ScoreTable(scores + 0.1 * seed, ("q0", "q1"), ids, "nats", "m")
+        saved(tmp_path / "tables" / f"seed{seed}", one, model=str(seed))
+    blocks = re.findall(r"```(python|)\n(.*?)```", (ROOT / "docs" / "shares.md").read_text("utf-8"), re.S)
+    assert [kind for kind, _ in blocks] == ["", "python", "", "", "", ""]
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, "shares.md", "exec"), {})
+            continue
+        for line in block.splitlines():
+            if line.startswith("whence evaluate"):
+                method = load_table("tables/march").method
+                row = {"method": method, "lds": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+                Path("evaluation.json").write_text(json.dumps({"rows": [row], "num_subsets": 8, "summary": ""}))
+            elif line:
+                run(*shlex.split(line)[1:])
+    assert json.loads(Path("reports/april/shares.json").read_text())["payout"]["currency"] == "EUR"
+
+
+@pytest.mark.slow
+def test_the_example(tmp_path):
+    """A small version of it: the report holds, and the queries miss every module that is left out."""
+    spec = importlib.util.spec_from_file_location("modules", ROOT / "examples" / "shares" / "modules.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    done = module.main(tmp_path, modules=3, settings=replace(module.SETTINGS, epochs=4))
+    assert whence.verify_shares(tmp_path / "report", seal=done.seal).faults == ()
+    assert (
+        set(done.rises) == {line.name for line in done.shares.lines if line.kind == "source"} and min(done.rises.values()) > 0
+    )

@@ -79,7 +79,7 @@ def write_shares(
         "models": models or ([] if store is None else [store.blueprint.model]),
         "data": data or ([] if store is None else [name for name, _ in store.datasets()]),
         "store": None if store is None else store_facts(store),
-        "evidence": None if validated is None else _evidence(Path(validated), table.method),
+        "evidence": None if validated is None else _evidence(Path(validated), found),
         "settings": _settings(found),
         "inputs": {},
         "versions": {
@@ -169,20 +169,25 @@ def _check_store(store: Store, found: Shares, models: Sequence[str]) -> None:
         )
 
 
-def _evidence(path: Path, method: str) -> dict[str, Any]:
-    """How true a method's scores are, from what `whence evaluate` wrote.
+def _evidence(path: Path, found: Shares) -> dict[str, Any]:
+    """How true the scores are, from what `whence evaluate` wrote: those of the mean over models, or else those of one model.
 
     Raises:
         BadInput: If it is no such file, or says nothing of the method.
     """
+    one = found.tables.first.method
+    mean = f"{one}, {found.tables.num_models} models"  # as `whence.score.mean_table` names it
     try:
         content = json.loads(path.read_text("utf-8"))
-        lds = {row["method"]: row["lds"] for row in content["rows"]}[method]
-        facts = {"lds": float(lds["mean"]), "low": float(lds["low"]), "high": float(lds["high"])}
+        rows = {row["method"]: row["lds"] for row in content["rows"]}
+        method = mean if mean in rows else one
+        facts = {
+            name: float(rows[method][name_there]) for name, name_there in (("lds", "mean"), ("low", "low"), ("high", "high"))
+        }
         return facts | {"method": method, "num_subsets": int(content["num_subsets"]), "summary": str(content["summary"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            found=f"{path}, which is no evaluation of {method!r} ({error})",
+            found=f"{path}, which is no evaluation of {one!r} ({error})",
             needed="what `whence evaluate BANK TABLE -o FILE` writes for a table of this method",
             do="evaluate this table and pass that file",
         ) from error
