@@ -160,8 +160,8 @@ def _meaning(found: Shares, record: Mapping[str, Any]) -> str:
         proof = (
             f"Held against retraining: over {evidence['num_subsets']:,} subsets of the training data, predicted and measured change rank "
             f"alike with a correlation (linear datamodeling score) of {evidence['lds']:.3f} [{evidence['low']:.3f}, {evidence['high']:.3f}]; "
-            "1 would be perfect, 0 is chance. That was measured on the queries of that test, for removing random halves or the like, "
-            "not for removing exactly these sources."
+            "1 would be perfect, 0 is chance. That holds for the queries and the subsets of that test; whether it holds for leaving out "
+            "exactly these sources is known only if the subsets were of that kind."
         )
     return "".join(
         f"<p>{text}</p>"
