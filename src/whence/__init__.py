@@ -28,17 +28,21 @@ _HOMES = {
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
+    "ShareCheck": "whence.apply.share_verify",
+    "ShareLine": "whence.apply.shares",
+    "Shares": "whence.apply.shares",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
+    "UnrollConfig": "whence.pipeline",
     "WhenceError": "whence.errors",
     "Why": "whence.report",
-    "UnrollConfig": "whence.pipeline",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "damping_sweep": "whence.pipeline",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
+    "named_sources": "whence.apply.share_sources",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
@@ -46,7 +50,10 @@ _HOMES = {
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "shares": "whence.apply.shares",
+    "verify_shares": "whence.apply.share_verify",
     "why": "whence.apply.why",
+    "write_shares": "whence.apply.share_record",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -67,6 +74,9 @@ __all__ = [  # noqa: PLE0604
     "Regression",
     "Run",
     "ScoreTable",
+    "ShareCheck",
+    "ShareLine",
+    "Shares",
     "SolveConfig",
     "Store",
     "UnrollConfig",
@@ -78,6 +88,7 @@ __all__ = [  # noqa: PLE0604
     "ensemble_table",
     "inverse_preconditioner",
     "load_records",
+    "named_sources",
     "open_run",
     "open_store",
     "query",
@@ -85,10 +96,17 @@ __all__ = [  # noqa: PLE0604
     "record_trainer",
     "score_table",
     "self_influence",
+    "shares",
+    "verify_shares",
     "why",
+    "write_shares",
 ]
 
 if TYPE_CHECKING:
+    from whence.apply.share_record import write_shares
+    from whence.apply.share_sources import named_sources
+    from whence.apply.share_verify import ShareCheck, verify_shares
+    from whence.apply.shares import ShareLine, Shares, shares
     from whence.apply.why import why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner

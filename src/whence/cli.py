@@ -6,6 +6,7 @@ import sys
 from cyclopts import App, CycloptsError
 
 from whence import __version__
+from whence.commands.shared import TYPED
 from whence.errors import WhenceError
 
 __all__ = ["app", "main"]
@@ -24,11 +25,12 @@ _VERBS = {
     "build": ("stores", "Compress the gradient of every training example into a store."),
     "query": ("stores", "Rank the training examples behind a behaviour."),
     "why": ("why", "Why did it say this? Documents and tokens behind a completion, or behind one token of it."),
-    "verify": ("inspection", "Check that a store is what was written."),
+    "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
     "inspect": ("inspection", "Say what a store holds."),
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
+    "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
@@ -48,8 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 if it went well, 1 if `verify` found a fault, 2 for an error that whence understands, 130 if interrupted.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    TYPED.set(("whence", *words))
     try:
-        status = app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        status = app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # here, where a closed pipe is an exception, and not when Python exits
     except WhenceError as error:
         print(f"whence: {error}", file=sys.stderr)

@@ -14,19 +14,28 @@ from whence.methods import EXACT_METHODS, METHODS
 __all__ = ["forecast", "inspect", "methods", "verify"]
 
 
-def verify(store: Path, *, as_json: Json = False) -> int:
-    """Check that a store is what was written: checksums, shapes, ids, finite numbers.
+def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> int:
+    """Check that a store is what was written: checksums, shapes, ids, finite numbers; or a report of shares, by computing it again.
 
     Args:
-        store: Folder made by `whence build`.
+        folder: Folder made by `whence build`, or by `whence shares`.
+        seal: Of a report of shares: the seal that was printed when it was made, to find a folder that was rewritten as a whole.
         as_json: Print JSON.
 
     Returns:
         Exit status: 0 if all is well, 1 if not.
+
+    Raises:
+        BadInput: If a seal is given for a store.
     """
+    from whence.apply.share_verify import is_share_report
     from whence.store import open_store, verify_store
 
-    opened = open_store(store, check=False)
+    if is_share_report(folder):
+        return _verify_shares(folder, seal, as_json)
+    opened = open_store(folder, check=False)
+    if seal is not None:
+        raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
     faults = verify_store(opened)
     if as_json:
         print(json.dumps({"rows": len(opened), "shards": len(opened.seals), "faults": faults}))
@@ -34,7 +43,7 @@ def verify(store: Path, *, as_json: Json = False) -> int:
     for fault in faults:
         print(fault)
     if not faults:
-        print(f"{store}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
+        print(f"{folder}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
     return 1 if faults else 0
 
 
@@ -168,3 +177,21 @@ def methods(*, as_json: Json = False) -> None:
         print(json.dumps([asdict(method) for method in (*METHODS.values(), *EXACT_METHODS.values())]))
     else:
         print_methods(METHODS.values(), EXACT_METHODS.values())
+
+
+def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
+    from whence.apply.share_verify import verify_shares
+
+    found = verify_shares(folder, seal=seal)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return 1 if found.faults else 0
+    for fault in found.faults:
+        print(fault)
+    for note in found.notes:
+        print(f"note: {note}")
+    if not found.faults:
+        print(
+            f"{folder}: {found.sources:,} sources, {found.queries:,} queries; all files as recorded, all figures computed again"
+        )
+    return 1 if found.faults else 0

@@ -1,5 +1,6 @@
 """What several verbs share: loading the task of a store, its training data, and the options of a task."""
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,8 +8,10 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["Json", "task_of_store", "task_options", "train_records"]
+__all__ = ["TYPED", "Json", "task_of_store", "task_options", "train_records"]
 
+# The words of the command that runs, for records of what was done.
+TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence import __version__
 from whence.commands.shared import task_of_store
 
 __all__ = ["attribute", "score"]
@@ -54,8 +55,8 @@ def score(
     kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
     settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
     settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-    table = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping))
-    save_table(table, output)
+    table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping))
+    save_table(table, output, origin=_origin(models, [data for data, _ in opened.datasets()], asked.fingerprint))
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
 
 
@@ -134,7 +135,7 @@ def attribute(
         "train": train.fingerprint,
         "queries": asked.fingerprint,
     }
-    table = _counted_in(
+    table, models = _counted_in(
         ensemble,
         known,
         loaded,
@@ -150,7 +151,7 @@ def attribute(
             **settings,
         ),  # fmt: skip
     )
-    save_table(table, output)
+    save_table(table, output, origin=_origin(models, [train.fingerprint], asked.fingerprint))
     print(
         json.dumps(
             {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
@@ -158,16 +159,22 @@ def attribute(
     )
 
 
-def _counted_in(folder: Path | None, settings: dict[str, Any], task: Any, make: Callable[[], Any]) -> Any:
-    """The table of a model; with an ensemble's folder the mean that it is part of."""
+def _counted_in(
+    folder: Path | None, settings: dict[str, Any], task: Any, make: Callable[[], Any]
+) -> tuple[Any, tuple[str, ...]]:
+    """The table of a model, with an ensemble's folder the mean that it is part of, and the digests of the models in it."""
     from whence.progress import say
     from whence.score import Ensemble
 
     if folder is None:
-        return make()
+        return make(), (task.weights,)
     ensemble, member = Ensemble(folder, settings=settings), task.weights
     if member in ensemble:
         say(f"this model is one of the {len(ensemble)} in {folder} already")
     else:
         ensemble.add(make(), member=member)
-    return ensemble.table()
+    return ensemble.table(), ensemble.members
+
+
+def _origin(models: tuple[str, ...], data: list[str], queries: str) -> dict[str, Any]:
+    return {"models": models, "data": data, "queries": queries, "whence": __version__}

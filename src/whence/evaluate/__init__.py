@@ -18,7 +18,7 @@ from whence.evaluate.retrain import Measure, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.surrogate import SurrogateChoice, choose_by_surrogate
-from whence.evaluate.table_files import load_table, save_table
+from whence.evaluate.table_files import load_table, origin_of_table, save_table
 from whence.evaluate.tail_patch import TailPatch, tail_patch
 from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
 
@@ -71,6 +71,7 @@ __all__ = [
     "mislabel_report",
     "noise_ceiling",
     "open_bank",
+    "origin_of_table",
     "predicted",
     "random_removals",
     "random_subsets",

@@ -1,8 +1,10 @@
 """Score tables on disk: `scores.npy` and `table.json`, so that any program can make or read one."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,21 +13,37 @@ from whence.errors import BadInput
 from whence.records import ScoreTable
 from whence.store import disk_errors, write_json
 
-__all__ = ["load_table", "save_table"]
+__all__ = ["load_table", "origin_of_table", "save_table"]
 
 _FORMAT = "whence table 1"
 # Of these the scores have a file; parts by unit and token are for looking at, not for judging.
 _ARRAYS = {"scores", "parts", "tokens"}
 
 
-def save_table(table: ScoreTable, folder: str | Path) -> None:
-    """Write a table into a folder, float32 in NumPy's format; `table.json` comes last."""
+def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, Any] | None = None) -> None:
+    """Write a table into a folder, float32 in NumPy's format; `table.json` comes last.
+
+    Args:
+        table: The table.
+        folder: Made if it is not there.
+        origin: What the table was made from, for `origin_of_table`: digests of the models, fingerprints of data and queries.
+    """
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "scores.npy", table.scores.float().cpu().numpy())
     facts = {field.name: getattr(table, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
-    write_json(folder / "table.json", {"format": _FORMAT, **facts})
+    write_json(folder / "table.json", {"format": _FORMAT, **facts, **({} if origin is None else {"origin": dict(origin)})})
+
+
+def origin_of_table(folder: str | Path) -> dict[str, Any]:
+    """What a table says of the models, the data and the queries that it was made from; empty if it says nothing.
+
+    Args:
+        folder: Of a table that `load_table` reads.
+    """
+    found = json.loads((Path(folder) / "table.json").read_text("utf-8")).get("origin")
+    return found if isinstance(found, dict) else {}
 
 
 def load_table(folder: str | Path) -> ScoreTable:

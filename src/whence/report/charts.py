@@ -21,7 +21,7 @@ def bars_section(caption: str, rows: Sequence[tuple[str, float, float, float]], 
 
     Args:
         caption: What is shown.
-        rows: Label, mean, and the low and high end of its interval.
+        rows: Label, mean, and the low and high end of its interval; both ends at the mean stand for no interval.
         unit: What the numbers are counted in.
 
     Returns:
@@ -113,13 +113,15 @@ def _item(axis: _Axis, label: str, mean: float, low: float, high: float) -> str:
     caps = "".join(
         f'<line class="interval" x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 5}" y2="{middle + 5}"/>' for x in (first, last)
     )
+    spread = f'<line class="interval" x1="{first:.2f}%" x2="{last:.2f}%" y1="{middle}" y2="{middle}"/>{caps}'
+    is_bare = low == mean == high
     return (
         f'<li><span class="name">{escape(label)}</span>'
         f'<div class="drawing"><svg height="{_ROW_PIXELS}" aria-hidden="true">{axis.grid()}'
         f'<rect class="{"up" if mean >= 0 else "down"}" x="{min(zero, end):.2f}%" '
         f'width="{abs(end - zero):.2f}%" y="{middle - 8}" height="16" rx="2"/>'
-        f'<line class="interval" x1="{first:.2f}%" x2="{last:.2f}%" y1="{middle}" y2="{middle}"/>{caps}</svg></div>'
-        f'<span class="reading"><b>{mean:.3g}</b> ({low:.3g} to {high:.3g})</span></li>'
+        f"{'' if is_bare else spread}</svg></div>"
+        f'<span class="reading"><b>{mean:.3g}</b>{"" if is_bare else f" ({low:.3g} to {high:.3g})"}</span></li>'
     )
 
 

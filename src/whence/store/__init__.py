@@ -1,6 +1,16 @@
 """Rows on disk: format, writer, reader."""
 
-from whence.store.files import check_writable, damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
+from whence.store.files import (
+    check_writable,
+    damaged,
+    disk_errors,
+    locked,
+    read_tensors,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, rows_type
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
@@ -28,6 +38,7 @@ __all__ = [
     "rows_type",
     "sha256_of",
     "verify_store",
+    "write_bytes",
     "write_json",
     "write_store",
     "write_tensors",

@@ -1,0 +1,360 @@
+"""Shares: rules against the slow twin, money to the cent, what is not attributed, intervals."""
+
+import csv
+import io
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import whence
+from tests.reference.shares import largest_remainders, query_shares, total_shares
+from whence.apply.payout import Payout, apportion
+from whence.apply.share_files import content_of, csv_text, queries_rows, shares_rows
+from whence.apply.shares import WHOLE
+from whence.errors import BadInput, NonFinite, UnknownOption
+
+RULES = [{"rule": "positive"}, {"rule": "signed"}, {"rule": "softmax", "temperature": 0.5}]
+
+
+def table(scores, *, name="m", queries=None, unit="nats"):
+    scores = torch.as_tensor(scores)
+    names = queries or tuple(f"q{n}" for n in range(len(scores)))
+    return whence.ScoreTable(scores, names, tuple(f"d{n}" for n in range(scores.shape[1])), unit, name)
+
+
+def drawn(queries=5, examples=40, seed=0):
+    return torch.randn(queries, examples, generator=torch.Generator().manual_seed(seed))
+
+
+SOURCES = {f"d{n}": f"source {n % 4}" if n % 9 else "" for n in range(38)}  # two of forty are not listed at all
+OWNERS = [SOURCES.get(f"d{n}") or None for n in range(40)]
+
+
+def by_line(found):
+    return {(line.kind, line.name if line.kind == "source" else ""): line for line in found.lines}
+
+
+# Rules
+
+
+@pytest.mark.parametrize("options", RULES)
+@pytest.mark.parametrize("floor", [{}, {"floor": 0.7}, {"floor_errors": 1.5}])
+def test_rules_equal_the_slow_twin(options, floor):
+    models = [drawn(seed=seed) + drawn(seed=9) for seed in range(4)]
+    weights = [1.0, 0.5, 2.0, 0.0, 3.25]
+    several = "models"
+    found = whence.shares(
+        [table(scores) for scores in models], SOURCES, several=several,
+        weights={f"q{n}": weight for n, weight in enumerate(weights)}, quiet=True, **options, **floor,
+    )  # fmt: skip
+    per_query = [query_shares([scores[q].tolist() for scores in models], OWNERS, **options, **floor) for q in range(5)]
+    expected = total_shares(per_query, weights)
+    shown = by_line(found)
+    assert set(expected) <= set(shown) and len(expected) >= 5
+    for name, line in shown.items():
+        assert line.share == pytest.approx(float(expected.get(name, 0)), abs=2e-12)
+    for q, shares in enumerate(per_query):
+        for place, name in enumerate(shown):
+            assert found.shares[q, place] == pytest.approx(float(shares.get(name, 0)), abs=1e-12)
+
+
+def test_rules_by_hand():
+    scores = table([[3.0, 1.0, -2.0, -1.0]])
+    sources = {"d0": "a", "d1": "b", "d2": "a", "d3": "b"}
+    assert [line.share for line in whence.shares(scores, sources).lines[:2]] == [0.75, 0.25]
+    signed = whence.shares(scores, sources, rule="signed").lines
+    assert [(line.name, line.share) for line in signed[:2]] == [("a", 1.0), ("b", 0.0)]  # a: 3 - 2; b: 1 - 1
+    assert (signed[0].raised, signed[0].lowered) == (3.0, -2.0)
+    softmax = whence.shares(scores, sources, rule="softmax", temperature=1.0).lines
+    powers = np.exp(np.array([3.0, 1.0, -2.0, -1.0]) / np.std([3.0, 1.0, -2.0, -1.0]))
+    assert softmax[0].share == pytest.approx((powers[0] + powers[2]) / powers.sum(), abs=1e-12)
+
+
+def test_scale_and_order_change_nothing():
+    scores = drawn()
+    first = {line.name: line.share for line in whence.shares(table(scores), SOURCES).lines}
+    assert first == {line.name: line.share for line in whence.shares(table(scores * 8), SOURCES).lines}
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    turned = whence.ScoreTable(scores[:, order], table(scores).query_ids, tuple(f"d{n}" for n in order.tolist()), "nats", "m")
+    assert {line.name: line.share for line in whence.shares(turned, SOURCES).lines} == pytest.approx(first, abs=2e-12)
+
+
+def test_merging_two_sources_adds_their_shares_up():
+    """A source gains nothing by going under two names."""
+    found = by_line(whence.shares(table(drawn()), SOURCES))
+    merged = {name: source.replace("source 1", "source 0") for name, source in SOURCES.items()}
+    together = by_line(whence.shares(table(drawn()), merged))
+    apart = found["source", "source 0"].share + found["source", "source 1"].share
+    assert together["source", "source 0"].share == pytest.approx(apart, abs=2e-12)
+
+
+# What is not attributed
+
+
+def test_the_unknown_is_a_line_of_its_own_and_spread_over_nobody():
+    scores = drawn()
+    found = by_line(whence.shares(table(scores), SOURCES))
+    named = by_line(whence.shares(table(scores), {f"d{n}": SOURCES.get(f"d{n}") or "nobody" for n in range(40)}))
+    assert found["unknown", ""].share == named["source", "nobody"].share > 0.05
+    for name in ("source 0", "source 1", "source 2", "source 3"):
+        assert found["source", name] == named["source", name]
+    assert found["unknown", ""].examples == 7 and whence.shares(table(scores), SOURCES).unlisted == 2
+
+
+def test_noise_and_queries_without_a_proponent():
+    scores = table([[2.0, 0.1, 0.1, -1.0], [-1.0, -2.0, -0.5, -0.3]])
+    found = by_line(whence.shares(scores, {"d0": "a", "d1": "b", "d2": "b", "d3": "b"}, floor=0.5))
+    assert found["none", ""].share == 0.5
+    assert found["noise", ""].share == pytest.approx(0.5 * 0.2 / 2.2, abs=1e-7)
+    assert found["source", "b"].share == 0.0 and sum(line.share for line in found.values()) == pytest.approx(1)
+
+
+def test_a_query_without_differences_is_nobodys():
+    for options in RULES[1:]:
+        found = by_line(whence.shares(table([[0.0] * 4]), {"d0": "a"}, **options))
+        assert found["none", ""].share == 1.0
+    found = by_line(whence.shares(table([[0.1] * 7]), {"d0": "a"}, rule="softmax", temperature=1.0))
+    assert found["none", ""].share == 1.0
+
+
+def test_a_split_document_counts_for_its_record():
+    scores = whence.ScoreTable(torch.ones(1, 4), ("q",), ("book#0", "book#1", "page", "note#2"), "nats", "m")
+    found = by_line(whence.shares(scores, {"book": "press", "page": "web", "note#2": "radio", "note": "web"}))
+    assert {name: line.examples for (kind, name), line in found.items() if kind == "source"} == {
+        "press": 2,
+        "web": 1,
+        "radio": 1,
+    }
+
+
+def test_sources_by_any_field():
+    records = [{"id": "a", "licence": " MIT "}, {"licence": None}, {"id": "c", "licence": 7}]
+    assert whence.named_sources(records, by="licence") == {"a": "MIT", "1": "", "c": "7"}
+    assert whence.named_sources(records, by="id") == {"a": "a", "1": "1", "c": "c"}
+
+
+# Money
+
+parts = st.lists(st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)), min_size=1, max_size=30).filter(any)
+
+
+@given(total=st.integers(0, 10**12), parts=parts)
+@settings(max_examples=200, deadline=None)
+def test_apportioning(total, parts):
+    given_ = apportion(total, parts)
+    assert sum(given_) == total and given_ == largest_remainders(total, parts)
+    assert apportion(total, [4 * part for part in parts]) == given_
+    for part, each in zip(parts, given_, strict=True):
+        assert each >= 0 and (part > 0 or each == 0)
+        assert all(each >= other for less, other in zip(parts, given_, strict=True) if less < part)
+
+
+cents = st.integers(0, 10**9)
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(-9, 9), min_size=6, max_size=6), min_size=1, max_size=4),
+    total=cents, minimum=cents, carried=st.lists(cents, min_size=3, max_size=3), rule=st.sampled_from(RULES),
+    currency=st.sampled_from(["EUR", "JPY", "KWD"]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_a_payout_adds_up_to_the_cent(scores, total, minimum, carried, rule, currency):
+    """Whatever the scores: nothing is lost, nothing made, in amounts, in shares and in the files."""
+    money = Payout(0, currency)
+    sources = {"d0": "a", "d1": "b", "d2": "c", "d3": "a", "d4": ""}
+    found = whence.shares(
+        table(torch.tensor(scores).float()), sources, payout=f"{money.text(total)} {currency}", minimum=money.text(minimum),
+        carried={name: money.text(units) for name, units in zip(("a", "c", "gone"), carried, strict=True)}, draws=3, **rule,
+    )  # fmt: skip
+    settled = [line.settled for line in found.lines]
+    assert sum(each.amount for each in settled) == total
+    assert sum(each.paid + each.held + each.kept for each in settled) == total + sum(carried)
+    for line, each in zip(found.lines, settled, strict=True):
+        assert each.amount + each.carried == each.paid + each.held + each.kept
+        assert not each.paid or each.paid >= minimum
+        assert not each.held or each.held < minimum
+        assert (each.kept == each.amount and not each.paid + each.held) if line.kind != "source" else not each.kept
+    assert sum(round(line.share * WHOLE) for line in found.lines) == WHOLE
+    rows = list(csv.DictReader(io.StringIO(csv_text(shares_rows(found)))))
+    for name, whole in (("amount", total), ("carried", sum(carried))):
+        assert sum(money.units(row[name]) for row in rows) == whole
+    written = list(csv.DictReader(io.StringIO(csv_text(queries_rows(found)))))
+    for query in found.query_ids:
+        assert sum(int(row["share"].replace(".", "")) for row in written if row["query"] == query) == WHOLE
+    payout = content_of(found)["payout"]
+    assert money.units(payout["paid"]) + money.units(payout["held"]) + money.units(payout["kept"]) == total + sum(carried)
+
+
+def test_the_split_can_be_redone_from_the_file_by_hand():
+    found = whence.shares(table(drawn()), SOURCES, payout="1234.56 EUR")
+    rows = list(csv.DictReader(io.StringIO(csv_text(shares_rows(found)))))
+    whole = [int(row["share"].replace(".", "")) for row in rows]
+    assert [Payout(0, "EUR").units(row["amount"]) for row in rows] == largest_remainders(123456, whole)
+
+
+def test_what_is_held_back_is_due_next_time():
+    scores = table([[90.0, 10.0]])
+    sources = {"d0": "large", "d1": "small"}
+    first = whence.shares(scores, sources, payout="100 EUR", minimum="15")
+    assert first.held() == {"small": "10.00"}
+    second = by_line(whence.shares(scores, sources, payout="100 EUR", minimum="15", carried=first.held()))
+    assert second["source", "small"].settled.paid == 2000 and whence.shares(scores, sources).held() == {}
+
+
+def test_who_is_owed_from_before_has_a_line_without_any_example():
+    found = by_line(
+        whence.shares(table([[1.0, 1.0]]), {"d0": "a", "d1": "a"}, payout="1 EUR", carried={"gone": "7.50", "zero": "0"})
+    )
+    assert found["source", "gone"].settled.paid == 750 and ("source", "zero") not in found
+
+
+def test_many_sources_of_a_query_end_in_one_row():
+    scores = table(torch.arange(1, 151).float()[None])
+    found = whence.shares(scores, {f"d{n}": f"s{n}" for n in range(150)})
+    rows = list(csv.DictReader(io.StringIO(csv_text(queries_rows(found)))))
+    assert len(rows) == 101 and rows[-1]["kind"] == "others" and rows[-1]["name"] == "50 more sources"
+    assert float(rows[-1]["share"]) == pytest.approx(sum(range(1, 51)) / sum(range(1, 151)))
+
+
+# Weights and several tables
+
+
+def test_a_month_of_tables():
+    days = {"monday": table(drawn(2, seed=1)), "tuesday": table(drawn(3, seed=2))}
+    found = whence.shares(days, SOURCES, several="queries")
+    assert found.query_ids == ("monday:q0", "monday:q1", "tuesday:q0", "tuesday:q1", "tuesday:q2")
+    once = whence.shares(table(torch.cat([one.scores for one in days.values()])), SOURCES)
+    assert found.lines == once.lines
+
+
+def test_weights_are_numbers_of_askings():
+    scores = drawn(2)
+    weighed = whence.shares(table(scores), SOURCES, weights={"q0": 3, "q1": 1})
+    asked = whence.shares(table(scores[[0, 0, 0, 1]]), SOURCES)
+    for one, other in zip(weighed.lines, asked.lines, strict=True):
+        assert one.name == other.name and one.share == pytest.approx(other.share, abs=2e-12)
+
+
+# Intervals
+
+
+def test_the_interval_over_models_is_the_jackknife():
+    models = [drawn(seed=seed) + 2 * drawn(seed=9) for seed in range(5)]
+    found = by_line(whence.shares([table(scores) for scores in models], SOURCES, several="models"))
+
+    def again(chosen):
+        per_query = [query_shares([scores[q].tolist() for scores in chosen], OWNERS) for q in range(5)]
+        return total_shares(per_query, [1] * 5)
+
+    whole, without = again(models), [again(models[:m] + models[m + 1 :]) for m in range(5)]
+    for name in [("source", "source 0"), ("source", "source 3"), ("unknown", "")]:
+        left = np.array([float(each[name]) for each in without])
+        error = np.sqrt(4 / 5 * ((left - left.mean()) ** 2).sum())
+        low, high = found[name].over_models
+        assert low == pytest.approx(float(whole[name]) - 2.7764 * error) and high == pytest.approx(
+            float(whole[name]) + 2.7764 * error
+        )
+
+
+def test_the_interval_over_models_covers_what_more_models_say():
+    """Half the noise of a model's scores is its own: of many ensembles of five, most intervals hold the share of all hundred."""
+    shared, sources = drawn(3, 30, seed=7), {f"d{n}": f"s{n % 3}" for n in range(30)}
+    models = [table(shared + drawn(3, 30, seed=100 + m)) for m in range(100)]
+    truth = by_line(whence.shares(models, sources, several="models"))["source", "s0"].share
+    held = 0
+    for first in range(0, 100, 5):
+        low, high = by_line(whence.shares(models[first : first + 5], sources, several="models"))["source", "s0"].over_models
+        held += low <= truth <= high
+    assert held >= 16  # of 20; 95 % would be 19, and a mean of five keeps some of the bias of noise
+
+
+def test_the_interval_over_queries_is_the_bootstrap():
+    weights = [1.0, 2.0, 0.0, 4.0, 1.0]
+    named = {f"q{n}": weight for n, weight in enumerate(weights)}
+    found = whence.shares(table(drawn()), SOURCES, weights=named, draws=200, seed=3)
+    generator, means = random.Random(3), []
+    for _ in range(200):
+        chosen = [int(generator.random() * 5) for _ in range(5)]
+        weight = sum(weights[q] for q in chosen)
+        if weight:
+            means.append(sum(weights[q] * found.shares[q] for q in chosen) / weight)
+    low, high = np.quantile(np.stack(means), [0.025, 0.975], axis=0)
+    for place, line in enumerate(found.lines):
+        assert line.over_queries == pytest.approx((low[place], high[place]))
+        assert line.over_models is None
+    assert whence.shares(table(drawn(1)), SOURCES).lines[0].over_queries is None
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rule": "fair"}, "the rule 'fair'; needed one of: positive, softmax, signed"),
+        ({"rule": "softmax"}, "the rule softmax without a temperature"),
+        ({"temperature": 1.0}, "the rule positive with a temperature"),
+        ({"rule": "softmax", "temperature": 0.0}, "temperature=0.0; needed a number above zero"),
+        ({"floor": -1.0}, "floor=-1.0; needed a number above zero"),
+        ({"floor": 1.0, "floor_errors": 1.0}, "two noise floors"),
+        ({"floor_errors": 1.0}, r"a noise floor in standard errors over 1 model\(s\)"),
+        ({"minimum": "5"}, "a minimum or a carried amount without a payout"),
+        ({"carried": {"a": "5"}}, "a minimum or a carried amount without a payout"),
+        ({"payout": "1000"}, "the payout '1000'; needed an amount and the three capital letters"),
+        ({"payout": "1000 euro"}, "the payout '1000 euro'"),
+        ({"payout": "1,000.00 EUR"}, "the amount '1,000.00'; needed a number of EUR that is not negative, with 2 digits"),
+        ({"payout": "10.001 EUR"}, "the amount '10.001'"),
+        ({"payout": "10.5 JPY"}, "the amount '10.5'; needed a number of JPY that is not negative, with 0 digits"),
+        ({"payout": "-1 EUR"}, "the amount '-1'"),
+        ({"payout": "NaN EUR"}, "the amount 'NaN'"),
+        ({"payout": "1 EUR", "minimum": "much"}, "the amount 'much'"),
+        ({"weights": {"q0": 1.0}}, "1 weights for 5 queries, of which 'q1' is only on one side"),
+        ({"weights": dict.fromkeys(("q0", "q1", "q2", "q3", "q4"), 0.0)}, "one is negative or no number, or all are zero"),
+        ({"weights": dict.fromkeys(("q0", "q1", "q2", "q3", "q4"), -1.0)}, "one is negative or no number"),
+        ({"several": "models"}, r"1 table\(s\) and several='models'"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit(options, says):
+    with pytest.raises((BadInput, UnknownOption), match=says):
+        whence.shares(table(drawn()), SOURCES, **options)
+
+
+def test_tables_that_do_not_fit(tmp_path):
+    first = table(drawn())
+    for others, several, says in (
+        ([], None, r"0 table\(s\); needed one table"),
+        ([first, first], None, r"2 table\(s\); needed one table, or more and whether"),
+        ([first, table(drawn(), queries=tuple("abcde"))], "models", "other query ids in table 2 than in table 1"),
+        ([first, table(drawn(), unit="bits")], "queries", "other unit in table 2"),
+        ([first, table(drawn(), name="another")], "queries", "other method in table 2"),
+        ([tmp_path, str(tmp_path)], "queries", "twice; needed every table once"),
+        (tmp_path, None, "no score table"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            whence.shares(others, SOURCES, several=several)
+    with pytest.raises(NonFinite, match="a NaN or infinite score"):
+        whence.shares(replace(first, scores=first.scores / 0), SOURCES)
+
+
+def test_sources_that_do_not_fit():
+    with pytest.raises(BadInput, match="no source for any of the 40 training examples, such as 'd0'; .* such as 'x'"):
+        whence.shares(table(drawn()), {"x": "a"})
+    for records, says in (
+        (["text"], "record 0, a str; needed a mapping"),
+        ([{"id": "a"}, {"id": "a"}], "two records with the id 'a'"),
+        ([{"source": ["a", "b"]}], "several values in the field 'source' of '0'"),
+        ([{"text": "a"}], "no record with the field 'source', of 1"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            whence.named_sources(records)
+
+
+def test_parts_that_cannot_be_split_by():
+    for total, bad in ((-1, [1]), (1, []), (1, [0, 0]), (1, [-1, 2]), (1, [float("nan")]), (1, [float("inf")])):
+        with pytest.raises(BadInput, match="to be split by"):
+            apportion(total, bad)
