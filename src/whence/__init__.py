@@ -32,16 +32,23 @@ _HOMES = {
     "UnrollConfig": "whence.pipeline",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
+    "DistilConfig": "whence.apply",
+    "Distilled": "whence.apply",
     "damping_sweep": "whence.pipeline",
+    "distil": "whence.apply",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
+    "proxy_agreement": "whence.apply",
+    "proxy_table": "whence.apply",
     "query": "whence.pipeline",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "Study": "whence.apply",
+    "study": "whence.apply",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -52,6 +59,8 @@ __all__ = [  # noqa: PLE0604
     "CausalLM",
     "Classification",
     "Custom",
+    "DistilConfig",
+    "Distilled",
     "Ensemble",
     "Hit",
     "Hits",
@@ -62,23 +71,29 @@ __all__ = [  # noqa: PLE0604
     "ScoreTable",
     "SolveConfig",
     "Store",
+    "Study",
     "UnrollConfig",
     "WhenceError",
     "attribute",
     "build",
     "damping_sweep",
+    "distil",
     "ensemble_table",
     "inverse_preconditioner",
     "load_records",
     "open_run",
     "open_store",
+    "proxy_agreement",
+    "proxy_table",
     "query",
     "record_trainer",
     "score_table",
     "self_influence",
+    "study",
 ]
 
 if TYPE_CHECKING:
+    from whence.apply import DistilConfig, Distilled, Study, distil, proxy_agreement, proxy_table, study
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
