@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.apply.study_corpus import corpus_of_data, corpus_of_store, keep_scores, values_of
+from whence.apply.study_corpus import keep_scores
 from whence.apply.study_correlation import by_sets, correlations
 from whence.apply.study_kinds import kind_shares, kinds_of
 from whence.apply.study_page import write_study
 from whence.apply.study_readouts import histograms, tails_and_mass
 from whence.apply.study_result import Reading, Study
+from whence.apply.study_sources import corpus_of_data, corpus_of_store, values_of
 from whence.curvature import DampingRule
 from whence.data import Dataset
 from whence.errors import BadInput
