@@ -1,6 +1,7 @@
 """Proxies: other weights, sizes and tokenizers attribute for a target; distillation; agreement on a probe."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import whence
 from tests import zoo
+from whence.cli import main
 from whence.errors import BadInput, NonFinite
 from whence.evaluate import load_table, save_table
 
@@ -194,3 +196,60 @@ def test_distillation_refuses_what_it_cannot_do(model_folder, other_tokenizer_fo
     proxy.model[0].weight.data.fill_(float("nan"))
     with pytest.raises(NonFinite, match="a distance of nan between proxy and target"):
         whence.distil(target, proxy, records, quiet=True)
+
+
+def run(capsys, *arguments, status=0):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    out, err = capsys.readouterr()
+    return err if status else out
+
+
+def test_the_command_attributes_distils_and_probes(tmp_path, capsys, model_folder, other_model_folder, data_file):
+    ask = ["proxy", other_model_folder, data_file, data_file, "-o", tmp_path / "t", "--target", model_folder]
+    found = json.loads(run(capsys, *ask, "--probe", 3, "--name", "tiny", "--json"))
+    table = load_table(tmp_path / "t")
+    assert found["provenance"] == table.provenance and table.method.endswith("by proxy tiny")
+    assert (
+        table.scores.shape == (12, 12) and found["agreement"]["num_examples"] == 12 and len(found["agreement"]["queries"]) == 3
+    )
+    # Its own target is matched exactly by whoever starts at it, and better by whoever learns from it.
+    own = json.loads(run(capsys, *ask[:1], model_folder, *ask[2:], "--distil", 1, "--json"))
+    assert own["distil"] == [pytest.approx(0, abs=1e-6)]
+    learn = ["--distil", 3, "--learning-rate", "0.01", "--save-model", tmp_path / "learnt", "--batch-examples", 4]
+    text = run(capsys, *ask, *learn, "--probe", 2, "--probe-train", 8)
+    assert "for the model" in text and "distance from the target" in text and "on 2 queries and 8 examples" in text
+    assert whence.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
+    named = json.loads(run(capsys, *ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
+    assert named["provenance"]["target"] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "found no target; needed one of the two"),
+        (["--target", "M", "--target-name", "x"], "found both --target and --target-name"),
+        (["--target-name", "x", "--probe", "2"], "found --probe for a target that is only named"),
+        (["--target-name", "x", "--distil", "2"], "found --distil for a target that is only named"),
+        (["--target", "M", "--sampled"], "found --sampled without --distil"),
+        (["--target", "M", "--learning-rate", "1"], "found --learning-rate without --distil"),
+        (["--target", "M", "--probe-train", "9"], "found --probe-train without --probe"),
+        (["--target", "nowhere/at/all"], "no model folder at nowhere/at/all"),
+    ],
+)
+def test_the_command_refuses(tmp_path, capsys, model_folder, data_file, options, says):
+    options = [str(model_folder) if option == "M" else option for option in options]
+    error = run(capsys, "proxy", model_folder, data_file, data_file, "-o", tmp_path / "t", *options, status=2)
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "t").exists()
+
+
+def test_the_command_saves_hugging_face_models_only(tmp_path, capsys):
+    (tmp_path / "task.py").write_text(
+        "import torch, whence\n"
+        "def make():\n    torch.manual_seed(0)\n    return whence.Classification(torch.nn.Linear(3, 2))\n"
+        "def data():\n    return [(torch.ones(3) * i, i % 2) for i in range(6)]\n"
+    )
+    ask = ["proxy", f"{tmp_path}/task.py:make", f"{tmp_path}/task.py:data", f"{tmp_path}/task.py:data", "-o", tmp_path / "t"]
+    ask += ["--target", f"{tmp_path}/task.py:make", "--distil", 1]
+    assert "found --save-model for a Linear" in run(capsys, *ask, "--save-model", tmp_path / "m", status=2)
+    assert "6 queries, 6 training examples" in run(capsys, *ask)

@@ -12,6 +12,7 @@ import whence
 from tests import zoo
 from tests.reference import study as slow
 from whence.apply import study_corpus, study_correlation, study_kinds, study_readouts, study_sources
+from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.pipeline import prepare
@@ -319,3 +320,53 @@ def test_a_query_without_loss_is_refused(tmp_path):
     perfect = dataclasses.replace(train.examples[0], fields={**train.examples[0].fields, "target": done})
     with pytest.raises(BadInput, match="the query 'one/0' with a loss of 0; needed a positive number"):
         whence.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
+
+
+def run(capsys, *arguments, status=0):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    out, err = capsys.readouterr()
+    return err if status else out
+
+
+@pytest.fixture
+def sets(tmp_path):
+    for name, texts in (("cats", ["a cat ran", "a cat sat"]), ("dogs", ["the dog sat", "dogs bark", "the dog sleeps"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return ["--set", f"cats={tmp_path / 'cats.jsonl'}", "--set", f"dogs={tmp_path / 'dogs.jsonl'}"]
+
+
+def test_the_command_studies_a_store_and_the_data_itself(tmp_path, capsys, model_folder, data_file, sets):
+    run(capsys, "build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
+    text = run(capsys, "study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
+    assert "per nat and norm" in text and "cats" in text and (tmp_path / "one" / "study.html").exists()
+    (tmp_path / "kinds.csv").write_text("id,kind\n" + "".join(f"t{n},{'even' if n % 2 == 0 else 'odd'}\n" for n in range(12)))
+    options = ["--method", "kfac", "--kinds", tmp_path / "kinds.csv", "--json"]
+    found = json.loads(run(capsys, "study", model_folder, data_file, *sets, "-o", tmp_path / "two", *options))
+    assert found["num_kinds"] == 2 and list(found["sets"]) == ["cats", "dogs"] and found["method"].startswith("kfac")
+    assert {one["kind"] for one in found["readings"]["per nat"]["kinds"]} == {"even", "odd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--set", "cats"], "found --set cats; needed name=file"),
+        (["--set", "a=A", "--set", "a=A"], "needed name=file, every name once"),
+        (["--set", "a=A", "--kinds", "A"], "found record 0 of"),
+        (["--set", "a=A", "--model", "x"], "found --model for training data"),
+        (["--set", "a=A", "--damping-rule", "mean"], "found damping_rule for training data"),
+        (["--set", "a=nowhere.jsonl"], "found no data at nowhere.jsonl"),
+        ([], "cannot be read"),
+    ],
+)
+def test_the_command_refuses(tmp_path, capsys, model_folder, data_file, options, says):
+    options = [option.replace("A", str(data_file)) for option in options]
+    error = run(capsys, "study", model_folder, data_file, *options, "-o", tmp_path / "s", status=2)
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_store_refuses_what_it_knows(tmp_path, capsys, model_folder, data_file, sets):
+    run(capsys, "build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
+    for option, says in ((["--split", "test"], "--split for a store"), (["--fit-on", "3"], "fit_on for a store")):
+        assert says in run(capsys, "study", tmp_path / "store", *sets, "-o", tmp_path / "s", *option, status=2)
