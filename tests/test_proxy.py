@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +14,11 @@ from torch import nn
 
 import whence
 from tests import zoo
+from tests.test_study import run_page
 from whence.cli import main
 from whence.errors import BadInput, NonFinite
 from whence.evaluate import load_table, save_table
+from whence.score import mean_table
 
 TEXTS = [
     {"id": f"t{number}", "text": text} for number, text in enumerate(["a cat sat", "the dog ran off", "one bird sleeps there"])
@@ -40,9 +46,21 @@ def test_a_proxy_attributes_as_it_would_for_itself_and_says_for_whom(tmp_path):
     assert table.method == f"{own.method}, by proxy narrow"
     assert table.provenance["attributor"] == proxy.weights and table.provenance["target"] == target.weights
     assert table.provenance["train"] == proxy.prepare(records).fingerprint
-    assert target.weights[:8] in table.notes[0] and proxy.weights[:8] in table.notes[0]
+    assert target.weights[:8] in table.notes[0]
     save_table(table, tmp_path / "table")
     assert load_table(tmp_path / "table").provenance == table.provenance
+
+
+def test_several_proxies_average_and_are_all_named(tmp_path):
+    target, proxy, records = classifiers()
+    tables = [whence.proxy_table(one, target, records, records[:2], name="narrow", quiet=True) for one in (target, proxy)]
+    ensemble = whence.Ensemble(tmp_path / "both")
+    for place, table in enumerate(tables):
+        ensemble.add(table, member=str(place))
+    for mean in (ensemble.table(), mean_table(tables)):
+        assert torch.allclose(mean.scores, (tables[0].scores + tables[1].scores) / 2)
+        assert mean.provenance["attributor"] == f"{target.weights}, {proxy.weights}"
+        assert mean.provenance["target"] == target.weights
 
 
 def test_a_target_that_cannot_be_loaded_is_named():
@@ -253,3 +271,19 @@ def test_the_command_saves_hugging_face_models_only(tmp_path, capsys):
     ask += ["--target", f"{tmp_path}/task.py:make", "--distil", 1]
     assert "found --save-model for a Linear" in run(capsys, *ask, "--save-model", tmp_path / "m", status=2)
     assert "6 queries, 6 training examples" in run(capsys, *ask)
+
+
+def test_the_page_about_proxies_is_true(tmp_path, monkeypatch, capsys, model_folder, data_file):
+    run_page("proxies.md", tmp_path, monkeypatch, capsys, model_folder, data_file)
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path):
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, root / "examples/proxies/python_docs.py", tmp_path, "--documents", "300", "--epochs", "2"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root / "src")}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "untrained" in done.stdout and "distilled" in done.stdout
+    assert load_table(tmp_path / "distilled").provenance["target"] == load_table(tmp_path / "untrained").provenance["target"]

@@ -63,7 +63,17 @@ def main():
             shares = [one for one in reading.kinds if (one.set, one.side) == (name, "top")]
             for one in [one for one in shares if one.kind in SETS[name]]:
                 low, high = one.chance
-                rows.append((reading.name, name, one.kind, f"{one.documents}", f"{one.found}", str(one.ratio), f"{low:.2f} to {high:.2f}"))
+                rows.append(
+                    (
+                        reading.name,
+                        name,
+                        one.kind,
+                        f"{one.documents}",
+                        f"{one.found}",
+                        str(one.ratio),
+                        f"{low:.2f} to {high:.2f}",
+                    )
+                )
     header = ("reading", "set", "kind", "in corpus", "in top tails", "times the corpus share", "by chance")
     print_table(header, rows, title="Own kind of document in the top tails")
     print(json.dumps({"page": str(folder / "study" / "study.html"), "numbers": str(folder / "study" / "study.json")}))

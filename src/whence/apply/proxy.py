@@ -86,7 +86,7 @@ def proxy_table(
     scores_QN = _added_up(scores_QN.T, table.query_ids, query_ids).T
     attributor, attributed = proxy.weights, target if isinstance(target, str) else target.weights
     short = attributed if isinstance(target, str) else attributed[:8]
-    notes = [f"attributed by the model {attributor[:8]} for the model {short}: how well it stands in has to be measured"]
+    notes = [f"attributed by another model for the model {short}: how well it stands in has to be measured"]
     for what, windows, records in (("training records", table.train_ids, train_ids), ("queries", table.query_ids, query_ids)):
         if len(windows) != len(records):
             notes.append(f"scores of {len(windows):,} windows of {len(records):,} {what} are added up")

@@ -46,7 +46,8 @@ class KindShare:
         documents: Documents of that kind in the corpus.
         found: Times that one is in the tail of a query of the set.
         expected: The same if kinds did not matter.
-        ratio: Found over expected, with a 95 % bootstrap interval over the set's queries; without ends for one or two queries.
+        ratio: Found over expected, with a 95 % bootstrap interval over the set's queries; without ends for one or two queries,
+            and for a kind that was not found.
         chance: Where 95 % of the ratios lie if the kinds are dealt to the documents anew at random, the tails left as they are.
     """
 
@@ -123,7 +124,9 @@ def kind_shares(kinds: Kinds, tails_QK: Tensor, set_name: str, side: str, *, see
     found = []
     for place, code in enumerate(shown):
         ratio = float(counts_QC[:, place].sum() / expected_C[place])
-        interval = bootstrap_interval(ratio, drawn_DC[:, place]) if num_queries > 2 else Interval(ratio, math.nan, math.nan)
+        # What no query has, no draw of queries has.
+        is_told = num_queries > 2 and ratio > 0
+        interval = bootstrap_interval(ratio, drawn_DC[:, place]) if is_told else Interval(ratio, math.nan, math.nan)
         found.append(
             KindShare(
                 set_name, side, kinds.names[code], int(totals_C[place]), int(counts_QC[:, place].sum()), float(expected_C[place]),

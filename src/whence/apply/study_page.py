@@ -115,7 +115,10 @@ def _kinds(study: Study, reading: Reading) -> str:
             # What is least likely to be chance, not the largest ratio: that is a rare kind, met once.
             shown = sorted(found, key=lambda one: -abs(one.found - one.expected) / max(one.expected, 1.0) ** 0.5)[:_KINDS]
             shown.sort(key=lambda one: -one.ratio.mean)
-            bars = [(one.kind, one.ratio.mean, *_ends(one.ratio.mean, one.ratio.low, one.ratio.high)) for one in shown]
+            # Kinds that were not found stand in the table only, beside what chance gives.
+            bars = [
+                (one.kind, one.ratio.mean, *_ends(one.ratio.mean, one.ratio.low, one.ratio.high)) for one in shown if one.found
+            ]
             parts.append(bars_section(f"{name}, {side}: {_WORDS[side]}", bars, "times the corpus share"))
             parts.append(f"<details><summary>Numbers</summary>{_kind_table(shown)}</details>")
     return "".join(parts)
