@@ -167,6 +167,12 @@ def test_too_few_queries_have_no_interval_and_one_set_no_difference():
     assert np.isnan(alone.p_value) and alone.to_dict()["p_value"] is None
 
 
+def test_a_query_drawn_twice_makes_no_pair_with_itself():
+    matrix = torch.full((5, 5), 0.25, dtype=torch.float64).fill_diagonal_(1.0)
+    (block,) = study_correlation.by_sets(matrix, {"a": range(5)}, seed=0).blocks
+    assert (block.mean.low, block.mean.mean, block.mean.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
 def test_blocks_of_ranks_give_the_same_matrix(studied):
     kept = studied[0].kept
     with meter("", 1, quiet=True) as progress:
