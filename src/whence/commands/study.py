@@ -17,7 +17,7 @@ def study(
     data: str | None = None,
     /,
     *,
-    sets: Annotated[tuple[str, ...], Parameter(name="--set")],
+    sets: Annotated[tuple[str, ...], Parameter(name="--set", negative="")],
     output: Annotated[Path, Parameter(alias="-o")],
     k: Annotated[int | None, Parameter(name=["-k", "--k"])] = None,
     kinds: str | None = None,
