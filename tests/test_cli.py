@@ -23,6 +23,8 @@ VERBS = (
     "forecast",
     "score",
     "attribute",
+    "study",
+    "proxy",
     "bank",
     "evaluate",
     "bench",

@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whence.errors import BadInput
-from whence.report import Hit, Hits, bars_section, hits_fragment, page, print_hits, table_section, write_page
+from whence.report import (
+    Hit,
+    Hits,
+    Point,
+    bars_section,
+    heat_section,
+    hits_fragment,
+    page,
+    plot_section,
+    print_hits,
+    table_section,
+    write_page,
+)
 from whence.report.passages import pieces, strongest
 
 _TEXT = "Paris is the <script>alert(1)</script> capital & [bold]not[/bold] Lyon.\n\n" + "Rain fell all day. " * 40
@@ -250,3 +262,30 @@ def test_write_page_says_why_it_cannot(tmp_path):
         with pytest.raises(BadInput, match=r"found .* which cannot be written .*; needed .*; do this: choose another path"):
             write_page(path, "title", [])
     assert [file.name for file in tmp_path.parent.glob("*.tmp")] == []
+
+
+def test_marks_by_hand_replace_round_numbers():
+    plot = plot_section(
+        "c",
+        {"a": [Point(0, 0), Point(2, 3)]},
+        across="x",
+        upwards="y",
+        marks_across={1.0: "<one>", 9.0: "nine"},
+        marks_upwards={2.0: "100"},
+    )
+    assert "&lt;one&gt;" in plot and "nine" not in plot and ">100<" in plot and "<one>" not in plot
+
+
+def test_a_heat_map_shows_every_value_with_its_names():
+    found = heat_section("c<", [[1.0, -0.25], [-0.25, 0.0]], [("a", 1), ("<b>", 1)], names=["q1", "q&2"])
+    assert found.count("<rect") == 4 and 'class="down" fill-opacity="0.25"' in found and "q1, q&amp;2: -0.25" in found
+    assert "&lt;b&gt;" in found and "<b>" not in found and "c&lt;" in found
+
+
+def test_a_heat_map_refuses_what_is_no_correlation_matrix():
+    with pytest.raises(BadInput, match=r"2 rows of \[1, 2\] values, 2 in groups, 2 names"):
+        heat_section("c", [[1.0], [1.0, 0.0]], [("a", 2)])
+    with pytest.raises(BadInput, match=r"1 rows of \[1\] values, 2 in groups, 2 names"):
+        heat_section("c", [[1.0]], [("a", 2)])
+    with pytest.raises(BadInput, match="a value that is not from -1 to 1"):
+        heat_section("c", [[float("nan")]], [("a", 1)])

@@ -31,6 +31,8 @@ _VERBS = {
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
+    "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
+    "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),

@@ -201,6 +201,8 @@ class ScoreTable:
         tuned_on: Ids of queries that a hyper-parameter was chosen with, on which the table must not be judged.
         bytes_per_example: What a store keeps of each training example, for stored methods; None where nothing is kept.
         seconds: What it took to make the table, all included; None if not measured.
+        provenance: Who attributed for whom, where that is not one model: digests of the weights under "attributor" and "target" and of the
+            data under "train" and "queries"; see `whence.proxy_table`.
     """
 
     scores: Tensor
@@ -214,6 +216,7 @@ class ScoreTable:
     tuned_on: tuple[str, ...] = ()
     bytes_per_example: float | None = None
     seconds: float | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def removal_effect(self) -> Tensor:
         """Predicted change of the measurement when each example is left out, shape (queries, train)."""

@@ -1,6 +1,7 @@
 """Rankings as people read them: in a terminal, in a notebook, on one page."""
 
 from whence.report.charts import bars_section, table_section
+from whence.report.heat import heat_section
 from whence.report.hits import Hit, Hits
 from whence.report.html import hits_fragment
 from whence.report.page import page, write_page
@@ -15,6 +16,7 @@ __all__ = [
     "Point",
     "Why",
     "bars_section",
+    "heat_section",
     "hits_fragment",
     "page",
     "plot_section",

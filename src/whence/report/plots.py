@@ -1,7 +1,7 @@
 """Plots for a report page: points and lines with intervals, as inline SVG that loads and runs nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 from math import ceil, floor, isfinite, log10
 
@@ -41,6 +41,8 @@ def plot_section(
     upwards: str,
     log_across: bool = False,
     diagonal: bool = False,
+    marks_across: Mapping[float, str] | None = None,
+    marks_upwards: Mapping[float, str] | None = None,
 ) -> str:
     """Series of points, joined by lines, each with its name at its last point.
 
@@ -54,6 +56,8 @@ def plot_section(
         upwards: What y counts.
         log_across: Whether x is drawn on a logarithmic scale.
         diagonal: Whether to draw the line y = x.
+        marks_across: Where to mark the axis of x, and with what text, for numbers on a scale of their own; None marks round numbers.
+        marks_upwards: The same for y.
 
     Returns:
         HTML for a section of `page`; every text is escaped, and the numbers stand in a table that is folded under the plot.
@@ -72,6 +76,7 @@ def plot_section(
     x = _scale([point.x for point in points], _LEFT, _WIDTH - _RIGHT, log_across)
     heights = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
     y = _scale(heights + ([point.x for point in points] if diagonal else []), _HEIGHT - _BOTTOM, _TOP, False)
+    x, y = _marked(x, marks_across), _marked(y, marks_upwards)
     drawn = "".join(_series(number, name, found, x.at, y.at) for number, (name, found) in enumerate(series.items()))
     low, high = max(x.low, y.low), min(x.high, y.high)
     line = (
@@ -99,6 +104,11 @@ class _Scale:
     high: float
     ticks: tuple[float, ...]
     at: Callable[[float], float]
+    texts: Mapping[float, str] = field(default_factory=dict)
+
+    def text(self, tick: float) -> str:
+        """What stands at a tick."""
+        return escape(self.texts.get(tick, f"{tick:.4g}"))
 
 
 def _scale(values: Sequence[float], first: float, last: float, is_log: bool) -> _Scale:
@@ -116,16 +126,22 @@ def _scale(values: Sequence[float], first: float, last: float, is_log: bool) -> 
     return _Scale(low, high, ticks, lambda value: first + (last - first) * (value - low) / (high - low))
 
 
+def _marked(scale: _Scale, marks: Mapping[float, str] | None) -> _Scale:
+    if marks is None:
+        return scale
+    return replace(scale, ticks=tuple(tick for tick in marks if scale.low <= tick <= scale.high), texts=marks)
+
+
 def _axes(x: _Scale, y: _Scale, across: str, upwards: str) -> str:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     upright = "".join(
         f'<line class="grid" x1="{x.at(tick):.1f}" x2="{x.at(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>'
-        f'<text x="{x.at(tick):.1f}" y="{bottom + 16}">{tick:.4g}</text>'
+        f'<text x="{x.at(tick):.1f}" y="{bottom + 16}">{x.text(tick)}</text>'
         for tick in x.ticks
     )
     level = "".join(
         f'<line class="{"grid" if tick else "zero"}" x1="{_LEFT}" x2="{right}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
-        f'<text class="left" x="{_LEFT - 8}" y="{y.at(tick) + 4:.1f}">{tick:.4g}</text>'
+        f'<text class="left" x="{_LEFT - 8}" y="{y.at(tick) + 4:.1f}">{y.text(tick)}</text>'
         for tick in y.ticks
     )
     names = (

@@ -178,7 +178,7 @@ def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
 
 def _told(table: ScoreTable) -> dict[str, Any]:
     """What a mean has to know of a member besides its scores."""
-    return {name: getattr(table, name) for name in ("tuned_on", "bytes_per_example", "seconds")}
+    return {name: getattr(table, name) for name in ("tuned_on", "bytes_per_example", "seconds", "provenance")}
 
 
 def _averaged(first: ScoreTable, scores_QN: Tensor, told: Sequence[Mapping[str, Any]]) -> ScoreTable:
@@ -192,4 +192,11 @@ def _averaged(first: ScoreTable, scores_QN: Tensor, told: Sequence[Mapping[str, 
         tuned_on=tuple(dict.fromkeys(query for each in told for query in each["tuned_on"])),
         bytes_per_example=None if None in sizes else sum(sizes),
         seconds=None if None in times else sum(times),
+        provenance=_common([each.get("provenance", {}) for each in told]),
     )
+
+
+def _common(known: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Who attributed for whom in several tables: what differs is listed, once each."""
+    names = dict.fromkeys(name for one in known for name in one)
+    return {name: ", ".join(dict.fromkeys(one[name] for one in known if name in one)) for name in names}

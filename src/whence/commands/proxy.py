@@ -1,0 +1,159 @@
+"""The verb about models that cannot be asked themselves."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from whence.commands.shared import Json, task_options
+from whence.errors import BadInput
+
+__all__ = ["proxy"]
+
+
+def proxy(
+    model: str,
+    data: str,
+    queries: str,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    target: str | None = None,
+    target_name: str | None = None,
+    name: str = "",
+    probe: int = 0,
+    probe_train: int = 256,
+    distil: int = 0,
+    learning_rate: float = 1e-3,
+    batch_examples: int = 16,
+    sampled: bool = False,
+    save_model: Path | None = None,
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    long: Literal["error", "split", "truncate"] = "error",
+    method: str = "ekfac",
+    relative_damping: float | None = None,
+    absolute_damping: float | None = None,
+    factors: Path | None = None,
+    query_rank: int | None = None,
+    seed: int = 0,
+    memory_gib: float | None = None,
+    as_json: Json = False,
+) -> None:
+    """Score training examples for a target model by the gradients of another one, which may be smaller or read text differently.
+
+    The table says who attributed for whom; `whence evaluate` judges it as any other.
+
+    Args:
+        model: The proxy: Hugging Face folder or hub name, or file.py:function that returns a task.
+        data: The target's training data, as in build.
+        queries: Queries, in any form that build takes as data.
+        output: Folder of the table: scores.npy and table.json.
+        target: The model that the scores are about, in the forms of the proxy.
+        target_name: Instead, a name for a target that cannot be loaded.
+        name: What to call the proxy in tables; its digest if left out.
+        probe: Also attribute so many queries with the target itself and say how well the two agree.
+        probe_train: Training examples of that probe.
+        distil: Train the proxy on the target's outputs first, for so many passes over the training inputs.
+        learning_rate: Of --distil, at its highest.
+        batch_examples: Of --distil, inputs per step.
+        sampled: Of --distil: show the proxy drawn answers of the target instead of its distributions.
+        save_model: Of --distil: folder for the trained proxy.
+        task: What both models do.
+        split: Split of a Hugging Face dataset.
+        long: What either model does with texts longer than its context; scores of the parts of a text are added up.
+        method: One of the exact methods of `whence methods`.
+        relative_damping: Damping as a share of each layer's mean curvature.
+        absolute_damping: Damping in units of the loss's curvature.
+        factors: Folder where the proxy's fitted curvature is kept.
+        query_rank: Singular directions kept of every query's gradient of a weight: less memory.
+        seed: Of everything random.
+        memory_gib: Memory to take besides the models.
+        as_json: Print JSON.
+
+    Raises:
+        BadInput: If it is not said which model the target is, or something is asked of one that is only named.
+    """
+    from whence.apply import DistilConfig, proxy_agreement, proxy_table
+    from whence.apply import distil as train_proxy
+    from whence.evaluate import save_table
+    from whence.load import load_records
+    from whence.store import disk_errors
+
+    if (target is None) == (target_name is None):
+        raise BadInput(
+            found="no target" if target is None else "both --target and --target-name",
+            needed="one of the two",
+            do="pass --target, or --target-name for a model that cannot be loaded",
+        )
+    if target is None and (probe or distil):
+        raise BadInput(
+            found=f"--{'probe' if probe else 'distil'} for a target that is only named",
+            needed="--target, to run it",
+            do="leave it out, or pass --target",
+        )
+    settings = {"learning-rate": learning_rate != 1e-3, "batch-examples": batch_examples != 16}
+    unused = [name for name, value in {**settings, "sampled": sampled, "save-model": save_model is not None}.items() if value]
+    if unused and not distil:
+        raise BadInput(found=f"--{unused[0]} without --distil", needed="a proxy to train", do="leave it out, or add --distil 4")
+    if probe_train != 256 and not probe:
+        raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
+    records, asked = list(load_records(data, split=split)), list(load_records(queries))
+    loaded = _task(model, task, long)
+    aim: Any = target_name if target is None else _task(target, task, long)
+    if save_model is not None:
+        _check_savable(loaded)
+    content: dict[str, Any] = {"table": str(output)}
+    if distil:
+        config = DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
+        content["distil"] = list(train_proxy(aim, loaded, records, config, seed=seed).losses)
+        if save_model is not None:
+            with disk_errors(save_model):
+                loaded.model.save_pretrained(save_model)
+                loaded.tokenizer.save_pretrained(save_model)
+    options: dict[str, Any] = {
+        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
+        "seed": seed, "memory_gib": memory_gib,
+    }  # fmt: skip
+    table = proxy_table(loaded, aim, records, asked, name=name, factors=factors, **options)
+    save_table(table, output)
+    content |= {"method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
+    content["provenance"] = dict(table.provenance)
+    if probe:
+        k = min(10, max(1, min(probe_train, len(records)) // 4))
+        found = proxy_agreement(loaded, aim, records, asked, num_train=probe_train, num_queries=probe, k=k, **options)
+        content["agreement"] = found.to_dict()
+    if as_json:
+        print(json.dumps(content))
+        return
+    print(f"{table.method}: {content['queries']:,} queries, {content['train']:,} training examples in {output}")
+    print(table.notes[0])
+    if distil:
+        print(f"distance from the target per position, by epoch: {', '.join(f'{loss:.3g}' for loss in content['distil'])} nats")
+    if probe:
+        print(
+            f"agreement with the target on {len(found.query_ids)} queries and {found.num_examples} examples, 95 % interval over queries:"
+        )
+        print(
+            f"  rank correlation {found.spearman}; shared top {found.k} {found.top}, bottom {found.bottom}, by chance {found.chance:.2g}"
+        )
+
+
+def _task(place: str, kind: str, long: str) -> Any:
+    from whence.load import load_task
+
+    return load_task(place, kind=kind, **task_options(kind, place, long, None, (), (), False))[0]
+
+
+def _check_savable(task: Any) -> None:
+    """Refuse, before anything long runs, what has no form on disk.
+
+    Raises:
+        BadInput: If it is no Hugging Face model.
+    """
+    if not hasattr(task.model, "save_pretrained") or getattr(task, "tokenizer", None) is None:
+        raise BadInput(
+            found=f"--save-model for a {type(task.model).__name__}",
+            needed="a Hugging Face model with a tokenizer",
+            do="leave it out, or call whence.distil from Python and save the model there",
+        )
