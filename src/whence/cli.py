@@ -30,6 +30,8 @@ _VERBS = {
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
+    "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),
+    "clusters": ("curate", "Cluster training examples by what they teach, and name the clusters."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
     "methods": ("inspection", "List the attribution methods."),
 }
