@@ -9,7 +9,7 @@ import torch
 
 import whence
 from tests.reference.selecting import leaders, lloyd
-from whence.apply.directions import directions
+from whence.apply.directions import directions, principal
 from whence.apply.duplicates import _leaders
 from whence.apply.spherical import refine, spherical_kmeans
 from whence.apply.words import distinctive_words, words_of
@@ -129,6 +129,30 @@ def test_steps_are_those_of_a_loop(seed):
     torch.testing.assert_close(found.cosines_N, (rows * means[found.labels_N]).sum(1))
 
 
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30)])
+def test_principal_directions_are_those_of_the_singular_value_decomposition(shape):
+    rows = unit(torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
+    kept = unit(left[:, :3] * sizes[:3])
+    found = principal(rows, 3)
+    assert found.shape == (shape[0], 3)
+    torch.testing.assert_close(found @ found.T, kept @ kept.T)
+    assert principal(rows, shape[1]) is rows
+
+
+def test_what_is_shared_is_found_under_much_that_is_not():
+    """A faint common part in many numbers of noise: in the few directions that are shared k-means finds it, in all of them it does not."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(300) % 6
+    rows = unit(torch.randn(300, 300, generator=generator) + 3.4 * unit(torch.randn(6, 300, generator=generator))[truth])
+
+    def agreement(rows):
+        labels = spherical_kmeans(rows, 6, seed=0, restarts=2).labels_N
+        return sum(int(torch.bincount(truth[labels == cluster], minlength=6).max()) for cluster in range(6)) / 300
+
+    assert agreement(rows) < 0.6 and agreement(principal(rows, 6)) > 0.8
+
+
 def test_more_starts_are_never_looser_and_empty_clusters_are_filled():
     rows = unit(torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     one, many = (spherical_kmeans(rows, 6, seed=3, restarts=count) for count in (1, 8))
@@ -173,8 +197,9 @@ def test_what_cannot_be_clustered_is_said(store, tmp_path):
     for options, text in (
         ({"k": 1}, "found k=1 for 30 examples; needed from 2 to as many as there are"),
         ({"k": 31}, "found k=31 for 30 examples"),
-        ({"central": 0}, "found central=0, restarts=4; needed 1 or more"),
-        ({"restarts": 0}, "found central=5, restarts=0"),
+        ({"central": 0}, "found central=0; needed 1 or more"),
+        ({"shared": 0}, "found shared=0"),
+        ({"restarts": 0}, "found restarts=0"),
     ):
         with pytest.raises(BadInput, match=text):
             whence.clusters(store, **options)

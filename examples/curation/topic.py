@@ -2,7 +2,7 @@
 
     python examples/curation/topic.py -o FOLDER [--seeds 5]
 
-1,000 passages, about one in seven from the modules of the internet; 60 more of these as validation set, and 60 others as test. Half of the
+1,000 passages, one in sixteen from the modules of the internet; 60 more of these as validation set, and 60 others as test. Half of the
 tokens are kept: by influence on the validation set, by words shared with it (BM25), by loss from either end, and at random. Prints the test
 loss after training on each. Running it again only does what is missing.
 """

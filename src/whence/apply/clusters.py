@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.apply.directions import directions
+from whence.apply.directions import directions, principal
 from whence.apply.spherical import Partition, spherical_kmeans
 from whence.apply.words import distinctive_words, words_of
 from whence.errors import BadInput
@@ -50,7 +50,7 @@ class Cluster:
     Args:
         name: A few words for people: its most distinctive words, else its most frequent source, else its number.
         size: Examples.
-        tightness: Mean cosine of its examples with its middle, from 0 to 1.
+        tightness: Mean cosine of its examples with its middle, within the directions that were clustered; 1 if all are alike.
         central: The examples nearest to the middle.
         words: Distinctive words with their z.
         sources: The most frequent sources with their counts.
@@ -99,6 +99,7 @@ def clusters(
     k: int = 12,
     table: ScoreTable | None = None,
     central: int = 5,
+    shared: int = 32,
     seed: int = 0,
     restarts: int = 4,
     quiet: bool = False,
@@ -114,6 +115,7 @@ def clusters(
         k: How many clusters; a few more than expected is better than fewer.
         table: Scores of queries for the same examples, to say which queries each cluster helps.
         central: Examples shown per cluster.
+        shared: Principal directions of the rows that are clustered: what many examples share. More tell finer things apart, with more noise.
         seed: Of the starts.
         restarts: Starts, of which the tightest result is kept.
         quiet: No progress on stderr.
@@ -129,14 +131,15 @@ def clusters(
         raise BadInput(
             found=f"k={k} for {len(opened):,} examples", needed="from 2 to as many as there are", do="choose another k"
         )
-    if central < 1 or restarts < 1:
-        raise BadInput(found=f"central={central}, restarts={restarts}", needed="1 or more", do="leave them out")
+    for name, value in (("central", central), ("shared", shared), ("restarts", restarts)):
+        if value < 1:
+            raise BadInput(found=f"{name}={value}", needed="1 or more", do="leave it out")
     ids = opened.ids()
     scores_QN = None if table is None else aligned(table, table.query_ids, ids)
-    rows_NK = directions(opened)
+    rows_NK = principal(directions(opened), shared)
     placed_N = (rows_NK.square().sum(1) > 0).nonzero().flatten()
     if not quiet:
-        say(f"clustering {len(placed_N):,} rows of {rows_NK.shape[1]:,} numbers, {restarts} starts")
+        say(f"clustering {len(placed_N):,} rows in {rows_NK.shape[1]:,} directions that they share, {restarts} starts")
     found = spherical_kmeans(rows_NK[placed_N], k, seed=seed, restarts=restarts)
     members = _members(found, placed_N)
     described = _described(opened, members, central)
@@ -145,7 +148,9 @@ def clusters(
     labels_N = torch.full((len(ids),), -1)
     for number, (places, _) in enumerate(members):
         labels_N[places] = number
-    return Clusters(tuple(described), ids, tuple(labels_N.tolist()), f"{k} directions of aligned rows")
+    return Clusters(
+        tuple(described), ids, tuple(labels_N.tolist()), f"aligned rows in {rows_NK.shape[1]} directions that they share"
+    )
 
 
 def _members(found: Partition, placed_N: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -139,6 +139,7 @@ def clusters(
     queries: str | None = None,
     model: str | None = None,
     central: int = 5,
+    shared: int = 32,
     seed: int = 0,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     html: Path | None = None,
@@ -152,6 +153,7 @@ def clusters(
         queries: Also say which of these queries each cluster helps and harms; in any form that `whence build` takes as data.
         model: For queries: load the model from here instead of from where it was at the build.
         central: Examples shown per cluster.
+        shared: Principal directions of the rows that are clustered; more tells finer things apart, and has more noise.
         seed: Of the starts.
         output: Also write everything as JSON into this file, the cluster of every example included.
         html: Also write a page.
@@ -172,7 +174,7 @@ def clusters(
     table = None
     if queries is not None:
         table = score_table(opened, task_of_store(opened, store, model), load_records(queries))
-    found = find(opened, k=k, table=table, central=central, seed=seed)
+    found = find(opened, k=k, table=table, central=central, shared=shared, seed=seed)
     if output is not None:
         write_json(output, found.to_dict())
     if html is not None:
