@@ -161,3 +161,12 @@ def test_clusters_say_what_is_missing(run, tmp_path, model_folder, data_file):
     assert "no store at" in run("clusters", tmp_path / "nothing", status=2)
     run("build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", "8")
     assert "a store of logra" in run("clusters", tmp_path / "store", "-k", 2, status=2)
+
+
+def test_a_training_file_in_the_folder_one_works_in(run, tmp_path, monkeypatch, script):
+    """torch has modules that name files which are not there; seen from this folder they would be beside the script."""
+    monkeypatch.chdir(tmp_path)
+    made = json.loads(
+        run("bank", "--train", "train.py:retrain", "--examples", 12, "--subsets", 2, "--seeds", 1, "-o", "bank", "--json")
+    )
+    assert made["subsets"] == 2

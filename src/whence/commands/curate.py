@@ -117,11 +117,7 @@ def select(
     groups = content.pop("groups", {})
     for name, value in content.items():
         if name != "proof":
-            print(
-                f"{name.replace('_', ' '):>23}  {value:,}"
-                if isinstance(value, int)
-                else f"{name.replace('_', ' '):>23}  {value}"
-            )
+            print(f"{name.replace('_', ' '):>23}  {_shown(value)}")
     if groups:
         print_table(("group", "examples", "kept"), [(name, one["examples"], one["kept"]) for name, one in groups.items()])
     if proof is not None:
