@@ -67,6 +67,16 @@ def test_planted_groups_come_back(store):
     assert again == found
 
 
+def test_the_most_central_are_nearest_to_the_middle(store):
+    found = whence.clusters(store, k=2, central=15, shared=4, quiet=True)
+    rows, labels = principal(directions(store), 4), torch.tensor(found.labels)
+    for number, cluster in enumerate(found.clusters):
+        middle = torch.nn.functional.normalize(rows[labels == number].sum(0), dim=0)
+        cosines = {found.ids[place]: float(rows[place] @ middle) for place in (labels == number).nonzero().flatten().tolist()}
+        assert [one.cosine for one in cluster.central] == pytest.approx(sorted(cosines.values(), reverse=True)[:15], abs=1e-5)
+        assert all(one.cosine == pytest.approx(cosines[one.id], abs=1e-5) for one in cluster.central)
+
+
 def test_clusters_know_which_queries_they_help(store):
     asked = as_double(records(3, seed=1))
     for number, record in enumerate(asked):
@@ -157,7 +167,8 @@ def test_more_starts_are_never_looser_and_empty_clusters_are_filled():
     rows = unit(torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     one, many = (spherical_kmeans(rows, 6, seed=3, restarts=count) for count in (1, 8))
     assert many.tightness >= one.tightness
-    # Two centers start in one place, so one gets nothing.
+    # Two centers start in one place, so one gets nothing; with all cosines above 0 nothing would come to it by itself.
+    rows = unit(rows.abs())
     filled = refine(rows, torch.stack([rows[0], rows[0], rows[1]]))
     assert torch.bincount(filled.labels_N, minlength=3).min() > 0
     same = spherical_kmeans(rows[:1].expand(5, 4), 3, seed=0, restarts=1)
