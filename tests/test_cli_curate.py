@@ -100,6 +100,13 @@ def test_token_budgets_weights_and_shares(run, tmp_path, model_folder, labelled)
     assert found["effective_examples"] == pytest.approx(6) and load_selection(tmp_path / "chosen").is_weighted
 
 
+def test_long_texts_are_cut_if_asked(run, tmp_path, model_folder):
+    (tmp_path / "long.jsonl").write_text('{"text": "a cat"}\n' + json.dumps({"text": "word " * 20}) + "\n")
+    words = ["select", tmp_path / "long.jsonl", "-o", tmp_path / "chosen", "--by", "loss", "--model", model_folder, "--keep", 1]
+    assert "needed at most 32, the model's context" in run(*words, status=2)
+    assert json.loads(run(*words, "--long", "truncate", "--json"))["tokens"] == 5 + 32
+
+
 def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, validation):
     store = tmp_path / "store"
     twice = tmp_path / "twice.jsonl"
@@ -131,6 +138,7 @@ def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, val
         (["--keep", "3", "--by", "loss", "--model", "m", "--validation", "v"], "--validation for --by loss"),
         (["--keep", "3", "--by", "loss", "--model", "m", "--method", "kfac"], "--method for --by loss"),
         (["--keep", "3", "--by", "random", "--task", "causal_lm"], "--task without --model"),
+        (["--keep", "3", "--table", "t", "--long", "truncate"], "--long without a language model"),
         (["--keep", "3", "--by", "random", "--quota", "equal"], "--quota without --balance"),
         (["--keep", "3", "--table", "t", "--per-token"], "--per-token without --model"),
         (["--keep", "3", "--table", "t", "--duplicates", "1"], "--duplicates without --store"),

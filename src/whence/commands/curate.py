@@ -25,6 +25,7 @@ def select(
     table: Path | None = None,
     model: str | None = None,
     task: Literal["causal_lm", "classification"] | None = None,
+    long: Literal["error", "truncate"] = "error",
     validation: str | None = None,
     method: str | None = None,
     balance: str | None = None,
@@ -56,6 +57,7 @@ def select(
         table: Values from a table of `whence score` or `whence attribute` instead of from --model.
         model: As in build; for values, losses and lengths.
         task: What the model does; causal_lm if left out.
+        long: What to do with texts beyond the model's context. Parts of a text cannot be chosen apart, so they are not split.
         validation: Examples that the model should get right, in any form that `whence build` takes as data.
         method: An exact method of `whence methods`, for both kinds of influence; ekfac if left out.
         balance: Give every class ("class"), source ("source") or value of another field of the records a quota of its own.
@@ -85,7 +87,8 @@ def select(
 
     check_options(locals())
     records = list(load_records(data))
-    loaded = load_task(model, kind=task or "causal_lm")[0] if model is not None else None
+    of_task = {} if long == "error" else {"long": long}
+    loaded = load_task(model, kind=task or "causal_lm", **of_task)[0] if model is not None else None
     train = dataset_of(loaded, records)
     if by == "random":
         values = value_table(None, train, "random", seed=seed)

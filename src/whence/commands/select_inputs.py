@@ -30,6 +30,8 @@ def check_options(given: Mapping[str, Any]) -> None:
         f"--validation for --by {by}": by != "influence" and given["validation"] is not None,
         f"--method for --by {by}": not by.endswith("influence") and given["method"] is not None,
         "--task without --model": given["task"] is not None and not has_model,
+        "--long without a language model": given["long"] != "error"
+        and (not has_model or ".py:" in given["model"] or given["task"] == "classification"),
         "--quota without --balance": given["quota"] != "proportional" and given["balance"] is None,
         "--per-token without --model": given["per_token"] and not has_model,
         "--duplicates without --store": given["duplicates"] is not None and given["store"] is None,
@@ -90,7 +92,7 @@ def amount_of(text: str | None) -> int | float | str | None:
 
 
 def groups_of(records: Sequence[Any], train: Any, balance: str) -> list[str]:
-    """The class, source or other field of every example; parts of a long text belong to its record.
+    """The class, source or other field of every example.
 
     Args:
         records: Training data.
@@ -111,7 +113,7 @@ def groups_of(records: Sequence[Any], train: Any, balance: str) -> list[str]:
                 do="balance by a field that is there, or leave --balance out",
             )
         by_id[_id(number, record)] = str(getattr(pair[field], "item", lambda value=pair[field]: value)())
-    return [by_id[name] if name in by_id else by_id[name.rpartition("#")[0]] for name in train.ids]
+    return [by_id[name] for name in train.ids]
 
 
 def _id(number: int, record: Any) -> str:
