@@ -15,6 +15,7 @@ _HOMES = {
     "BuildConfig": "whence.config",
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
+    "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
     "DistilConfig": "whence.apply",
     "Distilled": "whence.apply",
@@ -25,11 +26,13 @@ _HOMES = {
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
+    "Proof": "whence.apply.proof",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
+    "Selection": "whence.apply.selection",
     "ShareCheck": "whence.apply.share_verify",
     "ShareLine": "whence.apply.shares",
     "Shares": "whence.apply.shares",
@@ -41,25 +44,32 @@ _HOMES = {
     "Why": "whence.report",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
+    "clusters": "whence.apply.clusters",
     "damping_sweep": "whence.pipeline",
     "distil": "whence.apply",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
+    "load_selection": "whence.apply.selection",
     "named_sources": "whence.apply.share_sources",
+    "near_duplicates": "whence.apply.duplicates",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
+    "prove": "whence.apply.proof",
     "proxy_agreement": "whence.apply",
     "proxy_table": "whence.apply",
     "query": "whence.pipeline",
     "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
+    "select": "whence.apply.select",
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
     "study": "whence.apply",
+    "value_table": "whence.apply.values",
     "verify_shares": "whence.apply.share_verify",
     "why": "whence.apply.why",
+    "write_clusters": "whence.apply.clusters_page",
     "write_shares": "whence.apply.share_record",
 }
 
@@ -70,6 +80,7 @@ __all__ = [  # noqa: PLE0604
     "BuildConfig",
     "CausalLM",
     "Classification",
+    "Clusters",
     "Custom",
     "DistilConfig",
     "Distilled",
@@ -78,11 +89,13 @@ __all__ = [  # noqa: PLE0604
     "GradientLog",
     "Hit",
     "Hits",
+    "Proof",
     "Recipe",
     "Recorder",
     "Regression",
     "Run",
     "ScoreTable",
+    "Selection",
     "ShareCheck",
     "ShareLine",
     "Shares",
@@ -94,34 +107,48 @@ __all__ = [  # noqa: PLE0604
     "Why",
     "attribute",
     "build",
+    "clusters",
     "damping_sweep",
     "distil",
     "ensemble_table",
     "inverse_preconditioner",
     "load_records",
+    "load_selection",
     "named_sources",
+    "near_duplicates",
     "open_run",
     "open_store",
+    "prove",
     "proxy_agreement",
     "proxy_table",
     "query",
     "record_lightning",
     "record_trainer",
     "score_table",
+    "select",
     "self_influence",
     "shares",
     "study",
+    "value_table",
     "verify_shares",
     "why",
+    "write_clusters",
     "write_shares",
 ]
 
 if TYPE_CHECKING:
     from whence.apply import DistilConfig, Distilled, Study, distil, proxy_agreement, proxy_table, study
+    from whence.apply.clusters import Clusters, clusters
+    from whence.apply.clusters_page import write_clusters
+    from whence.apply.duplicates import near_duplicates
+    from whence.apply.proof import Proof, prove
+    from whence.apply.select import select
+    from whence.apply.selection import Selection, load_selection
     from whence.apply.share_record import write_shares
     from whence.apply.share_sources import named_sources
     from whence.apply.share_verify import ShareCheck, verify_shares
     from whence.apply.shares import ShareLine, Shares, shares
+    from whence.apply.values import value_table
     from whence.apply.why import why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner

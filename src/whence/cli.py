@@ -35,6 +35,8 @@ _VERBS = {
     "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
+    "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),
+    "clusters": ("curate", "Cluster training examples by what they teach, and name the clusters."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
     "methods": ("inspection", "List the attribution methods."),
 }

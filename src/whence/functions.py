@@ -59,4 +59,6 @@ def sources_of(name: str) -> list[Path]:
     function_at(name)
     home = Path(absolute(name).rpartition(":")[0])
     beside = {Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    return sorted({home, *(file for file in beside if file.is_relative_to(home.parent) and "site-packages" not in file.parts)})
+    inside = (file for file in beside if file.is_relative_to(home.parent) and "site-packages" not in file.parts)
+    # Some modules name a file that is not there: torch.classes says "_classes.py", which would be in the folder one works in.
+    return sorted({home, *(file for file in inside if file.is_file())})
