@@ -280,7 +280,10 @@ def test_a_killed_process_goes_on_to_the_same_record(tmp_path):
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
         kills += 1
-    assert worker.exitcode == 0 and kills > 0
+        record = tmp_path / "cut" / "run.json"
+        if record.exists() and read_json(record)["finished"]:  # killed between its last word and its end
+            break
+    assert kills > 0
     assert record_of(tmp_path / "cut") == record_of(tmp_path / "whole")
 
 
