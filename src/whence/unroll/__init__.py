@@ -1,7 +1,8 @@
 """Attribution through training: recording a run, and SOURCE on what was recorded."""
 
 from whence.unroll.recorder import Recorder
-from whence.unroll.run import Run, Segment, open_run
+from whence.unroll.run import Run, open_run
+from whence.unroll.segments import Segment
 from whence.unroll.trainer import record_trainer
 from whence.unroll.walk import carry, shrinkage
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.capture import Blocks, Plan, as_blocks
 from whence.curvature import KroneckerBlock, KroneckerCurvature
 from whence.records import Unit
-from whence.unroll.run import Segment
+from whence.unroll.segments import Segment
 
 __all__ = ["carry", "shrinkage"]
 
