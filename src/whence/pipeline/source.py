@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,12 +15,12 @@ from torch import Tensor
 from whence.capture import Blocks
 from whence.curvature import FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
 from whence.data import Dataset
-from whence.errors import BadInput, OutOfMemory
+from whence.errors import BadInput, OutOfMemory, UnknownOption
 from whence.pipeline.asked import query_gradients
 from whence.pipeline.prepare import Prepared
 from whence.progress import meter, say
 from whence.score import ExactScores, combine, exact_scores
-from whence.unroll import Run, Segment, carry
+from whence.unroll import Form, Run, Segment, carry, scaling_of
 
 __all__ = ["UnrollConfig", "source_scores"]
 
@@ -33,17 +34,23 @@ class UnrollConfig:
             many segments as checkpoints.
         average_weights: Whether one fit and one pass at the mean of a segment's weights replace those at each of its checkpoints
             (FAST-SOURCE, Bae et al. 2024, appendix F).
+        form: For optimizers that multiply gradients with a matrix, such as Adam: "full" takes the exponential of the whole product of that
+            matrix and the curvature, "diagonal" of its diagonal (Bae et al. 2024, equation 43).
 
     Raises:
         BadInput: If `segments` is not positive.
+        UnknownOption: If there is no such form.
     """
 
     segments: int = 3
     average_weights: bool = False
+    form: Form = "full"
 
     def __post_init__(self):
         if self.segments < 1:
             raise BadInput(found=f"segments={self.segments}", needed="1 or more", do="correct it")
+        if self.form not in get_args(Form):
+            raise UnknownOption(found=f"form={self.form!r}", needed="one of: full, diagonal", do="pick one")
 
 
 def source_scores(
@@ -96,15 +103,8 @@ def source_scores(
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
         folder = None if factors is None else factors / f"segment-{segment.start}-{segment.stop}"
         curvature = _curvature(ready, run, segment, config, fit, folder)
-        preconditioner = run.preconditioner(segment.checkpoints) if segment.is_adaptive else None
-        device = ready.task.device
-        found, rows = carry(
-            ready.plan,
-            curvature,
-            segment,
-            rows,
-            None if preconditioner is None else {name: value.to(device) for name, value in preconditioner.items()},
-        )
+        scaling = scaling_of(run, ready.plan, segment.checkpoints, ready.task.device) if segment.is_adaptive else None
+        found, rows = carry(curvature, segment, rows, scaling, config.form)
         groups = _groups(segment, config)
         for steps in groups:
             with run.weights(ready.task.model, steps):
