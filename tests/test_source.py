@@ -243,7 +243,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     run.log.rates[:] = [[1e12]] * run.steps
     ready = {"unrolling": whence.UnrollConfig(segments=1)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whence.pipeline.exact.open_run", lambda folder: run)
+        patch.setattr("whence.pipeline.through.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
     wanted = whence.attribute(task, train_set, queries, absolute_damping=1e-12, quiet=True)
     # Shifting all logits alike changes nothing: there the curvature is zero, and gradients vanish but for rounding.

@@ -58,7 +58,9 @@ def exact_unrolling(
     return theta, tangent_PN
 
 
-def source(task, run, train, queries, segments, curvatures, reaches, decays, scales=None, is_decoupled=False, form="full") -> Tensor:
+def source(
+    task, run, train, queries, segments, curvatures, reaches, decays, scales=None, is_decoupled=False, form="full"
+) -> Tensor:
     """SOURCE with matrix exponentials, shape (Q, N): one dense matrix per unit and segment.
 
     Args:

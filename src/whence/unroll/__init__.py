@@ -1,11 +1,24 @@
 """Attribution through training: recording a run, and SOURCE on what was recorded."""
 
 from whence.unroll.exponential import shrinkage
+from whence.unroll.implicit import implicit_damping
 from whence.unroll.recorder import Recorder
 from whence.unroll.run import Run, open_run
+from whence.unroll.scaling import scaling_of
 from whence.unroll.segments import Segment
 from whence.unroll.trainer import record_trainer
-from whence.unroll.scaling import scaling_of
 from whence.unroll.walk import Form, carry, of_unit
 
-__all__ = ["Form", "Recorder", "Run", "Segment", "carry", "of_unit", "open_run", "record_trainer", "scaling_of", "shrinkage"]
+__all__ = [
+    "Form",
+    "Recorder",
+    "Run",
+    "Segment",
+    "carry",
+    "implicit_damping",
+    "of_unit",
+    "open_run",
+    "record_trainer",
+    "scaling_of",
+    "shrinkage",
+]

@@ -68,12 +68,12 @@ def expanded(times: Callable[[Tensor], Tensor], start: Tensor, top: float, coeff
 
 
 def gained(decay: float) -> Callable[[Tensor], Tensor]:
-    """x to (1 - exp(-y)) / y with y = x + decay: what is left of a constant push."""
+    """Map x to (1 - exp(-y)) / y, y = x + decay: what is left of a constant push."""
     return lambda x: shrinkage(x.clamp_min(0) + decay)
 
 
 def decayed(decay: float) -> Callable[[Tensor], Tensor]:
-    """x to exp(-y) with y = x + decay: what is left of a change."""
+    """Map x to exp(-y), y = x + decay: what is left of a change."""
     return lambda x: torch.exp(-(x.clamp_min(0) + decay))
 
 
