@@ -106,7 +106,14 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
             do="record one with whence.Recorder and pass run='folder'",
         )
     opened = open_run(run)
-    return CutRun(method, opened, opened.segments(unrolling.segments if chosen.factors else len(opened.checkpoints)), unrolling)
+    segments = opened.segments(unrolling.segments if chosen.factors else len(opened.checkpoints))
+    if unrolling.form == "diagonal" and not any(segment.is_adaptive for segment in segments):
+        raise BadInput(
+            found="form='diagonal' for a run with SGD",
+            needed="an optimizer that multiplies gradients with a matrix, such as Adam",
+            do="leave form out",
+        )
+    return CutRun(method, opened, segments, unrolling)
 
 
 def through_run(
