@@ -358,5 +358,7 @@ def test_an_unknown_optimizer_is_refused(tmp_path):
             run.batch(range(COUNT))
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-        with pytest.raises(Unsupported, match="found a run with (RMSprop|AdamW with amsgrad); needed SGD, Adam or AdamW"):
+        with pytest.raises(
+            Unsupported, match="found a run with (RMSprop|AdamW with amsgrad); needed SGD, Adam, AdamW or Muon of torch.optim"
+        ):
             whence.open_run(tmp_path / str(number)).segments(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from whence.capture import Blocks
-from whence.curvature import Curvature, FitConfig, KroneckerBlock, KroneckerCurvature, fit_ekfac_pooled, scaled
+from whence.curvature import Curvature, FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
 from whence.data import Dataset
 from whence.pipeline.asked import row_gradients
 from whence.pipeline.prepare import Prepared
@@ -18,7 +18,7 @@ from whence.pipeline.solving import ITERATIONS, SolveConfig
 from whence.pipeline.unrolling import RunSums, UnrollConfig
 from whence.progress import say
 from whence.solve import solve_astra
-from whence.unroll import Run, Segment, carry, implicit_damping, of_unit, scaling_of
+from whence.unroll import Run, Scaling, Segment, carry, implicit_damping, of_unit, scaling_of
 
 __all__ = ["source_scores", "tracin_scores"]
 
@@ -59,7 +59,7 @@ def source_scores(
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
         folder = None if factors is None else factors / f"segment-{segment.start}-{segment.stop}"
         curvature = _curvature(ready, run, segment, config, fit, folder)
-        scaling = scaling_of(run, ready.plan, segment.checkpoints, ready.task.device) if segment.is_adaptive else None
+        scaling = scaling_of(run, ready.plan, segment.checkpoints) if segment.is_adaptive else None
         wanted = rows
         found, rows = carry(curvature, segment, wanted, scaling, config.form)
         if ready.method.solver is not None:
@@ -121,7 +121,7 @@ def _refined(
     run: Run,
     segment: Segment,
     curvature: KroneckerCurvature,
-    scaling: Sequence[KroneckerBlock] | None,
+    scaling: Sequence[Scaling] | None,
     wanted: Blocks,
     config: SolveConfig,
 ) -> tuple[Blocks, str]:

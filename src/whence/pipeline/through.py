@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.curvature import FitConfig
 from whence.data import Dataset
-from whence.errors import BadInput, OutOfMemory
+from whence.errors import BadInput, OutOfMemory, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.chunks import Chunk, in_chunks, question
 from whence.pipeline.footprint import Demand
@@ -144,6 +144,7 @@ def through_run(
 
     Raises:
         BadInput: If parts by unit and by segment are both asked for.
+        Unsupported: If tracked parameters were moved by an optimizer that was not recorded.
         OutOfMemory: If the queries do not fit at once and the curvature would be fitted again for every few of them.
     """
     if per_unit and cut.config.per_segment:
@@ -158,6 +159,13 @@ def through_run(
             found=f"room for {need.rows_at_once:,} of {need.rows:,} queries at a time",
             needed="room for all, or a place where each segment's curvature is kept between them",
             do="pass factors='folder', or ask fewer queries at a time",
+        )
+    moved = cut.run.unrecorded(name for unit in ready.plan.units for name in unit.parameters)
+    if moved:
+        raise Unsupported(
+            found=f"a run whose {moved[0]!r} moved though the recorded optimizer never stepped it",
+            needed="one optimizer for every tracked parameter: what others did was not recorded",
+            do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
     unseen = cut.run.check(ready.task.model, ready.train)
 

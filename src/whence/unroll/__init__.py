@@ -4,7 +4,7 @@ from whence.unroll.exponential import shrinkage
 from whence.unroll.implicit import implicit_damping
 from whence.unroll.recorder import Recorder
 from whence.unroll.run import Run, open_run
-from whence.unroll.scaling import scaling_of
+from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
 from whence.unroll.trainer import record_trainer
 from whence.unroll.walk import Form, carry, of_unit
@@ -13,6 +13,7 @@ __all__ = [
     "Form",
     "Recorder",
     "Run",
+    "Scaling",
     "Segment",
     "carry",
     "implicit_damping",

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from whence.curvature import KroneckerBlock
 from whence.records import Unit
+from whence.unroll.scaling import Scaling
 from whence.unroll.segments import Segment
 from whence.unroll.walk import of_unit
 
 __all__ = ["implicit_damping"]
 
 
-def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[KroneckerBlock] | None) -> list[float | None]:
+def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[Scaling] | None) -> list[float | None]:
     """The damping at which (H + damping)^-1 stands for what a segment makes of a constant gradient.
 
     (1 - exp(-reach s)) / s is nearly 1 / (s + 1 / reach), from 0 to infinity (Bae et al. 2024, section 3.2; Wang et al. 2025 solve this
@@ -30,15 +28,10 @@ def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[
     found: list[float | None] = []
     for index, unit in enumerate(units):
         reach, decay = of_unit(unit, segment.reach), of_unit(unit, segment.decay)
-        inverse = 1.0 if scaling is None else _mean_inverse(scaling[index].values_OI)
+        inverse = 1.0 if scaling is None else scaling[index].mean_inverse()
         if reach == 0 or inverse is None:
             found.append(None)
             continue
         held = decay * inverse if segment.is_decoupled or scaling is None else decay
         found.append((inverse + held) / reach)
     return found
-
-
-def _mean_inverse(values_OI: Tensor) -> float | None:
-    alive = values_OI.double()[values_OI > 0]
-    return float((1 / alive).mean()) if len(alive) else None

@@ -1,6 +1,6 @@
 """A recorded run, read: its recipe, its checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,7 +136,7 @@ class Run:
                 name: float((1 / value).mean())
                 for name, value in preconditioner.items()
                 if bool(value.all()) and value.is_floating_point()
-            }
+            } or None
         return Recipe(
             kind["optimizer"].lower(),
             rates,
@@ -145,6 +145,13 @@ class Run:
             loss_divisor=self.steps / sum(sum(weights) for weights in self.log.weights),
             inverse_preconditioner=inverse,
         )
+
+    def unrecorded(self, names: Iterable[str]) -> list[str]:
+        """Parameters that moved though the recorded optimizer never stepped them: another did, of which nothing is known."""
+        stepped = {name for kept in self.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+        left = [name for name in names if name not in stepped]
+        first, last = (self.tensors(self.checkpoints[place]) for place in (0, -1)) if left else ({}, {})
+        return [name for name in left if not torch.equal(first[f"model.{name}"], last[f"model.{name}"])]
 
     def check(self, model: nn.Module, train: Dataset) -> list[str]:
         """Refuse a model or data that are not those of the run.

@@ -12,7 +12,8 @@ from whence.unroll.steps import Steps
 
 __all__ = ["Segment", "cut_run", "settings_at"]
 
-_KINDS = ("SGD", "Adam", "AdamW")
+_KINDS = ("SGD", "Adam", "AdamW", "Muon")
+_DECOUPLED = ("AdamW", "Muon")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Segment:
         start: Its first step.
         stop: The step after its last.
         checkpoints: Steps of the checkpoints in it.
-        is_adaptive: Whether the optimizer divides by the root of second moments.
-        is_decoupled: Whether weight decay bypasses them.
+        is_adaptive: Whether the optimizer multiplies gradients with a matrix, as all but SGD do.
+        is_decoupled: Whether weight decay bypasses it.
         reach: By parameter, the sum over its steps of the learning rate times the weight of the mean of the examples' summed losses in the
             loss that was minimised; heavy-ball momentum multiplies by 1 / (1 - momentum).
         decay: By parameter, the sum of the learning rate times weight decay, with momentum the same.
@@ -60,11 +61,12 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
     if per_stage < 1:
         raise BadInput(found=f"segments={per_stage}", needed="1 or more", do="correct it")
     for settings in record["settings"]:
+        is_foreign = settings["optimizer"] == "Muon" and not all("ns_coefficients" in group for group in settings["groups"])
         odd = [name for name in ("amsgrad", "maximize") if any(group.get(name) for group in settings["groups"])]
-        if settings["optimizer"] not in _KINDS or odd:
+        if settings["optimizer"] not in _KINDS or odd or is_foreign:
             raise Unsupported(
-                found=f"a run with {settings['optimizer']}{' with ' + odd[0] if odd else ''}",
-                needed="SGD, Adam or AdamW, without amsgrad and maximize",
+                found=f"a run with {settings['optimizer']}{' with ' + odd[0] if odd else ' of another package' if is_foreign else ''}",
+                needed="SGD, Adam, AdamW or Muon of torch.optim, without amsgrad and maximize",
                 do="choose another method, such as ekfac",
             )
     # A new kind of optimizer is a new stage, too, but of the same data if nothing else was said.
@@ -103,7 +105,7 @@ def _segment(
     stop = checkpoints[-1]
     reach: dict[tuple[str, ...], float] = defaultdict(float)
     decay: dict[tuple[str, ...], float] = defaultdict(float)
-    kinds = {(name, group.get("decoupled_weight_decay", name == "AdamW")) for name, group in _groups(record, start, stop)}
+    kinds = {(name, group.get("decoupled_weight_decay", name in _DECOUPLED)) for name, group in _groups(record, start, stop)}
     if len({name == "SGD" for name, _ in kinds}) > 1 or len({decoupled for _, decoupled in kinds}) > 1:
         raise Unsupported(
             found=f"more than one optimizer in the steps {start:,} to {stop:,}",

@@ -25,6 +25,9 @@ _SETTINGS = (
     "amsgrad",
     "maximize",
     "decoupled_weight_decay",
+    "ns_coefficients",
+    "ns_steps",
+    "adjust_lr_fn",
 )
 
 
@@ -122,7 +125,7 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
-        {key: list(group[key]) if key == "betas" else group[key] for key in _SETTINGS if key in group}
+        {key: list(group[key]) if isinstance(group[key], tuple) else group[key] for key in _SETTINGS if key in group}
         | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]

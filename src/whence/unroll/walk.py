@@ -15,6 +15,7 @@ from whence.curvature import KroneckerBlock, KroneckerCurvature, top_eigenvalue
 from whence.errors import Unsupported
 from whence.records import Unit
 from whence.unroll.exponential import chebyshev, decayed, expanded, gained, shrinkage
+from whence.unroll.scaling import Elementwise, Scaling
 from whence.unroll.segments import Segment
 
 __all__ = ["Form", "carry", "of_unit"]
@@ -35,7 +36,7 @@ def carry(
     curvature: KroneckerCurvature,
     segment: Segment,
     rows: Blocks,
-    scaling: Sequence[KroneckerBlock] | None,
+    scaling: Sequence[Scaling] | None,
     form: Form = "full",
 ) -> tuple[Blocks, Blocks]:
     """One segment, backwards.
@@ -77,7 +78,7 @@ def of_unit(unit: Unit, values: Mapping[str, float]) -> float:
 
 
 def _full(
-    block: KroneckerBlock, scale: KroneckerBlock, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
+    block: KroneckerBlock, scale: Scaling, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
 ) -> tuple[Tensor, Tensor]:
     """X = P (reach H + decay), or reach P H + decay if weight decay is decoupled; on the query's side its transpose acts.
 
@@ -86,31 +87,30 @@ def _full(
     """
     values_OI = block.values_OI.to(row_QOI).clamp_min(0)
     inside, beside = (0.0, decay) if is_decoupled else (decay, 0.0)
-    scale = _alive(scale, block, row_QOI)
-
-    def scaled(rows: Tensor) -> Tensor:
-        return scale.back(scale.into(rows) * scale.values_OI)
+    scale = _alive(scale, block)
 
     def curved(rows: Tensor) -> Tensor:
         return reach * block.back(block.into(rows) * values_OI) + inside * rows
 
     tolerance = max(1e-10, 16 * torch.finfo(row_QOI.dtype).eps)
     top = 0.0
-    if reach and bool(scale.values_OI.any()) and bool(values_OI.any()):
+    if reach and scale.mean_inverse() is not None and bool(values_OI.any()):
         matrix = _Products(curved, row_QOI)
-        top = _MARGIN * top_eigenvalue(matrix, lambda blocks: [scaled(blocks[0])], iterations=min(_LANCZOS, row_QOI[0].numel()))
+        top = _MARGIN * top_eigenvalue(
+            matrix, lambda blocks: [scale.times(blocks[0])], iterations=min(_LANCZOS, row_QOI[0].numel())
+        )
     terms = [chebyshev(function(beside), top, tolerance) for function in (gained, decayed)]
-    gain, left = expanded(lambda rows: curved(scaled(rows)), row_QOI, top, terms)
-    return reach * scaled(gain), left
+    gain, left = expanded(lambda rows: curved(scale.times(rows)), row_QOI, top, terms)
+    return reach * scale.times(gain), left
 
 
-def _alive(scale: KroneckerBlock, block: KroneckerBlock, row_QOI: Tensor) -> KroneckerBlock:
+def _alive(scale: Scaling, block: KroneckerBlock) -> Scaling:
     """P without the parameters that the data never reaches: their 1 / sqrt(v) is 1 / eps, their gradients are zero."""
-    values_OI = scale.values_OI.to(row_QOI)
-    if scale.outputs_OO is None and scale.inputs_II is None:
-        diagonal_OI = _diagonal(block).to(row_QOI)
-        values_OI = torch.where(diagonal_OI > _DEAD * diagonal_OI.mean(), values_OI, torch.zeros_like(values_OI))
-    return KroneckerBlock(scale.unit, scale.outputs_OO, scale.inputs_II, values_OI)
+    if not isinstance(scale, Elementwise):
+        return scale
+    diagonal_OI = _diagonal(block).to(scale.values_OI)
+    is_dead_OI = diagonal_OI <= _DEAD * diagonal_OI.mean()
+    return Elementwise(scale.values_OI.masked_fill(is_dead_OI, 0))
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class _Products:
 
 
 def _diagonal_form(
-    block: KroneckerBlock, scale: KroneckerBlock, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
+    block: KroneckerBlock, scale: Scaling, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
 ) -> tuple[Tensor, Tensor]:
     """The same X with its diagonal in the exponential.
 
     Raises:
         Unsupported: If P is not diagonal.
     """
-    if scale.outputs_OO is not None or scale.inputs_II is not None:
+    if not isinstance(scale, Elementwise):
         raise Unsupported(
             found="form='diagonal' for an optimizer that mixes the entries of a gradient",
             needed="one that scales each of them, as Adam does",
