@@ -351,7 +351,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_an_unknown_optimizer_is_refused(tmp_path):
     inputs, labels = data()
-    for number, make in enumerate((torch.optim.RMSprop, lambda ps: torch.optim.AdamW(ps, amsgrad=True))):
+    kin = [type(name, (torch.optim.SGD,), {}) for name in ("AdamWScheduleFree", "SOAP", "DistributedShampoo")]
+    for number, make in enumerate((torch.optim.RMSprop, lambda ps: torch.optim.AdamW(ps, amsgrad=True), *kin)):
         model = network("softmax")
         optimizer = make(model.parameters())
         with whence.Recorder(tmp_path / str(number), model, optimizer, every=1) as run:
@@ -359,6 +360,6 @@ def test_an_unknown_optimizer_is_refused(tmp_path):
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
         with pytest.raises(
-            Unsupported, match="found a run with (RMSprop|AdamW with amsgrad); needed SGD, Adam, AdamW or Muon of torch.optim"
+            Unsupported, match="found a run with (RMSprop|AdamW with amsgrad|AdamWSch.*|SOAP|Dist.*); needed SGD, Adam, AdamW or Muon of torch.optim"
         ):
             whence.open_run(tmp_path / str(number)).segments(1)
