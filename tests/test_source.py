@@ -360,6 +360,7 @@ def test_an_unknown_optimizer_is_refused(tmp_path):
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
         with pytest.raises(
-            Unsupported, match="found a run with (RMSprop|AdamW with amsgrad|AdamWSch.*|SOAP|Dist.*); needed SGD, Adam, AdamW or Muon of torch.optim"
+            Unsupported,
+            match="found a run with (RMSprop|AdamW with amsgrad|AdamWSch.*|SOAP|Dist.*); needed SGD, Adam, AdamW or Muon of torch.optim",
         ):
             whence.open_run(tmp_path / str(number)).segments(1)

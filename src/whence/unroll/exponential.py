@@ -32,7 +32,7 @@ def chebyshev(function: Callable[[Tensor], Tensor], top: float, tolerance: float
 
     >>> found = chebyshev(lambda x: torch.exp(-x), 4.0, 1e-3)
     >>> len(found), round(float(found.sum()), 3)  # at the end of the interval all polynomials are 1
-    (7, 0.018)
+    (6, 0.018)
     """
     digits = math.log(1 / tolerance)
     most = min(_MOST, 2 ** math.ceil(math.log2(16 + 4 * math.sqrt(max(top, digits) * digits))))
