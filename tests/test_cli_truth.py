@@ -113,3 +113,17 @@ def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, cap
     assert main([str(argument) for argument in [*arguments, "--run", tmp_path / "run", "--segments", "2"]]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["queries"] == found["train"] == 12 and "source" in found["method"]
+    words = [*arguments[:5], tmp_path / "p", "--run", tmp_path / "run"]
+    assert main([str(word) for word in [*words, "--method", "tracin", "--per-segment"]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["parts"]) == ["steps 0 to 2", "steps 2 to 4"]
+    parts = [load_table(folder) for folder in found["parts"].values()]
+    assert parts[1].method == "tracin, 2 checkpoints, steps 2 to 4"
+    torch.testing.assert_close(sum(part.scores for part in parts), load_table(tmp_path / "p").scores, rtol=1e-5, atol=1e-6)
+    assert main([str(word) for word in [*words, "--method", "tracin", "--per-segment", "--ensemble", tmp_path / "e"]]) == 2
+    assert "found --per-segment with --ensemble" in capsys.readouterr().err
+    words = ["forecast", tmp_path / "trained", data_file, "--exact", "source", "--queries", data_file, "--json"]
+    assert main([str(word) for word in words]) == 2
+    assert "found method='source' without a run" in capsys.readouterr().err
+    assert main([str(word) for word in [*words, "--run", tmp_path / "run", "--segments", "2"]]) == 0
+    assert json.loads(capsys.readouterr().out)["passes_to_score"] == 2

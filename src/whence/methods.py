@@ -209,6 +209,22 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             passes="2 fit + 1 score per checkpoint",
         ),
         ExactMethod(
+            name="astra-source",
+            summary="SOURCE with each segment's inverse solved on the Gauss-Newton matrix itself, from EK-FAC",
+            paper="Wang et al. 2025, arXiv 2507.14740",
+            solver="astra",
+            needs_run=True,
+            passes="2 fit + 1 score per checkpoint + 3 per product of a batch",
+        ),
+        ExactMethod(
+            name="tracin",
+            summary="inner products of gradients at every checkpoint of a run, times the learning rates since the one before",
+            paper="Pruthi et al. 2020, arXiv 2002.08484",
+            factors=None,
+            needs_run=True,
+            passes="1 query + 1 score per checkpoint",
+        ),
+        ExactMethod(
             name="pcg",
             summary="conjugate gradients on the whole Gauss-Newton matrix, preconditioned with EK-FAC",
             paper="whence; Hestenes and Stiefel 1952",

@@ -58,7 +58,9 @@ def exact_unrolling(
     return theta, tangent_PN
 
 
-def source(task, run, train, queries, segments, curvatures, reaches, decays, scales=None, is_decoupled=False) -> Tensor:
+def source(
+    task, run, train, queries, segments, curvatures, reaches, decays, scales=None, is_decoupled=False, form="full"
+) -> Tensor:
     """SOURCE with matrix exponentials, shape (Q, N): one dense matrix per unit and segment.
 
     Args:
@@ -72,6 +74,7 @@ def source(task, run, train, queries, segments, curvatures, reaches, decays, sca
         decays: Per segment the sum of those times weight decay.
         scales: Per segment and unit the diagonal of P, flat; None for SGD.
         is_decoupled: Whether weight decay bypasses P.
+        form: "full" for the exponential of the whole product of P and the curvature, "diagonal" for that of its diagonal.
     """
     from whence.capture import plan_units
 
@@ -90,7 +93,12 @@ def source(task, run, train, queries, segments, curvatures, reaches, decays, sca
                 x = reach * matrix + decay * eye
                 taken_QP = wanted_QP @ _phi(x) * reach
                 left_QP = wanted_QP @ torch.matrix_exp(-x)
-            else:  # the diagonal hybrid
+            elif form == "full":
+                p = torch.diag(scales[number][unit])
+                x = p @ (reach * matrix) + decay * (eye if is_decoupled else p)
+                taken_QP = wanted_QP @ _phi(x) @ p * reach
+                left_QP = wanted_QP @ torch.matrix_exp(-x)
+            else:
                 p = scales[number][unit]
                 x = reach * p * matrix.diagonal() + decay * (1.0 if is_decoupled else p)
                 damping = decay / reach * ((1 / p).mean() if is_decoupled else 1.0) + 1e-8 * matrix.trace() / len(matrix)

@@ -9,7 +9,7 @@ from whence.bench.settings import Setting
 from whence.bench.small import SmallRetrain
 from whence.errors import Unsupported
 from whence.methods import EXACT_METHODS, METHODS
-from whence.pipeline import attribute, build, score_table
+from whence.pipeline import UnrollConfig, attribute, build, score_table
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
 from whence.store.files import read_json
@@ -74,24 +74,29 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
-def _through_run(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
-    """SOURCE on the first model's run, which is trained again to be recorded.
+def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig()) -> Entry:  # noqa: B008
+    """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
-    Raises:
-        Unsupported: If the setting's training is not one that records itself.
-    """
-    if not isinstance(setting.retrain, SmallRetrain):
-        raise Unsupported(
-            found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
-        )
-    folder = place / "run"
-    if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
-        setting.retrain.recorded(0, folder, setting.train.ids)
-    run = open_run(folder)
-    with run.weights(task.model, run.checkpoints[-1:]):
-        return attribute(
-            task, setting.train, setting.queries, method="source", run=folder, factors=place / "factors", quiet=True
-        )
+    def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
+        if not isinstance(setting.retrain, SmallRetrain):
+            raise Unsupported(
+                found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
+            )
+        first = place.parent / place.name.replace(name, "source")
+        folder = first / "run"
+        if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
+            setting.retrain.recorded(0, folder, setting.train.ids)
+        # The fits at single checkpoints serve every method that takes them.
+        fitted = place if unrolling.average_weights else first
+        factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
+        run = open_run(folder)
+        with run.weights(task.model, run.checkpoints[-1:]):
+            return attribute(
+                task, setting.train, setting.queries,
+                method=method, run=folder, unrolling=unrolling, factors=factors, quiet=True,
+            )  # fmt: skip
+
+    return Entry(name, make)
 
 
 ENTRIES = (
@@ -102,7 +107,10 @@ ENTRIES = (
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
-    Entry("source", _through_run),
+    _through_run("tracin", "tracin"),
+    _through_run("source", "source"),
+    _through_run("fast-source", "source", UnrollConfig(average_weights=True)),
+    _through_run("astra-source", "astra-source"),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),
     _exact("cg", not_on=_TOO_LONG),
     _exact("astra", not_on=_TOO_LONG),

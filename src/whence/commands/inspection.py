@@ -101,6 +101,8 @@ def forecast(
     factors: Path | None = None,
     largest_side: int | None = None,
     memory_gib: float | None = None,
+    run: Path | None = None,
+    segments: int | None = None,
     as_json: Json = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
@@ -122,6 +124,8 @@ def forecast(
         factors: As in attribute.
         largest_side: As in attribute.
         memory_gib: As in attribute.
+        run: As in attribute.
+        segments: As in attribute.
         as_json: Print JSON.
         config: As in build.
 
@@ -129,7 +133,7 @@ def forecast(
         BadInput: If options of the one are given for the other.
     """
     from whence.load import load_records, load_task
-    from whence.pipeline import forecast_build, forecast_exact
+    from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
 
     of_exact = {
         "queries": queries,
@@ -137,6 +141,8 @@ def forecast(
         "factors": factors,
         "largest_side": largest_side,
         "memory_gib": memory_gib,
+        "run": run,
+        "segments": segments,
     }
     given = [name for name, value in of_exact.items() if value is not None]
     if exact is None and given:
@@ -160,7 +166,8 @@ def forecast(
         asked = loaded.prepare(load_records(str(queries)))
         found = forecast_exact(
             loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
-            largest_side=largest_side or 1024, memory_gib=memory_gib,
+            largest_side=largest_side or 1024, memory_gib=memory_gib, run=run,
+            unrolling=UnrollConfig() if segments is None else UnrollConfig(segments=segments),
         )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 
 from whence import __version__
 from whence.commands.shared import task_of_store
+from whence.errors import BadInput
 
 __all__ = ["attribute", "score"]
 
@@ -79,6 +81,9 @@ def attribute(
     factors: Path | None = None,
     run: Path | None = None,
     segments: int = 3,
+    average_weights: bool = False,
+    form: Literal["full", "diagonal"] = "full",
+    per_segment: bool = False,
     ensemble: Path | None = None,
     largest_side: int = 1024,
     memory_gib: float | None = None,
@@ -101,12 +106,19 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
         iterations: Of the method's solver.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
-        run: Folder of a recorded training run, for method source.
+        run: Folder of a recorded training run, for the methods source, astra-source and tracin.
         segments: Per stage of that run, within which curvature and gradients are taken as constant.
+        average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
+        form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
+            its diagonal, which takes fewer products.
+        per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
         ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
             of all so far. A model that is in already is not scored again.
         largest_side: A longer side of a weight keeps the identity as its basis.
         memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
+
+    Raises:
+        BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own.
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
@@ -114,6 +126,11 @@ def attribute(
     from whence.pipeline import SolveConfig, UnrollConfig
     from whence.pipeline import attribute as score_all
 
+    if per_segment and ensemble is not None:
+        raise BadInput(
+            found="--per-segment with --ensemble", needed="one of them: every model has segments of its own", do="leave one out"
+        )
+    unrolling = UnrollConfig(segments=segments, average_weights=average_weights, form=form, per_segment=per_segment)
     has_solver = exact_method_named(method).solver is not None
     solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
     records, asked = load_records(data, split=split), load_records(queries)
@@ -132,6 +149,8 @@ def attribute(
     known = settings | {
         "iterations": iterations,
         "segments": segments,
+        "average_weights": average_weights,
+        "form": form,
         "train": train.fingerprint,
         "queries": asked.fingerprint,
     }
@@ -146,17 +165,17 @@ def attribute(
             factors=factors,
             solving=solving,
             run=run,
-            unrolling=UnrollConfig(segments=segments),
+            unrolling=unrolling,
             memory_gib=memory_gib,
             **settings,
         ),  # fmt: skip
     )
+    parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
+    for name, folder in parts.items():
+        save_table(replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}"), folder)
     save_table(table, output, origin=_origin(models, [train.fingerprint], asked.fingerprint))
-    print(
-        json.dumps(
-            {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
-        )
-    )
+    found = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
+    print(json.dumps(found | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})))
 
 
 def _counted_in(

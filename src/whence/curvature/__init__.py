@@ -23,7 +23,7 @@ from whence.curvature.damping import (
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
-from whence.curvature.groups import UnitBytes, number_bytes, unit_bytes
+from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
 from whence.curvature.kfac import FitConfig, fit_kfac
 from whence.curvature.labels import LabelChoice
 from whence.curvature.mask import fit_mask, mask_objective
@@ -38,6 +38,7 @@ from whence.curvature.stages import ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
 __all__ = [
+    "POOLED",
     "Code",
     "code_axes",
     "most_bits",

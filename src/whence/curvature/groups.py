@@ -16,10 +16,13 @@ from whence.curvature.stages import Stages
 from whence.records import Pair
 from whence.tasks import AbstractTask
 
-__all__ = ["Make", "UnitBytes", "in_groups", "number_bytes", "of_units", "unit_bytes"]
+__all__ = ["POOLED", "Make", "UnitBytes", "in_groups", "number_bytes", "of_units", "unit_bytes"]
 
 Make = Callable[[str, range], dict[str, Tensor]]
 """Makes the tensors of a group of units; also given what names its files end in."""
+
+POOLED = 1.5
+"""Times as much as a fit a pooled one takes: it adds up sums over sets of weights beside those of a pass."""
 
 # Double copies of a side's moment and the workspace of its eigendecomposition, in squares of the side.
 _DECOMPOSITION = 6

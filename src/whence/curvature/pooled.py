@@ -12,6 +12,7 @@ from torch import Tensor
 from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerCurvature
 from whence.curvature.ekfac import fit_values
+from whence.curvature.groups import POOLED, in_groups
 from whence.curvature.kfac import FitConfig, fit_factors, prepare_fit, solve_bases
 from whence.curvature.stages import stages
 from whence.data import Dataset
@@ -33,9 +34,10 @@ def fit_ekfac_pooled(
     *,
     max_positions: int | None = None,
     folder: str | Path | None = None,
+    room_bytes: int | None = None,
     quiet: bool = False,
 ) -> KroneckerCurvature:
-    """Fit EK-FAC to the mean of the curvatures at several sets of weights, two passes over the data for each.
+    """Fit EK-FAC to the mean of the curvatures at several sets of weights, two passes over the data for each, or for each group of units.
 
     Args:
         task: Model and likelihood.
@@ -45,12 +47,22 @@ def fit_ekfac_pooled(
         config: Labels, seed and sizes.
         max_positions: Positions per batch; None measures what fits.
         folder: Where the stages are kept.
+        room_bytes: Sums held at a time, in bytes, those over the sets of weights included: more are made in groups of units, with passes of
+            their own. None makes all at once.
         quiet: No progress on stderr.
 
     Returns:
         The curvature, not damped.
     """
-    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet)
+    fit = prepare_fit(
+        task,
+        plan,
+        dataset,
+        config or FitConfig(),
+        max_positions,
+        quiet,
+        None if room_bytes is None else int(room_bytes / POOLED),
+    )
 
     def identity() -> dict[str, object]:
         found = fit.identity()
@@ -60,9 +72,9 @@ def fit_ekfac_pooled(
                 digests.append(task.weights)
         return {**found, "weights": digests}
 
-    def pooled(stage: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
-        with meter(stage, len(dataset) * len(weights), quiet=quiet) as progress:
+        with meter(name, len(dataset) * len(weights), quiet=quiet) as progress:
             for enter in weights:
                 with enter():
                     found = make(progress)
@@ -72,13 +84,18 @@ def fit_ekfac_pooled(
 
     with stages(None if folder is None else Path(folder), identity) as run:
 
-        def make_bases() -> dict[str, Tensor]:
-            factors = run.run("factors", lambda: pooled("factors", lambda progress: fit_factors(fit, progress)))
-            with meter("bases", len(plan.units), quiet=quiet) as progress:
-                return solve_bases(fit, factors, progress)
+        def make_bases(ending: str, units: range) -> dict[str, Tensor]:
+            def make_factors() -> dict[str, Tensor]:
+                return pooled(f"factors{ending}", lambda progress: fit_factors(fit, progress, units))
 
-        bases = run.run("bases", make_bases)
-        units = range(len(plan.units))
-        values = run.run("values", lambda: pooled("eigenvalues", lambda progress: fit_values(fit, bases, progress, units)))
+            factors = run.run(f"factors{ending}", make_factors)
+            with meter(f"bases{ending}", len(units), quiet=quiet) as progress:
+                return solve_bases(fit, factors, progress, units)
+
+        def make_values(ending: str, units: range) -> dict[str, Tensor]:
+            return pooled(f"eigenvalues{ending}", lambda progress: fit_values(fit, bases, progress, units))
+
+        bases = in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
+        values = in_groups(run, "values", fit.costs("values"), fit.room_bytes, make_values)
         found = fit.finish(bases, values)
     return KroneckerCurvature(found.blocks, found.kfac, f"{found.note}, mean over {len(weights)} checkpoints")

@@ -8,8 +8,8 @@ from whence.pipeline.gradient_log import GradientLog
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
-from whence.pipeline.source import UnrollConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
+from whence.pipeline.unrolling import UnrollConfig
 
 __all__ = [
     "BuildForecast",

@@ -17,7 +17,7 @@ from whence.pipeline.solving import SolveConfig, preconditioned
 from whence.progress import meter
 from whence.score import LowRank, Metric, QueryBlock, combine, gradient_rows, truncate
 
-__all__ = ["query_blocks", "query_gradients"]
+__all__ = ["query_blocks", "query_gradients", "row_gradients"]
 
 
 def query_blocks(
@@ -77,6 +77,21 @@ def _gradients(ready: Prepared, queries: Dataset, query_rank: int | None, weight
         total = [known.add_(more) for known, more in zip(total, sums, strict=True)] if total else sums
     if total:
         yield total
+
+
+def row_gradients(ready: Prepared, queries: Dataset, weights_GQ: Tensor | None) -> list[Tensor]:
+    """Whole gradients of a table's rows, on the model's device.
+
+    Args:
+        ready: The model.
+        queries: The queries.
+        weights_GQ: Weights of the sums of queries that are the rows; None for the queries themselves.
+
+    Returns:
+        Per unit, shape (Q, O, I) or (G, O, I).
+    """
+    (rows,) = _gradients(ready, queries, None, weights_GQ)
+    return [row.to(ready.task.device) for row in rows]
 
 
 def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:

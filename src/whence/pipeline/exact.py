@@ -23,12 +23,12 @@ from whence.pipeline.footprint import Demand
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
 from whence.pipeline.solving import SolveConfig
-from whence.pipeline.source import UnrollConfig, source_scores
+from whence.pipeline.through import cut_for, through_run
+from whence.pipeline.unrolling import UnrollConfig
 from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, exact_scores
 from whence.tasks import AbstractTask
-from whence.unroll import Run, open_run
 
 __all__ = ["Normalize", "attribute", "self_influence"]
 
@@ -88,8 +88,8 @@ def attribute(
         normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's
             self-influence and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
         solving: How far the solver of the method goes, if it has one.
-        run: Folder of a run that `whence.Recorder` kept, for the method "source".
-        unrolling: How that run is cut.
+        run: Folder of a run that `whence.Recorder` kept, for the methods "source", "astra-source" and "tracin".
+        unrolling: How that run is cut, and whether the table also has each segment's part.
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
@@ -114,10 +114,8 @@ def attribute(
             needed="a method with a solver",
             do="leave solving out, or pass method='pcg'",
         )
-    recorded = _run(
-        method, run, unrolling, relative_damping=relative_damping, absolute_damping=absolute_damping, fit_on=fit_on,
-        query_rank=query_rank, normalize=normalize,
-    )  # fmt: skip
+    unused = {"relative_damping": relative_damping, "absolute_damping": absolute_damping, "fit_on": fit_on}
+    recorded = cut_for(method, run, unrolling, unused | {"query_rank": query_rank, "normalize": normalize})
     asked = as_dataset(task, queries)
     weights_GQ, names = _weights(asked, groups)
     train = as_dataset(task, train)
@@ -129,6 +127,7 @@ def attribute(
         rows=len(names), queries=len(asked), query_rank=query_rank, is_summed=groups is not None,
         per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),
     )  # fmt: skip
+    demand = demand if recorded is None else recorded.demanded(demand)
     ready = prepare(
         task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
         demand=demand, memory_gib=memory_gib,
@@ -136,12 +135,12 @@ def attribute(
     check_task(task, ready.plan, asked.examples, objective="measurement")
     tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
     if recorded is not None:
-        found, said = source_scores(
-            ready, recorded, asked, unrolling, config,
-            factors=None if factors is None else Path(factors), weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens,
+        found, said = through_run(
+            ready, recorded, asked, config, solving, weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens
         )  # fmt: skip
-        label = ready.describe(f"{unrolling.segments} segments", "mean weights" if unrolling.average_weights else "")
-        return _table(ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started)
+        parts = recorded.names if unrolling.per_segment else None
+        label = ready.describe(*recorded.settings)
+        return _table(ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started, parts)
     damping = ready.damping(relative_damping, absolute_damping)
     metric = _metric(ready, damping, normalize)
 
@@ -253,34 +252,6 @@ def self_influence(
     )
 
 
-def _run(method: str, run: str | Path | None, unrolling: UnrollConfig, **unused: Any) -> Run | None:
-    """The run, for methods that need one; None for the others.
-
-    Raises:
-        BadInput: If a run or what belongs to one is given to a method that has no use for it, or the other way round.
-    """
-    if not exact_method_named(method).needs_run:
-        if run is not None or unrolling != UnrollConfig():
-            raise BadInput(
-                found=f"a recorded run, or how to cut it, for {method}",
-                needed="a method that goes back through training",
-                do="leave run and unrolling out, or pass method='source'",
-            )
-        return None
-    given = [name for name, value in unused.items() if value is not None]
-    if given:
-        raise BadInput(
-            found=f"{', '.join(given)} for {method}", needed="what the recorded run says instead", do=f"leave {given[0]} out"
-        )
-    if run is None:
-        raise BadInput(
-            found=f"method={method!r} without a run",
-            needed="the folder of a recorded training run",
-            do="record one with whence.Recorder and pass run='folder'",
-        )
-    return open_run(run)
-
-
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
     ids = queries.ids
     if groups is None:
@@ -329,6 +300,7 @@ def _table(
     method: str,
     notes: tuple[str, ...],
     seconds: float,
+    segments: Sequence[str] | None = None,
 ) -> ScoreTable:
     """The scores with their normalization, which scales every part alike."""
     ids = ready.train.ids
@@ -345,6 +317,7 @@ def _table(
             unit = "cosine"
     parts = {}
     if found.units_UQN is not None:
-        parts = {known.name: part * scale_QN for known, part in zip(ready.plan.units, found.units_UQN, strict=True)}
+        labels = [known.name for known in ready.plan.units] if segments is None else segments
+        parts = {name: part * scale_QN for name, part in zip(labels, found.units_UQN, strict=True)}
     tokens = {ids[place]: parts_QT * scale_QN[:, place, None] for place, parts_QT in sorted(found.tokens.items())}
     return ScoreTable(found.scores_QN * scale_QN, names, ids, unit, method, notes, parts, tokens, seconds=seconds)

@@ -25,6 +25,9 @@ class Demand:
         per_unit: Whether the parts of units are kept.
         norms: Whether training gradients are measured, too.
         vectors: That a solver keeps besides those of the queries, each as long as the model.
+        fits: Curvatures that are fitted one after the other, each kept in the folder: the segments of a run.
+        passes: Sets of weights that are looked at, each with passes of its own.
+        parts: Parts of the scores that are kept, if not those of units.
     """
 
     rows: int
@@ -35,6 +38,9 @@ class Demand:
     per_unit: bool = False
     norms: bool = False
     vectors: int = 0
+    fits: int = 1
+    passes: int = 1
+    parts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ class Footprint:
         rows: Rows of the table.
         rows_at_once: Rows per pass over the training data.
         whole_at_once: Whole query gradients held at a time where only their factors or sums are kept.
+        passes: Passes over the training data for the scores of so many rows: one, or one per checkpoint of a run.
         free_disk: What is free where the factors folder is, finished parts counted in.
     """
 
@@ -99,6 +106,7 @@ class Footprint:
     rows: int
     rows_at_once: int
     whole_at_once: int
+    passes: int = 1
     free_disk: int
 
     @property
@@ -110,7 +118,7 @@ class Footprint:
 
     @property
     def chunks(self) -> int:
-        """Passes over the training data for the scores."""
+        """Parts that the rows are done in."""
         return max(1, -(-self.rows // self.rows_at_once))
 
     def __str__(self) -> str:
@@ -121,7 +129,7 @@ class Footprint:
         disk = f"; disk: {gib(fit.disk)} of {gib(self.free_disk)} free" if fit.disk else ""
         return (
             f"memory: about {gib(self.peak)} of {gib(self.room)} besides the model (batch {gib(self.batch)}{passes}{rows}); "
-            f"{spent}{self.chunks} to score{disk}"
+            f"{spent}{self.chunks * self.passes} to score{disk}"
         )
 
     def refuse(self) -> None:

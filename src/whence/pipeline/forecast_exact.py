@@ -13,6 +13,8 @@ from whence.pipeline.footprint import Demand, Footprint
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.measured import measure, room_bytes
 from whence.pipeline.solving import SolveConfig
+from whence.pipeline.through import cut_for
+from whence.pipeline.unrolling import UnrollConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["ExactForecast", "forecast_exact"]
@@ -42,7 +44,7 @@ class ExactForecast:
             "peak_memory_bytes": found.peak,
             "available_memory_bytes": found.room,
             "passes_to_fit": found.fit.factor_passes + found.fit.value_passes,
-            "passes_to_score": found.chunks,
+            "passes_to_score": found.chunks * found.passes,
             **asdict(found),
         }
 
@@ -58,6 +60,8 @@ def forecast_exact(
     query_rank: int | None = None,
     batch_positions: int | None = None,
     memory_gib: float | None = None,
+    run: str | Path | None = None,
+    unrolling: UnrollConfig = UnrollConfig(),  # noqa: B008
 ) -> ExactForecast:
     """Memory and disk of `attribute`, and into how many passes it would be cut; runs one example, writes nothing.
 
@@ -71,6 +75,8 @@ def forecast_exact(
         query_rank: Singular directions kept of every query.
         batch_positions: Positions per batch.
         memory_gib: Memory that the run may take besides the model.
+        run: Folder of the recorded run, for a method that goes back through one.
+        unrolling: How that run is cut.
 
     Returns:
         The forecast; `forecast.footprint.refuse()` raises what the run would.
@@ -79,7 +85,11 @@ def forecast_exact(
     config = FitConfig(largest_side=largest_side)
     plan, room = plan_units(task), room_bytes(task, memory_gib)
     batch = forecast(task, plan, dataset.examples, room_bytes=room)
-    demand = Demand(rows=queries, queries=queries, query_rank=query_rank, vectors=SolveConfig().vectors(method))
+    cut = cut_for(method, run, unrolling, {"query_rank": query_rank})
+    demand = Demand(
+        rows=queries, queries=queries, query_rank=query_rank, vectors=SolveConfig().vectors(method),
+    )  # fmt: skip
+    demand = demand if cut is None else cut.demanded(demand)
     found = measure(
         task, plan, dataset.examples, chosen, batch, demand,
         largest_side=config.largest_side, folder=None if factors is None else Path(factors), room=room,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whence.capture import Forecast, Plan, available_bytes
-from whence.curvature import UnitBytes, held_examples, number_bytes, ranges_of, shared_units, unit_bytes
+from whence.curvature import POOLED, UnitBytes, held_examples, number_bytes, ranges_of, shared_units, unit_bytes
 from whence.data import Example
 from whence.errors import BadInput
 from whence.methods import ExactMethod
@@ -23,6 +23,8 @@ _SQUARES, _SQUARES_COPIES = 1 << 22, 2
 _SCAN_NUMBERS = 1 << 21
 # Copies of a query's gradient held at once by solvers: the right side, the solution, directions, residuals, products.
 _SOLVER_COPIES = 12
+# Going back through a run, the query itself is kept through the scan, too; and a segment's exponential holds so many vectors of one unit.
+_RUN_COPIES, _RUN_HELD, _UNIT_COPIES = 6, 2, 8
 # Numbers of whole query gradients held at a time where only their factors or sums are kept.
 _WHOLE_NUMBERS = 1 << 28
 # Bytes of a score, and its copies while batches are put together and while the table is.
@@ -66,17 +68,24 @@ def measure(
     batch_bytes = batch.bytes_per_position * positions
     examples_at_once = min(positions // longest, 256)
     squares = _squares_bytes(task, plan, units, examples_at_once)
-    fit = _fit_bytes(plan, method, units, squares, folder, room - batch_bytes) if method.factors is not None else FitBytes()
-    scores = demand.dampings * len(examples) * (1 + len(units) * demand.per_unit) * _SCORE
+    fit = (
+        _fit_bytes(plan, method, units, squares, folder, room - batch_bytes, demand)
+        if method.factors is not None
+        else FitBytes()
+    )
+    scores = demand.dampings * len(examples) * (1 + max(len(units) * demand.per_unit, demand.parts)) * _SCORE
     table = demand.rows * scores * _TABLE_COPIES
     largest = max(unit.values for unit in units)
-    # One, preconditioned in place; or one for every damping besides, joined unit by unit at the end.
+    # One, preconditioned in place; or one for every damping besides, joined unit by unit at the end. A unit that is solved for is rotated
+    # out of place, and decomposed where only factors are kept.
     copies = 1 if demand.dampings == 1 else 1 + demand.dampings
     held = demand.dampings * parameters
+    rotated = (3 if demand.query_rank is None else 4) * demand.dampings
     if method.solver is not None:
         copies = _SOLVER_COPIES + demand.dampings
-    # A unit that is solved for is rotated out of place, and decomposed where only factors are kept.
-    query = copies * parameters + (3 if demand.query_rank is None else 4) * demand.dampings * largest
+    if method.needs_run:
+        copies, held, rotated = _RUN_COPIES, _RUN_HELD * parameters, _UNIT_COPIES
+    query = copies * parameters + rotated * largest
     fixed = demand.vectors * parameters + (parameters if demand.norms else 0)
     scan = 2 * min(_SCAN_NUMBERS * number_bytes(task), examples_at_once * largest)
     scan = max(scan, sum(squares) if demand.norms else 0)
@@ -110,6 +119,7 @@ def measure(
         rows=demand.rows,
         rows_at_once=fits,
         whole_at_once=whole_at_once,
+        passes=demand.passes,
         free_disk=_free_disk(folder),
     )
 
@@ -128,25 +138,36 @@ def room_bytes(task: AbstractTask, memory_gib: float | None) -> int:
 
 
 def _fit_bytes(
-    plan: Plan, method: ExactMethod, units: list[UnitBytes], squares: tuple[int, int], folder: Path | None, free: int
+    plan: Plan,
+    method: ExactMethod,
+    units: list[UnitBytes],
+    squares: tuple[int, int],
+    folder: Path | None,
+    free: int,
+    demand: Demand,
 ) -> FitBytes:
     stages = ("bases", "values") if method.factors == "ekfac" else ("bases",)
     made, held = squares
     # What a stage takes besides its sums: one unit at a time, or a few examples.
     besides = {"bases": max(unit.decomposition for unit in units), "values": made + held}
-    at_once = max(sum(unit.of_stage(stage) for unit in units) + besides[stage] for stage in stages)
+    pooled = POOLED if method.needs_run else 1
+
+    def held_by(unit: UnitBytes, stage: str) -> int:
+        return int(pooled * unit.of_stage(stage))
+
+    at_once = max(sum(held_by(unit, stage) for unit in units) + besides[stage] for stage in stages)
     shared = shared_units(plan)
     alone = []
     for index, unit in enumerate(units):
-        squared = unit.of_stage("values") + made + (2 * unit.values if index in shared else 0)
-        alone.append(max(unit.of_stage("bases") + unit.decomposition, squared if method.factors == "ekfac" else 0))
+        squared = held_by(unit, "values") + made + (2 * unit.values if index in shared else 0)
+        alone.append(max(held_by(unit, "bases") + unit.decomposition, squared if method.factors == "ekfac" else 0))
     group = None
     if at_once > free:
         group = max(1, free - max(besides["bases"], made if method.factors == "ekfac" else 0))
         group = (
             max(1, group // 2) if held else group
         )  # the gradients of shared units are held, of so few examples that they fit
-    passes = [len(ranges_of([unit.of_stage(stage) for unit in units], group or float("inf"))) for stage in stages]
+    passes = [len(ranges_of([held_by(unit, stage) for unit in units], group or float("inf"))) for stage in stages]
     factors, bases, values = (sum(getattr(unit, name) for unit in units) for name in ("factors", "bases", "values"))
     in_memory = bases + values if folder is None else values if method.factors == "kfac" else 0
     dearest = max(range(len(units)), key=alone.__getitem__)
@@ -155,10 +176,10 @@ def _fit_bytes(
         dearest=plan.units[dearest].name,
         dearest_bytes=alone[dearest],
         group_bytes=group,
-        factor_passes=passes[0],
-        value_passes=sum(passes[1:]),
+        factor_passes=passes[0] * demand.passes,
+        value_passes=sum(passes[1:]) * demand.passes,
         kept=in_memory,
-        disk=0 if folder is None else factors + bases + (values if method.factors == "ekfac" else 0),
+        disk=0 if folder is None else demand.fits * (factors + bases + (values if method.factors == "ekfac" else 0)),
     )
 
 
@@ -176,4 +197,6 @@ def _free_disk(folder: Path | None) -> int:
     there = folder.absolute()
     while not there.exists():
         there = there.parent
-    return shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return shutil.disk_usage(there).free + sum(
+        file.stat().st_size for kept in ("*.safetensors", "segment-*/*.safetensors") for file in folder.glob(kept)
+    )

@@ -133,13 +133,13 @@ def prepare(
     folder = None if factors is None else Path(factors)
     need = measure(
         task, plan, dataset.examples, chosen, batch, demand,
-        largest_side=config.largest_side, folder=None if chosen.needs_run else folder, room=room, batch_positions=batch_positions,
+        largest_side=config.largest_side, folder=folder, room=room, batch_positions=batch_positions,
     )  # fmt: skip
     if not quiet:
         say(str(need))
     need.refuse()
     if chosen.factors is None or chosen.needs_run:  # a run's curvature is fitted segment by segment
-        return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, None)
+        return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, folder)
     fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
     data = _fit_data(task, dataset, fit_on)
     curvature = fit(

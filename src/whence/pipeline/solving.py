@@ -13,10 +13,10 @@ from whence.methods import exact_method_named
 from whence.pipeline.prepare import Prepared
 from whence.solve import Solution, solve_arnoldi, solve_astra, solve_cg, solve_datainf, solve_lissa, solve_nystroem
 
-__all__ = ["SolveConfig", "preconditioned"]
+__all__ = ["ITERATIONS", "SolveConfig", "preconditioned"]
 
-# Enough to be affordable, not for the residual to vanish: what is left of it stands in the table's notes.
-_ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500, "arnoldi": 100}
+ITERATIONS = {"pcg": 25, "cg": 100, "astra": 200, "lissa": 500, "arnoldi": 100}
+"""By solver, enough to be affordable, not for the residual to vanish: what is left of it stands in the table's notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SolveConfig:
         """How many vectors as long as the model a method's solver keeps, however many queries there are."""
         solver = exact_method_named(method).solver
         if solver == "arnoldi":
-            return self.iterations or _ITERATIONS["arnoldi"]
+            return self.iterations or ITERATIONS["arnoldi"]
         return 3 * self.rank if solver == "nystroem" else 0
 
 
@@ -97,7 +97,7 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
     chosen = ready.train.spread(config.examples or len(ready.train)).examples
     matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
     values = curvature.dampings(damping)
-    iterations = config.iterations or _ITERATIONS.get(solver, 0)
+    iterations = config.iterations or ITERATIONS.get(solver, 0)
 
     def inverse(blocks: list[Tensor]) -> list[Tensor]:
         return curvature.solve(blocks, damping)

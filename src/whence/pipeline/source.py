@@ -1,164 +1,149 @@
 """Scores through a recorded run: every segment's gradients, at its own checkpoints, times the query carried back to it.
 
-Axes: Q queries, N training examples, U units, T positions.
+Axes: Q queries, G groups of queries, N training examples.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from whence.capture import Blocks
-from whence.curvature import FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
+from whence.curvature import Curvature, FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
 from whence.data import Dataset
-from whence.errors import BadInput, OutOfMemory
-from whence.pipeline.asked import query_gradients
+from whence.pipeline.asked import row_gradients
 from whence.pipeline.prepare import Prepared
-from whence.progress import meter, say
-from whence.score import ExactScores, combine, exact_scores
-from whence.unroll import Run, Segment, carry
+from whence.pipeline.solving import ITERATIONS, SolveConfig
+from whence.pipeline.unrolling import RunSums, UnrollConfig
+from whence.progress import say
+from whence.solve import solve_astra
+from whence.unroll import Run, Scaling, Segment, carry, implicit_damping, of_unit, scaling_of
 
-__all__ = ["UnrollConfig", "source_scores"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnrollConfig:
-    """How a recorded run is cut.
-
-    Args:
-        segments: Per stage of the run. Within one, curvature and gradients are taken as constant; a stage with fewer checkpoints has as
-            many segments as checkpoints.
-        average_weights: Whether one fit and one pass at the mean of a segment's weights replace those at each of its checkpoints
-            (FAST-SOURCE, Bae et al. 2024, appendix F).
-
-    Raises:
-        BadInput: If `segments` is not positive.
-    """
-
-    segments: int = 3
-    average_weights: bool = False
-
-    def __post_init__(self):
-        if self.segments < 1:
-            raise BadInput(found=f"segments={self.segments}", needed="1 or more", do="correct it")
+__all__ = ["source_scores", "tracin_scores"]
 
 
 def source_scores(
     ready: Prepared,
     run: Run,
     queries: Dataset,
+    sums: RunSums,
     config: UnrollConfig,
     fit: FitConfig,
+    solving: SolveConfig,
     *,
     factors: Path | None,
     weights_GQ: Tensor | None,
-    per_unit: bool,
-    tokens: Sequence[int],
-) -> tuple[ExactScores, list[str]]:
+) -> list[str]:
     """SOURCE (Bae et al. 2024): score = -sum over segments of share_i w_l^T grad loss_i, w_l the query carried back to segment l.
 
     Args:
         ready: Checked task and data, with the weights that the run ended with.
         run: The run.
         queries: The queries.
-        config: How it is cut.
+        sums: Takes the scores.
+        config: How the run is cut.
         fit: How curvature is fitted.
-        factors: Folder where it is kept.
+        solving: For the method that solves with products.
+        factors: Folder where curvature is kept.
         weights_GQ: Weights of the sums of queries to score instead of the queries.
-        per_unit: Whether to keep each unit's part.
-        tokens: Places of examples of which each position's part is wanted.
 
     Returns:
-        The scores, and what a reader should know.
-
-    Raises:
-        OutOfMemory: If the queries do not fit at once: they are carried back together.
+        What a reader should know.
     """
-    need = ready.footprint
-    if need.rows_at_once < need.rows:
-        raise OutOfMemory(
-            found=f"room for {need.rows_at_once:,} of {need.rows:,} queries at a time",
-            needed="room for all, since a segment's curvature is fitted once for them",
-            do="ask fewer queries at a time; with factors='folder' the fits are used again",
-        )
-    unseen = run.check(ready.task.model, ready.train)
-    segments = run.segments(config.segments)
-    rows = [row.to(ready.task.device) for row in query_gradients(ready, queries)]
-    if weights_GQ is not None:
-        rows = combine(rows, weights_GQ)
-    sums = _Sums(ready, len(rows[0]), per_unit, tokens)
+    segments, notes = sums.segments, []
+    rows = row_gradients(ready, queries, weights_GQ)
     for number in reversed(range(len(segments))):
         segment = segments[number]
         if not ready.quiet:
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
         folder = None if factors is None else factors / f"segment-{segment.start}-{segment.stop}"
         curvature = _curvature(ready, run, segment, config, fit, folder)
-        preconditioner = run.preconditioner(segment.checkpoints) if segment.is_adaptive else None
-        device = ready.task.device
-        found, rows = carry(
-            ready.plan,
-            curvature,
-            segment,
-            rows,
-            None if preconditioner is None else {name: value.to(device) for name, value in preconditioner.items()},
-        )
-        groups = _groups(segment, config)
+        scaling = scaling_of(run, ready.plan, segment.checkpoints) if segment.is_adaptive else None
+        wanted = rows
+        found, rows = carry(curvature, segment, wanted, scaling, config.form)
+        if ready.method.solver is not None:
+            found, said = _refined(ready, run, segment, curvature, scaling, wanted, solving)
+            notes.append(f"steps {segment.start:,} to {segment.stop:,}: {said}")
+        groups = config.groups(segment)
         for steps in groups:
             with run.weights(ready.task.model, steps):
-                sums.add(segment, scaled(found, -1.0 / len(groups)))
-    notes = [
-        f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {'mean weights of ' if config.average_weights else ''}"
-        f"{sum(len(segment.checkpoints) for segment in segments)} checkpoints"
-    ]
-    if unseen:
-        notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
-    return sums.finished(), notes
+                sums.add(number, scaled(found, -1.0 / len(groups)))
+    checkpoints = sum(len(segment.checkpoints) for segment in segments)
+    mean = "mean weights of " if config.average_weights else ""
+    return [f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {mean}{checkpoints} checkpoints", *reversed(notes)]
 
 
-def _groups(segment: Segment, config: UnrollConfig) -> list[tuple[int, ...]]:
-    """The sets of weights that a segment is looked at with."""
-    return [segment.checkpoints] if config.average_weights else [(step,) for step in segment.checkpoints]
+def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *, weights_GQ: Tensor | None) -> list[str]:
+    """TracInCP (Pruthi et al. 2020, section 3.2): score = -sum over checkpoints of share_i reach_k grad m^T grad loss_i, both at k.
+
+    reach_k is the sum of learning rates since the checkpoint before, times what momentum makes of them.
+
+    Args:
+        ready: Checked task and data.
+        run: The run.
+        queries: The queries.
+        sums: Takes the scores; a segment per checkpoint.
+        weights_GQ: As in `source_scores`.
+
+    Returns:
+        What a reader should know.
+    """
+    units = ready.plan.units
+    for number, segment in enumerate(sums.segments):
+        if not ready.quiet:
+            say(f"checkpoint {number + 1} of {len(sums.segments)}: step {segment.stop:,}")
+        with run.weights(ready.task.model, segment.checkpoints):
+            rows = row_gradients(ready, queries, weights_GQ)
+            sums.add(number, [row * -of_unit(unit, segment.reach) for unit, row in zip(units, rows, strict=True)])
+    notes = [f"TracIn over {len(sums.segments)} checkpoints of {run.steps:,} steps"]
+    if any(segment.is_adaptive for segment in sums.segments):
+        notes.append("TracIn takes every step for plain gradient descent: what the optimizer divides gradients by is left out")
+    return notes
 
 
 def _curvature(
     ready: Prepared, run: Run, segment: Segment, config: UnrollConfig, fit: FitConfig, folder: Path | None
 ) -> KroneckerCurvature:
-    data = Dataset([example for example in ready.train.examples if example.id in segment.shares])
-    weights = [partial(run.weights, ready.task.model, steps) for steps in _groups(segment, config)]
+    weights = [partial(run.weights, ready.task.model, steps) for steps in config.groups(segment)]
     return fit_ekfac_pooled(
-        ready.task, ready.plan, data, weights, fit, max_positions=ready.max_positions, folder=folder, quiet=ready.quiet
-    )
+        ready.task, ready.plan, Dataset(_met(ready, segment)), weights, fit,
+        max_positions=ready.max_positions, folder=folder, room_bytes=ready.footprint.fit.group_bytes, quiet=ready.quiet,
+    )  # fmt: skip
 
 
-class _Sums:
-    """Adds up scores over the passes, each over the examples of a segment."""
+def _met(ready: Prepared, segment: Segment) -> list:
+    return [example for example in ready.train.examples if example.id in segment.shares]
 
-    def __init__(self, ready: Prepared, rows: int, per_unit: bool, tokens: Sequence[int]):
-        self.ready, self.per_unit, self.places = ready, per_unit, set(tokens)
-        units = len(ready.plan.units) if per_unit else 1
-        self.scores_UQN = torch.zeros(units, rows, len(ready.train), dtype=torch.float64)
-        lengths = {place: ready.train.examples[place].length for place in tokens}
-        self.tokens = {place: torch.zeros(rows, length, dtype=torch.float64) for place, length in lengths.items()}
 
-    def add(self, segment: Segment, blocks: Blocks) -> None:
-        """One pass at the weights that the model has now."""
-        ready = self.ready
-        order = [place for place, example in enumerate(ready.train.examples) if example.id in segment.shares]
-        chosen = [ready.train.examples[place] for place in order]
-        shares_N = torch.tensor([segment.shares[example.id] for example in chosen], dtype=torch.float64)
-        with meter("scan", len(chosen), quiet=ready.quiet) as progress:
-            found = exact_scores(
-                ready.task, ready.plan, chosen, blocks, max_positions=ready.max_positions, progress=progress,
-                per_unit=self.per_unit, tokens=[number for number, place in enumerate(order) if place in self.places],
-            )  # fmt: skip
-        part_UQN = found.scores_QN[None] if found.units_UQN is None else found.units_UQN
-        self.scores_UQN[:, :, order] += part_UQN * shares_N
-        for number, parts_QT in found.tokens.items():
-            self.tokens[order[number]] += parts_QT * shares_N[number]
+def _refined(
+    ready: Prepared,
+    run: Run,
+    segment: Segment,
+    curvature: KroneckerCurvature,
+    scaling: Sequence[Scaling] | None,
+    wanted: Blocks,
+    config: SolveConfig,
+) -> tuple[Blocks, str]:
+    """ASTRA-SOURCE (Wang et al. 2025, section 4): (H + 1 / reach)^-1 with the Gauss-Newton matrix itself at the segment's mean weights.
 
-    def finished(self) -> ExactScores:
-        """All of it."""
-        return ExactScores(self.scores_UQN.sum(0), self.scores_UQN if self.per_unit else None, self.tokens, None)
+    What is left of a change, exp(-X), stays with EK-FAC: refining it, too, showed no benefit there.
+    """
+    dampings = implicit_damping(ready.plan.units, segment, scaling)
+    moves = [float(damping is not None) for damping in dampings]
+    values = [1.0 if damping is None else damping for damping in dampings]
+    right = [row * moved for row, moved in zip(wanted, moves, strict=True)]
+    examples = _met(ready, segment)
+    chosen = Dataset(examples).spread(min(config.examples or len(examples), len(examples))).examples
+
+    def inverse(blocks: Blocks) -> Blocks:
+        known = zip(curvature.blocks, blocks, values, strict=True)
+        return [block.back(block.into(row) / (block.values_OI.to(row).clamp_min(0) + value)) for block, row, value in known]
+
+    with run.weights(ready.task.model, segment.checkpoints):
+        matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
+        solution = solve_astra(
+            matrix, right, values, inverse, batch_size=min(config.batch_examples, len(chosen)),
+            iterations=config.iterations or ITERATIONS["astra"], tolerance=config.tolerance, seed=config.seed,
+        )  # fmt: skip
+    return solution.blocks, str(solution)

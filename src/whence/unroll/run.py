@@ -1,12 +1,6 @@
-"""A recorded run, read: its recipe, its segments, its checkpoints.
+"""A recorded run, read: its recipe, its checkpoints."""
 
-Axes: S steps, R examples that the run has met.
-"""
-
-import math
-from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,41 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset
-from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.records import Recipe
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
 from whence.unroll.recorder import VERSION
+from whence.unroll.segments import Segment, cut_run, settings_at
 from whence.unroll.steps import Steps
 
-__all__ = ["Run", "Segment", "open_run"]
-
-_KINDS = ("SGD", "Adam", "AdamW")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of training in which gradients and curvature are taken as constant (Bae et al. 2024, section 3.1).
-
-    Args:
-        start: Its first step.
-        stop: The step after its last.
-        checkpoints: Steps of the checkpoints in it.
-        is_adaptive: Whether the optimizer divides by the root of second moments.
-        is_decoupled: Whether weight decay bypasses them.
-        reach: By parameter, the sum over its steps of the learning rate times the weight of the mean of the examples' summed losses in the
-            loss that was minimised; heavy-ball momentum multiplies by 1 / (1 - momentum).
-        decay: By parameter, the sum of the learning rate times weight decay, with momentum the same.
-        shares: By example id, its share of what the segment's stage was trained on; they add up to 1.
-    """
-
-    start: int
-    stop: int
-    checkpoints: tuple[int, ...]
-    is_adaptive: bool
-    is_decoupled: bool
-    reach: Mapping[str, float]
-    decay: Mapping[str, float]
-    shares: Mapping[str, float]
+__all__ = ["Run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,7 @@ class Run:
         found: dict[str, Tensor] = {}
         for step in steps:
             tensors = self.tensors(step)
-            groups = self._settings_at(max(step - 1, 0))["groups"]
+            groups = settings_at(self.record, max(step - 1, 0))["groups"]
             group_of = {name: group for group in groups for name in group["parameters"]}
             for key, weight in tensors.items():
                 kind, _, name = key.partition(".")
@@ -148,47 +115,12 @@ class Run:
         return found
 
     def segments(self, per_stage: int) -> list[Segment]:
-        """The run cut at checkpoints, every stage by itself, in stretches of about as many checkpoints each.
-
-        Args:
-            per_stage: Segments of a stage that has as many checkpoints; fewer if it has not.
-
-        Returns:
-            The segments, in order.
-
-        Raises:
-            BadInput: If `per_stage` is not positive.
-            Unsupported: If the optimizer is one whose steps are not known here.
-        """
-        if per_stage < 1:
-            raise BadInput(found=f"segments={per_stage}", needed="1 or more", do="correct it")
-        for settings in self.record["settings"]:
-            odd = [name for name in ("amsgrad", "maximize") if any(group.get(name) for group in settings["groups"])]
-            if settings["optimizer"] not in _KINDS or odd:
-                raise Unsupported(
-                    found=f"a run with {settings['optimizer']}{' with ' + odd[0] if odd else ''}",
-                    needed="SGD, Adam or AdamW, without amsgrad and maximize",
-                    do="choose another method, such as ekfac",
-                )
-        # A new kind of optimizer is a new stage, too, but of the same data if nothing else was said.
-        starts = sorted({0, *(stage["start"] for stage in self.record["stages"])})
-        starts = [start for start in starts if start < self.steps]
-        found = []
-        for start, stop in zip(starts, [*starts[1:], self.steps], strict=True):
-            shares = self._shares(start, stop)
-            inside = [step for step in self.checkpoints if start < step <= stop]
-            count = min(per_stage, len(inside))
-            bounds = [len(inside) * part // count for part in range(count + 1)]
-            first = start
-            for left, right in zip(bounds, bounds[1:], strict=False):
-                chosen = tuple(inside[left:right])
-                found.append(self._segment(first, chosen[-1], chosen, shares))
-                first = chosen[-1]
-        return found
+        """The run cut at checkpoints, see `cut_run`."""
+        return cut_run(self.record, self.log, self.checkpoints, per_stage)
 
     def recipe(self) -> Recipe:
         """The run as damping rules need it; what differs between groups of parameters is their mean, weighted by size."""
-        kind = self._settings_at(self.steps - 1)
+        kind = settings_at(self.record, self.steps - 1)
         tensors = self.tensors(self.checkpoints[-1])
         sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in kind["groups"]]
         numbers = [size / sum(sizes) for size in sizes]
@@ -204,7 +136,7 @@ class Run:
                 name: float((1 / value).mean())
                 for name, value in preconditioner.items()
                 if bool(value.all()) and value.is_floating_point()
-            }
+            } or None
         return Recipe(
             kind["optimizer"].lower(),
             rates,
@@ -213,6 +145,13 @@ class Run:
             loss_divisor=self.steps / sum(sum(weights) for weights in self.log.weights),
             inverse_preconditioner=inverse,
         )
+
+    def unrecorded(self, names: Iterable[str]) -> list[str]:
+        """Parameters that moved though the recorded optimizer never stepped them: another did, of which nothing is known."""
+        stepped = {name for kept in self.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+        left = [name for name in names if name not in stepped]
+        first, last = (self.tensors(self.checkpoints[place]) for place in (0, -1)) if left else ({}, {})
+        return [name for name in left if not torch.equal(first[f"model.{name}"], last[f"model.{name}"])]
 
     def check(self, model: nn.Module, train: Dataset) -> list[str]:
         """Refuse a model or data that are not those of the run.
@@ -246,42 +185,6 @@ class Run:
                 do=f"pass the data that was trained on, with ids such as {self.ids[0]!r}",
             )
         return sorted(set(train.ids) - set(self.ids))
-
-    def _settings_at(self, step: int) -> Mapping[str, Any]:
-        settings = self.record["settings"]
-        return settings[bisect_right(settings, step, key=lambda kept: kept["start"]) - 1]
-
-    def _shares(self, start: int, stop: int) -> dict[str, float]:
-        """By how often each example was met: the mean over the orders in which a stage could have met them."""
-        counts = Counter(member for members in self.log.members[start:stop] for member in members)
-        total = counts.total()
-        return {self.ids[member]: count / total for member, count in counts.items()}
-
-    def _segment(self, start: int, stop: int, checkpoints: tuple[int, ...], shares: Mapping[str, float]) -> Segment:
-        reach: dict[tuple[str, ...], float] = defaultdict(float)
-        decay: dict[tuple[str, ...], float] = defaultdict(float)
-        kinds = {(name, group.get("decoupled_weight_decay", name == "AdamW")) for name, group in self._groups(start, stop)}
-        if len({name == "SGD" for name, _ in kinds}) > 1 or len({decoupled for _, decoupled in kinds}) > 1:
-            raise Unsupported(
-                found=f"more than one optimizer in the steps {start:,} to {stop:,}",
-                needed="one per stage",
-                do="call stage(name, optimizer) of the recorder where the optimizer changes",
-            )
-        (name, is_decoupled), *_ = kinds
-        for step in range(start, stop):
-            weight = math.fsum(self.log.weights[step]) * self.log.factors[step]
-            for group, rate in zip(self._settings_at(step)["groups"], self.log.rates[step], strict=True):
-                # Terminal velocity (Bae et al. 2024, appendix D.2); Adam's mean of gradients has it at once.
-                gain = (1 - group.get("dampening", 0.0)) / (1 - group.get("momentum", 0.0)) if name == "SGD" else 1.0
-                names = tuple(group["parameters"])
-                reach[names] += rate * gain * weight
-                decay[names] += rate * gain * group["weight_decay"]
-        sums = [_by_parameter(found) for found in (reach, decay)]
-        return Segment(start, stop, checkpoints, name != "SGD", bool(is_decoupled), sums[0], sums[1], shares)
-
-    def _groups(self, start: int, stop: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        used = [self._settings_at(start), *(kept for kept in self.record["settings"] if start < kept["start"] < stop)]
-        return ((settings["optimizer"], group) for settings in used for group in settings["groups"])
 
 
 def open_run(folder: str | Path) -> Run:
@@ -321,11 +224,3 @@ def open_run(folder: str | Path) -> Run:
                 }
             )
     return Run(folder, record, Steps.read(folder, record))
-
-
-def _by_parameter(sums: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
-    for names, value in sums.items():
-        for name in names:
-            found[name] += value
-    return dict(found)

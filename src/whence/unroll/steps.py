@@ -28,6 +28,9 @@ _SETTINGS = (
     "amsgrad",
     "maximize",
     "decoupled_weight_decay",
+    "ns_coefficients",
+    "ns_steps",
+    "adjust_lr_fn",
 )
 _RECORD_AGAIN = "restore the folder from a copy, or record again"
 
@@ -159,7 +162,7 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """
     name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
     groups = [
-        {key: list(group[key]) if key == "betas" else group[key] for key in _SETTINGS if key in group}
+        {key: list(group[key]) if isinstance(group[key], tuple) else group[key] for key in _SETTINGS if key in group}
         | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]

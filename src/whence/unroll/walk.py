@@ -3,77 +3,149 @@
 Bae et al. 2024 (arXiv 2405.12186), equations 16 to 18 and appendices C and D. Axes: Q queries, O outputs, I inputs of a unit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from whence.capture import Blocks, Plan, as_blocks
-from whence.curvature import KroneckerBlock, KroneckerCurvature
+from whence.capture import Blocks
+from whence.curvature import KroneckerBlock, KroneckerCurvature, top_eigenvalue
+from whence.errors import Unsupported
 from whence.records import Unit
-from whence.unroll.run import Segment
+from whence.unroll.exponential import chebyshev, decayed, expanded, gained, shrinkage
+from whence.unroll.scaling import Elementwise, Scaling
+from whence.unroll.segments import Segment
 
-__all__ = ["carry", "shrinkage"]
+__all__ = ["Form", "carry", "of_unit"]
 
-# Share of the mean eigenvalue added to the inverse behind an adaptive optimizer: as good as none, and never a division by zero.
+Form = Literal["full", "diagonal"]
+"""How the exponential of P H is taken where the optimizer multiplies gradients with P: whole, or of its diagonal."""
+
+# Share of the mean eigenvalue added to the inverse of the diagonal form: as good as none, and never a division by zero.
 _TINY_DAMPING = 1e-8
+# Twenty Lanczos steps find the top eigenvalue of a million to 1 % (Kuczynski and Wozniakowski 1992, theorem 3.2); the expansion needs a
+# number that is not below it.
+_LANCZOS, _MARGIN = 20, 1.1
+# Below this share of the mean diagonal there is no gradient either, and 1 / sqrt(v) says nothing.
+_DEAD = 1e-12
 
 
 def carry(
-    plan: Plan, curvature: KroneckerCurvature, segment: Segment, rows: Blocks, preconditioner: Mapping[str, Tensor] | None
+    curvature: KroneckerCurvature,
+    segment: Segment,
+    rows: Blocks,
+    scaling: Sequence[Scaling] | None,
+    form: Form = "full",
 ) -> tuple[Blocks, Blocks]:
     """One segment, backwards.
 
     Training moves parameters by -X (theta - optimum) per unit of time, X = reach H + decay over the whole segment, so that of a change
-    at its start exp(-X) is left at its end, and a constant gradient g adds up to X^-1 (1 - exp(-X)) reach g. An adaptive optimizer has P H
-    instead of H, P diagonal: there the exponential is taken of the diagonal of X alone (Bae et al. 2024, equation 43), the inverse
-    of all of it.
+    at its start exp(-X) is left at its end, and a constant gradient g adds up to X^-1 (1 - exp(-X)) reach g. An optimizer that multiplies
+    gradients with a matrix P has P H instead of H. Then the exponential is that of a product of two matrices that do not commute: made
+    from products with both by a Chebyshev expansion ("full"), or of the diagonal of X alone, with the inverse of all of it ("diagonal",
+    Bae et al. 2024, equation 43).
 
     Args:
-        plan: The units.
         curvature: Mean Gauss-Newton matrix of the segment, of the per-example loss.
         segment: Its learning rates.
         rows: What is wanted of the parameters at its end, per unit of shape (Q, O, I).
-        preconditioner: P by parameter, mean over the segment; None for SGD.
+        scaling: P, per unit, mean over the segment; None for SGD.
+        form: For an optimizer with P.
 
     Returns:
         What the segment's gradients are multiplied with, and what is wanted of the parameters at its start.
     """
-    scales = None
-    if preconditioner is not None:
-        like = {name: preconditioner[name][None] for unit in plan.units for name in unit.parameters}
-        scales = [block[0] for block in as_blocks(plan, like)]
-    taken, left = [], []
+    made = []
     for index, (block, row) in enumerate(zip(curvature.blocks, rows, strict=True)):
-        reach, decay = _of_unit(block.unit, segment.reach), _of_unit(block.unit, segment.decay)
-        if scales is None:
+        reach, decay = of_unit(block.unit, segment.reach), of_unit(block.unit, segment.decay)
+        if scaling is None:
             inside = block.into(row)
             x_OI = reach * block.values_OI.to(row).clamp_min(0) + decay
-            taken.append(block.back(inside * (reach * shrinkage(x_OI))))
-            left.append(block.back(inside * torch.exp(-x_OI)))
+            made.append((block.back(inside * (reach * shrinkage(x_OI))), block.back(inside * torch.exp(-x_OI))))
+        elif form == "full":
+            made.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled))
         else:
-            made = _adaptive(block, row, scales[index].to(row), reach, decay, segment.is_decoupled)
-            taken.append(made[0])
-            left.append(made[1])
-    return taken, left
+            made.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled))
+    return [taken for taken, _ in made], [left for _, left in made]
 
 
-def shrinkage(x: Tensor) -> Tensor:
-    """(1 - exp(-x)) / x, which is 1 at 0, for x >= 0.
-
-    >>> shrinkage(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    tensor([1.0000, 0.6321], dtype=torch.float64)
-    """
-    safe = x.clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.where(x > 0, -torch.expm1(-safe) / safe, torch.ones_like(x))
+def of_unit(unit: Unit, values: Mapping[str, float]) -> float:
+    """A joined bias counts as one column of its weight; the vectors of a norm weigh the same. 0 for what the optimizer left alone."""
+    found: Sequence[float] = [values.get(name, 0.0) for name in unit.parameters]
+    return sum(found) / len(found) if unit.outputs == 1 else found[0]
 
 
-def _adaptive(
-    block: KroneckerBlock, row_QOI: Tensor, scale_OI: Tensor, reach: float, decay: float, is_decoupled: bool
+def _full(
+    block: KroneckerBlock, scale: Scaling, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
 ) -> tuple[Tensor, Tensor]:
-    """X = P (reach H + decay), or reach P H + decay if weight decay is decoupled."""
-    diagonal_OI = _diagonal(block).to(row_QOI)
-    x_OI = scale_OI * reach * diagonal_OI + decay * (1.0 if is_decoupled else scale_OI)
+    """X = P (reach H + decay), or reach P H + decay if weight decay is decoupled; on the query's side its transpose acts.
+
+    Products with P (reach phi(X^T) and exp(-X^T)) share their terms. X is similar to a symmetric matrix, so an expansion of it is one of its
+    eigenvalues, and neither a root nor an inverse of P is needed.
+    """
+    values_OI = block.values_OI.to(row_QOI).clamp_min(0)
+    inside, beside = (0.0, decay) if is_decoupled else (decay, 0.0)
+    scale = _alive(scale, block)
+
+    def curved(rows: Tensor) -> Tensor:
+        return reach * block.back(block.into(rows) * values_OI) + inside * rows
+
+    tolerance = max(1e-10, 16 * torch.finfo(row_QOI.dtype).eps)
+    top = 0.0
+    if reach and scale.mean_inverse() is not None and bool(values_OI.any()):
+        matrix = _Products(curved, row_QOI)
+        top = _MARGIN * top_eigenvalue(
+            matrix, lambda blocks: [scale.times(blocks[0])], iterations=min(_LANCZOS, row_QOI[0].numel())
+        )
+    terms = [chebyshev(function(beside), top, tolerance) for function in (gained, decayed)]
+    gain, left = expanded(lambda rows: curved(scale.times(rows)), row_QOI, top, terms)
+    return reach * scale.times(gain), left
+
+
+def _alive(scale: Scaling, block: KroneckerBlock) -> Scaling:
+    """P without the parameters that the data never reaches: their 1 / sqrt(v) is 1 / eps, their gradients are zero."""
+    if not isinstance(scale, Elementwise):
+        return scale
+    diagonal_OI = _diagonal(block).to(scale.values_OI)
+    is_dead_OI = diagonal_OI <= _DEAD * diagonal_OI.mean()
+    return Elementwise(scale.values_OI.masked_fill(is_dead_OI, 0))
+
+
+@dataclass(frozen=True)
+class _Products:
+    """One unit's matrix as `top_eigenvalue` asks for it."""
+
+    product: Callable[[Tensor], Tensor]
+    like_QOI: Tensor
+
+    def __len__(self) -> int:
+        return 1
+
+    def zeros(self, count: int) -> Blocks:
+        return [self.like_QOI.new_zeros(count, *self.like_QOI.shape[1:])]
+
+    def times(self, blocks: Blocks, chosen: Sequence[int] | None = None) -> Blocks:
+        return [self.product(blocks[0])]
+
+
+def _diagonal_form(
+    block: KroneckerBlock, scale: Scaling, row_QOI: Tensor, reach: float, decay: float, is_decoupled: bool
+) -> tuple[Tensor, Tensor]:
+    """The same X with its diagonal in the exponential.
+
+    Raises:
+        Unsupported: If P is not diagonal.
+    """
+    if not isinstance(scale, Elementwise):
+        raise Unsupported(
+            found="form='diagonal' for an optimizer that mixes the entries of a gradient",
+            needed="one that scales each of them, as Adam does",
+            do="pass form='full'",
+        )
+    scale_OI = scale.values_OI.to(row_QOI)
+    x_OI = scale_OI * reach * _diagonal(block).to(row_QOI) + decay * (1.0 if is_decoupled else scale_OI)
     left_QOI = row_QOI * torch.exp(-x_OI)
     if reach == 0 or not bool(scale_OI.any()):
         return torch.zeros_like(row_QOI), left_QOI
@@ -90,9 +162,3 @@ def _diagonal(block: KroneckerBlock) -> Tensor:
     if block.outputs_OO is not None:
         found_OI = block.outputs_OO.square().to(found_OI) @ found_OI
     return found_OI if block.inputs_II is None else found_OI @ block.inputs_II.square().to(found_OI).T
-
-
-def _of_unit(unit: Unit, values: Mapping[str, float]) -> float:
-    """A joined bias counts as one column of its weight; the vectors of a norm weigh the same. 0 for what the optimizer left alone."""
-    found: Sequence[float] = [values.get(name, 0.0) for name in unit.parameters]
-    return sum(found) / len(found) if unit.outputs == 1 else found[0]
