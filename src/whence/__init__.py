@@ -26,6 +26,7 @@ _HOMES = {
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
+    "Smoothness": "whence.unroll",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
@@ -34,6 +35,7 @@ _HOMES = {
     "build": "whence.pipeline",
     "damping_sweep": "whence.pipeline",
     "ensemble_table": "whence.pipeline",
+    "group_effects": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "open_run": "whence.unroll",
@@ -42,6 +44,7 @@ _HOMES = {
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
+    "smoothness": "whence.pipeline",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -60,6 +63,7 @@ __all__ = [  # noqa: PLE0604
     "Regression",
     "Run",
     "ScoreTable",
+    "Smoothness",
     "SolveConfig",
     "Store",
     "UnrollConfig",
@@ -68,6 +72,7 @@ __all__ = [  # noqa: PLE0604
     "build",
     "damping_sweep",
     "ensemble_table",
+    "group_effects",
     "inverse_preconditioner",
     "load_records",
     "open_run",
@@ -76,6 +81,7 @@ __all__ = [  # noqa: PLE0604
     "record_trainer",
     "score_table",
     "self_influence",
+    "smoothness",
 ]
 
 if TYPE_CHECKING:
@@ -91,16 +97,18 @@ if TYPE_CHECKING:
         build,
         damping_sweep,
         ensemble_table,
+        group_effects,
         query,
         score_table,
         self_influence,
+        smoothness,
     )
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
-    from whence.unroll import Recorder, Run, open_run, record_trainer
+    from whence.unroll import Recorder, Run, Smoothness, open_run, record_trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.source import UnrollConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
+from whence.pipeline.unrolled import group_effects, smoothness
 
 __all__ = [
     "BuildForecast",
@@ -22,8 +23,10 @@ __all__ = [
     "ensemble_table",
     "forecast_build",
     "forecast_exact",
+    "group_effects",
     "query",
     "score_table",
     "self_influence",
+    "smoothness",
     "write_evaluation",
 ]

@@ -24,6 +24,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.source import UnrollConfig, source_scores
+from whence.pipeline.unrolled import unrolled_table
 from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, exact_scores
@@ -88,8 +89,8 @@ def attribute(
         normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's
             self-influence and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
         solving: How far the solver of the method goes, if it has one.
-        run: Folder of a run that `whence.Recorder` kept, for the method "source".
-        unrolling: How that run is cut.
+        run: Folder of a run that `whence.Recorder` kept, for the methods "source" and "unroll".
+        unrolling: How that run is cut, for "source".
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
@@ -125,6 +126,12 @@ def attribute(
     if unknown:
         raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    if recorded is not None and exact_method_named(method).factors is None:
+        _refuse_unused(config, factors, unrolling, per_unit, tokens_of)
+        return unrolled_table(
+            task, train, asked, recorded, names=names, weights_RQ=weights_GQ,
+            batch_positions=batch_positions, memory_gib=memory_gib, quiet=quiet,
+        )  # fmt: skip
     demand = Demand(
         rows=len(names), queries=len(asked), query_rank=query_rank, is_summed=groups is not None,
         per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),
@@ -279,6 +286,30 @@ def _run(method: str, run: str | Path | None, unrolling: UnrollConfig, **unused:
             do="record one with whence.Recorder and pass run='folder'",
         )
     return open_run(run)
+
+
+def _refuse_unused(
+    config: FitConfig, factors: str | Path | None, unrolling: UnrollConfig, per_unit: bool, tokens_of: Sequence[str]
+) -> None:
+    """A derivative of the run itself is fitted with nothing and cut nowhere.
+
+    Raises:
+        BadInput: If something is set that it has no use for.
+    """
+    given = {
+        "a setting of the curvature": config != FitConfig(),
+        "factors": factors is not None,
+        "unrolling": unrolling != UnrollConfig(),
+        "per_unit": per_unit,
+        "tokens_of": bool(tokens_of),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise BadInput(
+                found=f"{name} for unroll",
+                needed="a run and nothing else: it has no curvature and no segments, and scores whole examples",
+                do="leave it out, or pass method='source'",
+            )
 
 
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
