@@ -23,6 +23,7 @@ VERBS = (
     "forecast",
     "score",
     "attribute",
+    "smoothness",
     "bank",
     "evaluate",
     "bench",

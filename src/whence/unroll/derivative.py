@@ -8,6 +8,7 @@ Axes: R vectors carried, B examples of a step, N training examples, G groups of 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from whence.errors import Unsupported
 from whence.unroll.replay import Replay, State, trainable
 from whence.unroll.update import Values
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "check_second_derivatives", "forward"]
 
 Rows = dict[str, Tensor]
 
@@ -48,10 +49,9 @@ def backward(
     found: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
     before, by_gradient = found
     for part, leaves, scale_B, outputs in _graphs(replay, state, step):
-        names = list(outputs)
-        inputs = [*(leaves[name] for name in names), scale_B]
-        rows = _pulled(outputs, inputs, {name: by_gradient[name] for name in names}, at_once)
-        for name, row in zip(names, rows, strict=False):
+        stepped_on = {name: value for name, value in outputs.items() if name in by_gradient}
+        rows = _pulled(stepped_on, [*leaves.values(), scale_B], by_gradient, at_once)
+        for name, row in zip(leaves, rows, strict=False):
             if row is not None:
                 before["weights"][name] += row
         by_scale_RB = rows[-1]
@@ -82,12 +82,11 @@ def forward(
     count = len(next(iter(tangents["weights"].values())))
     change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
     for part, leaves, _, outputs in _graphs(replay, state, step):
-        names = list(outputs)
-        inputs = [leaves[name] for name in names]
-        rows = _pulled(outputs, inputs, {name: tangents["weights"][name] for name in names}, at_once)
+        inputs = [leaves[name] for name in change]
+        rows = _pulled(outputs, inputs, tangents["weights"], at_once)
         members_RB = groups_N[part.places_B] == torch.arange(count)[:, None]
         own = _pulled({"": part.losses_B}, inputs, {"": members_RB.to(part.weights_B) * part.weights_B}, at_once)
-        for name, product, gradient in zip(names, rows, own, strict=True):
+        for name, product, gradient in zip(change, rows, own, strict=True):
             for row in (product, gradient):
                 if row is not None:
                     change[name] += row
@@ -101,20 +100,52 @@ def forward(
     return vmap(push)(tangents, change)
 
 
+def check_second_derivatives(replay: Replay) -> None:
+    """Refuse a loss with a step back that cannot be differentiated again: autograd would leave its part out without a word.
+
+    Args:
+        replay: The run.
+
+    Raises:
+        Unsupported: If there is one.
+    """
+    _, _, _, outputs = next(_graphs(replay, replay.load(0), 0))
+    queue = [gradient.grad_fn for gradient in outputs.values()]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        if node.name().endswith(("::Error", "NotImplemented")):
+            raise Unsupported(**_not_twice("a backward pass marked as differentiable once"))
+        more = {following for following, _ in node.next_functions} - seen
+        seen |= more
+        queue += more
+
+
+def _not_twice(what: str) -> dict[str, str]:
+    return {
+        "found": f"a loss that cannot be differentiated twice ({what})",
+        "needed": "second derivatives of every operation",
+        "do": "use plain attention (attn_implementation='eager') and no custom backward, or choose method='source'",
+    }
+
+
 def _graphs(replay: Replay, state: State, step: int):
     """The gradients of a step with the graph that made them, part by part of its examples.
+
+    By all weights, those that only another stage steps included: they change what this step does.
 
     Yields:
         The part, the weights, the examples' own weights, and by parameter the gradient.
     """
-    names = list(replay.update(step).groups)
     with torch.enable_grad():
-        leaves = trainable(state.values["weights"], names)
+        leaves = trainable(state.values["weights"], replay.names)
         for part in replay.parts(leaves, step):
             scale_B = torch.ones_like(part.weights_B).requires_grad_()
             total = (part.losses_B * part.weights_B * scale_B).sum()
-            found = torch.autograd.grad(total, [leaves[name] for name in names], create_graph=True, allow_unused=True)
-            yield part, leaves, scale_B, {name: one for name, one in zip(names, found, strict=True) if one is not None}
+            found = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
+            yield part, leaves, scale_B, {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
 
 
 def _pulled(outputs: Rows, inputs: Sequence[Tensor], rows: Rows, at_once: int) -> list[Tensor | None]:
@@ -129,22 +160,15 @@ def _pulled_together(outputs: list[Tensor], inputs: Sequence[Tensor], vectors: l
     def pull(chosen: list[Tensor], is_batched: bool) -> Sequence[Tensor | None]:
         return torch.autograd.grad(outputs, inputs, chosen, retain_graph=True, allow_unused=True, is_grads_batched=is_batched)
 
-    try:
+    with suppress(RuntimeError):  # one by one where an operation cannot be done for several at once, or memory does not suffice
         if len(vectors[0]) > 1:
             return pull(vectors, True)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-    try:  # an operation that cannot be done for several at once
+    try:
         each = [pull([vector[row] for vector in vectors], False) for row in range(len(vectors[0]))]
     except RuntimeError as error:
         if "differentiate twice" not in str(error) and "not implemented" not in str(error):
             raise
-        raise Unsupported(
-            found=f"a loss that cannot be differentiated twice ({str(error).splitlines()[0]})",
-            needed="second derivatives of every operation",
-            do="use plain attention (attn_implementation='eager') and no custom backward, or choose method='source'",
-        ) from error
+        raise Unsupported(**_not_twice(str(error).splitlines()[0])) from error
     return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 

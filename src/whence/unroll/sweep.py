@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whence.errors import StoreMismatch
 from whence.progress import Meter
-from whence.unroll.derivative import backward, forward
+from whence.unroll.derivative import backward, check_second_derivatives, forward
 from whence.unroll.replay import Replay, State
 from whence.unroll.update import Values
 
@@ -61,6 +61,7 @@ def verify(replay: Replay, progress: Meter) -> Verified:
         StoreMismatch: If it is not the run.
     """
     _check_buffers(replay)
+    check_second_derivatives(replay)
     limits: list[float] = []
     worst = 0.0
     stages = {stage["start"] for stage in replay.run.record["stages"]}
