@@ -74,24 +74,23 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
-def _through_run(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
-    """SOURCE on the first model's run, which is trained again to be recorded.
+def _through_run(method: str) -> Entry:
+    """A method that goes back through the first model's run, which is trained again to be recorded."""
 
-    Raises:
-        Unsupported: If the setting's training is not one that records itself.
-    """
-    if not isinstance(setting.retrain, SmallRetrain):
-        raise Unsupported(
-            found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
-        )
-    folder = place / "run"
-    if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
-        setting.retrain.recorded(0, folder, setting.train.ids)
-    run = open_run(folder)
-    with run.weights(task.model, run.checkpoints[-1:]):
-        return attribute(
-            task, setting.train, setting.queries, method="source", run=folder, factors=place / "factors", quiet=True
-        )
+    def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
+        if not isinstance(setting.retrain, SmallRetrain):
+            raise Unsupported(
+                found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
+            )
+        folder = place / "run"
+        if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
+            setting.retrain.recorded(0, folder, setting.train.ids)
+        run = open_run(folder)
+        fit = {} if EXACT_METHODS[method].factors is None else {"factors": place / "factors"}
+        with run.weights(task.model, run.checkpoints[-1:]):
+            return attribute(task, setting.train, setting.queries, method=method, run=folder, quiet=True, **fit)
+
+    return Entry(method, make)
 
 
 ENTRIES = (
@@ -102,7 +101,8 @@ ENTRIES = (
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
-    Entry("source", _through_run),
+    _through_run("source"),
+    _through_run("unroll"),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),
     _exact("cg", not_on=_TOO_LONG),
     _exact("astra", not_on=_TOO_LONG),
