@@ -14,7 +14,7 @@ from whence.unroll.replay import Replay
 
 __all__ = ["SMOOTH", "Smoothness", "smoothness_of"]
 
-SMOOTH = 0.9
+SMOOTH = 0.8
 """Below this the derivative is not to be relied on (benchmarks/unroll_agreement.py)."""
 
 
