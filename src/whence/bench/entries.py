@@ -86,9 +86,9 @@ def _through_run(method: str) -> Entry:
         if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
             setting.retrain.recorded(0, folder, setting.train.ids)
         run = open_run(folder)
-        fit = {} if EXACT_METHODS[method].factors is None else {"factors": place / "factors"}
+        factors = None if EXACT_METHODS[method].factors is None else place / "factors"
         with run.weights(task.model, run.checkpoints[-1:]):
-            return attribute(task, setting.train, setting.queries, method=method, run=folder, quiet=True, **fit)
+            return attribute(task, setting.train, setting.queries, method=method, run=folder, factors=factors, quiet=True)
 
     return Entry(method, make)
 
