@@ -25,6 +25,7 @@ VERBS = (
     "attribute",
     "study",
     "proxy",
+    "smoothness",
     "bank",
     "evaluate",
     "bench",

@@ -36,6 +36,7 @@ _HOMES = {
     "ShareCheck": "whence.apply.share_verify",
     "ShareLine": "whence.apply.shares",
     "Shares": "whence.apply.shares",
+    "Smoothness": "whence.unroll",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "Study": "whence.apply",
@@ -48,6 +49,7 @@ _HOMES = {
     "damping_sweep": "whence.pipeline",
     "distil": "whence.apply",
     "ensemble_table": "whence.pipeline",
+    "group_effects": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "load_selection": "whence.apply.selection",
@@ -65,6 +67,7 @@ _HOMES = {
     "select": "whence.apply.select",
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
+    "smoothness": "whence.pipeline",
     "study": "whence.apply",
     "value_table": "whence.apply.values",
     "verify_shares": "whence.apply.share_verify",
@@ -99,6 +102,7 @@ __all__ = [  # noqa: PLE0604
     "ShareCheck",
     "ShareLine",
     "Shares",
+    "Smoothness",
     "SolveConfig",
     "Store",
     "Study",
@@ -111,6 +115,7 @@ __all__ = [  # noqa: PLE0604
     "damping_sweep",
     "distil",
     "ensemble_table",
+    "group_effects",
     "inverse_preconditioner",
     "load_records",
     "load_selection",
@@ -128,6 +133,7 @@ __all__ = [  # noqa: PLE0604
     "select",
     "self_influence",
     "shares",
+    "smoothness",
     "study",
     "value_table",
     "verify_shares",
@@ -163,16 +169,18 @@ if TYPE_CHECKING:
         build,
         damping_sweep,
         ensemble_table,
+        group_effects,
         query,
         score_table,
         self_influence,
+        smoothness,
     )
     from whence.records import Recipe, ScoreTable
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
-    from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer
+    from whence.unroll import Recorder, Run, Smoothness, open_run, record_lightning, record_trainer
 
 
 def __getattr__(name: str) -> Any:

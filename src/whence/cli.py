@@ -33,6 +33,7 @@ _VERBS = {
     "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
     "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
     "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
+    "smoothness": ("tables", "Say whether a recorded run is smooth enough for its exact derivative."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),

@@ -225,6 +225,14 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             passes="1 query + 1 score per checkpoint",
         ),
         ExactMethod(
+            name="unroll",
+            summary="the exact derivative of a recorded run by every example's weight: the run made again, then differentiated backwards",
+            paper="Ilyas and Engstrom 2025, arXiv 2504.16430",
+            factors=None,
+            needs_run=True,
+            passes="5 per step of the run + 2 per query and step",
+        ),
+        ExactMethod(
             name="pcg",
             summary="conjugate gradients on the whole Gauss-Newton matrix, preconditioned with EK-FAC",
             paper="whence; Hestenes and Stiefel 1952",

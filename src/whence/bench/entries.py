@@ -111,6 +111,7 @@ ENTRIES = (
     _through_run("source", "source"),
     _through_run("fast-source", "source", UnrollConfig(average_weights=True)),
     _through_run("astra-source", "astra-source"),
+    _through_run("unroll", "unroll"),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),
     _exact("cg", not_on=_TOO_LONG),
     _exact("astra", not_on=_TOO_LONG),

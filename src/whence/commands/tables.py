@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import task_of_store
+from whence.commands.shared import Json, task_of_store
 from whence.errors import BadInput
 
-__all__ = ["attribute", "score"]
+__all__ = ["attribute", "score", "smoothness"]
 
 
 def score(
@@ -84,6 +84,8 @@ def attribute(
     average_weights: bool = False,
     form: Literal["full", "diagonal"] = "full",
     per_segment: bool = False,
+    by_source: Annotated[bool, Parameter(negative="")] = False,
+    mode: Literal["auto", "reverse", "forward"] = "auto",
     ensemble: Path | None = None,
     largest_side: int = 1024,
     memory_gib: float | None = None,
@@ -106,24 +108,27 @@ def attribute(
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
         iterations: Of the method's solver.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
-        run: Folder of a recorded training run, for the methods source, astra-source and tracin.
+        run: Folder of a recorded training run, for the methods source, astra-source, tracin and unroll.
         segments: Per stage of that run, within which curvature and gradients are taken as constant.
         average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
             its diagonal, which takes fewer products.
         per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
+        by_source: For method unroll: score whole sources of the training data instead of single examples.
+        mode: With --by-source, whether sources are carried forward or queries in reverse; auto takes whatever is fewer.
         ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
             of all so far. A model that is in already is not scored again.
         largest_side: A longer side of a weight keeps the identity as its basis.
         memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
 
     Raises:
-        BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own.
+        BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own;
+            or if sources are asked for of a method that has none, or a mode without them.
     """
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
     from whence.methods import exact_method_named
-    from whence.pipeline import SolveConfig, UnrollConfig
+    from whence.pipeline import SolveConfig, UnrollConfig, group_effects
     from whence.pipeline import attribute as score_all
 
     if per_segment and ensemble is not None:
@@ -131,6 +136,15 @@ def attribute(
             found="--per-segment with --ensemble", needed="one of them: every model has segments of its own", do="leave one out"
         )
     unrolling = UnrollConfig(segments=segments, average_weights=average_weights, form=form, per_segment=per_segment)
+    if (by_source and (method != "unroll" or run is None)) or (mode != "auto" and not by_source):
+        raise BadInput(
+            found=f"--by-source for method {method}{'' if run else ' without --run'}"
+            if by_source
+            else f"--mode {mode} without --by-source",
+            needed="--method unroll --run FOLDER --by-source",
+            do="give all three, or leave --by-source and --mode out",
+        )
+
     has_solver = exact_method_named(method).solver is not None
     solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
     records, asked = load_records(data, split=split), load_records(queries)
@@ -151,14 +165,21 @@ def attribute(
         "segments": segments,
         "average_weights": average_weights,
         "form": form,
+        "by_source": by_source,
         "train": train.fingerprint,
         "queries": asked.fingerprint,
     }
-    table, models = _counted_in(
-        ensemble,
-        known,
-        loaded,
-        lambda: score_all(
+
+    def make() -> Any:
+        if by_source and run is not None:
+            unused = {
+                "factors": factors,
+                "iterations": iterations,
+                "unrolling": None if unrolling == UnrollConfig() else "given",
+            }
+            _refuse_unused({**settings, **unused})
+            return group_effects(loaded, train, asked, run, mode=mode, memory_gib=memory_gib)
+        return score_all(
             loaded,
             train,
             asked,
@@ -168,14 +189,67 @@ def attribute(
             unrolling=unrolling,
             memory_gib=memory_gib,
             **settings,
-        ),  # fmt: skip
-    )
+        )
+
+    table, models = _counted_in(ensemble, known, loaded, make)
     parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
     for name, folder in parts.items():
         save_table(replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}"), folder)
     save_table(table, output, origin=_origin(models, [train.fingerprint], asked.fingerprint))
     found = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
     print(json.dumps(found | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})))
+
+
+def smoothness(
+    model: str,
+    data: str,
+    *,
+    run: Path,
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    share: float = 0.1,
+    h: float = 0.5,
+    seed: int = 0,
+    memory_gib: float | None = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether a recorded run is smooth enough for method unroll: three replays with the weights of some examples lowered.
+
+    Args:
+        model: Hugging Face folder or hub name, or file.py:function that returns a task; with the weights that the run ended with.
+        data: Training data, as in build: every example that the run met.
+        run: Folder of the recorded training run.
+        task: What the model does.
+        split: Split of a Hugging Face dataset.
+        share: Of the examples that the run met, how many are taken out.
+        h: By how much their weight is lowered each time; 0.5 takes them out half and then whole.
+        seed: Of the draw of examples.
+        memory_gib: Memory to take besides the model; most of what is free if left out.
+        as_json: Print JSON.
+    """
+    from whence.load import load_records, load_task
+    from whence.pipeline import smoothness as measure
+
+    records = load_records(data, split=split)
+    loaded, _ = load_task(model, kind=task)
+    found = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=memory_gib)
+    print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def _refuse_unused(settings: dict[str, Any]) -> None:
+    """Settings of other methods, given for sources through a run.
+
+    Raises:
+        BadInput: If one was given.
+    """
+    plain = {"method": "unroll", "seed": 0, "largest_side": 1024}
+    for name, value in settings.items():
+        if value != plain.get(name):
+            raise BadInput(
+                found=f"--{name.replace('_', '-')} for method unroll",
+                needed="a run and nothing else: it has no curvature, no segments and no solver",
+                do="leave it out",
+            )
 
 
 def _counted_in(

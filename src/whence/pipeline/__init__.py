@@ -9,6 +9,7 @@ from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
+from whence.pipeline.unrolled import group_effects, smoothness
 from whence.pipeline.unrolling import UnrollConfig
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "ensemble_table",
     "forecast_build",
     "forecast_exact",
+    "group_effects",
     "query",
     "score_table",
     "self_influence",
+    "smoothness",
     "write_evaluation",
 ]

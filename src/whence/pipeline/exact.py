@@ -23,7 +23,8 @@ from whence.pipeline.footprint import Demand
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import Prepared, prepare
 from whence.pipeline.solving import SolveConfig
-from whence.pipeline.through import cut_for, through_run
+from whence.pipeline.through import cut_for, refuse_unused, through_run
+from whence.pipeline.unrolled import unrolled_table
 from whence.pipeline.unrolling import UnrollConfig
 from whence.progress import meter, say
 from whence.records import ScoreTable
@@ -88,7 +89,7 @@ def attribute(
         normalize: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's
             self-influence and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
         solving: How far the solver of the method goes, if it has one.
-        run: Folder of a run that `whence.Recorder` kept, for the methods "source", "astra-source" and "tracin".
+        run: Folder of a run that `whence.Recorder` kept, for the methods "source", "astra-source", "tracin" and "unroll".
         unrolling: How that run is cut, and whether the table also has each segment's part.
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
@@ -123,6 +124,12 @@ def attribute(
     if unknown:
         raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
+    if recorded is not None and method == "unroll":
+        refuse_unused(config, factors, unrolling, per_unit, tokens_of)
+        return unrolled_table(
+            task, train, asked, recorded.run, names=names, weights_RQ=weights_GQ,
+            batch_positions=batch_positions, memory_gib=memory_gib, quiet=quiet,
+        )  # fmt: skip
     demand = Demand(
         rows=len(names), queries=len(asked), query_rank=query_rank, is_summed=groups is not None,
         per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),

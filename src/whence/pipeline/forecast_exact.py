@@ -8,6 +8,7 @@ from typing import Any
 from whence.capture import Coverage, forecast, plan_units
 from whence.curvature import FitConfig
 from whence.data import Dataset
+from whence.errors import BadInput
 from whence.methods import exact_method_named
 from whence.pipeline.footprint import Demand, Footprint
 from whence.pipeline.inputs import as_dataset
@@ -80,8 +81,17 @@ def forecast_exact(
 
     Returns:
         The forecast; `forecast.footprint.refuse()` raises what the run would.
+
+    Raises:
+        BadInput: If the method differentiates a recorded run, whose steps say what it takes.
     """
     chosen, dataset = exact_method_named(method), as_dataset(task, train)
+    if chosen.needs_run and chosen.factors is None:
+        raise BadInput(
+            found=f"a forecast of {method}, which depends on the recorded run",
+            needed="a method that goes back through no steps",
+            do=f"start it: {method} says what it takes before anything long, and stops if that does not fit",
+        )
     config = FitConfig(largest_side=largest_side)
     plan, room = plan_units(task), room_bytes(task, memory_gib)
     batch = forecast(task, plan, dataset.examples, room_bytes=room)

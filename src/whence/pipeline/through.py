@@ -23,7 +23,7 @@ from whence.pipeline.unrolling import RunSums, UnrollConfig
 from whence.score import ExactScores
 from whence.unroll import Run, Segment, open_run
 
-__all__ = ["CutRun", "cut_for", "through_run"]
+__all__ = ["CutRun", "cut_for", "refuse_unused", "through_run"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CutRun:
     Args:
         method: Which method.
         run: The run.
-        segments: Its segments, in order.
+        segments: Its segments, in order; none where the run is made again.
         config: How it was cut.
     """
 
@@ -93,7 +93,7 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
         raise BadInput(
             found=f"{', '.join(given)} for {method}", needed="what the recorded run says instead", do=f"leave {given[0]} out"
         )
-    if chosen.factors is None and unrolling != UnrollConfig(per_segment=unrolling.per_segment):
+    if chosen.factors is None and method != "unroll" and unrolling != UnrollConfig(per_segment=unrolling.per_segment):
         raise BadInput(
             found=f"segments, average_weights or form for {method}",
             needed="a method with segments: this one looks at every checkpoint by itself",
@@ -106,6 +106,8 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
             do="record one with whence.Recorder and pass run='folder'",
         )
     opened = open_run(run)
+    if method == "unroll":
+        return CutRun(method, opened, (), unrolling)
     segments = opened.segments(unrolling.segments if chosen.factors else len(opened.checkpoints))
     if unrolling.form == "diagonal" and not any(segment.is_adaptive for segment in segments):
         raise BadInput(
@@ -114,6 +116,30 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
             do="leave form out",
         )
     return CutRun(method, opened, segments, unrolling)
+
+
+def refuse_unused(
+    config: FitConfig, factors: str | Path | None, unrolling: UnrollConfig, per_unit: bool, tokens_of: Sequence[str]
+) -> None:
+    """A derivative of the run itself is fitted with nothing and cut nowhere.
+
+    Raises:
+        BadInput: If something is set that it has no use for.
+    """
+    given = {
+        "a setting of the curvature": config != FitConfig(),
+        "factors": factors is not None,
+        "unrolling": unrolling != UnrollConfig(),
+        "per_unit": per_unit,
+        "tokens_of": bool(tokens_of),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise BadInput(
+                found=f"{name} for unroll",
+                needed="a run and nothing else: it has no curvature and no segments, and scores whole examples",
+                do="leave it out, or pass method='source'",
+            )
 
 
 def through_run(

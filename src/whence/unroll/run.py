@@ -112,6 +112,9 @@ class Run:
                     corrected = second / (1 - group_of[name]["betas"][1] ** float(tensors[f"state_step.{name}"]))
                     part = 1.0 / (corrected.sqrt() + group_of[name]["eps"])
                 found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
+        for key, value in self.tensors(self.checkpoints[-1]).items():  # which alone has the weights that never moved
+            if key.startswith("model."):
+                found.setdefault(key.removeprefix("model."), torch.zeros_like(value))
         return found
 
     def segments(self, per_stage: int) -> list[Segment]:

@@ -1,0 +1,195 @@
+"""The derivative of one step of a run, applied to many vectors at once, in either direction.
+
+A step takes the weights and the state s to s' = update(s, g), g the gradient of the sum of weight_i w_i loss_i at s. Its derivative by s and
+by the examples' own weights w is that of the update, a formula per parameter, and that of g: one more pass back through the graph of the
+gradient (Ilyas and Engstrom 2025, arXiv 2504.16430, section 3). Both directions need only products with the Hessian, which is symmetric.
+
+Axes: R vectors carried, B examples of a step, N training examples, G groups of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from whence.errors import Unsupported
+from whence.unroll.replay import Replay, State, trainable
+from whence.unroll.update import Values
+
+__all__ = ["backward", "check_second_derivatives", "forward"]
+
+Rows = dict[str, Tensor]
+
+
+def backward(
+    replay: Replay, state: State, gradients: Mapping[str, Tensor], step: int, wanted: Values, scores_RN: Tensor, at_once: int
+) -> Values:
+    """One step against the direction of time.
+
+    Args:
+        replay: The run.
+        state: Before the step.
+        gradients: Of its loss.
+        step: Which.
+        wanted: Derivative of each of R numbers by weights and state after the step, with R in front.
+        scores_RN: Where the derivative by each training example's weight is added, as far as it acts through this step.
+        at_once: Vectors taken through a graph together.
+
+    Returns:
+        The derivative by weights and state before the step.
+    """
+    update = replay.update(step)
+
+    def stepped(values: Values, found: Rows) -> Values:
+        return update(values, found, state.counts)
+
+    pull = vjp(stepped, state.values, dict(gradients))[1]
+    found: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
+    before, by_gradient = found
+    for part, leaves, scale_B, outputs in _graphs(replay, state, step):
+        stepped_on = {name: value for name, value in outputs.items() if name in by_gradient}
+        rows = _pulled(stepped_on, [*leaves.values(), scale_B], by_gradient, at_once)
+        for name, row in zip(leaves, rows, strict=False):
+            if row is not None:
+                before["weights"][name] += row
+        by_scale_RB = rows[-1]
+        assert by_scale_RB is not None  # a loss always depends on what it is multiplied with
+        scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
+    return _kept(before, state)
+
+
+def forward(
+    replay: Replay, state: State, gradients: Mapping[str, Tensor], step: int, tangents: Values, groups_N: Tensor, at_once: int
+) -> Values:
+    """One step in the direction of time (for Adam the tangent of arXiv 2605.18814).
+
+    Args:
+        replay: The run.
+        state: Before the step.
+        gradients: Of its loss.
+        step: Which.
+        tangents: Derivative of weights and state before the step by the weight of each of R groups of examples, with R in front.
+        groups_N: Group of every training example, -1 for none.
+        at_once: Vectors taken through a graph together.
+
+    Returns:
+        The derivative of weights and state after the step.
+    """
+    update = replay.update(step)
+    tangents = _kept(_complete(tangents, state.values), state)
+    count = len(next(iter(tangents["weights"].values())))
+    change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
+    for part, leaves, _, outputs in _graphs(replay, state, step):
+        inputs = [leaves[name] for name in change]
+        rows = _pulled(outputs, inputs, tangents["weights"], at_once)
+        members_RB = groups_N[part.places_B] == torch.arange(count)[:, None]
+        own = _pulled({"": part.losses_B}, inputs, {"": members_RB.to(part.weights_B) * part.weights_B}, at_once)
+        for name, product, gradient in zip(change, rows, own, strict=True):
+            for row in (product, gradient):
+                if row is not None:
+                    change[name] += row
+
+    def stepped(values: Values, found: Rows) -> Values:
+        return update(values, found, state.counts)
+
+    def push(values: Values, found: Rows) -> Values:
+        return jvp(stepped, (state.values, dict(gradients)), (values, found))[1]
+
+    return vmap(push)(tangents, change)
+
+
+def check_second_derivatives(replay: Replay) -> None:
+    """Refuse a loss with a step back that cannot be differentiated again: autograd would leave its part out without a word.
+
+    Args:
+        replay: The run.
+
+    Raises:
+        Unsupported: If there is one.
+    """
+    _, _, _, outputs = next(_graphs(replay, replay.load(0), 0))
+    queue = [gradient.grad_fn for gradient in outputs.values()]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        if node.name().endswith(("::Error", "NotImplemented")):
+            raise Unsupported(**_not_twice("a backward pass marked as differentiable once"))
+        more = {following for following, _ in node.next_functions} - seen
+        seen |= more
+        queue += more
+
+
+def _not_twice(what: str) -> dict[str, str]:
+    return {
+        "found": f"a loss that cannot be differentiated twice ({what})",
+        "needed": "second derivatives of every operation",
+        "do": "use plain attention (attn_implementation='eager') and no custom backward, or choose method='source'",
+    }
+
+
+def _graphs(replay: Replay, state: State, step: int):
+    """The gradients of a step with the graph that made them, part by part of its examples.
+
+    By all weights, those that only another stage steps included: they change what this step does.
+
+    Yields:
+        The part, the weights, the examples' own weights, and by parameter the gradient.
+    """
+    with torch.enable_grad():
+        leaves = trainable(state.values["weights"], replay.names)
+        for part in replay.parts(leaves, step):
+            scale_B = torch.ones_like(part.weights_B).requires_grad_()
+            total = (part.losses_B * part.weights_B * scale_B).sum()
+            found = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
+            yield part, leaves, scale_B, {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
+
+
+def _pulled(outputs: Rows, inputs: Sequence[Tensor], rows: Rows, at_once: int) -> list[Tensor | None]:
+    """Every vector taken back from outputs to inputs, with R in front; None where nothing comes from."""
+    vectors = [rows[name] for name in outputs]
+    chunks = zip(*(vector.split(at_once) for vector in vectors), strict=True)
+    found = [_pulled_together(list(outputs.values()), inputs, list(chunk)) for chunk in chunks]
+    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _pulled_together(outputs: list[Tensor], inputs: Sequence[Tensor], vectors: list[Tensor]) -> Sequence[Tensor | None]:
+    def pull(chosen: list[Tensor], is_batched: bool) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(outputs, inputs, chosen, retain_graph=True, allow_unused=True, is_grads_batched=is_batched)
+
+    with suppress(RuntimeError):  # one by one where an operation cannot be done for several at once, or memory does not suffice
+        if len(vectors[0]) > 1:
+            return pull(vectors, True)
+    try:
+        each = [pull([vector[row] for vector in vectors], False) for row in range(len(vectors[0]))]
+    except RuntimeError as error:
+        if "differentiate twice" not in str(error) and "not implemented" not in str(error):
+            raise
+        raise Unsupported(**_not_twice(str(error).splitlines()[0])) from error
+    return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _complete(rows: Values, values: Values) -> Values:
+    """With zeros for state that the vectors say nothing of, and without state that there is not."""
+    count = len(next(iter(rows["weights"].values())))
+    return {
+        kind: {
+            name: rows[kind][name] if name in rows.get(kind, {}) else value.new_zeros(count, *value.shape)
+            for name, value in found.items()
+        }
+        for kind, found in values.items()
+    }
+
+
+def _kept(rows: Values, state: State) -> Values:
+    """Nothing depends on a state that starts from zero here."""
+    return {
+        kind: {
+            name: torch.zeros_like(row) if kind != "weights" and not state.counts.get(name, 0) else row
+            for name, row in found.items()
+        }
+        for kind, found in rows.items()
+    }

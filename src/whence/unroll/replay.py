@@ -1,0 +1,260 @@
+"""Trains a recorded run again, step by step, from its own checkpoints.
+
+Axes: B examples of a step, N training examples.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from whence.capture import Swapped, frozen
+from whence.data import Dataset, Example
+from whence.errors import BadInput, Unsupported
+from whence.tasks import AbstractTask
+from whence.unroll.run import Run
+from whence.unroll.update import Update, Values, update_of
+
+__all__ = ["Part", "Replay", "State", "trainable"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is between two steps.
+
+    Args:
+        values: Weights and the optimizer's state.
+        counts: By parameter, how many steps its state has seen; without any, the state is zero whatever came before.
+    """
+
+    values: Values
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """As many examples of a step as are computed on at once.
+
+    Args:
+        places_B: Their places in the training data.
+        weights_B: What each loss is multiplied with in the loss that the step lowers.
+        losses_B: Their losses, with a graph back to the weights.
+    """
+
+    places_B: Tensor
+    weights_B: Tensor
+    losses_B: Tensor
+
+
+class Replay:
+    """A run that can be made again from any of its checkpoints.
+
+    The model is used in evaluation mode and with attention that can be differentiated twice: a run is the same only if its loss was that
+    of the model in evaluation mode (no dropout, no statistics of the batch).
+
+    Args:
+        task: Model and per-example loss, with the weights that the run ended with.
+        train: Every example that the run met.
+        run: The run.
+        max_positions: Positions computed on at once; a longer step is done in parts.
+
+    Raises:
+        BadInput: If the task leaves out parameters that the run has changed.
+        Unsupported: If the optimizer is not known, or the arithmetic is narrower than float32.
+    """
+
+    def __init__(self, task: AbstractTask, train: Dataset, run: Run, *, max_positions: int):
+        self.task, self.train, self.run, self.max_positions = task, train, run, max_positions
+        self.limit: float | None = None
+        self.fresh: set[int] = set()
+        place_of = {name: place for place, name in enumerate(train.ids)}
+        self._places = [place_of[name] for name in run.ids]
+        used = {name for kept in run.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+        values = dict(task.model.named_parameters())
+        for kept in run.record["settings"]:
+            update_of(kept, [0.0] * len(kept["groups"]), 1.0)
+        if left := sorted(used - task.tracked):
+            raise BadInput(
+                found=f"a task that leaves out {left[0]!r}, which the run has changed",
+                needed="a task that tracks every parameter of the run's optimizer",
+                do="make it without track and ignore, from a model whose trained parameters ask for gradients",
+            )
+        narrow = [name for name in sorted(used) if values[name].dtype not in (torch.float32, torch.float64)]
+        if narrow:
+            raise Unsupported(
+                found=f"the parameter {narrow[0]!r} in {values[narrow[0]].dtype}",
+                needed="float32 or float64: half precision rounds away what a step's derivative is made of",
+                do="record a run in float32, or choose method='source'",
+            )
+        self.names = tuple(sorted(used))
+
+    @property
+    def intervals(self) -> list[tuple[int, int]]:
+        """Stretches between neighbouring checkpoints, in order."""
+        steps = self.run.checkpoints
+        return list(zip(steps, steps[1:], strict=False))
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model as a replay needs it, for a while.
+
+        Yields:
+            Nothing.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(frozen(self.task.model))
+            # The fused kernels have no second derivative.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+    def update(self, step: int) -> Update:
+        """What the optimizer does in a step."""
+        settings = self.run.record["settings"]
+        found = settings[bisect_right(settings, step, key=lambda kept: kept["start"]) - 1]
+        return update_of(found, self.run.log.rates[step], self.run.log.factors[step], self.limit)
+
+    def load(self, step: int) -> State:
+        """Where the run was after so many steps, from its checkpoint."""
+        tensors, update = self.run.tensors(step), self.update(step)
+        device = self.task.device
+        values: Values = {"weights": {}, "first": {}, "second": {}}
+        counts = {}
+        keys = {"first": "exp_avg" if update.is_adaptive else "momentum_buffer", "second": "exp_avg_sq"}
+        for name in update.groups:
+            weight = tensors[f"model.{name}"].to(device)
+            values["weights"][name] = weight
+            found = {kind: tensors.get(f"state_{keys[kind]}.{name}") for kind in update.kinds(name)}
+            is_kept = step not in self.fresh and bool(found) and all(value is not None for value in found.values())
+            for kind, value in found.items():
+                values[kind][name] = value.to(weight) if is_kept and value is not None else torch.zeros_like(weight)
+            counts[name] = int(tensors[f"state_step.{name}"]) if is_kept and update.is_adaptive else int(is_kept)
+        # Weights that this stage leaves alone may belong to another: the derivative by them passes through.
+        for name in set(self.names) - set(update.groups):
+            values["weights"][name] = tensors[f"model.{name}"].to(device)
+        return State(values, counts)
+
+    def renewed(self, state: State, step: int) -> State:
+        """A state that did not come from a checkpoint, as the step after one finds it: with a new optimizer where the run had one."""
+        known = self.load(step)
+        values: Values = {"weights": state.values["weights"]}
+        for kind in ("first", "second"):
+            values[kind] = {
+                name: state.values[kind][name] if known.counts[name] else zero for name, zero in known.values[kind].items()
+            }
+        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
+
+    def parts(self, weights: Mapping[str, Tensor], step: int) -> Iterator[Part]:
+        """The losses of a step's examples.
+
+        Args:
+            weights: At which they are computed.
+            step: Which.
+
+        Yields:
+            Some examples at a time.
+        """
+        members, factors = self.run.log.members[step], self.run.log.weights[step]
+        places = [self._places[member] for member in members]
+        model = Swapped(self.task.model, dict(weights))
+        for some in _cut([self.train.examples[place].length for place in places], self.max_positions):
+            losses_B = self._losses(model, [self.train.examples[places[index]] for index in some])
+            weights_B = torch.tensor([factors[index] for index in some], dtype=losses_B.dtype, device=losses_B.device)
+            yield Part(torch.tensor([places[index] for index in some]), weights_B, losses_B)
+
+    def gradients(self, state: State, step: int, scale_N: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradient of the loss that a step lowers.
+
+        Args:
+            state: Before the step.
+            step: Which.
+            scale_N: What the loss of every training example is multiplied with besides; None for 1.
+
+        Returns:
+            By parameter; without those that the loss does not reach, which torch leaves alone.
+        """
+        names = list(self.update(step).groups)
+        total: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            leaves = trainable(state.values["weights"], names)
+            for part in self.parts(leaves, step):
+                weights_B = part.weights_B
+                if scale_N is not None:
+                    weights_B = weights_B * scale_N[part.places_B].to(weights_B)
+                found = torch.autograd.grad(
+                    (part.losses_B * weights_B).sum(), [leaves[name] for name in names], allow_unused=True
+                )
+                for name, gradient in zip(names, found, strict=True):
+                    if gradient is not None:
+                        total[name] = total[name] + gradient if name in total else gradient
+        return total
+
+    def advance(self, state: State, gradients: Mapping[str, Tensor], step: int) -> State:
+        """Where the run is after a step."""
+        with torch.no_grad():
+            values = self.update(step)(state.values, gradients, state.counts)
+        return State(values, {**state.counts, **{name: state.counts.get(name, 0) + 1 for name in gradients}})
+
+    def backwards(self, start: int, stop: int, length: int) -> Iterator[tuple[int, State, dict[str, Tensor]]]:
+        """The steps between two checkpoints from the last to the first.
+
+        States are rebuilt: one of every `length` is kept on the way from the checkpoint, those between are made again when their turn
+        comes. With the root of the number of steps as length, twice that many states are held, and every step is made twice.
+
+        Args:
+            start: A checkpoint.
+            stop: The next.
+            length: Steps whose states are held at once.
+
+        Yields:
+            The step, the state before it and its gradients.
+        """
+        marks, state = {}, self.load(start)
+        starts = range(start, stop, length)
+        for step in range(start, starts[-1]):
+            if (step - start) % length == 0:
+                marks[step] = state
+            state = self.advance(state, self.gradients(state, step), step)
+        marks[starts[-1]] = state
+        for first in reversed(starts):
+            state, trail = marks.pop(first), []
+            for step in range(first, min(first + length, stop)):
+                gradients = self.gradients(state, step)
+                trail.append((step, state, gradients))
+                state = self.advance(state, gradients, step)
+            while trail:
+                yield trail.pop()
+
+    def _losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        losses_B = self.task.loss(model, self.task.collate(examples))
+        if losses_B.shape != (len(examples),):
+            raise BadInput(
+                found=f"a loss of shape {tuple(losses_B.shape)} for {len(examples)} examples",
+                needed="one loss per example",
+                do="use reduction='none' and sum over positions only",
+            )
+        return losses_B
+
+
+def trainable(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Weights of which some ask for a gradient."""
+    return {name: value.detach().requires_grad_(name in set(names)) for name, value in weights.items()}
+
+
+def _cut(lengths: Sequence[int], max_positions: int) -> Iterator[list[int]]:
+    """Neighbours together, as many as fit when padded to the longest, always at least one.
+
+    Yields:
+        Their places.
+    """
+    some: list[int] = []
+    for index, length in enumerate(lengths):
+        longest = max([length, *(lengths[other] for other in some)])
+        if some and longest * (len(some) + 1) > max_positions:
+            yield some
+            some = []
+        some.append(index)
+    yield some

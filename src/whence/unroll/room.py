@@ -1,0 +1,137 @@
+"""What a sweep through a run takes in memory, and how it is cut to fit.
+
+Axes: R rows (queries or groups) carried through the run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.capture import Swapped, frozen
+from whence.data import Example
+from whence.errors import OutOfMemory
+from whence.tasks import AbstractTask
+from whence.unroll.replay import trainable
+from whence.unroll.run import Run
+
+__all__ = ["Room", "measure_sweep"]
+
+# On top of what autograd keeps: the gradients in flight and the allocator's slack, as for one pass back (`whence.capture.memory`).
+_SLACK = 1.6
+# Versions of a row at once: as it comes, through the update, by the gradient, as it leaves.
+_ROW_COPIES = 4
+# More rows in one pass back bring no speed, only memory.
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Room:
+    """How a sweep is cut, and what it takes then.
+
+    Args:
+        max_positions: Positions of a step that are computed on at once.
+        rows: Carried through the run together; more take more sweeps.
+        at_once: Rows taken together through the graph of a gradient.
+        length: Steps whose states are held at once.
+        graph_bytes: Of the graph of a gradient and the passes through it: the peak of a step's double backward.
+        row_bytes: Of the rows.
+        state_bytes: Of the states held.
+        room_bytes: What may be taken besides the model.
+    """
+
+    max_positions: int
+    rows: int
+    at_once: int
+    length: int
+    graph_bytes: int
+    row_bytes: int
+    state_bytes: int
+    room_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """All together."""
+        return self.graph_bytes + self.row_bytes + self.state_bytes
+
+    def __str__(self) -> str:
+        peak, graph, rows, states, room = (
+            value / 2**20 for value in (self.peak_bytes, self.graph_bytes, self.row_bytes, self.state_bytes, self.room_bytes)
+        )
+        return (
+            f"memory: peak about {peak:,.0f} of {room:,.0f} MiB: double backward of {self.max_positions:,} positions {graph:,.0f}, "
+            f"{self.rows:,} rows at a time {rows:,.0f}, states of {self.length:,} steps {states:,.0f}"
+        )
+
+    def refuse(self) -> None:
+        """Stop before anything long runs.
+
+        Raises:
+            OutOfMemory: If it does not fit.
+        """
+        if self.peak_bytes > self.room_bytes:
+            raise OutOfMemory(
+                found=f"room for {self.room_bytes / 2**20:,.0f} MiB",
+                needed=f"{self.peak_bytes / 2**20:,.0f} MiB: the double backward of one example, one row, and states of the run",
+                do="use shorter examples, a smaller model or a larger machine; record checkpoints closer together; or choose method='source'",
+            )
+
+
+def measure_sweep(
+    task: AbstractTask, run: Run, examples: Sequence[Example], rows: int, *, room_bytes: int, max_positions: int | None = None
+) -> Room:
+    """Measure the double backward of the longest example and cut a sweep so that it fits.
+
+    Args:
+        task: Model and per-example loss.
+        run: The run.
+        examples: The training data.
+        rows: Queries or groups to carry.
+        room_bytes: What may be taken besides the model.
+        max_positions: Positions computed on at once; None for what fits.
+
+    Returns:
+        The cut; `refuse` says whether it fits.
+    """
+    longest = max(examples, key=lambda example: example.length)
+    per_position = _graph_bytes(task, longest) / longest.length
+    most = max(len(members) for members in run.log.members) * longest.length
+    positions = max_positions or max(longest.length, int(0.25 * room_bytes / (2 * per_position)))
+    positions = min(max(positions, longest.length), most)
+    at_once = max(1, min(rows, _AT_ONCE, int(0.5 * room_bytes / (positions * per_position)) - 1))
+    used = {name for kept in run.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+    weights = sum(value.numel() * value.element_size() for name, value in task.model.named_parameters() if name in used)
+    kinds = max(2 if kept["optimizer"] != "SGD" else 1 for kept in run.record["settings"])
+    row = _ROW_COPIES * (1 + kinds) * weights
+    at_a_time = max(1, min(rows, int(0.25 * room_bytes / row)))
+    checkpoints = run.checkpoints
+    steps = max(stop - start for start, stop in zip(checkpoints, checkpoints[1:], strict=False))
+    state = (2 + kinds) * weights  # with the step's gradients
+    length = steps if steps * state <= 0.25 * room_bytes else math.isqrt(steps - 1) + 1
+    held = length if length == steps else 2 * length
+    return Room(
+        positions, at_a_time, min(at_once, at_a_time), length,
+        int(positions * per_position * (1 + min(at_once, at_a_time))), at_a_time * row, held * state, room_bytes,
+    )  # fmt: skip
+
+
+def _graph_bytes(task: AbstractTask, example: Example) -> float:
+    """What autograd keeps of the loss of one example and of its gradient."""
+    kept: dict[int, int] = {}
+    known = {value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    values = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+    with frozen(task.model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        leaves = trainable(values, list(values))
+        loss = task.loss(Swapped(task.model, leaves), task.collate([example])).sum()
+        found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        del found
+    return _SLACK * sum(kept.values())
