@@ -127,3 +127,22 @@ def test_training_mode_is_told(tmp_path, capsys):
     network.eval()
     whence.build(task, ROWS, tmp_path / "b", method="logra")
     assert "evaluation mode" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize("kind", ["classification", "custom"])
+def test_examples_do_not_follow_what_happens_to_the_records(kind, as_array):
+    inputs, labels = torch.arange(12.0).view(3, 4), torch.tensor([0, 1, 0])
+    network = torch.nn.Linear(4, 2)
+    task = (
+        whence.Classification(network)
+        if kind == "classification"
+        else whence.Custom(network, lambda model, batch: model(batch[0]).sum(1))
+    )
+    rows = inputs.numpy() if as_array else inputs
+    dataset = task.prepare([(row, label) for row, label in zip(rows, labels, strict=True)])
+    before = [value.copy() for value in dataset.examples[1].fields.values()]
+    inputs.mul_(-1)
+    assert all((one == other).all() for one, other in zip(before, dataset.examples[1].fields.values(), strict=True))
+    inputs.share_memory_()  # as a pool of workers does; memory that an example still looked at would be freed
+    assert all((one == other).all() for one, other in zip(before, dataset.examples[1].fields.values(), strict=True))

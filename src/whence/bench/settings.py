@@ -199,6 +199,11 @@ def _digits_stages(folder: Path) -> Setting:
     return _small("digits-stages", folder, SmallSettings(epochs=20), data, queries, seeds=3, second_stage=half)
 
 
+def _digits_early(folder: Path) -> Setting:
+    """Stopped long before it is converged, which methods that look at the end of a run do not know."""
+    return _small("digits-early", folder, SmallSettings(epochs=3, learning_rate=0.02), *digits(), seeds=3)
+
+
 def _table(folder: Path) -> Setting:
     settings = SmallSettings(network="table", epochs=60, learning_rate=0.02, weight_decay=1e-2)
     return _small("table", folder, settings, *diabetes(), kind=Regression, seeds=3)
@@ -244,5 +249,6 @@ SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "text": _text,
     "table": _table,
     "digits-stages": _digits_stages,
+    "digits-early": _digits_early,
     "digits-noisy": _digits_noisy,
 }

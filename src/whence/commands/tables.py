@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,11 +172,9 @@ def attribute(
 
     def make() -> Any:
         if by_source and run is not None:
-            unused = {
-                "factors": factors,
-                "iterations": iterations,
-                "unrolling": None if unrolling == UnrollConfig() else "given",
-            }
+            plain = UnrollConfig()
+            cut = {name: value for name, value in asdict(unrolling).items() if value != getattr(plain, name)}
+            unused = {"factors": factors, "iterations": iterations, **cut}
             _refuse_unused({**settings, **unused})
             return group_effects(loaded, train, asked, run, mode=mode, memory_gib=memory_gib)
         return score_all(

@@ -83,10 +83,10 @@ def forecast_exact(
         The forecast; `forecast.footprint.refuse()` raises what the run would.
 
     Raises:
-        BadInput: If the method differentiates a recorded run, whose steps say what it takes.
+        BadInput: If the method differentiates the steps of a recorded run, which say what it takes.
     """
     chosen, dataset = exact_method_named(method), as_dataset(task, train)
-    if chosen.needs_run and chosen.factors is None:
+    if method == "unroll":
         raise BadInput(
             found=f"a forecast of {method}, which depends on the recorded run",
             needed="a method that goes back through no steps",

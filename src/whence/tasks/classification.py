@@ -213,9 +213,10 @@ def _class_number(number: int, label: np.ndarray, names: Mapping[str, int]) -> n
 def _array(number: int, field: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+        # A copy: what changes or moves the tensor later, sharing it with other processes among them, must not reach the examples.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()  # NumPy has no bfloat16
     try:
-        array = np.asarray(value)
+        array = np.array(value)
     except ValueError:
         array = np.asarray(None)
     if array.dtype.hasobject:

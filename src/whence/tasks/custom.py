@@ -104,10 +104,13 @@ def _example(number: int, record: Any) -> Example:
 
 
 def _plain(value: Any) -> Any:
+    # Copies: what changes or moves an array later, sharing it with other processes among them, must not reach the examples.
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu()
-    return value if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has no bfloat16
+    return value.clone() if value.dtype == torch.bfloat16 else value.numpy().copy()  # NumPy has no bfloat16
 
 
 def _restore(fields: Mapping[str, Any]) -> Any:
