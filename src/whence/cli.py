@@ -28,6 +28,7 @@ _VERBS = {
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
+    "guide": ("guide", "Find the training tokens that an unwanted behaviour comes from, for training to suppress."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
