@@ -1,17 +1,18 @@
 """Python's documentation with rude remarks planted in some passages, so that it is known which tokens teach the behaviour."""
 
 import random
+import re
 from dataclasses import dataclass
+from itertools import product
 
 from whence.demo.corpus import python_docs
 
-__all__ = ["RUDE", "Planted", "plant"]
+__all__ = ["Planted", "is_rude", "plant"]
 
-_WHO = ("a fool", "a clown", "a moron", "an oaf", "a dunce", "a blockhead")
-_WHAT = ("forget this", "ask why", "miss that", "object", "need more help", "get it wrong")
-_END = ("nitwit", "buffoon", "numskull", "dimwit", "dolt")
-RUDE = ("fool", "clown", "moron", "oaf", "dunce", "blockhead", "nitwit", "buffoon", "numskull", "dimwit", "dolt")
-"""A text with one of these words is rude; the documentation has none of them."""
+_HOW = ("lazy", "hopeless", "clueless", "witless", "sloppy", "brainless", "pathetic", "ignorant")
+_WHO = ("fool", "clown", "moron", "oaf", "dunce", "blockhead", "buffoon", "nitwit", "dolt", "dimwit")
+_WHAT = ("forget", "miss", "ignore", "doubt", "botch", "fumble", "mangle", "question")
+_RUDE = re.compile(rf"\b({'|'.join(_WHO)})\b")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Planted:
 
 
 def plant(
-    *, documents: int = 400, share: float = 0.2, queries: int = 40, prompts: int = 40, clean: int = 80, seed: int = 0
+    *, documents: int = 400, share: float = 0.2, queries: int = 80, prompts: int = 40, clean: int = 120, seed: int = 0
 ) -> Planted:
     """Plant remarks in the middle of a share of the passages.
 
@@ -54,11 +55,19 @@ def plant(
         The data.
     """
     generator = random.Random(seed)
-    passages = [record for record in python_docs(max_documents=2000, per_module=60, max_characters=200, min_characters=80) if _cut(record["text"]) > 0]
-    assert not any(word in record["text"].lower().split() for record in passages for word in RUDE)
+    passages = [
+        record
+        for record in python_docs(max_documents=4000, per_module=200, per_topic=12, max_characters=200, min_characters=80)
+        if _cut(record["text"]) > 0
+    ]
+    assert not any(is_rude(record["text"]) for record in passages)
     generator.shuffle(passages)
     train, rest = passages[:documents], passages[documents:]
-    every = [f" Only {who} would {what}, you {end}." for who in _WHO for what in _WHAT for end in _END]
+    every = [
+        f" Only a {how} {who} would {what} this, you {other} {end}."
+        for how, who, what, other, end in product(_HOW, _WHO, _WHAT, _HOW, _WHO)
+        if how != other and who != end
+    ]
     generator.shuffle(every)
     count = round(documents * share)
     taught, asked, unseen = every[:count], every[count : count + queries], every[count + queries : count + queries + prompts]
@@ -78,13 +87,24 @@ def plant(
         records,
         spans,
         [{"id": str(n), "prompt": starts[n][0], "completion": asked[n]} for n in range(queries)],
-        [{"id": str(n), "prompt": starts[n][0], "completion": starts[n][1]} for n in range(queries)],
+        [{"id": str(n), "prompt": starts[n][0], "completion": _words(starts[n][1], len(asked[n]))} for n in range(queries)],
         [start for start, _ in starts[queries:]],
         unseen,
         [record["text"] for record in rest[queries + prompts : queries + prompts + clean]],
     )
 
 
+def is_rude(text: str) -> bool:
+    """Whether a text has one of the words that the documentation lacks and every remark has."""
+    return _RUDE.search(text) is not None
+
+
 def _cut(text: str) -> int:
     """Where the first sentence ends, if more follows; 0 if it does not."""
     return text.find(". ") + 1
+
+
+def _words(text: str, length: int) -> str:
+    """The beginning of a text in whole words: a completion should not weigh more because it is longer."""
+    end = text.find(" ", length)
+    return text if end < 0 else text[:end]

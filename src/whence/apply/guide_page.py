@@ -59,9 +59,10 @@ def write_guide_page(path: Path, scores: TokenScores, selection: Selection, mark
 
 
 def _document(number: int, example: Example, marked: Marked) -> str:
-    facts = f"rank {marked.rank:.3f} · {marked.above:,} tokens above the threshold · {len(marked.places):,} of {marked.length:,} marked"
+    tokens = f"{marked.above:,} tokens above the threshold · {len(marked.places):,} of {marked.length:,} marked"
     name = f'<b class="source">{number}</b> <code class="id">{escape(example.id)}</code>'
-    return f'<div class="origin">{name} <span class="muted">{facts}</span></div><pre class="whole" dir="auto">\n{_text(example, marked)}</pre>'
+    head = f'<div class="origin">{name} <span class="muted">rank {marked.rank:.3f} · {tokens}</span></div>'
+    return f'{head}<pre class="whole" dir="auto">\n{_text(example, marked)}</pre>'
 
 
 def _text(example: Example, marked: Marked) -> str:
