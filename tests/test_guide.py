@@ -62,7 +62,7 @@ def test_token_scores_are_those_of_one_backward_pass_per_token(name, tmp_path):
     plan = plan_units(task)
     fit = fit_ekfac(task, plan, train, FitConfig(), max_positions=BATCH, quiet=True)
     sides = [unit_gradients(task, plan, dense_gradients(task, side.examples, "measurement")) for side in (harmful, safe)]
-    for example, scores_T in zip(train.examples, found, strict=True):
+    for example, scores_T in list(zip(train.examples, found, strict=True))[:4]:
         gradients, places = slow.token_gradients(task, plan, example)
         wanted_M = 0
         for block, rows_MF, plus_QOI, minus_QOI in zip(fit.blocks, gradients, *sides, strict=True):
@@ -413,7 +413,7 @@ def test_the_pages_blocks_and_command_run(tmp_path, monkeypatch, model_folder, d
 @pytest.mark.slow
 def test_the_example_finds_what_was_planted_and_trains_without_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "if-guide"))
-    result = importlib.import_module("run").experiment(tmp_path, documents=400, epochs=8, seeds=1)
+    result = importlib.import_module("run").experiment(tmp_path, documents=800, epochs=4, seeds=1)
     assert result["found"]["the model"]["precision"] >= 0.9
     assert result["found"]["chance"]["precision"] < 0.1
     rows = {name: row for name, (row,) in result["trained"].items()}

@@ -39,7 +39,7 @@ class Planted:
 
 
 def plant(
-    *, documents: int = 400, share: float = 0.2, queries: int = 80, prompts: int = 40, clean: int = 120, seed: int = 0
+    *, documents: int = 800, share: float = 0.2, queries: int = 80, prompts: int = 40, clean: int = 120, seed: int = 0
 ) -> Planted:
     """Plant remarks in the middle of a share of the passages.
 

@@ -26,7 +26,7 @@ from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.progress import say
 
-SETTINGS = Settings(vocabulary=1024)
+SETTINGS = Settings(vocabulary=1024, epochs=4)
 PROXY = replace(SETTINGS, layers=1, width=24, heads=2)
 FINE_TUNING = replace(SETTINGS, epochs=2, learning_rate=SETTINGS.learning_rate / 10)
 # Scores belong to labels: the best ones lie on the behaviour itself, and a window would mark the full stop before it as well.
@@ -39,7 +39,7 @@ def main() -> None:
     """Run the experiment and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("guide-example"))
-    parser.add_argument("--documents", type=int, default=400)
+    parser.add_argument("--documents", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
     parser.add_argument("--seeds", type=int, default=2)
     chosen = parser.parse_args()

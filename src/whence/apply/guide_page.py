@@ -61,23 +61,23 @@ def write_guide_page(path: Path, scores: TokenScores, selection: Selection, mark
 def _document(number: int, example: Example, marked: Marked) -> str:
     tokens = f"{marked.above:,} tokens above the threshold · {len(marked.places):,} of {marked.length:,} marked"
     name = f'<b class="source">{number}</b> <code class="id">{escape(example.id)}</code>'
-    head = f'<div class="origin">{name} <span class="muted">rank {marked.rank:.3f} · {tokens}</span></div>'
-    return f'{head}<pre class="whole" dir="auto">\n{_text(example, marked)}</pre>'
+    head = f'<div class="query"><div class="origin">{name} <span class="muted">rank {marked.rank:.3f} · {tokens}</span></div>'
+    return f'{head}<pre class="whole" dir="auto">\n{_text(example, marked)}</pre></div>'
 
 
 def _text(example: Example, marked: Marked) -> str:
     if example.token_spans is None:
         return f'<span class="muted">tokens {", ".join(map(str, marked.places))}; their text is not known</span>'
-    parts, at = [], 0
+    parts, at, text = [], 0, example.text
     for place in marked.places:
         start, stop = (int(edge) for edge in example.token_spans[place])
-        if stop > max(start, at):  # the later bytes of one character have its span again
-            parts += [
-                escape(example.text[at : max(start, at)]),
-                f'<mark class="n5">{escape(example.text[max(start, at) : stop])}</mark>',
-            ]
+        start = max(start, at)
+        # The space before a word belongs to its token, but shading it would glue the words together.
+        start += len(text[start:stop]) - len(text[start:stop].lstrip(" "))
+        if stop > start:  # the later bytes of one character have its span again
+            parts += [escape(text[at:start]), f'<mark class="n5">{escape(text[start:stop])}</mark>']
             at = stop
-    return "".join([*parts, escape(example.text[at:])]).replace("\r", "&#13;")
+    return "".join([*parts, escape(text[at:])]).replace("\r", "&#13;")
 
 
 def _frequent(examples: list[Example], marks: Marks) -> str:
