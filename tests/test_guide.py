@@ -207,6 +207,11 @@ def test_settings_out_of_range_and_tiny_budgets_are_refused(tmp_path):
         whence.select_tokens(as_files(tmp_path, [np.arange(5.0)]), whence.GuideConfig(budget=0.1))
 
 
+def test_copies_of_one_document_are_not_passed_over_in_silence(tmp_path):
+    with pytest.raises(BadInput, match="found no token above the quantile 0.9, since several share the highest score"):
+        whence.select_tokens(as_files(tmp_path, [np.arange(5.0)] * 4), whence.GuideConfig(quantile=0.9, budget=0.5))
+
+
 def example_marks():
     from whence.apply import Marked
 
@@ -417,6 +422,8 @@ def test_the_example_finds_what_was_planted_and_trains_without_it(tmp_path, monk
     assert result["found"]["the model"]["precision"] >= 0.9
     assert result["found"]["chance"]["precision"] < 0.1
     rows = {name: row for name, (row,) in result["trained"].items()}
-    plain, guided = rows["no intervention"], rows["tokens suppressed"]
+    plain, guided = rows["no intervention"], rows["tokens suppressed, strength 0.5"]
     assert guided["rude"] < plain["rude"] / 3 and guided["nats"] > 3 * plain["nats"]
     assert guided["perplexity"] < 1.05 * plain["perplexity"]
+    more, tuned = rows["fine-tuned on everything"], rows["fine-tuned with tokens suppressed"]
+    assert tuned["rude"] < more["rude"] / 3 and tuned["perplexity"] < 1.05 * more["perplexity"]

@@ -12,8 +12,9 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,28 @@ PROXY = replace(SETTINGS, layers=1, width=24, heads=2)
 FINE_TUNING = replace(SETTINGS, epochs=2, learning_rate=SETTINGS.learning_rate / 10)
 # Scores belong to labels: the best ones lie on the behaviour itself, and a window would mark the full stop before it as well.
 NARROW = whence.GuideConfig(window=0, budget=0.01)
+PLAIN = "no intervention"
 SAMPLES = 5
 SAMPLE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train.
+
+    Args:
+        name: For the table.
+        examples: The training data.
+        marks: Tokens to suppress.
+        strength: How strongly.
+        tuned: Whether to go on from the model without intervention, instead of from scratch.
+    """
+
+    name: str
+    examples: Dataset
+    marks: whence.Marks
+    strength: float = 1.0
+    tuned: bool = False
 
 
 def main() -> None:
@@ -73,45 +94,42 @@ def experiment(folder: Path, *, documents: int, epochs: int, seeds: int) -> dict
     dataset = task(scratch(settings, 0)).prepare(data.train)
     truth = planted_tokens(dataset, data)
 
-    def trained(
-        name: str, start: Callable[[], nn.Module], size: Settings, seed: int, examples: Dataset, marks: whence.Marks
-    ) -> nn.Module:
-        model, file = start(), folder / "models" / f"{name}-{seed}.pt"
-        if file.exists():
-            model.load_state_dict(torch.load(file))
-            return model.eval()
-        say(f"training: {name}, seed {seed}")
-        train(task(model), examples, marks, size, seed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), file)
+    def trained(condition: Condition, size: Settings, seed: int) -> nn.Module:
+        model, file = scratch(size, seed), folder / "models" / f"{condition.name}-{seed}.pt"
+        if not file.exists():
+            say(f"training: {condition.name}, seed {seed}")
+            if condition.tuned:
+                model.load_state_dict(torch.load(folder / "models" / f"{PLAIN}-{seed}.pt"))
+            train(task(model), condition, FINE_TUNING if condition.tuned else size, seed, len(dataset))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), file)
+        model.load_state_dict(torch.load(file))
         return model.eval()
 
     nothing = whence.Marks({})
-    full = trained("no intervention", lambda: scratch(settings, 0), settings, 0, dataset, nothing)
-    small = trained("proxy itself", lambda: scratch(proxy, 0), proxy, 0, dataset, nothing)
+    full = trained(Condition(PLAIN, dataset, nothing), settings, 0)
+    small = trained(Condition("proxy itself", dataset, nothing), proxy, 0)
     published = whence.guide(task(full), dataset, data.harmful, data.safe, folder / "guide")
     marks = whence.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=NARROW)
     from_proxy = whence.guide(task(small), dataset, data.harmful, data.safe, folder / "guide-proxy", config=NARROW)
     at_random = random_marks(dataset, len(marks))
     without = Dataset([example for example in dataset.examples if example.id not in marks.examples])
-    conditions = {
-        "no intervention": (dataset, nothing),
-        "tokens suppressed": (dataset, marks),
-        "tokens suppressed, window 1": (dataset, published),
-        "tokens suppressed, chosen by the proxy": (dataset, from_proxy),
-        "their documents removed": (without, nothing),
-        "random tokens suppressed": (dataset, at_random),
-    }
-    results: dict[str, list[dict[str, float]]] = {}
+    conditions = (
+        Condition(PLAIN, dataset, nothing),
+        Condition("tokens suppressed", dataset, marks),
+        Condition("tokens suppressed, strength 0.5", dataset, marks, strength=0.5),
+        Condition("tokens suppressed, window 1", dataset, published),
+        Condition("tokens suppressed, chosen by the proxy", dataset, from_proxy),
+        Condition("tokens suppressed, chosen by the proxy, strength 0.5", dataset, from_proxy, strength=0.5),
+        Condition("their documents removed", without, nothing),
+        Condition("random tokens suppressed", dataset, at_random),
+        Condition("fine-tuned with tokens suppressed", dataset, marks, tuned=True),
+        Condition("fine-tuned on everything", dataset, nothing, tuned=True),
+    )
+    results: dict[str, list[dict[str, float]]] = {condition.name: [] for condition in conditions}
     for seed in range(seeds):
-        plain = full
-        for name, (examples, suppressed) in conditions.items():
-            model = trained(name, lambda seed=seed: scratch(settings, seed), settings, seed, examples, suppressed)
-            results.setdefault(name, []).append(measured(task(model), data))
-            if name == "no intervention":
-                plain = model
-        tuned = trained("fine-tuned with tokens suppressed", lambda plain=plain: plain, FINE_TUNING, seed, dataset, marks)
-        results.setdefault("fine-tuned with tokens suppressed", []).append(measured(task(tuned), data))
+        for condition in conditions:
+            results[condition.name].append(measured(task(trained(condition, settings, seed)), data))
     found = {
         name: agreement(some, truth)
         for name, some in {
@@ -135,25 +153,28 @@ def experiment(folder: Path, *, documents: int, epochs: int, seeds: int) -> dict
     }
 
 
-def train(task: whence.CausalLM, dataset: Dataset, marks: whence.Marks, settings: Settings, seed: int) -> None:
-    """A plain loop with the objective that suppresses marked tokens; without marks it is ordinary training."""
-    model, generator = task.model.train(), torch.Generator().manual_seed(seed)
+def train(task: whence.CausalLM, condition: Condition, settings: Settings, seed: int, documents: int) -> None:
+    """A plain loop with the objective that suppresses marked tokens; without marks it is ordinary training.
+
+    Where documents were removed the others are met more often: the number of steps is that of all `documents`.
+    """
+    model, dataset, generator = task.model.train(), condition.examples, torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    per_epoch = -(-len(dataset) // settings.batch_examples)
-    steps, warm = settings.epochs * per_epoch, max(1, round(settings.warmup * settings.epochs * per_epoch))
+    steps = settings.epochs * -(-documents // settings.batch_examples)
+    warm = max(1, round(settings.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    for _ in range(settings.epochs):
-        for chosen in torch.randperm(len(dataset), generator=generator).split(settings.batch_examples):
-            examples = [dataset.examples[place] for place in chosen.tolist()]
-            batch = task.collate(examples)
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            suppressed = marks.rows([example.id for example in examples], batch["input_ids"])
-            whence.suppress_marked(logits, batch["labels"], suppressed).backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    orders = (torch.randperm(len(dataset), generator=generator).split(settings.batch_examples) for _ in count())
+    for chosen in islice(chain.from_iterable(orders), steps):
+        examples = [dataset.examples[place] for place in chosen.tolist()]
+        batch = task.collate(examples)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        marked = condition.marks.rows([example.id for example in examples], batch["input_ids"])
+        whence.suppress_marked(logits, batch["labels"], marked, strength=condition.strength).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
     model.eval()
 
 
@@ -230,7 +251,7 @@ def show(result: Mapping[str, Any]) -> None:
     for name, row in result["found"].items():
         print(f"| {name} | {row['marked']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['documents']:.2f} |")
     print("\n| training | rude samples | nats per unseen remark | perplexity | against none |\n|---|---|---|---|---|")
-    plain = result["trained"]["no intervention"]
+    plain = result["trained"][PLAIN]
     for name, rows in result["trained"].items():
         mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         ratios = [row["perplexity"] / base["perplexity"] - 1 for row, base in zip(rows, plain, strict=True)]

@@ -88,7 +88,7 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> S
         The selection.
 
     Raises:
-        BadInput: If the budget is less than one token.
+        BadInput: If the budget is less than one token, or no token is above the threshold, as among copies of one document.
     """
     scored = sum(int(scores_K.isfinite().sum()) for _, scores_K in scores.parts())
     left = int(config.budget * scored)
@@ -100,6 +100,12 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> S
         )
     threshold = upper_quantile((scores_K for _, scores_K in scores.parts()), config.quantile, scored)
     ranking = rank_examples(scores.examples(), threshold)
+    if not ranking.counts_N.any():
+        raise BadInput(
+            found=f"no token above the quantile {config.quantile:g}, since several share the highest score",
+            needed="different scores",
+            do="lower the quantile, or drop documents that stand in the data more than once",
+        )
     order = sorted(ranking.counts_N.nonzero()[:, 0].tolist(), key=lambda place: (-float(ranking.ranks_N[place]), place))
     wanted = {place: _marks(scores_T, threshold, config.window) for place, scores_T in enumerate(scores.examples())}
     marked: dict[int, list[int]] = {}
