@@ -23,6 +23,7 @@ from planted import Planted, is_rude, plant
 from torch import nn
 
 import whence
+from whence.apply import Marked
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.progress import say
@@ -226,8 +227,6 @@ def agreement(marks: whence.Marks, truth: Mapping[str, set[int]]) -> dict[str, f
 
 def random_marks(dataset: Dataset, count: int) -> whence.Marks:
     """As many tokens, anywhere."""
-    from whence.apply import Marked
-
     every = [(place, at) for place, example in enumerate(dataset.examples) for at in range(1, example.length)]
     chosen: dict[int, list[int]] = {}
     for place, at in sorted(random.Random(0).sample(every, count)):

@@ -3,6 +3,7 @@
 Axes: B examples, T tokens, V vocabulary.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,6 +144,4 @@ def _kept_fields(trainer: Any) -> set[str] | None:
     """Fields that the Trainer would keep; None for all."""
     if not trainer.args.remove_unused_columns:
         return None
-    import inspect
-
     return {*inspect.signature(trainer.model.forward).parameters, "label", "label_ids", *trainer.label_names}
