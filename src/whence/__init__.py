@@ -17,15 +17,17 @@ _HOMES = {
     "Classification": "whence.tasks",
     "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
-    "DistilConfig": "whence.apply",
-    "Distilled": "whence.apply",
+    "DistilConfig": "whence.apply.proxy_distil",
+    "Distilled": "whence.apply.proxy_distil",
     "DocumentParts": "whence.report",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "GradientLog": "whence.pipeline",
+    "GuideConfig": "whence.apply.guide_select",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
+    "Marks": "whence.apply.guide_marks",
     "Proof": "whence.apply.proof",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
@@ -39,36 +41,42 @@ _HOMES = {
     "Smoothness": "whence.unroll",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
-    "Study": "whence.apply",
+    "Study": "whence.apply.study_result",
     "UnrollConfig": "whence.pipeline",
     "WhenceError": "whence.errors",
     "Why": "whence.report",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "clusters": "whence.apply.clusters",
+    "contrast_scores": "whence.apply.guide_scores",
     "damping_sweep": "whence.pipeline",
-    "distil": "whence.apply",
+    "distil": "whence.apply.proxy_distil",
     "ensemble_table": "whence.pipeline",
     "group_effects": "whence.pipeline",
+    "guide": "whence.apply.guide",
     "inverse_preconditioner": "whence.curvature",
     "load_records": "whence.load",
     "load_selection": "whence.apply.selection",
     "named_sources": "whence.apply.share_sources",
     "near_duplicates": "whence.apply.duplicates",
+    "open_marks": "whence.apply.guide_marks",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "prove": "whence.apply.proof",
-    "proxy_agreement": "whence.apply",
-    "proxy_table": "whence.apply",
+    "proxy_agreement": "whence.apply.proxy",
+    "proxy_table": "whence.apply.proxy",
     "query": "whence.pipeline",
     "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
     "score_table": "whence.pipeline",
     "select": "whence.apply.select",
+    "select_tokens": "whence.apply.guide_select",
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
     "smoothness": "whence.pipeline",
-    "study": "whence.apply",
+    "study": "whence.apply.study_sets",
+    "suppress_in_trainer": "whence.apply.guide_loss",
+    "suppress_marked": "whence.apply.guide_loss",
     "value_table": "whence.apply.values",
     "verify_shares": "whence.apply.share_verify",
     "why": "whence.apply.why",
@@ -90,8 +98,10 @@ __all__ = [  # noqa: PLE0604
     "DocumentParts",
     "Ensemble",
     "GradientLog",
+    "GuideConfig",
     "Hit",
     "Hits",
+    "Marks",
     "Proof",
     "Recipe",
     "Recorder",
@@ -112,15 +122,18 @@ __all__ = [  # noqa: PLE0604
     "attribute",
     "build",
     "clusters",
+    "contrast_scores",
     "damping_sweep",
     "distil",
     "ensemble_table",
     "group_effects",
+    "guide",
     "inverse_preconditioner",
     "load_records",
     "load_selection",
     "named_sources",
     "near_duplicates",
+    "open_marks",
     "open_run",
     "open_store",
     "prove",
@@ -131,10 +144,13 @@ __all__ = [  # noqa: PLE0604
     "record_trainer",
     "score_table",
     "select",
+    "select_tokens",
     "self_influence",
     "shares",
     "smoothness",
     "study",
+    "suppress_in_trainer",
+    "suppress_marked",
     "value_table",
     "verify_shares",
     "why",
@@ -143,17 +159,25 @@ __all__ = [  # noqa: PLE0604
 ]
 
 if TYPE_CHECKING:
-    from whence.apply import DistilConfig, Distilled, Study, distil, proxy_agreement, proxy_table, study
     from whence.apply.clusters import Clusters, clusters
     from whence.apply.clusters_page import write_clusters
     from whence.apply.duplicates import near_duplicates
+    from whence.apply.guide import guide
+    from whence.apply.guide_loss import suppress_in_trainer, suppress_marked
+    from whence.apply.guide_marks import Marks, open_marks
+    from whence.apply.guide_scores import contrast_scores
+    from whence.apply.guide_select import GuideConfig, select_tokens
     from whence.apply.proof import Proof, prove
+    from whence.apply.proxy import proxy_agreement, proxy_table
+    from whence.apply.proxy_distil import DistilConfig, Distilled, distil
     from whence.apply.select import select
     from whence.apply.selection import Selection, load_selection
     from whence.apply.share_record import write_shares
     from whence.apply.share_sources import named_sources
     from whence.apply.share_verify import ShareCheck, verify_shares
     from whence.apply.shares import ShareLine, Shares, shares
+    from whence.apply.study_result import Study
+    from whence.apply.study_sets import study
     from whence.apply.values import value_table
     from whence.apply.why import why
     from whence.config import BuildConfig

@@ -34,6 +34,7 @@ _VERBS = {
     "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
     "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
     "smoothness": ("tables", "Say whether a recorded run is smooth enough for its exact derivative."),
+    "guide": ("guide", "Find the training tokens that an unwanted behaviour comes from, for training to suppress."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),

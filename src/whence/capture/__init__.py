@@ -2,6 +2,7 @@
 
 from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
+from whence.capture.forward import forward_mode
 from whence.capture.frozen import frozen
 from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
@@ -23,6 +24,7 @@ __all__ = [
     "capture",
     "check_task",
     "forecast",
+    "forward_mode",
     "frozen",
     "in_halves",
     "plan_units",

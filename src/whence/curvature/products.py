@@ -10,16 +10,15 @@ Axes: Q vectors, B examples of a batch, M scored rows, C outputs per row, T posi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, frozen, in_halves
+from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, forward_mode, in_halves
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.data import Example, batches
 from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported
@@ -33,16 +32,6 @@ Parameters = dict[str, Tensor]
 # Positions times vectors worked on at once. On a processor more than fits in its cache costs three times as much per vector
 # (measured on GPT-2 of width 96); a device wants to be filled.
 _AT_ONCE = {"cpu": 4096, "cuda": 65536}
-# What PyTorch says of functions that torch.func cannot go through.
-_NOT_DIFFERENTIABLE = (
-    "forward AD",
-    "forward-mode AD",
-    "jvp",
-    "setup_context",
-    "saved tensor hooks",
-    "once_differentiable",
-    "vmap",
-)
 # Numbers in one tensor of output tangents, (Q, M, C).
 _NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 28}
 
@@ -204,34 +193,13 @@ def _weights(operator: Curvature) -> Parameters:
     return {name: values[name].detach() for unit in operator.plan.units for name in unit.parameters}
 
 
-@contextmanager
-def _differentiable(operator: Curvature) -> Iterator[None]:
-    padded = [
-        module
-        for module in operator.task.model.modules()
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None
-    ]
-    handles = [module.register_forward_hook(_without_padding) for module in padded]
-    try:
-        # Fused attention has neither a forward-mode nor a second derivative.
-        with frozen(operator.task.model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    except (RuntimeError, NotImplementedError) as error:
-        if not any(word in str(error) for word in _NOT_DIFFERENTIABLE):
-            raise error
-        raise Unsupported(
-            found=f"a model that the {operator.kind} matrix cannot go through: {str(error).splitlines()[0]}",
-            needed="layers with forward-mode derivatives, run side by side under torch.func.vmap",
-            do="switch off gradient checkpointing and custom kernels, or pass kind='empirical_fisher'",
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _without_padding(module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Reverse mode gives the padding row no gradient; forward mode would give it a tangent, and the matrix its symmetry away."""
-    return torch.where((args[0] == module.padding_idx)[..., None], output.detach(), output)
+def _differentiable(operator: Curvature) -> AbstractContextManager[None]:
+    return forward_mode(
+        operator.task.model,
+        purpose=f"the {operator.kind} matrix",
+        needed="layers with forward-mode derivatives, run side by side under torch.func.vmap",
+        do="switch off gradient checkpointing and custom kernels, or pass kind='empirical_fisher'",
+    )
 
 
 def _chunks(operator: Curvature, blocks: Blocks, examples: Sequence[Example], outputs: Outputs) -> Iterator[Parameters]:

@@ -113,12 +113,15 @@ def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> li
 
 
 @contextmanager
-def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> Iterator[Stages]:
+def stages(
+    folder: Path | None, identity: Callable[[], Mapping[str, Any]], *, what: str = "a curvature fit"
+) -> Iterator[Stages]:
     """Keep the results of stages in a folder.
 
     Args:
         folder: Where; None keeps nothing.
         identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards.
+        what: What is kept there, for errors.
 
     Yields:
         What runs a stage.
@@ -139,9 +142,9 @@ def stages(folder: Path | None, identity: Callable[[], Mapping[str, Any]]) -> It
         )
         if different:
             raise StoreMismatch(
-                found=f"a curvature fit with another {', another '.join(different)} in {folder}",
+                found=f"{what} with another {', another '.join(different)} in {folder}",
                 needed="one of the same model, data and settings",
-                do="fit into another folder, or ask as it was fitted",
+                do="choose another folder, or ask as it was made",
             )
         write_json(path, record)
         yield Stages(folder, record)
