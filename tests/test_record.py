@@ -452,3 +452,27 @@ def test_trainers_that_cannot_be_recorded(tmp_path):
     trainer.train_dataset = iter(())
     with pytest.raises(BadInput, match="found a Trainer without training data of known length"):
         whence.record_trainer(trainer, tmp_path / "run")
+
+
+def test_a_changed_dataset_is_refused_by_content_where_the_recorder_saw_it(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    records = [(torch.randn(3).double(), place % 2) for place in range(6)]
+    task = whence.Classification(model)
+    dataset = task.prepare(records)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with whence.Recorder(tmp_path / "run", model, optimizer, every=2, data=dataset) as run:
+        for _ in range(4):
+            run.batch(range(6))
+            nn.functional.cross_entropy(
+                model(torch.stack([row for row, _ in records])), torch.tensor([label for _, label in records])
+            ).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = whence.open_run(tmp_path / "run")
+    assert found.check(model, dataset) == []
+    changed = task.prepare([(records[0][0] + 1, 0), *records[1:]])
+    with pytest.raises(
+        StoreMismatch, match="found training data with the fingerprint .* needed the same examples in the same order"
+    ):
+        found.check(model, changed)

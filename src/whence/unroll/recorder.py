@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.data import Dataset
 from whence.errors import BadInput
 from whence.store.files import check_writable, locked
 from whence.unroll.folder import VERSION, RunFolder
@@ -49,7 +50,8 @@ class Recorder:
         seed: Of the run, for the record.
         scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
             skipped step would be counted with the next one's.
-        data: What tells the training data from another, such as a dataset's fingerprint: a stopped run goes on with the same only.
+        data: The training data as `task.prepare` makes it: a stopped run goes on with the same only, and attribution refuses another, down to
+            the contents of an example. A text that tells it from another serves the first.
 
     Raises:
         BadInput: If `every` is not positive.
@@ -65,7 +67,7 @@ class Recorder:
         every: int,
         seed: int | None = None,
         scaler: Any = None,
-        data: str | None = None,
+        data: Dataset | str | None = None,
     ):
         if every < 1:
             raise BadInput(found=f"every={every}", needed="1 or more steps between checkpoints", do="correct it")
@@ -73,7 +75,9 @@ class Recorder:
         self.model = bare(model)
         self.every = every
         self._ranks = ranks_of(model)
-        self._run = RunFolder(self.folder, self._ranks, {"seed": seed, "data": data})
+        fingerprint = data.fingerprint if isinstance(data, Dataset) else None
+        about = {"seed": seed, "data": data if fingerprint is None else fingerprint, "fingerprint": fingerprint}
+        self._run = RunFolder(self.folder, self._ranks, about)
         self._scaler = scaler
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []

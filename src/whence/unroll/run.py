@@ -187,6 +187,13 @@ class Run:
                 needed="every example that the run met, with the id that it was recorded with",
                 do=f"pass the data that was trained on, with ids such as {self.ids[0]!r}",
             )
+        known = self.record.get("fingerprint")
+        if known is not None and known != train.fingerprint:
+            raise StoreMismatch(
+                found=f"training data with the fingerprint {train.fingerprint[:12]}, where the run in {self.folder} was recorded with {known[:12]}",
+                needed="the same examples in the same order, prepared alike",
+                do="pass the data that was trained on",
+            )
         return sorted(set(train.ids) - set(self.ids))
 
 
