@@ -36,7 +36,7 @@ def run(name, output, workers):
     work = setting.folder / "through"
     shutil.rmtree(work, ignore_errors=True)
     costs, tables = [], []
-    for method in NAMES:
+    for method in (known for known in NAMES if name not in entries[known].not_on):
         before, examples, started = _mebibytes(work), [0], time.process_time()
         task = setting.member(0)
         handle = task.model.register_forward_pre_hook(lambda _, inputs, seen=examples: _count(seen, inputs))

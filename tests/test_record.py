@@ -473,6 +473,6 @@ def test_a_changed_dataset_is_refused_by_content_where_the_recorder_saw_it(tmp_p
     assert found.check(model, dataset) == []
     changed = task.prepare([(records[0][0] + 1, 0), *records[1:]])
     with pytest.raises(
-        StoreMismatch, match="found training data with the fingerprint .* needed the same examples in the same order"
+        StoreMismatch, match="found training data with the fingerprint .*; needed the same examples in the same order"
     ):
         found.check(model, changed)

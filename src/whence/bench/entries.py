@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from whence.bench.settings import Setting
-from whence.bench.small import SmallRetrain
-from whence.errors import Unsupported
 from whence.methods import EXACT_METHODS, METHODS
 from whence.pipeline import UnrollConfig, attribute, build, score_table
 from whence.records import ScoreTable
@@ -74,18 +72,14 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
-def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig()) -> Entry:  # noqa: B008
+def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(), not_on: tuple[str, ...] = ()) -> Entry:  # noqa: B008
     """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
     def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
-        if not isinstance(setting.retrain, SmallRetrain):
-            raise Unsupported(
-                found=f"the setting {setting.name}, whose training is not recorded", needed="a recorded run", do="take another"
-            )
         first = place.parent / place.name.replace(name, "source")
         folder = first / "run"
         if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
-            setting.retrain.recorded(0, folder, setting.train.ids)
+            setting.retrain.recorded(0, folder, setting.train)
         # The fits at single checkpoints serve every method that takes them.
         fitted = place if unrolling.average_weights else first
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
@@ -96,7 +90,7 @@ def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(
                 method=method, run=folder, unrolling=unrolling, factors=factors, quiet=True,
             )  # fmt: skip
 
-    return Entry(name, make)
+    return Entry(name, make, not_on=not_on)
 
 
 ENTRIES = (
@@ -110,8 +104,8 @@ ENTRIES = (
     _through_run("tracin", "tracin"),
     _through_run("source", "source"),
     _through_run("fast-source", "source", UnrollConfig(average_weights=True)),
-    _through_run("astra-source", "astra-source"),
-    _through_run("unroll", "unroll"),
+    _through_run("astra-source", "astra-source", not_on=_TOO_LONG),
+    _through_run("unroll", "unroll", not_on=_TOO_LONG),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),
     _exact("cg", not_on=_TOO_LONG),
     _exact("astra", not_on=_TOO_LONG),

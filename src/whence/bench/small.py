@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.data import digest_of
+from whence.data import Dataset, digest_of
 from whence.records import Recipe
 from whence.unroll import Recorder
 
@@ -114,19 +114,20 @@ class SmallRetrain:
             self._fit(model, stage, generator, self._optimizer(model), None)
         return model.eval()
 
-    def recorded(self, seed: int, folder: Path, ids: Sequence[str]) -> nn.Module:
+    def recorded(self, seed: int, folder: Path, data: Dataset) -> nn.Module:
         """The same on all examples, recorded for attribution through training.
 
         Args:
             seed: Of weights and batches.
             folder: Of the run.
-            ids: Of the examples.
+            data: The examples as they will be attributed.
         """
+        ids = data.ids
         model = new_network(self.settings.network, seed)
         generator = np.random.default_rng(seed)
         stages = self._stages(torch.ones(len(ids), dtype=torch.bool))
         steps = min(len(self.settings.rates(int(stage.sum()))) for stage in stages)
-        with Recorder(folder, model, self._optimizer(model), every=-(-steps // _CHECKPOINTS), seed=seed) as run:
+        with Recorder(folder, model, self._optimizer(model), every=-(-steps // _CHECKPOINTS), seed=seed, data=data) as run:
             run.resume(0)  # seconds long: one that was stopped begins again
             for number, stage in enumerate(stages):
                 optimizer = self._optimizer(model)

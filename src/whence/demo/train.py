@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +18,13 @@ from whence.errors import BadInput, NonFinite
 from whence.progress import meter
 from whence.records import Recipe
 from whence.tasks import CausalLM
+from whence.unroll import Recorder
 
 __all__ = ["QueryLosses", "Retrain", "Trained", "train"]
 
 _IGNORED = -100
+# Of a recorded run, spread evenly, as Bae et al. (2024) have them.
+_CHECKPOINTS = 6
 _ADAM_EPSILON = 1e-8
 _ADAM_BETAS = (0.9, 0.95)
 # Batches of similar length inside a window of this many: little padding, yet a new mixture in every epoch.
@@ -65,6 +70,10 @@ class Retrain:
         """The model trained on what `keep` marks; shape (N,)."""
         return train(self.dataset, self.vocabulary, keep=keep, seed=seed, settings=self.settings).model
 
+    def recorded(self, seed: int, folder: Path, data: Dataset) -> GPT2LMHeadModel:
+        """The same on all examples of the data, recorded for attribution through training."""
+        return train(data, self.vocabulary, seed=seed, settings=self.settings, record=folder).model
+
 
 @dataclass(frozen=True)
 class QueryLosses:
@@ -95,6 +104,7 @@ def train(
     keep: Tensor | None = None,
     seed: int = 0,
     settings: Settings = DEFAULTS,
+    record: Path | None = None,
     quiet: bool = True,
 ) -> Trained:
     """Train from scratch on the kept examples.
@@ -111,6 +121,7 @@ def train(
         keep: Shape (N,), False for examples to leave out; None keeps all.
         seed: Of the initial weights and of the order.
         settings: Size and schedule.
+        record: Folder where the run is recorded.
         quiet: No progress bar.
 
     Returns:
@@ -144,14 +155,23 @@ def train(
     generator = np.random.default_rng(seed)
     losses = []
     model.train()
-    with meter(f"training, seed {seed}", num_steps, quiet=quiet) as progress:
+    # Divided by a constant, not by a batch's own tokens: a mean over the tokens of all batches.
+    divisor = settings.batch_examples * tokens_per_example
+    with ExitStack() as stack:
+        progress = stack.enter_context(meter(f"training, seed {seed}", num_steps, quiet=quiet))
+        recorder = None
+        if record is not None:
+            every = -(-num_steps // _CHECKPOINTS)
+            recorder = stack.enter_context(Recorder(record, model, optimizer, every=every, seed=seed, data=dataset))
+            recorder.resume(0)  # one that was stopped begins again
         for _ in range(settings.epochs):
             total = 0.0
             for batch in _epoch(dataset, kept, settings.batch_examples, generator):
                 optimizer.param_groups[0]["lr"] = next(rates)
+                if recorder is not None:
+                    recorder.batch([dataset.examples[index].id for index in batch], divided_by=divisor)
                 loss = _summed_loss(model, task.collate([dataset.examples[index] for index in batch]))
-                # Divided by a constant, not by this batch's own tokens: a mean over the tokens of all batches.
-                (loss / (settings.batch_examples * tokens_per_example)).backward()
+                (loss / divisor).backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 total += float(loss.detach())

@@ -190,7 +190,7 @@ class Run:
         known = self.record.get("fingerprint")
         if known is not None and known != train.fingerprint:
             raise StoreMismatch(
-                found=f"training data with the fingerprint {train.fingerprint[:12]}, where the run in {self.folder} was recorded with {known[:12]}",
+                found=f"training data with the fingerprint {train.fingerprint[:12]}, and a run in {self.folder} of {known[:12]}",
                 needed="the same examples in the same order, prepared alike",
                 do="pass the data that was trained on",
             )
