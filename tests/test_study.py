@@ -351,7 +351,8 @@ def sets(tmp_path):
     return ["--set", f"cats={tmp_path / 'cats.jsonl'}", "--set", f"dogs={tmp_path / 'dogs.jsonl'}"]
 
 
-def test_the_command_studies_a_store_and_the_data_itself(tmp_path, capsys, model_folder, data_file, sets):
+def test_the_command_studies_a_store_and_the_data_itself(tmp_path, capsys, monkeypatch, model_folder, data_file, sets):
+    monkeypatch.setenv("COLUMNS", "200")  # long cells wrap in a narrow terminal
     run(capsys, "build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
     text = run(capsys, "study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
     assert "per nat and norm" in text and "cats" in text and (tmp_path / "one" / "study.html").exists()
