@@ -39,7 +39,9 @@ def run(name, output, workers):
     for method in (known for known in NAMES if name not in entries[known].not_on):
         before, examples, started = _mebibytes(work), [0], time.process_time()
         task = setting.member(0)
-        handle = task.model.register_forward_pre_hook(lambda _, inputs, seen=examples: _count(seen, inputs))
+        handle = task.model.register_forward_pre_hook(
+            lambda _, inputs, named, seen=examples: _count(seen, [*inputs, *named.values()]), with_kwargs=True
+        )
         tables.append(entries[method].make(setting, task, work / f"{method}-0"))
         handle.remove()
         costs.append((method, examples[0] / len(setting.train), time.process_time() - started, _mebibytes(work) - before))
