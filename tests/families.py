@@ -303,3 +303,67 @@ FAMILIES = {
     ),
     "two_heads": Family("Several losses", "a class and two sizes, one loss added to the other", _doubled),
 }  # fmt: skip
+
+
+class Layered(nn.Module):
+    """One layer, and a squared sum of whatever it gives."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs):
+        found = self.layer(*[inputs] * 3) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(inputs)
+        return (found[0] if isinstance(found, tuple) else found).flatten(1)
+
+
+def make_layer(title: str):
+    """Task and dataset of one layer alone; with `functional=True`, so that none is refused."""
+    torch.manual_seed(sum(map(ord, title)))
+    layer, shape = LAYERS[title]
+    model = _with_statistics(Layered(layer()).double())
+    for parameter in model.parameters():  # scales of one and shifts of zero would hide mistakes
+        nn.init.normal_(parameter)
+    task = whence.Custom(model, lambda model, inputs: model(inputs).square().sum(1), functional=True)
+    return task, task.prepare([torch.randint(6, (4,)) if shape is None else _normal(*shape) for _ in range(3)])
+
+
+def _hf(path: str, *arguments, **options):
+    def build():
+        import importlib
+
+        module, name = path.rsplit(".", 1)
+        return getattr(importlib.import_module(f"transformers.{module}"), name)(*arguments, **options)
+
+    return build
+
+
+LAYERS = {
+    "nn.Linear": (lambda: nn.Linear(4, 3), (5, 4)),
+    "nn.Conv1d": (lambda: nn.Conv1d(4, 6, 3, groups=2, dilation=2, padding=1), (4, 9)),
+    "nn.Conv2d": (lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 5)),
+    "nn.Conv2d with padding that is not zeros": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
+    "nn.Conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 3, 3, 3)),
+    "nn.ConvTranspose2d": (lambda: nn.ConvTranspose2d(2, 3, 2), (2, 3, 3)),
+    "nn.Embedding": (lambda: nn.Embedding(6, 3, padding_idx=0), None),
+    "nn.LayerNorm": (lambda: nn.LayerNorm(4), (5, 4)),
+    "nn.RMSNorm": (lambda: nn.RMSNorm(4), (5, 4)),
+    "nn.GroupNorm": (lambda: nn.GroupNorm(2, 4), (4, 3, 3)),
+    "nn.BatchNorm1d, frozen": (lambda: nn.BatchNorm1d(4), (4,)),
+    "nn.BatchNorm2d, frozen": (lambda: nn.BatchNorm2d(4), (4, 3, 3)),
+    "nn.BatchNorm3d, frozen": (lambda: nn.BatchNorm3d(4), (4, 2, 2, 2)),
+    "nn.InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), (4, 3, 3)),
+    "nn.PReLU": (lambda: nn.PReLU(4), (4, 5)),
+    "nn.MultiheadAttention": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), (5, 4)),
+    "nn.LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), (5, 4)),
+    "nn.GRU": (lambda: nn.GRU(4, 3, batch_first=True), (5, 4)),
+    "nn.RNN": (lambda: nn.RNN(4, 3, batch_first=True), (5, 4)),
+    "Hugging Face Conv1D": (_hf("pytorch_utils.Conv1D", 3, 4), (5, 4)),
+    "Hugging Face LlamaRMSNorm and its like": (_hf("models.llama.modeling_llama.LlamaRMSNorm", 4), (5, 4)),
+    "Hugging Face GemmaRMSNorm": (_hf("models.gemma.modeling_gemma.GemmaRMSNorm", 4), (5, 4)),
+    "Hugging Face FalconLinear": (_hf("models.falcon.modeling_falcon.FalconLinear", 4, 3), (5, 4)),
+    "Hugging Face scaled embedding": (
+        _hf("models.gemma.modeling_gemma.GemmaTextScaledWordEmbedding", 6, 3, 0, embed_scale=2.0), None,
+    ),
+    "Hugging Face T5LayerNorm": (_hf("models.t5.modeling_t5.T5LayerNorm", 4), (5, 4)),
+}  # fmt: skip

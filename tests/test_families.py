@@ -32,6 +32,21 @@ def test_equals_autograd(name):
     assert len(untouched) < len(plan.units) / 2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("title", families.LAYERS)
+def test_every_layer_equals_autograd(title):
+    if title.startswith("Hugging Face"):
+        pytest.importorskip("transformers")
+    task, dataset = families.make_layer(title)
+    with families.WideArithmetic():
+        plan, found = captured(task, dataset)
+        expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+        check_task(task, plan, dataset.examples)
+    assert {p for unit in plan.units for p in unit.parameters} == task.tracked
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+
+
 def test_an_expert_taken_for_an_ordinary_layer_is_refused():
     """By the check, or, where its two examples happen to be routed alike, by the first batch."""
     found = {"check": 0, "batch": 0}
@@ -49,6 +64,18 @@ def test_an_expert_taken_for_an_ordinary_layer_is_refused():
             with way_out:
                 captured(task, dataset)
     assert found["check"] > found["batch"]
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).double()
+    with pytest.raises(Unsupported, match=r"no layer rule covers, the first '1.weight' of a BatchNorm1d"):
+        plan_units(whence.Classification(model))
+    # One example alone is no batch for it at all, which PyTorch refuses; two positions are.
+    pooled = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4, track_running_stats=False), nn.Flatten(), nn.Linear(12, 3))
+    task = whence.Classification(pooled.double(), functional=True)
+    examples = task.prepare([(torch.randn(2, 3, dtype=torch.float64), number % 3) for number in range(4)]).examples
+    with pytest.raises(whence.WhenceError, match="depends on the other examples of its batch"):
+        check_task(task, plan_units(task), examples)
 
 
 def test_an_expert_with_one_position():

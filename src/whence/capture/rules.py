@@ -192,7 +192,7 @@ def rule_for(module: Any) -> Rule | None:
         return SCALED_EMBEDDING if is_scaled else EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
-    if kind.__name__.endswith("RMSNorm") and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     # Without running statistics a batch norm mixes the examples of a batch even in evaluation mode.
     is_frozen = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
