@@ -210,6 +210,14 @@ def _encoder(kind, config, **options):
     return build
 
 
+def _masked():
+    import transformers
+
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**_TEXT))
+    records = [{"input_ids": torch.randint(4, 30, (3 + 2 * number,)).tolist()} for number in range(4)]
+    return whence.MaskedLM(model.double(), None, mask_id=3, share=0.5), records
+
+
 def _normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -301,6 +309,7 @@ FAMILIES = {
         _encoder("DistilBert", {"vocab_size": 30, "max_position_embeddings": 16, "n_layers": 1, "n_heads": 2, "dim": 8, "hidden_dim": 12}),
         hf=True,
     ),
+    "masked_bert": Family("Encoders", "BERT as a masked language model", _masked, hf=True),
     "two_heads": Family("Several losses", "a class and two sizes, one loss added to the other", _doubled),
 }  # fmt: skip
 

@@ -99,6 +99,27 @@ def test_patterns_send_known_layers_through_the_twin():
         whence.Classification(model, functional=["nope"])
 
 
+def test_a_tied_weight_that_is_also_used_alone_is_caught():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.matrix = self.layer.weight
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.layer(inputs)) @ self.matrix)
+
+    examples = [(torch.randn(4, dtype=torch.float64), number % 2) for number in range(4)]
+    task = whence.Classification(Reused().double())
+    with pytest.raises(Unsupported, match=r"captured gradient of 'matrix' that differs.*pass functional=\['matrix'\]"):
+        check_task(task, plan_units(task), task.prepare(examples).examples)
+    task = whence.Classification(task.model, functional=["matrix"])
+    dataset = task.prepare(examples)
+    plan, found = captured(task, dataset)
+    for actual, wanted in zip(found, unit_gradients(task, plan, dense_gradients(task, dataset.examples)), strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+
+
 def test_patterns_do_not_let_unknown_layers_pass():
     task = whence.Classification(families.TokenViT().double(), functional=["block.*"])
     with pytest.raises(Unsupported, match=r"2 parameter\(s\) that no layer rule covers, the first 'first' of a TokenViT"):

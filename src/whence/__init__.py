@@ -22,6 +22,7 @@ _HOMES = {
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
+    "MaskedLM": "whence.tasks",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
@@ -36,6 +37,7 @@ _HOMES = {
     "damping_sweep": "whence.pipeline",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
+    "load_arrays": "whence.arrays",
     "load_records": "whence.load",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
@@ -58,6 +60,7 @@ __all__ = [  # noqa: PLE0604
     "GradientLog",
     "Hit",
     "Hits",
+    "MaskedLM",
     "Recipe",
     "Recorder",
     "Regression",
@@ -72,6 +75,7 @@ __all__ = [  # noqa: PLE0604
     "damping_sweep",
     "ensemble_table",
     "inverse_preconditioner",
+    "load_arrays",
     "load_records",
     "open_run",
     "open_store",
@@ -83,6 +87,7 @@ __all__ = [  # noqa: PLE0604
 ]
 
 if TYPE_CHECKING:
+    from whence.arrays import load_arrays
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
@@ -104,7 +109,7 @@ if TYPE_CHECKING:
     from whence.report import Hit, Hits
     from whence.score import Ensemble
     from whence.store import Store, open_store
-    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
+    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, MaskedLM, Regression
     from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer
 
 

@@ -27,6 +27,7 @@ class Example:
         span: Characters of the source document that the text covers.
         prompt: How many characters at the start of `text` are given, not scored.
         token_spans: Characters of `text` that each token covers, shape (length, 2); None if not known.
+        image: Path of its image, if it has one in a file.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Example:
     prompt: int = 0
     # An array, not tuples: a corpus has many tokens, and these are a twentieth of the size.
     token_spans: np.ndarray | None = field(default=None, repr=False)
+    image: str = ""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,11 @@ def plan_units(task: AbstractTask) -> Plan:
                 owners[name_of[id(parameter)]].append((module_name, module, role))
 
     rules = {id(module): _rule(module_name, module) for uses in owners.values() for module_name, module, _ in uses}
-    odd = [name for name, uses in owners.items() if not all(_covered(rules[id(m)], role) for _, m, role in uses)]
+    # A module without a rule may hold a parameter for one that has one, as heads of encoders do with the bias of their last layer. Should it
+    # use the parameter itself, the check before a build finds the difference.
+    covered = {name: [use for use in uses if _covered(rules[id(use[1])], use[2])] for name, uses in owners.items()}
+    owners = {name: covered[name] or uses for name, uses in owners.items()}
+    odd = [name for name in owners if not covered[name]]
     chosen = frozenset() if isinstance(task.functional, bool) else task.functional
     refused = [] if task.functional is True else [name for name in odd if name not in chosen]
     if refused:

@@ -278,4 +278,6 @@ def _example_json(example: Example) -> dict[str, object]:
         found["span"] = list(example.span)
     if example.prompt:
         found["prompt"] = example.prompt
+    if example.image:
+        found["image"] = example.image
     return found
