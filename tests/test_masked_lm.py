@@ -130,3 +130,19 @@ def test_nothing_to_hide_and_no_mask_token():
         whence.MaskedLM(nn.Embedding(3, 2), None)
     with pytest.raises(BadInput, match="needed at most 12, the model's context"):
         make().prepare(["a" * 11])
+
+
+def test_labels_are_drawn_where_some_examples_hide_several_tokens():
+    """Also where the shortest and the longest text hide one token each."""
+    task = make(share=0.2)
+    texts = [*TEXTS, "abcdefg", "klmnopqr"]
+    counts = [int((example.fields["labels"] != -100).sum()) for example in task.prepare(texts).examples]
+    order = sorted(range(len(texts)), key=lambda place: (counts[place] > 1, -len(texts[place])))
+    ones = [place for place in order if counts[place] == 1]
+    several = [place for place in order if counts[place] > 1]
+    longest, shortest = ones[0], ones[-1]
+    between = [place for place in several if len(texts[shortest]) < len(texts[place]) < len(texts[longest])]
+    assert between
+    chosen = [texts[place] for place in (shortest, *between, longest)]
+    table = whence.attribute(task, chosen, chosen[:1], method="kfac", quiet=True)
+    assert "1 sampled label" in " ".join((table.method, *table.notes))

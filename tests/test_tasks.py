@@ -1,5 +1,8 @@
 """Measurements of one's own, tables of numbers, several losses, and losses that couple a batch."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +150,17 @@ def test_arrays_that_do_not_fit(tmp_path):
     (tmp_path / "no.npz").write_bytes(b"no")
     with pytest.raises(BadInput, match="no.npz, which cannot be read"):
         load_records(str(tmp_path / "no.npz"))
+
+
+def test_the_page_on_all_this_runs(tmp_path, monkeypatch):
+    """The python blocks of docs/beyond_text.md, one after the other."""
+    pytest.importorskip("PIL")
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "beyond_text.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    assert len(blocks) == 5
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert names["hits"].query_images and names["table"].unit == "logits"
