@@ -66,6 +66,30 @@ def test_an_expert_taken_for_an_ordinary_layer_is_refused():
     assert found["check"] > found["batch"]
 
 
+def test_experts_that_are_not_called_have_no_gradient():
+    class Sparse(families.Experts):
+        def forward(self, inputs):
+            flat = torch.tanh(self.first(inputs)).flatten(0, 1)
+            weights, chosen = self.router(flat).softmax(-1).topk(1)
+            mixed = torch.zeros_like(flat)
+            for number in chosen.unique().tolist():
+                rows = torch.where(chosen[:, 0] == number)[0]
+                mixed = mixed.index_add(0, rows, self.experts[number](flat[rows]) * weights[rows])
+            return self.head((flat + mixed).view(*inputs.shape[:2], -1)).mean(1)
+
+    torch.manual_seed(0)
+    task = whence.Classification(Sparse().double(), functional=["experts.*"])
+    dataset = task.prepare([(torch.randn(2, 6, dtype=torch.float64), number % 3) for number in range(4)])
+    plan, found = captured(task, dataset)
+    expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+    unused = [
+        row for unit, rows in zip(plan.units, found, strict=True) if "experts" in unit.name for row in rows if not row.any()
+    ]
+    assert unused
+
+
 def test_a_batch_norm_without_statistics_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).double()
     with pytest.raises(Unsupported, match=r"no layer rule covers, the first '1.weight' of a BatchNorm1d"):
