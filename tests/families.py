@@ -210,6 +210,23 @@ def _encoder(kind, config, **options):
     return build
 
 
+def _translation():
+    import transformers
+
+    config = transformers.T5Config(
+        d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, vocab_size=30, decoder_start_token_id=0, dropout_rate=0.0
+    )
+
+    def loss(model, batch):
+        logits = model(input_ids=batch["input_ids"], decoder_input_ids=batch["told"]).logits
+        return nn.functional.cross_entropy(logits.transpose(1, 2), batch["wanted"], reduction="none").sum(1)
+
+    records = [{name: torch.randint(30, (5,)) for name in ("input_ids", "told", "wanted")} for _ in range(4)]
+    model = transformers.T5ForConditionalGeneration(config).double()
+    # These tables are looked up once per pair of places, for all examples together.
+    return whence.Custom(model, loss, functional=["*relative_attention_bias*"]), records
+
+
 def _masked():
     import transformers
 
@@ -310,6 +327,7 @@ FAMILIES = {
         hf=True,
     ),
     "masked_bert": Family("Encoders", "BERT as a masked language model", _masked, hf=True),
+    "t5": Family("Encoders", "T5, encoder and decoder", _translation, hf=True),
     "two_heads": Family("Several losses", "a class and two sizes, one loss added to the other", _doubled),
 }  # fmt: skip
 

@@ -102,7 +102,8 @@ def plan_units(task: AbstractTask) -> Plan:
         raise Unsupported(
             found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
             needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running statistics, Conv1d or Conv2d",
-            do="pass functional=True (slower, any layer), or leave them out with ignore=[...]",
+            do=f"{'pass functional=True' if not chosen else f'add {refused[0]!r} to functional'} (slower, any layer), or leave them out "
+            "with ignore=[...]",
         )
     odd = [name for name in owners if name in odd or name in chosen]
 
