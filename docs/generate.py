@@ -1,13 +1,20 @@
-"""Write the generated pages, docs/cli.md and docs/api.md. `tests/test_docs.py` holds them against the code."""
+"""Write the generated pages, docs/cli.md, docs/api.md and docs/coverage.md. `tests/test_docs.py` holds them against the code."""
 
 import inspect
+import sys
 from pathlib import Path
 
 import whence
 import whence.evaluate
+from whence.capture import plan_units
 from whence.cli import app
 
 FOLDER = Path(__file__).parent
+if str(FOLDER.parent) not in sys.path:  # run as a script; the models come from the tests
+    sys.path.insert(0, str(FOLDER.parent))
+
+from tests import families, zoo  # noqa: E402
+
 MARK = "<!-- written by `make docs`; do not edit -->"
 
 
@@ -38,6 +45,48 @@ def api_page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def coverage_page() -> str:
+    """docs/coverage.md as it should be: what each layer and each tested model goes through, as the plan of its units says."""
+    parts = [MARK, "", _COVERAGE_INTRO, "## Layers", "", "| layer | goes through |", "|---|---|"]
+    for title in families.LAYERS:
+        plan = plan_units(families.make_layer(title)[0])
+        parts.append(f"| {title} | {'the twin' if plan.functional else 'hooks'} |")
+    parts += ["", _COVERAGE_LAYERS, "## Models", "", _COVERAGE_MODELS]
+    parts += ["| family | model | parameters through hooks | through the twin |", "|---|---|---|---|"]
+    for name, family in families.FAMILIES.items():
+        task, _ = families.make(name)
+        plan = plan_units(task)
+        sizes = {key: value.numel() for key, value in task.model.named_parameters()}
+        twin = sum(sizes[key] for key in plan.functional)
+        share = 1 - twin / plan.coverage.tracked
+        ends = list(dict.fromkeys(".".join(key.split(".")[-2:]) for key in plan.functional))
+        shown = ", ".join(f"`{end}`" for end in ends[:3]) + (f" and {len(ends) - 3} more" if len(ends) > 3 else "")
+        parts.append(f"| {family.group} | {family.title} | {share:.0%} | {shown or 'none'} |")
+    parts += ["", f"Also held against autograd, each for one thing that can go wrong: {', '.join(zoo.NAMES)}."]
+    return "\n".join(parts) + "\n"
+
+
+_COVERAGE_INTRO = """# What is covered
+
+Gradients of single examples are made in two ways. **Hooks** see what enters a layer and the gradient that leaves it, for a whole batch
+at once, and nothing is written out that need not be. **The twin** runs `torch.func` on the parameters that no hook covers: it takes any
+PyTorch module, writes out each example's gradient, and goes one example at a time where `torch.func` cannot run a layer side by side
+(recurrent layers, mixtures of experts). It has to be asked for, with `functional=True`; without, a parameter that no hook covers is an
+error, never skipped.
+"""
+_COVERAGE_LAYERS = """Each row is a test: the layer alone, against plain autograd on one example at a time, in float64. Refused before
+anything long runs: batch norms without running statistics and losses that need the other examples of the batch, since there an example
+has no gradient of its own, and embeddings with `max_norm` or `scale_grad_by_freq`.
+
+An ordinary layer that is given only some of the positions, such as an expert written as an `nn.Linear`, looks to hooks as if it mixed
+examples up. It is refused with the way out: `functional=["experts.*"]` sends these parameters through the twin and leaves the rest to
+hooks.
+"""
+_COVERAGE_MODELS = """Tiny models of these families, made from their configuration, are held against autograd in float64. The share is
+of the tiny model's parameters, where tables and tokens weigh more than in a real one.
+"""
+
+
 def _entry(level: str, name: str, value) -> list[str]:
     # Without annotations, which Python versions print differently; the docstrings say what is meant.
     parameters = [
@@ -50,3 +99,4 @@ def _entry(level: str, name: str, value) -> list[str]:
 if __name__ == "__main__":
     (FOLDER / "cli.md").write_text(cli_page(), encoding="utf-8")
     (FOLDER / "api.md").write_text(api_page(), encoding="utf-8")
+    (FOLDER / "coverage.md").write_text(coverage_page(), encoding="utf-8")

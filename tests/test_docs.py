@@ -18,6 +18,7 @@ def test_the_generated_pages_are_current():
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == module.cli_page(), "run `make docs`"
     assert (ROOT / "docs" / "api.md").read_text("utf-8") == module.api_page(), "run `make docs`"
+    assert (ROOT / "docs" / "coverage.md").read_text("utf-8") == module.coverage_page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -296,8 +296,9 @@ def test_an_example_of_several_rows_between_examples_of_one():
         return Outputs(twice, torch.cat([found.owners_M, found.owners_M]), found.targets.repeat(2), "categorical")
 
     task.outputs = outputs
+    assert choose_labels(task, dataset.examples, "auto", samples=None, seed=0).kind == "sampled"
     with pytest.raises(Unsupported, match="all of whose labels are to be taken"):
-        fit_ekfac(task, plan_units(task), dataset, max_positions=100, quiet=True)
+        fit_ekfac(task, plan_units(task), dataset, FitConfig(labels="exact"), max_positions=100, quiet=True)
 
 
 def test_impossible_settings():

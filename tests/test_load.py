@@ -131,7 +131,7 @@ def test_a_hub_name_out_of_reach(datasets):
         ("a.csv", "text,label\na,1\nb\n", r"a.csv, which cannot be read \(line 3: not as many fields as the header, 2\)"),
         ("a.csv", "text,label\na,1,2\n", r"a.csv, which cannot be read \(line 2: not as many fields as the header, 2\)"),
         ("a.csv", 'text\n"a', r"a.csv, which cannot be read \(unexpected end of data\)"),
-        ("a.xlsx", "", r"found data file .*a.xlsx; needed one of: .jsonl, .json, .csv, .tsv, .txt; do this: convert it"),
+        ("a.xlsx", "", r"found data file .*a.xlsx; needed one of: .jsonl, .json, .csv, .tsv, .txt, .npz; do this: convert it"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, text):
@@ -218,7 +218,9 @@ def test_broken_recipe_is_refused(tmp_path, model_folder, content, why):
 
 
 def test_unknown_kind(model_folder):
-    with pytest.raises(UnknownOption, match="found task 'poetry'; needed one of: causal_lm, classification; do this: pick one"):
+    with pytest.raises(
+        UnknownOption, match="found task 'poetry'; needed one of: causal_lm, classification, masked_lm; do this: pick one"
+    ):
         load_task(str(model_folder), kind="poetry")
 
 

@@ -159,7 +159,7 @@ def _conv1d_models():
 
 
 NAMES = (*_sequence_models(), *_image_models(), *_conv1d_models(), "two_inputs", "regression", "gpt2", "llama", "bert")
-FUNCTIONAL = {"lone_parameter", "attention", "batch_norm"}
+FUNCTIONAL = {"lone_parameter", "attention"}
 
 
 def make(name: str, count: int = 5):

@@ -28,6 +28,7 @@ _HOMES = {
     "Hits": "whence.report",
     "METHODS": "whence.methods",
     "Marks": "whence.apply.guide_marks",
+    "MaskedLM": "whence.tasks",
     "Proof": "whence.apply.proof",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
@@ -55,6 +56,7 @@ _HOMES = {
     "group_effects": "whence.pipeline",
     "guide": "whence.apply.guide",
     "inverse_preconditioner": "whence.curvature",
+    "load_arrays": "whence.arrays",
     "load_records": "whence.load",
     "load_selection": "whence.apply.selection",
     "named_sources": "whence.apply.share_sources",
@@ -102,6 +104,7 @@ __all__ = [  # noqa: PLE0604
     "Hit",
     "Hits",
     "Marks",
+    "MaskedLM",
     "Proof",
     "Recipe",
     "Recorder",
@@ -129,6 +132,7 @@ __all__ = [  # noqa: PLE0604
     "group_effects",
     "guide",
     "inverse_preconditioner",
+    "load_arrays",
     "load_records",
     "load_selection",
     "named_sources",
@@ -180,6 +184,7 @@ if TYPE_CHECKING:
     from whence.apply.study_sets import study
     from whence.apply.values import value_table
     from whence.apply.why import why
+    from whence.arrays import load_arrays
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.errors import WhenceError
@@ -203,7 +208,7 @@ if TYPE_CHECKING:
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
-    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
+    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, MaskedLM, Regression
     from whence.unroll import Recorder, Run, Smoothness, open_run, record_lightning, record_trainer
 
 

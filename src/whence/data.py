@@ -28,6 +28,7 @@ class Example:
         prompt: How many characters at the start of `text` are given, not scored.
         token_spans: Characters of `text` that each token covers, shape (length, 2); None if not known.
         scored: Characters of `text` that are scored, where that is not everything after the prompt: several turns of a conversation.
+        image: Path of its image, if it has one in a file.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     # An array, not tuples: a corpus has many tokens, and these are a twentieth of the size.
     token_spans: np.ndarray | None = field(default=None, repr=False)
     scored: tuple[tuple[int, int], ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)

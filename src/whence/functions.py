@@ -1,6 +1,7 @@
-"""Functions that people name on the command line: file.py:function."""
+"""Functions of people's own: named on the command line as file.py:function, and told from other functions."""
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from whence.errors import BadInput
 
-__all__ = ["absolute", "function_at", "is_function", "sources_of"]
+__all__ = ["absolute", "function_at", "identity_of", "is_function", "sources_of"]
 
 
 def is_function(name: str) -> bool:
@@ -62,3 +63,20 @@ def sources_of(name: str) -> list[Path]:
     inside = (file for file in beside if file.is_relative_to(home.parent) and "site-packages" not in file.parts)
     # Some modules name a file that is not there: torch.classes says "_classes.py", which would be in the folder one works in.
     return sorted({home, *(file for file in inside if file.is_file())})
+
+
+def identity_of(function: Callable[..., Any] | None) -> str:
+    """What tells a function from another one: its source, its defaults, and the numbers and strings that it sees from outside."""
+    if function is None:
+        return ""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = repr(getattr(function, "__qualname__", type(function).__qualname__))
+    try:
+        seen = inspect.getclosurevars(function)
+        outside = {**seen.globals, **seen.nonlocals}
+    except (TypeError, ValueError):
+        outside = {}
+    plain = {name: value for name, value in outside.items() if isinstance(value, int | float | str | bool | None)}
+    return repr((source, getattr(function, "__defaults__", None), sorted(plain.items())))

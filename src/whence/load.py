@@ -5,23 +5,25 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from whence.arrays import read_npz
 from whence.errors import BadInput, UnknownOption
 from whence.functions import absolute, function_at, is_function
 from whence.records import Recipe
-from whence.tasks import AbstractTask, CausalLM, Classification
+from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
 
 __all__ = ["TASKS", "load_records", "load_task"]
 
 # The csv module refuses fields above 131,072 characters; documents are longer.
 _LONGEST_FIELD = 1 << 30
 _ADAPTER = "adapter_config.json"
-TASKS = ("causal_lm", "classification")
+TASKS = ("causal_lm", "classification", "masked_lm")
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[AbstractTask, dict[str, Any]]:
@@ -32,7 +34,7 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
 
     Args:
         model: A folder, a hub name, or "file.py:function".
-        kind: "causal_lm" or "classification"; not used for a function.
+        kind: "causal_lm", "classification" or "masked_lm"; not used for a function.
         **options: Passed to the task.
 
     Returns:
@@ -65,16 +67,16 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
         raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
     recipe = _recipe(folder / "recipe.json")
     network, tokenizer = _adapted(folder, kind) if (folder / _ADAPTER).exists() else _pretrained(model, kind)
-    if kind == "causal_lm":
-        return CausalLM(network, tokenizer, recipe=recipe, **options), origin
-    return Classification(network, tokenizer, recipe=recipe, **options), origin
+    make = {"causal_lm": CausalLM, "classification": Classification, "masked_lm": MaskedLM}[kind]
+    return make(network, tokenizer, recipe=recipe, **options), origin
 
 
 def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
     """Records from a file, a folder, a hub name or a function.
 
-    `.jsonl` and `.json` hold mappings, `.csv` and `.tsv` rows with a header, `.txt` one text per paragraph (blank lines between); a folder
-    holds text files (one example each), or a dataset saved by Hugging Face `datasets`.
+    `.jsonl` and `.json` hold mappings, `.csv` and `.tsv` rows with a header, `.txt` one text per paragraph (blank lines between), `.npz` the
+    arrays `X`, `y` and, if there are any, `ids`; a folder holds text files (one example each), images in one folder per class, whose name is
+    the label, or a dataset saved by Hugging Face `datasets`. An `image` in a file of mappings is a path from that file's folder.
 
     Args:
         data: The name.
@@ -90,16 +92,21 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
         return function_at(data)()
     path = Path(data)
     if path.is_file():
-        readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs}
+        readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs, ".npz": read_npz}
         if path.suffix not in readers:
             raise BadInput(found=f"data file {path}", needed=f"one of: {', '.join(readers)}", do="convert it")
         with _readable(path):
-            return list(readers[path.suffix](path))
+            return [_with_image(path.parent, record) for record in readers[path.suffix](path)]
     if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         texts = sorted(file for pattern in ("*.txt", "*.md") for file in path.rglob(pattern))
         if texts:
             return [_document(path, file) for file in texts]
-    elif not path.exists() and (data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt")):
+        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
+        if images:
+            return [_labelled_image(path, file) for file in images]
+    elif not path.exists() and (
+        data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt", ".npz")
+    ):
         raise BadInput(found=f"no data at {data}", needed="a file or folder", do="check the path")
     return _hub_dataset(data, split)
 
@@ -126,6 +133,18 @@ def _document(folder: Path, file: Path) -> dict[str, str]:
     with _readable(file):
         name = str(file.relative_to(folder))
         return {"text": file.read_text("utf-8-sig"), "id": name, "source": name}
+
+
+def _labelled_image(folder: Path, file: Path) -> dict[str, str]:
+    name = str(file.relative_to(folder))
+    label = {"label": file.parent.name} if file.parent != folder else {}
+    return {"image": str(file), "id": name, "source": file.parent.name if label else "", **label}
+
+
+def _with_image(folder: Path, record: Any) -> Any:
+    if not isinstance(record, Mapping) or not isinstance(record.get("image"), str):
+        return record
+    return {"id": record["image"], **record, "image": str(folder / record["image"])}
 
 
 def _recipe(path: Path) -> Recipe | None:
@@ -163,6 +182,7 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
     automatic = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "classification": transformers.AutoModelForSequenceClassification,
+        "masked_lm": transformers.AutoModelForMaskedLM,
     }[kind]
     try:
         network, report = automatic.from_pretrained(model, output_loading_info=True)

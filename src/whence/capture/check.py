@@ -75,7 +75,8 @@ def check_task(
             found=f"a captured gradient of {unit.name!r} that differs from autograd's "
             f"({found[index].tolist()} against {expected[index].tolist()})",
             needed="a layer whose weight is used only through its own forward",
-            do=f"leave it out with ignore=[{unit.name!r}]; if the layer is an ordinary one, please report this",
+            do=f"pass functional=[{unit.name!r}] (slower, any use), or leave it out with ignore=[{unit.name!r}]; if the layer is an "
+            "ordinary one, please report this",
         )
     return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
 

@@ -85,7 +85,8 @@ def _one_at_a_time(single, values: dict[str, Tensor], batch: Batch, num_examples
         )
         leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
         with torch.enable_grad():
-            found = torch.autograd.grad(single(leaves, example), list(leaves.values()))
+            # An example need not use every parameter: experts that none of its positions was given to have no gradient.
+            found = torch.autograd.grad(single(leaves, example), list(leaves.values()), materialize_grads=True)
         for name, gradient in zip(leaves, found, strict=True):
             rows[name].append(gradient)
     return {name: torch.stack(gradients) for name, gradients in rows.items()}

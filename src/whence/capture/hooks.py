@@ -55,6 +55,7 @@ def capture(
 
     Raises:
         BadInput: If the objective does not give one value per example.
+        IndexError: Like RuntimeError, whatever else the model raises.
         RuntimeError: Whatever else the model raises.
         Unsupported: If a layer does not keep the examples apart, or does not reach the objective.
     """
@@ -67,9 +68,10 @@ def capture(
         with taps(plan, consume, num_examples, task.device) as mode:
             try:
                 values = function(task.model, batch)
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:
                 mode.copies = "modified inplace" in str(error)  # such as x += y on a layer's output: tap a copy of it
                 if not mode.copies:
+                    _check_repeated(mode, error)
                     raise error
                 values = function(task.model, batch)
             _check_values(values, num_examples, objective)
@@ -124,10 +126,12 @@ class TapMode:
     Args:
         copies: Whether each is put on a copy of the layer's output, which models may then change in place.
         scale: What gradients are multiplied with before they are handed out.
+        repeated: Name of the last layer whose one row was taken as shared by all examples; empty if there was none.
     """
 
     copies: bool = False
     scale: float = 1.0
+    repeated: str = ""
 
 
 @contextmanager
@@ -173,7 +177,8 @@ def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
             return None
-        if output.shape[0] == 1:
+        if output.shape[0] == 1 and num_examples > 1:
+            mode.repeated = layer.name
             # A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient.
             output = output.expand(num_examples, *output.shape[1:])
         inputs = args[0] if args else next(iter(kwargs.values()))
@@ -200,8 +205,18 @@ def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
     raise Unsupported(
         found=f"layer {layer.name!r} with {rows} leading entries for a batch of {num_examples} examples",
         needed="the same number of entries for every example",
-        do="leave its parameters out with ignore=[...], or reshape inside the model after this layer",
+        do=f"pass functional=['{layer.name}.*'] if the layer is given some of the positions, as an expert of a mixture is; "
+        "or leave its parameters out with ignore=[...]",
     )
+
+
+def _check_repeated(mode: TapMode, error: Exception) -> None:
+    if mode.repeated:
+        raise Unsupported(
+            found=f"layer {mode.repeated!r} with one row for the whole batch, which the model cannot take once per example ({error})",
+            needed="a row for every example, or one that all share",
+            do=f"pass functional=['{mode.repeated}.*'] if the layer is given some of the positions, as an expert of a mixture is",
+        ) from error
 
 
 def _check_values(values: Any, num_examples: int, objective: Objective) -> None:

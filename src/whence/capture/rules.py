@@ -72,6 +72,10 @@ def _embedding(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     return Pair(OneHot(ids_BT, module.num_embeddings, grad.dtype), Dense(grad_BTN))
 
 
+def _scaled_embedding(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    return _embedding(module, inputs, grad * module.embed_scale, joined)
+
+
 def _normed(module: Any, inputs: Tensor) -> Tensor:
     wide = inputs if inputs.dtype == torch.float64 else inputs.float()
     if isinstance(module, nn.LayerNorm):
@@ -88,6 +92,22 @@ def _norm(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     grad_BTN = grad.to(normed_BTN.dtype).reshape(normed_BTN.shape)
     scale_BN = torch.einsum("btn,btn->bn", grad_BTN, normed_BTN)
     return vector_pair(torch.cat([scale_BN, grad_BTN.sum(1)], 1) if joined else scale_BN)
+
+
+def _channels_normed(module: Any, inputs: Tensor) -> Tensor:
+    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+    if isinstance(module, nn.GroupNorm):
+        return nn.functional.group_norm(wide, module.num_groups, eps=module.eps)
+    mean, variance = module.running_mean.to(wide), module.running_var.to(wide)
+    return nn.functional.batch_norm(wide, mean, variance, eps=module.eps)
+
+
+def _channel_norm(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    """A norm with one scale per channel, channels on the second axis."""
+    normed_BNT = _channels_normed(module, inputs).reshape(*inputs.shape[:2], -1)
+    grad_BNT = grad.to(normed_BNT.dtype).reshape(normed_BNT.shape)
+    scale_BN = torch.einsum("bnt,bnt->bn", grad_BNT, normed_BNT)
+    return vector_pair(torch.cat([scale_BN, grad_BNT.sum(2)], 1) if joined else scale_BN)
 
 
 def _conv(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
@@ -134,13 +154,15 @@ def _one_row(weight: Tensor) -> Tensor:
 
 
 def _channels_last(grad: Tensor) -> Tensor:
-    return grad.flatten(2).transpose(1, 2)
+    return grad.reshape(*grad.shape[:2], -1).transpose(1, 2)
 
 
 LINEAR = Rule(_linear, _as_is, _positions)
 TRANSPOSED = Rule(_linear, _transposed, _positions, transposed=True)
 EMBEDDING = Rule(_embedding, _as_is, _positions)
+SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _positions)
 NORM = Rule(_norm, _one_row, _positions, vector=True)
+CHANNEL_NORM = Rule(_channel_norm, _one_row, _channels_last, vector=True, foldable=False)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False)
 
 
@@ -154,22 +176,29 @@ def rule_for(module: Any) -> Rule | None:
         Unsupported: If the layer's type is known but not the way it is set up.
     """
     kind, forward = type(module), type(module).forward
-    if forward is nn.Linear.forward and kind.__name__ != "NonDynamicallyQuantizableLinear":
+    if (forward is nn.Linear.forward and kind.__name__ != "NonDynamicallyQuantizableLinear") or kind.__name__ == "FalconLinear":
         return LINEAR
     if kind.__name__ == "Conv1D" and getattr(module, "weight", None) is not None and hasattr(module, "nf"):
         return TRANSPOSED
-    if forward is nn.Embedding.forward:
+    # The embedding of Gemma and other models of Hugging Face: rows times a constant.
+    is_scaled = kind.__name__.endswith("ScaledWordEmbedding") and hasattr(module, "embed_scale")
+    if forward is nn.Embedding.forward or is_scaled:
         if module.max_norm is not None or module.scale_grad_by_freq:
             raise Unsupported(
                 found="an embedding with max_norm or scale_grad_by_freq",
                 needed="a plain embedding, whose gradient is that of the loss",
-                do="leave its weight out with ignore=[...], or pass functional=True",
+                do="leave its weight out with ignore=[...]",
             )
-        return EMBEDDING
+        return SCALED_EMBEDDING if is_scaled else EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
-    if kind.__name__.endswith("RMSNorm") and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
+    # Without running statistics a batch norm mixes the examples of a batch even in evaluation mode.
+    is_frozen = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    keeps_forward = forward in (nn.GroupNorm.forward, nn.modules.batchnorm._BatchNorm.forward)
+    if keeps_forward and module.weight is not None and (is_frozen or isinstance(module, nn.GroupNorm)):
+        return CHANNEL_NORM
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":
         return CONV
     return None

@@ -90,14 +90,22 @@ def plan_units(task: AbstractTask) -> Plan:
                 owners[name_of[id(parameter)]].append((module_name, module, role))
 
     rules = {id(module): _rule(module_name, module) for uses in owners.values() for module_name, module, _ in uses}
-    odd = [name for name, uses in owners.items() if not all(_covered(rules[id(m)], role) for _, m, role in uses)]
-    if odd and not task.functional:
-        _, module, _ = owners[odd[0]][0]
+    # A module without a rule may hold a parameter for one that has one, as heads of encoders do with the bias of their last layer. Should it
+    # use the parameter itself, the check before a build finds the difference.
+    covered = {name: [use for use in uses if _covered(rules[id(use[1])], use[2])] for name, uses in owners.items()}
+    owners = {name: covered[name] or uses for name, uses in owners.items()}
+    odd = [name for name in owners if not covered[name]]
+    chosen = frozenset() if isinstance(task.functional, bool) else task.functional
+    refused = [] if task.functional is True else [name for name in odd if name not in chosen]
+    if refused:
+        _, module, _ = owners[refused[0]][0]
         raise Unsupported(
-            found=f"{len(odd)} parameter(s) that no layer rule covers, the first {odd[0]!r} of a {type(module).__name__}",
-            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, Conv1d or Conv2d",
-            do="pass functional=True (slower, any layer), or leave them out with ignore=[...]",
+            found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
+            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running statistics, Conv1d or Conv2d",
+            do=f"{'pass functional=True' if not chosen else f'add {refused[0]!r} to functional'} (slower, any layer), or leave them out "
+            "with ignore=[...]",
         )
+    odd = [name for name in owners if name in odd or name in chosen]
 
     units: list[Unit] = []
     unit_of: dict[str, int] = {}
@@ -120,10 +128,12 @@ def plan_units(task: AbstractTask) -> Plan:
         units.append(Unit(name, outputs, inputs, tuple(parameters), tuple(use[0] for use in uses)))
 
     sizes = dict(model.named_parameters())
-    layers = tuple(
+    uses = (
         LayerUse(name, module, rule, *(_unit_of(module, role, name_of, unit_of) for role in ("weight", "bias")))
         for name, module, rule in _layers(model, rules)
     )
+    # A layer that feeds no unit is not touched: one that is given some positions only would not stand it.
+    layers = tuple(use for use in uses if use.weight_unit is not None or use.bias_unit is not None)
     units += [Unit(name, 1, sizes[name].numel(), (name,)) for name in odd]
     coverage = Coverage(
         sum(sizes[name].numel() for name in tracked),

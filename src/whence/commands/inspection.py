@@ -88,7 +88,7 @@ def forecast(
     model: str,
     data: str,
     *,
-    task: Literal["causal_lm", "classification"] = "causal_lm",
+    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
     split: str = "train",
     long: Literal["error", "split", "truncate"] = "error",
     max_length: int | None = None,

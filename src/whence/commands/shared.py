@@ -79,7 +79,7 @@ def task_options(task, model, long, max_length, track, ignore, functional) -> di
             )
         return {}
     options: dict[str, Any] = {}
-    if task == "causal_lm":
+    if task in ("causal_lm", "masked_lm"):
         options |= {"long": long, "max_length": max_length}
     if track:
         options["track"] = list(track)

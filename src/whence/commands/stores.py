@@ -20,7 +20,7 @@ def build(
     data: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    task: Literal["causal_lm", "classification"] = "causal_lm",
+    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
     split: str = "train",
     long: Literal["error", "split", "truncate"] = "error",
     max_length: int | None = None,
@@ -37,7 +37,7 @@ def build(
 
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
-        data: .jsonl, .json, .csv, .tsv or .txt file, folder of texts, dataset folder or hub name, or file.py:function.
+        data: .jsonl, .json, .csv, .tsv, .txt or .npz file, folder of texts or images, dataset folder or hub name, or file.py:function.
         output: Folder of the store.
         task: What the model does.
         split: Split of a Hugging Face dataset.

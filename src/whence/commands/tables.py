@@ -69,7 +69,7 @@ def attribute(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     method: str = "ekfac",
-    task: Literal["causal_lm", "classification"] = "causal_lm",
+    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
     split: str = "train",
     relative_damping: float | None = None,
     absolute_damping: float | None = None,

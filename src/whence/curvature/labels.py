@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import Head, Objective, frozen
-from whence.data import Example
+from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask, Batch, Outputs
 
@@ -25,6 +25,7 @@ LabelChoice = Literal["auto", "exact", "sampled", "dataset"]
 
 # Every class costs a backward pass, so beyond this many a draw is the better buy.
 _FEW_CLASSES = 32
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose_labels(
 
     Args:
         task: Model and likelihood.
-        examples: The data; the shortest and the longest example are looked at.
+        examples: The data; the shortest and the longest example are looked at, and some between them before all labels are taken.
         labels: What was asked for.
         samples: Draws per row; None for 1.
         seed: Of the draws.
@@ -87,7 +88,7 @@ def choose_labels(
     is_one_row = all(len(found.values_MC) == 1 for found in outputs)
     if labels == "exact" and not is_one_row:
         raise Unsupported(**_several_rows(max(len(found.values_MC) for found in outputs)))
-    if labels == "exact" or (is_one_row and width <= _FEW_CLASSES):
+    if labels == "exact" or (is_one_row and width <= _FEW_CLASSES and _is_one_row_each(task, examples)):
         return LabelRule("exact", width, seed)
     return LabelRule("sampled", 1, seed)
 
@@ -160,6 +161,13 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
 def _outputs_alone(task: AbstractTask, examples: Sequence[Example]) -> list[Outputs]:
     with frozen(task.model), torch.no_grad():
         return [task.outputs(task.model, task.collate([example])) for example in examples]
+
+
+def _is_one_row_each(task: AbstractTask, examples: Sequence[Example]) -> bool:
+    """Whether examples from all over the data have one row: hidden tokens and completions do not grow with the length of a text."""
+    chosen = Dataset(examples).spread(_LOOKED_AT).examples
+    with frozen(task.model), torch.no_grad():
+        return len(task.outputs(task.model, task.collate(chosen)).values_MC) == len(chosen)
 
 
 def _weighted_residuals(outputs: Outputs, number: int, num_examples: int) -> Tensor:

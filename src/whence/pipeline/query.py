@@ -107,6 +107,7 @@ def query(
         proponents=tuple(up for up, _ in hits),
         opponents=tuple(down for _, down in hits),
         measurements=tuple(asked.rows.values.tolist()),
+        query_images=tuple(example.image for example in asked.dataset.examples),
         unit=unit,
         method=method,
         num_examples=len(asked.store),

@@ -177,4 +177,5 @@ def hit_of(store: Store, row: int, score: float) -> Hit:
     """What is known of a row, with its score."""
     known = store.example(row)
     span = tuple(known["span"]) if "span" in known else None
-    return Hit(known["id"], row, score, known.get("source", ""), known.get("text", ""), span)  # type: ignore[arg-type]
+    words = known.get("source", ""), known.get("text", "")
+    return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ class Hit:
         span: Characters of the source document that the text covers.
         token_spans: Characters of `text` per token; empty unless token scores were asked for.
         token_scores: One score per token, adding up to the example's score but for the rounding of stored rows.
+        image: Path of its image, if it has one in a file.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Hit:
     span: tuple[int, int] | None = None
     token_spans: tuple[tuple[int, int], ...] = ()
     token_scores: tuple[float, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Hits:
         measurement_unit: What the measurements are counted in; the same as `unit` only for methods with curvature.
         stage: Where all of the scores are from: "scan", the rows of the store; "exact", the model run again on a shortlist of them; "store",
             a second store's rows of that shortlist.
+        query_images: Path of each query's image, empty for those without one; empty if none has one.
     """
 
     queries: tuple[str, ...]
@@ -61,6 +64,7 @@ class Hits:
     notes: tuple[str, ...] = ()
     measurement_unit: str = ""
     stage: Literal["scan", "exact", "store"] = "scan"
+    query_images: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
@@ -96,6 +100,8 @@ def _hit_dict(hit: Hit) -> dict[str, Any]:
     found: dict[str, Any] = {"id": hit.id, "row": hit.row, "score": hit.score, "source": hit.source, "text": hit.text}
     if hit.span is not None:
         found["span"] = list(hit.span)
+    if hit.image:
+        found["image"] = hit.image
     if hit.token_scores:
         found["tokens"] = [
             {"span": list(span), "score": score} for span, score in zip(hit.token_spans, hit.token_scores, strict=True)

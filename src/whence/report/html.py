@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from whence.report.passages import Piece, clip, pieces, shorten, strongest
+from whence.report.pictures import picture
 
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
@@ -47,6 +48,8 @@ def _query(hits: "Hits", place: int) -> str:
     text = hits.queries[place]
     short = shorten(text, _QUERY_WIDTH)
     count = f"Query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
+    image = hits.query_images[place] if hits.query_images else ""
+    shown = f'<div class="asked">{picture(image)}</div>' if image else ""
     whole = "" if short == text else folded(f"Whole query, {len(text):,} characters", whole_text(escaped(text)))
     unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
     both_sides = (hits.proponents[place], hits.opponents[place])
@@ -55,7 +58,7 @@ def _query(hits: "Hits", place: int) -> str:
     return (
         f'<details class="query"{" open" if place < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
-        f'<p class="measured">Measurement <b>{hits.measurements[place]:.4g}</b>{unit}</p>{whole}{tables}</details>'
+        f'<p class="measured">Measurement <b>{hits.measurements[place]:.4g}</b>{unit}</p>{shown}{whole}{tables}</details>'
     )
 
 
@@ -90,6 +93,10 @@ def origin(hit: "Hit") -> str:
 
 
 def _example(hit: "Hit") -> str:
+    return picture(hit.image) + (_text(hit) if hit.text else "") if hit.image else _text(hit)
+
+
+def _text(hit: "Hit") -> str:
     if not hit.text:
         return '<p class="muted none">The store keeps no text for this example.</p>'
     parts = pieces(hit)

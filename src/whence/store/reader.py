@@ -133,7 +133,7 @@ class Store:
         """What is known of every example, in row order.
 
         Yields:
-            Mappings with id, length and, where known, source, text and span.
+            Mappings with id, length and, where known, source, text, span, prompt and image.
         """
         for seal in self.seals:
             with open(self._path(seal, ".jsonl"), "rb") as file:

@@ -280,4 +280,6 @@ def _example_json(example: Example) -> dict[str, object]:
         found["prompt"] = example.prompt
     if example.scored:
         found["scored"] = [list(pair) for pair in example.scored]
+    if example.image:
+        found["image"] = example.image
     return found

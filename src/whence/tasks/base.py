@@ -28,7 +28,9 @@ class AbstractTask(ABC):
         model: Any PyTorch module.
         track: Patterns (as in `fnmatch`) of parameter names to attribute; None takes every trainable parameter.
         ignore: Patterns of parameter names to leave out.
-        functional: Whether parameters of layers that whence has no rule for go through `torch.func` instead of being refused.
+        functional: Whether parameters of layers that whence has no rule for go through `torch.func` instead of being refused. Patterns of
+            parameter names send these there whatever their layer, for layers that see some positions only, such as the experts of a
+            mixture; parameters without a rule then have to be among them.
         recipe: What is known of the training run, for damping.
 
     Raises:
@@ -44,13 +46,13 @@ class AbstractTask(ABC):
         *,
         track: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
-        functional: bool = False,
+        functional: bool | Sequence[str] = False,
         recipe: Recipe | None = None,
     ):
         self.model = model
-        self.functional = functional
         self.recipe = recipe
         self.tracked = _tracked(model, track, ignore)
+        self.functional = functional if isinstance(functional, bool) else _matching(model, functional)
 
     @property
     def device(self) -> torch.device:
@@ -150,15 +152,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _tracked(model: nn.Module, track: Sequence[str] | None, ignore: Sequence[str]) -> frozenset[str]:
+    _matching(model, (*(track or ()), *ignore))
     names = [name for name, _ in model.named_parameters()]
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for pattern in (*(track or ()), *ignore):
-        if not fnmatch.filter(names, pattern):
-            raise BadInput(
-                found=f"the pattern {pattern!r}, which matches no parameter",
-                needed=f"a pattern for names such as {', '.join(names[:3])}",
-                do="list the names with `model.named_parameters()`",
-            )
     chosen = trainable if track is None else {name for pattern in track for name in fnmatch.filter(names, pattern)}
     chosen -= {name for pattern in ignore for name in fnmatch.filter(names, pattern)}
     if not chosen:
@@ -168,3 +164,20 @@ def _tracked(model: nn.Module, track: Sequence[str] | None, ignore: Sequence[str
             do="unfreeze the model or pass track=['*']",
         )
     return frozenset(chosen)
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Names of the parameters that patterns match.
+
+    Raises:
+        BadInput: If a pattern matches none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise BadInput(
+                found=f"the pattern {pattern!r}, which matches no parameter",
+                needed=f"a pattern for names such as {', '.join(names[:3])}",
+                do="list the names with `model.named_parameters()`",
+            )
+    return frozenset(name for pattern in patterns for name in fnmatch.filter(names, pattern))

@@ -13,6 +13,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.lm_records import Tokenized, tokenized
+from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
 from whence.tasks.outputs import Outputs
 from whence.tasks.token_loss import IGNORED, token_losses
 
@@ -40,20 +41,32 @@ class CausalLM(AbstractTask):
         tokenizer: Its Hugging Face tokenizer.
         long: What to do with a text longer than the context: refuse it, split it into several examples, or cut it.
         max_length: Tokens per example at most; None takes the model's context length.
+        measure: What a query asks about: "loss" (the log-probability of its scored tokens), or a function of model and batch that gives one
+            value per query, shape (B,). The batch is a mapping of `input_ids`, `labels` and `attention_mask`, each (B, T).
+        unit: What a measurement of one's own is counted in.
         **options: See `AbstractTask`.
 
     Raises:
-        UnknownOption: If `long` is not one of the three.
+        BadInput: If `unit` is given for the named measurement, which has its own.
+        UnknownOption: If `long` or `measure` is none of these.
         Unsupported: If the model has an adapter that adds positions instead of weights.
     """
 
     kind = "causal_lm"
-    unit = "nats of the query's log-probability"
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, long: Long = "error", max_length: int | None = None, **options: Any
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        long: Long = "error",
+        max_length: int | None = None,
+        measure: Literal["loss"] | Measure = "loss",
+        unit: str | None = None,
+        **options: Any,
     ):
         super().__init__(model, **options)
+        self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the query's log-probability"})
         if long not in ("error", "split", "truncate"):
             raise UnknownOption(found=f"long={long!r}", needed="one of: error, split, truncate", do="pick one")
         adapter = getattr(model, "active_peft_config", None)
@@ -113,16 +126,16 @@ class CausalLM(AbstractTask):
         per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
         return per_token.view(labels_BT.shape).sum(1)
 
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probability of each query's scored tokens, or what one's own function gives, shape (B,)."""
+        return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
+
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of the scored tokens' geometric mean probability, times their number, shape (B,).
 
         The log-odds of a whole sequence's probability would be its log-probability to the last digit, and no longer TRAK.
         """
-        counts_B = _num_scored(batch)
-        loss_B = self.loss(model, batch)
-        # Where every token has probability 1 to the last bit, the log-odds are as large as the type can tell.
-        mean_B = (loss_B / counts_B).clamp_min(torch.finfo(loss_B.dtype).eps)
-        return counts_B * (-mean_B - torch.log(-torch.expm1(-mean_B)))
+        return mean_log_odds(self.loss(model, batch), _num_scored(batch))
 
     def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
         """One minus the scored tokens' geometric mean probability, shape (B,)."""

@@ -1,16 +1,20 @@
 """Classification and regression: one target per example."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput
+from whence.functions import identity_of
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
+from whence.tasks.images import Preprocess
+from whence.tasks.labelled import labelled_example, model_outputs, stacked
+from whence.tasks.measures import Measure, chosen_measure
 from whence.tasks.outputs import Outputs
 
 __all__ = ["Classification", "Regression"]
@@ -20,49 +24,71 @@ class Classification(AbstractTask):
     """One class per example.
 
     A record is a pair (input, label), a mapping of the model's keyword inputs with a `label`, or, with a tokenizer, a mapping with `text`
-    and `label`. `id` and `source` are optional in mappings.
+    and `label`. `id` and `source` are optional in mappings. An `image` that is a path is opened when its batch is made; its id is the path
+    if it has no other.
 
     Args:
         model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes) or a record with `.logits`.
         tokenizer: A Hugging Face tokenizer, for records with `text`.
         measure: What a query asks about: "loss" (minus the cross-entropy, the log-probability of the label) or "margin",
-            log p / (1 - p) of the label, which does not saturate (Park et al. 2023, section 3).
+            log p / (1 - p) of the label, which does not saturate (Park et al. 2023, section 3); or a function of model and batch that gives
+            one value per query, shape (B,). The batch is a mapping: `inputs` by keyword and `target`.
+        preprocess: From an RGB `PIL.Image.Image` to the model's input, or to a mapping of keyword inputs, for records with the path of an
+            image; None takes its channels between 0 and 1, shape (3, height, width). The same image has to give the same result.
+        labels: Names of the classes in order, for records whose label is a name; None takes those of the model's configuration.
+        unit: What a measurement of one's own is counted in.
         **options: See `AbstractTask`.
 
     Raises:
-        UnknownOption: If `measure` is neither.
+        BadInput: If `unit` is given for one of the named measurements, which have their own.
+        UnknownOption: If `measure` is none of these.
     """
 
     kind = "classification"
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, measure: Literal["loss", "margin"] = "loss", **options: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        measure: Literal["loss", "margin"] | Measure = "loss",
+        preprocess: Preprocess | None = None,
+        labels: Sequence[str] | None = None,
+        unit: str | None = None,
+        **options: Any,
+    ):
         super().__init__(model, **options)
-        if measure not in ("loss", "margin"):
-            raise UnknownOption(found=f"measure={measure!r}", needed="one of: loss, margin", do="pick one")
+        units = {"loss": "nats of the label's log-probability", "margin": "log-odds of the label"}
+        self.measure, self.unit = chosen_measure(measure, unit, units)
         self.tokenizer = tokenizer
-        self.measure = measure
-        self.unit = "nats of the label's log-probability" if measure == "loss" else "log-odds of the label"
+        self.preprocess = preprocess
+        self.labels = labels
 
     @property
     def preprocessing(self) -> str:
-        """Digest of the tokenizer, if there is one."""
+        """Digest of the tokenizer or of the function that prepares images, if there is one."""
+        if self.preprocess is not None:
+            return hashlib.sha256(identity_of(self.preprocess).encode()).hexdigest()
         return tokenizer_digest(self.tokenizer) if self.tokenizer is not None else ""
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Examples from pairs or mappings; see the class.
 
-        A label is a class number; a string is looked up in the `label2id` of the model's configuration.
+        A label is a class number; a string is looked up in `labels`, or in the `label2id` of the model's configuration.
 
         Raises:
             BadInput: If a record is something else or its label is no class.
         """
         config: Any = getattr(self.model, "config", None)
-        names = getattr(config, "label2id", None) or {}
-        return Dataset([_labelled(number, record, "label", self.tokenizer, names) for number, record in enumerate(records)])
+        known = getattr(config, "label2id", None) or {}
+        names = known if self.labels is None else {name: number for number, name in enumerate(self.labels)}
+        return Dataset(
+            [labelled_example(number, record, "label", self.tokenizer, names) for number, record in enumerate(records)]
+        )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stacked inputs, right-padded with zeros where lengths differ, and labels."""
-        return _stack(examples, self.model)
+        return stacked(examples, self.model, self.preprocess)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each example in nats, shape (B,).
@@ -70,7 +96,7 @@ class Classification(AbstractTask):
         Raises:
             BadInput: If a label is beyond the model's classes.
         """
-        logits_BC = _logits(model, batch)
+        logits_BC = model_outputs(model, batch)
         highest = int(batch["target"].max())
         if logits_BC.ndim != 2 or highest >= logits_BC.shape[1]:
             raise BadInput(
@@ -81,12 +107,14 @@ class Classification(AbstractTask):
         return nn.functional.cross_entropy(logits_BC, batch["target"], reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability or log-odds of each query's label, shape (B,)."""
+        """Log-probability or log-odds of each query's label, or what one's own function gives, shape (B,)."""
+        if not isinstance(self.measure, str):
+            return self.measure(model, batch)
         return -self.loss(model, batch) if self.measure == "loss" else self.output_function(model, batch)
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of each label, log p / (1 - p), shape (B,) (Park et al. 2023, section 3)."""
-        log_p = nn.functional.log_softmax(_logits(model, batch), -1)
+        log_p = nn.functional.log_softmax(model_outputs(model, batch), -1)
         chosen = nn.functional.one_hot(batch["target"], log_p.shape[-1]).bool()
         # log(1 - p) as the log-sum of the other classes: stable when p is close to 1.
         rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
@@ -98,7 +126,7 @@ class Classification(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits, one row per example."""
-        logits_BC = _logits(model, batch)
+        logits_BC = model_outputs(model, batch)
         return Outputs(logits_BC, torch.arange(len(logits_BC), device=logits_BC.device), batch["target"], "categorical")
 
     def positions(self, batch: Batch) -> Tensor | None:
@@ -115,23 +143,58 @@ class Regression(AbstractTask):
 
     Args:
         model: Returns predictions of shape (B,), (B, 1) or (B, targets).
+        measure: What a query asks about: "loss" (minus half the squared error), "prediction" (the mean of its predictions), or a function of
+            model and batch that gives one value per query, shape (B,). The batch is a mapping: `inputs` by keyword and `target`.
+        preprocess: As in `Classification`.
+        unit: What a measurement of one's own is counted in.
         **options: See `AbstractTask`.
+
+    Raises:
+        BadInput: If `unit` is given for one of the named measurements, which have their own.
+        UnknownOption: If `measure` is none of these.
     """
 
     kind = "regression"
-    unit = "half squared error, negated"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        measure: Literal["loss", "prediction"] | Measure = "loss",
+        preprocess: Preprocess | None = None,
+        unit: str | None = None,
+        **options: Any,
+    ):
+        super().__init__(model, **options)
+        units = {"loss": "half squared error, negated", "prediction": "units of the prediction"}
+        self.measure, self.unit = chosen_measure(measure, unit, units)
+        self.preprocess = preprocess
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of the function that prepares images, if there is one."""
+        return "" if self.preprocess is None else hashlib.sha256(identity_of(self.preprocess).encode()).hexdigest()
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Examples from pairs (input, target) or mappings with a `target`."""
-        return Dataset([_labelled(number, record, "target", None, {}) for number, record in enumerate(records)])
+        return Dataset([labelled_example(number, record, "target", None, {}) for number, record in enumerate(records)])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stacked inputs and targets."""
-        return _stack(examples, self.model)
+        return stacked(examples, self.model, self.preprocess)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Half the squared error of each example, summed over its targets, shape (B,)."""
         return 0.5 * self._residuals(model, batch).square().sum(1)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Minus the loss, the mean prediction, or what one's own function gives, shape (B,)."""
+        if not isinstance(self.measure, str):
+            return self.measure(model, batch)
+        if self.measure == "loss":
+            return -self.loss(model, batch)
+        prediction = model_outputs(model, batch)
+        return prediction.reshape(len(batch["target"]), -1).mean(1)
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the distance to the target, shape (B,): for one target the prediction itself, up to a sign that scores do not see.
@@ -146,7 +209,7 @@ class Regression(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Predictions, one row per example."""
-        prediction = _logits(model, batch)
+        prediction = model_outputs(model, batch)
         rows = len(batch["target"])
         target_BC = batch["target"].to(prediction.dtype).reshape(rows, -1)
         return Outputs(prediction.reshape(rows, -1), torch.arange(rows, device=prediction.device), target_BC, "gaussian")
@@ -157,7 +220,7 @@ class Regression(AbstractTask):
         Raises:
             BadInput: If predictions and targets do not match in number.
         """
-        prediction = _logits(model, batch)
+        prediction = model_outputs(model, batch)
         target = batch["target"].to(prediction.dtype)
         if prediction.numel() != target.numel():
             raise BadInput(
@@ -167,97 +230,3 @@ class Regression(AbstractTask):
             )
         rows = len(target)
         return prediction.reshape(rows, -1) - target.reshape(rows, -1)
-
-
-def _labelled(number: int, record: Any, target_name: str, tokenizer: Any, names: Mapping[str, int]) -> Example:
-    if isinstance(record, Sequence) and not isinstance(record, str) and len(record) == 2:
-        record = {"inputs": record[0], target_name: record[1]}
-    elif not isinstance(record, Mapping) or target_name not in record:
-        found = f"the fields {sorted(record)}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
-        raise BadInput(
-            found=f"record {number} with {found}" if isinstance(record, Mapping) else f"record {number}, {found}",
-            needed=f"a pair (input, {target_name}) or a mapping with {target_name!r}",
-            do="convert the records; on the command line ask with --file and a file of such records",
-        )
-    name, source, text = str(record.get("id", number)), str(record.get("source", "")), record.get("text", "")
-    target = _array(number, target_name, record[target_name])
-    if target_name == "label":
-        target = _class_number(number, target, names)
-    if tokenizer is None:
-        skipped = (target_name, "id", "source", "text")
-        inputs = {key: _array(number, key, value) for key, value in record.items() if key not in skipped}
-        length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
-        return Example(name, {**inputs, "target": target}, length, source, str(text))
-    if not isinstance(text, str) or not text:
-        raise BadInput(found=f"record {number} without a text", needed="a non-empty 'text'", do="drop or fill it")
-    encoded = tokenizer(text, truncation=True)
-    inputs = {key: np.asarray(value, np.int64) for key, value in encoded.items()}
-    return Example(name, {**inputs, "target": target}, len(encoded["input_ids"]), source, text)
-
-
-def _class_number(number: int, label: np.ndarray, names: Mapping[str, int]) -> np.ndarray:
-    known = f", or one of {', '.join(map(str, names))}" if names else ""
-    if label.size == 1 and label.dtype.kind in "US" and str(label.item()) in names:
-        return np.asarray(names[str(label.item())], np.int64)
-    if label.size != 1 or label.dtype.kind not in "iu" or label.item() < 0:
-        raise BadInput(
-            found=f"record {number} with the label {label.item()!r}"
-            if label.size == 1
-            else f"record {number} with several labels",
-            needed=f"one class number from 0{known}",
-            do="convert the labels",
-        )
-    return label.reshape(()).astype(np.int64)
-
-
-def _array(number: int, field: str, value: Any) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        # A copy: what changes or moves the tensor later, sharing it with other processes among them, must not reach the examples.
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()  # NumPy has no bfloat16
-    try:
-        array = np.array(value)
-    except ValueError:
-        array = np.asarray(None)
-    if array.dtype.hasobject:
-        raise BadInput(
-            found=f"record {number} whose {field!r} is no array of numbers",
-            needed="a tensor, an array or a number; several inputs as a mapping of the model's keywords",
-            do="convert the record",
-        )
-    return array
-
-
-def _stack(examples: Sequence[Example], model: nn.Module) -> Batch:
-    parameter = next(model.parameters())
-    names = [name for name in examples[0].fields if name != "target"]
-    masked = "attention_mask" in names
-    inputs = {name: _pad(name, [example.fields[name] for example in examples], masked) for name in names}
-    # Real inputs take the model's precision: NumPy's default is float64.
-    inputs = {
-        name: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
-        for name, value in inputs.items()
-    }
-    target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples])
-    return {"inputs": inputs, "target": target.to(parameter.device)}
-
-
-def _pad(name: str, arrays: Sequence[np.ndarray], masked: bool) -> Tensor:
-    tensors = [torch.as_tensor(array) for array in arrays]
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) == 1:
-        return torch.stack(tensors)
-    if not masked:
-        raise BadInput(
-            found=f"inputs {name!r} of different shapes ({', '.join(map(str, sorted(shapes)[:2]))}) and no attention_mask",
-            needed="equal shapes, or a mask that the model heeds: padding would change what it computes",
-            do="pad them yourself, or use whence.Custom with a collate function",
-        )
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    inputs = batch["inputs"]
-    found = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
-    found = getattr(found, "logits", found)
-    return found if found.dtype == torch.float64 else found.float()

@@ -1,8 +1,8 @@
 """Any model and any loss: the loss is a function of the model and a batch."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 
 from whence.data import Dataset, Example
+from whence.functions import identity_of
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.images import image_path
 from whence.tasks.outputs import Outputs
 
 __all__ = ["Custom"]
@@ -53,11 +55,14 @@ class Custom(AbstractTask):
     @property
     def preprocessing(self) -> str:
         """Digest of the loss and the measurement: source text, defaults, and the numbers and strings they see from outside."""
-        parts = [_identity(function) for function in (self._loss, self._measure)]
+        parts = [identity_of(function) for function in (self._loss, self._measure)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
-        """Records as they are; `id`, `source` and `text` are read from mappings and kept from the batch."""
+        """Records as they are; `id`, `source` and `text` are read from mappings and kept from the batch.
+
+        An `image` that is a path stays in the batch as it is, for the collate function to open; pages show it.
+        """
         return Dataset([_example(number, record) for number, record in enumerate(records)])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -78,32 +83,19 @@ class Custom(AbstractTask):
         return super().outputs(model, batch) if self._outputs is None else self._outputs(model, batch)
 
 
-def _identity(function: Callable[..., Any] | None) -> str:
-    if function is None:
-        return ""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = repr(getattr(function, "__qualname__", type(function).__qualname__))
-    try:
-        seen = inspect.getclosurevars(function)
-        outside = {**seen.globals, **seen.nonlocals}
-    except (TypeError, ValueError):
-        outside = {}
-    plain = {name: value for name, value in outside.items() if isinstance(value, int | float | str | bool | None)}
-    return repr((source, getattr(function, "__defaults__", None), sorted(plain.items())))
-
-
 def _example(number: int, record: Any) -> Example:
     if isinstance(record, Mapping):
         fields = {key: _plain(value) for key, value in record.items() if key not in ("id", "source", "text")}
         name, source, text = record.get("id", number), record.get("source", ""), record.get("text", "")
-        return Example(str(name), fields, source=str(source), text=str(text))
+        image = image_path(record.get("image"))
+        return Example(str(name), fields, source=str(source), text=str(text), image="" if image is None else str(image))
     parts = record if isinstance(record, tuple | list) else (record,)
     return Example(str(number), {f"#{place}": _plain(part) for place, part in enumerate(parts)})
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
     # Copies: what changes or moves an array later, sharing it with other processes among them, must not reach the examples.
     if isinstance(value, np.ndarray):
         return value.copy()

@@ -1,0 +1,46 @@
+"""Small copies of images inside a page, which loads nothing."""
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+__all__ = ["picture"]
+
+# Pixels of the longer side; a page of twenty hits stays under a megabyte.
+_SIDE = 128
+# Images with few pixels, such as digits of 8 x 8, are drawn larger, each pixel a square.
+_SMALL = 64
+
+
+def picture(path: str) -> str:
+    """An image as an `<img>` that carries its own bytes, made small; a line that says why where it cannot be shown.
+
+    Args:
+        path: The file.
+
+    Returns:
+        HTML, everything in it escaped.
+    """
+    name = escape(Path(path).name)
+    try:
+        from PIL import Image
+    except ImportError:
+        return f"<p class=\"muted none\">{name}: showing images takes pip install 'whence[images]'.</p>"
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return f'<p class="muted none">{escape(path)}: no image can be read there now.</p>'
+    longest = max(image.size)
+    if longest > _SIDE:
+        image.thumbnail((_SIDE, _SIDE))
+    elif longest <= _SMALL:
+        factor = _SIDE // longest
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    data = base64.b64encode(content.getvalue()).decode()
+    return (
+        f'<img class="picture" src="data:image/png;base64,{data}" alt="{name}" width="{image.width}" height="{image.height}">'
+    )

@@ -1,0 +1,164 @@
+"""Masked language models: the log-probability of tokens that are hidden from the model."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput
+from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.causal_lm import CausalLM, Long
+from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
+from whence.tasks.outputs import Outputs
+from whence.tasks.token_loss import IGNORED, token_losses
+
+__all__ = ["MaskedLM"]
+
+
+class MaskedLM(AbstractTask):
+    """Prediction of hidden tokens with a Hugging Face style encoder (Devlin et al. 2019, section 3.1).
+
+    Training hides other tokens in every epoch; here each example has one set of hidden tokens, drawn from its own tokens and the seed, so
+    that the loss is one number per example whatever batch it is in. Scores of several seeds may be averaged.
+
+    A record is a string, or a mapping with `text`, with `prompt` and `completion` (only tokens of the completion are hidden), or with ready
+    `input_ids` (and `labels`, -100 where no token may be hidden). `id` and `source` are optional. The loss is the summed negative
+    log-likelihood of the hidden tokens in nats.
+
+    Args:
+        model: Called with `input_ids` and `attention_mask`; returns a record with `.logits`.
+        tokenizer: Its Hugging Face tokenizer; None for ready `input_ids`.
+        share: Of an example's tokens that are hidden; one at least. Special tokens never are.
+        masked: Of those, the share that the mask token stands for.
+        random: Of those, the share that a random token stands for; the rest stay as they are.
+        seed: Of the draws.
+        mask_id: The mask token's id; None takes the tokenizer's.
+        long: As in `CausalLM`.
+        max_length: As in `CausalLM`; None takes the model's context or the tokenizer's limit, whichever is less.
+        measure: As in `CausalLM`.
+        unit: What a measurement of one's own is counted in.
+        **options: See `AbstractTask`.
+
+    Raises:
+        BadInput: If a share is none, there is no mask token, or `unit` is given for the named measurement.
+    """
+
+    kind = "masked_lm"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        share: float = 0.15,
+        masked: float = 0.8,
+        random: float = 0.1,
+        seed: int = 0,
+        mask_id: int | None = None,
+        long: Long = "error",
+        max_length: int | None = None,
+        measure: Literal["loss"] | Measure = "loss",
+        unit: str | None = None,
+        **options: Any,
+    ):
+        super().__init__(model, **options)
+        self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the hidden tokens' log-probability"})
+        if not 0 < share <= 1 or masked < 0 or random < 0 or masked + random > 1 + 1e-9:
+            raise BadInput(
+                found=f"share={share}, masked={masked}, random={random}",
+                needed="a share above 0, and two parts of it that are at most 1 together",
+                do="correct them",
+            )
+        limit = int(getattr(tokenizer, "model_max_length", 1 << 20))
+        # Reads, cuts and pads texts; it never runs.
+        self._texts = CausalLM(model, tokenizer, long=long, max_length=min(max_length or limit, limit, 1 << 20))
+        self.tokenizer, self.share, self.masked, self.random, self.seed = tokenizer, share, masked, random, seed
+        known = getattr(tokenizer, "mask_token_id", None) if mask_id is None else mask_id
+        if known is None:
+            raise BadInput(
+                found="no mask token",
+                needed="a tokenizer that has one, or its id",
+                do="pass mask_id; for a model that predicts the next token use whence.CausalLM",
+            )
+        self.mask_id = int(known)
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of the tokenizer and of how tokens are hidden."""
+        known = (self._texts.preprocessing, self.share, self.masked, self.random, self.seed, self.mask_id)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Tokenize and hide; see the class for what a record may be."""
+        return Dataset([self._hidden(example) for example in self._texts.prepare(records).examples])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Right-padded token ids, labels (-100 where nothing is hidden) and mask, each of shape (B, T)."""
+        return self._texts.collate(examples)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed negative log-likelihood of each example's hidden tokens in nats, shape (B,)."""
+        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return token_losses(logits_BTV.flatten(0, 1), batch["labels"].flatten()).view(batch["labels"].shape).sum(1)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probability of each query's hidden tokens, or what one's own function gives, shape (B,)."""
+        return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
+
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-odds of the hidden tokens' geometric mean probability, times their number, shape (B,)."""
+        return mean_log_odds(self.loss(model, batch), _num_hidden(batch))
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """One minus the hidden tokens' geometric mean probability, shape (B,)."""
+        return torch.sigmoid(-values_B / _num_hidden(batch))
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Logits at every hidden position, shape (M, vocabulary)."""
+        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        is_hidden_BT = batch["labels"] != IGNORED
+        values_MV = logits_BTV[is_hidden_BT]
+        wide = torch.promote_types(values_MV.dtype, torch.float32)
+        return Outputs(values_MV.to(wide), is_hidden_BT.nonzero()[:, 0], batch["labels"][is_hidden_BT], "categorical")
+
+    def positions(self, batch: Batch) -> Tensor:
+        """True at real tokens, shape (B, T)."""
+        return batch["attention_mask"].bool()
+
+    def _hidden(self, example: Example) -> Example:
+        """The example with some of its tokens hidden.
+
+        Raises:
+            BadInput: If none may be.
+        """
+        ids, labels = (np.asarray(example.fields[name], np.int64) for name in ("input_ids", "labels"))
+        special = np.asarray(getattr(self.tokenizer, "all_special_ids", None) or [self.mask_id])
+        may_hide = np.flatnonzero((labels != IGNORED) & ~np.isin(ids, special))
+        if not len(may_hide):
+            raise BadInput(found=f"example {example.id!r} without a token to hide", needed="one at least", do="drop it")
+        # From what the tokens are, not from the id: the same text has the same hidden tokens wherever it turns up.
+        content = hashlib.sha256(f"{self.seed}:".encode() + ids.tobytes() + labels.tobytes()).digest()
+        generator = np.random.default_rng(np.frombuffer(content, np.uint32))
+        chosen = may_hide[generator.random(len(may_hide)) < self.share]
+        chosen = chosen if len(chosen) else generator.choice(may_hide, 1)
+        kinds, other = generator.random(len(chosen)), generator.integers(self._vocabulary(), size=len(chosen))
+        shown, wanted = ids.copy(), np.full_like(labels, IGNORED)
+        wanted[chosen] = ids[chosen]
+        shown[chosen] = np.where(
+            kinds < self.masked, self.mask_id, np.where(kinds < self.masked + self.random, other, ids[chosen])
+        )
+        return replace(example, fields={"input_ids": shown.astype(np.int32), "labels": wanted.astype(np.int32)})
+
+    def _vocabulary(self) -> int:
+        model: Any = self.model
+        return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _num_hidden(batch: Batch) -> Tensor:
+    """Hidden tokens of each example, shape (B,)."""
+    return (batch["labels"] != IGNORED).sum(1)

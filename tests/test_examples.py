@@ -1,0 +1,39 @@
+"""The examples run as they stand and show what they say."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_images(kind, tmp_path, capsys):
+    pytest.importorskip("PIL")
+    assert run("images", kind, str(tmp_path)) > 0.7  # 0.1 by chance
+    page = (tmp_path / f"{kind}.html").read_text("utf-8")
+    assert len(re.findall(r'<img class="picture" src="data:image/png', page)) >= 10 * 6
+    assert "wrong labels" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("tables", (0.98,)), ("recurrent", (0.25,)), ("mixture", (0.6,)), ("encoders", (0.25, 0.4)), ("two_heads", (0.4, 0.25))],
+)
+def test_the_others(name, least, capsys):
+    found = run(name)
+    assert all(share > bound for share, bound in zip(found if isinstance(found, tuple) else (found,), least, strict=True)), (
+        found
+    )
+    assert capsys.readouterr().out.count("\n") == len(least) - (name == "two_heads")

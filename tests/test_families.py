@@ -1,0 +1,153 @@
+"""Captured gradients of model families equal plain autograd's on one example at a time, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import whence
+from tests import families
+from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.test_capture import assert_same_sum, captured
+from whence.capture import check_task, plan_units
+from whence.errors import Unsupported
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_equals_autograd(name):
+    if families.FAMILIES[name].hf:
+        pytest.importorskip("transformers")
+    task, dataset = families.make(name)
+    with families.WideArithmetic():
+        plan, found = captured(task, dataset)
+        expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+        untouched = check_task(task, plan, dataset.examples)
+    assert {p for unit in plan.units for p in unit.parameters} == task.tracked
+    assert math.isfinite(sum(float(rows.square().sum()) for rows in found))
+    for unit, actual, wanted in zip(plan.units, found, expected, strict=True):
+        assert actual.shape == wanted.shape == (len(dataset), unit.outputs, unit.inputs), unit
+        assert_same_sum(actual, wanted, terms=4096)
+    assert len(untouched) < len(plan.units) / 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("title", families.LAYERS)
+def test_every_layer_equals_autograd(title):
+    if title.startswith("Hugging Face"):
+        pytest.importorskip("transformers")
+    task, dataset = families.make_layer(title)
+    with families.WideArithmetic():
+        plan, found = captured(task, dataset)
+        expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+        check_task(task, plan, dataset.examples)
+    assert {p for unit in plan.units for p in unit.parameters} == task.tracked
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+
+
+def test_an_expert_taken_for_an_ordinary_layer_is_refused():
+    """By the check, or, where its two examples happen to be routed alike, by the first batch."""
+    found = {"check": 0, "batch": 0}
+    for seed in range(20):
+        torch.manual_seed(seed)
+        task = whence.Classification(families.Experts().double())
+        dataset = task.prepare([(torch.randn(5, 6, dtype=torch.float64), number % 3) for number in range(7)])
+        way_out = pytest.raises(Unsupported, match=r"pass functional=\['experts.*'\]")
+        try:
+            check_task(task, plan_units(task), dataset.examples)
+        except Unsupported:
+            found["check"] += 1
+        else:
+            found["batch"] += 1
+            with way_out:
+                captured(task, dataset)
+    assert found["check"] > found["batch"]
+
+
+def test_experts_that_are_not_called_have_no_gradient():
+    class Sparse(families.Experts):
+        def forward(self, inputs):
+            flat = torch.tanh(self.first(inputs)).flatten(0, 1)
+            weights, chosen = self.router(flat).softmax(-1).topk(1)
+            mixed = torch.zeros_like(flat)
+            for number in chosen.unique().tolist():
+                rows = torch.where(chosen[:, 0] == number)[0]
+                mixed = mixed.index_add(0, rows, self.experts[number](flat[rows]) * weights[rows])
+            return self.head((flat + mixed).view(*inputs.shape[:2], -1)).mean(1)
+
+    torch.manual_seed(0)
+    task = whence.Classification(Sparse().double(), functional=["experts.*"])
+    dataset = task.prepare([(torch.randn(2, 6, dtype=torch.float64), number % 3) for number in range(4)])
+    plan, found = captured(task, dataset)
+    expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+    unused = [
+        row for unit, rows in zip(plan.units, found, strict=True) if "experts" in unit.name for row in rows if not row.any()
+    ]
+    assert unused
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).double()
+    with pytest.raises(Unsupported, match=r"no layer rule covers, the first '1.weight' of a BatchNorm1d"):
+        plan_units(whence.Classification(model))
+    # One example alone is no batch for it at all, which PyTorch refuses; two positions are.
+    pooled = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4, track_running_stats=False), nn.Flatten(), nn.Linear(12, 3))
+    task = whence.Classification(pooled.double(), functional=True)
+    examples = task.prepare([(torch.randn(2, 3, dtype=torch.float64), number % 3) for number in range(4)]).examples
+    with pytest.raises(whence.WhenceError, match="depends on the other examples of its batch"):
+        check_task(task, plan_units(task), examples)
+
+
+def test_an_expert_with_one_position():
+    class Lonely(families.Experts):
+        def forward(self, inputs):
+            hidden = torch.tanh(self.first(inputs))
+            return self.head(hidden.index_add(0, torch.tensor([1]), self.experts[0](hidden[1:])))
+
+    task = whence.Classification(Lonely().double(), track=["first.*", "head.*", "experts.0.*"])
+    examples = task.prepare([(torch.randn(6, dtype=torch.float64), number % 2) for number in range(2)]).examples
+    with pytest.raises(Unsupported, match=r"'experts.0.0' with one row for the whole batch, .*functional=\['experts.0.0.\*'\]"):
+        check_task(task, plan_units(task), examples)
+
+
+def test_patterns_send_known_layers_through_the_twin():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    task = whence.Classification(model, functional=["2.*"])
+    plan = plan_units(task)
+    assert plan.functional == ("2.weight", "2.bias") and [layer.name for layer in plan.layers] == ["0"]
+    with pytest.raises(whence.WhenceError, match="pattern 'nope', which matches no parameter"):
+        whence.Classification(model, functional=["nope"])
+
+
+def test_a_tied_weight_that_is_also_used_alone_is_caught():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.matrix = self.layer.weight
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.layer(inputs)) @ self.matrix)
+
+    examples = [(torch.randn(4, dtype=torch.float64), number % 2) for number in range(4)]
+    task = whence.Classification(Reused().double())
+    with pytest.raises(Unsupported, match=r"captured gradient of 'matrix' that differs.*pass functional=\['matrix'\]"):
+        check_task(task, plan_units(task), task.prepare(examples).examples)
+    task = whence.Classification(task.model, functional=["matrix"])
+    dataset = task.prepare(examples)
+    plan, found = captured(task, dataset)
+    for actual, wanted in zip(found, unit_gradients(task, plan, dense_gradients(task, dataset.examples)), strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+
+
+def test_patterns_do_not_let_unknown_layers_pass():
+    task = whence.Classification(families.TokenViT().double(), functional=["block.*"])
+    with pytest.raises(
+        Unsupported,
+        match=r"2 parameter\(s\) that no layer rule covers, the first 'first' of a TokenViT.*add 'first' to functional",
+    ):
+        plan_units(task)
