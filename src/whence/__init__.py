@@ -16,12 +16,14 @@ _HOMES = {
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
     "Custom": "whence.tasks",
+    "Diffusion": "whence.tasks",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "GradientLog": "whence.pipeline",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
+    "NoiseSchedule": "whence.tasks",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
@@ -36,12 +38,14 @@ _HOMES = {
     "damping_sweep": "whence.pipeline",
     "ensemble_table": "whence.pipeline",
     "inverse_preconditioner": "whence.curvature",
+    "load_diffusion": "whence.tasks",
     "load_records": "whence.load",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
     "query": "whence.pipeline",
     "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
+    "sample_images": "whence.pipeline",
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
 }
@@ -54,10 +58,12 @@ __all__ = [  # noqa: PLE0604
     "CausalLM",
     "Classification",
     "Custom",
+    "Diffusion",
     "Ensemble",
     "GradientLog",
     "Hit",
     "Hits",
+    "NoiseSchedule",
     "Recipe",
     "Recorder",
     "Regression",
@@ -72,12 +78,14 @@ __all__ = [  # noqa: PLE0604
     "damping_sweep",
     "ensemble_table",
     "inverse_preconditioner",
+    "load_diffusion",
     "load_records",
     "open_run",
     "open_store",
     "query",
     "record_lightning",
     "record_trainer",
+    "sample_images",
     "score_table",
     "self_influence",
 ]
@@ -97,6 +105,7 @@ if TYPE_CHECKING:
         damping_sweep,
         ensemble_table,
         query,
+        sample_images,
         score_table,
         self_influence,
     )
@@ -104,7 +113,16 @@ if TYPE_CHECKING:
     from whence.report import Hit, Hits
     from whence.score import Ensemble
     from whence.store import Store, open_store
-    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
+    from whence.tasks import (
+        AbstractTask,
+        CausalLM,
+        Classification,
+        Custom,
+        Diffusion,
+        NoiseSchedule,
+        Regression,
+        load_diffusion,
+    )
     from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer
 
 

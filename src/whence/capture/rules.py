@@ -28,7 +28,7 @@ class Rule:
         matrix: The weight, or its gradient, as a matrix (outputs, inputs).
         bias_positions: From an output gradient to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
-        foldable: Whether the layer treats all leading axes alike, so that positions may be folded into the batch axis.
+        foldable: Whether the layer treats all leading axes alike, so that positions folded into the batch axis may be unfolded before it.
         transposed: Whether the weight lies the other way round, (inputs, outputs).
     """
 
@@ -90,6 +90,14 @@ def _norm(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     return vector_pair(torch.cat([scale_BN, grad_BTN.sum(1)], 1) if joined else scale_BN)
 
 
+def _group_norm(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
+    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+    normed_BNT = nn.functional.group_norm(wide, module.num_groups, eps=module.eps).reshape(*inputs.shape[:2], -1)
+    grad_BNT = grad.to(normed_BNT.dtype).reshape(normed_BNT.shape)
+    scale_BN = (grad_BNT * normed_BNT).sum(2)
+    return vector_pair(torch.cat([scale_BN, grad_BNT.sum(2)], 1) if joined else scale_BN)
+
+
 def _conv(module: Any, inputs: Tensor, grad: Tensor, joined: bool) -> Pair:
     """Convolution as a linear layer over unfolded patches (Grosse and Martens 2016, section 3)."""
     flat = isinstance(module, nn.Conv1d)
@@ -134,13 +142,14 @@ def _one_row(weight: Tensor) -> Tensor:
 
 
 def _channels_last(grad: Tensor) -> Tensor:
-    return grad.flatten(2).transpose(1, 2)
+    return grad.reshape(*grad.shape[:2], -1).transpose(1, 2)
 
 
 LINEAR = Rule(_linear, _as_is, _positions)
 TRANSPOSED = Rule(_linear, _transposed, _positions, transposed=True)
 EMBEDDING = Rule(_embedding, _as_is, _positions)
 NORM = Rule(_norm, _one_row, _positions, vector=True)
+GROUP_NORM = Rule(_group_norm, _one_row, _channels_last, vector=True, foldable=False)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False)
 
 
@@ -168,6 +177,8 @@ def rule_for(module: Any) -> Rule | None:
         return EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
+    if forward is nn.GroupNorm.forward and module.weight is not None:
+        return GROUP_NORM
     if kind.__name__.endswith("RMSNorm") and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":

@@ -95,7 +95,7 @@ def plan_units(task: AbstractTask) -> Plan:
         _, module, _ = owners[odd[0]][0]
         raise Unsupported(
             found=f"{len(odd)} parameter(s) that no layer rule covers, the first {odd[0]!r} of a {type(module).__name__}",
-            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, Conv1d or Conv2d",
+            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, Conv1d or Conv2d",
             do="pass functional=True (slower, any layer), or leave them out with ignore=[...]",
         )
 

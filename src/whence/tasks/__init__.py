@@ -1,9 +1,13 @@
 """What is attributed: model, per-example loss, measurement, tracked parameters."""
 
 from whence.tasks.base import AbstractTask, Batch, weights_digest
+from whence.tasks.bounds import step_back
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.classification import Classification, Regression
 from whence.tasks.custom import Custom
+from whence.tasks.diffusers_folder import load_diffusion
+from whence.tasks.diffusion import Diffusion, DiffusionMeasure
+from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
 
 __all__ = [
@@ -12,8 +16,13 @@ __all__ = [
     "CausalLM",
     "Classification",
     "Custom",
+    "Diffusion",
+    "DiffusionMeasure",
     "Likelihood",
+    "NoiseSchedule",
     "Outputs",
     "Regression",
+    "load_diffusion",
+    "step_back",
     "weights_digest",
 ]
