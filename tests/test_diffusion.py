@@ -431,3 +431,76 @@ def test_records_that_cannot_be_used_are_refused():
         with pytest.raises(BadInput) as caught:
             whence.sample_images(task, shape=SHAPE, **options)
         assert text in str(caught.value)
+
+
+def _unet():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+        attention_head_dim=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=3,
+    )  # fmt: skip
+
+
+def _dit():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    return diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=2, out_channels=4, num_layers=1, sample_size=4, patch_size=2,
+        norm_num_groups=2, num_embeds_ada_norm=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "sharing"), [(_unet, "expand"), (_dit, "reduce")])
+def test_networks_of_diffusers(network, sharing):
+    """Every parameter of a UNet and of a DiT, class-conditional, held against autograd; curvature fits."""
+    task, dataset = made(3, classes=3, network=network(), draws=2)
+    plan = plan_units(task)
+    assert plan.coverage.left_out == () and plan.functional == ()
+    check_task(task, plan, dataset.examples)
+    check_outputs(task, dataset.examples)
+    table = whence.attribute(task, dataset, dataset, sharing=sharing, quiet=True)
+    assert bool((table.scores.diagonal() > 0).all())
+
+
+def test_a_pipeline_from_its_folder(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    network = _unet()
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, prediction_type="v_prediction")
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "made")
+    task = whence.load_diffusion(tmp_path / "made", draws=2)
+    assert task.prediction == "v" and task.schedule.name == "DDPMScheduler, 50 steps" and task.draws == 2
+    assert task.weights == whence.Diffusion(network).weights
+    close(task.schedule.kept_S, scheduler.alphas_cumprod.double())
+    assert whence.load_diffusion(tmp_path / "made", schedule="linear").prediction == "noise"
+    flow = whence.NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert flow.prediction == "flow" and flow.time_scale == 1000.0
+    with pytest.raises(Unsupported, match="a DDPMScheduler with the prediction type 'sample'"):
+        whence.Diffusion(network, schedule=diffusers.DDPMScheduler(prediction_type="sample"))
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "text"),
+    [
+        (None, BadInput, "which is no pipeline with a denoiser and a scheduler"),
+        ('{"vae": ["diffusers", "AutoencoderKL"]}', BadInput, "which is no pipeline with a denoiser and a scheduler"),
+        (
+            '{"unet": ["diffusers", "UNet3D"], "scheduler": ["diffusers", "DDPMScheduler"]}',
+            BadInput,
+            "a pipeline with a UNet3D; needed classes that diffusers has",
+        ),
+        (
+            '{"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}',
+            Unsupported,
+            "a UNet2DConditionModel, which is also given encoder_hidden_states",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_loaded_are_refused(index, kind, text, tmp_path):
+    pytest.importorskip("diffusers")
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(kind) as caught:
+        whence.load_diffusion(tmp_path)
+    assert text in str(caught.value)
