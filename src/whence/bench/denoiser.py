@@ -6,6 +6,7 @@ Axes: N training images, Q queries, W channels, R images that the network sees.
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from whence.tasks import Diffusion, NoiseSchedule
 __all__ = ["DenoiserLosses", "DenoiserRetrain", "DenoiserSettings", "denoising", "new_denoiser"]
 
 _TIME_WAVES = 8
+_DRAWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class DenoiserSettings:
 
     width: int = 24
     noise_steps: int = 100
-    epochs: int = 150
-    batch_images: int = 50
+    epochs: int = 300
+    batch_images: int = 25
     learning_rate: float = 5e-3
 
     @property
@@ -83,9 +85,9 @@ def new_denoiser(settings: DenoiserSettings, seed: int) -> nn.Module:
         return _Denoiser(settings.width)
 
 
-def denoising(model: nn.Module, settings: DenoiserSettings, **options) -> Diffusion:
+def denoising(model: nn.Module, settings: DenoiserSettings, **options: Any) -> Diffusion:
     """The task of a network trained so; options as of `whence.Diffusion`."""
-    return Diffusion(model, schedule=settings.schedule, clip=1.0, **options)
+    return Diffusion(model, **{"schedule": settings.schedule, "clip": 1.0, "draws": _DRAWS, "shared": True, **options})
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class DenoiserLosses:
 
     queries: Dataset
     settings: DenoiserSettings
-    draws: int = 250
+    draws: int = 100
 
     @property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from whence.report.charts import bars_section, table_section
 from whence.report.hits import Hit, Hits
 from whence.report.html import hits_fragment
+from whence.report.images import images_section, png
 from whence.report.page import page, write_page
 from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
@@ -13,8 +14,10 @@ __all__ = [
     "Point",
     "bars_section",
     "hits_fragment",
+    "images_section",
     "page",
     "plot_section",
+    "png",
     "print_hits",
     "print_methods",
     "print_table",
