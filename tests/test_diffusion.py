@@ -1,6 +1,11 @@
 """Diffusion against one example and one draw at a time: losses, measurements, gradients, curvature, and refusals."""
 
+import json
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +22,7 @@ from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks import step_back
 
 SHAPE = (2, 4, 4)
+ROOT = Path(__file__).parents[1]
 
 
 class Attention(nn.Module):
@@ -504,3 +510,29 @@ def test_folders_that_cannot_be_loaded_are_refused(index, kind, text, tmp_path):
     with pytest.raises(kind) as caught:
         whence.load_diffusion(tmp_path)
     assert text in str(caught.value)
+
+
+def test_the_blocks_of_the_page_run_as_they_stand(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "diffusion.md").read_text("utf-8"), re.S)
+    assert len(blocks) == 4
+    names = {}
+    for block in blocks:
+        exec(compile(block, "diffusion.md", "exec"), names)
+    assert names["table"].scores.shape == names["trak"].scores.shape == names["d_trak"].scores.shape == (2, 60)
+    assert (tmp_path / "influence.html").read_text("utf-8").count("<img") == 2 * 17
+
+
+@pytest.mark.slow
+def test_the_example_runs_and_its_images_lose_without_their_sources(tmp_path):
+    script = ROOT / "examples" / "diffusion" / "digits.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--output", str(tmp_path)], capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "removal.json").read_text("utf-8"))
+    top, by_chance = (sum(row[name] for row in rows) for name in ("rise without its top 10", "rise without 10 random"))
+    assert len(rows) == 4 and top > by_chance
+    assert "influence.html" in done.stdout
