@@ -536,3 +536,13 @@ def test_the_example_runs_and_its_images_lose_without_their_sources(tmp_path):
     top, by_chance = (sum(row[name] for row in rows) for name in ("rise without its top 10", "rise without 10 random"))
     assert len(rows) == 4 and top > by_chance
     assert "influence.html" in done.stdout
+
+
+def test_scores_split_over_draws_and_so_over_times():
+    task, train = made(3, draws=4)
+    table = whence.attribute(task, train, train, method="grad-dot-exact", tokens_of=["1"], quiet=True)
+    asked = twin.gradient(task, -twin.loss(task, train.examples[0]))
+    for number, (time, noise) in enumerate(twin.draws(task, train.examples[1])):
+        given = twin.gradient(task, twin.error(task, train.examples[1], time, noise)[0].square().mean() / 4)
+        wanted = -sum(float((asked[name] * given[name]).sum()) for name in asked) / len(train)
+        assert float(table.tokens["1"][0, number]) == pytest.approx(wanted, rel=1e-6)
