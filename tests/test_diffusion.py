@@ -546,3 +546,16 @@ def test_scores_split_over_draws_and_so_over_times():
         given = twin.gradient(task, twin.error(task, train.examples[1], time, noise)[0].square().mean() / 4)
         wanted = -sum(float((asked[name] * given[name]).sum()) for name in asked) / len(train)
         assert float(table.tokens["1"][0, number]) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_examples_outlive_a_move_of_the_tensor_that_they_came_from():
+    """As when a bank sends its training data to other processes, which moves it to shared memory."""
+    task, _ = made(1)
+    images = torch.ones(2, 64, 64)
+    dataset = task.prepare(list(images))
+    pointer = images.data_ptr()
+    images.share_memory_()
+    assert images.data_ptr() != pointer
+    torch.full((8192,), math.nan)  # may well take the memory that was left
+    assert all((example.fields["image"] == 1).all() for example in dataset.examples)
+    assert not np.shares_memory(dataset.examples[0].fields["image"], images.numpy())

@@ -157,7 +157,8 @@ def _small(
     def records(pair: tuple[Tensor, Tensor], prefix: str) -> list[dict[str, Any]]:
         target = "label" if kind is Classification else "target"
         return [
-            {"id": f"{prefix}{number}", "inputs": row, target: value}
+            # A copy of the row: the tensor's own memory moves when a bank sends it to other processes.
+            {"id": f"{prefix}{number}", "inputs": row.clone(), target: value}
             for number, (row, value) in enumerate(zip(*pair, strict=True))
         ]
 

@@ -344,5 +344,6 @@ def _array(value: Any) -> np.ndarray | None:
         return None
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+        # NumPy has no bfloat16. A copy: a tensor that goes to another process moves its memory away under what shares it.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
     return np.asarray(value)
