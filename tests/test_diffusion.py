@@ -68,7 +68,7 @@ class TinyUNet(nn.Module):
 def made(count=4, *, classes=None, lone=False, network=None, **options):
     torch.manual_seed(3)
     network = TinyUNet(classes, lone) if network is None else network
-    task = whence.Diffusion(network.double(), **{"draws": 3, "functional": lone, **options})
+    task = whence.Diffusion(network.double(), **{"draws": 3, "shared": False, "functional": lone, **options})
     records = [{"id": f"{n}", "image": torch.randn(SHAPE).double()} for n in range(count)]
     if classes:
         records = [{**record, "label": n % classes} for n, record in enumerate(records)]

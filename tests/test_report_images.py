@@ -44,7 +44,7 @@ def test_a_png_holds_its_pixels(shape):
 def test_images_stand_in_the_order_of_their_scores():
     found = images_section(TABLE, {"made <1>": np.zeros((2, 3))}, IMAGES, k=2, captions={"d": "a <b>3</b>"})
     assert re.findall(r"<figcaption>(.*?)</figcaption>", found) == [
-        "made &lt;1&gt;", "+2.00 c&lt;br&gt;", "+0.300 a &lt;b&gt;3&lt;/b&gt;", "-0.500 b", "-0.100 e"
+        "made &lt;1&gt;", "+2.00<br>c&lt;br&gt;", "+0.300<br>a &lt;b&gt;3&lt;/b&gt;", "-0.500<br>b", "-0.100<br>e"
     ]  # fmt: skip
     shown = [decoded(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]*)", found)]
     assert [int(pixels[0, 0]) for pixels in shown] == [0, 128, 191, 64, 255]

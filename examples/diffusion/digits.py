@@ -65,7 +65,7 @@ def train(images, seed, epochs):
 
 def task_of(model):
     """All examples with the same 64 draws of time and noise; estimates of the image are cut to the range of pixels."""
-    return whence.Diffusion(model, schedule=SCHEDULE, draws=64, shared=True, clip=1.0)
+    return whence.Diffusion(model, schedule=SCHEDULE, draws=64, clip=1.0)
 
 
 def main():

@@ -87,7 +87,7 @@ def new_denoiser(settings: DenoiserSettings, seed: int) -> nn.Module:
 
 def denoising(model: nn.Module, settings: DenoiserSettings, **options: Any) -> Diffusion:
     """The task of a network trained so; options as of `whence.Diffusion`."""
-    return Diffusion(model, **{"schedule": settings.schedule, "clip": 1.0, "draws": _DRAWS, "shared": True, **options})
+    return Diffusion(model, **{"schedule": settings.schedule, "clip": 1.0, "draws": _DRAWS, **options})
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,8 @@ def images_section(
 
     def item(number: int, score: float) -> str:
         name = table.train_ids[number]
-        words = f"{score:+#.3g} {captions.get(name, name)}"
         picture = _picture(_image(train_images, name), low, high, _SIDE, f"training image {name}")
-        return f'<figure class="picture">{picture}<figcaption>{escape(words)}</figcaption></figure>'
+        return f'<figure class="picture">{picture}<figcaption>{score:+#.3g}<br>{escape(captions.get(name, name))}</figcaption></figure>'
 
     parts = []
     for name in shown:

@@ -39,9 +39,10 @@ class Diffusion(AbstractTask):
     """A denoiser trained on noisy images, or on noisy anything: latents, tables, point clouds.
 
     The loss of an example is an expectation over time and noise, taken here over a fixed number of draws: the mean over draws, and over
-    the numbers of an image, of the squared error of the network's prediction. Draws are made from the example's id, the seed and the
-    draw's number, so that neither the batch nor the rest of the data changes them. Gauss-Newton matrix and Fisher information split at
-    the network's output, where the squared error's curvature does not depend on the noise (Mlodozeniec et al. 2024, section 3.1).
+    the numbers of an image, of the squared error of the network's prediction. Draws are made from the seed, the draw's number and,
+    unless they are shared, the example's id, so that neither the batch nor the rest of the data changes them. Gauss-Newton matrix and
+    Fisher information split at the network's output, where the squared error's curvature does not depend on the noise (Mlodozeniec et
+    al. 2024, section 3.1).
 
     A record is an array, or a mapping with `image` and optionally `label`, `id` and `source`; what `sample_images` returns is such a record.
     Images have to be scaled as they were in training, usually to [-1, 1]; the latents of a latent diffusion model are images here.
@@ -53,7 +54,7 @@ class Diffusion(AbstractTask):
         schedule: "linear", "cosine" or "flow", a `NoiseSchedule`, or a scheduler of diffusers.
         prediction: "noise", "v" (Salimans and Ho 2022, section 4) or "flow", the velocity noise - image; None takes the schedule's.
         draws: Draws per example: the error of each gradient falls with their root, time grows with their number.
-        shared: Whether all examples have the same draws.
+        shared: Whether all examples have the same draws, so that what chance adds is the same in all gradients; otherwise each has its own.
         stratified: Whether draw k takes its time from the k-th of `draws` equal parts; otherwise from all times.
         seed: Of the draws.
         measure: What a query asks about: "loss" (negated), "loss_at" a time (negated), "simple_elbo" (Ho et al. 2020, equation 14), "elbo",
@@ -80,7 +81,7 @@ class Diffusion(AbstractTask):
         schedule: Any = "linear",
         prediction: Prediction | None = None,
         draws: int = 16,
-        shared: bool = False,
+        shared: bool = True,
         stratified: bool = True,
         seed: int = 0,
         measure: DiffusionMeasure = "loss",
