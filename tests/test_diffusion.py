@@ -559,3 +559,11 @@ def test_examples_outlive_a_move_of_the_tensor_that_they_came_from():
     torch.full((8192,), math.nan)  # may well take the memory that was left
     assert all((example.fields["image"] == 1).all() for example in dataset.examples)
     assert not np.shares_memory(dataset.examples[0].fields["image"], images.numpy())
+
+
+def test_a_pipeline_without_diffusers_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=r"found no diffusers; .*pip install 'whence\[diffusion\]'"):
+        whence.load_diffusion(tmp_path)
