@@ -156,7 +156,7 @@ def test_from_a_store_to_a_page(folder, tmp_path):
     assert shown.image == str(folder / shown.id) and hits.query_images == (str(folder / "cat/0.png"),)
     assert hits.to_dict()["queries"][0]["proponents"][0]["image"] == shown.image
     page = hits_fragment(hits)
-    pictures = re.findall(r'<img class="picture" src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="126"', page)
+    pictures = re.findall(r'<img class="thumbnail" src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="126"', page)
     assert len(pictures) == 1 + len(hits.proponents[0]) + len(hits.opponents[0])
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[0][0]))))
     assert np.array_equal(drawn[::21, ::21], np.asarray(Image.open(folder / "cat" / "0.png")))

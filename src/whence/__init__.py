@@ -17,6 +17,7 @@ _HOMES = {
     "Classification": "whence.tasks",
     "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
+    "Diffusion": "whence.tasks",
     "DistilConfig": "whence.apply.proxy_distil",
     "Distilled": "whence.apply.proxy_distil",
     "DocumentParts": "whence.report",
@@ -29,6 +30,7 @@ _HOMES = {
     "METHODS": "whence.methods",
     "Marks": "whence.apply.guide_marks",
     "MaskedLM": "whence.tasks",
+    "NoiseSchedule": "whence.tasks",
     "Proof": "whence.apply.proof",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
@@ -57,6 +59,7 @@ _HOMES = {
     "guide": "whence.apply.guide",
     "inverse_preconditioner": "whence.curvature",
     "load_arrays": "whence.arrays",
+    "load_diffusion": "whence.tasks",
     "load_records": "whence.load",
     "load_selection": "whence.apply.selection",
     "named_sources": "whence.apply.share_sources",
@@ -70,6 +73,7 @@ _HOMES = {
     "query": "whence.pipeline",
     "record_lightning": "whence.unroll",
     "record_trainer": "whence.unroll",
+    "sample_images": "whence.pipeline",
     "score_table": "whence.pipeline",
     "select": "whence.apply.select",
     "select_tokens": "whence.apply.guide_select",
@@ -95,6 +99,7 @@ __all__ = [  # noqa: PLE0604
     "Classification",
     "Clusters",
     "Custom",
+    "Diffusion",
     "DistilConfig",
     "Distilled",
     "DocumentParts",
@@ -105,6 +110,7 @@ __all__ = [  # noqa: PLE0604
     "Hits",
     "Marks",
     "MaskedLM",
+    "NoiseSchedule",
     "Proof",
     "Recipe",
     "Recorder",
@@ -133,6 +139,7 @@ __all__ = [  # noqa: PLE0604
     "guide",
     "inverse_preconditioner",
     "load_arrays",
+    "load_diffusion",
     "load_records",
     "load_selection",
     "named_sources",
@@ -146,6 +153,7 @@ __all__ = [  # noqa: PLE0604
     "query",
     "record_lightning",
     "record_trainer",
+    "sample_images",
     "score_table",
     "select",
     "select_tokens",
@@ -200,6 +208,7 @@ if TYPE_CHECKING:
         ensemble_table,
         group_effects,
         query,
+        sample_images,
         score_table,
         self_influence,
         smoothness,
@@ -208,7 +217,17 @@ if TYPE_CHECKING:
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.store import Store, open_store
-    from whence.tasks import AbstractTask, CausalLM, Classification, Custom, MaskedLM, Regression
+    from whence.tasks import (
+        AbstractTask,
+        CausalLM,
+        Classification,
+        Custom,
+        Diffusion,
+        MaskedLM,
+        NoiseSchedule,
+        Regression,
+        load_diffusion,
+    )
     from whence.unroll import Recorder, Run, Smoothness, open_run, record_lightning, record_trainer
 
 

@@ -39,6 +39,10 @@ class Dense:
         """The same of some examples only."""
         return Dense(self.values_BTN[start:stop], self.has_one)
 
+    def folded(self, rows: int) -> "Dense":
+        """The same vectors in another number of rows of positions."""
+        return Dense(self.values_BTN.reshape(rows, -1, self.values_BTN.shape[-1]), self.has_one)
+
     def wide(self) -> "Dense":
         """The same in float32 or wider."""
         return Dense(self.values_BTN.to(torch.promote_types(self.values_BTN.dtype, torch.float32)), self.has_one)
@@ -84,6 +88,10 @@ class OneHot:
         """The same of some examples only."""
         return OneHot(self.ids_BT[start:stop], self.size, self.dtype)
 
+    def folded(self, rows: int) -> "OneHot":
+        """The same vectors in another number of rows of positions."""
+        return OneHot(self.ids_BT.reshape(rows, -1), self.size, self.dtype)
+
     def wide(self) -> "OneHot":
         """The same in float32 or wider."""
         return OneHot(self.ids_BT, self.size, torch.promote_types(self.dtype, torch.float32))
@@ -113,6 +121,10 @@ class Pair:
     def examples(self, start: int, stop: int) -> "Pair":
         """The same of some examples only."""
         return Pair(self.outputs.examples(start, stop), self.inputs.examples(start, stop))
+
+    def folded(self, rows: int) -> "Pair":
+        """The same with the positions of neighbouring rows in one, or of a row in several: as many rows as said."""
+        return Pair(self.outputs.folded(rows), self.inputs.folded(rows))
 
     def wide(self) -> "Pair":
         """The same in float32 or wider, for sums over positions."""

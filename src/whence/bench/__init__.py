@@ -1,7 +1,7 @@
 """Small real settings with their truth, and every method on them."""
 
-from whence.bench.entries import ENTRIES, Entry
+from whence.bench.entries import DIFFUSION_ENTRIES, ENTRIES, Entry
 from whence.bench.run import Bench, run_setting
 from whence.bench.settings import SETTINGS, Setting, load_setting, prepare
 
-__all__ = ["ENTRIES", "SETTINGS", "Bench", "Entry", "Setting", "load_setting", "prepare", "run_setting"]
+__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "SETTINGS", "Bench", "Entry", "Setting", "load_setting", "prepare", "run_setting"]

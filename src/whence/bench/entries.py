@@ -1,10 +1,14 @@
 """What the bench runs: baselines, and every method of `whence methods` at the settings that are compared."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from whence.bench.denoiser import DenoiserRetrain, denoising
 from whence.bench.settings import Setting
 from whence.methods import EXACT_METHODS, METHODS
 from whence.pipeline import UnrollConfig, attribute, build, score_table
@@ -14,7 +18,7 @@ from whence.store.files import read_json
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
-__all__ = ["ENTRIES", "Entry"]
+__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "Entry", "entries_of"]
 
 Make = Callable[..., ScoreTable]
 """Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
@@ -91,6 +95,59 @@ def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(
             )  # fmt: skip
 
     return Entry(name, make, not_on=not_on)
+
+
+def _of_images(name: str, method: str, fit: Mapping[str, Any] | None = None, **options: Any) -> Entry:
+    """An entry for generated images; `options` are of the task."""
+    has_factors = method in EXACT_METHODS and EXACT_METHODS[method].factors is not None
+
+    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
+        asked = denoising(task.model, setting.retrain.settings, recipe=task.recipe, **options)
+        if method in METHODS:
+            store = build(asked, setting.train, place / "store", method=method, seed=0, quiet=True)
+            found = score_table(store, asked, setting.queries, quiet=True, relative_damping=relative_damping)
+        else:
+            factors = place / "factors" if has_factors else None
+            found = attribute(
+                asked, setting.train, setting.queries, method=method, factors=factors, relative_damping=relative_damping,
+                quiet=True, **(fit or {}),
+            )  # fmt: skip
+        return replace(found, method=f"{name}; {found.method}")
+
+    return Entry(name, make, has_damping=has_factors or method in METHODS, is_ensembled=name == "ekfac-expand")
+
+
+def _pixels(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
+    """Cosine of the images themselves: what a search for similar pictures would find."""
+    train, queries = (
+        torch.stack([torch.as_tensor(example.fields["image"]).flatten() for example in data.examples]).double()
+        for data in (setting.train, setting.queries)
+    )
+    train, queries = (nn.functional.normalize(rows, dim=1) for rows in (train, queries))
+    return ScoreTable(queries @ train.T, setting.queries.ids, setting.train.ids, "cosine", "cosine of the pixels")
+
+
+def entries_of(setting: Setting) -> "tuple[Entry, ...]":
+    """What is compared on a setting."""
+    return DIFFUSION_ENTRIES if isinstance(setting.retrain, DenoiserRetrain) else ENTRIES
+
+
+DIFFUSION_ENTRIES = (
+    Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
+    Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
+    Entry("pixels", _pixels),
+    _of_images("grad-dot", "grad-dot-exact"),
+    _of_images("trak", "trak"),
+    _of_images("d-trak", "trak", output="square_norm", measure="square_norm"),
+    _of_images("kfac-expand", "kfac"),
+    _of_images("kfac-reduce", "kfac", {"sharing": "reduce"}),
+    _of_images("ekfac-expand", "ekfac"),
+    _of_images("ekfac-reduce", "ekfac", {"sharing": "reduce"}),
+    _of_images("ekfac-empirical", "ekfac", {"labels": "dataset"}),
+    _of_images("ekfac-elbo", "ekfac", measure="elbo"),
+    _of_images("ekfac-own-draws", "ekfac", shared=False),
+    _of_images("grad-dot-own-draws", "grad-dot-exact", shared=False),
+)
 
 
 ENTRIES = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whence.bench.entries import ENTRIES, Entry
+from whence.bench.entries import Entry, entries_of
 from whence.bench.extras import brittle, curves, mislabels
 from whence.bench.settings import Setting
 from whence.data import digest_of
@@ -76,7 +76,7 @@ class Bench:
 def run_setting(
     setting: Setting,
     *,
-    entries: Sequence[Entry] = ENTRIES,
+    entries: Sequence[Entry] | None = None,
     extra: Path | None = None,
     removal: Collection[str] = _REMOVED,
     workers: int = 1,
@@ -86,7 +86,7 @@ def run_setting(
 
     Args:
         setting: What to run.
-        entries: The rows.
+        entries: The rows; None for those of the setting.
         extra: Folder with tables of other systems, for the same examples and queries.
         removal: Names of the entries that are also tested by removing what they rank highest.
         workers: Processes for retraining.
@@ -99,7 +99,7 @@ def run_setting(
     tables: list[ScoreTable] = []
     removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
-    for entry in entries:
+    for entry in entries_of(setting) if entries is None else entries:
         if setting.name in entry.not_on:
             continue
         table = _table(setting, entry, "chosen")

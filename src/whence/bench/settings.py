@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whence.bench.data import diabetes, digits, documents
+from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
 from whence.bench.small import SmallLosses, SmallRetrain, SmallSettings, new_network
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.errors import UnknownOption
 from whence.evaluate import Bank, flip_labels, make_bank, random_subsets
+from whence.pipeline import sample_images
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
 
@@ -31,6 +33,7 @@ __all__ = ["SETTINGS", "Setting", "load_setting", "prepare"]
 TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate=4e-3)
 _TRAIN_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 64
 _FLIPPED = 0.2
+_DENOISED, _GENERATED = 100, 48
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def _small(
     def records(pair: tuple[Tensor, Tensor], prefix: str) -> list[dict[str, Any]]:
         target = "label" if kind is Classification else "target"
         return [
-            {"id": f"{prefix}{number}", "inputs": row, target: value}
+            # A copy of the row: the tensor's own memory moves when a bank sends it to other processes.
+            {"id": f"{prefix}{number}", "inputs": row.clone(), target: value}
             for number, (row, value) in enumerate(zip(*pair, strict=True))
         ]
 
@@ -243,6 +247,38 @@ def _text(folder: Path) -> Setting:
     )
 
 
+def _digits_diffusion(folder: Path) -> Setting:
+    """A denoiser of a few digits; the queries are images that it made."""
+    settings = DenoiserSettings()
+    (inputs, labels), _ = digits()
+    images = (2 * inputs[:_DENOISED] - 1).view(-1, 1, 8, 8)
+    retrain = DenoiserRetrain(images, settings)
+    everything = torch.ones(len(images), dtype=torch.bool)
+    made = folder / "models" / f"{retrain.fingerprint[:16]}-generated.safetensors"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        records = sample_images(denoising(retrain(everything, 0), settings), _GENERATED, (1, 8, 8))
+        save_file({"images": torch.stack([record["image"] for record in records])}, made)
+    plain = denoising(new_denoiser(settings, 0), settings)
+    queries = plain.prepare({"id": f"generated-{n}", "image": image} for n, image in enumerate(load_file(made)["images"]))
+    return Setting(
+        "digits-diffusion",
+        plain.prepare(
+            {"id": f"train-{n}", "image": image, "source": f"digit {label}"}
+            for n, (image, label) in enumerate(zip(images, labels.tolist(), strict=False))
+        ),
+        queries,
+        lambda model, recipe: denoising(model, settings, recipe=recipe),
+        lambda seed: (retrain(everything, seed), settings.recipe(len(images))),
+        lambda: new_denoiser(settings, 0),
+        retrain,
+        DenoiserLosses(queries, settings),
+        100,
+        2,
+        folder,
+    )
+
+
 SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-mlp": _digits_mlp,
     "digits-cnn": _digits_cnn,
@@ -251,4 +287,5 @@ SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-stages": _digits_stages,
     "digits-early": _digits_early,
     "digits-noisy": _digits_noisy,
+    "digits-diffusion": _digits_diffusion,
 }

@@ -170,9 +170,9 @@ def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, 
         inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))
         if layer.weight_unit is not None:
             joined = layer.bias_unit == layer.weight_unit
-            consume(layer.weight_unit, layer.rule.weight(layer.module, inputs, grad, joined))
+            consume(layer.weight_unit, layer.rule.weight(layer.module, inputs, grad, joined).folded(num_examples))
         if layer.bias_unit is not None and layer.bias_unit != layer.weight_unit:
-            consume(layer.bias_unit, layer.rule.bias(grad))
+            consume(layer.bias_unit, layer.rule.bias(grad).folded(num_examples))
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
@@ -188,7 +188,7 @@ def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, 
 
 
 def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
-    """The same values with one leading entry per example.
+    """The same values with one leading entry per example, or, for layers whose positions are not leading axes, several.
 
     A model that folds (B, T) into one axis keeps the positions of an example together; the check before a build proves it.
 
@@ -200,8 +200,9 @@ def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
         return values
     if rows == 1:
         return values.expand(num_examples, *values.shape[1:])
-    if rows % num_examples == 0 and layer.rule.foldable:
-        return values.reshape(num_examples, rows // num_examples, *values.shape[1:])
+    if rows % num_examples == 0:
+        # A convolution's positions are not leading axes: its pair is folded instead.
+        return values.reshape(num_examples, rows // num_examples, *values.shape[1:]) if layer.rule.foldable else values
     raise Unsupported(
         found=f"layer {layer.name!r} with {rows} leading entries for a batch of {num_examples} examples",
         needed="the same number of entries for every example",

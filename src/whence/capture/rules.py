@@ -28,7 +28,7 @@ class Rule:
         matrix: The weight, or its gradient, as a matrix (outputs, inputs).
         bias_positions: From an output gradient to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
-        foldable: Whether the layer treats all leading axes alike, so that positions may be folded into the batch axis.
+        foldable: Whether the layer treats all leading axes alike, so that positions folded into the batch axis may be unfolded before it.
         transposed: Whether the weight lies the other way round, (inputs, outputs).
     """
 

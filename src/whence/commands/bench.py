@@ -27,7 +27,7 @@ def bench(
     The first run makes the banks, which takes most of the time; whatever is finished is kept.
 
     Args:
-        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy; all if left out.
+        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all if left out.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.

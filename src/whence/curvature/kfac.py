@@ -204,9 +204,8 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         batch = fit.task.collate(chosen)
         mask = fit.task.positions(batch)
         # Added only when the batch went through: one that did not fit is done again in halves.
-        sums = FactorSums(
-            fit.plan, fit.config.sharing, fit.config.largest_side, None if mask is None or bool(mask.all()) else mask
-        )
+        padded = None if mask is None or bool(mask.all()) else mask
+        sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
         labelled = numbered(batch, len(chosen), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
             capture(fit.task, fit.plan, labelled, of_units(sums, group), num_examples=len(chosen), objective=objective)

@@ -33,6 +33,7 @@ class FactorSums:
             own, "reduce" sums output gradients and averages inputs over an example's positions first.
         largest_side: A longer side, and one that is one-hot, keeps only the diagonal of its second moment.
         mask_BT: True at real positions; padding has no output gradient, but it does have inputs.
+        draws: Independent inputs per example, whose positions are reduced apart.
         sums: `outputs.i.role` and `inputs.i.role`, shape (N, N) or, for a diagonal, (N,), and the positions counted, `count.i.role`.
     """
 
@@ -40,12 +41,15 @@ class FactorSums:
     sharing: Sharing
     largest_side: int
     mask_BT: Tensor | None
+    draws: int = 1
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
         role = "lookup" if isinstance(pair.outputs, OneHot) else "product"
         pair = pair.wide()
+        if self.sharing == "reduce" and pair.shape[1] % self.draws == 0:
+            pair = pair.folded(pair.shape[0] * self.draws)
         batch, length = pair.shape
         # A pair with other positions than the data's, such as a pooled layer's, has no padding.
         has_mask = self.mask_BT is not None and self.mask_BT.numel() == batch * length

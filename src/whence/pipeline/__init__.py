@@ -7,6 +7,7 @@ from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
 from whence.pipeline.gradient_log import GradientLog
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
+from whence.pipeline.sampling import sample_images
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 from whence.pipeline.unrolled import group_effects, smoothness
@@ -27,6 +28,7 @@ __all__ = [
     "forecast_exact",
     "group_effects",
     "query",
+    "sample_images",
     "score_table",
     "self_influence",
     "smoothness",

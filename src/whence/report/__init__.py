@@ -4,6 +4,7 @@ from whence.report.charts import bars_section, table_section
 from whence.report.heat import heat_section
 from whence.report.hits import Hit, Hits
 from whence.report.html import hits_fragment
+from whence.report.images import images_section, png
 from whence.report.page import page, write_page
 from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
@@ -18,8 +19,10 @@ __all__ = [
     "bars_section",
     "heat_section",
     "hits_fragment",
+    "images_section",
     "page",
     "plot_section",
+    "png",
     "print_hits",
     "print_methods",
     "print_table",

@@ -49,7 +49,7 @@ def _query(hits: "Hits", place: int) -> str:
     short = shorten(text, _QUERY_WIDTH)
     count = f"Query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
     image = hits.query_images[place] if hits.query_images else ""
-    shown = f'<div class="asked">{picture(image)}</div>' if image else ""
+    shown = f'<div class="query-image">{picture(image)}</div>' if image else ""
     whole = "" if short == text else folded(f"Whole query, {len(text):,} characters", whole_text(escaped(text)))
     unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
     both_sides = (hits.proponents[place], hits.opponents[place])

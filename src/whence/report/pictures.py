@@ -42,5 +42,5 @@ def picture(path: str) -> str:
     image.save(content, format="PNG", optimize=True)
     data = base64.b64encode(content.getvalue()).decode()
     return (
-        f'<img class="picture" src="data:image/png;base64,{data}" alt="{name}" width="{image.width}" height="{image.height}">'
+        f'<img class="thumbnail" src="data:image/png;base64,{data}" alt="{name}" width="{image.width}" height="{image.height}">'
     )

@@ -32,10 +32,13 @@ class Contraction:
         num_examples: Examples in the batch.
         tokens: For examples of which each position's part is wanted, by place in the batch, their number of positions.
         positions: Positions of the batch, padding included.
+        draws: Inputs that the model sees per example; of an example with as many positions each is one of them.
     """
 
-    def __init__(self, blocks: Sequence[QueryBlock], num_examples: int, tokens: Mapping[int, int], positions: int):
-        self.blocks, self.positions = blocks, positions
+    def __init__(
+        self, blocks: Sequence[QueryBlock], num_examples: int, tokens: Mapping[int, int], positions: int, draws: int = 1
+    ):
+        self.blocks, self.positions, self.draws = blocks, positions, draws
         first = blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0]
         self.scores_UQB = first.new_zeros(len(blocks), len(first), num_examples)
         self.tokens = {place: first.new_zeros(len(first), length) for place, length in tokens.items()}
@@ -55,6 +58,8 @@ class Contraction:
             found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
             if found_QT.shape[1] == self.positions:
                 parts_QT += found_QT[:, : parts_QT.shape[1]]  # the rest is padding, which has no gradient
+            elif 1 < self.draws == parts_QT.shape[1] and found_QT.shape[1] % self.draws == 0:  # positions inside of draws
+                parts_QT += found_QT.unflatten(1, (self.draws, -1)).sum(2)
             else:  # vectors and pooled layers have no positions
                 parts_QT += found_QT.sum(1, keepdim=True) / parts_QT.shape[1]
 

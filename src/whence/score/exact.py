@@ -155,7 +155,9 @@ class _Part:
 
 
 def _run(task, plan, batch, chosen, objective: Objective, blocks, wanted, metric, shared) -> _Part | None:
-    contraction = Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen)) if blocks else None
+    contraction = (
+        Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen), task.draws) if blocks else None
+    )
     norms = _Norms(metric, len(chosen), task.device) if metric is not None else None
     squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), shared, norms)
 

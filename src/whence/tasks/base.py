@@ -39,6 +39,8 @@ class AbstractTask(ABC):
 
     kind: str
     unit: str
+    draws: int = 1
+    """Inputs that the model sees per example, each on its own, one after the other in the leading axis of what it is given."""
 
     def __init__(
         self,

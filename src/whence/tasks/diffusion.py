@@ -1,0 +1,350 @@
+"""Diffusion models: the expected error of a denoiser, over draws of time and noise that belong to the example.
+
+Axes: B examples, K draws of an example, R = B x K rows that the network sees, C numbers of an image.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, UnknownOption, Unsupported
+from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
+from whence.tasks.noise import Prediction, schedule_from
+from whence.tasks.outputs import Outputs
+
+__all__ = ["Diffusion", "DiffusionMeasure"]
+
+DiffusionMeasure = Literal["loss", "loss_at", "simple_elbo", "elbo", "square_norm", "trajectory"]
+
+_UNITS = {
+    "loss": "mean squared error of the network's prediction, negated",
+    "loss_at": "mean squared error of the network's prediction at time {time}, negated",
+    "simple_elbo": "nats of the simplified lower bound",
+    "elbo": "nats of the evidence lower bound",
+    "square_norm": "mean square of the network's prediction",
+    "trajectory": "nats of the sampled trajectory's log-probability",
+}
+# What only schedules in steps have.
+_IN_STEPS = ("simple_elbo", "elbo", "trajectory")
+
+
+class Diffusion(AbstractTask):
+    """A denoiser trained on noisy images, or on noisy anything: latents, tables, point clouds.
+
+    The loss of an example is an expectation over time and noise, taken here over a fixed number of draws: the mean over draws, and over
+    the numbers of an image, of the squared error of the network's prediction. Draws are made from the seed, the draw's number and,
+    unless they are shared, the example's id, so that neither the batch nor the rest of the data changes them. Gauss-Newton matrix and
+    Fisher information split at the network's output, where the squared error's curvature does not depend on the noise (Mlodozeniec et
+    al. 2024, section 3.1).
+
+    A record is an array, or a mapping with `image` and optionally `label`, `id` and `source`; what `sample_images` returns is such a record.
+    Images have to be scaled as they were in training, usually to [-1, 1]; the latents of a latent diffusion model are images here.
+
+    Args:
+        model: Called with noisy images (R, ...) and times (R,), and with labels (R,) where records have them; returns its prediction, or a
+            record with `.sample`. Networks of Hugging Face diffusers are called by their own names for these. Of twice as many channels as
+            the image has, the first half is the prediction, the second a variance that is left alone.
+        schedule: "linear", "cosine" or "flow", a `NoiseSchedule`, or a scheduler of diffusers.
+        prediction: "noise", "v" (Salimans and Ho 2022, section 4) or "flow", the velocity noise - image; None takes the schedule's.
+        draws: Draws per example: the error of each gradient falls with their root, time grows with their number.
+        shared: Whether all examples have the same draws, so that what chance adds is the same in all gradients; otherwise each has its own.
+        stratified: Whether draw k takes its time from the k-th of `draws` equal parts; otherwise from all times.
+        seed: Of the draws.
+        measure: What a query asks about: "loss" (negated), "loss_at" a time (negated), "simple_elbo" (Ho et al. 2020, equation 14), "elbo",
+            "square_norm" (of the prediction, Zheng et al. 2024), or "trajectory", the log-probability of the noisy images that led to a
+            generated one.
+        clip: Where estimates of the image are cut off, in sampling and in the trajectory's log-probability, such as 1.0; None leaves them.
+        time: For "loss_at": a step number, or from 0 to 1 for flow matching.
+        output: What TRAK linearises: "loss" (negated), or "square_norm" for D-TRAK (Zheng et al. 2024, section 4), which goes with the
+            measurement of that name.
+        **options: See `AbstractTask`.
+
+    Raises:
+        BadInput: If the number of draws or the clip is not positive, a time is given and not used, missing, or out of range.
+        UnknownOption: If prediction, measure or output are none of the choices.
+        Unsupported: If prediction or measurement do not go with the schedule.
+    """
+
+    kind = "diffusion"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        schedule: Any = "linear",
+        prediction: Prediction | None = None,
+        draws: int = 16,
+        shared: bool = True,
+        stratified: bool = True,
+        seed: int = 0,
+        measure: DiffusionMeasure = "loss",
+        clip: float | None = None,
+        time: float | None = None,
+        output: Literal["loss", "square_norm"] = "loss",
+        **options: Any,
+    ):
+        super().__init__(model, **options)
+        self.schedule = schedule_from(schedule)
+        self.prediction: Prediction = prediction or self.schedule.prediction
+        choices = (
+            ("prediction", self.prediction, ("noise", "v", "flow")),
+            ("measure", measure, tuple(_UNITS)),
+            ("output", output, ("loss", "square_norm")),
+        )
+        for name, value, known in choices:
+            if value not in known:
+                raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {', '.join(known)}", do="pick one")
+        if draws < 1 or (clip is not None and clip <= 0):
+            raise BadInput(
+                found=f"draws={draws}, clip={clip}", needed="1 draw or more, and a positive clip or none", do="correct it"
+            )
+        self.draws, self.shared, self.stratified, self.seed = draws, shared, stratified, seed
+        self.measure, self.clip, self.time, self.output = measure, clip, time, output
+        self._check_together()
+        self.unit = _UNITS[measure].format(time=time)
+        parameters = inspect.signature(model.forward).parameters
+        self._names = ("timestep", "class_labels") if "timestep" in parameters else None
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of schedule, prediction and draws."""
+        parts = (self.schedule.digest, self.prediction, self.draws, self.shared, self.stratified, self.seed, self.output)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def prepare(self, records: Iterable[Any]) -> Dataset:
+        """Examples from arrays or mappings; see the class.
+
+        Raises:
+            BadInput: If a record has no image or its label is no class number.
+        """
+        return Dataset([_example(number, record, self.draws) for number, record in enumerate(records)])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Images (B, ...), times (B, K) and noise (B, K, ...), labels (B,) and trajectories if they have them.
+
+        Raises:
+            BadInput: If images differ in shape, or only some have a label.
+        """
+        fields = [set(example.fields) & {"label"} for example in examples]
+        shapes = {example.fields["image"].shape for example in examples}
+        if len(shapes) > 1 or any(each != fields[0] for each in fields):
+            raise BadInput(
+                found=f"images of the shapes {', '.join(map(str, sorted(shapes)))}"
+                if len(shapes) > 1
+                else "labels on some images",
+                needed="images of one shape, and labels on all or none",
+                do="crop or resize the images, or leave the labels out",
+            )
+        dtype = next(self.model.parameters()).dtype
+        draws = [self._draw(example.id, example.fields["image"].shape) for example in examples]
+        batch = {
+            "image": _stacked(examples, "image", self.device, dtype),
+            "time": torch.stack([times for times, _ in draws]).to(self.device),
+            "noise": torch.stack([noise for _, noise in draws]).to(self.device, dtype),
+        }
+        if fields[0]:
+            batch["label"] = _stacked(examples, "label", self.device, torch.long)
+        if all("trajectory" in example.fields for example in examples):
+            batch["trajectory"] = _stacked(examples, "trajectory", self.device, dtype)
+            batch["steps"] = _stacked(examples, "steps", self.device, torch.long)
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean squared error of the prediction, over draws and over an image's numbers, shape (B,)."""
+        predicted, target = self._predicted(model, batch, batch["time"])
+        return (predicted - target).square().mean(2).mean(1)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What `measure` says, shape (B,).
+
+        Raises:
+            BadInput: If a trajectory is asked about and a query has none.
+        """
+        if self.measure == "trajectory":
+            if "trajectory" not in batch:
+                raise BadInput(
+                    found="a query without the trajectory that led to it",
+                    needed="'trajectory' and 'steps' in its record",
+                    do="make the queries with whence.sample_images",
+                )
+            return trajectory_log_probability(
+                self.denoised(model), self.schedule, batch["trajectory"], batch["steps"], batch.get("label")
+            )
+        if self.measure == "square_norm":
+            return self._square_norm(model, batch)
+        if self.measure == "loss":
+            return -self.loss(model, batch)
+        times = batch["time"]
+        if self.measure == "loss_at":
+            times = torch.full_like(times, self.time or 0)
+        predicted, target = self._predicted(model, batch, times)
+        squares = (predicted - target).square()
+        if self.measure == "loss_at":
+            return -squares.mean(2).mean(1)
+        errors = noise_errors(squares.sum(2), self.schedule, self.prediction, times)
+        return elbo(errors, self.schedule, times, batch["image"].flatten(1), is_simple=self.measure == "simple_elbo")
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Predictions, one row per draw, scaled so that half the squared distances to the targets add up to the loss; shape (R, C)."""
+        predicted, target = self._predicted(model, batch, batch["time"])
+        examples, draws, numbers = predicted.shape
+        scale = (2.0 / (draws * numbers)) ** 0.5
+        owners_R = torch.arange(examples, device=predicted.device).repeat_interleave(draws)
+        return Outputs(predicted.flatten(0, 1) * scale, owners_R, target.flatten(0, 1) * scale, "gaussian")
+
+    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Minus the loss, whose weight is 1 (Zheng et al. 2024, section 3), or the square of the prediction's norm for D-TRAK; shape (B,)."""
+        return -self.loss(model, batch) if self.output == "loss" else self._square_norm(model, batch)
+
+    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """Ones, shape (B,)."""
+        return torch.ones_like(values_B)
+
+    def predict(self, model: nn.Module, noisy: Tensor, times_R: Tensor, labels_R: Tensor | None = None) -> Tensor:
+        """The network's prediction for noisy images, in their shape.
+
+        Args:
+            model: The model.
+            noisy: Shape (R, ...).
+            times_R: Step numbers, or from 0 to 1 for flow matching.
+            labels_R: Class numbers.
+
+        Raises:
+            BadInput: If the prediction has another shape.
+        """
+        given = self.schedule.for_network(times_R, noisy.dtype)
+        if self._names is None:
+            found = model(noisy, given) if labels_R is None else model(noisy, given, labels_R)
+        else:
+            extra = {} if labels_R is None else {self._names[1]: labels_R}
+            found = model(noisy, **{self._names[0]: given}, **extra)
+        found = getattr(found, "sample", found)
+        if found.ndim == noisy.ndim > 1 and found.shape[1] == 2 * noisy.shape[1]:
+            found = found.chunk(2, 1)[0]
+        if found.shape != noisy.shape:
+            raise BadInput(
+                found=f"a prediction of shape {tuple(found.shape)} for noisy images of shape {tuple(noisy.shape)}",
+                needed="the same shape",
+                do="check the images' channels and the model's last layer",
+            )
+        return found
+
+    def denoised(self, model: nn.Module):
+        """The model as a function from noisy images (R, ...), times (R,) and labels to its estimates of the images."""
+
+        def estimate(noisy: Tensor, times_R: Tensor, labels_R: Tensor | None) -> Tensor:
+            predicted = self.predict(model, noisy, times_R, labels_R)
+            signal, noise = (_like(part, noisy) for part in self.schedule.mix(times_R))
+            if self.prediction == "noise":
+                images = (noisy - noise * predicted) / signal
+            else:
+                images = (signal * noisy if self.prediction == "v" else noisy) - noise * predicted
+            return images if self.clip is None else images.clamp(-self.clip, self.clip)
+
+        return estimate
+
+    def _square_norm(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._predicted(model, batch, batch["time"])[0].square().mean(2).mean(1)
+
+    def _predicted(self, model: nn.Module, batch: Batch, times_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and their targets, shape (B, K, C)."""
+        noise, image = batch["noise"], batch["image"][:, None].expand_as(batch["noise"])
+        signal, strength = (_like(part, noise) for part in self.schedule.mix(times_BK))
+        labels = batch["label"].repeat_interleave(noise.shape[1]) if "label" in batch else None
+        found = self.predict(model, (signal * image + strength * noise).flatten(0, 1), times_BK.flatten(), labels)
+        target = {"noise": lambda: noise, "v": lambda: signal * noise - strength * image, "flow": lambda: noise - image}
+        wide = torch.promote_types(found.dtype, torch.float32)
+        return found.reshape(*noise.shape[:2], -1).to(wide), target[self.prediction]().flatten(2).to(wide)
+
+    def _draw(self, name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Times (K,) and noise (K, ...) of an example."""
+        uniform, noise = [], []
+        for number in range(self.draws):
+            key = f"whence:diffusion:1:{self.seed}:{number}:{'' if self.shared else name}"
+            generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
+            uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
+            noise.append(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
+        uniform_K = torch.stack(uniform)
+        if self.stratified:
+            uniform_K = (torch.arange(self.draws) + uniform_K) / self.draws
+        return self.schedule.times(uniform_K), torch.stack(noise)
+
+    def _check_together(self) -> None:
+        is_flow = self.schedule.kept_S is None
+        if (self.prediction == "flow") != is_flow:
+            raise Unsupported(
+                found=f"prediction={self.prediction!r} with the schedule {self.schedule.name!r}",
+                needed="'noise' or 'v' for schedules in steps, 'flow' for flow matching",
+                do="pass the schedule that the network was trained with",
+            )
+        if is_flow and self.measure in _IN_STEPS:
+            raise Unsupported(
+                found=f"measure={self.measure!r} with flow matching",
+                needed="a schedule in steps",
+                do="pass measure='loss' or 'loss_at'",
+            )
+        if (self.time is None) == (self.measure == "loss_at"):
+            raise BadInput(
+                found=f"time={self.time} with measure={self.measure!r}",
+                needed="a time with 'loss_at', and with nothing else",
+                do="pass both, or leave time out",
+            )
+        if self.time is not None:
+            last = 1.0 if self.schedule.kept_S is None else len(self.schedule.kept_S) - 1
+            if not 0 <= self.time <= last or (not is_flow and self.time != int(self.time)):
+                raise BadInput(
+                    found=f"time={self.time}",
+                    needed=f"{'a number' if is_flow else 'a step'} from 0 to {last:g}",
+                    do="correct it",
+                )
+
+
+def _like(factors: Tensor, images: Tensor) -> Tensor:
+    """One factor per image, to be multiplied with images of any shape."""
+    return factors.to(images.dtype).reshape(*factors.shape, *(1,) * (images.ndim - factors.ndim))
+
+
+def _stacked(examples: Sequence[Example], name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.stack([torch.as_tensor(example.fields[name]) for example in examples]).to(device, dtype)
+
+
+def _example(number: int, record: Any, draws: int) -> Example:
+    record = record if isinstance(record, Mapping) else {"image": record}
+    image = _array(record.get("image"))
+    if image is None or image.ndim < 1 or image.dtype.kind not in "fiub":
+        raise BadInput(
+            found=f"record {number} without an image"
+            if image is None
+            else f"record {number} whose image is no array of numbers",
+            needed="an array, or a mapping with one as 'image'",
+            do="convert the records",
+        )
+    fields = {"image": image}
+    if record.get("label") is not None:
+        label = np.asarray(_array(record["label"]))
+        if label.size != 1 or label.dtype.kind not in "iu" or label.item() < 0:
+            raise BadInput(
+                found=f"record {number} with the label {record['label']!r}", needed="one class number", do="convert it"
+            )
+        fields["label"] = label.reshape(()).astype(np.int64)
+    for name in ("trajectory", "steps"):
+        if name in record:
+            fields[name] = np.asarray(_array(record[name]))
+    return Example(str(record.get("id", number)), fields, draws, str(record.get("source", "")))
+
+
+def _array(value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16. A copy: a tensor that goes to another process moves its memory away under what shares it.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
+    return np.asarray(value)

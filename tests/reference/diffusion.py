@@ -1,0 +1,93 @@
+"""Diffusion by the formulas: one example, one draw at a time, plain autograd."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def draws(task, example) -> list[tuple[Tensor, Tensor]]:
+    """Time and noise of each draw, read off the batch of the example alone."""
+    batch = task.collate([example])
+    return list(zip(batch["time"][0], batch["noise"][0], strict=True))
+
+
+def mixture(kept: Tensor | None, time: Tensor) -> tuple[float, float]:
+    if kept is None:
+        return 1 - float(time), float(time)
+    return math.sqrt(kept[time]), math.sqrt(1 - kept[time])
+
+
+def error(task, example, time: Tensor, noise: Tensor) -> Tensor:
+    """Prediction minus target for one draw, in the image's shape; attached to the graph."""
+    image = torch.as_tensor(example.fields["image"]).to(noise)
+    signal, strength = mixture(task.schedule.kept_S, time)
+    given = time[None] if task.schedule.kept_S is not None else (time[None] * task.schedule.time_scale).to(noise)
+    arguments = [(signal * image + strength * noise)[None], given]
+    if "label" in example.fields:
+        arguments.append(torch.as_tensor(example.fields["label"])[None])
+    targets = {"noise": noise, "v": signal * noise - strength * image, "flow": noise - image}
+    found = task.model(*arguments)
+    return (getattr(found, "sample", found)[0] - targets[task.prediction]), found
+
+
+def loss(task, example) -> Tensor:
+    """Mean over draws of the mean squared error."""
+    errors = [error(task, example, time, noise)[0].square().mean() for time, noise in draws(task, example)]
+    return torch.stack(errors).mean()
+
+
+def square_norm(task, example) -> Tensor:
+    squares = [error(task, example, time, noise)[1].square().mean() for time, noise in draws(task, example)]
+    return torch.stack(squares).mean()
+
+
+def gradient(task, value: Tensor) -> dict[str, Tensor]:
+    """By parameter name."""
+    names, parameters = zip(*[pair for pair in task.model.named_parameters() if pair[0] in task.tracked], strict=True)
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+
+
+def gauss_newton(task, example) -> Tensor:
+    """(1/K) sum over draws of J^T (2/C) J with the Jacobian of the output, all parameters in one axis; shape (P, P)."""
+    total = None
+    parameters = [p for n, p in task.model.named_parameters() if n in task.tracked]
+    pairs = draws(task, example)
+    for time, noise in pairs:
+        output = error(task, example, time, noise)[0].flatten()
+        rows = []
+        for number in range(len(output)):
+            grads = torch.autograd.grad(output[number], parameters, retain_graph=True, allow_unused=True)
+            rows.append(
+                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)])
+            )
+        jacobian = torch.stack(rows)
+        part = 2.0 / len(output) * jacobian.T @ jacobian
+        total = part if total is None else total + part
+    return total / len(pairs)
+
+
+def negative_elbo_by_terms(
+    kept: Tensor, image: Tensor, estimates: dict[int, list[Tensor]], noises: dict[int, list[Tensor]]
+) -> float:
+    """KL terms of Ho et al. 2020, equation 5, from means and variances; `estimates` are of the noise, by step and draw."""
+    size = image.numel()
+    last = kept[-1]
+    total = 0.5 * float(last * image.square().sum() + size * (1 - last) - size - size * math.log(1 - last))
+    for step, found in estimates.items():
+        terms = []
+        for estimated, noise in zip(found, noises[step], strict=True):
+            noisy = kept[step].sqrt() * image + (1 - kept[step]).sqrt() * noise
+            guess = (noisy - (1 - kept[step]).sqrt() * estimated) / kept[step].sqrt()
+            if step == 0:
+                variance = (1 - kept[0]) / kept[0]
+                density = (image - guess).square().sum() / variance + size * math.log(2 * math.pi * variance)
+                terms.append(0.5 * float(density))
+                continue
+            alpha = kept[step] / kept[step - 1]
+            variance = (1 - kept[step - 1]) / (1 - kept[step]) * (1 - alpha)
+            weight = kept[step - 1].sqrt() * (1 - alpha) / (1 - kept[step])
+            terms.append(0.5 * float((weight * (image - guess)).square().sum() / variance))
+        total += sum(terms) / len(terms)
+    return total
