@@ -15,6 +15,7 @@ _HOMES = {
     "BuildConfig": "whence.config",
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
+    "Client": "whence.serve",
     "Custom": "whence.tasks",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
@@ -26,6 +27,7 @@ _HOMES = {
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
+    "ServeConfig": "whence.serve",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "WhenceError": "whence.errors",
@@ -51,6 +53,7 @@ __all__ = [  # noqa: PLE0604
     "BuildConfig",
     "CausalLM",
     "Classification",
+    "Client",
     "Custom",
     "Ensemble",
     "Hit",
@@ -60,6 +63,7 @@ __all__ = [  # noqa: PLE0604
     "Regression",
     "Run",
     "ScoreTable",
+    "ServeConfig",
     "SolveConfig",
     "Store",
     "UnrollConfig",
@@ -98,6 +102,7 @@ if TYPE_CHECKING:
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.score import Ensemble
+    from whence.serve import Client, ServeConfig
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
     from whence.unroll import Recorder, Run, open_run, record_trainer

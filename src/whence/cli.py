@@ -23,6 +23,7 @@ _VERBS = {
     "demo": ("bench", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
     "build": ("stores", "Compress the gradient of every training example into a store."),
     "query": ("stores", "Rank the training examples behind a behaviour."),
+    "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "verify": ("inspection", "Check that a store is what was written."),
     "inspect": ("inspection", "Say what a store holds."),
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
