@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store
+from whence.commands.shared import Json, read_token, task_of_store
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 
@@ -59,7 +59,7 @@ def serve(
 
     if not stores:
         raise BadInput(found="no store", needed="one or more folders made by `whence build`", do="name one")
-    token = None if token_file is None else _token(token_file)
+    token = None if token_file is None else read_token(token_file)
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
     folders = named_folders(stores)
     prompts, known = _prompts(questions), _records(metadata)
@@ -83,13 +83,6 @@ def serve(
             webbrowser.open(url)
 
     run_app(create_app(desks, config, token=token), config, ready)
-
-
-def _token(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(found=f"no token in {path}", needed="a text file that holds it", do="check the path") from error
 
 
 def _prompts(questions: str | None) -> list[dict[str, str]]:

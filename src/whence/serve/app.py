@@ -119,14 +119,17 @@ class _Service:
 
 def _pages() -> APIRouter:
     router = APIRouter(include_in_schema=False)
-    folder, report = files("whence.serve"), files("whence.report")
-    page, script = (folder.joinpath(name).read_bytes() for name in ("page.html", "page.js"))
-    style = report.joinpath("page.css").read_bytes() + folder.joinpath("page.css").read_bytes()
-    for path, content, kind in (
-        ("/", page, "text/html"),
-        ("/page.js", script, "text/javascript"),
-        ("/page.css", style, "text/css"),
+    folder = files("whence.serve")
+    style = files("whence.report").joinpath("page.css").read_bytes()
+    for path, name, kind in (
+        ("/", "page.html", "text/html"),
+        ("/page.js", "page.js", "text/javascript"),
+        ("/page.css", "page.css", "text/css"),
+        ("/icon.svg", "icon.svg", "image/svg+xml"),
     ):
+        content = folder.joinpath(name).read_bytes()
+        # The page looks like the reports.
+        content = style + content if name == "page.css" else content
         router.add_route(path, _static(content, f"{kind}; charset=utf-8"), methods=["GET"])
     return router
 

@@ -26,7 +26,7 @@ _HEADERS = (
     ("cache-control", "no-store"),
 )
 # The page itself holds nothing; it asks for the token.
-_OPEN = {"/", "/page.js", "/page.css", "/health"}
+_OPEN = {"/", "/page.js", "/page.css", "/icon.svg", "/health"}
 
 
 class Guard:
