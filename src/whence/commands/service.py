@@ -43,7 +43,7 @@ def serve(
         config: The options of the service.
 
     Raises:
-        BadInput: If there is no store, the extra is not installed, or a file cannot be used.
+        BadInput: If the extra is not installed.
     """
     try:
         from whence.serve.app import create_app
@@ -57,8 +57,6 @@ def serve(
     from whence.serve.desk import Desk
     from whence.store import open_store
 
-    if not stores:
-        raise BadInput(found="no store", needed="one or more folders made by `whence build`", do="name one")
     token = None if token_file is None else read_token(token_file)
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
     folders = named_folders(stores)

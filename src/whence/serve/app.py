@@ -98,12 +98,20 @@ class _Service:
         return Job(secrets.token_urlsafe(12), self.desk(name), question, time.monotonic() + self.config.seconds)
 
     async def answer(self, request: Request, job: Job) -> Response:
-        """Have a job done: as one answer, or as events if the request accepts these."""
-        is_streamed = "text/event-stream" in request.headers.get("accept", "")
-        stream = events(job, self.shown) if is_streamed else None
-        self.line.put(job)
+        """Have a job done: as one answer, or as events if the request accepts these.
+
+        Raises:
+            Full: If there is no room for it.
+        """
         self.jobs[job.id] = job
         job.future.add_done_callback(lambda _: self.jobs.pop(job.id, None))
+        is_streamed = "text/event-stream" in request.headers.get("accept", "")
+        stream = events(job, self.shown) if is_streamed else None
+        try:
+            self.line.put(job)
+        except Full:
+            del self.jobs[job.id]
+            raise
         if stream is not None:
             return StreamingResponse(stream, media_type="text/event-stream")
         kept = await waited(job, request)

@@ -121,6 +121,8 @@ class Desk:
                 needed="the texts of its examples, to check the model on and to show",
                 do="build it from records with text",
             )
+        # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
+        store = dataclasses.replace(store, held={})
         warm = Warm.of(store, task)
         warm.check(CausalLM(task.model, task.tokenizer, long="truncate", max_length=task.max_length).prepare(texts))
         return cls(name, warm, Catalog.of(store, metadata), reader, tuple(questions))
@@ -138,7 +140,11 @@ class Desk:
         """
         completion = question.completion or ""
         record = {"prompt": question.prompt, "completion": completion} if question.prompt else {"text": completion}
-        (example,) = self.reader.prepare([{**record, "id": "question"}]).examples
+        try:
+            (example,) = self.reader.prepare([{**record, "id": "question"}]).examples
+        except BadInput as error:
+            # What else helps is said to people who build stores.
+            raise BadInput(found=error.found, needed=error.needed, do="change the prompt or the completion") from None
         tokens = _tokens(example, len(question.prompt))
         if question.token is None:
             return example, tokens
@@ -197,8 +203,8 @@ class Desk:
         before, after = (
             tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False) for some in (ids, written)
         )
-        # A character cut in its middle would come back as other tokens than were written.
-        completion = after[len(before) :].rstrip("\N{REPLACEMENT CHARACTER}") if after.startswith(before) else ""
+        # Bytes that are no character would come back as other tokens than were written: the text ends before them.
+        completion = after[len(before) :].split("\N{REPLACEMENT CHARACTER}")[0] if after.startswith(before) else ""
         if not completion:
             raise BadInput(found="a model that ends at once after this prompt", needed="an answer", do="try another prompt")
         return completion

@@ -5,7 +5,7 @@ import json
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -32,12 +32,15 @@ class Store:
         blueprint: What its rows are.
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
+        held: Tensors of shards that were read before, for whoever asks again and again; None reads them each time. They are views of mapped
+            files: what they take is the system's page cache.
     """
 
     folder: Path
     blueprint: Blueprint
     seals: tuple[Seal, ...]
     files: dict[str, str]
+    held: dict[tuple[int, str], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(seal.rows for seal in self.seals)
@@ -77,7 +80,13 @@ class Store:
         Raises:
             StoreCorrupt: If the file is not what was sealed.
         """
-        return read_tensors(self._path(seal, ".safetensors"), names)
+        path = self._path(seal, ".safetensors")
+        if self.held is None:
+            return read_tensors(path, names)
+        missing = [name for name in names if (seal.number, name) not in self.held]
+        found = read_tensors(path, missing) if missing else {}
+        self.held.update({(seal.number, name): tensor for name, tensor in found.items()})
+        return {name: self.held[seal.number, name] for name in names}
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
