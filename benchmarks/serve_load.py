@@ -106,6 +106,7 @@ class Service:
         return latencies, failures, time.monotonic() - started
 
     def stop(self):
+        """End it."""
         self.process.terminate()
         self.process.wait()
 
@@ -123,10 +124,8 @@ def main():
         say(f"a store of {arguments.rows:,} rows ...")
         store, task = make_store(folder, arguments.rows)
         size = len(store) * store.codec.row_bytes() / 2**20
-        print(
-            f"{len(store):,} rows of {store.codec.row_bytes():,} bytes, {size:.0f} MiB, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
-        )
-        os.chdir(folder)
+        machine = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+        print(f"{len(store):,} rows of {store.codec.row_bytes():,} bytes, {size:.0f} MiB; {machine}")
         shared, alone = Service(folder, log=folder / "a.sqlite"), Service(folder, log=folder / "b.sqlite", batch=1)
         for service in (shared, alone):
             service.load(arguments.users, seconds=2)
@@ -143,17 +142,16 @@ def main():
             rates["alone"].append(len(latencies) / spent)
             assert not failures and not more, (failures + more)[:1]
         middle = {key: statistics.median(values) for key, values in rounds.items()}
-        print(
-            f"one user: {1e3 * middle['one']:.0f} ms, bare {1e3 * middle['bare one']:.0f} ms, ratio {middle['one'] / middle['bare one']:.2f}"
-        )
+        one, bare_one = middle["one"], middle["bare one"]
+        print(f"1 user: {1e3 * one:.0f} ms, bare {1e3 * bare_one:.0f} ms, ratio {one / bare_one:.2f}")
         each, bare_each = 1 / statistics.median(rates["shared"]), middle["bare"] / arguments.users
         print(
-            f"{arguments.users} users: latency {1e3 * middle['service']:.0f} ms; bare round of {arguments.users} {1e3 * middle['bare']:.0f} ms; "
-            f"time per query {1e3 * each:.1f} ms against {1e3 * bare_each:.1f} ms bare, ratio {each / bare_each:.2f}"
+            f"{arguments.users} users: latency {1e3 * middle['service']:.0f} ms, a bare round of as many {1e3 * middle['bare']:.0f} ms"
         )
-        print(
-            f"throughput: {statistics.median(rates['shared']):.1f} answers/s sharing scans, {statistics.median(rates['alone']):.1f} without"
-        )
+        print(f"ratio of latencies {middle['service'] / middle['bare']:.2f}")
+        print(f"time per query {1e3 * each:.1f} ms, bare {1e3 * bare_each:.1f} ms, ratio {each / bare_each:.2f}")
+        shared_rate, alone_rate = (statistics.median(rates[key]) for key in ("shared", "alone"))
+        print(f"throughput: {shared_rate:.1f} answers/s sharing scans, {alone_rate:.1f} without")
         alone.stop()
         if arguments.minutes:
             latencies, failures, spent = shared.load(arguments.users, seconds=60 * arguments.minutes)
@@ -161,7 +159,7 @@ def main():
                 f"held {spent / 60:.1f} minutes: {len(latencies):,} answers, {len(failures)} failures, longest {max(latencies):.2f} s"
             )
         if arguments.requests:
-            shared.load(arguments.users, requests=arguments.requests // 10)
+            shared.load(arguments.users, requests=arguments.requests // 5)
             before = shared.memory()
             failures = shared.load(arguments.users, requests=arguments.requests)[1]
             print(

@@ -229,9 +229,9 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(page):
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     done(page)
-    for wanted in ("completion", "", "ask"):
-        page.keyboard.press("Tab")
-        page.wait_for_timeout(30)
+    page.focus("#prompt")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "completion"
     assert page.evaluate("document.querySelector('h1') && document.documentElement.lang") == "en"
 
 

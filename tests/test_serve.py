@@ -324,8 +324,10 @@ def test_nothing_piles_up_with_requests(service, desk, monkeypatch):
     """Each read of a safetensors tensor keeps some bytes for good, so a shard is read once; benchmarks/serve_load.py watches the memory."""
     client = service()
     posted(client, {**ASKED, "k": 9, "tokens": True})
-    monkeypatch.setattr(reader_module, "read_tensors", lambda *_: pytest.fail("read again"))
+    read = []
+    monkeypatch.setattr(reader_module, "read_tensors", lambda path, *_: read.append(path))
     posted(client, {**ASKED, "k": 9, "tokens": True})
+    assert read == []
     masks = Masks(desk)
     for number in range(40):
         masks.of(Question(**ASKED, filter=Filter(since=float(number))))
@@ -823,3 +825,23 @@ def test_no_request_breaks_it(desk):
                 assert response.status_code < 500, (response.status_code, response.text)
 
             check()
+
+
+def test_the_documented_examples_run(live, capsys):
+    """The page's Python runs as it stands, against a service on a free port; its SQL on a real log."""
+    page = (SOURCE.parent / "docs" / "serve.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert '"http://127.0.0.1:8420"' in block
+    names = {"whence": whence}
+    exec(compile(block.replace("http://127.0.0.1:8420", live()), "serve.md", "exec"), names)
+    assert names["answer"]["num_allowed"] == 4 and names["shares"]["questions"] == 4
+    assert len(names["hits"].proponents[0]) <= 5 and names["one_token"]["token"] == 1
+
+
+def test_the_documented_sql_runs(service, tmp_path):
+    path = str(tmp_path / "log.sqlite")
+    found = posted(service(log=path), ASKED)
+    (sql,) = re.findall(r"```sql\n(.*?)```", (SOURCE.parent / "docs" / "serve.md").read_text("utf-8"), re.S)
+    with sqlite3.connect(path) as known:
+        rows = {source: (up, count) for source, up, _, count in known.execute(sql)}
+    assert rows == {one["source"]: (pytest.approx(one["positive"]), 1) for one in found["shares"]}

@@ -32,7 +32,7 @@ class Store:
         blueprint: What its rows are.
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
-        held: Tensors of shards that were read before, for whoever asks again and again; None reads them each time. They are views of mapped
+        held: By file the tensors that were read before, for whoever asks again and again; None reads them each time. They are views of mapped
             files: what they take is the system's page cache.
     """
 
@@ -40,7 +40,7 @@ class Store:
     blueprint: Blueprint
     seals: tuple[Seal, ...]
     files: dict[str, str]
-    held: dict[tuple[int, str], Tensor] | None = field(default=None, repr=False, compare=False)
+    held: dict[Path, dict[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(seal.rows for seal in self.seals)
@@ -80,13 +80,7 @@ class Store:
         Raises:
             StoreCorrupt: If the file is not what was sealed.
         """
-        path = self._path(seal, ".safetensors")
-        if self.held is None:
-            return read_tensors(path, names)
-        missing = [name for name in names if (seal.number, name) not in self.held]
-        found = read_tensors(path, missing) if missing else {}
-        self.held.update({(seal.number, name): tensor for name, tensor in found.items()})
-        return {name: self.held[seal.number, name] for name in names}
+        return self._read(self._path(seal, ".safetensors"), names)
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
@@ -113,7 +107,7 @@ class Store:
         Raises:
             StoreCorrupt: If it is missing or unreadable.
         """
-        return read_tensors(self.folder / name)
+        return dict(self._read(self.folder / name, None))
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
@@ -209,6 +203,18 @@ class Store:
         """The shard of a row, and its place in it."""
         place = bisect_right(self.starts, row) - 1
         return self.seals[place], row - self.starts[place]
+
+    def _read(self, path: Path, names: Sequence[str] | None) -> dict[str, Tensor]:
+        if self.held is None:
+            return read_tensors(path, names)
+        known = self.held.setdefault(path, {})
+        if names is None:
+            # Files beside the shards are only ever read whole.
+            known.update({} if known else read_tensors(path))
+            return known
+        missing = [name for name in names if name not in known]
+        known.update(read_tensors(path, missing) if missing else {})
+        return {name: known[name] for name in names}
 
     def _path(self, seal: Seal, suffix: str) -> Path:
         return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
