@@ -752,7 +752,7 @@ def test_nothing_is_lost_when_killed_and_a_stop_finishes_what_it_began(folder, t
         while True:
             try:
                 answered.append(client.attribute(" sat", prompt=f"a cat {number}", k=1)["id"])
-            except (BadInput, OSError, ValueError):
+            except BadInput:  # nothing else may come out of a service that is gone
                 return
 
     with ThreadPoolExecutor(4) as pool:

@@ -171,9 +171,9 @@ class Client:
         path = f"/v1/stores/{self._store(store)}/{verb}"
         if listener is None:
             with self._open("POST", path, body | chosen) as response:
-                return json.load(response)
+                return json.loads(self._read(response.read))
         with self._open("POST", path, body | chosen, accept="text/event-stream") as response:
-            for name, data in _events(response):
+            for name, data in self._events(response):
                 if name == "answer":
                     return data
                 if name == "error":
@@ -193,7 +193,7 @@ class Client:
 
     def _get(self, path: str) -> Any:
         with self._open("GET", path, None) as response:
-            return json.load(response)
+            return json.loads(self._read(response.read))
 
     def _open(self, method: str, path: str, body: Any, accept: str = "application/json") -> HTTPResponse:
         headers = {"Accept": accept, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
@@ -212,6 +212,21 @@ class Client:
                 raise _told(_json(error)) from None
             except (URLError, HTTPException, OSError) as error:
                 raise self._unreachable(str(getattr(error, "reason", error))) from None
+
+    def _events(self, response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
+        name = ""
+        while line := self._read(response.readline):
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                yield name, json.loads(value)
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (HTTPException, OSError) as error:  # it was stopped in the middle
+            raise self._unreachable(str(error) or type(error).__name__) from None
 
     def _unreachable(self, why: str) -> BadInput:
         return BadInput(found=f"no answer from {self.url} ({why})", needed="a running `whence serve`", do="check the address")
@@ -233,16 +248,6 @@ def _hit(found: Mapping[str, Any]) -> Hit:
         token_spans=tuple(tuple(token["span"]) for token in tokens),
         token_scores=tuple(token["score"] for token in tokens),
     )
-
-
-def _events(response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = ""
-    for line in response:
-        field, _, value = line.decode().rstrip("\n").partition(": ")
-        if field == "event":
-            name = value
-        elif field == "data":
-            yield name, json.loads(value)
 
 
 def _json(error: HTTPError) -> Any:
