@@ -4,18 +4,31 @@ PIP = -m pip install --quiet --disable-pip-version-check
 # For the build environment too, which --constraint does not reach.
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
-.PHONY: help demo test test-all check bench docs clean
+# Two at a time, each with one thread: more are no faster on two cores.
+TEST = OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
+
+.PHONY: help demo page test test-all test-browser check bench docs clean
 help:            ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 demo: .venv/ready  ## train, attribute and prove on real text, in minutes; a second run reuses what exists
 	.venv/bin/whence demo
 
+page: demo  ## the demo, then its page: ask the demo's store in a browser
+	.venv/bin/whence serve whence-demo/store --questions whence-demo/questions.jsonl --open
+
 test: .venv-test/ready  ## the tests, under 12 minutes on 2 cores
-	.venv-test/bin/python -m pytest -m "not slow"
+	$(TEST) -m "not slow and not browser"
 
 test-all: .venv-test/ready  ## the tests, the long ones too
-	.venv-test/bin/python -m pytest
+	$(TEST) -m "not browser"
+
+# Chromium from the system's package manager where there is none yet; Playwright's own where that has none.
+test-browser: .venv-test/ready  ## the page in a real browser; installs Chromium
+	command -v chromium chromium-browser google-chrome >/dev/null \
+	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium; } \
+	  || .venv-test/bin/python -m playwright install chromium
+	.venv-test/bin/python -m pytest -m browser tests/test_page.py
 
 check: .venv-test/ready  ## format, lint, types, import ladder
 	.venv-test/bin/ruff format --check .
@@ -27,6 +40,7 @@ bench: .venv-test/ready  ## print the tables of docs/results.md; about an hour t
 	.venv-test/bin/python benchmarks/build_speed.py
 	.venv-test/bin/python benchmarks/query_speed.py
 	.venv-test/bin/python benchmarks/install_size.py
+	.venv-test/bin/python benchmarks/serve_load.py
 	.venv-test/bin/python benchmarks/ekfac_speed.py
 	.venv-test/bin/whence bench -o whence-bench
 	.venv-test/bin/python benchmarks/bench_tables.py whence-bench
@@ -37,7 +51,7 @@ docs: .venv-test/ready  ## write the generated pages
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing (torch is the large one) ..."
-	.venv/bin/python $(PIP) --editable '.[hf]'
+	.venv/bin/python $(PIP) --editable '.[serve]'
 	@touch $@
 
 .venv-test/ready: pyproject.toml constraints.txt

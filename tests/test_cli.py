@@ -18,6 +18,7 @@ VERBS = (
     "demo",
     "build",
     "query",
+    "serve",
     "verify",
     "inspect",
     "forecast",

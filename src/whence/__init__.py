@@ -15,6 +15,7 @@ _HOMES = {
     "BuildConfig": "whence.config",
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
+    "Client": "whence.serve",
     "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
     "Diffusion": "whence.tasks",
@@ -38,6 +39,7 @@ _HOMES = {
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
     "Selection": "whence.apply.selection",
+    "ServeConfig": "whence.serve",
     "ShareCheck": "whence.apply.share_verify",
     "ShareLine": "whence.apply.shares",
     "Shares": "whence.apply.shares",
@@ -97,6 +99,7 @@ __all__ = [  # noqa: PLE0604
     "BuildConfig",
     "CausalLM",
     "Classification",
+    "Client",
     "Clusters",
     "Custom",
     "Diffusion",
@@ -118,6 +121,7 @@ __all__ = [  # noqa: PLE0604
     "Run",
     "ScoreTable",
     "Selection",
+    "ServeConfig",
     "ShareCheck",
     "ShareLine",
     "Shares",
@@ -216,6 +220,7 @@ if TYPE_CHECKING:
     from whence.records import Recipe, ScoreTable
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
+    from whence.serve import Client, ServeConfig
     from whence.store import Store, open_store
     from whence.tasks import (
         AbstractTask,

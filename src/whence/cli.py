@@ -26,6 +26,7 @@ _VERBS = {
     "query": ("stores", "Rank the training examples behind a behaviour."),
     "why": ("why", "Why did it say this? Documents and tokens behind a completion, or behind one token of it."),
     "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
+    "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "inspect": ("inspection", "Say what a store holds."),
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),

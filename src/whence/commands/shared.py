@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "task_of_store", "task_options", "train_records"]
+__all__ = ["TYPED", "Json", "read_token", "task_of_store", "task_options", "train_records"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -88,3 +88,15 @@ def task_options(task, model, long, max_length, track, ignore, functional) -> di
     if functional:
         options["functional"] = True
     return options
+
+
+def read_token(path: Path) -> str:
+    """The token of a service, from a file: on a command line everyone on the machine could read it.
+
+    Raises:
+        BadInput: If the file cannot be read.
+    """
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(found=f"no token in {path}", needed="a text file that holds it", do="check the path") from error

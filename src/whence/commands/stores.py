@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store, task_options, train_records
+from whence.commands.shared import Json, read_token, task_of_store, task_options, train_records
 from whence.config import BuildConfig
 from whence.errors import BadInput
 
@@ -80,12 +80,14 @@ def query(
     train: tuple[str, ...] = (),
     shortlist: int | None = None,
     html: Path | None = None,
+    url: str | None = None,
+    token_file: Path | None = None,
     as_json: Json = False,
 ) -> None:
     """Rank the training examples behind a behaviour.
 
     Args:
-        store: Folder made by `whence build`.
+        store: Folder made by `whence build`; with --url the name of a store there.
         text: A text whose log-probability is asked about; may be repeated.
         prompt: Together with --completion: only the completion is asked about.
         completion: See --prompt.
@@ -102,14 +104,17 @@ def query(
         train: For --rerank exact, where the training data is now, if not where it was at the build; repeated for data that was appended.
         shortlist: Training examples kept on each side of every query; 10 k if left out, and 400 at least.
         html: Also write a page with the answer.
+        url: Ask a service that `whence serve` started, such as http://127.0.0.1:8420, instead of loading model and store.
+        token_file: For --url, file with the token of that service.
         as_json: Print JSON instead of tables.
 
     Raises:
-        BadInput: If there is no query, or half a query.
+        BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
     from whence.load import load_records
     from whence.pipeline import query as run
     from whence.report import hits_fragment, write_page
+    from whence.serve import Client
     from whence.store import open_store
 
     if (prompt is None) != (completion is None):
@@ -121,15 +126,37 @@ def query(
         queries.extend(load_records(file))
     if not queries:
         raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
-    opened = open_store(store)
-    loaded = task_of_store(opened, store, model)
-    data = train_records(opened, store, train) if train or rerank == "exact" else None
-    hits = run(
-        opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-        damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist,
-    )  # fmt: skip
+    if url is not None:
+        given = {
+            "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
+            "rerank": rerank, "train": train or None, "shortlist": shortlist,
+        }  # fmt: skip
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise BadInput(
+                found=f"--{unused[0]} with --url",
+                needed="options that a service takes",
+                do="leave it out, or ask the store itself",
+            )
+        hits = Client(url, token=None if token_file is None else read_token(token_file)).query(
+            queries, store=str(store), k=k, tokens=tokens
+        )
+        searched = hits.num_examples
+    else:
+        if token_file is not None:
+            raise BadInput(
+                found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
+            )
+        opened = open_store(store)
+        loaded = task_of_store(opened, store, model)
+        data = train_records(opened, store, train) if train or rerank == "exact" else None
+        hits = run(
+            opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
+            damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist,
+        )  # fmt: skip
+        searched = len(opened)
     if html is not None:
-        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
+        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{searched:,} training examples in {store}")
     if as_json:
         print(json.dumps(hits.to_dict(), ensure_ascii=False))
     else:

@@ -89,6 +89,9 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
     )
     (folder / "proof.json").write_text(json.dumps(result.to_dict(), indent=1))
     say(f"report: {page}   ({time.monotonic() - started:.0f} s)")
+    questions = folder / "questions.jsonl"
+    questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS), encoding="utf-8")
+    say(f"its page: whence serve {folder / 'store'} --questions {questions} --open")
     say(f"ask it yourself: whence query {folder / 'store'} --tokens --text 'Your own sentence, as Python would document it.'")
     return result
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
 from whence.compress import Encoder
-from whence.curvature import Damping, stored_damping
+from whence.curvature import Damping, DampingRule, stored_damping
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
@@ -20,10 +21,107 @@ from whence.score import Rows, gradient_rows, precondition, row_scores, token_sc
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
-__all__ = ["Asked", "hit_of"]
+__all__ = ["Asked", "Warm", "hit_of"]
 
 # Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
 _FARTHEST = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Warm:
+    """A store and its model, held against each other once and ready for any number of queries.
+
+    Args:
+        store: The store.
+        task: The model that it was built with.
+        plan: Its units.
+        encoder: What made the rows.
+        damping: None where it is inside the rows, or there is no curvature.
+    """
+
+    store: Store
+    task: AbstractTask
+    plan: Plan
+    encoder: Encoder
+    damping: Damping | None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store | str | Path,
+        task: AbstractTask,
+        relative_damping: float | None = None,
+        absolute_damping: float | None = None,
+        damping_rule: DampingRule | None = None,
+    ) -> "Warm":
+        """Load what queries need; arguments as in `whence.query`.
+
+        Raises:
+            BadInput: If a damping is given that the store has no use for.
+            StoreMismatch: If the task tracks other parameters.
+        """
+        store = store if isinstance(store, Store) else open_store(store)
+        store.accepts(task)
+        blueprint, method = store.blueprint, method_named(store.blueprint.method)
+        damping = None
+        if method.curvature == "fisher":
+            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
+            damping = stored_damping(
+                recipe,
+                relative_damping=relative_damping,
+                absolute_damping=absolute_damping,
+                rule=damping_rule,
+                default=method.relative_damping,
+            )
+        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
+            inside = method.curvature == "ekfac"
+            raise BadInput(
+                found=f"damping for a store of {method.name}",
+                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
+                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
+            )
+        plan = plan_units(task)
+        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        if tracked != stored:
+            raise StoreMismatch(
+                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
+                needed="the same tracked parameters",
+                do="pass the same track, ignore and functional to the task as at the build",
+            )
+        return cls(store, task, plan, stored_encoder(store, plan, task), damping)
+
+    def check(self, dataset: Dataset) -> None:
+        """Hold the gradients of two examples against autograd, see `whence.capture.check_task`."""
+        autocast = autocast_named(self.store.blueprint.autocast)
+        check_task(self.task, self.plan, dataset.examples, objective="measurement", autocast=autocast)
+
+    def ask(self, dataset: Dataset, *, quiet: bool) -> "Asked":
+        """Take the queries' gradients and precondition them."""
+        store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
+        logged = store.blueprint.task.get("logged")
+        notes = (f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []))
+        with meter("queries", len(dataset), quiet=quiet) as progress:
+            rows = gradient_rows(
+                task, self.plan, self.encoder, dataset.examples,
+                max_positions=store.blueprint.batch_positions, progress=progress, objective="measurement",
+                autocast=autocast_named(store.blueprint.autocast),
+            )  # fmt: skip
+        roots = None
+        if method.whitened and damping is not None:
+            found = whiten(store, rows, damping)
+            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            moments = (
+                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+            )
+            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+        else:
+            ready = precondition(store, rows, damping)
+            norms_Q = rows.norms() / len(store) if method.cosine else None
+        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
+        unit = "cosine" if method.cosine else plain
+        return Asked(
+            store, task, self.plan, self.encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,66 +160,11 @@ class Asked:
 
     @classmethod
     def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "Asked":
-        """Take the queries' gradients and precondition them; arguments as in `whence.query`.
-
-        Raises:
-            BadInput: If a damping is given that the store has no use for.
-            StoreMismatch: If the task tracks other parameters.
-        """
-        store = store if isinstance(store, Store) else open_store(store)
-        store.accepts(task)
-        blueprint, method = store.blueprint, method_named(store.blueprint.method)
-        damping = None
-        if method.curvature == "fisher":
-            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = stored_damping(
-                recipe,
-                relative_damping=relative_damping,
-                absolute_damping=absolute_damping,
-                rule=damping_rule,
-                default=method.relative_damping,
-            )
-        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
-            inside = method.curvature == "ekfac"
-            raise BadInput(
-                found=f"damping for a store of {method.name}",
-                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
-                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
-            )
+        """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
+        warm = Warm.of(store, task, relative_damping, absolute_damping, damping_rule)
         dataset = as_dataset(task, queries)
-        plan = plan_units(task)
-        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
-        if tracked != stored:
-            raise StoreMismatch(
-                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
-                needed="the same tracked parameters",
-                do="pass the same track, ignore and functional to the task as at the build",
-            )
-        notes = (f"{plan.coverage}", *([damping.note] if damping is not None else []))
-        if "logged" in blueprint.task:
-            notes = (*notes, blueprint.task["logged"])
-        encoder = stored_encoder(store, plan, task)
-        autocast = autocast_named(blueprint.autocast)
-        check_task(task, plan, dataset.examples, objective="measurement", autocast=autocast)
-        with meter("queries", len(dataset), quiet=quiet) as progress:
-            rows = gradient_rows(
-                task, plan, encoder, dataset.examples,
-                max_positions=blueprint.batch_positions, progress=progress, objective="measurement", autocast=autocast,
-            )  # fmt: skip
-        roots = None
-        if method.whitened and damping is not None:
-            found = whiten(store, rows, damping)
-            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
-            moments = (
-                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
-            )
-            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
-        else:
-            ready = precondition(store, rows, damping)
-            norms_Q = rows.norms() / len(store) if method.cosine else None
-        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
-        unit = "cosine" if method.cosine else plain
-        return cls(store, task, plan, encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots)
+        warm.check(dataset)
+        return warm.ask(dataset, quiet=quiet)
 
     @property
     def at_once(self) -> int:

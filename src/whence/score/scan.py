@@ -14,7 +14,7 @@ from whence.progress import Meter
 from whence.score.whitening import whitened_norms
 from whence.store import Store
 
-__all__ = ["Top", "all_scores", "row_scores", "shard_scores", "top_scores"]
+__all__ = ["Top", "all_scores", "joined_shards", "merged_top", "row_scores", "shard_scores", "top_scores"]
 
 # Scores among which hits are looked for at once.
 _JOINED_SCORES = 1 << 20
@@ -84,9 +84,9 @@ def top_scores(
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, scores_QN in _joined(shard_scores(store, queries, norms_Q, roots=roots), progress):
-        high = _merge(high, scores_QN, start, k, largest=True)
-        low = _merge(low, scores_QN, start, k, largest=False)
+    for start, scores_QN in joined_shards(shard_scores(store, queries, norms_Q, roots=roots), progress):
+        high = merged_top(high, scores_QN, start, k, largest=True)
+        low = merged_top(low, scores_QN, start, k, largest=False)
     return high, low
 
 
@@ -131,6 +131,55 @@ def row_scores(
     return torch.cat([score(tensors) for tensors in store.rows(rows)], 1)
 
 
+def joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
+    """Scores of several shards as one: looking for hits takes many small steps, which few queries would feel.
+
+    Args:
+        shards: What `shard_scores` yields.
+        progress: Advanced by rows.
+
+    Yields:
+        As `shard_scores` does.
+    """
+    first, waiting = 0, []
+    for start, scores_QN in shards:
+        first = first if waiting else start
+        waiting.append(scores_QN)
+        progress.advance(scores_QN.shape[1])
+        if sum(one.numel() for one in waiting) >= _JOINED_SCORES:
+            yield first, torch.cat(waiting, 1)
+            waiting = []
+    if waiting:
+        yield first, torch.cat(waiting, 1)
+
+
+def merged_top(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
+    """The k strongest rows so far, once more rows are scored.
+
+    Args:
+        top: The strongest before.
+        scores_QN: Scores of the rows that follow.
+        start: Number of the first of these.
+        k: Rows wanted.
+        largest: Whether the highest are wanted, else the lowest.
+
+    Returns:
+        Strongest first; equal scores in row order.
+    """
+    if top.scores_QK.shape[1] < k:
+        new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+    else:
+        new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
+    if not new_rows.shape[1]:
+        return top
+    scores = torch.cat([top.scores_QK, new_scores], 1)
+    rows = torch.cat([top.rows_QK, new_rows + start], 1)
+    by_row = rows.argsort(dim=1)
+    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
+    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
+    return Top(scores.gather(1, order), rows.gather(1, order))
+
+
 def _scorer(
     store: Store, queries: Sequence[Tensor], norms_Q: Tensor | None, roots: Sequence[Tensor] | None, *, weighted: bool
 ) -> Callable[[dict[str, Tensor]], Tensor]:
@@ -150,24 +199,6 @@ def _scorer(
     return score
 
 
-def _joined(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
-    """Scores of several shards as one: looking for hits takes many small steps, which few queries would feel.
-
-    Yields:
-        As `shard_scores` does.
-    """
-    first, waiting = 0, []
-    for start, scores_QN in shards:
-        first = first if waiting else start
-        waiting.append(scores_QN)
-        progress.advance(scores_QN.shape[1])
-        if sum(one.numel() for one in waiting) >= _JOINED_SCORES:
-            yield first, torch.cat(waiting, 1)
-            waiting = []
-    if waiting:
-        yield first, torch.cat(waiting, 1)
-
-
 def _check_finite(scores_QN: Tensor) -> None:
     # The sum is not finite if one score is not, and takes one pass; it may also have grown too large by itself.
     if not bool(scores_QN.sum().isfinite()) and not bool(torch.isfinite(scores_QN).all()):
@@ -177,21 +208,6 @@ def _check_finite(scores_QN: Tensor) -> None:
             needed="finite scores",
             do="raise the damping, and check the store with `whence verify`",
         )
-
-
-def _merge(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
-    if top.scores_QK.shape[1] < k:
-        new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
-    else:
-        new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
-    if not new_rows.shape[1]:
-        return top
-    scores = torch.cat([top.scores_QK, new_scores], 1)
-    rows = torch.cat([top.rows_QK, new_rows + start], 1)
-    by_row = rows.argsort(dim=1)
-    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
-    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
-    return Top(scores.gather(1, order), rows.gather(1, order))
 
 
 def _better(scores_QN: Tensor, last_Q1: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:

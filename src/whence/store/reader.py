@@ -5,7 +5,7 @@ import json
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -32,12 +32,15 @@ class Store:
         blueprint: What its rows are.
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
+        held: By file the tensors that were read before, for whoever asks again and again; None reads them each time. They are views of mapped
+            files: what they take is the system's page cache.
     """
 
     folder: Path
     blueprint: Blueprint
     seals: tuple[Seal, ...]
     files: dict[str, str]
+    held: dict[Path, dict[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(seal.rows for seal in self.seals)
@@ -77,7 +80,7 @@ class Store:
         Raises:
             StoreCorrupt: If the file is not what was sealed.
         """
-        return read_tensors(self._path(seal, ".safetensors"), names)
+        return self._read(self._path(seal, ".safetensors"), names)
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
@@ -104,7 +107,7 @@ class Store:
         Raises:
             StoreCorrupt: If it is missing or unreadable.
         """
-        return read_tensors(self.folder / name)
+        return dict(self._read(self.folder / name, None))
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
@@ -200,6 +203,18 @@ class Store:
         """The shard of a row, and its place in it."""
         place = bisect_right(self.starts, row) - 1
         return self.seals[place], row - self.starts[place]
+
+    def _read(self, path: Path, names: Sequence[str] | None) -> dict[str, Tensor]:
+        if self.held is None:
+            return read_tensors(path, names)
+        known = self.held.setdefault(path, {})
+        if names is None:
+            # Files beside the shards are only ever read whole.
+            known.update({} if known else read_tensors(path))
+            return known
+        missing = [name for name in names if name not in known]
+        known.update(read_tensors(path, missing) if missing else {})
+        return {name: known[name] for name in names}
 
     def _path(self, seal: Seal, suffix: str) -> Path:
         return (self.folder / shard_stem(seal.number)).with_suffix(suffix)

@@ -1,0 +1,172 @@
+"""What the service adds to the scan, what sharing scans saves, and whether it holds a load.
+
+    python benchmarks/serve_load.py [--users 16 --rows 60000 --seconds 20 --minutes 0 --requests 10000]
+
+A store of made rows around a small GPT-2 (nothing here depends on what rows hold), and the real service in a process of its own, asked by
+users that each ask again as soon as they are answered. "bare" makes the same queries' gradients and scans the store in this process without
+any service, as many at a time as there are users: what is left is the service's own work. Latencies are medians, turn by turn, since the
+machine may be shared. --minutes holds the load for so long; --requests counts that many and reads the service's memory on the way.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import whence
+from whence.data import Dataset
+from whence.demo.model import Settings, new_model, save, train_tokenizer
+from whence.pipeline.stored import Warm
+from whence.progress import meter, say
+from whence.records import Recipe
+from whence.score import top_scores
+from whence.tasks import CausalLM
+
+PROMPT, COMPLETION = "word one two three four five six", " seven eight nine ten"
+
+
+def make_store(folder, rows):
+    texts = [f"word {number} and {number * 7919 % 10007} more" for number in range(rows)]
+    tokenizer = train_tokenizer([*texts[:2000], PROMPT + COMPLETION], Settings(vocabulary=500))
+    save(new_model(len(tokenizer), 0), tokenizer, Recipe("adamw", 1.0), folder / "model")
+    task = CausalLM(new_model(len(tokenizer), 0).eval(), tokenizer)
+    records = [{"id": str(number), "source": f"s{number % 20}", "text": text} for number, text in enumerate(texts)]
+    origin = {"model": str(folder / "model"), "task": "causal_lm", "options": {}}
+    # An inner product of rows of this size is the scan of any method; building it takes the least time.
+    store = whence.build(
+        task, records, folder / "store", method="grad-dot", rank=8, dtype="bfloat16", origin=origin, quiet=True
+    )
+    return store, task
+
+
+def bare(store, task, users, seconds):
+    """Seconds of one round of as many queries as there are users, warm, without a service."""
+    warm = Warm.of(store, task)
+    queries = task.prepare([{"id": str(n), "prompt": PROMPT, "completion": COMPLETION} for n in range(users)])
+    found, until = [], time.monotonic() + seconds
+    while not found or time.monotonic() < until:
+        started = time.monotonic()
+        asked = warm.ask(Dataset(queries.examples), quiet=True)
+        with meter("scan", len(store), quiet=True) as progress:
+            high, low = top_scores(asked.store, asked.ready, 10, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+        for row in torch.cat([high.rows_QK, low.rows_QK], 1).flatten().tolist():
+            store.example(row)
+        found.append(time.monotonic() - started)
+    return found
+
+
+class Service:
+    """The service in a process of its own."""
+
+    def __init__(self, folder, **options):
+        given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "whence.cli", "serve", str(folder / "store"), "--port", "0", "--json", "--max-waiting", "256", *given],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.client = whence.Client(json.loads(self.process.stdout.readline())["url"], seconds=120)
+
+    def memory(self):
+        """MiB of the process that are its own: not the files of the store that it maps."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+    def load(self, users, seconds=None, requests=None):
+        """Latencies of all that was answered, failures, and the time it took."""
+        latencies, failures, lock = [], [], threading.Lock()
+        started = time.monotonic()
+
+        def user():
+            while True:
+                with lock:
+                    is_over = len(latencies) >= requests if requests else time.monotonic() - started > seconds
+                if is_over:
+                    return
+                began = time.monotonic()
+                try:
+                    self.client.attribute(COMPLETION, prompt=PROMPT, store="store", k=10)
+                    with lock:
+                        latencies.append(time.monotonic() - began)
+                except whence.WhenceError as error:
+                    failures.append(str(error))
+
+        threads = [threading.Thread(target=user) for _ in range(users)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return latencies, failures, time.monotonic() - started
+
+    def stop(self):
+        """End it."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--minutes", type=float, default=0, help="hold the load for so long besides")
+    parser.add_argument("--requests", type=int, default=0, help="ask so often besides, and watch the memory")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        say(f"a store of {arguments.rows:,} rows ...")
+        store, task = make_store(folder, arguments.rows)
+        size = len(store) * store.codec.row_bytes() / 2**20
+        machine = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+        print(f"{len(store):,} rows of {store.codec.row_bytes():,} bytes, {size:.0f} MiB; {machine}")
+        shared, alone = Service(folder, log=folder / "a.sqlite"), Service(folder, log=folder / "b.sqlite", batch=1)
+        for service in (shared, alone):
+            service.load(arguments.users, seconds=2)
+        rounds = {"bare": [], "service": [], "one": [], "bare one": []}
+        rates = {"shared": [], "alone": []}
+        for _ in range(3):
+            rounds["bare"] += bare(store, task, arguments.users, arguments.seconds / 3)
+            rounds["bare one"] += bare(store, task, 1, arguments.seconds / 6)
+            latencies, failures, spent = shared.load(arguments.users, seconds=arguments.seconds / 3)
+            rounds["service"] += latencies
+            rates["shared"].append(len(latencies) / spent)
+            rounds["one"] += shared.load(1, seconds=arguments.seconds / 6)[0]
+            latencies, more, spent = alone.load(arguments.users, seconds=arguments.seconds / 3)
+            rates["alone"].append(len(latencies) / spent)
+            assert not failures and not more, (failures + more)[:1]
+        middle = {key: statistics.median(values) for key, values in rounds.items()}
+        one, bare_one = middle["one"], middle["bare one"]
+        print(f"1 user: {1e3 * one:.0f} ms, bare {1e3 * bare_one:.0f} ms, ratio {one / bare_one:.2f}")
+        each, bare_each = 1 / statistics.median(rates["shared"]), middle["bare"] / arguments.users
+        print(
+            f"{arguments.users} users: latency {1e3 * middle['service']:.0f} ms, a bare round of as many {1e3 * middle['bare']:.0f} ms"
+        )
+        print(f"ratio of latencies {middle['service'] / middle['bare']:.2f}")
+        print(f"time per query {1e3 * each:.1f} ms, bare {1e3 * bare_each:.1f} ms, ratio {each / bare_each:.2f}")
+        shared_rate, alone_rate = (statistics.median(rates[key]) for key in ("shared", "alone"))
+        print(f"throughput: {shared_rate:.1f} answers/s sharing scans, {alone_rate:.1f} without")
+        alone.stop()
+        if arguments.minutes:
+            latencies, failures, spent = shared.load(arguments.users, seconds=60 * arguments.minutes)
+            print(
+                f"held {spent / 60:.1f} minutes: {len(latencies):,} answers, {len(failures)} failures, longest {max(latencies):.2f} s"
+            )
+        if arguments.requests:
+            shared.load(arguments.users, requests=arguments.requests // 5)
+            before = shared.memory()
+            failures = shared.load(arguments.users, requests=arguments.requests)[1]
+            print(
+                f"memory: {before:.1f} MiB, after {arguments.requests:,} more answers {shared.memory():.1f} MiB, {len(failures)} failures"
+            )
+        shared.stop()
+
+
+if __name__ == "__main__":
+    main()

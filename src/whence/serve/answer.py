@@ -1,0 +1,217 @@
+"""From questions to answers: one scan for all that wait together.
+
+Axes: Q questions, N rows.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from whence.data import Dataset, Example
+from whence.pipeline.stored import Asked, hit_of
+from whence.progress import meter
+from whence.report import Hit
+from whence.report.passages import pieces, strongest
+from whence.score import Top, joined_shards, merged_top, shard_scores
+from whence.serve.desk import Desk, Question, Token
+from whence.serve.shares import ShareSums
+
+__all__ = ["Asker", "Masks", "answered", "shown"]
+
+# Characters of an example that are shown first.
+_PASSAGE = 260
+_KEPT_MASKS = 32
+
+
+class Asker(Protocol):
+    """Who waits for an answer."""
+
+    @property
+    def question(self) -> Question:
+        """What was asked, with its completion."""
+        ...
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the answer is still waited for."""
+        ...
+
+    def report(self, phase: str, done: int, total: int) -> None:
+        """Say how far it is."""
+        ...
+
+
+class Masks:
+    """The rows that recent filters let through, so that asking again with the same one reads nothing.
+
+    Args:
+        desk: Whose rows.
+    """
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.known: dict[Any, Tensor] = {}
+
+    def of(self, question: Question) -> Tensor | None:
+        """Rows that may be hits, shape (N,); None for all."""
+        if question.filter.is_empty:
+            return None
+        found = self.known.pop(question.filter, None)
+        self.known[question.filter] = self.desk.catalog.rows_of(question.filter) if found is None else found
+        if len(self.known) > _KEPT_MASKS:
+            del self.known[next(iter(self.known))]
+        return self.known[question.filter]
+
+
+def answered(
+    desk: Desk, askers: Sequence[Asker], prepared: Sequence[tuple[Example, list[Token]]], masks: Masks
+) -> list[dict[str, Any] | None]:
+    """Answers to several questions at once.
+
+    Args:
+        desk: Who is asked.
+        askers: Who asks.
+        prepared: Each one's example and tokens, from `Desk.example`.
+        masks: Rows by filter.
+
+    Returns:
+        Per asker what the log keeps, without training text; None for those that nobody waits for any more.
+    """
+    started = time.monotonic()
+    examples = [
+        Example(str(place), example.fields, example.length, text=example.text, prompt=example.prompt)
+        for place, (example, _) in enumerate(prepared)
+    ]
+    keep = [masks.of(asker.question) for asker in askers]
+    for asker in askers:
+        asker.report("gradients", 0, 1)
+    asked = desk.warm.ask(Dataset(examples), quiet=True)
+    tops = _scan(desk, asked, askers, keep)
+    if tops is None:
+        return [None] * len(askers)
+    high, low, sums = tops
+    found: list[dict[str, Any] | None] = []
+    for place, asker in enumerate(askers):
+        sides = _sides(asked, asker, place, high, low)
+        if sides is None:
+            found.append(None)
+            continue
+        question, tokens = asker.question, prepared[place][1]
+        found.append(
+            {
+                "store": desk.name,
+                "prompt": question.prompt,
+                "completion": question.completion,
+                "token": question.token,
+                "k": question.k,
+                "filter": asdict(question.filter),
+                "tokens": [{"start": token.start, "stop": token.stop, "is_scored": bool(token.is_scored)} for token in tokens],
+                "measurement": float(asked.rows.values[place]),
+                "measurement_unit": desk.warm.task.unit,
+                "unit": asked.unit,
+                "method": asked.method,
+                "num_examples": len(asked.store),
+                "num_allowed": len(asked.store) if keep[place] is None else int(keep[place].sum()),  # type: ignore[union-attr]
+                "notes": list(asked.notes),
+                "proponents": sides[0],
+                "opponents": sides[1],
+                "shares": sums.of(place),
+                "seconds": time.monotonic() - started,
+            }
+        )
+    return found
+
+
+def shown(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
+    """An answer as it goes out: with the training texts of its hits, or, redacted, without anything made from them.
+
+    Args:
+        desk: Whose hits they are.
+        kept: What `answered` gave, or the log.
+        redacted: Whether training text stays here.
+
+    Returns:
+        The answer.
+    """
+    sides = {side: [_shown_hit(desk, hit, redacted=redacted) for hit in kept[side]] for side in ("proponents", "opponents")}
+    return {**kept, **sides, "redacted": redacted}
+
+
+def _scan(
+    desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
+) -> tuple[Top, Top, ShareSums] | None:
+    """Both ends of every question's ranking and the sums of its sources; None once nobody waits for any of them."""
+    k = max(asker.question.k for asker in askers)
+    sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
+    dtype = asked.ready[0].dtype
+    high = low = Top(torch.zeros(len(askers), 0, dtype=dtype), torch.zeros(len(askers), 0, dtype=torch.long))
+    is_filtered = any(mask is not None for mask in keep)
+
+    def watched() -> Iterator[tuple[int, Tensor]]:
+        for start, scores_QN in shard_scores(asked.store, asked.ready, asked.norms_Q, roots=asked.roots):
+            if not any(asker.is_wanted for asker in askers):
+                return
+            yield start, scores_QN
+            for asker in askers:
+                asker.report("scan", start + scores_QN.shape[1], len(asked.store))
+
+    with meter("scan", len(asked.store), quiet=True) as progress:
+        for start, scores_QN in joined_shards(watched(), progress):
+            sums.add(start, scores_QN)
+            out_QN = _left_out(keep, start, scores_QN.shape) if is_filtered else None
+            up_QN = scores_QN if out_QN is None else scores_QN.masked_fill(out_QN, -torch.inf)
+            down_QN = scores_QN if out_QN is None else scores_QN.masked_fill(out_QN, torch.inf)
+            high = merged_top(high, up_QN, start, k, largest=True)
+            low = merged_top(low, down_QN, start, k, largest=False)
+    return (high, low, sums) if progress.done == len(asked.store) else None
+
+
+def _left_out(keep: Sequence[Tensor | None], start: int, shape: torch.Size) -> Tensor:
+    out_QN = torch.zeros(shape, dtype=torch.bool)
+    for place, mask in enumerate(keep):
+        if mask is not None:
+            out_QN[place] = ~mask[start : start + shape[1]]
+    return out_QN
+
+
+def _sides(asked: Asked, asker: Asker, place: int, high: Top, low: Top) -> list[list[dict[str, Any]]] | None:
+    """Both sides of one question's ranking; None if nobody waits for it any more."""
+    k, done = asker.question.k, 0
+    found = []
+    for top, sign in ((high, 1), (low, -1)):
+        pairs = zip(top.scores_QK[place, :k].tolist(), top.rows_QK[place, :k].tolist(), strict=True)
+        side = []
+        # A row that a filter leaves out has the score that no hit has.
+        for row, score in [(row, score) for score, row in pairs if score * sign > 0]:
+            if not asker.is_wanted:
+                return None
+            hit = {"row": row, "score": score, "tokens": []}
+            if asker.question.tokens:
+                scored, _ = asked.with_tokens(hit_of(asked.store, row, score), place)
+                hit["tokens"] = list(zip(map(list, scored.token_spans), scored.token_scores, strict=True))
+                done += 1
+                asker.report("tokens", done, 2 * k)
+            side.append(hit)
+        found.append(side)
+    return found
+
+
+def _shown_hit(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
+    row = kept["row"]
+    hit = hit_of(desk.warm.store, row, kept["score"])
+    found: dict[str, Any] = {"id": hit.id, "row": row, "score": hit.score, "source": hit.source}
+    if desk.catalog.time_N is not None and desk.catalog.time_N[row] == desk.catalog.time_N[row]:
+        found["time"] = float(desk.catalog.time_N[row])
+    if redacted:
+        return found
+    spans, scores = zip(*kept["tokens"], strict=True) if kept["tokens"] else ((), ())
+    scored = Hit(hit.id, row, hit.score, hit.source, hit.text, hit.span, tuple(map(tuple, spans)), tuple(scores))
+    parts = pieces(scored)
+    found |= {"text": hit.text, "passage": list(strongest(scored, parts, _PASSAGE))}
+    found |= {"span": list(hit.span)} if hit.span is not None else {}
+    tokens = [{"span": [part.start, part.stop], "score": part.score, "strength": part.strength} for part in parts]
+    return found | ({"tokens": tokens} if scored.token_scores else {})

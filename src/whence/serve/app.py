@@ -1,0 +1,229 @@
+"""The service's paths."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import whence
+from whence.errors import BadInput, WhenceError
+from whence.serve.answer import shown
+from whence.serve.catalog import seconds_of
+from whence.serve.config import ServeConfig, check_token
+from whence.serve.desk import Desk, Question
+from whence.serve.failures import error_body, failed
+from whence.serve.guard import Guard
+from whence.serve.line import Cancelled, Full, Job, Line, TooLate
+from whence.serve.log import QueryLog
+from whence.serve.metrics import Metrics
+from whence.serve.schemas import Ask, Attribute, question_of
+from whence.serve.streams import events, waited
+
+__all__ = ["create_app"]
+
+_DAY = 86_400.0
+_SHOWN_SOURCES = 100
+_Time = Annotated[str | None, Query(max_length=40)]
+_DESCRIPTION = (
+    "Which training examples does this behaviour come from? Scores above 0: more weight on the example raises the measurement."
+)
+
+
+def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, token: str | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        desks: The stores, loaded.
+        config: Limits and options.
+        token: What requests have to show; needed unless the address is a loopback one.
+
+    Returns:
+        The application. It answers until its lifespan ends, and then finishes what it began.
+
+    Raises:
+        BadInput: If there is no store, or two have one name.
+    """
+    config = config or ServeConfig()
+    check_token(config.host, token)
+    names = [desk.name for desk in desks]
+    if not names or len(set(names)) < len(names):
+        raise BadInput(
+            found=f"stores named {', '.join(names) or 'nothing'}",
+            needed="one or more, each with a name of its own",
+            do="write NAME=FOLDER",
+        )
+    service = _Service({desk.name: desk for desk in desks}, config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(
+        title="whence", version=whence.__version__, description=_DESCRIPTION, lifespan=lifespan,
+        docs_url=None, redoc_url=None, redirect_slashes=False, max_body_size=config.max_body_bytes,
+    )  # fmt: skip
+    app.include_router(_pages())
+    app.include_router(_api(service))
+    app.add_middleware(Guard, token=token, metrics=service.metrics)
+    for kind in (WhenceError, RequestValidationError, HTTPException, Full, Cancelled, TooLate, Exception):
+        app.add_exception_handler(kind, failed)
+    return app
+
+
+class _Service:
+    """What the paths share."""
+
+    def __init__(self, desks: Mapping[str, Desk], config: ServeConfig):
+        self.desks, self.config = desks, config
+        self.metrics = Metrics()
+        self.log = QueryLog(config.log, retention_days=config.retention_days)
+        self.line = Line(desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch)
+        self.jobs: dict[str, Job] = {}
+
+    def desk(self, name: str) -> Desk:
+        if name not in self.desks:
+            raise HTTPException(404, f"no store {name[:80]!r}; there are: {', '.join(self.desks)}")
+        return self.desks[name]
+
+    def job(self, name: str, question: Question) -> Job:
+        return Job(secrets.token_urlsafe(12), self.desk(name), question, time.monotonic() + self.config.seconds)
+
+    async def answer(self, request: Request, job: Job) -> Response:
+        """Have a job done: as one answer, or as events if the request accepts these.
+
+        Raises:
+            Full: If there is no room for it.
+        """
+        self.jobs[job.id] = job
+        job.future.add_done_callback(lambda _: self.jobs.pop(job.id, None))
+        is_streamed = "text/event-stream" in request.headers.get("accept", "")
+        stream = events(job, self.shown) if is_streamed else None
+        try:
+            self.line.put(job)
+        except Full:
+            del self.jobs[job.id]
+            raise
+        if stream is not None:
+            return StreamingResponse(stream, media_type="text/event-stream")
+        kept = await waited(job, request)
+        return JSONResponse(await asyncio.to_thread(self.shown, kept))
+
+    def shown(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        return shown(self.desk(kept["store"]), kept, redacted=self.config.redacted)
+
+    def close(self) -> None:
+        self.line.close(self.config.drain_seconds)
+        self.log.close()
+
+
+def _pages() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    folder = files("whence.serve")
+    style = files("whence.report").joinpath("page.css").read_bytes()
+    for path, name, kind in (
+        ("/", "page.html", "text/html"),
+        ("/page.js", "page.js", "text/javascript"),
+        ("/page.css", "page.css", "text/css"),
+        ("/icon.svg", "icon.svg", "image/svg+xml"),
+    ):
+        content = folder.joinpath(name).read_bytes()
+        # The page looks like the reports.
+        content = style + content if name == "page.css" else content
+        router.add_route(path, _static(content, f"{kind}; charset=utf-8"), methods=["GET"])
+    return router
+
+
+def _static(content: bytes, kind: str) -> Callable[[Request], Response]:
+    return lambda _: Response(content, media_type=kind)
+
+
+def _api(service: _Service) -> APIRouter:
+    error = {
+        "description": "What was found, what is needed, what to do.",
+        "content": {"application/json": {"example": error_body("k=0", "1 or more", "ask for more")}},
+    }
+    router = APIRouter(responses=dict.fromkeys((400, 401, 403, 404, 413, 422, 503, 504), error))  # type: ignore[arg-type]
+
+    @router.get("/health", summary="Whether it answers")
+    async def health() -> Response:
+        is_alive = service.line.thread.is_alive()
+        body = {"status": "ok" if is_alive else "stopped", "stores": list(service.desks), "waiting": len(service.line.waiting)}
+        return JSONResponse(body, 200 if is_alive else 503)
+
+    @router.get("/metrics", summary="Counters for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/v1/stores", summary="The stores: what they are, what was verified and what was not")
+    async def stores() -> dict[str, Any]:
+        limits = {name: getattr(service.config, name) for name in ("max_k", "max_new_tokens", "max_characters", "seconds")}
+        return {
+            "stores": [desk.facts() for desk in service.desks.values()],
+            "redacted": service.config.redacted,
+            "limits": limits,
+        }
+
+    @router.get("/v1/stores/{store}", summary="One store")
+    async def store(store: str) -> dict[str, Any]:
+        return service.desk(store).facts()
+
+    @router.post("/v1/stores/{store}/ask", summary="Write an answer and attribute it")
+    async def ask(store: str, body: Ask, request: Request) -> Response:
+        return await service.answer(request, service.job(store, question_of(body, service.config)))
+
+    @router.post("/v1/stores/{store}/attribute", summary="Attribute a completion, or one token of it")
+    async def attribute(store: str, body: Attribute, request: Request) -> Response:
+        return await service.answer(request, service.job(store, question_of(body, service.config)))
+
+    @router.get("/v1/stores/{store}/examples/{example:path}", summary="A training example by its id")
+    def example(store: str, example: str) -> dict[str, Any]:
+        return _example(service.desk(store), example, redacted=service.config.redacted)
+
+    @router.get("/v1/stores/{store}/shares", summary="What the sources add up to over the questions of some time")
+    def shares(
+        store: str, since: _Time = None, until: _Time = None, limit: Annotated[int, Query(ge=1, le=1000)] = _SHOWN_SOURCES
+    ) -> dict[str, Any]:
+        last = time.time() + 1 if until is None else seconds_of(until)
+        first = last - 30 * _DAY if since is None else seconds_of(since)
+        return {"since": first, "until": last, **service.log.shares(service.desk(store).name, first, last, limit)}
+
+    @router.get("/v1/answers/{answer}", summary="An answer that was given before")
+    def answer(answer: str) -> dict[str, Any]:
+        kept = service.log.answer(answer)
+        desk = service.desks.get(kept["store"]) if kept else None
+        if kept is None or desk is None or desk.warm.store.blueprint.digest() != kept["digest"]:
+            raise HTTPException(404, "no such answer: too old, of another service, or of a store that has changed since")
+        return service.shown(kept)
+
+    @router.post("/v1/answers/{answer}/cancel", summary="Stop working on an answer")
+    async def cancel(answer: str) -> dict[str, Any]:
+        job = service.jobs.get(answer)
+        if job is None:
+            raise HTTPException(404, "no such answer in the making")
+        job.is_cancelled = True
+        return {"id": answer, "cancelled": True}
+
+    return router
+
+
+def _example(desk: Desk, name: str, *, redacted: bool) -> dict[str, Any]:
+    row = desk.catalog.row_of(name)
+    if row is None:
+        raise HTTPException(404, f"no example {name[:80]!r} in the store {desk.name}")
+    known = desk.warm.store.example(row)
+    found: dict[str, Any] = {"id": name, "row": row, "source": known.get("source", ""), "length": known["length"]}
+    if desk.catalog.time_N is not None and desk.catalog.time_N[row] == desk.catalog.time_N[row]:
+        found["time"] = float(desk.catalog.time_N[row])
+    if not redacted:
+        found |= {"text": known.get("text", ""), "metadata": dict(desk.catalog.metadata.get(name, {}))}
+        found |= {"span": known["span"]} if "span" in known else {}
+    return {**found, "redacted": redacted}

@@ -1,0 +1,262 @@
+"""Asking a service from Python, with nothing but Python."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http.client import HTTPException, HTTPResponse
+from typing import Any, Literal
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+from whence.errors import BadInput, WhenceError
+from whence.report import Hit, Hits
+
+__all__ = ["Client"]
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Client:
+    """A service started with `whence serve`.
+
+    Args:
+        url: Its address, such as http://127.0.0.1:8420.
+        token: What it wants to see, if it wants to.
+        seconds: How long to wait for an answer, and for room in a service that is full.
+
+    Raises:
+        BadInput: If the address is none.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, seconds: float = 120.0):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise BadInput(found=f"the address {url!r}", needed="one such as http://127.0.0.1:8420", do="write it out")
+        self.url, self.token, self.seconds = url.rstrip("/"), token, seconds
+
+    def stores(self) -> list[dict[str, Any]]:
+        """What the service's stores are, what was verified of them and what was not."""
+        return self._get("/v1/stores")["stores"]
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        store: str | None = None,
+        max_tokens: int = 40,
+        k: int = 10,
+        tokens: bool = False,
+        sources: Sequence[str] = (),
+        text: str = "",
+        since: str | None = None,
+        until: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Have the model complete a prompt, and its answer attributed.
+
+        Args:
+            prompt: What the model goes on from.
+            store: Name of the store; may be left out where there is one.
+            max_tokens: Tokens to write at most.
+            k: Hits on each side.
+            tokens: Whether hits get a score per token.
+            sources: Only examples of these sources (or patterns with * and ?) are hits.
+            text: Only examples that contain this are hits.
+            since: Only examples from then on, in ISO 8601.
+            until: Only examples before then.
+            on_progress: Called with each event on the way.
+
+        Returns:
+            The answer, as docs/serve.md describes it.
+        """
+        body = {"prompt": prompt, "max_tokens": max_tokens, "k": k, "tokens": tokens}
+        return self._asked(store, "ask", body, _filter(sources, text, since, until), on_progress)
+
+    def attribute(
+        self,
+        completion: str,
+        *,
+        prompt: str = "",
+        token: int | None = None,
+        store: str | None = None,
+        k: int = 10,
+        tokens: bool = False,
+        sources: Sequence[str] = (),
+        text: str = "",
+        since: str | None = None,
+        until: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Have a given completion attributed, or one token of it.
+
+        Args:
+            completion: What is asked about.
+            prompt: What comes before; empty to ask about a whole text.
+            token: Only this token of the completion, counted from 0.
+            store: As in `ask`.
+            k: As in `ask`.
+            tokens: As in `ask`.
+            sources: As in `ask`.
+            text: As in `ask`.
+            since: As in `ask`.
+            until: As in `ask`.
+            on_progress: As in `ask`.
+
+        Returns:
+            As `ask` does.
+        """
+        body = {"prompt": prompt, "completion": completion, "token": token, "k": k, "tokens": tokens}
+        return self._asked(store, "attribute", body, _filter(sources, text, since, until), on_progress)
+
+    def query(self, queries: Iterable[Any], *, store: str | None = None, k: int = 10, tokens: bool = False) -> Hits:
+        """What `whence.query` gives, from the service.
+
+        Args:
+            queries: Texts, or mappings with `text`, or with `prompt` and `completion`.
+            store: As in `ask`.
+            k: Hits on each side.
+            tokens: Whether hits get a score per token.
+
+        Returns:
+            Both tails per query.
+
+        Raises:
+            BadInput: If there is no query, or one has no text.
+        """
+        found = []
+        for number, query in enumerate(queries):
+            record = {"text": query} if isinstance(query, str) else query
+            completion = record.get("completion", record.get("text")) if isinstance(record, Mapping) else None
+            if not isinstance(completion, str):
+                raise BadInput(
+                    found=f"query {number} without a text", needed="'text', or 'prompt' and 'completion'", do="write it so"
+                )
+            found.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
+        if not found:
+            raise BadInput(found="no query", needed="one or more", do="add one")
+        return Hits(
+            queries=tuple(answer["prompt"] + answer["completion"] for answer in found),
+            proponents=tuple(tuple(map(_hit, answer["proponents"])) for answer in found),
+            opponents=tuple(tuple(map(_hit, answer["opponents"])) for answer in found),
+            measurements=tuple(answer["measurement"] for answer in found),
+            unit=found[0]["unit"],
+            method=found[0]["method"],
+            num_examples=found[0]["num_examples"],
+            notes=tuple(found[0]["notes"]),
+            measurement_unit=found[0]["measurement_unit"],
+        )
+
+    def example(self, name: str, *, store: str | None = None) -> dict[str, Any]:
+        """A training example by its id, with what is known of it."""
+        return self._get(f"/v1/stores/{self._store(store)}/examples/{quote(name)}")
+
+    def shares(self, *, store: str | None = None, since: str | None = None, until: str | None = None) -> dict[str, Any]:
+        """What the sources add up to over the questions of some time; the last 30 days if left out."""
+        chosen = {name: value for name, value in (("since", since), ("until", until)) if value is not None}
+        return self._get(f"/v1/stores/{self._store(store)}/shares?{urlencode(chosen)}")
+
+    def answer(self, name: str) -> dict[str, Any]:
+        """An answer that was given before, by its id."""
+        return self._get(f"/v1/answers/{quote(name, safe='')}")
+
+    def cancel(self, name: str) -> None:
+        """Stop the work on an answer whose `begun` event was seen."""
+        with self._open("POST", f"/v1/answers/{quote(name, safe='')}/cancel", {}):
+            pass
+
+    def _asked(
+        self, store: str | None, verb: Literal["ask", "attribute"], body: dict[str, Any], chosen: Any, listener: Progress | None
+    ) -> dict[str, Any]:
+        path = f"/v1/stores/{self._store(store)}/{verb}"
+        if listener is None:
+            with self._open("POST", path, body | chosen) as response:
+                return json.loads(self._read(response.read))
+        with self._open("POST", path, body | chosen, accept="text/event-stream") as response:
+            for name, data in self._events(response):
+                if name == "answer":
+                    return data
+                if name == "error":
+                    raise _told(data)
+                listener({"event": name, **data})
+        raise self._unreachable("the answer ended before its end")
+
+    def _store(self, name: str | None) -> str:
+        if name is None:
+            names = [store["name"] for store in self.stores()]
+            if len(names) > 1:
+                raise BadInput(
+                    found=f"{len(names)} stores at {self.url}", needed=f"one of: {', '.join(names)}", do="pass store"
+                )
+            return quote(names[0], safe="")
+        return quote(name, safe="")
+
+    def _get(self, path: str) -> Any:
+        with self._open("GET", path, None) as response:
+            return json.loads(self._read(response.read))
+
+    def _open(self, method: str, path: str, body: Any, accept: str = "application/json") -> HTTPResponse:
+        headers = {"Accept": accept, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        until = time.monotonic() + self.seconds
+        while True:
+            try:
+                return urlopen(Request(self.url + path, content, headers, method=method), timeout=self.seconds)
+            except HTTPError as error:
+                wait = error.headers.get("Retry-After", "")
+                if error.code == 503 and wait.isdigit() and time.monotonic() + int(wait) < until:
+                    time.sleep(int(wait))
+                    continue
+                raise _told(_json(error)) from None
+            except (URLError, HTTPException, OSError) as error:
+                raise self._unreachable(str(getattr(error, "reason", error))) from None
+
+    def _events(self, response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
+        name = ""
+        while line := self._read(response.readline):
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                yield name, json.loads(value)
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (HTTPException, OSError) as error:  # it was stopped in the middle
+            raise self._unreachable(str(error) or type(error).__name__) from None
+
+    def _unreachable(self, why: str) -> BadInput:
+        return BadInput(found=f"no answer from {self.url} ({why})", needed="a running `whence serve`", do="check the address")
+
+
+def _filter(sources: Sequence[str], text: str, since: str | None, until: str | None) -> dict[str, Any]:
+    return {"filter": {"sources": list(sources), "text": text, "since": since, "until": until}}
+
+
+def _hit(found: Mapping[str, Any]) -> Hit:
+    tokens = found.get("tokens", ())
+    return Hit(
+        id=found["id"],
+        row=found["row"],
+        score=found["score"],
+        source=found["source"],
+        text=found.get("text", ""),
+        span=tuple(found["span"]) if "span" in found else None,  # type: ignore[arg-type]
+        token_spans=tuple(tuple(token["span"]) for token in tokens),
+        token_scores=tuple(token["score"] for token in tokens),
+    )
+
+
+def _json(error: HTTPError) -> Any:
+    try:
+        return json.load(error)
+    except ValueError:
+        return {"error": {"found": f"status {error.code} from {error.url}", "needed": "", "do": "check the address"}}
+
+
+def _told(body: Any) -> WhenceError:
+    told = body["error"]
+    return BadInput(found=told["found"], needed=told["needed"], do=told["do"])
