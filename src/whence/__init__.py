@@ -23,6 +23,7 @@ _HOMES = {
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
+    "Ranks": "whence.distributed",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
@@ -69,6 +70,7 @@ __all__ = [  # noqa: PLE0604
     "GradientLog",
     "Hit",
     "Hits",
+    "Ranks",
     "Recipe",
     "Recorder",
     "Regression",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from whence.apply.why import why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
+    from whence.distributed import Ranks
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS

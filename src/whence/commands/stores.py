@@ -33,7 +33,7 @@ def build(
 ) -> None:
     """Compress the gradient of every training example into a store.
 
-    Running it again goes on where it stopped.
+    Running it again goes on where it stopped. Started by torchrun, or with RANK and WORLD_SIZE set, the processes share the shards.
 
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
@@ -50,17 +50,20 @@ def build(
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
+    from whence.distributed import Ranks
     from whence.functions import absolute, is_function
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
 
+    ranks = Ranks.launched()
     options = task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
     loaded, origin = load_task(model, kind=task, **options)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
     origin |= {"data": place, "split": split}
-    store = run(loaded, records, output, append=append, factors=factors, origin=origin, config=config)
-    print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
+    store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
+    if ranks.rank == 0:
+        print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
 
 def query(

@@ -12,15 +12,17 @@ from whence.store.files import (
     write_tensors,
 )
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, rows_type
+from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
-from whence.store.writer import Pending, Writer, enough_disk, listed_files, read_seals, write_store
+from whence.store.writer import Pending, Writer, enough_disk, listed_files, open_writer, read_seals, write_store
 
 __all__ = [
     "bits_named",
     "enough_disk",
     "FORMAT_VERSION",
     "Blueprint",
+    "Leases",
     "Pending",
     "Seal",
     "Store",
@@ -30,9 +32,11 @@ __all__ = [
     "damaged",
     "disk_errors",
     "dtype_named",
+    "leases",
     "listed_files",
     "locked",
     "open_store",
+    "open_writer",
     "read_seals",
     "read_tensors",
     "rows_type",

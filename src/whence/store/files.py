@@ -214,12 +214,13 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Only one writer per folder, also across machines that share a file system with locks.
 
     Args:
         folder: Made if it is not there.
         wait: Wait for another process instead of refusing, where writing takes a moment only.
+        shared: Together with others that share it, but not beside one that does not.
 
     Yields:
         Nothing.
@@ -229,10 +230,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  # NFS shares locks of files that can be read only
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise BadInput(
                 found=f"another build writing to {folder}",

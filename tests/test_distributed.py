@@ -1,0 +1,280 @@
+"""Several processes on one job: the same bytes and scores as one, whatever is killed on the way."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+import whence
+from tests.test_store import SMALL, contents, make_records, make_task
+from whence.distributed import Ranks
+from whence.errors import BadInput, RankLost, StoreMismatch
+from whence.store import leases, open_store, verify_store
+
+METHODS = {
+    "lorif": {"method": "lorif", "factor_rank": 1},
+    "logra-pca": {"method": "logra-pca"},
+    "aligned": {"method": "aligned", "rank": 8, "dtype": "int8"},
+}
+RECORDS = 42  # eleven shards of four rows, the last of two
+
+
+def build(folder, method="lorif", ranks=Ranks(), records=None, **more):  # noqa: B008
+    options = {**SMALL, **METHODS[method], **more}
+    return whence.build(make_task(), records or make_records(RECORDS), folder, ranks=ranks, **options)
+
+
+def bytes_of(folder):
+    return {name: data for name, data in contents(Path(folder)).items() if name != ".leases"}
+
+
+# Processes
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Children of one process that has imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_distributed", "whence.pipeline", "whence.apply"])
+    return context
+
+
+def _run(function, ranks, place, port, arguments, pipe):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        pipe.send((True, function(ranks, place, *arguments)))
+    except whence.WhenceError as error:
+        pipe.send((False, error))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+
+
+def start(processes, function, place, *arguments, count=2):
+    """As many processes as there are ranks, each with the pipe that its result comes from."""
+    port = random.SystemRandom().randrange(20000, 60000)
+    running = []
+    for rank in range(count):
+        here, there = processes.Pipe(duplex=False)
+        child = processes.Process(target=_run, args=(function, Ranks(rank, count), place, port, arguments, there))
+        child.start()
+        there.close()
+        running.append((child, here))
+    return running
+
+
+def results(running, timeout=60):
+    found = []
+    for child, pipe in running:
+        assert pipe.poll(timeout), "a rank hangs"
+        try:
+            is_well, value = pipe.recv()
+        except EOFError:
+            is_well, value = False, None  # killed
+        found.append(value if is_well else (value if isinstance(value, whence.WhenceError) else AssertionError(value)))
+        child.join()
+    return found
+
+
+def together(processes, function, place, *arguments, count=2):
+    found = results(start(processes, function, place, *arguments, count=count))
+    for value in found:
+        if isinstance(value, BaseException):
+            raise value
+    return found
+
+
+def _build(ranks, folder, method, pause=0.0, records=None):
+    """One rank's part; says which shards it wrote."""
+    from whence.store.writer import Writer
+
+    written, write = [], Writer.write
+
+    def slowly(self, shard, tensors):
+        time.sleep(pause)
+        write(self, shard, tensors)
+        written.append(shard.number)
+
+    Writer.write = slowly
+    build(folder, method, ranks, records=records)
+    return written
+
+
+# Build
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Bytes of a build by one process, per method."""
+    torch.set_num_threads(1)
+    made = {}
+    for method in METHODS:
+        folder = tmp_path_factory.mktemp("alone") / method
+        build(folder, method)
+        made[method] = bytes_of(folder)
+    return made
+
+
+@pytest.mark.parametrize(("method", "count"), [("lorif", 2), ("logra-pca", 3), ("aligned", 2)])
+def test_ranks_build_the_bytes_of_one_process(processes, tmp_path, alone, method, count):
+    written = together(processes, _build, tmp_path / "store", method, 0.02, count=count)
+    assert bytes_of(tmp_path / "store") == alone[method]
+    assert sorted(number for mine in written for number in mine) == list(range(11))  # each once
+    assert verify_store(open_store(tmp_path / "store")) == []
+
+
+def _sealed(folder):
+    return {int(path.stem): path.stat().st_mtime_ns for path in folder.glob("shards/*.json")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_killed_rank_had_is_made_by_the_others(processes, tmp_path, alone, seed):
+    folder, chance = tmp_path / "store", random.Random(seed)
+    running = start(processes, _build, folder, "lorif", 0.03)
+    victim = chance.randrange(2)
+    while len(_sealed(folder)) < chance.randrange(1, 6):
+        time.sleep(0.002)
+    time.sleep(chance.random() * 0.06)  # at any moment of making a shard
+    os.kill(running[victim][0].pid, signal.SIGKILL)
+    found = results(running)
+    assert running[victim][0].exitcode == -signal.SIGKILL and isinstance(found[victim], AssertionError)
+    assert len(found[1 - victim]) >= 5
+    assert bytes_of(folder) == alone["lorif"]
+
+
+def test_after_all_were_killed_the_rerun_makes_only_what_is_missing(processes, tmp_path, alone):
+    folder = tmp_path / "store"
+    running = start(processes, _build, folder, "logra-pca", 0.05)
+    while len(_sealed(folder)) < 4:
+        time.sleep(0.002)
+    for child, _ in running:
+        os.kill(child.pid, signal.SIGKILL)
+    results(running)
+    before = _sealed(folder)
+    assert 4 <= len(before) < 11 and not (folder / "manifest.json").exists()
+    written = together(processes, _build, folder, "logra-pca", count=3)
+    assert sorted(number for mine in written for number in mine) == sorted(set(range(11)) - set(before))
+    assert {number: mark for number, mark in _sealed(folder).items() if number in before} == before
+    assert bytes_of(folder) == alone["logra-pca"]
+
+
+def test_ranks_go_on_with_what_one_process_began_and_append(processes, tmp_path):
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        build(folder, records=make_records(6))
+    more = make_records(9, first=6)
+    build(tmp_path / "one", records=more, append=True)
+    together(processes, _append, tmp_path / "two", more)
+    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
+    assert together(processes, _build, tmp_path / "two", "lorif", 0.0, make_records(6)) == [[], []]  # complete: nothing to do
+
+
+def _append(ranks, folder, records):
+    build(folder, ranks=ranks, records=records, append=True)
+
+
+def test_one_process_and_several_keep_out_of_each_others_way(tmp_path):
+    with leases(tmp_path, 0, 2), pytest.raises(BadInput, match="found another build writing to .*; needed one at a time"):
+        build(tmp_path)
+    with leases(tmp_path, 0, 1), pytest.raises(BadInput, match="found another build writing to .*; needed one at a time"):
+        build(tmp_path, ranks=Ranks(1, 2))
+
+
+def _hold(ranks, folder):
+    with leases(folder, 1, 2) as held, held.shard(3) as is_mine:
+        (folder / "held").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.002)
+        return is_mine
+
+
+def test_a_lease_has_one_holder_and_ends_with_its_process(processes, tmp_path):
+    running = start(processes, _hold, tmp_path, count=1)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.002)
+    with leases(tmp_path, 0, 2) as held:
+        with held.shard(3) as is_mine:
+            assert not is_mine
+        with held.shard(2) as is_mine:
+            assert is_mine
+        os.kill(running[0][0].pid, signal.SIGKILL)
+        with held.shard(3, wait=True) as is_mine:
+            assert is_mine
+    results(running)
+
+
+def test_other_data_at_the_same_time_is_noticed(tmp_path, monkeypatch):
+    from whence.store.writer import Writer
+
+    folder, write = tmp_path / "store", Writer.write
+
+    def beside(self, shard, tensors):
+        """Another job, with other data, whose ranks seal a shard that this one has not come to."""
+        write(self, shard, tensors)
+        stem = folder / "shards"
+        for suffix in (".safetensors", ".jsonl"):
+            (stem / f"00005{suffix}").write_bytes((stem / f"{shard.number:05d}{suffix}").read_bytes())
+        seal = json.loads((stem / f"{shard.number:05d}.json").read_bytes())
+        (stem / "00005.json").write_text(json.dumps({**seal, "number": 5, "data": "other"}))
+
+    monkeypatch.setattr(Writer, "write", beside)
+    with pytest.raises(StoreMismatch, match="found a shard 5 of other data in .*, made since this build began"):
+        build(folder, ranks=Ranks(0, 2))
+
+
+# Who is who
+
+
+def test_ranks_come_from_the_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.launched() == Ranks(0, 1)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(BadInput, match="found RANK='3' in the environment; needed numbers in RANK and WORLD_SIZE, or neither"):
+        Ranks.launched()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Ranks.launched() == Ranks(3, 8, 4)
+    monkeypatch.setenv("RANK", "8")
+    with pytest.raises(BadInput, match="found rank 8 of 8, 4 on this machine; needed ranks from 0 to one below"):
+        Ranks.launched()
+
+
+def test_talking_needs_a_connection(monkeypatch):
+    with pytest.raises(BadInput, match="found rank 0 of 2, which is not connected; .*do this: do it inside `with ranks.connected"):
+        Ranks(0, 2).wait()
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BadInput, match="found rank 0 of 2, which does not reach the others"), Ranks(0, 2).connected():
+        pass
+
+
+def _sums(ranks, place):
+    with ranks.connected():
+        mine = {"a": torch.full((2, 3), 1.0 + ranks.rank, dtype=torch.float64)} if ranks.rank != 1 else {"b": torch.ones(2)}
+        sums = ranks.added_up(mine)
+        ranks.wait()
+        return {name: value.tolist() for name, value in sums.items()}, ranks.of_first(ranks.rank), ranks.gathered(ranks.rank)
+
+
+def test_sums_over_ranks_know_names_that_a_rank_does_not_have(processes, tmp_path):
+    found = together(processes, _sums, tmp_path, count=3)
+    assert found == [({"a": [[4.0] * 3] * 2, "b": [1.0, 1.0]}, 0, [0, 1, 2])] * 3
+
+
+def _leave(ranks, place):
+    with ranks.connected():
+        ranks.wait()
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.gathered(ranks.rank)
+
+
+def test_a_rank_that_is_gone_is_an_error_on_the_others(processes, tmp_path):
+    found = results(start(processes, _leave, tmp_path))
+    assert isinstance(found[0], RankLost) and "found rank 0 of 2 waiting for one that is gone" in str(found[0])
