@@ -1,10 +1,14 @@
 """Several processes on one job: the same bytes and scores as one, whatever is killed on the way."""
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -13,9 +17,10 @@ import pytest
 import torch
 
 import whence
-from tests.test_store import SMALL, contents, make_records, make_task
+from tests.test_store import SMALL, contents, flip, make_records, make_task
+from whence.cli import main
 from whence.distributed import Ranks
-from whence.errors import BadInput, RankLost, StoreMismatch
+from whence.errors import BadInput, RankLost, StoreCorrupt, StoreMismatch
 from whence.store import leases, open_store, verify_store
 
 METHODS = {
@@ -23,6 +28,7 @@ METHODS = {
     "logra-pca": {"method": "logra-pca"},
     "aligned": {"method": "aligned", "rank": 8, "dtype": "int8"},
 }
+ROOT = Path(__file__).parents[1]
 RECORDS = 42  # eleven shards of four rows, the last of two
 
 
@@ -53,7 +59,7 @@ def _run(function, ranks, place, port, arguments, pipe):
         pipe.send((True, function(ranks, place, *arguments)))
     except whence.WhenceError as error:
         pipe.send((False, error))
-    except BaseException:
+    except BaseException:  # the assertion that failed there is shown here
         pipe.send((False, traceback.format_exc()))
 
 
@@ -247,7 +253,9 @@ def test_ranks_come_from_the_environment(monkeypatch):
 
 
 def test_talking_needs_a_connection(monkeypatch):
-    with pytest.raises(BadInput, match="found rank 0 of 2, which is not connected; .*do this: do it inside `with ranks.connected"):
+    with pytest.raises(
+        BadInput, match="found rank 0 of 2, which is not connected; .*do this: do it inside `with ranks.connected"
+    ):
         Ranks(0, 2).wait()
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(BadInput, match="found rank 0 of 2, which does not reach the others"), Ranks(0, 2).connected():
@@ -278,3 +286,89 @@ def _leave(ranks, place):
 def test_a_rank_that_is_gone_is_an_error_on_the_others(processes, tmp_path):
     found = results(start(processes, _leave, tmp_path))
     assert isinstance(found[0], RankLost) and "found rank 0 of 2 waiting for one that is gone" in str(found[0])
+
+
+# Query
+
+
+def _query(ranks, folder):
+    queries = make_records(3, first=50)
+    hits = whence.query(folder, make_task(), queries, k=7, quiet=True, ranks=ranks)
+    table = whence.score_table(folder, make_task(), queries, quiet=True, ranks=ranks)
+    return hits.to_dict(), table.scores.tolist(), table.train_ids
+
+
+@pytest.mark.parametrize(("method", "count"), [("lorif", 2), ("aligned", 3)])
+def test_ranks_answer_as_one_process(processes, tmp_path, method, count):
+    build(tmp_path, method)
+    alone = _query(Ranks(), tmp_path)
+    assert len(alone[0]["queries"][0]["proponents"]) == 7
+    assert together(processes, _query, tmp_path, count=count) == [alone] * count
+
+
+def test_more_ranks_than_shards(processes, tmp_path):
+    build(tmp_path, records=make_records(7))
+    assert together(processes, _query, tmp_path, count=3) == [_query(Ranks(), tmp_path)] * 3
+
+
+def _open(ranks, folder):
+    return len(open_store(folder, ranks=ranks))
+
+
+def test_every_rank_checks_the_shards_that_it_reads(tmp_path):
+    build(tmp_path)
+    flip(tmp_path / "shards" / "00009.safetensors")
+    assert _open(Ranks(0, 2), tmp_path) == RECORDS
+    with pytest.raises(StoreCorrupt, match="found a damaged file .*00009.safetensors"):
+        _open(Ranks(1, 2), tmp_path)
+
+
+# The command line
+
+JOB = """
+from tests.test_store import make_records, make_task as task
+
+def data(): return make_records(18)
+def queries(): return make_records(3, first=50)
+"""
+
+
+def test_torchrun_and_the_command_line(processes, tmp_path):
+    job, store = tmp_path / "job.py", tmp_path / "store"
+    job.write_text(JOB)
+    options = [
+        f"{job}:task",
+        f"{job}:data",
+        "--method",
+        "lorif",
+        "--rank",
+        "4",
+        "--rows-per-shard",
+        "4",
+        "--batch-positions",
+        "99",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "whence", "build"]
+    done = subprocess.run([*command, *options, "-o", str(store)], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 18  # printed once
+    assert main(["build", *options, "-o", str(tmp_path / "alone")]) == 0
+    assert bytes_of(store) == bytes_of(tmp_path / "alone")
+
+    asked = ["query", str(store), "--file", f"{job}:queries", "--json"]
+    first, second = together(processes, _command, tmp_path, asked)
+    assert second == "" and json.loads(first) == json.loads(_command(Ranks(), tmp_path, asked))
+    scored = ["score", str(store), f"{job}:queries", "-o", str(tmp_path / "table")]
+    first, second = together(processes, _command, tmp_path, scored)
+    assert second == "" and json.loads(first)["train"] == 18
+    with pytest.raises(AssertionError, match="found --ensemble for 2 processes; needed one process, since tables are added up"):
+        together(processes, _command, tmp_path, [*scored, "--ensemble", str(tmp_path / "all")])
+
+
+def _command(ranks, place, words):
+    """What a rank prints."""
+    if ranks.count > 1:
+        os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count)}
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(words) == 0, said.getvalue()
+    return out.getvalue()

@@ -85,7 +85,7 @@ def query(
     html: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the training examples behind a behaviour.
+    """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
 
     Args:
         store: Folder made by `whence build`.
@@ -110,6 +110,7 @@ def query(
     Raises:
         BadInput: If there is no query, or half a query.
     """
+    from whence.distributed import Ranks
     from whence.load import load_records
     from whence.pipeline import query as run
     from whence.report import hits_fragment, write_page
@@ -124,13 +125,16 @@ def query(
         queries.extend(load_records(file))
     if not queries:
         raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
-    opened = open_store(store)
+    ranks = Ranks.launched()
+    opened = open_store(store, ranks=ranks)
     loaded = task_of_store(opened, store, model)
     data = train_records(opened, store, train) if train or rerank == "exact" else None
     hits = run(
         opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-        damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist,
+        damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks,
     )  # fmt: skip
+    if ranks.rank > 0:
+        return
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{len(opened):,} training examples in {store}")
     if as_json:

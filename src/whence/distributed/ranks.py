@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from whence.errors import BadInput, RankLost
 __all__ = ["Ranks"]
 
 Item = TypeVar("Item")
+# A rank that is gone shows at once, by its closed connection; one that only has more to do is waited for.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Ranks:
             yield
             return
         try:
-            dist.init_process_group("gloo", rank=self.rank, world_size=self.count)
+            dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_PATIENCE)
         except (ValueError, RuntimeError) as error:  # a variable that is missing, an address that nobody listens at
             raise BadInput(
                 found=f"rank {self.rank} of {self.count}, which does not reach the others ({str(error).splitlines()[0][:120]})",
@@ -99,6 +102,14 @@ class Ranks:
     def mine(self, items: Sequence[Item]) -> list[Item]:
         """Every so many-th of some items, so that all ranks together have each once."""
         return list(items[self.rank :: self.count])
+
+    def part(self, length: int) -> range:
+        """This rank's run of neighbours among `length` items; those of all ranks are about as long and follow each other.
+
+        >>> Ranks(1, 3).part(8)
+        range(2, 5)
+        """
+        return range(self.rank * length // self.count, (self.rank + 1) * length // self.count)
 
     def wait(self) -> None:
         """Until all ranks are here."""

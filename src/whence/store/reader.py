@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from whence.compress import QuantizedCodec, RowCodec
+from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.store.files import damaged, read_json, read_rows, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
@@ -56,20 +57,22 @@ class Store:
             at += seal.rows
         return starts
 
-    def shards(self, names: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:  # noqa: B008
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
             names: Tensors wanted; None for those that hold rows, norms and weights.
+            ranks: Processes that read the store together: only this one's shards, which follow each other.
 
         Yields:
             The number of the shard's first row and its tensors, each with a leading axis of rows.
         """
         wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
-        for place, (start, seal) in enumerate(zip(self.starts, self.seals, strict=True)):
-            if place + 1 < len(self.seals):
+        places = ranks.part(len(self.seals))
+        for place in places:
+            if place + 1 < places.stop:
                 self._read_ahead(self.seals[place + 1])
-            yield start, self.tensors(seal, wanted)
+            yield self.starts[place], self.tensors(self.seals[place], wanted)
 
     def tensors(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
         """Some tensors of one shard.
@@ -162,21 +165,26 @@ class Store:
 
     def bad_files(self) -> list[str]:
         """Files whose SHA-256 is not the sealed one."""
-        return [str(path) for path, sha256 in self._sealed() if not path.exists() or sha256_of(path) != sha256]
+        return [
+            str(path) for path, sha256 in self._sealed(range(len(self.seals))) if not path.exists() or sha256_of(path) != sha256
+        ]
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
         """Refuse altered files. Each is read once; later calls compare size and time of change, kept in `.verified.json`.
+
+        Args:
+            ranks: Processes that read the store together: each checks the shards that it reads, and what is shared.
 
         Raises:
             StoreCorrupt: If a file is not what was sealed.
         """
-        cache_path = self.folder / ".verified.json"
+        cache_path = self.folder / (".verified.json" if ranks.count == 1 else f".verified-{ranks.rank}-of-{ranks.count}.json")
         try:
             known = json.loads(cache_path.read_bytes())
         except (OSError, ValueError):
             known = {}
         fresh = {}
-        for path, sha256 in self._sealed():
+        for path, sha256 in self._sealed(ranks.part(len(self.seals))):
             try:
                 stat = path.stat()
             except OSError as error:
@@ -189,8 +197,8 @@ class Store:
             with contextlib.suppress(OSError):  # a read-only store is checked every time
                 cache_path.write_text(json.dumps(fresh))
 
-    def _sealed(self) -> Iterator[tuple[Path, str]]:
-        for seal in self.seals:
+    def _sealed(self, places: range) -> Iterator[tuple[Path, str]]:
+        for seal in self.seals[places.start : places.stop]:
             yield self._path(seal, ".safetensors"), seal.tensors_sha256
             yield self._path(seal, ".jsonl"), seal.examples_sha256
         for name, sha256 in self.files.items():
@@ -211,12 +219,13 @@ class Store:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_store(folder: str | Path, *, check: bool = True) -> Store:
+def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:  # noqa: B008
     """Open a finished store.
 
     Args:
         folder: Its folder.
         check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
+        ranks: Processes that read it together; each looks at its own shards.
 
     Returns:
         The store.
@@ -258,5 +267,5 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
                 raise StoreCorrupt(
                     **damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
                 )
-    store.check_unchanged()
+    store.check_unchanged(ranks)
     return store
