@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,14 @@ import pytest
 import torch
 
 import whence
+from tests import zoo
 from tests.test_store import SMALL, contents, flip, make_records, make_task
+from whence.capture import plan_units
 from whence.cli import main
+from whence.curvature import FitConfig, fit_ekfac
 from whence.distributed import Ranks
 from whence.errors import BadInput, RankLost, StoreCorrupt, StoreMismatch
-from whence.store import leases, open_store, verify_store
+from whence.store import leases, open_store, read_tensors, verify_store
 
 METHODS = {
     "lorif": {"method": "lorif", "factor_rank": 1},
@@ -323,6 +327,92 @@ def test_every_rank_checks_the_shards_that_it_reads(tmp_path):
         _open(Ranks(1, 2), tmp_path)
 
 
+# Curvature
+
+
+def _fit(ranks, folder, name, labels="auto"):
+    """Curvature of a model of the zoo, as dense matrices."""
+    task, dataset = zoo.make(name, count=7)
+    plan = plan_units(task)
+    config = FitConfig(labels=labels)
+    found = fit_ekfac(task, plan, dataset, config, max_positions=12, folder=folder, quiet=True, ranks=ranks)
+    eyes = [torch.eye(unit.outputs * unit.inputs).double().view(-1, unit.outputs, unit.inputs) for unit in plan.units]
+    return [block.back(block.into(eye) * block.values_OI).tolist() for eye, block in zip(eyes, found.blocks, strict=True)]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_curvature_over_ranks_is_that_of_one_process(processes, tmp_path, count):
+    """In float64, but for rounding; with more ranks than batches, too."""
+    alone = _fit(Ranks(), None, "linear")
+    found = together(processes, _fit, None, "linear", count=count)
+    assert all(mine == found[0] for mine in found)  # to the bit
+    for matrix, wanted in zip(found[0], alone, strict=True):
+        torch.testing.assert_close(torch.tensor(matrix), torch.tensor(wanted), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "labels"), [("tied", "auto"), ("two_inputs", "sampled"), ("applied_twice", "sampled")])
+def test_every_stage_of_a_fit_over_ranks(processes, tmp_path, name, labels):
+    """Tied, looked-up and repeated weights; each stage from what one process made before it: bases turn where eigenvalues are equal."""
+    alone = tmp_path / "alone"
+    _fit(Ranks(), alone, name, labels)
+    for place, stage in enumerate(("factors", "bases", "values")):
+        folder = tmp_path / stage
+        shutil.copytree(alone, folder)
+        record = json.loads((folder / "fit.json").read_bytes())
+        record["stages"] = {known: record["stages"][known] for known in ("factors", "bases")[:place]}
+        (folder / "fit.json").write_text(json.dumps(record))
+        (folder / f"{stage}.safetensors").unlink()
+        together(processes, _fit, folder, name, labels)
+        found, wanted = (read_tensors(place / f"{stage}.safetensors") for place in (folder, alone))
+        assert found.keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            exact = stage == "bases"  # each unit is solved by one process, from the same factors
+            torch.testing.assert_close(found[key], tensor, rtol=0 if exact else 1e-12, atol=0 if exact else 1e-15)
+
+
+def _fit_and_build(ranks, folder):
+    task, records = make_task(), make_records(RECORDS)
+    whence.fit_curvature(task, records, folder / "factors", quiet=True, ranks=ranks)
+    options = {**SMALL, **METHODS["aligned"], "factors": folder / "factors", "ranks": ranks}
+    whence.build(task, records, folder / "store", **options)
+
+
+def test_a_fit_by_ranks_is_what_build_and_attribute_look_for(processes, tmp_path):
+    together(processes, _fit_and_build, tmp_path)
+    before = (tmp_path / "factors" / "values.safetensors").stat().st_mtime_ns
+    folder = tmp_path / "factors"
+    build(tmp_path / "alone", "aligned", factors=folder)
+    table = whence.attribute(make_task(), make_records(RECORDS), make_records(2, first=50), factors=folder, quiet=True)
+    assert before == (folder / "values.safetensors").stat().st_mtime_ns
+    assert bytes_of(tmp_path / "store") == bytes_of(tmp_path / "alone") and table.scores.shape == (2, RECORDS)
+
+
+def test_a_fit_that_lost_a_rank_goes_on(processes, tmp_path):
+    found = results(start(processes, _lose, tmp_path, "values"))
+    assert isinstance(found[0], RankLost)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert sorted(before) == ["bases.safetensors", "factors.safetensors"]
+    found = together(processes, _fit, tmp_path, "linear")
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+    wanted = _fit(Ranks(), None, "linear")
+    torch.testing.assert_close(torch.tensor(found[0][0]), torch.tensor(wanted[0]), rtol=1e-9, atol=1e-12)
+
+
+def _lose(ranks, folder, stage):
+    """Fit until a stage, in which the second rank is killed."""
+    from whence.curvature import stages
+
+    run = stages.Stages.run
+
+    def killed(self, name, make):
+        if name == stage and ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(self, name, make)
+
+    stages.Stages.run = killed
+    _fit(ranks, folder, "linear")
+
+
 # The command line
 
 JOB = """
@@ -361,6 +451,9 @@ def test_torchrun_and_the_command_line(processes, tmp_path):
     scored = ["score", str(store), f"{job}:queries", "-o", str(tmp_path / "table")]
     first, second = together(processes, _command, tmp_path, scored)
     assert second == "" and json.loads(first)["train"] == 18
+    fit = ["curvature", f"{job}:task", f"{job}:data", "-o", str(tmp_path / "factors")]
+    first, second = together(processes, _command, tmp_path, fit)
+    assert second == "" and json.loads(first)["fitted"].endswith("18 examples")
     with pytest.raises(AssertionError, match="found --ensemble for 2 processes; needed one process, since tables are added up"):
         together(processes, _command, tmp_path, [*scored, "--ensemble", str(tmp_path / "all")])
 

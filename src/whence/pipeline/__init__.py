@@ -2,6 +2,7 @@
 
 from whence.pipeline.build import build
 from whence.pipeline.exact import attribute, self_influence
+from whence.pipeline.fit import fit_curvature
 from whence.pipeline.forecast import BuildForecast, forecast_build
 from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
 from whence.pipeline.gradient_log import GradientLog
@@ -22,6 +23,7 @@ __all__ = [
     "build",
     "damping_sweep",
     "ensemble_table",
+    "fit_curvature",
     "forecast_build",
     "forecast_exact",
     "query",
