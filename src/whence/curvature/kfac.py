@@ -190,8 +190,8 @@ def prepare_fit(
     if max_positions is None:
         max_positions = forecast(task, plan, dataset.examples).batch_positions
     head = None if rule.kind == "exact" else separate_head(task, plan, dataset.examples)
-    max_positions, room_bytes = ranks.of_first((max_positions, room_bytes))
-    return Fit(task, plan, dataset, config, rule, max_positions, quiet, head, room_bytes, ranks)
+    positions, room = ranks.of_first((max_positions, room_bytes))
+    return Fit(task, plan, dataset, config, rule, positions, quiet, head, room, ranks)
 
 
 def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:

@@ -8,15 +8,18 @@ from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
 from whence.pipeline.gradient_log import GradientLog
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
+from whence.pipeline.scale import Cluster, ScaleForecast, forecast_scale
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.source import UnrollConfig
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
 __all__ = [
     "BuildForecast",
+    "Cluster",
     "DampingSweep",
     "ExactForecast",
     "GradientLog",
+    "ScaleForecast",
     "SolveConfig",
     "UnrollConfig",
     "attribute",
@@ -26,6 +29,7 @@ __all__ = [
     "fit_curvature",
     "forecast_build",
     "forecast_exact",
+    "forecast_scale",
     "query",
     "score_table",
     "self_influence",

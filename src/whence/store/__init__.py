@@ -11,7 +11,7 @@ from whence.store.files import (
     write_json,
     write_tensors,
 )
-from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, rows_type
+from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
 from whence.store.verify import verify_store
@@ -39,6 +39,7 @@ __all__ = [
     "open_writer",
     "read_seals",
     "read_tensors",
+    "row_codec",
     "rows_type",
     "sha256_of",
     "verify_store",
