@@ -1,7 +1,9 @@
 """Forecasts from sizes alone: published figures, the bytes of a store that was built, and arithmetic by hand."""
 
+import importlib.util
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from whence.errors import BadInput, UnknownOption
 from whence.pipeline import Cluster, forecast_scale
 from whence.pipeline.scale import MODEL_SHAPES, ModelShape
 
+ROOT = Path(__file__).parents[1]
 PROJECTIONS = ["*proj.weight"]
 TINY = ModelShape(layers=1, hidden=8, intermediate=12, key_values=4, vocabulary=30)
 
@@ -118,3 +121,15 @@ def test_the_types_of_errors():
         Cluster(gpu="abacus")
     with pytest.raises(BadInput, match="found tflops=-1; needed a positive number"):
         Cluster(tflops=-1)
+
+
+def test_the_page_shows_what_the_commands_print(capsys):
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    command, printed = re.search(r"```sh\nwhence (forecast [^\n]*)\n```\n\n```text\n(.*?)```", page, re.S).groups()
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out == printed
+    spec = importlib.util.spec_from_file_location("scale_table", ROOT / "benchmarks" / "scale_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+    assert capsys.readouterr().out in page

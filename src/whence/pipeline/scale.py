@@ -18,7 +18,7 @@ from whence.pipeline.codes import code_size
 from whence.records import Unit
 from whence.store import row_codec
 
-__all__ = ["GPUS", "MODEL_SHAPES", "Cluster", "ModelShape", "ScaleForecast", "forecast_scale"]
+__all__ = ["GPUS", "MODEL_SHAPES", "Cluster", "ModelShape", "ScaleForecast", "forecast_scale", "size_text", "time_text"]
 
 # Of a dense product in bfloat16, without sparsity, in TFLOP/s, and memory in GB, by the makers' data sheets.
 GPUS = {"a100": (312.0, 80.0), "h100": (989.0, 80.0), "h200": (989.0, 141.0), "b200": (2250.0, 180.0)}
@@ -178,14 +178,14 @@ class ScaleForecast:
         lines = [
             f"{self.model}, {self.parameters:,} parameters, {self.tracked:,} of them attributed",
             f"data     {self.examples:,} examples of {self.tokens_per_example:,} tokens: {self.examples * self.tokens_per_example:,}",
-            f"disk     {_size(self.store_bytes)} of rows ({self.row_bytes:,} bytes each), {_size(self.text_bytes)} of texts, "
-            f"{_size(self.shared_bytes)} shared by all rows",
-            f"build    {_time(self.build_seconds)}, {self.build_tokens_per_second:,.0f} tokens/s a device",
-            *([f"fit      {_time(self.fit_seconds)} before it, on one device"] if self.fit_seconds else []),
-            f"query    {_time(self.scan_seconds)} for a scan of everything",
-            f"network  nothing while building; {_size(self.gather_bytes)} a query batch"
-            + (f"; {_size(self.fit_network_bytes)} a rank if the fit is shared" if self.fit_network_bytes else ""),
-            f"memory   {_size(self.memory_bytes)} for the weights in bfloat16, on every device",
+            f"disk     {size_text(self.store_bytes)} of rows ({self.row_bytes:,} bytes each), {size_text(self.text_bytes)} of texts, "
+            f"{size_text(self.shared_bytes)} shared by all rows",
+            f"build    {time_text(self.build_seconds)}, {self.build_tokens_per_second:,.0f} tokens/s a device",
+            *([f"fit      {time_text(self.fit_seconds)} before it, on one device"] if self.fit_seconds else []),
+            f"query    {time_text(self.scan_seconds)} for a scan of everything",
+            f"network  nothing while building; {size_text(self.gather_bytes)} a query batch"
+            + (f"; {size_text(self.fit_network_bytes)} a rank if the fit is shared" if self.fit_network_bytes else ""),
+            f"memory   {size_text(self.memory_bytes)} for the weights in bfloat16, on every device",
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
@@ -336,7 +336,12 @@ def _compress_operations(
     return tokens * (sides + sum(2.0 * p * r for p, r in kept))
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes for people.
+
+    >>> size_text(3.58e12)
+    '3.58 TB'
+    """
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.3g} {unit}"
@@ -344,7 +349,12 @@ def _size(count: float) -> str:
     return f"{count:,.3g} PB"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """A time for people.
+
+    >>> time_text(9000)
+    '2.5 h'
+    """
     for unit, length in (("years", 365 * 86400.0), ("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
