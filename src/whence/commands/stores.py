@@ -38,7 +38,7 @@ def build(
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: .jsonl, .json, .csv, .tsv or .txt file, folder of texts, dataset folder or hub name, or file.py:function.
-        output: Folder of the store.
+        output: Folder of the store, or a URL such as s3://bucket/store.
         task: What the model does.
         split: Split of a Hugging Face dataset.
         long: What to do with texts longer than the context.
@@ -63,7 +63,7 @@ def build(
     origin |= {"data": place, "split": split}
     store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
     if ranks.rank == 0:
-        print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
+        print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
 
 def query(
@@ -88,7 +88,7 @@ def query(
     """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
 
     Args:
-        store: Folder made by `whence build`.
+        store: Folder or URL made by `whence build`.
         text: A text whose log-probability is asked about; may be repeated.
         prompt: Together with --completion: only the completion is asked about.
         completion: See --prompt.

@@ -29,7 +29,9 @@ from whence.store import (
     StoredUnit,
     Writer,
     check_writable,
+    is_remote,
     leases,
+    located,
     open_store,
     open_writer,
     rows_type,
@@ -66,7 +68,7 @@ def build(
     Args:
         task: Model and per-example loss.
         data: Training examples, as `task.prepare` takes them, or already prepared.
-        folder: Where the store goes.
+        folder: Where the store goes: a path, or a URL such as s3://bucket/store.
         append: Whether a store of other data gets these examples in addition.
         factors: For method aligned, folder of an EK-FAC fit of the same model and data, as `attribute` keeps it: used if there, kept if not.
         origin: Where model and data came from, for the command line to load them again; recorded, not compared.
@@ -91,8 +93,14 @@ def build(
         known = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
         raise UnknownOption(found=f"the option {unknown[0]!r}", needed=f"one of: {known}", do="correct it")
     config = config or BuildConfig(**options)
-    folder = Path(folder)
+    folder = located(folder)
     check_writable(folder)
+    if is_remote(folder) and factors is None and method_named(config.method).encoder == "aligned":
+        raise BadInput(
+            found=f"method aligned for {folder} without factors",
+            needed="a folder on a disk for the curvature that it fits first",
+            do="pass factors (--factors) with a local folder, or another method",
+        )
     weights = task.weights
     _earlier(folder, weights)
     dataset = as_dataset(task, data)
@@ -120,9 +128,9 @@ def build(
                 predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
                 report(str(predicted))
                 positions = predicted.batch_positions
-            place = None if factors is None else Path(factors)
+            fitted = None if factors is None else Path(factors)
             encoder, learned = make_encoder(
-                task, plan, dataset, folder, config, factors=place, max_positions=positions, quiet=quiet
+                task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet
             )
             blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
             if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
@@ -141,7 +149,8 @@ def build(
             if not writer.is_finished():
                 finish_store(writer, {name: sha256_of(folder / name) for name in learned}, quiet)
                 # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
-                shutil.rmtree(folder / "factors", ignore_errors=True)
+                if not is_remote(folder):
+                    shutil.rmtree(folder / "factors", ignore_errors=True)
     return _opened(folder, ranks)
 
 

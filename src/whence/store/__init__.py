@@ -14,6 +14,7 @@ from whence.store.files import (
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
+from whence.store.remote import is_remote, located
 from whence.store.verify import verify_store
 from whence.store.writer import Pending, Writer, enough_disk, listed_files, open_writer, read_seals, write_store
 
@@ -32,8 +33,10 @@ __all__ = [
     "damaged",
     "disk_errors",
     "dtype_named",
+    "is_remote",
     "leases",
     "listed_files",
+    "located",
     "locked",
     "open_store",
     "open_writer",

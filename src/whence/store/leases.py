@@ -15,6 +15,7 @@ from typing import IO
 
 from whence.errors import BadInput
 from whence.store.files import disk_errors, locked
+from whence.store.remote import is_remote
 
 __all__ = ["Leases", "leases"]
 
@@ -95,8 +96,14 @@ def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
         What this process may write.
 
     Raises:
-        BadInput: If a process that wants it alone, or another when this one does, is writing there.
+        BadInput: If several are to write into an object store.
     """
+    if count > 1 and is_remote(folder):
+        raise BadInput(
+            found=f"{count} processes for {folder}",
+            needed="a file system with locks, which an object store has not",
+            do="build into a folder that all processes see and copy that, or build with one process",
+        )
     with locked(folder, shared=count > 1):
         if count == 1:
             yield Leases()

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -16,12 +18,17 @@ from torch import Tensor
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, read_json, read_rows, read_tensors, sha256_of
+from whence.store.files import damaged, file_sizes, read_json, read_rows, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.remote import is_remote, located
 from whence.store.writer import read_seals
 from whence.tasks import AbstractTask
 
 __all__ = ["Store", "open_store"]
+
+
+# Shards on their way from an object store besides the one in use.
+_FETCHED_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,9 @@ class Store:
         """
         wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
         places = ranks.part(len(self.seals))
+        if is_remote(self.folder):
+            yield from self._fetched(places, wanted)
+            return
         for place in places:
             if place + 1 < places.stop:
                 self._read_ahead(self.seals[place + 1])
@@ -114,7 +124,7 @@ class Store:
         seal, inside = self._locate(row)
         offsets = self.tensors(seal, ["offsets"])["offsets"]
         first, last = offsets[inside].item(), offsets[inside + 1].item()
-        with open(self._path(seal, ".jsonl"), "rb") as file:
+        with self._path(seal, ".jsonl").open("rb") as file:
             file.seek(int(first))
             return json.loads(file.read(int(last - first)))
 
@@ -139,7 +149,7 @@ class Store:
             Mappings with id, length and, where known, source, text and span.
         """
         for seal in self.seals:
-            with open(self._path(seal, ".jsonl"), "rb") as file:
+            with self._path(seal, ".jsonl").open("rb") as file:
                 yield from map(json.loads, file)
 
     def ids(self) -> tuple[str, ...]:
@@ -178,6 +188,8 @@ class Store:
         Raises:
             StoreCorrupt: If a file is not what was sealed.
         """
+        if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
+            return
         cache_path = self.folder / (".verified.json" if ranks.count == 1 else f".verified-{ranks.rank}-of-{ranks.count}.json")
         try:
             known = json.loads(cache_path.read_bytes())
@@ -212,6 +224,23 @@ class Store:
     def _path(self, seal: Seal, suffix: str) -> Path:
         return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
 
+    def _fetched(self, places: range, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Shards from an object store, two on the way while one is looked at.
+
+        Yields:
+            As `shards` does.
+        """
+        with ThreadPoolExecutor(_FETCHED_AHEAD) as pool:
+            coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
+            for place in places:
+                coming.append((self.starts[place], pool.submit(self.tensors, self.seals[place], names)))
+                if len(coming) > _FETCHED_AHEAD:
+                    start, shard = coming.popleft()
+                    yield start, shard.result()
+            while coming:
+                start, shard = coming.popleft()
+                yield start, shard.result()
+
     def _read_ahead(self, seal: Seal) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
@@ -223,7 +252,7 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
     """Open a finished store.
 
     Args:
-        folder: Its folder.
+        folder: Its folder, or a URL; see docs/remote.md.
         check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
         ranks: Processes that read it together; each looks at its own shards.
 
@@ -234,7 +263,7 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         BadInput: If there is no store.
         StoreCorrupt: If it is unfinished or damaged.
     """
-    folder = Path(folder)
+    folder = located(folder)
     if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
         raise StoreCorrupt(
             found=f"an unfinished store at {folder} (its curvature is being fitted)",
@@ -260,12 +289,11 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
     if not check:
         return store
+    sizes = file_sizes(folder / "shards")
     for seal in store.seals:
         for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
             path = (folder / shard_stem(seal.number)).with_suffix(suffix)
-            if not path.exists() or path.stat().st_size != size:
-                raise StoreCorrupt(
-                    **damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
-                )
+            if sizes.get(path.name) != size:
+                raise StoreCorrupt(**damaged(path, f"{sizes.get(path.name, 0):,} of {size:,} bytes are there"))
     store.check_unchanged(ranks)
     return store

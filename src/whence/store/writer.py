@@ -12,9 +12,10 @@ from torch import Tensor
 
 from whence.data import Dataset, Example
 from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
-from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
+from whence.store.files import disk_errors, file_sizes, locked, read_json, write_bytes, write_json, write_tensors
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 from whence.store.leases import Leases
+from whence.store.remote import is_remote
 
 __all__ = ["Pending", "Writer", "enough_disk", "open_writer", "write_store"]
 
@@ -72,7 +73,7 @@ class Writer:
                 if shard.number in self.seals:
                     continue
                 with self.leases.shard(shard.number, wait=wait) as is_mine:
-                    seal = _read_seal(self.folder / f"{shard_stem(shard.number)}.json") if is_mine else None
+                    seal = self._sealed(shard) if is_mine else None
                     if seal is not None:
                         if (seal.data, seal.first) != (self.dataset.fingerprint, shard.start):
                             raise StoreMismatch(
@@ -83,6 +84,12 @@ class Writer:
                         self.seals[shard.number] = seal
                     elif is_mine:
                         yield shard
+
+    def _sealed(self, shard: Pending) -> Seal | None:
+        """What another process has made of a shard in the meantime."""
+        stem = self.folder / shard_stem(shard.number)
+        paths = [stem.with_suffix(suffix) for suffix in (".json", ".safetensors", ".jsonl")]
+        return _read_seal(paths[0], {path.name: path.stat().st_size for path in paths if path.exists()})
 
     def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
         """Make one shard durable: numbers, examples, then the seal."""
@@ -185,8 +192,9 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
 def read_seals(folder: Path) -> dict[int, Seal]:
     """Seals of all shards that are whole; without a readable seal and files of the sealed sizes a shard counts as absent."""
     seals = {}
-    for path in sorted((folder / "shards").glob("*.json")):
-        seal = _read_seal(path)
+    sizes = file_sizes(folder / "shards")
+    for name in sorted(name for name in sizes if name.endswith(".json")):
+        seal = _read_seal(folder / "shards" / name, sizes)
         if seal is not None:
             seals[seal.number] = seal
     return seals
@@ -200,17 +208,16 @@ def listed_files(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def _read_seal(path: Path) -> Seal | None:
+def _read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
+    """A seal whose files have the sealed sizes; None if it has not, or there is none."""
+    if path.name not in sizes:
+        return None
     try:
         seal = Seal(**read_json(path))
     except (StoreCorrupt, TypeError):
         return None
-    sizes = {".safetensors": seal.tensors_bytes, ".jsonl": seal.examples_bytes}
-    return seal if all(_size(path.with_suffix(suffix)) == size for suffix, size in sizes.items()) else None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+    sealed = {f"{path.stem}.safetensors": seal.tensors_bytes, f"{path.stem}.jsonl": seal.examples_bytes}
+    return seal if all(sizes.get(name) == size for name, size in sealed.items()) else None
 
 
 def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
@@ -296,7 +303,7 @@ def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -
 
 
 def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:
-    """Refuse a store that the disk does not hold.
+    """Refuse a store that the disk does not hold; of an object store the size is not known.
 
     Args:
         folder: The store.
@@ -307,6 +314,8 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
     Raises:
         DiskFull: If there is less room.
     """
+    if is_remote(folder):
+        return
     needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(
