@@ -53,6 +53,8 @@ _HOMES = {
     "score_table": "whence.pipeline",
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
+    "spool": "whence.pipeline",
+    "stream_records": "whence.shards",
     "verify_shares": "whence.apply.share_verify",
     "why": "whence.apply.why",
     "write_shares": "whence.apply.share_record",
@@ -101,6 +103,8 @@ __all__ = [  # noqa: PLE0604
     "score_table",
     "self_influence",
     "shares",
+    "spool",
+    "stream_records",
     "verify_shares",
     "why",
     "write_shares",
@@ -130,10 +134,12 @@ if TYPE_CHECKING:
         query,
         score_table,
         self_influence,
+        spool,
     )
     from whence.records import Recipe, ScoreTable
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
+    from whence.shards import stream_records
     from whence.store import Store, open_store
     from whence.tasks import AbstractTask, CausalLM, Classification, Custom, Regression
     from whence.unroll import Recorder, Run, open_run, record_lightning, record_trainer

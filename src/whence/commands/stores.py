@@ -29,6 +29,7 @@ def build(
     functional: bool = False,
     append: bool = False,
     factors: Path | None = None,
+    spool: Path | None = None,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
@@ -47,6 +48,8 @@ def build(
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
         factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
+        spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
+            .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
@@ -54,13 +57,18 @@ def build(
     from whence.functions import absolute, is_function
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
+    from whence.pipeline import spool as run_spool
+    from whence.shards import Shards, stream_records
 
     ranks = Ranks.launched()
     options = task_options(task, model, long, max_length, track, ignore, functional)
-    records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
+    # Data first: a wrong path should not wait for a large model.
+    records = load_records(data, split=split) if spool is None else stream_records(data)
     loaded, origin = load_task(model, kind=task, **options)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
     origin |= {"data": place, "split": split}
+    if isinstance(records, Shards):
+        records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
     store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
     if ranks.rank == 0:
         print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))

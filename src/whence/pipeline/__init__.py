@@ -11,6 +11,7 @@ from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.scale import Cluster, ScaleForecast, forecast_scale
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.source import UnrollConfig
+from whence.pipeline.spool import spool
 from whence.pipeline.sweep import DampingSweep, damping_sweep
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "query",
     "score_table",
     "self_influence",
+    "spool",
     "write_evaluation",
 ]

@@ -38,7 +38,7 @@ def located(folder: str | Path) -> Path:
     """
     found = _URL.fullmatch(str(folder))
     if found is None or is_remote(folder):
-        return folder if isinstance(folder, Path) or is_remote(folder) else Path(folder)
+        return cast(Path, folder) if is_remote(folder) else Path(folder)
     scheme, rest = found.groups()
     if scheme == "file":
         return Path("/" + rest)
