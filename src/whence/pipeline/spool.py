@@ -79,7 +79,7 @@ class Spooled(Sequence[Example]):
 
 
 def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, source: str = "", quiet: bool = False) -> Dataset:
-    """Prepare records one after the other and keep them on a disk; memory does not grow with their number, but for their ids.
+    """Prepare records one after the other and keep them on a disk; memory grows with their number by their ids only.
 
     The dataset is the one that `task.prepare(records)` would make, with the same ids and fingerprint, so a build with the one goes on
     with the other. A folder that is finished is used again if it is of the same task and `source`; records are not read then.
