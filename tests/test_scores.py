@@ -291,7 +291,7 @@ def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, que
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     shards = [(start, {"scores": part}) for start, part in zip(starts, scores.split(sizes, 1), strict=True)]
     store = SimpleNamespace(
-        codec=SimpleNamespace(scorer=lambda queries: lambda tensors: tensors["scores"]), shards=lambda: iter(shards)
+        codec=SimpleNamespace(scorer=lambda queries: lambda tensors: tensors["scores"]), shards=lambda ranks: iter(shards)
     )
     with pytest.MonkeyPatch.context() as patch, meter("", sum(sizes), quiet=True) as progress:
         patch.setattr("whence.score.scan._JOINED_SCORES", joined)

@@ -33,6 +33,7 @@ _HOMES = {
     "MaskedLM": "whence.tasks",
     "NoiseSchedule": "whence.tasks",
     "Proof": "whence.apply.proof",
+    "Ranks": "whence.distributed",
     "Recipe": "whence.records",
     "Recorder": "whence.unroll",
     "Regression": "whence.tasks",
@@ -57,6 +58,7 @@ _HOMES = {
     "damping_sweep": "whence.pipeline",
     "distil": "whence.apply.proxy_distil",
     "ensemble_table": "whence.pipeline",
+    "fit_curvature": "whence.pipeline",
     "group_effects": "whence.pipeline",
     "guide": "whence.apply.guide",
     "inverse_preconditioner": "whence.curvature",
@@ -82,6 +84,8 @@ _HOMES = {
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
     "smoothness": "whence.pipeline",
+    "spool": "whence.pipeline",
+    "stream_records": "whence.shards",
     "study": "whence.apply.study_sets",
     "suppress_in_trainer": "whence.apply.guide_loss",
     "suppress_marked": "whence.apply.guide_loss",
@@ -115,6 +119,7 @@ __all__ = [  # noqa: PLE0604
     "MaskedLM",
     "NoiseSchedule",
     "Proof",
+    "Ranks",
     "Recipe",
     "Recorder",
     "Regression",
@@ -139,6 +144,7 @@ __all__ = [  # noqa: PLE0604
     "damping_sweep",
     "distil",
     "ensemble_table",
+    "fit_curvature",
     "group_effects",
     "guide",
     "inverse_preconditioner",
@@ -164,6 +170,8 @@ __all__ = [  # noqa: PLE0604
     "self_influence",
     "shares",
     "smoothness",
+    "spool",
+    "stream_records",
     "study",
     "suppress_in_trainer",
     "suppress_marked",
@@ -199,6 +207,7 @@ if TYPE_CHECKING:
     from whence.arrays import load_arrays
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
+    from whence.distributed import Ranks
     from whence.errors import WhenceError
     from whence.load import load_records
     from whence.methods import EXACT_METHODS, METHODS
@@ -210,17 +219,20 @@ if TYPE_CHECKING:
         build,
         damping_sweep,
         ensemble_table,
+        fit_curvature,
         group_effects,
         query,
         sample_images,
         score_table,
         self_influence,
         smoothness,
+        spool,
     )
     from whence.records import Recipe, ScoreTable
     from whence.report import DocumentParts, Hit, Hits, Why
     from whence.score import Ensemble
     from whence.serve import Client, ServeConfig
+    from whence.shards import stream_records
     from whence.store import Store, open_store
     from whence.tasks import (
         AbstractTask,

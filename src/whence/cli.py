@@ -31,6 +31,10 @@ _VERBS = {
     "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
+    "curvature": (
+        "fit",
+        "Fit EK-FAC curvature and keep it, for attribute and build; over several processes if started by torchrun.",
+    ),
     "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
     "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
     "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),

@@ -43,6 +43,11 @@ class Example:
     scored: tuple[tuple[int, int], ...] = ()
     image: str = ""
 
+    @property
+    def digest(self) -> bytes:
+        """Of its id and content."""
+        return digest_of(self.id, *(part for item in sorted(self.fields.items()) for part in item))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -88,7 +93,7 @@ class Dataset:
         """Digest of ids and contents in order: equal exactly when the examples are."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(digest_of(example.id, *(part for item in sorted(example.fields.items()) for part in item)))
+            digest.update(example.digest)
         return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ __all__ = [
     "DiskFull",
     "NonFinite",
     "OutOfMemory",
+    "RankLost",
     "StoreCorrupt",
     "StoreMismatch",
     "UnknownOption",
@@ -64,6 +65,10 @@ class NonFinite(WhenceError):
 
 class OutOfMemory(WhenceError):
     """Even the smallest batch does not fit."""
+
+
+class RankLost(WhenceError):
+    """Another process of the same job stopped before its part was done."""
 
 
 class DiskFull(WhenceError):

@@ -85,8 +85,8 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
 
 
 def forecast(
-    model: str,
-    data: str,
+    model: str | None = None,
+    data: str | None = None,
     *,
     task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
     split: str = "train",
@@ -103,10 +103,21 @@ def forecast(
     memory_gib: float | None = None,
     run: Path | None = None,
     segments: int | None = None,
+    model_shape: str | None = None,
+    examples: float | None = None,
+    tokens_per_example: int | None = None,
+    num_queries: int | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
+    tflops: float | None = None,
+    utilisation: float | None = None,
+    disk_gbps: float | None = None,
     as_json: Json = False,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
+
+    With --model-shape and --examples instead of a model and data, nothing is run: arithmetic for a size that is not at hand, on so many GPUs.
 
     Args:
         model: As in build.
@@ -126,12 +137,44 @@ def forecast(
         memory_gib: As in attribute.
         run: As in attribute.
         segments: As in attribute.
+        model_shape: Sizes of a known model: llama-1b, llama-8b, llama-70b, olmo-1b, olmo-7b or olmo-32b.
+        examples: Training examples, such as 1e9; for --model-shape, as all that follow.
+        tokens_per_example: Of every example; 512 if left out.
+        num_queries: Asked at once; 1 if left out.
+        gpus: Devices, one process each; 1 if left out.
+        gpu: a100, h100 (if left out), h200 or b200.
+        tflops: Operations a second of a large product on one device, in 10^12, instead of the data sheet's.
+        utilisation: Share of them that a build reaches; .4 if left out.
+        disk_gbps: 10^9 bytes a second that each process reads and writes; 2 if left out.
         as_json: Print JSON.
         config: As in build.
 
     Raises:
         BadInput: If options of the one are given for the other.
     """
+    cluster = {"gpus": gpus, "gpu": gpu, "tflops": tflops, "utilisation": utilisation, "disk_gbps": disk_gbps}
+    sizes = {"examples": examples, "tokens_per_example": tokens_per_example, "num_queries": num_queries} | cluster
+    if model_shape is not None:
+        of_a_run = {
+            "a model": model, "--exact": exact, "--queries": queries, "--query-rank": query_rank, "--factors": factors,
+            "--largest-side": largest_side, "--memory-gib": memory_gib, "--max-length": max_length, "--functional": functional,
+        }  # fmt: skip
+        given = [name for name, value in of_a_run.items() if value]
+        if given or examples is None:
+            raise BadInput(
+                found=f"--model-shape with {given[0]}" if given else "--model-shape without --examples",
+                needed="sizes alone: --examples, and what the cluster is",
+                do="leave the other out, or --model-shape" if given else "add --examples, such as 1e9",
+            )
+        _at_scale(model_shape, sizes, cluster, track, ignore, config, as_json)
+        return
+    unused = [name for name, value in sizes.items() if value is not None]
+    if unused or model is None or data is None:
+        raise BadInput(
+            found=f"--{unused[0].replace('_', '-')} without --model-shape" if unused else "a forecast of nothing",
+            needed="a model and its data, or --model-shape and --examples",
+            do="see `whence forecast --help`",
+        )
     from whence.load import load_records, load_task
     from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
 
@@ -169,6 +212,17 @@ def forecast(
             largest_side=largest_side or 1024, memory_gib=memory_gib, run=run,
             unrolling=UnrollConfig() if segments is None else UnrollConfig(segments=segments),
         )  # fmt: skip
+    print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def _at_scale(shape, sizes, cluster, track, ignore, config: BuildConfig, as_json: bool) -> None:
+    from whence.pipeline import Cluster, forecast_scale
+
+    found = forecast_scale(
+        shape, int(sizes["examples"]), config, Cluster(**{name: value for name, value in cluster.items() if value is not None}),
+        tokens_per_example=512 if sizes["tokens_per_example"] is None else sizes["tokens_per_example"],
+        queries=1 if sizes["num_queries"] is None else sizes["num_queries"], track=track, ignore=ignore,
+    )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 
 

@@ -29,16 +29,17 @@ def build(
     functional: bool = False,
     append: bool = False,
     factors: Path | None = None,
+    spool: Path | None = None,
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
 
-    Running it again goes on where it stopped.
+    Running it again goes on where it stopped. Started by torchrun, or with RANK and WORLD_SIZE set, the processes share the shards.
 
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: .jsonl, .json, .csv, .tsv, .txt or .npz file, folder of texts or images, dataset folder or hub name, or file.py:function.
-        output: Folder of the store.
+        output: Folder of the store, or a URL such as s3://bucket/store.
         task: What the model does.
         split: Split of a Hugging Face dataset.
         long: What to do with texts longer than the context.
@@ -47,20 +48,30 @@ def build(
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
         factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
+        spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
+            .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
+    from whence.distributed import Ranks
     from whence.functions import absolute, is_function
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
+    from whence.pipeline import spool as run_spool
+    from whence.shards import Shards, stream_records
 
+    ranks = Ranks.launched()
     options = task_options(task, model, long, max_length, track, ignore, functional)
-    records = load_records(data, split=split)  # first: a wrong path should not wait for a large model
+    # Data first: a wrong path should not wait for a large model.
+    records = load_records(data, split=split) if spool is None else stream_records(data)
     loaded, origin = load_task(model, kind=task, **options)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
     origin |= {"data": place, "split": split}
-    store = run(loaded, records, output, append=append, factors=factors, origin=origin, config=config)
-    print(json.dumps({"store": str(output), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
+    if isinstance(records, Shards):
+        records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
+    store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
+    if ranks.rank == 0:
+        print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
 
 def query(
@@ -84,10 +95,10 @@ def query(
     token_file: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the training examples behind a behaviour.
+    """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
 
     Args:
-        store: Folder made by `whence build`; with --url the name of a store there.
+        store: Folder or URL made by `whence build`; with --url the name of a store there.
         text: A text whose log-probability is asked about; may be repeated.
         prompt: Together with --completion: only the completion is asked about.
         completion: See --prompt.
@@ -111,6 +122,7 @@ def query(
     Raises:
         BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
+    from whence.distributed import Ranks
     from whence.load import load_records
     from whence.pipeline import query as run
     from whence.report import hits_fragment, write_page
@@ -126,6 +138,7 @@ def query(
         queries.extend(load_records(file))
     if not queries:
         raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
+    ranks = Ranks.launched()
     if url is not None:
         given = {
             "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
@@ -147,14 +160,16 @@ def query(
             raise BadInput(
                 found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
             )
-        opened = open_store(store)
+        opened = open_store(store, ranks=ranks)
         loaded = task_of_store(opened, store, model)
         data = train_records(opened, store, train) if train or rerank == "exact" else None
         hits = run(
             opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-            damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist,
+            damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks,
         )  # fmt: skip
         searched = len(opened)
+    if ranks.rank > 0:
+        return
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{searched:,} training examples in {store}")
     if as_json:

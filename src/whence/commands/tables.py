@@ -28,6 +28,8 @@ def score(
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
+    Started by torchrun, the processes share the scan.
+
     Args:
         store: Folder made by `whence build`.
         queries: Queries, in any form that `whence build` takes as data.
@@ -38,15 +40,26 @@ def score(
         damping_rule: A published rule instead of a number, as in query.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
+
+    Raises:
+        BadInput: If several processes are to add to an ensemble.
     """
     from whence.data import digest_of
+    from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.pipeline import score_table
     from whence.store import open_store
 
+    ranks = Ranks.launched()
+    if ensemble is not None and ranks.count > 1:
+        raise BadInput(
+            found=f"--ensemble for {ranks.count} processes",
+            needed="one process, since tables are added up in one folder",
+            do="leave --ensemble out, or start it without torchrun",
+        )
     records = load_records(queries)
-    opened = open_store(store)
+    opened = open_store(store, ranks=ranks)
     task = task_of_store(opened, store, model)
     asked = task.prepare(records)
     damping: dict[str, Any] = {
@@ -57,7 +70,9 @@ def score(
     kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
     settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
     settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-    table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping))
+    table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks))
+    if ranks.rank > 0:
+        return
     save_table(table, output, origin=_origin(models, [data for data, _ in opened.datasets()], asked.fingerprint))
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
 

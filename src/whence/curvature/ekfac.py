@@ -17,8 +17,9 @@ from whence.curvature.labels import numbered, objectives
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example
+from whence.distributed import Ranks
 from whence.errors import NonFinite
-from whence.progress import Meter, meter
+from whence.progress import Meter
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["fit_ekfac", "fit_values"]
@@ -34,6 +35,7 @@ def fit_ekfac(
     folder: str | Path | None = None,
     room_bytes: int | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> KroneckerCurvature:
     """Fit EK-FAC in two passes over the data.
 
@@ -51,19 +53,21 @@ def fit_ekfac(
         room_bytes: Sums of second moments and of squares held at a time, in bytes: more are made in groups of units, two passes over the
             data each. None makes all in two passes.
         quiet: No progress on stderr.
+        ranks: As in `fit_kfac`.
 
     Returns:
         The curvature, not damped; `uncorrected()` gives K-FAC's.
     """
-    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes)
-    with stages(None if folder is None else Path(folder), fit.identity) as run:
-        bases = fit_bases(fit, run)
+    with ranks.connected():
+        fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes, ranks)
+        with stages(None if folder is None else Path(folder), fit.identity, ranks) as run:
+            bases = fit_bases(fit, run)
 
-        def make(ending: str, units: range) -> dict[str, Tensor]:
-            with meter(f"eigenvalues{ending}", len(fit.dataset), quiet=quiet) as progress:
-                return fit_values(fit, bases, progress, units)
+            def make(ending: str, units: range) -> dict[str, Tensor]:
+                with fit.meter(f"eigenvalues{ending}") as progress:
+                    return fit_values(fit, bases, progress, units)
 
-        return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make))
+            return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make))
 
 
 def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
@@ -97,9 +101,11 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
 
     for batch in fit.batches(max_examples):
         in_halves(batch, run)
-    left = {index: fit.plan.units[index] for index in units if index not in totals}
-    zeros = {index: torch.zeros(unit.outputs, unit.inputs) for index, unit in left.items()}
-    return {f"values.{index}": value / len(fit.dataset) for index, value in {**totals, **zeros}.items()}
+    sums = fit.ranks.added_up({f"values.{index}": value for index, value in totals.items()})
+    for index in units:
+        unit = fit.plan.units[index]
+        sums.setdefault(f"values.{index}", torch.zeros(unit.outputs, unit.inputs))
+    return {name: value / len(fit.dataset) for name, value in sums.items()}
 
 
 def _squares(

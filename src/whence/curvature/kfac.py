@@ -3,7 +3,8 @@
 Martens and Grosse 2015; for positions that share a weight Eschenhagen et al. 2023. Axes: N examples, O outputs, I inputs, K roles of a unit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choos
 from whence.curvature.moments import FactorSums, Sharing
 from whence.curvature.stages import Stages, stages
 from whence.data import Dataset, Example, batches
+from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.progress import Meter, meter
 from whence.tasks import AbstractTask
@@ -70,6 +72,7 @@ class Fit:
         max_positions: Positions per batch.
         quiet: No progress on stderr.
         room_bytes: For the units of a group; None takes all at once.
+        ranks: Connected processes that fit together, each on its own batches.
     """
 
     task: AbstractTask
@@ -81,11 +84,17 @@ class Fit:
     quiet: bool
     head: Head | None = None
     room_bytes: int | None = None
+    ranks: Ranks = Ranks()
 
-    def batches(self, max_examples: int = 256) -> Iterator[list[int]]:
-        """The data's batches."""
+    def batches(self, max_examples: int = 256) -> list[list[int]]:
+        """The data's batches that are this process's."""
         lengths = [example.length for example in self.dataset.examples]
-        return batches(lengths, max_positions=self.max_positions, max_examples=max_examples)
+        # Batches come by length: every so many-th of them is as much work for each process.
+        return self.ranks.mine(list(batches(lengths, max_positions=self.max_positions, max_examples=max_examples)))
+
+    def meter(self, title: str) -> AbstractContextManager[Meter]:
+        """Progress over this process's examples, about so many."""
+        return meter(title, -(-len(self.dataset) // self.ranks.count), quiet=self.quiet or self.ranks.rank > 0)
 
     def identity(self) -> dict[str, object]:
         """What the result depends on, as JSON. Batches are not part of it: they move the last bits only."""
@@ -133,6 +142,7 @@ def fit_kfac(
     folder: str | Path | None = None,
     room_bytes: int | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> KroneckerCurvature:
     """Fit K-FAC in one pass over the data.
 
@@ -151,13 +161,16 @@ def fit_kfac(
         room_bytes: Sums of second moments held at a time, in bytes: more are made in groups of units, one pass over the data each. None
             makes all in one pass.
         quiet: No progress on stderr.
+        ranks: Processes that fit together: each takes its own batches, their sums are added up, and units are spread over them for their
+            eigenvectors. The same numbers but for the order of sums, on every process.
 
     Returns:
         The curvature, not damped.
     """
-    fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes)
-    with stages(None if folder is None else Path(folder), fit.identity) as run:
-        return fit.finish(fit_bases(fit, run), None)
+    with ranks.connected():
+        fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes, ranks)
+        with stages(None if folder is None else Path(folder), fit.identity, ranks) as run:
+            return fit.finish(fit_bases(fit, run), None)
 
 
 def prepare_fit(
@@ -168,15 +181,17 @@ def prepare_fit(
     max_positions: int | None,
     quiet: bool,
     room_bytes: int | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Fit:
-    """Decide on labels and batch size."""
+    """Decide on labels, batch size and, for several connected processes, the same for all."""
     rule = choose_labels(task, dataset.examples, config.labels, samples=config.samples, seed=config.seed)
     if rule.kind != "dataset":
         check_outputs(task, dataset.examples)
     if max_positions is None:
         max_positions = forecast(task, plan, dataset.examples).batch_positions
     head = None if rule.kind == "exact" else separate_head(task, plan, dataset.examples)
-    return Fit(task, plan, dataset, config, rule, max_positions, quiet, head, room_bytes)
+    positions, room = ranks.of_first((max_positions, room_bytes))
+    return Fit(task, plan, dataset, config, rule, positions, quiet, head, room, ranks)
 
 
 def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
@@ -184,11 +199,11 @@ def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
 
     def make(ending: str, units: range) -> dict[str, Tensor]:
         def make_factors() -> dict[str, Tensor]:
-            with meter(f"factors{ending}", len(fit.dataset), quiet=fit.quiet) as progress:
+            with fit.meter(f"factors{ending}") as progress:
                 return fit_factors(fit, progress, units)
 
         factors = run.run(f"factors{ending}", make_factors)
-        with meter(f"bases{ending}", len(units), quiet=fit.quiet) as progress:
+        with meter(f"bases{ending}", -(-len(units) // fit.ranks.count), quiet=fit.quiet or fit.ranks.rank > 0) as progress:
             return solve_bases(fit, factors, progress, units)
 
     return in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make)
@@ -216,7 +231,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
 
     for batch in fit.batches():
         in_halves(batch, run)
-    return totals
+    return fit.ranks.added_up(totals)
 
 
 def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
@@ -234,7 +249,7 @@ def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]
 def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
     """Eigenvectors of the factors, and what K-FAC's own eigenvalues are products of."""
     found: dict[str, Tensor] = {}
-    for index in range(len(fit.plan.units)) if units is None else units:
+    for index in fit.ranks.mine(range(len(fit.plan.units)) if units is None else units):
         unit = fit.plan.units[index]
         roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
         left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
@@ -254,7 +269,8 @@ def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: ra
             if basis_NN is not None:
                 found[f"{side}.{index}"] = basis_NN.to(dtype).contiguous()
         progress.advance()
-    return found
+    # Sent, not solved by every process: eigenvectors have signs, and other machines round otherwise.
+    return fit.ranks.added_up(found)
 
 
 def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

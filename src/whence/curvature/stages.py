@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store import check_writable, read_tensors, sha256_of, write_tensors
 from whence.store.files import locked, read_json, write_json
@@ -26,10 +27,12 @@ class Stages:
     Args:
         folder: Where their tensors are kept; None keeps nothing.
         record: What is in the folder: under "stages" the checksum of every finished one.
+        ranks: Connected processes that make each stage together; the first one writes it, and all of them see the folder.
     """
 
     folder: Path | None
     record: dict[str, Any]
+    ranks: Ranks = Ranks()
 
     def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a stage, made or read.
@@ -51,8 +54,12 @@ class Stages:
             return make()
         file = self.folder / f"{name}.safetensors"
         if name not in self.record["stages"]:
-            self.record["stages"][name] = write_tensors(file, make())
-            write_json(self.folder / "fit.json", self.record)
+            made = make()
+            if self.ranks.rank == 0:
+                self.record["stages"][name] = write_tensors(file, made)
+                write_json(self.folder / "fit.json", self.record)
+            # Also waits until the file is there.
+            self.record["stages"][name] = self.ranks.of_first(self.record["stages"].get(name))
         elif not file.exists() or sha256_of(file) != self.record["stages"][name]:
             raise StoreCorrupt(
                 found=f"a damaged file {file} (it is missing or its checksum is another)",
@@ -114,13 +121,18 @@ def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> li
 
 @contextmanager
 def stages(
-    folder: Path | None, identity: Callable[[], Mapping[str, Any]], *, what: str = "a curvature fit"
+    folder: Path | None,
+    identity: Callable[[], Mapping[str, Any]],
+    ranks: Ranks = Ranks(),  # noqa: B008
+    *,
+    what: str = "a curvature fit",
 ) -> Iterator[Stages]:
     """Keep the results of stages in a folder.
 
     Args:
         folder: Where; None keeps nothing.
         identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards.
+        ranks: Connected processes that do the work together.
         what: What is kept there, for errors.
 
     Yields:
@@ -130,7 +142,10 @@ def stages(
         StoreMismatch: If the folder holds a fit of something else.
     """
     if folder is None:
-        yield Stages(None, {"stages": {}})
+        yield Stages(None, {"stages": {}}, ranks)
+        return
+    if ranks.rank > 0:
+        yield Stages(folder, ranks.of_first(None), ranks)
         return
     check_writable(folder)
     with locked(folder):
@@ -147,4 +162,5 @@ def stages(
                 do="choose another folder, or ask as it was made",
             )
         write_json(path, record)
-        yield Stages(folder, record)
+        ranks.of_first(record)
+        yield Stages(folder, record, ranks)

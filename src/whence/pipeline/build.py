@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import whence
-from whence.capture import Objective, Plan, check_task, forecast, plan_units
+from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset
+from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.encoders import make_encoder
@@ -28,10 +29,13 @@ from whence.store import (
     StoredUnit,
     Writer,
     check_writable,
+    is_remote,
+    leases,
+    located,
     open_store,
+    open_writer,
     rows_type,
     sha256_of,
-    write_store,
     write_tensors,
 )
 from whence.tasks import AbstractTask
@@ -52,21 +56,25 @@ def build(
     factors: str | Path | None = None,
     origin: dict[str, Any] | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
     config: BuildConfig | None = None,
     **options: Any,
 ) -> Store:
     """Compress the gradient of every training example into a store on disk.
 
-    Running it again on the same folder goes on where it stopped, or returns at once if nothing is missing.
+    Running it again on the same folder goes on where it stopped, or returns at once if nothing is missing. Several processes may build one
+    store together, see `ranks`: each takes shards that no other has, and all of them return when it is whole.
 
     Args:
         task: Model and per-example loss.
         data: Training examples, as `task.prepare` takes them, or already prepared.
-        folder: Where the store goes.
+        folder: Where the store goes: a path, or a URL such as s3://bucket/store.
         append: Whether a store of other data gets these examples in addition.
         factors: For method aligned, folder of an EK-FAC fit of the same model and data, as `attribute` keeps it: used if there, kept if not.
         origin: Where model and data came from, for the command line to load them again; recorded, not compared.
         quiet: No progress on stderr.
+        ranks: Processes that build it together on folders that all of them see; `Ranks.launched()` under torchrun. They send no messages: a
+            process that is lost loses only its unfinished shard, which another one makes.
         config: All options at once.
         **options: Or some of them: the fields of `BuildConfig`, such as method="logra" and rank=32.
 
@@ -85,22 +93,23 @@ def build(
         known = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
         raise UnknownOption(found=f"the option {unknown[0]!r}", needed=f"one of: {known}", do="correct it")
     config = config or BuildConfig(**options)
-    folder = Path(folder)
+    folder = located(folder)
     check_writable(folder)
-    weights = task.weights
-    earlier = Blueprint.read(folder) if (folder / "blueprint.json").exists() else None
-    if earlier is not None and earlier.model != weights:
-        raise StoreMismatch(
-            found=f"a store of other weights in {folder}",
-            needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
-            do="build into another folder, or load the model that this store was built with",
+    if is_remote(folder) and factors is None and method_named(config.method).encoder == "aligned":
+        raise BadInput(
+            found=f"method aligned for {folder} without factors",
+            needed="a folder on a disk for the curvature that it fits first",
+            do="pass factors (--factors) with a local folder, or another method",
         )
+    weights = task.weights
+    _earlier(folder, weights)
     dataset = as_dataset(task, data)
     method = method_named(config.method)
     if factors is not None and method.encoder != "aligned":
         raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
     plan = plan_units(task)
     autocast = autocast_named(config.autocast)
+    quiet = quiet or ranks.rank > 0
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
 
@@ -110,38 +119,62 @@ def build(
     untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
-    positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
-    if not positions:
-        predicted = forecast(task, plan, dataset.examples, autocast=autocast)
-        report(str(predicted))
-        positions = predicted.batch_positions
+    with leases(folder, ranks.rank, ranks.count) as held:
+        with held.alone():  # the first one decides, the others find it decided
+            earlier = _earlier(folder, weights)
+            positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
+            if not positions:
+                room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
+                predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
+                report(str(predicted))
+                positions = predicted.batch_positions
+            fitted = None if factors is None else Path(factors)
+            encoder, learned = make_encoder(
+                task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet
+            )
+            blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
+            if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
+                report(
+                    f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
+                )
+            writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
+            if writer.is_finished():
+                report(f"{folder} is complete: nothing to do")
+                return _opened(folder, ranks)
+            for name, tensors in learned.items():
+                if not (folder / name).exists():
+                    write_tensors(folder / name, tensors)
+        _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
+        with held.alone():
+            if not writer.is_finished():
+                finish_store(writer, {name: sha256_of(folder / name) for name in learned}, quiet)
+                # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
+                if not is_remote(folder):
+                    shutil.rmtree(folder / "factors", ignore_errors=True)
+    return _opened(folder, ranks)
 
-    encoder, learned = make_encoder(
-        task,
-        plan,
-        dataset,
-        folder,
-        config,
-        factors=None if factors is None else Path(factors),
-        max_positions=positions,
-        quiet=quiet,
-    )
-    blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
-    if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
-        report(f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep")
-    with write_store(folder, blueprint, dataset, append=append) as writer:
-        if writer.is_finished():
-            report(f"{folder} is complete: nothing to do")
-            return open_store(folder)
-        files = {}
-        for name, tensors in learned.items():
-            path = folder / name
-            files[name] = sha256_of(path) if path.exists() else write_tensors(path, tensors)
-        _write_rows(task, plan, encoder, writer, positions, autocast, quiet)
-        finish_store(writer, files, quiet)
-        # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
-        shutil.rmtree(folder / "factors", ignore_errors=True)
-    return open_store(folder)
+
+def _earlier(folder: Path, weights: str) -> Blueprint | None:
+    """What an earlier build in the folder has decided.
+
+    Raises:
+        StoreMismatch: If it was of another model.
+    """
+    if not (folder / "blueprint.json").exists():
+        return None
+    earlier = Blueprint.read(folder)
+    if earlier.model != weights:
+        raise StoreMismatch(
+            found=f"a store of other weights in {folder}",
+            needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
+            do="build into another folder, or load the model that this store was built with",
+        )
+    return earlier
+
+
+def _opened(folder: Path, ranks: Ranks) -> Store:
+    # Many processes would each read all that they have just written.
+    return open_store(folder, check=ranks.count == 1)
 
 
 def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
@@ -161,13 +194,17 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
     writer.finish(files)
 
 
-def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool) -> None:
+def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool, ranks: Ranks) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
     objective = _objective(method_named(writer.blueprint.method))
     norm_type = rows_type(writer.blueprint.dtype)
-    done = len(dataset) - sum(shard.stop - shard.start for shard in writer.pending)
-    with meter("gradients", len(dataset), done=done, quiet=quiet) as progress:
-        for shard in writer.pending:
+    missing = sum(shard.stop - shard.start for shard in writer.pending)
+    # Of several processes each counts its own: about so many.
+    title, total, done = "gradients", len(dataset), len(dataset) - missing
+    if ranks.count > 1:
+        title, total, done = f"gradients (rank {ranks.rank} of {ranks.count})", -(-missing // ranks.count), 0
+    with meter(title, total, done=done, quiet=quiet) as progress:
+        for shard in writer.claims():
             examples = dataset.examples[shard.start : shard.stop]
             rows = gradient_rows(
                 task, plan, encoder, examples,

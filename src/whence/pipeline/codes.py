@@ -89,9 +89,9 @@ class CodeSize:
         return max(-(-choice.width * choice.bits // 8) for choice in self.choices) + _SCALE_BYTES
 
 
-def code_size(plan: Plan, examples: int, config: BuildConfig) -> CodeSize:
+def code_size(units: Sequence[Unit], examples: int, config: BuildConfig) -> CodeSize:
     """What a build of so many examples would take to learn its code."""
-    parameters = sum(unit.outputs * unit.inputs for unit in plan.units)
+    parameters = sum(unit.outputs * unit.inputs for unit in units)
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     widest = max(choice.width for choice in code_choices(config, samples))
     # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
@@ -101,7 +101,7 @@ def code_size(plan: Plan, examples: int, config: BuildConfig) -> CodeSize:
     width = max(choice.width for choice in choices)
     axes_bytes = coordinates * width * most_bits(coordinates, width, _AXES_BYTES) // 8
     wide = 4 * samples * coordinates
-    sides = [side for unit in plan.units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
     return CodeSize(
         samples,
         coordinates,
@@ -143,7 +143,7 @@ def learn_code(
     relative = config.relative_damping or method.relative_damping
     fit_on = dataset.spread(_FIT_EXAMPLES)
     fit = FitConfig(seed=config.seed, labels="auto" if _has_likelihood(task, fit_on) else "dataset")
-    size = code_size(plan, len(dataset), config)
+    size = code_size(plan.units, len(dataset), config)
     room = available_bytes(torch.device("cpu"))
     if size.sample_bytes > room:
         raise OutOfMemory(

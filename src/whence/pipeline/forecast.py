@@ -93,7 +93,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
     positions = config.batch_positions or memory.batch_positions
     encoder = random_encoder(plan, config, task.device)
-    code = code_size(plan, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
+    code = code_size(plan.units, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
     blueprint = make_blueprint(task, plan, encoder, config, positions)
     sample = list(dataset.examples)[:: max(1, len(dataset) // _TIMED_EXAMPLES)][:_TIMED_EXAMPLES]
     started = time.perf_counter()

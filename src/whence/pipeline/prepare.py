@@ -16,7 +16,7 @@ from whence.pipeline.measured import measure, room_bytes
 from whence.progress import say
 from whence.tasks import AbstractTask
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "fit_data", "prepare"]
 
 # Shares of the mean eigenvalue. Factors approximate, and on digits and text they rank better with this than with the training recipe's
 # value, which is right for the Gauss-Newton matrix itself (docs/log.md).
@@ -141,14 +141,19 @@ def prepare(
     if chosen.factors is None or chosen.needs_run:  # a run's curvature is fitted segment by segment
         return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, folder)
     fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
-    data = _fit_data(task, dataset, fit_on)
+    data = fit_data(task, dataset, fit_on)
     curvature = fit(
         task, plan, data, config, max_positions=positions, folder=folder, room_bytes=need.fit.group_bytes, quiet=quiet
     )
     return Prepared(task, plan, dataset, curvature, positions, chosen, quiet, need, folder)
 
 
-def _fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:
+def fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:
+    """What curvature is fitted on; `fit_on` as in `prepare`.
+
+    Raises:
+        BadInput: If that is an impossible number of examples.
+    """
     if fit_on is None:
         return train
     if not isinstance(fit_on, int):

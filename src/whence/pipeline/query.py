@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 from whence.curvature import DampingRule
 from whence.data import Dataset, Example
+from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import method_named
 from whence.pipeline.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.pipeline.stored import Asked, hit_of
-from whence.progress import meter
+from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
 from whence.score import Top, all_scores, mean_table, top_scores
@@ -45,6 +47,7 @@ def query(
     train: Dataset | Iterable[Any] | None = None,
     shortlist: int | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
 
@@ -68,6 +71,8 @@ def query(
         train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
         shortlist: Rows kept of each query on each side; None for 10 k, and 400 at least.
         quiet: No progress on stderr.
+        ranks: Processes that scan together, each its own shards; `Ranks.launched()` under torchrun. All of them return the answer, which is
+            that of one process.
 
     Returns:
         Both tails per query.
@@ -78,6 +83,8 @@ def query(
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
     size = _shortlist(k, rerank, train, shortlist)
+    store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
+    quiet = quiet or ranks.rank > 0
     asked = Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
     if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
@@ -88,8 +95,10 @@ def query(
     second = None
     if rerank is not None:
         second = ExactStage.prepare(asked, train, quiet) if rerank == "exact" else _larger(asked, rerank, quiet)
-    with meter("scan", len(asked.store), quiet=quiet) as progress:
-        high, low = top_scores(asked.store, asked.ready, size, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
+        high, low = top_scores(
+            asked.store, asked.ready, size, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, ranks=ranks
+        )
     unit, method, notes = asked.unit, asked.method, asked.notes
     if second is not None:
         high, low, count = reranked(second, high, low, k)
@@ -126,10 +135,11 @@ def score_table(
     absolute_damping: float | None = None,
     damping_rule: DampingRule | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`."""
     dampings = (relative_damping, absolute_damping, damping_rule)
-    return _table(store, task, queries, dampings, quiet, weighted=True)
+    return _table(store, task, queries, dampings, quiet, weighted=True, ranks=ranks)
 
 
 def ensemble_table(
@@ -180,14 +190,24 @@ def ensemble_table(
 
 
 def _table(
-    store, task, queries, dampings: tuple[float | None, float | None, DampingRule | None], quiet: bool, *, weighted: bool
+    store,
+    task,
+    queries,
+    dampings: tuple[float | None, float | None, DampingRule | None],
+    quiet: bool,
+    *,
+    weighted: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> ScoreTable:
     started = time.monotonic()
+    store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
+    quiet = quiet or ranks.rank > 0
     asked = Asked.prepare(store, task, queries, *dampings, quiet)
-    with meter("scan", len(asked.store), quiet=quiet) as progress:
+    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
         scores = all_scores(
-            asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted
-        )
+            asked.store, asked.ready,
+            norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted, ranks=ranks,
+        )  # fmt: skip
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
@@ -202,6 +222,12 @@ def _table(
         bytes_per_example=asked.store.codec.row_bytes(),
         seconds=time.monotonic() - started,
     )
+
+
+def _scan_meter(store: Store, ranks: Ranks, quiet: bool) -> AbstractContextManager[Meter]:
+    places = ranks.part(len(store.seals))
+    rows = sum(seal.rows for seal in store.seals[places.start : places.stop])
+    return meter("scan" if ranks.count == 1 else f"scan (rank {ranks.rank} of {ranks.count})", rows, quiet=quiet)
 
 
 def _shortlist(k: int, rerank: Any, train: Any, shortlist: int | None) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from whence.distributed import Ranks
 from whence.errors import NonFinite
 from whence.progress import Meter
 from whence.score.whitening import whitened_norms
@@ -40,6 +41,7 @@ def shard_scores(
     *,
     roots: Sequence[Tensor] | None = None,
     weighted: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Iterator[tuple[int, Tensor]]:
     """Scores of all rows, shard by shard.
 
@@ -49,6 +51,7 @@ def shard_scores(
         norms_Q: For cosines the norms of the queries; None for inner products.
         roots: For cosines of whitened rows what whitens them, per unit; None takes the norms that are stored.
         weighted: Whether the rows' weights, if there are any, are multiplied in.
+        ranks: Processes that scan together; only this one's shards.
 
     Yields:
         The number of the shard's first row, and scores of shape (Q, rows).
@@ -57,7 +60,7 @@ def shard_scores(
         NonFinite: If a score is NaN or infinite.
     """
     score = _scorer(store, queries, norms_Q, roots, weighted=weighted)
-    for start, tensors in store.shards():
+    for start, tensors in store.shards(ranks=ranks):
         yield start, score(tensors)
 
 
@@ -69,8 +72,11 @@ def top_scores(
     norms_Q: Tensor | None,
     progress: Meter,
     roots: Sequence[Tensor] | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> tuple[Top, Top]:
     """The k highest and the k lowest scores of every query, in one pass.
+
+    Several connected processes pass over their own shards each and put together what they find: k hits a query of each travel.
 
     Args:
         store: The rows.
@@ -79,15 +85,19 @@ def top_scores(
         norms_Q: As in `shard_scores`.
         progress: Advanced by rows.
         roots: As in `shard_scores`.
+        ranks: As in `shard_scores`.
 
     Returns:
         Highest first, and lowest first. Equal scores come in row order.
     """
     high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, scores_QN in joined_shards(shard_scores(store, queries, norms_Q, roots=roots), progress):
+    for start, scores_QN in joined_shards(shard_scores(store, queries, norms_Q, roots=roots, ranks=ranks), progress):
         high = merged_top(high, scores_QN, start, k, largest=True)
         low = merged_top(low, scores_QN, start, k, largest=False)
-    return high, low
+    if ranks.count == 1:
+        return high, low
+    found = ranks.gathered((high, low))
+    return _united([high for high, _ in found], k, largest=True), _united([low for _, low in found], k, largest=False)
 
 
 def all_scores(
@@ -98,13 +108,14 @@ def all_scores(
     progress: Meter,
     roots: Sequence[Tensor] | None = None,
     weighted: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Tensor:
     """Every score, shape (Q, N), for evaluation; arguments as in `shard_scores`."""
     parts = []
-    for _, scores_QN in shard_scores(store, queries, norms_Q, roots=roots, weighted=weighted):
+    for _, scores_QN in shard_scores(store, queries, norms_Q, roots=roots, weighted=weighted, ranks=ranks):
         parts.append(scores_QN)
         progress.advance(scores_QN.shape[1])
-    return torch.cat(parts, 1)
+    return torch.cat([part for theirs in ranks.gathered(parts) for part in theirs], 1)
 
 
 def row_scores(
@@ -172,12 +183,7 @@ def merged_top(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool
         new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
     if not new_rows.shape[1]:
         return top
-    scores = torch.cat([top.scores_QK, new_scores], 1)
-    rows = torch.cat([top.rows_QK, new_rows + start], 1)
-    by_row = rows.argsort(dim=1)
-    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
-    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
-    return Top(scores.gather(1, order), rows.gather(1, order))
+    return _united([top, Top(new_scores, new_rows + start)], k, largest=largest)
 
 
 def _scorer(
@@ -208,6 +214,15 @@ def _check_finite(scores_QN: Tensor) -> None:
             needed="finite scores",
             do="raise the damping, and check the store with `whence verify`",
         )
+
+
+def _united(tops: Sequence[Top], k: int, *, largest: bool) -> Top:
+    scores = torch.cat([top.scores_QK for top in tops], 1)
+    rows = torch.cat([top.rows_QK for top in tops], 1)
+    by_row = rows.argsort(dim=1)
+    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
+    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
+    return Top(scores.gather(1, order), rows.gather(1, order))
 
 
 def _better(scores_QN: Tensor, last_Q1: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:

@@ -5,22 +5,26 @@ from whence.store.files import (
     damaged,
     disk_errors,
     locked,
+    read_json,
     read_tensors,
     sha256_of,
     write_bytes,
     write_json,
     write_tensors,
 )
-from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, rows_type
+from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
+from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
+from whence.store.remote import is_remote, located
 from whence.store.verify import verify_store
-from whence.store.writer import Pending, Writer, enough_disk, listed_files, read_seals, write_store
+from whence.store.writer import Pending, Writer, enough_disk, listed_files, open_writer, read_seals, write_store
 
 __all__ = [
     "bits_named",
     "enough_disk",
     "FORMAT_VERSION",
     "Blueprint",
+    "Leases",
     "Pending",
     "Seal",
     "Store",
@@ -30,11 +34,17 @@ __all__ = [
     "damaged",
     "disk_errors",
     "dtype_named",
+    "is_remote",
+    "leases",
     "listed_files",
+    "located",
     "locked",
     "open_store",
+    "open_writer",
+    "read_json",
     "read_seals",
     "read_tensors",
+    "row_codec",
     "rows_type",
     "sha256_of",
     "verify_store",

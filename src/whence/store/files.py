@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.errors import BadInput, DiskFull, StoreCorrupt
+from whence.store.remote import fetch_tensors, is_remote, put, remote_errors
 
 __all__ = [
     "check_writable",
     "damaged",
     "disk_errors",
+    "file_sizes",
     "locked",
     "read_json",
     "read_rows",
@@ -83,6 +85,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         BadInput: If it cannot.
     """
+    if is_remote(folder):  # a right to write shows when something is written
+        return
     there = folder.absolute()
     while not there.exists():
         there = there.parent
@@ -105,6 +109,10 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
         OSError: Turned into a `WhenceError` by `disk_errors`.
     """
     digest = hashlib.sha256()
+    if is_remote(path):
+        content = b"".join(chunks)
+        put(path, content)
+        return hashlib.sha256(content).hexdigest()
     beside = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +168,8 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
         StoreCorrupt: If it is missing or not what was written.
     """
     try:
+        if is_remote(path):
+            return fetch_tensors(path, names)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError) as error:
@@ -167,12 +177,14 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
 
 
 def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
-    """Some rows of some tensors of a safetensors file; no others are read.
+    """Some rows of some tensors of a safetensors file; no others are read, but from an object store those tensors as a whole.
 
     Raises:
         StoreCorrupt: If it is missing or not what was written.
     """
     try:
+        if is_remote(path):
+            return {name: tensor[list(rows)] for name, tensor in fetch_tensors(path, names).items()}
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in names}
             return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
@@ -209,17 +221,31 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files in a folder, by name, from one listing; empty if there is no folder."""
+    try:
+        if is_remote(folder):
+            with remote_errors(folder):
+                listed = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
+            return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in listed if entry["type"] == "file"}
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Only one writer per folder, also across machines that share a file system with locks.
+def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+    """Only one writer per folder, also across machines that share a file system with locks; object stores have none.
 
     Args:
         folder: Made if it is not there.
         wait: Wait for another process instead of refusing, where writing takes a moment only.
+        shared: Together with others that share it, but not beside one that does not.
 
     Yields:
         Nothing.
@@ -227,12 +253,15 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         BadInput: If another process is writing there.
     """
+    if is_remote(folder):
+        yield
+        return
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  # NFS shares locks of files that can be read only
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise BadInput(
                 found=f"another build writing to {folder}",

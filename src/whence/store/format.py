@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "StoredUnit",
     "bits_named",
     "dtype_named",
+    "row_codec",
     "rows_type",
     "shard_stem",
 ]
@@ -99,18 +101,9 @@ class Blueprint:
     libraries: dict[str, str] = field(default_factory=dict)
 
     def codec(self) -> RowCodec | QuantizedCodec:
-        """How rows lie in shards.
-
-        Raises:
-            UnknownOption: If there is no stored type of that name.
-        """
-        names, shapes = tuple(unit.name for unit in self.units), tuple(unit.projected for unit in self.units)
-        if self.dtype in _BITS:
-            return QuantizedCodec(names, shapes, self.factor_rank, _BITS[self.dtype], self.seed)
-        if self.dtype not in _DTYPES:
-            known = ", ".join((*_DTYPES, *_BITS))
-            raise UnknownOption(found=f"dtype {self.dtype!r}", needed=f"one of: {known}", do="pick one")
-        return RowCodec(names, shapes, self.factor_rank, _DTYPES[self.dtype], self.seed)
+        """How rows lie in shards."""
+        names, shapes = [unit.name for unit in self.units], [unit.projected for unit in self.units]
+        return row_codec(names, shapes, self.factor_rank, self.dtype, self.seed)
 
     def columns(self) -> tuple[str, ...]:
         """Tensors of a shard with one number a row, besides those of the codec."""
@@ -208,6 +201,22 @@ def shard_stem(number: int) -> str:
     'shards/00007'
     """
     return f"shards/{number:05d}"
+
+
+def row_codec(
+    names: Sequence[str], shapes: Sequence[tuple[int, int]], factor_rank: int | None, dtype: str, seed: int
+) -> RowCodec | QuantizedCodec:
+    """How rows of units of such names and shapes lie in shards.
+
+    Raises:
+        UnknownOption: If there is no stored type of that name.
+    """
+    if dtype in _BITS:
+        return QuantizedCodec(tuple(names), tuple(shapes), factor_rank, _BITS[dtype], seed)
+    if dtype not in _DTYPES:
+        known = ", ".join((*_DTYPES, *_BITS))
+        raise UnknownOption(found=f"dtype {dtype!r}", needed=f"one of: {known}", do="pick one")
+    return RowCodec(tuple(names), tuple(shapes), factor_rank, _DTYPES[dtype], seed)
 
 
 def rows_type(name: str) -> torch.dtype:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -14,13 +16,19 @@ from typing import Any
 from torch import Tensor
 
 from whence.compress import QuantizedCodec, RowCodec
+from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, read_json, read_rows, read_tensors, sha256_of
+from whence.store.files import damaged, file_sizes, read_json, read_rows, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.remote import is_remote, located
 from whence.store.writer import read_seals
 from whence.tasks import AbstractTask
 
 __all__ = ["Store", "open_store"]
+
+
+# Shards on their way from an object store besides the one in use.
+_FETCHED_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,25 @@ class Store:
             at += seal.rows
         return starts
 
-    def shards(self, names: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:  # noqa: B008
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
             names: Tensors wanted; None for those that hold rows, norms and weights.
+            ranks: Processes that read the store together: only this one's shards, which follow each other.
 
         Yields:
             The number of the shard's first row and its tensors, each with a leading axis of rows.
         """
         wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
-        for place, (start, seal) in enumerate(zip(self.starts, self.seals, strict=True)):
-            if place + 1 < len(self.seals):
+        places = ranks.part(len(self.seals))
+        if is_remote(self.folder):
+            yield from self._fetched(places, wanted)
+            return
+        for place in places:
+            if place + 1 < places.stop:
                 self._read_ahead(self.seals[place + 1])
-            yield start, self.tensors(seal, wanted)
+            yield self.starts[place], self.tensors(self.seals[place], wanted)
 
     def tensors(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
         """Some tensors of one shard.
@@ -114,7 +127,7 @@ class Store:
         seal, inside = self._locate(row)
         offsets = self.tensors(seal, ["offsets"])["offsets"]
         first, last = offsets[inside].item(), offsets[inside + 1].item()
-        with open(self._path(seal, ".jsonl"), "rb") as file:
+        with self._path(seal, ".jsonl").open("rb") as file:
             file.seek(int(first))
             return json.loads(file.read(int(last - first)))
 
@@ -139,7 +152,7 @@ class Store:
             Mappings with id, length and, where known, source, text, span, prompt and image.
         """
         for seal in self.seals:
-            with open(self._path(seal, ".jsonl"), "rb") as file:
+            with self._path(seal, ".jsonl").open("rb") as file:
                 yield from map(json.loads, file)
 
     def ids(self) -> tuple[str, ...]:
@@ -165,21 +178,28 @@ class Store:
 
     def bad_files(self) -> list[str]:
         """Files whose SHA-256 is not the sealed one."""
-        return [str(path) for path, sha256 in self._sealed() if not path.exists() or sha256_of(path) != sha256]
+        return [
+            str(path) for path, sha256 in self._sealed(range(len(self.seals))) if not path.exists() or sha256_of(path) != sha256
+        ]
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
         """Refuse altered files. Each is read once; later calls compare size and time of change, kept in `.verified.json`.
+
+        Args:
+            ranks: Processes that read the store together: each checks the shards that it reads, and what is shared.
 
         Raises:
             StoreCorrupt: If a file is not what was sealed.
         """
-        cache_path = self.folder / ".verified.json"
+        if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
+            return
+        cache_path = self.folder / (".verified.json" if ranks.count == 1 else f".verified-{ranks.rank}-of-{ranks.count}.json")
         try:
             known = json.loads(cache_path.read_bytes())
         except (OSError, ValueError):
             known = {}
         fresh = {}
-        for path, sha256 in self._sealed():
+        for path, sha256 in self._sealed(ranks.part(len(self.seals))):
             try:
                 stat = path.stat()
             except OSError as error:
@@ -192,8 +212,8 @@ class Store:
             with contextlib.suppress(OSError):  # a read-only store is checked every time
                 cache_path.write_text(json.dumps(fresh))
 
-    def _sealed(self) -> Iterator[tuple[Path, str]]:
-        for seal in self.seals:
+    def _sealed(self, places: range) -> Iterator[tuple[Path, str]]:
+        for seal in self.seals[places.start : places.stop]:
             yield self._path(seal, ".safetensors"), seal.tensors_sha256
             yield self._path(seal, ".jsonl"), seal.examples_sha256
         for name, sha256 in self.files.items():
@@ -219,6 +239,23 @@ class Store:
     def _path(self, seal: Seal, suffix: str) -> Path:
         return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
 
+    def _fetched(self, places: range, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Shards from an object store, two on the way while one is looked at.
+
+        Yields:
+            As `shards` does.
+        """
+        with ThreadPoolExecutor(_FETCHED_AHEAD) as pool:
+            coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
+            for place in places:
+                coming.append((self.starts[place], pool.submit(self.tensors, self.seals[place], names)))
+                if len(coming) > _FETCHED_AHEAD:
+                    start, shard = coming.popleft()
+                    yield start, shard.result()
+            while coming:
+                start, shard = coming.popleft()
+                yield start, shard.result()
+
     def _read_ahead(self, seal: Seal) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
@@ -226,12 +263,13 @@ class Store:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_store(folder: str | Path, *, check: bool = True) -> Store:
+def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:  # noqa: B008
     """Open a finished store.
 
     Args:
-        folder: Its folder.
+        folder: Its folder, or a URL; see docs/remote.md.
         check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
+        ranks: Processes that read it together; each looks at its own shards.
 
     Returns:
         The store.
@@ -240,7 +278,7 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
         BadInput: If there is no store.
         StoreCorrupt: If it is unfinished or damaged.
     """
-    folder = Path(folder)
+    folder = located(folder)
     if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
         raise StoreCorrupt(
             found=f"an unfinished store at {folder} (its curvature is being fitted)",
@@ -266,12 +304,11 @@ def open_store(folder: str | Path, *, check: bool = True) -> Store:
         raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
     if not check:
         return store
+    sizes = file_sizes(folder / "shards")
     for seal in store.seals:
         for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
             path = (folder / shard_stem(seal.number)).with_suffix(suffix)
-            if not path.exists() or path.stat().st_size != size:
-                raise StoreCorrupt(
-                    **damaged(path, f"{path.stat().st_size if path.exists() else 0:,} of {size:,} bytes are there")
-                )
-    store.check_unchanged()
+            if sizes.get(path.name) != size:
+                raise StoreCorrupt(**damaged(path, f"{sizes.get(path.name, 0):,} of {size:,} bytes are there"))
+    store.check_unchanged(ranks)
     return store

@@ -4,13 +4,13 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from whence.store.format import shard_stem
 from whence.store.reader import Store
+from whence.store.remote import located
 from whence.store.writer import read_seals
 
 __all__ = ["verify_store"]
@@ -23,7 +23,7 @@ def verify_store(store: Store) -> list[str]:
     are where the offsets say, that ids are unique and that every stored number is finite.
     """
     faults = [
-        f"{path}: its checksum is not the sealed one" if Path(path).exists() else f"{path}: it is missing"
+        f"{path}: its checksum is not the sealed one" if located(path).exists() else f"{path}: it is missing"
         for path in store.bad_files()
     ]
     if faults:

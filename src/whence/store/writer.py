@@ -12,10 +12,12 @@ from torch import Tensor
 
 from whence.data import Dataset, Example
 from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
-from whence.store.files import disk_errors, locked, read_json, write_bytes, write_json, write_tensors
+from whence.store.files import disk_errors, file_sizes, locked, read_json, write_bytes, write_json, write_tensors
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
+from whence.store.leases import Leases
+from whence.store.remote import is_remote
 
-__all__ = ["Pending", "Writer", "enough_disk", "write_store"]
+__all__ = ["Pending", "Writer", "enough_disk", "open_writer", "write_store"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Writer:
         seals: Shards that are whole, from this build and earlier ones.
         pending: Shards to make, in order.
         dataset: The examples being added.
+        leases: Which of them this process may make.
     """
 
     folder: Path
@@ -50,6 +53,43 @@ class Writer:
     seals: dict[int, Seal]
     pending: tuple[Pending, ...]
     dataset: Dataset
+    leases: Leases = Leases()
+
+    def claims(self) -> Iterator[Pending]:
+        """Shards to make, each given to one process only, and given again if that one is lost.
+
+        A process begins in a place of its own and goes round; at the end it waits for what others still have, and takes it if they do not
+        finish it.
+
+        Yields:
+            A shard, which is this process's until the next one is asked for.
+
+        Raises:
+            StoreMismatch: If a process with other data is adding to the store at the same time.
+        """
+        first = int(self.leases.place * len(self.pending))
+        for wait in (False, True):
+            for shard in (*self.pending[first:], *self.pending[:first]):
+                if shard.number in self.seals:
+                    continue
+                with self.leases.shard(shard.number, wait=wait) as is_mine:
+                    seal = self._sealed(shard) if is_mine else None
+                    if seal is not None:
+                        if (seal.data, seal.first) != (self.dataset.fingerprint, shard.start):
+                            raise StoreMismatch(
+                                found=f"a shard {shard.number} of other data in {self.folder}, made since this build began",
+                                needed="one dataset after the other",
+                                do="wait until the other build is finished, then run this one again with append=True (--append)",
+                            )
+                        self.seals[shard.number] = seal
+                    elif is_mine:
+                        yield shard
+
+    def _sealed(self, shard: Pending) -> Seal | None:
+        """What another process has made of a shard in the meantime."""
+        stem = self.folder / shard_stem(shard.number)
+        paths = [stem.with_suffix(suffix) for suffix in (".json", ".safetensors", ".jsonl")]
+        return _read_seal(paths[0], {path.name: path.stat().st_size for path in paths if path.exists()})
 
     def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
         """Make one shard durable: numbers, examples, then the seal."""
@@ -81,7 +121,8 @@ class Writer:
     def is_finished(self) -> bool:
         """Whether nothing is missing: no shard, no manifest, no file that the manifest lists."""
         listed = listed_files(self.folder)
-        return not self.pending and listed is not None and all((self.folder / name).exists() for name in listed)
+        is_whole = all(shard.number in self.seals for shard in self.pending)
+        return is_whole and listed is not None and all((self.folder / name).exists() for name in listed)
 
     def finish(self, extra_files: Mapping[str, str]) -> None:
         """Write the manifest, which makes the store usable.
@@ -111,40 +152,50 @@ def write_store(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
 
     Yields:
         The writer, with what is still to do.
-
-    Raises:
-        StoreMismatch: If the folder holds a store of something else.
     """
     with locked(folder):
-        if (folder / "blueprint.json").exists():
-            stored = Blueprint.read(folder)
-            _same_blueprint(stored, blueprint, folder)
-            blueprint = stored
-        seals = read_seals(folder)
-        _same_data(folder, seals, dataset, blueprint.rows_per_shard, append)
-        pending = _pending(seals, dataset, blueprint.rows_per_shard)
-        rows = sum(shard.stop - shard.start for shard in pending)
-        enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
-        if not (folder / "blueprint.json").exists():
-            # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
-            write_json(folder / "blueprint.json", blueprint.to_json())
-        if pending:
-            # What is about to change is not a finished store until it is finished again.
-            with disk_errors(folder):
-                (folder / "manifest.json").unlink(missing_ok=True)
-        yield Writer(folder, blueprint, seals, pending, dataset)
+        yield open_writer(folder, blueprint, dataset, append=append, leases=Leases())
+
+
+def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append: bool, leases: Leases) -> Writer:
+    """See what is there and what is to do; one process at a time, inside `leases.alone()`.
+
+    Args:
+        folder: The store.
+        blueprint: What its rows are; must equal that of an existing store.
+        dataset: The examples to add.
+        append: Whether a store of other data may get these in addition.
+        leases: Of the folder.
+
+    Returns:
+        The writer, with what is still to do.
+    """
+    if (folder / "blueprint.json").exists():
+        stored = Blueprint.read(folder)
+        _same_blueprint(stored, blueprint, folder)
+        blueprint = stored
+    seals = read_seals(folder)
+    _same_data(folder, seals, dataset, blueprint.rows_per_shard, append)
+    pending = _pending(seals, dataset, blueprint.rows_per_shard)
+    rows = sum(shard.stop - shard.start for shard in pending)
+    enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
+    if not (folder / "blueprint.json").exists():
+        # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
+        write_json(folder / "blueprint.json", blueprint.to_json())
+    if pending:
+        # What is about to change is not a finished store until it is finished again.
+        with disk_errors(folder):
+            (folder / "manifest.json").unlink(missing_ok=True)
+    return Writer(folder, blueprint, seals, pending, dataset, leases)
 
 
 def read_seals(folder: Path) -> dict[int, Seal]:
     """Seals of all shards that are whole; without a readable seal and files of the sealed sizes a shard counts as absent."""
     seals = {}
-    for path in sorted((folder / "shards").glob("*.json")):
-        try:
-            seal = Seal(**read_json(path))
-        except (StoreCorrupt, TypeError):
-            continue
-        sizes = {".safetensors": seal.tensors_bytes, ".jsonl": seal.examples_bytes}
-        if all(_size(path.with_suffix(suffix)) == size for suffix, size in sizes.items()):
+    sizes = file_sizes(folder / "shards")
+    for name in sorted(name for name in sizes if name.endswith(".json")):
+        seal = _read_seal(folder / "shards" / name, sizes)
+        if seal is not None:
             seals[seal.number] = seal
     return seals
 
@@ -157,8 +208,16 @@ def listed_files(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+def _read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
+    """A seal whose files have the sealed sizes; None if it has not, or there is none."""
+    if path.name not in sizes:
+        return None
+    try:
+        seal = Seal(**read_json(path))
+    except (StoreCorrupt, TypeError):
+        return None
+    sealed = {f"{path.stem}.safetensors": seal.tensors_bytes, f"{path.stem}.jsonl": seal.examples_bytes}
+    return seal if all(sizes.get(name) == size for name, size in sealed.items()) else None
 
 
 def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
@@ -244,7 +303,7 @@ def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -
 
 
 def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:
-    """Refuse a store that the disk does not hold.
+    """Refuse a store that the disk does not hold; of an object store the size is not known.
 
     Args:
         folder: The store.
@@ -255,6 +314,8 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
     Raises:
         DiskFull: If there is less room.
     """
+    if is_remote(folder):
+        return
     needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(

@@ -1,0 +1,67 @@
+"""The verb that fits curvature ahead of its use."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from whence.commands.shared import task_options
+
+__all__ = ["curvature"]
+
+
+def curvature(
+    model: str,
+    data: str,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    task: Literal["causal_lm", "classification"] = "causal_lm",
+    split: str = "train",
+    long: Literal["error", "split", "truncate"] = "error",
+    max_length: int | None = None,
+    track: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    functional: bool = False,
+    fit_on: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    largest_side: int = 1024,
+    batch_positions: int | None = None,
+) -> None:
+    """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
+
+    Started by torchrun, the processes share the data and add up their sums. A fit that stopped goes on after its last whole stage.
+
+    Args:
+        model: As in build.
+        data: As in build.
+        output: Folder of the fit; all processes have to see it.
+        task: As in build.
+        split: As in build.
+        long: As in build.
+        max_length: As in build.
+        track: As in build.
+        ignore: As in build.
+        functional: As in build.
+        fit_on: Fit on so many examples instead of all, spread evenly; a build of method aligned looks for 8192, or for
+            all if there are fewer.
+        samples: Draws of labels where they are drawn; 1 if left out.
+        seed: Of the draws.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+        batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
+    """
+    from whence.distributed import Ranks
+    from whence.load import load_records, load_task
+    from whence.pipeline import fit_curvature
+
+    ranks = Ranks.launched()
+    options = task_options(task, model, long, max_length, track, ignore, functional)
+    records = load_records(data, split=split)
+    loaded, _ = load_task(model, kind=task, **options)
+    found = fit_curvature(
+        loaded, records, output,
+        fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
+    )  # fmt: skip
+    if ranks.rank == 0:
+        print(json.dumps({"factors": str(output), "units": len(found.blocks), "fitted": found.note}))

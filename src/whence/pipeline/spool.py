@@ -1,0 +1,204 @@
+"""Prepared examples kept on a disk instead of in memory, for data that is read once from beginning to end.
+
+A chunk of examples is a safetensors file of their fields laid end to end and a JSON file of everything else; `spool.json` is written last.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, StoreCorrupt
+from whence.progress import say
+from whence.store import check_writable, locked, read_json, read_tensors, sha256_of, write_json, write_tensors
+from whence.tasks import AbstractTask
+
+__all__ = ["Spooled", "spool"]
+
+_CHUNK = 1024
+# Files in memory at a time: the one in use, and those that a pass over a sample or a shard touches again.
+_HELD = 4
+# Chunks between two lines that say how far it is.
+_TOLD = 100
+_KNOWN = ("id", "length", "source", "text", "prompt", "span", "scored")
+
+
+@dataclass(frozen=True)
+class Spooled(Sequence[Example]):
+    """Examples in files, a few of which are in memory at a time; made by `spool`.
+
+    Args:
+        folder: Where they are.
+        length: How many.
+        checksums: SHA-256 of the two files of every chunk.
+    """
+
+    folder: Path
+    length: int
+    checksums: tuple[tuple[str, str], ...]
+    _held: OrderedDict[int, list[Example]] = field(default_factory=OrderedDict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(self.length))]
+        if not -self.length <= index < self.length:
+            raise IndexError(index)
+        place = index % self.length
+        return self._chunk(place // _CHUNK)[place % _CHUNK]
+
+    def _chunk(self, number: int) -> list[Example]:
+        if number not in self._held:
+            stem = self.folder / f"{number:05d}"
+            for suffix, sha256 in zip((".safetensors", ".json"), self.checksums[number], strict=True):
+                path = stem.with_suffix(suffix)
+                if not path.exists() or sha256_of(path) != sha256:
+                    raise StoreCorrupt(
+                        found=f"a damaged file {path} of prepared examples", needed="the bytes that were written",
+                        do=f"delete the folder {self.folder} and run the same command again",
+                    )  # fmt: skip
+            self._held[number] = _unpacked(read_json(stem.with_suffix(".json")), read_tensors(stem.with_suffix(".safetensors")))
+            if len(self._held) > _HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(number)
+        return self._held[number]
+
+
+def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, source: str = "", quiet: bool = False) -> Dataset:
+    """Prepare records one after the other and keep them on a disk; memory grows with their number by their ids only.
+
+    The dataset is the one that `task.prepare(records)` would make, with the same ids and fingerprint, so a build with the one goes on
+    with the other. A folder that is finished is used again if it is of the same task and `source`; records are not read then.
+
+    Args:
+        task: Says what a record is.
+        records: Texts or mappings, in any number; read once.
+        folder: Where the examples are kept; on a local disk, since they are read often. Delete it when the store is built.
+        source: What the records are, such as the names, sizes and times of their files; recorded and compared.
+        quiet: No progress on stderr.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        BadInput: If the folder is of something else.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    # How texts are cut is not part of the preprocessing, which is the tokenizer.
+    options = {name: getattr(task, name, None) for name in ("long", "max_length")}
+    identity = {"preprocessing": task.preprocessing, "kind": task.kind, "source": source, **options}
+    with locked(folder, wait=True):
+        done = folder / "spool.json"
+        if done.exists():
+            known = read_json(done)
+            if known["identity"] != identity:
+                raise BadInput(
+                    found=f"examples prepared from other data, by another tokenizer or cut otherwise in {folder}",
+                    needed="those of this data",
+                    do="delete the folder, or keep the examples in another",
+                )
+        else:
+            known = {"identity": identity, **_written(task, records, folder, quiet)}
+            write_json(done, known)
+    dataset = Dataset(Spooled(folder, known["count"], tuple((one, two) for one, two in known["checksums"])))
+    dataset.__dict__["fingerprint"] = known["fingerprint"]  # of which another pass would make the same
+    return dataset
+
+
+def _written(task: AbstractTask, records: Iterable[Any], folder: Path, quiet: bool) -> dict[str, Any]:
+    """What `spool.json` says of the examples, which are written.
+
+    Raises:
+        BadInput: If there are no records.
+    """
+    digest, checksums, count = hashlib.sha256(), [], 0
+    examples = _prepared(task, records)
+    while chunk := list(islice(examples, _CHUNK)):
+        for example in chunk:
+            digest.update(example.digest)
+        stem = folder / f"{len(checksums):05d}"
+        lines, tensors = _packed(chunk)
+        checksums.append(
+            (write_tensors(stem.with_suffix(".safetensors"), tensors), write_json(stem.with_suffix(".json"), lines))
+        )
+        count += len(chunk)
+        if not quiet and len(checksums) % _TOLD == 0:  # how many there will be is not known
+            say(f"prepared: {count:,} examples")
+    if not count:
+        raise BadInput(found="no records", needed="at least one", do="check the path and the field names")
+    return {"count": count, "checksums": checksums, "fingerprint": digest.hexdigest()}
+
+
+def _prepared(task: AbstractTask, records: Iterable[Any]) -> Iterator[Example]:
+    """Examples with the ids that all records at once would get.
+
+    Yields:
+        They, in order.
+
+    Raises:
+        BadInput: If a record is neither text nor a mapping.
+    """
+    for number, record in enumerate(records):
+        if isinstance(record, str):
+            record = {"text": record}
+        if not isinstance(record, Mapping):
+            raise BadInput(
+                found=f"record {number} of type {type(record).__name__} to be kept on a disk",
+                needed="texts or mappings, which have a place for an id",
+                do="make it a mapping, or keep the data in memory",
+            )
+        yield from task.prepare([record if "id" in record else {**record, "id": str(number)}]).examples
+
+
+def _packed(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """What JSON holds of the examples, and their arrays laid end to end by name."""
+    lines: list[dict[str, Any]] = []
+    flat: dict[str, list[Tensor]] = {}
+    for example in examples:
+        line: dict[str, Any] = {name: getattr(example, name) for name in _KNOWN}
+        line["plain"], line["shapes"] = {}, {}
+        arrays = dict(example.fields)
+        if example.token_spans is not None:
+            arrays["token spans"] = example.token_spans
+        for name, value in arrays.items():
+            if value is None or isinstance(value, str | int | float | bool):
+                line["plain"][name] = value
+                continue
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            kind = str(tensor.dtype).removeprefix("torch.")
+            line["shapes"][name] = [kind, *tensor.shape]
+            flat.setdefault(f"{name}:{kind}", []).append(tensor.cpu().flatten())
+        lines.append(line)
+    return lines, {name: torch.cat(parts) for name, parts in flat.items()}
+
+
+def _unpacked(lines: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Example]:
+    at = dict.fromkeys(tensors, 0)
+    examples = []
+    for line in lines:
+        fields: dict[str, Any] = dict(line["plain"])
+        for name, (kind, *shape) in line["shapes"].items():
+            key, size = f"{name}:{kind}", int(np.prod(shape, dtype=np.int64))
+            fields[name] = tensors[key][at[key] : at[key] + size].view(shape)
+            at[key] += size
+        spans = fields.pop("token spans", None)
+        known = {name: line[name] for name in _KNOWN}
+        known["span"] = None if known["span"] is None else tuple(known["span"])
+        known["scored"] = tuple((a, b) for a, b in known["scored"])
+        examples.append(Example(fields=fields, token_spans=None if spans is None else spans.numpy(), **known))
+    return examples

@@ -1,0 +1,116 @@
+"""Records from many files, one after the other and never all at once: JSONL, Parquet and Arrow."""
+
+import glob
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence.errors import BadInput
+
+__all__ = ["Shards", "stream_records"]
+
+_KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".arrow")
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Records of several files in the order of their names; every pass over it reads them again.
+
+    Args:
+        files: The files.
+        folder: What their names are taken relative to in ids.
+    """
+
+    files: tuple[Path, ...]
+    folder: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for file in self.files:
+            name = file.relative_to(self.folder).as_posix()
+            number = -1
+            try:
+                for number, record in enumerate(_records(file)):
+                    if not isinstance(record, dict):
+                        raise ValueError(f"a {type(record).__name__}, not a mapping")
+                    # By file and row: a file that is added later leaves the ids of the others alone.
+                    yield {"id": f"{name}#{number}", "source": name, **record}
+            except (ValueError, OSError, EOFError) as error:
+                first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+                raise BadInput(
+                    found=f"{file}, which cannot be read after {number + 1:,} records ({first})",
+                    needed=f"a whole file of {', '.join(_KINDS)}",
+                    do="mend the file, or move it away",
+                ) from error
+
+    @property
+    def identity(self) -> str:
+        """Names, sizes and times of change of the files, which tell whether anything is different without reading them."""
+        marks = [(str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        return json.dumps(marks)
+
+
+def stream_records(pattern: str | Path) -> Shards:
+    """Records of sharded data, for `whence.spool`.
+
+    A record without an id gets its file's name and its row there, "part-00003.parquet#17", and its file's name as its source.
+
+    Args:
+        pattern: A folder, a file, or a pattern such as "data/part-*.parquet". Files end in .jsonl, .jsonl.gz, .parquet or .arrow.
+
+    Returns:
+        What can be iterated over, any number of times.
+
+    Raises:
+        BadInput: If there is no such file.
+    """
+    path = Path(pattern)
+    found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    files = tuple(file for file in found if file.is_file() and file.name.endswith(_KINDS))
+    if not files:
+        raise BadInput(
+            found=f"no files of data at {pattern}", needed=f"files ending in {', '.join(_KINDS)}", do="check the path"
+        )
+    folder = path if path.is_dir() else Path(*_common([file.parent.parts for file in files]))
+    return Shards(files, folder)
+
+
+def _common(parts: list[tuple[str, ...]]) -> tuple[str, ...]:
+    same = 0
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        same += 1
+    return parts[0][:same]
+
+
+def _records(file: Path) -> Iterator[Any]:
+    if file.name.endswith((".jsonl", ".jsonl.gz")):
+        opened = gzip.open(file, "rt", encoding="utf-8-sig") if file.suffix == ".gz" else open(file, encoding="utf-8-sig")  # noqa: SIM115
+        with opened as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+        return
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadInput(
+            found=f"no pyarrow package for {file}", needed="it, to read Parquet and Arrow", do="pip install 'whence[datasets]'"
+        ) from error
+    if file.suffix == ".parquet":
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+        return
+    with pyarrow.memory_map(str(file)) as source:
+        try:
+            batches = pyarrow.ipc.open_stream(source)  # as Hugging Face datasets write them
+        except pyarrow.ArrowInvalid:
+            reader = pyarrow.ipc.open_file(source)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield from batch.slice(start, _ROWS_AT_ONCE).to_pylist()

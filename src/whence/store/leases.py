@@ -1,0 +1,114 @@
+"""Who makes which shard of a store that several processes write.
+
+A lease is a lock on one byte of the file `.leases`: byte 0 for what only one process may do at a time, byte 1 + n for shard n. The
+system takes a lease back the moment its process ends, however it ends, so a lost process's shard is free at once and nothing has to be
+timed or cleaned up. Such locks work across machines on file systems that have them (NFS 4, Lustre with `flock`, GPFS).
+"""
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from whence.errors import BadInput
+from whence.store.files import disk_errors, locked
+from whence.store.remote import is_remote
+
+__all__ = ["Leases", "leases"]
+
+
+@dataclass(frozen=True)
+class Leases:
+    """What this process may write; use `leases`.
+
+    Args:
+        file: Whose bytes are locked; None for a process that has the folder to itself.
+        place: Where among the shards this process begins, as a share of them, so that several begin in different places.
+    """
+
+    file: IO[bytes] | None = None
+    place: float = 0.0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is in such a block, and keep others out.
+
+        Yields:
+            Nothing.
+        """
+        self._lock(0, wait=True)
+        try:
+            yield
+        finally:
+            self._unlock(0)
+
+    @contextmanager
+    def shard(self, number: int, *, wait: bool = False) -> Iterator[bool]:
+        """Lease a shard.
+
+        Args:
+            number: Of the shard.
+            wait: Wait for a process that has it; it may well have made it then.
+
+        Yields:
+            Whether it is this process's now; always so after waiting.
+        """
+        is_mine = self._lock(1 + number, wait=wait)
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                self._unlock(1 + number)
+
+    def _lock(self, byte: int, *, wait: bool) -> bool:
+        if self.file is None:
+            return True
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise BadInput(
+                found=f"a file system at {self.file.name} that has no locks ({error.strerror})",
+                needed="one with locks, so that several processes do not write the same file",
+                do="build on a local disk, NFS 4, or Lustre mounted with flock, or with one process",
+            ) from error
+        return True
+
+    def _unlock(self, byte: int) -> None:
+        if self.file is not None:
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, byte)
+
+
+@contextmanager
+def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
+    """Open a folder for writing by this process alone, or by `count` of them.
+
+    Args:
+        folder: The store; made if it is not there.
+        rank: Number of this process.
+        count: Processes that write together; they need not start or end at the same time.
+
+    Yields:
+        What this process may write.
+
+    Raises:
+        BadInput: If several are to write into an object store.
+    """
+    if count > 1 and is_remote(folder):
+        raise BadInput(
+            found=f"{count} processes for {folder}",
+            needed="a file system with locks, which an object store has not",
+            do="build into a folder that all processes see and copy that, or build with one process",
+        )
+    with locked(folder, shared=count > 1):
+        if count == 1:
+            yield Leases()
+            return
+        with disk_errors(folder):
+            file = open(folder / ".leases", "ab")  # noqa: SIM115
+        with file:
+            yield Leases(file, rank / count)

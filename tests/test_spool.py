@@ -1,0 +1,202 @@
+"""Data that is not held in memory: the same dataset, rows and ids as if it were; sharded files with ids that stay."""
+
+import gzip
+import json
+import random
+import re
+
+import pytest
+import torch
+
+import whence
+from tests import zoo
+from tests.conftest import save_language_model
+from tests.test_store import contents, make_records, make_task
+from whence.cli import main
+from whence.data import Dataset
+from whence.errors import BadInput, StoreCorrupt
+from whence.pipeline import spool as spool_function
+from whence.pipeline.spool import Spooled
+from whence.shards import stream_records
+
+spool_module = __import__("sys").modules["whence.pipeline.spool"]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(spool_module, "_CHUNK", 5)
+
+
+def same(one, other):
+    assert one.id == other.id and one.length == other.length and (one.source, one.text) == (other.source, other.text)
+    assert (one.span, one.prompt, one.scored) == (other.span, other.prompt, other.scored)
+    assert one.fields.keys() == other.fields.keys() and one.digest == other.digest
+    assert (one.token_spans is None) == (other.token_spans is None)
+    assert one.token_spans is None or one.token_spans.tolist() == other.token_spans.tolist()
+
+
+def texts(count=23):
+    generator = random.Random(0)
+    words = ["a cat", "the dog", "one bird", "sat", "ran off", "sleeps", "é"]
+    return [" ".join(generator.choices(words, k=generator.randint(2, 3))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def language_task(tmp_path_factory):
+    from whence.load import load_task
+
+    return load_task(str(save_language_model(tmp_path_factory.mktemp("models") / "tiny")), long="split")[0]
+
+
+RECORDS = {
+    "texts": texts(),
+    "mappings": [{"text": text, "id": f"x{place}", "source": "books"} for place, text in enumerate(texts(11))],
+    "prompts": [{"prompt": "a ", "completion": text} for text in texts(7)],
+    "windows": [" and ".join(texts(count)) for count in (1, 3, 9)],
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_the_dataset_is_that_of_prepare(language_task, tmp_path, kind):
+    wanted = language_task.prepare(RECORDS[kind])
+    found = whence.spool(language_task, iter(RECORDS[kind]), tmp_path / "spool", quiet=True)
+    assert found.ids == wanted.ids and len(found) == len(wanted)
+    assert found.fingerprint == wanted.fingerprint == Dataset(list(found.examples)).fingerprint
+    for one, other in zip(found.examples, wanted.examples, strict=True):
+        same(one, other)
+    assert [example.id for example in found.examples[3:6]] == list(wanted.ids[3:6])
+    assert found.examples[-1].id == wanted.ids[-1] and found.spread(3).ids == wanted.spread(3).ids
+    with pytest.raises(IndexError):
+        found.examples[len(found)]
+
+
+def test_a_store_from_either_is_the_same_and_goes_on_with_the_other(tmp_path):
+    task, records = make_task(), make_records(17)
+    options = {"method": "lorif", "rank": 4, "rows_per_shard": 4, "quiet": True}
+    dataset = whence.spool(task, records, tmp_path / "spool", quiet=True)
+    whence.build(task, dataset, tmp_path / "spooled", **options)
+    whence.build(task, records, tmp_path / "held", **options)
+    assert contents(tmp_path / "spooled") == contents(tmp_path / "held")
+    for path in (tmp_path / "spooled").glob("shards/00002.*"):
+        path.unlink()
+    (tmp_path / "spooled" / "manifest.json").unlink()
+    whence.build(task, records, tmp_path / "spooled", **options)
+    assert contents(tmp_path / "spooled") == contents(tmp_path / "held")
+
+
+def test_texts_cut_otherwise_are_other_examples(language_task, tmp_path, monkeypatch):
+    whence.spool(language_task, texts(3), tmp_path, quiet=True)
+    monkeypatch.setattr(language_task, "long", "error")
+    with pytest.raises(BadInput, match="cut otherwise"):
+        whence.spool(language_task, texts(3), tmp_path, quiet=True)
+
+
+def test_few_chunks_are_held(tmp_path):
+    dataset = whence.spool(make_task(), make_records(60), tmp_path / "spool", quiet=True)
+    assert isinstance(dataset.examples, Spooled)
+    assert [example.id for example in dataset.examples] == [f"r{number}" for number in range(60)]
+    assert len(dataset.examples._held) == spool_module._HELD < 60 // 5
+
+
+def test_a_finished_folder_is_used_again_and_an_unfinished_one_is_made_again(tmp_path):
+    task, folder = make_task(), tmp_path / "spool"
+
+    def broken():
+        yield from make_records(12)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spool_function(task, broken(), folder, source="s", quiet=True)
+    assert (folder / "00001.json").exists() and not (folder / "spool.json").exists()
+    first = spool_function(task, make_records(13), folder, source="s", quiet=True)
+    assert spool_function(task, iter(()), folder, source="s", quiet=True).ids == first.ids and len(first) == 13
+    with pytest.raises(
+        BadInput, match="found examples prepared from other data, by another tokenizer or cut otherwise in .*spool"
+    ):
+        spool_function(task, make_records(13), folder, source="other", quiet=True)
+    path = folder / "00001.json"
+    path.write_bytes(path.read_bytes().replace(b"r7", b"r6"))
+    with pytest.raises(
+        StoreCorrupt, match="found a damaged file .*00001.json of prepared examples; .*do this: delete the folder"
+    ):
+        spool_function(task, iter(()), folder, source="s", quiet=True)
+
+
+def test_what_cannot_be_spooled_says_so(tmp_path):
+    task, dataset = zoo.make("linear")
+    assert len(dataset) == 5
+    with pytest.raises(BadInput, match="found record 0 of type tuple to be kept on a disk; needed texts or mappings"):
+        whence.spool(task, [(torch.randn(4, 6), 1)], tmp_path / "a", quiet=True)
+    with pytest.raises(BadInput, match="found no records; needed at least one"):
+        whence.spool(task, [], tmp_path / "b", quiet=True)
+
+
+# Files
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """The same eight records in each kind of file, two folders deep."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    rows = [{"text": text} for text in texts(8)]
+    table = pyarrow.Table.from_pylist(rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "a.jsonl").write_text(lines)
+    with gzip.open(folder / "b.jsonl.gz", "wt") as file:
+        file.write(lines)
+    pyarrow.parquet.write_table(table, folder / "c.parquet", row_group_size=3)
+    for name, writer in (("d.arrow", pyarrow.ipc.new_stream), ("deep/e.arrow", pyarrow.ipc.new_file)):
+        with writer(str(folder / name), table.schema) as sink:
+            sink.write_table(table, max_chunksize=3)
+    (folder / "README.txt").write_text("not data")
+    return folder
+
+
+def test_every_kind_of_file_has_the_same_records(shards):
+    found = list(stream_records(shards))
+    assert [record["text"] for record in found] == texts(8) * 5
+    names = ["a.jsonl", "b.jsonl.gz", "c.parquet", "d.arrow", "deep/e.arrow"]
+    assert [record["id"] for record in found] == [f"{name}#{row}" for name in names for row in range(8)]
+    assert found[9]["source"] == "b.jsonl.gz"
+    assert list(stream_records(shards)) == list(stream_records(shards / "**" / "*"))  # again, and by a pattern
+    assert [record["id"] for record in stream_records(shards / "c.parquet")] == [f"c.parquet#{row}" for row in range(8)]
+
+
+def test_ids_stay_when_files_are_added(shards):
+    before = {record["id"]: record["text"] for record in stream_records(shards)}
+    (shards / "_first.jsonl").write_text('{"text": "new", "id": "mine"}\n')
+    after = {record["id"]: record["text"] for record in stream_records(shards)}
+    assert after == {"mine": "new", **before}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.jsonl", '{"text": "a"}\n{"text'), ("x.jsonl", "[1]\n"), ("x.parquet", "PAR1")]
+)
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=rf"found .*{name}, which cannot be read after \d records .*; do this: mend the file"):
+        list(stream_records(tmp_path))
+
+
+def test_no_files(tmp_path):
+    with pytest.raises(
+        BadInput, match=r"found no files of data at .*; needed files ending in .jsonl, .jsonl.gz, .parquet, .arrow"
+    ):
+        stream_records(tmp_path)
+
+
+def test_the_command(shards, tmp_path, model_folder, capsys):
+    words = ["build", str(model_folder), str(shards), "--method", "logra", "--rank", "2", "--spool", str(tmp_path / "spool")]
+    assert main([*words, "-o", str(tmp_path / "store")]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 40
+    assert whence.open_store(tmp_path / "store").ids()[8] == "b.jsonl.gz#0"
+    mark = (tmp_path / "spool" / "00000.json").stat().st_mtime_ns
+    assert main([*words, "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "spool" / "00000.json").stat().st_mtime_ns == mark
+    (shards / "z.jsonl").write_text('{"text": "new data"}\n')
+    assert main([*words, "-o", str(tmp_path / "third")]) == 2
+    assert re.search("whence: found examples prepared from other data", capsys.readouterr().err)
