@@ -113,7 +113,8 @@ class Desk:
                 needed="a causal language model with a tokenizer, since questions come as text",
                 do="ask it with `whence query` or from Python",
             )
-        reader = CausalLM(task.model, task.tokenizer, long="error", max_length=task.max_length)
+        # For its preparing of texts alone; what it tracks is not asked, and may not show while another thread runs the same model.
+        reader = CausalLM(task.model, task.tokenizer, long="error", max_length=task.max_length, track=["*"])
         texts = _first_texts(store.examples())
         if not texts:
             raise Unsupported(
@@ -124,7 +125,8 @@ class Desk:
         # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
         store = dataclasses.replace(store, held={})
         warm = Warm.of(store, task)
-        warm.check(CausalLM(task.model, task.tokenizer, long="truncate", max_length=task.max_length).prepare(texts))
+        opener = CausalLM(task.model, task.tokenizer, long="truncate", max_length=task.max_length, track=["*"])
+        warm.check(opener.prepare(texts))
         return cls(name, warm, Catalog.of(store, metadata), reader, tuple(questions))
 
     @property
