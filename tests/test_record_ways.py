@@ -272,9 +272,12 @@ def test_a_killed_process_goes_on_to_the_same_record(tmp_path):
     progress = context.Value("i", -1)
     kills = 0
     for _ in range(200):
+        until = progress.value + chance.randint(1, 20)
         worker = context.Process(target=slow_run, args=(tmp_path / "cut", progress))
         worker.start()
-        worker.join(chance.uniform(0.05, 0.4))
+        while worker.is_alive() and progress.value < until:
+            time.sleep(0.0005)
+        worker.join(chance.uniform(0, 0.01))
         if not worker.is_alive():
             break
         os.kill(worker.pid, signal.SIGKILL)
