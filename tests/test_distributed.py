@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def _run(function, ranks, place, port, arguments, pipe):
 
 def start(processes, function, place, *arguments, count=2):
     """As many processes as there are ranks, each with the pipe that its result comes from."""
-    port = random.SystemRandom().randrange(20000, 60000)
+    port = _free_port()
     running = []
     for rank in range(count):
         here, there = processes.Pipe(duplex=False)
@@ -80,7 +81,16 @@ def start(processes, function, place, *arguments, count=2):
     return running
 
 
-def results(running, timeout=60):
+def _free_port():
+    """Below the ports that the system hands out by itself, one of which the first rank could find taken while the others wait for it."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+
+
+def results(running, timeout=120):
     found = []
     for child, pipe in running:
         assert pipe.poll(timeout), "a rank hangs"
