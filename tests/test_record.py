@@ -476,3 +476,16 @@ def test_a_changed_dataset_is_refused_by_content_where_the_recorder_saw_it(tmp_p
         StoreMismatch, match="found training data with the fingerprint .*; needed the same examples in the same order"
     ):
         found.check(model, changed)
+
+
+def test_a_run_that_stopped_before_its_first_step_is_begun_again(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(BadInput, match="without the ids of its batch"), whence.Recorder(tmp_path, model, optimizer, every=2):
+        optimizer.step()
+    with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
+        run.batch([0, 1])
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+    assert whence.open_run(tmp_path).steps == 1

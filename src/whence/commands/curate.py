@@ -78,6 +78,7 @@ def select(
     Raises:
         BadInput: If options are missing, or have nothing to act on.
     """
+    from whence.apply.budget import Budget
     from whence.apply.duplicates import near_duplicates
     from whence.apply.select import select as choose
     from whence.apply.values import value_table
@@ -86,6 +87,9 @@ def select(
     from whence.report import print_table
 
     check_options(locals())
+    for amount in map(amount_of, (keep, drop)):
+        if amount is not None:
+            Budget.read(amount)  # before anything long: a wrong one is an error
     records = list(load_records(data))
     of_task = {} if long == "error" else {"long": long}
     loaded = load_task(model, kind=task or "causal_lm", **of_task)[0] if model is not None else None

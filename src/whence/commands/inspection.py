@@ -26,13 +26,19 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
         Exit status: 0 if all is well, 1 if not.
 
     Raises:
-        BadInput: If a seal is given for a store.
+        BadInput: If a seal is given for a store, or a report of shares has lost its record.
     """
     from whence.apply.share_verify import is_share_report
     from whence.store import open_store, verify_store
 
     if is_share_report(folder):
         return _verify_shares(folder, seal, as_json)
+    if (folder / "shares.json").exists():
+        raise BadInput(
+            found=f"a report of shares without its record.json in {folder}",
+            needed="the record that its figures are held against",
+            do="restore it from a copy, or make the report again",
+        )
     opened = open_store(folder, check=False)
     if seal is not None:
         raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")

@@ -103,7 +103,7 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
         raise BadInput(
             found=f"method={method!r} without a run",
             needed="the folder of a recorded training run",
-            do="record one with whence.Recorder and pass run='folder'",
+            do="record one with whence.Recorder and pass run='folder' (--run FOLDER)",
         )
     opened = open_run(run)
     if method == "unroll":
@@ -221,4 +221,8 @@ def through_run(
     notes = list(dict.fromkeys(note for _, said in chunks for note in said))
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
+    if cut.run.record.get("fingerprint") is None:
+        notes.append(
+            "examples were compared with the run's by id only; a recorder given data=task.prepare(records) compares contents"
+        )
     return ExactScores.joined([tensors for tensors, _ in chunks]), notes

@@ -41,8 +41,9 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Whether there is no run in it yet."""
-        return not (self.folder / "run.json").exists()
+        """Whether there is no run in it yet, or one that stopped before anything was written of its steps."""
+        path = self.folder / "run.json"
+        return not path.exists() or ((record := read_json(path)).get("steps") == 0 and not record.get("finished"))
 
     def add_checkpoint(self, step: int, tensors: Mapping[str, Tensor], kind: str = "checkpoint") -> None:
         """Keep the weights after a step; those that were kept of it before are replaced once the record is written."""
