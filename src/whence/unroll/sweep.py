@@ -197,7 +197,7 @@ def _causes(model: nn.Module, stages: list) -> str:
     if dropouts or rates:
         causes.append(f"dropout ({(dropouts or rates)[0]!r} has some: record a run with none)")
     causes += [
-        "other contents of examples with the same ids, augmentation or noise in the data",
+        "augmentation or noise in the data, other contents of examples with the same ids",
         "another loss than the task's, such as a factor, or a mean that divided_by of batch() should tell",
         "gradients changed without clip() or scaled()",
         "autocast",
