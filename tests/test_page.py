@@ -114,7 +114,7 @@ def test_the_first_question_gets_an_answer(page):
     assert page.get_attribute("#prompt", "placeholder") == PROMPT
     page.click("#ask")
     done(page)
-    assert page.inner_text("#said") == PROMPT + COMPLETION
+    assert page.text_content("#said") == PROMPT + COMPLETION
     assert ids(page)[0].startswith("json.dump") and ids(page, "Opponents")
     assert page.locator("table[aria-label=Proponents] mark").count() > 5
     bars = page.locator("table[aria-label=Proponents] .bar i").evaluate_all(
