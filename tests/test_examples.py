@@ -22,7 +22,7 @@ def test_images(kind, tmp_path, capsys):
     pytest.importorskip("PIL")
     assert run("images", kind, str(tmp_path)) > 0.7  # 0.1 by chance
     page = (tmp_path / f"{kind}.html").read_text("utf-8")
-    assert len(re.findall(r'<img class="picture" src="data:image/png', page)) >= 10 * 6
+    assert len(re.findall(r'<img class="thumbnail" src="data:image/png', page)) >= 10 * 6
     assert "wrong labels" in capsys.readouterr().out
 
 
