@@ -262,3 +262,56 @@ def test_a_written_out_activation_becomes_one_kernel_for_a_while():
     torch.testing.assert_close(slope, expected, rtol=0, atol=1e-14)
     assert "Gelu" in type(found.grad_fn).__name__
     assert "forward" not in vars(module)
+
+
+def _linear_layers():
+    conv = pytest.importorskip("transformers.pytorch_utils").Conv1D(5, 7)
+    return {"Linear": torch.nn.Linear(7, 5), "Linear without bias": torch.nn.Linear(7, 5, bias=False), "Conv1D": conv}
+
+
+@pytest.mark.parametrize("name", ["Linear", "Linear without bias", "Conv1D"])
+def test_linear_layers_take_the_fastest_product_for_a_while(name):
+    torch.manual_seed(0)
+    module = _linear_layers()[name]
+    inputs, weights = torch.randn(2, 3, 7, requires_grad=True), torch.randn(2, 3, 5)
+
+    def values():
+        """Output, slope by the input, and the slope of a square of that: the product is differentiated twice."""
+        output = module(inputs)
+        (slope,) = torch.autograd.grad((output.sin() * weights).sum(), inputs, create_graph=True)
+        (curve,) = torch.autograd.grad(slope.square().sum(), inputs)
+        return output, slope, curve
+
+    expected = values()
+    with frozen(module):
+        found = values()
+        assert "_Product" in type(module(inputs).grad_fn).__name__
+    assert "forward" not in vars(module) and "_Product" not in type(module(inputs).grad_fn).__name__
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv1D"])
+def test_calls_that_the_fastest_product_is_not_made_for_go_to_the_layer_itself(name):
+    torch.manual_seed(0)
+    module, inputs = _linear_layers()[name], torch.randn(4, 7)
+    expected = module(inputs).detach()
+    wide = module(inputs).double().detach()
+    shift = {key: value.detach() + 1 for key, value in module.named_parameters()}
+    shifted = torch.func.functional_call(module, shift, inputs)
+    tangents = torch.func.jvp(lambda values: torch.func.functional_call(module, values, inputs), (shift,), (shift,))[1]
+    with frozen(module):
+        torch.testing.assert_close(torch.func.vmap(module)(inputs), expected)
+        torch.testing.assert_close(torch.func.functional_call(module, shift, inputs), shifted)
+        found = torch.func.jvp(lambda values: torch.func.functional_call(module, values, inputs), (shift,), (shift,))[1]
+        torch.testing.assert_close(found, tangents)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(inputs, inputs)
+            assert torch.autograd.forward_ad.unpack_dual(module(dual)).tangent is not None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module(inputs).dtype == torch.bfloat16
+        module.weight.requires_grad_(True)
+        module(inputs).sum().backward()
+        assert module.weight.grad is not None
+        torch.testing.assert_close(module.double()(inputs.double()), wide, rtol=1e-5, atol=1e-5)
+        assert module(inputs.double()).dtype == torch.float64

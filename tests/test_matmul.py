@@ -19,6 +19,9 @@ def test_it_is_the_product(shape, dtype):
     bound = 8 * torch.finfo(dtype).eps * math.sqrt(inner) * float((left.abs() @ right.abs().T).max() if rows else 1)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), left @ right.T, rtol=0, atol=bound)
+    added = torch.randn(columns, generator=generator, dtype=torch.float64)
+    found = times_transposed(left.to(dtype), right.to(dtype), added.to(dtype))
+    torch.testing.assert_close(found.double(), left @ right.T + added, rtol=0, atol=bound)
 
 
 def test_slices_turned_matrices_and_leading_axes():

@@ -7,17 +7,18 @@ Axes: M rows, K what is summed over, N columns.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["times_transposed"]
 
 
-def times_transposed(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+def times_transposed(left_MK: Tensor, right_NK: Tensor, added_N: Tensor | None = None) -> Tensor:
     """The product left right^T, for numbers that no gradient is asked of.
 
     Args:
         left_MK: Any number of leading axes.
         right_NK: A matrix.
+        added_N: What is added to every row, if anything; of the same type.
 
     Returns:
         Shape (..., N), in the type of both.
@@ -28,7 +29,8 @@ def times_transposed(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     """
     is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and left_MK.numel() > 0
     if not is_plain or not torch.backends.mkldnn.is_available():
-        return left_MK @ right_NK.T
+        return nn.functional.linear(left_MK, right_NK, added_N).detach()
     # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
     left_MK, right_NK = left_MK.detach().contiguous(), right_NK.detach().contiguous()
-    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+    added_N = None if added_N is None else added_N.detach()
+    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, added_N, "none", [], "")

@@ -1,12 +1,14 @@
 """A model as attribution needs it for a while: nothing random, nothing that trains, nothing slower than it must be."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from whence.capture.linear import constant_linear
 
 __all__ = ["frozen"]
 
@@ -18,41 +20,46 @@ _GELU = partial(nn.functional.gelu, approximate="tanh")
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel. Then all is as before.
+    """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel and products the fastest.
+
+    Then all is as before.
 
     Yields:
         Nothing.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    inplace: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    composed: list[Any] = [module for module in model.modules() if _is_composed(module)]
+    inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
+    faster = [(module, forward) for module in modules if (forward := _faster(module)) is not None]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for module, _ in modes:
+        for module in training:
             module.training = False  # not eval(), which models may override
         for parameter, _ in grads:
             parameter.requires_grad_(False)
         for module in inplace:
             module.inplace = False
-        for module in composed:
-            module.forward = _GELU
+        for module, forward in faster:
+            module.forward = forward
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
-        for module in composed:
+        for module, _ in faster:
             del module.forward
 
 
-def _is_composed(module: nn.Module) -> bool:
+def _faster(module: nn.Module) -> Callable[..., Tensor] | None:
+    """What a module's forward becomes meanwhile; one that is set already is somebody's choice, or this function's."""
     kind = type(module)
-    is_known = kind.__name__ == _COMPOSED and kind.__module__ == "transformers.activations"
-    return is_known and "forward" not in vars(module)  # one that is set already is somebody's choice, or this function's
+    if kind.__name__ == _COMPOSED and kind.__module__ == "transformers.activations" and "forward" not in vars(module):
+        return _GELU
+    return constant_linear(module)
