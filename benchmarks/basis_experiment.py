@@ -76,11 +76,11 @@ def setting():
 
 def sums(fit):
     """The covariances of a fit's data, not divided."""
-    from whence.curvature.kfac import _factors
+    from whence.curvature.kfac import fit_factors
     from whence.progress import meter
 
     with meter("", 1, quiet=True) as progress:
-        return _factors(fit, progress)
+        return fit_factors(fit, progress)
 
 
 def sides(factors, bases):
@@ -117,8 +117,8 @@ def scores():
     """Agreement of scores with those in the eigenvectors' bases."""
     from whence.capture import plan_units
     from whence.curvature import Damping, FitConfig
-    from whence.curvature.ekfac import _values
-    from whence.curvature.kfac import _bases, prepare_fit
+    from whence.curvature.ekfac import fit_values
+    from whence.curvature.kfac import prepare_fit, solve_bases
     from whence.data import Dataset
     from whence.evaluate import spearman
     from whence.methods import exact_method_named
@@ -135,21 +135,21 @@ def scores():
         return prepare_fit(one, plan_units(one), dataset, FitConfig(seed=seed), positions, True)
 
     fit = fit_of(task, train)
-    ready = Prepared(task, plan, train, None, positions, exact_method_named("ekfac"), True)
+    ready = Prepared(task, plan, train, None, positions, exact_method_named("ekfac"), True, footprint=None, folder=None)
     rows = query_gradients(ready, queries)
 
     def scored(bases, fitted=fit):
         bases = {name: value.float() for name, value in bases.items()}
         with meter("", 1, quiet=True) as progress:
-            curvature = fitted.finish(bases, _values(fitted, fitted.finish(bases, None), progress))
+            curvature = fitted.finish(bases, fit_values(fitted, bases, progress, range(len(plan.units))))
             blocks = curvature.solve(rows, Damping(0.1, None, ""))
             return exact_scores(task, plan, train.examples, blocks, max_positions=positions, progress=progress).scores_QN
 
     with meter("", 1, quiet=True) as progress:
         factors = sums(fit)
-        known = _bases(fit, factors, progress)
+        known = solve_bases(fit, factors, progress)
         again_fit = fit_of(task, train, seed=1)
-        again = _bases(again_fit, sums(again_fit), progress)
+        again = solve_bases(again_fit, sums(again_fit), progress)
     covariances = sides(factors, known)
     start = eigenvectors(sides(sums(fit_of(earlier, train)), known))
     eye = {name: torch.eye(len(matrix), dtype=torch.float64) for name, matrix in covariances.items()}

@@ -43,13 +43,13 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
     """The parts by name, in an order in which each has what it needs."""
     from whence.capture import capture, plan_units
     from whence.curvature import Damping, FitConfig
-    from whence.curvature.ekfac import _values
-    from whence.curvature.kfac import _bases, _factors, prepare_fit
+    from whence.curvature.ekfac import fit_values
+    from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
     from whence.data import Dataset, batches
     from whence.pipeline.asked import query_gradients
     from whence.pipeline.prepare import Prepared
     from whence.progress import meter
-    from whence.score import Metric, exact_scores
+    from whence.score import Metric, exact_scores, truncate
 
     plan, train = plan_units(task), Dataset(examples)
     fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), positions, True)
@@ -70,27 +70,32 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
 
     def factors():
         with meter("", len(examples), quiet=True) as progress:
-            held["factors"] = _factors(fit, progress)
+            held["factors"] = fit_factors(fit, progress)
 
     def bases():
         with meter("", len(plan.units), quiet=True) as progress:
-            held["bases"] = _bases(fit, held["factors"], progress)
+            held["bases"] = solve_bases(fit, held["factors"], progress)
         held["kfac"] = fit.finish(held["bases"], None)
 
     def eigenvalues():
         with meter("", len(examples), quiet=True) as progress:
-            _values(fit, held["bases"], progress, range(len(plan.units)))
+            fit_values(fit, held["bases"], progress, range(len(plan.units)))
 
     def query_blocks():
         ready = Prepared(task, plan, train, held["kfac"], positions, "ekfac", True, footprint=None, folder=None)
         held["blocks"] = held["kfac"].solve(query_gradients(ready, Dataset(queries)), Damping(1e-3, None, ""))
 
-    def score(metric=None):
+        held["low rank"] = truncate(held["blocks"], 32)
+
+    def score(blocks="blocks", metric=None):
         with meter("", len(examples), quiet=True) as progress:
-            exact_scores(task, plan, examples, held["blocks"], max_positions=positions, progress=progress, metric=metric)
+            exact_scores(task, plan, examples, held[blocks], max_positions=positions, progress=progress, metric=metric)
+
+    def score_low_rank():
+        score("low rank")
 
     def score_and_norms():
-        score(Metric.inverse(held["kfac"], Damping(1e-3, None, ""), power=1))
+        score(metric=Metric.inverse(held["kfac"], Damping(1e-3, None, ""), power=1))
 
     return plain, {
         "capture alone": capture_alone,
@@ -99,6 +104,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
         "fit: eigenvalues": eigenvalues,
         "query gradients, preconditioned": query_blocks,
         "score": score,
+        "score, queries of rank 32": score_low_rank,
         "score with self-influence": score_and_norms,
     }
 

@@ -1,7 +1,10 @@
 """The documentation is true: its examples run, its links and names exist, its generated pages are current."""
 
+import ast
+import importlib
 import importlib.util
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,21 @@ def test_the_generated_pages_are_current():
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == module.cli_page(), "run `make docs`"
     assert (ROOT / "docs" / "api.md").read_text("utf-8") == module.api_page(), "run `make docs`"
     assert (ROOT / "docs" / "coverage.md").read_text("utf-8") == module.coverage_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_programs_import_names_that_exist(folder):
+    programs = sorted((ROOT / folder).rglob("*.py"))
+    assert programs
+    for program in programs:
+        for node in ast.walk(ast.parse(program.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "whence":
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    is_known = (
+                        hasattr(module, name.name) or hasattr(module, "__path__") and find_spec(f"{node.module}.{name.name}")
+                    )
+                    assert is_known, f"{program.name}: {node.module}.{name.name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -25,7 +25,8 @@ class Contraction:
 
     A score is the inner product of the query's block M with the example's gradient, the sum over positions of d a^T. Three orders give
     it: form the gradient and multiply it with all queries at once, O I (T + Q) products; pass both sides through the factors of a low-rank
-    query, T Q R (O + I); look up the rows of M that a table's ids point at, T Q I. A pair takes the one with the fewest.
+    query, T Q R (O + I); look up the rows of M that a table's ids point at, T Q I, once for all positions with the same id. A pair takes the
+    one with the fewest.
 
     Args:
         blocks: The queries, per unit, in the order of the plan.
@@ -108,10 +109,8 @@ def _through_factors(block: LowRank, pair: Pair) -> Tensor:
 def _looked_up(block: QueryBlock, pair: Pair, outputs: OneHot) -> Tensor:
     """The rows of the query that the ids point at, times the inputs, shape (Q, B)."""
     examples, positions = pair.shape
-    if isinstance(block, LowRank):
-        return _through_factors(block, pair)
     right_NI = pair.inputs.dense().flatten(0, 1)
-    queries, _, inputs = block.shape
+    queries, inputs = len(block.left_QRO) if isinstance(block, LowRank) else len(block), right_NI.shape[1]
     # Positions with the same id share a row of the query, which is fetched once; ids met equally often make one product.
     ids_U, place_N, counts_U = torch.unique(outputs.ids_BT.flatten(), return_inverse=True, return_counts=True)
     order_N, starts_U = place_N.argsort(stable=True), counts_U.cumsum(0) - counts_U
@@ -120,9 +119,16 @@ def _looked_up(block: QueryBlock, pair: Pair, outputs: OneHot) -> Tensor:
         alike = (counts_U == count).nonzero()[:, 0]
         for some in alike.split(_chunk(queries * inputs, right_NI.device)):
             at_UK = order_N[starts_U[some][:, None] + torch.arange(count, device=some.device)]
-            rows_UIQ = block.index_select(1, ids_U[some]).to(right_NI).permute(1, 2, 0)
+            rows_UIQ = _rows_of(block, ids_U[some]).to(right_NI).permute(1, 2, 0)
             found_NQ[at_UK] = torch.bmm(right_NI[at_UK], rows_UIQ)
     return found_NQ.view(examples, positions, queries).sum(1).T
+
+
+def _rows_of(block: QueryBlock, ids_U: Tensor) -> Tensor:
+    """Some rows of every query, shape (Q, U, I)."""
+    if isinstance(block, LowRank):
+        return block.left_QRO.index_select(2, ids_U).transpose(1, 2) @ block.right_QRI
+    return block.index_select(1, ids_U)
 
 
 def _by_position(block: QueryBlock, pair: Pair) -> Tensor:
