@@ -184,15 +184,18 @@ def scored(case, method, dampings, config):
     """Scores of a method with one damping per unit, products spent, and seconds."""
     from whence.curvature import Damping, FitConfig
     from whence.pipeline.asked import query_gradients
+    from whence.pipeline.footprint import Demand
     from whence.pipeline.prepare import prepare
     from whence.pipeline.solving import preconditioned
     from whence.progress import meter
     from whence.score import exact_scores
 
     start = time.process_time()
+    demand = Demand(rows=len(case.queries), queries=len(case.queries))
     ready = prepare(
-        case.task, case.train, method=method, config=FitConfig(), factors=None, fit_on=None, batch_positions=None, quiet=True
-    )
+        case.task, case.train, method=method, config=FitConfig(), factors=None, fit_on=None, batch_positions=None, quiet=True,
+        demand=demand, memory_gib=None,
+    )  # fmt: skip
     units = zip(ready.plan.units, dampings, strict=True)
     scales = {name: value for unit, value in units for name in unit.parameters}
     damping = None if ready.curvature is None else Damping(None, 1.0, "", scales)
