@@ -5,18 +5,6 @@ import json
 import pytest
 
 from whence.apply.selection import load_selection
-from whence.cli import main
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return command
 
 
 @pytest.fixture

@@ -11,17 +11,6 @@ from whence.evaluate import load_table, open_bank
 
 
 @pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return command
-
-
-@pytest.fixture
 def queries(tmp_path):
     path = tmp_path / "queries.jsonl"
     path.write_text('{"id": "q0", "text": "a cat sat"}\n{"id": "q1", "text": "the dog ran off"}\n')

@@ -21,17 +21,6 @@ from whence.evaluate import load_table, origin_of_table, save_table
 from whence.store import open_store
 
 
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.err if status == 2 else captured.out
-
-    return command
-
-
 def saved(folder, table, *, model="weights"):
     save_table(table, folder, origin={"models": [model], "data": ["data"], "queries": "queries", "whence": "0"})
     return folder

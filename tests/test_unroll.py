@@ -1,9 +1,7 @@
 """The exact derivative of a recorded run: against the forward oracle, against retraining with a changed weight, forwards and backwards."""
 
 import json
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 import whence
 from tests import zoo
 from tests.memory import LiveBytes
+from tests.pages import run_blocks
 from tests.reference.unroll import exact_unrolling
 from tests.test_source import COUNT, OPTIMIZERS, data, network, queries_of, train, truth
 from whence.cli import main
@@ -578,13 +577,7 @@ def test_the_command_line(tmp_path, model_folder, data_file, capsys):
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(
-        r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "exact-unrolling.md").read_text("utf-8"), re.S
-    )
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        exec(compile(block, "exact-unrolling.md", "exec"), names)
+    names = run_blocks("docs/exact-unrolling.md", 3)
     assert names["effects"].train_ids == ("even", "odd") and "smoothness 0." in capsys.readouterr().out
     together = torch.stack([names["table"].scores[:, start::2].sum(1) for start in range(2)], 1)
     torch.testing.assert_close(names["effects"].scores, together, rtol=1e-3, atol=1e-5)
