@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from whence.cli import main
-from whence.evaluate import load_table, open_bank
+from whence.evaluate import load_table, open_bank, origin_of_table, save_table
 
 
 @pytest.fixture
@@ -75,6 +75,34 @@ def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folde
         assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
 
 
+def test_a_table_is_not_written_over_by_another(run, tmp_path, model_folder, other_model_folder, data_file, queries):
+    attribute = ["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "grad-dot-exact"]
+    before = run(*attribute)
+    scores = (tmp_path / "t" / "scores.npy").read_bytes()
+    assert run(*attribute) == before  # the same again is no loss
+    run("build", model_folder, data_file, "-o", tmp_path / "s", "--method", "grad-dot", "--rank", 4)
+    score = ["score", tmp_path / "s", queries, "-o", tmp_path / "u"]
+    run(*score)
+    run(*score)
+    plain = tmp_path / "plain"
+    save_table(load_table(tmp_path / "t"), plain)
+    for words, what in (
+        ([*attribute[:-1], "kfac"], "t made with other settings (method)"),
+        ([*attribute, "--seed", 1], "t made with other settings (seed)"),
+        ([*attribute[:3], data_file, *attribute[4:]], "t made with other settings (queries)"),
+        ([*attribute[:1], other_model_folder, *attribute[2:]], "t made with other settings (model)"),
+        ([*attribute, "--ensemble", tmp_path / "e"], "t made with other settings (ensemble, model)"),
+        ([*score, "--relative-damping", 0.5], "u made with other settings (relative_damping)"),
+        ([*score[:-1], tmp_path / "t"], "t made with other settings (method, method_version"),
+        ([*score[:-1], plain], "plain that does not say what it was made with"),
+    ):
+        error = run(*words, status=2)
+        assert (
+            what in error and "; needed a new folder" in error and error.splitlines()[-1].endswith("or move that one away")
+        ), error
+    assert (tmp_path / "t" / "scores.npy").read_bytes() == scores and not (tmp_path / "e" / "ensemble.json").exists()
+
+
 def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, capsys):
     """Train a copy of the model under a recorder, save it, and go back through the run from the command line."""
     import torch
@@ -108,6 +136,8 @@ def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, cap
     assert list(found["parts"]) == ["steps 0 to 2", "steps 2 to 4"]
     parts = [load_table(folder) for folder in found["parts"].values()]
     assert parts[1].method == "tracin, 2 checkpoints, steps 2 to 4"
+    whole = origin_of_table(tmp_path / "p")
+    assert len(whole["models"]) == 1 and all(origin_of_table(folder) == whole for folder in found["parts"].values())
     torch.testing.assert_close(sum(part.scores for part in parts), load_table(tmp_path / "p").scores, rtol=1e-5, atol=1e-6)
     assert main([str(word) for word in [*words, "--method", "tracin", "--per-segment", "--ensemble", tmp_path / "e"]]) == 2
     assert "found --per-segment with --ensemble" in capsys.readouterr().err

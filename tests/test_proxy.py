@@ -16,7 +16,7 @@ import whence
 from tests import zoo
 from tests.pages import page_commands, run_blocks
 from whence.errors import BadInput, NonFinite
-from whence.evaluate import load_table, save_table
+from whence.evaluate import load_table, origin_of_table, save_table
 from whence.score import mean_table
 
 TEXTS = [
@@ -224,14 +224,20 @@ def test_the_command_attributes_distils_and_probes(tmp_path, run, model_folder, 
         table.scores.shape == (12, 12) and found["agreement"]["num_examples"] == 12 and len(found["agreement"]["queries"]) == 3
     )
     # Its own target is matched exactly by whoever starts at it, and better by whoever learns from it.
+    ask[5] = tmp_path / "own"
     own = json.loads(run(*ask[:1], model_folder, *ask[2:], "--distil", 1, "--json"))
     assert own["distil"] == [pytest.approx(0, abs=1e-6)]
     learn = ["--distil", 3, "--learning-rate", "0.01", "--save-model", tmp_path / "learnt", "--batch-examples", 4]
+    ask[5] = tmp_path / "trained"
     text = run(*ask, *learn, "--probe", 2, "--probe-train", 8)
     assert "for the model" in text and "distance from the target" in text and "on 2 queries and 8 examples" in text
     assert whence.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
+    ask[5] = tmp_path / "named"
     named = json.loads(run(*ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
     assert named["provenance"]["target"] == "closed"
+    origin = origin_of_table(ask[5])
+    assert origin["models"] == [named["provenance"]["attributor"]] and origin["queries"] == named["provenance"]["queries"]
+    assert "made with other settings (target); needed a new folder" in run(*ask[:-2], "--target-name", "another", status=2)
 
 
 @pytest.mark.parametrize(

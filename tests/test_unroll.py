@@ -550,12 +550,14 @@ def test_the_command_line(tmp_path, model_folder, data_file, capsys):
         "train": 12,
     }
     assert "memory: peak about" in err and "4 clipped steps, their factors differentiated" in err
+    attribute[5] = through[5] = tmp_path / "sources"
     status, out, _ = run(*through, "--by-source", "--mode", "forward")
     assert status == 0 and json.loads(out)["method"] == "unroll of 1 groups, forward, 4 steps" and json.loads(out)["train"] == 1
     status, out, _ = run("smoothness", tmp_path / "trained", data_file, "--run", tmp_path / "run", "--json")
     assert status == 0 and json.loads(out)["steps"] == 4 and -1 <= json.loads(out)["value"] <= 1
     status, out, _ = run("smoothness", tmp_path / "trained", data_file, "--run", tmp_path / "run")
     assert status == 0 and out.startswith("smoothness ")
+    attribute[5] = through[5] = tmp_path / "none"
     for words, text in (
         (
             [*attribute, "--by-source"],

@@ -1,12 +1,14 @@
 """The verb about models that cannot be asked themselves."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_options
+from whence import __version__
+from whence.commands.shared import Json, check_table_folder, task_options
 from whence.errors import BadInput
 
 __all__ = ["proxy"]
@@ -104,20 +106,30 @@ def proxy(
     aim: Any = target_name if target is None else _task(target, task, long)
     if save_model is not None:
         _check_savable(loaded)
+    options: dict[str, Any] = {
+        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
+        "seed": seed,
+    }  # fmt: skip
+    config = (
+        DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
+        if distil
+        else None
+    )
+    known = options | {"name": name, "distil": None if config is None else asdict(config), "proxy": loaded.weights}
+    known |= {"target": target_name or aim.weights}
+    known |= {"train": loaded.prepare(records).fingerprint, "queries": loaded.prepare(asked).fingerprint}
+    check_table_folder(output, known)
+    options["memory_gib"] = memory_gib
     content: dict[str, Any] = {"table": str(output)}
-    if distil:
-        config = DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
+    if config is not None:
         content["distil"] = list(train_proxy(aim, loaded, records, config, seed=seed).losses)
         if save_model is not None:
             with disk_errors(save_model):
                 loaded.model.save_pretrained(save_model)
                 loaded.tokenizer.save_pretrained(save_model)
-    options: dict[str, Any] = {
-        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
-        "seed": seed, "memory_gib": memory_gib,
-    }  # fmt: skip
     table = proxy_table(loaded, aim, records, asked, name=name, factors=factors, **options)
-    save_table(table, output)
+    origin = {"models": (loaded.weights,), "data": [known["train"]], "queries": known["queries"], "whence": __version__}
+    save_table(table, output, origin=origin | {"settings": known})
     content |= {"method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
     content["provenance"] = dict(table.provenance)
     if probe:
