@@ -181,8 +181,11 @@ def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path):
     assert not (tmp_path / "f").exists()
     for extra, says in (
         (["--queries", data_file], "found --queries for a build; needed --exact METHOD with it; do this: add it"),
-        (["--exact", "ekfac"], "found --exact ekfac without --queries; needed queries, and no options of a build"),
-        (["--exact", "ekfac", "--queries", data_file, "--rank", "8"], "found --exact ekfac with options of a build"),
+        (["--exact", "ekfac"], "without --queries; needed queries, and no options of a build; do this: add --queries FILE"),
+        (
+            ["--exact", "ekfac", "--queries", data_file, "--rank", "8"],
+            "with options of a build; needed queries, and no options of a build; do this: leave the options",
+        ),
     ):
         assert says in run("forecast", model_folder, data_file, *extra, status=2)
 

@@ -150,6 +150,7 @@ def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, val
 def test_options_that_would_be_ignored_are_refused_in_one_line(run, tmp_path, labelled, words, text):
     error = run("select", labelled, "-o", tmp_path / "chosen", *words, status=2)
     assert text in error and error.count("\n") == 1 and not (tmp_path / "chosen").exists()
+    assert "--help" not in error
 
 
 def test_clusters_say_what_is_missing(run, tmp_path, model_folder, data_file):

@@ -168,6 +168,15 @@ def test_scores_that_cannot_be_read_again(report):
     assert any("cannot be computed again (found a line without id and source" in f for f in whence.verify_shares(folder).faults)
 
 
+def test_figures_that_are_not_json(report):
+    folder, _ = report
+    (folder / "shares.json").write_text("[")
+    said = (
+        "cannot be computed again (found a file that cannot be read, or has another content than a report's; needed the files"
+    )
+    assert any(said in fault for fault in whence.verify_shares(folder).faults)
+
+
 def test_inputs_changed_and_gone(report, records):
     folder, seal = report
     content = records.read_text()
@@ -181,11 +190,19 @@ def test_inputs_changed_and_gone(report, records):
 
 
 def test_no_record(tmp_path, run):
-    for content in ("{}", "nonsense", "[]", '{"format": "whence shares 9"}'):
+    whole = (
+        '{"settings": {"weights": {}}, "inputs": {}, "outputs": {}, "tables": {}, "store": null, "format": "whence shares 9"}'
+    )
+    for content, why in (
+        ("{}", "it is incomplete"),
+        ("nonsense", "it is not JSON"),
+        ("[]", "it is incomplete"),
+        (whole, "it is incomplete, or of another format"),
+    ):
         (tmp_path / "record.json").write_text(content)
         message = run("verify", tmp_path, status=2)
-        assert "which is no record of shares" in message and "Traceback" not in message
-    with pytest.raises(BadInput, match="no record of shares"):
+        assert f"which is no record of shares: {why}; needed" in message and "Traceback" not in message
+    with pytest.raises(BadInput, match="no record of shares: it cannot be read; needed"):
         whence.verify_shares(tmp_path / "nowhere")
 
 
@@ -198,7 +215,7 @@ def test_refusals(tmp_path, report):
     with pytest.raises(BadInput, match="two tables of one and the same model"):
         whence.write_shares(same, tmp_path / "new")
     (tmp_path / "evaluation.json").write_text('{"rows": [{"method": "other"}]}')
-    with pytest.raises(BadInput, match="evaluation.json, which is no evaluation of 'm'"):
+    with pytest.raises(BadInput, match="evaluation.json, which is no evaluation of 'm'; needed what"):
         whence.write_shares(found, tmp_path / "new", validated=tmp_path / "evaluation.json")
     assert not (tmp_path / "new" / "record.json").exists()
 

@@ -335,6 +335,10 @@ def test_a_query_without_loss_is_refused(tmp_path):
         whence.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
 
 
+def page(folder):
+    return (folder / "study.html").read_text("utf-8")
+
+
 @pytest.fixture
 def sets(tmp_path):
     for name, texts in (("cats", ["a cat ran", "a cat sat"]), ("dogs", ["the dog sat", "dogs bark", "the dog sleeps"])):
@@ -346,6 +350,13 @@ def test_the_command_studies_a_store_and_the_data_itself(tmp_path, run, monkeypa
     monkeypatch.setenv("COLUMNS", "200")  # long cells wrap in a narrow terminal
     run("build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
     text = run("study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
+    assert "note: 2 queries or fewer in cats: too few for an interval" in text
+    content = json.loads((tmp_path / "one" / "study.json").read_text())
+    assert content["notes"][0] == text.split("note: ")[1].splitlines()[0] and content["notes"][0] in page(tmp_path / "one")
+    within = [
+        one["mean"]["low"] for one in content["readings"]["per nat"]["correlation"]["blocks"] if len(set(one["sets"])) == 1
+    ]
+    assert within[0] is None and within[1] is not None  # two cats, three dogs
     assert "per nat and norm" in text and "cats" in text and (tmp_path / "one" / "study.html").exists()
     (tmp_path / "kinds.csv").write_text("id,kind\n" + "".join(f"t{n},{'even' if n % 2 == 0 else 'odd'}\n" for n in range(12)))
     options = ["--method", "kfac", "--kinds", tmp_path / "kinds.csv", "--json"]

@@ -17,6 +17,8 @@ from whence.report import Hits
 __all__ = ["Reading", "Study"]
 
 SIDES = ("top", "bottom")
+# Of a set; draws of two queries are the same query twice half of the time, so there is no interval to be had from them.
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ class Study:
 
     header = ("reading", "set", "queries", "nats", "alike within", "alike outside", "in the top 1 %", "power of rank")
 
+    def cautions(self) -> tuple[str, ...]:
+        """What there are too few queries for, in words; empty if there are enough."""
+        few = [name for name, places in self.sets.items() if len(places) <= _FEW]
+        if not few:
+            return ()
+        return (
+            f"{_FEW} queries or fewer in {', '.join(few)}: too few for an interval of how alike they rank, or of the kinds in their "
+            "tails, and a mean over two is hardly known; such sets may differ by chance. Ask 5 or more of each",
+        )
+
     def cells(self) -> list[tuple[str, ...]]:
         """One row of text per reading and set, to go under `header`."""
         rows = []
@@ -129,7 +141,7 @@ class Study:
         return {
             "method": self.corpus.method,
             "unit": self.corpus.unit,
-            "notes": list(self.corpus.notes),
+            "notes": [*self.cautions(), *self.corpus.notes],
             "num_documents": len(self.corpus),
             "num_kinds": self.num_kinds,
             "document_norm": self.corpus.norm or None,

@@ -82,7 +82,7 @@ def shares(
         raise BadInput(
             found=f"{len(tables)} tables, {'no' if store is None else 'a'} store and {'no' if queries is None else 'some'} queries",
             needed="tables, or a store and queries to score (--model goes with the latter)",
-            do="see `whence shares --help`",
+            do="such as: whence shares TABLE --records FILE -o report",
         )
     if records is None and store is None:
         raise BadInput(found="nothing that says whose an example is", needed="--records or --store", do="add one")

@@ -179,7 +179,7 @@ def forecast(
         raise BadInput(
             found=f"--{unused[0].replace('_', '-')} without --model-shape" if unused else "a forecast of nothing",
             needed="a model and its data, or --model-shape and --examples",
-            do="see `whence forecast --help`",
+            do="add --model-shape and --examples, or leave it out" if unused else "such as: whence forecast MODEL DATA",
         )
     from whence.load import load_records, load_task
     from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
@@ -204,7 +204,7 @@ def forecast(
         raise BadInput(
             found=f"--exact {exact} {'without --queries' if queries is None else 'with options of a build'}",
             needed="queries, and no options of a build",
-            do="see `whence forecast --help`",
+            do="add --queries FILE" if queries is None else "leave the options of a build out, or --exact",
         )
     options = task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)

@@ -105,6 +105,8 @@ def study(
         print((output / "study.json").read_text("utf-8"), end="")
         return
     print_table(found.header, found.cells())
+    for caution in found.cautions():
+        print(f"note: {caution}")
     print(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
 
 
