@@ -146,6 +146,19 @@ def test_frozen_weights_are_written_once(tmp_path):
     assert record_of(tmp_path / "cut") == record_of(tmp_path / "run")
 
 
+def test_a_run_may_be_said_to_be_finished_before_its_end(tmp_path):
+    model = adapted(5)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.01)
+    _, inputs, labels = problem()
+    with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
+        run.batch(batch_of(0))
+        step(model, optimizer, inputs.float(), labels, batch_of(0))
+        run.checkpoint(finished=True)
+    found = whence.open_run(tmp_path)
+    assert found.checkpoints == (0, 1)
+    assert all(torch.equal(found.tensors(1)[f"model.{name}"], value) for name, value in model.named_parameters())
+
+
 def test_frozen_weights_that_move_are_told(tmp_path):
     model = adapted(5)
     _, inputs, labels = problem()
