@@ -139,6 +139,8 @@ def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, val
             "--against loss for --by loss",
         ),
         (["--keep", "3", "--table", "t", "--seeds", "4"], "--seeds or --workers without --prove"),
+        (["--keep", "3", "--table", "t", "--prove", "a.py:b", "--workers", "0"], "--workers 0; needed 1 or more"),
+        (["--keep", "3", "--table", "t", "--prove", "a.py:b", "--seeds", "0"], "--seeds 0; needed 1 or more"),
         (["--keep", "3", "--table", "t", "--reweight", "--prove", "a.py:b"], "--reweight with --prove"),
         (["--keep", "3", "--by", "random", "--prove", "a.py:b"], "--prove for --by random"),
         (["--by", "random"], "no budget"),

@@ -62,11 +62,17 @@ def test_leaving_one_out_at_a_time(run, tmp_path):
 
 
 def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folder, data_file):
+    training = ["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", 5]
     for words, text in (
         (["bank", "-o", tmp_path / "b"], "no way to train, or more than one"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f"], "no number of training examples"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", "4"], "no Python file"),
         (["bank", "-o", tmp_path / "b", "--masks", "m.npy"], "one of --train, --command, and --masks with --outcomes"),
+        ([*training, "--data", data_file], "found --examples with --data"),
+        ([*training, "--leave-out", 1, "--fraction", 0.3], "found --fraction with --leave-out"),
+        ([*training, "--leave-out", 1, "--seed", 3], "found --seed with --leave-out 1"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m", "--outcomes", "o", "--workers", 2], "found --workers with --masks"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m", "--outcomes", "o", "--subsets", 2], "found --subsets with --masks"),
         (["score", tmp_path / "nothing", queries, "-o", tmp_path / "t"], "nothing"),
         (["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "magic"], "unknown method 'magic'"),
         (["bench", "mnist", "-o", tmp_path / "x"], "the setting 'mnist'"),

@@ -164,14 +164,17 @@ def forecast(
         of_a_run = {
             "a model": model, "--exact": exact, "--queries": queries, "--query-rank": query_rank, "--factors": factors,
             "--largest-side": largest_side, "--memory-gib": memory_gib, "--max-length": max_length, "--functional": functional,
+            "--run": run, "--segments": segments, "--task": task != "causal_lm", "--split": split != "train", "--long": long != "error",
         }  # fmt: skip
-        given = [name for name, value in of_a_run.items() if value]
+        given = [name for name, value in of_a_run.items() if value is not None and value is not False]
         if given or examples is None:
             raise BadInput(
                 found=f"--model-shape with {given[0]}" if given else "--model-shape without --examples",
                 needed="sizes alone: --examples, and what the cluster is",
                 do="leave the other out, or --model-shape" if given else "add --examples, such as 1e9",
             )
+        if examples != examples // 1:  # which NaN and infinity are not either
+            raise BadInput(found=f"--examples {examples:g}", needed="a whole number", do="correct it, such as 1e9")
         _at_scale(model_shape, sizes, cluster, track, ignore, config, as_json)
         return
     unused = [name for name, value in sizes.items() if value is not None]

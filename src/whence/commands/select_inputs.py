@@ -56,6 +56,9 @@ def check_options(given: Mapping[str, Any]) -> None:
             "leave --prove out: random data is what others are held against",
         ),
     )
+    for name in ("seeds", "workers"):
+        if given[name] is not None and given[name] < 1:
+            raise BadInput(found=f"--{name} {given[name]}", needed="1 or more", do="leave it out for the default")
     for found, is_wrong, do in wrong:
         if is_wrong:
             raise BadInput(found=found, needed="options that go together", do=do)
