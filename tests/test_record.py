@@ -491,6 +491,25 @@ def test_a_run_that_stopped_before_its_first_step_is_begun_again(tmp_path):
     assert whence.open_run(tmp_path).steps == 1
 
 
+def test_learning_rates_of_a_recipe_are_those_of_each_stages_own_groups(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # 16 and 10 numbers
+    first, second = (list(layer.parameters()) for layer in model)
+    stages = (
+        [{"params": first + second, "lr": 0.5}],
+        [{"params": first, "lr": 0.1}, {"params": second, "lr": 0.3}],
+        [{"params": second, "lr": 0.2}],
+    )
+    with whence.Recorder(tmp_path, model, torch.optim.SGD(stages[0]), every=1) as run:
+        for number, groups in enumerate(stages):
+            optimizer = torch.optim.SGD(groups)
+            run.stage(f"stage {number}", optimizer)
+            run.batch([0])
+            model(torch.randn(1, 3)).sum().backward()
+            optimizer.step()
+    wanted = 0.5 + (16 * 0.1 + 10 * 0.3) / 26 + 0.2
+    assert whence.open_run(tmp_path).recipe().learning_rate_sum == pytest.approx(wanted)
+
+
 def test_a_run_without_a_step_is_begun_again(tmp_path):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
