@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import Json, check_table_folder, task_options
+from whence.commands.shared import Json, check_table_folder
+from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
 __all__ = ["proxy"]
@@ -102,8 +103,9 @@ def proxy(
     if probe_train != 256 and not probe:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
     records, asked = list(load_records(data, split=split)), list(load_records(queries))
-    loaded = _task(model, task, long)
-    aim: Any = target_name if target is None else _task(target, task, long)
+    reading = TaskOptions(task=task, long=long)
+    loaded, _ = reading.load(model)
+    aim: Any = target_name if target is None else reading.load(target)[0]
     if save_model is not None:
         _check_savable(loaded)
     options: dict[str, Any] = {
@@ -150,12 +152,6 @@ def proxy(
         print(
             f"  rank correlation {found.spearman}; shared top {found.k} {found.top}, bottom {found.bottom}, by chance {found.chance:.2g}"
         )
-
-
-def _task(place: str, kind: str, long: str) -> Any:
-    from whence.load import load_task
-
-    return load_task(place, kind=kind, **task_options(kind, place, long, None, (), (), False))[0]
 
 
 def _check_savable(task: Any) -> None:

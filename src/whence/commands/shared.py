@@ -1,4 +1,4 @@
-"""What several verbs share: loading the task of a store, its training data, the options of a task, and where tables go."""
+"""What several verbs share: loading the task of a store and its training data, and where tables go."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "task_options", "train_records"]
+__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "train_records"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -63,33 +63,6 @@ def train_records(opened: Any, store: Path, train: tuple[str, ...]) -> list[Any]
             do="pass --train with the place where it is now",
         )
     return [record for data in train or (recorded,) for record in load_records(data, split=origin.get("split", "train"))]
-
-
-def task_options(task, model, long, max_length, track, ignore, functional) -> dict[str, Any]:
-    """Options of a task, as they were typed, without those that were left alone.
-
-    Raises:
-        BadInput: If the model is a function, which makes the task itself.
-    """
-    if ".py:" in model:
-        chosen = {"long": long != "error", "max_length": max_length, "track": track, "ignore": ignore, "functional": functional}
-        if any(chosen.values()):
-            raise BadInput(
-                found=f"{', '.join('--' + name.replace('_', '-') for name, value in chosen.items() if value)} for {model}",
-                needed="these set in the function, which makes the task itself",
-                do="pass them to the task there",
-            )
-        return {}
-    options: dict[str, Any] = {}
-    if task in ("causal_lm", "masked_lm"):
-        options |= {"long": long, "max_length": max_length}
-    if track:
-        options["track"] = list(track)
-    if ignore:
-        options["ignore"] = list(ignore)
-    if functional:
-        options["functional"] = True
-    return options
 
 
 def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:
