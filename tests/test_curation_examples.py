@@ -56,11 +56,12 @@ def test_shared_directions_are_nearer_to_topics_than_whole_rows(tmp_path):
     import logging
 
     from whence.demo.corpus import python_docs
-    from whence.demo.story import _model
+    from whence.demo.trained import trained_on
     from whence.pipeline import build
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    task, dataset = _model(tmp_path / "model", python_docs(), 0)
-    store = build(task, dataset, tmp_path / "store", quiet=True)
+    documents = python_docs()
+    task = trained_on(documents, tmp_path / "model")
+    store = build(task, task.prepare(documents), tmp_path / "store", quiet=True)
     found = example("skills").main(store.folder, 24)
     assert max(found["whole rows"]) < min(found["32 shared directions"]) < min(found["words (TF-IDF)"])
