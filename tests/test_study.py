@@ -350,6 +350,7 @@ def test_the_command_studies_a_store_and_the_data_itself(tmp_path, run, monkeypa
     monkeypatch.setenv("COLUMNS", "200")  # long cells wrap in a narrow terminal
     run("build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
     text = run("study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
+    assert "nan" not in text  # two documents of a tail have no power of the rank
     assert "note: 2 queries or fewer in cats: too few for an interval" in text
     content = json.loads((tmp_path / "one" / "study.json").read_text())
     assert content["notes"][0] == text.split("note: ")[1].splitlines()[0] and content["notes"][0] in page(tmp_path / "one")

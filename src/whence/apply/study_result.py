@@ -3,6 +3,7 @@
 Axes: Q queries, K documents of a tail, N documents.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Study:
                         within.replace(" (one run, no interval)", ""),
                         between,
                     )
-                    + ("" if mass is None else f"{mass.mean:.0%}", f"{reading.mass.slope(places).mean:.2g}")
+                    + (_cell(None if mass is None else mass.mean, ".0%"), _cell(reading.mass.slope(places).mean, ".2g"))
                 )
         return rows
 
@@ -179,3 +180,7 @@ class Study:
     def _raw(self, query: int, row: int, value: float, reading: str) -> float:
         """The score that a value was made from."""
         return value * self.nats[query] * (float(self.kept.norms_N[row]) if reading.endswith("norm") else 1.0)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)

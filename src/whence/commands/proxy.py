@@ -51,7 +51,7 @@ def proxy(
         model: The proxy: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: The target's training data, as in build.
         queries: Queries, in any form that build takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         target: The model that the scores are about, in the forms of the proxy.
         target_name: Instead, a name for a target that cannot be loaded.
         name: What to call the proxy in tables; its digest if left out.

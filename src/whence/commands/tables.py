@@ -33,7 +33,7 @@ def score(
     Args:
         store: Folder made by `whence build`.
         queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
@@ -113,7 +113,7 @@ def attribute(
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: Training data, as in build.
         queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         method: One of the exact methods of `whence methods`.
         task: What the model does.
         split: Split of a Hugging Face dataset.
