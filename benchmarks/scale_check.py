@@ -20,7 +20,7 @@ from whence.capture import plan_units  # noqa: E402
 from whence.config import BuildConfig  # noqa: E402
 from whence.pipeline import Cluster, forecast_scale  # noqa: E402
 from whence.pipeline.encoders import random_encoder  # noqa: E402
-from whence.pipeline.scale import ModelShape  # noqa: E402
+from whence.pipeline.sizes import ModelShape  # noqa: E402
 from whence.progress import meter  # noqa: E402
 from whence.score import gradient_rows  # noqa: E402
 

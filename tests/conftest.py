@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from whence.cli import main
+
 # Nothing here may reach out; what needs the network has to fail as it would without one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On models this small a pool of threads costs more than it saves, and two runs have to agree to the bit.
@@ -65,3 +67,26 @@ def data_file(tmp_path_factory):
     lines = [json.dumps({"id": f"t{number}", "source": "book", "text": text}) for number, text in enumerate(texts)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line: takes the words and the expected status; gives stdout, or stderr of a command that is refused."""
+
+    def command(*words, status=0):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == status
+        captured = capsys.readouterr()
+        return captured.err if status == 2 else captured.out
+
+    return command
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch, model_folder, data_file):
+    """The folder of somebody who reads a page, and the current one: with a model and data where the pages say theirs are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
+    (tmp_path / "train.jsonl").write_bytes(data_file.read_bytes())
+    return tmp_path

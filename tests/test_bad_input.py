@@ -50,6 +50,18 @@ def store(tmp_path_factory, model_folder, data_file):
     return folder
 
 
+def test_options_of_a_task_that_have_no_use(refused, output, data_file, model):
+    says = "found {} for --task classification; needed a language model for it"
+    for verb in (
+        ["build", model, data_file, "-o", output],
+        ["curvature", model, data_file, "-o", output],
+        ["forecast", model, data_file],
+    ):
+        refused(*verb, "--task", "classification", "--long", "truncate", says=says.format("--long"))
+        refused(*verb, "--task", "classification", "--max-length", "8", says=says.format("--max-length"))
+    refused("build", model, data_file, "-o", output, "--spool", output, "--split", "test", says="found --split with --spool")
+
+
 def write(path, *records):
     path.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
     return path

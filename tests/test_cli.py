@@ -50,18 +50,6 @@ def store(tmp_path_factory, model_folder, data_file):
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    """A command that has to go well; gives its stdout."""
-
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        return capsys.readouterr().out
-
-    return command
-
-
 # Verbs
 
 
@@ -74,7 +62,7 @@ def test_build_says_what_it_made_and_goes_on(run, store, model_folder, data_file
     assert f"{store} is complete: nothing to do" in capsys.readouterr().err
 
 
-def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_path, capsys):
+def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_path):
     """Twelve documents have twelve directions at most, so 2 kB hold all of them in full."""
     arguments = ("build", model_folder, data_file, "-o", tmp_path / "s", "--bytes-per-example", "2k")
     told = json.loads(run("forecast", *arguments[1:3], *arguments[5:], "--json"))
@@ -87,8 +75,8 @@ def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_p
     assert hits["method"] == "aligned" and hits["unit"] == hits["measurement_unit"]
     best = hits["queries"][0]["proponents"][0]
     assert best["text"] == "a cat sat" and abs(sum(part["score"] for part in best["tokens"]) / best["score"] - 1) < 0.05
-    assert main([*map(str, arguments[:5]), "--bytes-per-example", "2x"]) == 2
-    assert "found bytes_per_example='2x'; needed a number of bytes, such as 512 or 2k" in capsys.readouterr().err
+    error = run(*arguments[:5], "--bytes-per-example", "2x", status=2)
+    assert "found bytes_per_example='2x'; needed a number of bytes, such as 512 or 2k" in error
 
 
 def test_build_appends(run, store, model_folder, data_file, tmp_path):
@@ -184,7 +172,7 @@ def test_forecast(run, store, model_folder, data_file):
     assert abs(numbers["curvature_bytes"] - (store / "curvature.safetensors").stat().st_size) < 16384
 
 
-def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path, capsys):
+def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path):
     arguments = ("forecast", model_folder, data_file, "--exact", "ekfac", "--queries", data_file, "--factors", tmp_path / "f")
     found = run(*arguments)
     assert "tracking" in found and "memory: about" in found and "12 of 12 rows at a time" in found and "; disk: " in found
@@ -193,12 +181,13 @@ def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path, cap
     assert not (tmp_path / "f").exists()
     for extra, says in (
         (["--queries", data_file], "found --queries for a build; needed --exact METHOD with it; do this: add it"),
-        (["--exact", "ekfac"], "found --exact ekfac without --queries; needed queries, and no options of a build"),
-        (["--exact", "ekfac", "--queries", data_file, "--rank", "8"], "found --exact ekfac with options of a build"),
+        (["--exact", "ekfac"], "without --queries; needed queries, and no options of a build; do this: add --queries FILE"),
+        (
+            ["--exact", "ekfac", "--queries", data_file, "--rank", "8"],
+            "with options of a build; needed queries, and no options of a build; do this: leave the options",
+        ),
     ):
-        run("forecast", model_folder, data_file, *extra, status=2)
-        main([str(argument) for argument in ("forecast", model_folder, data_file, *extra)])
-        assert says in capsys.readouterr().err
+        assert says in run("forecast", model_folder, data_file, *extra, status=2)
 
 
 def test_verify_json(run, store):

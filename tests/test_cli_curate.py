@@ -5,18 +5,6 @@ import json
 import pytest
 
 from whence.apply.selection import load_selection
-from whence.cli import main
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return command
 
 
 @pytest.fixture
@@ -151,6 +139,8 @@ def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, val
             "--against loss for --by loss",
         ),
         (["--keep", "3", "--table", "t", "--seeds", "4"], "--seeds or --workers without --prove"),
+        (["--keep", "3", "--table", "t", "--prove", "a.py:b", "--workers", "0"], "--workers 0; needed 1 or more"),
+        (["--keep", "3", "--table", "t", "--prove", "a.py:b", "--seeds", "0"], "--seeds 0; needed 1 or more"),
         (["--keep", "3", "--table", "t", "--reweight", "--prove", "a.py:b"], "--reweight with --prove"),
         (["--keep", "3", "--by", "random", "--prove", "a.py:b"], "--prove for --by random"),
         (["--by", "random"], "no budget"),
@@ -162,6 +152,7 @@ def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, val
 def test_options_that_would_be_ignored_are_refused_in_one_line(run, tmp_path, labelled, words, text):
     error = run("select", labelled, "-o", tmp_path / "chosen", *words, status=2)
     assert text in error and error.count("\n") == 1 and not (tmp_path / "chosen").exists()
+    assert "--help" not in error
 
 
 def test_clusters_say_what_is_missing(run, tmp_path, model_folder, data_file):

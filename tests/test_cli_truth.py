@@ -7,18 +7,7 @@ import pytest
 import torch
 
 from whence.cli import main
-from whence.evaluate import load_table, open_bank
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return command
+from whence.evaluate import load_table, open_bank, origin_of_table, save_table
 
 
 @pytest.fixture
@@ -73,17 +62,51 @@ def test_leaving_one_out_at_a_time(run, tmp_path):
 
 
 def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folder, data_file):
+    training = ["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", 5]
     for words, text in (
         (["bank", "-o", tmp_path / "b"], "no way to train, or more than one"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f"], "no number of training examples"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", "4"], "no Python file"),
         (["bank", "-o", tmp_path / "b", "--masks", "m.npy"], "one of --train, --command, and --masks with --outcomes"),
+        ([*training, "--data", data_file], "found --examples with --data"),
+        ([*training, "--leave-out", 1, "--fraction", 0.3], "found --fraction with --leave-out"),
+        ([*training, "--leave-out", 1, "--seed", 3], "found --seed with --leave-out 1"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m", "--outcomes", "o", "--workers", 2], "found --workers with --masks"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m", "--outcomes", "o", "--subsets", 2], "found --subsets with --masks"),
         (["score", tmp_path / "nothing", queries, "-o", tmp_path / "t"], "nothing"),
         (["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "magic"], "unknown method 'magic'"),
         (["bench", "mnist", "-o", tmp_path / "x"], "the setting 'mnist'"),
     ):
         message = run(*words, status=2)
         assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
+
+
+def test_a_table_is_not_written_over_by_another(run, tmp_path, model_folder, other_model_folder, data_file, queries):
+    attribute = ["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "grad-dot-exact"]
+    before = run(*attribute)
+    scores = (tmp_path / "t" / "scores.npy").read_bytes()
+    assert run(*attribute) == before  # the same again is no loss
+    run("build", model_folder, data_file, "-o", tmp_path / "s", "--method", "grad-dot", "--rank", 4)
+    score = ["score", tmp_path / "s", queries, "-o", tmp_path / "u"]
+    run(*score)
+    run(*score)
+    plain = tmp_path / "plain"
+    save_table(load_table(tmp_path / "t"), plain)
+    for words, what in (
+        ([*attribute[:-1], "kfac"], "t made with other settings (method)"),
+        ([*attribute, "--seed", 1], "t made with other settings (seed)"),
+        ([*attribute[:3], data_file, *attribute[4:]], "t made with other settings (queries)"),
+        ([*attribute[:1], other_model_folder, *attribute[2:]], "t made with other settings (model)"),
+        ([*attribute, "--ensemble", tmp_path / "e"], "t made with other settings (ensemble, model)"),
+        ([*score, "--relative-damping", 0.5], "u made with other settings (relative_damping)"),
+        ([*score[:-1], tmp_path / "t"], "t made with other settings (method, method_version"),
+        ([*score[:-1], plain], "plain that does not say what it was made with"),
+    ):
+        error = run(*words, status=2)
+        assert (
+            what in error and "; needed a new folder" in error and error.splitlines()[-1].endswith("or move that one away")
+        ), error
+    assert (tmp_path / "t" / "scores.npy").read_bytes() == scores and not (tmp_path / "e" / "ensemble.json").exists()
 
 
 def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, capsys):
@@ -119,6 +142,8 @@ def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, cap
     assert list(found["parts"]) == ["steps 0 to 2", "steps 2 to 4"]
     parts = [load_table(folder) for folder in found["parts"].values()]
     assert parts[1].method == "tracin, 2 checkpoints, steps 2 to 4"
+    whole = origin_of_table(tmp_path / "p")
+    assert len(whole["models"]) == 1 and all(origin_of_table(folder) == whole for folder in found["parts"].values())
     torch.testing.assert_close(sum(part.scores for part in parts), load_table(tmp_path / "p").scores, rtol=1e-5, atol=1e-6)
     assert main([str(word) for word in [*words, "--method", "tracin", "--per-segment", "--ensemble", tmp_path / "e"]]) == 2
     assert "found --per-segment with --ensemble" in capsys.readouterr().err

@@ -2,15 +2,10 @@
 
 import importlib.util
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 
-from whence.cli import main
-
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "curation.md").read_text("utf-8")
+from tests.pages import ROOT, page_commands, page_text, run_blocks
 
 
 def example(name):
@@ -22,40 +17,21 @@ def example(name):
 
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 2
-    names = {}
-    for block in blocks:
-        exec(compile(block, "curation.md", "exec"), names)
+    run_blocks("docs/curation.md", 2)
     assert capsys.readouterr().out.startswith("48 ") and (tmp_path / "chosen" / "list.jsonl").exists()
 
 
-def test_the_pages_commands_run(tmp_path, monkeypatch, model_folder, data_file, capsys):
+def test_the_pages_commands_run(run, reader):
     """As they stand, one after the other, with the tiny model where the reader's own would be."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
-    (tmp_path / "train.jsonl").write_bytes(data_file.read_bytes())
-    (tmp_path / "validation.jsonl").write_text('{"text": "a cat sat"}\n')
-    (tmp_path / "train.py").write_text("def retrain(keep, seed):\n    return [-float(keep[:4].sum()) + seed]\n")
-    blocks = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)
-    commands = [
-        line
-        for kind, block in blocks
-        if not kind
-        for line in block.replace("\\\n", "").splitlines()
-        if line.startswith("whence ")
-    ]
-    assert len(commands) == 4
-    for command in commands:
-        assert main(shlex.split(command)[1:]) == 0, command
-    shown = capsys.readouterr().out
-    assert "trained on" in shown and "tightness" in shown and (tmp_path / "clusters.html").exists()
+    (reader / "validation.jsonl").write_text('{"text": "a cat sat"}\n')
+    (reader / "train.py").write_text("def retrain(keep, seed):\n    return [-float(keep[:4].sum()) + seed]\n")
+    shown = "".join(run(*words) for words in page_commands("docs/curation.md", 4))
+    assert "trained on" in shown and "tightness" in shown and (reader / "clusters.html").exists()
 
 
 def test_every_option_of_the_page_exists():
-    reference = (ROOT / "docs" / "cli.md").read_text("utf-8")
-    for option in set(re.findall(r"`[^`\n]*?(--[a-z-]+)", PAGE)):
+    reference = page_text("docs/cli.md")
+    for option in set(re.findall(r"`[^`\n]*?(--[a-z-]+)", page_text("docs/curation.md"))):
         assert f"`{option}" in reference or option in reference, option
 
 
@@ -80,11 +56,12 @@ def test_shared_directions_are_nearer_to_topics_than_whole_rows(tmp_path):
     import logging
 
     from whence.demo.corpus import python_docs
-    from whence.demo.story import _model
+    from whence.demo.trained import trained_on
     from whence.pipeline import build
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    task, dataset = _model(tmp_path / "model", python_docs(), 0)
-    store = build(task, dataset, tmp_path / "store", quiet=True)
+    documents = python_docs()
+    task = trained_on(documents, tmp_path / "model")
+    store = build(task, task.prepare(documents), tmp_path / "store", quiet=True)
     found = example("skills").main(store.folder, 24)
     assert max(found["whole rows"]) < min(found["32 shared directions"]) < min(found["words (TF-IDF)"])

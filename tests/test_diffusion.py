@@ -2,10 +2,8 @@
 
 import json
 import math
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.pages import ROOT, run_blocks
 from tests.reference import diffusion as twin
 from whence.capture import capture, check_task, plan_units
 from whence.capture.blocks import as_blocks
@@ -22,7 +21,6 @@ from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks import step_back
 
 SHAPE = (2, 4, 4)
-ROOT = Path(__file__).parents[1]
 
 
 class Attention(nn.Module):
@@ -516,11 +514,7 @@ def test_the_blocks_of_the_page_run_as_they_stand(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "diffusion.md").read_text("utf-8"), re.S)
-    assert len(blocks) == 4
-    names = {}
-    for block in blocks:
-        exec(compile(block, "diffusion.md", "exec"), names)
+    names = run_blocks("docs/diffusion.md", 4)
     assert names["table"].scores.shape == names["trak"].scores.shape == names["d_trak"].scores.shape == (2, 60)
     assert (tmp_path / "influence.html").read_text("utf-8").count("<img") == 2 * 17
 

@@ -5,13 +5,12 @@ import importlib
 import importlib.util
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 import whence
+from tests.pages import ROOT, page_text, run_blocks
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -19,9 +18,9 @@ def test_the_generated_pages_are_current():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == module.cli_page(), "run `make docs`"
-    assert (ROOT / "docs" / "api.md").read_text("utf-8") == module.api_page(), "run `make docs`"
-    assert (ROOT / "docs" / "coverage.md").read_text("utf-8") == module.coverage_page(), "run `make docs`"
+    assert page_text("docs/cli.md") == module.cli_page(), "run `make docs`"
+    assert page_text("docs/api.md") == module.api_page(), "run `make docs`"
+    assert page_text("docs/coverage.md") == module.coverage_page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples"])
@@ -68,14 +67,7 @@ def test_every_public_name_is_there():
         whence.nope  # noqa: B018
 
 
-def test_readme_examples_run(tmp_path, monkeypatch, model_folder, capsys):
+def test_readme_examples_run(reader, capsys):
     """The blocks are run as they stand, in one namespace, with the tiny model where the reader's own would be."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    assert len(blocks) == 7
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    run_blocks("README.md", 7)
     assert "nats of the query's log-probability" in capsys.readouterr().out

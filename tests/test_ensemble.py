@@ -173,5 +173,6 @@ def test_the_command_line_averages_models(tmp_path, capsys, model_folder, other_
         found = load_table(tmp_path / name)
         torch.testing.assert_close(found.scores, (tables[0].scores + tables[1].scores) / 2)
         assert found.method == f"{tables[0].method}, 2 models"
+    exact[5] = tmp_path / "other"
     status, _, err = run(*exact, "--ensemble", tmp_path / "e", "--relative-damping", "0.5")
     assert status == 2 and "relative_damping=0.5 for the ensemble" in err

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.pages import ROOT, page_commands, run_blocks
 from tests.reference import guide as slow
 from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
@@ -25,7 +25,6 @@ from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, Unsu
 from whence.load import load_task
 from whence.store import write_tensors
 
-ROOT = Path(__file__).parents[1]
 BATCH = 40
 
 
@@ -387,7 +386,8 @@ def test_the_verb_writes_marks_and_a_page(tmp_path, model_folder, data_file, que
     first = next(iter(marks.examples.values()))
     assert page.count('<mark class="n5">') >= len(first.places) and first.id in page
     assert main([*command, "--budget", "0.1", "--quantile", "0.9"]) == 0
-    assert "tokens marked, in" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "tokens marked, in" in out and "marked" not in err
 
 
 def test_the_verbs_mistakes_are_one_line(tmp_path, model_folder, data_file, question_files, capsys):
@@ -401,17 +401,10 @@ def test_the_verbs_mistakes_are_one_line(tmp_path, model_folder, data_file, ques
     assert "needed a method that needs no recorded run" in capsys.readouterr().err
 
 
-def test_the_pages_blocks_and_command_run(tmp_path, monkeypatch, model_folder, data_file, question_files):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
-    (tmp_path / "train.jsonl").symlink_to(data_file)
-    text = (ROOT / "docs" / "if-guide.md").read_text("utf-8")
-    command = re.search(r"^whence (guide .*)$", text, re.M)
-    assert command and main(command[1].split()) == 0
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, "if-guide.md", "exec"), names)
+def test_the_pages_blocks_and_command_run(run, reader, question_files):
+    (words,) = page_commands("docs/if-guide.md", 1)
+    run(*words)
+    names = run_blocks("docs/if-guide.md", 3)
     assert len(names["marks"]) == int(0.01 * names["marks"].about["scored_tokens"])
 
 

@@ -359,6 +359,13 @@ def test_an_adapter_without_its_package_is_one_line(tmp_path, monkeypatch):
         load_task(str(tmp_path))
 
 
+@pytest.mark.parametrize("length", [0, 1, -3])
+def test_lengths_that_leave_nothing_to_score_are_refused(length):
+    task, _ = zoo.make("llama")
+    with pytest.raises(BadInput, match=f"found max_length={length}; needed 2 or more, since the first token is not scored"):
+        whence.CausalLM(task.model, None, max_length=length)
+
+
 def test_adapters_that_add_positions_are_refused():
     import peft
 

@@ -1,5 +1,7 @@
 """Masked language models: which tokens are hidden, the loss, and gradients against autograd."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,20 @@ def test_labels_are_drawn_where_some_examples_hide_several_tokens():
     chosen = [texts[place] for place in (shortest, *between, longest)]
     table = whence.attribute(task, chosen, chosen[:1], method="kfac", quiet=True)
     assert "1 sampled label" in " ".join((table.method, *table.notes))
+
+
+def test_from_the_command_line(run, tmp_path, model_folder, data_file):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, mask_token="<|mask|>")
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    words = [tmp_path / "m", data_file, "--task", "masked_lm"]
+    assert "12 examples" in run("curvature", *words, "-o", tmp_path / "factors", "--fit-on", 12)
+    assert (tmp_path / "factors").is_dir()
+    attribute = ["attribute", *words[:2], data_file, *words[2:], "-o", tmp_path / "t", "--factors", tmp_path / "factors"]
+    assert json.loads(run(*attribute, "--fit-on", 12))["train"] == 12
+    assert "found no run.json in" in run("smoothness", *words, "--run", tmp_path, status=2)

@@ -14,10 +14,9 @@ from torch import nn
 
 import whence
 from tests import zoo
-from tests.test_study import run_page
-from whence.cli import main
+from tests.pages import page_commands, run_blocks
 from whence.errors import BadInput, NonFinite
-from whence.evaluate import load_table, save_table
+from whence.evaluate import load_table, origin_of_table, save_table
 from whence.score import mean_table
 
 TEXTS = [
@@ -216,30 +215,29 @@ def test_distillation_refuses_what_it_cannot_do(model_folder, other_tokenizer_fo
         whence.distil(target, proxy, records, quiet=True)
 
 
-def run(capsys, *arguments, status=0):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == status
-    out, err = capsys.readouterr()
-    return err if status else out
-
-
-def test_the_command_attributes_distils_and_probes(tmp_path, capsys, model_folder, other_model_folder, data_file):
+def test_the_command_attributes_distils_and_probes(tmp_path, run, model_folder, other_model_folder, data_file):
     ask = ["proxy", other_model_folder, data_file, data_file, "-o", tmp_path / "t", "--target", model_folder]
-    found = json.loads(run(capsys, *ask, "--probe", 3, "--name", "tiny", "--json"))
+    found = json.loads(run(*ask, "--probe", 3, "--name", "tiny", "--json"))
     table = load_table(tmp_path / "t")
     assert found["provenance"] == table.provenance and table.method.endswith("by proxy tiny")
     assert (
         table.scores.shape == (12, 12) and found["agreement"]["num_examples"] == 12 and len(found["agreement"]["queries"]) == 3
     )
     # Its own target is matched exactly by whoever starts at it, and better by whoever learns from it.
-    own = json.loads(run(capsys, *ask[:1], model_folder, *ask[2:], "--distil", 1, "--json"))
+    ask[5] = tmp_path / "own"
+    own = json.loads(run(*ask[:1], model_folder, *ask[2:], "--distil", 1, "--json"))
     assert own["distil"] == [pytest.approx(0, abs=1e-6)]
     learn = ["--distil", 3, "--learning-rate", "0.01", "--save-model", tmp_path / "learnt", "--batch-examples", 4]
-    text = run(capsys, *ask, *learn, "--probe", 2, "--probe-train", 8)
+    ask[5] = tmp_path / "trained"
+    text = run(*ask, *learn, "--probe", 2, "--probe-train", 8)
     assert "for the model" in text and "distance from the target" in text and "on 2 queries and 8 examples" in text
     assert whence.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
-    named = json.loads(run(capsys, *ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
+    ask[5] = tmp_path / "named"
+    named = json.loads(run(*ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
     assert named["provenance"]["target"] == "closed"
+    origin = origin_of_table(ask[5])
+    assert origin["models"] == [named["provenance"]["attributor"]] and origin["queries"] == named["provenance"]["queries"]
+    assert "made with other settings (target); needed a new folder" in run(*ask[:-2], "--target-name", "another", status=2)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +253,13 @@ def test_the_command_attributes_distils_and_probes(tmp_path, capsys, model_folde
         (["--target", "nowhere/at/all"], "no model folder at nowhere/at/all"),
     ],
 )
-def test_the_command_refuses(tmp_path, capsys, model_folder, data_file, options, says):
+def test_the_command_refuses(tmp_path, run, model_folder, data_file, options, says):
     options = [str(model_folder) if option == "M" else option for option in options]
-    error = run(capsys, "proxy", model_folder, data_file, data_file, "-o", tmp_path / "t", *options, status=2)
+    error = run("proxy", model_folder, data_file, data_file, "-o", tmp_path / "t", *options, status=2)
     assert says in error and error.count("\n") == 1 and not (tmp_path / "t").exists()
 
 
-def test_the_command_saves_hugging_face_models_only(tmp_path, capsys):
+def test_the_command_saves_hugging_face_models_only(tmp_path, run):
     (tmp_path / "task.py").write_text(
         "import torch, whence\n"
         "def make():\n    torch.manual_seed(0)\n    return whence.Classification(torch.nn.Linear(3, 2))\n"
@@ -269,12 +267,16 @@ def test_the_command_saves_hugging_face_models_only(tmp_path, capsys):
     )
     ask = ["proxy", f"{tmp_path}/task.py:make", f"{tmp_path}/task.py:data", f"{tmp_path}/task.py:data", "-o", tmp_path / "t"]
     ask += ["--target", f"{tmp_path}/task.py:make", "--distil", 1]
-    assert "found --save-model for a Linear" in run(capsys, *ask, "--save-model", tmp_path / "m", status=2)
-    assert "6 queries, 6 training examples" in run(capsys, *ask)
+    assert "found --save-model for a Linear" in run(*ask, "--save-model", tmp_path / "m", status=2)
+    assert "6 queries, 6 training examples" in run(*ask)
 
 
-def test_the_page_about_proxies_is_true(tmp_path, monkeypatch, capsys, model_folder, data_file):
-    run_page("proxies.md", tmp_path, monkeypatch, capsys, model_folder, data_file)
+def test_the_page_about_proxies_is_true(run, reader):
+    (reader / "path" / "to" / "proxy").symlink_to("model")
+    (reader / "questions.jsonl").symlink_to("train.jsonl")
+    for words in page_commands("docs/proxies.md", 2):
+        run(*words)
+    run_blocks("docs/proxies.md", 1)
 
 
 @pytest.mark.slow

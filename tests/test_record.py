@@ -489,3 +489,61 @@ def test_a_run_that_stopped_before_its_first_step_is_begun_again(tmp_path):
         model(torch.randn(2, 3)).sum().backward()
         optimizer.step()
     assert whence.open_run(tmp_path).steps == 1
+
+
+def test_learning_rates_of_a_recipe_are_those_of_each_stages_own_groups(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # 16 and 10 numbers
+    first, second = (list(layer.parameters()) for layer in model)
+    stages = (
+        [{"params": first + second, "lr": 0.5}],
+        [{"params": first, "lr": 0.1}, {"params": second, "lr": 0.3}],
+        [{"params": second, "lr": 0.2}],
+    )
+    with whence.Recorder(tmp_path, model, torch.optim.SGD(stages[0]), every=1) as run:
+        for number, groups in enumerate(stages):
+            optimizer = torch.optim.SGD(groups)
+            run.stage(f"stage {number}", optimizer)
+            run.batch([0])
+            model(torch.randn(1, 3)).sum().backward()
+            optimizer.step()
+    wanted = 0.5 + (16 * 0.1 + 10 * 0.3) / 26 + 0.2
+    assert whence.open_run(tmp_path).recipe().learning_rate_sum == pytest.approx(wanted)
+
+
+def test_a_run_without_a_step_is_begun_again(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with whence.Recorder(tmp_path, model, optimizer, every=2):
+        pass
+    with pytest.raises(
+        BadInput, match="a run in .* that stopped after 0 steps; .*train on with the recorder on the same folder"
+    ):
+        whence.open_run(tmp_path)
+    with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
+        run.batch([0, 1])
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+    assert whence.open_run(tmp_path).steps == 1
+
+
+def test_clipping_of_a_step_that_was_not_taken_is_forgotten(tmp_path):
+    model, inputs, labels = problem()
+    optimizer = MAKERS["adamw"](model.parameters())
+    with whence.Recorder(tmp_path, model, optimizer, every=1) as run:
+        for number in range(2):
+            run.batch(batch_of(number))
+            if number:
+                run.scaled(0.25)
+                run.restore()
+                run.batch(batch_of(number))
+            step(model, optimizer, inputs, labels, batch_of(number))
+    assert whence.open_run(tmp_path).log.factors == [1.0, 1.0]
+
+
+def test_a_stage_does_not_open_a_recorder(tmp_path):
+    model, inputs, labels = problem()
+    optimizer = MAKERS["adamw"](model.parameters())
+    run = whence.Recorder(tmp_path, model, optimizer, every=1)
+    with pytest.raises(BadInput, match="found a recorder that is not open"):
+        run.stage("first", optimizer)
+    step(model, optimizer, inputs, labels, batch_of(0))  # nobody watches

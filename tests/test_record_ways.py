@@ -4,10 +4,8 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import whence
+from tests.pages import run_blocks
 from tests.test_record import MAKERS, batch_of, problem, step
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 
@@ -145,6 +144,19 @@ def test_frozen_weights_are_written_once(tmp_path):
         lora_run(tmp_path / "cut", model=other)
     lora_run(tmp_path / "cut")
     assert record_of(tmp_path / "cut") == record_of(tmp_path / "run")
+
+
+def test_a_run_may_be_said_to_be_finished_before_its_end(tmp_path):
+    model = adapted(5)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.01)
+    _, inputs, labels = problem()
+    with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
+        run.batch(batch_of(0))
+        step(model, optimizer, inputs.float(), labels, batch_of(0))
+        run.checkpoint(finished=True)
+    found = whence.open_run(tmp_path)
+    assert found.checkpoints == (0, 1)
+    assert all(torch.equal(found.tensors(1)[f"model.{name}"], value) for name, value in model.named_parameters())
 
 
 def test_frozen_weights_that_move_are_told(tmp_path):
@@ -323,11 +335,6 @@ def test_what_a_run_goes_on_from_has_to_be_its_own(tmp_path):
 
 def test_the_page_runs(tmp_path, monkeypatch):
     """The python blocks of docs/recording.md, one after the other; the trainers' lines are run by their own tests."""
-    page = Path(__file__).parents[1] / "docs" / "recording.md"
     monkeypatch.chdir(tmp_path)
-    names = {}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, page.name, "exec"), names)
+    names = run_blocks("docs/recording.md", 2)
     assert names["table"].scores.shape == (5, 60) and len(names["store"]) == 60

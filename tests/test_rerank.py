@@ -9,7 +9,6 @@ import torch
 import whence
 from tests import zoo
 from tests.test_store import make_records, make_task
-from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline import codes as codes_module
@@ -228,16 +227,6 @@ def test_a_second_store_of_other_data_is_refused(tmp_path):
 # Command line
 
 
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        return capsys.readouterr()
-
-    return command
-
-
 def test_from_the_command_line(run, tmp_path, model_folder, data_file):
     data = tmp_path / "train.jsonl"
     data.write_bytes(data_file.read_bytes())
@@ -245,8 +234,7 @@ def test_from_the_command_line(run, tmp_path, model_folder, data_file):
     run("build", model_folder, data, "-o", tmp_path / "l", "--method", "aligned", "--dtype", "float32")
     ask = ["query", tmp_path / "s", "--text", "a cat sat", "-k", 3, "--json"]
     plain, both, stored = (
-        json.loads(run(*ask, *more).out)
-        for more in ([], ["--rerank", "exact"], ["--rerank", tmp_path / "l", "--shortlist", 12])
+        json.loads(run(*ask, *more)) for more in ([], ["--rerank", "exact"], ["--rerank", tmp_path / "l", "--shortlist", 12])
     )
     assert [found["stage"] for found in (plain, both, stored)] == ["scan", "exact", "store"]
     from whence.load import load_records, load_task
@@ -261,10 +249,10 @@ def test_from_the_command_line(run, tmp_path, model_folder, data_file):
             assert [hit["id"] for hit in hits] == [name for name, _ in wanted]
             assert [hit["score"] for hit in hits] == pytest.approx([score for _, score in wanted], rel=2e-3)
     moved = data.rename(tmp_path / "moved.jsonl")
-    error = run(*ask, "--rerank", "exact", status=2).err
+    error = run(*ask, "--rerank", "exact", status=2)
     assert f"found no training data at {data}, where it was when" in error and "do this: pass --train" in error
-    assert json.loads(run(*ask, "--rerank", "exact", "--train", moved).out) == both
-    shown = run("query", tmp_path / "s", "--text", "a cat sat", "--rerank", "exact", "--train", moved, "--tokens").out
+    assert json.loads(run(*ask, "--rerank", "exact", "--train", moved)) == both
+    shown = run("query", tmp_path / "s", "--text", "a cat sat", "--rerank", "exact", "--train", moved, "--tokens")
     assert "aligned, then exact EK-FAC" in shown and "scores by exact EK-FAC, of the strongest 12 of each side" in shown
 
 
@@ -274,6 +262,6 @@ def test_a_store_built_from_python_does_not_know_its_data(run, tmp_path, model_f
     task, _ = load_task(str(model_folder))
     whence.build(task, load_records(str(data_file)), tmp_path / "s", **CRUDE)
     ask = ["query", tmp_path / "s", "--model", model_folder, "--text", "a cat", "-k", 2, "--json", "--rerank", "exact"]
-    assert "that does not say where its training data is; needed the data" in run(*ask, status=2).err
-    assert json.loads(run(*ask, "--train", data_file).out)["stage"] == "exact"
+    assert "that does not say where its training data is; needed the data" in run(*ask, status=2)
+    assert json.loads(run(*ask, "--train", data_file))["stage"] == "exact"
     assert open_store(tmp_path / "s").blueprint.task == {"kind": "causal_lm"}

@@ -15,7 +15,7 @@ from whence.cli import main
 from whence.config import BuildConfig
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline import Cluster, forecast_scale
-from whence.pipeline.scale import MODEL_SHAPES, ModelShape
+from whence.pipeline.sizes import MODEL_SHAPES, ModelShape
 
 ROOT = Path(__file__).parents[1]
 PROJECTIONS = ["*proj.weight"]
@@ -102,6 +102,13 @@ def test_the_command(capsys):
         (["a", "b", "--gpus", "3"], "found --gpus without --model-shape"),
         (["--model-shape", "llama-8b"], "found --model-shape without --examples; .*do this: add --examples, such as 1e9"),
         (["a", "--model-shape", "llama-8b", "--examples", "3"], "found --model-shape with a model; needed sizes alone"),
+        (["--model-shape", "llama-8b", "--examples", "3", "--run", "r"], "found --model-shape with --run; needed sizes alone"),
+        (["--model-shape", "llama-8b", "--examples", "3", "--segments", "2"], "found --model-shape with --segments; needed"),
+        (["--model-shape", "llama-8b", "--examples", "3", "--task", "masked_lm"], "found --model-shape with --task; needed"),
+        (["--model-shape", "llama-8b", "--examples", "3", "--split", "test"], "found --model-shape with --split; needed"),
+        (["--model-shape", "llama-8b", "--examples", "3", "--long", "split"], "found --model-shape with --long; needed"),
+        (["--model-shape", "llama-8b", "--examples", "nan"], "found --examples nan; needed a whole number"),
+        (["--model-shape", "llama-8b", "--examples", "1.5"], "found --examples 1.5; needed a whole number"),
         (["--model-shape", "llama-9b", "--examples", "3"], "found model shape 'llama-9b'; needed one of: llama-1b"),
         (["--model-shape", "llama-8b", "--examples", "0"], "found examples=0; needed 1 or more"),
         (["--model-shape", "llama-8b", "--examples", "3", "--gpu", "abacus"], "found gpu='abacus'; needed one of: a100"),

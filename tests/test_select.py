@@ -137,6 +137,17 @@ def test_reasons_ranks_and_summary():
         "dropped: it does nothing to the validation set; rank 3 of 4, of which 2 are kept",
         "kept: it helps the validation set (+1); rank 1 of 4, of which 2 are kept",
     ]
+    forced = whence.select(table([[0.5, -0.25, -0.5]]), keep="2 tokens", tokens=[3, 1, 1])
+    assert [decision.reason for decision in forced.decisions] == [
+        "dropped, though it helps the validation set (+0.5); rank 1 of 3, of which 2 tokens are kept",
+        "kept, though it harms the validation set (-0.25); rank 2 of 3, of which 2 tokens are kept",
+        "kept, though it harms the validation set (-0.5); rank 3 of 3, of which 2 tokens are kept",
+    ]
+    low = whence.select(table([[0.5, -0.25]]), keep=1, prefer="low")
+    assert [decision.reason.split(" (")[0] for decision in low.decisions] == [
+        "dropped: it helps the validation set",
+        "kept: it harms the validation set",
+    ]
     summary = found.summary()
     assert summary["kept"] == summary["dropped"] == 2 and summary["predicted_change"] == 0.25
     assert summary["kept_though_harmful"] == summary["dropped_though_helpful"] == 0

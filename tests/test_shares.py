@@ -301,6 +301,7 @@ def test_the_interval_over_queries_is_the_bootstrap():
         ({"temperature": 1.0}, "the rule positive with a temperature"),
         ({"rule": "softmax", "temperature": 0.0}, "temperature=0.0; needed a number above zero"),
         ({"floor": -1.0}, "floor=-1.0; needed a number above zero"),
+        ({"draws": 0}, "draws=0; needed 1 or more"),
         ({"floor": 1.0, "floor_errors": 1.0}, "two noise floors"),
         ({"floor_errors": 1.0}, r"a noise floor in standard errors over 1 model\(s\)"),
         ({"minimum": "5"}, "a minimum or a carried amount without a payout"),

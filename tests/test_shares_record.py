@@ -21,17 +21,6 @@ from whence.evaluate import load_table, origin_of_table, save_table
 from whence.store import open_store
 
 
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, status=0):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.err if status == 2 else captured.out
-
-    return command
-
-
 def saved(folder, table, *, model="weights"):
     save_table(table, folder, origin={"models": [model], "data": ["data"], "queries": "queries", "whence": "0"})
     return folder
@@ -179,6 +168,15 @@ def test_scores_that_cannot_be_read_again(report):
     assert any("cannot be computed again (found a line without id and source" in f for f in whence.verify_shares(folder).faults)
 
 
+def test_figures_that_are_not_json(report):
+    folder, _ = report
+    (folder / "shares.json").write_text("[")
+    said = (
+        "cannot be computed again (found a file that cannot be read, or has another content than a report's; needed the files"
+    )
+    assert any(said in fault for fault in whence.verify_shares(folder).faults)
+
+
 def test_inputs_changed_and_gone(report, records):
     folder, seal = report
     content = records.read_text()
@@ -192,11 +190,19 @@ def test_inputs_changed_and_gone(report, records):
 
 
 def test_no_record(tmp_path, run):
-    for content in ("{}", "nonsense", "[]", '{"format": "whence shares 9"}'):
+    whole = (
+        '{"settings": {"weights": {}}, "inputs": {}, "outputs": {}, "tables": {}, "store": null, "format": "whence shares 9"}'
+    )
+    for content, why in (
+        ("{}", "it is incomplete"),
+        ("nonsense", "it is not JSON"),
+        ("[]", "it is incomplete"),
+        (whole, "it is incomplete, or of another format"),
+    ):
         (tmp_path / "record.json").write_text(content)
         message = run("verify", tmp_path, status=2)
-        assert "which is no record of shares" in message and "Traceback" not in message
-    with pytest.raises(BadInput, match="no record of shares"):
+        assert f"which is no record of shares: {why}; needed" in message and "Traceback" not in message
+    with pytest.raises(BadInput, match="no record of shares: it cannot be read; needed"):
         whence.verify_shares(tmp_path / "nowhere")
 
 
@@ -209,7 +215,7 @@ def test_refusals(tmp_path, report):
     with pytest.raises(BadInput, match="two tables of one and the same model"):
         whence.write_shares(same, tmp_path / "new")
     (tmp_path / "evaluation.json").write_text('{"rows": [{"method": "other"}]}')
-    with pytest.raises(BadInput, match="evaluation.json, which is no evaluation of 'm'"):
+    with pytest.raises(BadInput, match="evaluation.json, which is no evaluation of 'm'; needed what"):
         whence.write_shares(found, tmp_path / "new", validated=tmp_path / "evaluation.json")
     assert not (tmp_path / "new" / "record.json").exists()
 
@@ -352,6 +358,8 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
         ([day, "--store", store, "--queries", queries, *new], "1 tables, a store and some queries"),
         (["--queries", queries, *new], "needed tables, or a store and queries"),
         ([day, "--model", "m", *mine], "--model goes with the latter"),
+        ([day, "--store", store, "--split", "test", *new], "found --split without --records; needed records of a Hugging Face"),
+        ([day, "--draws", "0", *mine], "found draws=0; needed 1 or more"),
         ([day, *new], "nothing that says whose an example is"),
         ([day, "--records", records, "-o", plain], "something at"),
         ([day, *mine, "--by", "colour"], "no record with the field 'colour'"),

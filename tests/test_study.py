@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,9 +15,9 @@ from torch import nn
 
 import whence
 from tests import zoo
+from tests.pages import page_commands, run_blocks
 from tests.reference import study as slow
 from whence.apply import study_corpus, study_correlation, study_kinds, study_readouts, study_sources
-from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.pipeline import prepare
@@ -337,11 +335,8 @@ def test_a_query_without_loss_is_refused(tmp_path):
         whence.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
 
 
-def run(capsys, *arguments, status=0):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == status
-    out, err = capsys.readouterr()
-    return err if status else out
+def page(folder):
+    return (folder / "study.html").read_text("utf-8")
 
 
 @pytest.fixture
@@ -351,14 +346,22 @@ def sets(tmp_path):
     return ["--set", f"cats={tmp_path / 'cats.jsonl'}", "--set", f"dogs={tmp_path / 'dogs.jsonl'}"]
 
 
-def test_the_command_studies_a_store_and_the_data_itself(tmp_path, capsys, monkeypatch, model_folder, data_file, sets):
+def test_the_command_studies_a_store_and_the_data_itself(tmp_path, run, monkeypatch, model_folder, data_file, sets):
     monkeypatch.setenv("COLUMNS", "200")  # long cells wrap in a narrow terminal
-    run(capsys, "build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
-    text = run(capsys, "study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
+    run("build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
+    text = run("study", tmp_path / "store", *sets, "-o", tmp_path / "one", "-k", 2)
+    assert "nan" not in text  # two documents of a tail have no power of the rank
+    assert "note: 2 queries or fewer in cats: too few for an interval" in text
+    content = json.loads((tmp_path / "one" / "study.json").read_text())
+    assert content["notes"][0] == text.split("note: ")[1].splitlines()[0] and content["notes"][0] in page(tmp_path / "one")
+    within = [
+        one["mean"]["low"] for one in content["readings"]["per nat"]["correlation"]["blocks"] if len(set(one["sets"])) == 1
+    ]
+    assert within[0] is None and within[1] is not None  # two cats, three dogs
     assert "per nat and norm" in text and "cats" in text and (tmp_path / "one" / "study.html").exists()
     (tmp_path / "kinds.csv").write_text("id,kind\n" + "".join(f"t{n},{'even' if n % 2 == 0 else 'odd'}\n" for n in range(12)))
     options = ["--method", "kfac", "--kinds", tmp_path / "kinds.csv", "--json"]
-    found = json.loads(run(capsys, "study", model_folder, data_file, *sets, "-o", tmp_path / "two", *options))
+    found = json.loads(run("study", model_folder, data_file, *sets, "-o", tmp_path / "two", *options))
     assert found["num_kinds"] == 2 and list(found["sets"]) == ["cats", "dogs"] and found["method"].startswith("kfac")
     assert {one["kind"] for one in found["readings"]["per nat"]["kinds"]} == {"even", "odd"}
 
@@ -375,40 +378,29 @@ def test_the_command_studies_a_store_and_the_data_itself(tmp_path, capsys, monke
         ([], "cannot be read"),
     ],
 )
-def test_the_command_refuses(tmp_path, capsys, model_folder, data_file, options, says):
+def test_the_command_refuses(tmp_path, run, model_folder, data_file, options, says):
     options = [option.replace("A", str(data_file)) for option in options]
-    error = run(capsys, "study", model_folder, data_file, *options, "-o", tmp_path / "s", status=2)
+    error = run("study", model_folder, data_file, *options, "-o", tmp_path / "s", status=2)
     assert says in error
     assert error.count("\n") == 1
 
 
-def test_a_store_refuses_what_it_knows(tmp_path, capsys, model_folder, data_file, sets):
-    run(capsys, "build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
+def test_a_store_refuses_what_it_knows(tmp_path, run, model_folder, data_file, sets):
+    run("build", model_folder, data_file, "-o", tmp_path / "store", "--method", "logra", "--rank", 4)
     for option, says in ((["--split", "test"], "--split for a store"), (["--fit-on", "3"], "fit_on for a store")):
-        assert says in run(capsys, "study", tmp_path / "store", *sets, "-o", tmp_path / "s", *option, status=2)
+        assert says in run("study", tmp_path / "store", *sets, "-o", tmp_path / "s", *option, status=2)
 
 
-def test_the_page_about_studies_is_true(tmp_path, monkeypatch, capsys, model_folder, data_file, sets):
+def test_the_page_about_studies_is_true(run, reader):
     """Its Python as it stands, and its commands, with the tiny model and data where the reader's own would be."""
-    run_page("corpus-study.md", tmp_path, monkeypatch, capsys, model_folder, data_file)
-    assert (tmp_path / "study" / "study.html").exists()
-
-
-def run_page(name, tmp_path, monkeypatch, capsys, model_folder, data_file):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    for place in ("model", "proxy"):
-        (tmp_path / "path" / "to" / place).symlink_to(model_folder)
-    for place in ("train.jsonl", "facts.jsonl", "code.jsonl", "questions.jsonl"):
-        (tmp_path / place).symlink_to(data_file)
-    text = (Path(__file__).parents[1] / "docs" / name).read_text("utf-8")
-    for commands in re.findall(r"```\n(whence .*?)```", text, re.S):
-        for command in commands.strip().splitlines():
-            shutil.rmtree(tmp_path / "study", ignore_errors=True)
-            run(capsys, *shlex.split(command)[1:])
-    shutil.rmtree(tmp_path / "study", ignore_errors=True)
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, name, "exec"), {})
+    for name in ("facts.jsonl", "code.jsonl"):
+        (reader / name).symlink_to("train.jsonl")
+    for words in page_commands("docs/corpus-study.md", 3):
+        shutil.rmtree(reader / "study", ignore_errors=True)
+        run(*words)
+    shutil.rmtree(reader / "study")
+    run_blocks("docs/corpus-study.md", 1)
+    assert (reader / "study" / "study.html").exists()
 
 
 @pytest.mark.slow

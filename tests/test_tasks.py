@@ -1,8 +1,5 @@
 """Measurements of one's own, tables of numbers, several losses, and losses that couple a batch."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +7,7 @@ from torch import nn
 
 import whence
 from tests import families
+from tests.pages import run_blocks
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.test_capture import assert_same_sum, captured
 from whence.capture import check_task, plan_units
@@ -157,10 +155,5 @@ def test_the_page_on_all_this_runs(tmp_path, monkeypatch):
     pytest.importorskip("PIL")
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    page = Path(__file__).parents[1] / "docs" / "beyond_text.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
-    assert len(blocks) == 5
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+    names = run_blocks("docs/beyond_text.md", 5)
     assert names["hits"].query_images and names["table"].unit == "logits"

@@ -1,9 +1,7 @@
 """The exact derivative of a recorded run: against the forward oracle, against retraining with a changed weight, forwards and backwards."""
 
 import json
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 import whence
 from tests import zoo
 from tests.memory import LiveBytes
+from tests.pages import run_blocks
 from tests.reference.unroll import exact_unrolling
 from tests.test_source import COUNT, OPTIMIZERS, data, network, queries_of, train, truth
 from whence.cli import main
@@ -551,12 +550,14 @@ def test_the_command_line(tmp_path, model_folder, data_file, capsys):
         "train": 12,
     }
     assert "memory: peak about" in err and "4 clipped steps, their factors differentiated" in err
+    attribute[5] = through[5] = tmp_path / "sources"
     status, out, _ = run(*through, "--by-source", "--mode", "forward")
     assert status == 0 and json.loads(out)["method"] == "unroll of 1 groups, forward, 4 steps" and json.loads(out)["train"] == 1
     status, out, _ = run("smoothness", tmp_path / "trained", data_file, "--run", tmp_path / "run", "--json")
     assert status == 0 and json.loads(out)["steps"] == 4 and -1 <= json.loads(out)["value"] <= 1
     status, out, _ = run("smoothness", tmp_path / "trained", data_file, "--run", tmp_path / "run")
     assert status == 0 and out.startswith("smoothness ")
+    attribute[5] = through[5] = tmp_path / "none"
     for words, text in (
         (
             [*attribute, "--by-source"],
@@ -578,13 +579,7 @@ def test_the_command_line(tmp_path, model_folder, data_file, capsys):
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(
-        r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "exact-unrolling.md").read_text("utf-8"), re.S
-    )
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        exec(compile(block, "exact-unrolling.md", "exec"), names)
+    names = run_blocks("docs/exact-unrolling.md", 3)
     assert names["effects"].train_ids == ("even", "odd") and "smoothness 0." in capsys.readouterr().out
     together = torch.stack([names["table"].scores[:, start::2].sum(1) for start in range(2)], 1)
     torch.testing.assert_close(names["effects"].scores, together, rtol=1e-3, atol=1e-5)

@@ -1,13 +1,11 @@
 """SOURCE against training again: predicted against actual change, short runs, several stages, the page for users."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 import whence
+from tests.pages import run_blocks
 from tests.reference.unroll import exact_unrolling
 from tests.test_source import COUNT, OPTIMIZERS, _exact_carry, agreement, data, network, queries_of, source_table, train, truth
 
@@ -99,9 +97,6 @@ def test_with_several_stages_it_beats_influence_by_far(tmp_path):
 
 def test_the_page_for_users_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "unrolling.md").read_text("utf-8")
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.S):
-        exec(compile(block, "docs/unrolling.md", "exec"), names)
+    run_blocks("docs/unrolling.md", 2)
     out = capsys.readouterr().out
     assert "torch.Size([3, 60])" in out and "steps 0 to 40" in out

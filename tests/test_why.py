@@ -2,12 +2,10 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +13,13 @@ import torch
 
 import whence
 from tests import zoo
+from tests.pages import ROOT, page_commands, run_blocks
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.reference.token_map import label_parts
 from tests.test_lm_records import CHATML, bytes_task
 from whence.apply import why_sources
 from whence.apply.why_question import question
 from whence.capture import plan_units
-from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.report import DocumentParts, Hit, Hits, Why
@@ -362,26 +360,22 @@ def test_the_terminal_shows_tokens_pairs_and_layers(capsys, monkeypatch):
     assert re.search(r"‹\\n›  ‹x</script>›  \+2", shown)
 
 
-def test_from_the_command_line(capsys, tmp_path, model_folder, data_file):
-    def run(*arguments, status=0):
-        capsys.readouterr()
-        assert main(["why", *map(str, arguments)]) == status
-        return capsys.readouterr()
-
-    assert main(["build", str(model_folder), str(data_file), "-o", str(tmp_path / "s")]) == 0
+def test_from_the_command_line(run, tmp_path, model_folder, data_file):
+    run("build", model_folder, data_file, "-o", tmp_path / "s")
     words = ["--prompt", "a cat ", "--completion", "sat", "--json"]
-    stored = json.loads(run(tmp_path / "s", *words, "-k", 3).out)
-    direct = json.loads(run("--model", model_folder, "--train", data_file, *words, "-k", 3, "--html", tmp_path / "p.html").out)
+    stored = json.loads(run("why", tmp_path / "s", *words, "-k", 3))
+    searched = ["--model", model_folder, "--train", data_file, "--html", tmp_path / "p.html"]
+    direct = json.loads(run("why", *searched, *words, "-k", 3))
     assert [one["text"] for one in stored["completion"]] == ["s", "a", "t"] and (tmp_path / "p.html").exists()
     for side in ("proponents", "opponents"):
         assert [hit["id"] for hit in stored[side]] == [hit["id"] for hit in direct[side]]
         for hit, other in zip(stored[side], direct[side], strict=True):
             assert hit["score"] == pytest.approx(other["score"], rel=5e-3)
             assert np.asarray(hit["map"]).sum() == pytest.approx(hit["score"], rel=1e-4)
-    one = json.loads(run(tmp_path / "s", *words, "--token", 2).out)
+    one = json.loads(run("why", tmp_path / "s", *words, "--token", 2))
     assert one["asked"] == [2]
-    assert "searched  12 examples" in run(tmp_path / "s", "--prompt", "a", "--temperature", 2, "--max-new-tokens", 3).out
-    assert main(["build", str(model_folder), str(data_file), "-o", str(tmp_path / "other"), "--method", "logra"]) == 0
+    assert "searched  12 examples" in run("why", tmp_path / "s", "--prompt", "a", "--temperature", 2, "--max-new-tokens", 3)
+    run("build", model_folder, data_file, "-o", tmp_path / "other", "--method", "logra")
     for arguments, text in (
         (["--prompt", "a"], "found no store; needed where to look"),
         (["--prompt", "a", "--model", model_folder], "found no store and no --train; needed where to look"),
@@ -395,7 +389,7 @@ def test_from_the_command_line(capsys, tmp_path, model_folder, data_file):
         ([tmp_path / "nope", "--prompt", "a"], "found no store at"),
         ([tmp_path / "other", "--prompt", "a"], "found a store of logra in"),
     ):
-        error = run(*arguments, status=2).err.strip().splitlines()[-1]
+        error = run("why", *arguments, status=2).strip().splitlines()[-1]
         assert error.startswith("whence: ") and text in error
 
 
@@ -406,27 +400,15 @@ def test_the_task_is_left_as_it_was(task):
     assert all(torch.equal(before[name], value) for name, value in task.model.state_dict().items())
 
 
-ROOT = Path(__file__).parents[1]
-
-
-def test_the_page_in_docs_is_true(tmp_path, monkeypatch, model_folder, data_file, capsys):
+def test_the_page_in_docs_is_true(run, reader):
     """Its Python and its commands are run as they stand, with the tiny model where the reader's own would be."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
-    (tmp_path / "train.jsonl").write_bytes(data_file.read_bytes())
-    text = (ROOT / "docs" / "why.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "docs/why.md", "exec"), {})
-    assert (tmp_path / "why.html").exists()
-    assert main(["build", "path/to/model", "train.jsonl", "-o", "store"]) == 0
-    commands = [line for block in re.findall(r"```\n(.*?)```", text, re.S) for line in block.splitlines() if line]
-    assert len(commands) == 3
-    for command in commands:
-        short = command.replace("The capital of France is", "A capital is")  # the tiny model reads 32 bytes
-        assert main(shlex.split(short)[1:]) == 0, command
-    assert "strongest pairs" in capsys.readouterr().out
+    run_blocks("docs/why.md", 1)
+    assert (reader / "why.html").exists()
+    run("build", "path/to/model", "train.jsonl", "-o", "store")
+    for words in page_commands("docs/why.md", 3):
+        # The tiny model reads 32 bytes.
+        shown = run(*(word.replace("The capital of France is", "A capital is") for word in words))
+        assert "strongest pairs" in shown
 
 
 @pytest.mark.slow

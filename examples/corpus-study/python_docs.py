@@ -8,15 +8,15 @@ language reference, docstrings of `asyncio`, and docstrings of `os` and `pathlib
 """
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import whence
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
-from whence.demo.train import train
-from whence.progress import say
+from whence.demo.model import DEFAULTS
+from whence.demo.trained import trained_on
 from whence.report import print_table
 
 SETS = {"language reference": ("language reference",), "asyncio": ("asyncio",), "files": ("os", "pathlib")}
@@ -45,15 +45,7 @@ def main():
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     documents, sets = split(python_docs(max_documents=arguments.documents))
     folder = arguments.folder
-    if not (folder / "model" / "recipe.json").exists():
-        say(f"training on {len(documents):,} passages")
-        settings = type(DEFAULTS)(epochs=arguments.epochs)
-        tokenizer = train_tokenizer((one["text"] for one in documents), settings)
-        prepared = whence.CausalLM(new_model(len(tokenizer), 0, settings), tokenizer, long="truncate").prepare(documents)
-        trained = train(prepared, len(tokenizer), settings=settings, quiet=False)
-        save(trained.model, tokenizer, trained.recipe, folder / "model")
-    model, tokenizer, recipe = load(folder / "model")
-    task = whence.CausalLM(model, tokenizer, long="truncate", recipe=recipe)
+    task = trained_on(documents, folder / "model", settings=dataclasses.replace(DEFAULTS, epochs=arguments.epochs))
     kinds = {one["id"]: kind_of(one) for one in documents}
     found = whence.study(task, documents, sets, folder / "study", k=20, kinds=kinds)
     print_table(found.header, found.cells())

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import whence
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
-from whence.demo.train import train
+from whence.demo.model import DEFAULTS, new_model
+from whence.demo.trained import trained_on
 from whence.evaluate import save_table
 from whence.progress import say
 from whence.report import print_table
@@ -37,18 +37,11 @@ def main():
     queries = records[::step][:QUERIES]
     documents = [one for one in records if one not in queries]
     settings = dataclasses.replace(DEFAULTS, epochs=arguments.epochs)
-    if not (folder / "target" / "recipe.json").exists():
-        say(f"training the target on {len(documents):,} passages")
-        tokenizer = train_tokenizer((one["text"] for one in documents), settings)
-        prepared = whence.CausalLM(new_model(len(tokenizer), 0, settings), tokenizer, long="truncate").prepare(documents)
-        trained = train(prepared, len(tokenizer), settings=settings, quiet=False)
-        save(trained.model, tokenizer, trained.recipe, folder / "target")
-    model, tokenizer, _ = load(folder / "target")
-    target = whence.CausalLM(model, tokenizer, long="truncate")
+    target = trained_on(documents, folder / "target", settings=settings)
     small = dataclasses.replace(settings, width=settings.width // 2)
     rows = []
     for name in ("untrained", "distilled"):
-        proxy = whence.CausalLM(new_model(len(tokenizer), 1, small), tokenizer, long="truncate")
+        proxy = whence.CausalLM(new_model(len(target.tokenizer), 1, small), target.tokenizer, long="truncate")
         if name == "distilled":
             config = whence.DistilConfig(
                 epochs=settings.epochs, batch_examples=settings.batch_examples, learning_rate=settings.learning_rate

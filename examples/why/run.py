@@ -12,21 +12,9 @@ from pathlib import Path
 
 import whence
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
-from whence.demo.train import train
+from whence.demo.trained import trained_on
 
 PROMPT = "json.dumps: If ``ensure_ascii``"
-
-
-def trained(folder: Path, documents: list[dict]) -> whence.CausalLM:
-    """The demo's model, trained on these documents."""
-    if not (folder / "recipe.json").exists():
-        tokenizer = train_tokenizer(document["text"] for document in documents)
-        data = whence.CausalLM(new_model(len(tokenizer), 0, DEFAULTS), tokenizer, long="truncate").prepare(documents)
-        run = train(data, len(tokenizer), seed=0, quiet=False)
-        save(run.model, tokenizer, run.recipe, folder)
-    model, tokenizer, recipe = load(folder)
-    return whence.CausalLM(model, tokenizer, long="truncate", recipe=recipe)
 
 
 def farthest(found: whence.Why) -> float:
@@ -47,7 +35,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1000)
     arguments = parser.parse_args()
     documents = python_docs()[:: max(1, 1000 // arguments.documents)]
-    task = trained(arguments.folder / "model", documents)
+    task = trained_on(documents, arguments.folder / "model")
     options = {"train": documents, "factors": arguments.folder / "factors", "k": 5}
     whole = whence.why(task, PROMPT, max_new_tokens=12, **options)
     whole.show()

@@ -10,7 +10,6 @@ from whence.apply.guide_scores import TokenScores, contrast_scores
 from whence.apply.guide_select import GuideConfig, TokenSelection, select_tokens
 from whence.data import Dataset
 from whence.pipeline.inputs import as_dataset
-from whence.progress import say
 from whence.tasks import AbstractTask
 
 __all__ = ["guide"]
@@ -63,9 +62,7 @@ def guide(
     selection = select_tokens(scores, config)
     marks = _marks(scores, selection, config, task.preprocessing)
     marks.save(folder / "marks.jsonl")
-    page = write_guide_page(folder / "report.html", scores, selection, marks)
-    if not quiet:
-        say(f"{len(marks):,} tokens marked in {len(marks.examples):,} of {len(train):,} examples; look at {page}")
+    write_guide_page(folder / "report.html", scores, selection, marks)
     return marks
 
 

@@ -28,7 +28,9 @@ class Standing:
     unit: str = "examples"
 
 
-def reason(by: str, value: float, weight: float, standing: Standing, *, winner: str | None, reweight: bool) -> str:
+def reason(
+    by: str, value: float, weight: float, standing: Standing, *, winner: str | None, reweight: bool, prefer: str = "high"
+) -> str:
     """One sentence: the decision, what the example is worth, and where it stands.
 
     Args:
@@ -38,12 +40,15 @@ def reason(by: str, value: float, weight: float, standing: Standing, *, winner: 
         standing: Its place.
         winner: Id of the near-duplicate that is kept instead.
         reweight: Whether examples have weights.
+        prefer: Which end is kept first, "high" or "low".
 
     Returns:
         The sentence, without a full stop.
 
     >>> reason("loss", 2.5, 0.0, Standing(9, 10, "", 9, 10, 5), winner=None, reweight=False)
     'dropped: its loss is 2.5; rank 9 of 10, of which 5 are kept'
+    >>> reason("influence", -2.5, 1.0, Standing(9, 10, "", 9, 10, 9), winner=None, reweight=False)
+    'kept, though it harms the validation set (-2.5); rank 9 of 10, of which 9 are kept'
     """
     worth = _worth(by, value)
     if winner is not None:
@@ -53,8 +58,11 @@ def reason(by: str, value: float, weight: float, standing: Standing, *, winner: 
         rank = f"rank {standing.rank_in_group:,} of {standing.group_size:,} in {standing.group!r}"
     if reweight:
         return f"{f'weight {weight:.3g}' if weight > 0 else 'dropped'}: {worth}; {rank}"
+    # The amount decides: what is wanted may find no room, and what is not may fill it.
+    wanted = value if prefer == "high" else -value
+    is_forced = by == "influence" and (wanted < 0 if weight > 0 else wanted > 0)
     kept = f"of which {standing.quota:,} {'are' if standing.unit == 'examples' else standing.unit + ' are'} kept"
-    return f"{'kept' if weight > 0 else 'dropped'}: {worth}; {rank}, {kept}"
+    return f"{'kept' if weight > 0 else 'dropped'}{', though' if is_forced else ':'} {worth}; {rank}, {kept}"
 
 
 def _worth(by: str, value: float) -> str:

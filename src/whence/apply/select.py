@@ -82,7 +82,8 @@ def select(
         )
     if per_token and tokens is not None:
         values_N = values_N / torch.tensor([max(count, 1) for count in tokens], dtype=torch.float64)
-    wanted_N = values_N if (prefer or CRITERIA[by].prefer) == "high" else -values_N
+    prefer = prefer or CRITERIA[by].prefer
+    wanted_N = values_N if prefer == "high" else -values_N
     order = torch.argsort(wanted_N, descending=True, stable=True).tolist()
 
     beaten = _beaten(order, table.train_ids, duplicates or {})
@@ -109,7 +110,7 @@ def select(
                 weight,
                 float(values_N[place]),
                 standings[place].rank,
-                reason(by, float(values_N[place]), weight, standings[place], winner=winner, reweight=reweight),
+                reason(by, float(values_N[place]), weight, standings[place], winner=winner, reweight=reweight, prefer=prefer),
                 None if groups is None else names[place],
                 None if tokens is None else int(tokens[place]),
                 winner,

@@ -187,7 +187,7 @@ def _evidence(path: Path, found: Shares) -> dict[str, Any]:
         return facts | {"method": method, "num_subsets": int(content["num_subsets"]), "summary": str(content["summary"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            found=f"{path}, which is no evaluation of {one!r} ({error})",
+            found=f"{path}, which is no evaluation of {one!r}",
             needed="what `whence evaluate BANK TABLE -o FILE` writes for a table of this method",
             do="evaluate this table and pass that file",
         ) from error

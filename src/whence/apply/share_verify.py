@@ -77,9 +77,14 @@ def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
         faults, notes = faults + changed, notes + gone
         made = _again(folder, record)
         faults += _figures(folder, made)
-    # Whatever a damaged file makes of the reading.
-    except (WhenceError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except WhenceError as error:
         faults.append(f"{folder}: the shares cannot be computed again ({error})")
+    # Whatever else a damaged file makes of the reading.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        faults.append(
+            f"{folder}: the shares cannot be computed again (found a file that cannot be read, or has another content than a report's; "
+            "needed the files that were written; do this: restore the folder from a copy)"
+        )
     sources = 0 if made is None else sum(line.kind == "source" for line in made.lines)
     return ShareCheck(tuple(faults), tuple(notes), sources, len(record["settings"]["weights"]))
 
@@ -95,12 +100,16 @@ def _record(folder: Path) -> dict[str, Any]:
         mappings = [record[name] for name in ("settings", "inputs", "outputs", "tables")]
         is_whole = record["format"] == FORMAT and all(isinstance(each, dict) for each in mappings)
         is_whole = is_whole and "weights" in record["settings"] and "store" in record
-        why = "" if is_whole else ": it is incomplete, or of another format"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f": {error!r}"
+        why = "" if is_whole else "it is incomplete, or of another format"
+    except OSError:
+        why = "it cannot be read"
+    except ValueError:
+        why = "it is not JSON"
+    except (KeyError, TypeError):
+        why = "it is incomplete"
     if why:
         raise BadInput(
-            found=f"{folder / RECORD}, which is no record of shares{why}",
+            found=f"{folder / RECORD}, which is no record of shares: {why}",
             needed=f"a folder by `whence shares`, of the format {FORMAT!r}",
             do="check the path, or restore the folder from a copy",
         )

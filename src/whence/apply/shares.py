@@ -152,6 +152,8 @@ def shares(
     Raises:
         BadInput: If options do not fit each other or the tables.
     """
+    if draws < 1:
+        raise BadInput(found=f"draws={draws}", needed="1 or more", do="leave it out for 1,000")
     found = tables_of(tables, several)
     chosen = Rule(name=rule, temperature=temperature, floor=floor, floor_errors=floor_errors)
     if floor_errors is not None and found.num_models < 3:

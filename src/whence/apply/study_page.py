@@ -1,5 +1,6 @@
 """The page of a study."""
 
+from html import escape
 from math import asinh, isnan, log10, sinh
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def write_study(path: Path, study: Study) -> Path:
     Returns:
         The path written.
     """
-    sections = [("In short", _prose(_SHORT) + table_section(study.header, study.cells()))]
+    cautions = "".join(_prose(f"<strong>{escape(caution)}.</strong>") for caution in study.cautions())
+    sections = [("In short", cautions + _prose(_SHORT) + table_section(study.header, study.cells()))]
     for reading in study.readings.values():
         sections += _reading(study, reading)
     sections.append(("Strongest documents of each query", _prose(_DOCUMENTS) + hits_fragment(study.hits(k=_HITS))))

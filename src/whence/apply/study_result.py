@@ -3,6 +3,7 @@
 Axes: Q queries, K documents of a tail, N documents.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from whence.report import Hits
 __all__ = ["Reading", "Study"]
 
 SIDES = ("top", "bottom")
+# Of a set; draws of two queries are the same query twice half of the time, so there is no interval to be had from them.
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,16 @@ class Study:
 
     header = ("reading", "set", "queries", "nats", "alike within", "alike outside", "in the top 1 %", "power of rank")
 
+    def cautions(self) -> tuple[str, ...]:
+        """What there are too few queries for, in words; empty if there are enough."""
+        few = [name for name, places in self.sets.items() if len(places) <= _FEW]
+        if not few:
+            return ()
+        return (
+            f"{_FEW} queries or fewer in {', '.join(few)}: too few for an interval of how alike they rank, or of the kinds in their "
+            "tails, and a mean over two is hardly known; such sets may differ by chance. Ask 5 or more of each",
+        )
+
     def cells(self) -> list[tuple[str, ...]]:
         """One row of text per reading and set, to go under `header`."""
         rows = []
@@ -95,7 +108,7 @@ class Study:
                         within.replace(" (one run, no interval)", ""),
                         between,
                     )
-                    + ("" if mass is None else f"{mass.mean:.0%}", f"{reading.mass.slope(places).mean:.2g}")
+                    + (_cell(None if mass is None else mass.mean, ".0%"), _cell(reading.mass.slope(places).mean, ".2g"))
                 )
         return rows
 
@@ -129,7 +142,7 @@ class Study:
         return {
             "method": self.corpus.method,
             "unit": self.corpus.unit,
-            "notes": list(self.corpus.notes),
+            "notes": [*self.cautions(), *self.corpus.notes],
             "num_documents": len(self.corpus),
             "num_kinds": self.num_kinds,
             "document_norm": self.corpus.norm or None,
@@ -167,3 +180,7 @@ class Study:
     def _raw(self, query: int, row: int, value: float, reading: str) -> float:
         """The score that a value was made from."""
         return value * self.nats[query] * (float(self.kept.norms_N[row]) if reading.endswith("norm") else 1.0)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)

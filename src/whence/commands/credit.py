@@ -82,7 +82,13 @@ def shares(
         raise BadInput(
             found=f"{len(tables)} tables, {'no' if store is None else 'a'} store and {'no' if queries is None else 'some'} queries",
             needed="tables, or a store and queries to score (--model goes with the latter)",
-            do="see `whence shares --help`",
+            do="such as: whence shares TABLE --records FILE -o report",
+        )
+    if split != "train" and records is None:
+        raise BadInput(
+            found="--split without --records",
+            needed="records of a Hugging Face dataset",
+            do="add --records, or leave --split out",
         )
     if records is None and store is None:
         raise BadInput(found="nothing that says whose an example is", needed="--records or --store", do="add one")

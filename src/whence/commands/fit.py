@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from whence.commands.shared import task_options
+from whence.commands.task_options import Reading, TaskOptions
 
 __all__ = ["curvature"]
 
@@ -16,18 +16,12 @@ def curvature(
     data: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    task: Literal["causal_lm", "classification"] = "causal_lm",
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] = "error",
-    max_length: int | None = None,
-    track: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
-    functional: bool = False,
     fit_on: int | None = None,
     samples: int | None = None,
     seed: int = 0,
     largest_side: int = 1024,
     batch_positions: int | None = None,
+    reading: Reading = TaskOptions(),  # noqa: B008
 ) -> None:
     """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
 
@@ -37,28 +31,21 @@ def curvature(
         model: As in build.
         data: As in build.
         output: Folder of the fit; all processes have to see it.
-        task: As in build.
-        split: As in build.
-        long: As in build.
-        max_length: As in build.
-        track: As in build.
-        ignore: As in build.
-        functional: As in build.
         fit_on: Fit on so many examples instead of all, spread evenly; a build of method aligned looks for 8192, or for
             all if there are fewer.
         samples: Draws of labels where they are drawn; 1 if left out.
         seed: Of the draws.
         largest_side: A longer side of a weight keeps the identity as its basis.
         batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
+        reading: The options of the task.
     """
     from whence.distributed import Ranks
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import fit_curvature
 
     ranks = Ranks.launched()
-    options = task_options(task, model, long, max_length, track, ignore, functional)
-    records = load_records(data, split=split)
-    loaded, _ = load_task(model, kind=task, **options)
+    records = load_records(data, split=reading.split)
+    loaded, _ = reading.load(model)
     found = fit_curvature(
         loaded, records, output,
         fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_options
+from whence.commands.shared import Json
+from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
 __all__ = ["guide"]
@@ -66,7 +67,7 @@ def guide(
     """
     from whence.apply.guide import guide as find
     from whence.apply.guide_select import GuideConfig
-    from whence.load import load_records, load_task
+    from whence.load import load_records
 
     if harmful == safe:
         raise BadInput(
@@ -76,7 +77,7 @@ def guide(
         )
     config = GuideConfig(quantile=quantile, window=window, budget=budget)
     records, unwanted, wanted = load_records(data, split=split), load_records(harmful), load_records(safe)
-    task, _ = load_task(model, **task_options("causal_lm", model, long, max_length, track, ignore, False))
+    task, _ = TaskOptions(long=long, max_length=max_length, track=track, ignore=ignore).load(model)
     marks = find(
         task, records, unwanted, wanted, output, config=config, method=method, relative_damping=relative_damping, seed=seed, fit_on=fit_on,
         memory_gib=memory_gib,

@@ -3,15 +3,18 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-from whence.commands.shared import Json, task_options
+from whence.commands.shared import Json
 from whence.commands.stores import Flat
+from whence.commands.task_options import Reading, TaskOptions
 from whence.config import BuildConfig
 from whence.errors import BadInput
 from whence.methods import EXACT_METHODS, METHODS
 
 __all__ = ["forecast", "inspect", "methods", "verify"]
+
+# Options of a task that say nothing about a model of which only sizes are known.
+_PLAIN = {name: value for name, value in asdict(TaskOptions()).items() if name not in ("track", "ignore")}
 
 
 def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> int:
@@ -94,13 +97,6 @@ def forecast(
     model: str | None = None,
     data: str | None = None,
     *,
-    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] = "error",
-    max_length: int | None = None,
-    track: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
-    functional: bool = False,
     exact: str | None = None,
     queries: str | None = None,
     query_rank: int | None = None,
@@ -119,6 +115,7 @@ def forecast(
     utilisation: float | None = None,
     disk_gbps: float | None = None,
     as_json: Json = False,
+    reading: Reading = TaskOptions(),  # noqa: B008
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
@@ -128,13 +125,6 @@ def forecast(
     Args:
         model: As in build.
         data: As in build.
-        task: As in build.
-        split: As in build.
-        long: As in build.
-        max_length: As in build.
-        track: As in build.
-        ignore: As in build.
-        functional: As in build.
         exact: An exact method of `whence methods`, as --method of attribute, instead of a build.
         queries: As in attribute; for --exact.
         query_rank: As in attribute.
@@ -153,6 +143,7 @@ def forecast(
         utilisation: Share of them that a build reaches; .4 if left out.
         disk_gbps: 10^9 bytes a second that each process reads and writes; 2 if left out.
         as_json: Print JSON.
+        reading: As in build.
         config: As in build.
 
     Raises:
@@ -163,25 +154,28 @@ def forecast(
     if model_shape is not None:
         of_a_run = {
             "a model": model, "--exact": exact, "--queries": queries, "--query-rank": query_rank, "--factors": factors,
-            "--largest-side": largest_side, "--memory-gib": memory_gib, "--max-length": max_length, "--functional": functional,
+            "--largest-side": largest_side, "--memory-gib": memory_gib, "--run": run, "--segments": segments,
+            **{f"--{name.replace('_', '-')}": value != _PLAIN[name] for name, value in asdict(reading).items() if name in _PLAIN},
         }  # fmt: skip
-        given = [name for name, value in of_a_run.items() if value]
+        given = [name for name, value in of_a_run.items() if value is not None and value is not False]
         if given or examples is None:
             raise BadInput(
                 found=f"--model-shape with {given[0]}" if given else "--model-shape without --examples",
                 needed="sizes alone: --examples, and what the cluster is",
                 do="leave the other out, or --model-shape" if given else "add --examples, such as 1e9",
             )
-        _at_scale(model_shape, sizes, cluster, track, ignore, config, as_json)
+        if examples != examples // 1:  # which NaN and infinity are not either
+            raise BadInput(found=f"--examples {examples:g}", needed="a whole number", do="correct it, such as 1e9")
+        _at_scale(model_shape, sizes, cluster, reading.track, reading.ignore, config, as_json)
         return
     unused = [name for name, value in sizes.items() if value is not None]
     if unused or model is None or data is None:
         raise BadInput(
             found=f"--{unused[0].replace('_', '-')} without --model-shape" if unused else "a forecast of nothing",
             needed="a model and its data, or --model-shape and --examples",
-            do="see `whence forecast --help`",
+            do="add --model-shape and --examples, or leave it out" if unused else "such as: whence forecast MODEL DATA",
         )
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
 
     of_exact = {
@@ -204,11 +198,10 @@ def forecast(
         raise BadInput(
             found=f"--exact {exact} {'without --queries' if queries is None else 'with options of a build'}",
             needed="queries, and no options of a build",
-            do="see `whence forecast --help`",
+            do="add --queries FILE" if queries is None else "leave the options of a build out, or --exact",
         )
-    options = task_options(task, model, long, max_length, track, ignore, functional)
-    records = load_records(data, split=split)
-    loaded, _ = load_task(model, kind=task, **options)
+    records = load_records(data, split=reading.split)
+    loaded, _ = reading.load(model)
     if exact is None:
         found = forecast_build(loaded, records, config)
     else:

@@ -1,12 +1,15 @@
 """The verb about models that cannot be asked themselves."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_options
+from whence import __version__
+from whence.commands.shared import Json, check_table_folder
+from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
 __all__ = ["proxy"]
@@ -48,7 +51,7 @@ def proxy(
         model: The proxy: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: The target's training data, as in build.
         queries: Queries, in any form that build takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         target: The model that the scores are about, in the forms of the proxy.
         target_name: Instead, a name for a target that cannot be loaded.
         name: What to call the proxy in tables; its digest if left out.
@@ -100,24 +103,35 @@ def proxy(
     if probe_train != 256 and not probe:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
     records, asked = list(load_records(data, split=split)), list(load_records(queries))
-    loaded = _task(model, task, long)
-    aim: Any = target_name if target is None else _task(target, task, long)
+    reading = TaskOptions(task=task, long=long)
+    loaded, _ = reading.load(model)
+    aim: Any = target_name if target is None else reading.load(target)[0]
     if save_model is not None:
         _check_savable(loaded)
+    options: dict[str, Any] = {
+        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
+        "seed": seed,
+    }  # fmt: skip
+    config = (
+        DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
+        if distil
+        else None
+    )
+    known = options | {"name": name, "distil": None if config is None else asdict(config), "proxy": loaded.weights}
+    known |= {"target": target_name or aim.weights}
+    known |= {"train": loaded.prepare(records).fingerprint, "queries": loaded.prepare(asked).fingerprint}
+    check_table_folder(output, known)
+    options["memory_gib"] = memory_gib
     content: dict[str, Any] = {"table": str(output)}
-    if distil:
-        config = DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
+    if config is not None:
         content["distil"] = list(train_proxy(aim, loaded, records, config, seed=seed).losses)
         if save_model is not None:
             with disk_errors(save_model):
                 loaded.model.save_pretrained(save_model)
                 loaded.tokenizer.save_pretrained(save_model)
-    options: dict[str, Any] = {
-        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
-        "seed": seed, "memory_gib": memory_gib,
-    }  # fmt: skip
     table = proxy_table(loaded, aim, records, asked, name=name, factors=factors, **options)
-    save_table(table, output)
+    origin = {"models": (loaded.weights,), "data": [known["train"]], "queries": known["queries"], "whence": __version__}
+    save_table(table, output, origin=origin | {"settings": known})
     content |= {"method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
     content["provenance"] = dict(table.provenance)
     if probe:
@@ -138,12 +152,6 @@ def proxy(
         print(
             f"  rank correlation {found.spearman}; shared top {found.k} {found.top}, bottom {found.bottom}, by chance {found.chance:.2g}"
         )
-
-
-def _task(place: str, kind: str, long: str) -> Any:
-    from whence.load import load_task
-
-    return load_task(place, kind=kind, **task_options(kind, place, long, None, (), (), False))[0]
 
 
 def _check_savable(task: Any) -> None:

@@ -21,32 +21,47 @@ def check_options(given: Mapping[str, Any]) -> None:
     """
     by, has_table, has_model = given["by"], given["table"] is not None, given["model"] is not None
     proves = given["prove"] is not None or given["command"] is not None
-    wrong = {
-        "--table and --validation": has_table and given["validation"] is not None,
-        "--table and --method": has_table and given["method"] is not None,
-        f"--table for --by {by}": has_table and by == "random",
-        f"neither --table nor --model for --by {by}": by != "random" and not has_table and not has_model,
-        "no --validation for --by influence": by == "influence" and not has_table and given["validation"] is None,
-        f"--validation for --by {by}": by != "influence" and given["validation"] is not None,
-        f"--method for --by {by}": not by.endswith("influence") and given["method"] is not None,
-        "--task without --model": given["task"] is not None and not has_model,
-        "--long without a language model": given["long"] != "error"
-        and (not has_model or ".py:" in given["model"] or given["task"] == "classification"),
-        "--quota without --balance": given["quota"] != "proportional" and given["balance"] is None,
-        "--per-token without --model": given["per_token"] and not has_model,
-        "--duplicates without --store": given["duplicates"] is not None and given["store"] is None,
-        "--store without --duplicates": given["store"] is not None and given["duplicates"] is None,
-        "--prove and --command": given["prove"] is not None and given["command"] is not None,
-        "--against without --prove": bool(given["against"]) and not proves,
-        "--against without --model": bool(given["against"]) and not has_model,
-        f"--against {by} for --by {by}": by in given["against"],
-        "--seeds or --workers without --prove": not proves and (given["seeds"] is not None or given["workers"] is not None),
-        "--reweight with --prove": given["reweight"] and proves,
-        "--prove for --by random": by == "random" and proves,
-    }
-    found = next((name for name, is_wrong in wrong.items() if is_wrong), None)
-    if found is not None:
-        raise BadInput(found=found, needed="options that go together", do="see `whence select --help`")
+    validate, score = "add --validation FILE", "add --model MODEL or --table FOLDER"
+    wrong = (
+        ("--table and --validation", has_table and given["validation"] is not None, "leave one out: a table has its values"),
+        ("--table and --method", has_table and given["method"] is not None, "leave one out: a table has its values"),
+        (f"--table for --by {by}", has_table and by == "random", "leave --table out"),
+        (f"neither --table nor --model for --by {by}", by != "random" and not has_table and not has_model, score),
+        ("no --validation for --by influence", by == "influence" and not has_table and given["validation"] is None, validate),
+        (f"--validation for --by {by}", by != "influence" and given["validation"] is not None, "leave --validation out"),
+        (f"--method for --by {by}", not by.endswith("influence") and given["method"] is not None, "leave --method out"),
+        ("--task without --model", given["task"] is not None and not has_model, "add --model, or leave --task out"),
+        (
+            "--long without a language model",
+            given["long"] != "error" and (not has_model or ".py:" in given["model"] or given["task"] == "classification"),
+            "leave --long out",
+        ),
+        ("--quota without --balance", given["quota"] != "proportional" and given["balance"] is None, "add --balance source"),
+        ("--per-token without --model", given["per_token"] and not has_model, "add --model, which says how long examples are"),
+        ("--duplicates without --store", given["duplicates"] is not None and given["store"] is None, "add --store FOLDER"),
+        ("--store without --duplicates", given["store"] is not None and given["duplicates"] is None, "add --duplicates 0.9"),
+        ("--prove and --command", given["prove"] is not None and given["command"] is not None, "leave one out"),
+        ("--against without --prove", bool(given["against"]) and not proves, "add --prove FILE:FUNCTION, or leave it out"),
+        ("--against without --model", bool(given["against"]) and not has_model, "add --model, or leave --against out"),
+        (f"--against {by} for --by {by}", by in given["against"], "compare with another, or leave --against out"),
+        (
+            "--seeds or --workers without --prove",
+            not proves and (given["seeds"] is not None or given["workers"] is not None),
+            "add --prove FILE:FUNCTION, or leave them out",
+        ),
+        ("--reweight with --prove", given["reweight"] and proves, "leave one out: runs take what is kept, not weights"),
+        (
+            "--prove for --by random",
+            by == "random" and proves,
+            "leave --prove out: random data is what others are held against",
+        ),
+    )
+    for name in ("seeds", "workers"):
+        if given[name] is not None and given[name] < 1:
+            raise BadInput(found=f"--{name} {given[name]}", needed="1 or more", do="leave it out for the default")
+    for found, is_wrong, do in wrong:
+        if is_wrong:
+            raise BadInput(found=found, needed="options that go together", do=do)
 
 
 def dataset_of(loaded: Any, records: Sequence[Any]) -> Any:

@@ -1,5 +1,7 @@
-"""What several verbs share: loading the task of a store, its training data, and the options of a task."""
+"""What several verbs share: loading the task of a store and its training data, and where tables go."""
 
+import json
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +10,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "read_token", "task_of_store", "task_options", "train_records"]
+__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "train_records"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -63,31 +65,31 @@ def train_records(opened: Any, store: Path, train: tuple[str, ...]) -> list[Any]
     return [record for data in train or (recorded,) for record in load_records(data, split=origin.get("split", "train"))]
 
 
-def task_options(task, model, long, max_length, track, ignore, functional) -> dict[str, Any]:
-    """Options of a task, as they were typed, without those that were left alone.
+def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse, before anything long runs, a folder with a table that was made in another way, which would be written over.
+
+    Args:
+        folder: Where a table is to go.
+        settings: What its scores depend on, as JSON has it; what is written as `settings` of the table's origin.
 
     Raises:
-        BadInput: If the model is a function, which makes the task itself.
+        BadInput: If there is such a table.
     """
-    if ".py:" in model:
-        chosen = {"long": long != "error", "max_length": max_length, "track": track, "ignore": ignore, "functional": functional}
-        if any(chosen.values()):
-            raise BadInput(
-                found=f"{', '.join('--' + name.replace('_', '-') for name, value in chosen.items() if value)} for {model}",
-                needed="these set in the function, which makes the task itself",
-                do="pass them to the task there",
-            )
-        return {}
-    options: dict[str, Any] = {}
-    if task in ("causal_lm", "masked_lm"):
-        options |= {"long": long, "max_length": max_length}
-    if track:
-        options["track"] = list(track)
-    if ignore:
-        options["ignore"] = list(ignore)
-    if functional:
-        options["functional"] = True
-    return options
+    from whence.evaluate import origin_of_table
+
+    if not (folder / "table.json").exists():
+        return
+    known = origin_of_table(folder).get("settings")
+    mine = json.loads(json.dumps(settings))
+    if known == mine:
+        return
+    names = [] if not isinstance(known, dict) else [name for name in {**mine, **known} if known.get(name) != mine.get(name)]
+    told = f"made with other settings ({', '.join(names)})" if names else "that does not say what it was made with"
+    raise BadInput(
+        found=f"a table in {folder} {told}",
+        needed="a new folder, or one with a table that was made in the same way",
+        do="choose another folder, or move that one away",
+    )
 
 
 def read_token(path: Path) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, task_options, train_records
+from whence.commands.shared import Json, read_token, task_of_store, train_records
+from whence.commands.task_options import Reading, TaskOptions
 from whence.config import BuildConfig
 from whence.errors import BadInput
 
@@ -20,16 +21,10 @@ def build(
     data: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] = "error",
-    max_length: int | None = None,
-    track: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
-    functional: bool = False,
     append: bool = False,
     factors: Path | None = None,
     spool: Path | None = None,
+    reading: Reading = TaskOptions(),  # noqa: B008
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
@@ -40,33 +35,35 @@ def build(
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: .jsonl, .json, .csv, .tsv, .txt or .npz file, folder of texts or images, dataset folder or hub name, or file.py:function.
         output: Folder of the store, or a URL such as s3://bucket/store.
-        task: What the model does.
-        split: Split of a Hugging Face dataset.
-        long: What to do with texts longer than the context.
-        max_length: Tokens per example at most.
-        track: Patterns of parameter names to attribute; all trainable ones if left out.
-        ignore: Patterns of parameter names to leave out.
-        functional: Attribute parameters of unknown layers through torch.func.
         factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
         spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
             .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
+        reading: The options of the task.
         config: The options of the build.
+
+    Raises:
+        BadInput: If a split is asked of a spool, whose files have none.
     """
     from whence.distributed import Ranks
     from whence.functions import absolute, is_function
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import build as run
     from whence.pipeline import spool as run_spool
     from whence.shards import Shards, stream_records
 
     ranks = Ranks.launched()
-    options = task_options(task, model, long, max_length, track, ignore, functional)
+    if spool is not None and reading.split != "train":
+        raise BadInput(
+            found="--split with --spool",
+            needed="files, which have no splits",
+            do="leave it out, or name the files of the split",
+        )
     # Data first: a wrong path should not wait for a large model.
-    records = load_records(data, split=split) if spool is None else stream_records(data)
-    loaded, origin = load_task(model, kind=task, **options)
+    records = load_records(data, split=reading.split) if spool is None else stream_records(data)
+    loaded, origin = reading.load(model)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
-    origin |= {"data": place, "split": split}
+    origin |= {"data": place, "split": reading.split}
     if isinstance(records, Shards):
         records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
     store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store, task_options
+from whence.commands.shared import Json, task_of_store
+from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
 __all__ = ["study"]
@@ -66,7 +67,7 @@ def study(
         BadInput: If a set is not named, or an option is given that has no use here.
     """
     from whence.apply.study_sets import study as run
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.report import print_table
     from whence.store import open_store
 
@@ -87,7 +88,7 @@ def study(
     else:
         unused = {"model": model is not None}
         corpus = load_records(data, split=split)
-        loaded, _ = load_task(store, kind=task, **task_options(task, store, long, None, (), (), False))
+        loaded, _ = TaskOptions(task=task, long=long).load(store)
         corpus = loaded.prepare(corpus)
     given = [name for name, is_given in unused.items() if is_given]
     if given:
@@ -105,6 +106,8 @@ def study(
         print((output / "study.json").read_text("utf-8"), end="")
         return
     print_table(found.header, found.cells())
+    for caution in found.cautions():
+        print(f"note: {caution}")
     print(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
 
 

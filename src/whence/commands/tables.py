@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import Json, task_of_store
+from whence.commands.shared import Json, check_table_folder, task_of_store
 from whence.errors import BadInput
 
 __all__ = ["attribute", "score", "smoothness"]
@@ -33,7 +33,7 @@ def score(
     Args:
         store: Folder made by `whence build`.
         queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         model: Load the model from here instead of from where it was at the build.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
@@ -70,10 +70,12 @@ def score(
     kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
     settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
     settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
+    origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
+    check_table_folder(output, origin["settings"])
     table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks))
     if ranks.rank > 0:
         return
-    save_table(table, output, origin=_origin(models, [data for data, _ in opened.datasets()], asked.fingerprint))
+    save_table(table, output, origin=origin | {"models": models})
     print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
 
 
@@ -111,7 +113,7 @@ def attribute(
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: Training data, as in build.
         queries: Queries, in any form that `whence build` takes as data.
-        output: Folder of the table: scores.npy and table.json.
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         method: One of the exact methods of `whence methods`.
         task: What the model does.
         split: Split of a Hugging Face dataset.
@@ -185,12 +187,17 @@ def attribute(
         "queries": asked.fingerprint,
     }
 
+    if by_source:
+        plain = UnrollConfig()
+        cut = {name: value for name, value in asdict(unrolling).items() if value != getattr(plain, name)}
+        _refuse_unused({**settings, "factors": factors, "iterations": iterations, **cut})
+    # The folder of the run tells apart runs that ended in the same weights.
+    through = {"run": None if run is None else str(run.absolute()), "mode": mode}
+    origin = _origin(known | through, loaded, ensemble, [train.fingerprint], asked.fingerprint)
+    check_table_folder(output, origin["settings"])
+
     def make() -> Any:
         if by_source and run is not None:
-            plain = UnrollConfig()
-            cut = {name: value for name, value in asdict(unrolling).items() if value != getattr(plain, name)}
-            unused = {"factors": factors, "iterations": iterations, **cut}
-            _refuse_unused({**settings, **unused})
             return group_effects(loaded, train, asked, run, mode=mode, memory_gib=memory_gib)
         return score_all(
             loaded,
@@ -207,8 +214,9 @@ def attribute(
     table, models = _counted_in(ensemble, known, loaded, make)
     parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
     for name, folder in parts.items():
-        save_table(replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}"), folder)
-    save_table(table, output, origin=_origin(models, [train.fingerprint], asked.fingerprint))
+        part = replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}")
+        save_table(part, folder, origin=origin | {"models": models})
+    save_table(table, output, origin=origin | {"models": models})
     found = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
     print(json.dumps(found | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})))
 
@@ -218,7 +226,7 @@ def smoothness(
     data: str,
     *,
     run: Path,
-    task: Literal["causal_lm", "classification"] = "causal_lm",
+    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm",
     split: str = "train",
     share: float = 0.1,
     h: float = 0.5,
@@ -282,5 +290,7 @@ def _counted_in(
     return ensemble.table(), ensemble.members
 
 
-def _origin(models: tuple[str, ...], data: list[str], queries: str) -> dict[str, Any]:
-    return {"models": models, "data": data, "queries": queries, "whence": __version__}
+def _origin(settings: dict[str, Any], task: Any, ensemble: Path | None, data: list[str], queries: str) -> dict[str, Any]:
+    """What a table is made from; the models of an ensemble grow in number, so its folder stands for them among the settings."""
+    model = {"model": task.weights} if ensemble is None else {"ensemble": str(ensemble.absolute())}
+    return {"data": data, "queries": queries, "whence": __version__, "settings": {**settings, **model}}

@@ -58,8 +58,16 @@ def bank(
         as_json: Print JSON.
 
     Raises:
-        BadInput: If it is not said how to train, or on how many examples.
+        BadInput: If it is not said how to train, or on how many examples; or if an option would be ignored.
     """
+    _refuse_unused(
+        {"masks": masks is not None, "leave-out": leave_out is not None, "leave-out 1": leave_out == 1, "data": data is not None},
+        {
+            "examples": examples is not None, "subsets": subsets != 100, "fraction": fraction != 0.5, "seeds": seeds != 5,
+            "seed": seed != 0, "workers": workers != 1, "leave-out": leave_out is not None,
+        },
+    )  # fmt: skip
+
     from whence.data import digest_of
     from whence.evaluate import (
         CommandTrain,
@@ -160,6 +168,31 @@ def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: st
         return
     print_table(found.header, found.cells(), title=title)
     print(found.summary())
+
+
+# What is decided by an option, so that others have nothing to say.
+_DECIDED = {
+    "masks": ("subsets", "fraction", "leave-out", "seeds", "seed", "workers"),
+    "leave-out": ("fraction",),
+    "leave-out 1": ("seed",),
+    "data": ("examples",),
+}
+
+
+def _refuse_unused(decides: dict[str, bool], given: dict[str, bool]) -> None:
+    """Refuse options that another one leaves nothing to do.
+
+    Raises:
+        BadInput: If there is one.
+    """
+    for what, names in _DECIDED.items():
+        idle = [name for name in names if decides[what] and given[name]]
+        if idle:
+            raise BadInput(
+                found=f"--{idle[0]} with --{what}",
+                needed="options that do not decide the same",
+                do=f"leave --{idle[0]} out, or --{what}",
+            )
 
 
 def _array(name: str) -> Any:

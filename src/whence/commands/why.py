@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store, task_options, train_records
+from whence.commands.shared import Json, task_of_store, train_records
+from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
 __all__ = ["why"]
@@ -68,7 +69,7 @@ def why(
     """
     from whence.apply.why import why as ask
     from whence.apply.why_sources import check_store
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.store import open_store
 
     settings: dict[str, Any] = {
@@ -101,7 +102,7 @@ def why(
                 do="name the folder of a store, or pass --model and --train",
             )
         records = [record for data in train for record in load_records(data, split=split)]
-        task, _ = load_task(model, **task_options("causal_lm", model, long or "error", None, (), (), False))
+        task, _ = TaskOptions(long=long or "error").load(model)
         found = ask(task, asked, completion, train=records, **settings)
         where = ", ".join(train)
     if html is not None:

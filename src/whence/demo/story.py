@@ -9,8 +9,9 @@ from pathlib import Path
 from whence.data import Dataset
 from whence.demo import corpus
 from whence.demo.corpus import python_docs
-from whence.demo.model import DEFAULTS, load, new_model, save, train_tokenizer
-from whence.demo.train import QueryLosses, Retrain, train
+from whence.demo.model import DEFAULTS
+from whence.demo.train import QueryLosses, Retrain
+from whence.demo.trained import trained_on
 from whence.evaluate import RemovalResult, random_removals, removal_test
 from whence.pipeline import build, query
 from whence.progress import say
@@ -61,7 +62,8 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     documents = python_docs()
     say(f"1/4  {len(documents):,} passages of the documentation inside this Python")
-    task, dataset = _model(folder / "model", documents, seed)
+    task = trained_on(documents, folder / "model", seed=seed)
+    dataset = task.prepare(documents)
 
     say(f"2/4  a store of every document's gradient, method {method}")
     origin = {"model": str((folder / "model").resolve()), "task": task.kind, "options": {"long": task.long}}
@@ -94,21 +96,6 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
     say(f"its page: whence serve {folder / 'store'} --questions {questions} --open")
     say(f"ask it yourself: whence query {folder / 'store'} --tokens --text 'Your own sentence, as Python would document it.'")
     return result
-
-
-def _model(folder: Path, documents: list[dict], seed: int) -> tuple[CausalLM, Dataset]:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    if not (folder / "recipe.json").exists():
-        tokenizer = train_tokenizer(document["text"] for document in documents)
-        dataset = CausalLM(new_model(len(tokenizer), seed), tokenizer, long="truncate").prepare(documents)
-        trained = train(dataset, len(tokenizer), seed=seed, quiet=False)
-        say(f"     loss per token, epoch by epoch: {', '.join(f'{loss:.2f}' for loss in trained.losses)} nats")
-        save(trained.model, tokenizer, trained.recipe, folder)
-    model, tokenizer, recipe = load(folder)
-    task = CausalLM(model, tokenizer, long="truncate", recipe=recipe)
-    return task, task.prepare(documents)
 
 
 def _prove(task: CausalLM, dataset: Dataset, queries: Dataset, top: list[int], folder: Path, seeds: range) -> RemovalResult:

@@ -9,7 +9,8 @@ from whence.pipeline.gradient_log import GradientLog
 from whence.pipeline.judged import write_evaluation
 from whence.pipeline.query import ensemble_table, query, score_table
 from whence.pipeline.sampling import sample_images
-from whence.pipeline.scale import Cluster, ScaleForecast, forecast_scale
+from whence.pipeline.scale import ScaleForecast, forecast_scale
+from whence.pipeline.sizes import Cluster
 from whence.pipeline.solving import SolveConfig
 from whence.pipeline.spool import spool
 from whence.pipeline.sweep import DampingSweep, damping_sweep

@@ -193,7 +193,7 @@ def smoothness(
             do="correct them",
         )
     train, opened = as_dataset(task, train), open_run(run)
-    replay, _ = _verified(task, train, opened, 1, batch_positions, memory_gib, quiet)
+    replay, *_ = _verified(task, train, opened, 1, batch_positions, memory_gib, quiet)
     with replay.ready(), meter("smoothness", 2 * opened.steps, quiet=quiet) as progress:
         return smoothness_of(replay, share=share, h=h, seed=seed, progress=progress)
 
@@ -208,8 +208,7 @@ def _prepared(
     quiet: bool,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    unseen = run.check(task.model, train)
-    replay, (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
+    replay, unseen, (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
     with replay.ready(), meter("smoothness", 2 * run.steps, quiet=quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
     notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
@@ -222,7 +221,7 @@ def _prepared(
 
 def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
-    run.check(task.model, train)
+    unseen = run.check(task.model, train)
     replay = Replay(task, train, run, max_positions=1)
     with replay.ready():
         room = measure_sweep(
@@ -234,7 +233,7 @@ def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
         replay.max_positions = room.max_positions
         with meter("replay", run.steps, quiet=quiet) as progress:
             verified = verify(replay, progress)
-    return replay, (room, verified)
+    return replay, unseen, (room, verified)
 
 
 def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: slice) -> dict[str, Tensor]:

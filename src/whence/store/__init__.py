@@ -16,8 +16,9 @@ from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bit
 from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
+from whence.store.resume import Pending, listed_files, read_seals
 from whence.store.verify import verify_store
-from whence.store.writer import Pending, Writer, enough_disk, listed_files, open_writer, read_seals, write_store
+from whence.store.writer import Writer, enough_disk, open_writer, write_store
 
 __all__ = [
     "bits_named",

@@ -21,7 +21,7 @@ from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.store.files import damaged, file_sizes, read_json, read_rows, read_tensors, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.remote import is_remote, located
-from whence.store.writer import read_seals
+from whence.store.resume import read_seals
 from whence.tasks import AbstractTask
 
 __all__ = ["Store", "open_store"]

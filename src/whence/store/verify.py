@@ -11,7 +11,7 @@ import torch
 from whence.store.format import shard_stem
 from whence.store.reader import Store
 from whence.store.remote import located
-from whence.store.writer import read_seals
+from whence.store.resume import read_seals
 
 __all__ = ["verify_store"]
 

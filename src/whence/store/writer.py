@@ -11,28 +11,14 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset, Example
-from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
-from whence.store.files import disk_errors, file_sizes, locked, read_json, write_bytes, write_json, write_tensors
-from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
+from whence.errors import DiskFull, StoreMismatch
+from whence.store.files import disk_errors, locked, write_bytes, write_json, write_tensors
+from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.leases import Leases
 from whence.store.remote import is_remote
+from whence.store.resume import Pending, check_blueprint, check_data, listed_files, read_seal, read_seals, shards_to_make
 
-__all__ = ["Pending", "Writer", "enough_disk", "open_writer", "write_store"]
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A shard still to be made.
-
-    Args:
-        number: Its place in the store.
-        start: First row, counted in the dataset.
-        stop: One past the last.
-    """
-
-    number: int
-    start: int
-    stop: int
+__all__ = ["Writer", "enough_disk", "open_writer", "write_store"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ class Writer:
         """What another process has made of a shard in the meantime."""
         stem = self.folder / shard_stem(shard.number)
         paths = [stem.with_suffix(suffix) for suffix in (".json", ".safetensors", ".jsonl")]
-        return _read_seal(paths[0], {path.name: path.stat().st_size for path in paths if path.exists()})
+        return read_seal(paths[0], {path.name: path.stat().st_size for path in paths if path.exists()})
 
     def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
         """Make one shard durable: numbers, examples, then the seal."""
@@ -172,11 +158,11 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
     """
     if (folder / "blueprint.json").exists():
         stored = Blueprint.read(folder)
-        _same_blueprint(stored, blueprint, folder)
+        check_blueprint(stored, blueprint, folder)
         blueprint = stored
     seals = read_seals(folder)
-    _same_data(folder, seals, dataset, blueprint.rows_per_shard, append)
-    pending = _pending(seals, dataset, blueprint.rows_per_shard)
+    check_data(folder, seals, dataset, blueprint.rows_per_shard, append)
+    pending = shards_to_make(seals, dataset, blueprint.rows_per_shard)
     rows = sum(shard.stop - shard.start for shard in pending)
     enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
     if not (folder / "blueprint.json").exists():
@@ -187,119 +173,6 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         with disk_errors(folder):
             (folder / "manifest.json").unlink(missing_ok=True)
     return Writer(folder, blueprint, seals, pending, dataset, leases)
-
-
-def read_seals(folder: Path) -> dict[int, Seal]:
-    """Seals of all shards that are whole; without a readable seal and files of the sealed sizes a shard counts as absent."""
-    seals = {}
-    sizes = file_sizes(folder / "shards")
-    for name in sorted(name for name in sizes if name.endswith(".json")):
-        seal = _read_seal(folder / "shards" / name, sizes)
-        if seal is not None:
-            seals[seal.number] = seal
-    return seals
-
-
-def listed_files(folder: Path) -> dict[str, str] | None:
-    """Name and SHA-256 of the files beside the shards; None without a readable manifest."""
-    try:
-        return dict(read_json(folder / "manifest.json")["files"])
-    except (StoreCorrupt, KeyError, TypeError):
-        return None
-
-
-def _read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
-    """A seal whose files have the sealed sizes; None if it has not, or there is none."""
-    if path.name not in sizes:
-        return None
-    try:
-        seal = Seal(**read_json(path))
-    except (StoreCorrupt, TypeError):
-        return None
-    sealed = {f"{path.stem}.safetensors": seal.tensors_bytes, f"{path.stem}.jsonl": seal.examples_bytes}
-    return seal if all(sizes.get(name) == size for name, size in sealed.items()) else None
-
-
-def _same_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
-    old, new = stored.to_json(), wanted.to_json()
-    # The format follows from other fields, which say more.
-    for name in sorted(old, key=lambda field: field == "format"):
-        if name in NOT_COMPARED or old[name] == new[name]:
-            continue
-        what = {"model": "another model's weights", "preprocessing": "another tokenizer or loss", "units": "other parameters"}
-        raise StoreMismatch(
-            found=f"a store in {folder} built with {what.get(name, f'{name}={old[name]}')}",
-            needed=f"the same {name} ({_short(new[name])} now, {_short(old[name])} there)",
-            do="build into another folder, or repeat the build with the options recorded in blueprint.json",
-        )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."
-
-
-def _same_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int, append: bool) -> None:
-    others = {seal.data for seal in seals.values()} - {dataset.fingerprint}
-    known = any(seal.data == dataset.fingerprint for seal in seals.values())
-    if others and not append and not known and _gap(seals, _num_shards(dataset, rows_per_shard)) is None:
-        raise StoreMismatch(
-            found=f"a store of other data in {folder} ({sum(seal.rows for seal in seals.values()):,} rows)",
-            needed="the same dataset to go on with",
-            do="pass append=True (--append) to add these examples as new shards, or build into another folder",
-        )
-    for data in others:
-        theirs = [seal for seal in seals.values() if seal.data == data]
-        if sum(seal.rows for seal in theirs) < theirs[0].data_rows:
-            raise StoreMismatch(
-                found=f"an unfinished build of other data in {folder}",
-                needed="one dataset after the other",
-                do="finish that build first, or delete its shards",
-            )
-    if others:
-        mine = set(dataset.ids)
-        for seal in seals.values():
-            if seal.data == dataset.fingerprint:
-                continue
-            for line in (folder / shard_stem(seal.number)).with_suffix(".jsonl").read_bytes().splitlines():
-                if json.loads(line)["id"] in mine:
-                    raise StoreMismatch(
-                        found=f"the id {json.loads(line)['id']!r} in both the store and the new data",
-                        needed="ids of their own for new examples",
-                        do="give the new examples an 'id' field that the store does not have",
-                    )
-
-
-def _num_shards(dataset: Dataset, rows_per_shard: int) -> int:
-    return -(-len(dataset) // rows_per_shard)
-
-
-def _gap(seals: Mapping[int, Seal], length: int) -> int | None:
-    """First number of a run of exactly `length` missing shards before some that are there; None if there is none."""
-    missing = 0
-    for number in range(max(seals, default=-1) + 1):
-        if number not in seals:
-            missing += 1
-        elif missing == length:
-            return number - missing
-        else:
-            missing = 0
-    return None
-
-
-def _pending(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> tuple[Pending, ...]:
-    mine = {seal.first: seal for seal in seals.values() if seal.data == dataset.fingerprint}
-    starts = range(0, len(dataset), rows_per_shard)
-    taken = {seal.number for seal in seals.values() if seal.data != dataset.fingerprint}
-    # A dataset's shards are consecutive, so a resumed build numbers them as an unbroken one; where none is left they fill the gap.
-    gap = _gap(seals, len(starts))
-    after = max(taken, default=-1) + 1 if gap is None else gap
-    offset = min((seal.number - seal.first // rows_per_shard for seal in mine.values()), default=after)
-    return tuple(
-        Pending(offset + place, start, min(start + rows_per_shard, len(dataset)))
-        for place, start in enumerate(starts)
-        if start not in mine
-    )
 
 
 def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:

@@ -47,7 +47,7 @@ class CausalLM(AbstractTask):
         **options: See `AbstractTask`.
 
     Raises:
-        BadInput: If `unit` is given for the named measurement, which has its own.
+        BadInput: If `unit` is given for the named measurement, which has its own, or `max_length` leaves no token to score.
         UnknownOption: If `long` or `measure` is none of these.
         Unsupported: If the model has an adapter that adds positions instead of weights.
     """
@@ -79,7 +79,13 @@ class CausalLM(AbstractTask):
         self.tokenizer = tokenizer
         self.long = long
         context = _context_length(model, tokenizer)
-        self.max_length = min(max_length or context, context)
+        if max_length is not None and max_length < 2:
+            raise BadInput(
+                found=f"max_length={max_length}",
+                needed="2 or more, since the first token is not scored",
+                do="correct it, or leave it out",
+            )
+        self.max_length = context if max_length is None else min(max_length, context)
 
     @property
     def preprocessing(self) -> str:

@@ -76,7 +76,9 @@ class MaskedLM(AbstractTask):
             )
         limit = int(getattr(tokenizer, "model_max_length", 1 << 20))
         # Reads, cuts and pads texts; it never runs.
-        self._texts = CausalLM(model, tokenizer, long=long, max_length=min(max_length or limit, limit, 1 << 20))
+        self._texts = CausalLM(
+            model, tokenizer, long=long, max_length=min(limit if max_length is None else max_length, limit, 1 << 20)
+        )
         self.tokenizer, self.share, self.masked, self.random, self.seed = tokenizer, share, masked, random, seed
         known = getattr(tokenizer, "mask_token_id", None) if mask_id is None else mask_id
         if known is None:

@@ -41,16 +41,17 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Whether there is no run in it yet, or one that stopped before anything was written of its steps."""
+        """Whether there is no run in it yet, or one of which no step was written."""
         path = self.folder / "run.json"
-        return not path.exists() or ((record := read_json(path)).get("steps") == 0 and not record.get("finished"))
+        return not path.exists() or read_json(path).get("steps") == 0
 
     def add_checkpoint(self, step: int, tensors: Mapping[str, Tensor], kind: str = "checkpoint") -> None:
         """Keep the weights after a step; those that were kept of it before are replaced once the record is written."""
         file = f"{kind}-{step:09d}.safetensors"
         digest = write_tensors(self.folder / file, tensors)
         others = [kept for kept in self.record["checkpoints"] if kept["step"] != step]
-        self._replaced = [self.folder / kept["file"] for kept in self.record["checkpoints"] if kept["step"] == step]
+        old = [kept["file"] for kept in self.record["checkpoints"] if kept["step"] == step]
+        self._replaced = [self.folder / name for name in old if name != file]
         self.record["checkpoints"] = [*others, {"step": step, "file": file, "sha256": digest}]
 
     def has_checkpoint(self, step: int) -> bool:

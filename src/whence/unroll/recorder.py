@@ -45,7 +45,7 @@ class Recorder:
     Args:
         folder: Where the run is kept; made if it is not there.
         model: The model that is trained; compiled or in `DistributedDataParallel` it is kept under the names of the model inside.
-        optimizer: Any of torch's; SOURCE knows what SGD, Adam and AdamW do.
+        optimizer: Any of torch's; SOURCE knows what SGD, Adam, AdamW and Muon do.
         every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
         seed: Of the run, for the record.
         scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
@@ -138,6 +138,7 @@ class Recorder:
             BadInput: If the batch is empty, or the divisor is not positive.
         """
         self._check_open()
+        self._check_restored()
         names = [*map(str, ids.tolist() if isinstance(ids, Tensor) else map(_plain, ids))]
         if not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
@@ -174,11 +175,12 @@ class Recorder:
             name: Of the stage that begins, for people; one that is there already is not begun again.
             optimizer: If it is a new one.
         """
+        self._check_open()
         if optimizer is not None:
             self._watch(optimizer)
         if any(stage["name"] == name for stage in self._run.record["stages"]):
             return
-        self._check_open()
+        self._check_restored()
         if self.steps:
             self.checkpoint()
         self._run.record["stages"].append({"name": name, "start": self.steps})
@@ -235,14 +237,14 @@ class Recorder:
         self._frozen.mark()
         self._must_restore = False
         self._pending.clear()
-        self._seen = None
+        self._factor, self._seen = 1.0, None
         self._run.cut(step)
 
     def _check_open(self) -> None:
-        """Refuse to record before it is known what is recorded.
+        """Refuse to record where nobody would write it.
 
         Raises:
-            BadInput: If the recorder is not open, or an unfinished run was not taken up.
+            BadInput: If the recorder is not open.
         """
         if not self._hooks:
             raise BadInput(
@@ -250,6 +252,13 @@ class Recorder:
                 needed="one that watches the optimizer",
                 do="use it as `with whence.Recorder(...) as run:` around the loop",
             )
+
+    def _check_restored(self) -> None:
+        """Refuse to record before it is known which step comes next.
+
+        Raises:
+            BadInput: If an unfinished run was not taken up.
+        """
         if self._must_restore:
             raise BadInput(
                 found=f"a run of {self.steps:,} steps in {self.folder} that was not finished",

@@ -3,7 +3,6 @@
 Axes: B examples of a step, N training examples.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
 from whence.unroll.run import Run
+from whence.unroll.segments import settings_at
 from whence.unroll.update import Update, Values, update_of
 
 __all__ = ["Part", "Replay", "State", "trainable"]
@@ -113,8 +113,7 @@ class Replay:
 
     def update(self, step: int) -> Update:
         """What the optimizer does in a step."""
-        settings = self.run.record["settings"]
-        found = settings[bisect_right(settings, step, key=lambda kept: kept["start"]) - 1]
+        found = settings_at(self.run.record, step)
         return update_of(found, self.run.log.rates[step], self.run.log.factors[step], self.limit)
 
     def load(self, step: int) -> State:
@@ -241,7 +240,8 @@ class Replay:
 
 def trainable(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Weights of which some ask for a gradient."""
-    return {name: value.detach().requires_grad_(name in set(names)) for name, value in weights.items()}
+    chosen = set(names)
+    return {name: value.detach().requires_grad_(name in chosen) for name, value in weights.items()}
 
 
 def _cut(lengths: Sequence[int], max_positions: int) -> Iterator[list[int]]:

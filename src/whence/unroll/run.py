@@ -122,16 +122,22 @@ class Run:
         return cut_run(self.record, self.log, self.checkpoints, per_stage)
 
     def recipe(self) -> Recipe:
-        """The run as damping rules need it; what differs between groups of parameters is their mean, weighted by size."""
+        """The run as damping rules need it; what differs between groups of parameters is their mean, weighted by size.
+
+        Learning rates are added up over all stages, each by the groups that its optimizer had; the rest is of the last optimizer.
+        """
         kind = settings_at(self.record, self.steps - 1)
         tensors = self.tensors(self.checkpoints[-1])
-        sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in kind["groups"]]
-        numbers = [size / sum(sizes) for size in sizes]
-        rates = sum(
-            sum(number * rate for number, rate in zip(numbers, rates, strict=False)) * factor
-            for rates, factor in zip(self.log.rates, self.log.factors, strict=True)
-        )
-        first = kind["groups"][0]
+
+        numbers_from: dict[int, list[float]] = {}
+        for settings in self.record["settings"]:
+            sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in settings["groups"]]
+            numbers_from[settings["start"]] = [size / sum(sizes) for size in sizes]
+        total = 0.0
+        for step, (rates, factor) in enumerate(zip(self.log.rates, self.log.factors, strict=True)):
+            numbers = numbers_from[settings_at(self.record, step)["start"]]
+            total += factor * sum(number * rate for number, rate in zip(numbers, rates, strict=True))
+        first, numbers = kind["groups"][0], numbers_from[kind["start"]]
         inverse = None
         if kind["optimizer"] != "SGD":
             preconditioner = self.preconditioner(self.checkpoints[-1:])
@@ -142,7 +148,7 @@ class Run:
             } or None
         return Recipe(
             kind["optimizer"].lower(),
-            rates,
+            total,
             momentum=first.get("momentum", 0.0),
             weight_decay=sum(number * group["weight_decay"] for number, group in zip(numbers, kind["groups"], strict=True)),
             loss_divisor=self.steps / sum(sum(weights) for weights in self.log.weights),

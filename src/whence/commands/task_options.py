@@ -1,0 +1,79 @@
+"""How verbs read a model and its data: the options of its task."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from whence.errors import BadInput
+
+__all__ = ["Reading", "TaskOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """How a model and its data are read.
+
+    Args:
+        task: What the model does.
+        split: Split of a Hugging Face dataset.
+        long: What to do with texts longer than the context.
+        max_length: Tokens per example at most.
+        track: Patterns of parameter names to attribute; all trainable ones if left out.
+        ignore: Patterns of parameter names to leave out.
+        functional: Attribute parameters of unknown layers through torch.func.
+    """
+
+    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm"
+    split: str = "train"
+    long: Literal["error", "split", "truncate"] = "error"
+    max_length: int | None = None
+    track: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    functional: bool = False
+
+    def load(self, model: str) -> tuple[Any, dict[str, Any]]:
+        """The task of a model, and where it is from.
+
+        Args:
+            model: Hugging Face folder or hub name, or file.py:function that returns a task.
+
+        Returns:
+            As `whence.load.load_task`.
+
+        Raises:
+            BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's texts are cut
+                by its tokenizer.
+        """
+        from whence.load import load_task
+
+        return load_task(model, kind=self.task, **self._settings(model))
+
+    def _settings(self, model: str) -> dict[str, Any]:
+        chosen = {
+            "--long": self.long != "error", "--max-length": self.max_length is not None, "--track": self.track,
+            "--ignore": self.ignore, "--functional": self.functional,
+        }  # fmt: skip
+        given = [name for name, value in chosen.items() if value]
+        if ".py:" in model:
+            if given:
+                raise BadInput(
+                    found=f"{', '.join(given)} for {model}",
+                    needed="these set in the function, which makes the task itself",
+                    do="pass them to the task there",
+                )
+            return {}
+        if self.task == "classification" and (idle := [name for name in given if name in ("--long", "--max-length")]):
+            raise BadInput(found=f"{idle[0]} for --task classification", needed="a language model for it", do="leave it out")
+        settings: dict[str, Any] = {}
+        if self.task != "classification":
+            settings |= {"long": self.long, "max_length": self.max_length}
+        return settings | {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in (("track", self.track), ("ignore", self.ignore), ("functional", self.functional))
+            if value
+        }
+
+
+Reading = Annotated[TaskOptions, Parameter(name="*")]
+"""The options as options of a verb."""
