@@ -49,7 +49,7 @@ def build(
         functional: Attribute parameters of unknown layers through torch.func.
         factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
         spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
-            .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
+            .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
         config: The options of the build.
     """
