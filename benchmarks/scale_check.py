@@ -5,11 +5,11 @@
 Llama models with random weights, one thread, processor seconds (the machine may be shared). The rate of a large float32 product and the share
 of it that the first model's gradients reach are measured; the forecasts of the others are made with them. For method aligned the two passes
 of the fit, the sample's pass and the rows are timed one by one, and with them eigenvectors and axes, which the forecast leaves out: they grow
-with the model and the sample, not with the data. Axes are not rounded here. Bytes on disk are those of a store that is built.
+with the model and the sample, not with the data. Axes are not rounded here. Last,
+`whence forecast`, which runs a few examples, against a build of sixteen times as many: wall-clock seconds, so on a quiet machine only.
 """
 
 import argparse
-import glob
 import os
 import sys
 import tempfile
@@ -27,7 +27,7 @@ from whence.config import BuildConfig  # noqa: E402
 from whence.curvature import Code, Damping, FitConfig, code_axes, whiten  # noqa: E402
 from whence.curvature.ekfac import fit_values  # noqa: E402
 from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
-from whence.pipeline import Cluster, forecast_scale  # noqa: E402
+from whence.pipeline import Cluster, forecast_build, forecast_scale  # noqa: E402
 from whence.pipeline.encoders import random_encoder  # noqa: E402
 from whence.pipeline.scale import ModelShape  # noqa: E402
 from whence.progress import meter  # noqa: E402
@@ -100,12 +100,17 @@ def aligned_seconds(task, plan, dataset, rank):
     return found
 
 
-def store_bytes(task, dataset, config):
-    """Of the rows of a store that is built, without texts."""
+def build_seconds(task, dataset, config):
+    """Seconds that the rows of a store take once its code is learned, and their bytes."""
     with tempfile.TemporaryDirectory() as place:
-        whence.build(task, dataset, place, config=config, quiet=True)
-        names = f"{place}/shards/*.safetensors"
-        return sum(Path(name).stat().st_size for name in glob.glob(names))
+        folder = Path(place) / "store"
+        whence.build(task, dataset, folder, config=config, quiet=True)
+        for path in [*folder.glob("shards/*"), folder / "manifest.json"]:
+            path.unlink()
+        started = time.perf_counter()
+        whence.build(task, dataset, folder, config=config, quiet=True)
+        taken = time.perf_counter() - started
+        return taken, sum(path.stat().st_size for path in folder.glob("shards/*.safetensors"))
 
 
 def main():
@@ -148,13 +153,21 @@ def main():
         for what, ours, theirs in (("fit and sample", said.fit_seconds, passes), ("rows", said.build_seconds, found["rows"])):
             print(f"| {name.split(',')[0]}, {what} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |", flush=True)
         print(f"{name}: {', '.join(f'{part} {value:.2f} s' for part, value in found.items())}", file=sys.stderr)
+    print(
+        "\n| `whence forecast` of a build | forecast s | measured s | ratio | forecast bytes | with headers | ratio |\n|"
+        + "---|" * 7
+    )
+    name, shape, tokens, _ = CASES[0]
+    task, count = task_of(shape), 16 * arguments.examples
+    dataset = task.prepare([{"input_ids": torch.randint(shape.vocabulary, (tokens,)).tolist()} for _ in range(count)])
     for method in ("logra", "aligned"):
         config = BuildConfig(method=method, rank=16, batch_positions=1024)
-        said = forecast_scale(CASES[0][1], arguments.examples, config, Cluster(), tokens_per_example=128, track=[PROJECTIONS])
-        task = task_of(CASES[0][1])
-        records = [{"input_ids": torch.randint(2048, (128,)).tolist()} for _ in range(arguments.examples)]
-        actual = store_bytes(task, task.prepare(records), config)
-        print(f"{method}: {said.store_bytes:,} bytes of rows forecast, {actual:,} written with the shards' headers", flush=True)
+        said = forecast_build(task, dataset, config)
+        taken, size = build_seconds(task, dataset, config)
+        times = f"{said.seconds:.1f} | {taken:.1f} | {said.seconds / taken:.2f}"
+        print(
+            f"| {name.split(',')[0]}, {method} | {times} | {said.row_bytes * count:,} | {size:,} | {said.row_bytes * count / size:.2f} |"
+        )
 
 
 if __name__ == "__main__":
