@@ -3,13 +3,18 @@
     python benchmarks/scale_check.py [--examples 8]
 
 Llama models with random weights, one thread, processor seconds (the machine may be shared). The rate of a large float32 product and the share
-of it that the first model's gradients reach are measured; the forecasts of the others are made with them.
+of it that the first model's gradients reach are measured; the forecasts of the others are made with them. For method aligned the two passes
+of the fit, the sample's pass and the rows are timed one by one, and with them eigenvectors and axes, which the forecast leaves out: they grow
+with the model and the sample, not with the data. Axes are not rounded here. Last,
+`whence forecast`, which runs a few examples, against a build of sixteen times as many: wall-clock seconds, so on a quiet machine only.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -17,8 +22,12 @@ import torch  # noqa: E402
 
 import whence  # noqa: E402
 from whence.capture import plan_units  # noqa: E402
+from whence.compress import Aligned  # noqa: E402
 from whence.config import BuildConfig  # noqa: E402
-from whence.pipeline import Cluster, forecast_scale  # noqa: E402
+from whence.curvature import Code, Damping, FitConfig, code_axes, whiten  # noqa: E402
+from whence.curvature.ekfac import fit_values  # noqa: E402
+from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
+from whence.pipeline import Cluster, forecast_build, forecast_scale  # noqa: E402
 from whence.pipeline.encoders import random_encoder  # noqa: E402
 from whence.pipeline.sizes import ModelShape  # noqa: E402
 from whence.progress import meter  # noqa: E402
@@ -55,6 +64,55 @@ def product_rate():
     return best
 
 
+def rows_seconds(task, plan, encoder, dataset):
+    """Of the dataset's rows, the best of three."""
+    seconds = []
+    with meter("", 1, quiet=True) as progress:
+        for _ in range(3):
+            started = time.process_time()
+            gradient_rows(task, plan, encoder, dataset.examples, max_positions=1024, progress=progress)
+            seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+def aligned_seconds(task, plan, dataset, rank):
+    """Processor seconds of each part of an aligned build, by name."""
+    fit, found = prepare_fit(task, plan, dataset, FitConfig(), 1024, True), {}
+
+    def timed(name, make):
+        started = time.process_time()
+        made = make()
+        found[name] = time.process_time() - started
+        return made
+
+    with meter("", 1, quiet=True) as progress:
+        fit_factors(fit, progress)  # the first pass of all warms up
+        factors = timed("factors", lambda: fit_factors(fit, progress))
+        bases = timed("eigenvectors", lambda: solve_bases(fit, factors, progress))
+        values = timed("eigenvalues", lambda: fit_values(fit, bases, progress, range(len(plan.units))))
+        whitened = whiten(fit.finish(bases, values), Damping(0.1, None, ""), 1 << 40)
+        rows = timed(
+            "sample", lambda: gradient_rows(task, plan, whitened, dataset.examples, max_positions=1024, progress=progress)
+        )
+    choices = [Code(min(rank, len(dataset)), "int8", 8)]
+    axes, _ = timed("axes", lambda: code_axes([row[:, 0] for row in rows.units], choices, most_bytes=1 << 40, seed=0))
+    found["rows"] = rows_seconds(task, plan, Aligned(whitened, axes, "int8", 0), dataset)
+    return found
+
+
+def build_seconds(task, dataset, config):
+    """Seconds that the rows of a store take once its code is learned, and their bytes."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "store"
+        whence.build(task, dataset, folder, config=config, quiet=True)
+        for path in [*folder.glob("shards/*"), folder / "manifest.json"]:
+            path.unlink()
+        started = time.perf_counter()
+        whence.build(task, dataset, folder, config=config, quiet=True)
+        taken = time.perf_counter() - started
+        return taken, sum(path.stat().st_size for path in folder.glob("shards/*.safetensors"))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=8)
@@ -70,13 +128,7 @@ def main():
         dataset, plan = task.prepare(records), plan_units(task)
         config = BuildConfig(method="logra", rank=rank, batch_positions=1024)
         encoder = random_encoder(plan, config, task.device)
-        seconds = []
-        with meter("", 1, quiet=True) as progress:
-            for _ in range(3):
-                started = time.process_time()
-                gradient_rows(task, plan, encoder, dataset.examples, max_positions=1024, progress=progress)
-                seconds.append(time.process_time() - started)
-        measured = tokens * len(dataset) / min(seconds)
+        measured = tokens * len(dataset) / rows_seconds(task, plan, encoder, dataset)
         options = {"tokens_per_example": tokens, "track": [PROJECTIONS]}
         full = forecast_scale(shape, len(dataset), config, Cluster(tflops=rate / 1e12, utilisation=1.0), **options)
         is_first = utilisation is None
@@ -88,6 +140,34 @@ def main():
             flush=True,
         )
         print(f"{name}: done", file=sys.stderr)
+    print("\n| method aligned | forecast s | measured s | forecast / measured |\n|---|---|---|---|")
+    for name, shape, tokens, rank in CASES[1:]:
+        task = task_of(shape)
+        records = [{"input_ids": torch.randint(shape.vocabulary, (tokens,)).tolist()} for _ in range(arguments.examples)]
+        dataset, plan = task.prepare(records), plan_units(task)
+        config = BuildConfig(method="aligned", rank=rank, dtype="int8", batch_positions=1024)
+        cluster = Cluster(tflops=product_rate() / 1e12, utilisation=utilisation)
+        said = forecast_scale(shape, len(dataset), config, cluster, tokens_per_example=tokens, track=[PROJECTIONS])
+        found = aligned_seconds(task, plan, dataset, rank)
+        passes = found["factors"] + found["eigenvalues"] + found["sample"]
+        for what, ours, theirs in (("fit and sample", said.fit_seconds, passes), ("rows", said.build_seconds, found["rows"])):
+            print(f"| {name.split(',')[0]}, {what} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |", flush=True)
+        print(f"{name}: {', '.join(f'{part} {value:.2f} s' for part, value in found.items())}", file=sys.stderr)
+    print(
+        "\n| `whence forecast` of a build | forecast s | measured s | ratio | forecast bytes | with headers | ratio |\n|"
+        + "---|" * 7
+    )
+    name, shape, tokens, _ = CASES[0]
+    task, count = task_of(shape), 16 * arguments.examples
+    dataset = task.prepare([{"input_ids": torch.randint(shape.vocabulary, (tokens,)).tolist()} for _ in range(count)])
+    for method in ("logra", "aligned"):
+        config = BuildConfig(method=method, rank=16, batch_positions=1024)
+        said = forecast_build(task, dataset, config)
+        taken, size = build_seconds(task, dataset, config)
+        times = f"{said.seconds:.1f} | {taken:.1f} | {said.seconds / taken:.2f}"
+        print(
+            f"| {name.split(',')[0]}, {method} | {times} | {said.row_bytes * count:,} | {size:,} | {said.row_bytes * count / size:.2f} |"
+        )
 
 
 if __name__ == "__main__":

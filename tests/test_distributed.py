@@ -169,17 +169,20 @@ def test_what_a_killed_rank_had_is_made_by_the_others(processes, tmp_path, alone
     assert bytes_of(folder) == alone["lorif"]
 
 
-def test_after_all_were_killed_the_rerun_makes_only_what_is_missing(processes, tmp_path, alone):
-    folder = tmp_path / "store"
-    running = start(processes, _build, folder, "logra-pca", 0.05)
-    while len(_sealed(folder)) < 4:
+@pytest.mark.parametrize("seed", range(4))
+def test_after_all_were_killed_the_rerun_makes_only_what_is_missing(processes, tmp_path, alone, seed):
+    folder, chance = tmp_path / "store", random.Random(seed)
+    running = start(processes, _build, folder, "logra-pca", 0.1)
+    enough = chance.randrange(1, 6)
+    while len(_sealed(folder)) < enough:
         time.sleep(0.002)
     for child, _ in running:
+        time.sleep(chance.random() * 0.05)  # at any moment of making a shard, another one for each
         os.kill(child.pid, signal.SIGKILL)
     results(running)
     before = _sealed(folder)
-    assert 4 <= len(before) < 11 and not (folder / "manifest.json").exists()
-    written = together(processes, _build, folder, "logra-pca", count=3)
+    assert enough <= len(before) < 11 and not (folder / "manifest.json").exists()
+    written = together(processes, _build, folder, "logra-pca", count=1 + seed % 3)
     assert sorted(number for mine in written for number in mine) == sorted(set(range(11)) - set(before))
     assert {number: mark for number, mark in _sealed(folder).items() if number in before} == before
     assert bytes_of(folder) == alone["logra-pca"]

@@ -74,6 +74,20 @@ def test_operations_and_times_by_hand():
     assert found.gather_bytes == 2 * 5 * 3 * 16 * 4 and found.fit_seconds == 0
 
 
+def test_turning_into_the_bases_is_counted_by_hand():
+    """One layer of 8 x 12, whole network as above: the fit has a pass with second moments, one with turned gradients, and the sample's."""
+    cluster = Cluster(tflops=1e-6, utilisation=1.0)
+    config = BuildConfig(method="aligned", rank=2, dtype="float32")
+    found = forecast_scale(TINY, 10, config, cluster, tokens_per_example=3, track=["*down_proj.weight"])
+    network = 4 * (8 * 8 * 2 + 8 * 4 * 2 + 3 * 8 * 12 + 3 * 8 + 30 * 8) + 12 * 8 * 3
+    squares, gradient = 8 * 8 + 12 * 12, 8 * 12
+    row = 3 * (network + 2 * squares + 2 * gradient) + 2 * gradient * 2
+    assert found.build_operations == 10 * row
+    fit = 3 * (2 * network + squares + 2 * squares + 2 * gradient)
+    assert found.fit_seconds == pytest.approx(10 * (fit + row) / 1e6)
+    assert found.sample_seconds == pytest.approx(10 * row / 1e6)
+
+
 def test_more_of_anything_never_costs_less():
     base = {"tokens_per_example": 512, "queries": 8}
     first = forecast_scale("llama-1b", 10**6, BuildConfig(), Cluster(gpus=2), **base)

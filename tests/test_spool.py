@@ -1,10 +1,13 @@
 """Data that is not held in memory: the same dataset, rows and ids as if it were; sharded files with ids that stay."""
 
 import gzip
+import io
 import json
 import random
 import re
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 def test_no_files(tmp_path):
     with pytest.raises(
-        BadInput, match=r"found no files of data at .*; needed files ending in .jsonl, .jsonl.gz, .parquet, .arrow"
+        BadInput, match=r"found no files of data at .*; needed files ending in .jsonl, .jsonl.gz, .parquet, .arrow, .tar"
     ):
         stream_records(tmp_path)
 
@@ -200,3 +203,104 @@ def test_the_command(shards, tmp_path, model_folder, capsys):
     (shards / "z.jsonl").write_text('{"text": "new data"}\n')
     assert main([*words, "-o", str(tmp_path / "third")]) == 2
     assert re.search("whence: found examples prepared from other data", capsys.readouterr().err)
+
+
+# Tar files
+
+
+def tar(path, members, kind="w"):
+    with tarfile.open(path, kind) as file:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def picture(kind):
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 2, 3) * 10).save(content, kind)
+    return content.getvalue()
+
+
+def test_members_of_a_tar_file_are_grouped_by_key(tmp_path):
+    (tmp_path / "deep").mkdir()
+    members = [
+        ("a/1.txt", "Ä word".encode()), ("a/1.json", b'{"prompt": "Say", "id": "mine"}'), ("a/1.other.txt", b"passed over"),
+        ("2.cls", b"3\n"), ("2.png", picture("png")), ("3.TXT", b"third"),
+    ]  # fmt: skip
+    for name, kind in (("p.tar", "w"), ("deep/q.tar.gz", "w:gz")):
+        tar(tmp_path / name, members, kind)
+    found = list(stream_records(tmp_path))
+    assert [record["id"] for record in found] == ["mine", "deep/q.tar.gz#2", "deep/q.tar.gz#3", "mine", "p.tar#2", "p.tar#3"]
+    assert found[0] == {"id": "mine", "source": "deep/q.tar.gz", "text": "Ä word", "prompt": "Say"}
+    assert found[1]["label"] == 3 and found[5]["text"] == "third"
+    pixels = np.arange(24, dtype=np.float32).reshape(4, 2, 3) * 10 / 255
+    np.testing.assert_array_equal(found[4]["inputs"], pixels.transpose(2, 0, 1))
+
+
+def test_hostile_names_are_only_names(tmp_path):
+    link = tarfile.TarInfo("passwords.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    names = ["../../out.txt", "/etc/over.txt", "x\n<script>.txt", "caf\udce9.txt"]
+    file = tar(tmp_path / "p.tar", [(link, b""), *((name, b"text") for name in names)])
+    before = sorted(tmp_path.parent.rglob("*"))
+    found = list(stream_records(file))
+    assert [record["id"] for record in found] == ["p.tar#../../out", "p.tar#/etc/over", "p.tar#x\n<script>", "p.tar#caf\ufffd"]
+    assert sorted(tmp_path.parent.rglob("*")) == before and {record["text"] for record in found} == {"text"}
+    json.dumps([record["id"] for record in found], ensure_ascii=False).encode()  # as stores keep it
+
+
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ([("1.txt", b"\xff")], "utf-8"),
+        ([("1.cls", b"cat")], "invalid literal"),
+        ([("1.json", b"[1]")], "a .json of type list, not a mapping"),
+        ([("1.png", b"no image")], "cannot identify image"),
+        ([("1.npy", b"x"), ("2.txt", b"x")], "nothing of a known kind for '1'"),
+        ([("1.txt", b"x"), ("1.json", b'{"text": "y"}')], "two members with 'text' for '1'"),
+    ],
+)
+def test_a_wrong_member_is_named(tmp_path, members, why):
+    file = tar(tmp_path / "p.tar", members)
+    with pytest.raises(BadInput, match=rf"found .*p.tar, which cannot be read after 0 records \(.*{why}"):
+        list(stream_records(file))
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz"])
+def test_a_tar_file_that_is_cut_short_is_noticed(tmp_path, kind):
+    file = tar(
+        tmp_path / "p.tar", [(f"{row}.txt", random.Random(row).randbytes(4000).hex().encode()) for row in range(4)], kind
+    )
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(BadInput, match=r"found .*p.tar, which cannot be read after \d records"):
+        list(stream_records(file))
+
+
+def test_a_build_from_tar_files_goes_on_exactly(language_task, tmp_path):
+    for part in range(2):
+        tar(tmp_path / f"p-{part}.tar", [(f"{row:03d}.txt", text.encode()) for row, text in enumerate(texts(11))])
+    options = {"method": "logra", "rank": 2, "rows_per_shard": 4, "batch_positions": 64, "quiet": True}
+    records = stream_records(tmp_path)
+    whence.build(language_task, list(records), tmp_path / "held", **options)
+    dataset = whence.spool(language_task, records, tmp_path / "spool", source=records.identity, quiet=True)
+    whence.build(language_task, dataset, tmp_path / "store", **options)
+    assert contents(tmp_path / "store") == contents(tmp_path / "held")
+    for path in [*(tmp_path / "store").glob("shards/00002.*"), tmp_path / "store" / "manifest.json"]:
+        path.unlink()
+    again = whence.spool(language_task, iter(()), tmp_path / "spool", source=records.identity, quiet=True)  # not read again
+    store = whence.build(language_task, again, tmp_path / "store", **options)
+    assert contents(tmp_path / "store") == contents(tmp_path / "held") and store.ids()[11] == "p-1.tar#000"
+
+
+def test_a_dataset_that_can_only_be_iterated_over(language_task, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": text, "id": f"row {place}"} for place, text in enumerate(texts(9))]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    held = language_task.prepare(rows)
+    assert language_task.prepare(stream).fingerprint == held.fingerprint
+    spooled = whence.spool(language_task, stream, tmp_path / "spool", quiet=True)
+    assert spooled.fingerprint == held.fingerprint and spooled.ids == held.ids

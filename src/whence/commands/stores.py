@@ -37,7 +37,7 @@ def build(
         output: Folder of the store, or a URL such as s3://bucket/store.
         factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
         spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
-            .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
+            .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
         reading: The options of the task.
         config: The options of the build.

@@ -40,9 +40,6 @@ def score(
         damping_rule: A published rule instead of a number, as in query.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
-
-    Raises:
-        BadInput: If several processes are to add to an ensemble.
     """
     from whence.data import digest_of
     from whence.distributed import Ranks
@@ -52,12 +49,7 @@ def score(
     from whence.store import open_store
 
     ranks = Ranks.launched()
-    if ensemble is not None and ranks.count > 1:
-        raise BadInput(
-            found=f"--ensemble for {ranks.count} processes",
-            needed="one process, since tables are added up in one folder",
-            do="leave --ensemble out, or start it without torchrun",
-        )
+    _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
     task = task_of_store(opened, store, model)
@@ -109,6 +101,8 @@ def attribute(
 ) -> None:
     """Score every training example for every query from whole gradients, without a store, into a table for `whence evaluate`.
 
+    Started by torchrun, the processes share the training data: in the fit, in the products of a solver and in the scan.
+
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: Training data, as in build.
@@ -136,12 +130,13 @@ def attribute(
         ensemble: Folder where tables of several models (seeds, checkpoints) are added up, one model per command; the output is then the mean
             of all so far. A model that is in already is not scored again.
         largest_side: A longer side of a weight keeps the identity as its basis.
-        memory_gib: Memory to take besides the model; most of what is free if left out. What does not fit is done in parts.
+        memory_gib: Memory to take besides the model, for each process; most of what is free if left out. What does not fit is done in parts.
 
     Raises:
         BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own;
             or if sources are asked for of a method that has none, or a mode without them.
     """
+    from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
     from whence.methods import exact_method_named
@@ -162,6 +157,9 @@ def attribute(
             do="give all three, or leave --by-source and --mode out",
         )
 
+    ranks = Ranks.launched()
+    _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
+    _refuse_several(ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
     has_solver = exact_method_named(method).solver is not None
     solving = SolveConfig(iterations=iterations, seed=seed) if has_solver or iterations is not None else SolveConfig()
     records, asked = load_records(data, split=split), load_records(queries)
@@ -208,10 +206,13 @@ def attribute(
             run=run,
             unrolling=unrolling,
             memory_gib=memory_gib,
+            ranks=ranks,
             **settings,
         )
 
     table, models = _counted_in(ensemble, known, loaded, make)
+    if ranks.rank > 0:
+        return
     parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
     for name, folder in parts.items():
         part = replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}")
@@ -255,6 +256,20 @@ def smoothness(
     loaded, _ = load_task(model, kind=task)
     found = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=memory_gib)
     print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def _refuse_several(ranks: Any, is_given: bool, name: str, why: str) -> None:
+    """What only one process can do.
+
+    Raises:
+        BadInput: If it is asked of several.
+    """
+    if is_given and ranks.count > 1:
+        raise BadInput(
+            found=f"{name} for {ranks.count} processes",
+            needed=f"one process, {why}",
+            do=f"leave {name} out, or start it without torchrun",
+        )
 
 
 def _refuse_unused(settings: dict[str, Any]) -> None:

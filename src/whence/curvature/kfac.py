@@ -249,7 +249,9 @@ def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]
 def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
     """Eigenvectors of the factors, and what K-FAC's own eigenvalues are products of."""
     found: dict[str, Tensor] = {}
-    for index in fit.ranks.mine(range(len(fit.plan.units)) if units is None else units):
+    group = range(len(fit.plan.units)) if units is None else units
+    for place in fit.ranks.balanced([_decomposition(factors, index) for index in group]):
+        index = group[place]
         unit = fit.plan.units[index]
         roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
         left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
@@ -271,6 +273,16 @@ def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: ra
         progress.advance()
     # Sent, not solved by every process: eigenvectors have signs, and other machines round otherwise.
     return fit.ranks.added_up(found)
+
+
+def _decomposition(factors: dict[str, Tensor], index: int) -> int:
+    """What the eigenvectors of a unit cost, in cubes of its sides; nothing where a side's factor is a diagonal."""
+    sides = {
+        name.split(".")[0]: len(value)
+        for name, value in factors.items()
+        if value.ndim == 2 and name.split(".")[1] == str(index)
+    }
+    return sum(side**3 for side in sides.values())
 
 
 def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

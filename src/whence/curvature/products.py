@@ -20,7 +20,9 @@ from torch.func import grad, jvp, vjp, vmap
 
 from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, forward_mode, in_halves
 from whence.curvature.rows import gradient_pairs, unit_rows
+from whence.curvature.vectors import flatten, split
 from whence.data import Example, batches
+from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported
 from whence.tasks import AbstractTask, Outputs
 
@@ -48,6 +50,8 @@ class Curvature:
         examples: What the mean is over.
         kind: Which matrix. The Gauss-Newton matrix equals the Fisher information; it and the empirical Fisher have no negative eigenvalues.
         max_positions: Positions per batch. The forward pass is shared by all vectors.
+        ranks: Connected processes that hold the same examples and vectors: each walks its part of the examples, and every product is put
+            together with one sum over ranks, the same bits on all of them.
 
     Raises:
         UnknownOption: If there is no such kind.
@@ -59,6 +63,7 @@ class Curvature:
     examples: Sequence[Example]
     kind: Kind = "gauss_newton"
     max_positions: int = 256
+    ranks: Ranks = Ranks()
 
     def __post_init__(self):
         if self.kind not in _PRODUCTS:
@@ -90,20 +95,12 @@ class Curvature:
             Blocks of the same shapes.
 
         Raises:
-            BadInput: If the blocks are not shaped like the plan's units.
+            BadInput: If the blocks are not shaped like the plan's units, or not the same on all ranks.
             NonFinite: If outputs or a product are NaN or infinite, naming the example or the unit.
         """
         self._check(blocks)
         examples = self.examples if chosen is None else [self.examples[index] for index in chosen]
-        total = [torch.zeros_like(block) for block in blocks]
-
-        def run(items: Sequence[int]) -> Blocks:
-            return _PRODUCTS[self.kind](self, [examples[item] for item in items], blocks)
-
-        for batch in batches([example.length for example in examples], max_positions=self.max_positions):
-            for part in in_halves(batch, run):
-                for block, more in zip(total, part, strict=True):
-                    block += more
+        total = self.summed(lambda some: _PRODUCTS[self.kind](self, some, blocks), blocks, examples)
         for unit, block in zip(self.plan.units, total, strict=True):
             block /= len(examples)
             if not bool(torch.isfinite(block).all()):
@@ -113,6 +110,29 @@ class Curvature:
                     do="check that the vectors are finite and the weights not so large that derivatives overflow",
                 )
         return total
+
+    def summed(self, run: Callable[[Sequence[Example]], Blocks], blocks: Blocks, examples: Sequence[Example]) -> Blocks:
+        """What something gives for a batch, added up over batches and ranks.
+
+        Args:
+            run: Makes a batch's blocks.
+            blocks: Vectors that it depends on, of the shapes that it makes.
+            examples: All of them, of which each rank walks a part.
+
+        Returns:
+            The sums.
+
+        Raises:
+            BadInput: If the vectors are not the same on all ranks.
+        """
+        self.ranks.check_alike(blocks, "vectors to be multiplied")
+        total = [torch.zeros_like(block) for block in blocks]
+        mine = [examples[place] for place in self.ranks.balanced([example.length for example in examples])]
+        for batch in batches([example.length for example in mine], max_positions=self.max_positions):
+            for part in in_halves(batch, lambda items: run([mine[item] for item in items])):
+                for block, more in zip(total, part, strict=True):
+                    block += more
+        return split(self.ranks.added_up({"sums": flatten(total)})["sums"], total) if self.ranks.count > 1 else total
 
     def _check(self, blocks: Blocks) -> None:
         shapes = [tuple(block.shape) for block in blocks]

@@ -1,19 +1,24 @@
 """The processes of a job, as torchrun, SLURM or Kubernetes start them.
 
-Most of what ranks do needs no messages: a build hands out shards through locks on the file system. Sums of curvature and gathered hits go
-through `torch.distributed`, over gloo, which needs no GPU; what is sent is small.
+Most of what ranks do needs no messages: a build hands out shards through locks on the file system. Sums of curvature, products of solvers,
+scores and gathered hits go through `torch.distributed`, over gloo, which needs no GPU.
 """
 
+import heapq
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from whence.errors import BadInput, RankLost
 
@@ -22,6 +27,8 @@ __all__ = ["Ranks"]
 Item = TypeVar("Item")
 # A rank that is gone shows at once, by its closed connection; one that only has more to do is waited for.
 _PATIENCE = timedelta(days=7)
+# Process groups that this process was in.
+_GROUPS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,9 @@ class Ranks:
             yield
             return
         try:
-            dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_PATIENCE)
+            # Each group meets under a name of its own: one that comes after another would find the addresses of the former.
+            store = PrefixStore(f"whence-{next(_GROUPS)}", _meeting_place(self.rank, self.count))
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.count, timeout=_PATIENCE)
         except (ValueError, RuntimeError) as error:  # a variable that is missing, an address that nobody listens at
             raise BadInput(
                 found=f"rank {self.rank} of {self.count}, which does not reach the others ({str(error).splitlines()[0][:120]})",
@@ -110,6 +119,29 @@ class Ranks:
         range(2, 5)
         """
         return range(self.rank * length // self.count, (self.rank + 1) * length // self.count)
+
+    def balanced(self, costs: Sequence[float]) -> list[int]:
+        """Places of this rank's items, so that all ranks have about as much to do.
+
+        The dearest first, each to the rank with least so far: none has more than 4/3 of what it would in the best division (Graham 1969).
+
+        Args:
+            costs: Of the items, in any unit.
+
+        Returns:
+            The places, rising; those of all ranks together are each item once.
+
+        >>> Ranks(1, 2).balanced([1, 8, 3, 5])
+        [2, 3]
+        """
+        loads = [(0.0, rank) for rank in range(self.count)]
+        mine = []
+        for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)) if self.count > 1 else ():
+            load, rank = loads[0]
+            heapq.heapreplace(loads, (load + costs[place], rank))
+            if rank == self.rank:
+                mine.append(place)
+        return sorted(mine) if self.count > 1 else list(range(len(costs)))
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -162,6 +194,27 @@ class Ranks:
                 found[name] = sum_.to(device)
         return found
 
+    def check_alike(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Stop, on every rank, if the ranks hold different bits: from there on they would take different turns and wait for each other.
+
+        Args:
+            tensors: That should be the same everywhere.
+            what: They are, for the error.
+
+        Raises:
+            BadInput: If they are not the same.
+        """
+        if self.count == 1:
+            return
+        # Sums of the bits as whole numbers: any single change shows, and nothing has to be sent.
+        marks = self.gathered([int(tensor.detach().contiguous().view(torch.int32).sum()) for tensor in tensors])
+        if any(mark != marks[0] for mark in marks):
+            raise BadInput(
+                found=f"{what} that are not the same on all {self.count} ranks",
+                needed="processes that compute alike",
+                do="start them on the same kind of machine, with the same versions and OMP_NUM_THREADS, or in one process",
+            )
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         if not dist.is_initialized():
@@ -178,3 +231,9 @@ class Ranks:
                 needed="all of them until the end",
                 do="see the messages of the other ranks, and run the same command again",
             ) from error
+
+
+@cache
+def _meeting_place(rank: int, count: int) -> Store:
+    """Where the ranks find each other, kept until the process ends: the others may still be there when the first one is done."""
+    return next(rendezvous("env://", rank=rank, world_size=count))[0]

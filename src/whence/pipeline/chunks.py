@@ -45,8 +45,9 @@ def in_chunks(ready: Prepared, make: Callable[[range], Chunk], identity: Callabl
         return [make(range(need.rows))]
     folder, found = None, []
     if ready.folder is not None:
-        folder = ready.folder / f"rows-{hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]}"
-    with stages(folder, identity) as run:
+        mark = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]
+        folder = ready.folder / f"rows-{ready.ranks.of_first(mark)}"
+    with stages(folder, identity, ready.ranks) as run:
         parts = run.parts("scores", [1] * need.rows, need.rows_at_once)
         started, made = monotonic(), 0
         todo = sum(len(rows) for name, rows in parts.items() if name not in run.record["stages"])
@@ -60,7 +61,8 @@ def in_chunks(ready: Prepared, make: Callable[[range], Chunk], identity: Callabl
                 left = (monotonic() - started) / made * (todo - made)
                 say(f"rows {rows.start:,} to {rows.stop - 1:,} done, about {left:,.0f} s left for the other {todo - made:,}")
             found.append(_without_notes(tensors))
-    if folder is not None:
+    ready.ranks.wait()  # until all have read
+    if folder is not None and ready.ranks.rank == 0:
         shutil.rmtree(folder)
     return found
 

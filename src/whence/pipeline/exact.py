@@ -15,6 +15,7 @@ from torch import Tensor
 from whence.capture import check_task
 from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
 from whence.data import Dataset
+from whence.distributed import Ranks
 from whence.errors import BadInput, UnknownOption
 from whence.methods import exact_method_named
 from whence.pipeline.asked import query_blocks
@@ -62,6 +63,7 @@ def attribute(
     batch_positions: int | None = None,
     memory_gib: float | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> ScoreTable:
     """Every training example's score for every query, from whole gradients.
 
@@ -94,21 +96,31 @@ def attribute(
         per_unit: Whether the table also has each unit's part of the scores.
         tokens_of: Ids of training examples of which the table also has each position's part.
         batch_positions: Positions per batch; None measures what fits.
-        memory_gib: Memory that the run may take besides the model, in GiB; None for most of what is free. What does not fit is done in parts:
-            queries a few at a time, one pass over the training data each, and, with `factors`, the fit a few units at a time.
+        memory_gib: Memory that each process may take besides the model, in GiB; None for most of what is free. What does not fit is done in
+            parts: queries a few at a time, one pass over the training data each, and, with `factors`, the fit a few units at a time.
         quiet: No progress on stderr.
+        ranks: Processes that answer together; `Ranks.launched()` under torchrun. Each walks its part of the training data, in the fit, in
+            every product of a solver and in the scan, and makes the gradients of all queries: as long as the model, they would take longer to
+            send. The table is that of one process but for the order of sums, on every process.
 
     Returns:
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with, no solver or run to set, or
-            needs a run.
+        BadInput: If a group or `tokens_of` names an unknown id, or the method has no norm to normalize with, no solver or run to set, needs
+            a run, or goes through one and there are several processes.
         UnknownOption: If there is no such normalization.
     """
     if normalize not in (None, "cosine", "relatif", "theta-relatif"):
         raise UnknownOption(found=f"normalize={normalize!r}", needed="one of: cosine, relatif, theta-relatif", do="pick one")
     started = time.monotonic()
+    if ranks.count > 1 and exact_method_named(method).needs_run:
+        raise BadInput(
+            found=f"method={method!r} for {ranks.count} processes",
+            needed="one process, since a recorded run is walked by its steps",
+            do="start it without torchrun, or pass method='ekfac'",
+        )
+    quiet = quiet or ranks.rank > 0
     if solving != SolveConfig() and exact_method_named(method).solver is None:
         raise BadInput(
             found=f"settings of a solver for {method}",
@@ -135,55 +147,58 @@ def attribute(
         per_unit=per_unit, norms=normalize is not None, vectors=solving.vectors(method),
     )  # fmt: skip
     demand = demand if recorded is None else recorded.demanded(demand)
-    ready = prepare(
-        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
-        demand=demand, memory_gib=memory_gib,
-    )  # fmt: skip
-    check_task(task, ready.plan, asked.examples, objective="measurement")
-    tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
-    if recorded is not None:
-        found, said = through_run(
-            ready, recorded, asked, config, solving, weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens
+    with ranks.connected():
+        ready = prepare(
+            task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
+            demand=demand, memory_gib=memory_gib, ranks=ranks,
         )  # fmt: skip
-        parts = recorded.names if unrolling.per_segment else None
-        label = ready.describe(*recorded.settings)
-        return _table(ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started, parts)
-    damping = ready.damping(relative_damping, absolute_damping)
-    metric = _metric(ready, damping, normalize)
-
-    def make(rows: range) -> Chunk:
-        some = asked if groups is not None else Dataset(asked.examples[rows.start : rows.stop])
-        weights = None if weights_GQ is None else weights_GQ[rows.start : rows.stop]
-        own = metric if normalize == "cosine" else None
-        blocks, norms_Q, notes = query_blocks(ready, some, damping, solving, query_rank, weights, own)
-        with meter("scan", len(train), quiet=quiet) as progress:
-            found = exact_scores(
-                task, ready.plan, train.examples, blocks,
-                max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens,
-                metric=metric if rows.start == 0 else None,  # norms are the same for all rows
+        check_task(task, ready.plan, asked.examples, objective="measurement")
+        tokens = [place for place, name in enumerate(train.ids) if name in set(tokens_of)]
+        if recorded is not None:
+            found, said = through_run(
+                ready, recorded, asked, config, solving, weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens
             )  # fmt: skip
-        return found.to_tensors() | ({} if norms_Q is None else {"norms_Q": norms_Q}), notes
+            parts = recorded.names if unrolling.per_segment else None
+            label = ready.describe(*recorded.settings)
+            return _table(
+                ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started, parts
+            )
+        damping = ready.damping(relative_damping, absolute_damping)
+        metric = _metric(ready, damping, normalize)
 
-    def identity() -> dict[str, Any]:
-        return question(
-            ready, asked, [damping],
-            solving=asdict(solving), query_rank=query_rank, normalize=normalize, per_unit=per_unit, tokens=tokens,
-            groups=None if weights_GQ is None else [*names, weights_GQ.tolist()],
-        )  # fmt: skip
+        def make(rows: range) -> Chunk:
+            some = asked if groups is not None else Dataset(asked.examples[rows.start : rows.stop])
+            weights = None if weights_GQ is None else weights_GQ[rows.start : rows.stop]
+            own = metric if normalize == "cosine" else None
+            blocks, norms_Q, notes = query_blocks(ready, some, damping, solving, query_rank, weights, own)
+            with meter("scan", -(-len(train) // ranks.count), quiet=quiet) as progress:
+                found = exact_scores(
+                    task, ready.plan, train.examples, blocks,
+                    max_positions=ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens, ranks=ranks,
+                    metric=metric if rows.start == 0 else None,  # norms are the same for all rows
+                )  # fmt: skip
+            return found.to_tensors() | ({} if norms_Q is None else {"norms_Q": norms_Q}), notes
 
-    chunks = in_chunks(ready, make, identity)
-    found = ExactScores.joined([tensors for tensors, _ in chunks])
-    norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
-    notes = (*ready.notes(damping), *(note for _, said in chunks for note in said))
-    if not quiet:
-        for note in notes[1:]:
-            say(note)
-    settings = (
-        "" if damping is None else damping.label,
-        "" if query_rank is None else f"queries of rank {query_rank}",
-        "" if normalize is None else f"{normalize}",
-    )
-    return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), notes, time.monotonic() - started)
+        def identity() -> dict[str, Any]:
+            return question(
+                ready, asked, [damping],
+                solving=asdict(solving), query_rank=query_rank, normalize=normalize, per_unit=per_unit, tokens=tokens,
+                groups=None if weights_GQ is None else [*names, weights_GQ.tolist()],
+            )  # fmt: skip
+
+        chunks = in_chunks(ready, make, identity)
+        found = ExactScores.joined([tensors for tensors, _ in chunks])
+        norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
+        notes = (*ready.notes(damping), *(note for _, said in chunks for note in said))
+        if not quiet:
+            for note in notes[1:]:
+                say(note)
+        settings = (
+            "" if damping is None else damping.label,
+            "" if query_rank is None else f"queries of rank {query_rank}",
+            "" if normalize is None else f"{normalize}",
+        )
+        return _table(ready, found, norms_Q, names, normalize, ready.describe(*settings), notes, time.monotonic() - started)
 
 
 def self_influence(
@@ -203,6 +218,7 @@ def self_influence(
     batch_positions: int | None = None,
     memory_gib: float | None = None,
     quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> ScoreTable:
     """What every training example does to itself: (1/N) grad loss^T (H + damping)^-1 grad loss.
 
@@ -225,6 +241,7 @@ def self_influence(
         batch_positions: Positions per batch.
         memory_gib: Memory that the run may take besides the model.
         quiet: No progress on stderr.
+        ranks: As in `attribute`.
 
     Returns:
         A table with one row.
@@ -238,18 +255,27 @@ def self_influence(
             needed="a method with one inverse for query and example",
             do="pass method='ekfac', or attribute the training examples as queries",
         )
+    quiet = quiet or ranks.rank > 0
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)
     train = as_dataset(task, train)
-    ready = prepare(
-        task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
-        demand=Demand(rows=0, queries=0, norms=True), memory_gib=memory_gib,
-    )  # fmt: skip
-    damping = ready.damping(relative_damping, absolute_damping)
-    metric = _metric(ready, damping, "relatif")
-    with meter("scan", len(ready.train), quiet=quiet) as progress:
-        found = exact_scores(
-            task, ready.plan, ready.train.examples, [], max_positions=ready.max_positions, progress=progress, metric=metric
-        )
+    with ranks.connected():
+        ready = prepare(
+            task, train, method=method, config=config, factors=factors, fit_on=fit_on, batch_positions=batch_positions, quiet=quiet,
+            demand=Demand(rows=0, queries=0, norms=True), memory_gib=memory_gib, ranks=ranks,
+        )  # fmt: skip
+        damping = ready.damping(relative_damping, absolute_damping)
+        metric = _metric(ready, damping, "relatif")
+        with meter("scan", -(-len(ready.train) // ranks.count), quiet=quiet) as progress:
+            found = exact_scores(
+                task,
+                ready.plan,
+                ready.train.examples,
+                [],
+                max_positions=ready.max_positions,
+                progress=progress,
+                metric=metric,
+                ranks=ranks,
+            )
     assert found.squared_norms_N is not None
     scores_1N = found.squared_norms_N[None] / len(ready.train)
     ids = ready.train.ids

@@ -8,6 +8,7 @@ from typing import Any
 from whence.capture import Plan, check_task, forecast, plan_units
 from whence.curvature import Damping, FitConfig, KroneckerCurvature, choose_damping, fit_ekfac, fit_kfac
 from whence.data import Dataset
+from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.footprint import Demand, Footprint
@@ -38,6 +39,7 @@ class Prepared:
         quiet: No progress on stderr.
         footprint: What the run takes, and how it is cut.
         folder: Where the curvature is kept.
+        ranks: Connected processes that answer together.
     """
 
     task: AbstractTask
@@ -49,6 +51,7 @@ class Prepared:
     quiet: bool
     footprint: Footprint
     folder: Path | None
+    ranks: Ranks = Ranks()
 
     def damping(self, relative_damping: float | None, absolute_damping: float | None) -> Damping | None:
         """The damping to use, None without curvature.
@@ -92,6 +95,7 @@ def prepare(
     quiet: bool,
     demand: Demand,
     memory_gib: float | None,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Prepared:
     """Check the task on the training data, see that the run fits, and fit the curvature.
 
@@ -106,6 +110,7 @@ def prepare(
         quiet: No progress on stderr.
         demand: What is asked afterwards.
         memory_gib: What the run may take besides the model; None for most of what is free.
+        ranks: Connected processes that answer together. What is cut is cut alike on all of them.
 
     Returns:
         All of it.
@@ -117,9 +122,11 @@ def prepare(
     dataset = as_dataset(task, train)
     plan = plan_units(task)
     untouched = check_task(task, plan, dataset.examples)
-    room = room_bytes(task, memory_gib)
+    # Of all ranks the least, so that all cut alike; those on one machine share its memory.
+    neighbours = ranks.local_count if task.device.type == "cpu" and memory_gib is None else 1
+    room = min(ranks.gathered(room_bytes(task, memory_gib) // neighbours))
     batch = forecast(task, plan, dataset.examples, room_bytes=room)
-    positions = batch_positions or batch.batch_positions
+    positions = ranks.of_first(batch_positions or batch.batch_positions)
     if not quiet:
         say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
@@ -135,17 +142,19 @@ def prepare(
         task, plan, dataset.examples, chosen, batch, demand,
         largest_side=config.largest_side, folder=folder, room=room, batch_positions=batch_positions,
     )  # fmt: skip
+    need = ranks.of_first(need)
     if not quiet:
         say(str(need))
     need.refuse()
     if chosen.factors is None or chosen.needs_run:  # a run's curvature is fitted segment by segment
-        return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, folder)
+        return Prepared(task, plan, dataset, None, positions, chosen, quiet, need, folder, ranks)
     fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
     data = fit_data(task, dataset, fit_on)
     curvature = fit(
-        task, plan, data, config, max_positions=positions, folder=folder, room_bytes=need.fit.group_bytes, quiet=quiet
-    )
-    return Prepared(task, plan, dataset, curvature, positions, chosen, quiet, need, folder)
+        task, plan, data, config,
+        max_positions=positions, folder=folder, room_bytes=need.fit.group_bytes, quiet=quiet, ranks=ranks,
+    )  # fmt: skip
+    return Prepared(task, plan, dataset, curvature, positions, chosen, quiet, need, folder, ranks)
 
 
 def fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:

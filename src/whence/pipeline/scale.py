@@ -12,6 +12,7 @@ from typing import Any
 
 from whence.compress import QuantizedCodec, RowCodec, projected_shape
 from whence.config import BuildConfig
+from whence.curvature import FitConfig
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.codes import code_size
@@ -46,7 +47,8 @@ class ScaleForecast:
         build_operations: Of all captures, floating-point.
         build_tokens_per_second: Of one device.
         build_seconds: On the cluster: computing, or writing if that takes longer.
-        fit_seconds: For the curvature before a build of method aligned, on one device.
+        fit_seconds: For the curvature before a build of method aligned, on one device, and for the sample of its axes.
+        sample_seconds: Of that for the sample, which one process takes however many there are.
         fit_network_bytes: Sent by each rank if that fit is shared by all (`whence curvature`); a build sends nothing.
         scan_seconds: For all queries asked at once: reading, or multiplying if that takes longer.
         gather_bytes: Received by each rank at the end of a scan.
@@ -67,6 +69,7 @@ class ScaleForecast:
     build_tokens_per_second: float
     build_seconds: float
     fit_seconds: float
+    sample_seconds: float
     fit_network_bytes: int
     scan_seconds: float
     gather_bytes: int
@@ -80,7 +83,13 @@ class ScaleForecast:
             f"disk     {size_text(self.store_bytes)} of rows ({self.row_bytes:,} bytes each), {size_text(self.text_bytes)} of texts, "
             f"{size_text(self.shared_bytes)} shared by all rows",
             f"build    {time_text(self.build_seconds)}, {self.build_tokens_per_second:,.0f} tokens/s a device",
-            *([f"fit      {time_text(self.fit_seconds)} before it, on one device"] if self.fit_seconds else []),
+            *(
+                [
+                    f"fit      {time_text(self.fit_seconds)} before it on one device, {time_text(self.sample_seconds)} of that for its sample"
+                ]
+                if self.fit_seconds
+                else []
+            ),
             f"query    {time_text(self.scan_seconds)} for a scan of everything",
             f"network  nothing while building; {size_text(self.gather_bytes)} a query batch"
             + (f"; {size_text(self.fit_network_bytes)} a rank if the fit is shared" if self.fit_network_bytes else ""),
@@ -146,11 +155,12 @@ def forecast_scale(
     store_bytes = examples * row_bytes
     text_bytes = int(examples * (_TEXT_BYTES_PER_TOKEN * tokens_per_example + _TEXT_BYTES))
     tracked = sum(unit.outputs * unit.inputs for unit in units)
-    fit_operations, sums = 0.0, 0
+    fit_operations, sample_operations, sums = 0.0, 0.0, 0
     if code is not None:
-        # Two passes, the second of which forms every gradient, and the sample's third.
-        both = 2 * shape.network_operations(tokens_per_example) + 2.0 * tracked
-        fit_operations = min(examples, _FIT_EXAMPLES) * tokens_per_example * both + code.samples * per_example
+        # Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third.
+        both = 2 * shape.network_operations(tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
+        sample_operations = code.samples * per_example
+        fit_operations = min(examples, _FIT_EXAMPLES) * tokens_per_example * both + sample_operations
         sums = 4 * (
             tracked + sum(side * side if side <= 1024 else side for unit in units for side in (unit.outputs, unit.inputs))
         )
@@ -174,6 +184,7 @@ def forecast_scale(
         build_tokens_per_second=tokens_per_example * speed / per_example,
         build_seconds=max(computing, writing) / cluster.gpus,
         fit_seconds=fit_operations / speed,
+        sample_seconds=sample_operations / speed,
         # A ring sends every number of a sum twice.
         fit_network_bytes=2 * sums if cluster.gpus > 1 else 0,
         scan_seconds=max(reading, multiplying) / cluster.gpus,
@@ -223,7 +234,7 @@ def _compress_operations(
     gradients = 2.0 * tokens * sum(unit.outputs * unit.inputs for unit in units)
     width = prod(codec.shapes[0])
     if method.encoder == "aligned":
-        return gradients + 2.0 * coordinates * width
+        return gradients + tokens * _turn_operations(units) + 2.0 * coordinates * width
     if method.encoder == "whole":
         return gradients + gradients / tokens * width
     if method.encoder == "entries":
@@ -233,6 +244,12 @@ def _compress_operations(
         return sum(2.0 * tokens * 16 * p * r for p, r in kept)
     sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, kept, strict=True))
     return tokens * (sides + sum(2.0 * p * r for p, r in kept))
+
+
+def _turn_operations(units: Sequence[Unit]) -> float:
+    """What turns both sides of every unit's pair into the curvature's bases, per token; long sides have none."""
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
+    return 2.0 * sum(side * side for side in sides)
 
 
 def size_text(count: float) -> str:

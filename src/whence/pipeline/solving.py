@@ -95,7 +95,7 @@ def _solved(ready: Prepared, rows: list[Tensor], damping: Damping, config: Solve
     curvature, solver = ready.curvature, ready.method.solver
     assert curvature is not None and solver is not None
     chosen = ready.train.spread(config.examples or len(ready.train)).examples
-    matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
+    matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions, ranks=ready.ranks)
     values = curvature.dampings(damping)
     iterations = config.iterations or ITERATIONS.get(solver, 0)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from whence.capture import Objective, Plan, capture, in_halves, separate_head
 from whence.curvature import Damping, KroneckerBlock, KroneckerCurvature, SquaredGradients, held_examples, shared_units
 from whence.data import Example, batches
+from whence.distributed import Ranks
 from whence.errors import NonFinite
 from whence.progress import Meter
 from whence.records import Pair
-from whence.score.blocks import QueryBlock
+from whence.score.blocks import LowRank, QueryBlock
 from whence.score.contract import Contraction
 from whence.tasks import AbstractTask
 
@@ -97,6 +98,7 @@ def exact_scores(
     per_unit: bool = False,
     tokens: Collection[int] = (),
     metric: Metric | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> ExactScores:
     """Inner products of queries with the loss gradient of every training example, in one pass over the data.
 
@@ -110,6 +112,7 @@ def exact_scores(
         per_unit: Whether to keep each unit's part.
         tokens: Places of examples of which each position's part is wanted.
         metric: For squared norms of the training gradients, from the same pass.
+        ranks: Connected processes that share the examples, all with the same blocks; each gets the scores of all examples.
 
     Returns:
         The scores, in the order of the examples, on the CPU.
@@ -118,10 +121,9 @@ def exact_scores(
     max_examples = 256 if metric is None else held_examples(plan, shared)
     head = separate_head(task, plan, examples)
     objective = "loss" if head is None else head.loss
-    order: list[int] = []
-    parts: list[_Part] = []
+    parts: list[tuple[Sequence[int], _Part]] = []
 
-    def run(items: Sequence[int]) -> _Part:
+    def run(items: Sequence[int]) -> tuple[Sequence[int], _Part]:
         chosen = [examples[item] for item in items]
         batch = task.collate(chosen)
         found = None
@@ -129,17 +131,27 @@ def exact_scores(
             wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
             found = _run(task, plan, batch, chosen, objective, blocks, wanted, metric, shared)
         _check_finite(found, plan, chosen)
-        return found if per_unit else found.summed()
+        return items, found if per_unit else found.summed()
 
-    for batch in batches([example.length for example in examples], max_positions=max_positions, max_examples=max_examples):
-        parts.extend(in_halves(batch, run))
-        order.extend(batch)
-        progress.advance(len(batch))
-    back = torch.tensor(order).argsort()
-    units_UQN = torch.cat([part.scores_UQB for part in parts], 2)[:, :, back]
-    positions = _positions(order, parts)
-    norms_N = None if metric is None else torch.cat([part.norms_B for part in parts if part.norms_B is not None])[back]
-    return ExactScores(units_UQN.sum(0), units_UQN if per_unit else None, positions, norms_N)
+    mine = ranks.balanced([example.length for example in examples])
+    lengths = [examples[place].length for place in mine]
+    for batch in batches(lengths, max_positions=max_positions, max_examples=max_examples):
+        items = [mine[place] for place in batch]
+        parts.extend(in_halves(items, run))
+        progress.advance(len(items))
+    # What the others have is zero here, so that the sum over ranks is every example's score as its rank made it.
+    rows = 0 if not blocks else len(blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0])
+    units_UQN = torch.zeros(len(plan.units) if per_unit else 1, rows, len(examples), dtype=torch.float64)
+    norms_N = None if metric is None else torch.zeros(len(examples), dtype=torch.float64)
+    tokens_of: dict[int, Tensor] = {}
+    for items, part in parts:
+        places = list(items)
+        units_UQN[:, :, places] = part.scores_UQB
+        tokens_of |= {places[place]: parts_QT for place, parts_QT in part.tokens.items()}
+        if norms_N is not None and part.norms_B is not None:
+            norms_N[places] = part.norms_B
+    found = ExactScores(units_UQN.sum(0), units_UQN if per_unit else None, tokens_of, norms_N)
+    return found if ranks.count == 1 else ExactScores.joined([ranks.added_up(found.to_tensors())])
 
 
 @dataclass(frozen=True)
@@ -191,14 +203,6 @@ class _Norms:
     def rows(self, index: int, examples_U: Tensor, rows_U: Tensor, squares_UI: Tensor) -> None:
         weights_UI = self.metric.weights[index].to(squares_UI)[rows_U]
         self.squares_B.index_add_(0, examples_U, (squares_UI * weights_UI).sum(1).double())
-
-
-def _positions(order: Sequence[int], parts: Sequence[_Part]) -> dict[int, Tensor]:
-    found, start = {}, 0
-    for part in parts:
-        found.update({order[start + place]: parts_QT for place, parts_QT in part.tokens.items()})
-        start += part.scores_UQB.shape[2]
-    return found
 
 
 def _check_finite(part: _Part, plan: Plan, chosen: Sequence[Example]) -> None:

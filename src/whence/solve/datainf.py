@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from whence.capture import Blocks, in_halves
+from whence.capture import Blocks
 from whence.curvature import Curvature, Damped, gradient_pairs, unit_rows
-from whence.data import batches
+from whence.data import Example
 from whence.errors import BadInput
 from whence.solve.low_rank import apply_inverse
 from whence.solve.solution import Solution, check_right_sides
@@ -44,8 +44,7 @@ def solve_datainf(operator: Curvature, right: Blocks, damping: Sequence[float]) 
     check_right_sides(operator, right)
 
     def inverse(blocks: Blocks) -> Blocks:
-        def run(items: Sequence[int]) -> Blocks:
-            examples = [operator.examples[item] for item in items]
+        def run(examples: Sequence[Example]) -> Blocks:
             pairs = gradient_pairs(operator.task, operator.plan, examples)
             total = [torch.zeros_like(block) for block in blocks]
             for index, (block, value) in enumerate(zip(blocks, damping, strict=True)):
@@ -55,11 +54,7 @@ def solve_datainf(operator: Curvature, right: Blocks, damping: Sequence[float]) 
                     total[index].flatten(1).addmm_(weights_QB, rows_BD)
             return total
 
-        found = [block.clone() for block in blocks]
-        lengths = [example.length for example in operator.examples]
-        for batch in batches(lengths, max_positions=operator.max_positions):
-            for part in in_halves(batch, run):
-                found = [block - more / len(operator) for block, more in zip(found, part, strict=True)]
-        return [block / value for block, value in zip(found, damping, strict=True)]
+        total = operator.summed(run, blocks, operator.examples)
+        return [(block - more / len(operator)) / value for block, more, value in zip(blocks, total, damping, strict=True)]
 
     return apply_inverse(inverse, operator, right, damping, spent=1.0)
