@@ -6,7 +6,7 @@ from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
-from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores
+from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores, united_top
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
@@ -38,6 +38,7 @@ __all__ = [
     "token_scores",
     "top_scores",
     "truncate",
+    "united_top",
     "whiten",
     "whitened_norms",
 ]
