@@ -17,6 +17,8 @@ class Slow:
         self.scan = Scanner()
 
     def __call__(self, job):
+        if job == "pid":
+            return os.getpid()
         time.sleep(PAUSE)
         return self.scan(job)
 

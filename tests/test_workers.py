@@ -80,13 +80,13 @@ def is_same(found, wanted):
 
 
 @contextmanager
-def workers_of(scanner, count, monkeypatch, piece_bytes=1):
+def workers_of(scanner, count, monkeypatch, ray=None):
     """Workers that run another scanner, with a piece a shard."""
     with monkeypatch.context() as patch:
         patch.setattr("whence.score.workers.Scanner", scanner)
-        patch.setattr(pieces, "_PIECE_BYTES", piece_bytes)
+        patch.setattr(pieces, "_PIECE_BYTES", 1)
         patch.setattr(pieces, "_MOST_PIECES", 10**6)
-        with Workers(count) as workers:
+        with Workers(count, ray=ray) as workers:
             yield workers
 
 
@@ -144,7 +144,7 @@ def test_masks_and_sums_are_those_of_a_sort(stores, pool):
 @pytest.mark.parametrize("owners", [1, 2, 3, 20])
 @pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 30])
 def test_every_shard_is_in_one_piece(stores, monkeypatch, owners, piece_bytes):
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
     store = stores["lorif"]
     found = pieces_of(store, owners)
     assert [place for piece in found for place in piece.places] == list(range(11))

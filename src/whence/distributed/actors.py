@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import traceback
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from whence.distributed.engine import READY, Doer, Lost
 from whence.errors import BadInput, WhenceError
 
 __all__ = ["ActorWorker", "Actors"]
+
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(eq=False)
@@ -67,6 +69,7 @@ class Actors:
         if self.is_ours:
             options: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
             try:
+                _knock(address)
                 # What actors print is not for this process's output, which is data.
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, OSError, ValueError, RuntimeError) as error:
@@ -106,13 +109,22 @@ class Actors:
                 found.append((worker, self.ray.get(answer)))
             except self.ray.exceptions.RayError as error:
                 worker.end()
-                found.append((worker, Lost(" ".join(str(error).split())[:300])))
+                # A traceback ends with its error; what else Ray says begins with it.
+                lines = str(error).strip().splitlines()
+                found.append((worker, Lost(lines[-1 if isinstance(error, self.ray.exceptions.RayTaskError) else 0])))
         return found
 
     def close(self) -> None:
         """Leave the cluster, if it was joined here, and end it, if it was started here."""
         if self.is_ours:
             self.ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself tries for minutes."""
+    if address not in ("local", "auto"):
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 
 class _Actor:
@@ -127,6 +139,3 @@ class _Actor:
             return self._do(job)
         except WhenceError as error:
             return error
-        except Exception as error:
-            # Ray would pass on an error of any class, which has to be there on the other side too.
-            raise RuntimeError(traceback.format_exc()) from error
