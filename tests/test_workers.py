@@ -144,7 +144,7 @@ def test_masks_and_sums_are_those_of_a_sort(stores, pool):
 @pytest.mark.parametrize("owners", [1, 2, 3, 20])
 @pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 30])
 def test_every_shard_is_in_one_piece(stores, monkeypatch, owners, piece_bytes):
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(pieces, "_PIECE_BYTES", piece_bytes)
     store = stores["lorif"]
     found = pieces_of(store, owners)
     assert [place for piece in found for place in piece.places] == list(range(11))
@@ -261,7 +261,7 @@ def test_a_mistake_in_a_worker_is_a_loss(stores, monkeypatch):
 def test_workers_that_cannot_begin(stores, monkeypatch):
     with workers_of(scanners.Unready, 1, monkeypatch) as workers:
         with pytest.raises(
-            WorkerLost, match=r"found 3 workers that ended before they were ready; needed one at least; .*__main__"
+            WorkerLost, match="found 3 workers that ended before they were ready; needed one at least; .*memory"
         ):
             by(workers, asked_of(stores["lorif"]), 5)
         with pytest.raises(WorkerLost, match="found 3 workers"):  # tried again, then given up again
@@ -273,16 +273,15 @@ import time
 from whence.distributed import Processes
 from whence.score.pieces import Scanner
 
-if __name__ == "__main__":
-    engine = Processes(Scanner, 1)
-    worker = engine.start()
-    engine.answers([worker], 60)
-    print(worker.process.pid, flush=True)
-    time.sleep(60)
+engine = Processes(Scanner, 1)
+worker = engine.start()
+engine.answers([worker], 60)
+print(worker.process.pid, flush=True)
+time.sleep(60)
 """
 
 
-def test_workers_end_with_their_parent(tmp_path):
+def test_workers_of_a_plain_script_end_with_it(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     parent = subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

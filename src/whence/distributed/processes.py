@@ -4,10 +4,11 @@ import contextlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class Processes:
         """A process that is on its way."""
         here, there = self.context.Pipe()
         process = self.context.Process(target=_work, args=(there, self.make, self.threads), name="whence-worker", daemon=True)
-        process.start()
+        with _without_main():
+            process.start()
         there.close()  # else its end would not close this pipe
         return ProcessWorker(process, here)
 
@@ -84,6 +86,17 @@ class Processes:
 
     def close(self) -> None:
         """Nothing: processes are all there was."""
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from running this one's script again, which may take long or start all over; nothing in it is named to them."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(pipe: Connection, make: Callable[[], Doer], threads: int) -> None:

@@ -115,7 +115,7 @@ class Seats:
             raise WorkerLost(
                 found=f"{self.failed_starts} workers that ended before they were ready",
                 needed="one at least",
-                do='see what they printed; a script that makes workers needs `if __name__ == "__main__":` around that',
+                do="see what they printed, and look whether memory runs out",
             )
         found = []
         for worker, answer in self.engine.answers([seat.worker for seat in by_worker.values()], seconds):

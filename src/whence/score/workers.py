@@ -46,8 +46,7 @@ class Workers:
     last bit if a worker computes with as many threads as that process would. A worker that ends is followed by another, and what it was
     scanning is scanned again by whoever is free, within the same question: nothing is missed or counted twice.
 
-    Workers on this machine are processes of their own, with this process's threads shared among them; a script that makes some needs
-    `if __name__ == "__main__":` around that. Actors have one thread each.
+    Workers on this machine are processes of their own, with this process's threads shared among them. Actors have one thread each.
 
     Args:
         count: How many.
