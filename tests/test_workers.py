@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tests.test_store import SMALL, flip, make_records, make_task
 from whence.cli import main
 from whence.distributed import Processes, Ranks
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, WorkerLost
+from whence.load import load_task
 from whence.pipeline.stored import Asked
 from whence.progress import meter
 from whence.score import Workers, all_scores, pieces, top_scores
@@ -34,6 +37,7 @@ METHODS = {
     "trackstar": {"method": "trackstar"},
     "trak": {"method": "trak", "rank": 8},
 }
+ROOT = Path(__file__).parents[1]
 RECORDS = 42  # eleven shards of four rows, the last of two
 QUERIES = make_records(3, first=50)
 
@@ -199,6 +203,16 @@ def test_the_commands_take_workers(model_folder, tmp_path, capsys):
         assert main(["query", str(tmp_path / "s"), "--text", "a", *arguments]) == 2
         captured = capsys.readouterr()
         assert said in captured.err and "Traceback" not in captured.err and captured.out == ""
+
+
+def test_the_page_shows_what_works(model_folder, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8").split("## Scanning processes and Ray")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    task = load_task(str(model_folder))[0]
+    whence.build(task, ["a cat sat", "the dog ran off", "one bird sleeps"], "store", method="logra", rank=4, quiet=True)
+    exec(compile(block, "scale.md", "exec"), {"whence": whence, "task": task})
+    assert capsys.readouterr().out.count("Hits(") == 2
 
 
 # Lost workers

@@ -57,7 +57,11 @@ class Seats:
         self.engine.close()
 
     def scanned(
-        self, asked: Round, pieces: Sequence[Piece], job_of: Callable[[Round | None, Piece], Job], is_wanted: Callable[[], bool]
+        self,
+        asked: Round,
+        pieces: Sequence[Piece],
+        job_of: Callable[[Round | None, Piece], Job],
+        is_wanted: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[Piece, Part]]:
         """Have pieces scanned.
 
@@ -65,7 +69,7 @@ class Seats:
             asked: What is asked of them.
             pieces: Of one store.
             job_of: What is sent for a piece, with the round for a worker that does not know it.
-            is_wanted: Asked now and then.
+            is_wanted: Asked now and then; None if they are wanted whatever comes.
 
         Yields:
             Every piece once, with what was found there, in any order; not all of them once they are not wanted.
@@ -98,7 +102,7 @@ class Seats:
                     left -= 1
                     yield piece, answer
             patience = _LOOK_SECONDS
-            if not is_wanted():
+            if is_wanted is not None and not is_wanted():
                 return
             for seat in self.seats:
                 if seat.is_ready and seat.doing is None and (piece := self._next(seat, waiting)) is not None:

@@ -93,8 +93,8 @@ class Workers:
         roots: Sequence[Tensor] | None = None,
         keep: Mapping[int, np.ndarray] | None = None,
         groups: tuple[np.ndarray, int] | None = None,
-        advance: Callable[[int], object] = lambda rows: None,
-        is_wanted: Callable[[], bool] = lambda: True,
+        advance: Callable[[int], object] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> Gathered | None:
         """The k highest and the k lowest scores of every query.
 
@@ -131,7 +131,8 @@ class Workers:
                 high = united_top([high, Top(*map(tensor_of, part.high))], k, largest=True)
                 low = united_top([low, Top(*map(tensor_of, part.low))], k, largest=False)
                 parts[piece.number] = part
-                advance(len(piece.rows))
+                if advance is not None:
+                    advance(len(piece.rows))
         if len(parts) < len(pieces):
             return None
         return Gathered(high, low) if groups is None else Gathered(high, low, *_added(parts, num_queries, num_groups))
@@ -143,17 +144,18 @@ class Workers:
         *,
         norms_Q: Tensor | None,
         roots: Sequence[Tensor] | None = None,
-        advance: Callable[[int], object] = lambda rows: None,
+        advance: Callable[[int], object] | None = None,
     ) -> Tensor:
         """Every score, shape (Q, N); arguments as in `top_scores`."""
         scores_QN = queries[0].new_empty(len(queries[0]), len(store))
         with self._lock:
             asked = self._round(store, queries, norms_Q, roots, None)
             pieces = pieces_of(store, self.count)
-            for piece, part in self._seats.scanned(asked, pieces, lambda told, piece: Job(told, piece), lambda: True):
+            for piece, part in self._seats.scanned(asked, pieces, Job):
                 assert part.scores_QN is not None
                 scores_QN[:, piece.rows.start : piece.rows.stop] = tensor_of(part.scores_QN)
-                advance(len(piece.rows))
+                if advance is not None:
+                    advance(len(piece.rows))
         return scores_QN
 
     def _round(
