@@ -51,6 +51,7 @@ _HOMES = {
     "UnrollConfig": "whence.pipeline",
     "WhenceError": "whence.errors",
     "Why": "whence.report",
+    "Workers": "whence.score",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "clusters": "whence.apply.clusters",
@@ -137,6 +138,7 @@ __all__ = [  # noqa: PLE0604
     "UnrollConfig",
     "WhenceError",
     "Why",
+    "Workers",
     "attribute",
     "build",
     "clusters",
@@ -230,7 +232,7 @@ if TYPE_CHECKING:
     )
     from whence.records import Recipe, ScoreTable
     from whence.report import DocumentParts, Hit, Hits, Why
-    from whence.score import Ensemble
+    from whence.score import Ensemble, Workers
     from whence.serve import Client, ServeConfig
     from whence.shards import stream_records
     from whence.store import Store, open_store

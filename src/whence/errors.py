@@ -11,6 +11,7 @@ __all__ = [
     "UnknownOption",
     "Unsupported",
     "WhenceError",
+    "WorkerLost",
 ]
 
 
@@ -69,6 +70,10 @@ class OutOfMemory(WhenceError):
 
 class RankLost(WhenceError):
     """Another process of the same job stopped before its part was done."""
+
+
+class WorkerLost(WhenceError):
+    """Workers ended again and again, at their start or with the same part of a scan."""
 
 
 class DiskFull(WhenceError):

@@ -1,12 +1,13 @@
 """The verb that answers over HTTP."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store
+from whence.commands.shared import Json, read_token, task_of_store, workers_of
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 
@@ -61,16 +62,6 @@ def serve(
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
     folders = named_folders(stores)
     prompts, known = _prompts(questions), _records(metadata)
-    tasks: dict[str, Any] = {}
-    desks = []
-    for name, folder in folders.items():
-        say(f"loading {folder}")
-        opened = open_store(folder)
-        # Several stores of one model share it.
-        origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
-        if origin not in tasks:
-            tasks[origin] = task_of_store(opened, folder, model)
-        desks.append(Desk.of(name, opened, tasks[origin], metadata=known, questions=prompts))
 
     def ready(url: str) -> None:
         print(json.dumps({"url": url, "stores": list(folders)}) if as_json else url, flush=True)
@@ -80,7 +71,19 @@ def serve(
 
             webbrowser.open(url)
 
-    run_app(create_app(desks, config, token=token), config, ready)
+    tasks: dict[str, Any] = {}
+    desks = []
+    with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
+        for name, folder in folders.items():
+            say(f"loading {folder}")
+            opened = open_store(folder)
+            # Several stores of one model share it.
+            origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
+            if origin not in tasks:
+                tasks[origin] = task_of_store(opened, folder, model)
+            desk = Desk.of(name, opened, tasks[origin], metadata=known, questions=prompts)
+            desks.append(dataclasses.replace(desk, warm=dataclasses.replace(desk.warm, workers=pool)))
+        run_app(create_app(desks, config, token=token), config, ready)
 
 
 def _prompts(questions: str | None) -> list[dict[str, str]]:

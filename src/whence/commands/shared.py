@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "train_records"]
+__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "train_records", "workers_of"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -102,3 +103,18 @@ def read_token(path: Path) -> str:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(found=f"no token in {path}", needed="a text file that holds it", do="check the path") from error
+
+
+def workers_of(workers: int | None, ray: str | None) -> AbstractContextManager[Any]:
+    """The workers that were asked for, on their way, until the block ends; None in it if none were.
+
+    Raises:
+        BadInput: If it is not said how many.
+    """
+    if workers is None and ray is not None:
+        raise BadInput(found="--ray without --workers", needed="how many workers", do="add --workers, or leave --ray out")
+    if workers is None:
+        return nullcontext()
+    from whence.score import Workers
+
+    return Workers(workers, ray=ray)

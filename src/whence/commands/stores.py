@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, train_records
+from whence.commands.shared import Json, read_token, task_of_store, train_records, workers_of
 from whence.commands.task_options import Reading, TaskOptions
 from whence.config import BuildConfig
 from whence.errors import BadInput
@@ -90,6 +90,8 @@ def query(
     html: Path | None = None,
     url: str | None = None,
     token_file: Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
@@ -114,6 +116,10 @@ def query(
         html: Also write a page with the answer.
         url: Ask a service that `whence serve` started, such as http://127.0.0.1:8420, instead of loading model and store.
         token_file: For --url, file with the token of that service.
+        workers: Have so many processes scan the store, each a part of it, besides this one, which asks the model. One that is lost is
+            replaced and its part is scanned again.
+        ray: With --workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local"
+            for one on this machine only.
         as_json: Print JSON instead of tables.
 
     Raises:
@@ -139,7 +145,7 @@ def query(
     if url is not None:
         given = {
             "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
-            "rerank": rerank, "train": train or None, "shortlist": shortlist,
+            "rerank": rerank, "train": train or None, "shortlist": shortlist, "workers": workers, "ray": ray,
         }  # fmt: skip
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -158,12 +164,13 @@ def query(
                 found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
             )
         opened = open_store(store, ranks=ranks)
-        loaded = task_of_store(opened, store, model)
-        data = train_records(opened, store, train) if train or rerank == "exact" else None
-        hits = run(
-            opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-            damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks,
-        )  # fmt: skip
+        with workers_of(workers, ray) as pool:  # they start while the model is loaded
+            loaded = task_of_store(opened, store, model)
+            data = train_records(opened, store, train) if train or rerank == "exact" else None
+            hits = run(
+                opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
+                damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks, workers=pool,
+            )  # fmt: skip
         searched = len(opened)
     if ranks.rank > 0:
         return

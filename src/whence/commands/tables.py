@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import Json, check_table_folder, task_of_store
+from whence.commands.shared import Json, check_table_folder, task_of_store, workers_of
 from whence.errors import BadInput
 
 __all__ = ["attribute", "score", "smoothness"]
@@ -25,6 +25,8 @@ def score(
     absolute_damping: float | None = None,
     damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     ensemble: Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -40,6 +42,8 @@ def score(
         damping_rule: A published rule instead of a number, as in query.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
+        workers: Have so many processes scan the store, as in query.
+        ray: With --workers, have actors of a Ray cluster do that, as in query.
     """
     from whence.data import digest_of
     from whence.distributed import Ranks
@@ -64,7 +68,10 @@ def score(
     settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
     origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
     check_table_folder(output, origin["settings"])
-    table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks))
+    with workers_of(workers, ray) as pool:
+        table, models = _counted_in(
+            ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks, workers=pool)
+        )
     if ranks.rank > 0:
         return
     save_table(table, output, origin=origin | {"models": models})

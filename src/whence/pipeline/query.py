@@ -19,7 +19,7 @@ from whence.pipeline.stored import Asked, hit_of
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Top, all_scores, mean_table, top_scores
+from whence.score import Top, Workers, all_scores, mean_table, top_scores
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
@@ -48,6 +48,7 @@ def query(
     shortlist: int | None = None,
     quiet: bool = False,
     ranks: Ranks = Ranks(),  # noqa: B008
+    workers: Workers | None = None,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
 
@@ -73,15 +74,17 @@ def query(
         quiet: No progress on stderr.
         ranks: Processes that scan together, each its own shards; `Ranks.launched()` under torchrun. All of them return the answer, which is
             that of one process.
+        workers: Who scans the store for this process, see `whence.Workers`; None scans it here.
 
     Returns:
         Both tails per query.
 
     Raises:
-        BadInput: If k is not positive, or tokens are to be scored that the task cannot place in a text.
+        BadInput: If k is not positive, tokens are to be scored that the task cannot place in a text, or ranks are given workers.
     """
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
+    _check_one_asks(ranks, workers)
     size = _shortlist(k, rerank, train, shortlist)
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
     quiet = quiet or ranks.rank > 0
@@ -95,10 +98,7 @@ def query(
     second = None
     if rerank is not None:
         second = ExactStage.prepare(asked, train, quiet) if rerank == "exact" else _larger(asked, rerank, quiet)
-    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
-        high, low = top_scores(
-            asked.store, asked.ready, size, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, ranks=ranks
-        )
+    high, low = _scanned(asked, size, ranks, workers, quiet)
     unit, method, notes = asked.unit, asked.method, asked.notes
     if second is not None:
         high, low, count = reranked(second, high, low, k)
@@ -136,10 +136,12 @@ def score_table(
     damping_rule: DampingRule | None = None,
     quiet: bool = False,
     ranks: Ranks = Ranks(),  # noqa: B008
+    workers: Workers | None = None,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`."""
+    _check_one_asks(ranks, workers)
     dampings = (relative_damping, absolute_damping, damping_rule)
-    return _table(store, task, queries, dampings, quiet, weighted=True, ranks=ranks)
+    return _table(store, task, queries, dampings, quiet, weighted=True, ranks=ranks, workers=workers)
 
 
 def ensemble_table(
@@ -198,16 +200,22 @@ def _table(
     *,
     weighted: bool,
     ranks: Ranks = Ranks(),  # noqa: B008
+    workers: Workers | None = None,
 ) -> ScoreTable:
     started = time.monotonic()
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
     quiet = quiet or ranks.rank > 0
     asked = Asked.prepare(store, task, queries, *dampings, quiet)
     with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
-        scores = all_scores(
-            asked.store, asked.ready,
-            norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted, ranks=ranks,
-        )  # fmt: skip
+        if workers is not None:
+            scores = workers.all_scores(
+                asked.store, asked.ready, norms_Q=asked.norms_Q, roots=asked.roots, advance=progress.advance
+            )
+        else:
+            scores = all_scores(
+                asked.store, asked.ready,
+                norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted, ranks=ranks,
+            )  # fmt: skip
     blueprint = asked.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
@@ -222,6 +230,33 @@ def _table(
         bytes_per_example=asked.store.codec.row_bytes(),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_one_asks(ranks: Ranks, workers: Workers | None) -> None:
+    """Ranks scan for themselves.
+
+    Raises:
+        BadInput: If several are given workers.
+    """
+    if workers is not None and ranks.count > 1:
+        raise BadInput(
+            found=f"workers for each of {ranks.count} ranks",
+            needed="ranks, which scan themselves, or one process with workers",
+            do="leave workers out, or start one process without torchrun",
+        )
+
+
+def _scanned(asked: Asked, k: int, ranks: Ranks, workers: Workers | None, quiet: bool) -> tuple[Top, Top]:
+    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
+        if workers is None:
+            return top_scores(
+                asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, ranks=ranks
+            )
+        found = workers.top_scores(
+            asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots, advance=progress.advance
+        )
+        assert found is not None  # a scan that nobody gives up
+        return found.high, found.low
 
 
 def _scan_meter(store: Store, ranks: Ranks, quiet: bool) -> AbstractContextManager[Meter]:

@@ -17,7 +17,7 @@ from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
-from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
+from whence.score import Rows, Workers, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
@@ -37,6 +37,7 @@ class Warm:
         plan: Its units.
         encoder: What made the rows.
         damping: None where it is inside the rows, or there is no curvature.
+        workers: Who scans the store for this process; None if it does so itself.
     """
 
     store: Store
@@ -44,6 +45,7 @@ class Warm:
     plan: Plan
     encoder: Encoder
     damping: Damping | None
+    workers: Workers | None = None
 
     @classmethod
     def of(

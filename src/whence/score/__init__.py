@@ -6,19 +6,22 @@ from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, exact_scores
 from whence.score.query import Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
-from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores
+from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores, united_top
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
+from whence.score.workers import Gathered, Workers
 
 __all__ = [
     "Ensemble",
     "ExactScores",
+    "Gathered",
     "LowRank",
     "Metric",
     "QueryBlock",
     "Rows",
     "Top",
     "Whitened",
+    "Workers",
     "all_scores",
     "by_label",
     "bm25",
@@ -38,6 +41,7 @@ __all__ = [
     "token_scores",
     "top_scores",
     "truncate",
+    "united_top",
     "whiten",
     "whitened_norms",
 ]

@@ -15,7 +15,7 @@ from whence.progress import Meter
 from whence.score.whitening import whitened_norms
 from whence.store import Store
 
-__all__ = ["Top", "all_scores", "joined_shards", "merged_top", "row_scores", "shard_scores", "top_scores"]
+__all__ = ["Top", "all_scores", "joined_shards", "merged_top", "row_scores", "shard_scores", "top_scores", "united_top"]
 
 # Scores among which hits are looked for at once.
 _JOINED_SCORES = 1 << 20
@@ -97,7 +97,7 @@ def top_scores(
     if ranks.count == 1:
         return high, low
     found = ranks.gathered((high, low))
-    return _united([high for high, _ in found], k, largest=True), _united([low for _, low in found], k, largest=False)
+    return united_top([high for high, _ in found], k, largest=True), united_top([low for _, low in found], k, largest=False)
 
 
 def all_scores(
@@ -178,12 +178,31 @@ def merged_top(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool
         Strongest first; equal scores in row order.
     """
     if top.scores_QK.shape[1] < k:
-        new_scores, new_rows = torch.topk(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
+        new_scores, new_rows = _strongest(scores_QN, min(k, scores_QN.shape[1]), largest=largest)
     else:
         new_scores, new_rows = _better(scores_QN, top.scores_QK[:, -1:], largest=largest)
     if not new_rows.shape[1]:
         return top
-    return _united([top, Top(new_scores, new_rows + start)], k, largest=largest)
+    return united_top([top, Top(new_scores, new_rows + start)], k, largest=largest)
+
+
+def united_top(tops: Sequence[Top], k: int, *, largest: bool) -> Top:
+    """The k strongest of several lists, of rows that are in one of them only.
+
+    Args:
+        tops: Each with the k strongest of some rows, or all of these.
+        k: Rows wanted.
+        largest: Whether the highest are wanted, else the lowest.
+
+    Returns:
+        Strongest first; equal scores in row order, whatever the order of the lists.
+    """
+    scores = torch.cat([top.scores_QK for top in tops], 1)
+    rows = torch.cat([top.rows_QK for top in tops], 1)
+    by_row = rows.argsort(dim=1)
+    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
+    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
+    return Top(scores.gather(1, order), rows.gather(1, order))
 
 
 def _scorer(
@@ -216,13 +235,18 @@ def _check_finite(scores_QN: Tensor) -> None:
         )
 
 
-def _united(tops: Sequence[Top], k: int, *, largest: bool) -> Top:
-    scores = torch.cat([top.scores_QK for top in tops], 1)
-    rows = torch.cat([top.rows_QK for top in tops], 1)
-    by_row = rows.argsort(dim=1)
-    scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
-    order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
-    return Top(scores.gather(1, order), rows.gather(1, order))
+def _strongest(scores_QN: Tensor, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """So many scores of each query and their places; of equal scores, among which `topk` picks any, the first ones."""
+    found_QK, places_QK = torch.topk(scores_QN, count, largest=largest)
+    last_Q1 = found_QK[:, -1:]
+    equal_QN = scores_QN == last_Q1
+    better_QN = scores_QN > last_Q1 if largest else scores_QN < last_Q1
+    room_Q1 = count - better_QN.sum(1, keepdim=True)
+    if bool((equal_QN.sum(1, keepdim=True) > room_Q1).any()):
+        chosen_QN = better_QN | (equal_QN & (equal_QN.cumsum(1) <= room_Q1))
+        places_QK = chosen_QN.nonzero()[:, 1].view(len(scores_QN), count)
+        found_QK = scores_QN.gather(1, places_QK)
+    return found_QK, places_QK
 
 
 def _better(scores_QN: Tensor, last_Q1: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from whence.pipeline.stored import Asked, hit_of
 from whence.progress import meter
 from whence.report import Hit
 from whence.report.passages import pieces, strongest
-from whence.score import Top, joined_shards, merged_top, shard_scores
+from whence.score import Top, Workers, joined_shards, merged_top, shard_scores
 from whence.serve.desk import Desk, Question, Token
 from whence.serve.shares import ShareSums
 
@@ -145,6 +145,8 @@ def _scan(
     desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
 ) -> tuple[Top, Top, ShareSums] | None:
     """Both ends of every question's ranking and the sums of its sources; None once nobody waits for any of them."""
+    if desk.warm.workers is not None:
+        return _scan_by(desk.warm.workers, desk, asked, askers, keep)
     k = max(asker.question.k for asker in askers)
     sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
     dtype = asked.ready[0].dtype
@@ -168,6 +170,30 @@ def _scan(
             high = merged_top(high, up_QN, start, k, largest=True)
             low = merged_top(low, down_QN, start, k, largest=False)
     return (high, low, sums) if progress.done == len(asked.store) else None
+
+
+def _scan_by(
+    workers: Workers, desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
+) -> tuple[Top, Top, ShareSums] | None:
+    """What `_scan` gives, from workers."""
+    with meter("scan", len(asked.store), quiet=True) as progress:
+
+        def advance(rows: int) -> None:
+            progress.advance(rows)
+            for asker in askers:
+                asker.report("scan", progress.done, len(asked.store))
+
+        found = workers.top_scores(
+            asked.store, asked.ready, max(asker.question.k for asker in askers), norms_Q=asked.norms_Q, roots=asked.roots,
+            keep={place: mask.numpy() for place, mask in enumerate(keep) if mask is not None},
+            groups=(desk.catalog.source_N, len(desk.catalog.sources)),
+            advance=advance, is_wanted=lambda: any(asker.is_wanted for asker in askers),
+        )  # fmt: skip
+    if found is None or found.up_QG is None or found.down_QG is None:
+        return None
+    sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
+    sums.up_QS, sums.down_QS = found.up_QG, found.down_QG
+    return found.high, found.low, sums
 
 
 def _left_out(keep: Sequence[Tensor | None], start: int, shape: torch.Size) -> Tensor:

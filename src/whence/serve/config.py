@@ -28,9 +28,13 @@ class ServeConfig:
         batch: Waiting requests that share one scan at most.
         seconds: After so long a request is given up, with 504.
         drain_seconds: How long a stop waits for what has begun.
+        workers: Processes that scan the stores, each a part of every store, for the one that answers and has the models; that one scans them
+            itself if left out. One that is lost is replaced, and its part is scanned again.
+        ray: With workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local" for
+            one on this machine only.
 
     Raises:
-        BadInput: If a limit is not positive, or the port is none.
+        BadInput: If a limit is not positive, the port is none, or there is a cluster without workers.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +50,8 @@ class ServeConfig:
     batch: int = 16
     seconds: float = 60.0
     drain_seconds: float = 30.0
+    workers: int | None = None
+    ray: str | None = None
 
     def __post_init__(self):
         for name in (
@@ -56,6 +62,10 @@ class ServeConfig:
                 raise BadInput(found=f"{name}={getattr(self, name)}", needed="more than 0", do="raise it, or leave it out")
         if not 0 <= self.port <= 65535:
             raise BadInput(found=f"port {self.port}", needed="0 to 65535", do="pick another")
+        if self.ray is not None and self.workers is None:
+            raise BadInput(
+                found=f"ray={self.ray!r} without workers", needed="how many", do="say how many workers, or leave ray out"
+            )
 
 
 def is_loopback(host: str) -> bool:

@@ -1,13 +1,14 @@
 """Reading a finished store: refusing what is not whole, streaming what is."""
 
 import contextlib
+import hashlib
 import json
 import os
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +67,12 @@ class Store:
             starts.append(at)
             at += seal.rows
         return starts
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all that was sealed: what the rows are, every shard, the files beside them."""
+        content = [self.blueprint.digest(), [asdict(seal) for seal in self.seals], self.files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:  # noqa: B008
         """Stream the shards, one in memory at a time, the next one read ahead.
