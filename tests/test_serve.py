@@ -260,6 +260,29 @@ def test_questions_that_wait_together_share_a_scan(service, gate):
         )
 
 
+def test_those_who_were_answered_together_are_waited_for(desk):
+    metrics = Metrics()
+    line = Line({"store": desk}, QueryLog(":memory:", retention_days=1), metrics, max_waiting=9, batch=9)
+
+    def seconds_of(count, company, patience):
+        line.company, line.patient_until = company, time.monotonic() + patience
+        started = time.monotonic()
+        jobs = [Job(f"{started}{place}", desk, Question(**ASKED), started + 60) for place in range(count)]
+        for job in jobs:
+            line.put(job)
+            time.sleep(0.05)
+        for job in jobs:
+            job.future.result(40)
+        return time.monotonic() - started
+
+    assert seconds_of(3, company=3, patience=30) < 20  # nobody else is waited for
+    assert 'whence_batch_questions_bucket{le="2.0"} 0.0' in metrics.text().decode()
+    assert 0.5 < seconds_of(1, company=3, patience=0.5) < 20  # nor for longer
+    assert line.company == 1
+    assert seconds_of(1, company=1, patience=30) < 20
+    line.close(20)
+
+
 def test_where_answers_depend_on_each_other_nothing_is_shared(task, tmp_path):
     whitened = whence.build(task, records(), tmp_path / "w", **{**BUILD, "method": "trackstar"})
     assert Desk.of("w", whitened, task).at_once == 1

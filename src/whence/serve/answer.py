@@ -4,7 +4,7 @@ Axes: Q questions, N rows.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -14,16 +14,12 @@ from torch import Tensor
 from whence.data import Dataset, Example
 from whence.pipeline.stored import Asked, hit_of
 from whence.progress import meter
-from whence.report import Hit
-from whence.report.passages import pieces, strongest
 from whence.score import Top, joined_shards, merged_top, shard_scores
 from whence.serve.desk import Desk, Question, Token
 from whence.serve.shares import ShareSums
 
-__all__ = ["Asker", "Masks", "answered", "shown"]
+__all__ = ["Asker", "Masks", "answered"]
 
-# Characters of an example that are shown first.
-_PASSAGE = 260
 _KEPT_MASKS = 32
 
 
@@ -126,21 +122,6 @@ def answered(
     return found
 
 
-def shown(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
-    """An answer as it goes out: with the training texts of its hits, or, redacted, without anything made from them.
-
-    Args:
-        desk: Whose hits they are.
-        kept: What `answered` gave, or the log.
-        redacted: Whether training text stays here.
-
-    Returns:
-        The answer.
-    """
-    sides = {side: [_shown_hit(desk, hit, redacted=redacted) for hit in kept[side]] for side in ("proponents", "opponents")}
-    return {**kept, **sides, "redacted": redacted}
-
-
 def _scan(
     desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
 ) -> tuple[Top, Top, ShareSums] | None:
@@ -198,20 +179,3 @@ def _sides(asked: Asked, asker: Asker, place: int, high: Top, low: Top) -> list[
             side.append(hit)
         found.append(side)
     return found
-
-
-def _shown_hit(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
-    row = kept["row"]
-    hit = hit_of(desk.warm.store, row, kept["score"])
-    found: dict[str, Any] = {"id": hit.id, "row": row, "score": hit.score, "source": hit.source}
-    if desk.catalog.time_N is not None and desk.catalog.time_N[row] == desk.catalog.time_N[row]:
-        found["time"] = float(desk.catalog.time_N[row])
-    if redacted:
-        return found
-    spans, scores = zip(*kept["tokens"], strict=True) if kept["tokens"] else ((), ())
-    scored = Hit(hit.id, row, hit.score, hit.source, hit.text, hit.span, tuple(map(tuple, spans)), tuple(scores))
-    parts = pieces(scored)
-    found |= {"text": hit.text, "passage": list(strongest(scored, parts, _PASSAGE))}
-    found |= {"span": list(hit.span)} if hit.span is not None else {}
-    tokens = [{"span": [part.start, part.stop], "score": part.score, "strength": part.strength} for part in parts]
-    return found | ({"tokens": tokens} if scored.token_scores else {})

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Annotated, Any
@@ -15,7 +16,6 @@ from starlette.exceptions import HTTPException
 
 import whence
 from whence.errors import BadInput, WhenceError
-from whence.serve.answer import shown
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
 from whence.serve.desk import Desk, Question
@@ -25,6 +25,7 @@ from whence.serve.line import Cancelled, Full, Job, Line, TooLate
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.schemas import Ask, Attribute, question_of
+from whence.serve.shown import shown
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]
@@ -86,7 +87,9 @@ class _Service:
         self.desks, self.config = desks, config
         self.metrics = Metrics()
         self.log = QueryLog(config.log, retention_days=config.retention_days)
-        self.line = Line(desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch)
+        self.line = Line(
+            desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted
+        )
         self.jobs: dict[str, Job] = {}
 
     def desk(self, name: str) -> Desk:
@@ -95,7 +98,7 @@ class _Service:
         return self.desks[name]
 
     def job(self, name: str, question: Question) -> Job:
-        return Job(secrets.token_urlsafe(12), self.desk(name), question, time.monotonic() + self.config.seconds)
+        return Job(_new_id(), self.desk(name), question, time.monotonic() + self.config.seconds)
 
     async def answer(self, request: Request, job: Job) -> Response:
         """Have a job done: as one answer, or as events if the request accepts these.
@@ -106,7 +109,7 @@ class _Service:
         self.jobs[job.id] = job
         job.future.add_done_callback(lambda _: self.jobs.pop(job.id, None))
         is_streamed = "text/event-stream" in request.headers.get("accept", "")
-        stream = events(job, self.shown) if is_streamed else None
+        stream = events(job) if is_streamed else None
         try:
             self.line.put(job)
         except Full:
@@ -114,15 +117,16 @@ class _Service:
             raise
         if stream is not None:
             return StreamingResponse(stream, media_type="text/event-stream")
-        kept = await waited(job, request)
-        return JSONResponse(await asyncio.to_thread(self.shown, kept))
-
-    def shown(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        return shown(self.desk(kept["store"]), kept, redacted=self.config.redacted)
+        return JSONResponse(await waited(job, request))
 
     def close(self) -> None:
         self.line.close(self.config.drain_seconds)
         self.log.close()
+
+
+def _new_id() -> str:
+    # In the order of time, so that the log grows at one end; and with 72 bits that nobody guesses.
+    return urlsafe_b64encode(int(1000 * time.time()).to_bytes(6)).decode() + secrets.token_urlsafe(9)
 
 
 def _pages() -> APIRouter:
@@ -200,9 +204,9 @@ def _api(service: _Service) -> APIRouter:
     def answer(answer: str) -> dict[str, Any]:
         kept = service.log.answer(answer)
         desk = service.desks.get(kept["store"]) if kept else None
-        if kept is None or desk is None or desk.warm.store.blueprint.digest() != kept["digest"]:
+        if kept is None or desk is None or desk.digest != kept["digest"]:
             raise HTTPException(404, "no such answer: too old, of another service, or of a store that has changed since")
-        return service.shown(kept)
+        return shown(desk, [kept], redacted=service.config.redacted)[0]
 
     @router.post("/v1/answers/{answer}/cancel", summary="Stop working on an answer")
     async def cancel(answer: str) -> dict[str, Any]:

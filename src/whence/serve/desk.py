@@ -1,6 +1,7 @@
 """One store at the service: its model, its examples, what is known of it, and how a question becomes a query."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ class Desk:
         warm.check(opener.prepare(texts))
         return cls(name, warm, Catalog.of(store, metadata), reader, tuple(questions))
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the store's blueprint: what an answer is of."""
+        return self.warm.store.blueprint.digest()
+
     @property
     def at_once(self) -> int:
         """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
@@ -227,7 +233,7 @@ class Desk:
             "model": Path(str(blueprint.task.get("model", "given in Python"))).name,
             "weights": blueprint.model,
             "context": self.reader.max_length,
-            "digest": blueprint.digest(),
+            "digest": self.digest,
             "coverage": str(self.warm.plan.coverage),
             "damping": "inside the rows" if inside else damping.note if damping else "none",
             "questions": list(self.questions),
