@@ -3,9 +3,9 @@
 Axes: Q questions, N rows.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,8 @@ from whence.data import Dataset, Example
 from whence.pipeline.stored import Asked, hit_of
 from whence.progress import meter
 from whence.score import Top, joined_shards, merged_top, shard_scores
-from whence.serve.desk import Desk, Question, Token
+from whence.serve.desk import Desk
+from whence.serve.question import Question
 from whence.serve.shares import ShareSums
 
 __all__ = ["Asker", "Masks", "answered"]
@@ -64,24 +65,21 @@ class Masks:
 
 
 def answered(
-    desk: Desk, askers: Sequence[Asker], prepared: Sequence[tuple[Example, list[Token]]], masks: Masks
+    desk: Desk, askers: Sequence[Asker], prepared: Sequence[tuple[Example, dict[str, Any]]], masks: Masks
 ) -> list[dict[str, Any] | None]:
     """Answers to several questions at once.
 
     Args:
         desk: Who is asked.
         askers: Who asks.
-        prepared: Each one's example and tokens, from `Desk.example`.
+        prepared: Each one's example and what an answer says of it, from `Desk.example`.
         masks: Rows by filter.
 
     Returns:
         Per asker what the log keeps, without training text; None for those that nobody waits for any more.
     """
     started = time.monotonic()
-    examples = [
-        Example(str(place), example.fields, example.length, text=example.text, prompt=example.prompt)
-        for place, (example, _) in enumerate(prepared)
-    ]
+    examples = [dataclasses.replace(example, id=str(place)) for place, (example, _) in enumerate(prepared)]
     keep = [masks.of(asker.question) for asker in askers]
     for asker in askers:
         asker.report("gradients", 0, 1)
@@ -96,16 +94,13 @@ def answered(
         if sides is None:
             found.append(None)
             continue
-        question, tokens = asker.question, prepared[place][1]
+        question, told = asker.question, prepared[place][1]
         found.append(
             {
                 "store": desk.name,
-                "prompt": question.prompt,
-                "completion": question.completion,
-                "token": question.token,
+                **told,
                 "k": question.k,
-                "filter": asdict(question.filter),
-                "tokens": [{"start": token.start, "stop": token.stop, "is_scored": bool(token.is_scored)} for token in tokens],
+                "filter": dataclasses.asdict(question.filter),
                 "measurement": float(asked.rows.values[place]),
                 "measurement_unit": desk.warm.task.unit,
                 "unit": asked.unit,

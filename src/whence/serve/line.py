@@ -11,9 +11,10 @@ from typing import Any
 
 from whence.errors import WhenceError
 from whence.serve.answer import Masks, answered
-from whence.serve.desk import Desk, Question
+from whence.serve.desk import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.question import Question
 from whence.serve.shown import shown
 
 __all__ = ["Cancelled", "Full", "Job", "Line", "TooLate"]
@@ -66,8 +67,8 @@ class Job:
 
     @property
     def is_written(self) -> bool:
-        """Whether the completion is the asker's own."""
-        return self.question.completion is not None
+        """Whether there is nothing for the model to write first."""
+        return self.question.completion is not None or self.question.item is not None
 
     @property
     def is_wanted(self) -> bool:
@@ -231,7 +232,7 @@ class Line:
             job.report("writing", count, job.question.max_tokens)
 
         wrote = None
-        if job.question.completion is None:
+        if not job.is_written:
             wrote = job.desk.write(job.question, on_token)
             job.question = dataclasses.replace(job.question, completion=wrote)
             if job.listener is not None:

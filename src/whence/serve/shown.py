@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from whence.pipeline.stored import hit_of
 from whence.report import Hit
@@ -32,11 +33,28 @@ def shown(desk: Desk, answers: Sequence[Mapping[str, Any]], *, redacted: bool) -
     return [
         {
             **kept,
+            **_shown_item(desk, kept, redacted=redacted),
             **{side: [_shown_hit(desk, hit, examples[hit["row"]], redacted=redacted) for hit in kept[side]] for side in _SIDES},
             "redacted": redacted,
         }
         for kept in answers
     ]
+
+
+def _shown_item(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
+    """What was asked about, its image as a path instead of its bytes."""
+    if "item" not in kept:
+        return {}
+    item = {name: value for name, value in kept["item"].items() if name != "thumbnail"}
+    if kept["item"]["thumbnail"]:
+        item["image"] = f"v1/answers/{kept['id']}/image"
+    elif item["example"] and not redacted:
+        item["image"] = _image(desk, item["example"])
+    return {"item": item}
+
+
+def _image(desk: Desk, name: str) -> str:
+    return f"v1/stores/{quote(desk.name, safe='')}/images/{quote(name)}"
 
 
 def _shown_hit(desk: Desk, kept: Mapping[str, Any], known: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
@@ -47,6 +65,8 @@ def _shown_hit(desk: Desk, kept: Mapping[str, Any], known: Mapping[str, Any], *,
         found["time"] = float(desk.catalog.time_N[row])
     if redacted:
         return found
+    if desk.kind == "image":
+        found["image"] = _image(desk, hit.id)
     spans, scores = zip(*kept["tokens"], strict=True) if kept["tokens"] else ((), ())
     scored = Hit(hit.id, row, hit.score, hit.source, hit.text, hit.span, tuple(map(tuple, spans)), tuple(scores))
     parts = pieces(scored)
