@@ -224,7 +224,10 @@ def test_the_model_draws_where_it_is_told_to(service, task, monkeypatch):
     assert named["seed"] == 16 and named["completion"] != found["completion"]
     again = posted(client, {**body, "seed": named["seed"]}, "ask")
     assert again["completion"] == named["completion"]
-    assert posted(client, {**body, "temperature": 0, "seed": 3}, "ask", 400)["error"]["found"] == "seed 3 with temperature 0"
+    assert (
+        posted(client, {**body, "temperature": 0, "seed": 3}, "ask", status=400)["error"]["found"]
+        == "seed 3 with temperature 0"
+    )
 
 
 # --- together

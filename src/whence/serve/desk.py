@@ -156,6 +156,7 @@ class Desk:
             "weights": blueprint.model,
             "kind": self.kind,
             "labels": list(self.reader.labels) if isinstance(self.reader, ItemReader) else [],
+            "sees_labels": isinstance(self.warm.task, Classification),
             "context": self.reader.task.max_length if isinstance(self.reader, TextReader) else None,
             "digest": self.digest,
             "coverage": str(self.warm.plan.coverage),

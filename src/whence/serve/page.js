@@ -70,10 +70,14 @@ async function requestItem(kind) {
 // Images are fetched with the token and drawn: the page's policy lets none in from elsewhere, not even as data.
 async function draw(canvas, blob) {
   const bitmap = await createImageBitmap(blob);
-  const scale = Math.min(1, 256 / Math.max(bitmap.width, bitmap.height));
+  const longest = Math.max(bitmap.width, bitmap.height);
+  // Images of few pixels are drawn larger, each pixel a square.
+  const scale = longest > 256 ? 256 / longest : longest <= 64 ? Math.floor(128 / longest) : 1;
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = scale < 1;
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   canvas.hidden = false;
   bitmap.close();
 }
@@ -324,6 +328,7 @@ function kindOf(store) {
   $("text-row").hidden = state.redacted || store.kind === "image";
   $("intro").textContent = INTRO[store.kind];
   $("prompt-label").textContent = store.kind === "text" ? "Text" : "Prompt";
+  $("label-hint").hidden = !store.sees_labels;
   $("labels").replaceChildren(...store.labels.map((label) => make("option", { value: label })));
 }
 
