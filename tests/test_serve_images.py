@@ -206,6 +206,21 @@ def test_a_classifier_of_texts(service, texts):
     assert client.get("/v1/stores/texts").json()["labels"] == LABELS
 
 
+def test_the_client_asks_about_items(service, pictures, monkeypatch):
+    inside, client = service(), whence.Client("http://127.0.0.1:1")
+    monkeypatch.setattr(client, "_asked", lambda store, verb, body, chosen, _: posted(inside, store, body | chosen, verb=verb))
+    path = pictures / "dog" / "1.png"
+    found = [
+        client.attribute_item(image=image, label="cat", k=3, store="files", sources=["dog"])
+        for image in (path, path.read_bytes())
+    ]
+    assert found[0]["proponents"] == found[1]["proponents"] and found[0]["num_allowed"] == 3
+    assert client.attribute_item(text="a cat", store="texts")["prompt"] == "a cat"
+    assert client.attribute_item(example="d1", store="drawn")["item"]["label"] == "1"
+    with pytest.raises(BadInput, match="found the image .*none.png, which cannot be read"):
+        client.attribute_item(image=pictures / "none.png")
+
+
 def test_questions_of_another_kind_are_refused(service):
     client = service(max_image_bytes=3000)
     image = encoded(file_of(np.zeros((4, 4), np.uint8)))
@@ -252,8 +267,11 @@ def test_a_small_file_of_a_huge_image_is_not_decoded(service):
         assert posted(client, "files", {"image": encoded(bomb(side))}, 400)["error"]["found"] == told
 
 
-def test_redacted_services_show_no_image(service, pictures):
-    client = service(redacted=True)
+def test_redacted_services_show_no_image(service, pictures, tmp_path):
+    log = str(tmp_path / "log.sqlite")
+    before = posted(service(log=log), "files", {"example": "cat/0.png"})
+    client = service(redacted=True, log=log)
+    assert "image" in before["item"] and "image" not in client.get(f"/v1/answers/{before['id']}").json()["item"]
     found = posted(client, "files", {"image": encoded((pictures / "cat" / "0.png").read_bytes())})
     for hit in found["proponents"] + found["opponents"]:
         assert set(hit) == {"id", "row", "score", "source"}

@@ -145,8 +145,18 @@ class Client:
 
         Returns:
             As `ask` does, with `item`.
+
+        Raises:
+            BadInput: If the file cannot be read.
         """
-        content = b64encode(image if isinstance(image, bytes) else Path(image).read_bytes()).decode()
+        try:
+            content = b64encode(image if isinstance(image, bytes) else Path(image).read_bytes()).decode()
+        except OSError as error:
+            raise BadInput(
+                found=f"the image {image!s}, which cannot be read ({error.strerror})",
+                needed="a PNG or JPEG file",
+                do="check the path",
+            ) from error
         body = {"text": text, "image": content, "example": example, "label": label, "k": k}
         return self._asked(store, "attribute-item", body, _filter(sources, "", since, until), on_progress)
 
