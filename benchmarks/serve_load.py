@@ -4,8 +4,9 @@
 
 A store of made rows around a small GPT-2 (nothing here depends on what rows hold), and the real service in a process of its own, asked by
 users that each ask again as soon as they are answered. "bare" makes the same queries' gradients and scans the store in this process without
-any service, as many at a time as there are users: what is left is the service's own work. Latencies are medians, turn by turn, since the
-machine may be shared. --minutes holds the load for so long; --requests counts that many and reads the service's memory on the way.
+any service, as many at a time as there are users: what is left is the service's own work. Every user asks something else. Latencies are
+medians, turn by turn, since the machine may be shared; processor time is the service's alone, and says less about the machine's other work.
+--minutes holds the load for so long; --requests counts that many. Both read the service's memory before and after, and count failures.
 """
 
 import argparse
@@ -30,12 +31,16 @@ from whence.records import Recipe
 from whence.score import top_scores
 from whence.tasks import CausalLM
 
-PROMPT, COMPLETION = "word one two three four five six", " seven eight nine ten"
+PROMPT, COMPLETION = "word one two three four five six", " seven eight nine {}"
+
+
+def question(user):
+    return {"prompt": PROMPT, "completion": COMPLETION.format(user)}
 
 
 def make_store(folder, rows):
     texts = [f"word {number} and {number * 7919 % 10007} more" for number in range(rows)]
-    tokenizer = train_tokenizer([*texts[:2000], PROMPT + COMPLETION], Settings(vocabulary=500))
+    tokenizer = train_tokenizer([*texts[:2000], "".join(question(1).values())], Settings(vocabulary=500))
     save(new_model(len(tokenizer), 0), tokenizer, Recipe("adamw", 1.0), folder / "model")
     task = CausalLM(new_model(len(tokenizer), 0).eval(), tokenizer)
     records = [{"id": str(number), "source": f"s{number % 20}", "text": text} for number, text in enumerate(texts)]
@@ -48,19 +53,18 @@ def make_store(folder, rows):
 
 
 def bare(store, task, users, seconds):
-    """Seconds of one round of as many queries as there are users, warm, without a service."""
+    """Seconds of one round of as many queries as there are users, warm, without a service; and processor seconds of a query."""
     warm = Warm.of(store, task)
-    queries = task.prepare([{"id": str(n), "prompt": PROMPT, "completion": COMPLETION} for n in range(users)])
-    found, until = [], time.monotonic() + seconds
+    queries = task.prepare([{"id": str(user), **question(user)} for user in range(users)])
+    found, until, spent = [], time.monotonic() + seconds, time.process_time()
     while not found or time.monotonic() < until:
         started = time.monotonic()
         asked = warm.ask(Dataset(queries.examples), quiet=True)
         with meter("scan", len(store), quiet=True) as progress:
             high, low = top_scores(asked.store, asked.ready, 10, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
-        for row in torch.cat([high.rows_QK, low.rows_QK], 1).flatten().tolist():
-            store.example(row)
+        store.examples_of(torch.cat([high.rows_QK, low.rows_QK], 1).flatten().tolist())
         found.append(time.monotonic() - started)
-    return found
+    return found, (time.process_time() - spent) / len(found) / users
 
 
 class Service:
@@ -79,31 +83,51 @@ class Service:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
+    def processor(self):
+        """Processor seconds of the process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def load(self, users, seconds=None, requests=None):
         """Latencies of all that was answered, failures, and the time it took."""
         latencies, failures, lock = [], [], threading.Lock()
         started = time.monotonic()
 
-        def user():
+        def user(number):
+            asked = question(number)
             while True:
                 with lock:
-                    is_over = len(latencies) >= requests if requests else time.monotonic() - started > seconds
+                    is_over = len(latencies) + len(failures) >= requests if requests else time.monotonic() - started > seconds
                 if is_over:
                     return
                 began = time.monotonic()
                 try:
-                    self.client.attribute(COMPLETION, prompt=PROMPT, store="store", k=10)
+                    self.client.attribute(asked["completion"], prompt=asked["prompt"], store="store", k=10)
                     with lock:
                         latencies.append(time.monotonic() - began)
                 except whence.WhenceError as error:
-                    failures.append(str(error))
+                    with lock:
+                        failures.append(str(error))
+                    time.sleep(0.1)
 
-        threads = [threading.Thread(target=user) for _ in range(users)]
+        threads = [threading.Thread(target=user, args=(number,)) for number in range(users)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         return latencies, failures, time.monotonic() - started
+
+    def held(self, what, users, **how):
+        """Load it and print what came of it; first a little, since a service takes its memory with its first answers."""
+        self.load(users, requests=50 * users)
+        before = self.memory()
+        latencies, failures, spent = self.load(users, **how)
+        after, cuts = self.memory(), statistics.quantiles(latencies, n=100)
+        print(
+            f"{what}: {len(latencies):,} answers in {spent / 60:.1f} minutes, {len(failures)} failures {failures[:1] or ''}; "
+            f"p50 {1e3 * cuts[49]:.0f} ms, p99 {1e3 * cuts[98]:.0f} ms, longest {1e3 * max(latencies):.0f} ms; "
+            f"memory {before:.1f} MiB, then {after:.1f}"
+        )
 
     def stop(self):
         """End it."""
@@ -131,10 +155,15 @@ def main():
             service.load(arguments.users, seconds=2)
         rounds = {"bare": [], "service": [], "one": [], "bare one": []}
         rates = {"shared": [], "alone": []}
+        each = {"service": [], "bare": []}
         for _ in range(3):
-            rounds["bare"] += bare(store, task, arguments.users, arguments.seconds / 3)
-            rounds["bare one"] += bare(store, task, 1, arguments.seconds / 6)
+            found, spent = bare(store, task, arguments.users, arguments.seconds / 3)
+            rounds["bare"] += found
+            each["bare"].append(spent)
+            rounds["bare one"] += bare(store, task, 1, arguments.seconds / 6)[0]
+            before = shared.processor()
             latencies, failures, spent = shared.load(arguments.users, seconds=arguments.seconds / 3)
+            each["service"].append((shared.processor() - before) / len(latencies))
             rounds["service"] += latencies
             rates["shared"].append(len(latencies) / spent)
             rounds["one"] += shared.load(1, seconds=arguments.seconds / 6)[0]
@@ -144,27 +173,19 @@ def main():
         middle = {key: statistics.median(values) for key, values in rounds.items()}
         one, bare_one = middle["one"], middle["bare one"]
         print(f"1 user: {1e3 * one:.0f} ms, bare {1e3 * bare_one:.0f} ms, ratio {one / bare_one:.2f}")
-        each, bare_each = 1 / statistics.median(rates["shared"]), middle["bare"] / arguments.users
         print(
             f"{arguments.users} users: latency {1e3 * middle['service']:.0f} ms, a bare round of as many {1e3 * middle['bare']:.0f} ms"
         )
         print(f"ratio of latencies {middle['service'] / middle['bare']:.2f}")
-        print(f"time per query {1e3 * each:.1f} ms, bare {1e3 * bare_each:.1f} ms, ratio {each / bare_each:.2f}")
+        mine, theirs = (statistics.median(each[key]) for key in ("service", "bare"))
+        print(f"processor time per query {1e3 * mine:.2f} ms, bare {1e3 * theirs:.2f} ms, ratio {mine / theirs:.2f}")
         shared_rate, alone_rate = (statistics.median(rates[key]) for key in ("shared", "alone"))
         print(f"throughput: {shared_rate:.1f} answers/s sharing scans, {alone_rate:.1f} without")
         alone.stop()
         if arguments.minutes:
-            latencies, failures, spent = shared.load(arguments.users, seconds=60 * arguments.minutes)
-            print(
-                f"held {spent / 60:.1f} minutes: {len(latencies):,} answers, {len(failures)} failures, longest {max(latencies):.2f} s"
-            )
+            shared.held(f"held {arguments.minutes:g} minutes", arguments.users, seconds=60 * arguments.minutes)
         if arguments.requests:
-            shared.load(arguments.users, requests=arguments.requests // 5)
-            before = shared.memory()
-            failures = shared.load(arguments.users, requests=arguments.requests)[1]
-            print(
-                f"memory: {before:.1f} MiB, after {arguments.requests:,} more answers {shared.memory():.1f} MiB, {len(failures)} failures"
-            )
+            shared.held(f"{arguments.requests:,} requests", arguments.users, requests=arguments.requests)
         shared.stop()
 
 

@@ -49,8 +49,8 @@ def start(folder):
     """Starts services; gives their address."""
     processes = []
 
-    def run(*options):
-        arguments = ["serve", folder / "store", "--questions", folder / "questions.jsonl", "--port", "0", "--json"]
+    def run(*options, store=folder / "store", questions=folder / "questions.jsonl"):
+        arguments = ["serve", store, "--questions", questions, "--port", "0", "--json"]
         process = subprocess.Popen(
             [sys.executable, "-m", "whence.cli", *map(str, [*arguments, *options])], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -62,6 +62,20 @@ def start(folder):
     for process in processes:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def start_images(start, pictures):
+    """Starts a service of the images, with or without a token."""
+
+    def run(token):
+        (pictures / "token").write_text(token or "")
+        return start(
+            "--log", ":memory:", *(["--token-file", pictures / "token"] if token else []),
+            store=pictures / "images", questions=pictures / "questions.jsonl",
+        )  # fmt: skip
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +259,81 @@ def test_redacted_and_closed(start, browser, folder):
     page.press("#token", "Enter")
     page.wait_for_selector("#questions button")
     ask(page)
-    assert "This service does not show training text." in page.inner_text("#hits")
+    assert "This service does not show training data." in page.inner_text("#hits")
     assert page.locator("mark").count() == 0 and not page.locator("#text").is_visible()
     assert ids(page)
+    page.close()
+
+
+MODEL = """
+import numpy as np, torch, whence
+from torch import nn
+
+def gray(image):
+    return torch.from_numpy(np.asarray(image.convert("L"), np.float32))[None] / 127.5 - 1
+
+def task():
+    torch.manual_seed(0)
+    return whence.Classification(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), preprocess=gray, labels=["cat", "dog"])
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Eight images of two classes, and their store."""
+    numpy, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    from whence.cli import main
+
+    place, generator = tmp_path_factory.mktemp("pictures"), numpy.random.default_rng(0)
+    for number in range(8):
+        kind = place / "data" / ("cat", "dog")[number % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        image.fromarray(generator.integers(0, 256, (8, 8), dtype=numpy.uint8)).save(kind / f"{number}.png")
+    (place / "model.py").write_text(MODEL)
+    assert (
+        main(
+            ["build", "--model", f"{place / 'model.py'}:task", "--data", str(place / "data"), "--output", str(place / "images")]
+        )
+        == 0
+    )
+    (place / "questions.jsonl").write_text('{"example": "cat/0.png", "label": "dog"}\n')
+    return place
+
+
+@pytest.mark.parametrize("token", [None, "0123456789abcdef"])
+def test_images(start_images, browser, pictures, token):
+    url = start_images(token)
+    page, complaints = browser.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(url)
+    if token:
+        page.fill("#token", token)
+        page.press("#token", "Enter")
+    page.wait_for_selector("#questions button")
+    complaints.clear()  # the refusal before the token was there
+    assert not page.is_visible("#prompt") and not page.is_visible("#completion") and page.is_visible("#image")
+    page.set_input_files("#image", pictures / "data" / "cat" / "2.png")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.fill("#label", "cat")
+    page.click("#ask")
+    done(page)
+    page.wait_for_selector("#asked-image:not([hidden])")
+    assert page.inner_text("#said") == "cat" and ids(page)[0] == "cat/2.png"
+    page.wait_for_selector("table.hits canvas:not([width='128'])", state="detached")
+    # The picture itself is there, not an empty field.
+    shown = """id => {
+        const one = document.querySelector(id);
+        return [...one.getContext('2d').getImageData(0, 0, one.width, one.height).data];
+    }"""
+    assert page.evaluate(shown, "table.hits canvas") == page.evaluate(shown, "#asked-image")
+    page.click("#questions button")
+    page.wait_for_selector("#said:has-text('dog')")
+    done(page)
+    page.reload()
+    page.wait_for_selector("#asked-image:not([hidden])")
+    assert page.input_value("#example") == "cat/0.png" and page.input_value("#label") == "dog"
+    page.set_input_files("#image", {"name": "no.png", "mimeType": "image/png", "buffer": b"no image"})
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error").startswith("Found a file that is no image") and complaints == []
     page.close()

@@ -26,10 +26,11 @@ from whence.serve.answer import Masks
 from whence.serve.app import create_app
 from whence.serve.catalog import Catalog, Filter
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk, Question
+from whence.serve.desk import Desk
 from whence.serve.line import Full, Job, Line
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.question import Question
 from whence.serve.run import named_folders, run_app
 from whence.store import reader as reader_module
 
@@ -205,6 +206,30 @@ def test_the_model_writes_the_likeliest_tokens(service, task):
     assert [hit["row"] for hit in again["proponents"]] == [hit["row"] for hit in found["proponents"]]
 
 
+def test_the_model_draws_where_it_is_told_to(service, task, monkeypatch):
+    client = service()
+    body = {"prompt": "a cat", "max_tokens": 6, "k": 1, "temperature": 1.5}
+    before = torch.random.get_rng_state()
+    found = posted(client, {**body, "seed": 22}, "ask")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    ids = task.tokenizer("a cat")["input_ids"]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(22)
+        for _ in range(6):
+            ids.append(int(torch.multinomial((task.model(torch.tensor([ids])).logits[0, -1] / 1.5).softmax(-1), 1)))
+    assert found["completion"] == task.tokenizer.decode(ids)[len("a cat") :].split("\ufffd")[0]
+    assert (found["temperature"], found["seed"]) == (1.5, 22)
+    monkeypatch.setattr("secrets.randbelow", lambda most: 16)
+    named = posted(client, body, "ask")
+    assert named["seed"] == 16 and named["completion"] != found["completion"]
+    again = posted(client, {**body, "seed": named["seed"]}, "ask")
+    assert again["completion"] == named["completion"]
+    assert (
+        posted(client, {**body, "temperature": 0, "seed": 3}, "ask", status=400)["error"]["found"]
+        == "seed 3 with temperature 0"
+    )
+
+
 # --- together
 
 
@@ -258,6 +283,29 @@ def test_questions_that_wait_together_share_a_scan(service, gate):
         assert [hit["score"] for hit in answer["proponents"]] == pytest.approx(
             [hit["score"] for hit in alone["proponents"]], rel=1e-4
         )
+
+
+def test_those_who_were_answered_together_are_waited_for(desk):
+    metrics = Metrics()
+    line = Line({"store": desk}, QueryLog(":memory:", retention_days=1), metrics, max_waiting=9, batch=9)
+
+    def seconds_of(count, company, patience):
+        line.company, line.patient_until = company, time.monotonic() + patience
+        started = time.monotonic()
+        jobs = [Job(f"{started}{place}", desk, Question(**ASKED), started + 60) for place in range(count)]
+        for job in jobs:
+            line.put(job)
+            time.sleep(0.05)
+        for job in jobs:
+            job.future.result(40)
+        return time.monotonic() - started
+
+    assert seconds_of(3, company=3, patience=30) < 20  # nobody else is waited for
+    assert 'whence_batch_questions_bucket{le="2.0"} 0.0' in metrics.text().decode()
+    assert 0.5 < seconds_of(1, company=3, patience=0.5) < 20  # nor for longer
+    assert line.company == 1
+    assert seconds_of(1, company=1, patience=30) < 20
+    line.close(20)
 
 
 def test_where_answers_depend_on_each_other_nothing_is_shared(task, tmp_path):
@@ -482,13 +530,24 @@ def test_mistakes_are_told(desk, tmp_path, store):
         QueryLog(str(tmp_path / "foreign.sqlite"), retention_days=1)
 
 
-def test_only_language_models_are_served(task, tmp_path):
+def test_what_cannot_be_asked_is_not_served(task, store, tmp_path):
     from tests import zoo
 
     other, dataset = zoo.make("linear")
     built = whence.build(other, dataset, tmp_path / "c", method="logra", rank=2, quiet=True)
-    with pytest.raises(Unsupported, match="found a store of a classification task"):
+    with pytest.raises(Unsupported, match="does not say in which files its images are; .*pass --train"):
         Desk.of("c", built, other)
+    two, pairs = zoo.make("two_inputs")
+    with pytest.raises(Unsupported, match="found training examples with the inputs ids, values"):
+        Desk.of("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
+    with pytest.raises(BadInput, match="found --train for a store of a language model"):
+        Desk.of("s", store, task, train=dataset)
+    with pytest.raises(BadInput, match="found --pixels for a store of a language model"):
+        Desk.of("s", store, task, pixels=(0.0, 1.0))
+    regression, targets = zoo.make("regression")
+    built = whence.build(regression, targets, tmp_path / "r", method="logra", rank=2, quiet=True)
+    with pytest.raises(Unsupported, match="found a store of a regression task"):
+        Desk.of("r", built, regression)
     ids = [{"id": text, "input_ids": task.tokenizer(text)["input_ids"]} for text in ("a cat", "a dog")]
     with pytest.raises(Unsupported, match="found a store without texts"):
         Desk.of("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)

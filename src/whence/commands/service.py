@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, workers_of
+from whence.commands.shared import Json, read_token, task_of_store, train_records, workers_of
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 
@@ -23,6 +23,8 @@ def serve(
     model: str | None = None,
     questions: str | None = None,
     metadata: str | None = None,
+    train: tuple[str, ...] = (),
+    pixels: tuple[float, float] | None = None,
     token_file: Path | None = None,
     open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
     as_json: Json = False,
@@ -34,17 +36,20 @@ def serve(
     `pip install 'whence[serve]'`.
 
     Args:
-        stores: Folders made by `whence build` from language models, each perhaps as NAME=FOLDER; the name of the folder if left out.
+        stores: Folders made by `whence build` from language models, classifiers of texts or images, or diffusion models, each perhaps as
+            NAME=FOLDER; the name of the folder if left out.
         model: Load the models from here instead of from where they were at the build.
         questions: Prompts to begin with, for the page: a file in any form that `whence build` takes as data.
         metadata: What else is known of training examples: such a file with id, perhaps time (ISO 8601), and anything to be shown.
+        train: For stores of images that are in no files: where their data is now; if left out, where it was at the build.
+        pixels: For these: the numbers that stand for black and for white; if left out -1 and 1 for diffusion models, else 0 and 1.
         token_file: File with the token that requests have to show.
         open_page: Open the page in a browser.
         as_json: Print the address and the stores as JSON.
         config: The options of the service.
 
     Raises:
-        BadInput: If the extra is not installed.
+        BadInput: If the extra is not installed, or `train` or `pixels` have no use.
     """
     try:
         from whence.serve.app import create_app
@@ -56,6 +61,7 @@ def serve(
     from whence.progress import say
     from whence.serve.config import check_token
     from whence.serve.desk import Desk
+    from whence.serve.item_reader import ItemReader
     from whence.store import open_store
 
     token = None if token_file is None else read_token(token_file)
@@ -72,7 +78,7 @@ def serve(
             webbrowser.open(url)
 
     tasks: dict[str, Any] = {}
-    desks = []
+    desks, num_arrays = [], 0
     with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
         for name, folder in folders.items():
             say(f"loading {folder}")
@@ -81,8 +87,19 @@ def serve(
             origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
             if origin not in tasks:
                 tasks[origin] = task_of_store(opened, folder, model)
-            desk = Desk.of(name, opened, tasks[origin], metadata=known, questions=prompts)
+            task = tasks[origin]
+            images: dict[str, Any] = {}
+            if ItemReader.needs_train(task, opened):
+                images = {"train": task.prepare(train_records(opened, folder, train)), "pixels": pixels}
+                num_arrays += 1
+            desk = Desk.of(name, opened, task, metadata=known, questions=prompts, **images)
             desks.append(dataclasses.replace(desk, warm=dataclasses.replace(desk.warm, workers=pool)))
+        if not num_arrays and (train or pixels):
+            raise BadInput(
+                found=f"{'--train' if train else '--pixels'} for stores of texts or of images in files",
+                needed="a store of images that are arrays of numbers",
+                do="leave it out",
+            )
         run_app(create_app(desks, config, token=token), config, ready)
 
 
@@ -90,12 +107,15 @@ def _prompts(questions: str | None) -> list[dict[str, str]]:
     found = []
     for number, record in enumerate(_records(questions)):
         known = {"prompt": record} if isinstance(record, str) else record
-        prompt, completion = known.get("prompt", known.get("text")), known.get("completion", "")
-        if not isinstance(prompt, str) or not isinstance(completion, str):
+        prompt, completion = known.get("prompt", known.get("text", "")), known.get("completion", "")
+        example, label = known.get("example", ""), known.get("label", "")
+        if not all(isinstance(one, str) for one in (prompt, completion, example)) or not (prompt or example):
             raise BadInput(
-                found=f"question {number} without a text", needed="'prompt', or 'prompt' and 'completion'", do="add it"
+                found=f"question {number} without a text",
+                needed="'prompt', or 'prompt' and 'completion'; for other models 'text' or 'example', and 'label'",
+                do="add it",
             )
-        found.append({"prompt": prompt, "completion": completion})
+        found.append({"prompt": prompt, "completion": completion, "example": example, "label": str(label)})
     return found
 
 

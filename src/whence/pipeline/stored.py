@@ -1,8 +1,9 @@
 """Queries made ready against one store: gradients, damping, preconditioning, and their hits' tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -218,9 +219,9 @@ class Asked:
         return inner * float(row["weights"]) if "weights" in row else inner
 
 
-def hit_of(store: Store, row: int, score: float) -> Hit:
-    """What is known of a row, with its score."""
-    known = store.example(row)
+def hit_of(store: Store, row: int, score: float, known: Mapping[str, Any] | None = None) -> Hit:
+    """What is known of a row, with its score; `known` is what `Store.example` gives, for whoever has read it."""
+    known = store.example(row) if known is None else known
     span = tuple(known["span"]) if "span" in known else None
     words = known.get("source", ""), known.get("text", "")
     return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))  # type: ignore[arg-type]

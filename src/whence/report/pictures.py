@@ -4,8 +4,9 @@ import base64
 import io
 from html import escape
 from pathlib import Path
+from typing import Any
 
-__all__ = ["picture"]
+__all__ = ["picture", "small_png"]
 
 # Pixels of the longer side; a page of twenty hits stays under a megabyte.
 _SIDE = 128
@@ -32,6 +33,22 @@ def picture(path: str) -> str:
             image = file.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return f'<p class="muted none">{escape(path)}: no image can be read there now.</p>'
+    content, (width, height) = small_png(image)
+    data = base64.b64encode(content).decode()
+    return f'<img class="thumbnail" src="data:image/png;base64,{data}" alt="{name}" width="{width}" height="{height}">'
+
+
+def small_png(image: Any) -> tuple[bytes, tuple[int, int]]:
+    """A small copy of an image, as a PNG file.
+
+    Args:
+        image: A `PIL.Image.Image`; made small itself.
+
+    Returns:
+        The file, and its width and height.
+    """
+    from PIL import Image
+
     longest = max(image.size)
     if longest > _SIDE:
         image.thumbnail((_SIDE, _SIDE))
@@ -40,7 +57,4 @@ def picture(path: str) -> str:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     content = io.BytesIO()
     image.save(content, format="PNG", optimize=True)
-    data = base64.b64encode(content.getvalue()).decode()
-    return (
-        f'<img class="thumbnail" src="data:image/png;base64,{data}" alt="{name}" width="{image.width}" height="{image.height}">'
-    )
+    return content.getvalue(), image.size

@@ -3,9 +3,9 @@
 Axes: Q questions, N rows.
 """
 
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,16 +14,13 @@ from torch import Tensor
 from whence.data import Dataset, Example
 from whence.pipeline.stored import Asked, hit_of
 from whence.progress import meter
-from whence.report import Hit
-from whence.report.passages import pieces, strongest
 from whence.score import Top, Workers, joined_shards, merged_top, shard_scores
-from whence.serve.desk import Desk, Question, Token
+from whence.serve.desk import Desk
+from whence.serve.question import Question
 from whence.serve.shares import ShareSums
 
-__all__ = ["Asker", "Masks", "answered", "shown"]
+__all__ = ["Asker", "Masks", "answered"]
 
-# Characters of an example that are shown first.
-_PASSAGE = 260
 _KEPT_MASKS = 32
 
 
@@ -68,24 +65,21 @@ class Masks:
 
 
 def answered(
-    desk: Desk, askers: Sequence[Asker], prepared: Sequence[tuple[Example, list[Token]]], masks: Masks
+    desk: Desk, askers: Sequence[Asker], prepared: Sequence[tuple[Example, dict[str, Any]]], masks: Masks
 ) -> list[dict[str, Any] | None]:
     """Answers to several questions at once.
 
     Args:
         desk: Who is asked.
         askers: Who asks.
-        prepared: Each one's example and tokens, from `Desk.example`.
+        prepared: Each one's example and what an answer says of it, from `Desk.example`.
         masks: Rows by filter.
 
     Returns:
         Per asker what the log keeps, without training text; None for those that nobody waits for any more.
     """
     started = time.monotonic()
-    examples = [
-        Example(str(place), example.fields, example.length, text=example.text, prompt=example.prompt)
-        for place, (example, _) in enumerate(prepared)
-    ]
+    examples = [dataclasses.replace(example, id=str(place)) for place, (example, _) in enumerate(prepared)]
     keep = [masks.of(asker.question) for asker in askers]
     for asker in askers:
         asker.report("gradients", 0, 1)
@@ -100,16 +94,13 @@ def answered(
         if sides is None:
             found.append(None)
             continue
-        question, tokens = asker.question, prepared[place][1]
+        question, told = asker.question, prepared[place][1]
         found.append(
             {
                 "store": desk.name,
-                "prompt": question.prompt,
-                "completion": question.completion,
-                "token": question.token,
+                **told,
                 "k": question.k,
-                "filter": asdict(question.filter),
-                "tokens": [{"start": token.start, "stop": token.stop, "is_scored": bool(token.is_scored)} for token in tokens],
+                "filter": dataclasses.asdict(question.filter),
                 "measurement": float(asked.rows.values[place]),
                 "measurement_unit": desk.warm.task.unit,
                 "unit": asked.unit,
@@ -124,21 +115,6 @@ def answered(
             }
         )
     return found
-
-
-def shown(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
-    """An answer as it goes out: with the training texts of its hits, or, redacted, without anything made from them.
-
-    Args:
-        desk: Whose hits they are.
-        kept: What `answered` gave, or the log.
-        redacted: Whether training text stays here.
-
-    Returns:
-        The answer.
-    """
-    sides = {side: [_shown_hit(desk, hit, redacted=redacted) for hit in kept[side]] for side in ("proponents", "opponents")}
-    return {**kept, **sides, "redacted": redacted}
 
 
 def _scan(
@@ -192,7 +168,7 @@ def _scan_by(
     if found is None or found.up_QG is None or found.down_QG is None:
         return None
     sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
-    sums.up_QS, sums.down_QS = found.up_QG, found.down_QG
+    sums.sums_QS2 = torch.stack([found.up_QG, found.down_QG], 2)
     return found.high, found.low, sums
 
 
@@ -224,20 +200,3 @@ def _sides(asked: Asked, asker: Asker, place: int, high: Top, low: Top) -> list[
             side.append(hit)
         found.append(side)
     return found
-
-
-def _shown_hit(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
-    row = kept["row"]
-    hit = hit_of(desk.warm.store, row, kept["score"])
-    found: dict[str, Any] = {"id": hit.id, "row": row, "score": hit.score, "source": hit.source}
-    if desk.catalog.time_N is not None and desk.catalog.time_N[row] == desk.catalog.time_N[row]:
-        found["time"] = float(desk.catalog.time_N[row])
-    if redacted:
-        return found
-    spans, scores = zip(*kept["tokens"], strict=True) if kept["tokens"] else ((), ())
-    scored = Hit(hit.id, row, hit.score, hit.source, hit.text, hit.span, tuple(map(tuple, spans)), tuple(scores))
-    parts = pieces(scored)
-    found |= {"text": hit.text, "passage": list(strongest(scored, parts, _PASSAGE))}
-    found |= {"span": list(hit.span)} if hit.span is not None else {}
-    tokens = [{"span": [part.start, part.stop], "score": part.score, "strength": part.strength} for part in parts]
-    return found | ({"tokens": tokens} if scored.token_scores else {})

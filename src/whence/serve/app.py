@@ -1,6 +1,7 @@
 """The service's paths."""
 
 import asyncio
+import base64
 import contextlib
 import secrets
 import time
@@ -15,21 +16,24 @@ from starlette.exceptions import HTTPException
 
 import whence
 from whence.errors import BadInput, WhenceError
-from whence.serve.answer import shown
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk, Question
+from whence.serve.desk import Desk
 from whence.serve.failures import error_body, failed
 from whence.serve.guard import Guard
 from whence.serve.line import Cancelled, Full, Job, Line, TooLate
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
-from whence.serve.schemas import Ask, Attribute, question_of
+from whence.serve.question import Question
+from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
+from whence.serve.shown import shown
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]
 
 _DAY = 86_400.0
+# Base64 takes four bytes for three.
+_ITEM_BYTES = 4
 _SHOWN_SOURCES = 100
 _Time = Annotated[str | None, Query(max_length=40)]
 _DESCRIPTION = (
@@ -69,7 +73,8 @@ def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, toke
 
     app = FastAPI(
         title="whence", version=whence.__version__, description=_DESCRIPTION, lifespan=lifespan,
-        docs_url=None, redoc_url=None, redirect_slashes=False, max_body_size=config.max_body_bytes,
+        docs_url=None, redoc_url=None, redirect_slashes=False,
+        max_body_size=config.max_body_bytes + _ITEM_BYTES * config.max_image_bytes // 3,
     )  # fmt: skip
     app.include_router(_pages())
     app.include_router(_api(service))
@@ -86,7 +91,9 @@ class _Service:
         self.desks, self.config = desks, config
         self.metrics = Metrics()
         self.log = QueryLog(config.log, retention_days=config.retention_days)
-        self.line = Line(desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch)
+        self.line = Line(
+            desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted
+        )
         self.jobs: dict[str, Job] = {}
 
     def desk(self, name: str) -> Desk:
@@ -95,7 +102,9 @@ class _Service:
         return self.desks[name]
 
     def job(self, name: str, question: Question) -> Job:
-        return Job(secrets.token_urlsafe(12), self.desk(name), question, time.monotonic() + self.config.seconds)
+        desk = self.desk(name)
+        desk.check(question)
+        return Job(_new_id(), desk, question, time.monotonic() + self.config.seconds)
 
     async def answer(self, request: Request, job: Job) -> Response:
         """Have a job done: as one answer, or as events if the request accepts these.
@@ -106,7 +115,7 @@ class _Service:
         self.jobs[job.id] = job
         job.future.add_done_callback(lambda _: self.jobs.pop(job.id, None))
         is_streamed = "text/event-stream" in request.headers.get("accept", "")
-        stream = events(job, self.shown) if is_streamed else None
+        stream = events(job) if is_streamed else None
         try:
             self.line.put(job)
         except Full:
@@ -114,15 +123,16 @@ class _Service:
             raise
         if stream is not None:
             return StreamingResponse(stream, media_type="text/event-stream")
-        kept = await waited(job, request)
-        return JSONResponse(await asyncio.to_thread(self.shown, kept))
-
-    def shown(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        return shown(self.desk(kept["store"]), kept, redacted=self.config.redacted)
+        return JSONResponse(await waited(job, request))
 
     def close(self) -> None:
         self.line.close(self.config.drain_seconds)
         self.log.close()
+
+
+def _new_id() -> str:
+    # In the order of time, so that the log grows at one end; and with 72 bits that nobody guesses.
+    return base64.urlsafe_b64encode(int(1000 * time.time()).to_bytes(6)).decode() + secrets.token_urlsafe(9)
 
 
 def _pages() -> APIRouter:
@@ -165,7 +175,10 @@ def _api(service: _Service) -> APIRouter:
 
     @router.get("/v1/stores", summary="The stores: what they are, what was verified and what was not")
     async def stores() -> dict[str, Any]:
-        limits = {name: getattr(service.config, name) for name in ("max_k", "max_new_tokens", "max_characters", "seconds")}
+        limits = {
+            name: getattr(service.config, name)
+            for name in ("max_k", "max_new_tokens", "max_characters", "max_image_bytes", "seconds")
+        }
         return {
             "stores": [desk.facts() for desk in service.desks.values()],
             "redacted": service.config.redacted,
@@ -176,13 +189,26 @@ def _api(service: _Service) -> APIRouter:
     async def store(store: str) -> dict[str, Any]:
         return service.desk(store).facts()
 
-    @router.post("/v1/stores/{store}/ask", summary="Write an answer and attribute it")
+    small = service.config.max_body_bytes
+
+    @router.post("/v1/stores/{store}/ask", summary="Write an answer and attribute it", max_body_size=small)
     async def ask(store: str, body: Ask, request: Request) -> Response:
         return await service.answer(request, service.job(store, question_of(body, service.config)))
 
-    @router.post("/v1/stores/{store}/attribute", summary="Attribute a completion, or one token of it")
+    @router.post("/v1/stores/{store}/attribute", summary="Attribute a completion, or one token of it", max_body_size=small)
     async def attribute(store: str, body: Attribute, request: Request) -> Response:
         return await service.answer(request, service.job(store, question_of(body, service.config)))
+
+    @router.post("/v1/stores/{store}/attribute-item", summary="Attribute the label of a text, or an image")
+    async def attribute_item(store: str, body: AttributeItem, request: Request) -> Response:
+        return await service.answer(request, service.job(store, question_of(body, service.config)))
+
+    # Not below the example: ids may end in anything.
+    @router.get("/v1/stores/{store}/images/{example:path}", summary="A training image, small, as PNG", response_class=Response)
+    def image(store: str, example: str) -> Response:
+        desk = service.desk(store)
+        row = None if service.config.redacted else desk.catalog.row_of(example)
+        return _png(None if row is None else desk.picture(row))
 
     @router.get("/v1/stores/{store}/examples/{example:path}", summary="A training example by its id")
     def example(store: str, example: str) -> dict[str, Any]:
@@ -200,9 +226,14 @@ def _api(service: _Service) -> APIRouter:
     def answer(answer: str) -> dict[str, Any]:
         kept = service.log.answer(answer)
         desk = service.desks.get(kept["store"]) if kept else None
-        if kept is None or desk is None or desk.warm.store.blueprint.digest() != kept["digest"]:
+        if kept is None or desk is None or desk.digest != kept["digest"]:
             raise HTTPException(404, "no such answer: too old, of another service, or of a store that has changed since")
-        return service.shown(kept)
+        return shown(desk, [kept], redacted=service.config.redacted)[0]
+
+    @router.get("/v1/answers/{answer}/image", summary="The image that was asked about, small, as PNG", response_class=Response)
+    def asked_image(answer: str) -> Response:
+        kept = service.log.answer(answer) or {}
+        return _png(base64.b64decode(kept.get("item", {}).get("thumbnail", "")) or None)
 
     @router.post("/v1/answers/{answer}/cancel", summary="Stop working on an answer")
     async def cancel(answer: str) -> dict[str, Any]:
@@ -213,6 +244,12 @@ def _api(service: _Service) -> APIRouter:
         return {"id": answer, "cancelled": True}
 
     return router
+
+
+def _png(content: bytes | None) -> Response:
+    if content is None:
+        raise HTTPException(404, "no image to show here")
+    return Response(content, media_type="image/png")
 
 
 def _example(desk: Desk, name: str, *, redacted: bool) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
@@ -45,6 +47,8 @@ class Client:
         *,
         store: str | None = None,
         max_tokens: int = 40,
+        temperature: float = 0.0,
+        seed: int | None = None,
         k: int = 10,
         tokens: bool = False,
         sources: Sequence[str] = (),
@@ -59,6 +63,8 @@ class Client:
             prompt: What the model goes on from.
             store: Name of the store; may be left out where there is one.
             max_tokens: Tokens to write at most.
+            temperature: 0 for the likeliest token at each step; else tokens are drawn, at 1 as often as the model says.
+            seed: Of the draws; None for a new one, which the answer names.
             k: Hits on each side.
             tokens: Whether hits get a score per token.
             sources: Only examples of these sources (or patterns with * and ?) are hits.
@@ -70,7 +76,7 @@ class Client:
         Returns:
             The answer, as docs/serve.md describes it.
         """
-        body = {"prompt": prompt, "max_tokens": max_tokens, "k": k, "tokens": tokens}
+        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "k": k, "tokens": tokens}
         return self._asked(store, "ask", body, _filter(sources, text, since, until), on_progress)
 
     def attribute(
@@ -108,6 +114,51 @@ class Client:
         """
         body = {"prompt": prompt, "completion": completion, "token": token, "k": k, "tokens": tokens}
         return self._asked(store, "attribute", body, _filter(sources, text, since, until), on_progress)
+
+    def attribute_item(
+        self,
+        *,
+        text: str = "",
+        image: str | Path | bytes = b"",
+        example: str = "",
+        label: str | int | None = None,
+        store: str | None = None,
+        k: int = 10,
+        sources: Sequence[str] = (),
+        since: str | None = None,
+        until: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Have the label of a text or of an image attributed, or an image of a diffusion model; one of text, image and example.
+
+        Args:
+            text: For a store of texts.
+            image: For a store of images: a PNG or JPEG file, by its path or its bytes.
+            example: Or the id of the training example whose image is asked about.
+            label: A class by name or number; None for the one that the model sees.
+            store: As in `ask`.
+            k: As in `ask`.
+            sources: As in `ask`.
+            since: As in `ask`.
+            until: As in `ask`.
+            on_progress: As in `ask`.
+
+        Returns:
+            As `ask` does, with `item`.
+
+        Raises:
+            BadInput: If the file cannot be read.
+        """
+        try:
+            content = b64encode(image if isinstance(image, bytes) else Path(image).read_bytes()).decode()
+        except OSError as error:
+            raise BadInput(
+                found=f"the image {image!s}, which cannot be read ({error.strerror})",
+                needed="a PNG or JPEG file",
+                do="check the path",
+            ) from error
+        body = {"text": text, "image": content, "example": example, "label": label, "k": k}
+        return self._asked(store, "attribute-item", body, _filter(sources, "", since, until), on_progress)
 
     def query(self, queries: Iterable[Any], *, store: str | None = None, k: int = 10, tokens: bool = False) -> Hits:
         """What `whence.query` gives, from the service.
@@ -166,7 +217,12 @@ class Client:
             pass
 
     def _asked(
-        self, store: str | None, verb: Literal["ask", "attribute"], body: dict[str, Any], chosen: Any, listener: Progress | None
+        self,
+        store: str | None,
+        verb: Literal["ask", "attribute", "attribute-item"],
+        body: dict[str, Any],
+        chosen: Any,
+        listener: Progress | None,
     ) -> dict[str, Any]:
         path = f"/v1/stores/{self._store(store)}/{verb}"
         if listener is None:

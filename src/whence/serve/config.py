@@ -22,6 +22,7 @@ class ServeConfig:
         retention_days: Age at which answers are deleted from the log.
         max_body_bytes: Largest body of a request.
         max_characters: Characters of a prompt, and of a completion, at most; the model's context is a limit of its own.
+        max_image_bytes: Largest file of an uploaded image.
         max_k: Most hits on each side.
         max_new_tokens: Most tokens that one request may have generated.
         max_waiting: Requests that may wait; more are answered with 503 and Retry-After.
@@ -44,6 +45,7 @@ class ServeConfig:
     retention_days: float = 30.0
     max_body_bytes: int = 1 << 16
     max_characters: int = 20_000
+    max_image_bytes: int = 4 << 20
     max_k: int = 100
     max_new_tokens: int = 256
     max_waiting: int = 64
@@ -55,8 +57,8 @@ class ServeConfig:
 
     def __post_init__(self):
         for name in (
-            "retention_days", "max_body_bytes", "max_characters", "max_k", "max_new_tokens", "max_waiting", "batch", "seconds",
-            "drain_seconds",
+            "retention_days", "max_body_bytes", "max_characters", "max_image_bytes", "max_k", "max_new_tokens", "max_waiting", "batch",
+            "seconds", "drain_seconds",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise BadInput(found=f"{name}={getattr(self, name)}", needed="more than 0", do="raise it, or leave it out")

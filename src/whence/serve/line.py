@@ -6,17 +6,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from whence.errors import WhenceError
 from whence.serve.answer import Masks, answered
-from whence.serve.desk import Desk, Question
+from whence.serve.desk import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.question import Question
+from whence.serve.shown import shown
 
 __all__ = ["Cancelled", "Full", "Job", "Line", "TooLate"]
 
+# The next scan waits for company for so long after the last one, as a share of what that took.
+_PATIENCE = 0.25
 _logger = logging.getLogger("whence.serve")
 
 
@@ -50,7 +54,7 @@ class Job:
         question: What is asked; once the model has written a completion, with that.
         deadline: When it is given up, by `time.monotonic`.
         listener: Told how far it is, from another thread; None if nobody wants to know.
-        future: The answer as the log keeps it.
+        future: The answer as it goes out.
     """
 
     id: str
@@ -63,8 +67,8 @@ class Job:
 
     @property
     def is_written(self) -> bool:
-        """Whether the completion is the asker's own."""
-        return self.question.completion is not None
+        """Whether there is nothing for the model to write first."""
+        return self.question.completion is not None or self.question.item is not None
 
     @property
     def is_wanted(self) -> bool:
@@ -85,7 +89,9 @@ class Job:
 class Line:
     """Questions wait here; those for one store that wait together share a scan.
 
-    Nothing is held back to wait for company: while one scan runs, the next one's questions gather.
+    While one scan runs, the next one's questions gather. Where several shared the last one, the next waits for as many, but only for a
+    part of the time that a scan takes: whoever was just answered may ask again, and who misses a scan waits for a whole one. A question
+    that comes alone is not held back.
 
     Args:
         desks: Stores by name.
@@ -93,16 +99,29 @@ class Line:
         metrics: What is counted.
         max_waiting: Most questions that may wait.
         batch: Most questions of one scan.
+        redacted: Whether training text stays here.
     """
 
-    def __init__(self, desks: Mapping[str, Desk], log: QueryLog, metrics: Metrics, *, max_waiting: int, batch: int):
-        self.log, self.metrics = log, metrics
+    def __init__(
+        self,
+        desks: Mapping[str, Desk],
+        log: QueryLog,
+        metrics: Metrics,
+        *,
+        max_waiting: int,
+        batch: int,
+        redacted: bool = False,
+    ):
+        self.log, self.metrics, self.redacted = log, metrics, redacted
         self.max_waiting, self.batch = max_waiting, batch
         self.masks = {name: Masks(desk) for name, desk in desks.items()}
         self.waiting: deque[Job] = deque()
         self.changed = threading.Condition()
         self.is_closing = False
+        self.keeper = ThreadPoolExecutor(1, "whence-log")
         self.seconds_each = 0.1
+        # Questions that were here when the last scan ended, and until when the next one waits for as many.
+        self.company, self.patient_until = 0, 0.0
         self.thread = threading.Thread(target=self._work, name="whence-line", daemon=True)
         self.thread.start()
 
@@ -129,6 +148,7 @@ class Line:
             self.is_closing = True
             self.changed.notify()
         self.thread.join(seconds)
+        self.keeper.shutdown(wait=False)
 
     def _work(self) -> None:
         while True:
@@ -137,12 +157,20 @@ class Line:
                     self.changed.wait()
                 if not self.waiting:
                     return
+                self._gather()
                 jobs = self._next()
                 self.metrics.waiting.set(len(self.waiting))
             started = time.monotonic()
             self._run(jobs)
-            spent = (time.monotonic() - started) / len(jobs)
-            self.seconds_each += 0.2 * (spent - self.seconds_each)
+            ended = time.monotonic()
+            self.seconds_each += 0.2 * ((ended - started) / len(jobs) - self.seconds_each)
+            self.company = min(self.batch, jobs[0].desk.at_once, len(jobs) + len(self.waiting))
+            self.patient_until = ended + _PATIENCE * (ended - started)
+
+    def _gather(self) -> None:
+        """Wait for those who were just answered."""
+        while len(self.waiting) < self.company and not self.is_closing and (left := self.patient_until - time.monotonic()) > 0:
+            self.changed.wait(left)
 
     def _next(self) -> list[Job]:
         """The first that waits, and those behind it that it can share a scan with."""
@@ -178,7 +206,11 @@ class Line:
             answers = [
                 (job, self._kept(job, answer)) for (job, _), answer in zip(ready, found, strict=True) if answer is not None
             ]
-            self.log.add([answer for _, answer in answers])
+            kept = [answer for _, answer in answers]
+            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
+            keeping = self.keeper.submit(self.log.add, kept)
+            texts = shown(ready[0][0].desk, kept, redacted=self.redacted)
+            keeping.result()
         except Exception as error:  # noqa: BLE001
             # Whoever caused it must not take the others along.
             for job, _ in ready if len(ready) > 1 else ():
@@ -186,7 +218,7 @@ class Line:
             for job, _ in ready if len(ready) == 1 else ():
                 _fail(job, error)
             return
-        for job, answer in answers:
+        for (job, _), answer in zip(answers, texts, strict=True):
             if not job.future.done():
                 job.future.set_result(answer)
         for job, _ in ready:
@@ -200,7 +232,7 @@ class Line:
             job.report("writing", count, job.question.max_tokens)
 
         wrote = None
-        if job.question.completion is None:
+        if not job.is_written:
             wrote = job.desk.write(job.question, on_token)
             job.question = dataclasses.replace(job.question, completion=wrote)
             if job.listener is not None:
@@ -210,7 +242,7 @@ class Line:
         return job.desk.example(job.question)
 
     def _kept(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return {"id": job.id, "time": time.time(), "digest": job.desk.warm.store.blueprint.digest(), **answer}
+        return {"id": job.id, "time": time.time(), "digest": job.desk.digest, **answer}
 
 
 def _fail(job: Job, error: Exception) -> None:

@@ -45,6 +45,8 @@ FROM shares JOIN queries ON queries.id = shares.query
 WHERE store = ? AND time >= ? AND time < ?
 GROUP BY source ORDER BY 2 DESC, 1 LIMIT ?
 """
+_COLUMNS = ("id", "time", "store", "digest", "prompt", "completion", "measurement", "seconds")
+_SUMS = ("source", "positive", "negative")
 _DAY = 86_400.0
 # Old answers are looked for this often.
 _PURGE_SECONDS = 3_600.0
@@ -89,15 +91,14 @@ class QueryLog:
             answers: What `answered` gives, with id, time and digest.
         """
         with self.writing, self.writer:
-            for answer in answers:
-                columns = [
-                    answer[name] for name in ("id", "time", "store", "digest", "prompt", "completion", "measurement", "seconds")
-                ]
-                self.writer.execute("INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [*columns, json.dumps(answer)])
-                self.writer.executemany(
-                    "INSERT INTO shares VALUES (?, ?, ?, ?)",
-                    [(answer["id"], one["source"], one["positive"], one["negative"]) for one in answer["shares"]],
-                )
+            self.writer.executemany(
+                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*(answer[name] for name in _COLUMNS), json.dumps(answer)) for answer in answers],
+            )
+            self.writer.executemany(
+                "INSERT INTO shares VALUES (?, ?, ?, ?)",
+                [(answer["id"], *(one[name] for name in _SUMS)) for answer in answers for one in answer["shares"]],
+            )
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
 

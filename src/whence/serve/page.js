@@ -42,24 +42,61 @@ function fail(error) {
 
 const list = (words) => words.split(",").map((word) => word.trim()).filter(Boolean);
 
-function request(token) {
+const chosen = () => state.stores.find((one) => one.name === $("store").value);
+
+async function request(token) {
+  const kind = token === null ? chosen().kind : "completion";
+  if (kind !== "completion") return requestItem(kind);
   const body = { prompt: $("prompt").value, k: Number($("k").value) || 8, tokens: $("tokens").checked && !state.redacted };
   body.filter = { sources: list($("sources").value), text: $("text").value, since: $("since").value || null, until: $("until").value || null };
   if (token !== null) return { ...body, prompt: state.answer.prompt, completion: state.answer.completion, token };
   if ($("completion").value) return { ...body, completion: $("completion").value };
-  return { ...body, max_tokens: Number($("max-tokens").value) || 40 };
+  return { ...body, max_tokens: Number($("max-tokens").value) || 40, temperature: Number($("temperature").value) || 0 };
+}
+
+async function requestItem(kind) {
+  const body = { label: $("label").value || null, k: Number($("k").value) || 8 };
+  body.filter = { sources: list($("sources").value), since: $("since").value || null, until: $("until").value || null };
+  if (kind === "text") return { ...body, text: $("prompt").value, filter: { ...body.filter, text: $("text").value } };
+  const file = $("image").files[0];
+  if (!file) return { ...body, example: $("example").value.trim() };
+  if (file.size > state.limits.max_image_bytes) throw new Error(`Found an image of ${file.size.toLocaleString("en")} bytes; needed at most ${state.limits.max_image_bytes.toLocaleString("en")}.`);
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  let binary = "";
+  for (let at = 0; at < bytes.length; at += 32768) binary += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  return { ...body, image: btoa(binary) };
+}
+
+// Images are fetched with the token and drawn: the page's policy lets none in from elsewhere, not even as data.
+async function draw(canvas, blob) {
+  const bitmap = await createImageBitmap(blob);
+  const longest = Math.max(bitmap.width, bitmap.height);
+  // Images of few pixels are drawn larger, each pixel a square.
+  const scale = longest > 256 ? 256 / longest : longest <= 64 ? Math.floor(128 / longest) : 1;
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = scale < 1;
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  canvas.hidden = false;
+  bitmap.close();
+}
+
+async function drawFrom(canvas, path) {
+  try { await draw(canvas, await (await call(path)).blob()); } catch { canvas.replaceWith(make("p", { class: "muted none" }, "No image can be shown here.")); }
 }
 
 async function ask(token = null) {
   if (state.running) return;
-  const body = request(token);
   const store = token === null ? $("store").value : state.answer.store;
   const control = new AbortController();
   state.running = { control, id: null };
   busy(true);
   $("status").textContent = "in the line";
   try {
-    const response = await call(`v1/stores/${encodeURIComponent(store)}/${"completion" in body ? "attribute" : "ask"}`, {
+    const body = await request(token);
+    const verb = "label" in body ? "attribute-item" : "completion" in body ? "attribute" : "ask";
+    const response = await call(`v1/stores/${encodeURIComponent(store)}/${verb}`, {
       method: "POST", body: JSON.stringify(body), signal: control.signal,
       headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
     });
@@ -131,7 +168,19 @@ function show(answer) {
   shares(answer);
 }
 
+function saidItem(answer) {
+  const { label, is_predicted: isPredicted } = answer.item;
+  const parts = answer.prompt ? [make("span", { class: "asked" }, answer.prompt), " "] : [];
+  if (label) parts.push(make("b", {}, label));
+  else if (!answer.prompt) parts.push(answer.item.example || "This image");
+  $("said").replaceChildren(...parts);
+  $("hint").textContent = label ? (isPredicted ? "The label is the one that the model sees." : "The label is the one that was asked about.") : "";
+}
+
 function said(answer) {
+  $("asked-image").hidden = true;
+  if (answer.item?.image) drawFrom($("asked-image"), answer.item.image);
+  if (answer.item) return saidItem(answer);
   const whole = make("span", { class: "asked" }, answer.prompt);
   const parts = [whole];
   let at = 0;
@@ -180,9 +229,13 @@ function row(hit, rank, peak) {
     make("td", {}, origin, example(hit)));
 }
 
-// What an example looks like. A store of images would show one here.
 function example(hit) {
-  if (hit.text === undefined) return make("p", { class: "muted none" }, "This service does not show training text.");
+  if (hit.image) {
+    const canvas = make("canvas", { class: "thumb", role: "img", "aria-label": "training image " + hit.id });
+    drawFrom(canvas, hit.image);
+    return canvas;
+  }
+  if (hit.text === undefined) return make("p", { class: "muted none" }, "This service does not show training data.");
   if (!hit.text) return make("p", { class: "muted none" }, "The store keeps no text for this example.");
   const [start, stop] = hit.passage;
   const length = Array.from(hit.text).length;
@@ -240,29 +293,52 @@ function facts(into, pairs) {
 }
 
 function about() {
-  const store = state.stores.find((one) => one.name === $("store").value);
+  const store = chosen();
   if (!store) return;
   $("about").hidden = false;
+  kindOf(store);
   facts($("store-facts"), {
     examples: store.num_examples.toLocaleString("en"), sources: store.num_sources.toLocaleString("en"), method: store.method, "a row": `${store.bytes_per_example.toLocaleString("en")} bytes`,
-    model: `${store.model} (weights ${store.weights.slice(0, 12)})`, context: `${store.context.toLocaleString("en")} tokens`, tracked: store.coverage, damping: store.damping,
+    model: `${store.model} (weights ${store.weights.slice(0, 12)})`, ...(store.context === null ? {} : { context: `${store.context.toLocaleString("en")} tokens` }), tracked: store.coverage, damping: store.damping,
   });
   for (const [id, lines] of [["verified", store.verified], ["not-verified", store.not_verified]]) $(id).replaceChildren(...lines.map((line) => make("li", {}, line)));
   for (const field of document.querySelectorAll(".time")) field.hidden = !store.has_times;
   const buttons = store.questions.map((question) => {
-    const button = make("button", { type: "button", title: question.prompt + question.completion }, question.prompt.length > 60 ? question.prompt.slice(0, 58) + " …" : question.prompt);
+    const name = question.prompt || question.example;
+    const button = make("button", { type: "button", title: name + (question.completion || "") }, name.length > 60 ? name.slice(0, 58) + " …" : name);
     button.addEventListener("click", () => { fill(question); ask(); });
     return button;
   });
   $("questions").replaceChildren($("questions").firstElementChild, ...buttons);
   $("questions").hidden = !buttons.length;
-  if (buttons.length) $("prompt").placeholder = store.questions[0].prompt;
-  if (buttons.length) $("completion").placeholder = store.questions[0].completion;
+  $("prompt").placeholder = store.questions[0]?.prompt || "";
+  $("completion").placeholder = store.questions[0]?.completion || "";
+  $("example").placeholder = store.questions[0]?.example || "";
 }
 
-function fill({ prompt, completion }) {
+const INTRO = {
+  completion: $("intro").textContent,
+  text: "Write a text. Below stand the training examples that make the model give it its label, with how much each one counts.",
+  image: "Choose an image. Below stand the training images that make the model see it as it does, with how much each one counts.",
+};
+
+function kindOf(store) {
+  for (const field of document.querySelectorAll("[data-kind]")) field.hidden = !field.dataset.kind.split(" ").includes(store.kind);
+  $("tokens-row").hidden ||= state.redacted;
+  $("text-row").hidden = state.redacted || store.kind === "image";
+  $("intro").textContent = INTRO[store.kind];
+  $("prompt-label").textContent = store.kind === "text" ? "Text" : "Prompt";
+  $("label-hint").hidden = !store.sees_labels;
+  $("labels").replaceChildren(...store.labels.map((label) => make("option", { value: label })));
+}
+
+function fill({ prompt, completion, item, example, label }) {
   $("prompt").value = prompt;
-  $("completion").value = completion || "";
+  $("completion").value = item ? "" : completion || "";
+  $("example").value = item ? item.example : example || "";
+  $("label").value = item ? (item.is_predicted ? "" : item.label) : label || "";
+  if (!item || item.example) $("image").value = "";
+  if (!$("image").files.length) $("preview").hidden = true;
 }
 
 async function reopen() {
@@ -270,8 +346,8 @@ async function reopen() {
   if (!/^[\w-]{8,}$/.test(id) || (state.answer && state.answer.id === id)) return;
   try {
     const answer = await (await call("v1/answers/" + encodeURIComponent(id))).json();
-    fill(answer);
     $("store").value = answer.store;
+    fill(answer);
     $("sources").value = answer.filter.sources.map((source) => source.replaceAll(",", "?")).join(", ");
     $("text").value = answer.filter.text;
     for (const name of ["since", "until"]) $(name).value = answer.filter[name] === null ? "" : new Date(1000 * answer.filter[name]).toISOString().slice(0, 10);
@@ -295,8 +371,7 @@ async function begin() {
     $("store-row").hidden = found.stores.length < 2;
     $("k").max = found.limits.max_k;
     $("max-tokens").max = found.limits.max_new_tokens;
-    $("tokens-row").hidden = $("text-row").hidden = found.redacted;
-    $("health").textContent = "The service answers." + (found.redacted ? " It shows ids, values and shares, and no training text." : "");
+    $("health").textContent = "The service answers." + (found.redacted ? " It shows ids, values and shares, and no training data." : "");
     $("error").hidden = $("token-form").hidden = true;
     about();
     await reopen();
@@ -305,15 +380,23 @@ async function begin() {
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const store = state.stores.find((one) => one.name === $("store").value);
+  const store = chosen();
+  const isEmpty = store?.kind === "image" ? !$("image").files.length && !$("example").value : !$("prompt").value && !$("completion").value;
   // The placeholder is the first question: asking nothing asks that.
-  if (!$("prompt").value && !$("completion").value && store?.questions.length) fill(store.questions[0]);
-  if ($("prompt").value || $("completion").value) ask(); else $("prompt").focus();
+  if (isEmpty && store?.questions.length) fill(store.questions[0]);
+  else if (isEmpty) { $(store?.kind === "image" ? "image" : "prompt").focus(); return; }
+  ask();
 });
 $("prompt").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit(); });
 $("token-form").addEventListener("submit", (event) => { event.preventDefault(); sessionStorage.setItem("whence-token", $("token").value.trim()); begin(); });
 $("cancel").addEventListener("click", cancel);
 $("store").addEventListener("change", about);
+$("image").addEventListener("change", () => {
+  const file = $("image").files[0];
+  $("preview").hidden = true;
+  if (file) { $("example").value = ""; draw($("preview"), file).catch(() => fail(new Error("Found a file that is no image; needed a PNG or JPEG file."))); }
+});
+$("example").addEventListener("input", () => { $("image").value = ""; $("preview").hidden = true; });
 $("said").addEventListener("click", choose);
 $("said").addEventListener("keydown", choose);
 $("hint").addEventListener("click", (event) => { if (event.target.id === "whole") { $("prompt").value = state.answer.prompt; $("completion").value = state.answer.completion; ask(); } });

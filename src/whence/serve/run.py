@@ -1,5 +1,6 @@
 """Starting the service: stores by name, an address, and a stop that finishes what it began."""
 
+import gc
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,9 @@ def run_app(app: FastAPI, config: ServeConfig, ready: Callable[[str], None]) -> 
         "timeout_keep_alive": 15, "proxy_headers": False,
     }  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, **settings))
+    # What is loaded stays: looking through it for garbage again and again would take longer than most of what an answer takes.
+    gc.collect()
+    gc.freeze()
     # The socket listens from here on, so whoever is told the address is answered.
     listener.listen(socket.SOMAXCONN)
     ready(url)

@@ -1,5 +1,7 @@
 """What requests hold, with examples for the OpenAPI page."""
 
+import base64
+import secrets
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -7,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from whence.errors import BadInput
 from whence.serve.catalog import Filter, seconds_of
 from whence.serve.config import ServeConfig
-from whence.serve.desk import Question
+from whence.serve.question import Item, Question
 
-__all__ = ["ASKED", "Ask", "Attribute", "Filtering", "question_of"]
+__all__ = ["ASKED", "Ask", "Attribute", "AttributeItem", "Filtering", "question_of"]
 
 ASKED: dict[str, Any] = {
     "prompt": "json.dumps: If ``ensure_ascii``",
@@ -41,6 +43,16 @@ class Ask(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
     prompt: str = Field(min_length=1, pattern=_TEXT)
     max_tokens: int = Field(default=40, ge=1, description="Tokens to write at most.")
+    temperature: float = Field(
+        default=0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="0 for the likeliest token at each step, 1 to draw as the model says.",
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=1 << 53, description="Of the draws; left out, a new one, which the answer names."
+    )
     k: int = Field(default=10, ge=1, description="Hits on each side.")
     tokens: bool = Field(default=False, description="Score the tokens of every hit: the model runs on each again.")
     filter: Filtering = Filtering()
@@ -61,7 +73,25 @@ class Attribute(BaseModel):
     filter: Filtering = Filtering()
 
 
-def question_of(request: Ask | Attribute, config: ServeConfig) -> Question:
+class AttributeItem(BaseModel):
+    """Say which training examples make the model see a text or an image as it does."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"text": "a good day", "label": "positive", "k": 5}]}
+    )
+    text: str = Field(default="", pattern=_TEXT, description="For stores of texts.")
+    image: str = Field(default="", description="For stores of images: a PNG or JPEG file in base64.")
+    example: str = Field(
+        default="", max_length=4000, pattern=_TEXT, description="Or the id of the training example whose image is asked about."
+    )
+    label: str | int | None = Field(
+        default=None, description="A class by name or number; left out, the one that the model sees."
+    )
+    k: int = Field(default=10, ge=1, description="Hits on each side.")
+    filter: Filtering = Filtering()
+
+
+def question_of(request: Ask | Attribute | AttributeItem, config: ServeConfig) -> Question:
     """A request as a question, within the service's limits.
 
     Args:
@@ -75,7 +105,9 @@ def question_of(request: Ask | Attribute, config: ServeConfig) -> Question:
         BadInput: If it asks for more than the service gives.
     """
     completion = request.completion if isinstance(request, Attribute) else None
-    longest = max(len(request.prompt), len(completion or ""))
+    item = _item(request, config) if isinstance(request, AttributeItem) else None
+    prompt = "" if isinstance(request, AttributeItem) else request.prompt
+    longest = max(len(prompt), len(completion or ""), len(item.text) if item else 0)
     checks = [(longest, config.max_characters, "characters"), (request.k, config.max_k, "hits on each side")]
     if isinstance(request, Ask):
         checks.append((request.max_tokens, config.max_new_tokens, "tokens to write"))
@@ -89,23 +121,60 @@ def question_of(request: Ask | Attribute, config: ServeConfig) -> Question:
             needed="filters by source or time: a search would tell what the texts hold",
             do="leave it out",
         )
-    if config.redacted and request.tokens:
+    tokens = not isinstance(request, AttributeItem) and request.tokens
+    if config.redacted and tokens:
         raise BadInput(
             found="token scores on a redacted service",
             needed="scores of whole examples: tokens are parts of the texts",
             do="leave them out",
         )
     return Question(
-        prompt=request.prompt,
+        prompt=prompt,
         completion=completion,
+        item=item,
         token=request.token if isinstance(request, Attribute) else None,
         k=request.k,
-        tokens=request.tokens,
+        tokens=tokens,
         filter=Filter(
             sources=tuple(chosen.sources),
             text=chosen.text,
             since=None if chosen.since is None else seconds_of(chosen.since),
             until=None if chosen.until is None else seconds_of(chosen.until),
         ),
-        max_tokens=request.max_tokens if isinstance(request, Ask) else 1,
+        **(_writing(request) if isinstance(request, Ask) else {}),
     )
+
+
+def _writing(request: Ask) -> dict[str, Any]:
+    if request.seed is not None and not request.temperature:
+        raise BadInput(
+            found=f"seed {request.seed} with temperature 0",
+            needed="a temperature above 0 for draws",
+            do="raise it, or leave seed out",
+        )
+    seed = secrets.randbelow(1 << 32) if request.seed is None else request.seed
+    return {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": seed}
+
+
+def _item(request: AttributeItem, config: ServeConfig) -> Item:
+    given = [name for name in ("text", "image", "example") if getattr(request, name)]
+    if len(given) != 1:
+        raise BadInput(
+            found=" and ".join(given) or "nothing to ask about", needed="one of text, image and example", do="pass one"
+        )
+    if config.redacted and request.example:
+        raise BadInput(
+            found="a training example as the question on a redacted service",
+            needed="an image of one's own",
+            do="upload one",
+        )
+    try:
+        image = base64.b64decode(request.image, validate=True)
+    except ValueError:
+        raise BadInput(found="an image that is not in base64", needed="a PNG or JPEG file in base64", do="encode it") from None
+    if len(image) > config.max_image_bytes:
+        raise BadInput(
+            found=f"an image of {len(image):,} bytes", needed=f"at most {config.max_image_bytes:,}", do="make it smaller"
+        )
+    label = "" if request.label is None else str(request.label)
+    return Item(text=request.text, image=image, example=request.example, label=label)

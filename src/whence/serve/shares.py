@@ -34,15 +34,15 @@ class ShareSums:
     def __init__(self, sources: tuple[str, ...], source_N: np.ndarray, queries: int):
         self.sources = sources
         self.source_N = torch.from_numpy(source_N)
-        self.up_QS = torch.zeros(queries, len(sources), dtype=torch.float64)
-        self.down_QS = torch.zeros(queries, len(sources), dtype=torch.float64)
+        self.sums_QS2 = torch.zeros(queries, len(sources), 2, dtype=torch.float64)
 
     def add(self, start: int, scores_QN: Tensor) -> None:
         """Count the rows from `start` on."""
-        places_N = self.source_N[start : start + scores_QN.shape[1]].long()
-        scores_QN = scores_QN.double()
-        self.up_QS.index_add_(1, places_N, scores_QN.clamp_min(0))
-        self.down_QS.index_add_(1, places_N, scores_QN.clamp_max(0))
+        # Two places for every source, the second for scores below 0: one pass over the scores, which are many.
+        places_N = 2 * self.source_N[start : start + scores_QN.shape[1]].long()
+        size = 2 * len(self.sources)
+        for sums_S2, scores_N in zip(self.sums_QS2, scores_QN, strict=True):
+            sums_S2.view(-1).add_(torch.bincount(places_N + (scores_N < 0), scores_N.double(), size))
 
     def of(self, place: int) -> list[dict[str, Any]]:
         """What the sources of one query add up to, the largest first, the rest in one line.
@@ -50,11 +50,12 @@ class ShareSums:
         Returns:
             Mappings with the source, the sum of its positive scores, of its negative ones, and its share of all positive scores.
         """
-        up_S, down_S = self.up_QS[place], self.down_QS[place]
+        up_S, down_S = self.sums_QS2[place].unbind(1)
         total = float(up_S.sum()) or 1.0
         order = (up_S - down_S).argsort(descending=True, stable=True).tolist()
         listed, rest = order[:_LISTED], order[_LISTED:]
-        found = [_line(self.sources[one], float(up_S[one]), float(down_S[one]), total) for one in listed]
+        pairs = zip(listed, up_S[listed].tolist(), down_S[listed].tolist(), strict=True)
+        found = [_line(self.sources[one], up, down, total) for one, up, down in pairs]
         if rest:
             found.append(_line(OTHERS, float(up_S[rest].sum()), float(down_S[rest].sum()), total))
         return found

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -28,7 +28,7 @@ async def waited(job: Job, request: Request) -> dict[str, Any]:
         request: Whose connection is looked at.
 
     Returns:
-        The answer as the log keeps it.
+        The answer as it goes out.
 
     Raises:
         Cancelled: If nobody waits for it any more.
@@ -48,12 +48,11 @@ async def waited(job: Job, request: Request) -> dict[str, Any]:
     return future.result()
 
 
-def events(job: Job, shown: Callable[[Mapping[str, Any]], dict[str, Any]]) -> AsyncIterator[str]:
+def events(job: Job) -> AsyncIterator[str]:
     """Server-sent events of a job: `begun`, `progress`, `written`, then `answer` or `error`.
 
     Args:
         job: Not yet in the line: it is given a listener here.
-        shown: Makes what goes out of what the log keeps.
 
     Returns:
         The events. The job is cancelled if they are not taken to the end.
@@ -70,12 +69,10 @@ def events(job: Job, shown: Callable[[Mapping[str, Any]], dict[str, Any]]) -> As
 
     job.listener = listen
     job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(queue.put_nowait, None))
-    return _stream(job, shown, queue)
+    return _stream(job, queue)
 
 
-async def _stream(
-    job: Job, shown: Callable[[Mapping[str, Any]], dict[str, Any]], queue: "asyncio.Queue[dict[str, Any] | None]"
-) -> AsyncIterator[str]:
+async def _stream(job: Job, queue: "asyncio.Queue[dict[str, Any] | None]") -> AsyncIterator[str]:
     try:
         yield _event("begun", {"id": job.id})
         while True:
@@ -91,7 +88,7 @@ async def _stream(
             yield _event("written" if event["phase"] == "written" else "progress", event)
         error = job.future.exception() if job.future.done() else TooLate()
         if error is None:
-            yield _event("answer", await asyncio.to_thread(shown, job.future.result()))
+            yield _event("answer", job.future.result())
         else:
             status, body, _ = told(error)
             yield _event("error", {"status": status, **body})

@@ -6,7 +6,7 @@ import json
 import os
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -131,12 +131,20 @@ class Store:
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
-        seal, inside = self._locate(row)
-        offsets = self.tensors(seal, ["offsets"])["offsets"]
-        first, last = offsets[inside].item(), offsets[inside + 1].item()
-        with self._path(seal, ".jsonl").open("rb") as file:
-            file.seek(int(first))
-            return json.loads(file.read(int(last - first)))
+        return self.examples_of([row])[row]
+
+    def examples_of(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """What is known of some examples, by row; each shard's file is opened once."""
+        found: dict[int, dict[str, Any]] = {}
+        for place, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
+            seal, first = self.seals[place], self.starts[place]
+            offsets = self.tensors(seal, ["offsets"])["offsets"]
+            with self._path(seal, ".jsonl").open("rb") as file:
+                for row in inside:
+                    start, stop = offsets[row - first : row - first + 2].tolist()
+                    file.seek(start)
+                    found[row] = json.loads(file.read(stop - start))
+        return found
 
     def row(self, row: int) -> dict[str, Tensor]:
         """The tensors of one row, with a leading axis of one."""

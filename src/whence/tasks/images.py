@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.data import Example
 from whence.errors import BadInput
 
-__all__ = ["Preprocess", "image_inputs", "image_path", "image_sha256"]
+__all__ = ["Preprocess", "image_inputs", "image_path", "image_sha256", "prepared_image"]
 
 Preprocess = Callable[[Any], Tensor | np.ndarray | Mapping[str, Any]]
 """From a `PIL.Image.Image` in RGB to the model's input, or to a mapping of its keyword inputs. The same image gives the same result."""
@@ -68,6 +68,11 @@ def image_inputs(example: Example, preprocess: Preprocess | None) -> dict[str, A
             needed="a whole image of a kind that Pillow reads",
             do="mend the file or drop its record",
         ) from error
+    return prepared_image(image, preprocess)
+
+
+def prepared_image(image: Any, preprocess: Preprocess | None) -> dict[str, Any]:
+    """The model's inputs from an opened image; arguments and result as in `image_inputs`."""
     if preprocess is None:
         return {"inputs": np.asarray(image, np.float32).transpose(2, 0, 1) / 255}
     found = preprocess(image)
