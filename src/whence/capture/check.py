@@ -4,17 +4,19 @@ Two examples go through capture as one padded batch and through plain autograd o
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.capture.blocks import as_blocks
+from whence.capture.blocks import as_block
 from whence.capture.frozen import frozen
 from whence.capture.hooks import Objective, capture, objective_function
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
+from whence.spread import loaded_copies, whole
 from whence.tasks import AbstractTask
 
 __all__ = ["check_task"]
@@ -102,7 +104,7 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
     for column, example in enumerate(chosen):
-        with frozen(task.model), torch.enable_grad():
+        with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
@@ -111,14 +113,28 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             if value.requires_grad:
                 value.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
         alone[column] = value.detach().sum().double().cpu()
-        grads = {name: (torch.zeros_like(p) if p.grad is None else p.grad)[None] for name, p in parameters.items()}
+        grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.grad = held[name]
-        for index, (gradient,) in enumerate(as_blocks(plan, grads)):
+        for index, unit in enumerate(plan.units):
+            own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
+            gradient = as_block(plan, unit, own)[0].double()
             left_O, right_I = probes[index]
-            expected[index, column] = (left_O.double() @ gradient.double() @ right_I.double()).cpu()
-            norms[index, column] = gradient.double().norm().cpu()
+            expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
+            norms[index, column] = gradient.norm().cpu()
     return alone, expected, norms
+
+
+def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:
+    """The gradients of a parameter, or of the copies of it that were loaded for the pass, which add up to it."""
+    return [holder.grad for holder in copies.get(name, [parameter]) if holder.grad is not None]
+
+
+def _joined(gradients: list[Tensor], parameter: Tensor, device: torch.device) -> Tensor:
+    """A parameter's whole gradient, zeros if the loss did not reach it; of a sharded one all processes ask, unit by unit."""
+    if not gradients:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)
+    return whole(sum(gradients[1:], gradients[0])).to(device)
 
 
 def _check_values(task, together, alone, chosen, objective, tolerance, autocast) -> None:

@@ -1,12 +1,15 @@
 """A model as attribution needs it for a while: nothing random, nothing that trains, nothing slower than it must be."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from whence.spread import settle
 
 __all__ = ["frozen"]
 
@@ -20,36 +23,81 @@ _GELU = partial(nn.functional.gelu, approximate="tanh")
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel. Then all is as before.
 
+    Layers with gradient checkpointing switched on keep it, though Hugging Face takes evaluation mode for a reason to leave it out.
+
     Yields:
         Nothing.
     """
+    settle(model)
     modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # By owner: an offloaded parameter is another object after each pass.
+    grads = [(module, name, value.requires_grad) for module in model.modules() for name, value in _own(module)]
     inplace: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     composed: list[Any] = [module for module in model.modules() if _is_composed(module)]
+    checkpointed: list[Any] = [module for module in model.modules() if _is_checkpointed(module)]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in modes:
             module.training = False  # not eval(), which models may override
-        for parameter, _ in grads:
-            parameter.requires_grad_(False)
+        for module, name, flag in grads:
+            if flag:
+                module._parameters[name].requires_grad_(False)
         for module in inplace:
             module.inplace = False
         for module in composed:
             module.forward = _GELU
+        for module in checkpointed:
+            module.training = True
+            module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
         yield
     finally:
+        settle(model)
+        for module in checkpointed:
+            module._gradient_checkpointing_func = module._gradient_checkpointing_func.run
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
-        for parameter, flag in grads:
-            parameter.requires_grad_(flag)
+        for module, name, flag in grads:
+            value = module._parameters[name]
+            if value.requires_grad != flag:
+                value.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
         for module in composed:
             del module.forward
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """Checkpoints a layer of Hugging Face that is in evaluation mode while it runs, the second time too.
+
+    Args:
+        module: The layer, in training mode around it, which is what switches checkpointing on.
+        run: What checkpoints.
+    """
+
+    module: nn.Module
+    run: Callable[..., Any]
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def evaluating(*inputs: Any, **named: Any) -> Any:
+            self.module.training = False
+            try:
+                return function(*inputs, **named)
+            finally:
+                self.module.training = True
+
+        return self.run(evaluating, *args, **kwargs)
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in module._parameters.items() if value is not None]
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
 
 
 def _is_composed(module: nn.Module) -> bool:

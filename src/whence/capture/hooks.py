@@ -144,7 +144,7 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
         plan: The units.
         consume: As in `capture`.
         num_examples: Examples in the batch that is run.
-        device: Of the model.
+        device: Where pairs are handed out.
 
     Yields:
         What can be changed about the taps.
@@ -153,7 +153,7 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = TapMode()
     handles = [
-        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode), with_kwargs=True)
+        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode, device), with_kwargs=True)
         for layer in plan.layers
     ]
     try:
@@ -163,8 +163,10 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
             handle.remove()
 
 
-def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode):
+def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode, device: torch.device):
     def emit(inputs: Tensor, grad: Tensor) -> None:
+        # A model may be spread over devices; what is made of the pairs is in one place.
+        inputs, grad = inputs.to(device), grad.to(device)
         if mode.scale != 1.0:
             grad = grad * mode.scale
         inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))

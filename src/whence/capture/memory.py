@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.capture.hooks import capture
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.records import Pair
+from whence.spread import local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "in_halves"]
@@ -32,7 +33,7 @@ class Forecast:
     """What a build will take.
 
     Args:
-        model_bytes: Weights and buffers.
+        model_bytes: Weights and buffers that this process holds.
         bytes_per_position: Kept for the backward pass, per position of a batch.
         batch_positions: Positions per batch that fit in half of what is free, at most what the device has a use for.
         peak_bytes: Model and one batch.
@@ -98,11 +99,14 @@ def forecast(
     """
     longest = max(examples, key=lambda example: example.length)
     kept: dict[int, int] = {}
-    weights = {value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)}
+    state = [local(value) for value in task.model.state_dict().values() if isinstance(value, Tensor)]
+    weights = {value.untyped_storage().data_ptr() for value in state}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        # Weights that are gathered or loaded for the pass are parameters, or views of them, in other places than the model's own.
+        is_weight = any(isinstance(value, nn.Parameter) for value in (tensor, tensor._base))
+        if not is_weight and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -111,7 +115,7 @@ def forecast(
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         capture(task, plan, task.collate([longest]), ignore, num_examples=1, autocast=autocast)
-    model_bytes = sum(v.numel() * v.element_size() for v in task.model.state_dict().values() if isinstance(v, Tensor))
+    model_bytes = sum(value.numel() * value.element_size() for value in state if value.device.type != "meta")
     per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
     free = available_bytes(task.device) if room_bytes is None else min(room_bytes, available_bytes(task.device))
     fits = int(0.5 * free / per_position)
