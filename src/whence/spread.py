@@ -5,7 +5,7 @@ What reads weights or gradients from outside a pass goes through here.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "main_device",
     "named_weights",
     "refuse_sharded",
+    "refuse_split_ties",
     "refuse_wrapped",
     "settle",
     "whole",
@@ -144,6 +145,28 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         )
 
 
+def refuse_split_ties(model: nn.Module, tracked: Collection[str]) -> None:
+    """Refuse weights that the model ties and that are offloaded, which makes two parameters of one.
+
+    Args:
+        model: The model.
+        tracked: Names of the parameters that are attributed.
+
+    Raises:
+        Unsupported: If one of them is such a weight.
+    """
+    elsewhere = {name for name, *_ in _offloads(model)}
+    for prefix, module in model.named_modules() if elsewhere else ():
+        for pair in getattr(module, "all_tied_weights_keys", {}).items():  # as transformers names them
+            names = [f"{prefix}.{name}" if prefix else name for name in pair]
+            if any(name in elsewhere for name in names) and any(name in tracked for name in names):
+                raise Unsupported(
+                    found=f"the tied weights {names[0]!r} and {names[1]!r}, of which one is offloaded",
+                    needed="both on the device that they are used on, since offloaded they are no longer one parameter",
+                    do="give the modules of both a device in device_map, or leave them out with ignore=[...]",
+                )
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Refuse what hides a model's parameters or joins its gradients.
 
@@ -200,7 +223,11 @@ def _sharded_modules(model: nn.Module) -> Iterator[Any]:
 
 
 def _offloads(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any, str]]:
-    """Tensors that are loaded for a pass: name, the module that loads it, where from, and its name there."""
+    """Tensors that are loaded for a pass.
+
+    Yields:
+        Name, the module that loads it, where from, and its name there.
+    """
     for prefix, module in model.named_modules():
         for hook in _hooks(module):
             if hook.offload:

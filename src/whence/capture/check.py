@@ -98,13 +98,14 @@ def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[
 def _one_by_one(task, plan, chosen, probes, objective, autocast):
     """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
     function = objective_function(task, objective)
-    parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
-    held = {name: value.grad for name, value in parameters.items()}
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
     for column, example in enumerate(chosen):
         with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
+            # Asked each time: offloaded ones are other objects after a pass.
+            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+            held = {name: value.grad for name, value in parameters.items()}
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None

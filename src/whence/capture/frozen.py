@@ -43,7 +43,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = False  # not eval(), which models may override
         for module, name, flag in grads:
             if flag:
-                module._parameters[name].requires_grad_(False)
+                getattr(module, name).requires_grad_(False)
         for module in inplace:
             module.inplace = False
         for module in composed:
@@ -60,7 +60,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for module, name, flag in grads:
-            value = module._parameters[name]
+            value = getattr(module, name)
             if value.requires_grad != flag:
                 value.requires_grad_(flag)
         for module in inplace:

@@ -14,7 +14,7 @@ from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.records import Pair
-from whence.spread import local
+from whence.spread import is_sharded, local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "in_halves"]
@@ -125,18 +125,19 @@ def forecast(
     return Forecast(model_bytes, per_position, positions, model_bytes + positions * per_position, free)
 
 
-def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) -> list[Result]:
+def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result], model: nn.Module) -> list[Result]:
     """Run on all items at once, or, where memory does not suffice, on halves, quarters and so on.
 
     Args:
         items: What to run on.
         run: Called with a part of them; must not keep anything from a call that failed.
+        model: What runs. One that is split over processes has to run equally often in all of them, so nothing is halved there.
 
     Returns:
         One result per part, in order.
 
     Raises:
-        OutOfMemory: If a single item does not fit.
+        OutOfMemory: If a single item does not fit, or the model is split and a batch does not.
         RuntimeError: Whatever else `run` raises.
     """
     try:
@@ -149,6 +150,12 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
     # Outside the handler, so that the failed call's tensors are gone.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if is_sharded(model):
+        raise OutOfMemory(
+            found=f"no memory for a batch of {len(items)} examples in one of the processes that the model is split over",
+            needed="batches that fit everywhere, since all processes run equally many",
+            do="pass a smaller batch_positions (--batch-positions), or switch on gradient checkpointing",
+        )
     if len(items) == 1:
         raise OutOfMemory(
             found="no memory for a batch of one example",
@@ -156,7 +163,7 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
             do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, or gradient checkpointing",
         )
     half = len(items) // 2
-    return in_halves(items[:half], run) + in_halves(items[half:], run)
+    return in_halves(items[:half], run, model) + in_halves(items[half:], run, model)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

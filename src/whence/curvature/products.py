@@ -101,7 +101,7 @@ class Curvature:
             return _PRODUCTS[self.kind](self, [examples[item] for item in items], blocks)
 
         for batch in batches([example.length for example in examples], max_positions=self.max_positions):
-            for part in in_halves(batch, run):
+            for part in in_halves(batch, run, self.task.model):
                 for block, more in zip(total, part, strict=True):
                     block += more
         for unit, block in zip(self.plan.units, total, strict=True):

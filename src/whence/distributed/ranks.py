@@ -32,6 +32,8 @@ class Ranks:
         rank: Its number, from 0.
         count: How many there are.
         local_count: How many of them share this machine's memory.
+        in_step: Whether all do the same work at the same time, since a model that is split over them runs on all or none: nothing is
+            divided then, and nothing added up.
 
     Raises:
         BadInput: If the numbers cannot be.
@@ -43,6 +45,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local_count: int = 1
+    in_step: bool = False
 
     def __post_init__(self):
         if not 0 <= self.rank < self.count or not 1 <= self.local_count <= self.count:
@@ -100,8 +103,8 @@ class Ranks:
             dist.destroy_process_group()
 
     def mine(self, items: Sequence[Item]) -> list[Item]:
-        """Every so many-th of some items, so that all ranks together have each once."""
-        return list(items[self.rank :: self.count])
+        """Every so many-th of some items, so that all ranks together have each once; all of them for ranks in step."""
+        return list(items) if self.in_step else list(items[self.rank :: self.count])
 
     def part(self, length: int) -> range:
         """This rank's run of neighbours among `length` items; those of all ranks are about as long and follow each other.
@@ -146,7 +149,7 @@ class Ranks:
         Returns:
             All names, in the order in which the first rank that has one has them, on the device that they were on.
         """
-        if self.count == 1:
+        if self.count == 1 or self.in_step:
             return dict(tensors)
         known: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for theirs in self.gathered({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}):

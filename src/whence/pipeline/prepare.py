@@ -14,6 +14,7 @@ from whence.pipeline.footprint import Demand, Footprint
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.measured import measure, room_bytes
 from whence.progress import say
+from whence.spread import refuse_sharded
 from whence.tasks import AbstractTask
 
 __all__ = ["Prepared", "fit_data", "prepare"]
@@ -113,6 +114,7 @@ def prepare(
     Raises:
         BadInput: If something is given that the method has no use for, or the number of examples to fit on is impossible.
     """
+    refuse_sharded(task.model, "whole gradients")
     chosen = exact_method_named(method)
     dataset = as_dataset(task, train)
     plan = plan_units(task)

@@ -132,7 +132,7 @@ def exact_scores(
         return found if per_unit else found.summed()
 
     for batch in batches([example.length for example in examples], max_positions=max_positions, max_examples=max_examples):
-        parts.extend(in_halves(batch, run))
+        parts.extend(in_halves(batch, run, task.model))
         order.extend(batch)
         progress.advance(len(batch))
     back = torch.tensor(order).argsort()

@@ -14,6 +14,7 @@ from whence.errors import BadInput, Unsupported
 from whence.methods import method_named
 from whence.pipeline.stored import Warm
 from whence.serve.catalog import Catalog, Filter
+from whence.spread import refuse_sharded
 from whence.store import Store
 from whence.tasks import AbstractTask, CausalLM
 from whence.tasks.token_loss import IGNORED
@@ -113,6 +114,7 @@ class Desk:
                 needed="a causal language model with a tokenizer, since questions come as text",
                 do="ask it with `whence query` or from Python",
             )
+        refuse_sharded(task.model, "a service")
         # For its preparing of texts alone; what it tracks is not asked, and may not show while another thread runs the same model.
         reader = CausalLM(task.model, task.tokenizer, long="error", max_length=task.max_length, track=["*"])
         texts = _first_texts(store.examples())

@@ -58,7 +58,7 @@ def solve_datainf(operator: Curvature, right: Blocks, damping: Sequence[float]) 
         found = [block.clone() for block in blocks]
         lengths = [example.length for example in operator.examples]
         for batch in batches(lengths, max_positions=operator.max_positions):
-            for part in in_halves(batch, run):
+            for part in in_halves(batch, run, operator.task.model):
                 found = [block - more / len(operator) for block, more in zip(found, part, strict=True)]
         return [block / value for block, value in zip(found, damping, strict=True)]
 
