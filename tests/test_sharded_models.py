@@ -48,7 +48,7 @@ FAKE = Tokenizer()
 def examples(count, seed=1):
     """Of lengths that make shards of unequally many batches."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 16, (count,), generator=generator).tolist()
+    lengths = torch.randint(5, 16, (count,), generator=generator).tolist()
     return [
         {"id": f"e{seed}.{number}", "input_ids": torch.randint(20, (length,), generator=generator).tolist()}
         for number, length in enumerate(lengths)

@@ -3,6 +3,7 @@
 Two examples go through capture as one padded batch and through plain autograd one at a time; every unit must agree.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
                 value = function(task.model, task.collate([example]))
             if value.requires_grad:
-                value.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
+                _backward(value.sum())
         alone[column] = value.detach().sum().double().cpu()
         grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
@@ -124,6 +125,24 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
             norms[index, column] = gradient.norm().cpu()
     return alone, expected, norms
+
+
+def _backward(value: Tensor) -> None:
+    """Run backward, not `autograd.grad`, which reentrant checkpointing refuses.
+
+    Raises:
+        Unsupported: If an operation on the way has no derivative: PyTorch only warns and goes on as if it were constant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        try:
+            value.backward()
+        except UserWarning as warning:
+            raise Unsupported(
+                found=f"a model with an operation that has no derivative ({str(warning).split(': an autograd')[0]})",
+                needed="operations that gradients go through",
+                do="for bitsandbytes on a CPU load the model anew, since one that was run in evaluation mode is packed for good",
+            ) from None
 
 
 def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:

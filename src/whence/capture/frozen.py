@@ -40,7 +40,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in modes:
-            module.training = False  # not eval(), which models may override
+            # Not eval(), which models may override. A layer of 4 bits of bitsandbytes would pack itself for a kernel without a derivative.
+            module.training = hasattr(module, "support_avx512bf16_for_cpu")
         for module, name, flag in grads:
             if flag:
                 getattr(module, name).requires_grad_(False)

@@ -5,6 +5,7 @@ gradient together. Nothing else needs a gradient, so autograd multiplies for the
 Because a tap keeps its input the way any autograd function does, gradient checkpointing recomputes it and in-place changes are caught.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from whence.capture.functional import functional_pairs
 from whence.capture.units import LayerUse, Plan
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
+from whence.spread import is_sharded
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]
@@ -63,6 +65,10 @@ def capture(
     device = task.device.type
     with frozen(task.model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
+        if is_sharded(task.model):
+            # A tap is a view, and changing it in place an error, which is dealt with below.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if autocast is not None:
             stack.enter_context(torch.autocast(device, dtype=autocast))
         with taps(plan, consume, num_examples, task.device) as mode:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import task_options
+from whence.commands.shared import Placed, task_options
+from whence.config import Placement
 
 __all__ = ["curvature"]
 
@@ -28,6 +29,7 @@ def curvature(
     seed: int = 0,
     largest_side: int = 1024,
     batch_positions: int | None = None,
+    placement: Placed = Placement(),  # noqa: B008
 ) -> None:
     """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
 
@@ -50,18 +52,21 @@ def curvature(
         seed: Of the draws.
         largest_side: A longer side of a weight keeps the identity as its basis.
         batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
+        placement: How a model is loaded that is larger than a device.
     """
     from whence.distributed import Ranks
     from whence.load import load_records, load_task
     from whence.pipeline import fit_curvature
+    from whence.placement import connected_for
 
     ranks = Ranks.launched()
     options = task_options(task, model, long, max_length, track, ignore, functional)
     records = load_records(data, split=split)
-    loaded, _ = load_task(model, kind=task, **options)
-    found = fit_curvature(
-        loaded, records, output,
-        fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
-    )  # fmt: skip
+    with connected_for(placement, ranks):
+        loaded, _ = load_task(model, kind=task, placement=placement, ranks=ranks, **options)
+        found = fit_curvature(
+            loaded, records, output,
+            fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
+        )  # fmt: skip
     if ranks.rank == 0:
         print(json.dumps({"factors": str(output), "units": len(found.blocks), "fitted": found.note}))

@@ -1,26 +1,36 @@
 """What several verbs share: loading the task of a store, its training data, and the options of a task."""
 
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.config import Placement
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "read_token", "task_of_store", "task_options", "train_records"]
+__all__ = ["TYPED", "Json", "Placed", "read_token", "task_of_store", "task_options", "train_records"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+Placed = Annotated[Placement, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
-def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
-    """The task that a store was built with, loaded from where it was then, or from `model`.
+def task_of_store(
+    opened: Any,
+    store: Path,
+    model: str | None,
+    placement: Placement = Placement(),  # noqa: B008
+    ranks: Any = None,
+) -> Any:
+    """The task that a store was built with, loaded from where it was then, or from `model`; in the same type if nothing else is said.
 
     Raises:
         BadInput: If it is not known where the model is, or it is not there.
     """
+    from whence.distributed import Ranks
     from whence.load import load_task
 
     origin = opened.blueprint.task
@@ -38,7 +48,12 @@ def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
             needed="the same model",
             do="pass --model with the place where it is now",
         )
-    found, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
+    if placement.model_dtype == "auto" and "dtype" in origin:
+        placement = replace(placement, model_dtype=origin["dtype"])
+    kind = origin.get("task", origin["kind"])
+    found, _ = load_task(
+        model or origin["model"], kind=kind, placement=placement, ranks=ranks or Ranks(), **origin.get("options", {})
+    )
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, task_options, train_records
-from whence.config import BuildConfig
+from whence.commands.shared import Json, Placed, read_token, task_of_store, task_options, train_records
+from whence.config import BuildConfig, Placement
 from whence.errors import BadInput
 
 __all__ = ["Flat", "build", "query"]
@@ -30,6 +30,7 @@ def build(
     append: bool = False,
     factors: Path | None = None,
     spool: Path | None = None,
+    placement: Placed = Placement(),  # noqa: B008
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
@@ -51,6 +52,7 @@ def build(
         spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
             .parquet and .arrow files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
+        placement: How a model is loaded that is larger than a device.
         config: The options of the build.
     """
     from whence.distributed import Ranks
@@ -58,18 +60,20 @@ def build(
     from whence.load import load_records, load_task
     from whence.pipeline import build as run
     from whence.pipeline import spool as run_spool
+    from whence.placement import connected_for
     from whence.shards import Shards, stream_records
 
     ranks = Ranks.launched()
     options = task_options(task, model, long, max_length, track, ignore, functional)
     # Data first: a wrong path should not wait for a large model.
     records = load_records(data, split=split) if spool is None else stream_records(data)
-    loaded, origin = load_task(model, kind=task, **options)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
-    origin |= {"data": place, "split": split}
-    if isinstance(records, Shards):
-        records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
-    store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
+    with connected_for(placement, ranks):
+        loaded, origin = load_task(model, kind=task, placement=placement, ranks=ranks, **options)
+        origin |= {"data": place, "split": split}
+        if isinstance(records, Shards):
+            records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
+        store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
     if ranks.rank == 0:
         print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
@@ -93,6 +97,7 @@ def query(
     html: Path | None = None,
     url: str | None = None,
     token_file: Path | None = None,
+    placement: Placed = Placement(),  # noqa: B008
     as_json: Json = False,
 ) -> None:
     """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
@@ -117,6 +122,7 @@ def query(
         html: Also write a page with the answer.
         url: Ask a service that `whence serve` started, such as http://127.0.0.1:8420, instead of loading model and store.
         token_file: For --url, file with the token of that service.
+        placement: How a model is loaded that is larger than a device.
         as_json: Print JSON instead of tables.
 
     Raises:
@@ -125,6 +131,7 @@ def query(
     from whence.distributed import Ranks
     from whence.load import load_records
     from whence.pipeline import query as run
+    from whence.placement import connected_for
     from whence.report import hits_fragment, write_page
     from whence.serve import Client
     from whence.store import open_store
@@ -142,7 +149,9 @@ def query(
     if url is not None:
         given = {
             "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
-            "rerank": rerank, "train": train or None, "shortlist": shortlist,
+            "rerank": rerank, "train": train or None, "shortlist": shortlist, "device-map": placement.device_map,
+            "shard-model": placement.shard_model or None, "gradient-checkpointing": placement.gradient_checkpointing or None,
+            "model-dtype": None if placement.model_dtype == "auto" else placement.model_dtype,
         }  # fmt: skip
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -161,12 +170,13 @@ def query(
                 found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
             )
         opened = open_store(store, ranks=ranks)
-        loaded = task_of_store(opened, store, model)
         data = train_records(opened, store, train) if train or rerank == "exact" else None
-        hits = run(
-            opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-            damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks,
-        )  # fmt: skip
+        with connected_for(placement, ranks):
+            loaded = task_of_store(opened, store, model, placement, ranks)
+            hits = run(
+                opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
+                damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks,
+            )  # fmt: skip
         searched = len(opened)
     if ranks.rank > 0:
         return

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import Json, task_of_store
+from whence.commands.shared import Json, Placed, task_of_store
+from whence.config import Placement
 from whence.errors import BadInput
 
 __all__ = ["attribute", "score", "smoothness"]
@@ -25,6 +26,7 @@ def score(
     absolute_damping: float | None = None,
     damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
     ensemble: Path | None = None,
+    placement: Placed = Placement(),  # noqa: B008
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -40,6 +42,7 @@ def score(
         damping_rule: A published rule instead of a number, as in query.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
+        placement: How a model is loaded that is larger than a device.
 
     Raises:
         BadInput: If several processes are to add to an ensemble.
@@ -49,6 +52,7 @@ def score(
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.pipeline import score_table
+    from whence.placement import connected_for
     from whence.store import open_store
 
     ranks = Ranks.launched()
@@ -60,17 +64,18 @@ def score(
         )
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
-    task = task_of_store(opened, store, model)
-    asked = task.prepare(records)
-    damping: dict[str, Any] = {
-        "relative_damping": relative_damping,
-        "absolute_damping": absolute_damping,
-        "damping_rule": damping_rule,
-    }
-    kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-    settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
-    settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-    table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks))
+    with connected_for(placement, ranks):
+        task = task_of_store(opened, store, model, placement, ranks)
+        asked = task.prepare(records)
+        damping: dict[str, Any] = {
+            "relative_damping": relative_damping,
+            "absolute_damping": absolute_damping,
+            "damping_rule": damping_rule,
+        }
+        kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
+        settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
+        settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
+        table, models = _counted_in(ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks))
     if ranks.rank > 0:
         return
     save_table(table, output, origin=_origin(models, [data for data, _ in opened.datasets()], asked.fingerprint))

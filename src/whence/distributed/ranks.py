@@ -75,10 +75,13 @@ class Ranks:
             ) from error
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Let the ranks talk, for as long as the block runs; not needed by a build.
+    def connected(self, backend: str = "gloo") -> Iterator[None]:
+        """Let the ranks talk, for as long as the block runs; not needed by a build, but where a model is split over them.
 
-        Uses the process group that is there, or makes one over gloo from MASTER_ADDR and MASTER_PORT.
+        Uses the process group that is there, or makes one from MASTER_ADDR and MASTER_PORT.
+
+        Args:
+            backend: What it is made over, as torch.distributed calls it.
 
         Yields:
             Nothing.
@@ -90,7 +93,7 @@ class Ranks:
             yield
             return
         try:
-            dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_PATIENCE)
+            dist.init_process_group(backend, rank=self.rank, world_size=self.count, timeout=_PATIENCE)
         except (ValueError, RuntimeError) as error:  # a variable that is missing, an address that nobody listens at
             raise BadInput(
                 found=f"rank {self.rank} of {self.count}, which does not reach the others ({str(error).splitlines()[0][:120]})",

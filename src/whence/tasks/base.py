@@ -143,15 +143,22 @@ def weights_digest(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, value in named_weights(model):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise NonFinite(
-                found=f"NaN or infinite values in the weight {name!r}",
-                needed="finite weights",
-                do="load a checkpoint from before the training run diverged",
-            )
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in _stored(value.detach()):
+            if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                raise NonFinite(
+                    found=f"NaN or infinite values in the weight {name!r}",
+                    needed="finite weights",
+                    do="load a checkpoint from before the training run diverged",
+                )
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _stored(value: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor keeps its numbers in: itself, or, where it is quantised, codes and scales."""
+    flatten = getattr(value, "__tensor_flatten__", None)
+    return [value] if flatten is None else [part for name in flatten()[0] for part in _stored(getattr(value, name))]
 
 
 def _tracked(model: nn.Module, track: Sequence[str] | None, ignore: Sequence[str]) -> frozenset[str]:
