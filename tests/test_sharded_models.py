@@ -278,6 +278,11 @@ def test_a_split_model_is_left_as_it_was_and_refused_where_it_cannot_work(proces
         assert str(tensors).startswith("found parameters that are DTensors in a model without fully_shard")
 
 
+def test_ranks_in_step_divide_nothing():
+    step, sums = Ranks(1, 3, in_step=True), {"a": torch.ones(2)}
+    assert step.mine("abcd") == list("abcd") and step.added_up(sums)["a"] is sums["a"]
+
+
 def test_only_what_another_rank_broke_is_called_a_lost_rank():
     step = Ranks(0, 2, in_step=True)
     with pytest.raises(RuntimeError, match="shapes differ"), lost_ranks(step):
@@ -350,8 +355,11 @@ def test_an_offloaded_model_gives_the_bytes_and_scores_of_the_whole_one(folder, 
         for store, one in zip(stores, (task, whole), strict=True)
     )
     assert found.scores.tolist() == wanted.scores.tolist()
-    found, wanted = (whence.attribute(one, examples(9), examples(2, seed=2), quiet=True) for one in (task, whole))
-    assert found.scores.tolist() == wanted.scores.tolist()
+    for method in ("ekfac", "datainf"):
+        found, wanted = (
+            whence.attribute(one, examples(9), examples(2, seed=2), method=method, quiet=True) for one in (task, whole)
+        )
+        assert found.scores.tolist() == wanted.scores.tolist()
 
 
 def test_the_check_sees_gradients_of_weights_that_are_loaded_for_a_pass(folder, tmp_path):
@@ -423,6 +431,13 @@ def test_what_offloading_cannot_do_is_refused(folder, tmp_path):
         Unsupported, match="h.0.mlp.c_fc.weight' for torch.func in a model that is spread over processes or devices"
     ):
         plan_units(task)
+    plain = task_of(task.model)
+    for attempt in (
+        lambda: whence.attribute(plain, examples(4), examples(1), method="pcg", quiet=True),
+        lambda: whence.capture.Swapped(plain.model, {}),
+    ):
+        with pytest.raises(Unsupported, match="found passes with other weights than the model's own, as solvers, replays and"):
+            attempt()
     with accelerate.init_empty_weights():
         empty = gpt2()
     with pytest.raises(

@@ -126,7 +126,7 @@ class Placement:
             device, "cpu" or "disk" for each module.
         offload_folder: Where weights are written that device_map leaves to a disk.
         shard_model: Split the weights over the processes that torchrun started, block by block, with fully_shard (FSDP2).
-        gradient_checkpointing: Keep the inputs of blocks only and run each block again on the way back: less memory, a third more time.
+        gradient_checkpointing: Keep the inputs of blocks only and run each block again on the way back: less memory, more time.
 
     Raises:
         BadInput: If two of them contradict each other.

@@ -22,6 +22,7 @@ __all__ = [
     "main_device",
     "named_weights",
     "refuse_sharded",
+    "refuse_spread",
     "refuse_split_ties",
     "refuse_wrapped",
     "settle",
@@ -142,6 +143,20 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
             found=f"{what} with a model that fully_shard split over processes",
             needed="a whole model, since the processes do not run it equally often there",
             do="build a store with it and query that, or load the model with a device_map",
+        )
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse passes with other values than a model's own, which layers that fetch their weights would not see.
+
+    Raises:
+        Unsupported: If the model is sharded or offloaded.
+    """
+    if is_sharded(model) or is_offloaded(model):
+        raise Unsupported(
+            found="passes with other weights than the model's own, as solvers, replays and contrasts make, for weights that are spread",
+            needed="all weights on the device that they are used on",
+            do="take a method without such passes (ekfac, kfac, datainf, or a store), or load the model whole",
         )
 
 
