@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 
 import whence
 from tests.conftest import save_language_model
-from tests.test_distributed import bytes_of, results, start, together
+from tests.test_distributed import _command, bytes_of, results, start, together
 from whence.capture import capture, check_task, frozen, plan_units
 from whence.capture.hooks import taps
 from whence.capture.memory import forecast, in_halves
@@ -654,7 +655,19 @@ def test_device_maps_and_types_on_the_command_line(tmp_path, model_folder, data_
     assert "found --device-map with --url" in capsys.readouterr().err
 
 
-def test_torchrun_splits_the_model(tmp_path):
+def _page(ranks, folder):
+    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count), "LOCAL_WORLD_SIZE": str(ranks.count)}
+    os.chdir(folder)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text("utf-8"), re.S)
+    exec(compile(block, "scale.md", "exec"), {"model": gpt2(), "tokenizer": FAKE, "texts": examples(9)})
+
+
+def test_the_example_of_the_page_runs(processes, tmp_path):
+    together(processes, _page, tmp_path)
+    assert len(open_store(tmp_path / "store")) == 9
+
+
+def test_torchrun_splits_the_model(processes, tmp_path):
     folder, data = save_language_model(tmp_path / "model"), tmp_path / "train.jsonl"
     data.write_text(
         "".join(json.dumps({"id": f"t{number}", "text": f"text {number} " + "é" * (number % 5)}) + "\n" for number in range(11))
@@ -667,3 +680,10 @@ def test_torchrun_splits_the_model(tmp_path):
     assert json.loads(done.stdout)["rows"] == 11 and "Warning" not in done.stderr
     assert main(["build", *options, "-o", str(tmp_path / "whole")]) == 0
     assert bytes_of(tmp_path / "split") == bytes_of(tmp_path / "whole")
+
+    asked = ["query", str(tmp_path / "split"), "--text", "text 3", "--json"]
+    first, second = together(processes, _command, tmp_path, [*asked, "--shard-model"])
+    assert second == "" and json.loads(first) == json.loads(_command(Ranks(), tmp_path, asked))
+    fit = ["curvature", str(folder), str(data), "-o", str(tmp_path / "factors"), "--shard-model"]
+    first, second = together(processes, _command, tmp_path, fit)
+    assert second == "" and json.loads(first)["fitted"].endswith("11 examples")
