@@ -1,12 +1,13 @@
-"""The knobs of a build, checked at birth."""
+"""The knobs of a build and of loading a model, checked at birth."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from whence.errors import BadInput, UnknownOption
 from whence.methods import method_named
 
-__all__ = ["BuildConfig"]
+__all__ = ["BuildConfig", "Placement"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,43 @@ class BuildConfig:
                 raise UnknownOption(
                     found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(allowed)}", do="pick one"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a model is loaded that may be larger than a device.
+
+    Args:
+        model_dtype: Type of the weights; "auto" is the checkpoint's. Rows are of the weights in this type, so a store's queries take it too.
+        device_map: Layers on devices, as transformers takes it: "auto", "balanced", "sequential", one device, or a .json file with a
+            device, "cpu" or "disk" for each module.
+        offload_folder: Where weights are written that device_map leaves to a disk.
+        shard_model: Split the weights over the processes that torchrun started, block by block, with fully_shard (FSDP2).
+        gradient_checkpointing: Keep the inputs of blocks only and run each block again on the way back: less memory, more time.
+
+    Raises:
+        BadInput: If two of them contradict each other.
+    """
+
+    model_dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = "auto"
+    device_map: str | None = None
+    offload_folder: Path | None = None
+    shard_model: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        if self.shard_model and self.device_map is not None:
+            raise BadInput(
+                found="a device_map for a model that is split over processes",
+                needed="one of the two: every process has one device then",
+                do="leave out device_map or shard_model",
+            )
+        if self.offload_folder is not None and self.device_map is None:
+            raise BadInput(
+                found="an offload_folder without a device_map",
+                needed="a device_map, which says what is left to a disk",
+                do="pass device_map='auto' (--device-map auto), or leave offload_folder out",
+            )
 
 
 def _bytes_named(text: str) -> int:

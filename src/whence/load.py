@@ -8,12 +8,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from whence.arrays import read_npz
+from whence.config import Placement
+from whence.distributed import Ranks
 from whence.errors import BadInput, UnknownOption
 from whence.functions import absolute, function_at, is_function
+from whence.placement import in_turn, load_options, placed
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
 
@@ -26,7 +30,14 @@ TASKS = ("causal_lm", "classification", "masked_lm")
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[AbstractTask, dict[str, Any]]:
+def load_task(
+    model: str,
+    *,
+    kind: str = "causal_lm",
+    placement: Placement = Placement(),  # noqa: B008
+    ranks: Ranks = Ranks(),  # noqa: B008
+    **options: Any,
+) -> tuple[AbstractTask, dict[str, Any]]:
     """A task from a Hugging Face folder or hub name, or from a function that returns one.
 
     A folder with a LoRA adapter of the peft package loads the model that it was trained on; the adapter is what is attributed.
@@ -35,6 +46,8 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
     Args:
         model: A folder, a hub name, or "file.py:function".
         kind: "causal_lm", "classification" or "masked_lm"; not used for a function.
+        placement: Where its weights go, and in which type.
+        ranks: Connected processes that it is split over, if the placement says so; all of them load it.
         **options: Passed to the task.
 
     Returns:
@@ -46,6 +59,13 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
     """
     origin = {"model": model, "task": kind, "options": options}
     if is_function(model):
+        if placement != Placement():
+            unused = next(field.name for field in fields(Placement) if getattr(placement, field.name) != field.default)
+            raise BadInput(
+                found=f"{unused} for {model}",
+                needed="a model by its folder or name: a function loads its model itself",
+                do="load and place the model in that function",
+            )
         made = function_at(model)()
         if not isinstance(made, AbstractTask):
             raise BadInput(
@@ -66,7 +86,15 @@ def load_task(model: str, *, kind: str = "causal_lm", **options: Any) -> tuple[A
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
     recipe = _recipe(folder / "recipe.json")
-    network, tokenizer = _adapted(folder, kind) if (folder / _ADAPTER).exists() else _pretrained(model, kind)
+    if placement.model_dtype != "auto":
+        origin["dtype"] = placement.model_dtype
+
+    def load() -> tuple[Any, Any]:
+        is_adapter = (folder / _ADAPTER).exists()
+        network, tokenizer = _adapted(folder, kind, placement) if is_adapter else _pretrained(model, kind, placement)
+        return placed(network, placement, ranks), tokenizer
+
+    network, tokenizer = in_turn(load, placement, ranks)
     make = {"causal_lm": CausalLM, "classification": Classification, "masked_lm": MaskedLM}[kind]
     return make(network, tokenizer, recipe=recipe, **options), origin
 
@@ -169,7 +197,7 @@ def _recipe(path: Path) -> Recipe | None:
         ) from error
 
 
-def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
+def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
@@ -179,13 +207,20 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+    told = load_options(placement)
+    if "device_map" in told and find_spec("accelerate") is None:
+        raise BadInput(
+            found="no accelerate package for device_map",
+            needed="it, to lay a model out over devices",
+            do="pip install 'whence[large]'",
+        )
     automatic = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "classification": transformers.AutoModelForSequenceClassification,
         "masked_lm": transformers.AutoModelForMaskedLM,
     }[kind]
     try:
-        network, report = automatic.from_pretrained(model, output_loading_info=True)
+        network, report = automatic.from_pretrained(model, output_loading_info=True, **told)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except Exception as error:  # a damaged folder fails in as many ways as there are files in it
         raise BadInput(
@@ -210,7 +245,7 @@ def _pretrained(model: str, kind: str) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def _adapted(folder: Path, kind: str) -> tuple[Any, Any]:
+def _adapted(folder: Path, kind: str, placement: Placement) -> tuple[Any, Any]:
     try:
         import peft
     except ImportError as error:
@@ -225,7 +260,7 @@ def _adapted(folder: Path, kind: str) -> tuple[Any, Any]:
             needed="a folder written by peft",
             do="save it again",
         ) from error
-    network, tokenizer = _pretrained(base, kind)
+    network, tokenizer = _pretrained(base, kind, placement)
     try:
         adapted = peft.PeftModel.from_pretrained(network, str(folder), is_trainable=True)
         if (folder / "tokenizer_config.json").exists():

@@ -204,7 +204,7 @@ def token_derivatives(
             found[item] = scores_T
 
     for batch in batches([example.length for example in examples], max_positions=most):
-        in_halves(batch, run)
+        in_halves(batch, run, task.model)
         progress.advance(len(batch))
     return found
 

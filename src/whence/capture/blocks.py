@@ -12,7 +12,7 @@ from whence.capture.rules import Rule
 from whence.capture.units import Plan
 from whence.records import Unit
 
-__all__ = ["Blocks", "as_blocks", "as_parameters"]
+__all__ = ["Blocks", "as_block", "as_blocks", "as_parameters"]
 
 Blocks = list[Tensor]
 """Vectors in parameter space: one tensor (Q, O, I) per unit of the plan, in the plan's order."""
@@ -54,16 +54,17 @@ def as_blocks(plan: Plan, tensors: Mapping[str, Tensor]) -> Blocks:
     Returns:
         One tensor (Q, O, I) per unit.
     """
-    shapes = {name: tensor.shape[1:] for name, tensor in tensors.items()}
-    found = []
-    for unit in plan.units:
-        if _is_flat(plan, unit, shapes):
-            found.append(torch.cat([tensors[name].flatten(1) for name in unit.parameters], 1)[:, None])
-            continue
-        weight, *bias = unit.parameters
-        matrix_QOI = torch.vmap(_rule(plan, unit).matrix)(tensors[weight])
-        found.append(torch.cat([matrix_QOI, *(tensors[name][..., None] for name in bias)], 2))
-    return found
+    return [as_block(plan, unit, tensors) for unit in plan.units]
+
+
+def as_block(plan: Plan, unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:
+    """One unit of `as_blocks`, shape (Q, O, I), from at least its own parameters' tensors."""
+    shapes = {name: tensors[name].shape[1:] for name in unit.parameters}
+    if _is_flat(plan, unit, shapes):
+        return torch.cat([tensors[name].flatten(1) for name in unit.parameters], 1)[:, None]
+    weight, *bias = unit.parameters
+    matrix_QOI = torch.vmap(_rule(plan, unit).matrix)(tensors[weight])
+    return torch.cat([matrix_QOI, *(tensors[name][..., None] for name in bias)], 2)
 
 
 def _is_flat(plan: Plan, unit: Unit, shapes: Mapping[str, torch.Size]) -> bool:

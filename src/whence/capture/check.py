@@ -3,18 +3,21 @@
 Two examples go through capture as one padded batch and through plain autograd one at a time; every unit must agree.
 """
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.capture.blocks import as_blocks
+from whence.capture.blocks import as_block
 from whence.capture.frozen import frozen
 from whence.capture.hooks import Objective, capture, objective_function
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
+from whence.spread import loaded_copies, whole
 from whence.tasks import AbstractTask
 
 __all__ = ["check_task"]
@@ -96,29 +99,62 @@ def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[
 def _one_by_one(task, plan, chosen, probes, objective, autocast):
     """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
     function = objective_function(task, objective)
-    parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
-    held = {name: value.grad for name, value in parameters.items()}
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
     for column, example in enumerate(chosen):
-        with frozen(task.model), torch.enable_grad():
+        with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
+            # Asked each time: offloaded ones are other objects after a pass.
+            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+            held = {name: value.grad for name, value in parameters.items()}
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
             with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
                 value = function(task.model, task.collate([example]))
             if value.requires_grad:
-                value.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
+                _backward(value.sum())
         alone[column] = value.detach().sum().double().cpu()
-        grads = {name: (torch.zeros_like(p) if p.grad is None else p.grad)[None] for name, p in parameters.items()}
+        grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.grad = held[name]
-        for index, (gradient,) in enumerate(as_blocks(plan, grads)):
+        for index, unit in enumerate(plan.units):
+            own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
+            gradient = as_block(plan, unit, own)[0].double()
             left_O, right_I = probes[index]
-            expected[index, column] = (left_O.double() @ gradient.double() @ right_I.double()).cpu()
-            norms[index, column] = gradient.double().norm().cpu()
+            expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
+            norms[index, column] = gradient.norm().cpu()
     return alone, expected, norms
+
+
+def _backward(value: Tensor) -> None:
+    """Run backward, not `autograd.grad`, which reentrant checkpointing refuses.
+
+    Raises:
+        Unsupported: If an operation on the way has no derivative: PyTorch only warns and goes on as if it were constant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        try:
+            value.backward()
+        except UserWarning as warning:
+            raise Unsupported(
+                found=f"a model with an operation that has no derivative ({str(warning).split(': an autograd')[0]})",
+                needed="operations that gradients go through",
+                do="for bitsandbytes on a CPU load the model anew, since one that was run in evaluation mode is packed for good",
+            ) from None
+
+
+def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:
+    """The gradients of a parameter, or of the copies of it that were loaded for the pass, which add up to it."""
+    return [holder.grad for holder in copies.get(name, [parameter]) if holder.grad is not None]
+
+
+def _joined(gradients: list[Tensor], parameter: Tensor, device: torch.device) -> Tensor:
+    """A parameter's whole gradient, zeros if the loss did not reach it; of a sharded one all processes ask, unit by unit."""
+    if not gradients:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)
+    return whole(sum(gradients[1:], gradients[0])).to(device)
 
 
 def _check_values(task, together, alone, chosen, objective, tolerance, autocast) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
+from whence.spread import settle
 
 __all__ = ["frozen"]
 
@@ -24,37 +26,88 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Then all is as before.
 
+    Layers with gradient checkpointing switched on keep it, though Hugging Face takes evaluation mode for a reason to leave it out.
+
     Yields:
         Nothing.
     """
+    settle(model)
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    checkpointed: list[Any] = [module for module in modules if _is_checkpointed(module)]
+    modes = [(module, module.training) for module in modules if module.training or _packs(module)]
+    modes += [(module, False) for module in checkpointed if not module.training]
+    # By owner: an offloaded parameter is another object after each pass.
+    grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
     faster = [(module, forward) for module in modules if (forward := _faster(module)) is not None]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for module in training:
-            module.training = False  # not eval(), which models may override
-        for parameter, _ in grads:
-            parameter.requires_grad_(False)
+        for module, _ in modes:
+            module.training = _packs(module)  # not eval(), which models may override
+        for module, name, flag in grads:
+            if flag:
+                getattr(module, name).requires_grad_(False)
         for module in inplace:
             module.inplace = False
         for module, forward in faster:
             module.forward = forward
+        for module in checkpointed:
+            module.training = True
+            module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
         yield
     finally:
+        settle(model)
+        for module in checkpointed:
+            module._gradient_checkpointing_func = module._gradient_checkpointing_func.run
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module in training:
-            module.training = True
-        for parameter, flag in grads:
-            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+        for module, name, flag in grads:
+            value = getattr(module, name)
+            if value.requires_grad != flag:
+                value.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
         for module, _ in faster:
             del module.forward
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """Checkpoints a layer of Hugging Face that is in evaluation mode while it runs, the second time too.
+
+    Args:
+        module: The layer, in training mode around it, which is what switches checkpointing on.
+        run: What checkpoints.
+    """
+
+    module: nn.Module
+    run: Callable[..., Any]
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def evaluating(*inputs: Any, **named: Any) -> Any:
+            self.module.training = False
+            try:
+                return function(*inputs, **named)
+            finally:
+                self.module.training = True
+
+        return self.run(evaluating, *args, **kwargs)
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in module._parameters.items() if value is not None]
+
+
+def _packs(module: nn.Module) -> bool:
+    """Whether it is a layer of 4 bits of bitsandbytes, which in evaluation mode packs itself for a kernel without a derivative."""
+    return hasattr(module, "support_avx512bf16_for_cpu")
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
 
 
 def _faster(module: nn.Module) -> Callable[..., Tensor] | None:

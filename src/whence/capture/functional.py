@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from whence.capture.rules import vector_pair
 from whence.capture.units import Plan
+from whence.spread import refuse_spread
 from whence.tasks import Batch
 
 __all__ = ["Swapped", "functional_pairs"]
@@ -25,6 +26,7 @@ class Swapped(nn.Module):
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]):
         super().__init__()
+        refuse_spread(model)
         object.__setattr__(self, "_target", (model, values))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from whence.capture.frozen import frozen
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.matmul import times_transposed
+from whence.spread import is_offloaded, is_sharded
 from whence.tasks import AbstractTask, Batch, CausalLM
 from whence.tasks.outputs import drawn_classes, numbers_by_row
 from whence.tasks.token_loss import IGNORED
@@ -119,6 +120,8 @@ def separate_head(task: AbstractTask, plan: Plan, examples: Sequence[Example]) -
     """
     model: Any = task.model
     if not isinstance(task, CausalLM) or plan.functional or not hasattr(model, "get_output_embeddings"):
+        return None
+    if is_sharded(model) or is_offloaded(model):  # the head's weight is there while the head runs, and no longer
         return None
     module = model.get_output_embeddings()
     tracked = {id(value) for name, value in task.model.named_parameters() if name in task.tracked}

@@ -5,6 +5,7 @@ gradient together. Nothing else needs a gradient, so autograd multiplies for the
 Because a tap keeps its input the way any autograd function does, gradient checkpointing recomputes it and in-place changes are caught.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from whence.capture.functional import functional_pairs
 from whence.capture.units import LayerUse, Plan
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
+from whence.spread import is_sharded
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]
@@ -63,6 +65,10 @@ def capture(
     device = task.device.type
     with frozen(task.model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
+        if is_sharded(task.model):
+            # A tap is a view, and changing it in place an error, which is dealt with below.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if autocast is not None:
             stack.enter_context(torch.autocast(device, dtype=autocast))
         with taps(plan, consume, num_examples, task.device) as mode:
@@ -144,7 +150,7 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
         plan: The units.
         consume: As in `capture`.
         num_examples: Examples in the batch that is run.
-        device: Of the model.
+        device: Where pairs are handed out.
 
     Yields:
         What can be changed about the taps.
@@ -153,7 +159,7 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = TapMode()
     handles = [
-        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode), with_kwargs=True)
+        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode, device), with_kwargs=True)
         for layer in plan.layers
     ]
     try:
@@ -163,8 +169,10 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
             handle.remove()
 
 
-def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode):
+def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode, device: torch.device):
     def emit(inputs: Tensor, grad: Tensor) -> None:
+        # A model may be spread over devices; what is made of the pairs is in one place.
+        inputs, grad = inputs.to(device), grad.to(device)
         if mode.scale != 1.0:
             grad = grad * mode.scale
         inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.capture.hooks import capture
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.records import Pair
+from whence.spread import is_sharded, local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "in_halves"]
@@ -32,7 +33,7 @@ class Forecast:
     """What a build will take.
 
     Args:
-        model_bytes: Weights and buffers.
+        model_bytes: Weights and buffers that this process holds.
         bytes_per_position: Kept for the backward pass, per position of a batch.
         batch_positions: Positions per batch that fit in half of what is free, at most what the device has a use for.
         peak_bytes: Model and one batch.
@@ -98,11 +99,14 @@ def forecast(
     """
     longest = max(examples, key=lambda example: example.length)
     kept: dict[int, int] = {}
-    weights = {value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)}
+    state = [local(value) for value in task.model.state_dict().values() if isinstance(value, Tensor)]
+    weights = {value.untyped_storage().data_ptr() for value in state}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        # Weights that are gathered or loaded for the pass are parameters, or views of them, in other places than the model's own.
+        is_weight = any(isinstance(value, nn.Parameter) for value in (tensor, tensor._base))
+        if not is_weight and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -111,7 +115,7 @@ def forecast(
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         capture(task, plan, task.collate([longest]), ignore, num_examples=1, autocast=autocast)
-    model_bytes = sum(v.numel() * v.element_size() for v in task.model.state_dict().values() if isinstance(v, Tensor))
+    model_bytes = sum(value.numel() * value.element_size() for value in state if value.device.type != "meta")
     per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
     free = available_bytes(task.device) if room_bytes is None else min(room_bytes, available_bytes(task.device))
     fits = int(0.5 * free / per_position)
@@ -121,18 +125,19 @@ def forecast(
     return Forecast(model_bytes, per_position, positions, model_bytes + positions * per_position, free)
 
 
-def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) -> list[Result]:
+def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result], model: nn.Module) -> list[Result]:
     """Run on all items at once, or, where memory does not suffice, on halves, quarters and so on.
 
     Args:
         items: What to run on.
         run: Called with a part of them; must not keep anything from a call that failed.
+        model: What runs. One that is split over processes has to run equally often in all of them, so nothing is halved there.
 
     Returns:
         One result per part, in order.
 
     Raises:
-        OutOfMemory: If a single item does not fit.
+        OutOfMemory: If a single item does not fit, or the model is split and a batch does not.
         RuntimeError: Whatever else `run` raises.
     """
     try:
@@ -145,6 +150,12 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
     # Outside the handler, so that the failed call's tensors are gone.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if is_sharded(model):
+        raise OutOfMemory(
+            found=f"no memory for a batch of {len(items)} examples in one of the processes that the model is split over",
+            needed="batches that fit everywhere, since all processes run equally many",
+            do="pass a smaller batch_positions (--batch-positions), or switch on gradient checkpointing",
+        )
     if len(items) == 1:
         raise OutOfMemory(
             found="no memory for a batch of one example",
@@ -152,7 +163,7 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result]) ->
             do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, or gradient checkpointing",
         )
     half = len(items) // 2
-    return in_halves(items[:half], run) + in_halves(items[half:], run)
+    return in_halves(items[:half], run, model) + in_halves(items[half:], run, model)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -175,13 +175,14 @@ def rule_for(module: Any) -> Rule | None:
     Raises:
         Unsupported: If the layer's type is known but not the way it is set up.
     """
-    kind, forward = type(module), type(module).forward
-    if (forward is nn.Linear.forward and kind.__name__ != "NonDynamicallyQuantizableLinear") or kind.__name__ == "FalconLinear":
+    # fully_shard gives a layer a class of its own, named after the layer's.
+    name, forward = type(module).__name__.removeprefix("FSDP"), type(module).forward
+    if (forward is nn.Linear.forward and name != "NonDynamicallyQuantizableLinear") or name == "FalconLinear":
         return LINEAR
-    if kind.__name__ == "Conv1D" and getattr(module, "weight", None) is not None and hasattr(module, "nf"):
+    if name == "Conv1D" and getattr(module, "weight", None) is not None and hasattr(module, "nf"):
         return TRANSPOSED
     # The embedding of Gemma and other models of Hugging Face: rows times a constant.
-    is_scaled = kind.__name__.endswith("ScaledWordEmbedding") and hasattr(module, "embed_scale")
+    is_scaled = name.endswith("ScaledWordEmbedding") and hasattr(module, "embed_scale")
     if forward is nn.Embedding.forward or is_scaled:
         if module.max_norm is not None or module.scale_grad_by_freq:
             raise Unsupported(
@@ -192,7 +193,7 @@ def rule_for(module: Any) -> Rule | None:
         return SCALED_EMBEDDING if is_scaled else EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
-    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+    if name.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     # Without running statistics a batch norm mixes the examples of a batch even in evaluation mode.
     is_frozen = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None

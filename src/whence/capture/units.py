@@ -9,6 +9,7 @@ from torch import nn
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
 from whence.records import Unit
+from whence.spread import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
 from whence.tasks import AbstractTask
 
 __all__ = ["Coverage", "LayerUse", "Plan", "plan_units"]
@@ -79,9 +80,13 @@ def plan_units(task: AbstractTask) -> Plan:
     shared or only one of them is tracked.
 
     Raises:
-        Unsupported: If a tracked parameter has no rule and the functional twin was not asked for.
+        Unsupported: If a tracked parameter has no rule and the functional twin was not asked for, or cannot be had: the model is wrapped by
+            something that hides its parameters, or spread in a way that capture does not reach.
     """
     model, tracked = task.model, task.tracked
+    refuse_wrapped(model)
+    refuse_split_ties(model, tracked)
+    settle(model)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     owners: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
     for module_name, module in model.named_modules():
@@ -106,6 +111,12 @@ def plan_units(task: AbstractTask) -> Plan:
             "with ignore=[...]",
         )
     odd = [name for name in owners if name in odd or name in chosen]
+    if odd and (is_sharded(model) or is_offloaded(model)):
+        raise Unsupported(
+            found=f"the parameter {odd[0]!r} for torch.func in a model that is spread over processes or devices",
+            needed="layers with a rule there, since torch.func swaps weights that are not in one place",
+            do=f"leave it out with ignore=[{odd[0]!r}], or load the model whole",
+        )
 
     units: list[Unit] = []
     unit_of: dict[str, int] = {}

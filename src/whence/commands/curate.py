@@ -91,7 +91,7 @@ def select(
         if amount is not None:
             Budget.read(amount)  # before anything long: a wrong one is an error
     records = list(load_records(data))
-    of_task = {} if long == "error" else {"long": long}
+    of_task: dict[str, Any] = {} if long == "error" else {"long": long}
     loaded = load_task(model, kind=task or "causal_lm", **of_task)[0] if model is not None else None
     train = dataset_of(loaded, records)
     if by == "random":

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.shared import Placed
 from whence.commands.task_options import Reading, TaskOptions
+from whence.config import Placement
 
 __all__ = ["curvature"]
 
@@ -22,6 +24,7 @@ def curvature(
     largest_side: int = 1024,
     batch_positions: int | None = None,
     reading: Reading = TaskOptions(),  # noqa: B008
+    placement: Placed = Placement(),  # noqa: B008
 ) -> None:
     """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
 
@@ -38,17 +41,20 @@ def curvature(
         largest_side: A longer side of a weight keeps the identity as its basis.
         batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
         reading: The options of the task.
+        placement: How a model is loaded that is larger than a device.
     """
     from whence.distributed import Ranks
     from whence.load import load_records
     from whence.pipeline import fit_curvature
+    from whence.placement import connected_for
 
     ranks = Ranks.launched()
     records = load_records(data, split=reading.split)
-    loaded, _ = reading.load(model)
-    found = fit_curvature(
-        loaded, records, output,
-        fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
-    )  # fmt: skip
+    with connected_for(placement, ranks):
+        loaded, _ = reading.load(model, placement, ranks)
+        found = fit_curvature(
+            loaded, records, output,
+            fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
+        )  # fmt: skip
     if ranks.rank == 0:
         print(json.dumps({"factors": str(output), "units": len(found.blocks), "fitted": found.note}))

@@ -4,26 +4,36 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.config import Placement
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "check_table_folder", "read_token", "task_of_store", "train_records", "workers_of"]
+__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "task_of_store", "train_records", "workers_of"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+Placed = Annotated[Placement, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
-def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
-    """The task that a store was built with, loaded from where it was then, or from `model`.
+def task_of_store(
+    opened: Any,
+    store: Path,
+    model: str | None,
+    placement: Placement = Placement(),  # noqa: B008
+    ranks: Any = None,
+) -> Any:
+    """The task that a store was built with, loaded from where it was then, or from `model`; in the same type if nothing else is said.
 
     Raises:
         BadInput: If it is not known where the model is, or it is not there.
     """
+    from whence.distributed import Ranks
     from whence.load import load_task
 
     origin = opened.blueprint.task
@@ -41,7 +51,12 @@ def task_of_store(opened: Any, store: Path, model: str | None) -> Any:
             needed="the same model",
             do="pass --model with the place where it is now",
         )
-    found, _ = load_task(model or origin["model"], kind=origin.get("task", origin["kind"]), **origin.get("options", {}))
+    if placement.model_dtype == "auto" and "dtype" in origin:
+        placement = replace(placement, model_dtype=origin["dtype"])
+    kind = origin.get("task", origin["kind"])
+    found, _ = load_task(
+        model or origin["model"], kind=kind, placement=placement, ranks=ranks or Ranks(), **origin.get("options", {})
+    )
     return found
 
 

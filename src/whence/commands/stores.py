@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, train_records, workers_of
+from whence.commands.shared import Json, Placed, read_token, task_of_store, train_records, workers_of
 from whence.commands.task_options import Reading, TaskOptions
-from whence.config import BuildConfig
+from whence.config import BuildConfig, Placement
 from whence.errors import BadInput
 
 __all__ = ["Flat", "build", "query"]
@@ -25,6 +25,7 @@ def build(
     factors: Path | None = None,
     spool: Path | None = None,
     reading: Reading = TaskOptions(),  # noqa: B008
+    placement: Placed = Placement(),  # noqa: B008
     config: Flat = BuildConfig(),  # noqa: B008
 ) -> None:
     """Compress the gradient of every training example into a store.
@@ -40,6 +41,7 @@ def build(
             .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
         reading: The options of the task.
+        placement: How a model is loaded that is larger than a device.
         config: The options of the build.
 
     Raises:
@@ -50,6 +52,7 @@ def build(
     from whence.load import load_records
     from whence.pipeline import build as run
     from whence.pipeline import spool as run_spool
+    from whence.placement import connected_for
     from whence.shards import Shards, stream_records
 
     ranks = Ranks.launched()
@@ -61,12 +64,13 @@ def build(
         )
     # Data first: a wrong path should not wait for a large model.
     records = load_records(data, split=reading.split) if spool is None else stream_records(data)
-    loaded, origin = reading.load(model)
     place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
-    origin |= {"data": place, "split": reading.split}
-    if isinstance(records, Shards):
-        records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
-    store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
+    with connected_for(placement, ranks):
+        loaded, origin = reading.load(model, placement, ranks)
+        origin |= {"data": place, "split": reading.split}
+        if isinstance(records, Shards):
+            records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
+        store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
     if ranks.rank == 0:
         print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
 
@@ -92,6 +96,7 @@ def query(
     token_file: Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    placement: Placed = Placement(),  # noqa: B008
     as_json: Json = False,
 ) -> None:
     """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
@@ -120,6 +125,7 @@ def query(
             replaced and its part is scanned again.
         ray: With --workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local"
             for one on this machine only.
+        placement: How a model is loaded that is larger than a device.
         as_json: Print JSON instead of tables.
 
     Raises:
@@ -128,6 +134,7 @@ def query(
     from whence.distributed import Ranks
     from whence.load import load_records
     from whence.pipeline import query as run
+    from whence.placement import connected_for
     from whence.report import hits_fragment, write_page
     from whence.serve import Client
     from whence.store import open_store
@@ -146,6 +153,9 @@ def query(
         given = {
             "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
             "rerank": rerank, "train": train or None, "shortlist": shortlist, "workers": workers, "ray": ray,
+            "device-map": placement.device_map, "shard-model": placement.shard_model or None,
+            "gradient-checkpointing": placement.gradient_checkpointing or None,
+            "model-dtype": None if placement.model_dtype == "auto" else placement.model_dtype,
         }  # fmt: skip
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -164,9 +174,9 @@ def query(
                 found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
             )
         opened = open_store(store, ranks=ranks)
-        with workers_of(workers, ray) as pool:  # they start while the model is loaded
-            loaded = task_of_store(opened, store, model)
-            data = train_records(opened, store, train) if train or rerank == "exact" else None
+        data = train_records(opened, store, train) if train or rerank == "exact" else None
+        with workers_of(workers, ray) as pool, connected_for(placement, ranks):  # workers start while the model is loaded
+            loaded = task_of_store(opened, store, model, placement, ranks)
             hits = run(
                 opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
                 damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks, workers=pool,

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence import __version__
-from whence.commands.shared import Json, check_table_folder, task_of_store, workers_of
+from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
+from whence.config import Placement
 from whence.errors import BadInput
 
 __all__ = ["attribute", "score", "smoothness"]
@@ -27,6 +28,7 @@ def score(
     ensemble: Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    placement: Placed = Placement(),  # noqa: B008
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -44,31 +46,33 @@ def score(
             model that is in already is not scored again.
         workers: Have so many processes scan the store, as in query.
         ray: With --workers, have actors of a Ray cluster do that, as in query.
+        placement: How a model is loaded that is larger than a device.
     """
     from whence.data import digest_of
     from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.pipeline import score_table
+    from whence.placement import connected_for
     from whence.store import open_store
 
     ranks = Ranks.launched()
     _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
-    task = task_of_store(opened, store, model)
-    asked = task.prepare(records)
-    damping: dict[str, Any] = {
-        "relative_damping": relative_damping,
-        "absolute_damping": absolute_damping,
-        "damping_rule": damping_rule,
-    }
-    kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-    settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
-    settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-    origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
-    check_table_folder(output, origin["settings"])
-    with workers_of(workers, ray) as pool:
+    with workers_of(workers, ray) as pool, connected_for(placement, ranks):
+        task = task_of_store(opened, store, model, placement, ranks)
+        asked = task.prepare(records)
+        damping: dict[str, Any] = {
+            "relative_damping": relative_damping,
+            "absolute_damping": absolute_damping,
+            "damping_rule": damping_rule,
+        }
+        kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
+        settings = {name: getattr(opened.blueprint, name) for name in kept} | damping
+        settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
+        origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
+        check_table_folder(output, origin["settings"])
         table, models = _counted_in(
             ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks, workers=pool)
         )

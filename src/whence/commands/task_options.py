@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.config import Placement
 from whence.errors import BadInput
 
 __all__ = ["Reading", "TaskOptions"]
@@ -32,11 +33,18 @@ class TaskOptions:
     ignore: tuple[str, ...] = ()
     functional: bool = False
 
-    def load(self, model: str) -> tuple[Any, dict[str, Any]]:
+    def load(
+        self,
+        model: str,
+        placement: Placement = Placement(),  # noqa: B008
+        ranks: Any = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """The task of a model, and where it is from.
 
         Args:
             model: Hugging Face folder or hub name, or file.py:function that returns a task.
+            placement: Where its weights go, and in which type.
+            ranks: Connected processes that it is split over, if the placement says so.
 
         Returns:
             As `whence.load.load_task`.
@@ -45,9 +53,10 @@ class TaskOptions:
             BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's texts are cut
                 by its tokenizer.
         """
+        from whence.distributed import Ranks
         from whence.load import load_task
 
-        return load_task(model, kind=self.task, **self._settings(model))
+        return load_task(model, kind=self.task, placement=placement, ranks=ranks or Ranks(), **self._settings(model))
 
     def _settings(self, model: str) -> dict[str, Any]:
         chosen = {

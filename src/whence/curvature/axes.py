@@ -71,5 +71,5 @@ def fit_axes(
         progress.advance(len(chosen))
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
-        in_halves(batch, run)
+        in_halves(batch, run, task.model)
     return {name: sketch.axes() for name, sketch in sketches.items()}

@@ -100,7 +100,7 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
         progress.advance(len(chosen))
 
     for batch in fit.batches(max_examples):
-        in_halves(batch, run)
+        in_halves(batch, run, fit.task.model)
     sums = fit.ranks.added_up({f"values.{index}": value for index, value in totals.items()})
     for index in units:
         unit = fit.plan.units[index]

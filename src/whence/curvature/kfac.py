@@ -230,7 +230,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         progress.advance(len(chosen))
 
     for batch in fit.batches():
-        in_halves(batch, run)
+        in_halves(batch, run, fit.task.model)
     return fit.ranks.added_up(totals)
 
 

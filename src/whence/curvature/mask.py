@@ -144,7 +144,7 @@ def _gradients(
         return kept.finished()[0][:, 0], sums.finished()[0][:, 0]
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
-        parts.extend(in_halves(batch, run))
+        parts.extend(in_halves(batch, run, task.model))
         order.extend(batch)
     back = torch.tensor(order).argsort()
     entries_NC, whole_NK = (torch.cat([part[place] for part in parts])[back.to(device)] for place in range(2))

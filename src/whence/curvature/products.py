@@ -129,7 +129,7 @@ class Curvature:
         total = [torch.zeros_like(block) for block in blocks]
         mine = [examples[place] for place in self.ranks.balanced([example.length for example in examples])]
         for batch in batches([example.length for example in mine], max_positions=self.max_positions):
-            for part in in_halves(batch, lambda items: run([mine[item] for item in items])):
+            for part in in_halves(batch, lambda items: run([mine[item] for item in items]), self.task.model):
                 for block, more in zip(total, part, strict=True):
                     block += more
         return split(self.ranks.added_up({"sums": flatten(total)})["sums"], total) if self.ranks.count > 1 else total

@@ -59,7 +59,7 @@ def fit_second_moments(
         return sums
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
-        for sums in in_halves(batch, run):
+        for sums in in_halves(batch, run, task.model):
             for name, value in sums.items():
                 found[name] += value.cpu()
     return {name: value / len(examples) for name, value in found.items()}

@@ -144,13 +144,14 @@ def stages(
     if folder is None:
         yield Stages(None, {"stages": {}}, ranks)
         return
+    # Weights that are split over ranks in step are read by all of them together.
+    wanted = json.loads(json.dumps(dict(identity()))) if ranks.in_step or ranks.rank == 0 else {}
     if ranks.rank > 0:
         yield Stages(folder, ranks.of_first(None), ranks)
         return
     check_writable(folder)
     with locked(folder):
         path = folder / "fit.json"
-        wanted = json.loads(json.dumps(dict(identity())))
         record = read_json(path) if path.exists() else {"identity": wanted, "stages": {}}
         different = sorted(
             key for key in wanted.keys() | record["identity"].keys() if wanted.get(key) != record["identity"].get(key)

@@ -39,6 +39,8 @@ class Ranks:
         rank: Its number, from 0.
         count: How many there are.
         local_count: How many of them share this machine's memory.
+        in_step: Whether all do the same work at the same time, since a model that is split over them runs on all or none: nothing is
+            divided then, and nothing added up.
 
     Raises:
         BadInput: If the numbers cannot be.
@@ -50,6 +52,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local_count: int = 1
+    in_step: bool = False
 
     def __post_init__(self):
         if not 0 <= self.rank < self.count or not 1 <= self.local_count <= self.count:
@@ -79,10 +82,13 @@ class Ranks:
             ) from error
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Let the ranks talk, for as long as the block runs; not needed by a build.
+    def connected(self, backend: str = "gloo") -> Iterator[None]:
+        """Let the ranks talk, for as long as the block runs; not needed by a build, but where a model is split over them.
 
-        Uses the process group that is there, or makes one over gloo from MASTER_ADDR and MASTER_PORT.
+        Uses the process group that is there, or makes one from MASTER_ADDR and MASTER_PORT.
+
+        Args:
+            backend: What it is made over, as torch.distributed calls it.
 
         Yields:
             Nothing.
@@ -96,7 +102,7 @@ class Ranks:
         try:
             # Each group meets under a name of its own: one that comes after another would find the addresses of the former.
             store = PrefixStore(f"whence-{next(_GROUPS)}", _meeting_place(self.rank, self.count))
-            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.count, timeout=_PATIENCE)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count, timeout=_PATIENCE)
         except (ValueError, RuntimeError) as error:  # a variable that is missing, an address that nobody listens at
             raise BadInput(
                 found=f"rank {self.rank} of {self.count}, which does not reach the others ({str(error).splitlines()[0][:120]})",
@@ -109,8 +115,8 @@ class Ranks:
             dist.destroy_process_group()
 
     def mine(self, items: Sequence[Item]) -> list[Item]:
-        """Every so many-th of some items, so that all ranks together have each once."""
-        return list(items[self.rank :: self.count])
+        """Every so many-th of some items, so that all ranks together have each once; all of them for ranks in step."""
+        return list(items) if self.in_step else list(items[self.rank :: self.count])
 
     def part(self, length: int) -> range:
         """This rank's run of neighbours among `length` items; those of all ranks are about as long and follow each other.
@@ -129,19 +135,21 @@ class Ranks:
             costs: Of the items, in any unit.
 
         Returns:
-            The places, rising; those of all ranks together are each item once.
+            The places, rising; those of all ranks together are each item once. All of them for ranks in step.
 
         >>> Ranks(1, 2).balanced([1, 8, 3, 5])
         [2, 3]
         """
+        if self.count == 1 or self.in_step:
+            return list(range(len(costs)))
         loads = [(0.0, rank) for rank in range(self.count)]
         mine = []
-        for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)) if self.count > 1 else ():
+        for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
             load, rank = loads[0]
             heapq.heapreplace(loads, (load + costs[place], rank))
             if rank == self.rank:
                 mine.append(place)
-        return sorted(mine) if self.count > 1 else list(range(len(costs)))
+        return sorted(mine)
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -178,7 +186,7 @@ class Ranks:
         Returns:
             All names, in the order in which the first rank that has one has them, on the device that they were on.
         """
-        if self.count == 1:
+        if self.count == 1 or self.in_step:
             return dict(tensors)
         known: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for theirs in self.gathered({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}):

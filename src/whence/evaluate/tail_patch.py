@@ -19,6 +19,7 @@ from whence.evaluate.statistics import Interval, mean_interval
 from whence.evaluate.tables import aligned
 from whence.progress import meter
 from whence.records import ScoreTable
+from whence.spread import refuse_spread
 from whence.tasks import AbstractTask
 
 __all__ = ["TailPatch", "tail_patch"]
@@ -171,6 +172,7 @@ def _averages(places, ks, together, query, increases) -> list[float]:
 @contextmanager
 def _stepped(task: AbstractTask, examples: Sequence[Example], learning_rate: float) -> Iterator[None]:
     """The task's model one step further, and back."""
+    refuse_spread(task.model)
     parameters = [value for name, value in task.model.named_parameters() if name in task.tracked]
     weights = [parameter.detach().clone() for parameter in parameters]
     try:

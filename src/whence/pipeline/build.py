@@ -3,12 +3,13 @@
 import dataclasses
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import whence
 from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
@@ -20,11 +21,13 @@ from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.encoders import make_encoder
+from whence.pipeline.in_step import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.progress import meter, say
 from whence.score import gradient_rows
 from whence.store import (
     Blueprint,
+    Pending,
     Store,
     StoredUnit,
     Writer,
@@ -63,7 +66,8 @@ def build(
     """Compress the gradient of every training example into a store on disk.
 
     Running it again on the same folder goes on where it stopped, or returns at once if nothing is missing. Several processes may build one
-    store together, see `ranks`: each takes shards that no other has, and all of them return when it is whole.
+    store together, see `ranks`: each takes shards that no other has, and all of them return when it is whole. With a model that `fully_shard`
+    split over them they make as many at a time as there are processes, and all are needed until the end.
 
     Args:
         task: Model and per-example loss.
@@ -74,7 +78,8 @@ def build(
         origin: Where model and data came from, for the command line to load them again; recorded, not compared.
         quiet: No progress on stderr.
         ranks: Processes that build it together on folders that all of them see; `Ranks.launched()` under torchrun. They send no messages: a
-            process that is lost loses only its unfinished shard, which another one makes.
+            process that is lost loses only its unfinished shard, which another one makes. Only where a model is split over them do they
+            exchange its weights, and need each other.
         config: All options at once.
         **options: Or some of them: the fields of `BuildConfig`, such as method="logra" and rank=32.
 
@@ -101,6 +106,22 @@ def build(
             needed="a folder on a disk for the curvature that it fits first",
             do="pass factors (--factors) with a local folder, or another method",
         )
+    ranks = stepping(task.model, ranks)
+    with lost_ranks(ranks):
+        return _built(task, data, folder, append, factors, origin, quiet, ranks, config)
+
+
+def _built(
+    task: AbstractTask,
+    data: Dataset | Iterable[Any],
+    folder: Path,
+    append: bool,
+    factors: str | Path | None,
+    origin: dict[str, Any] | None,
+    quiet: bool,
+    ranks: Ranks,
+    config: BuildConfig,
+) -> Store:
     weights = task.weights
     _earlier(folder, weights)
     dataset = as_dataset(task, data)
@@ -120,7 +141,8 @@ def build(
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     with leases(folder, ranks.rank, ranks.count) as held:
-        with held.alone():  # the first one decides, the others find it decided
+        # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
+        with nullcontext() if ranks.in_step else held.alone():
             earlier = _earlier(folder, weights)
             positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
             if not positions:
@@ -128,22 +150,33 @@ def build(
                 predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
                 report(str(predicted))
                 positions = predicted.batch_positions
-            fitted = None if factors is None else Path(factors)
-            encoder, learned = make_encoder(
-                task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet
-            )
+            if ranks.in_step:
+                positions = min(ranks.gathered(positions))
+
+            def encode() -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
+                fitted = None if factors is None else Path(factors)
+                return make_encoder(
+                    task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet, ranks=ranks
+                )
+
+            encoder, learned = encode()
             blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
             if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
                 report(
                     f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
                 )
-            writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
-            if writer.is_finished():
+            with first_then_others(ranks) if ranks.in_step else nullcontext():
+                writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
+                is_finished = writer.is_finished()
+            if is_finished:
                 report(f"{folder} is complete: nothing to do")
                 return _opened(folder, ranks)
-            for name, tensors in learned.items():
-                if not (folder / name).exists():
-                    write_tensors(folder / name, tensors)
+            with first_then_others(ranks) if ranks.in_step else nullcontext():
+                for name, tensors in learned.items():
+                    if not (folder / name).exists():
+                        write_tensors(folder / name, tensors)
+            if ranks.in_step and learned:
+                encoder, _ = encode()  # from the file: other machines may have rounded otherwise
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
             if not writer.is_finished():
@@ -204,12 +237,14 @@ def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, q
     if ranks.count > 1:
         title, total, done = f"gradients (rank {ranks.rank} of {ranks.count})", -(-missing // ranks.count), 0
     with meter(title, total, done=done, quiet=quiet) as progress:
-        for shard in writer.claims():
+        for shard, is_kept, calls in _shards(writer, positions, ranks):
             examples = dataset.examples[shard.start : shard.stop]
             rows = gradient_rows(
                 task, plan, encoder, examples,
-                max_positions=positions, progress=progress, objective=objective, autocast=autocast,
+                max_positions=positions, progress=progress, objective=objective, autocast=autocast, calls=calls,
             )  # fmt: skip
+            if not is_kept:
+                continue
             tensors = codec.encode(rows.units)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise NonFinite(
@@ -220,6 +255,20 @@ def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, q
             columns = {"norms": rows.norms(), "weights": rows.weights}
             kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
             writer.write(shard, {**tensors, **kept})
+
+
+def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
+    """What this process runs.
+
+    Yields:
+        A shard, whether it is this process's to write, and how many batches to run at least.
+    """
+    if ranks.in_step:
+        for turn in turns(writer.pending, writer.dataset.examples, positions, ranks):
+            yield turn.shard, turn.is_kept, turn.calls
+        ranks.wait()
+    # Of ranks in step all shards are there by now, and are only looked at.
+    yield from ((shard, True, 0) for shard in writer.claims())
 
 
 def _objective(method: Method) -> Objective:

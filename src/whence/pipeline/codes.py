@@ -27,6 +27,7 @@ from whence.curvature import (
     whiten,
 )
 from whence.data import Dataset, Example
+from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
@@ -120,6 +121,7 @@ def learn_code(
     *,
     max_positions: int,
     quiet: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Everything that makes codes of gradients.
 
@@ -131,6 +133,7 @@ def learn_code(
         folder: Where the stages of the fit are kept.
         max_positions: Positions per batch.
         quiet: No progress on stderr.
+        ranks: In step, for a model that is split over them.
 
     Returns:
         Tensors to be written, for `aligned_encoder`.
@@ -144,7 +147,7 @@ def learn_code(
     fit_on = dataset.spread(_FIT_EXAMPLES)
     fit = FitConfig(seed=config.seed, labels="auto" if _has_likelihood(task, fit_on) else "dataset")
     size = code_size(plan.units, len(dataset), config)
-    room = available_bytes(torch.device("cpu"))
+    room = available_bytes(torch.device("cpu")) // ranks.local_count
     if size.sample_bytes > room:
         raise OutOfMemory(
             found=f"{room / 2**20:,.0f} MiB of free memory",
@@ -155,7 +158,7 @@ def learn_code(
     enough_disk(folder.parent, len(dataset), size.row_bytes, size.shared_bytes)
     curvature = fit_ekfac(
         task, plan, fit_on, fit,
-        max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet,
+        max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, Damping(relative, None, ""), size.coordinates)
     rows = _sample_rows(task, plan, whitened, dataset.spread(size.samples).examples, config, max_positions, quiet)

@@ -11,6 +11,7 @@ from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, 
 from whence.config import BuildConfig
 from whence.curvature import fit_axes, fit_mask, fit_second_moments, side_scales
 from whence.data import Dataset
+from whence.distributed import Ranks
 from whence.errors import StoreCorrupt
 from whence.methods import Method, method_named
 from whence.pipeline.codes import aligned_encoder, check_code, code_choices, learn_code
@@ -32,6 +33,7 @@ def make_encoder(
     factors: Path | None,
     max_positions: int,
     quiet: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
     """What shrinks the gradients of a build.
 
@@ -44,6 +46,7 @@ def make_encoder(
         factors: Folder of a curvature fit, to be used or made; None keeps it in the store's until that is finished.
         max_positions: Positions per batch.
         quiet: No progress on stderr.
+        ranks: For a model that is split over processes, these, in step; otherwise it is learned by this one alone.
 
     Returns:
         The encoder, and by name of a file the tensors that were learned; empty for a random one.
@@ -72,7 +75,7 @@ def make_encoder(
                 do="restore that file from a copy, or build into another folder",
             )
         place = factors or folder / "factors"
-        learned = _learn(task, plan, dataset, config, method, place, max_positions=max_positions, quiet=quiet)
+        learned = _learn(task, plan, dataset, config, method, place, max_positions, quiet, ranks)
     rank = config.rank or method.rank
     kind = method.projection if config.projection == "method" else config.projection
     return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
@@ -127,12 +130,13 @@ def _learn(
     config: BuildConfig,
     method: Method,
     factors: Path,
-    *,
     max_positions: int,
     quiet: bool,
+    ranks: Ranks,
 ) -> dict[str, Tensor]:
     if method.encoder == "aligned":
-        return learn_code(task, plan, dataset, config, factors, max_positions=max_positions, quiet=quiet)
+        alike = ranks if ranks.in_step else Ranks()
+        return learn_code(task, plan, dataset, config, factors, max_positions=max_positions, quiet=quiet, ranks=alike)
     sample = dataset.spread(config.axes_examples or method.axes_examples).examples
     autocast = autocast_named(config.autocast)
     rank = config.rank or method.rank

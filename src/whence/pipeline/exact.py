@@ -30,6 +30,7 @@ from whence.pipeline.unrolling import UnrollConfig
 from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, exact_scores
+from whence.spread import refuse_sharded
 from whence.tasks import AbstractTask
 
 __all__ = ["Normalize", "attribute", "self_influence"]
@@ -113,6 +114,7 @@ def attribute(
     """
     if normalize not in (None, "cosine", "relatif", "theta-relatif"):
         raise UnknownOption(found=f"normalize={normalize!r}", needed="one of: cosine, relatif, theta-relatif", do="pick one")
+    refuse_sharded(task.model, "whole gradients")
     started = time.monotonic()
     if ranks.count > 1 and exact_method_named(method).needs_run:
         raise BadInput(

@@ -8,6 +8,7 @@ from whence.capture import available_bytes, check_task, forecast, plan_units
 from whence.curvature import FitConfig, KroneckerCurvature, LabelChoice, Sharing, fit_ekfac
 from whence.data import Dataset
 from whence.distributed import Ranks
+from whence.pipeline.in_step import stepping
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.prepare import fit_data
 from whence.progress import say
@@ -49,11 +50,13 @@ def fit_curvature(
         batch_positions: Positions per batch; None measures what fits.
         quiet: No progress on stderr.
         ranks: Processes that fit it together, each on its own batches, their sums added up; `Ranks.launched()` under torchrun. The
-            numbers are those of one process but for the order of sums.
+            numbers are those of one process but for the order of sums. Those that a model is split over all do the whole fit, batch by batch
+            at the same time.
 
     Returns:
         The curvature, not damped, on every process.
     """
+    ranks = stepping(task.model, ranks)
     dataset = as_dataset(task, data)
     plan = plan_units(task)
     config = FitConfig(labels=labels, samples=samples, seed=seed, sharing=sharing, largest_side=largest_side)

@@ -15,6 +15,7 @@ from whence.pipeline.footprint import Demand, Footprint
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.measured import measure, room_bytes
 from whence.progress import say
+from whence.spread import refuse_sharded, refuse_spread
 from whence.tasks import AbstractTask
 
 __all__ = ["Prepared", "fit_data", "prepare"]
@@ -118,7 +119,10 @@ def prepare(
     Raises:
         BadInput: If something is given that the method has no use for, or the number of examples to fit on is impossible.
     """
+    refuse_sharded(task.model, "whole gradients")
     chosen = exact_method_named(method)
+    if chosen.needs_run or chosen.solver not in (None, "datainf"):
+        refuse_spread(task.model)
     dataset = as_dataset(task, train)
     plan = plan_units(task)
     untouched = check_task(task, plan, dataset.examples)

@@ -20,6 +20,7 @@ from whence.pipeline.stored import Asked
 from whence.progress import meter
 from whence.report import Hit
 from whence.score import Top, exact_scores, gradient_rows, token_scores
+from whence.spread import refuse_sharded
 from whence.store import Store
 
 __all__ = ["ExactStage", "Stage", "check_same_rows", "matched", "reranked"]
@@ -82,6 +83,7 @@ class ExactStage:
                 needed="the data that the store was built from, since its gradients are taken again",
                 do="pass train=, on the command line --train",
             )
+        refuse_sharded(asked.task.model, "rerank='exact'")
         examples = matched(asked.store, as_dataset(asked.task, train))
         check_task(asked.task, asked.plan, examples)
         return cls(asked, asked.encoder, examples, quiet)

@@ -18,6 +18,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.measured import room_bytes
 from whence.progress import meter, say
 from whence.records import ScoreTable
+from whence.spread import refuse_sharded
 from whence.tasks import AbstractTask
 from whence.unroll import (
     Replay,
@@ -123,6 +124,7 @@ def group_effects(
     """
     if mode not in ("auto", "reverse", "forward"):
         raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
+    refuse_sharded(task.model, "a run's derivative")
     started = time.monotonic()
     train, asked = as_dataset(task, train), as_dataset(task, queries)
     opened = open_run(run)

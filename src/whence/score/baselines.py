@@ -64,7 +64,7 @@ def loss_scores(
 
     with meter("losses", len(train), quiet=quiet) as progress:
         for batch in batches([example.length for example in train.examples], max_positions=max_positions):
-            in_halves(batch, run)
+            in_halves(batch, run, task.model)
             progress.advance(len(batch))
     scores_QN = losses_N.expand(len(queries), -1).contiguous()
     return ScoreTable(scores_QN, queries.ids, train.ids, "loss of the training example", "loss")

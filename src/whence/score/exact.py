@@ -137,7 +137,7 @@ def exact_scores(
     lengths = [examples[place].length for place in mine]
     for batch in batches(lengths, max_positions=max_positions, max_examples=max_examples):
         items = [mine[place] for place in batch]
-        parts.extend(in_halves(items, run))
+        parts.extend(in_halves(items, run, task.model))
         progress.advance(len(items))
     # What the others have is zero here, so that the sum over ranks is every example's score as its rank made it.
     rows = 0 if not blocks else len(blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0])

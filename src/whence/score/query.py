@@ -51,6 +51,7 @@ def gradient_rows(
     max_examples: int = 256,
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
+    calls: int = 0,
 ) -> Rows:
     """Encoded gradients of examples, in their order.
 
@@ -64,6 +65,8 @@ def gradient_rows(
         max_examples: Examples per batch.
         objective: "loss" or "measurement", or "negated output" for rows that come with weights.
         autocast: As in `capture`.
+        calls: Batches to run at least, where a model that is split over processes has to run in all of them equally often: the last one is
+            repeated and what it gives dropped.
 
     Returns:
         The rows, in the order of the examples.
@@ -93,9 +96,11 @@ def gradient_rows(
         _check_finite(rows, encoder, chosen)
         return rows, found.cpu(), task.output_weights(-found, batch).cpu() if objective == "negated output" else None
 
-    for batch in batches([example.length for example in examples], max_positions=max_positions, max_examples=max_examples):
+    lengths = [example.length for example in examples]
+    planned = list(batches(lengths, max_positions=max_positions, max_examples=max_examples))
+    for batch in planned:
         done = 0
-        for rows, found, weight in in_halves(batch, run):
+        for rows, found, weight in in_halves(batch, run, task.model):
             places = batch[done : done + len(found)]
             done += len(found)
             # Each batch goes where it belongs at once: a list of batches to be joined would take as much again.
@@ -106,6 +111,8 @@ def gradient_rows(
             weights += [] if weight is None else [weight]
         order.extend(batch)
         progress.advance(len(batch))
+    for _ in range(calls - len(planned)):
+        run(planned[-1])
     back = torch.tensor(order).argsort()
     return Rows(units, torch.cat(values)[back], torch.cat(weights)[back] if weights else None)
 

@@ -79,7 +79,7 @@ def _representations(
         return _pooled(name, module, inputs, task, batch, len(items)).cpu()
 
     for items in batches([example.length for example in examples], max_positions=max_positions):
-        parts.extend(in_halves(items, run))
+        parts.extend(in_halves(items, run, task.model))
         order.extend(items)
         progress.advance(len(items))
     if len(set(layers)) > 1:

@@ -14,6 +14,7 @@ from whence.serve.catalog import Catalog
 from whence.serve.item_reader import ItemReader
 from whence.serve.question import Kind, Question
 from whence.serve.text_reader import TextReader
+from whence.spread import refuse_sharded
 from whence.store import Store
 from whence.tasks import AbstractTask, CausalLM, Classification, Diffusion
 
@@ -72,6 +73,7 @@ class Desk:
             Unsupported: If the model is no language model with a tokenizer, no classifier of texts or images and no diffusion model.
             BadInput: If `train` or `pixels` are given for a language model.
         """
+        refuse_sharded(task.model, "a service")
         # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
         store = dataclasses.replace(store, held={})
         if isinstance(task, CausalLM) and task.tokenizer is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Recipe
+from whence.spread import main_device, named_weights
 from whence.tasks.outputs import Outputs
 
 __all__ = ["AbstractTask", "Batch", "weights_digest"]
@@ -58,8 +59,8 @@ class AbstractTask(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.model.parameters()).device
+        """Where batches go: where the model lives, or where its first weight is used if it is spread over devices."""
+        return main_device(self.model)
 
     @property
     def weights(self) -> str:
@@ -133,24 +134,31 @@ class AbstractTask(ABC):
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of every weight and buffer with its name, shape and type.
+    """SHA-256 of every weight and buffer with its name, shape and type: the same wherever they are.
+
+    Of a sharded model all processes have to ask, for it is gathered weight by weight.
 
     Raises:
         NonFinite: If a weight is NaN or infinite.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, Tensor):
-            continue
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise NonFinite(
-                found=f"NaN or infinite values in the weight {name!r}",
-                needed="finite weights",
-                do="load a checkpoint from before the training run diverged",
-            )
+    for name, value in named_weights(model):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in _stored(value.detach()):
+            if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                raise NonFinite(
+                    found=f"NaN or infinite values in the weight {name!r}",
+                    needed="finite weights",
+                    do="load a checkpoint from before the training run diverged",
+                )
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _stored(value: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor keeps its numbers in: itself, or, where it is quantised, codes and scales."""
+    flatten = getattr(value, "__tensor_flatten__", None)
+    return [value] if flatten is None else [part for name in flatten()[0] for part in _stored(getattr(value, name))]
 
 
 def _tracked(model: nn.Module, track: Sequence[str] | None, ignore: Sequence[str]) -> frozenset[str]:

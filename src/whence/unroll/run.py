@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.records import Recipe
+from whence.spread import refuse_spread
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
 from whence.unroll.recorder import VERSION
 from whence.unroll.segments import Segment, cut_run, settings_at
@@ -74,6 +75,7 @@ class Run:
         Yields:
             Nothing.
         """
+        refuse_spread(model)  # writing into a weight that is elsewhere changes nothing
         values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         before = {name: value.detach().clone() for name, value in values.items()}
         found: dict[str, Tensor] = {}
