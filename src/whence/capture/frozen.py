@@ -39,7 +39,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     # By owner: an offloaded parameter is another object after each pass.
     grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
-    faster = [(module, forward) for module in modules if (forward := _faster(module)) is not None]
+    faster = [(module, name, forward) for module in modules if (name := _replaceable(module)) and (forward := _faster(module))]
+    kept = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -51,8 +52,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 getattr(module, name).requires_grad_(False)
         for module in inplace:
             module.inplace = False
-        for module, forward in faster:
-            module.forward = forward
+        for module, name, forward in faster:
+            setattr(module, name, forward)
         for module in checkpointed:
             module.training = True
             module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
@@ -70,8 +71,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 value.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
-        for module, _ in faster:
-            del module.forward
+        for (module, name, _), before in zip(faster, kept, strict=True):
+            setattr(module, name, before) if before is not None else delattr(module, name)
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,17 @@ def _is_checkpointed(module: nn.Module) -> bool:
     return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
 
 
+def _replaceable(module: nn.Module) -> str:
+    """What holds a module's own forward, empty if it is not there: one that is set already is somebody's choice, or this function's."""
+    if "_hf_hook" in vars(module):  # of accelerate, which brings the weights and then calls the former forward
+        former = getattr(module, "_old_forward", None)
+        return "_old_forward" if getattr(former, "__func__", None) is type(module).forward else ""
+    return "" if "forward" in vars(module) else "forward"
+
+
 def _faster(module: nn.Module) -> Callable[..., Tensor] | None:
-    """What a module's forward becomes meanwhile; one that is set already is somebody's choice, or this function's."""
+    """What a module's forward becomes meanwhile."""
     kind = type(module)
-    if kind.__name__ == _COMPOSED and kind.__module__ == "transformers.activations" and "forward" not in vars(module):
+    if kind.__name__ == _COMPOSED and kind.__module__ == "transformers.activations":
         return _GELU
     return constant_linear(module)

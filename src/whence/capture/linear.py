@@ -27,11 +27,11 @@ def constant_linear(module: nn.Module) -> Callable[..., Tensor] | None:
         module: Any module.
 
     Returns:
-        The function; None for a module that is not exactly `nn.Linear` or the Conv1D of transformers, or whose forward somebody has replaced.
+        The function; None for a module that is not exactly `nn.Linear` or the Conv1D of transformers.
     """
     kind = type(module)
     is_turned = kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-    if (kind is not nn.Linear and not is_turned) or "forward" in vars(module):
+    if kind is not nn.Linear and not is_turned:
         return None
     layer: Any = module
 
