@@ -7,7 +7,7 @@ from whence.capture.frozen import frozen
 from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
-from whence.capture.memory import Forecast, available_bytes, forecast, in_halves
+from whence.capture.memory import Forecast, available_bytes, forecast, give_back, in_halves
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "forecast",
     "forward_mode",
     "frozen",
+    "give_back",
     "in_halves",
     "plan_units",
     "separate_head",

@@ -1,6 +1,8 @@
 """Memory: what is there, what a batch will take, and what to do when it was too much."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from whence.records import Pair
 from whence.spread import is_sharded, local
 from whence.tasks import AbstractTask
 
-__all__ = ["Forecast", "available_bytes", "forecast", "in_halves"]
+__all__ = ["Forecast", "available_bytes", "forecast", "give_back", "in_halves"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -168,3 +170,12 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result], mo
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system, between two pieces of work that take much.
+
+    glibc keeps it in holes between what is still used, where the next piece does not fit, and a process grows by what it has already.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -17,7 +17,7 @@ from whence.records import Unit
 __all__ = ["KroneckerBlock", "KroneckerCurvature"]
 
 # Numbers of a unit's vectors that are solved for in place at a time.
-_SOLVE_NUMBERS = 1 << 20
+_SOLVE_NUMBERS = 1 << 19
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from whence.capture import give_back
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store import check_writable, read_tensors, sha256_of, write_tensors
@@ -51,13 +52,17 @@ class Stages:
             StoreCorrupt: If the stage's file is not what was written.
         """
         if self.folder is None:
-            return make()
+            made = make()
+            give_back()
+            return made
         file = self.folder / f"{name}.safetensors"
         if name not in self.record["stages"]:
             made = make()
             if self.ranks.rank == 0:
                 self.record["stages"][name] = write_tensors(file, made)
                 write_json(self.folder / "fit.json", self.record)
+            del made
+            give_back()
             # Also waits until the file is there.
             self.record["stages"][name] = self.ranks.of_first(self.record["stages"].get(name))
         elif not file.exists() or sha256_of(file) != self.record["stages"][name]:

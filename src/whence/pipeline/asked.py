@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from whence.capture import give_back
 from whence.compress import Kronecker
 from whence.curvature import Damping
 from whence.data import Dataset
@@ -53,7 +54,9 @@ def query_blocks(
         found, solution = preconditioned(ready, rows, damping, solving, in_place=True)
         parts.append(truncate(found, query_rank))
         notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
-    return [_joined(found) for found in zip(*parts, strict=True)], torch.cat(norms) if norms else None, notes
+    blocks = [_joined(found) for found in zip(*parts, strict=True)]
+    give_back()
+    return blocks, torch.cat(norms) if norms else None, notes
 
 
 def _gradients(ready: Prepared, queries: Dataset, query_rank: int | None, weights_GQ: Tensor | None) -> Iterator[list[Tensor]]:

@@ -9,7 +9,7 @@ from whence.records import Unit
 __all__ = ["Demand", "FitBytes", "Footprint", "gib", "made_at_once"]
 
 # Numbers of whole query gradients in a batch, besides those of the batches before it.
-_MADE_NUMBERS = 1 << 22
+_MADE_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
