@@ -1,6 +1,6 @@
 """What the service adds to the scan, what sharing scans saves, and whether it holds a load.
 
-    python benchmarks/serve_load.py [--users 16 --rows 60000 --seconds 20 --minutes 0 --requests 10000]
+    python benchmarks/serve_load.py [--users 16 --rows 60000 --rank 8 --seconds 20 --minutes 0 --requests 10000]
 
 A store of made rows around a small GPT-2 (nothing here depends on what rows hold), and the real service in a process of its own, asked by
 users that each ask again as soon as they are answered. "bare" makes the same queries' gradients and scans the store in this process without
@@ -38,7 +38,7 @@ def question(user):
     return {"prompt": PROMPT, "completion": COMPLETION.format(user)}
 
 
-def make_store(folder, rows):
+def make_store(folder, rows, rank):
     texts = [f"word {number} and {number * 7919 % 10007} more" for number in range(rows)]
     tokenizer = train_tokenizer([*texts[:2000], "".join(question(1).values())], Settings(vocabulary=500))
     save(new_model(len(tokenizer), 0), tokenizer, Recipe("adamw", 1.0), folder / "model")
@@ -47,7 +47,7 @@ def make_store(folder, rows):
     origin = {"model": str(folder / "model"), "task": "causal_lm", "options": {}}
     # An inner product of rows of this size is the scan of any method; building it takes the least time.
     store = whence.build(
-        task, records, folder / "store", method="grad-dot", rank=8, dtype="bfloat16", origin=origin, quiet=True
+        task, records, folder / "store", method="grad-dot", rank=rank, dtype="bfloat16", origin=origin, quiet=True
     )
     return store, task
 
@@ -139,6 +139,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--rank", type=int, default=8, help="of the rows, whose bytes grow with its square")
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--minutes", type=float, default=0, help="hold the load for so long besides")
     parser.add_argument("--requests", type=int, default=0, help="ask so often besides, and watch the memory")
@@ -146,7 +147,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say(f"a store of {arguments.rows:,} rows ...")
-        store, task = make_store(folder, arguments.rows)
+        store, task = make_store(folder, arguments.rows, arguments.rank)
         size = len(store) * store.codec.row_bytes() / 2**20
         machine = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
         print(f"{len(store):,} rows of {store.codec.row_bytes():,} bytes, {size:.0f} MiB; {machine}")
