@@ -170,6 +170,16 @@ def test_forecast(run, store, model_folder, data_file):
     numbers = json.loads(run("forecast", model_folder, data_file, *OPTIONS, "--json"))
     assert numbers["row_bytes"] == per_row and numbers["rows"] == 12 and numbers["gradient_seconds"] > 0
     assert abs(numbers["curvature_bytes"] - (store / "curvature.safetensors").stat().st_size) < 16384
+    assert numbers["learning_seconds"] == 0
+
+
+def test_forecast_of_a_code_counts_what_comes_before_the_rows(run, model_folder, data_file):
+    assert re.search(
+        r"time: about [\d,]+ s for the curvature and the code, then [\d,]+ s for the rows",
+        run("forecast", model_folder, data_file),
+    )
+    numbers = json.loads(run("forecast", model_folder, data_file, "--bytes-per-example", "64", "--json"))
+    assert numbers["learning_seconds"] > 0 and numbers["gradient_seconds"] > 0
 
 
 def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path):

@@ -21,10 +21,10 @@ from whence.curvature.damping import (
     stored_damping,
 )
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
-from whence.curvature.ekfac import fit_ekfac
+from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
-from whence.curvature.kfac import FitConfig, fit_kfac
+from whence.curvature.kfac import FitConfig, fit_factors, fit_kfac, prepare_fit, solve_bases
 from whence.curvature.labels import LabelChoice
 from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.moments import Sharing
@@ -47,6 +47,10 @@ __all__ = [
     "save_axes",
     "save_whitened",
     "whiten",
+    "fit_factors",
+    "fit_values",
+    "prepare_fit",
+    "solve_bases",
     "Curvature",
     "Damped",
     "Damping",

@@ -37,15 +37,26 @@ from whence.score import gradient_rows
 from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
 
-__all__ = ["aligned_encoder", "check_code", "code_choices", "code_size", "learn_code"]
+__all__ = [
+    "AXES_BYTES",
+    "FIT_EXAMPLES",
+    "CodeSize",
+    "aligned_encoder",
+    "check_code",
+    "code_choices",
+    "code_size",
+    "has_likelihood",
+    "learn_code",
+    "relative_damping",
+]
 
-# Shared by all rows of a store: axes take at most this, by fewer bits a number first and then by fewer coordinates.
-_AXES_BYTES = 256 << 20
+AXES_BYTES = 256 << 20
+"""Axes are shared by all rows of a store and take at most this, by fewer bits a number first and then by fewer coordinates."""
 # Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
 _WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
 _FEWEST_SAMPLES = 256
-# Factors of other documents of the same kind serve as well (docs/log.md): more than this only take time.
-_FIT_EXAMPLES = 8192
+FIT_EXAMPLES = 8192
+"""That the curvature is fitted on: factors of other documents of the same kind serve as well (docs/log.md), more only take time."""
 # Numbers of whitened gradients taken at a time.
 _CHUNK_NUMBERS = 1 << 26
 # In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
@@ -96,11 +107,11 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig) -> Code
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     widest = max(choice.width for choice in code_choices(config, samples))
     # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
-    coordinates = min(parameters, 8 * _AXES_BYTES // widest, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
+    coordinates = min(parameters, 8 * AXES_BYTES // widest, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
     samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
     choices = code_choices(config, samples)
     width = max(choice.width for choice in choices)
-    axes_bytes = coordinates * width * most_bits(coordinates, width, _AXES_BYTES) // 8
+    axes_bytes = coordinates * width * most_bits(coordinates, width, AXES_BYTES) // 8
     wide = 4 * samples * coordinates
     sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
     return CodeSize(
@@ -142,10 +153,9 @@ def learn_code(
         BadInput: If no example of the sample has a gradient.
         OutOfMemory: If the sample's gradients do not fit.
     """
-    method = method_named(config.method)
-    relative = config.relative_damping or method.relative_damping
-    fit_on = dataset.spread(_FIT_EXAMPLES)
-    fit = FitConfig(seed=config.seed, labels="auto" if _has_likelihood(task, fit_on) else "dataset")
+    relative = relative_damping(config)
+    fit_on = dataset.spread(FIT_EXAMPLES)
+    fit = FitConfig(seed=config.seed, labels="auto" if has_likelihood(task, fit_on) else "dataset")
     size = code_size(plan.units, len(dataset), config)
     room = available_bytes(torch.device("cpu")) // ranks.local_count
     if size.sample_bytes > room:
@@ -168,9 +178,24 @@ def learn_code(
             needed="examples that the loss reaches the model with",
             do="check the loss and the tracked parameters",
         )
-    axes, code = code_axes(rows, size.choices, most_bytes=_AXES_BYTES, seed=config.seed)
+    axes, code = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed)
     known = {"damping": torch.tensor(relative, dtype=torch.float64), "dtype": torch.tensor(_TYPES.index(code.dtype))}
     return {**save_whitened(whitened), **save_axes(axes), **known}
+
+
+def relative_damping(config: BuildConfig) -> float:
+    """What is added to every eigenvalue, as a share of its unit's mean."""
+    return config.relative_damping or method_named(config.method).relative_damping
+
+
+def has_likelihood(task: AbstractTask, dataset: Dataset) -> bool:
+    """Whether the task says what its loss is a likelihood of, on its first example; a loss of one's own need not."""
+    try:
+        with frozen(task.model), torch.no_grad():
+            task.outputs(task.model, task.collate(dataset.examples[:1]))
+    except Unsupported:
+        return False
+    return True
 
 
 def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], seed: int, device: torch.device) -> Aligned:
@@ -186,7 +211,7 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
         StoreMismatch: If damping or size are not those asked for.
     """
     stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), _TYPES[int(tensors["dtype"])]
-    wanted = config.relative_damping or method_named(config.method).relative_damping
+    wanted = relative_damping(config)
     choices = code_choices(config, width)
     if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):
         sizes = " or ".join(f"{choice.width:,} of {choice.dtype}" for choice in choices)
@@ -195,16 +220,6 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
             needed=f"{sizes} with damping {wanted:g} x mean, as asked",
             do="build into another folder, or with the options of the first build",
         )
-
-
-def _has_likelihood(task: AbstractTask, dataset: Dataset) -> bool:
-    """Whether the task says what its loss is a likelihood of; a loss of one's own need not."""
-    try:
-        with frozen(task.model), torch.no_grad():
-            task.outputs(task.model, task.collate(dataset.examples[:1]))
-    except Unsupported:
-        return False
-    return True
 
 
 def _sample_rows(
