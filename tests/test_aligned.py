@@ -65,8 +65,8 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
     """Axes of 1 bit that take half of the parameters: the others are left out, and a score keeps its size."""
     task, train, queries = split(name)
     size = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
-    monkeypatch.setattr(codes_module, "_AXES_BYTES", size // 2 * len(train) // 8)
-    kept = 8 * codes_module._AXES_BYTES // len(train)
+    monkeypatch.setattr(codes_module, "AXES_BYTES", size // 2 * len(train) // 8)
+    kept = 8 * codes_module.AXES_BYTES // len(train)
     store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
     curvature = fitted(task, train)
     masks = best_coordinates(curvature, 0.1, kept)
