@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ from torch import nn
 
 import whence
 from tests import zoo
-from tests.pages import page_commands, run_blocks
+from tests.pages import page_commands, run_blocks, run_example
 from tests.reference import study as slow
 from whence.apply import study_corpus, study_correlation, study_kinds, study_readouts, study_sources
 from whence.data import Dataset
@@ -405,13 +401,8 @@ def test_the_page_about_studies_is_true(run, reader):
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, root / "examples/corpus-study/python_docs.py", tmp_path, "--documents", "400", "--epochs", "2"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root / "src")}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Own kind of document in the top tails" in done.stdout and (tmp_path / "study" / "study.html").exists()
+    printed = run_example("corpus-study/python_docs.py", tmp_path, "--documents", "400", "--epochs", "2")
+    assert "Own kind of document in the top tails" in printed and (tmp_path / "study" / "study.html").exists()
     shares = json.loads((tmp_path / "study" / "study.json").read_text())["readings"]["per nat"]["kinds"]
     own = [one for one in shares if one["set"] == one["kind"] == "language reference" and one["side"] == "top"]
     assert own[0]["ratio"]["mean"] > 1

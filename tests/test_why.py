@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -13,7 +11,7 @@ import torch
 
 import whence
 from tests import zoo
-from tests.pages import ROOT, page_commands, run_blocks
+from tests.pages import page_commands, run_blocks, run_example
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.reference.token_map import label_parts
 from tests.test_lm_records import CHATML, bytes_task
@@ -414,8 +412,7 @@ def test_the_page_in_docs_is_true(run, reader):
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
     """A small GPT-2 on real text: what it writes is explained by parts that add up."""
-    command = [sys.executable, str(ROOT / "examples" / "why" / "run.py"), str(tmp_path), "--documents", "200"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = run_example("why/run.py", tmp_path, "--documents", "200")
     found = json.loads(out.splitlines()[-1])
     assert found["wrote"] and len(found["top"]) == 5 and max(found["off"]) < 1e-3
     assert (tmp_path / "greedy.html").exists() and (tmp_path / "token.html").exists()

@@ -21,6 +21,7 @@ __all__ = [
     "local",
     "main_device",
     "named_weights",
+    "own_forward",
     "refuse_sharded",
     "refuse_spread",
     "refuse_split_ties",
@@ -50,6 +51,17 @@ def settle(model: nn.Module) -> None:
     """
     for module in _sharded_modules(model):
         module.reshard()
+
+
+def own_forward(module: nn.Module) -> str:
+    """The attribute through which a module's own forward is called, for replacing it; empty where something else has been set already.
+
+    accelerate puts a function in place of forward, which brings the weights and then calls the former one.
+    """
+    if "_hf_hook" in vars(module):
+        former = getattr(module, "_old_forward", None)
+        return "_old_forward" if getattr(former, "__func__", None) is type(module).forward else ""
+    return "" if "forward" in vars(module) else "forward"
 
 
 def whole(tensor: Tensor) -> Tensor:

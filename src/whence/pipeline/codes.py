@@ -45,7 +45,7 @@ __all__ = [
     "check_code",
     "code_choices",
     "code_size",
-    "has_likelihood",
+    "fit_config",
     "learn_code",
     "relative_damping",
 ]
@@ -155,7 +155,7 @@ def learn_code(
     """
     relative = relative_damping(config)
     fit_on = dataset.spread(FIT_EXAMPLES)
-    fit = FitConfig(seed=config.seed, labels="auto" if has_likelihood(task, fit_on) else "dataset")
+    fit = fit_config(task, fit_on, config)
     size = code_size(plan.units, len(dataset), config)
     room = available_bytes(torch.device("cpu")) // ranks.local_count
     if size.sample_bytes > room:
@@ -188,14 +188,14 @@ def relative_damping(config: BuildConfig) -> float:
     return config.relative_damping or method_named(config.method).relative_damping
 
 
-def has_likelihood(task: AbstractTask, dataset: Dataset) -> bool:
-    """Whether the task says what its loss is a likelihood of, on its first example; a loss of one's own need not."""
+def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> FitConfig:
+    """How the curvature is fitted: with the model's own labels, or the dataset's for a loss that does not say what it is a likelihood of."""
     try:
         with frozen(task.model), torch.no_grad():
             task.outputs(task.model, task.collate(dataset.examples[:1]))
     except Unsupported:
-        return False
-    return True
+        return FitConfig(seed=config.seed, labels="dataset")
+    return FitConfig(seed=config.seed)
 
 
 def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], seed: int, device: torch.device) -> Aligned:

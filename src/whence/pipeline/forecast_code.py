@@ -9,9 +9,9 @@ import torch
 from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, Encoder
 from whence.config import BuildConfig
-from whence.curvature import Damping, FitConfig, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
+from whence.curvature import Damping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
 from whence.data import Dataset, Example
-from whence.pipeline.codes import AXES_BYTES, FIT_EXAMPLES, CodeSize, has_likelihood, relative_damping
+from whence.pipeline.codes import AXES_BYTES, FIT_EXAMPLES, CodeSize, fit_config, relative_damping
 from whence.progress import meter
 from whence.score import gradient_rows
 from whence.tasks import AbstractTask
@@ -48,8 +48,7 @@ def timed_code(
     Returns:
         Seconds before the first row, and the encoder, of the widest code that the bytes allow.
     """
-    labels = "auto" if has_likelihood(task, dataset) else "dataset"
-    fit = prepare_fit(task, plan, Dataset(few), FitConfig(seed=config.seed, labels=labels), positions, True)
+    fit = prepare_fit(task, plan, Dataset(few), fit_config(task, dataset, config), positions, True)
     with meter("", len(few), quiet=True) as progress:
         factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
         bases, before = timed(lambda: solve_bases(fit, factors, progress))

@@ -15,15 +15,13 @@ from whence.config import BuildConfig
 from whence.curvature import FitConfig
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
-from whence.pipeline.codes import code_size
+from whence.pipeline.codes import FIT_EXAMPLES, code_size
 from whence.pipeline.sizes import GPUS, MODEL_SHAPES, Cluster, ModelShape
 from whence.records import Unit
 from whence.store import row_codec
 
 __all__ = ["ScaleForecast", "forecast_scale", "size_text", "time_text"]
 
-# Examples that the curvature of `aligned` is fitted on; see `pipeline/codes`.
-_FIT_EXAMPLES = 8192
 # Text, id and lengths of an example, a token being four or five characters.
 _TEXT_BYTES_PER_TOKEN, _TEXT_BYTES = 4.5, 100.0
 # Of one hit sent to the other ranks: a score and a row.
@@ -160,7 +158,7 @@ def forecast_scale(
         # Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third.
         both = 2 * shape.network_operations(tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
         sample_operations = code.samples * per_example
-        fit_operations = min(examples, _FIT_EXAMPLES) * tokens_per_example * both + sample_operations
+        fit_operations = min(examples, FIT_EXAMPLES) * tokens_per_example * both + sample_operations
         sums = 4 * (
             tracked + sum(side * side if side <= 1024 else side for unit in units for side in (unit.outputs, unit.inputs))
         )
