@@ -272,7 +272,7 @@ def test_sampled_images_do_not_depend_on_their_number_or_batch():
 
 
 def _first_generator():
-    from whence.pipeline.sampling import _generator
+    from whence.pipeline.sample_images import _generator
 
     return _generator(0, 0)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
-from whence.spread import own_forward, settle
+from whence.sharded_weights import own_forward, settle
 
 __all__ = ["frozen"]
 

@@ -16,7 +16,7 @@ from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.records import Pair
-from whence.spread import is_sharded, local
+from whence.sharded_weights import is_sharded, local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "give_back", "in_halves"]
