@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.apply.why import DocumentParts, Why
+from whence.apply.why.answer import DocumentParts, Why
 from whence.apply.why.candidates import FromData, FromStore, Source, split_up
 from whence.apply.why.question import Question, question, texts_of
 from whence.data import Dataset, Example
