@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence import __version__
+from whence._version import __version__
 from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
 from whence.config import Placement
 from whence.errors import BadInput

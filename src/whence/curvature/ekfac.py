@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.capture import Plan, capture, in_halves
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units
-from whence.curvature.kfac import Fit, FitConfig, blamed, fit_bases, overflowed, prepare_fit
+from whence.curvature.kfac import Fit, FitConfig, blamed, fit_bases, prepare_fit, refuse_sum
 from whence.curvature.labels import numbered, objectives
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import stages
@@ -102,7 +102,7 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
     sums = fit.ranks.added_up({f"values.{index}": value for index, value in totals.items()})
     whole = {index: sums[f"values.{index}"] for index in units if f"values.{index}" in sums}
     if (unit := _not_finite(whole, fit.plan)) is not None:
-        raise overflowed(unit, "squared gradient", f"all {len(fit.dataset):,} examples")
+        refuse_sum(unit, "squared gradient", f"all {len(fit.dataset):,} examples")
     for index in units:
         unit = fit.plan.units[index]
         sums.setdefault(f"values.{index}", torch.zeros(unit.outputs, unit.inputs))

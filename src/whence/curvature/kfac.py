@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ __all__ = [
     "fit_bases",
     "fit_factors",
     "fit_kfac",
-    "overflowed",
     "prepare_fit",
+    "refuse_sum",
     "solve_bases",
 ]
 
@@ -249,7 +250,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         in_halves(batch, run, fit.task.model)
     sums = fit.ranks.added_up(totals)
     if (unit := _not_finite(sums, fit.plan)) is not None:
-        raise overflowed(unit, "factor", f"all {len(fit.dataset):,} examples")
+        refuse_sum(unit, "factor", f"all {len(fit.dataset):,} examples")
     return sums
 
 
@@ -277,7 +278,7 @@ def blamed(fit: Fit, items: Sequence[int], unit: str, what: str, unit_of: Callab
         some, unit = half, bad
     name = fit.dataset.examples[some[0]].id
     if len(some) > 1:
-        return overflowed(unit, what, f"{len(some)} examples of which {name!r} is one")
+        refuse_sum(unit, what, f"{len(some)} examples of which {name!r} is one")
     return NonFinite(
         found=f"a NaN or infinite {what} of {unit!r} for the example {name!r}",
         needed="finite inputs and gradients",
@@ -285,9 +286,13 @@ def blamed(fit: Fit, items: Sequence[int], unit: str, what: str, unit_of: Callab
     )
 
 
-def overflowed(unit: str, what: str, whose: str) -> NonFinite:
-    """The error about a sum that is NaN or infinite though no single example's part is known to be."""
-    return NonFinite(
+def refuse_sum(unit: str, what: str, whose: str) -> NoReturn:
+    """Refuse a sum that is NaN or infinite though no single example's part is known to be.
+
+    Raises:
+        NonFinite: Always.
+    """
+    raise NonFinite(
         found=f"a NaN or infinite {what} of {unit!r} in the sum over {whose}",
         needed="finite sums",
         do="run in a wider type than the model's, or scale the loss or the inputs down",

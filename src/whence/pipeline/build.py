@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import whence
+from whence._version import __version__
 from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
 from whence.config import BuildConfig
@@ -327,7 +327,7 @@ def make_blueprint(
         task={"kind": task.kind, **(origin or {})},
         units=units,
         recipe=recipe,
-        libraries={"whence": whence.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
     if config.rows_per_shard or earlier:
         return made
