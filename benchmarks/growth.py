@@ -4,7 +4,8 @@
 
 The rows are synthetic: random numbers in the shape of one factor per layer of a small model (six 16 x 16 units) or of one code of 1,024
 numbers, ids and short texts made up. Every step runs in a process of its own; memory is that process's peak above what the imports take.
-The store lies in the page cache. "first open" reads and checks every byte, as the first open after a copy does; "open" finds the notes of
+The store lies in the system's temporary folder (`TMPDIR` chooses another) and in the page cache.
+"first open" reads and checks every byte, as the first open after a copy does; "open" finds the notes of
 that check.
 """
 
@@ -95,7 +96,7 @@ def main():
     print(f"synthetic rows, {arguments.shape}, {arguments.dtype}; each cell: seconds, MiB")
     print(f"| rows | shards | {' | '.join(STEPS)} |\n|{'---|' * (2 + len(STEPS))}")
     for rows in arguments.rows:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory(prefix="whence-") as folder:
             # In parts, so that making them does not take the memory of a million examples.
             for first in range(0, rows, 250_000):
                 add(Path(folder), blueprint(arguments.shape, arguments.dtype), first, min(250_000, rows - first))
