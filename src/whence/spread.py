@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import BadInput, Unsupported
+from whence.internals import HOOK
 
 __all__ = [
     "is_offloaded",
@@ -120,12 +121,12 @@ def loaded_copies(model: nn.Module) -> Iterator[dict[str, list[nn.Parameter]]]:
         by_module.setdefault(id(module), (module, []))[1].append((name, key))
     try:
         for module, names in by_module.values():
-            changed.append((module, module._hf_hook))
-            module._hf_hook = _Watched(module._hf_hook, names, found)
+            changed.append((module, getattr(module, HOOK)))
+            setattr(module, HOOK, _Watched(getattr(module, HOOK), names, found))
         yield found
     finally:
         for module, hook in changed:
-            module._hf_hook = hook
+            setattr(module, HOOK, hook)
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:
@@ -254,6 +255,6 @@ def _offloads(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any, str]]:
 
 def _hooks(module: nn.Module) -> list[Any]:
     """What accelerate has put on a module to bring inputs and weights together."""
-    hook: Any = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, HOOK, None)
     hooks = getattr(hook, "hooks", (hook,))
     return [hook for hook in hooks if hasattr(hook, "execution_device") and hasattr(hook, "offload")]

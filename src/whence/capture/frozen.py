@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
+from whence.internals import CHECKPOINTING, FORMER_FORWARD, HOOK
 from whence.spread import settle
 
 __all__ = ["frozen"]
@@ -56,12 +57,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             setattr(module, name, forward)
         for module in checkpointed:
             module.training = True
-            module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
+            setattr(module, CHECKPOINTING, _Evaluating(module, getattr(module, CHECKPOINTING)))
         yield
     finally:
         settle(model)
         for module in checkpointed:
-            module._gradient_checkpointing_func = module._gradient_checkpointing_func.run
+            setattr(module, CHECKPOINTING, getattr(module, CHECKPOINTING).run)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
@@ -99,7 +100,7 @@ class _Evaluating:
 
 
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, value) for name, value in module._parameters.items() if value is not None]
+    return list(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _packs(module: nn.Module) -> bool:
@@ -108,14 +109,14 @@ def _packs(module: nn.Module) -> bool:
 
 
 def _is_checkpointed(module: nn.Module) -> bool:
-    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
+    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, CHECKPOINTING)
 
 
 def _replaceable(module: nn.Module) -> str:
     """What holds a module's own forward, empty if it is not there: one that is set already is somebody's choice, or this function's."""
-    if "_hf_hook" in vars(module):  # of accelerate, which brings the weights and then calls the former forward
-        former = getattr(module, "_old_forward", None)
-        return "_old_forward" if getattr(former, "__func__", None) is type(module).forward else ""
+    if HOOK in vars(module):  # of accelerate, which brings the weights and then calls the former forward
+        former = getattr(module, FORMER_FORWARD, None)
+        return FORMER_FORWARD if getattr(former, "__func__", None) is type(module).forward else ""
     return "" if "forward" in vars(module) else "forward"
 
 
