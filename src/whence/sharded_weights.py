@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import BadInput, Unsupported
+from whence.internals import FORMER_FORWARD, HOOK
 
 __all__ = [
     "is_offloaded",
@@ -58,9 +59,9 @@ def own_forward(module: nn.Module) -> str:
 
     accelerate puts a function in place of forward, which brings the weights and then calls the former one.
     """
-    if "_hf_hook" in vars(module):
-        former = getattr(module, "_old_forward", None)
-        return "_old_forward" if getattr(former, "__func__", None) is type(module).forward else ""
+    if HOOK in vars(module):
+        former = getattr(module, FORMER_FORWARD, None)
+        return FORMER_FORWARD if getattr(former, "__func__", None) is type(module).forward else ""
     return "" if "forward" in vars(module) else "forward"
 
 
@@ -132,12 +133,12 @@ def loaded_copies(model: nn.Module) -> Iterator[dict[str, list[nn.Parameter]]]:
         by_module.setdefault(id(module), (module, []))[1].append((name, key))
     try:
         for module, names in by_module.values():
-            changed.append((module, module._hf_hook))
-            module._hf_hook = _Watched(module._hf_hook, names, found)
+            changed.append((module, getattr(module, HOOK)))
+            setattr(module, HOOK, _Watched(getattr(module, HOOK), names, found))
         yield found
     finally:
         for module, hook in changed:
-            module._hf_hook = hook
+            setattr(module, HOOK, hook)
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:
@@ -266,6 +267,6 @@ def _offloads(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any, str]]:
 
 def _hooks(module: nn.Module) -> list[Any]:
     """What accelerate has put on a module to bring inputs and weights together."""
-    hook: Any = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, HOOK, None)
     hooks = getattr(hook, "hooks", (hook,))
     return [hook for hook in hooks if hasattr(hook, "execution_device") and hasattr(hook, "offload")]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
+from whence.internals import CHECKPOINTING
 from whence.sharded_weights import own_forward, settle
 
 __all__ = ["frozen"]
@@ -56,12 +57,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             setattr(module, name, forward)
         for module in checkpointed:
             module.training = True
-            module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
+            setattr(module, CHECKPOINTING, _Evaluating(module, getattr(module, CHECKPOINTING)))
         yield
     finally:
         settle(model)
         for module in checkpointed:
-            module._gradient_checkpointing_func = module._gradient_checkpointing_func.run
+            setattr(module, CHECKPOINTING, getattr(module, CHECKPOINTING).run)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
@@ -99,7 +100,7 @@ class _Evaluating:
 
 
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, value) for name, value in module._parameters.items() if value is not None]
+    return list(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _packs(module: nn.Module) -> bool:
@@ -108,7 +109,7 @@ def _packs(module: nn.Module) -> bool:
 
 
 def _is_checkpointed(module: nn.Module) -> bool:
-    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
+    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, CHECKPOINTING)
 
 
 def _faster(module: nn.Module) -> Callable[..., Tensor] | None:

@@ -14,6 +14,7 @@ from torch import nn
 from whence.config import Placement
 from whence.distributed import Ranks
 from whence.errors import BadInput, Unsupported
+from whence.internals import UNSPLIT
 
 __all__ = ["connected_for", "in_turn", "load_options", "placed"]
 
@@ -140,7 +141,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     Raises:
         Unsupported: If there are none.
     """
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    names = {name for module in model.modules() for name in getattr(module, UNSPLIT, None) or ()}
     found = [module for module in model.modules() if type(module).__name__ in names]
     if not found:
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]

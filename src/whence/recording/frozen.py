@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from whence.errors import StoreMismatch, Unsupported
+from whence.internals import version_of
 from whence.recording.weights import digest_of_weights, parameters_of
 
 __all__ = ["Frozen", "check_optimizer"]
@@ -27,7 +28,7 @@ class Frozen:
 
     def mark(self) -> None:
         """Take them as they are now for unchanged."""
-        self._versions = {name: value._version for name, value in self.parameters.items()}
+        self._versions = {name: version_of(value) for name, value in self.parameters.items()}
 
     def digest(self) -> str | None:
         """What they are, as a run's record holds it."""
@@ -39,7 +40,7 @@ class Frozen:
         Raises:
             Unsupported: If one has.
         """
-        changed = [name for name, value in self.parameters.items() if value._version != self._versions[name]]
+        changed = [name for name, value in self.parameters.items() if version_of(value) != self._versions[name]]
         if changed:
             raise Unsupported(
                 found=f"{changed[0]!r}, frozen when the recorder was made, changed without the optimizer",

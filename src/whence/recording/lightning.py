@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from whence.errors import BadInput, Unsupported
+from whence.internals import lightning_source
 from whence.recording.ids import digest_of_ids, ids_of
 from whence.recording.recorder import Recorder
 
@@ -101,9 +102,19 @@ class _Watch:
         self.undo: list[Callable[[], None]] = []
 
     def prepare(self, trainer: Any, module: Any) -> None:
-        """Refuse what cannot be recorded, and see to it that batches are queued."""
+        """Refuse what cannot be recorded, and see to it that batches are queued.
+
+        Raises:
+            Unsupported: If the trainer is built in a way that is not known.
+        """
         _refuse(trainer, module)
-        source = trainer.fit_loop._data_source
+        source = lightning_source(trainer)
+        if source is None:
+            raise Unsupported(
+                found="a Lightning whose trainer does not say where its batches come from",
+                needed="pytorch-lightning 2.2 or one that is built like it",
+                do="record a loop of your own with whence.Recorder",
+            )
         make = source.dataloader
 
         def dataloader() -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from whence.errors import Unsupported
+from whence.internals import COMPILED
 
 __all__ = ["Ranks", "ranks_of", "rank_folder"]
 
@@ -47,7 +48,7 @@ def ranks_of(model: nn.Module) -> Ranks:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
     if not isinstance(model, DistributedDataParallel) and not isinstance(
-        getattr(model, "_orig_mod", None), DistributedDataParallel
+        getattr(model, COMPILED, None), DistributedDataParallel
     ):
         raise Unsupported(
             found=f"{dist.get_world_size()} processes and a {type(model).__name__}",

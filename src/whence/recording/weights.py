@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["bare", "checkpoint_tensors", "digest_of_weights", "load_checkpoint", "parameters_of"]
+from whence.internals import COMPILED
 
-_COMPILED = "_orig_mod."
+__all__ = ["bare", "checkpoint_tensors", "digest_of_weights", "load_checkpoint", "parameters_of"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -17,7 +17,7 @@ def bare(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif isinstance(inner := getattr(model, COMPILED, None), nn.Module):
             model = inner
         else:
             return model
@@ -25,7 +25,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the names that they have where no layer is compiled."""
-    return {name.replace(_COMPILED, ""): value for name, value in model.named_parameters()}
+    return {name.replace(f"{COMPILED}.", ""): value for name, value in model.named_parameters()}
 
 
 def checkpoint_tensors(
@@ -84,4 +84,4 @@ def digest_of_weights(model: nn.Module, names: Collection[str]) -> str:
 
 
 def _buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name.replace(_COMPILED, ""): value for name, value in model.named_buffers()}
+    return {name.replace(f"{COMPILED}.", ""): value for name, value in model.named_buffers()}

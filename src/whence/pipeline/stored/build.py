@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence._version import __version__
 from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
@@ -19,6 +19,7 @@ from whence.curvature import fit_fisher
 from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
+from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import Method, method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
@@ -134,7 +135,7 @@ def _built(
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
 
-    moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    moody = (*DROPOUTS, *BATCH_NORMS)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
         report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
     untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)

@@ -19,6 +19,7 @@ from whence.config import BuildConfig
 from whence.curvature import FitConfig
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, Unsupported
+from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.build import finish_store, make_blueprint, refuse_not_held
@@ -242,13 +243,13 @@ def _mapped(path: Path, length: int, like: Tensor) -> Tensor:
 
 def _check_model(model: nn.Module) -> None:
     for module in model.modules():
-        if getattr(module, "_orig_mod", None) is not None or getattr(module, "_compiled_call_impl", None) is not None:
+        if getattr(module, COMPILED, None) is not None or getattr(module, COMPILED_CALL, None) is not None:
             raise Unsupported(
                 found="a compiled model",
                 needed="layers that can be watched",
                 do="train without torch.compile while gradients are logged, or build the store after training",
             )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             raise Unsupported(
                 found=f"a {type(module).__name__}, whose statistics mix the examples of a batch",
                 needed="a gradient for each example",

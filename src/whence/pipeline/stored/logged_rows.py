@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence.capture import Plan
 from whence.compress import Encoder
 from whence.config import BuildConfig
 from whence.data import Example
 from whence.errors import BadInput
+from whence.internals import DROPOUTS
 from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
 from whence.score import gradient_rows
@@ -39,9 +40,7 @@ def check_rows(
     Raises:
         BadInput: If they differ.
     """
-    if any(
-        isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p for module in task.model.modules()
-    ):
+    if any(isinstance(module, DROPOUTS) and module.training and module.p for module in task.model.modules()):
         return
     autocast = autocast_named(config.autocast)
     is_half = autocast is not None or next(task.model.parameters()).dtype in (torch.bfloat16, torch.float16)
