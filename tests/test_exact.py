@@ -11,10 +11,11 @@ from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
 from whence.capture import capture, plan_units
 from whence.compress import Kronecker
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac
+from whence.curvature import fit_ekfac, fit_kfac
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.score import LowRank, token_scores, truncate
+from whence.settings import FitConfig
 
 NAMES = [
     "linear",

@@ -9,12 +9,13 @@ import whence
 from tests import zoo
 from tests.memory import LiveBytes
 from whence.capture import capture, plan_units
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac, unit_bytes
+from whence.curvature import fit_ekfac, fit_kfac, unit_bytes
 from whence.curvature.stages import Stages
 from whence.data import Dataset
 from whence.errors import BadInput, DiskFull, OutOfMemory
 from whence.pipeline.exact.footprint import FitBytes, Footprint
 from whence.pipeline.exact.measure import measure
+from whence.settings import FitConfig
 from whence.store import read_tensors
 
 NAMES = ["linear", "layer_norm", "tied", "applied_twice", "conv2d_groups", "lone_parameter", "gpt2", "llama"]
@@ -120,7 +121,7 @@ OPTIONS = {
     "ekfac": {"method": "ekfac"},
     "kfac": {"method": "kfac"},
     "plain": {"method": "grad-dot-exact"},
-    "pcg": {"method": "pcg", "solving": whence.SolveConfig(iterations=3)},
+    "pcg": {"method": "pcg", "iterations": 3},
     "rank": {"query_rank": 2},
     "cosine": {"normalize": "cosine"},
     "relatif": {"normalize": "relatif", "tokens_of": ["7"], "per_unit": True},
