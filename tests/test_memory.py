@@ -210,7 +210,7 @@ def small_chunks(monkeypatch):
     for name in ("whence.curvature.squares._CHUNK_NUMBERS", "whence.pipeline.exact.measure._SQUARES"):
         monkeypatch.setattr(name, 1 << 17)
     for name in ("whence.pipeline.exact.measure._SCAN_NUMBERS", "whence.score.contract._CHUNK_NUMBERS"):
-        monkeypatch.setattr(name, 1 << 17 if "measured" in name else {"cpu": 1 << 17})
+        monkeypatch.setattr(name, 1 << 17 if "_SCAN" in name else {"cpu": 1 << 17})
     for name in ("whence.pipeline.exact.measure.DENSE_NUMBERS", "whence.score.blocks.DENSE_NUMBERS"):
         monkeypatch.setattr(name, 1 << 18)
 

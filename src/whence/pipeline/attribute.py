@@ -16,7 +16,7 @@ from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
 from whence.pipeline.through.through_run import through_run
 from whence.records import ScoreTable
-from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, split_runtime
+from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, final_settings, split_runtime
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
@@ -104,7 +104,7 @@ def self_influence(
     runtime, rest = split_runtime(runtime, options)
     demand = Demand(rows=0, queries=0, norms=True)
     with runtime.ranks.connected():
-        return fit_scorer(task, train, exact_settings(method, rest), demand, runtime).self_influence()
+        return fit_scorer(task, train, final_settings(method, rest), demand, runtime).self_influence()
 
 
 def _through(task: AbstractTask, train: Dataset, wanted: Wanted, cut: CutRun, runtime: Runtime) -> ScoreTable:

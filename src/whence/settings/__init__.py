@@ -23,6 +23,7 @@ from whence.settings.exact import (
     Unroll,
     exact_settings,
     factors_folder,
+    final_settings,
     fit_of,
     settings_record,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Unroll",
     "exact_settings",
     "factors_folder",
+    "final_settings",
     "fit_of",
     "only_runtime",
     "settings_record",

@@ -48,6 +48,7 @@ __all__ = [
     "Unroll",
     "exact_settings",
     "factors_folder",
+    "final_settings",
     "fit_of",
     "settings_record",
 ]
@@ -376,6 +377,26 @@ def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
             do="record one with whence.Recorder and pass run='folder' (--run FOLDER)",
         )
     return settings
+
+
+def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
+    """The settings of a method of the final weights, where one inverse serves query and example alike.
+
+    Args:
+        method: As in `exact_settings`.
+        options: As in `exact_settings`.
+
+    Raises:
+        BadInput: If the method goes back through a recorded run.
+    """
+    name = method if isinstance(method, str) else method.name
+    if exact_method_named(name).needs_run:
+        raise BadInput(
+            found=f"method={name!r}, which goes back through a recorded run",
+            needed="a method of the final weights, with one inverse for query and example",
+            do="pass method='ekfac', or attribute with it",
+        )
+    return exact_settings(method, options)
 
 
 def factors_folder(settings: ExactSettings) -> Path | None:

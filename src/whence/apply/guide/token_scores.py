@@ -23,7 +23,7 @@ from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import Meter, meter
-from whence.settings import ExactSettings, Runtime, exact_settings, split_runtime
+from whence.settings import ExactSettings, Runtime, final_settings, split_runtime
 from whence.store import read_tensors
 from whence.tasks import AbstractTask, CausalLM
 from whence.tasks.token_loss import IGNORED
@@ -131,7 +131,7 @@ def contrast_scores(
             )
         if exact_method_named(method).factors is not None:
             rest = {"factors": folder / "curvature"} | rest
-    settings = exact_settings(method, rest)
+    settings = final_settings(method, rest)
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))
     scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
     ready, damping, quiet = scorer.ready, scorer.damping, runtime.quiet

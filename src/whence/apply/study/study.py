@@ -20,7 +20,7 @@ from whence.errors import BadInput
 from whence.methods import exact_method_named
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
-from whence.settings import Damping, ExactSettings, Runtime, exact_settings, split_runtime, stored_options
+from whence.settings import Damping, ExactSettings, Runtime, final_settings, split_runtime, stored_options
 from whence.store import Store, open_store, write_json
 from whence.tasks import AbstractTask
 
@@ -82,9 +82,9 @@ def study(
         damping = _store_damping(method, runtime, rest)
     elif isinstance(method or "ekfac", str):
         has_factors = exact_method_named(str(method or "ekfac")).factors is not None
-        settings = exact_settings(method or "ekfac", ({"factors": folder / "factors"} if has_factors else {}) | rest)
+        settings = final_settings(method or "ekfac", ({"factors": folder / "factors"} if has_factors else {}) | rest)
     else:
-        settings = exact_settings(method or "ekfac", rest)
+        settings = final_settings(method or "ekfac", rest)
     queries, places = _joined(task, sets)
     nats_Q, measurements_Q = values_of(task, queries)
     _check_nats(queries, nats_Q)

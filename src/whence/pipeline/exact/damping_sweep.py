@@ -21,7 +21,7 @@ from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import Damping, ExactSettings, Runtime, exact_settings, split_runtime
+from whence.settings import Damping, ExactSettings, Runtime, final_settings, split_runtime
 from whence.tasks import AbstractTask
 
 __all__ = ["DampingSweep", "damping_sweep"]
@@ -71,7 +71,7 @@ def damping_sweep(
         BadInput: If there is no damping, one is given twice or in the method's own settings, or the method has none.
     """
     runtime, rest = split_runtime(runtime, options)
-    settings, values = exact_settings(method, rest), sorted(relative_dampings)
+    settings, values = final_settings(method, rest), sorted(relative_dampings)
     if not values or len(set(values)) < len(values) or getattr(settings, "damping", None) != Damping():
         raise BadInput(
             found=f"relative_dampings={list(relative_dampings)} for {settings.name}",

@@ -16,7 +16,6 @@ from whence.capture import check_task
 from whence.curvature import ResolvedDamping
 from whence.data import Dataset, Example
 from whence.errors import BadInput
-from whence.methods import exact_method_named
 from whence.pipeline.exact.chunks import Chunk, in_chunks, joined, question
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import Prepared, prepare
@@ -248,22 +247,13 @@ def fit_scorer(
     Args:
         task: Model and loss.
         train: Training examples.
-        settings: The method; not one that goes back through a run.
+        settings: The method, one of the final weights.
         demand: What is asked afterwards, so that what cannot fit is refused before anything runs.
         runtime: How the job runs.
 
     Returns:
         What answers.
-
-    Raises:
-        BadInput: If the method goes back through a run.
     """
-    if exact_method_named(settings.name).needs_run:
-        raise BadInput(
-            found=f"method={settings.name!r} where one inverse serves all questions",
-            needed="a method of the final weights",
-            do="pass method='ekfac', or ask `attribute`",
-        )
     ready = prepare(task, train, settings, demand, runtime)
     return FittedScorer(ready, ready.damping())
 
