@@ -113,6 +113,11 @@ class Catalog:
                 return int(self.row_N[place])
         return None
 
+    def time_of(self, row: int) -> dict[str, float]:
+        """The time of a row, as answers name it; nothing where it is not known."""
+        time = float("nan") if self.time_N is None else float(self.time_N[row])
+        return {} if time != time else {"time": time}
+
     def rows_of(self, chosen: Filter) -> Tensor:
         """Which rows a filter lets through, shape (N,).
 
