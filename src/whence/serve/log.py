@@ -118,7 +118,7 @@ class QueryLog:
             Refused: If the disk is full, or the file cannot be written.
         """
         with self._written():
-            shift = self.clock.ahead
+            shift = self.clock.ahead()
             if self._bytes() > self.max_bytes:
                 self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(

@@ -41,7 +41,7 @@ class LogClock:
             self.time, self.jumped = wall, None
         return self.time
 
-    @property
     def ahead(self) -> float:
-        """Seconds that the wall clock is ahead of the time that passed, not believed yet; 0 while it is right."""
-        return 0.0 if self.jumped is None else time.time() - self.now()
+        """Seconds that the wall clock is ahead of the time that passed; 0 while it is believed."""
+        now = self.now()
+        return 0.0 if self.jumped is None else time.time() - now

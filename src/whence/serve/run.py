@@ -74,8 +74,11 @@ def run_app(app: FastAPI, config: ServeConfig, ready: Callable[[str], None]) -> 
         ) from error
     host = f"[{config.host}]" if family == socket.AF_INET6 else config.host
     url = f"http://{host}:{listener.getsockname()[1]}/"
-    most = most_connections(config)
-    others = OpenConnections(config, most, lambda status: app.state.metrics.requests.labels("none", str(status)).inc())
+    metrics = app.state.metrics
+    others = OpenConnections(
+        config, most_connections(config), lambda status: metrics.requests.labels("none", str(status)).inc()
+    )
+    metrics.connections.set_function(lambda: others.count)
     settings: Mapping[str, Any] = {
         "log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": int(config.drain_seconds),
         "proxy_headers": False, "http": functools.partial(Connection, others=others), "ws": "none",

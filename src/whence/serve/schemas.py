@@ -29,6 +29,7 @@ _MANY = 1 << 31
 # Below this, probabilities are those of the likeliest token alone, and logits divided by it are no numbers.
 _LOWEST_TEMPERATURE = 0.01
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, pattern=_TEXT)]
+_Label = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=_TEXT)]
 _Time = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_TIME, pattern=_TEXT)]
 
 
@@ -94,7 +95,7 @@ class AttributeItem(BaseModel):
         pattern=_TEXT,
         description="Or the id of the training example whose image is asked about.",
     )
-    label: str | int | None = Field(
+    label: _Label | int | None = Field(
         default=None, description="A class by name or number; left out, the one that the model sees."
     )
     k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
