@@ -18,18 +18,18 @@ from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk
-from whence.serve.failures import failed
-from whence.serve.guard import Guard
+from whence.serve.errors import failed
 from whence.serve.health import Health
+from whence.serve.hosted_store import Desk
 from whence.serve.limits import LONGEST_TIME
-from whence.serve.line import Cancelled, Full, Job, Line, TooLate
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.middleware import Guard
 from whence.serve.question import Question
+from whence.serve.queue import Cancelled, Full, Job, Line, TooLate
+from whence.serve.render import is_closed, shown
 from whence.serve.responses import Refused, error_body, json_response
 from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
-from whence.serve.shown import is_closed, shown
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]
@@ -197,7 +197,7 @@ def _api(service: _Service) -> APIRouter:
             "status": "ok" if is_well else "failing" if is_alive else "stopped",
             "stores": list(service.desks),
             "unreadable": troubled,
-            "log": "ok" if not log else "full" if log == "full" else "not writable",
+            "log": log or "ok",
             "waiting": len(service.line.waiting),
         }
         return json_response(body, 200 if is_well else 503)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from whence.errors import NonFinite, OutOfMemory, WhenceError
+from whence.errors import NonFinite, OutOfMemory, WhenceError, WorkerLost
 from whence.serve.responses import Refused
 
 __all__ = ["Health"]
@@ -42,11 +42,9 @@ class Health:
             if self.troubles.get(store) != str(error):  # once, not with every request
                 _logger.error("the store %s cannot be read: %s", store, error)
             self.troubles[store] = str(error)
-            raise Refused(
-                503,
-                found=f"the store {store}, which cannot be read as it was when the service started",
-                needed="its files as they were",
-                do="tell whoever runs the service; its log says more",
-            ) from error
+            found = f"the store {store}, which cannot be read as it was when the service started"
+            if isinstance(error, WorkerLost):
+                found = f"workers that ended while they scanned the store {store}"
+            raise Refused(503, found=found, do="tell whoever runs the service; its log says more") from error
         else:
             self.troubles.pop(store, None)

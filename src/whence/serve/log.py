@@ -7,6 +7,7 @@ but locks its file to one process, writes whole row groups and would be a depend
 
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -74,6 +75,7 @@ _PURGE_SECONDS = 3_600.0
 # Answers that are deleted at once where the log has grown beyond its size.
 _DELETED_AT_ONCE = 256
 _RETRY_SECONDS = 10
+_logger = logging.getLogger("whence.serve")
 
 
 class QueryLog:
@@ -172,6 +174,8 @@ class QueryLog:
             Refused: If the disk is full, or the file cannot be written.
         """
         self.purged = time.monotonic()
+        if ahead := self.clock.ahead():
+            _logger.warning("the clock jumped by %.1f hours: no answer is deleted by it before a day has passed", ahead / 3600)
         with self._written():
             self.writer.execute("DELETE FROM queries WHERE kept_at < ?", (self.clock.now() - self.retention,))
             while self._bytes() > self.max_bytes and self.writer.execute(_OLDEST, (_DELETED_AT_ONCE,)).rowcount > 0:
@@ -241,7 +245,9 @@ class QueryLog:
                 self.writer.execute("INSERT INTO clock VALUES (?)", (self.clock.now(),))
         except sqlite3.Error as error:
             is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            self.trouble = "full" if is_full else f"not writable: {error}"
+            if not self.trouble:  # once, not with every answer
+                _logger.error("the query log %s cannot be written: %s", self.path, error)
+            self.trouble = "full" if is_full else "not writable"
             raise Refused(
                 507 if is_full else 503,
                 found="no space left for the query log" if is_full else "a query log that cannot be written",

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-__all__ = ["SECURITY_HEADERS", "Refused", "error_body", "json_response"]
+__all__ = ["SECURITY_HEADERS", "Refused", "error_body", "internal_error", "json_response"]
 
 # Nothing is fetched from elsewhere, nothing runs that is not a file of this service, nobody may frame it.
 _POLICY = (
@@ -48,6 +48,11 @@ class Refused(Exception):
         lines += [f"{name}: {value}".encode() for name, value in own.items()]
         lines += [name + b": " + value for name, value in SECURITY_HEADERS]
         return b"\r\n".join([*lines, b"", body])
+
+
+def internal_error() -> Refused:
+    """What is said of an error that is nobody's mistake but ours: its text names files and holds data."""
+    return Refused(500, found="an error inside the service", do="tell whoever runs it; its log says more")
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
