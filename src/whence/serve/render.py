@@ -33,7 +33,7 @@ def shown(desk: Desk, answers: Sequence[Mapping[str, Any]], *, redacted: bool) -
     return [
         {
             **{name: value for name, value in kept.items() if name != "digest" or not redacted},
-            **_shown_item(desk, kept),
+            **_shown_item(desk, kept, redacted=redacted),
             **{side: [_shown_hit(desk, hit, examples[hit["row"]], redacted=redacted) for hit in kept[side]] for side in _SIDES},
             "redacted": redacted,
         }
@@ -42,19 +42,21 @@ def shown(desk: Desk, answers: Sequence[Mapping[str, Any]], *, redacted: bool) -
 
 
 def is_closed(kept: Mapping[str, Any]) -> bool:
-    """Whether an answer tells what a redacted service keeps: its question filtered by text or time, or was a training example's image."""
+    """Whether an answer tells what a redacted service keeps: which of its examples have some text, or some time."""
     chosen = kept["filter"]
-    has_filter = chosen["text"] or chosen["since"] is not None or chosen["until"] is not None
-    return bool(has_filter or kept.get("item", {}).get("example"))
+    return bool(chosen["text"]) or chosen["since"] is not None or chosen["until"] is not None
 
 
-def _shown_item(desk: Desk, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _shown_item(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
     """What was asked about, its image as a path instead of its bytes."""
     if "item" not in kept:
         return {}
     item = {name: value for name, value in kept["item"].items() if name != "thumbnail"}
     if kept["item"]["thumbnail"]:
         item["image"] = f"v1/answers/{kept['id']}/image"
+    elif item["example"] and redacted:
+        # Its label may be that of the training example.
+        return {"item": {**item, "label": "", "is_predicted": False}, "completion": ""}
     elif item["example"]:
         item["image"] = _image(desk, item["example"])
     return {"item": item}
