@@ -10,12 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.stateless import _reparametrize_module
 
 from tests.fuzz.losses import LOSSES
 from tests.fuzz.program import Program, make_program, with_dtype
 
-__all__ = ["Expected", "NotPlain", "expected_gradients", "fisher_scores", "label_gradients", "preconditioned_scores"]
+__all__ = [
+    "Expected",
+    "NotPlain",
+    "expected_gradients",
+    "fisher_scores",
+    "has_forward_mode",
+    "label_gradients",
+    "preconditioned_scores",
+]
 
+_UNKNOWN_NOISE = 1e-3
 Gradients = dict[str, Tensor]
 """By parameter name, shape (examples, *parameter), float64."""
 
@@ -31,14 +42,14 @@ class Expected:
     Args:
         train: Of the training examples' losses.
         queries: Of the queries' measurements.
-        wide: Both of the same model and data in float64: how far away they are is what rounding does.
+        wide: Both of the same model and data in float64: how far away they are is what rounding does. None if they are not known.
         warnings: What Python warns of meanwhile.
         is_finite: Whether every loss, measurement and gradient is.
     """
 
     train: Gradients
     queries: Gradients
-    wide: tuple[Gradients, Gradients]
+    wide: tuple[Gradients, Gradients] | None
     warnings: frozenset[str]
     is_finite: bool
 
@@ -48,6 +59,8 @@ class Expected:
 
     def noise(self, names: Sequence[str]) -> float:
         """What rounding moves gradients by at most, as a share of their norms."""
+        if self.wide is None:
+            return _UNKNOWN_NOISE
         pairs = zip((self.train, self.queries), self.wide, strict=True)
         return max(_distance(_joined(narrow, names), _joined(wide, names)) for narrow, wide in pairs)
 
@@ -67,12 +80,15 @@ def expected_gradients(program: Program, train: Sequence[Any], queries: Sequence
         warnings.simplefilter("always")
         model = make_program(program.case).model
         narrow, finite = _both(program, model, train, queries)
-    wide = narrow
+    wide, is_rounding_known = narrow, True
     if program.case.dtype != "float64":
         broad = replace(program, shared=_wide(program.shared))
         model = with_dtype(make_program(program.case).model, torch.float64)
-        wide, _ = _both(broad, model, [_wide(record) for record in train], [_wide(record) for record in queries])
-    return Expected(*narrow, wide, frozenset(str(item.message) for item in caught), finite)
+        try:
+            wide, _ = _both(broad, model, [_wide(record) for record in train], [_wide(record) for record in queries])
+        except NotPlain:  # kernels that float64 has none of
+            is_rounding_known = False
+    return Expected(*narrow, wide if is_rounding_known else None, frozenset(str(item.message) for item in caught), finite)
 
 
 def label_gradients(program: Program, model: nn.Module, records: Sequence[Any]) -> list[Gradients]:
@@ -116,6 +132,25 @@ def preconditioned_scores(rows_ND: Tensor, asked_QD: Tensor, matrix_DD: Tensor, 
     """-(1/N) grad m^T (matrix + damping)^-1 grad loss_i, shape (Q, N)."""
     damped_DD = matrix_DD + damping * torch.eye(len(matrix_DD)).to(matrix_DD)
     return -asked_QD @ torch.linalg.solve(damped_DD, rows_ND.T) / len(rows_ND)
+
+
+def has_forward_mode(program: Program, record: Any) -> bool:
+    """Whether PyTorch can push tangents through a program, several side by side, as products with the Gauss-Newton matrix need it."""
+    model = make_program(program.case).model.eval().requires_grad_(False)
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def outputs(chosen: dict[str, Tensor]) -> Tensor:
+        with _reparametrize_module(model, chosen, tie_weights=True):
+            return program.plain_values(model, record)
+
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            twice = {name: torch.stack([value, value]) for name, value in values.items()}
+            torch.func.vmap(lambda vector: torch.func.jvp(outputs, (values,), (vector,))[1])(twice)
+            torch.func.vjp(outputs, values)[1](program.plain_values(model, record))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _both(program: Program, model: nn.Module, train: Sequence[Any], queries: Sequence[Any]):
