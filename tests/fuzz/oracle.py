@@ -55,14 +55,14 @@ class Expected:
 
     def rows(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Gradients by some of the parameters, side by side: shapes (N, D) and (Q, D)."""
-        return _joined(self.train, names), _joined(self.queries, names)
+        return joined(self.train, names), joined(self.queries, names)
 
     def noise(self, names: Sequence[str]) -> float:
         """What rounding moves gradients by at most, as a share of their norms."""
         if self.wide is None:
             return _UNKNOWN_NOISE
         pairs = zip((self.train, self.queries), self.wide, strict=True)
-        return max(_distance(_joined(narrow, names), _joined(wide, names)) for narrow, wide in pairs)
+        return max(_distance(joined(narrow, names), joined(wide, names)) for narrow, wide in pairs)
 
 
 def expected_gradients(program: Program, train: Sequence[Any], queries: Sequence[Any]) -> Expected:
@@ -134,6 +134,11 @@ def preconditioned_scores(rows_ND: Tensor, asked_QD: Tensor, matrix_DD: Tensor, 
     return -asked_QD @ torch.linalg.solve(damped_DD, rows_ND.T) / len(rows_ND)
 
 
+def joined(gradients: Gradients, names: Sequence[str]) -> Tensor:
+    """Gradients by some of the parameters side by side, shape (examples, D)."""
+    return torch.cat([gradients[name].reshape(len(gradients[name]), -1) for name in names], 1)
+
+
 def has_forward_mode(program: Program, record: Any) -> bool:
     """Whether PyTorch can push tangents through a program, several side by side, as products with the Gauss-Newton matrix need it."""
     model = make_program(program.case).model.eval().requires_grad_(False)
@@ -196,10 +201,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
     gradient = torch.view_as_real(gradient) if gradient.is_complex() else gradient
     return gradient.detach().double().clone()
-
-
-def _joined(gradients: Gradients, names: Sequence[str]) -> Tensor:
-    return torch.cat([gradients[name].flatten(1) for name in names], 1)
 
 
 def _distance(narrow_BD: Tensor, wide_BD: Tensor) -> float:

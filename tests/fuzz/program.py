@@ -157,8 +157,8 @@ class Program:
             return -self.plain_loss(model, record)
         values_C = self.plain_values(model, record)[0]
         if measure == "margin":
-            p = values_C.softmax(-1)[record["target"]]
-            return torch.log(p / (1 - p))
+            others = torch.arange(len(values_C)) != record["target"]
+            return values_C[record["target"]] - values_C[others].logsumexp(0)
         return values_C.mean() if measure == "prediction" else values_C.square().sum()
 
     def plain_values(self, model: nn.Module, record: Record) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import whence
-from tests.fuzz.oracle import Expected, fisher_scores, label_gradients, preconditioned_scores
+from tests.fuzz.oracle import Expected, fisher_scores, joined, label_gradients, preconditioned_scores
 from tests.fuzz.program import Program, make_program
 from tests.reference.ekfac import corrected_values, dense_inverse
 from tests.reference.gradients import unit_gradients
@@ -150,7 +150,7 @@ def _gauss_newton(asked: Asked, known: Expected, names: list[str]) -> str:
     labels = label_gradients(
         asked.program, make_program(asked.program.case).model, asked.program.plain(asked.program.train, asked.train)
     )
-    rows_LD = torch.cat([torch.cat([part[name].flatten(1) for name in names], 1) for part in labels])
+    rows_LD = torch.cat([joined(part, names) for part in labels])
     rows_ND, asked_QD = known.rows(names)
     wanted_QN = preconditioned_scores(rows_ND, asked_QD, rows_LD.T @ rows_LD / len(rows_ND), _DAMPING)
     return _difference(asked, known, names, asked.scores, wanted_QN, _scale(rows_ND, asked_QD) / _DAMPING)

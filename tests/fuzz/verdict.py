@@ -59,9 +59,10 @@ def judge(case: Case) -> Verdict:
     functional: bool | list[str] = program.functional()
     ignored: list[str] = []
     refusals: list[str] = []
+    trial = None
     while True:
         program = make_program(case)
-        trial = _tried(program, functional, ignored)
+        trial = _tried(program, functional, ignored, trial)
         if trial.error is None:
             break
         if not isinstance(trial.error, whence.WhenceError):
@@ -147,9 +148,9 @@ class _Trial:
     warnings: tuple[str, ...] = ()
 
 
-def _tried(program: Program, functional: bool | list[str], ignored: list[str]) -> _Trial:
+def _tried(program: Program, functional: bool | list[str], ignored: list[str], before: _Trial | None) -> _Trial:
     trial = _Trial()
-    before = _state(program)
+    state = _state(program)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -164,7 +165,10 @@ def _tried(program: Program, functional: bool | list[str], ignored: list[str]) -
         except Exception as error:
             trial.error = error
     trial.warnings = tuple(str(item.message) for item in caught)
-    trial.left = _left(before, _state(program), program)
+    trial.left = _left(state, _state(program), program)
+    if before is not None and before.records:  # the same program, asked with other options
+        trial.records, trial.known, trial.plain_error = before.records, before.known, before.plain_error
+        return trial
     trial.records = program.plain(program.train, train)
     try:
         trial.known = expected_gradients(program, trial.records, program.plain(program.queries, queries))
@@ -174,6 +178,10 @@ def _tried(program: Program, functional: bool | list[str], ignored: list[str]) -
 
 
 _MIXED = re.compile(r"depends on the other examples|divided by the number of examples|of shape .* for \d+ examples")
+
+
+_OF_PYTORCH = re.compile(r"Triggered internally|^`torch.jit.script`")
+"""What PyTorch says once in a process, of itself: in these trials whoever comes first hears it."""
 
 
 def _cause(program: Program, trial: _Trial, message: str) -> str:
@@ -250,8 +258,7 @@ def _same(value: Tensor, other: Tensor | None) -> bool:
 
 def _new_warning(trial: _Trial) -> str:
     assert trial.known is not None
-    # PyTorch warns of its own code when forward mode is first used.
-    new = [text for text in trial.warnings if text not in trial.known.warnings and not text.startswith("`torch.jit.script`")]
+    new = [text for text in trial.warnings if text not in trial.known.warnings and not _OF_PYTORCH.search(text)]
     return f"warning: {new[0].splitlines()[0]}" if new else ""
 
 
