@@ -17,7 +17,7 @@ from tests.fuzz.program import Program, make_program
 from tests.reference.ekfac import corrected_values, dense_inverse
 from tests.reference.gradients import unit_gradients
 from whence.capture import Plan, plan_units
-from whence.curvature import FitConfig, KroneckerCurvature, fit_ekfac, fit_kfac
+from whence.curvature import KroneckerCurvature
 from whence.data import Dataset
 
 __all__ = ["Asked", "ask", "wrong"]
@@ -159,9 +159,10 @@ def _gauss_newton(asked: Asked, known: Expected, names: list[str]) -> str:
 def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
     """Bases that are orthonormal, eigenvalues that are the gradients' mean squares in them, and scores of the inverse."""
     plan, case = plan_units(asked.task), asked.program.case
-    fit = fit_ekfac if case.method == "ekfac" else fit_kfac
-    options = {"max_positions": case.positions or 1000, "quiet": True}
-    curvature = fit(asked.task, plan, asked.train, FitConfig(), **options)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"batch_positions": case.positions} if case.positions else {}
+        curvature = whence.fit_curvature(asked.task, asked.train, f"{folder}/factors", quiet=True, **options)
+        curvature = curvature if case.method == "ekfac" else curvature.uncorrected()
     model = make_program(case).model
     gradients = label_gradients(asked.program, model, asked.program.plain(asked.program.train, asked.train))
     if text := _eigenvalues(asked, plan, curvature, gradients):
