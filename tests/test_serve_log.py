@@ -10,8 +10,8 @@ import whence
 from tests.test_serve import ASKED, BUILD, desk, folder, logged, posted, records, service, store, task  # noqa: F401
 from whence.errors import BadInput, NonFinite, StoreCorrupt
 from whence.serve import app as app_module
-from whence.serve import queue as line_module
 from whence.serve import log_clock
+from whence.serve import queue as line_module
 from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
 from whence.serve.responses import Refused
