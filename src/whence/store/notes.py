@@ -14,6 +14,7 @@ from whence.errors import WhenceError
 from whence.store.cache import note_path
 from whence.store.files import write_bytes
 from whence.store.plain_files import read_plain
+from whence.store.strict_json import parse_json
 
 __all__ = ["read_notes", "write_notes"]
 
@@ -27,8 +28,8 @@ def read_notes(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """
     path = _path(folder, ranks)
     try:
-        found = {} if path is None else json.loads(read_plain(path))
-    except (OSError, ValueError, RecursionError):
+        found = {} if path is None else parse_json(read_plain(path))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

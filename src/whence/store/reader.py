@@ -20,9 +20,10 @@ from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, file_sizes, read_json, read_rows, read_tensors, sha256_of
+from whence.store.files import damaged, file_sizes, read_json, read_tensors, reason, refuse_linked, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.notes import read_notes, write_notes
+from whence.store.plain_files import open_plain
 from whence.store.remote import is_remote, located
 from whence.store.resume import read_seals
 from whence.store.sealed_files import SealedFiles
@@ -150,9 +151,7 @@ class Store:
         wanted = [*self.codec.layout(), *self.blueprint.columns()]
         for start, seal in zip(self.starts, self.seals, strict=True):
             inside = [row - start for row in rows[bisect_left(rows, start) : bisect_left(rows, start + seal.rows)]]
-            if inside and is_remote(self.folder):
-                yield read_rows(self.folder / _tensors_of(seal), wanted, inside)
-            elif inside and self._is_kept(seal, wanted):
+            if inside and (is_remote(self.folder) or self._is_kept(seal, wanted)):
                 yield {name: tensor[inside] for name, tensor in self.tensors(seal, wanted).items()}
             elif inside:
                 yield self._files.rows(_tensors_of(seal), wanted, inside)
@@ -234,10 +233,18 @@ class Store:
                     do=f"load what {self.folder / 'blueprint.json'} records, or build a store for this model",
                 )
 
-    def bad_files(self) -> list[str]:
-        """Files whose SHA-256 is not the sealed one."""
-        sealed = ((self.folder / name, sha256) for name, sha256 in self._sealed(range(len(self.seals))).items())
-        return [str(path) for path, sha256 in sealed if not path.exists() or sha256_of(path) != sha256]
+    def bad_files(self) -> dict[Path, str]:
+        """Files that are not what was sealed, and why."""
+        found = {}
+        for name, sha256 in self._sealed(range(len(self.seals))).items():
+            try:
+                if sha256_of(self.folder / name) != sha256:
+                    found[self.folder / name] = "its checksum is not the sealed one"
+            except FileNotFoundError:
+                found[self.folder / name] = "it is missing"
+            except OSError as error:
+                found[self.folder / name] = reason(error)
+        return found
 
     def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
         """Refuse altered files. Each is read once; later calls compare inode, size and times of change with notes in the user's cache.
@@ -253,7 +260,7 @@ class Store:
         known = read_notes(self.folder, ranks)
         checked = {name: self._files.check(name, known.get(name)) for name in self._sealed(ranks.part(len(self.seals)))}
         fresh = {name: note for name, note in checked.items() if note is not None}
-        if fresh != known:
+        if not known or fresh != known:
             write_notes(self.folder, ranks, fresh)
 
     def faults(self) -> dict[str, str]:
@@ -370,6 +377,8 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
             do="run the same `whence build` again: it goes on where it stopped",
         )
     manifest = read_json(folder / "manifest.json")
+    if not is_remote(folder):
+        refuse_linked(folder / "shards")
     manifest = read_json(folder / "manifest.json")
     try:
         store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), dict(manifest["files"]))
@@ -402,10 +411,22 @@ def _check_whole(store: Store, ranks: Ranks) -> None:
     sizes = file_sizes(store.folder / "shards")
     for seal in store.seals:
         for name, size in ((_tensors_of(seal), seal.tensors_bytes), (_examples_of(seal), seal.examples_bytes)):
-            there = sizes.get(Path(name).name)
-            if there != size:
-                raise StoreCorrupt(**damaged(store.folder / name, f"{there or 0:,} of {size:,} bytes are there"))
+            path = store.folder / name
+            if path.name not in sizes:
+                raise StoreCorrupt(**damaged(path, _why_absent(path)))
+            if sizes[path.name] != size:
+                raise StoreCorrupt(**damaged(path, f"{sizes[path.name]:,} of {size:,} bytes are there"))
     store.check_unchanged(ranks)
+
+
+def _why_absent(path: Path) -> str:
+    try:
+        path.open("rb").close() if is_remote(path) else open_plain(path).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    return "it is missing"
 
 
 def _is_as_read(manifest: Any, folder: Path) -> bool:

@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from whence.errors import StoreChanged, StoreCorrupt
-from whence.store.files import damaged
+from whence.store.files import damaged, reason
 from whence.store.plain_files import open_plain
 from whence.store.tensor_bytes import Memory, Span, spans_of, tensor_at
 
@@ -35,8 +35,9 @@ _PIECE = 256 << 10
 _ALIGNED = 64
 # A file that changes while it is read is read again; one that changes all the time is given up.
 _TRIES = 3
-# Two changes within a tick of the clock leave the same time: a file so young may change once more without a trace.
-_YOUNG_NS = 2_000_000_000
+# Two changes within a tick of the clock leave the same time, so a file this young may change once more without a trace. Ticks are of 10 ms at
+# most, and of up to 2 s on file systems that count seconds.
+_TICK_NS, _COARSE_TICK_NS, _SECOND_NS = 50_000_000, 2_500_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ class SealedFiles:
             StoreCorrupt: As in `tensors`.
             StoreChanged: As there.
         """
-        return self._read(name, lambda _, mark: {tensor: span.size for tensor, span in mark.spans.items()})
+        mark = self.marks.get(name) or self._read(name, lambda _, mark: mark)
+        return {tensor: span.size for tensor, span in mark.spans.items()}
 
     def content(self, name: str, start: int, stop: int) -> bytes:
         """Bytes of a file from one to before another, fewer at its end.
@@ -194,7 +196,7 @@ class SealedFiles:
                 if _identity(os.lstat(self.folder / name)) != mark.identity:
                     self._read(name, lambda *_: None)
             except OSError as error:
-                found[name] = error.strerror or str(error)
+                found[name] = reason(error)
             except (StoreChanged, StoreCorrupt) as error:
                 found[name] = error.found
         return found
@@ -216,7 +218,7 @@ class SealedFiles:
                         raise StoreCorrupt(**damaged(self.folder / name, str(error))) from error
                     continue
                 except OSError as error:  # a disk that cannot read it
-                    raise StoreCorrupt(**damaged(self.folder / name, error.strerror or str(error))) from error
+                    raise StoreCorrupt(**damaged(self.folder / name, reason(error))) from error
                 if _identity(os.fstat(file)) == mark.identity:
                     return result
         raise StoreChanged(**self._changed(name, "it changes while it is read"))
@@ -306,7 +308,7 @@ class SealedFiles:
         try:
             opened = open_plain(self.folder / name)
         except OSError as error:
-            why = "it is missing" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+            why = "it is missing" if isinstance(error, FileNotFoundError) else reason(error)
             if name in self.marks:
                 raise StoreChanged(**self._changed(name, why)) from error
             raise StoreCorrupt(**damaged(self.folder / name, why)) from error
@@ -338,7 +340,8 @@ def _text(identity: Identity) -> str:
 
 
 def _is_young(identity: Identity) -> bool:
-    return abs(time.time_ns() - identity[4]) < _YOUNG_NS
+    tick = _TICK_NS if identity[4] % _SECOND_NS else _COARSE_TICK_NS
+    return abs(time.time_ns() - identity[4]) < tick
 
 
 def _copied(file: int, span: Span, memory: memoryview, *, is_summed: bool = False) -> int | None:

@@ -133,7 +133,7 @@ class Memory:
                 if user() is None and size <= len(memory) <= 2 * size + _LARGE
             )
             place = next(fitting, None)
-            memory = fresh_memory(size).obj if place is None else self._pieces.pop(place)[0]
+            memory = _fresh(size) if place is None else self._pieces.pop(place)[0]
             view = memoryview(memory)
             self._pieces = [(memory, weakref.ref(view)), *self._pieces[: _PIECES - 1]]
             return view
@@ -141,8 +141,12 @@ class Memory:
 
 def fresh_memory(size: int) -> memoryview:
     """So many bytes, for whoever keeps them."""
+    return memoryview(_fresh(size))
+
+
+def _fresh(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, max(size, 1))
     if size >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    return memory
