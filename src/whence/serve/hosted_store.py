@@ -75,7 +75,7 @@ class Desk:
         """
         refuse_sharded(task.model, "a service")
         # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
-        store = dataclasses.replace(store, held={})
+        store = store.in_memory()
         if isinstance(task, CausalLM) and task.tokenizer is not None:
             if train is not None or pixels is not None:
                 raise BadInput(
