@@ -303,7 +303,7 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
             do="pip install 'whence-tda[datasets]', or check the path",
         ) from error
     datasets.disable_progress_bars()
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 it would ask on the terminal
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # type: ignore[attr-defined]  # before version 4 it would ask on the terminal
     try:
         path = Path(name)
         saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
