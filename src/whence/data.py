@@ -11,7 +11,10 @@ import torch
 
 from whence.errors import BadInput
 
-__all__ = ["Dataset", "Example", "batches", "digest_of"]
+__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of"]
+
+# Skipped records that a note names one by one.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,32 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A record that could not be used and was left out, because the task was told to (`skip_bad`).
+
+    Args:
+        id: Its id, or its number where it has none.
+        reason: What was found in it.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Examples in a fixed order, each with a stable id.
 
     Args:
         examples: The examples.
+        skipped: Records that were left out, in order.
 
     Raises:
         BadInput: If it is empty or two examples share an id.
     """
 
     examples: Sequence[Example]
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self):
         if not self.examples:
@@ -82,6 +100,15 @@ class Dataset:
     def ids(self) -> tuple[str, ...]:
         """Ids in order."""
         return tuple(example.id for example in self.examples)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of scores has to know of the data: which records were left out."""
+        if not self.skipped:
+            return ()
+        names = ", ".join(f"{record.id!r} ({record.reason})" for record in self.skipped[:_NAMED])
+        more = f" and {len(self.skipped) - _NAMED:,} more" if len(self.skipped) > _NAMED else ""
+        return (f"{len(self.skipped):,} records that cannot be used were left out: {names}{more}",)
 
     def spread(self, count: int) -> "Dataset":
         """So many of the examples at most, evenly over all of them."""
@@ -110,7 +137,10 @@ def digest_of(*parts: Any) -> bytes:
         else:
             if isinstance(part, torch.Tensor) and part.dtype == torch.bfloat16:
                 part = part.view(torch.int16)
-            array = np.ascontiguousarray(part)
+            try:
+                array = np.ascontiguousarray(part)
+            except ValueError:  # lists of different lengths
+                array = np.asarray(None)
             if array.dtype.hasobject:
                 raise BadInput(
                     found=f"a field of type {type(part).__name__}",

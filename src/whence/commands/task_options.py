@@ -18,7 +18,7 @@ class TaskOptions:
     Args:
         task: What the model does.
         split: Split of a Hugging Face dataset.
-        long: What to do with texts longer than the context.
+        long: What to do with texts longer than the context; a classifier's are not split.
         max_length: Tokens per example at most.
         track: Patterns of parameter names to attribute; all trainable ones if left out.
         ignore: Patterns of parameter names to leave out.
@@ -50,8 +50,8 @@ class TaskOptions:
             As `whence.load.load_task`.
 
         Raises:
-            BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's texts are cut
-                by its tokenizer.
+            BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's text has one
+                label, however long it is.
         """
         from whence.distributed import Ranks
         from whence.load import load_task
@@ -72,11 +72,13 @@ class TaskOptions:
                     do="pass them to the task there",
                 )
             return {}
-        if self.task == "classification" and (idle := [name for name in given if name in ("--long", "--max-length")]):
-            raise BadInput(found=f"{idle[0]} for --task classification", needed="a language model for it", do="leave it out")
-        settings: dict[str, Any] = {}
-        if self.task != "classification":
-            settings |= {"long": self.long, "max_length": self.max_length}
+        if self.task == "classification" and self.long == "split":
+            raise BadInput(
+                found="--long split for --task classification",
+                needed="a language model for it, since a label belongs to a whole text",
+                do="pass --long truncate, or leave it out",
+            )
+        settings: dict[str, Any] = {"long": self.long, "max_length": self.max_length}
         return settings | {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in (("track", self.track), ("ignore", self.ignore), ("functional", self.functional))
