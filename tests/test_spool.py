@@ -18,11 +18,11 @@ from tests.test_store import contents, make_records, make_task
 from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt
+from whence.load.tar_shards import stream_records
 from whence.pipeline import spool as spool_function
-from whence.pipeline.spool import Spooled
-from whence.shards import stream_records
+from whence.pipeline.stored.spool import Spooled
 
-spool_module = __import__("sys").modules["whence.pipeline.spool"]
+spool_module = __import__("sys").modules["whence.pipeline.stored.spool"]
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +313,9 @@ def test_what_follows_the_end_of_a_tar_file_is_not_passed_over(tmp_path):
     damaged = bytearray(tar(one, [("1.txt", b"x"), ("2.txt", b"y")]).read_bytes())
     damaged[1024 + 150] ^= 1  # in the second header's checksum, after which `tarfile` finds an end
     one.write_bytes(damaged)
-    with pytest.raises(BadInput, match="cannot be read after . records .bad checksum where a member or the end of the archive should be"):
+    with pytest.raises(
+        BadInput, match="cannot be read after . records .bad checksum where a member or the end of the archive should be"
+    ):
         list(stream_records(one))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence import __version__
+from whence._version import __version__
 from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
 from whence.config import Placement
 from whence.errors import BadInput
@@ -52,8 +52,8 @@ def score(
     from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records
+    from whence.load.placement import connected_for
     from whence.pipeline import score_table
-    from whence.placement import connected_for
     from whence.store import open_store
 
     ranks = Ranks.launched()
@@ -74,7 +74,10 @@ def score(
         origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
         check_table_folder(output, origin["settings"])
         table, models = _counted_in(
-            ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks, workers=pool)
+            ensemble,
+            settings,
+            task,
+            lambda: score_table(opened, task, asked, **damping, weighted=ensemble is None, ranks=ranks, workers=pool),
         )
     if ranks.rank > 0:
         return

@@ -14,19 +14,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-import whence
+from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk
-from whence.serve.failures import error_body, failed
-from whence.serve.guard import Guard
-from whence.serve.line import Cancelled, Full, Job, Line, TooLate
+from whence.serve.errors import error_body, failed
+from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.middleware import Guard
 from whence.serve.question import Question
+from whence.serve.queue import Cancelled, Full, Job, Line, TooLate
+from whence.serve.render import shown
 from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
-from whence.serve.shown import shown
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]
@@ -72,7 +72,7 @@ def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, toke
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
-        title="whence", version=whence.__version__, description=_DESCRIPTION, lifespan=lifespan,
+        title="whence", version=__version__, description=_DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
         max_body_size=config.max_body_bytes + _ITEM_BYTES * config.max_image_bytes // 3,
     )  # fmt: skip

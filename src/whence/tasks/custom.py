@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
 from whence.functions import identity_of
+from whence.internals import map_tree
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.fields import plain_text, record_id, record_source
 from whence.tasks.images import image_path
@@ -82,7 +82,7 @@ class Custom(AbstractTask):
         """
         rows = [_restore(example.fields) for example in examples]
         batch = _stacked(examples, rows) if self._collate is None else self._collate(rows)
-        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
+        return map_tree(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The user's loss, shape (B,)."""
