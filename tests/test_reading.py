@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import whence
+from whence.data import skipped_note
 from whence.errors import BadInput
 from whence.tasks import records_in
 from whence.tasks.fields import whole_numbers
@@ -368,8 +369,47 @@ def test_bad_records_are_left_out_when_that_is_asked_for():
     assert [(record.id, record.reason) for record in dataset.skipped] == [
         ("r1", "record 1 with the label 'x'"), ("r4", "record 4 with the label 'x'"),
     ]  # fmt: skip
-    (note,) = dataset.notes
-    assert note.startswith("2 records that cannot be used were left out: 'r1' (record 1 with the label 'x'), 'r4'")
-    assert task.prepare(rows[:1]).notes == ()
+    (note,) = skipped_note("queries", dataset.skipped)
+    assert note.startswith("2 queries that cannot be used were left out: 'r1' (record 1 with the label 'x'), 'r4'")
+    assert skipped_note("queries", task.prepare(rows[:1]).skipped) == ()
     with pytest.raises(BadInput, match=r"record 0 with the label 'x' \(id 'r1'\); needed"):
         task.prepare(rows[1:2])
+
+
+def test_every_answer_names_the_records_that_were_left_out(tmp_path):
+    torch.manual_seed(0)
+    task = whence.Classification(nn.Linear(2, 2).double(), skip_bad=True)
+
+    def rows(part, bad):
+        return [{"inputs": [0.5, float(n)], "label": "x" if n in bad else n % 2, "id": f"{part}{n}"} for n in range(5)]
+
+    options = {"method": "logra", "rank": 2, "quiet": True}
+    whence.build(task, rows("a", {3}), tmp_path / "store", **options)
+    whence.build(task, rows("b", {}), tmp_path / "store", append=True, **options)
+    whence.build(task, rows("c", {0, 4}), tmp_path / "store", append=True, **options)
+    for notes in (
+        whence.query(tmp_path / "store", task, rows("q", {1}), quiet=True).notes,
+        whence.score_table(tmp_path / "store", task, rows("q", {1}), quiet=True).notes,
+    ):
+        assert any(
+            note.startswith("3 training records that cannot be used were left out: 'a3' (record 3 with") for note in notes
+        )
+        assert any(note.startswith("1 queries that cannot be used were left out: 'q1'") for note in notes)
+    assert not any("left out: 'a3'" in note for note in whence.attribute(task, rows("b", {}), rows("q", {}), quiet=True).notes)
+    table = whence.attribute(task, rows("a", {3}), rows("q", {1}), method="grad-dot-exact", quiet=True)
+    assert table.train_ids == ("a0", "a1", "a2", "a4") and table.query_ids == ("q0", "q2", "q3", "q4")
+    assert [note.split(" that")[0] for note in table.notes[1:]] == ["1 training records", "1 queries"]
+    assert whence.self_influence(task, rows("a", {3}), quiet=True).notes[-1].startswith("1 training records")
+
+
+def test_the_command_leaves_records_out(tmp_path, model_folder, run):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "a cat", "id": "one"}\n{"text": "", "id": "two"}\n{"body": 1, "id": "three"}\n')
+    words = ("build", model_folder, path, "-o", tmp_path / "store", "--method", "grad-dot", "--rank", "2")
+    error = run(*words, status=2)
+    assert "found example 'two' with 0 token(s); 2 of 3 records cannot be used: 'two', 'three'; needed" in error
+    assert "pass skip_bad=True to the task (--skip-bad) to leave them out of 3" in error
+    assert '"rows": 1' in run(*words, "--skip-bad")
+    assert "2 training records that cannot be used were left out: 'two' (" in run(
+        "query", tmp_path / "store", "--text", "a dog"
+    )

@@ -339,13 +339,11 @@ def test_records_that_cannot_be_used_are_left_out_of_a_spool(language_task, tmp_
     assert found.fingerprint == held.fingerprint and len(found) == 10
     again = whence.spool(language_task, iter(()), tmp_path / "spool", quiet=True)
     assert [record.id for record in again.skipped] == [record.id for record in found.skipped] == ["x4", "x7"]
-    assert again.notes[0].startswith(
-        "2 records that cannot be used were left out: 'x4' (record 0 with a 'text' of type NoneType"
-    )
+    assert found.skipped[0].reason.startswith("record 4 with a 'text' of type NoneType")
     monkeypatch.setattr(language_task, "skip_bad", False)
     with pytest.raises(BadInput, match="cut otherwise"):
         whence.spool(language_task, records, tmp_path / "spool", quiet=True)
-    with pytest.raises(BadInput, match=r"'text' of type NoneType \(id 'x4'\)"):
+    with pytest.raises(BadInput, match=r"record 4 with a 'text' of type NoneType \(id 'x4'\)"):
         whence.spool(language_task, records, tmp_path / "other", quiet=True)
 
 

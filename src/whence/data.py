@@ -11,7 +11,7 @@ import torch
 
 from whence.errors import BadInput
 
-__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of"]
+__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of", "skipped_note"]
 
 # Skipped records that a note names one by one.
 _NAMED = 20
@@ -101,15 +101,6 @@ class Dataset:
         """Ids in order."""
         return tuple(example.id for example in self.examples)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of scores has to know of the data: which records were left out."""
-        if not self.skipped:
-            return ()
-        names = ", ".join(f"{record.id!r} ({record.reason})" for record in self.skipped[:_NAMED])
-        more = f" and {len(self.skipped) - _NAMED:,} more" if len(self.skipped) > _NAMED else ""
-        return (f"{len(self.skipped):,} records that cannot be used were left out: {names}{more}",)
-
     def spread(self, count: int) -> "Dataset":
         """So many of the examples at most, evenly over all of them."""
         count = min(count, len(self))
@@ -122,6 +113,26 @@ class Dataset:
         for example in self.examples:
             digest.update(example.digest)
         return digest.hexdigest()
+
+
+def skipped_note(what: str, skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """What a reader of scores has to know of records that were left out.
+
+    Args:
+        what: What they would have been, such as "training records".
+        skipped: The records.
+
+    Returns:
+        One line, or none if there are no such records.
+
+    >>> skipped_note("queries", [Skipped("q7", "record 7 without a text")])
+    ("1 queries that cannot be used were left out: 'q7' (record 7 without a text)",)
+    """
+    if not skipped:
+        return ()
+    names = ", ".join(f"{record.id!r} ({record.reason})" for record in skipped[:_NAMED])
+    more = f" and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
+    return (f"{len(skipped):,} {what} that cannot be used were left out: {names}{more}",)
 
 
 def digest_of(*parts: Any) -> bytes:

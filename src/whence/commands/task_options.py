@@ -23,6 +23,7 @@ class TaskOptions:
         track: Patterns of parameter names to attribute; all trainable ones if left out.
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
+        skip_bad: Leave records out that cannot be used, and name them in every answer, instead of refusing the data.
     """
 
     task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm"
@@ -32,6 +33,7 @@ class TaskOptions:
     track: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     functional: bool = False
+    skip_bad: Annotated[bool, Parameter(negative="")] = False
 
     def load(
         self,
@@ -61,7 +63,7 @@ class TaskOptions:
     def _settings(self, model: str) -> dict[str, Any]:
         chosen = {
             "--long": self.long != "error", "--max-length": self.max_length is not None, "--track": self.track,
-            "--ignore": self.ignore, "--functional": self.functional,
+            "--ignore": self.ignore, "--functional": self.functional, "--skip-bad": self.skip_bad,
         }  # fmt: skip
         given = [name for name, value in chosen.items() if value]
         if ".py:" in model:
@@ -81,7 +83,12 @@ class TaskOptions:
         settings: dict[str, Any] = {"long": self.long, "max_length": self.max_length}
         return settings | {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in (("track", self.track), ("ignore", self.ignore), ("functional", self.functional))
+            for name, value in (
+                ("track", self.track),
+                ("ignore", self.ignore),
+                ("functional", self.functional),
+                ("skip_bad", self.skip_bad),
+            )  # fmt: skip
             if value
         }
 

@@ -50,9 +50,10 @@ def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preproces
             inputs[name] = nn.utils.rnn.pad_sequence(arrays, batch_first=True, padding_value=_filler(name, model, tokenizer))
         else:
             inputs[name] = torch.stack(arrays)
-    # Real inputs take the model's precision: NumPy's default is float64.
+    # Real inputs take the model's precision, that of its real numbers if some of its weights are complex: NumPy's default is float64.
+    dtype = parameter.dtype.to_real()
     inputs = {
-        name: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
+        name: value.to(parameter.device, dtype) if value.is_floating_point() else value.to(parameter.device)
         for name, value in inputs.items()
     }
     target = _targets(examples)

@@ -175,9 +175,13 @@ def _prepared(task: AbstractTask, records: Iterable[Any], skipped: list[Skipped]
         try:
             yield from task.prepare([record]).examples
         except BadInput as error:
+            # To the task, which gets one at a time, each is the first.
+            found = error.found.replace("record 0 ", f"record {number} ", 1)
             if not task.skip_bad:
-                raise
-            skipped.append(Skipped(str(record["id"]), error.found))
+                raise BadInput(
+                    found=found, needed=error.needed, do=f"{error.do}; or pass skip_bad=True (--skip-bad)"
+                ) from error
+            skipped.append(Skipped(str(record["id"]), found))
 
 
 def _packed(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
