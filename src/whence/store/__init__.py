@@ -14,6 +14,7 @@ from whence.store.files import (
 )
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
+from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.plain_files import check_name, open_plain, read_plain
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
@@ -45,6 +46,7 @@ __all__ = [
     "dtype_named",
     "is_remote",
     "leases",
+    "left_out_notes",
     "listed_files",
     "located",
     "locked",
@@ -59,6 +61,7 @@ __all__ = [
     "verify_store",
     "write_bytes",
     "write_json",
+    "write_left_out",
     "write_store",
     "write_tensors",
 ]
