@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from whence._version import __version__
 from whence.commands.exact_options import Exact, ExactOptions
-from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
+from whence.commands.recorded import Trust, task_of_store
+from whence.commands.shared import Json, Placed, check_table_folder, workers_of
 from whence.commands.work_options import Damped, DampingOptions, Scanned, ScanOptions, Work, WorkOptions
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -25,6 +26,7 @@ def score(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     model: str | None = None,
+    trust: Trust = False,
     damped: Damped = DampingOptions(),
     ensemble: Path | None = None,
     scanned: Scanned = ScanOptions(),
@@ -39,6 +41,7 @@ def score(
         queries: Queries, in any form that `whence build` takes as data.
         output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         model: Load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         damped: Damping of the store's curvature.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
@@ -57,7 +60,7 @@ def score(
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-        task = task_of_store(opened, store, model, placement, ranks)
+        task = task_of_store(opened, store, model, placement, ranks, trust=trust)
         asked = task.prepare(records)
         damping = damped.damping()
         kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")

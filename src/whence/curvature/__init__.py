@@ -12,7 +12,14 @@ from whence.curvature.code_axes import (
     solve_whitened,
     whiten,
 )
-from whence.curvature.damping import ResolvedDamping, choose_damping, inverse_preconditioner, recipe_damping, stored_damping
+from whence.curvature.damping import (
+    ResolvedDamping,
+    choose_damping,
+    inverse_preconditioner,
+    recipe_damping,
+    rounding_share,
+    stored_damping,
+)
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
@@ -76,6 +83,7 @@ __all__ = [
     "random_like",
     "ranges_of",
     "recipe_damping",
+    "rounding_share",
     "scaled",
     "shared_units",
     "side_scales",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from whence.capture import check_task
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.errors import BadInput
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
@@ -135,8 +135,9 @@ def _through(task: AbstractTask, train: Dataset, wanted: Wanted, cut: CutRun, ru
     scores, notes = through_run(
         ready, cut, wanted.queries, weights_GQ=wanted.weights_GQ, per_unit=wanted.per_unit, tokens=wanted.tokens
     )
+    notes = (*ready.notes(None), *notes, *skipped_note("queries", wanted.queries.skipped))
     return as_table(
         ready, scores, wanted.names,
-        label=ready.describe(*cut.labels), notes=(*ready.notes(None), *notes), seconds=time.monotonic() - started,
+        label=ready.describe(*cut.labels), notes=notes, seconds=time.monotonic() - started,
         part_names=cut.names if cut.per_segment else None,
     )  # fmt: skip

@@ -28,7 +28,6 @@ __all__ = [
     "locked",
     "open_to_lock",
     "read_json",
-    "read_rows",
     "read_tensors",
     "sha256_of",
     "write_bytes",
@@ -213,22 +212,6 @@ def open_tensors(path: Path) -> Iterator[Any]:
         yield tensors
 
 
-def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
-    """Some rows of some tensors of a safetensors file; no others are read, but from an object store those tensors as a whole.
-
-    Raises:
-        StoreCorrupt: If it is missing or not what was written.
-    """
-    try:
-        if is_remote(path):
-            return {name: tensor[list(rows)] for name, tensor in fetch_tensors(path, names).items()}
-        with open_tensors(path) as file:
-            slices = {name: file.get_slice(name) for name in names}
-            return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise StoreCorrupt(**damaged(path, reason(error))) from error
-
-
 def damaged(path: Path, why: str) -> dict[str, str]:
     """What to say of a file that is not what was written, with the way out for this kind of file."""
     if path.parent.name == "shards":
@@ -240,18 +223,18 @@ def damaged(path: Path, why: str) -> dict[str, str]:
     return {"found": f"a damaged file {path} ({why})", "needed": "the bytes that were sealed", "do": do}
 
 
-def read_json(path: Path, *, allow_nan: bool = False) -> Any:
+def read_json(path: Path, *, any_number: bool = False) -> Any:
     """The content of a JSON file of a store, a table, a run or whatever else lies in a folder; see `parse_json` for what is refused.
 
     Args:
         path: Of the file.
-        allow_nan: Whether NaN and infinities are let through.
+        any_number: Whether NaN, infinities and whole numbers of any length are let through.
 
     Raises:
         StoreCorrupt: If it is missing, not a file, or no such JSON.
     """
     try:
-        return parse_json(read_content(path), allow_nan=allow_nan)
+        return parse_json(read_content(path), any_number=any_number)
     except (OSError, ValueError) as error:
         raise StoreCorrupt(
             found=f"{path.name} missing or unreadable in {path.parent} ({reason(error)})",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from whence.capture import check_task
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.errors import BadInput
 from whence.evaluate import spearman
 from whence.pipeline.exact.chunks import Chunk, in_chunks, joined, question
@@ -104,7 +104,7 @@ def damping_sweep(
             ready.train.ids,
             task.unit,
             ready.describe(damping.label if damping else ""),
-            (*ready.notes(damping), *notes),
+            (*ready.notes(damping), *notes, *skipped_note("queries", asked.skipped)),
         )
         for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, told, strict=True)
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.capture import check_task
 from whence.curvature import ResolvedDamping
-from whence.data import Dataset, Example
+from whence.data import Dataset, Example, skipped_note
 from whence.errors import BadInput
 from whence.pipeline.exact.chunks import Chunk, in_chunks, joined, question
 from whence.pipeline.exact.footprint import Demand
@@ -200,7 +200,8 @@ class FittedScorer:
         chunks = in_chunks(ready, make, identity)
         scores = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
-        notes = (*self.notes, *(note for _, said in chunks for note in said))
+        left_out = skipped_note("queries", wanted.queries.skipped)
+        notes = (*self.notes, *(note for _, said in chunks for note in said), *left_out)
         if not ready.quiet:
             for note in notes[1:]:
                 say(note)
