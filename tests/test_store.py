@@ -515,12 +515,12 @@ def _nan(name):
 def test_verify_finds_what_was_sealed_wrong(built, change, fault):
     reseal(built.folder, 1, change)
     faults = verify_store(open_store(built.folder))
-    assert faults and faults[0] == f"{built.folder / 'shards/00001'}: {fault}"
+    assert faults and str(built.folder / "shards/00001") in faults[0] and fault in faults[0]
 
 
 def test_verify_compares_manifest_and_shards(built):
     manifest = json.loads((built.folder / "manifest.json").read_text())
-    write_json(built.folder / "manifest.json", {**manifest, "shards": manifest["shards"][:2]})
+    write_json(built.folder / "manifest.json", {**manifest, "rows": 8, "shards": manifest["shards"][:2]})
     assert verify_store(open_store(built.folder)) == [
         f"{built.folder / 'manifest.json'}: it does not list the shards that are there"
     ]

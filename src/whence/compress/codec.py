@@ -76,6 +76,10 @@ class RowCodec:
                 found[f"right.{index}"] = (rank, r)
         return found
 
+    def types(self) -> dict[str, torch.dtype]:
+        """Type of every tensor of a shard."""
+        return dict.fromkeys(self.layout(), self.dtype)
+
     def encode(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Tensors of a shard.
 

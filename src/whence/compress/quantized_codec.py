@@ -75,6 +75,11 @@ class QuantizedCodec:
         }
         return {**codes, "scales": (max(chosen.stop for chosen in self._scales.values()),)}
 
+    def types(self) -> dict[str, torch.dtype]:
+        """Type of every tensor of a shard."""
+        codes = torch.int8 if self.bits == 8 else torch.uint8
+        return {name: torch.bfloat16 if name == "scales" else codes for name in self.layout()}
+
     def encode(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Tensors of a shard.
 

@@ -22,7 +22,7 @@ from whence.curvature.damping import (
 )
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac, fit_values
-from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
+from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
 from whence.curvature.kfac import fit_factors, fit_kfac, prepare_fit, solve_bases
 from whence.curvature.mask import fit_mask, mask_objective
@@ -77,7 +77,7 @@ __all__ = [
     "inner",
     "inverse_preconditioner",
     "leading_directions",
-    "load_fisher",
+    "load_fishers",
     "mask_objective",
     "number_bytes",
     "random_like",

@@ -3,17 +3,19 @@
 Axes: N rows, D numbers of a unit, K kept directions, Q queries.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from whence.compress import random_matrix
+from whence.errors import StoreCorrupt
 from whence.progress import Meter
-from whence.store import Store
+from whence.store import Store, damaged
 
-__all__ = ["Fisher", "fit_fisher", "leading_directions", "load_fisher"]
+__all__ = ["Fisher", "fit_fisher", "leading_directions", "load_fishers"]
 
 # Oversampling and power iterations of the randomised SVD (Halko, Martinsson and Tropp 2011; Li et al. 2026, section 3.2).
 _OVERSAMPLING = 10
@@ -91,9 +93,30 @@ def fit_fisher(store: Store, *, rank: int | None, seed: int, progress: Meter) ->
     return tensors
 
 
-def load_fisher(tensors: Mapping[str, Tensor], index: int) -> Fisher:
-    """One unit's Fisher from what `fit_fisher` made."""
-    return Fisher(tensors[f"vectors.{index}"], tensors[f"values.{index}"], float(tensors["traces"][index]))
+def load_fishers(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Fisher]:
+    """The Fishers of all units from what `fit_fisher` made.
+
+    Args:
+        tensors: Those of `curvature.safetensors`.
+        sizes: Numbers of each unit's rows.
+
+    Raises:
+        StoreCorrupt: If they are not of such rows.
+    """
+    found = []
+    for index, size in enumerate(sizes):
+        vectors_DK, values_K, traces = (tensors.get(name) for name in (f"vectors.{index}", f"values.{index}", "traces"))
+        if vectors_DK is None or values_K is None or traces is None or traces.shape != (len(sizes),):
+            why = f"it has no vectors, values or traces for {len(sizes):,} units"
+        elif vectors_DK.ndim != 2 or len(vectors_DK) != size or values_K.shape != vectors_DK.shape[1:]:
+            why = f"vectors.{index} and values.{index} have the shapes {tuple(vectors_DK.shape)} and {tuple(values_K.shape)}"
+        elif not (vectors_DK.is_floating_point() and values_K.dtype == vectors_DK.dtype and traces.is_floating_point()):
+            why = f"vectors.{index} are of {vectors_DK.dtype}, values.{index} of {values_K.dtype}"
+        else:
+            found.append(Fisher(vectors_DK, values_K, float(traces[index])))
+            continue
+        raise StoreCorrupt(**damaged(Path("curvature.safetensors"), why))
+    return found
 
 
 def leading_directions(

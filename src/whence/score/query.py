@@ -3,6 +3,7 @@
 Axes: Q queries, P x R one stored unit, D = P x R.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
 from whence.compress import Encoder
-from whence.curvature import ResolvedDamping, load_fisher
+from whence.curvature import ResolvedDamping, load_fishers
 from whence.data import Example, batches
 from whence.errors import NonFinite
 from whence.progress import Meter
@@ -135,7 +136,7 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
     if damping is None:
         return [unit * scale for unit in rows.units]
     tensors = store.file("curvature.safetensors")
-    fishers = [load_fisher(tensors, index) for index in range(len(rows.units))]
+    fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
     found = []
     for unit, stored, fisher in zip(rows.units, store.blueprint.units, fishers, strict=True):

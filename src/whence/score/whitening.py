@@ -3,13 +3,14 @@
 Axes: Q queries, N rows, D numbers of a unit.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from whence.curvature import ResolvedDamping, load_fisher
+from whence.curvature import ResolvedDamping, load_fishers
 from whence.score.query import Rows
 from whence.store import Store
 
@@ -48,7 +49,7 @@ def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
         What the scan needs.
     """
     tensors = store.file("curvature.safetensors")
-    fishers = [load_fisher(tensors, index) for index in range(len(rows.units))]
+    fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     flat = [unit.flatten(1).double() for unit in rows.units]
     share = mixing_share([_spectrum(unit_QD) for unit_QD in flat], [fisher.values_K.double() for fisher in fishers])
     # The mixtures' traces are those of its parts, over the dimensions.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import method_named
-from whence.store.files import read_json
+from whence.records import Recipe
+from whence.store.files import damaged, read_json
+from whence.store.strict_json import record_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -35,6 +38,11 @@ QUANTIZED_FORMAT_VERSION = 2
 NOT_COMPARED = ("task", "libraries", "recipe")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _BITS = {"int8": 8, "int4": 4, "int2": 2, "int1": 1}
+
+
+_PROJECTIONS, _AUTOCASTS = ("rademacher", "gaussian", "sparse", "pca"), (None, "bfloat16", "float16")
+# A side of a weight, and numbers of a weight: a thousand times what the largest models have.
+_LONGEST, _LARGEST = (1 << 31) - 1, 1 << 44
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,15 @@ class Blueprint:
         norms = () if method.encoder == "aligned" else ("norms",)
         return (*norms, "weights") if method.objective == "output" else norms
 
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape per row and type of every tensor of a shard but `offsets`."""
+        codec, norms = self.codec(), rows_type(self.dtype)
+        types = codec.types()
+        return {
+            **{name: (shape, types[name]) for name, shape in codec.layout().items()},
+            **dict.fromkeys(self.columns(), ((), norms)),
+        }
+
     def curvature_bytes(self) -> int:
         """Bytes of the curvature file, its small parts left out."""
         if method_named(self.method).curvature != "fisher":
@@ -137,26 +154,21 @@ class Blueprint:
             StoreCorrupt: If it is incomplete.
         """
         content = read_json(folder / "blueprint.json")
-        version = content.pop("format", None)
-        needed = _format_of(content.get("dtype"))
-        if version != needed:
+        if not isinstance(content, dict):
+            raise StoreCorrupt(**_incomplete(folder, "it is not an object"))
+        version, needed = content.pop("format", None), _format_of(str(content.get("dtype")))
+        if type(version) is not int or version != needed:
             raise StoreMismatch(
-                found=f"a store of format {version} in {folder}",
+                found=f"a store of format {str(version)[:40]} in {folder}",
                 needed=f"format {needed}",
                 do="build it again with this version of whence, or read it with the version that wrote it",
             )
         try:
-            units = tuple(
-                StoredUnit(**{**unit, "parameters": tuple(unit["parameters"]), "projected": tuple(unit["projected"])})
-                for unit in content.pop("units")
-            )
-            found = cls(units=units, **content)
+            found = record_of(cls, content)
+            if found.recipe is not None:
+                record_of(Recipe, found.recipe)
         except (KeyError, TypeError) as error:
-            raise StoreCorrupt(
-                found=f"an incomplete blueprint.json in {folder} ({error})",
-                needed=f"the fields {', '.join(item.name for item in fields(cls))}",
-                do="build the store again",
-            ) from error
+            raise StoreCorrupt(**_incomplete(folder, str(error))) from error
         version = method_named(found.method).version
         if found.method_version != version:
             raise StoreMismatch(
@@ -164,6 +176,9 @@ class Blueprint:
                 needed=f"version {version}",
                 do="build the store again: the numbers of this method have changed",
             )
+        why = _impossible(found)
+        if why:
+            raise StoreCorrupt(**damaged(folder / "blueprint.json", why))
         return found
 
 
@@ -245,6 +260,39 @@ def dtype_named(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise UnknownOption(found=f"dtype {name!r}", needed=f"one of: {', '.join(_DTYPES)}", do="pick one")
     return _DTYPES[name]
+
+
+def _incomplete(folder: Path, why: str) -> dict[str, str]:
+    return {
+        "found": f"an incomplete blueprint.json in {folder} ({why})",
+        "needed": f"the fields {', '.join(item.name for item in fields(Blueprint))}",
+        "do": "build the store again",
+    }
+
+
+def _impossible(found: Blueprint) -> str:
+    """What no build writes into a blueprint, such as sizes that no model has; empty if there is nothing."""
+    row_codec([], [], None, found.dtype, 0)  # an error that names the types there are
+    at_least = {
+        "rank": found.rank, "factor_rank": found.factor_rank, "curvature_rank": found.curvature_rank, "rows_per_shard": found.rows_per_shard,
+        "batch_positions": found.batch_positions,
+    }  # fmt: skip
+    for name, value in at_least.items():
+        if value is not None and not 1 <= value <= _LONGEST:
+            return f"{name} is {value:,}"
+    if found.seed < 0 or found.projection not in _PROJECTIONS or found.autocast not in _AUTOCASTS:
+        return f"seed {found.seed}, projection {found.projection[:40]!r} and autocast {str(found.autocast)[:40]!r}"
+    if not isinstance(found.task.get("logged", ""), str) or not isinstance(found.task.get("kind", ""), str):
+        return "task is not what a build writes"
+    if not found.units or len({unit.name for unit in found.units}) < len(found.units):
+        return f"{len(found.units):,} units, not all with a name of their own" if found.units else "no units"
+    for unit in found.units:
+        for sides in ((unit.outputs, unit.inputs), unit.projected):
+            if min(sides) < 1 or max(sides) > _LONGEST or math.prod(sides) > _LARGEST:
+                return f"the unit {unit.name[:80]!r} of {sides[0]:,} x {sides[1]:,} numbers"
+        if not unit.parameters or unit.gain < 0:
+            return f"the unit {unit.name[:80]!r} without parameters, or of negative gain"
+    return ""
 
 
 def _format_of(dtype: str | None) -> int:

@@ -20,8 +20,10 @@ from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, file_sizes, read_json, read_tensors, reason, refuse_linked, sha256_of
+from whence.store.examples import read_example
+from whence.store.files import damaged, file_sizes, read_tensors, reason, refuse_linked, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.manifest import Manifest, read_manifest
 from whence.store.notes import read_notes, write_notes
 from whence.store.plain_files import open_plain
 from whence.store.remote import is_remote, located
@@ -137,7 +139,7 @@ class Store:
             StoreCorrupt: If the file is not what was sealed.
             StoreChanged: If it has changed since the store was opened.
         """
-        return self._read(_tensors_of(seal), names, seal.tensors_bytes)
+        return self._fitting(seal, self._read(_tensors_of(seal), names, seal.tensors_bytes), seal.rows)
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
@@ -154,7 +156,7 @@ class Store:
             if inside and (is_remote(self.folder) or self._is_kept(seal, wanted)):
                 yield {name: tensor[inside] for name, tensor in self.tensors(seal, wanted).items()}
             elif inside:
-                yield self._files.rows(_tensors_of(seal), wanted, inside)
+                yield self._fitting(seal, self._files.rows(_tensors_of(seal), wanted, inside), len(inside))
 
     def datasets(self) -> list[tuple[str, int]]:
         """Fingerprint and number of rows of each dataset that was built or appended, in row order."""
@@ -169,20 +171,37 @@ class Store:
         """
         if is_remote(self.folder):
             return self._read(name, None, 0)
-        return _Beside(self, name, self._files.sizes(name))
+        return _Beside(self, name, {tensor: span.size for tensor, span in self._files.spans(name).items()})
+
+    def shapes_of(self, name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of the tensors of a file beside the shards, on a disk without reading them.
+
+        Raises:
+            StoreCorrupt: If it is missing or unreadable.
+            StoreChanged: If it has changed since the store was opened.
+        """
+        if is_remote(self.folder):
+            return {tensor: (tuple(value.shape), value.dtype) for tensor, value in self.file(name).items()}
+        return {tensor: (span.shape, span.dtype) for tensor, span in self._files.spans(name).items()}
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
         return self.examples_of([row])[row]
 
     def examples_of(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """What is known of some examples, by row."""
+        """What is known of some examples, by row.
+
+        Raises:
+            StoreCorrupt: If it is not where the offsets say.
+        """
         found: dict[int, dict[str, Any]] = {}
         for place, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
             seal, first = self.seals[place], self.starts[place]
             offsets = self.tensors(seal, ["offsets"])["offsets"]
             for row in inside:
                 start, stop = offsets[row - first : row - first + 2].tolist()
+                if not 0 <= start < stop <= seal.examples_bytes:
+                    raise StoreCorrupt(**damaged(self.folder / _tensors_of(seal), "offsets that no examples have"))
                 found[row] = self._example(seal, self._content(seal, start, stop))
         return found
 
@@ -303,6 +322,26 @@ class Store:
         found = {**known, **found}
         return found if names is None else {tensor: found[tensor] for tensor in names}
 
+    @cached_property
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {**self.blueprint.tensors(), "offsets": ((), torch.int64)}
+
+    def _fitting(self, seal: Seal, tensors: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """Tensors of a shard, if they are what the blueprint says.
+
+        Raises:
+            StoreCorrupt: If they have another shape or type: whoever uses them would fail in a way of their own.
+        """
+        for name, tensor in tensors.items():
+            shape, dtype = self._layout[name]
+            wanted = (rows + (name == "offsets"), *shape)
+            if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
+                why = f"{name} has the shape {tuple(tensor.shape)}, not {wanted}"
+                if tensor.dtype != dtype:
+                    why = f"{name} is of {tensor.dtype}, not {dtype}"
+                raise StoreCorrupt(**damaged(self.folder / _tensors_of(seal), why))
+        return tensors
+
     def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
         return self.kept is not None and self.kept.tensors.get(_tensors_of(seal), {}).keys() >= set(names)
 
@@ -315,9 +354,9 @@ class Store:
 
     def _example(self, seal: Seal, line: bytes) -> dict[str, Any]:
         try:
-            return json.loads(line)
+            return read_example(line)
         except ValueError as error:
-            raise StoreCorrupt(**damaged(self.folder / _examples_of(seal), "a line is no example")) from error
+            raise StoreCorrupt(**damaged(self.folder / _examples_of(seal), f"a line is no example: {error}")) from error
 
 
 class _Beside(Mapping[str, Tensor]):
@@ -376,23 +415,16 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
             needed="a finished build",
             do="run the same `whence build` again: it goes on where it stopped",
         )
-    manifest = read_json(folder / "manifest.json")
     if not is_remote(folder):
         refuse_linked(folder / "shards")
-    manifest = read_json(folder / "manifest.json")
-    try:
-        store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), dict(manifest["files"]))
-        written_for = manifest["blueprint"]
-    except (KeyError, TypeError) as error:
-        raise StoreCorrupt(**damaged(folder / "manifest.json", f"it is incomplete: {error}")) from error
-    if written_for != blueprint.digest():
-        raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
+    manifest = read_manifest(folder, blueprint)
+    store = Store(folder, blueprint, manifest.shards, manifest.files)
     store = dataclasses.replace(store, opened=None if is_remote(folder) else store._files)
     if check:
         try:
             _check_whole(store, ranks)
         except StoreCorrupt as error:
-            if _is_as_read(manifest, folder):
+            if _is_as_read(manifest, folder, blueprint):
                 raise
             raise StoreChanged(
                 found=f"a store at {folder} that is being written to",
@@ -429,9 +461,9 @@ def _why_absent(path: Path) -> str:
     return "it is missing"
 
 
-def _is_as_read(manifest: Any, folder: Path) -> bool:
+def _is_as_read(manifest: Manifest, folder: Path, blueprint: Blueprint) -> bool:
     """Whether the manifest is still the one that was read."""
     try:
-        return read_json(folder / "manifest.json") == manifest
+        return read_manifest(folder, blueprint) == manifest
     except StoreCorrupt:
         return False

@@ -1,14 +1,16 @@
 """What an earlier build left in a folder: which shards are whole, whether they are of the same rows and data, and what is missing."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from whence.data import Dataset
 from whence.errors import StoreCorrupt, StoreMismatch
-from whence.store.files import file_sizes, read_json
+from whence.store.examples import read_example
+from whence.store.files import damaged, file_sizes, read_content, read_json
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
+from whence.store.plain_files import check_name
+from whence.store.strict_json import fitted, record_of
 
 __all__ = ["Pending", "check_blueprint", "check_data", "listed_files", "read_seal", "read_seals", "shards_to_make"]
 
@@ -52,8 +54,10 @@ def read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
     if path.name not in sizes:
         return None
     try:
-        seal = Seal(**read_json(path))
-    except (StoreCorrupt, TypeError):
+        seal = record_of(Seal, read_json(path))
+    except (StoreCorrupt, KeyError, TypeError):
+        return None
+    if shard_stem(seal.number) != f"shards/{path.stem}":
         return None
     sealed = {f"{path.stem}.safetensors": seal.tensors_bytes, f"{path.stem}.jsonl": seal.examples_bytes}
     return seal if all(sizes.get(name) == size for name, size in sealed.items()) else None
@@ -62,8 +66,9 @@ def read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
 def listed_files(folder: Path) -> dict[str, str] | None:
     """Name and SHA-256 of the files beside the shards; None without a readable manifest."""
     try:
-        return dict(read_json(folder / "manifest.json")["files"])
-    except (StoreCorrupt, KeyError, TypeError):
+        listed = fitted(dict[str, str], read_json(folder / "manifest.json")["files"], "files")
+        return {check_name(name): sha256 for name, sha256 in listed.items()}
+    except (StoreCorrupt, KeyError, TypeError, ValueError):
         return None
 
 
@@ -103,7 +108,9 @@ def check_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_p
 
     Raises:
         StoreMismatch: If the store is of other data, or one id would be there twice.
+        StoreCorrupt: If a seal or an example is none that a build writes.
     """
+    _check_seals(folder, seals, dataset, rows_per_shard)
     others = {seal.data for seal in seals.values()} - {dataset.fingerprint}
     known = any(seal.data == dataset.fingerprint for seal in seals.values())
     if others and not append and not known and _gap(seals, _num_shards(dataset, rows_per_shard)) is None:
@@ -125,13 +132,51 @@ def check_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_p
         for seal in seals.values():
             if seal.data == dataset.fingerprint:
                 continue
-            for line in (folder / shard_stem(seal.number)).with_suffix(".jsonl").read_bytes().splitlines():
-                if json.loads(line)["id"] in mine:
+            for name in _ids(folder, seal):
+                if name in mine:
                     raise StoreMismatch(
-                        found=f"the id {json.loads(line)['id']!r} in both the store and the new data",
+                        found=f"the id {name!r} in both the store and the new data",
                         needed="ids of their own for new examples",
                         do="give the new examples an 'id' field that the store does not have",
                     )
+
+
+def _check_seals(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> None:
+    """Refuse seals of the dataset that no build of it writes.
+
+    Raises:
+        StoreCorrupt: If there is one.
+    """
+    for number, seal in seals.items():
+        if seal.data != dataset.fingerprint:
+            continue
+        rows = min(rows_per_shard, len(dataset) - seal.first)
+        if (
+            seal.first < 0
+            or seal.first % rows_per_shard
+            or number < seal.first // rows_per_shard
+            or seal.rows != rows
+            or rows < 1
+        ):
+            path = (folder / shard_stem(number)).with_suffix(".json")
+            raise StoreCorrupt(**damaged(path, f"{seal.rows:,} rows from {seal.first:,} on of {len(dataset):,}"))
+
+
+def _ids(folder: Path, seal: Seal) -> Iterator[str]:
+    """Ids of a shard's examples.
+
+    Yields:
+        They, in order.
+
+    Raises:
+        StoreCorrupt: If a line is none.
+    """
+    path = (folder / shard_stem(seal.number)).with_suffix(".jsonl")
+    try:
+        for line in read_content(path, seal.examples_bytes).splitlines():
+            yield read_example(line)["id"]
+    except (OSError, ValueError) as error:
+        raise StoreCorrupt(**damaged(path, str(error))) from error
 
 
 def shards_to_make(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> tuple[Pending, ...]:
@@ -170,12 +215,9 @@ def _num_shards(dataset: Dataset, rows_per_shard: int) -> int:
 
 def _gap(seals: Mapping[int, Seal], length: int) -> int | None:
     """First number of a run of exactly `length` missing shards before some that are there; None if there is none."""
-    missing = 0
-    for number in range(max(seals, default=-1) + 1):
-        if number not in seals:
-            missing += 1
-        elif missing == length:
-            return number - missing
-        else:
-            missing = 0
+    after = 0
+    for number in sorted(seals):
+        if number - after == length > 0:
+            return after
+        after = number + 1
     return None

@@ -167,15 +167,14 @@ class SealedFiles:
 
         return self._read(name, copied)
 
-    def sizes(self, name: str) -> dict[str, int]:
-        """Bytes of the tensors of a file.
+    def spans(self, name: str) -> Mapping[str, Span]:
+        """Where the tensors of a file lie, and their shapes and types.
 
         Raises:
             StoreCorrupt: As in `tensors`.
             StoreChanged: As there.
         """
-        mark = self.marks.get(name) or self._read(name, lambda _, mark: mark)
-        return {tensor: span.size for tensor, span in mark.spans.items()}
+        return (self.marks.get(name) or self._read(name, lambda _, mark: mark)).spans
 
     def content(self, name: str, start: int, stop: int) -> bytes:
         """Bytes of a file from one to before another, fewer at its end.

@@ -5,7 +5,6 @@ ends the process, and what is written into it shows at once.
 """
 
 import contextlib
-import json
 import math
 import mmap
 import threading
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from whence.store.strict_json import parse_json
 
 __all__ = ["TYPES", "Memory", "Span", "fresh_memory", "spans_of", "tensor_at"]
 
@@ -34,7 +35,7 @@ TYPES = {
 }
 # Ten times the header of a store of ten thousand units.
 _MOST_HEADER_BYTES = 32 << 20
-_MOST_AXES = 16
+_MOST_AXES, _LONGEST_AXIS = 16, 1 << 40
 # Fresh memory below this is cheap; above it large pages make copying three times as fast.
 _LARGE = 4 << 20
 # The shard in use, the one that is read ahead, and one that somebody is not done with.
@@ -89,9 +90,9 @@ def spans_of(read: Callable[[int, int], bytes], size: int) -> dict[str, Span]:
     if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
         raise ValueError("its header is not there")
     try:
-        header = json.loads(read(8, 8 + length))
+        header = parse_json(read(8, 8 + length))
         found = {name: _span(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("its header cannot be read") from error
     in_order = sorted(found.items(), key=lambda item: item[1].start)
     if any(one.stop > other.start for (_, one), (_, other) in pairwise(in_order)):
@@ -102,7 +103,9 @@ def spans_of(read: Callable[[int, int], bytes], size: int) -> dict[str, Span]:
 def _span(entry: Mapping[str, Any], first: int, size: int) -> Span:
     (start, stop), shape = entry["data_offsets"], entry["shape"]
     numbers = [start, stop, *shape]
-    if len(shape) > _MOST_AXES or any(type(number) is not int or number < 0 for number in numbers):
+    if len(shape) > _MOST_AXES or any(
+        type(number) is not int or not 0 <= number <= max(size, _LONGEST_AXIS) for number in numbers
+    ):
         raise ValueError("numbers that are none")
     span = Span(TYPES[entry["dtype"]], tuple(shape), first + start, first + stop)
     if span.size != math.prod(shape) * span.dtype.itemsize or span.stop > size:

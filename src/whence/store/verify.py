@@ -1,13 +1,15 @@
 """Is a store what it claims to be? Every check that can be made without a model."""
 
 import hashlib
-import json
 from array import array
 from bisect import bisect_right
 
 import numpy as np
 import torch
 
+from whence.errors import StoreCorrupt
+from whence.store.examples import read_example
+from whence.store.files import read_content
 from whence.store.format import shard_stem
 from whence.store.reader import Store
 from whence.store.resume import read_seals
@@ -28,24 +30,28 @@ def verify_store(store: Store) -> list[str]:
         faults.append(f"{store.folder / 'manifest.json'}: it does not list the shards that are there")
     # Eight bytes an id: the ids of a hundred million examples would not fit into memory.
     marks = array("Q")
-    layout = store.codec.layout()
     for seal in store.seals:
         stem = store.folder / shard_stem(seal.number)
-        tensors = store.tensors(seal, [*layout, *store.blueprint.columns(), "offsets"])
-        for name, shape in {**layout, **dict.fromkeys(store.blueprint.columns(), ())}.items():
-            if tuple(tensors[name].shape) != (seal.rows, *shape):
-                faults.append(f"{stem}: {name} has the shape {tuple(tensors[name].shape)}, not {(seal.rows, *shape)}")
-            elif not bool(torch.isfinite(tensors[name]).all()):
-                row = int((~torch.isfinite(tensors[name])).reshape(seal.rows, -1).any(1).nonzero()[0])
+        try:
+            tensors = store.tensors(seal, [*store.codec.layout(), *store.blueprint.columns(), "offsets"])
+            lines = read_content(stem.with_suffix(".jsonl"), seal.examples_bytes).splitlines(keepends=True)
+            marks.extend(_mark(read_example(line)["id"]) for line in lines)
+        except StoreCorrupt as error:
+            faults.append(error.found)
+            continue
+        except (OSError, ValueError) as error:
+            faults.append(f"{stem}: a line is no example: {error}")
+            continue
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                row = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0])
                 faults.append(f"{stem}: row {row} of {name} is not finite")
-        lines = stem.with_suffix(".jsonl").read_bytes().splitlines(keepends=True)
         ends = torch.tensor([0] + [len(line) for line in lines]).cumsum(0)
         if not torch.equal(ends, tensors["offsets"]):
             faults.append(f"{stem}: the offsets do not match the examples")
-        marks.extend(_mark(json.loads(line)["id"]) for line in lines)
     marks_N = np.sort(np.frombuffer(marks, dtype=np.uint64))
     suspects = set(marks_N[1:][marks_N[1:] == marks_N[:-1]].tolist())
-    return faults + (_twice(store, suspects) if suspects else [])
+    return faults + (_twice(store, suspects) if suspects and not faults else [])
 
 
 def _mark(name: str) -> int:

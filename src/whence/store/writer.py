@@ -1,6 +1,5 @@
 """Writing a store shard by shard, so that a killed build goes on where it stopped."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from whence.data import Dataset, Example
+from whence.data import Dataset
 from whence.errors import DiskFull, StoreMismatch
+from whence.store.examples import example_line
 from whence.store.files import disk_errors, locked, write_bytes, write_json, write_tensors
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.leases import Leases
@@ -80,7 +80,7 @@ class Writer:
     def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
         """Make one shard durable: numbers, examples, then the seal."""
         examples = self.dataset.examples[shard.start : shard.stop]
-        lines = [json.dumps(_example_json(example), ensure_ascii=False).encode() + b"\n" for example in examples]
+        lines = [example_line(example) for example in examples]
         ends = torch.tensor([0] + [len(line) for line in lines]).cumsum(0)
         stem = self.folder / shard_stem(shard.number)
         tensors_path, examples_path = stem.with_suffix(".safetensors"), stem.with_suffix(".jsonl")
@@ -200,20 +200,3 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
 
 def _told(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"
-
-
-def _example_json(example: Example) -> dict[str, object]:
-    found: dict[str, object] = {"id": example.id, "length": example.length}
-    if example.source:
-        found["source"] = example.source
-    if example.text:
-        found["text"] = example.text
-    if example.span is not None:
-        found["span"] = list(example.span)
-    if example.prompt:
-        found["prompt"] = example.prompt
-    if example.scored:
-        found["scored"] = [list(pair) for pair in example.scored]
-    if example.image:
-        found["image"] = example.image
-    return found

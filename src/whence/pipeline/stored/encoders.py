@@ -15,6 +15,7 @@ from whence.distributed import Ranks
 from whence.errors import StoreCorrupt
 from whence.methods import Method, method_named
 from whence.pipeline.inputs import autocast_named
+from whence.pipeline.stored.check_learned import check_learned, check_sizes
 from whence.pipeline.stored.learn_code import aligned_encoder, check_code, code_choices, learn_code
 from whence.progress import meter
 from whence.settings import BuildConfig
@@ -65,6 +66,9 @@ def make_encoder(
         if sealed is not None and sha256_of(path) != sealed:
             raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
         learned = read_tensors(path)
+        shapes = {key: (tuple(value.shape), value.dtype) for key, value in learned.items()}
+        width = int(learned["axes_width"]) if "axes_width" in learned else config.rank or method.rank
+        check_learned(path, learned, shapes, plan.units, width)
         if method.encoder == "aligned":
             check_code(learned, config, path)
     else:
@@ -92,13 +96,20 @@ def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Enc
 
 
 def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
-    """The encoder that a store's rows were made with."""
+    """The encoder that a store's rows were made with.
+
+    Raises:
+        StoreCorrupt: If the rows, or what was learned for them, are not of this model.
+    """
     blueprint = store.blueprint
     method = method_named(blueprint.method)
     name = _learned_file(method)
+    check_sizes(blueprint, method, plan.units, store.folder)
     if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
         learned = store.file(name) if name in store.files else {}
+        shapes = store.shapes_of(name) if name in store.files else {}
+        check_learned(store.folder / name, learned, shapes, plan.units, blueprint.rank)
         return _with_learned(task, plan, method, blueprint.projection, blueprint.rank, blueprint.seed, learned)
     return _random(plan, method, blueprint.projection, blueprint.rank, blueprint.seed, task.device)
 

@@ -59,8 +59,8 @@ FIT_EXAMPLES = 8192
 # Numbers of whitened gradients taken at a time.
 _CHUNK_NUMBERS = 1 << 26
 # In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
-_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
-_CHOSEN = _TYPES[:5]
+STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
+_CHOSEN = STORED_TYPES[:5]
 _SCALE_BYTES = 2
 
 
@@ -178,7 +178,7 @@ def learn_code(
             do="check the loss and the tracked parameters",
         )
     axes, code = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed)
-    known = {"damping": torch.tensor(relative, dtype=torch.float64), "dtype": torch.tensor(_TYPES.index(code.dtype))}
+    known = {"damping": torch.tensor(relative, dtype=torch.float64), "dtype": torch.tensor(STORED_TYPES.index(code.dtype))}
     return {**save_whitened(whitened), **save_axes(axes), **known}
 
 
@@ -199,7 +199,7 @@ def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> Fit
 
 def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: int, device: torch.device) -> Aligned:
     """The encoder that `learn_code` learned."""
-    dtype = _TYPES[int(tensors["dtype"])]
+    dtype = STORED_TYPES[int(tensors["dtype"])]
     return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)
 
 
@@ -209,7 +209,7 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
     Raises:
         StoreMismatch: If damping or size are not those asked for.
     """
-    stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), _TYPES[int(tensors["dtype"])]
+    stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), STORED_TYPES[int(tensors["dtype"])]
     wanted = relative_damping(config)
     choices = code_choices(config, width)
     if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):

@@ -1,0 +1,138 @@
+"""Whether what was learned beside a store's rows fits the model that is asked, before anything is made of it.
+
+Axes: O x I a unit, P x R its projection, M coordinates of all units, K numbers of a row.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whence.compress import projected_shape
+from whence.compress.quantize import packed_width
+from whence.compress.turn import TURNED
+from whence.errors import StoreCorrupt
+from whence.methods import Method
+from whence.pipeline.stored.learn_code import STORED_TYPES
+from whence.records import Unit
+from whence.store import Blueprint, damaged
+
+__all__ = ["check_learned", "check_sizes"]
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_BITS = (32, 8, 4, 1)
+
+
+def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], folder: Path) -> None:
+    """Refuse rows of other sizes than the method makes of these units: encoders of the wrong ones could take any memory.
+
+    Args:
+        blueprint: What the rows are said to be.
+        method: Its method.
+        units: Of the model.
+        folder: The store, for the message.
+
+    Raises:
+        StoreCorrupt: If they are other ones.
+    """
+    joined = method.encoder in ("whole", "entries", "aligned")
+    due = [blueprint.rank] if joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
+    if [math.prod(unit.projected) for unit in blueprint.units] != due:
+        raise StoreCorrupt(
+            **damaged(folder / "blueprint.json", f"rows of other sizes than {method.name} makes at rank {blueprint.rank:,}")
+        )
+
+
+def check_learned(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> None:
+    """Refuse learned tensors that are not of this model's units.
+
+    Args:
+        path: Their file, whose name says what they are.
+        tensors: By name.
+        shapes: Shape and type of each, known without reading it.
+        units: Of the model.
+        rank: Of the store's projection, or numbers of its rows.
+
+    Raises:
+        StoreCorrupt: If one is missing, or has another shape, type or range.
+    """
+    why = {"axes": _axes, "moments": _moments, "mask": _mask, "codes": _codes}[path.stem](tensors, shapes, units, rank)
+    if why:
+        raise StoreCorrupt(**damaged(path, why))
+
+
+def _axes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> str:
+    for index, unit in enumerate(units):
+        for name, size, width in zip(
+            ("outputs", "inputs"), (unit.outputs, unit.inputs), projected_shape(unit, rank), strict=True
+        ):
+            if (f"{name}.{index}" in shapes or size != width) and (
+                why := _misfit(shapes, f"{name}.{index}", (size, width), _FLOATS)
+            ):
+                return why
+    return ""
+
+
+def _moments(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> str:
+    for index, unit in enumerate(units):
+        for name, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
+            if why := _misfit(shapes, f"{name}.{index}", (size,), (torch.float64,)):
+                return why
+    return ""
+
+
+def _mask(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> str:
+    size = sum(unit.outputs * unit.inputs for unit in units)
+    return _misfit(shapes, "places", (None,), (torch.int64,)) or _unlike_places(tensors, "places", size)
+
+
+def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> str:
+    coordinates = 0
+    for index, unit in enumerate(units):
+        for name, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
+            if f"{name}.{index}" in shapes and (why := _misfit(shapes, f"{name}.{index}", (size, size), _FLOATS)):
+                return why
+        kept, size = f"kept.{index}", unit.outputs * unit.inputs
+        if why := _misfit(shapes, f"weights.{index}", (unit.outputs, unit.inputs), _FLOATS):
+            return why
+        if kept in shapes:
+            if why := _misfit(shapes, kept, (None,), (torch.int64,)) or _unlike_places(tensors, kept, size):
+                return why
+            size = shapes[kept][0][0]
+        coordinates += size
+    numbers = {"axes_bits": _BITS, "axes_width": (rank,), "dtype": range(len(STORED_TYPES))}
+    for name, allowed in numbers.items():
+        if why := _misfit(shapes, name, (), (torch.int64,)):
+            return why
+        if int(tensors[name]) not in allowed:
+            return f"{name} is {int(tensors[name]):,}"
+    bits = int(tensors["axes_bits"])
+    rows = coordinates if bits == 32 else math.ceil(coordinates / TURNED) * TURNED
+    codes = ((rows, rank), _FLOATS) if bits == 32 else ((rows, packed_width(rank, bits)), (torch.int8, torch.uint8))
+    return (
+        _misfit(shapes, "axes", *codes)
+        or _misfit(shapes, "scales", (rows,), _FLOATS)
+        or _misfit(shapes, "damping", (), _FLOATS)
+    )
+
+
+def _misfit(shapes: Shapes, name: str, shape: tuple[int | None, ...], types: Sequence[torch.dtype]) -> str:
+    if name not in shapes:
+        return f"it has no tensor {name}"
+    found, dtype = shapes[name]
+    fits = len(found) == len(shape) and all(due in (None, size) for due, size in zip(shape, found, strict=True))
+    if fits and dtype in types:
+        return ""
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    return f"{name} has the shape {tuple(found)} of {dtype}, not ({sizes}) of {types[0]}"
+
+
+def _unlike_places(tensors: Mapping[str, Tensor], name: str, size: int) -> str:
+    places_M = tensors[name]
+    rises = bool((places_M.diff() > 0).all())
+    return (
+        "" if len(places_M) and rises and 0 <= int(places_M[0]) <= int(places_M[-1]) < size else f"{name} are no rising places"
+    )

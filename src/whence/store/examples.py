@@ -1,0 +1,62 @@
+"""What is known of each example, one line of JSON each."""
+
+import json
+from typing import Any
+
+from whence.data import Example
+
+__all__ = ["example_line", "read_example"]
+
+_TYPES = {"id": str, "length": int, "source": str, "text": str, "prompt": int, "image": str}
+_NEEDED = {"id", "length"}
+
+
+def example_line(example: Example) -> bytes:
+    """The line of an example, with its break."""
+    known: dict[str, object] = {"id": example.id, "length": example.length}
+    if example.source:
+        known["source"] = example.source
+    if example.text:
+        known["text"] = example.text
+    if example.span is not None:
+        known["span"] = list(example.span)
+    if example.prompt:
+        known["prompt"] = example.prompt
+    if example.scored:
+        known["scored"] = [list(pair) for pair in example.scored]
+    if example.image:
+        known["image"] = example.image
+    return json.dumps(known, ensure_ascii=False).encode() + b"\n"
+
+
+def read_example(line: bytes) -> dict[str, Any]:
+    """What a line says of an example, whoever wrote it; quick, since a store has millions of them.
+
+    Raises:
+        ValueError: If it says something else than `example_line` would.
+    """
+    try:
+        known = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(known, dict) or not known.keys() >= _NEEDED:
+        raise ValueError("it has no id or no length")
+    for name, value in known.items():
+        if name in _TYPES:
+            if type(value) is not _TYPES[name] or type(value) is int and not 0 <= value < 1 << 63:
+                raise ValueError(f"{name} is not what an example has there")
+        elif name == "span":
+            _check_pair(value)
+        elif name == "scored" and isinstance(value, list):
+            for pair in value:
+                _check_pair(pair)
+        else:
+            raise ValueError(f"it has an unknown field {name[:40]!r}")
+    if b"\\ud" in line or b"\\uD" in line:  # halves of characters can only come from escapes
+        json.dumps(known, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
+    return known
+
+
+def _check_pair(value: Any) -> None:
+    if not isinstance(value, list) or len(value) != 2 or any(type(each) is not int or each < 0 for each in value):
+        raise ValueError("a part of its text has no first and last character")

@@ -1,0 +1,76 @@
+"""The manifest: which shards and files make up a finished store. It is read as a stranger's word, and held against what it speaks of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from whence.errors import StoreCorrupt
+from whence.store.files import damaged, read_json
+from whence.store.format import Blueprint, Seal
+from whence.store.plain_files import check_name
+from whence.store.strict_json import record_of
+
+__all__ = ["Manifest", "read_manifest"]
+
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds.
+
+    Args:
+        blueprint: Digest of the blueprint that the shards were made for.
+        rows: Rows in all.
+        shards: The seals, in order.
+        files: SHA-256 of each file beside the shards, by name.
+    """
+
+    blueprint: str
+    rows: int
+    shards: tuple[Seal, ...]
+    files: dict[str, str]
+
+
+def read_manifest(folder: Path, blueprint: Blueprint) -> Manifest:
+    """The manifest of a store.
+
+    Args:
+        folder: The store.
+        blueprint: What its rows are.
+
+    Raises:
+        StoreCorrupt: If it is missing or incomplete, speaks of files elsewhere or of shards that cannot be, or is of another blueprint.
+    """
+    path = folder / "manifest.json"
+    content = read_json(path)
+    try:
+        found = record_of(Manifest, content)
+        for name in found.files:
+            check_name(name)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
+    if found.blueprint != blueprint.digest():
+        raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
+    why = _impossible(found, blueprint)
+    if why:
+        raise StoreCorrupt(**damaged(path, why))
+    return found
+
+
+def _impossible(found: Manifest, blueprint: Blueprint) -> str:
+    """What cannot be in a manifest of a store with such rows; empty if nothing."""
+    if not found.shards or [seal.number for seal in found.shards] != list(range(len(found.shards))):
+        return "its shards are not numbered from 0 without gaps"
+    if found.rows != sum(seal.rows for seal in found.shards):
+        return f"its shards have not the {found.rows:,} rows that it speaks of"
+    row_bytes = blueprint.codec().row_bytes()
+    for seal in found.shards:
+        # Every row has an id, so that no shard can have more rows than its files have room for.
+        if not 0 < seal.rows <= seal.examples_bytes or seal.rows * row_bytes > seal.tensors_bytes:
+            return f"shard {seal.number} cannot hold {seal.rows:,} rows"
+        if not 0 <= seal.first <= seal.data_rows - seal.rows:
+            return f"shard {seal.number} begins at row {seal.first:,} of {seal.data_rows:,}"
+    sums = [*found.files.values(), *(each for seal in found.shards for each in (seal.tensors_sha256, seal.examples_sha256))]
+    if any(len(each) != 64 or not _HEX.issuperset(each) for each in sums):
+        return "a checksum in it is none"
+    return ""
