@@ -232,7 +232,7 @@ def open_bank(folder: str | Path) -> Bank:
             for name in ("masks", "values", "full")
             if name != "full" or content["has_full"]
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise BadInput(found=f"{folder}, which cannot be read ({error})", needed="whole files", do="copy it again") from error
     bank = Bank(
         arrays["masks"],

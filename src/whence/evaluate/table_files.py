@@ -74,7 +74,7 @@ def load_table(folder: str | Path) -> ScoreTable:
         facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
         facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on", "notes")}
         table = ScoreTable(scores, **facts)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise BadInput(
             found=f"{folder}, which is no score table ({error})",
             needed="scores.npy (queries, train) and table.json with query_ids, train_ids and method",

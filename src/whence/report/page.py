@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from whence.durable import write_file
 from whence.report.html import style
-from whence.store.files import write_bytes
 
 __all__ = ["page", "write_page"]
 
@@ -64,5 +64,5 @@ def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]]
     path = Path(path)
     # A lone surrogate, which broken text can hold, has no bytes.
     content = page(title, sections, intro=intro).encode("utf-8", "replace")
-    write_bytes(path, [content])
+    write_file(path, [content])
     return path

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from whence.durable import disk_errors, write_file
 from whence.errors import BadInput
-from whence.store.files import disk_errors, refuse_linked, sha256_of, write_bytes, write_json
+from whence.store.files import refuse_linked, sha256_of, write_json
 from whence.store.plain_files import check_name
 
 __all__ = ["array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
@@ -30,7 +31,7 @@ def array_chunks(array: np.ndarray) -> Iterator[bytes | memoryview]:
     Yields:
         The header, then the numbers, row by row.
     """
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     yield header.getvalue()
@@ -57,7 +58,7 @@ def write_set(folder: Path, parts: Mapping[str, Iterable[bytes | memoryview]], r
         _put_in_place(folder)
         _remove(begun)
         try:
-            files = {name: write_bytes(begun / name, chunks) for name, chunks in parts.items()}
+            files = {name: write_file(begun / name, chunks) for name, chunks in parts.items()}
             write_json(begun / record, {**content, "files": files})
         except BaseException:
             _remove(begun)
