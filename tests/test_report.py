@@ -259,7 +259,9 @@ def test_write_page_replaces_whole(tmp_path):
 def test_write_page_says_why_it_cannot(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file" / "report.html", tmp_path):
-        with pytest.raises(BadInput, match=r"found .* which cannot be written .*; needed .*; do this: choose another path"):
+        with pytest.raises(
+            BadInput, match=r"found .* which cannot be written .*; needed .*; do this: choose another output folder"
+        ):
             write_page(path, "title", [])
     assert [file.name for file in tmp_path.parent.glob("*.tmp")] == []
 

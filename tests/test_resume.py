@@ -4,6 +4,9 @@ import errno
 import json
 import multiprocessing
 import os
+import random
+import re
+import shutil
 import signal
 import sys
 import time
@@ -12,8 +15,8 @@ import pytest
 import torch
 
 import whence
-from tests.test_store import SMALL, contents, make_records, make_task
-from whence.errors import BadInput, DiskFull, OutOfMemory, StoreCorrupt
+from tests.test_store import SMALL, contents, flip, make_records, make_task
+from whence.errors import BadInput, DiskFull, OutOfMemory, StoreCorrupt, StoreMismatch
 from whence.store import open_store, verify_store
 from whence.store import writer as writer_module
 
@@ -250,22 +253,100 @@ def test_a_deleted_file_beside_the_shards_is_made_again(tmp_path, unbroken, name
     assert contents(tmp_path / "store") == unbroken[method]
 
 
-def test_the_advice_for_a_damaged_shard_works(tmp_path, unbroken):
+@pytest.mark.parametrize("name", ["shards/00001.safetensors", "shards/00003.jsonl", "curvature.safetensors"])
+def test_a_damaged_file_of_unchanged_size_is_made_again(tmp_path, unbroken, capsys, name):
+    folder = tmp_path / "store"
+    build(folder)
+    flip(folder / name)
+    options = {key: value for key, value in SMALL.items() if key != "quiet"}
+    whence.build(make_task(), make_records(RECORDS), folder, **METHODS["lorif"], **options)
+    assert f"damaged, and made again from its data: {name.removeprefix('shards/0000').split('.')[0]}" in capsys.readouterr().err
+    assert contents(folder) == unbroken["lorif"] and verify_store(open_store(folder)) == []
+
+
+@pytest.mark.parametrize("name", ["shards/00001.safetensors", "curvature.safetensors"])
+def test_the_advice_for_a_damaged_file_works(tmp_path, unbroken, name):
     """Follow the error's own words."""
     folder = tmp_path / "store"
     build(folder)
-    path = folder / "shards/00001.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip(folder / name)
     with pytest.raises(
-        StoreCorrupt, match=r"delete that shard's files \(also its .json\) and run the same `whence build` again"
+        StoreCorrupt, match=r"delete (that shard's files \(also its .json\)|it) and run the same `whence build`"
     ):
-        build(folder)
-    for file in folder.glob("shards/00001.*"):
+        open_store(folder)
+    for file in folder.glob(f"{name.split('.')[0]}.*"):
         file.unlink()
     build(folder)
     assert contents(folder) == unbroken["lorif"] and verify_store(open_store(folder)) == []
+
+
+# Shards 0 and 1, 2 to 4, 5: how many records each dataset has, and from which on.
+GROWN = {0: (6, 0), 1: (9, 6), 2: (3, 40)}
+PATTERNS = [[shard for shard in range(6) if pattern >> shard & 1] for pattern in random.Random(0).sample(range(1, 64), 28)]
+
+
+def add(folder, number):
+    count, first = GROWN[number]
+    return whence.build(make_task(), make_records(count, first=first), folder, **METHODS["lorif"], **SMALL, append=True)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A store of three datasets."""
+    folder = tmp_path_factory.mktemp("grown") / "store"
+    for number in GROWN:
+        add(folder, number)
+    return folder
+
+
+@pytest.mark.parametrize("lost", PATTERNS, ids=lambda lost: "".join(map(str, lost)))
+def test_whatever_is_lost_of_a_grown_store_is_made_again(tmp_path, grown, lost):
+    """Shards deleted, cut or flipped, or only their seals gone; the datasets come back in any order."""
+    folder, drawn = tmp_path / "store", random.Random(str(lost))
+    shutil.copytree(grown, folder)
+    for shard in lost:
+        files = [folder / f"shards/{shard:05d}{suffix}" for suffix in (".safetensors", ".jsonl", ".json")]
+        how = drawn.choice(["all", "one", "cut", "flip"])
+        if how == "all":
+            for file in files:
+                file.unlink()
+        elif how == "one":
+            drawn.choice(files).unlink()
+        elif how == "cut":
+            file = drawn.choice(files)
+            file.write_bytes(file.read_bytes()[:-7])
+        else:
+            flip(drawn.choice(files[:2]))
+    order = drawn.sample(list(GROWN), 3)
+    for number in order:
+        try:
+            store = add(folder, number)
+        except StoreCorrupt as error:
+            assert re.search(r"\d shards of other data that are missing or damaged in .* \(number ", error.found)
+            assert number != order[-1]
+    assert len(store) == 18 and contents(folder) == contents(grown) and verify_store(store) == []
+
+
+def test_datasets_that_lost_all_their_shards_come_back_where_they_were(tmp_path, grown):
+    folder = tmp_path / "store"
+    shutil.copytree(grown, folder)
+    for path in folder.glob("shards/*"):
+        path.unlink()
+    for number in (2, 0):
+        with pytest.raises(StoreCorrupt, match="shards of other data that are missing"):
+            add(folder, number)
+        with pytest.raises(StoreCorrupt, match="found an unfinished store"):
+            open_store(folder)
+    add(folder, 1)
+    assert contents(folder) == contents(grown)
+
+
+def test_new_data_are_not_added_to_what_is_not_whole(tmp_path, grown):
+    folder = tmp_path / "store"
+    shutil.copytree(grown, folder)
+    flip(folder / "shards/00003.jsonl")
+    with pytest.raises(StoreMismatch, match="found an unfinished build of other data"):
+        whence.build(make_task(), make_records(4, first=50), folder, **METHODS["lorif"], **SMALL, append=True)
 
 
 def test_cut_axes_are_not_used(tmp_path):
@@ -324,7 +405,7 @@ def test_full_disk(tmp_path, monkeypatch, unbroken, share):
     room = int(share * sum(map(len, unbroken["lorif"].values())))
     with monkeypatch.context() as patch:
         patch.setattr(_FullFile, "room", room)
-        patch.setattr("whence.store.files.open", _FullFile, raising=False)
+        patch.setattr("whence.durable.open", _FullFile, raising=False)
         with pytest.raises(
             DiskFull, match=r"found no space left for .*store.*; do this: free some space and run the same command again"
         ):

@@ -36,13 +36,14 @@ def bench(
     from whence.bench import SETTINGS, prepare, run_setting
     from whence.evaluate import write_evaluation
     from whence.report import Point
+    from whence.store import write_bytes
 
     results = {}
     for name in settings or SETTINGS:
         setting = prepare(name, output)
         found = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
         results[name] = found.to_dict()
-        (setting.folder / "results.json").write_text(json.dumps(results[name], indent=1) + "\n", encoding="utf-8")
+        write_bytes(setting.folder / "results.json", [json.dumps(results[name], indent=1).encode() + b"\n"])
         series = {
             curve.method: [Point(fraction, *asdict(curve.rise(fraction)).values()) for fraction in curve.fractions]
             for curve in found.curves

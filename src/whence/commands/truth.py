@@ -156,12 +156,10 @@ def evaluate(
 def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:
     """Print an evaluation, and write it."""
     from whence.report import print_table
-    from whence.store import disk_errors
+    from whence.store import write_bytes
 
     if output is not None:
-        with disk_errors(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_bytes(output, [json.dumps(found.to_dict(), indent=1).encode() + b"\n"])
     if as_json:
         print(json.dumps(found.to_dict()))
         return

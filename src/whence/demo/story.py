@@ -16,6 +16,7 @@ from whence.evaluate import RemovalResult, random_removals, removal_test
 from whence.pipeline import build, query
 from whence.progress import say
 from whence.report import Hits, bars_section, hits_fragment, print_table, table_section, write_page
+from whence.store import write_bytes
 from whence.tasks import CausalLM
 
 __all__ = ["QUESTIONS", "tell"]
@@ -89,10 +90,10 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
         intro=f"A small GPT-2 trained on {len(documents):,} passages of Python's own documentation; {len(QUESTIONS)} questions; "
         "the training documents behind each answer; and what happens when they are left out.",
     )
-    (folder / "proof.json").write_text(json.dumps(result.to_dict(), indent=1))
+    write_bytes(folder / "proof.json", [json.dumps(result.to_dict(), indent=1).encode()])
     say(f"report: {page}   ({time.monotonic() - started:.0f} s)")
     questions = folder / "questions.jsonl"
-    questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS), encoding="utf-8")
+    write_bytes(questions, (json.dumps(question).encode() + b"\n" for question in QUESTIONS))
     say(f"its page: whence serve {folder / 'store'} --questions {questions} --open")
     say(f"ask it yourself: whence query {folder / 'store'} --tokens --text 'Your own sentence, as Python would document it.'")
     return result

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from whence.errors import BadInput
 from whence.evaluate.retrain import Measure, Run, Train, measure_runs
-from whence.store import disk_errors, write_json
+from whence.store import locked
+from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
 __all__ = ["Bank", "Values", "make_bank", "open_bank", "save_bank"]
 
@@ -133,47 +134,54 @@ def make_bank(
         The bank, as `open_bank` reads it.
 
     Raises:
-        BadInput: If seeds repeat or there are none, or the folder holds a finished bank with subsets or seeds that this one lacks.
+        BadInput: If seeds repeat or there are none, another process makes this bank, or the folder holds a finished one with subsets or seeds
+            that this one lacks.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
     num_examples = masks_MN.shape[1]
     folder = Path(folder)
-    _check_growth(folder, masks_MN, seeds)
     left_out = [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in masks_MN]
     # Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often.
     runs = [Run(removed, seed) for seed in seeds for removed in ([()] if full else []) + left_out]
-    found = measure_runs(
-        train,
-        measure,
-        runs,
-        num_examples=num_examples,
-        folder=folder / "runs",
-        fingerprint=fingerprint,
-        workers=workers,
-        quiet=quiet,
-    )
-    sign = -1.0 if values == "loss" else 1.0
-    values_MSQ = torch.stack([torch.stack([found[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
-    full_SQ = torch.stack([found[Run((), seed)] for seed in seeds]) * sign if full else None
-    bank = Bank(
-        masks_MN,
-        values_MSQ,
-        tuple(seeds),
-        tuple(map(str, range(num_examples))) if train_ids is None else tuple(train_ids),
-        tuple(map(str, range(values_MSQ.shape[2]))) if query_ids is None else tuple(query_ids),
-        unit,
-        full_SQ,
-        {"fingerprint": fingerprint, **(facts or {})},
-    )
-    save_bank(bank, folder)
-    return bank
+    with locked(folder):
+        _check_growth(folder, masks_MN, seeds)
+        found = measure_runs(
+            train,
+            measure,
+            runs,
+            num_examples=num_examples,
+            folder=folder / "runs",
+            fingerprint=fingerprint,
+            workers=workers,
+            quiet=quiet,
+        )
+        sign = -1.0 if values == "loss" else 1.0
+        values_MSQ = torch.stack([torch.stack([found[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
+        full_SQ = torch.stack([found[Run((), seed)] for seed in seeds]) * sign if full else None
+        bank = Bank(
+            masks_MN,
+            values_MSQ,
+            tuple(seeds),
+            tuple(map(str, range(num_examples))) if train_ids is None else tuple(train_ids),
+            tuple(map(str, range(values_MSQ.shape[2]))) if query_ids is None else tuple(query_ids),
+            unit,
+            full_SQ,
+            {"fingerprint": fingerprint, **(facts or {})},
+        )
+        save_bank(bank, folder)
+        return bank
 
 
 def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:
-    if not (folder / "bank.json").is_file():
+    if not path_in_set(folder, "bank.json").is_file():
         return
-    there = open_bank(folder)
+    try:
+        there = open_bank(folder)
+    except BadInput:
+        if not (folder / "runs").is_dir():
+            raise
+        return  # it is made again from its runs, of which all are kept
     known = {mask_N.numpy().tobytes() for mask_N in masks_MN}
     lost = sum(mask_N.numpy().tobytes() not in known for mask_N in there.masks_MN)
     if lost or not set(there.seeds) <= set(seeds):
@@ -185,14 +193,9 @@ def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:
 
 
 def save_bank(bank: Bank, folder: str | Path) -> None:
-    """Write a bank: `masks.npy`, `values.npy`, `full.npy` in NumPy's format, and `bank.json`, last."""
-    folder = Path(folder)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "masks.npy", bank.masks_MN.numpy())
-        np.save(folder / "values.npy", bank.values_MSQ.numpy())
-        if bank.full_SQ is not None:
-            np.save(folder / "full.npy", bank.full_SQ.numpy())
+    """Write a bank: `masks.npy`, `values.npy`, `full.npy` in NumPy's format, and `bank.json`; one that is there is replaced as a whole."""
+    arrays = {"masks.npy": bank.masks_MN, "values.npy": bank.values_MSQ, "full.npy": bank.full_SQ}
+    parts = {name: array_chunks(array.numpy()) for name, array in arrays.items() if array is not None}
     content = {
         "format": FORMAT,
         "unit": bank.unit,
@@ -202,7 +205,7 @@ def save_bank(bank: Bank, folder: str | Path) -> None:
         "train_ids": list(bank.train_ids),
         "query_ids": list(bank.query_ids),
     }
-    write_json(folder / "bank.json", content)
+    write_set(Path(folder), parts, "bank.json", content)
 
 
 def open_bank(folder: str | Path) -> Bank:
@@ -212,7 +215,8 @@ def open_bank(folder: str | Path) -> Bank:
         BadInput: If the folder holds no finished bank, or a damaged one.
     """
     folder = Path(folder)
-    if not (folder / "bank.json").is_file():
+    record = path_in_set(folder, "bank.json")
+    if not record.is_file():
         unfinished = (folder / "runs").is_dir()
         raise BadInput(
             found=f"{'an unfinished bank' if unfinished else 'no bank'} in {folder}",
@@ -220,17 +224,17 @@ def open_bank(folder: str | Path) -> Bank:
             do="run the same `whence bank` command again to finish it" if unfinished else "check the path",
         )
     try:
-        content = json.loads((folder / "bank.json").read_text("utf-8"))
+        content = json.loads(record.read_text("utf-8"))
         if content.get("format") != FORMAT:
             raise BadInput(found=f"format {content.get('format')!r} in {folder}", needed=FORMAT, do="make the bank again")
         arrays = {
-            name: torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False))
+            name: torch.from_numpy(np.load(path_in_set(folder, f"{name}.npy"), allow_pickle=False))
             for name in ("masks", "values", "full")
             if name != "full" or content["has_full"]
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise BadInput(found=f"{folder}, which cannot be read ({error})", needed="whole files", do="copy it again") from error
-    return Bank(
+    bank = Bank(
         arrays["masks"],
         arrays["values"],
         tuple(content["seeds"]),
@@ -240,3 +244,5 @@ def open_bank(folder: str | Path) -> Bank:
         arrays.get("full"),
         content["facts"],
     )
+    check_set(folder, content)
+    return bank

@@ -20,6 +20,7 @@ from torch import Tensor
 from whence.data import digest_of
 from whence.errors import BadInput, NonFinite
 from whence.progress import meter
+from whence.store import write_bytes
 
 __all__ = ["Measure", "Run", "Train", "measure_runs"]
 
@@ -185,6 +186,4 @@ def _read(path: Path, run: Run) -> Tensor | None:
 
 def _write(path: Path, run: Run, losses_Q: Tensor) -> None:
     record = {"seed": run.seed, "removed": list(run.removed), "losses": losses_Q.tolist()}
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_bytes(path, [json.dumps(record).encode() + b"\n"])

@@ -11,7 +11,7 @@ import torch
 
 from whence.errors import BadInput
 from whence.records import ScoreTable
-from whence.store import disk_errors, write_json
+from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
 __all__ = ["load_table", "origin_of_table", "save_table"]
 
@@ -21,7 +21,7 @@ _ARRAYS = {"scores", "parts", "tokens", "weights"}
 
 
 def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, Any] | None = None) -> None:
-    """Write a table into a folder, float32 in NumPy's format; `table.json` comes last.
+    """Write a table into a folder, float32 in NumPy's format; one that is there is replaced as a whole or not at all.
 
     Args:
         table: The table.
@@ -37,12 +37,10 @@ def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, An
             needed="scores",
             do="add it to an ensemble and save its table, or make it with weighted=True",
         )
-    folder = Path(folder)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "scores.npy", table.scores.float().cpu().numpy())
+    scores = table.scores.float().cpu().numpy()
     facts = {field.name: getattr(table, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
-    write_json(folder / "table.json", {"format": _FORMAT, **facts, **({} if origin is None else {"origin": dict(origin)})})
+    content = {"format": _FORMAT, **facts, **({} if origin is None else {"origin": dict(origin)})}
+    write_set(Path(folder), {"scores.npy": array_chunks(scores)}, "table.json", content)
 
 
 def origin_of_table(folder: str | Path) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def origin_of_table(folder: str | Path) -> dict[str, Any]:
     Args:
         folder: Of a table that `load_table` reads.
     """
-    found = json.loads((Path(folder) / "table.json").read_text("utf-8")).get("origin")
+    found = json.loads(path_in_set(Path(folder), "table.json").read_text("utf-8")).get("origin")
     return found if isinstance(found, dict) else {}
 
 
@@ -70,13 +68,13 @@ def load_table(folder: str | Path) -> ScoreTable:
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / "table.json").read_text("utf-8"))
-        scores = torch.from_numpy(np.load(folder / "scores.npy", allow_pickle=False))
+        content = json.loads(path_in_set(folder, "table.json").read_text("utf-8"))
+        scores = torch.from_numpy(np.load(path_in_set(folder, "scores.npy"), allow_pickle=False))
         names = {field.name for field in fields(ScoreTable)} - _ARRAYS
         facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
         facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on", "notes")}
         table = ScoreTable(scores, **facts)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise BadInput(
             found=f"{folder}, which is no score table ({error})",
             needed="scores.npy (queries, train) and table.json with query_ids, train_ids and method",
@@ -88,4 +86,5 @@ def load_table(folder: str | Path) -> ScoreTable:
             needed="one row per query id, one column per train id",
             do="write the two files again",
         )
+    check_set(folder, content)
     return table

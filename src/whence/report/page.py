@@ -1,12 +1,10 @@
 """The report page: one file that loads nothing and runs nothing."""
 
-import contextlib
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from whence.errors import BadInput
+from whence.durable import write_file
 from whence.report.html import style
 
 __all__ = ["page", "write_page"]
@@ -66,17 +64,5 @@ def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]]
     path = Path(path)
     # A lone surrogate, which broken text can hold, has no bytes.
     content = page(title, sections, intro=intro).encode("utf-8", "replace")
-    beside = path.parent / f"{path.name}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise BadInput(
-            found=f"{path}, which cannot be written ({error.strerror})",
-            needed="a file in a folder that can be written",
-            do="choose another path, free some space or change its permissions",
-        ) from error
+    write_file(path, [content])
     return path

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, synced, renamed."""
+"""Files of a store, here or in an object store: written as a whole, read only if they are files."""
 
 import contextlib
 import errno
@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from whence.errors import BadInput, DiskFull, StoreCorrupt
+from whence.durable import disk_errors, unwritable, write_file
+from whence.errors import BadInput, StoreCorrupt
 from whence.store.plain_files import JSON_BYTES, check_real_folder, open_plain, read_plain
 from whence.store.remote import fetch_tensors, is_remote, put, remote_errors
 from whence.store.strict_json import parse_json
@@ -51,37 +52,6 @@ _TYPE_NAMES = {
 }
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk can refuse into errors that say what to do.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        DiskFull: If no space is left.
-        BadInput: If the folder cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                found=f"no space left for {path}",
-                needed="room for the rest of the store",
-                do="free some space and run the same command again: finished shards are kept",
-            ) from error
-        raise BadInput(**_unwritable(path, error.strerror or str(error))) from error
-
-
-def _unwritable(path: Path, why: str) -> dict[str, str]:
-    return {
-        "found": f"{path}, which cannot be written ({why})",
-        "needed": "a folder that can be created and written",
-        "do": "choose another output folder or change its permissions",
-    }
-
-
 def check_writable(folder: Path) -> None:
     """Refuse an output folder that cannot be made or written, before anything long runs.
 
@@ -95,66 +65,24 @@ def check_writable(folder: Path) -> None:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = f"no right to write in {there}" if there.is_dir() else f"{there} is a file"
-        raise BadInput(**_unwritable(folder, why))
+        raise BadInput(**unwritable(folder, why))
 
 
 def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write a file atomically and durably.
+    """Write a file, or an object of an object store, so that it is there as a whole or not at all; see `write_file`.
 
     Args:
-        path: Where it will be; nothing is there until all is written.
+        path: Where it will be.
         chunks: Its content.
 
     Returns:
         SHA-256 of the content.
-
-    Raises:
-        OSError: Turned into a `WhenceError` by `disk_errors`.
     """
-    digest = hashlib.sha256()
-    if is_remote(path):
-        content = b"".join(chunks)
-        put(path, content)
-        return hashlib.sha256(content).hexdigest()
-    beside = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _created(beside)
-        mine = os.fstat(file.fileno())
-        try:
-            with file:
-                for chunk in chunks:
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            if not _is_still(beside, mine):
-                raise OSError(errno.EBUSY, "another process is writing it")
-            os.replace(beside, path)
-        except BaseException:
-            if _is_still(beside, mine):
-                beside.unlink()
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    return digest.hexdigest()
-
-
-def _created(path: Path) -> IO[bytes]:
-    """A new file, never one that was planted there: what a killed process left, or a link, is removed and not written through."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    return open(path, "xb")  # which a link in the way refuses
-
-
-def _is_still(path: Path, mine: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), mine)
-    except OSError:
-        return False
+    if not is_remote(path):
+        return write_file(path, chunks)
+    content = b"".join(chunks)
+    put(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> str:

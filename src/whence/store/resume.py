@@ -3,16 +3,35 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whence.data import Dataset
-from whence.errors import StoreCorrupt, StoreMismatch
+from whence.distributed import Ranks
+from whence.errors import StoreChanged, StoreCorrupt, StoreMismatch
 from whence.store.examples import read_example
 from whence.store.files import damaged, file_sizes, read_content, read_json
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
+from whence.store.notes import read_notes, write_notes
 from whence.store.plain_files import check_name
+from whence.store.sealed_files import SealedFiles
 from whence.store.strict_json import fitted, record_of
 
-__all__ = ["Pending", "check_blueprint", "check_data", "listed_files", "read_seal", "read_seals", "shards_to_make"]
+__all__ = [
+    "BEFORE",
+    "Layout",
+    "Pending",
+    "check_blueprint",
+    "check_data",
+    "intact",
+    "layouts",
+    "listed_files",
+    "read_seal",
+    "read_seals",
+    "shards_to_make",
+]
+
+# The manifest of a store that is built on: what it is until it is whole again.
+BEFORE = "manifest.before.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,19 @@ class Pending:
     number: int
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the shards of one dataset lie, whether they are there or not.
+
+    Args:
+        numbers: Of the shards.
+        rows: Rows in all.
+    """
+
+    numbers: range
+    rows: int
 
 
 def read_seals(folder: Path) -> dict[int, Seal]:
@@ -53,21 +85,94 @@ def read_seal(path: Path, sizes: Mapping[str, int]) -> Seal | None:
     """
     if path.name not in sizes:
         return None
-    try:
-        seal = record_of(Seal, read_json(path))
-    except (StoreCorrupt, KeyError, TypeError):
-        return None
-    if shard_stem(seal.number) != f"shards/{path.stem}":
+    seal = _seal(path)
+    if seal is None:
         return None
     sealed = {f"{path.stem}.safetensors": seal.tensors_bytes, f"{path.stem}.jsonl": seal.examples_bytes}
     return seal if all(sizes.get(name) == size for name, size in sealed.items()) else None
 
 
+def intact(folder: Path, seals: Mapping[int, Seal], files: Mapping[str, str]) -> tuple[dict[int, Seal], dict[str, str]]:
+    """Shards and files beside them that have the sealed bytes. What was read and found so before is not read again, see `notes`.
+
+    Args:
+        folder: The store.
+        seals: Shards whose files have the sealed sizes.
+        files: Name and SHA-256 of files beside the shards.
+
+    Returns:
+        Those of both that are.
+    """
+    of_shards = {
+        number: {f"{shard_stem(number)}.safetensors": seal.tensors_sha256, f"{shard_stem(number)}.jsonl": seal.examples_sha256}
+        for number, seal in seals.items()
+    }
+    sealed = SealedFiles(folder, {**files, **{name: sha256 for shard in of_shards.values() for name, sha256 in shard.items()}})
+    known = read_notes(folder, Ranks())
+    found, notes = set(), {}
+    for name in sealed.sealed:
+        try:
+            note = sealed.check(name, known.get(name))
+        except (StoreCorrupt, StoreChanged):
+            continue
+        found.add(name)
+        notes |= {} if note is None else {name: note}
+    if {name: known.get(name) for name in notes} != notes:
+        write_notes(folder, Ranks(), {**known, **notes})
+    return (
+        {number: seals[number] for number, shard in of_shards.items() if found >= shard.keys()},
+        {name: sha256 for name, sha256 in files.items() if name in found},
+    )
+
+
 def listed_files(folder: Path) -> dict[str, str] | None:
-    """Name and SHA-256 of the files beside the shards; None without a readable manifest."""
+    """Name and SHA-256 of the files beside the shards; None without a readable manifest. That from before a build counts, too."""
+    return next((dict(manifest["files"]) for manifest in _manifests(folder)), None)
+
+
+def layouts(folder: Path, rows_per_shard: int) -> dict[str, Layout]:
+    """Where the shards of every dataset lie that is in a store, or was before somebody lost or damaged some of them.
+
+    Args:
+        folder: The store.
+        rows_per_shard: Of every shard but the last of a dataset.
+
+    Returns:
+        By fingerprint, as far as manifests and seals say; the seal of a shard that is not whole counts.
+    """
+    listed = [seal for manifest in _manifests(folder) for seal in manifest["shards"]]
+    names = sorted(name for name in file_sizes(folder / "shards") if name.endswith(".json"))
+    found: dict[str, Layout] = {}
+    for seal in (*listed, *(_seal(folder / "shards" / name) for name in names)):
+        if seal is not None and seal.first % rows_per_shard == 0 and seal.number >= seal.first // rows_per_shard:
+            first = seal.number - seal.first // rows_per_shard
+            numbers = range(first, first + -(-seal.data_rows // rows_per_shard))
+            found.setdefault(seal.data, Layout(numbers, seal.data_rows))
+    return found
+
+
+def _manifests(folder: Path) -> Iterator[dict[str, Any]]:
+    """Readable manifests, seals in them as such: that of a finished store, or what it was before a build began.
+
+    Yields:
+        `files` and `shards`.
+    """
+    for name in ("manifest.json", BEFORE):
+        try:
+            content = read_json(folder / name)
+            yield {
+                "files": {check_name(file): sha256 for file, sha256 in fitted(dict[str, str], content["files"], "files").items()},
+                "shards": [record_of(Seal, seal) for seal in content["shards"]],
+            }
+        except (StoreCorrupt, KeyError, TypeError, ValueError, AttributeError):
+            continue
+
+
+def _seal(path: Path) -> Seal | None:
+    """A seal, whether its shard is there or not; None if it cannot be read."""
     try:
-        listed = fitted(dict[str, str], read_json(folder / "manifest.json")["files"], "files")
-        return {check_name(name): sha256 for name, sha256 in listed.items()}
+        seal = record_of(Seal, read_json(path))
+        return seal if path.name == Path(f"{shard_stem(seal.number)}.json").name else None
     except (StoreCorrupt, KeyError, TypeError, ValueError):
         return None
 
@@ -96,12 +201,15 @@ def check_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
         )
 
 
-def check_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int, append: bool) -> None:
-    """Refuse to mix datasets, unless these examples are to be added to those of another that is whole.
+def check_data(
+    folder: Path, seals: Mapping[int, Seal], known: Mapping[str, Layout], dataset: Dataset, rows_per_shard: int, append: bool
+) -> None:
+    """Refuse to mix datasets, unless these examples are to be added to those of another that is whole, or are in the store already.
 
     Args:
         folder: The store.
         seals: Shards that are whole.
+        known: Where the shards of each dataset lie.
         dataset: The examples to add.
         rows_per_shard: Of every shard but the last.
         append: Whether a store of other data may get these in addition.
@@ -111,34 +219,29 @@ def check_data(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_p
         StoreCorrupt: If a seal or an example is none that a build writes.
     """
     _check_seals(folder, seals, dataset, rows_per_shard)
-    others = {seal.data for seal in seals.values()} - {dataset.fingerprint}
-    known = any(seal.data == dataset.fingerprint for seal in seals.values())
-    if others and not append and not known and _gap(seals, _num_shards(dataset, rows_per_shard)) is None:
+    if dataset.fingerprint in known or not known:
+        return
+    if not append and _gap(known, _num_shards(dataset, rows_per_shard)) is None:
         raise StoreMismatch(
             found=f"a store of other data in {folder} ({sum(seal.rows for seal in seals.values()):,} rows)",
             needed="the same dataset to go on with",
             do="pass append=True (--append) to add these examples as new shards, or build into another folder",
         )
-    for data in others:
-        theirs = [seal for seal in seals.values() if seal.data == data]
-        if sum(seal.rows for seal in theirs) < theirs[0].data_rows:
-            raise StoreMismatch(
-                found=f"an unfinished build of other data in {folder}",
-                needed="one dataset after the other",
-                do="finish that build first, or delete its shards",
-            )
-    if others:
-        mine = set(dataset.ids)
-        for seal in seals.values():
-            if seal.data == dataset.fingerprint:
-                continue
-            for name in _ids(folder, seal):
-                if name in mine:
-                    raise StoreMismatch(
-                        found=f"the id {name!r} in both the store and the new data",
-                        needed="ids of their own for new examples",
-                        do="give the new examples an 'id' field that the store does not have",
-                    )
+    if any(number not in seals for layout in known.values() for number in layout.numbers):
+        raise StoreMismatch(
+            found=f"an unfinished build of other data in {folder}",
+            needed="one dataset after the other",
+            do="finish that build first, or delete its shards",
+        )
+    mine = set(dataset.ids)
+    for seal in seals.values():
+        for name in _ids(folder, seal):
+            if name in mine:
+                raise StoreMismatch(
+                    found=f"the id {name!r} in both the store and the new data",
+                    needed="ids of their own for new examples",
+                    do="give the new examples an 'id' field that the store does not have",
+                )
 
 
 def _check_seals(folder: Path, seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> None:
@@ -179,28 +282,33 @@ def _ids(folder: Path, seal: Seal) -> Iterator[str]:
         raise StoreCorrupt(**damaged(path, str(error))) from error
 
 
-def shards_to_make(seals: Mapping[int, Seal], dataset: Dataset, rows_per_shard: int) -> tuple[Pending, ...]:
+def shards_to_make(
+    seals: Mapping[int, Seal], known: Mapping[str, Layout], dataset: Dataset, rows_per_shard: int
+) -> tuple[Pending, ...]:
     """Shards that are missing, in order.
 
     Args:
         seals: Those that are whole.
+        known: Where the shards of each dataset lie.
         dataset: The examples to add.
         rows_per_shard: Of every shard but the last.
 
     Returns:
         A number and rows for each.
     """
-    mine = {seal.first: seal for seal in seals.values() if seal.data == dataset.fingerprint}
     starts = range(0, len(dataset), rows_per_shard)
-    taken = {seal.number for seal in seals.values() if seal.data != dataset.fingerprint}
-    # A dataset's shards are consecutive, so a resumed build numbers them as an unbroken one; where none is left they fill the gap.
-    gap = _gap(seals, len(starts))
-    after = max(taken, default=-1) + 1 if gap is None else gap
-    offset = min((seal.number - seal.first // rows_per_shard for seal in mine.values()), default=after)
+    if dataset.fingerprint in known:
+        offset = known[dataset.fingerprint].numbers.start
+    else:
+        # Where nothing says where a dataset was, it fills a gap of its length.
+        gap = _gap(known, len(starts))
+        offset = max((layout.numbers.stop for layout in known.values()), default=0) if gap is None else gap
+    shards = (Pending(offset + place, start, min(start + rows_per_shard, len(dataset))) for place, start in enumerate(starts))
     return tuple(
-        Pending(offset + place, start, min(start + rows_per_shard, len(dataset)))
-        for place, start in enumerate(starts)
-        if start not in mine
+        shard
+        for shard in shards
+        if shard.number not in seals
+        or (seals[shard.number].data, seals[shard.number].first) != (dataset.fingerprint, shard.start)
     )
 
 
@@ -213,11 +321,15 @@ def _num_shards(dataset: Dataset, rows_per_shard: int) -> int:
     return -(-len(dataset) // rows_per_shard)
 
 
-def _gap(seals: Mapping[int, Seal], length: int) -> int | None:
-    """First number of a run of exactly `length` missing shards before some that are there; None if there is none."""
-    after = 0
-    for number in sorted(seals):
-        if number - after == length > 0:
-            return after
-        after = number + 1
+def _gap(known: Mapping[str, Layout], length: int) -> int | None:
+    """First number of a run of exactly `length` shards that belong to no dataset, before some that do; None if there is none."""
+    taken = {number for layout in known.values() for number in layout.numbers}
+    missing = 0
+    for number in range(max(taken, default=-1) + 1):
+        if number not in taken:
+            missing += 1
+        elif missing == length:
+            return number - missing
+        else:
+            missing = 0
     return None

@@ -3,20 +3,32 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from whence.data import Dataset
-from whence.errors import DiskFull, StoreMismatch
+from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
 from whence.store.examples import example_line
-from whence.store.files import disk_errors, locked, write_bytes, write_json, write_tensors
+from whence.store.files import disk_errors, locked, read_content, write_bytes, write_json, write_tensors
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.leases import Leases
 from whence.store.remote import is_remote
-from whence.store.resume import Pending, check_blueprint, check_data, listed_files, read_seal, read_seals, shards_to_make
+from whence.store.resume import (
+    BEFORE,
+    Layout,
+    Pending,
+    check_blueprint,
+    check_data,
+    intact,
+    layouts,
+    listed_files,
+    read_seal,
+    read_seals,
+    shards_to_make,
+)
 
 __all__ = ["Writer", "enough_disk", "open_writer", "write_store"]
 
@@ -32,6 +44,8 @@ class Writer:
         pending: Shards to make, in order.
         dataset: The examples being added.
         leases: Which of them this process may make.
+        known: Where the shards of each dataset lie.
+        damaged: Numbers of shards and names of files beside them that were there and had other bytes than the sealed ones.
     """
 
     folder: Path
@@ -40,6 +54,8 @@ class Writer:
     pending: tuple[Pending, ...]
     dataset: Dataset
     leases: Leases = Leases()
+    known: Mapping[str, Layout] = field(default_factory=dict)
+    damaged: tuple[int | str, ...] = ()
 
     def claims(self) -> Iterator[Pending]:
         """Shards to make, each given to one process only, and given again if that one is lost.
@@ -105,10 +121,29 @@ class Writer:
         return tuple(self.seals[number] for number in sorted(self.seals))
 
     def is_finished(self) -> bool:
-        """Whether nothing is missing: no shard, no manifest, no file that the manifest lists."""
-        listed = listed_files(self.folder)
+        """Whether nothing is missing: no shard of this data, no manifest, no file that the manifest lists."""
+        listed = listed_files(self.folder) if (self.folder / "manifest.json").exists() else None
         is_whole = all(shard.number in self.seals for shard in self.pending)
         return is_whole and listed is not None and all((self.folder / name).exists() for name in listed)
+
+    def check_others(self) -> None:
+        """Stop where shards of other data are missing: what was made is kept, and they are made from that data.
+
+        Raises:
+            StoreCorrupt: If there are some.
+        """
+        others = {
+            number for data, layout in self.known.items() if data != self.dataset.fingerprint for number in layout.numbers
+        }
+        missing = sorted(others - self.seals.keys())
+        if missing:
+            names = f"{', '.join(map(str, missing[:8]))}{' and more' if len(missing) > 8 else ''}"
+            raise StoreCorrupt(
+                found=f"{len(missing)} shards of other data that are missing or damaged in {self.folder} (number {names})",
+                needed="all that were added to this store",
+                do=f"run `whence build` with that data, too (append=True, --append), which makes only what is missing; to go on without it "
+                f"delete its shards, manifest.json and {BEFORE}",
+            )
 
     def finish(self, extra_files: Mapping[str, str]) -> None:
         """Write the manifest, which makes the store usable.
@@ -124,6 +159,12 @@ class Writer:
             "files": dict(extra_files),
         }
         write_json(self.folder / "manifest.json", manifest)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove what said how the store was before this build."""
+        with disk_errors(self.folder):
+            (self.folder / BEFORE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -160,19 +201,31 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         stored = Blueprint.read(folder)
         check_blueprint(stored, blueprint, folder)
         blueprint = stored
-    seals = read_seals(folder)
-    check_data(folder, seals, dataset, blueprint.rows_per_shard, append)
-    pending = shards_to_make(seals, dataset, blueprint.rows_per_shard)
+    found, listed = read_seals(folder), listed_files(folder) or {}
+    known = layouts(folder, blueprint.rows_per_shard)
+    # Of several processes each would read everything.
+    is_checked = leases.file is None and not is_remote(folder)
+    seals, files = intact(folder, found, listed) if is_checked else (found, listed)
+    check_data(folder, seals, known, dataset, blueprint.rows_per_shard, append)
+    pending = shards_to_make(seals, known, dataset, blueprint.rows_per_shard)
     rows = sum(shard.stop - shard.start for shard in pending)
     enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
     if not (folder / "blueprint.json").exists():
         # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
         write_json(folder / "blueprint.json", blueprint.to_json())
-    if pending:
+    is_sound = files.keys() == listed.keys()
+    if (pending or not is_sound) and (folder / "manifest.json").exists():
         # What is about to change is not a finished store until it is finished again.
         with disk_errors(folder):
+            if listed:
+                write_bytes(folder / BEFORE, [read_content(folder / "manifest.json")])
             (folder / "manifest.json").unlink(missing_ok=True)
-    return Writer(folder, blueprint, seals, pending, dataset, leases)
+    spoilt = tuple(name for name in listed if name not in files and (folder / name).exists())
+    damaged = (*(shard.number for shard in pending if shard.number in found), *spoilt)
+    with disk_errors(folder):
+        for what in damaged:  # which then counts as absent
+            (folder / (what if isinstance(what, str) else f"{shard_stem(what)}.json")).unlink()
+    return Writer(folder, blueprint, seals, pending, dataset, leases, known, damaged)
 
 
 def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput
-from whence.store import write_json
-from whence.store.files import write_bytes
+from whence.store.file_sets import check_set, path_in_set, write_set
 
 __all__ = ["CRITERIA", "By", "Decision", "Selection", "load_selection"]
 
@@ -168,8 +167,7 @@ class Selection:
         """Write `list.jsonl`, one decision per line in the order of the data, and `summary.json`."""
         folder = Path(folder)
         lines = (json.dumps(_without_none(decision), ensure_ascii=False).encode() + b"\n" for decision in self.decisions)
-        write_bytes(folder / "list.jsonl", lines)
-        write_json(folder / "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
+        write_set(folder, {"list.jsonl": lines}, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
 
 
 def load_selection(folder: str | Path) -> Selection:
@@ -186,8 +184,9 @@ def load_selection(folder: str | Path) -> Selection:
     """
     folder = Path(folder)
     try:
-        facts = json.loads((folder / "summary.json").read_text("utf-8"))
-        lines = (folder / "list.jsonl").read_text("utf-8").splitlines()
+        facts = json.loads(path_in_set(folder, "summary.json").read_text("utf-8"))
+        check_set(folder, facts)
+        lines = path_in_set(folder, "list.jsonl").read_bytes().splitlines()
         decisions = tuple(Decision(**json.loads(line)) for line in lines)
         return Selection(
             **{field.name: facts[field.name] for field in fields(Selection) if field.name != "decisions"}, decisions=decisions

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from decimal import Decimal
@@ -16,13 +15,16 @@ from whence.apply.shares.shares import WHOLE, Shares
 from whence.errors import BadInput
 from whence.evaluate import save_table
 from whence.load import load_records
-from whence.store import disk_errors
+from whence.store import write_bytes
+from whence.store.file_sets import path_in_set
+from whence.store.plain_files import open_plain
 
 __all__ = ["FORMAT", "content_of", "copy_tables", "csv_text", "queries_rows", "read_sources", "shares_rows", "sources_text"]
 
 FORMAT = "whence shares 1"
 # Of each query so many sources are listed one by one; the rest is one line, so that many documents and many queries make no file of both.
 _LISTED = 100
+_CHUNK_BYTES = 4 << 20
 _MONEY = ("amount", "carried", "paid", "held", "kept")
 
 
@@ -123,14 +125,18 @@ def copy_tables(found: Shares, folder: Path) -> dict[str, str]:
     for number, (name, table) in enumerate(found.tables.tables.items(), start=1):
         target = folder / "tables" / str(number)
         if name in found.tables.folders:
-            with disk_errors(target):
-                target.mkdir(parents=True)
-                for file in ("scores.npy", "table.json"):
-                    shutil.copyfile(found.tables.folders[name] / file, target / file)
+            for file in ("scores.npy", "table.json"):
+                write_bytes(target / file, _bytes_of(path_in_set(found.tables.folders[name], file)))
         else:
             save_table(table, target)
         places[name] = f"tables/{number}"
     return places
+
+
+def _bytes_of(path: Path) -> Iterator[bytes]:
+    with open_plain(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def _line(found: Shares, place: int) -> dict[str, Any]:

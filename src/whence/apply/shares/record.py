@@ -19,6 +19,7 @@ from whence.apply.shares.shares import Shares
 from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import origin_of_table
 from whence.store import Store, check_writable, sha256_of, write_bytes, write_json
+from whence.store.file_sets import new_folder
 
 __all__ = ["RECORD", "SEAL", "check_new", "digest_of_input", "store_facts", "write_shares"]
 
@@ -96,20 +97,21 @@ def write_shares(
     given |= {} if validated is None else {"validated": validated}
     for role, place in given.items():
         record["inputs"][role] = {"path": str(Path(place).absolute()), "sha256": digest_of_input(Path(place))}
-    record["tables"] = copy_tables(found, folder)
-    files = {
-        "shares.json": json.dumps(content_of(found), indent=1, ensure_ascii=False) + "\n",
-        "shares.csv": csv_text(shares_rows(found)),
-        "queries.csv": csv_text(queries_rows(found)),
-        "sources.jsonl": sources_text(found.sources),
-        "report.html": share_page(found, record),
-    }
-    # A lone surrogate, which broken text can hold, has no bytes.
-    record["outputs"] = {name: write_bytes(folder / name, [text.encode("utf-8", "replace")]) for name, text in files.items()}
-    for place in record["tables"].values():
-        record["outputs"] |= {f"{place}/{name}": sha256_of(folder / place / name) for name in ("scores.npy", "table.json")}
-    seal = write_json(folder / RECORD, record)
-    write_bytes(folder / SEAL, [f"{seal}  {RECORD}\n".encode()])
+    with new_folder(folder) as begun:
+        record["tables"] = copy_tables(found, begun)
+        files = {
+            "shares.json": json.dumps(content_of(found), indent=1, ensure_ascii=False) + "\n",
+            "shares.csv": csv_text(shares_rows(found)),
+            "queries.csv": csv_text(queries_rows(found)),
+            "sources.jsonl": sources_text(found.sources),
+            "report.html": share_page(found, record),
+        }
+        # A lone surrogate, which broken text can hold, has no bytes.
+        record["outputs"] = {name: write_bytes(begun / name, [text.encode("utf-8", "replace")]) for name, text in files.items()}
+        for place in record["tables"].values():
+            record["outputs"] |= {f"{place}/{name}": sha256_of(begun / place / name) for name in ("scores.npy", "table.json")}
+        seal = write_json(begun / RECORD, record)
+        write_bytes(begun / SEAL, [f"{seal}  {RECORD}\n".encode()])
     return seal
 
 

@@ -172,7 +172,11 @@ def _built(
             with first_then_others(ranks) if ranks.in_step else nullcontext():
                 writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
                 is_finished = writer.is_finished()
+            if writer.damaged:
+                report(f"damaged, and made again from its data: {', '.join(map(str, writer.damaged))}")
             if is_finished:
+                writer.check_others()
+                writer.forget()
                 report(f"{folder} is complete: nothing to do")
                 return _opened(folder, ranks)
             with first_then_others(ranks) if ranks.in_step else nullcontext():
@@ -222,7 +226,11 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
         writer: Of a store whose shards are all there.
         files: Name and SHA-256 of other files beside them.
         quiet: No progress on stderr.
+
+    Raises:
+        StoreCorrupt: If shards of other data are missing.
     """
+    writer.check_others()
     blueprint = writer.blueprint
     if method_named(blueprint.method).curvature == "fisher":
         rows = Store(writer.folder, blueprint, writer.sorted_seals(), {})

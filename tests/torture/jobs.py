@@ -1,0 +1,264 @@
+"""The work that is killed: whatever leaves files that later commands go on with or trust."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import whence
+from tests.test_bank import Additive, same
+from tests.test_record import batch_of, problem, step
+from tests.test_select import table as planted
+from tests.test_serve import logged
+from tests.test_shares import SOURCES, drawn, table
+from tests.test_store import SMALL, make_records, make_task
+from tests.torture.kills import Job, contents
+from whence.distributed import Ranks
+from whence.errors import BadInput, StoreCorrupt, WhenceError
+from whence.evaluate import load_table, make_bank, open_bank, random_subsets, save_table
+from whence.pipeline import spool
+from whence.serve.log import QueryLog
+from whence.store import open_store, verify_store
+
+METHODS = {
+    "lorif": {"method": "lorif", "factor_rank": 1},
+    "logra-pca": {"method": "logra-pca"},
+    "grass": {"method": "grass-selective"},
+    "aligned": {"method": "aligned"},
+}
+ROWS, MORE = 18, 9
+_NOW = time.time()
+
+
+def build(folder: Path, method: str, records: list, **options) -> whence.Store:
+    return whence.build(make_task(), records, folder / "store", **METHODS[method], **SMALL, **options)
+
+
+def _whole_store_or_none(sizes: set[int]):
+    def look(folder: Path) -> None:
+        try:
+            store = open_store(folder / "store")
+        except WhenceError:
+            return
+        assert len(store) in sizes and verify_store(store) == []
+
+    return look
+
+
+def _built(method: str) -> Job:
+    return Job(f"build {method}", lambda folder: build(folder, method, make_records(ROWS)), look=_whole_store_or_none({ROWS}))
+
+
+def _appended(method: str) -> Job:
+    return Job(
+        f"append {method}",
+        lambda folder: build(folder, method, make_records(MORE, first=ROWS), append=True),
+        prepare=lambda folder: build(folder, method, make_records(ROWS)),
+        look=_whole_store_or_none({ROWS, ROWS + MORE}),
+    )
+
+
+def _repaired() -> Job:
+    """Shards of both datasets are gone; the killed process repairs one after the other."""
+
+    def prepare(folder: Path) -> None:
+        build(folder, "lorif", make_records(ROWS))
+        build(folder, "lorif", make_records(MORE, first=ROWS), append=True)
+        for number in (1, 3, 6):
+            for path in (folder / "store" / "shards").glob(f"{number:05d}.*"):
+                path.unlink()
+
+    def run(folder: Path) -> None:
+        for first, count in ((ROWS, MORE), (0, ROWS)):
+            try:
+                build(folder, "lorif", make_records(count, first=first), append=True)
+            except StoreCorrupt as error:
+                if "of other data" not in error.found:
+                    raise
+        open_store(folder / "store")
+
+    return Job("repair", run, prepare, _whole_store_or_none({ROWS + MORE}))
+
+
+def _by_two() -> Job:
+    """Two processes build one store; the killed one is rank 0, and rank 1 ends when it does."""
+
+    def run(folder: Path) -> None:
+        parent = os.getpid()
+        if (pid := os.fork()) == 0:
+            try:
+                build(folder, "lorif", make_records(ROWS), ranks=Ranks(1, 2))
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        build(folder, "lorif", make_records(ROWS), ranks=Ranks(0, 2))
+        _, status = os.waitpid(pid, 0)
+        assert status == 0 and parent == os.getpid()
+
+    return Job("two ranks", run, look=_whole_store_or_none({ROWS}))
+
+
+MASKS = random_subsets(12, 6)
+
+
+def bank(folder: Path, count: int):
+    options = {"seeds": (0, 1), "fingerprint": "f", "values": "measurement", "quiet": True}
+    return make_bank(Additive(0.1), same, MASKS[:count], folder=folder / "bank", **options)
+
+
+def _old_or_new_bank(sizes: set[int]):
+    def look(folder: Path) -> None:
+        try:
+            found = open_bank(folder / "bank")
+        except BadInput:
+            assert 0 in sizes
+            return
+        assert len(found.masks_MN) in sizes and torch.equal(found.masks_MN, MASKS[: len(found.masks_MN)])
+
+    return look
+
+
+def _grown_bank() -> Job:
+    return Job("grown bank", lambda folder: bank(folder, 6), lambda folder: bank(folder, 2), _old_or_new_bank({2, 6}))
+
+
+def recorded(folder: Path) -> None:
+    """Ten steps, from wherever the run stopped; one that was finished is not recorded again."""
+    if _is_finished(folder):
+        return
+    model, inputs, labels = problem()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with whence.Recorder(folder / "run", model, optimizer, every=3, seed=7) as run:
+        for number in range(run.restore(), 10):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / 10)
+            run.batch(batch_of(number))
+            step(model, optimizer, inputs, labels, batch_of(number))
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        run = whence.open_run(folder / "run")
+    except WhenceError:
+        return False
+    assert run.steps == 10 and run.tensors(10)
+    return True
+
+
+def _run_of(folder: Path) -> dict[str, bytes]:
+    """A finished run is what its record names; a run that was stopped may have other files beside."""
+    run = whence.open_run(folder / "run")
+    named = {"run.json", "ids.json", *(kept["file"] for kept in (*run.record["checkpoints"], *run.record["logs"]))}
+    return {name: (folder / "run" / name).read_bytes() for name in named}
+
+
+def logs(folder: Path) -> None:
+    """Answers that come one by one; what was told to be kept is written down."""
+    log = QueryLog(str(folder / "log.sqlite"), retention_days=30)
+    for number in range(12):
+        if log.answer(f"a{number}") is None:
+            log.add(
+                [
+                    logged(
+                        f"a{number}", _NOW + number, [(f"s{source}", number + source, -source) for source in range(number % 4)]
+                    )
+                ]
+            )
+        with open(folder / "told", "a") as file:
+            file.write(f"a{number}\n")
+    log.close()
+
+
+def _nothing_told_is_lost(folder: Path) -> None:
+    told = (folder / "told").read_text().split() if (folder / "told").exists() else []
+    if not (folder / "log.sqlite").exists():
+        assert not told
+        return
+    log = QueryLog(str(folder / "log.sqlite"), retention_days=30)
+    assert all(log.answer(name) is not None for name in told)
+    for number in range(12):
+        if log.answer(f"a{number}") is not None:
+            shares = log.shares("d", _NOW + number, _NOW + number + 0.5, 10)
+            assert shares["questions"] == 1 and len(shares["shares"]) == number % 4
+    log.close()
+
+
+def _rows_of_log(folder: Path) -> list:
+    with sqlite3.connect(folder / "log.sqlite") as known:
+        return [known.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in ("queries", "shares")]
+
+
+def _table(seed: int):
+    return table(drawn(queries=40, examples=400, seed=seed), name=f"m{seed}")
+
+
+def _old_or_new_table(folder: Path) -> None:
+    found = load_table(folder / "table")
+    assert np.array_equal(found.scores, _table(int(found.method[1:])).scores)
+
+
+def _selected(seed: int):
+    scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)))
+    return whence.select(scores, by="loss", keep=4 + seed)
+
+
+def _old_or_new_selection(folder: Path) -> None:
+    found = whence.load_selection(folder / "chosen")
+    assert sum(decision.decision == "keep" for decision in found.decisions) in (4, 5)
+
+
+def _shared(folder: Path) -> None:
+    if not (folder / "report").exists():
+        whence.write_shares(whence.shares([folder / "table"], SOURCES), folder / "report")
+
+
+def _whole_report_or_none(folder: Path) -> None:
+    if (folder / "report").exists():
+        assert whence.verify_shares(folder / "report").faults == []
+
+
+def _ensemble(folder: Path) -> None:
+    ensemble = whence.Ensemble(folder / "ensemble")
+    for seed in range(4):
+        if f"m{seed}" not in ensemble.members:
+            ensemble.add(table(drawn(seed=seed)), member=f"m{seed}")
+    ensemble.table()
+
+
+def jobs() -> list[Job]:
+    """All work that is killed."""
+    return [
+        *map(_built, METHODS),
+        *map(_appended, ("lorif", "logra-pca")),
+        _repaired(),
+        _by_two(),
+        Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),
+        _grown_bank(),
+        Job("recorder", recorded, look=_is_finished, content=_run_of),
+        Job("fit", lambda folder: whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)),
+        Job("query log", logs, look=_nothing_told_is_lost, content=_rows_of_log),
+        Job("table", lambda folder: _saved(folder, 1), lambda folder: _saved(folder, 0), _old_or_new_table),
+        Job("selection", lambda folder: _chosen(folder, 1), lambda folder: _chosen(folder, 0), _old_or_new_selection),
+        Job("shares", _shared, lambda folder: save_table(table(drawn()), folder / "table"), _whole_report_or_none, _names_of_report),
+        Job("ensemble", _ensemble),
+        Job("spool", lambda folder: spool(make_task(), make_records(30), folder / "spool", quiet=True)),
+        Job("study", lambda folder: _studied(folder), lambda folder: build(folder, "lorif", make_records(ROWS))),
+    ]  # fmt: skip
+
+
+def _studied(folder: Path) -> None:
+    whence.study(make_task(), folder / "store", {"a": make_records(2, first=50)}, folder / "study", quiet=True)
+
+
+def _saved(folder: Path, seed: int) -> None:
+    save_table(_table(seed), folder / "table")
+
+
+def _chosen(folder: Path, seed: int) -> None:
+    _selected(seed).save(folder / "chosen")
+
+
+def _names_of_report(folder: Path) -> set[str]:
+    return set(contents(folder / "report"))
