@@ -1,5 +1,6 @@
 """Tables of numbers as records."""
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from whence.errors import BadInput
+from whence.load.unpacked import check_zip
 
 __all__ = ["load_arrays", "read_npz"]
 
@@ -93,6 +95,8 @@ def read_npz(path: Path) -> Iterator[dict[str, Any]]:
         ValueError: If there is no `X` or no `y`, or the file is damaged.
     """
     try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
         opened = np.load(path, allow_pickle=False)
         arrays = {name: opened[name] for name in opened} if isinstance(opened, np.lib.npyio.NpzFile) else None
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it

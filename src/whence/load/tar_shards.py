@@ -1,23 +1,21 @@
 """Records from many files, one after the other and never all at once: JSONL, Parquet, Arrow, and tar files as WebDataset writes them."""
 
-import bz2
 import glob
-import gzip
 import io
 import json
 import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from whence.errors import BadInput
+from whence.load.unpacked import LONGEST_RECORD, lines_of, unpacked
 
 __all__ = ["Shards", "stream_records"]
 
@@ -26,7 +24,6 @@ _KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".arrow", *_TARS)
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _ROWS_AT_ONCE = 1024
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,7 @@ def _records(file: Path) -> Iterator[Any]:
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         if file.suffix == ".gz" and not file.stat().st_size:
             raise ValueError("nothing in it, not even the mark of a compressed file")
-        opened = gzip.open(file, "rt", encoding="utf-8-sig") if file.suffix == ".gz" else open(file, encoding="utf-8-sig")  # noqa: SIM115
-        with opened as lines:
+        with lines_of(file, is_packed=file.suffix == ".gz") as lines:
             yield from (json.loads(line) for line in lines if line.strip())
         return
     try:
@@ -159,10 +155,12 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: If what is there is no record.
     """
     options = {"mode": "r|", "tarinfo": _Member, "encoding": "utf-8", "errors": "replace"}
-    with _unpacked(file) as stream, tarfile.open(fileobj=stream, **options) as members:
+    with unpacked(file) as stream, tarfile.open(fileobj=stream, **options) as members:
         for key, group in groupby((member for member in members if member.isreg()), lambda member: _named(member)[0]):
             record: dict[str, Any] = {}
             for member in group:
+                if member.size > LONGEST_RECORD:
+                    raise ValueError(f"a member of {member.size:,} bytes, more than {LONGEST_RECORD:,}")
                 opened = members.extractfile(member)
                 found = {} if opened is None else _member(_named(member)[1], opened.read())
                 twice = sorted(found.keys() & record.keys())
@@ -173,24 +171,6 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"nothing of a known kind for {key!r}")
             yield key, record
         _check_end(members)
-
-
-@contextmanager
-def _unpacked(file: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file that may be compressed, by whatever its first bytes say.
-
-    Yields:
-        A stream, which checks the compression's own checksums and its end.
-    """
-    with open(file, "rb") as raw:
-        first = raw.read(6)
-        raw.seek(0)
-        opened: Any = next((kind for mark, kind in _PACKED if first.startswith(mark)), None)
-        if opened is None:
-            yield raw
-            return
-        with opened(raw) as stream:
-            yield stream
 
 
 class _Member(tarfile.TarInfo):
