@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import whence
-from tests.fuzz.oracle import Expected, fisher_scores, joined, label_gradients, preconditioned_scores
+from tests.fuzz.oracle import Expected, joined, label_gradients, preconditioned_scores
 from tests.fuzz.program import Program, make_program
 from tests.reference.ekfac import corrected_values, dense_inverse
 from tests.reference.gradients import unit_gradients
@@ -137,12 +137,15 @@ def _cosines(asked: Asked, known: Expected, names: list[str]) -> str:
 
 
 def _fisher(asked: Asked, known: Expected, names: list[str]) -> str:
+    """A share of each unit's mean eigenvalue is added, of no less than what rounding makes of the largest."""
+    rows = [known.rows(unit.parameters) for unit in plan_units(asked.task).units]
+    precision = torch.finfo(torch.float64 if asked.program.case.dtype == "float64" else torch.float32).eps
+    least = max(float(rows_ND.square().mean()) for rows_ND, _ in rows) * (30 * precision) ** 2
     wanted_QN, scale_QN = torch.zeros_like(asked.scores), torch.zeros_like(asked.scores)
-    for unit in plan_units(asked.task).units:
-        rows_ND, asked_QD = known.rows(unit.parameters)
-        wanted_QN = wanted_QN + fisher_scores(rows_ND, asked_QD, _DAMPING)
-        damping = max(_DAMPING * float(rows_ND.square().mean()), 1e-30)
-        scale_QN = scale_QN + _scale(rows_ND, asked_QD) / damping
+    for rows_ND, asked_QD in rows:
+        damping = max(_DAMPING * max(float(rows_ND.square().mean()), least), 1e-30)
+        wanted_QN += preconditioned_scores(rows_ND, asked_QD, rows_ND.T @ rows_ND / len(rows_ND), damping)
+        scale_QN += _scale(rows_ND, asked_QD) / damping
     return _difference(asked, known, names, asked.scores, wanted_QN, scale_QN)
 
 
