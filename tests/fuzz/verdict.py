@@ -66,7 +66,7 @@ def judge(case: Case) -> Verdict:
         if trial.error is None:
             break
         if not isinstance(trial.error, whence.WhenceError):
-            if trial.plain_error and not program.limits:
+            if trial.plain_error and not program.mixes_examples:
                 return Verdict("not plain", trial.plain_error, refusals)
             trace = "".join(traceback.format_exception(trial.error)[-12:])
             return Verdict("finding", f"traceback: {_place(trial.error)}", refusals, trace)
