@@ -70,7 +70,7 @@ def ask(asked: Asked) -> Asked:
         table = whence.self_influence(asked.task, asked.train, quiet=True, **options)
         return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double())
     if method in ("pcg", "cg"):
-        options["solving"] = whence.SolveConfig(iterations=1000, tolerance=1e-10 if case.dtype == "float64" else 1e-5)
+        options |= {"iterations": 1000, "tolerance": 1e-10 if case.dtype == "float64" else 1e-5}
     table = whence.attribute(asked.task, asked.train, asked.queries, method=method, quiet=True, **options)
     return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double(), dict(table.parts))
 
