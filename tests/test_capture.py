@@ -162,6 +162,28 @@ def test_unsupported_embedding():
         plan_units(task)
 
 
+class Bounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.bag, self.head = nn.Embedding(9, 4, max_norm=1.0), nn.EmbeddingBag(9, 4, max_norm=0.5), nn.Linear(4, 3)
+
+    def forward(self, ids):
+        return self.head(self.table(ids).mean(1) + self.bag(ids))
+
+
+def test_tables_with_max_norm_that_are_left_out_are_read_and_never_written_to(tmp_path):
+    torch.manual_seed(0)
+    model, records = Bounded().double(), [(torch.randint(9, (4,)), number % 3) for number in range(6)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    task = whence.Classification(model, ignore=["table.*", "bag.*"])
+    dataset = task.prepare(records)
+    store = whence.build(task, dataset, tmp_path / "store", method="grad-dot", rank=100, dtype="float64", quiet=True)
+    found = whence.score_table(store, task, dataset, quiet=True).scores
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    rows = torch.cat([dense_gradients(task, dataset.examples)[name].flatten(1) for name in ("head.weight", "head.bias")], 1)
+    torch.testing.assert_close(found, rows @ rows.T / 6)
+
+
 def test_weight_used_outside_its_layer_is_caught():
     class Sneaky(nn.Module):
         def __init__(self):

@@ -12,6 +12,7 @@ from tests.fuzz.network import FORMS, HEADS, KINDS
 
 __all__ = ["Case", "draw", "smaller"]
 
+CURVED = ("ekfac", "kfac", "self-influence")
 BATCHES = ("tuple", "dict", "dataclass", "named tuple", "encoding", "list of records", "time first", "packed")
 
 
@@ -149,9 +150,13 @@ def _network(choose: random.Random, case: Case) -> Case:
         "custom": {"loss": 3, "norm": 1},
     }
     may_vary = case.kind in ("sequences", "tokens", "bags")
-    batch = _weighted(choose, dict.fromkeys(BATCHES[:7] if case.kind in ("sequences", "tokens") else BATCHES[:6], 1))
+    ragged = may_vary and choose.random() < 0.25
+    forms = (
+        BATCHES if case.kind == "sequences" and ragged else BATCHES[:7] if case.kind in ("sequences", "tokens") else BATCHES[:6]
+    )
+    batch = _weighted(choose, dict.fromkeys(forms, 1))
     few = 1 if case.count > 9 else choose.randint(1, 3)
-    if case.count > 9 and case.method not in ("grad-dot", "logra"):
+    if case.count > 9 and case.method in (*CURVED, "pcg", "cg"):
         case = dataclasses.replace(case, method="grad-dot-exact")  # the others take as many passes as there are labels
     return dataclasses.replace(
         case,
@@ -164,13 +169,13 @@ def _network(choose: random.Random, case: Case) -> Case:
         loss=loss,
         batch=batch if task == "custom" else "tuple",
         measure=_weighted(choose, measures[task]),
-        ragged=may_vary and choose.random() < 0.25,
+        ragged=ragged,
         shift=choose.random() < 0.15,
     )
 
 
 def _loss(choose: random.Random, case: Case) -> str:
-    if case.method in ("ekfac", "kfac", "pcg", "cg"):
+    if case.method in (*CURVED, "pcg", "cg"):
         return choose.choice(("cross-entropy", "squares"))
     return _weighted(choose, {name: 1 if loss.mixes_examples or loss.is_random else 4 for name, loss in LOSSES.items()})
 
@@ -178,7 +183,7 @@ def _loss(choose: random.Random, case: Case) -> str:
 def _language(choose: random.Random, case: Case) -> Case:
     family = choose.choice(sorted(FAMILIES))
     # Their labels are drawn, so that only an expectation is known.
-    method = "grad-dot-exact" if case.method in ("ekfac", "kfac") and FAMILIES[family].task != "classification" else case.method
+    method = "grad-dot-exact" if case.method in CURVED and FAMILIES[family].task != "classification" else case.method
     count = case.count if case.count < 10 else 5
     return dataclasses.replace(
         case, stem=family, task=FAMILIES[family].task, head="", ragged=choose.random() < 0.6, count=count, values="normal",

@@ -20,7 +20,6 @@ __all__ = [
     "Expected",
     "NotPlain",
     "expected_gradients",
-    "fisher_scores",
     "has_forward_mode",
     "label_gradients",
     "preconditioned_scores",
@@ -119,13 +118,6 @@ def label_gradients(program: Program, model: nn.Module, records: Sequence[Any]) 
             {name: torch.stack(parts) if parts else torch.zeros(0, *parameters[name].shape) for name, parts in rows.items()}
         )
     return found
-
-
-def fisher_scores(rows_ND: Tensor, asked_QD: Tensor, relative_damping: float) -> Tensor:
-    """One unit's part of the scores with the Fisher of the rows, damped relative to its mean eigenvalue."""
-    fisher_DD = rows_ND.T @ rows_ND / len(rows_ND)
-    damping = max(relative_damping * float(fisher_DD.diagonal().mean()), 1e-30)
-    return preconditioned_scores(rows_ND, asked_QD, fisher_DD, damping)
 
 
 def preconditioned_scores(rows_ND: Tensor, asked_QD: Tensor, matrix_DD: Tensor, damping: float) -> Tensor:

@@ -193,7 +193,8 @@ class Program:
         if self.case.kind == "language":
             return ()
         known = KINDS[self.case.kind]
-        return tuple(
+        forms = ("a model that returns",) if self.case.form in ("tuple", "list") else ()
+        return forms + tuple(
             limit for part in (known.stems[self.case.stem], *map(known.parts.get, self.case.parts)) for limit in part.limits
         )
 

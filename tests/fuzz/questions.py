@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import whence
-from tests.fuzz.oracle import Expected, fisher_scores, joined, label_gradients, preconditioned_scores
+from tests.fuzz.oracle import Expected, joined, label_gradients, preconditioned_scores
 from tests.fuzz.program import Program, make_program
 from tests.reference.ekfac import corrected_values, dense_inverse
 from tests.reference.gradients import unit_gradients
@@ -20,7 +20,7 @@ from whence.capture import Plan, plan_units
 from whence.curvature import KroneckerCurvature
 from whence.data import Dataset
 
-__all__ = ["Asked", "ask", "wrong"]
+__all__ = ["STORES", "Asked", "ask", "wrong"]
 
 _TOLERANCE = {"float64": 1e-8, "float32": 2e-4, "bfloat16": 3e-2}
 # Norms of Hugging Face compute in float32 whatever the model.
@@ -28,6 +28,8 @@ _LANGUAGE_TOLERANCE = 2e-5
 _DAMPING = 0.1
 _RANK = 512
 """More than any side of a layer, so that nothing is projected."""
+STORES = {"grad-dot": {}, "grad-cos": {}, "logra": {}, "lorif": {"factor_rank": _RANK, "curvature_rank": 4 * _RANK}}
+"""Methods of stores, set up so that nothing is left out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def ask(asked: Asked) -> Asked:
     """The same with the scores that whence gives."""
     case = asked.program.case
     options: dict[str, Any] = {"batch_positions": case.positions} if case.positions else {}
-    if case.method in ("grad-dot", "logra"):
+    if case.method in STORES:
         return _store(asked, options)
     method = case.method
     if method == "units":
@@ -64,8 +66,11 @@ def ask(asked: Asked) -> Asked:
         options, method = {**options, "normalize": "cosine"}, "grad-dot-exact"
     elif method != "grad-dot-exact":
         options["absolute_damping"] = _DAMPING
+    if method == "self-influence":
+        table = whence.self_influence(asked.task, asked.train, quiet=True, **options)
+        return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double())
     if method in ("pcg", "cg"):
-        options["solving"] = whence.SolveConfig(iterations=1000, tolerance=1e-10 if case.dtype == "float64" else 1e-5)
+        options |= {"iterations": 1000, "tolerance": 1e-10 if case.dtype == "float64" else 1e-5}
     table = whence.attribute(asked.task, asked.train, asked.queries, method=method, quiet=True, **options)
     return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double(), dict(table.parts))
 
@@ -78,21 +83,24 @@ def wrong(asked: Asked, known: Expected) -> str:
         known: Gradients one example at a time.
     """
     names = sorted(asked.task.tracked)
-    shape = (len(asked.queries), len(asked.train))
+    method = asked.program.case.method
+    shape = (1 if method == "self-influence" else len(asked.queries), len(asked.train))
     if asked.scores.shape != shape:
         return f"scores of shape {tuple(asked.scores.shape)} instead of {shape}"
     if not bool(torch.isfinite(asked.scores).all()):
         return f"{int((~torch.isfinite(asked.scores)).sum())} scores that are not finite" if known.is_finite else ""
     if not known.is_finite:
         return "finite scores where plain autograd has none"
-    method = asked.program.case.method
     checks: dict[str, Callable[[Asked, Expected, list[str]], str]] = {
         "grad-dot-exact": _products,
         "grad-dot": _products,
         "units": _units,
         "cosine": _cosines,
+        "grad-cos": _cosines,
         "logra": _fisher,
+        "lorif": _fisher,
         "ekfac": _kronecker,
+        "self-influence": _kronecker,
         "kfac": _kronecker,
         "pcg": _gauss_newton,
         "cg": _gauss_newton,
@@ -102,11 +110,10 @@ def wrong(asked: Asked, known: Expected) -> str:
 
 def _store(asked: Asked, options: dict[str, Any]) -> Asked:
     method = asked.program.case.method
+    options |= {"method": method, "rank": _RANK, "dtype": "float64", **STORES[method]}
     with tempfile.TemporaryDirectory() as folder:
-        store = whence.build(
-            asked.task, asked.train, f"{folder}/store", method=method, rank=_RANK, dtype="float64", quiet=True, **options
-        )
-        more = {"relative_damping": _DAMPING} if method == "logra" else {}
+        store = whence.build(asked.task, asked.train, f"{folder}/store", quiet=True, **options)
+        more = {"relative_damping": _DAMPING} if method in ("logra", "lorif") else {}
         scores = whence.score_table(store, asked.task, asked.queries, quiet=True, **more).scores
     return Asked(asked.program, asked.task, asked.train, asked.queries, scores.double())
 
@@ -137,12 +144,15 @@ def _cosines(asked: Asked, known: Expected, names: list[str]) -> str:
 
 
 def _fisher(asked: Asked, known: Expected, names: list[str]) -> str:
+    """A share of each unit's mean eigenvalue is added, of no less than what rounding makes of the largest."""
+    rows = [known.rows(unit.parameters) for unit in plan_units(asked.task).units]
+    precision = torch.finfo(torch.float64 if asked.program.case.dtype == "float64" else torch.float32).eps
+    least = max(float(rows_ND.square().mean()) for rows_ND, _ in rows) * (30 * precision) ** 2
     wanted_QN, scale_QN = torch.zeros_like(asked.scores), torch.zeros_like(asked.scores)
-    for unit in plan_units(asked.task).units:
-        rows_ND, asked_QD = known.rows(unit.parameters)
-        wanted_QN = wanted_QN + fisher_scores(rows_ND, asked_QD, _DAMPING)
-        damping = max(_DAMPING * float(rows_ND.square().mean()), 1e-30)
-        scale_QN = scale_QN + _scale(rows_ND, asked_QD) / damping
+    for rows_ND, asked_QD in rows:
+        damping = max(_DAMPING * max(float(rows_ND.square().mean()), least), 1e-30)
+        wanted_QN += preconditioned_scores(rows_ND, asked_QD, rows_ND.T @ rows_ND / len(rows_ND), damping)
+        scale_QN += _scale(rows_ND, asked_QD) / damping
     return _difference(asked, known, names, asked.scores, wanted_QN, scale_QN)
 
 
@@ -162,17 +172,21 @@ def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         options = {"batch_positions": case.positions} if case.positions else {}
         curvature = whence.fit_curvature(asked.task, asked.train, f"{folder}/factors", quiet=True, **options)
-        curvature = curvature if case.method == "ekfac" else curvature.uncorrected()
+        curvature = curvature.uncorrected() if case.method == "kfac" else curvature
     model = make_program(case).model
     gradients = label_gradients(asked.program, model, asked.program.plain(asked.program.train, asked.train))
     if text := _eigenvalues(asked, plan, curvature, gradients):
         return text
+    itself = case.method == "self-influence"
     wanted_QN = torch.zeros_like(asked.scores)
     rows, queries = (unit_gradients(asked.task, plan, part) for part in (known.train, known.queries))
     for block, rows_NOI, asked_QOI in zip(curvature.blocks, rows, queries, strict=True):
-        inverse_DD = dense_inverse(block, _DAMPING)
-        wanted_QN -= asked_QOI.flatten(1) @ inverse_DD @ rows_NOI.flatten(1).T / len(rows_NOI)
-    return _difference(asked, known, names, asked.scores, wanted_QN, _scale(*known.rows(names)) / _DAMPING)
+        rows_ND, asked_QD = rows_NOI.flatten(1), asked_QOI.flatten(1)
+        solved_ND = rows_ND @ dense_inverse(block, _DAMPING) / len(rows_ND)
+        wanted_QN += (solved_ND * rows_ND).sum(1)[None] if itself else -asked_QD @ solved_ND.T
+    rows_ND, asked_QD = known.rows(names)
+    scale_QN = rows_ND.square().sum(1)[None] / len(rows_ND) if itself else _scale(rows_ND, asked_QD)
+    return _difference(asked, known, names, asked.scores, wanted_QN, scale_QN / _DAMPING)
 
 
 def _eigenvalues(asked: Asked, plan: Plan, curvature: KroneckerCurvature, gradients: list[dict[str, Tensor]]) -> str:

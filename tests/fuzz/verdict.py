@@ -66,7 +66,7 @@ def judge(case: Case) -> Verdict:
         if trial.error is None:
             break
         if not isinstance(trial.error, whence.WhenceError):
-            if trial.plain_error and not program.limits:
+            if trial.plain_error and not program.mixes_examples:
                 return Verdict("not plain", trial.plain_error, refusals)
             trace = "".join(traceback.format_exception(trial.error)[-12:])
             return Verdict("finding", f"traceback: {_place(trial.error)}", refusals, trace)
@@ -165,7 +165,7 @@ def _tried(program: Program, functional: bool | list[str], ignored: list[str], b
         except Exception as error:
             trial.error = error
     trial.warnings = tuple(str(item.message) for item in caught)
-    trial.left = _left(state, _state(program), program)
+    trial.left = _left(state, _state(program))
     if before is not None and before.records:  # the same program, asked with other options
         trial.records, trial.known, trial.plain_error = before.records, before.known, before.plain_error
         return trial
@@ -240,12 +240,11 @@ def _state(program: Program) -> dict[str, Any]:
     }
 
 
-def _left(before: dict[str, Any], after: dict[str, Any], program: Program) -> str:
+def _left(before: dict[str, Any], after: dict[str, Any]) -> str:
     for name, value in before.items():
         if name == "values":
             changed = [key for key in value if not _same(value[key], after[name].get(key))]
-            # max_norm changes the table whenever it is read.
-            if changed and "max_norm" not in program.case.stem:
+            if changed:
                 return f"the model is not as it was: {changed[0]}"
         elif value != after[name]:
             return f"the model is not as it was: {name}"

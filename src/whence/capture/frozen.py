@@ -1,4 +1,4 @@
-"""A model as attribution needs it for a while: nothing random, nothing that trains, nothing slower than it must be."""
+"""A model as attribution needs it for a while: nothing random, nothing that trains or is written to, nothing slower than it must be."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ _GELU = partial(nn.functional.gelu, approximate="tanh")
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel and products the fastest.
+
+    Tables with `max_norm` are read without being written to.
 
     Then all is as before.
 
@@ -117,4 +119,37 @@ def _faster(module: nn.Module) -> Callable[..., Tensor] | None:
     kind = type(module)
     if kind.__name__ == _COMPOSED and kind.__module__ == "transformers.activations":
         return _GELU
+    if getattr(module, "max_norm", None) is not None and kind.forward in _BOUNDED:
+        return partial(_BOUNDED[kind.forward], module)
     return constant_linear(module)
+
+
+def _bounded_embedding(table: nn.Embedding, input: Tensor) -> Tensor:
+    """What an embedding with max_norm gives; its own forward shortens the rows of the table that it reads, for good."""
+    return _bounded(nn.functional.embedding(input, table.weight), table)
+
+
+def _bounded_bag(
+    table: nn.EmbeddingBag, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+) -> Tensor:
+    return nn.functional.embedding_bag(
+        input,
+        _bounded(table.weight, table),
+        offsets,
+        mode=table.mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=table.include_last_offset,
+        padding_idx=table.padding_idx,
+    )
+
+
+def _bounded(rows: Tensor, table: Any) -> Tensor:
+    """Rows that are longer than max_norm at that length, as `torch.embedding_renorm_` makes them."""
+    lengths = rows.detach().norm(table.norm_type, -1, keepdim=True)
+    return torch.where(lengths > table.max_norm, rows * (table.max_norm / (lengths + 1e-7)), rows)
+
+
+_BOUNDED: dict[Any, Callable[..., Tensor]] = {
+    nn.Embedding.forward: _bounded_embedding,
+    nn.EmbeddingBag.forward: _bounded_bag,
+}
