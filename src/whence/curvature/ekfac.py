@@ -83,7 +83,7 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
 
     def run(items: Sequence[int]) -> None:
         chosen = [fit.dataset.examples[item] for item in items]
-        labelled = numbered(fit.task.collate(chosen), len(chosen), fit.task.device)
+        labelled = numbered(fit.task.collate(chosen), range(len(chosen)), fit.task.device)
         found = _squares(fit, blocks, chosen, labelled, shared)
         while found is None:
             found = _squares(fit, blocks, chosen, labelled, shared)
@@ -116,7 +116,15 @@ def _squares(
     for objective in objectives(fit.task, fit.rule, chosen, stage="values", head=fit.head):
         squares = SquaredGradients(blocks, len(chosen), shared, sums)
         consume = of_units(squares, blocks.keys())
-        capture(fit.task, fit.plan, labelled, consume, num_examples=len(chosen), objective=objective)
+        capture(
+            fit.task,
+            fit.plan,
+            labelled,
+            consume,
+            num_examples=len(chosen),
+            alone=lambda place: numbered(fit.task.collate([chosen[place]]), [place], fit.task.device),
+            objective=objective,
+        )
         if not squares.finish():
             return None
     return sums.sums

@@ -221,9 +221,17 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         # Added only when the batch went through: one that did not fit is done again in halves.
         padded = None if mask is None or bool(mask.all()) else mask
         sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
-        labelled = numbered(batch, len(chosen), fit.task.device)
+        labelled = numbered(batch, range(len(chosen)), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
-            capture(fit.task, fit.plan, labelled, of_units(sums, group), num_examples=len(chosen), objective=objective)
+            capture(
+                fit.task,
+                fit.plan,
+                labelled,
+                of_units(sums, group),
+                num_examples=len(chosen),
+                alone=lambda place: numbered(fit.task.collate([chosen[place]]), [place], fit.task.device),
+                objective=objective,
+            )
         _check_finite(sums.sums, fit.plan, chosen)
         for name, value in sums.sums.items():
             totals[name] = value if name not in totals else totals[name].add_(value)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, forward_mode, in_halves
+from whence.capture import Blocks, Plan, as_blocks, as_parameters, forward_mode, in_halves, swapped
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.vectors import flatten, split
 from whence.data import Example, batches
@@ -68,7 +68,7 @@ class Curvature:
     def __post_init__(self):
         if self.kind not in _PRODUCTS:
             raise UnknownOption(found=f"kind={self.kind!r}", needed=f"one of: {', '.join(_PRODUCTS)}", do="pick one")
-        dtypes = {p.dtype for name, p in self.task.model.named_parameters() if name in self.task.tracked}
+        dtypes = {p.dtype.to_real() for name, p in self.task.model.named_parameters() if name in self.task.tracked}
         if not dtypes <= {torch.float32, torch.float64}:
             raise Unsupported(
                 found=f"weights of type {', '.join(sorted(map(str, dtypes)))}",
@@ -82,7 +82,8 @@ class Curvature:
     def zeros(self, count: int) -> Blocks:
         """Zero vectors, per unit (count, O, I), in the weights' type."""
         like = next(iter(_weights(self).values()))
-        return [like.new_zeros(count, unit.outputs, unit.inputs) for unit in self.plan.units]
+        dtype = like.dtype.to_real()
+        return [like.new_zeros(count, unit.outputs, unit.inputs, dtype=dtype) for unit in self.plan.units]
 
     def times(self, blocks: Blocks, chosen: Sequence[int] | None = None) -> Blocks:
         """The mean of the chosen examples' matrices applied to every vector.
@@ -151,7 +152,8 @@ def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Bloc
     seen: list[Outputs] = []
 
     def values(chosen: Parameters) -> Tensor:
-        seen.append(operator.task.outputs(Swapped(model, chosen), batch))
+        with swapped(model, chosen):
+            seen.append(operator.task.outputs(model, batch))
         return seen[-1].values_MC
 
     with _differentiable(operator):
@@ -174,7 +176,8 @@ def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -
     model, weights = operator.task.model, _weights(operator)
 
     def loss(chosen: Parameters) -> Tensor:
-        return operator.task.outputs(Swapped(model, chosen), batch).losses(len(examples)).sum()
+        with swapped(model, chosen):
+            return operator.task.outputs(model, batch).losses(len(examples)).sum()
 
     def times(vector: Parameters) -> Parameters:
         return jvp(grad(loss), (weights,), (vector,))[1]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.capture import Swapped
+from whence.capture import swapped
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.pipeline.inputs import as_dataset
@@ -248,8 +248,9 @@ def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: s
     for place in chosen.any(0).nonzero()[:, 0].tolist():
         with torch.enable_grad():
             leaves = trainable(weights, list(weights))
-            value = replay.task.measurement(Swapped(replay.task.model, leaves), replay.task.collate([queries.examples[place]]))
-            found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+            with swapped(replay.task.model, leaves):
+                value = replay.task.measurement(replay.task.model, replay.task.collate([queries.examples[place]]))
+                found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
                 total[name] += chosen[:, place].to(gradient).view(-1, *[1] * gradient.ndim) * gradient

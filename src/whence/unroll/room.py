@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.capture import Swapped, frozen
+from whence.capture import frozen, swapped
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.tasks import AbstractTask
@@ -131,7 +131,8 @@ def _graph_bytes(task: AbstractTask, example: Example) -> float:
     values = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
     with frozen(task.model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         leaves = trainable(values, list(values))
-        loss = task.loss(Swapped(task.model, leaves), task.collate([example])).sum()
-        found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        with swapped(task.model, leaves):
+            loss = task.loss(task.model, task.collate([example])).sum()
+            found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
         del found
     return _SLACK * sum(kept.values())
