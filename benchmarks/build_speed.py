@@ -92,7 +92,7 @@ def whole_build(task, examples, method):
 
     copies = [Example(f"{number}/{e.id}", e.fields, e.length) for number in range(4) for e in examples]
     positions = sum(example.length for example in examples)
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(prefix="whence-") as folder:
         whence.build(task, Dataset(copies), folder, method=method, batch_positions=positions, quiet=True)
 
 

@@ -4,7 +4,8 @@
 
 The rows are synthetic: random numbers in the shape of one factor per layer of a small model (six 16 x 16 units) or of one code of 1,024
 numbers, ids and short texts made up. Every step runs in a process of its own; memory is that process's peak above what the imports take.
-The store lies in the page cache. "first open" reads and checks every byte, as the first open after a copy does; "open" finds the notes of
+The store lies in the system's temporary folder (`TMPDIR` chooses another) and in the page cache.
+"first open" reads and checks every byte, as the first open after a copy does; "open" finds the notes of
 that check.
 """
 
@@ -22,6 +23,7 @@ from whence.data import Dataset, Example
 from whence.progress import meter
 from whence.score import top_scores
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store
+from whence.store.cache import note_path
 
 SHAPES = {"factors": ([(16, 16)] * 6, 1), "codes": ([(1, 1024)], None)}
 APPENDED = 1000
@@ -59,7 +61,9 @@ def run(step, folder):
         store = open_store(folder, check=False)
         return add(folder, store.blueprint, len(store), APPENDED)
     if step == "first open":
-        (folder / ".verified.json").unlink(missing_ok=True)
+        note = note_path(folder)
+        if note is not None:
+            note.unlink(missing_ok=True)
     store = open_store(folder, check=step in ("first open", "open"))
     if step == "scan":
         with meter("", len(store), quiet=True) as progress:
@@ -92,7 +96,7 @@ def main():
     print(f"synthetic rows, {arguments.shape}, {arguments.dtype}; each cell: seconds, MiB")
     print(f"| rows | shards | {' | '.join(STEPS)} |\n|{'---|' * (2 + len(STEPS))}")
     for rows in arguments.rows:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory(prefix="whence-") as folder:
             # In parts, so that making them does not take the memory of a million examples.
             for first in range(0, rows, 250_000):
                 add(Path(folder), blueprint(arguments.shape, arguments.dtype), first, min(250_000, rows - first))

@@ -2,7 +2,8 @@
 
     python benchmarks/query_speed.py [--stores aligned logra lorif --queries 1 16 256 --dtypes bfloat16 int8 int4 int2 int1 --cold]
 
-Stores of random rows: one unit of 1,024 numbers, as codes of `aligned` are, and the shapes of a GPT-2 with 12 layers. "scan" is `top_scores`
+Stores of random rows in the system's temporary folder (`TMPDIR` chooses another):
+one unit of 1,024 numbers, as codes of `aligned` are, and the shapes of a GPT-2 with 12 layers. "scan" is `top_scores`
 with k = 100 over files that are in the page cache. "multiply" is a float32 matrix of as many bytes in memory times one vector, a product
 that does nothing else; "read" is a sum over them. "arithmetic" is what the fastest large matrix product of this machine would allow, on
 float32 numbers or on int8 ones with three digits a query: no exact scan can be faster. The share is the scan's, of the smaller of "multiply"
@@ -94,7 +95,7 @@ def main():
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for method in arguments.stores:
         for dtype in arguments.dtypes:
-            with tempfile.TemporaryDirectory(dir=".") as folder:
+            with tempfile.TemporaryDirectory(prefix="whence-") as folder:
                 store, queries = make_store(Path(folder), method, dtype, arguments)
                 for count in arguments.queries:
                     cells = measure(store, [query[:count] for query in queries], arguments)

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/workers.py [--mib 2048 --rounds 9 --examples 2000 --no-ray]
 
-1. A store of made rows (see query_speed.py), asked for 100 hits a side. "scan" is one process's `top_scores`, "round trip" the same question
+1. A store of made rows (see query_speed.py; `TMPDIR` says where it lies),
+   asked for 100 hits a side. "scan" is one process's `top_scores`, "round trip" the same question
    to workers: everything that is sent and put together is in it. The ideal is the scan over the number of workers, and "added" the rest.
    Under torchrun every process has the question, and what is gathered is their hits.
 2. A worker is killed after a third of a scan, without warning. "held up" is how much longer that answer took than a calm one.
@@ -203,7 +204,7 @@ def main():
         return
     logging.getLogger("whence.workers").setLevel(logging.ERROR)  # the kills are meant
     engines = [("local", None)] + ([] if arguments.no_ray else [("Ray", "local")])
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory(prefix="whence-") as name:
         folder = Path(name)
         say("a store of made rows ...")
         store, queries = make_store(folder / "store", arguments.method, arguments.dtype, arguments)

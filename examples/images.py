@@ -2,7 +2,7 @@
 
     python examples/images.py [cnn|vit] [folder]
 
-Needs `pip install 'whence[bench,images]'`. Takes about a minute on two cores.
+Needs `pip install 'whence-tda[bench,images]'`. Takes about a minute on two cores.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python examples/mixture.py
 
-Needs `pip install 'whence[hf]'`. Takes about a minute on two cores.
+Needs `pip install 'whence-tda[hf]'`. Takes about a minute on two cores.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
     python examples/recurrent.py
 
-Needs `pip install 'whence[bench]'`. Takes about a minute on two cores.
+Needs `pip install 'whence-tda[bench]'`. Takes about a minute on two cores.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
     python examples/tables.py
 
-Needs `pip install 'whence[bench]'`. Takes a few seconds.
+Needs `pip install 'whence-tda[bench]'`. Takes a few seconds.
 """
 
 import numpy as np

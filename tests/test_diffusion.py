@@ -559,5 +559,5 @@ def test_a_pipeline_without_diffusers_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "diffusers", None)
     index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(BadInput, match=r"found no diffusers; .*pip install 'whence\[diffusion\]'"):
+    with pytest.raises(BadInput, match=r"found no diffusers; .*pip install 'whence-tda\[diffusion\]'"):
         whence.load_diffusion(tmp_path)

@@ -316,20 +316,34 @@ def test_vectors_of_other_units_are_refused():
         found.solve([torch.zeros(1, 5, 7)], DAMPING)
 
 
-@pytest.mark.parametrize(("stage", "thing"), [("kfac", "factor"), ("ekfac", "gradient")])
-def test_what_is_not_finite_is_named(monkeypatch, stage, thing):
+@pytest.mark.parametrize(("stage", "thing"), [("kfac", "factor"), ("ekfac", "squared gradient")])
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_the_example_that_is_not_finite_is_named_and_its_layer(monkeypatch, stage, thing, number):
     task, dataset = zoo.make("linear", count=6)
+    marked = task.collate([dataset.examples[number]])["inputs"]["inputs"][0]
 
     def broken(task, plan, batch, consume, **kwargs):
+        is_it_B = (batch[0]["inputs"]["inputs"] == marked).flatten(1).all(1)
+
         def spoil(index, pair):
-            pair.outputs.values_BTN[0, 0, 0] = float("nan")
+            if plan.units[index].name == "body.0.weight":
+                pair.outputs.values_BTN[is_it_B] = float("nan")
             consume(index, pair)
 
         return capture(task, plan, batch, spoil, **kwargs)
 
     monkeypatch.setattr(f"whence.curvature.{stage}.capture", broken)
-    with pytest.raises(NonFinite, match=f"infinite {thing} of 'body.2.weight' in the batch of 6 examples that starts with '0'"):
+    with pytest.raises(NonFinite, match=f"infinite {thing} of 'body.0.weight' for the example '{number}'"):
         fit_ekfac(task, plan_units(task), dataset, max_positions=100, quiet=True)
+
+
+def test_a_sum_that_overflows_names_its_batch():
+    """Every example's square fits into float32, that of all together does not."""
+    task = whence.Custom(nn.Linear(1, 1, bias=False), lambda model, batch: 1e19 * model(batch)[:, 0])
+    dataset = task.prepare([torch.ones(1)] * 4)
+    for positions, whose in ((100, "4 examples of which '0' is one"), (2, "all 4 examples")):
+        with pytest.raises(NonFinite, match=f"factor of 'weight' in the sum over {whose}"):
+            fit_ekfac(task, plan_units(task), dataset, FitConfig(labels="dataset"), max_positions=positions, quiet=True)
 
 
 def test_a_fit_goes_on_after_the_last_whole_stage(tmp_path, monkeypatch):

@@ -11,8 +11,10 @@ import whence
 from tests import zoo
 from whence.cli import main
 from whence.data import Dataset
-from whence.errors import BadInput, NonFinite, StoreCorrupt
-from whence.evaluate import load_table
+from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
+from whence.evaluate import load_table, save_table
+from whence.evaluate.tables import checked
+from whence.load import load_task
 from whence.records import ScoreTable
 from whence.score import ensemble as room
 from whence.score import mean_table
@@ -176,3 +178,91 @@ def test_the_command_line_averages_models(tmp_path, capsys, model_folder, other_
     exact[5] = tmp_path / "other"
     status, _, err = run(*exact, "--ensemble", tmp_path / "e", "--relative-damping", "0.5")
     assert status == 2 and "relative_damping=0.5 for the ensemble" in err
+
+
+WEIGHTED = ("trak", "grass", "grass-selective")
+
+
+def stores_of(tmp_path, method, **options):
+    """Two models whose examples weigh differently, a store of each, and queries."""
+    tasks, train, queries = models_of_one_kind("linear")
+    with torch.no_grad():
+        for parameter in tasks[1].model.parameters():
+            parameter *= 4
+    stores = [
+        whence.build(task, train, tmp_path / f"{number}", method=method, rank=4, dtype="float64", quiet=True, **options)
+        for number, task in enumerate(tasks)
+    ]
+    return tasks, stores, queries
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_scores_and_weights_are_averaged_apart(tmp_path, method):
+    """Park et al. 2023, section 3: the mean of the models' kernels times the mean of their weights, on every road alike."""
+    tasks, stores, queries = stores_of(tmp_path, method)
+    pairs = list(zip(stores, tasks, strict=True))
+    apart = [whence.score_table(store, task, queries, weighted=False, quiet=True) for store, task in pairs]
+    inside = [whence.score_table(store, task, queries, quiet=True) for store, task in pairs]
+    expected = sum(table.scores for table in apart) / 2 * sum(table.weights for table in apart) / 2
+    products = sum(table.scores for table in inside) / 2
+    assert float((products - expected).abs().max() / expected.abs().max()) > 0.01  # or the test could not tell
+    ensemble = whence.Ensemble(tmp_path / "e")
+    for number, table in enumerate(apart):
+        torch.testing.assert_close(table.scores * table.weights, inside[number].scores)
+        ensemble.add(table, member=str(number))
+    for found in (ensemble.table(), mean_table(apart), whence.ensemble_table(stores, tasks, queries, quiet=True)):
+        torch.testing.assert_close(found.scores, expected, rtol=1e-12, atol=0)
+        assert found.is_weighted and found.weights is None and "averaged apart" in found.notes[-1]
+    with whence.Workers(1) as workers:
+        found = whence.score_table(stores[0], tasks[0], queries, weighted=False, quiet=True, workers=workers)
+        torch.testing.assert_close(found.scores, apart[0].scores, rtol=0, atol=0)
+
+
+def test_products_of_scores_and_weights_are_not_averaged(tmp_path):
+    tasks, stores, queries = stores_of(tmp_path, "trak")
+    inside = whence.score_table(stores[0], tasks[0], queries, quiet=True)
+    apart = whence.score_table(stores[0], tasks[0], queries, weighted=False, quiet=True)
+    save_table(inside, tmp_path / "inside")
+    for table in (inside, load_table(tmp_path / "inside")):
+        with pytest.raises(BadInput, match="a table of trak .* with the examples' weights multiplied into its scores"):
+            whence.Ensemble(tmp_path / "e").add(table, member="0")
+        with pytest.raises(BadInput, match="weights multiplied into its scores"):
+            mean_table([table, table])
+        with pytest.raises(BadInput, match="as one of several models"):
+            whence.shares({"a": table, "b": table}, dict.fromkeys(table.train_ids, "x"), several="models", quiet=True)
+    with pytest.raises(BadInput, match="weights that are not multiplied in"):
+        save_table(apart, tmp_path / "apart")
+    with pytest.raises(BadInput, match="weights that are not multiplied in"):
+        checked(apart)
+    with pytest.raises(BadInput, match="tables with and without weights"):
+        mean_table([apart, replace(apart, weights=None)])
+    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble.add(apart, member="0")
+    with pytest.raises(BadInput, match="a table without weights for the ensemble"):
+        ensemble.add(replace(apart, weights=None), member="1")
+
+
+def test_an_ensemble_of_products_on_disk_is_refused(tmp_path):
+    """As earlier versions made them, with what the command line records of its members."""
+    old = whence.Ensemble(tmp_path / "e", settings={"method": "trak"})
+    old.add(member(0), member="0")
+    with pytest.raises(StoreMismatch, match="an ensemble of trak in .* whose members' weights are multiplied"):
+        old.table()
+
+
+@pytest.mark.parametrize("method", ["trak", "grass"])
+def test_the_command_line_gives_the_numbers_of_ensemble_table(
+    tmp_path, run, model_folder, other_model_folder, data_file, method
+):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"id": "q0", "text": "a cat sat"}\n{"id": "q1", "text": "one bird"}\n')
+    tasks, stores = [], []
+    for number, folder in enumerate((model_folder, other_model_folder)):
+        stores.append(tmp_path / f"store{number}")
+        run("build", folder, data_file, "-o", stores[-1], "--method", method, "--rank", "16", "--dtype", "float32")
+        run("score", stores[-1], queries, "-o", tmp_path / "mean", "--ensemble", tmp_path / "e")
+        tasks.append(load_task(str(folder))[0])
+    expected = whence.ensemble_table(stores, tasks, whence.load_records(str(queries)), quiet=True)
+    found = load_table(tmp_path / "mean")
+    torch.testing.assert_close(found.scores, expected.scores.float(), rtol=1e-5, atol=0)
+    assert (found.method, found.notes, found.is_weighted) == (expected.method, expected.notes, True)

@@ -80,7 +80,7 @@ def test_where_the_learning_rate_is_0_the_store_is_the_one_that_is_built(tmp_pat
     a, b = (whence.score_table(store, task, records[:3], quiet=True) for store in (logged, built))
     torch.testing.assert_close(a.scores, b.scores, rtol=1e-7, atol=1e-9)
     assert any("logged while training" in note for note in a.notes) and not any("logged" in note for note in b.notes)
-    assert not (tmp_path / "logged" / "logged").exists() and logged.bad_files() == []
+    assert not (tmp_path / "logged" / "logged").exists() and logged.bad_files() == {}
 
 
 @pytest.mark.parametrize("name", ["images", "twice", "bottleneck"])
@@ -201,9 +201,7 @@ def test_what_cannot_be_logged_is_told(tmp_path):
         epochs(model, records, optimizer, log, divided_by=1)
     with pytest.raises(BadInput, match="found a logged gradient of '1' that is not that of the task's loss"), log.batch([1]):
         nn.functional.cross_entropy(model(records[0][0][None]), torch.tensor([records[0][1]])).backward()
-    with pytest.raises(
-        NonFinite, match="found a gradient that bfloat16 cannot hold in the batch that starts with '0'|found a NaN"
-    ):
+    with pytest.raises(NonFinite, match="found a gradient of the example '0' that bfloat16 cannot hold"):
         log._is_checked = True
         with log.batch([0]):
             (model(records[0][0][None]).sum() * float("nan")).backward()

@@ -182,7 +182,7 @@ def test_without_pillow(folder, monkeypatch):
     task = whence.Classification(model(), preprocess=gray)
     examples = task.prepare([{"image": str(folder / "cat" / "0.png"), "label": 0}]).examples
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(BadInput, match=r"no Pillow package; .*pip install 'whence\[images\]'"):
+    with pytest.raises(BadInput, match=r"no Pillow package; .*pip install 'whence-tda\[images\]'"):
         task.collate(examples)
     page = hits_fragment(Hits(("q",), ((Hit("one", 0, 1.0, image=examples[0].image),),), ((),), (1.0,), "u", "m", 1))
     assert "0.png: showing images takes pip install" in page

@@ -355,7 +355,7 @@ def test_an_adapter_folder_is_a_model(tmp_path, model_folder, data_file, capsys)
 def test_an_adapter_without_its_package_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(BadInput, match=r"found no peft package for the adapter in .*pip install 'whence\[lora\]'"):
+    with pytest.raises(BadInput, match=r"found no peft package for the adapter in .*pip install 'whence-tda\[lora\]'"):
         load_task(str(tmp_path))
 
 

@@ -267,7 +267,7 @@ def test_rows_that_are_not_finite_are_refused(tmp_path, monkeypatch, dtype, valu
         return encode(self, rows)
 
     monkeypatch.setattr(QuantizedCodec, "encode", spoilt)
-    with pytest.raises(NonFinite, match=f"a gradient in rows 0 to 3 that {dtype} cannot hold"):
+    with pytest.raises(NonFinite, match=f"a gradient of the example 'r1' that {dtype} cannot hold"):
         build(tmp_path / "s", dtype)
 
 

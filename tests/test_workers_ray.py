@@ -125,7 +125,7 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
         return real(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(BadInput, match=r"found no package ray; .*do this: pip install 'whence\[ray\]'"):
+    with pytest.raises(BadInput, match=r"found no package ray; .*do this: pip install 'whence-tda\[ray\]'"):
         Actors(scanners.Slow, 1, "local")
 
 

@@ -8,7 +8,8 @@ True
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+# By it the command line sees that this file is not another package's.
+__distribution__ = "whence-tda"
 
 _HOMES = {
     "AbstractTask": "whence.tasks",
@@ -52,6 +53,7 @@ _HOMES = {
     "WhenceError": "whence.errors",
     "Why": "whence.report",
     "Workers": "whence.score",
+    "__version__": "whence._version",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "clusters": "whence.apply.clusters",
@@ -185,6 +187,7 @@ __all__ = [  # noqa: PLE0604
 ]
 
 if TYPE_CHECKING:
+    from whence._version import __version__ as __version__
     from whence.apply.clusters import Clusters, clusters
     from whence.apply.clusters_page import write_clusters
     from whence.apply.duplicates import near_duplicates
@@ -258,8 +261,9 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'whence' has no attribute {name!r}; it has: {', '.join(sorted(_HOMES))}")
+    import_module("whence._distribution").warn_if_mixed(__path__[0])
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__"])
+    return sorted(_HOMES)

@@ -5,7 +5,7 @@ import sys
 
 from cyclopts import App, CycloptsError
 
-from whence import __version__
+from whence._version import __version__
 from whence.commands.shared import TYPED
 from whence.errors import WhenceError
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """Entry point of the `whence` script."""
+    """Run the command of this process, and end it with that command's status."""
     sys.exit(main())
 
 

@@ -202,7 +202,7 @@ def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise BadInput(
-            found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence[hf]'"
+            found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence-tda[hf]'"
         ) from error
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
@@ -212,7 +212,7 @@ def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
         raise BadInput(
             found="no accelerate package for device_map",
             needed="it, to lay a model out over devices",
-            do="pip install 'whence[large]'",
+            do="pip install 'whence-tda[large]'",
         )
     automatic = {
         "causal_lm": transformers.AutoModelForCausalLM,
@@ -250,7 +250,9 @@ def _adapted(folder: Path, kind: str, placement: Placement) -> tuple[Any, Any]:
         import peft
     except ImportError as error:
         raise BadInput(
-            found=f"no peft package for the adapter in {folder}", needed="it, to load adapters", do="pip install 'whence[lora]'"
+            found=f"no peft package for the adapter in {folder}",
+            needed="it, to load adapters",
+            do="pip install 'whence-tda[lora]'",
         ) from error
     try:
         base = str(json.loads((folder / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"])
@@ -283,7 +285,7 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
         raise BadInput(
             found=f"data {name!r}, which is neither a file nor a folder of texts",
             needed="the datasets package, to ask the hub or read its format",
-            do="pip install 'whence[datasets]', or check the path",
+            do="pip install 'whence-tda[datasets]', or check the path",
         ) from error
     datasets.disable_progress_bars()
     try:

@@ -222,6 +222,10 @@ class ScoreTable:
         seconds: What it took to make the table, all included; None if not measured.
         provenance: Who attributed for whom, where that is not one model: digests of the weights under "attributor" and "target" and of the
             data under "train" and "queries"; see `whence.proxy_table`.
+        is_weighted: Whether a weight of each example is multiplied into the scores, as TRAK's and GraSS's 1 - p is. Such tables cannot be
+            averaged over models, which is done for scores and weights apart.
+        weights: What each example's scores are still to be multiplied with, shape (train,), in tables made for an ensemble
+            (`score_table(..., weighted=False)`); None in all others.
     """
 
     scores: Tensor
@@ -236,6 +240,8 @@ class ScoreTable:
     bytes_per_example: float | None = None
     seconds: float | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    is_weighted: bool = False
+    weights: Tensor | None = None
 
     def removal_effect(self) -> Tensor:
         """Predicted change of the measurement when each example is left out, shape (queries, train)."""

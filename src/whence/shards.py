@@ -113,7 +113,9 @@ def _records(file: Path) -> Iterator[Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise BadInput(
-            found=f"no pyarrow package for {file}", needed="it, to read Parquet and Arrow", do="pip install 'whence[datasets]'"
+            found=f"no pyarrow package for {file}",
+            needed="it, to read Parquet and Arrow",
+            do="pip install 'whence-tda[datasets]'",
         ) from error
     if file.suffix == ".parquet":
         with pyarrow.parquet.ParquetFile(file) as table:
@@ -185,7 +187,7 @@ def _member(kind: str, content: bytes) -> dict[str, Any]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise BadInput(found="no Pillow package", needed="it, to open images", do="pip install 'whence[images]'") from error
+        raise BadInput(found="no Pillow package", needed="it, to open images", do="pip install 'whence-tda[images]'") from error
     try:
         with Image.open(io.BytesIO(content)) as image:
             return {"inputs": np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whence import __version__
+from whence._version import __version__
 from whence.apply.share_files import FORMAT, content_of, copy_tables, csv_text, queries_rows, shares_rows, sources_text
 from whence.apply.share_page import share_page
 from whence.apply.shares import Shares

@@ -90,8 +90,14 @@ def tables_of(given: Any, several: Several | None) -> Tables:
             needed="one table, or more and whether they are of more queries or of the same queries by other models",
             do="say several='queries' or several='models', with more than one table only",
         )
-    for table in tables.values():
+    for name, table in tables.items():
         checked(table)
+        if several == "models" and table.is_weighted:
+            raise BadInput(
+                found=f"{name}, a table of {table.method} with the examples' weights multiplied into its scores, as one of several models",
+                needed="one table of all models, since scores and weights are averaged apart",
+                do="pass the table that `whence score --ensemble` or whence.ensemble_table makes",
+            )
     first = next(iter(tables.values()))
     shared = ("train_ids", "unit", "method", "query_ids")[: 4 if several == "models" else 3]
     for name, table in tables.items():

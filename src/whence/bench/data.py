@@ -57,6 +57,6 @@ def _sklearn(name: str) -> Any:
         from sklearn import datasets
     except ImportError as error:
         raise BadInput(
-            found="no scikit-learn, which carries the data", needed="it, for the bench", do="pip install 'whence[bench]'"
+            found="no scikit-learn, which carries the data", needed="it, for the bench", do="pip install 'whence-tda[bench]'"
         ) from error
     return getattr(datasets, name)()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence import __version__
+from whence._version import __version__
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput

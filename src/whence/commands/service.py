@@ -33,7 +33,7 @@ def serve(
     """Answer questions over HTTP, with a page for people. Models and stores are loaded once.
 
     Listens on this machine only, unless told otherwise with --host, which needs a token. Nothing but the query log is written. Needs
-    `pip install 'whence[serve]'`.
+    `pip install 'whence-tda[serve]'`.
 
     Args:
         stores: Folders made by `whence build` from language models, classifiers of texts or images, or diffusion models, each perhaps as
@@ -56,7 +56,7 @@ def serve(
         from whence.serve.run import named_folders, run_app
     except ImportError as error:
         raise BadInput(
-            found=f"no package {error.name}", needed="what the service needs", do="pip install 'whence[serve]'"
+            found=f"no package {error.name}", needed="what the service needs", do="pip install 'whence-tda[serve]'"
         ) from error
     from whence.progress import say
     from whence.serve.config import check_token

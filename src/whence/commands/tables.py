@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence import __version__
+from whence._version import __version__
 from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
 from whence.config import Placement
 from whence.errors import BadInput
@@ -74,7 +74,10 @@ def score(
         origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
         check_table_folder(output, origin["settings"])
         table, models = _counted_in(
-            ensemble, settings, task, lambda: score_table(opened, task, asked, **damping, ranks=ranks, workers=pool)
+            ensemble,
+            settings,
+            task,
+            lambda: score_table(opened, task, asked, **damping, weighted=ensemble is None, ranks=ranks, workers=pool),
         )
     if ranks.rank > 0:
         return

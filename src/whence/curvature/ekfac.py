@@ -12,13 +12,12 @@ from torch import Tensor
 from whence.capture import Plan, capture, in_halves
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units
-from whence.curvature.kfac import Fit, FitConfig, fit_bases, prepare_fit
+from whence.curvature.kfac import Fit, FitConfig, blamed, fit_bases, prepare_fit, refuse_sum
 from whence.curvature.labels import numbered, objectives
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example
 from whence.distributed import Ranks
-from whence.errors import NonFinite
 from whence.progress import Meter
 from whence.tasks import AbstractTask, Batch
 
@@ -81,31 +80,38 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
         costs = fit.costs("values")
         max_examples = max(1, min(max_examples, fit.room_bytes // (2 * sum(costs[index] for index in shared))))
 
-    def run(items: Sequence[int]) -> None:
+    def sums_of(items: Sequence[int]) -> dict[int, Tensor]:
         chosen = [fit.dataset.examples[item] for item in items]
         labelled = numbered(fit.task.collate(chosen), range(len(chosen)), fit.task.device)
         found = _squares(fit, blocks, chosen, labelled, shared)
         while found is None:
             found = _squares(fit, blocks, chosen, labelled, shared)
+        return found
+
+    def run(items: Sequence[int]) -> None:
         # Added only when the batch went through: one that did not fit is done again in halves.
+        found = sums_of(items)
+        if (unit := _not_finite(found, fit.plan)) is not None:
+            raise blamed(fit, items, unit, "squared gradient", lambda some: _not_finite(sums_of(some), fit.plan))
         for index, value in found.items():
-            if not bool(torch.isfinite(value).all()):
-                raise NonFinite(
-                    found=f"a NaN or infinite gradient of {fit.plan.units[index].name!r} in the batch of {len(chosen)} "
-                    f"examples that starts with {chosen[0].id!r}",
-                    needed="finite gradients",
-                    do="drop the example that makes it, or run in a wider type than the model's",
-                )
             totals[index] = value if index not in totals else totals[index].add_(value)
-        progress.advance(len(chosen))
+        progress.advance(len(items))
 
     for batch in fit.batches(max_examples):
         in_halves(batch, run, fit.task.model)
     sums = fit.ranks.added_up({f"values.{index}": value for index, value in totals.items()})
+    whole = {index: sums[f"values.{index}"] for index in units if f"values.{index}" in sums}
+    if (unit := _not_finite(whole, fit.plan)) is not None:
+        refuse_sum(unit, "squared gradient", f"all {len(fit.dataset):,} examples")
     for index in units:
         unit = fit.plan.units[index]
         sums.setdefault(f"values.{index}", torch.zeros(unit.outputs, unit.inputs))
     return {name: value / len(fit.dataset) for name, value in sums.items()}
+
+
+def _not_finite(sums: Mapping[int, Tensor], plan: Plan) -> str | None:
+    """Name of the first unit with a sum that is NaN or infinite."""
+    return next((plan.units[index].name for index, value in sums.items() if not bool(torch.isfinite(value).all())), None)
 
 
 def _squares(

@@ -3,10 +3,11 @@
 Martens and Grosse 2015; for positions that share a weight Eschenhagen et al. 2023. Axes: N examples, O outputs, I inputs, K roles of a unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,13 +18,24 @@ from whence.curvature.groups import in_groups, of_units, unit_bytes
 from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choose_labels, numbered, objectives
 from whence.curvature.moments import FactorSums, Sharing
 from whence.curvature.stages import Stages, stages
-from whence.data import Dataset, Example, batches
+from whence.data import Dataset, batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.progress import Meter, meter
+from whence.spread import is_sharded
 from whence.tasks import AbstractTask
 
-__all__ = ["Fit", "FitConfig", "fit_bases", "fit_factors", "fit_kfac", "prepare_fit", "solve_bases"]
+__all__ = [
+    "Fit",
+    "FitConfig",
+    "blamed",
+    "fit_bases",
+    "fit_factors",
+    "fit_kfac",
+    "prepare_fit",
+    "refuse_sum",
+    "solve_bases",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +226,10 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
     totals: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units
 
-    def run(items: Sequence[int]) -> None:
+    def sums_of(items: Sequence[int]) -> dict[str, Tensor]:
         chosen = [fit.dataset.examples[item] for item in items]
         batch = fit.task.collate(chosen)
         mask = fit.task.positions(batch)
-        # Added only when the batch went through: one that did not fit is done again in halves.
         padded = None if mask is None or bool(mask.all()) else mask
         sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
         labelled = numbered(batch, range(len(chosen)), fit.task.device)
@@ -232,26 +243,77 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
                 alone=lambda place: numbered(fit.task.collate([chosen[place]]), [place], fit.task.device),
                 objective=objective,
             )
-        _check_finite(sums.sums, fit.plan, chosen)
-        for name, value in sums.sums.items():
+        return sums.sums
+
+    def run(items: Sequence[int]) -> None:
+        # Added only when the batch went through: one that did not fit is done again in halves.
+        found = sums_of(items)
+        if (unit := _not_finite(found, fit.plan)) is not None:
+            raise blamed(fit, items, unit, "factor", lambda some: _not_finite(sums_of(some), fit.plan))
+        for name, value in found.items():
             totals[name] = value if name not in totals else totals[name].add_(value)
-        progress.advance(len(chosen))
+        progress.advance(len(items))
 
     for batch in fit.batches():
         in_halves(batch, run, fit.task.model)
-    return fit.ranks.added_up(totals)
+    sums = fit.ranks.added_up(totals)
+    if (unit := _not_finite(sums, fit.plan)) is not None:
+        refuse_sum(unit, "factor", f"all {len(fit.dataset):,} examples")
+    return sums
 
 
-def _check_finite(sums: dict[str, Tensor], plan: Plan, chosen: Sequence[Example]) -> None:
+def blamed(fit: Fit, items: Sequence[int], unit: str, what: str, unit_of: Callable[[Sequence[int]], str | None]) -> NonFinite:
+    """The error about a batch whose sums are NaN or infinite, with the example that makes them so.
+
+    Args:
+        fit: The fit.
+        items: The batch.
+        unit: Name of the unit whose sum it is.
+        what: The sum, for the message.
+        unit_of: Makes the sums of some items again; gives the name of a unit whose sum is not finite, None if all are.
+
+    Returns:
+        The error. A batch whose examples are finite one by one, or that several processes have to run together, is named as a whole.
+    """
+    some = list(items)
+    # The half that has it, again and again: a few passes over small batches.
+    while len(some) > 1 and not is_sharded(fit.task.model):
+        middle = len(some) // 2
+        halves = ((half, unit_of(half)) for half in (some[:middle], some[middle:]))
+        half, bad = next(((half, bad) for half, bad in halves if bad is not None), ([], None))
+        if bad is None:
+            break
+        some, unit = half, bad
+    name = fit.dataset.examples[some[0]].id
+    if len(some) > 1:
+        refuse_sum(unit, what, f"{len(some)} examples of which {name!r} is one")
+    return NonFinite(
+        found=f"a NaN or infinite {what} of {unit!r} for the example {name!r}",
+        needed="finite inputs and gradients",
+        do="drop this example, or run in a wider type than the model's",
+    )
+
+
+def refuse_sum(unit: str, what: str, whose: str) -> NoReturn:
+    """Refuse a sum that is NaN or infinite though no single example's part is known to be.
+
+    Raises:
+        NonFinite: Always.
+    """
+    raise NonFinite(
+        found=f"a NaN or infinite {what} of {unit!r} in the sum over {whose}",
+        needed="finite sums",
+        do="run in a wider type than the model's, or scale the loss or the inputs down",
+    )
+
+
+def _not_finite(sums: dict[str, Tensor], plan: Plan) -> str | None:
+    """Name of the first unit with a sum that is NaN or infinite."""
     for name, value in sums.items():
         # A NaN or an infinity in any vector shows on the diagonal.
         if not bool(torch.isfinite(value.diagonal() if value.ndim == 2 else value).all()):
-            raise NonFinite(
-                found=f"a NaN or infinite factor of {plan.units[int(name.split('.')[1])].name!r} in the batch of {len(chosen)} "
-                f"examples that starts with {chosen[0].id!r}",
-                needed="finite inputs and gradients",
-                do="drop the example that makes it, or run in a wider type than the model's",
-            )
+            return plan.units[int(name.split(".")[1])].name
+    return None
 
 
 def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:

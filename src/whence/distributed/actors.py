@@ -62,7 +62,7 @@ class Actors:
             import ray
         except ImportError as error:
             raise BadInput(
-                found="no package ray", needed="what workers on a cluster need", do="pip install 'whence[ray]'"
+                found="no package ray", needed="what workers on a cluster need", do="pip install 'whence-tda[ray]'"
             ) from error
         self.ray: Any = ray
         self.is_ours = not ray.is_initialized()

@@ -17,7 +17,7 @@ __all__ = ["load_table", "origin_of_table", "save_table"]
 
 _FORMAT = "whence table 1"
 # Of these the scores have a file; parts by unit and token are for looking at, not for judging.
-_ARRAYS = {"scores", "parts", "tokens"}
+_ARRAYS = {"scores", "parts", "tokens", "weights"}
 
 
 def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, Any] | None = None) -> None:
@@ -27,7 +27,16 @@ def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, An
         table: The table.
         folder: Made if it is not there.
         origin: What the table was made from, for `origin_of_table`: digests of the models, fingerprints of data and queries.
+
+    Raises:
+        BadInput: If its weights are not multiplied in, so that its numbers are no scores.
     """
+    if table.weights is not None:
+        raise BadInput(
+            found=f"a table of {table.method} with weights that are not multiplied in",
+            needed="scores",
+            do="add it to an ensemble and save its table, or make it with weighted=True",
+        )
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ def checked(table: ScoreTable) -> Tensor:
         Shape (queries, train).
 
     Raises:
-        BadInput: If the shape is not that of the ids, there are no scores, or an id repeats.
+        BadInput: If the shape is not that of the ids, there are no scores, an id repeats, or weights are not multiplied in.
         NonFinite: If a score is NaN or infinite.
     """
     shape = (len(table.query_ids), len(table.train_ids))
@@ -38,6 +38,12 @@ def checked(table: ScoreTable) -> Tensor:
                 needed="every id once",
                 do="number the examples, or leave the doubles out",
             )
+    if table.weights is not None:
+        raise BadInput(
+            found=f"a table of {table.method} with weights that are not multiplied in",
+            needed="scores",
+            do="add it to an ensemble and take its table, or make it with weighted=True",
+        )
     if not bool(torch.isfinite(table.scores).all()):
         raise NonFinite(
             found=f"a NaN or infinite score in the table of {table.method}",

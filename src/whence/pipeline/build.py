@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import whence
+from whence._version import __version__
 from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
 from whence.config import BuildConfig
@@ -43,7 +43,7 @@ from whence.store import (
 )
 from whence.tasks import AbstractTask
 
-__all__ = ["build", "finish_store", "make_blueprint"]
+__all__ = ["build", "finish_store", "make_blueprint", "refuse_not_held"]
 
 # Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
 _SHARD_BYTES = 32 << 20
@@ -246,15 +246,30 @@ def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, q
             if not is_kept:
                 continue
             tensors = codec.encode(rows.units)
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-                raise NonFinite(
-                    found=f"a gradient in rows {shard.start:,} to {shard.stop - 1:,} that {writer.blueprint.dtype} cannot hold",
-                    needed="a stored type of wider range",
-                    do="build into another folder with dtype bfloat16 or float32",
-                )
+            refuse_not_held(tensors, [example.id for example in examples], writer.blueprint.dtype)
             columns = {"norms": rows.norms(), "weights": rows.weights}
             kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
             writer.write(shard, {**tensors, **kept})
+
+
+def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: str) -> None:
+    """Refuse rows that the stored type turned into infinities.
+
+    Args:
+        tensors: Of a shard, each with a leading axis of rows.
+        ids: Of the rows' examples.
+        dtype: The stored type, for the message.
+
+    Raises:
+        NonFinite: If a row is one, naming its example.
+    """
+    is_bad_N = torch.stack([~torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in tensors.values()]).any(0)
+    if bool(is_bad_N.any()):
+        raise NonFinite(
+            found=f"a gradient of the example {ids[int(is_bad_N.nonzero()[0])]!r} that {dtype} cannot hold",
+            needed="finite gradients, and a stored type of wide enough range",
+            do="drop this example, or store in another folder with dtype bfloat16 or float32",
+        )
 
 
 def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
@@ -312,7 +327,7 @@ def make_blueprint(
         task={"kind": task.kind, **(origin or {})},
         units=units,
         recipe=recipe,
-        libraries={"whence": whence.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
     if config.rows_per_shard or earlier:
         return made

@@ -18,9 +18,9 @@ from whence.capture import forecast, plan_units, taps
 from whence.config import BuildConfig
 from whence.curvature import FitConfig
 from whence.data import Dataset
-from whence.errors import BadInput, NonFinite, StoreMismatch, Unsupported
+from whence.errors import BadInput, StoreMismatch, Unsupported
 from whence.methods import method_named
-from whence.pipeline.build import finish_store, make_blueprint
+from whence.pipeline.build import finish_store, make_blueprint, refuse_not_held
 from whence.pipeline.encoders import random_encoder
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.logged_factors import LoggedFactors
@@ -203,14 +203,9 @@ class GradientLog:
 
     def _keep(self, places: list[int], rows: list[Tensor]) -> None:
         norms_B = sum((row.flatten(1).square().sum(1) for row in rows), torch.zeros(())).sqrt()
+        # The norm of a row that is NaN is, too, while codes of whole numbers are not.
         tensors = {**self._codec.encode(rows), "norms": norms_B.to(rows_type(self._blueprint.dtype))}
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise NonFinite(
-                found=f"a gradient that {self._blueprint.dtype} cannot hold in the batch that starts with "
-                f"{self._train.ids[places[0]]!r}",
-                needed="finite gradients",
-                do="drop the example that makes it, or log with a wider dtype",
-            )
+        refuse_not_held(tensors, [self._train.ids[place] for place in places], self._blueprint.dtype)
         for name, tensor in tensors.items():
             self._kept[name][places] = tensor
         self._met[places] = True  # last: a row counts when it is there

@@ -1,6 +1,5 @@
 """Asking a store."""
 
-import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -134,14 +133,32 @@ def score_table(
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
     damping_rule: DampingRule | None = None,
+    weighted: bool = True,
     quiet: bool = False,
     ranks: Ranks = Ranks(),  # noqa: B008
     workers: Workers | None = None,
 ) -> ScoreTable:
-    """Every training example's score for every query; arguments as in `query`."""
+    """Every training example's score for every query; arguments as in `query`.
+
+    Args:
+        store: A store or its folder.
+        task: The model that the store was built with.
+        queries: As in `query`.
+        relative_damping: As in `query`.
+        absolute_damping: As in `query`.
+        damping_rule: As in `query`.
+        weighted: Whether the weights of a store of TRAK or GraSS are multiplied in. False keeps them apart in the table's `weights`, as
+            `whence.Ensemble` needs them; the table is not one of scores then.
+        quiet: As in `query`.
+        ranks: As in `query`.
+        workers: As in `query`.
+
+    Returns:
+        The table.
+    """
     _check_one_asks(ranks, workers)
     dampings = (relative_damping, absolute_damping, damping_rule)
-    return _table(store, task, queries, dampings, quiet, weighted=True, ranks=ranks, workers=workers)
+    return _table(store, task, queries, dampings, quiet, weighted=weighted, ranks=ranks, workers=workers)
 
 
 def ensemble_table(
@@ -184,11 +201,7 @@ def ensemble_table(
         )
     dampings = (relative_damping, absolute_damping, damping_rule)
     pairs = zip(opened, tasks, strict=True)
-    table = mean_table([_table(store, task, queries, dampings, quiet, weighted=False) for store, task in pairs])
-    if "weights" not in opened[0].blueprint.columns():
-        return table
-    weights_MN = torch.stack([torch.cat([one["weights"] for _, one in store.shards(["weights"])]) for store in opened])
-    return dataclasses.replace(table, scores=table.scores * weights_MN.mean(0).to(table.scores))
+    return mean_table([_table(store, task, queries, dampings, quiet, weighted=False) for store, task in pairs])
 
 
 def _table(
@@ -209,8 +222,9 @@ def _table(
     with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
         if workers is not None:
             scores = workers.all_scores(
-                asked.store, asked.ready, norms_Q=asked.norms_Q, roots=asked.roots, advance=progress.advance
-            )
+                asked.store, asked.ready,
+                norms_Q=asked.norms_Q, roots=asked.roots, weighted=weighted, advance=progress.advance,
+            )  # fmt: skip
         else:
             scores = all_scores(
                 asked.store, asked.ready,
@@ -220,6 +234,10 @@ def _table(
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
     settings += [asked.damping.label] if asked.damping is not None else []
+    weights = None
+    has_weights = "weights" in blueprint.columns()
+    if has_weights and not weighted:
+        weights = torch.cat([shard["weights"] for _, shard in asked.store.shards(["weights"])]).to(scores)
     return ScoreTable(
         scores,
         asked.dataset.ids,
@@ -229,6 +247,8 @@ def _table(
         asked.notes,
         bytes_per_example=asked.store.codec.row_bytes(),
         seconds=time.monotonic() - started,
+        is_weighted=has_weights and weighted,
+        weights=weights,
     )
 
 

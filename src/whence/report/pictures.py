@@ -27,7 +27,7 @@ def picture(path: str) -> str:
     try:
         from PIL import Image
     except ImportError:
-        return f"<p class=\"muted none\">{name}: showing images takes pip install 'whence[images]'.</p>"
+        return f"<p class=\"muted none\">{name}: showing images takes pip install 'whence-tda[images]'.</p>"
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")

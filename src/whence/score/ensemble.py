@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput, NonFinite, StoreCorrupt
+from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
+from whence.methods import METHODS
 from whence.records import ScoreTable
 from whence.store import damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
 
 __all__ = ["Ensemble", "mean_table"]
 
-_FORMAT = "whence ensemble 1"
+# The second has the weights of TRAK and GraSS beside the scores; a reader that knows only the first would leave them out.
+_FORMAT, _WEIGHTED_FORMAT = "whence ensemble 1", "whence ensemble 2"
 # What a table must share with the members that are already in.
 _SHARED = ("query_ids", "train_ids", "unit", "method")
 
@@ -29,6 +31,9 @@ class Ensemble:
     Only the sum is kept, in double precision, so that any number of models takes the space of one. A member counts from the moment
     `ensemble.json` names it, which is replaced in one step: a run that is killed leaves the members it had. Several processes may add to one
     folder. Parts of scores by unit and token are not kept.
+
+    Of TRAK and GraSS scores and weights are averaged apart and then multiplied (Park et al. 2023, section 3), so their tables have to be made
+    with `score_table(..., weighted=False)`.
 
     Args:
         folder: Made at the first member.
@@ -72,25 +77,29 @@ class Ensemble:
             member: A name for the model, such as its seed, step or digest.
 
         Raises:
-            BadInput: If the member is already in, or the table is of other queries, examples, unit or method.
+            BadInput: If the member is already in, the table is of other queries, examples, unit or method, or weights are multiplied into
+                its scores.
             NonFinite: If a score is NaN or infinite, which no later member could repair.
             StoreCorrupt: If the sum so far is not what was written.
         """
         if not bool(torch.isfinite(table.scores).all()):
             raise NonFinite(found=f"NaN or infinite scores of {member!r}", needed="finite scores", do="leave this model out")
+        _refuse_weighted([table])
         with locked(self.folder, wait=True):
             known = self._record()
             if known is None:
-                known = {"format": _FORMAT, "settings": self._settings, "members": {}, "notes": table.notes}
+                form = _FORMAT if table.weights is None else _WEIGHTED_FORMAT
+                known = {"format": form, "settings": self._settings, "members": {}, "notes": table.notes}
                 known |= {name: getattr(table, name) for name in _SHARED}
-                total_QN = torch.zeros(table.scores.shape, dtype=torch.float64)
+                total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in _summed(table).items()}
             else:
                 self._check(known, table, member)
-                total_QN = self._sum(known)
-            total_QN += table.scores.double().cpu()
+                total = self._sum(known)
+            for name, value in _summed(table).items():
+                total[name] = total[name] + value.double().cpu()
             known["members"] = {**known["members"], member: _told(table)}
             known["sum"] = f"sum-{len(known['members'])}.safetensors"
-            known["sha256"] = write_tensors(self.folder / known["sum"], {"scores": total_QN})
+            known["sha256"] = write_tensors(self.folder / known["sum"], total)
             write_json(self.folder / "ensemble.json", known)
             with disk_errors(self.folder):
                 for old in self.folder.glob("sum-*.safetensors"):  # also what a run left that was killed
@@ -112,11 +121,11 @@ class Ensemble:
         with locked(self.folder, wait=True):
             known = self._record()
             assert known is not None
-            total_QN = self._sum(known)
+            total = self._sum(known)
         query_ids, train_ids, notes = (tuple(known[name]) for name in ("query_ids", "train_ids", "notes"))
-        first = ScoreTable(total_QN, query_ids, train_ids, known["unit"], known["method"], notes)
+        first = ScoreTable(total["scores"], query_ids, train_ids, known["unit"], known["method"], notes)
         told = list(known["members"].values())
-        return _averaged(first, total_QN / len(told), told)
+        return _averaged(first, {name: value / len(told) for name, value in total.items()}, told)
 
     def _record(self) -> dict[str, Any] | None:
         path = self.folder / "ensemble.json"
@@ -124,17 +133,30 @@ class Ensemble:
             return None
         try:
             known = json.loads(path.read_bytes())
-            if known["format"] != _FORMAT:
+            if known["format"] not in (_FORMAT, _WEIGHTED_FORMAT):
                 raise ValueError(f"the format {known['format']!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreCorrupt(**damaged(path, str(error))) from error
         return known
 
-    def _sum(self, known: Mapping[str, Any]) -> Tensor:
+    def _sum(self, known: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Sums over the members: `scores` and, of methods with weights, `weights`.
+
+        Raises:
+            StoreCorrupt: If they are not what was written.
+            StoreMismatch: If an earlier version has added up scores with weights multiplied in.
+        """
         path = self.folder / known["sum"]
         if not path.is_file() or sha256_of(path) != known["sha256"]:
             raise StoreCorrupt(**damaged(path, "not what was written"))
-        return read_tensors(path)["scores"]
+        method = METHODS.get((known["settings"] or {}).get("method", ""))
+        if method is not None and method.objective == "output" and known["format"] == _FORMAT:
+            raise StoreMismatch(
+                found=f"an ensemble of {method.name} in {self.folder} whose members' weights are multiplied into their scores",
+                needed="sums of scores and of weights, which are averaged apart",
+                do="add the members again to another folder",
+            )
+        return dict(read_tensors(path))
 
     def _check(self, known: Mapping[str, Any], table: ScoreTable, member: str) -> None:
         if member in known["members"]:
@@ -142,6 +164,12 @@ class Ensemble:
                 found=f"{member!r} a second time for the ensemble in {self.folder}",
                 needed="a model that is not in yet",
                 do="leave it out, or give another model another name",
+            )
+        if (table.weights is None) != (known["format"] == _FORMAT):
+            raise BadInput(
+                found=f"a table with{'out' if table.weights is None else ''} weights for the ensemble in {self.folder}",
+                needed="members made alike",
+                do="score every model with the same method",
             )
         for name in _SHARED:
             mine, theirs = getattr(table, name), known[name]
@@ -156,6 +184,8 @@ class Ensemble:
 def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
     """Mean of the scores of several models trained alike (the ensembles of Park et al. 2023, section 3.2).
 
+    Tables with `weights` have scores and weights averaged apart and then multiplied.
+
     Args:
         tables: Of one method, for the same queries and examples in the same order.
 
@@ -164,16 +194,42 @@ def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
         or token.
 
     Raises:
-        BadInput: If there are none, or their ids differ.
+        BadInput: If there are none, their ids differ, or weights are multiplied into their scores.
     """
+    _refuse_weighted(tables)
     if not tables or len({(table.query_ids, table.train_ids) for table in tables}) != 1:
         raise BadInput(
             found=f"{len(tables)} tables, not all with the same ids in the same order",
             needed="one or more that do",
             do="score the same data with every model",
         )
-    scores_QN = torch.stack([table.scores for table in tables]).mean(0)
-    return _averaged(tables[0], scores_QN, [_told(table) for table in tables])
+    if len({table.weights is None for table in tables}) > 1:
+        raise BadInput(
+            found="tables with and without weights", needed="tables of one method", do="score every model with the same method"
+        )
+    parts = [_summed(table) for table in tables]
+    means = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+    return _averaged(tables[0], means, [_told(table) for table in tables])
+
+
+def _refuse_weighted(tables: Sequence[ScoreTable]) -> None:
+    """Refuse products of scores and weights, from which neither can be averaged any more.
+
+    Raises:
+        BadInput: If a table has them.
+    """
+    for table in tables:
+        if table.is_weighted:
+            raise BadInput(
+                found=f"a table of {table.method} with the examples' weights multiplied into its scores",
+                needed="scores and weights apart, since an ensemble averages each by itself",
+                do="make it with score_table(..., weighted=False), or take whence.ensemble_table",
+            )
+
+
+def _summed(table: ScoreTable) -> dict[str, Tensor]:
+    """What is added up over models."""
+    return {"scores": table.scores} | ({} if table.weights is None else {"weights": table.weights})
 
 
 def _told(table: ScoreTable) -> dict[str, Any]:
@@ -181,11 +237,14 @@ def _told(table: ScoreTable) -> dict[str, Any]:
     return {name: getattr(table, name) for name in ("tuned_on", "bytes_per_example", "seconds", "provenance")}
 
 
-def _averaged(first: ScoreTable, scores_QN: Tensor, told: Sequence[Mapping[str, Any]]) -> ScoreTable:
+def _averaged(first: ScoreTable, means: Mapping[str, Tensor], told: Sequence[Mapping[str, Any]]) -> ScoreTable:
+    scores_QN, weights_N = means["scores"], means.get("weights")
     sizes, times = [each["bytes_per_example"] for each in told], [each["seconds"] for each in told]
     return replace(
         first,
-        scores=scores_QN,
+        scores=scores_QN if weights_N is None else scores_QN * weights_N.to(scores_QN),
+        is_weighted=weights_N is not None,
+        weights=None,
         method=f"{first.method}, {len(told)} models",
         parts={},
         tokens={},
@@ -193,6 +252,7 @@ def _averaged(first: ScoreTable, scores_QN: Tensor, told: Sequence[Mapping[str, 
         bytes_per_example=None if None in sizes else sum(sizes),
         seconds=None if None in times else sum(times),
         provenance=_common([each.get("provenance", {}) for each in told]),
+        notes=first.notes if weights_N is None else (*first.notes, "scores and the examples' weights are averaged apart"),
     )
 
 

@@ -38,6 +38,7 @@ class Round:
         norms_Q: For cosines the norms of the queries.
         roots: For cosines of whitened rows what whitens them, per unit.
         k: Hits wanted on each side; None for every score.
+        weighted: Whether the rows' weights, if there are any, are multiplied in.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Round:
     norms_Q: np.ndarray | None
     roots: Sequence[np.ndarray] | None
     k: int | None
+    weighted: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Scanner:
         store = self._store(self.round, job.piece.owner)
         places = job.piece.places
         some = replace(store, seals=store.seals[places.start : places.stop])
-        scores = shard_scores(some, self.queries, self.norms_Q, roots=self.roots)
+        scores = shard_scores(some, self.queries, self.norms_Q, roots=self.roots, weighted=self.round.weighted)
         if self.round.k is None:
             return Part(scores_QN=np.concatenate([scores_QN.numpy() for _, scores_QN in scores], 1))
         high = low = Top(

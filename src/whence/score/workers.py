@@ -5,7 +5,7 @@ Axes: Q queries, N rows, K hits, G groups of rows, H of them in a piece.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -144,12 +144,13 @@ class Workers:
         *,
         norms_Q: Tensor | None,
         roots: Sequence[Tensor] | None = None,
+        weighted: bool = True,
         advance: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """Every score, shape (Q, N); arguments as in `top_scores`."""
+        """Every score, shape (Q, N); arguments as in `top_scores`, and `weighted` as in `shard_scores`."""
         scores_QN = queries[0].new_empty(len(queries[0]), len(store))
         with self._lock:
-            asked = self._round(store, queries, norms_Q, roots, None)
+            asked = replace(self._round(store, queries, norms_Q, roots, None), weighted=weighted)
             pieces = pieces_of(store, self.count)
             for piece, part in self._seats.scanned(asked, pieces, Job):
                 assert part.scores_QN is not None

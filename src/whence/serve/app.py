@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-import whence
+from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
@@ -72,7 +72,7 @@ def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, toke
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
-        title="whence", version=whence.__version__, description=_DESCRIPTION, lifespan=lifespan,
+        title="whence", version=__version__, description=_DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
         max_body_size=config.max_body_bytes + _ITEM_BYTES * config.max_image_bytes // 3,
     )  # fmt: skip

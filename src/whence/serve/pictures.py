@@ -28,7 +28,7 @@ def check_pillow() -> None:
         raise Unsupported(
             found="a store of images, and no Pillow package",
             needed="it, to open and show them",
-            do="pip install 'whence[images]'",
+            do="pip install 'whence-tda[images]'",
         ) from error
 
 

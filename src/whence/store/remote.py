@@ -53,7 +53,7 @@ def located(folder: str | Path) -> Path:
         raise BadInput(
             found=f"{url}, for which a package is missing ({error})",
             needed="fsspec, universal_pathlib and the file system of the scheme",
-            do="pip install 'whence[remote]', and for other schemes than s3 the package that fsspec names",
+            do="pip install 'whence-tda[remote]', and for other schemes than s3 the package that fsspec names",
         ) from error
     with remote_errors(url):
         path.exists()

@@ -44,7 +44,9 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
     try:
         import diffusers
     except ImportError as error:
-        raise BadInput(found="no diffusers", needed="it, to load a pipeline", do="pip install 'whence[diffusion]'") from error
+        raise BadInput(
+            found="no diffusers", needed="it, to load a pipeline", do="pip install 'whence-tda[diffusion]'"
+        ) from error
     missing = [kind for kind in kinds.values() if not hasattr(diffusers, kind)]
     if missing:
         raise BadInput(

@@ -58,7 +58,7 @@ def image_inputs(example: Example, preprocess: Preprocess | None) -> dict[str, A
     try:
         from PIL import Image
     except ImportError as error:
-        raise BadInput(found="no Pillow package", needed="it, to open images", do="pip install 'whence[images]'") from error
+        raise BadInput(found="no Pillow package", needed="it, to open images", do="pip install 'whence-tda[images]'") from error
     try:
         with Image.open(example.image) as file:
             image = file.convert("RGB")

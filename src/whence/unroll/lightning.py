@@ -251,4 +251,4 @@ def _callback_class() -> Any:
             return import_module(name).Callback
         except ImportError:
             continue
-    raise BadInput(found="no Lightning", needed="pytorch-lightning", do="pip install 'whence[lightning]'")
+    raise BadInput(found="no Lightning", needed="pytorch-lightning", do="pip install 'whence-tda[lightning]'")
