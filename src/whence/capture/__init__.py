@@ -4,10 +4,11 @@ from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
 from whence.capture.forward import forward_mode
 from whence.capture.frozen import frozen
-from whence.capture.halves import in_halves
+from whence.capture.halves import in_halves, is_out_of_memory
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
+from whence.capture.pulled import pulled
 from whence.capture.swapped import swapped
 from whence.capture.units import Coverage, Plan, plan_units
 
@@ -28,7 +29,9 @@ __all__ = [
     "frozen",
     "give_back",
     "in_halves",
+    "is_out_of_memory",
     "plan_units",
+    "pulled",
     "separate_head",
     "swapped",
     "taps",

@@ -41,7 +41,7 @@ def as_parameters(plan: Plan, model: nn.Module, blocks: Blocks) -> dict[str, Ten
         columns = unit.inputs - len(bias)
         found[weight] = _rule(plan, unit).from_matrix(block_QOI[..., :columns], shapes[weight])
         found.update(dict.fromkeys(bias, block_QOI[..., -1]))
-    return found
+    return {name: value.to(known[name].dtype) for name, value in found.items()}
 
 
 def as_blocks(plan: Plan, tensors: Mapping[str, Tensor]) -> Blocks:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from whence.capture.blocks import as_block
 from whence.capture.frozen import frozen
-from whence.capture.hooks import Objective, capture, objective_function
+from whence.capture.hooks import Objective, capture, not_reached, objective_function
 from whence.capture.units import Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
 from whence.spread import loaded_copies, whole
 from whence.tasks import AbstractTask
+from whence.tasks.base import precision
 
 __all__ = ["check_task"]
 
@@ -54,7 +55,7 @@ def check_task(
     """
     chosen = _two(examples)
     probes = [_probes(unit.outputs, unit.inputs, index, task) for index, unit in enumerate(plan.units)]
-    dtype = autocast or next(task.model.parameters()).dtype.to_real()
+    dtype = autocast or precision(task.model)
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     is_known, plan.route.is_checked = plan.route.is_checked, False
     found, values = _captured(task, plan, chosen, probes, objective, autocast)
@@ -143,17 +144,22 @@ def _two(examples: Sequence[Example]) -> list[Example]:
 
 def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(index)
-    dtype = torch.float64 if next(task.model.parameters()).dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if precision(task.model) == torch.float64 else torch.float32
     left = torch.randn(outputs, generator=generator, dtype=dtype).to(task.device)
     return left, torch.randn(inputs, generator=generator, dtype=dtype).to(task.device)
 
 
 def _one_by_one(task, plan, chosen, probes, objective, autocast):
-    """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
+    """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale.
+
+    Raises:
+        Unsupported: If no tracked parameter has a part in any of them.
+    """
     function = objective_function(task, objective)
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
+    is_reached = False
     for column, example in enumerate(chosen):
         with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
             # Asked each time: offloaded ones are other objects after a pass.
@@ -164,6 +170,7 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
                 parameter.grad = None
             with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
                 value = function(task.model, task.collate([example]))
+            is_reached |= value.requires_grad
             if value.requires_grad:
                 _backward(value.sum())
         alone[column] = value.detach().sum().double().cpu()
@@ -176,6 +183,8 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             left_O, right_I = probes[index]
             expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
             norms[index, column] = gradient.norm().cpu()
+    if not is_reached:
+        raise Unsupported(**not_reached(objective))
     return alone, expected, norms
 
 

@@ -23,7 +23,7 @@ from whence.records import Pair
 from whence.spread import is_sharded
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]
+__all__ = ["Consume", "Objective", "TapMode", "capture", "not_reached", "objective_function", "taps"]
 
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
@@ -79,19 +79,14 @@ def capture(
             mode.has_twin = plan.route.has_twin
             values = _values(function, task.model, batch, mode)
             _check_values(values, num_examples, objective)
-            units = plan.twin_units
-            if mode.has_twin:
-                units = sorted({*units, *mode.odd})
-                if not plan.route.is_checked:
-                    plan.route.twin.update(mode.odd)
+            units = sorted({*plan.twin_units, *(mode.odd if mode.has_twin else ())})
+            if mode.has_twin and not plan.route.is_checked:
+                plan.route.twin.update(mode.odd)
             if values.grad_fn is not None:
                 values.sum().backward()
-            elif plan.layers and not plan.route.is_checked:  # later, examples need not reach what those of the check did
-                raise Unsupported(
-                    found=f"a {objective if isinstance(objective, str) else 'function'} that does not depend on any tracked layer",
-                    needed="a differentiable function of the model's outputs",
-                    do="check for no_grad or detach in the loss and the model, or track parameters that the first examples' losses reach",
-                )
+            # Later, examples need not reach what those of the check did.
+            elif not plan.route.is_checked and not mode.has_twin and not all(layer.units <= {*units} for layer in plan.layers):
+                raise Unsupported(**not_reached(objective))
         if units:
             assert alone is not None
             functional_pairs(function, task.model, plan, units, [alone(place) for place in range(num_examples)], consume)
@@ -129,6 +124,16 @@ def _values(function: Callable[[nn.Module, Batch], Tensor], model: nn.Module, ba
             do=_way_out(layer),
         ) from error
     return values
+
+
+def not_reached(objective: Objective) -> dict[str, str]:
+    """Found, needed and do of a function that no tracked layer has a part in."""
+    return {
+        "found": f"a {objective if isinstance(objective, str) else 'function'} that does not depend on any tracked layer",
+        "needed": "a differentiable function of the model's outputs",
+        "do": "check for no_grad or detach in the loss and the model; pass functional=True if weights are used without their layers; or "
+        "track parameters that the losses of the first examples reach",
+    }
 
 
 def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:

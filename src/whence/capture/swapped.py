@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from whence.errors import Unsupported
 from whence.spread import refuse_spread
 
 __all__ = ["swapped"]
@@ -28,24 +28,18 @@ def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
         Nothing.
 
     Raises:
-        Unsupported: If the model is spread over processes or devices, or a part of it is compiled by `torch.jit`.
+        Unsupported: If the model is spread over processes or devices.
     """
     refuse_spread(model)
     parameters = dict(model.named_parameters())
     value_of = {id(parameters[name]): value for name, value in values.items()}
-    modules = list(model.modules())
-    for module in modules:
-        if isinstance(module, ScriptModule):
-            raise Unsupported(
-                found=f"passes with other weights than the model's own for a {type(module).__name__} of torch.jit, which keeps its own",
-                needed="modules in Python",
-                do="take the model that it was compiled from",
-            )
+    modules = [module for module in model.modules() if not isinstance(module, ScriptModule)]
     before = [(module, *(dict(held) for held in _held(module))) for module in modules]
     try:
         for module in modules:
-            own = module._parameters
-            own.update({key: value_of[id(value)] for key, value in own.items() if id(value) in value_of})  # type: ignore[misc]
+            for key, value in module._parameters.items():
+                if id(value) in value_of:
+                    module._parameters[key] = _named_parameter(value_of[id(value)])
         yield
     finally:
         for module, *kept in before:
@@ -53,6 +47,12 @@ def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
                 for key in held.keys() - known.keys():
                     del held[key]
                 held.update(known)
+
+
+def _named_parameter(value: Tensor) -> Any:
+    """The same tensor, which `isinstance` takes for an `nn.Parameter`, as models that look for parameters do."""
+    value._is_param = True  # type: ignore[attr-defined]
+    return value
 
 
 def _held(module: nn.Module) -> tuple[dict, dict, dict]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
@@ -72,6 +73,7 @@ class Route:
         twin: Units that hooks get wrong, though their layers have rules.
         side_by_side: Whether the twin may run examples under `vmap`.
         has_twin: Whether the task lets the twin make units of layers that have rules.
+        has_tangents: Whether forward-mode derivatives go through the model; found out by the first product that fails.
         uses: By layer, the ways in which it was seen used, see `whence.capture.hooks`.
         is_checked: Whether those are proven, so that another one is not let pass any more.
     """
@@ -79,6 +81,7 @@ class Route:
     twin: set[int] = field(default_factory=set)
     side_by_side: bool = True
     has_twin: bool = False
+    has_tangents: bool = True
     uses: dict[str, set[str]] = field(default_factory=dict)
     is_checked: bool = False
 
@@ -129,6 +132,14 @@ def plan_units(task: AbstractTask) -> Plan:
             if name_of[id(parameter)] in tracked and parameter.numel() > 0:
                 owners[name_of[id(parameter)]].append((module_name, module, role))
 
+    compiled = [name for name, uses in owners.items() if any(isinstance(module, ScriptModule) for _, module, _ in uses)]
+    if compiled:
+        raise Unsupported(
+            found=f"{len(compiled)} parameter(s) in modules of torch.jit, the first {compiled[0]!r}",
+            needed="modules in Python, whose layers can be watched and whose weights can be swapped",
+            do="take the module that it was compiled from"
+            + (f", or leave them out with ignore={listed(task, compiled)}" if len(compiled) < len(owners) else ""),
+        )
     rules = {id(module): _rule(module_name, module) for uses in owners.values() for module_name, module, _ in uses}
     # A module without a rule may hold a parameter for one that has one, as heads of encoders do with the bias of their last layer. Should it
     # use the parameter itself, the check before a build finds the difference.
@@ -215,7 +226,8 @@ def _rule(name: str, module: nn.Module) -> Rule | None:
     try:
         return rule_for(module)
     except Unsupported as error:
-        raise Unsupported(found=f"{error.found}: layer {name!r}", needed=error.needed, do=error.do) from None
+        do = error.do.replace("[...]", f"['{name}.weight']" if name else "['weight']")
+        raise Unsupported(found=f"{error.found}: layer {name!r}", needed=error.needed, do=do) from None
 
 
 def _covered(rule: Rule | None, module: Any, role: str) -> bool:

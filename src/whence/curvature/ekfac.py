@@ -82,7 +82,7 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
 
     def sums_of(items: Sequence[int]) -> dict[int, Tensor]:
         chosen = [fit.dataset.examples[item] for item in items]
-        labelled = numbered(fit.task.collate(chosen), range(len(chosen)), fit.task.device)
+        labelled = numbered(fit.task.collate(chosen), len(chosen), fit.task.device)
         found = _squares(fit, blocks, chosen, labelled, shared)
         while found is None:
             found = _squares(fit, blocks, chosen, labelled, shared)
@@ -128,7 +128,7 @@ def _squares(
             labelled,
             consume,
             num_examples=len(chosen),
-            alone=lambda place: numbered(fit.task.collate([chosen[place]]), [place], fit.task.device),
+            alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
             objective=objective,
         )
         if not squares.finish():

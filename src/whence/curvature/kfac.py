@@ -232,7 +232,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         mask = fit.task.positions(batch)
         padded = None if mask is None or bool(mask.all()) else mask
         sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
-        labelled = numbered(batch, range(len(chosen)), fit.task.device)
+        labelled = numbered(batch, len(chosen), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
             capture(
                 fit.task,
@@ -240,7 +240,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
                 labelled,
                 of_units(sums, group),
                 num_examples=len(chosen),
-                alone=lambda place: numbered(fit.task.collate([chosen[place]]), [place], fit.task.device),
+                alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
                 objective=objective,
             )
         return sums.sums

@@ -15,7 +15,7 @@ from whence.records import Recipe
 from whence.spread import main_device, named_weights
 from whence.tasks.outputs import Outputs
 
-__all__ = ["AbstractTask", "Batch", "weights_digest"]
+__all__ = ["AbstractTask", "Batch", "precision", "weights_digest"]
 
 Batch = Any
 
@@ -131,6 +131,14 @@ class AbstractTask(ABC):
     def positions(self, batch: Batch) -> Tensor | None:
         """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""
         return None
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """The type that inputs of real numbers take: that of the first layer's weight, which sees them, or else of the first parameter."""
+    known = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() or value.is_complex()]
+    weights = [value for name, value in known if name.endswith("weight") and value.ndim > 1 and not value.is_complex()]
+    first = next(iter([*weights, *(value for _, value in known)]), torch.empty(0))
+    return first.dtype.to_real()
 
 
 def weights_digest(model: nn.Module) -> str:

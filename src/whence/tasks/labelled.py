@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from whence.data import Example
 from whence.errors import BadInput
-from whence.tasks.base import Batch
+from whence.spread import main_device
+from whence.tasks.base import Batch, precision
 from whence.tasks.images import Preprocess, image_inputs, image_path, image_sha256
+from whence.tasks.outputs import output_of
 
 __all__ = ["labelled_example", "model_outputs", "stacked"]
 
@@ -61,25 +63,23 @@ def labelled_example(number: int, record: Any, target_name: str, tokenizer: Any,
 
 def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preprocess | None) -> Batch:
     """Inputs by keyword, right-padded with zeros where a mask says so, and targets, on the model's device and in its precision."""
-    parameter = next(model.parameters())
+    dtype, device = precision(model), main_device(model)
     rows = [image_inputs(example, preprocess) if example.image else example.fields for example in examples]
     names = [name for name in rows[0] if name != "target"]
     masked = "attention_mask" in names
     inputs = {name: _pad(name, [row[name] for row in rows], masked) for name in names}
     # Real inputs take the model's precision: NumPy's default is float64.
     inputs = {
-        name: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
-        for name, value in inputs.items()
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device) for name, value in inputs.items()
     }
     target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples])
-    return {"inputs": inputs, "target": target.to(parameter.device)}
+    return {"inputs": inputs, "target": target.to(device)}
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model gives for a batch, a record's `.logits` included, in float32 or wider."""
+    """What the model gives for a batch, a record's logits included, in float32 or wider."""
     inputs = batch["inputs"]
-    found = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
-    found = getattr(found, "logits", found)
+    found = output_of(model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs))
     return found if found.dtype == torch.float64 else found.float()
 
 

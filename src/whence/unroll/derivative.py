@@ -8,13 +8,13 @@ Axes: R vectors carried, B examples of a step, N training examples, G groups of 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from whence.capture import swapped
+from whence.capture import pulled, swapped
 from whence.errors import Unsupported
 from whence.unroll.replay import Replay, State, trainable
 from whence.unroll.update import Values
@@ -164,27 +164,18 @@ def _graphs(replay: Replay, leaves: Rows, step: int):
 
 
 def _pulled(outputs: Rows, inputs: Sequence[Tensor], rows: Rows, at_once: int) -> list[Tensor | None]:
-    """Every vector taken back from outputs to inputs, with R in front; None where nothing comes from."""
-    vectors = [rows[name] for name in outputs]
-    chunks = zip(*(vector.split(at_once) for vector in vectors), strict=True)
-    found = [_pulled_together(list(outputs.values()), inputs, list(chunk)) for chunk in chunks]
-    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+    """Every vector taken back from outputs to inputs, with R in front; None where nothing comes from.
 
-
-def _pulled_together(outputs: list[Tensor], inputs: Sequence[Tensor], vectors: list[Tensor]) -> Sequence[Tensor | None]:
-    def pull(chosen: list[Tensor], is_batched: bool) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(outputs, inputs, chosen, retain_graph=True, allow_unused=True, is_grads_batched=is_batched)
-
-    with suppress(RuntimeError):  # one by one where an operation cannot be done for several at once, or memory does not suffice
-        if len(vectors[0]) > 1:
-            return pull(vectors, True)
+    Raises:
+        Unsupported: If a step back cannot be differentiated.
+        RuntimeError: Whatever else autograd raises.
+    """
     try:
-        each = [pull([vector[row] for vector in vectors], False) for row in range(len(vectors[0]))]
+        return pulled(list(outputs.values()), inputs, [rows[name] for name in outputs], at_once)
     except RuntimeError as error:
         if "differentiate twice" not in str(error) and "not implemented" not in str(error):
-            raise
+            raise error
         raise Unsupported(**_not_twice(str(error).splitlines()[0])) from error
-    return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _complete(rows: Values, values: Values) -> Values:
