@@ -23,8 +23,8 @@ def run(task, plan, examples, consume, **options):
     return capture(task, plan, task.collate(examples), consume, num_examples=len(examples), alone=alone, **options)
 
 
-def captured(task, dataset, objective="loss", chunk=None):
-    plan = plan_units(task)
+def captured(task, dataset, objective="loss", chunk=None, plan=None):
+    plan = plan or plan_units(task)
     rows = []
     examples = list(dataset.examples)
     for start in range(0, len(examples), chunk or len(examples)):

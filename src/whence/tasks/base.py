@@ -29,9 +29,9 @@ class AbstractTask(ABC):
         model: Any PyTorch module.
         track: Patterns (as in `fnmatch`) of parameter names to attribute; None takes every trainable parameter.
         ignore: Patterns of parameter names to leave out.
-        functional: Whether parameters of layers that whence has no rule for go through `torch.func` instead of being refused. Patterns of
-            parameter names send these there whatever their layer, for layers that see some positions only, such as the experts of a
-            mixture; parameters without a rule then have to be among them.
+        functional: Whether parameters of layers that whence has no rule for, or whose hooks the check finds wrong, go through the functional
+            twin instead of being refused: True is enough for any module. Patterns of parameter names send these there whatever their layer,
+            and only these; parameters without a rule have to be among them.
         recipe: What is known of the training run, for damping.
 
     Raises:
