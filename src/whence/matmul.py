@@ -9,6 +9,8 @@ Axes: M rows, K what is summed over, N columns.
 import torch
 from torch import Tensor, nn
 
+from whence.internals import linear_product
+
 __all__ = ["times_transposed"]
 
 
@@ -30,11 +32,8 @@ def times_transposed(left_MK: Tensor, right_NK: Tensor, added_N: Tensor | None =
     left_MK, right_NK, added_N = left_MK.detach(), right_NK.detach(), None if added_N is None else added_N.detach()
     has_numbers = left_MK.numel() > 0 and right_NK.numel() > 0
     is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and has_numbers
-    if is_plain and torch.backends.mkldnn.is_available():
-        # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
-        left_MK, right_NK = left_MK.contiguous(), right_NK.contiguous()
-        found = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, added_N, "none", [], "")
-    else:
-        found = nn.functional.linear(left_MK, right_NK, added_N)
-    # No view: a model could not change one in place that an autograd function gave it.
-    return torch.ops.aten._unsafe_view(found, found.shape)
+    product = linear_product() if is_plain else None
+    if product is None:
+        return nn.functional.linear(left_MK, right_NK, added_N)
+    # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
+    return product(left_MK.contiguous(), right_NK.contiguous(), added_N)

@@ -9,7 +9,7 @@ from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
 from whence.capture.pulled import pulled
-from whence.capture.swapped import swapped
+from whence.capture.swapped import with_weights
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
@@ -33,6 +33,6 @@ __all__ = [
     "plan_units",
     "pulled",
     "separate_head",
-    "swapped",
     "taps",
+    "with_weights",
 ]

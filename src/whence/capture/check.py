@@ -18,7 +18,7 @@ from whence.capture.units import Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
-from whence.spread import loaded_copies, whole
+from whence.sharded_weights import loaded_copies, whole
 from whence.tasks import AbstractTask
 from whence.tasks.base import precision
 

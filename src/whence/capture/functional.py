@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from whence.capture.blocks import as_block
 from whence.capture.halves import is_out_of_memory
 from whence.capture.rules import matrix_pair, vector_pair
-from whence.capture.swapped import swapped
+from whence.capture.swapped import with_weights
 from whence.capture.units import Plan
 from whence.errors import BadInput
+from whence.internals import map_tree
 from whence.tasks import Batch
 
 __all__ = ["functional_pairs"]
@@ -76,31 +76,44 @@ class _Group:
     """Examples that differ in the numbers of their tensors only.
 
     Args:
-        spec: How a batch is made of its leaves.
-        leaves: Those of the first example.
+        form: A batch with the number of each leaf in its place.
         places: The examples.
         members: The leaves of each of them.
     """
 
-    spec: TreeSpec
-    leaves: list[Any]
+    form: Any
     places: list[int]
     members: list[list[Any]]
 
-    def takes(self, spec: TreeSpec, leaves: list[Any]) -> bool:
-        return spec == self.spec and all(map(_is_alike, self.leaves, leaves))
+    def takes(self, form: Any, leaves: list[Any]) -> bool:
+        return form == self.form and all(map(_is_alike, self.members[0], leaves))
 
 
 def _groups(examples: Sequence[Batch]) -> list[_Group]:
     groups: list[_Group] = []
     for place, batch in enumerate(examples):
-        leaves, spec = tree_flatten(batch)
-        group = next((group for group in groups if group.takes(spec, leaves)), None)
+        form, leaves = _taken_apart(batch)
+        group = next((group for group in groups if group.takes(form, leaves)), None)
         if group is None:
-            groups.append(group := _Group(spec, leaves, [], []))
-        group.places.append(place)
-        group.members.append(leaves)
+            groups.append(_Group(form, [place], [leaves]))
+        else:
+            group.places.append(place)
+            group.members.append(leaves)
     return groups
+
+
+def _taken_apart(batch: Batch) -> tuple[Any, list[Any]]:
+    """The form of a batch and its leaves."""
+    leaves: list[Any] = []
+
+    def number(leaf: Any) -> int:
+        leaves.append(leaf)
+        return len(leaves) - 1
+
+    try:
+        return map_tree(number, batch), leaves
+    except Exception:  # a container that can hold nothing but tensors, such as a packed sequence, is a leaf itself
+        return 0, [batch]
 
 
 def _is_alike(first: Any, second: Any) -> bool:
@@ -121,18 +134,16 @@ def _side_by_side(function: Function, model: nn.Module, values: Gradients, group
     # A tensor that is one object in all examples is shared; of one example nobody can say, and need not.
     own = [
         number
-        for number, leaf in enumerate(group.leaves)
+        for number, leaf in enumerate(group.members[0])
         if isinstance(leaf, Tensor) and (len(group.places) == 1 or any(member[number] is not leaf for member in group.members))
     ]
     if not own:
         return None
 
     def alone(chosen: Gradients, *tensors: Tensor) -> Tensor:
-        leaves = list(group.leaves)
-        for number, tensor in zip(own, tensors, strict=True):
-            leaves[number] = tensor
-        with swapped(model, chosen):
-            return _value(function, model, tree_unflatten(leaves, group.spec))
+        leaves = dict(zip(own, tensors, strict=True))
+        batch = map_tree(lambda number: leaves.get(number, group.members[0][number]), group.form)
+        return with_weights(model, chosen, lambda: _value(function, model, batch))
 
     try:
         stacked = [torch.stack([member[number] for member in group.members]) for number in own]
@@ -162,11 +173,14 @@ def _backward(function: Function, model: nn.Module, values: Gradients, batch: Ba
     leaves = {name: value.clone() for name, value in values.items()}
     for leaf in leaves.values():
         leaf.requires_grad_(leaf.is_floating_point() or leaf.is_complex())
-    # Swapped until the gradients are there: checkpointing runs the model again on the way back.
-    with torch.enable_grad(), swapped(model, leaves):
-        value = _value(function, model, batch)
-        if value.requires_grad:  # an example need not use these parameters,
-            value.backward()
+
+    def run() -> None:
+        with torch.enable_grad():
+            value = _value(function, model, batch)
+            if value.requires_grad:  # an example need not use these parameters,
+                value.backward()
+
+    with_weights(model, leaves, run)
     # nor all of them: experts that none of its positions was given to have no gradient.
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 

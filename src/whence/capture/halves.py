@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from whence.errors import OutOfMemory
-from whence.spread import is_sharded
+from whence.sharded_weights import is_sharded
 
 __all__ = ["in_halves", "is_out_of_memory"]
 

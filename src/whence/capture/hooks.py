@@ -20,7 +20,7 @@ from whence.capture.halves import is_out_of_memory
 from whence.capture.units import LayerUse, Plan, Route
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
-from whence.spread import is_sharded
+from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["Consume", "Objective", "TapMode", "capture", "not_reached", "objective_function", "taps"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from whence.internals import is_transforming
 from whence.matmul import times_transposed
 
 __all__ = ["constant_linear"]
@@ -50,7 +50,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.weight_OI = weight_OI
-        return times_transposed(input_NI, weight_OI, bias_O)
+        found = times_transposed(input_NI, weight_OI, bias_O)
+        # The same numbers, but no view of others: models may not change one in place that an autograd function gave them.
+        return found.new_empty(0).set_(found)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
@@ -64,6 +66,6 @@ def _is_plain(input: Tensor, weight: Any, bias: Any) -> bool:
         and not any(one.requires_grad for one in tensors[1:])
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
+        and not is_transforming()
+        and not any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
     )

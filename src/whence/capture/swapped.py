@@ -1,59 +1,59 @@
 """A model with other values for some of its parameters, for as long as somebody computes with them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.jit import ScriptModule
 
-from whence.spread import refuse_spread
+from whence.internals import taken_for_parameter
+from whence.sharded_weights import refuse_spread
 
-__all__ = ["swapped"]
+__all__ = ["with_weights"]
+
+Result = TypeVar("Result")
 
 
-@contextmanager
-def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put values where a model keeps its parameters, tied ones included, and put the parameters back.
+class _Around(nn.Module):
+    """Holds a model, and runs something that calls it: what is swapped for this module's call is swapped for all of that."""
 
-    The modules themselves hold the values, so whatever part of the model is called, or read, sees them: `model.encode(x)`, `model.head(h)`,
-    `model.scale`. Attributes that a pass binds anew, as old weight norms and caches do, are put back too, since they hold what was computed
-    from the values.
+    def __init__(self, model: nn.Module, run: Callable[[], Any]):
+        super().__init__()
+        self.model, self.run = model, run
+
+    def forward(self) -> Any:
+        return self.run()
+
+
+def with_weights(model: nn.Module, values: Mapping[str, Tensor], run: Callable[[], Result]) -> Result:
+    """What `run` gives while the model's modules hold other values in the place of their parameters, tied ones included.
+
+    Whatever part of the model it calls, or reads, has these values: `model.encode(x)`, `model.head(h)`, `model.scale`; its steps back have
+    them too, which run the model again under gradient checkpointing. Then the parameters are back, and so is every attribute that the passes
+    bound anew, as old weight norms and caches do, since that was computed from the values.
 
     Args:
         model: The model.
         values: By parameter name; any tensors, those of `torch.func` included.
-
-    Yields:
-        Nothing.
+        run: Called once.
 
     Raises:
         Unsupported: If the model is spread over processes or devices.
     """
     refuse_spread(model)
-    parameters = dict(model.named_parameters())
-    value_of = {id(parameters[name]): value for name, value in values.items()}
+    # Modules of torch.jit have no attributes of their own to be put back.
     modules = [module for module in model.modules() if not isinstance(module, ScriptModule)]
-    before = [(module, *(dict(held) for held in _held(module))) for module in modules]
+    attributes = [dict(vars(module)) for module in modules]
+    buffers = [dict(module.named_buffers(recurse=False, remove_duplicate=False)) for module in modules]
     try:
-        for module in modules:
-            for key, value in module._parameters.items():
-                if id(value) in value_of:
-                    module._parameters[key] = _named_parameter(value_of[id(value)])
-        yield
+        named = {f"model.{name}": taken_for_parameter(value) for name, value in values.items()}
+        return functional_call(_Around(model, run), named, (), tie_weights=True)
     finally:
-        for module, *kept in before:
-            for held, known in zip(_held(module), kept, strict=True):
-                for key in held.keys() - known.keys():
-                    del held[key]
-                held.update(known)
-
-
-def _named_parameter(value: Tensor) -> Any:
-    """The same tensor, which `isinstance` takes for an `nn.Parameter`, as models that look for parameters do."""
-    value._is_param = True  # type: ignore[attr-defined]
-    return value
-
-
-def _held(module: nn.Module) -> tuple[dict, dict, dict]:
-    return vars(module), module._parameters, module._buffers
+        for module, known, kept in zip(modules, attributes, buffers, strict=True):
+            for name in vars(module).keys() - known.keys():
+                del vars(module)[name]
+            vars(module).update(known)
+            for name, value in kept.items():
+                if getattr(module, name) is not value:
+                    setattr(module, name, value)

@@ -13,7 +13,7 @@ from torch.jit import ScriptModule
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
 from whence.records import Unit
-from whence.spread import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
+from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
 from whence.tasks import AbstractTask
 
 __all__ = ["Coverage", "LayerUse", "Plan", "Route", "listed", "num_numbers", "plan_units", "way_out"]
@@ -174,7 +174,7 @@ def plan_units(task: AbstractTask) -> Plan:
         assert rule is not None
         outputs, inputs = rule.matrix(module.weight).shape if role == "weight" else (1, module.bias.numel())
         parameters = [name]
-        bias = module._parameters.get("bias")  # one that is computed, as under a weight norm, is no parameter
+        bias = _own(module).get("bias")  # one that is computed, as under a weight norm, is no parameter
         if role == "weight" and bias is not None and len(uses) == 1:
             bias_name = name_of[id(bias)]
             if bias_name not in odd and len(owners.get(bias_name, ())) == 1:
@@ -231,7 +231,11 @@ def _rule(name: str, module: nn.Module) -> Rule | None:
 
 
 def _covered(rule: Rule | None, module: Any, role: str) -> bool:
-    return rule is not None and role in ("weight", "bias") and not module._parameters[role].is_complex()
+    return rule is not None and role in ("weight", "bias") and not _own(module)[role].is_complex()
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, nn.Module, Rule]]:
@@ -244,5 +248,5 @@ def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, 
 
 
 def _unit_of(module: nn.Module, role: str, name_of: dict[int, str], unit_of: dict[str, int]) -> int | None:
-    parameter = module._parameters.get(role)
+    parameter = _own(module).get(role)
     return None if parameter is None else unit_of.get(name_of[id(parameter)])

@@ -10,7 +10,7 @@ Axes: Q vectors, B examples of a batch, M scored rows, C outputs per row, T posi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from whence.capture import Blocks, Plan, as_blocks, as_parameters, forward_mode, in_halves, is_out_of_memory, pulled, swapped
+from whence.capture import (
+    Blocks,
+    Plan,
+    as_blocks,
+    as_parameters,
+    forward_mode,
+    in_halves,
+    is_out_of_memory,
+    pulled,
+    with_weights,
+)
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.vectors import flatten, split
 from whence.data import Example, batches
@@ -153,8 +163,7 @@ def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Bloc
     seen: list[Outputs] = []
 
     def values(chosen: Parameters) -> Tensor:
-        with swapped(model, chosen):
-            seen.append(operator.task.outputs(model, batch))
+        seen.append(with_weights(model, chosen, lambda: operator.task.outputs(model, batch)))
         return seen[-1].values_MC
 
     def push(vector: Parameters) -> Tensor:
@@ -172,30 +181,31 @@ def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Bloc
 
 def _gauss_newton_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
     """J v is the derivative of J^T u by u, applied to v: a second pass back where there is none forward."""
-    with _leaves(operator) as leaves:
+
+    def run(leaves: Parameters) -> Iterator[Blocks]:
         attached = operator.task.outputs(operator.task.model, operator.task.collate(examples))
         outputs = replace(attached, values_MC=attached.values_MC.detach())
         _check_finite(outputs, examples)
         dual_MC = torch.zeros_like(outputs.values_MC).requires_grad_()
         back = torch.autograd.grad(attached.values_MC, [*leaves.values()], dual_MC, create_graph=True, allow_unused=True)
         reached = {name: gradient for name, gradient in zip(leaves, back, strict=True) if gradient is not None}
-        found = []
         for vectors in _chunks(operator, blocks, examples, outputs):
             count = len(next(iter(vectors.values())))
             (tangents_QMC,) = pulled([*reached.values()], [dual_MC], [vectors[name] for name in reached], count)
             assert tangents_QMC is not None
             cotangents_QMC = outputs.hessian_times(tangents_QMC)
             rows = pulled([attached.values_MC], [*leaves.values()], [cotangents_QMC], count)
-            found.append(_written_out(operator, leaves, rows, count))
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+            yield _written_out(operator, leaves, rows, count)
+
+    return _with_leaves(operator, run)
 
 
 def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
     model, weights, batch = operator.task.model, _weights(operator), operator.task.collate(examples)
 
     def loss(chosen: Parameters) -> Tensor:
-        with swapped(model, chosen):
-            return operator.task.outputs(model, batch).losses(len(examples)).sum()
+        outputs = with_weights(model, chosen, lambda: operator.task.outputs(model, batch))
+        return outputs.losses(len(examples)).sum()
 
     def times(vector: Parameters) -> Parameters:
         return jvp(grad(loss), (weights,), (vector,))[1]
@@ -208,19 +218,20 @@ def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -
 
 def _hessian_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
     """The derivative of the gradient, by a second pass back."""
-    with _leaves(operator) as leaves:
+
+    def run(leaves: Parameters) -> Iterator[Blocks]:
         outputs = operator.task.outputs(operator.task.model, operator.task.collate(examples))
         _check_finite(outputs, examples)
         loss = outputs.losses(len(examples)).sum()
         slopes = torch.autograd.grad(loss, [*leaves.values()], create_graph=True, allow_unused=True)
-        # A constant slope has no derivative: of an output that is a weight itself, such as a bias's under the squared error.
+        # A constant slope has no derivative: that of a parameter which the loss is linear in.
         curved = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope is not None and slope.requires_grad}
-        found = []
         for vectors in _chunks(operator, blocks, examples, outputs):
             count = len(next(iter(vectors.values())))
             rows = pulled([*curved.values()], [*leaves.values()], [vectors[name] for name in curved], count)
-            found.append(_written_out(operator, leaves, rows, count))
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+            yield _written_out(operator, leaves, rows, count)
+
+    return _with_leaves(operator, run)
 
 
 def _through_model(
@@ -277,16 +288,12 @@ def _weights(operator: Curvature) -> Parameters:
     return {name: values[name].detach() for unit in operator.plan.units for name in unit.parameters}
 
 
-@contextmanager
-def _leaves(operator: Curvature) -> Iterator[Parameters]:
-    """The model with weights that autograd follows.
-
-    Yields:
-        The weights.
-    """
+def _with_leaves(operator: Curvature, run: Callable[[Parameters], Iterator[Blocks]]) -> Blocks:
+    """What `run` gives part by part, for a model with weights that autograd follows."""
     leaves = {name: value.clone().requires_grad_() for name, value in _weights(operator).items()}
-    with swapped(operator.task.model, leaves), torch.enable_grad():
-        yield leaves
+    with torch.enable_grad():
+        found = with_weights(operator.task.model, leaves, lambda: list(run(leaves)))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def _written_out(operator: Curvature, leaves: Parameters, rows: Sequence[Tensor | None], count: int) -> Blocks:

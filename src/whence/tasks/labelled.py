@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from whence.data import Example
 from whence.errors import BadInput
-from whence.spread import main_device
+from whence.sharded_weights import main_device
 from whence.tasks.base import Batch, precision
 from whence.tasks.images import Preprocess, image_inputs, image_path, image_sha256
 from whence.tasks.outputs import output_of

@@ -7,14 +7,14 @@ gradient (Ilyas and Engstrom 2025, arXiv 2504.16430, section 3). Both directions
 Axes: R vectors carried, B examples of a step, N training examples, G groups of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from whence.capture import pulled, swapped
+from whence.capture import pulled, with_weights
 from whence.errors import Unsupported
 from whence.unroll.replay import Replay, State, trainable
 from whence.unroll.update import Values
@@ -22,6 +22,7 @@ from whence.unroll.update import Values
 __all__ = ["backward", "check_second_derivatives", "forward"]
 
 Rows = dict[str, Tensor]
+Result = TypeVar("Result")
 
 
 def backward(
@@ -49,7 +50,8 @@ def backward(
     pull = vjp(stepped, state.values, dict(gradients))[1]
     found: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
     before, by_gradient = found
-    with _swapped_in(replay, state) as leaves:
+
+    def run(leaves: Rows) -> None:
         for part, scale_B, outputs in _graphs(replay, leaves, step):
             stepped_on = {name: value for name, value in outputs.items() if name in by_gradient}
             rows = _pulled(stepped_on, [*leaves.values(), scale_B], by_gradient, at_once)
@@ -59,6 +61,8 @@ def backward(
             by_scale_RB = rows[-1]
             assert by_scale_RB is not None  # a loss always depends on what it is multiplied with
             scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
+
+    _with_leaves(replay, state, run)
     return _kept(before, state)
 
 
@@ -83,7 +87,8 @@ def forward(
     tangents = _kept(_complete(tangents, state.values), state)
     count = len(next(iter(tangents["weights"].values())))
     change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
-    with _swapped_in(replay, state) as leaves:
+
+    def run(leaves: Rows) -> None:
         for part, _, outputs in _graphs(replay, leaves, step):
             inputs = [leaves[name] for name in change]
             rows = _pulled(outputs, inputs, tangents["weights"], at_once)
@@ -93,6 +98,8 @@ def forward(
                 for row in (product, gradient):
                     if row is not None:
                         change[name] += row
+
+    _with_leaves(replay, state, run)
 
     def stepped(values: Values, found: Rows) -> Values:
         return update(values, found, state.counts)
@@ -112,8 +119,7 @@ def check_second_derivatives(replay: Replay) -> None:
     Raises:
         Unsupported: If there is one.
     """
-    with _swapped_in(replay, replay.load(0)) as leaves:
-        _, _, outputs = next(_graphs(replay, leaves, 0))
+    _, _, outputs = _with_leaves(replay, replay.load(0), lambda leaves: next(_graphs(replay, leaves, 0)))
     queue = [gradient.grad_fn for gradient in outputs.values()]
     seen = set(queue)
     while queue:
@@ -135,18 +141,13 @@ def _not_twice(what: str) -> dict[str, str]:
     }
 
 
-@contextmanager
-def _swapped_in(replay: Replay, state: State) -> Iterator[dict[str, Tensor]]:
-    """The model with a state's weights, while graphs of its gradients are made and walked.
+def _with_leaves(replay: Replay, state: State, run: Callable[[Rows], Result]) -> Result:
+    """What `run` gives for a model with a state's weights, whose graphs it makes and walks.
 
     All weights ask for gradients, those that only another stage steps included: they change what this step does.
-
-    Yields:
-        The weights.
     """
     leaves = trainable(state.values["weights"], replay.names)
-    with swapped(replay.task.model, leaves):
-        yield leaves
+    return with_weights(replay.task.model, leaves, lambda: run(leaves))
 
 
 def _graphs(replay: Replay, leaves: Rows, step: int):

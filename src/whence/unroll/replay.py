@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.capture import frozen, swapped
+from whence.capture import frozen, with_weights
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
@@ -147,7 +147,7 @@ class Replay:
         return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
 
     def parts(self, step: int) -> Iterator[Part]:
-        """The losses of a step's examples, at the weights that are `swapped` into the model while they are asked for and differentiated.
+        """The losses of a step's examples, at the weights that the model has just then: `with_weights` puts others there.
 
         Args:
             step: Which.
@@ -175,18 +175,21 @@ class Replay:
         """
         names = list(self.update(step).groups)
         total: dict[str, Tensor] = {}
+        leaves = trainable(state.values["weights"], names)
+
+        def add_up() -> None:
+            for part in self.parts(step):
+                weights_B = part.weights_B
+                if scale_N is not None:
+                    weights_B = weights_B * scale_N[part.places_B].to(weights_B)
+                wanted = [leaves[name] for name in names]
+                found = torch.autograd.grad((part.losses_B * weights_B).sum(), wanted, allow_unused=True)
+                for name, gradient in zip(names, found, strict=True):
+                    if gradient is not None:
+                        total[name] = total[name] + gradient if name in total else gradient
+
         with torch.enable_grad():
-            leaves = trainable(state.values["weights"], names)
-            with swapped(self.task.model, leaves):
-                for part in self.parts(step):
-                    weights_B = part.weights_B
-                    if scale_N is not None:
-                        weights_B = weights_B * scale_N[part.places_B].to(weights_B)
-                    wanted = [leaves[name] for name in names]
-                    found = torch.autograd.grad((part.losses_B * weights_B).sum(), wanted, allow_unused=True)
-                    for name, gradient in zip(names, found, strict=True):
-                        if gradient is not None:
-                            total[name] = total[name] + gradient if name in total else gradient
+            with_weights(self.task.model, leaves, add_up)
         return total
 
     def advance(self, state: State, gradients: Mapping[str, Tensor], step: int) -> State:
