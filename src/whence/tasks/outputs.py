@@ -4,16 +4,14 @@ Axes: M scored rows (positions of all examples, or one per example), C outputs p
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from whence.errors import BadInput
-
-__all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row", "output_of"]
+__all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row"]
 
 Likelihood = Literal["categorical", "gaussian"]
 
@@ -81,28 +79,6 @@ class Outputs:
         p_MC = self.values_MC.detach().softmax(-1)
         weighted_MC = p_MC * tangents_MC
         return weighted_MC.addcmul_(p_MC, weighted_MC.sum(-1, keepdim=True), value=-1)
-
-
-def output_of(given: Any, name: str = "logits") -> Tensor:
-    """The tensor in what a model gives: itself, or an entry of a record or a mapping.
-
-    Args:
-        given: What the model gave.
-        name: Of the entry.
-
-    Raises:
-        BadInput: If there is no such tensor, or its numbers are complex.
-    """
-    found = given[name] if isinstance(given, Mapping) and name in given else getattr(given, name, given)
-    if isinstance(found, Tensor) and not found.is_complex():
-        return found
-    if isinstance(found, Tensor):
-        what, do = "complex numbers", "return a real function of them from the model's forward, such as their absolute values"
-    else:
-        keys = f" with {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
-        what = f"a {type(given).__name__}{keys}{f' of {len(given)}' if isinstance(given, tuple | list) else ''}"
-        do = "wrap the model in a module whose forward returns the tensor alone, or use whence.Custom, whose loss calls the model itself"
-    raise BadInput(found=f"a model that returns {what}", needed=f"a tensor of real numbers, alone or as {name!r}", do=do)
 
 
 def numbers_by_row(
