@@ -15,9 +15,10 @@ from tests.reference import diffusion as twin
 from tests.test_capture import run
 from whence.capture import check_task, plan_units
 from whence.capture.blocks import as_blocks
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac
+from whence.curvature import fit_ekfac, fit_kfac
 from whence.curvature.labels import check_outputs
 from whence.errors import BadInput, UnknownOption, Unsupported
+from whence.settings import FitConfig
 from whence.tasks import step_back
 
 SHAPE = (2, 4, 4)
