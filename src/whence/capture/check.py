@@ -3,6 +3,7 @@
 Two examples go through capture as one padded batch and through plain autograd one at a time; every unit must agree.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from whence.capture.blocks import as_block
 from whence.capture.frozen import frozen
-from whence.capture.hooks import Objective, capture, objective_function
-from whence.capture.units import Plan
+from whence.capture.hooks import Objective, capture, not_reached, objective_function
+from whence.capture.units import Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
 from whence.sharded_weights import loaded_copies, whole
 from whence.tasks import AbstractTask
+from whence.tasks.base import precision
 
 __all__ = ["check_task"]
 
@@ -49,11 +51,31 @@ def check_task(
     Raises:
         BadInput: If the objective mixes the examples of a batch, is mean-reduced or changes from call to call.
         NonFinite: If the objective is NaN or infinite.
-        Unsupported: If a unit's captured gradient is not the true one.
+        Unsupported: If a unit's captured gradient is not the true one, and the task does not let the functional twin make it instead.
     """
     chosen = _two(examples)
-    batch = task.collate(chosen)
     probes = [_probes(unit.outputs, unit.inputs, index, task) for index, unit in enumerate(plan.units)]
+    dtype = autocast or precision(task.model)
+    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    is_known, plan.route.is_checked = plan.route.is_checked, False
+    found, values = _captured(task, plan, chosen, probes, objective, autocast)
+    alone, expected, norms = _one_by_one(task, plan, chosen, probes, objective, autocast)
+    _check_values(task, values.double().cpu(), alone, chosen, objective, tolerance, autocast)
+    # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
+    scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
+    allowed = tolerance * scale.clamp_min(1e-12 + 1e-6 * norms.amax().item())
+    while bool((wrong := ((found - expected).abs() > allowed).any(1)).any()):
+        units = wrong.nonzero()[:, 0].tolist()
+        if not _rerouted(plan, units):
+            _refuse(task, plan, units, found, expected)
+        found, _ = _captured(task, plan, chosen, probes, objective, autocast)
+    plan.route.is_checked = is_known or len(chosen) > 1
+    _doubt_shared(plan, norms)
+    return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
+
+
+def _captured(task, plan, chosen, probes, objective, autocast) -> tuple[Tensor, Tensor]:
+    """Per unit and example the probed gradient u'Gv as it is captured; and the objective's values."""
     found = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
 
     def consume(index: int, pair: Pair) -> None:
@@ -62,26 +84,57 @@ def check_task(
         right = pair.inputs.times(right_I[:, None]).double()
         found[index] += (left * right).sum((1, 2)).cpu()
 
-    values = capture(task, plan, batch, consume, num_examples=len(chosen), objective=objective, autocast=autocast)
-    dtype = autocast or next(task.model.parameters()).dtype
-    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    alone, expected, norms = _one_by_one(task, plan, chosen, probes, objective, autocast)
-    _check_values(task, values.double().cpu(), alone, chosen, objective, tolerance, autocast)
+    values = capture(
+        task,
+        plan,
+        task.collate(chosen),
+        consume,
+        num_examples=len(chosen),
+        alone=lambda place: task.collate([chosen[place]]),
+        objective=objective,
+        autocast=autocast,
+    )
+    return found, values
 
-    # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
-    scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
-    wrong = (found - expected).abs() > tolerance * scale.clamp_min(1e-12 + 1e-6 * norms.amax().item())
-    if bool(wrong.any()):
-        index = int(wrong.any(1).nonzero()[0])
-        unit = plan.units[index]
-        raise Unsupported(
-            found=f"a captured gradient of {unit.name!r} that differs from autograd's "
-            f"({found[index].tolist()} against {expected[index].tolist()})",
-            needed="a layer whose weight is used only through its own forward",
-            do=f"pass functional=[{unit.name!r}] (slower, any use), or leave it out with ignore=[{unit.name!r}]; if the layer is an "
-            "ordinary one, please report this",
-        )
-    return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
+
+def _rerouted(plan: Plan, units: list[int]) -> bool:
+    """Have wrong units made in a slower way, if there is one that the task allows."""
+    route = plan.route
+    if route.side_by_side and not set(units).isdisjoint(plan.twin_units):
+        route.side_by_side = False
+        return True
+    if not route.has_twin:
+        return False
+    before = len(route.twin)
+    route.twin |= {index for index in units if index not in plan.twin_units}
+    # Layers that have the same place in other blocks are used alike, whether or not these two examples show it.
+    kinds = {_kind(layer.name) for layer in plan.layers if layer.units & route.twin}
+    route.twin |= {unit for layer in plan.layers if _kind(layer.name) in kinds for unit in layer.units}
+    return len(route.twin) > before
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _refuse(task: AbstractTask, plan: Plan, units: list[int], found: Tensor, expected: Tensor) -> None:
+    index, names = units[0], [name for unit in units for name in plan.units[unit].parameters]
+    more = f" (and of {len(units) - 1} more)" if len(units) > 1 else ""
+    raise Unsupported(
+        found=f"a captured gradient of {plan.units[index].name!r}{more} that differs from autograd's "
+        f"({found[index].tolist()} against {expected[index].tolist()})",
+        needed="layers whose weights are used only through their own forward",
+        do=f"{way_out(task, names)} (slower, any use), or leave them out with ignore={listed(task, names)}; if they are ordinary layers, "
+        "please report this",
+    )
+
+
+def _doubt_shared(plan: Plan, norms: Tensor) -> None:
+    """A single row that only some of the examples' losses reach may be that of one of them."""
+    is_reached_E = norms.amax(0) > 0
+    for layer in plan.layers:
+        if any(bool((is_reached_E & (norms[unit] == 0)).any()) for unit in layer.units):
+            plan.route.uses.get(layer.name, set()).discard("shared")
 
 
 def _two(examples: Sequence[Example]) -> list[Example]:
@@ -91,17 +144,22 @@ def _two(examples: Sequence[Example]) -> list[Example]:
 
 def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(index)
-    dtype = torch.float64 if next(task.model.parameters()).dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if precision(task.model) == torch.float64 else torch.float32
     left = torch.randn(outputs, generator=generator, dtype=dtype).to(task.device)
     return left, torch.randn(inputs, generator=generator, dtype=dtype).to(task.device)
 
 
 def _one_by_one(task, plan, chosen, probes, objective, autocast):
-    """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale."""
+    """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale.
+
+    Raises:
+        Unsupported: If no tracked parameter has a part in any of them.
+    """
     function = objective_function(task, objective)
     alone = torch.zeros(len(chosen), dtype=torch.float64)
     expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
     norms = torch.zeros_like(expected)
+    is_reached = False
     for column, example in enumerate(chosen):
         with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
             # Asked each time: offloaded ones are other objects after a pass.
@@ -112,6 +170,7 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
                 parameter.grad = None
             with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
                 value = function(task.model, task.collate([example]))
+            is_reached |= value.requires_grad
             if value.requires_grad:
                 _backward(value.sum())
         alone[column] = value.detach().sum().double().cpu()
@@ -124,6 +183,8 @@ def _one_by_one(task, plan, chosen, probes, objective, autocast):
             left_O, right_I = probes[index]
             expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
             norms[index, column] = gradient.norm().cpu()
+    if not is_reached:
+        raise Unsupported(**not_reached(objective))
     return alone, expected, norms
 
 

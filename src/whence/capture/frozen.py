@@ -25,7 +25,7 @@ _GELU = partial(nn.functional.gelu, approximate="tanh")
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel and products the fastest.
 
-    Tables with `max_norm` are read without being written to.
+    Tables with `max_norm` are read without being written to. Tables give whole gradients, not sparse ones.
 
     Then all is as before.
 
@@ -42,6 +42,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     # By owner: an offloaded parameter is another object after each pass.
     grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
+    sparse: list[Any] = [module for module in modules if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse]
     faster = [(module, name, forward) for module in modules if (name := own_forward(module)) and (forward := _faster(module))]
     kept = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
@@ -55,6 +56,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 getattr(module, name).requires_grad_(False)
         for module in inplace:
             module.inplace = False
+        for module in sparse:
+            module.sparse = False
         for module, name, forward in faster:
             setattr(module, name, forward)
         for module in checkpointed:
@@ -74,6 +77,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 value.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
+        for module in sparse:
+            module.sparse = True
         for (module, name, _), before in zip(faster, kept, strict=True):
             setattr(module, name, before) if before is not None else delattr(module, name)
 

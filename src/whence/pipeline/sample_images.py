@@ -13,6 +13,7 @@ from torch import Tensor
 from whence.capture import frozen
 from whence.errors import BadInput
 from whence.tasks import Diffusion, step_back
+from whence.tasks.base import precision
 
 __all__ = ["sample_images"]
 
@@ -80,7 +81,7 @@ def _path(
     task: Diffusion, generators: Sequence[torch.Generator], shape: tuple[int, ...], steps: int, labels: Tensor | None
 ) -> list[Tensor]:
     """Noisy images from noise to image, one tensor (Q, ...) per step and one more."""
-    dtype = next(task.model.parameters()).dtype
+    dtype = precision(task.model)
 
     def noise() -> Tensor:
         drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for generator in generators]
