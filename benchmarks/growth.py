@@ -23,6 +23,7 @@ from whence.data import Dataset, Example
 from whence.progress import meter
 from whence.score import top_scores
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store
+from whence.store.cache import note_path
 
 SHAPES = {"factors": ([(16, 16)] * 6, 1), "codes": ([(1, 1024)], None)}
 APPENDED = 1000
@@ -60,7 +61,9 @@ def run(step, folder):
         store = open_store(folder, check=False)
         return add(folder, store.blueprint, len(store), APPENDED)
     if step == "first open":
-        (folder / ".verified.json").unlink(missing_ok=True)
+        note = note_path(folder)
+        if note is not None:
+            note.unlink(missing_ok=True)
     store = open_store(folder, check=step in ("first open", "open"))
     if step == "scan":
         with meter("", len(store), quiet=True) as progress:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from whence.cli import main
 
 # Nothing here may reach out; what needs the network has to fail as it would without one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What readers note about stores belongs to these tests alone; processes that they start inherit it.
+_CACHE = tempfile.TemporaryDirectory(prefix="whence-tests-")
+os.environ["WHENCE_CACHE_DIR"] = _CACHE.name
 # On models this small a pool of threads costs more than it saves, and two runs have to agree to the bit.
 torch.set_num_threads(1)
 

@@ -80,7 +80,7 @@ def test_where_the_learning_rate_is_0_the_store_is_the_one_that_is_built(tmp_pat
     a, b = (whence.score_table(store, task, records[:3], quiet=True) for store in (logged, built))
     torch.testing.assert_close(a.scores, b.scores, rtol=1e-7, atol=1e-9)
     assert any("logged while training" in note for note in a.notes) and not any("logged" in note for note in b.notes)
-    assert not (tmp_path / "logged" / "logged").exists() and logged.bad_files() == []
+    assert not (tmp_path / "logged" / "logged").exists() and logged.bad_files() == {}
 
 
 @pytest.mark.parametrize("name", ["images", "twice", "bottleneck"])

@@ -26,6 +26,7 @@ from whence.pipeline.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import gradient_rows
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
+from whence.store.cache import note_path
 from whence.store.files import locked, write_json
 
 # Beginnings of SHA-256.
@@ -64,7 +65,7 @@ def built(tmp_path):
 
 def contents(folder):
     """Bytes of every file that belongs to the store."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".verified.json"))
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
@@ -441,7 +442,7 @@ def test_no_store_and_unfinished_store(tmp_path, built):
 def test_altered_shard_of_unchanged_size_is_refused(built):
     task = make_task()
     whence.query(built.folder, task, make_records(1), quiet=True)
-    assert (built.folder / ".verified.json").exists()
+    assert note_path(built.folder).exists()
     flip(built.folder / "shards/00001.safetensors")
     for _ in range(2):
         with pytest.raises(
@@ -451,7 +452,7 @@ def test_altered_shard_of_unchanged_size_is_refused(built):
 
 
 def test_without_the_notes_of_an_earlier_check_all_is_checked(built):
-    (built.folder / ".verified.json").unlink()
+    note_path(built.folder).unlink()
     data = built.folder / "shards/00000.jsonl"
     mark = data.stat().st_mtime_ns
     flip(data, at=8)
@@ -461,7 +462,7 @@ def test_without_the_notes_of_an_earlier_check_all_is_checked(built):
 
 
 def test_a_torn_note_of_an_earlier_check_is_no_harm(built):
-    (built.folder / ".verified.json").write_text('{"00000.js')
+    note_path(built.folder).write_text('{"00000.js')
     assert len(open_store(built.folder)) == 10
 
 

@@ -6,16 +6,19 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.errors import BadInput, DiskFull, StoreCorrupt
+from whence.store.plain_files import JSON_BYTES, check_real_folder, open_plain, read_plain
 from whence.store.remote import fetch_tensors, is_remote, put, remote_errors
+from whence.store.strict_json import parse_json
 
 __all__ = [
     "check_writable",
@@ -23,6 +26,7 @@ __all__ = [
     "disk_errors",
     "file_sizes",
     "locked",
+    "open_to_lock",
     "read_json",
     "read_rows",
     "read_tensors",
@@ -116,24 +120,42 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
     beside = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        file = _created(beside)
+        mine = os.fstat(file.fileno())
         try:
-            with open(beside, "wb") as file:
+            with file:
                 for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+            if not _is_still(beside, mine):
+                raise OSError(errno.EBUSY, "another process is writing it")
             os.replace(beside, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
+        except BaseException:
+            if _is_still(beside, mine):
                 beside.unlink()
-            raise error
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     return digest.hexdigest()
+
+
+def _created(path: Path) -> IO[bytes]:
+    """A new file, never one that was planted there: what a killed process left, or a link, is removed and not written through."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return open(path, "xb")  # which a link in the way refuses
+
+
+def _is_still(path: Path, mine: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), mine)
+    except OSError:
+        return False
 
 
 def write_json(path: Path, content: Any) -> str:
@@ -170,10 +192,25 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
     try:
         if is_remote(path):
             return fetch_tensors(path, names)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError) as error:
-        raise StoreCorrupt(**damaged(path, str(error))) from error
+        raise StoreCorrupt(**damaged(path, reason(error))) from error
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file that is a file; tensors read from it stay when it is closed.
+
+    Yields:
+        What `safetensors.safe_open` does.
+
+    Raises:
+        OSError: If it is not there, or no file.
+        SafetensorError: If it is damaged.
+    """
+    with open_plain(path) as file, safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
+        yield tensors
 
 
 def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
@@ -185,11 +222,11 @@ def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str
     try:
         if is_remote(path):
             return {name: tensor[list(rows)] for name, tensor in fetch_tensors(path, names).items()}
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             slices = {name: file.get_slice(name) for name in names}
             return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise StoreCorrupt(**damaged(path, str(error))) from error
+        raise StoreCorrupt(**damaged(path, reason(error))) from error
 
 
 def damaged(path: Path, why: str) -> dict[str, str]:
@@ -203,39 +240,102 @@ def damaged(path: Path, why: str) -> dict[str, str]:
     return {"found": f"a damaged file {path} ({why})", "needed": "the bytes that were sealed", "do": do}
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a store.
+def read_json(path: Path, *, allow_nan: bool = False) -> Any:
+    """The content of a JSON file of a store, a table, a run or whatever else lies in a folder; see `parse_json` for what is refused.
+
+    Args:
+        path: Of the file.
+        allow_nan: Whether NaN and infinities are let through.
 
     Raises:
-        StoreCorrupt: If it is missing or not JSON.
+        StoreCorrupt: If it is missing, not a file, or no such JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_content(path), allow_nan=allow_nan)
     except (OSError, ValueError) as error:
         raise StoreCorrupt(
-            found=f"{path.name} missing or unreadable in {path.parent}",
+            found=f"{path.name} missing or unreadable in {path.parent} ({reason(error)})",
             needed="a complete store",
             do="run the same `whence build` again, or restore the folder from a copy",
         ) from error
 
 
+def read_content(path: Path, at_most: int = JSON_BYTES) -> bytes:
+    """All bytes of a file beside others, here or in an object store.
+
+    Raises:
+        OSError: If it is not there, is no file, or has more bytes than that.
+    """
+    if not is_remote(path):
+        return read_plain(path, at_most=at_most)
+    with remote_errors(path):
+        content = path.fs.cat_file(path.path, start=0, end=at_most + 1)  # type: ignore[attr-defined]
+    if len(content) > at_most:
+        raise OSError(f"it has more than the {at_most:,} bytes that such a file may have")
+    return content
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the path that an error of the system repeats."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: If it is not there, or no file.
+    """
+    with path.open("rb") if is_remote(path) else open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files in a folder, by name, from one listing; empty if there is no folder."""
+    """Bytes of the files in a folder, by name, from one listing; empty if there is no folder. Links count as absent.
+
+    Raises:
+        StoreCorrupt: If the folder is a link, or anything else than a folder.
+    """
     try:
         if is_remote(folder):
             with remote_errors(folder):
                 listed = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
             return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in listed if entry["type"] == "file"}
+        refuse_linked(folder)
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+            return {
+                entry.name: entry.stat(follow_symlinks=False).st_size
+                for entry in entries
+                if entry.is_file(follow_symlinks=False)
+            }
+    except FileNotFoundError:
         return {}
+
+
+def refuse_linked(folder: Path) -> None:
+    """Refuse a folder inside a store, bank or run that is a link or no folder, before anything in it is read or written.
+
+    Raises:
+        StoreCorrupt: If it is one.
+    """
+    try:
+        check_real_folder(folder)
+    except OSError as error:
+        raise StoreCorrupt(**damaged(folder, str(error))) from error
+
+
+def open_to_lock(path: Path) -> IO[bytes]:
+    """Open a file whose locks are used and whose content is not, making it if it is not there; a link is not followed.
+
+    Raises:
+        OSError: If something else than a file is there, or it cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # NFS locks need a right to read and to write
+    file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, f"{path.name} is not a file")
+    return file
 
 
 @contextlib.contextmanager
@@ -258,7 +358,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
         return
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115  # NFS shares locks of files that can be read only
+        file = open_to_lock(folder / ".lock")
     with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

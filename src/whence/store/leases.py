@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from whence.errors import BadInput
-from whence.store.files import disk_errors, locked
+from whence.store.files import disk_errors, locked, open_to_lock
 from whence.store.remote import is_remote
 
 __all__ = ["Leases", "leases"]
@@ -109,6 +109,6 @@ def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
             yield Leases()
             return
         with disk_errors(folder):
-            file = open(folder / ".leases", "ab")  # noqa: SIM115
+            file = open_to_lock(folder / ".leases")
         with file:
             yield Leases(file, rank / count)

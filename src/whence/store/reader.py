@@ -18,11 +18,24 @@ from torch import Tensor
 
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
-from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store.files import damaged, file_sizes, read_json, read_rows, read_tensors, sha256_of
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch, WhenceError
+from whence.store.cache import note_path
+from whence.store.files import (
+    damaged,
+    file_sizes,
+    read_json,
+    read_rows,
+    read_tensors,
+    reason,
+    refuse_linked,
+    sha256_of,
+    write_json,
+)
 from whence.store.format import Blueprint, Seal, shard_stem
+from whence.store.plain_files import open_plain, read_plain
 from whence.store.remote import is_remote, located
 from whence.store.resume import read_seals
+from whence.store.strict_json import parse_json
 from whence.tasks import AbstractTask
 
 __all__ = ["Store", "open_store"]
@@ -191,14 +204,21 @@ class Store:
                     do=f"load what {self.folder / 'blueprint.json'} records, or build a store for this model",
                 )
 
-    def bad_files(self) -> list[str]:
-        """Files whose SHA-256 is not the sealed one."""
-        return [
-            str(path) for path, sha256 in self._sealed(range(len(self.seals))) if not path.exists() or sha256_of(path) != sha256
-        ]
+    def bad_files(self) -> dict[Path, str]:
+        """Files that are not what was sealed, and why."""
+        found = {}
+        for path, sha256 in self._sealed(range(len(self.seals))):
+            try:
+                if sha256_of(path) != sha256:
+                    found[path] = "its checksum is not the sealed one"
+            except FileNotFoundError:
+                found[path] = "it is missing"
+            except OSError as error:
+                found[path] = reason(error)
+        return found
 
     def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
-        """Refuse altered files. Each is read once; later calls compare size and time of change, kept in `.verified.json`.
+        """Refuse altered files. Each is read once; later calls compare size and time of change with notes in the user's cache.
 
         Args:
             ranks: Processes that read the store together: each checks the shards that it reads, and what is shared.
@@ -208,24 +228,21 @@ class Store:
         """
         if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
             return
-        cache_path = self.folder / (".verified.json" if ranks.count == 1 else f".verified-{ranks.rank}-of-{ranks.count}.json")
-        try:
-            known = json.loads(cache_path.read_bytes())
-        except (OSError, ValueError):
-            known = {}
+        note = note_path(self.folder, "" if ranks.count == 1 else f"{ranks.rank}-of-{ranks.count}")
+        known = _noted(note)
         fresh = {}
         for path, sha256 in self._sealed(ranks.part(len(self.seals))):
             try:
-                stat = path.stat()
+                stat = path.lstat()
             except OSError as error:
                 raise StoreCorrupt(**damaged(path, "it is missing")) from error
             mark = [stat.st_size, stat.st_mtime_ns, sha256]
-            if known.get(path.name) != mark and sha256_of(path) != sha256:
+            if known.get(path.name) != mark and _digest(path) != sha256:
                 raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
             fresh[path.name] = mark
-        if fresh != known:
-            with contextlib.suppress(OSError):  # a read-only store is checked every time
-                cache_path.write_text(json.dumps(fresh))
+        if fresh != known and note is not None:
+            with contextlib.suppress(WhenceError):  # without room for notes all is checked every time
+                write_json(note, fresh)
 
     def _sealed(self, places: range) -> Iterator[tuple[Path, str]]:
         for seal in self.seals[places.start : places.stop]:
@@ -278,6 +295,39 @@ class Store:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of a file of the store.
+
+    Raises:
+        StoreCorrupt: If it cannot be read, or is a link or anything else than a file.
+    """
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise StoreCorrupt(**damaged(path, reason(error))) from error
+
+
+def _why_absent(path: Path) -> str:
+    try:
+        path.open("rb").close() if is_remote(path) else open_plain(path).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    return "it is missing"
+
+
+def _noted(note: Path | None) -> dict[str, Any]:
+    """What an earlier check noted; nothing if that cannot be read."""
+    if note is None:
+        return {}
+    try:
+        found = parse_json(read_plain(note))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:  # noqa: B008
     """Open a finished store.
 
@@ -309,6 +359,8 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
             needed="a finished build",
             do="run the same `whence build` again: it goes on where it stopped",
         )
+    if not is_remote(folder):
+        refuse_linked(folder / "shards")
     manifest = read_json(folder / "manifest.json")
     try:
         store = Store(folder, blueprint, tuple(Seal(**seal) for seal in manifest["shards"]), dict(manifest["files"]))
@@ -323,7 +375,9 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
     for seal in store.seals:
         for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
             path = (folder / shard_stem(seal.number)).with_suffix(suffix)
-            if sizes.get(path.name) != size:
-                raise StoreCorrupt(**damaged(path, f"{sizes.get(path.name, 0):,} of {size:,} bytes are there"))
+            if path.name not in sizes:
+                raise StoreCorrupt(**damaged(path, _why_absent(path)))
+            if sizes[path.name] != size:
+                raise StoreCorrupt(**damaged(path, f"{sizes[path.name]:,} of {size:,} bytes are there"))
     store.check_unchanged(ranks)
     return store

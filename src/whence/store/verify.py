@@ -10,7 +10,6 @@ import torch
 
 from whence.store.format import shard_stem
 from whence.store.reader import Store
-from whence.store.remote import located
 from whence.store.resume import read_seals
 
 __all__ = ["verify_store"]
@@ -22,10 +21,7 @@ def verify_store(store: Store) -> list[str]:
     Checks every checksum, that the manifest lists the shards that are there, that shards hold as many rows as sealed, that the examples
     are where the offsets say, that ids are unique and that every stored number is finite.
     """
-    faults = [
-        f"{path}: its checksum is not the sealed one" if located(path).exists() else f"{path}: it is missing"
-        for path in store.bad_files()
-    ]
+    faults = [f"{path}: {why}" for path, why in store.bad_files().items()]
     if faults:
         return faults
     if {seal.number: seal for seal in store.seals} != read_seals(store.folder):
