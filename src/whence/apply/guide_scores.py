@@ -16,6 +16,7 @@ from whence.capture import Blocks, Plan, Swapped, as_parameters, forward_mode, f
 from whence.curvature import FitConfig
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
+from whence.digests import digested_once
 from whence.errors import NonFinite, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.asked import query_blocks
@@ -75,6 +76,7 @@ class TokenScores:
             yield from scores_K.split([self.train.examples[place].length for place in places])
 
 
+@digested_once()
 def contrast_scores(
     task: AbstractTask,
     train: Dataset | Iterable[Any],

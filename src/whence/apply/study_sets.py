@@ -17,6 +17,7 @@ from whence.apply.study_result import Reading, Study
 from whence.apply.study_sources import corpus_of_data, corpus_of_store, values_of
 from whence.curvature import DampingRule
 from whence.data import Dataset
+from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
@@ -29,6 +30,7 @@ __all__ = ["study"]
 _PASSES = 3
 
 
+@digested_once()
 def study(
     task: AbstractTask,
     corpus: Store | str | Path | Dataset | Iterable[Any],

@@ -8,6 +8,7 @@ from whence.capture.functional import Swapped
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back, in_halves
+from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
@@ -15,13 +16,16 @@ __all__ = [
     "Coverage",
     "Forecast",
     "Head",
+    "ModelRecord",
     "Objective",
     "Plan",
+    "Probe",
     "Swapped",
     "as_blocks",
     "as_parameters",
     "available_bytes",
     "capture",
+    "check_model",
     "check_task",
     "forecast",
     "forward_mode",
@@ -29,6 +33,8 @@ __all__ = [
     "give_back",
     "in_halves",
     "plan_units",
+    "probe_examples",
+    "probed",
     "separate_head",
     "taps",
 ]

@@ -5,6 +5,7 @@ A probe catches what no description does: `F.gelu` for `F.relu` in a forward wri
 Axes: E examples, U units, K contractions of a unit's gradient, O outputs, I inputs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,18 +16,20 @@ from torch import Tensor
 from whence.capture.hooks import Consume, Objective, capture
 from whence.capture.units import Plan
 from whence.data import Example
-from whence.errors import StoreMismatch
+from whence.errors import StoreCorrupt, StoreMismatch
 from whence.records import Pair
-from whence.tasks import AbstractTask, Batch, differences, structure_of
+from whence.tasks import AbstractTask, Batch, Structure, differences, structure_of
 
-__all__ = ["Probe", "check_model", "model_record", "probe_examples", "probed", "run_probe"]
+__all__ = ["ModelRecord", "Probe", "check_model", "probe_examples", "probed"]
 
 # Contractions u^T G v of a unit's gradient G, and units that are looked at, spread evenly.
 _CONTRACTIONS, _MOST_UNITS = 4, 64
-# What rounding may change of a loss, and of a unit's gradient as a share of its size: in the same place, and elsewhere (another device, another
+# What rounding may change of a loss, and of a unit's gradient as a share of its size: in the same place, and elsewhere (another device or
 # version of torch). A unit of ReLU that sits at zero may fall to the other side.
 _TOLERANCES = {"float64": ((1e-7, 1e-5), (1e-6, 1e-4)), "float32": ((1e-4, 5e-3), (5e-3, 5e-2))}
 _HALF_TOLERANCES = ((3e-2, 0.3), (3e-2, 0.3))
+# Differences that a message lists.
+_TOLD = 3
 # Below this a loss is compared by its distance, and a gradient's size counts as this share of the largest unit's.
 _SMALL_LOSS, _SMALL_GRADIENT = 1e-2, 1e-3
 
@@ -50,6 +53,11 @@ class Probe:
     units: tuple[str, ...]
     dtype: str
     place: str
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it can be compared, and written as JSON."""
+        return all(map(math.isfinite, [*self.values, *(x for example in self.gradients for unit in example for x in unit)]))
 
     def differs(self, other: "Probe") -> str:
         """How another model's probe of the same examples differs by more than rounding, in words; empty if it does not.
@@ -77,10 +85,17 @@ class Probe:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Probe":
-        """What `asdict` wrote, after a detour through JSON."""
-        gradients = tuple(tuple(tuple(unit) for unit in example) for example in content["gradients"])
-        lists = {name: tuple(content[name]) for name in ("examples", "values", "units")}
-        return cls(**{**content, **lists, "gradients": gradients})
+        """What `asdict` wrote, after a detour through JSON.
+
+        Raises:
+            ValueError: If its parts do not fit each other.
+        """
+        examples, values, units = (tuple(content[name]) for name in ("examples", "values", "units"))
+        gradients = tuple(tuple(tuple(map(float, unit)) for unit in example) for example in content["gradients"])
+        shape = (len(examples), len(units), _CONTRACTIONS)
+        if len(values) != len(examples) or tuple(torch.tensor(gradients).shape) != shape:
+            raise ValueError(f"a probe of other sizes than {shape}")
+        return cls(examples, tuple(map(float, values)), gradients, units, str(content["dtype"]), str(content["place"]))
 
 
 def probe_examples(examples: Sequence[Example]) -> list[int]:
@@ -88,29 +103,62 @@ def probe_examples(examples: Sequence[Example]) -> list[int]:
     return sorted({0, len(examples) // 2})
 
 
-def model_record(task: AbstractTask, plan: Plan, examples: Sequence[Example]) -> dict[str, Any]:
-    """What is recorded of a model beside its weights, for those who have the same examples when it is held against another.
+@dataclass(frozen=True)
+class ModelRecord:
+    """What a model computes, as it is kept beside what was made with it; `to_json` and back.
 
     Args:
-        task: The model and its loss.
-        plan: Its units.
-        examples: Of which two are run.
-
-    Returns:
-        As JSON, for `check_model`.
+        structure: What its modules say.
+        probe: What it gave for two examples; None where none could be run.
     """
-    chosen = [examples[place] for place in probe_examples(examples)]
-    found = probed(task, plan, [task.collate([example]) for example in chosen], [example.id for example in chosen])
-    return {"structure": structure_of(task.model), "probe": asdict(found)}
+
+    structure: Structure
+    probe: Probe | None
+
+    @classmethod
+    def of(cls, task: AbstractTask, plan: Plan | None = None, examples: Sequence[Example] = ()) -> "ModelRecord":
+        """The record of a model, for those who have the same examples when it is held against another.
+
+        Args:
+            task: The model and its loss.
+            plan: Its units; None makes no probe.
+            examples: Of which two are run.
+        """
+        probe = None
+        if plan is not None:
+            chosen = [examples[place] for place in probe_examples(examples)]
+            probe = probed(task, plan, [task.collate([example]) for example in chosen], [example.id for example in chosen])
+        return cls(structure_of(task.model), probe if probe is not None and probe.is_finite else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"structure": asdict(self.structure), "probe": None if self.probe is None else asdict(self.probe)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "ModelRecord":
+        """What `to_json` made.
+
+        Raises:
+            StoreCorrupt: If it is something else.
+        """
+        try:
+            probe = content["probe"]
+            return cls(Structure.from_json(content["structure"]), None if probe is None else Probe.from_json(probe))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(
+                found=f"an unreadable record of what a model computes ({error})",
+                needed="the record as it was written",
+                do="restore the folder from a copy, or make it again",
+            ) from error
 
 
-def check_model(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> list[str]:
+def check_model(there: ModelRecord, here: ModelRecord, what: str) -> list[str]:
     """Refuse a model with the recorded weights that computes something else.
 
     Args:
-        there: As recorded: "structure", and "probe" or None.
-        here: The model at hand, with the same.
-        what: What was made with the recorded model, for the message.
+        there: As recorded.
+        here: The model at hand.
+        what: What was made with the recorded model, for the message, such as "a store".
 
     Returns:
         What a reader should know of what could not be told.
@@ -118,21 +166,21 @@ def check_model(there: Mapping[str, Any], here: Mapping[str, Any], what: str) ->
     Raises:
         StoreMismatch: If it does, saying what differs.
     """
-    found = differences(there["structure"], here["structure"])
-    probes = [None if side.get("probe") is None else Probe.from_json(side["probe"]) for side in (there, here)]
-    is_probed = None not in probes and probes[0].examples == probes[1].examples  # pyright: ignore[reportOptionalMemberAccess]
-    told = ""
-    if is_probed and probes[0] is not None and probes[1] is not None:
-        told = probes[0].differs(probes[1])
+    found = differences(there.structure, here.structure)
+    is_probed = there.probe is not None and here.probe is not None and there.probe.examples == here.probe.examples
+    told = there.probe.differs(here.probe) if is_probed else ""
     if told or any(difference.is_certain for difference in found):
-        why = [difference.what for difference in found if difference.is_certain or told][:2] + ([f"this one {told}"] if told else [])
+        why = [difference.what for difference in found if difference.is_certain or told]
+        more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""
         raise StoreMismatch(
-            found=f"{what} of a model with these weights that computes something else: {'; '.join(why)}",
+            found=f"{what} of a model with these weights that computes something else: "
+            + "; ".join([*why[:_TOLD], *([f"this one {told}"] if told else [])])
+            + more,
             needed="the model that it was made with, or the scores would mix two models",
             do="load it with the configuration and the code that it had then, or make this again with the model as it is now",
         )
     if found and not is_probed:
-        return [f"the model may compute something else than that of {what}: {found[0].what}; no example could be run to tell"]
+        return [f"what the model computes may not be what it did for {what}: {found[0].what}; no example could be run to tell"]
     return []
 
 
@@ -144,6 +192,7 @@ def probed(
     *,
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
+    also: Sequence[Consume] = (),
 ) -> Probe:
     """Run examples one at a time.
 
@@ -154,11 +203,13 @@ def probed(
         names: Ids of the examples.
         objective: What is differentiated.
         autocast: As in `capture`.
+        also: Per example what takes the gradient pairs of the same pass, too; empty for nothing.
 
     Returns:
         The probe.
     """
-    runs = [run_probe(task, plan, batch, objective=objective, autocast=autocast) for batch in batches]
+    consumers = also or [None] * len(batches)
+    runs = [_run(task, plan, batch, objective, autocast, consume) for batch, consume in zip(batches, consumers, strict=True)]
     units = _spread(plan)
     return Probe(
         tuple(names),
@@ -170,28 +221,10 @@ def probed(
     )
 
 
-def run_probe(
-    task: AbstractTask,
-    plan: Plan,
-    batch: Batch,
-    *,
-    objective: Objective = "loss",
-    autocast: torch.dtype | None = None,
-    also: Consume | None = None,
+def _run(
+    task: AbstractTask, plan: Plan, batch: Batch, objective: Objective, autocast: torch.dtype | None, also: Consume | None
 ) -> tuple[float, Tensor]:
-    """One example's objective, and contractions of its gradient.
-
-    Args:
-        task: The model.
-        plan: Its units.
-        batch: Of one example.
-        objective: What is differentiated.
-        autocast: As in `capture`.
-        also: Takes the gradient pairs of the same pass, too.
-
-    Returns:
-        The value, and shape (U, K), float64.
-    """
+    """One example's objective, and contractions of its gradient, shape (U, K), float64."""
     place_of = {index: place for place, index in enumerate(_spread(plan))}
     found_UK = torch.zeros(len(place_of), _CONTRACTIONS, dtype=torch.float64)
 

@@ -193,7 +193,7 @@ def through_run(
             needed="one optimizer for every tracked parameter: what others did was not recorded",
             do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
-    unseen = cut.run.check(ready.task.model, ready.train)
+    unseen, said_of_model = cut.run.check(ready.task.model, ready.train)
 
     def make(rows: range) -> Chunk:
         some = queries if weights_GQ is not None else Dataset(queries.examples[rows.start : rows.stop])
@@ -218,7 +218,7 @@ def through_run(
         )  # fmt: skip
 
     chunks = in_chunks(ready, make, identity)
-    notes = list(dict.fromkeys(note for _, said in chunks for note in said))
+    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_of_model]
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
     if cut.run.record.get("fingerprint") is None:

@@ -210,10 +210,10 @@ def _prepared(
     quiet: bool,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    replay, unseen, (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
+    replay, (unseen, said), (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
     with replay.ready(), meter("smoothness", 2 * run.steps, quiet=quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
-    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *said]
     if not quiet:
         say("\n".join(notes))
     if unseen:
@@ -223,7 +223,7 @@ def _prepared(
 
 def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
-    unseen = run.check(task.model, train)
+    unseen, notes = run.check(task.model, train)
     replay = Replay(task, train, run, max_positions=1)
     with replay.ready():
         room = measure_sweep(
@@ -235,7 +235,7 @@ def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
         replay.max_positions = room.max_positions
         with meter("replay", run.steps, quiet=quiet) as progress:
             verified = verify(replay, progress)
-    return replay, unseen, (room, verified)
+    return replay, (unseen, notes), (room, verified)
 
 
 def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: slice) -> dict[str, Tensor]:

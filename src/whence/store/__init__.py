@@ -16,7 +16,7 @@ from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bit
 from whence.store.leases import Leases, leases
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
-from whence.store.resume import Pending, listed_files, read_seals
+from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.verify import verify_store
 from whence.store.writer import Writer, enough_disk, open_writer, write_store
 
@@ -31,6 +31,7 @@ __all__ = [
     "Store",
     "StoredUnit",
     "Writer",
+    "check_blueprint",
     "check_writable",
     "damaged",
     "disk_errors",

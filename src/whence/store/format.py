@@ -13,6 +13,7 @@ from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import method_named
 from whence.store.files import read_json
+from whence.tasks import Structure
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,8 +32,9 @@ __all__ = [
 FORMAT_VERSION = 1
 # Stores of whole numbers have a version of their own, so that readers that know only the first go on reading all others.
 QUANTIZED_FORMAT_VERSION = 2
-# Where things were, what made the store and what only damping reads do not decide its rows.
-NOT_COMPARED = ("task", "libraries", "recipe")
+# Where things were, what made the store and what only damping reads do not decide its rows; structure is compared by `check_model`, since
+# another version of a library may describe the same model otherwise.
+NOT_COMPARED = ("task", "libraries", "recipe", "structure")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _BITS = {"int8": 8, "int4": 4, "int2": 2, "int1": 1}
 
@@ -80,6 +82,7 @@ class Blueprint:
         units: The units in order.
         recipe: What is known of the training run.
         libraries: Versions that made it.
+        structure: What the model's modules and configuration say; None in stores of earlier versions.
     """
 
     method: str
@@ -99,6 +102,7 @@ class Blueprint:
     units: tuple[StoredUnit, ...]
     recipe: dict[str, Any] | None = None
     libraries: dict[str, str] = field(default_factory=dict)
+    structure: Structure | None = None
 
     def codec(self) -> RowCodec | QuantizedCodec:
         """How rows lie in shards."""
@@ -122,7 +126,10 @@ class Blueprint:
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""
-        return {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
+        found = {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
+        if self.structure is None:  # the digests of earlier stores are without it
+            del found["structure"]
+        return found
 
     def digest(self) -> str:
         """Digest of the whole record."""
@@ -150,8 +157,9 @@ class Blueprint:
                 StoredUnit(**{**unit, "parameters": tuple(unit["parameters"]), "projected": tuple(unit["projected"])})
                 for unit in content.pop("units")
             )
-            found = cls(units=units, **content)
-        except (KeyError, TypeError) as error:
+            structure = content.pop("structure", None)
+            found = cls(units=units, structure=None if structure is None else Structure.from_json(structure), **content)
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(
                 found=f"an incomplete blueprint.json in {folder} ({error})",
                 needed=f"the fields {', '.join(item.name for item in fields(cls))}",

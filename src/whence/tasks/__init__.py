@@ -10,6 +10,7 @@ from whence.tasks.diffusion import Diffusion, DiffusionMeasure
 from whence.tasks.masked_lm import MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
+from whence.tasks.structure import Structure, differences, structure_of
 
 __all__ = [
     "AbstractTask",
@@ -24,7 +25,10 @@ __all__ = [
     "NoiseSchedule",
     "Outputs",
     "Regression",
+    "Structure",
+    "differences",
     "load_diffusion",
     "step_back",
+    "structure_of",
     "weights_digest",
 ]

@@ -6,7 +6,7 @@ evaluation mode is left out: dropout, caches, the kernel of attention. A forward
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,7 @@ from torch import nn
 
 from whence.functions import identity_of
 
-__all__ = ["Difference", "Structure", "differences", "structure_of"]
-
-Structure = dict[str, dict[str, Any]]
-"""As JSON: "modules" by path, each [class, settings], a path with * standing for equal modules that differ in numbers only; and "config"."""
+__all__ = ["Difference", "Module", "Structure", "differences", "structure_of"]
 
 # Modules that do nothing in evaluation mode, and containers, whose class says nothing of what is computed.
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -45,6 +42,48 @@ _LONGEST_TEXT, _MOST_ITEMS = 200, 64
 
 
 @dataclass(frozen=True)
+class Module:
+    """One module, or several that are equal.
+
+    Args:
+        kind: Its class, with the library's name where it is of torch.nn.
+        settings: The numbers, words and functions that it holds.
+        count: How many.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a model's modules and configuration say; `asdict` of it is JSON.
+
+    Args:
+        modules: By path; a path with * stands for equal modules whose paths differ in numbers only.
+        config: By path of the module that has it, entries by name, nested ones with dots.
+    """
+
+    modules: dict[str, Module]
+    config: dict[str, dict[str, Any]]
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Structure":
+        """What `asdict` made, after a detour through JSON.
+
+        Raises:
+            KeyError: If a part is missing.
+            TypeError: If it is something else.
+        """
+        modules = {
+            str(path): Module(str(one["kind"]), dict(one["settings"]), int(one["count"]))
+            for path, one in dict(content["modules"]).items()
+        }
+        return cls(modules, {str(path): dict(one) for path, one in dict(content["config"]).items()})
+
+
+@dataclass(frozen=True)
 class Difference:
     """One thing that two models do not share.
 
@@ -67,7 +106,7 @@ def structure_of(model: nn.Module) -> Structure:
     Returns:
         Plain values, the same before and after a detour through JSON.
     """
-    modules: dict[str, list[Any]] = {}
+    modules: dict[str, Module] = {}
     configs: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -78,40 +117,48 @@ def structure_of(model: nn.Module) -> Structure:
             if found not in configs.values():  # every part of a model may have a copy
                 configs[path] = found
         if not isinstance(module, _IDLE) and not hasattr(module, "_orig_mod"):
-            modules[path] = [_class_of(module), dict(_settings(module))]
-    return {"modules": _joined(modules), "config": configs}
+            modules[path] = Module(_class_of(module), dict(_settings(module)))
+    return Structure(_joined(modules), configs)
 
 
-def differences(there: Mapping[str, Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
+def differences(there: Structure, here: Structure) -> list[Difference]:
     """What two models do not share, the certain first.
 
     Args:
         there: As recorded.
         here: The model at hand.
     """
-    found = [*_of_modules(there["modules"], here["modules"]), *_of_configs(there["config"], here["config"])]
+    found = [*_of_modules(there.modules, here.modules), *_of_configs(there.config, here.config)]
     return sorted(found, key=lambda one: not one.is_certain)
 
 
-def _of_modules(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
+def _of_modules(there: Mapping[str, Module], here: Mapping[str, Module]) -> Iterator[Difference]:
     for path in sorted({*there, *here}):
         old, new = (side.get(path, side.get(_starred(path))) for side in (there, here))
+        parents = (side.get(path.rpartition(".")[0]) for side in (there, here))
+        # A chain runs whatever is in it; another module may have parts that it does not use.
+        is_chain = all(parent is not None and parent.kind == "torch.nn.Sequential" for parent in parents)
         if old is None or new is None:
             if any(_starred(key) == path for key in (here if new is None else there)):
-                continue  # there one by one
-            # A chain runs whatever is in it; another module may have parts that it does not use.
-            parents = (side.get(path.rpartition(".")[0], [""])[0] for side in (there, here))
-            is_chain = all(parent == "torch.nn.Sequential" for parent in parents)
-            sides = ("no module", new[0]) if old is None else (old[0], "no module")
+                continue  # on that side there is one entry for each
+            sides = ["no module" if side is None else side.kind for side in (old, new)]
             yield Difference(f"{path!r} is {sides[0]} there and {sides[1]} here", is_chain)
-        elif old[0] != new[0]:
-            yield Difference(f"{path!r} is {old[0]} there and {new[0]} here", _is_known(old[0]) and _is_known(new[0]))
+        elif old.kind != new.kind:
+            yield Difference(f"{path!r} is {old.kind} there and {new.kind} here", _is_known(old.kind) and _is_known(new.kind))
         else:
-            for name in sorted(old[1].keys() | new[1].keys()):
-                if name not in old[1] or name not in new[1] or old[1][name] != new[1][name]:
-                    is_certain = _is_known(old[0]) and name in old[1] and name in new[1] and not _UNCERTAIN.search(name)
-                    told = [f"{name}={side[name]!r}" if name in side else f"no {name}" for side in (old[1], new[1])]
-                    yield Difference(f"{path!r} ({old[0]}) has {told[0]} there and {told[1]} here", is_certain)
+            if path in there and path in here and old.count != new.count:
+                yield Difference(f"there are {old.count} modules {path!r} there and {new.count} here", is_chain)
+            yield from _of_settings(path, old, new)
+
+
+def _of_settings(path: str, old: Module, new: Module) -> Iterator[Difference]:
+    for name in sorted(old.settings.keys() | new.settings.keys()):
+        is_shared = name in old.settings and name in new.settings
+        if is_shared and old.settings[name] == new.settings[name]:
+            continue
+        told = [f"{name}={side.settings[name]!r}" if name in side.settings else f"no {name}" for side in (old, new)]
+        is_certain = is_shared and _is_known(old.kind) and not _UNCERTAIN.search(name)
+        yield Difference(f"{path!r} ({old.kind}) has {told[0]} there and {told[1]} here", is_certain)
 
 
 def _of_configs(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
@@ -168,8 +215,7 @@ def _plain(value: Any) -> tuple[bool, Any]:
         is_plain, plain = _plain([value.func, *value.args, *(part for pair in sorted(value.keywords.items()) for part in pair)])
         return is_plain, plain
     if isinstance(value, Callable) and not isinstance(value, type | nn.Module) and hasattr(value, "__name__"):
-        name = getattr(value, "__qualname__", value.__name__)
-        return True, f"function {name}" if "<lambda>" not in name else f"function {identity_of(value)}"[:_LONGEST_TEXT]
+        return True, f"function {value.__name__ if value.__name__ != '<lambda>' else identity_of(value)}"[:_LONGEST_TEXT]
     return False, None
 
 
@@ -196,15 +242,15 @@ def _starred(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-def _joined(modules: Mapping[str, list[Any]]) -> dict[str, Any]:
+def _joined(modules: Mapping[str, Module]) -> dict[str, Module]:
     """Modules of which all that differ in numbers only are equal, as one: a model has hundreds of layers."""
     alike: dict[str, list[str]] = {}
     for path in modules:
         alike.setdefault(_starred(path), []).append(path)
-    found: dict[str, Any] = {}
+    found: dict[str, Module] = {}
     for star, paths in alike.items():
-        if all(modules[path] == modules[paths[0]] for path in paths):
-            found[star] = modules[paths[0]]
+        if len(paths) > 1 and all(modules[path] == modules[paths[0]] for path in paths):
+            found[star] = replace(modules[paths[0]], count=len(paths))
         else:
             found |= {path: modules[path] for path in paths}
     return found

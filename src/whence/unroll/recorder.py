@@ -5,6 +5,7 @@ Axes: S steps, G groups of parameters, M members of batches.
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.store.files import check_writable, locked
+from whence.tasks import structure_of
 from whence.unroll.folder import VERSION, RunFolder
 from whence.unroll.frozen import Frozen, check_optimizer
 from whence.unroll.ranks import ranks_of
@@ -77,6 +79,7 @@ class Recorder:
         self._ranks = ranks_of(model)
         fingerprint = data.fingerprint if isinstance(data, Dataset) else None
         about = {"seed": seed, "data": data if fingerprint is None else fingerprint, "fingerprint": fingerprint}
+        about["structure"] = asdict(structure_of(self.model))
         self._run = RunFolder(self.folder, self._ranks, about)
         self._scaler = scaler
         self._stack = ExitStack()

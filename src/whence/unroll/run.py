@@ -15,7 +15,8 @@ from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.records import Recipe
 from whence.spread import refuse_spread
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
-from whence.unroll.recorder import VERSION
+from whence.tasks import structure_of
+from whence.unroll.folder import VERSION, check_structure
 from whence.unroll.segments import Segment, cut_run, settings_at
 from whence.unroll.steps import Steps
 
@@ -164,7 +165,7 @@ class Run:
         first, last = (self.tensors(self.checkpoints[place]) for place in (0, -1)) if left else ({}, {})
         return [name for name in left if not torch.equal(first[f"model.{name}"], last[f"model.{name}"])]
 
-    def check(self, model: nn.Module, train: Dataset) -> list[str]:
+    def check(self, model: nn.Module, train: Dataset) -> tuple[list[str], list[str]]:
         """Refuse a model or data that are not those of the run.
 
         Args:
@@ -172,11 +173,12 @@ class Run:
             train: Should hold every example that it met.
 
         Returns:
-            Ids of training examples that the run never met.
+            Ids of training examples that the run never met, and what a reader should know of what could not be told.
 
         Raises:
             StoreMismatch: If either is another.
         """
+        notes = check_structure(self.record, structure_of(model), self.folder)
         last = self.tensors(self.checkpoints[-1])
         mine = dict(model.named_parameters())
         theirs = {name.removeprefix("model."): value for name, value in last.items() if name.startswith("model.")}
@@ -202,7 +204,7 @@ class Run:
                 needed="the same examples in the same order, prepared alike",
                 do="pass the data that was trained on",
             )
-        return sorted(set(train.ids) - set(self.ids))
+        return sorted(set(train.ids) - set(self.ids)), notes
 
 
 def open_run(folder: str | Path) -> Run:
