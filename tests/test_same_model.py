@@ -13,8 +13,7 @@ from tests.conftest import save_language_model
 from whence.capture import ModelRecord, check_model, plan_units
 from whence.digests import digested_once
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.pipeline import gradient_log
-from whence.pipeline.store_model import PROBE_FILE
+from whence.pipeline.stored.same_model import PROBE_FILE
 from whence.store import Blueprint, open_store, read_tensors, sha256_of, write_json, write_tensors
 from whence.tasks import base, differences, structure_of
 from whence.tasks.structure import Structure
@@ -373,7 +372,7 @@ def test_a_stopped_run_and_a_stopped_log_refuse_another_model(tmp_path):
     log._lock.close()
     with refused("a log in"):
         whence.GradientLog(tmp_path / "l", task_of(Net, eps=1e-3), records(), quiet=True)
-    assert gradient_log.GradientLog(tmp_path / "l", task_of(), records(), quiet=True)
+    assert whence.GradientLog(tmp_path / "l", task_of(), records(), quiet=True)
 
 
 def test_a_gradient_log_knows_the_model_it_ended_with(tmp_path):

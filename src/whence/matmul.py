@@ -9,6 +9,8 @@ Axes: M rows, K what is summed over, N columns.
 import torch
 from torch import Tensor, nn
 
+from whence.internals import linear_product
+
 __all__ = ["times_transposed"]
 
 
@@ -28,9 +30,10 @@ def times_transposed(left_MK: Tensor, right_NK: Tensor, added_N: Tensor | None =
             [2., 4.]])
     """
     is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and left_MK.numel() > 0
-    if not is_plain or not torch.backends.mkldnn.is_available():
+    product = linear_product() if is_plain else None
+    if product is None:
         return nn.functional.linear(left_MK, right_NK, added_N).detach()
     # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
     left_MK, right_NK = left_MK.detach().contiguous(), right_NK.detach().contiguous()
     added_N = None if added_N is None else added_N.detach()
-    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, added_N, "none", [], "")
+    return product(left_MK, right_NK, added_N)

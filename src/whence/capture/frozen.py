@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
-from whence.spread import settle
+from whence.internals import CHECKPOINTING
+from whence.sharded_weights import own_forward, settle
 
 __all__ = ["frozen"]
 
@@ -39,7 +40,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     # By owner: an offloaded parameter is another object after each pass.
     grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
-    faster = [(module, name, forward) for module in modules if (name := _replaceable(module)) and (forward := _faster(module))]
+    faster = [(module, name, forward) for module in modules if (name := own_forward(module)) and (forward := _faster(module))]
     kept = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -56,12 +57,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             setattr(module, name, forward)
         for module in checkpointed:
             module.training = True
-            module._gradient_checkpointing_func = _Evaluating(module, module._gradient_checkpointing_func)
+            setattr(module, CHECKPOINTING, _Evaluating(module, getattr(module, CHECKPOINTING)))
         yield
     finally:
         settle(model)
         for module in checkpointed:
-            module._gradient_checkpointing_func = module._gradient_checkpointing_func.run
+            setattr(module, CHECKPOINTING, getattr(module, CHECKPOINTING).run)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
@@ -99,7 +100,7 @@ class _Evaluating:
 
 
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, value) for name, value in module._parameters.items() if value is not None]
+    return list(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _packs(module: nn.Module) -> bool:
@@ -108,15 +109,7 @@ def _packs(module: nn.Module) -> bool:
 
 
 def _is_checkpointed(module: nn.Module) -> bool:
-    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, "_gradient_checkpointing_func")
-
-
-def _replaceable(module: nn.Module) -> str:
-    """What holds a module's own forward, empty if it is not there: one that is set already is somebody's choice, or this function's."""
-    if "_hf_hook" in vars(module):  # of accelerate, which brings the weights and then calls the former forward
-        former = getattr(module, "_old_forward", None)
-        return "_old_forward" if getattr(former, "__func__", None) is type(module).forward else ""
-    return "" if "forward" in vars(module) else "forward"
+    return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, CHECKPOINTING)
 
 
 def _faster(module: nn.Module) -> Callable[..., Tensor] | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from whence.internals import is_transforming
 from whence.matmul import times_transposed
 
 __all__ = ["constant_linear"]
@@ -64,6 +64,6 @@ def _is_plain(input: Tensor, weight: Any, bias: Any) -> bool:
         and not any(one.requires_grad for one in tensors[1:])
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
+        and not is_transforming()
+        and not any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
     )

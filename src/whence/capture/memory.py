@@ -15,8 +15,9 @@ from whence.capture.hooks import capture
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import OutOfMemory
+from whence.internals import view_base
 from whence.records import Pair
-from whence.spread import is_sharded, local
+from whence.sharded_weights import is_sharded, local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "give_back", "in_halves"]
@@ -107,7 +108,7 @@ def forecast(
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # Weights that are gathered or loaded for the pass are parameters, or views of them, in other places than the model's own.
-        is_weight = any(isinstance(value, nn.Parameter) for value in (tensor, tensor._base))
+        is_weight = any(isinstance(value, nn.Parameter) for value in (tensor, view_base(tensor)))
         if not is_weight and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import Unsupported
+from whence.internals import BATCH_NORMS
 from whence.records import Dense, OneHot, Pair
 
 __all__ = ["Rule", "rule_for"]
@@ -196,8 +197,8 @@ def rule_for(module: Any) -> Rule | None:
     if name.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     # Without running statistics a batch norm mixes the examples of a batch even in evaluation mode.
-    is_frozen = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    keeps_forward = forward in (nn.GroupNorm.forward, nn.modules.batchnorm._BatchNorm.forward)
+    is_frozen = isinstance(module, BATCH_NORMS) and module.running_mean is not None
+    keeps_forward = forward in (nn.GroupNorm.forward, nn.BatchNorm1d.forward)
     if keeps_forward and module.weight is not None and (is_frozen or isinstance(module, nn.GroupNorm)):
         return CHANNEL_NORM
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":

@@ -167,8 +167,9 @@ def check_model(there: ModelRecord, here: ModelRecord, what: str) -> list[str]:
         StoreMismatch: If it does, saying what differs.
     """
     found = differences(there.structure, here.structure)
-    is_probed = there.probe is not None and here.probe is not None and there.probe.examples == here.probe.examples
-    told = there.probe.differs(here.probe) if is_probed else ""
+    told, is_probed = "", False
+    if there.probe is not None and here.probe is not None and there.probe.examples == here.probe.examples:
+        told, is_probed = there.probe.differs(here.probe), True
     if told or any(difference.is_certain for difference in found):
         why = [difference.what for difference in found if difference.is_certain or told]
         more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""

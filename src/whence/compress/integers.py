@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from whence.compress.quantize import packed_width
+from whence.internals import int8_product
 
 __all__ = ["IntegerScorer"]
 
@@ -142,7 +143,8 @@ def _planes(codes_NB: Tensor, bits: int, room: Tensor) -> Tensor:
 
 def _multiply(codes_ND: Tensor, digits_DC: Tensor, products_NC: Tensor) -> None:
     """Exact products of integers; as float32 too, which holds sums of so few columns, where there is no other fast kernel."""
-    if len(digits_DC) < _NARROW or not torch.backends.mkldnn.is_available():
+    product = None if len(digits_DC) < _NARROW else int8_product()
+    if product is None:
         products_NC.copy_(codes_ND.float() @ digits_DC.float())
     else:
-        torch._int_mm(codes_ND, digits_DC, out=products_NC)  # pyright: ignore[reportPrivateImportUsage]
+        product(codes_ND, digits_DC, out=products_NC)

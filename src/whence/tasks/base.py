@@ -13,7 +13,7 @@ from whence.data import Dataset, Example
 from whence.digests import kept_digest
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Recipe
-from whence.spread import is_offloaded, is_sharded, main_device, named_weights
+from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.tasks.outputs import Outputs
 
 __all__ = ["AbstractTask", "Batch", "weights_digest"]

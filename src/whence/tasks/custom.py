@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 
 from whence.data import Dataset, Example
 from whence.functions import identity_of
+from whence.internals import map_tree
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.images import image_path
 from whence.tasks.outputs import Outputs
@@ -68,7 +68,7 @@ class Custom(AbstractTask):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """What the collate function makes of the records, on the model's device."""
         batch = self._collate([_restore(example.fields) for example in examples])
-        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
+        return map_tree(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The user's loss, shape (B,)."""

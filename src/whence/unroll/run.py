@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
+from whence.recording.folder import VERSION, check_structure
+from whence.recording.steps import Steps
 from whence.records import Recipe
-from whence.spread import refuse_spread
+from whence.sharded_weights import refuse_spread
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
 from whence.tasks import structure_of
-from whence.unroll.folder import VERSION, check_structure
 from whence.unroll.segments import Segment, cut_run, settings_at
-from whence.unroll.steps import Steps
 
 __all__ = ["Run", "open_run"]
 

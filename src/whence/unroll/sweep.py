@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import StoreMismatch
+from whence.internals import DROPOUTS
 from whence.progress import Meter
 from whence.unroll.derivative import backward, check_second_derivatives, forward
 from whence.unroll.replay import Replay, State
@@ -184,9 +185,7 @@ def _check_buffers(replay: Replay) -> None:
 
 def _causes(model: nn.Module, stages: list) -> str:
     """What to look for, the likely first."""
-    dropouts = [
-        name for name, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    ]
+    dropouts = [name for name, module in model.named_modules() if isinstance(module, DROPOUTS) and module.p > 0]
     config = getattr(model, "config", None)
     rates = [
         key

@@ -1,0 +1,238 @@
+"""A scan cut into pieces: what is sent to whoever scans one, how it does so, and what comes back.
+
+Arrays travel as NumPy's, whose bytes are sent with them. Axes: Q queries, N rows of a piece, K hits, G groups of rows, H of them in a piece.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.distributed import Ranks
+from whence.errors import StoreMismatch
+from whence.progress import meter
+from whence.score.scan import Top, joined_shards, merged_top, shard_scores
+from whence.store import Store, open_store
+from whence.store.remote import is_remote
+
+__all__ = ["Job", "Part", "Piece", "Round", "Scanner", "array_of", "pieces_of", "tensor_of"]
+
+# Of rows: a few hundredths of a second's work, between which a scan says how far it is and may be given up.
+_PIECE_BYTES = 256 << 20
+# Of one owner at most, so that what they find fits into memory.
+_MOST_PIECES = 64
+
+
+@dataclass(frozen=True)
+class Round:
+    """What all pieces of a scan have in common.
+
+    Args:
+        number: Of the scan.
+        folder: The store's, as a path or URL that every worker can open.
+        digest: What the store was when it was opened, `Store.digest`.
+        owners: Workers among whom its shards are divided.
+        queries: Preconditioned queries, per unit of shape (Q, P, R), scaled to the score's unit.
+        norms_Q: For cosines the norms of the queries.
+        roots: For cosines of whitened rows what whitens them, per unit.
+        k: Hits wanted on each side; None for every score.
+        weighted: Whether the rows' weights, if there are any, are multiplied in.
+    """
+
+    number: int
+    folder: str
+    digest: str
+    owners: int
+    queries: Sequence[np.ndarray]
+    norms_Q: np.ndarray | None
+    roots: Sequence[np.ndarray] | None
+    k: int | None
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of neighbouring shards.
+
+    Args:
+        number: Its place among the pieces of a store.
+        owner: Who keeps these shards mapped.
+        places: The shards.
+        rows: Their rows.
+    """
+
+    number: int
+    owner: int
+    places: range
+    rows: range
+
+    def __str__(self) -> str:
+        return f"shards {self.places.start} to {self.places.stop - 1}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece to be scanned.
+
+    Args:
+        round: What is asked; None if it is what the last job asked.
+        piece: Of which rows.
+        keep: By query which of the piece's rows may be hits, shape (N,); all for a query that is not in it.
+        group_N: The group of each row, for sums; None for no sums.
+        num_groups: How many groups there are in the store.
+    """
+
+    round: Round | None
+    piece: Piece
+    keep: Mapping[int, np.ndarray] = field(default_factory=dict)
+    group_N: np.ndarray | None = None
+    num_groups: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a piece gave; either hits, perhaps with sums, or scores.
+
+    Args:
+        high: Scores, strongest first, and their rows in the store, shapes (Q, K).
+        low: The same of the lowest scores.
+        group_H: The groups that occur, if sums are wanted.
+        up_QH: Sums of their positive scores, float64.
+        down_QH: Sums of their negative scores, float64.
+        scores_QN: Every score.
+    """
+
+    high: tuple[np.ndarray, np.ndarray] | None = None
+    low: tuple[np.ndarray, np.ndarray] | None = None
+    group_H: np.ndarray | None = None
+    up_QH: np.ndarray | None = None
+    down_QH: np.ndarray | None = None
+    scores_QN: np.ndarray | None = None
+
+
+def pieces_of(store: Store, owners: int) -> list[Piece]:
+    """Divide the shards of a store among owners, neighbours to one, and each one's into pieces.
+
+    Args:
+        store: The store.
+        owners: Workers.
+
+    Returns:
+        In the order of rows; the same for the same store and number of owners.
+    """
+    row_bytes = store.codec.row_bytes()
+    rows_wanted = max(_PIECE_BYTES, row_bytes * len(store) // (owners * _MOST_PIECES)) // row_bytes
+    found: list[Piece] = []
+    ends = [*store.starts, len(store)]
+    for owner in range(owners):
+        places = Ranks(owner, owners).part(len(store.seals))
+        first = places.start
+        for place in places:
+            if ends[place + 1] - ends[first] >= rows_wanted or place + 1 == places.stop:
+                found.append(Piece(len(found), owner, range(first, place + 1), range(ends[first], ends[place + 1])))
+                first = place + 1
+    return found
+
+
+class Scanner:
+    """Scans pieces, and keeps the stores that it was asked about open and their shards mapped."""
+
+    def __init__(self):
+        self.round: Round | None = None
+        self.queries: list[Tensor] = []
+        self.norms_Q: Tensor | None = None
+        self.roots: list[Tensor] | None = None
+        self.stores: dict[str, Store] = {}
+        self.checked: set[tuple[str, int]] = set()
+
+    def __call__(self, job: Job) -> Part:
+        """Scan one piece."""
+        if job.round is not None:
+            self.round = job.round
+            self.queries = [tensor_of(unit) for unit in job.round.queries]
+            self.norms_Q = None if job.round.norms_Q is None else tensor_of(job.round.norms_Q)
+            self.roots = None if job.round.roots is None else [tensor_of(root) for root in job.round.roots]
+        assert self.round is not None
+        store = self._store(self.round, job.piece.owner)
+        places = job.piece.places
+        some = replace(store, seals=store.seals[places.start : places.stop])
+        scores = shard_scores(some, self.queries, self.norms_Q, roots=self.roots, weighted=self.round.weighted)
+        if self.round.k is None:
+            return Part(scores_QN=np.concatenate([scores_QN.numpy() for _, scores_QN in scores], 1))
+        high = low = Top(
+            self.queries[0].new_zeros(len(self.queries[0]), 0), torch.zeros(len(self.queries[0]), 0, dtype=torch.long)
+        )
+        sums = None if job.group_N is None else _Sums(job.group_N, job.num_groups, len(self.queries[0]))
+        with meter("scan", len(some), quiet=True) as progress:
+            for start, scores_QN in joined_shards(scores, progress):
+                if sums is not None:
+                    sums.add(start, scores_QN)
+                up_QN, down_QN = _allowed(scores_QN, job.keep, start)
+                high = merged_top(high, up_QN, start, self.round.k, largest=True)
+                low = merged_top(low, down_QN, start, self.round.k, largest=False)
+        sides = [(top.scores_QK.numpy(), top.rows_QK.numpy() + job.piece.rows.start) for top in (high, low)]
+        return Part(sides[0], sides[1]) if sums is None else Part(sides[0], sides[1], *sums.found())
+
+    def _store(self, asked: Round, owner: int) -> Store:
+        """The store that is asked about, the shards of the piece's owner checked.
+
+        Raises:
+            StoreMismatch: If it is another by now.
+        """
+        store = self.stores.get(asked.folder)
+        if store is None or store.digest != asked.digest:
+            store = open_store(asked.folder, ranks=Ranks(owner, asked.owners))
+            if store.digest != asked.digest:
+                raise StoreMismatch(
+                    found=f"another store in {asked.folder} than the one that was opened to be asked",
+                    needed="the same one for as long as it is asked",
+                    do="open it again; a service has to be started again",
+                )
+            # Shards of an object store are memory, not maps.
+            self.stores[asked.folder] = store = store if is_remote(store.folder) else store.in_memory()
+            self.checked.add((store.digest, owner))
+        if (store.digest, owner) not in self.checked:
+            store.check_unchanged(Ranks(owner, asked.owners))
+            self.checked.add((store.digest, owner))
+        return store
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor as it travels."""
+    return tensor.detach().cpu().numpy()
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """A tensor that has travelled."""
+    # What comes out of shared memory cannot be written.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+class _Sums:
+    """Sums of the scores of groups, row by row as a scan goes on."""
+
+    def __init__(self, group_N: np.ndarray, num_groups: int, queries: int):
+        self.group_N = torch.from_numpy(group_N.astype(np.int64))
+        self.up_QG = torch.zeros(queries, num_groups, dtype=torch.float64)
+        self.down_QG = torch.zeros(queries, num_groups, dtype=torch.float64)
+
+    def add(self, start: int, scores_QN: Tensor) -> None:
+        group_N, scores_QN = self.group_N[start : start + scores_QN.shape[1]], scores_QN.double()
+        self.up_QG.index_add_(1, group_N, scores_QN.clamp_min(0))
+        self.down_QG.index_add_(1, group_N, scores_QN.clamp_max(0))
+
+    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        group_H = torch.bincount(self.group_N, minlength=self.up_QG.shape[1]).nonzero()[:, 0]
+        return group_H.numpy(), self.up_QG[:, group_H].numpy(), self.down_QG[:, group_H].numpy()
+
+
+def _allowed(scores_QN: Tensor, keep: Mapping[int, np.ndarray], start: int) -> tuple[Tensor, Tensor]:
+    """The scores for either side, where a row that may be no hit comes after all others."""
+    if not keep:
+        return scores_QN, scores_QN
+    out_QN = torch.zeros(scores_QN.shape, dtype=torch.bool)
+    for query, keep_N in keep.items():
+        out_QN[query] = torch.from_numpy(~keep_N[start : start + scores_QN.shape[1]])
+    return scores_QN.masked_fill(out_QN, -torch.inf), scores_QN.masked_fill(out_QN, torch.inf)
