@@ -107,6 +107,7 @@ def attribute(
     average_weights: bool = False,
     form: Literal["full", "diagonal"] = "full",
     per_segment: bool = False,
+    compare: bool = True,
     by_source: Annotated[bool, Parameter(negative="")] = False,
     mode: Literal["auto", "reverse", "forward"] = "auto",
     ensemble: Path | None = None,
@@ -125,7 +126,8 @@ def attribute(
         method: One of the exact methods of `whence methods`.
         task: What the model does.
         split: Split of a Hugging Face dataset.
-        relative_damping: Damping as a share of each layer's mean curvature.
+        relative_damping: Damping as a share of each layer's mean curvature. Without any .1 of it for Kronecker factors; a solver takes what
+            the training recipe says, and 1 of it without a recipe.
         absolute_damping: Damping in units of the loss's curvature.
         samples: Draws of labels where they are drawn; 1 if left out.
         seed: Of everything random.
@@ -138,6 +140,7 @@ def attribute(
         average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
             its diagonal, which takes fewer products.
+        compare: Hold the loss of the model's task against what the run lowered; leave it out where examples were augmented.
         per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
         by_source: For method unroll: score whole sources of the training data instead of single examples.
         mode: With --by-source, whether sources are carried forward or queries in reverse; auto takes whatever is fewer.
@@ -161,7 +164,9 @@ def attribute(
         raise BadInput(
             found="--per-segment with --ensemble", needed="one of them: every model has segments of its own", do="leave one out"
         )
-    unrolling = UnrollConfig(segments=segments, average_weights=average_weights, form=form, per_segment=per_segment)
+    unrolling = UnrollConfig(
+        segments=segments, average_weights=average_weights, form=form, per_segment=per_segment, compare=compare
+    )
     if (by_source and (method != "unroll" or run is None)) or (mode != "auto" and not by_source):
         raise BadInput(
             found=f"--by-source for method {method}{'' if run else ' without --run'}"

@@ -77,8 +77,8 @@ def attribute(
         queries: The same of the queries.
         method: One of `whence.EXACT_METHODS`.
         relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature; without either .1 x mean for factors, the training recipe's
-            value for solvers.
+        absolute_damping: Value in units of the per-example loss's curvature; without either .1 x mean for factors. Solvers take the training
+            recipe's value, and 1 x mean without a recipe or with one that lacks an adaptive optimizer's second moments.
         labels: Over which labels the curvature is averaged: "auto", "exact", "sampled", or "dataset" for the empirical Fisher.
         samples: Draws where labels are drawn; None for 1.
         seed: Of the draws.

@@ -38,7 +38,7 @@ class RunFolder:
         self._replaced: list[Path] = []
         self.record: dict[str, Any] = {
             "version": VERSION, "finished": False, "steps": 0, "ranks": ranks.count, "skipped": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [], **known,
+            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], **known,
         }  # fmt: skip
 
     @property
@@ -90,6 +90,7 @@ class RunFolder:
         record = self.record
         record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
         record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
+        record["losses"] = [kept for kept in record.get("losses", []) if kept["step"] < step]
         record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
         record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
         self._write()

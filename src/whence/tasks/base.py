@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.digests import kept_digest
 from whence.errors import BadInput, NonFinite, Unsupported
+from whence.internals import version_of
 from whence.records import Recipe
 from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.tasks.outputs import Outputs
@@ -150,7 +151,7 @@ def _state_of(model: nn.Module) -> tuple[tuple[int, int, int], ...] | None:
     if is_sharded(model) or is_offloaded(model):
         return None
     try:
-        return tuple((id(value), value._version, value.data_ptr()) for value in (*model.parameters(), *model.buffers()))
+        return tuple((id(value), version_of(value), value.data_ptr()) for value in (*model.parameters(), *model.buffers()))
     except (RuntimeError, NotImplementedError):  # tensors that are no block of memory, such as quantised ones
         return None
 

@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from whence.functions import identity_of
+from whence.internals import BATCH_NORMS, COMPILED, DROPOUTS
 
 __all__ = ["Difference", "Module", "Structure", "differences", "structure_of"]
 
 # Modules that do nothing in evaluation mode, and containers, whose class says nothing of what is computed.
-_IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_IDLE = (nn.Identity, *DROPOUTS, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Settings that change no gradient in evaluation mode, or the last bits only.
 _IDLE_SETTINGS = {
     "training", "inplace", "sparse", "enable_nested_tensor", "use_nested_tensor", "mask_check", "gradient_checkpointing",
@@ -110,13 +111,13 @@ def structure_of(model: nn.Module) -> Structure:
     configs: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")
+        path = ".".join(part for part in path.split(".") if part != COMPILED)
         config = getattr(module, "config", None)
         if config is not None and id(config) not in seen and (found := _config(config)):
             seen.add(id(config))
             if found not in configs.values():  # every part of a model may have a copy
                 configs[path] = found
-        if not isinstance(module, _IDLE) and not hasattr(module, "_orig_mod"):
+        if not isinstance(module, _IDLE) and not hasattr(module, COMPILED):
             modules[path] = Module(_class_of(module), dict(_settings(module)))
     return Structure(_joined(modules), configs)
 
@@ -193,7 +194,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
     Yields:
         Name and value, as JSON has it.
     """
-    is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    is_norm = isinstance(module, (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
     for name, value in sorted(vars(module).items()):
         if name.startswith("_") or name in _IDLE_SETTINGS or _IDLE_NAMES.search(name) or (is_norm and name == "momentum"):
             continue

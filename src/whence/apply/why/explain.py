@@ -63,7 +63,7 @@ def why(
         temperature: Of the writing; None or 0 takes the most likely token each time.
         seed: Of sampling; None for 0.
         method: Without a store: "ekfac", which is taken for None, "kfac" or "grad-dot-exact".
-        relative_damping: Without a store: share of each unit's mean eigenvalue; None for .1.
+        relative_damping: Without a store: share of each unit's mean eigenvalue; None for the method's own, see `attribute`.
         factors: Without a store: folder where the fitted curvature is kept, so that the next question does not fit it again.
         fit_on: Without a store: fit the curvature on so many training examples; None takes all.
         memory_gib: Without a store: memory that the run may take besides the model; None for most of what is free.

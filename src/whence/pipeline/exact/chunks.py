@@ -81,11 +81,16 @@ def question(ready: Prepared, queries: Dataset, dampings: list[Damping | None], 
         "method": ready.method.name,
         "train": ready.train.fingerprint,
         "queries": queries.fingerprint,
-        "dampings": [None if known is None else [known.relative, known.absolute, dict(known.scales)] for known in dampings],
+        "dampings": [None if known is None else _numbers(known) for known in dampings],
         "loss": _value(ready, ready.train.examples[0], "loss"),
         "measurement": _value(ready, queries.examples[0], "measurement"),
         **settings,
     }
+
+
+def _numbers(damping: Damping) -> list[Any]:
+    constant = [damping.constant] if damping.constant else []
+    return [damping.relative, damping.absolute, dict(damping.scales), *constant]
 
 
 def _value(ready: Prepared, example: Example, name: str) -> str:

@@ -32,6 +32,8 @@ class UnrollConfig:
             matrix and the curvature, "diagonal" of its diagonal (Bae et al. 2024, equation 43).
         per_segment: Whether the table also has each segment's part of the scores, by name "steps 0 to 500": when an example mattered. With
             TracIn every checkpoint has its own.
+        compare: Whether the task's loss is held against what the run lowered, by the losses that the run says or by making it again between
+            two checkpoints. False where examples were augmented, so that no other loss is the run's either.
 
     Raises:
         BadInput: If `segments` is not positive.
@@ -42,6 +44,7 @@ class UnrollConfig:
     average_weights: bool = False
     form: Form = "full"
     per_segment: bool = False
+    compare: bool = True
 
     def __post_init__(self):
         if self.segments < 1:

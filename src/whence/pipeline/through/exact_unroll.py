@@ -223,7 +223,7 @@ def _prepared(
 
 def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
-    unseen, notes = run.check(task.model, train)
+    unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     replay = Replay(task, train, run, max_positions=1)
     with replay.ready():
         room = measure_sweep(

@@ -21,7 +21,7 @@ from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.through.config import RunSums, UnrollConfig
 from whence.pipeline.through.source import source_scores, tracin_scores
 from whence.score import ExactScores
-from whence.unroll import Run, Segment, open_run
+from whence.unroll import Run, Segment, check_loss, open_run
 
 __all__ = ["CutRun", "cut_for", "refuse_unused", "through_run"]
 
@@ -93,7 +93,11 @@ def cut_for(method: str, run: str | Path | None, unrolling: UnrollConfig, unused
         raise BadInput(
             found=f"{', '.join(given)} for {method}", needed="what the recorded run says instead", do=f"leave {given[0]} out"
         )
-    if chosen.factors is None and method != "unroll" and unrolling != UnrollConfig(per_segment=unrolling.per_segment):
+    if (
+        chosen.factors is None
+        and method != "unroll"
+        and unrolling != UnrollConfig(per_segment=unrolling.per_segment, compare=unrolling.compare)
+    ):
         raise BadInput(
             found=f"segments, average_weights or form for {method}",
             needed="a method with segments: this one looks at every checkpoint by itself",
@@ -193,7 +197,12 @@ def through_run(
             needed="one optimizer for every tracked parameter: what others did was not recorded",
             do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
-    unseen, said_of_model = cut.run.check(ready.task.model, ready.train)
+    unseen = cut.run.check(ready.task.model, ready.train)
+    said_before = cut.run.check_computed(ready.task.model)
+    if cut.config.compare:
+        said_before += check_loss(ready.task, ready.train, cut.run, max_positions=ready.max_positions, quiet=ready.quiet)
+    else:
+        said_before.append("whether the task's loss is the one that the run lowered was not compared, as asked")
 
     def make(rows: range) -> Chunk:
         some = queries if weights_GQ is not None else Dataset(queries.examples[rows.start : rows.stop])
@@ -218,7 +227,7 @@ def through_run(
         )  # fmt: skip
 
     chunks = in_chunks(ready, make, identity)
-    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_of_model]
+    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_before]
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
     if cut.run.record.get("fingerprint") is None:
