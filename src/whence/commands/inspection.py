@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
-from whence.config import BuildConfig
 from whence.errors import BadInput
 from whence.methods import EXACT_METHODS, METHODS
+from whence.settings import BuildConfig
 
 __all__ = ["forecast", "inspect", "methods", "verify"]
 
@@ -57,7 +58,7 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
 
 
 def inspect(store: Path, *, as_json: Json = False) -> None:
-    """Say what a store holds.
+    """Say what a store holds, and what of its model and data would be loaded with --trust only. Nothing of it is loaded.
 
     Args:
         store: Folder made by `whence build`.
@@ -72,6 +73,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "rows": len(opened),
         "shards": len(opened.seals),
         "bytes_per_row": opened.codec.row_bytes(),
+        "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
         print(json.dumps(content))
@@ -90,6 +92,9 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     ):
         print(f"{name:>16}  {content[name]}")
     print(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
+    print(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
+    for why in content["needs_trust"]:
+        print(f"{'with --trust':>16}  {why}")
     print(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
 
 
@@ -176,7 +181,7 @@ def forecast(
             do="add --model-shape and --examples, or leave it out" if unused else "such as: whence forecast MODEL DATA",
         )
     from whence.load import load_records
-    from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
+    from whence.pipeline import forecast_build, forecast_exact
 
     of_exact = {
         "queries": queries,
@@ -208,8 +213,7 @@ def forecast(
         asked = loaded.prepare(load_records(str(queries)))
         found = forecast_exact(
             loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
-            largest_side=largest_side or 1024, memory_gib=memory_gib, run=run,
-            unrolling=UnrollConfig() if segments is None else UnrollConfig(segments=segments),
+            largest_side=largest_side, memory_gib=memory_gib, run=run, segments=segments,
         )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 

@@ -10,6 +10,7 @@ from whence.tasks.diffusion import Diffusion, DiffusionMeasure
 from whence.tasks.masked_lm import MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
+from whence.tasks.reading import records_in
 from whence.tasks.structure import Structure, differences, structure_of
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Structure",
     "differences",
     "load_diffusion",
+    "records_in",
     "step_back",
     "structure_of",
     "weights_digest",

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from whence.capture import ModelRecord, frozen
-from whence.curvature import Damping
+from whence.curvature import ResolvedDamping
 from whence.curvature.stages import MODEL, stages
 from whence.data import Dataset, Example
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import say
+from whence.settings import settings_record
 
 __all__ = ["Chunk", "in_chunks", "joined", "question"]
 
@@ -73,12 +74,13 @@ def joined(chunks: list[Chunk], name: str, axis: int) -> Tensor:
     return chunks[0][0][name] if len(chunks) == 1 else torch.cat([tensors[name] for tensors, _ in chunks], axis)
 
 
-def question(ready: Prepared, queries: Dataset, dampings: list[Damping | None], **settings: Any) -> dict[str, Any]:
+def question(ready: Prepared, queries: Dataset, dampings: list[ResolvedDamping | None], **settings: Any) -> dict[str, Any]:
     """What the rows of a table depend on, as JSON. Code of the user's shows in what it gives for an example."""
     return {
         "version": 1,
         MODEL: ModelRecord.of(ready.task).to_json(),
-        "method": ready.method.name,
+        "method": ready.settings.name,
+        "settings": settings_record(ready.settings),
         "train": ready.train.fingerprint,
         "queries": queries.fingerprint,
         "dampings": [None if known is None else _numbers(known) for known in dampings],
@@ -88,7 +90,7 @@ def question(ready: Prepared, queries: Dataset, dampings: list[Damping | None], 
     }
 
 
-def _numbers(damping: Damping) -> list[Any]:
+def _numbers(damping: ResolvedDamping) -> list[Any]:
     constant = [damping.constant] if damping.constant else []
     return [damping.relative, damping.absolute, dict(damping.scales), *constant]
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from whence._version import __version__
 from whence.capture import Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
-from whence.config import BuildConfig
 from whence.curvature import fit_fisher
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption
 from whence.internals import BATCH_NORMS, DROPOUTS
@@ -27,6 +26,7 @@ from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepp
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.store import (
     Blueprint,
     Pending,
@@ -47,6 +47,7 @@ from whence.store import (
     read_tensors,
     rows_type,
     sha256_of,
+    write_left_out,
     write_tensors,
 )
 from whence.tasks import AbstractTask, structure_of
@@ -141,6 +142,8 @@ def _built(
     quiet = quiet or ranks.rank > 0
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
+    for note in skipped_note("training records", dataset.skipped):
+        report(f"note: {note}")
 
     moody = (*DROPOUTS, *BATCH_NORMS)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
@@ -196,7 +199,8 @@ def _built(
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
             if not writer.is_finished():
-                finish_store(writer, {name: sha256_of(folder / name) for name in learned}, quiet)
+                files = {name: sha256_of(folder / name) for name in learned}
+                finish_store(writer, files | write_left_out(folder, dataset), quiet)
                 # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
                 if not is_remote(folder):
                     shutil.rmtree(folder / "factors", ignore_errors=True)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import ModelRecord, forecast, plan_units, taps
-from whence.config import BuildConfig
-from whence.curvature import FitConfig
 from whence.curvature.stages import MODEL, check_identity
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
@@ -29,6 +27,7 @@ from whence.pipeline.stored.logged_factors import LoggedFactors
 from whence.pipeline.stored.logged_rows import check_rows
 from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
 from whence.progress import say
+from whence.settings import BuildConfig, FitConfig
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json, write_tensors
 from whence.tasks import AbstractTask
