@@ -11,7 +11,7 @@ import whence
 from whence.errors import StoreMismatch, Unsupported
 from whence.store import write_json
 
-METHODS = ("source", "tracin", "astra-source")
+METHODS = ("source", "tracin")
 COUNT = 20
 
 
@@ -93,7 +93,7 @@ def scores(task, folder, method="source", **options):
 
 
 @pytest.mark.parametrize("says", [False, True])
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_of_another_loss_is_refused(tmp_path, method, make, says):
     settings = {"lr": 0.3} if make is torch.optim.SGD else {"lr": 0.03, "weight_decay": 0.1}
@@ -136,7 +136,7 @@ def test_losses_are_those_of_the_steps_that_are_kept(tmp_path):
                 value = nn.functional.cross_entropy(model(inputs[part]), labels[part], reduction="sum") / 10
                 value.backward()
                 run.loss(value)
-                said.append((number, float(value)))
+                said.append((number, float(value.detach())))
             optimizer.step()
             optimizer.zero_grad()
 
