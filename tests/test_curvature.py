@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+import whence
 from tests import zoo
 from tests.reference.influence import inverse_fisher
 from whence.capture import capture, plan_units
 from whence.curvature import choose_damping, fit_axes, leading_directions, recipe_damping, stored_damping
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.progress import meter
 from whence.records import Recipe
 from whence.settings import Damping
@@ -116,6 +117,63 @@ def test_recipe_of_adam():
     assert damping.of_unit(unit(parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.1)
     assert damping.of_unit(unit(outputs=1, parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.2)
     assert "times each layer's mean sqrt(v) + eps of adamw" in damping.note
+
+
+def test_weight_decay_that_is_a_part_of_the_gradient_is_not_divided_by_the_root_of_its_square():
+    """P (H + wd) moves to where (H + wd) does, whatever P is; P H + wd = P (H + wd / P) does not."""
+    known = {"weight_decay": 0.5, "loss_divisor": 3.0, "inverse_preconditioner": {"w": 0.02}}
+    adam = choose_damping(Recipe("adam", 2.0, **known), whence.Damping(), default=0.1)
+    assert adam.of_unit(unit(gain=2.0), 7.0) == pytest.approx(3 * (0.5 + 0.5 * 0.02) * 2)
+    assert "weight decay, a part of the gradient" in adam.note
+    for name, is_decoupled, factor in (
+        ("AdamW", None, 0.02),
+        ("Adam", True, 0.02),
+        ("AdamW", False, 1.0),
+        ("mine", False, 1.0),
+    ):
+        found = choose_damping(Recipe(name, 2.0, decoupled_weight_decay=is_decoupled, **known), whence.Damping(), default=0.1)
+        assert found.of_unit(unit(), 7.0) == pytest.approx(3 * (0.5 * factor + 0.5 * 0.02)), name
+    with pytest.raises(
+        BadInput, match="a recipe of mine with weight_decay=0.5; needed whether weight decay is a part of the gradient"
+    ):
+        choose_damping(Recipe("mine", 2.0, **known), whence.Damping(), default=0.1)
+
+
+def test_scores_after_adam_with_weight_decay_are_those_of_the_closed_form(tmp_path):
+    """What converged minimises the mean loss plus half of the decayed square: nothing of Adam is in how that moves."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = (torch.randn(24, size, generator=generator, dtype=torch.float64) for size in (4, 1))
+    inputs = inputs * torch.tensor([1.0, 0.5, 0.2, 2.0])
+    model, decay = torch.nn.Linear(4, 1, bias=False).double(), 0.1
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=decay)
+    steps = 1500
+    with whence.Recorder(tmp_path, model, optimizer, every=steps) as run:
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
+            run.batch(range(24))
+            optimizer.zero_grad()
+            (0.5 * (model(inputs) - targets).square()).mean().backward()
+            optimizer.step()
+    recipe = whence.open_run(tmp_path).recipe()
+    assert recipe.decoupled_weight_decay is False
+    task = whence.Regression(model, recipe=recipe)
+    records = list(zip(inputs, targets, strict=True))
+    found = whence.attribute(task, records, records[:3], method="cg", tolerance=1e-9, iterations=50, quiet=True)
+    hessian = inputs.T @ inputs / 24 + decay * torch.eye(4)
+    residuals = inputs @ model.weight.detach().T - targets
+    gradients = residuals * inputs
+    expected = gradients[:3] @ torch.linalg.solve(hessian, gradients.T) / 24
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+
+
+def test_what_is_no_state_of_adam_is_refused():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert whence.inverse_preconditioner(model, optimizer) == {}
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"state1": torch.zeros(2), "state2": torch.zeros(2), "step": 3}
+    with pytest.raises(Unsupported, match="a AdamW whose state is state1, state2, step; needed exp_avg_sq and step"):
+        whence.inverse_preconditioner(model, optimizer)
 
 
 def test_impossible_recipes():

@@ -177,7 +177,8 @@ def test_stages_are_taken_up_again(tmp_path):
     again = train()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "True")
-    assert first.record["stages"] == second.record["stages"] == [{"name": "first", "start": 0}, {"name": "second", "start": 3}]
+    begun = [{"name": "first", "start": 0, "is_new": True}, {"name": "second", "start": 3, "is_new": True}]
+    assert first.record["stages"] == second.record["stages"] == begun
     assert first.checkpoints == second.checkpoints == (0, 2, 3, 5, 7)
     assert [segment.is_adaptive for segment in second.segments(1)] == [False, True]
 

@@ -42,7 +42,7 @@ def unbroken(tmp_path_factory):
         build(folder, method)
         made[method] = contents(folder)
         assert sum(name.endswith(".safetensors") for name in made[method]) == 5 + len(
-            {"curvature", "axes", "mask", "moments"} & {n[:-12] for n in made[method]}
+            {"curvature", "axes", "mask", "moments", "probe"} & {n[:-12] for n in made[method]}
         )
     return made
 
@@ -496,4 +496,7 @@ def test_manifest_says_what_is_there(tmp_path):
     store = build(tmp_path / "store")
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert manifest["rows"] == RECORDS and [shard["rows"] for shard in manifest["shards"]] == [4, 4, 4, 4, 2]
-    assert list(manifest["files"]) == ["curvature.safetensors"] and manifest["blueprint"] == store.blueprint.digest()
+    assert (
+        sorted(manifest["files"]) == ["curvature.safetensors", "probe.safetensors"]
+        and manifest["blueprint"] == store.blueprint.digest()
+    )

@@ -7,6 +7,7 @@ from cyclopts import App, CycloptsError
 
 from whence._version import __version__
 from whence.commands.shared import TYPED
+from whence.digests import digested_once
 from whence.errors import WhenceError
 
 __all__ = ["app", "main"]
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     TYPED.set(("whence", *words))
     try:
-        status = app(words, exit_on_error=False, print_error=False)
+        with digested_once():
+            status = app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # here, where a closed pipe is an exception, and not when Python exits
     except WhenceError as error:
         print(f"whence: {error}", file=sys.stderr)

@@ -187,6 +187,8 @@ class Recipe:
         learning_rate_sum: Sum of the learning rate over all steps.
         momentum: Heavy-ball coefficient; 0 for none.
         weight_decay: L2 coefficient.
+        decoupled_weight_decay: Whether an adaptive optimizer decays weights by themselves (AdamW), so that decay bypasses what gradients are
+            divided by, or as a part of the gradient (Adam); None goes by its name.
         loss_divisor: What one example's summed loss was divided by inside the mean that training minimised: 1 for a mean over
             examples, the mean number of tokens per example for a mean over tokens.
         inverse_preconditioner: For adaptive optimizers, by parameter name, the mean of sqrt(v) + eps over its entries at the end of
@@ -199,6 +201,7 @@ class Recipe:
     weight_decay: float = 0.0
     loss_divisor: float = 1.0
     inverse_preconditioner: Mapping[str, float] | None = None
+    decoupled_weight_decay: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
 from whence.capture.pulled import pulled
+from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
 from whence.capture.swapped import with_weights
 from whence.capture.units import Coverage, Plan, plan_units
 
@@ -17,12 +18,15 @@ __all__ = [
     "Coverage",
     "Forecast",
     "Head",
+    "ModelRecord",
     "Objective",
     "Plan",
+    "Probe",
     "as_blocks",
     "as_parameters",
     "available_bytes",
     "capture",
+    "check_model",
     "check_task",
     "forecast",
     "forward_mode",
@@ -32,6 +36,8 @@ __all__ = [
     "is_out_of_memory",
     "plan_units",
     "pulled",
+    "probe_examples",
+    "probed",
     "separate_head",
     "taps",
     "with_weights",

@@ -17,7 +17,8 @@ class ExactOptions:
 
     Args:
         method: One of the exact methods of `whence methods`.
-        relative_damping: Damping as a share of each layer's mean curvature.
+        relative_damping: Damping as a share of each layer's mean curvature; without any .1 of it for Kronecker factors, and for solvers what
+            the training recipe says, or 1 of it without one.
         absolute_damping: Damping in units of the loss's curvature.
         labels: Over which labels the curvature is averaged.
         samples: Draws of labels where they are drawn; 1 if left out.
@@ -41,6 +42,7 @@ class ExactOptions:
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
             its diagonal, which takes fewer products.
         per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
+        any_loss: Do not hold the task's loss against what that run lowered: where examples were augmented it was another one.
     """
 
     method: str = "ekfac"
@@ -67,6 +69,7 @@ class ExactOptions:
     average_weights: Annotated[bool, Parameter(negative="")] = False
     form: Literal["full", "diagonal"] | None = None
     per_segment: Annotated[bool, Parameter(negative="")] = False
+    any_loss: Annotated[bool, Parameter(negative="")] = False
 
     def given(self) -> dict[str, Any]:
         """What was said, by name, without the method."""

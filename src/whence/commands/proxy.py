@@ -83,6 +83,7 @@ def proxy(
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.store import disk_errors
+    from whence.tasks import structure_of
 
     if (target is None) == (target_name is None):
         raise BadInput(
@@ -118,7 +119,8 @@ def proxy(
         else None
     )
     known = options | {"name": name, "distil": None if config is None else asdict(config), "proxy": loaded.weights}
-    known |= {"target": target_name or aim.weights}
+    known |= {"target": target_name or aim.weights, "proxy_structure": asdict(structure_of(loaded.model))}
+    known |= {} if target is None else {"target_structure": asdict(structure_of(aim.model))}
     known |= {"train": loaded.prepare(records).fingerprint, "queries": loaded.prepare(asked).fingerprint}
     check_table_folder(output, known)
     options["memory_gib"] = memory_gib

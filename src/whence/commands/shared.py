@@ -25,7 +25,8 @@ def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Args:
         folder: Where a table is to go.
-        settings: What its scores depend on, as JSON has it; what is written as `settings` of the table's origin.
+        settings: What its scores depend on, as JSON has it; what is written as `settings` of the table's origin. Under names that end in
+            "structure" are descriptions of models, which another version of a library may give otherwise.
 
     Raises:
         BadInput: If there is such a table.
@@ -36,15 +37,26 @@ def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     known = origin_of_table(folder).get("settings")
     mine = json.loads(json.dumps(settings))
-    if known == mine:
+    names = [] if not isinstance(known, dict) else [name for name in {**mine, **known} if not _is_same(name, known, mine)]
+    if isinstance(known, dict) and not names:
         return
-    names = [] if not isinstance(known, dict) else [name for name in {**mine, **known} if known.get(name) != mine.get(name)]
     told = f"made with other settings ({', '.join(names)})" if names else "that does not say what it was made with"
     raise BadInput(
         found=f"a table in {folder} {told}",
         needed="a new folder, or one with a table that was made in the same way",
         do="choose another folder, or move that one away",
     )
+
+
+def _is_same(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a setting is the same in two sets of them; a model's description that one has not is no other one."""
+    from whence.tasks import Structure, differences
+
+    if not name.endswith("structure"):
+        return name in there and name in here and there[name] == here[name]
+    if name not in there or name not in here:
+        return True
+    return not any(found.is_certain for found in differences(Structure.from_json(there[name]), Structure.from_json(here[name])))
 
 
 def read_token(path: Path) -> str:

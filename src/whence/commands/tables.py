@@ -229,18 +229,23 @@ def _counted_in(
     """The table of a model, with an ensemble's folder the mean that it is part of, and the digests of the models in it."""
     from whence.progress import say
     from whence.score import Ensemble
+    from whence.tasks import structure_of
 
     if folder is None:
         return make(), (task.weights,)
-    ensemble, member = Ensemble(folder, settings=settings), task.weights
+    ensemble, member, structure = Ensemble(folder, settings=settings), task.weights, structure_of(task.model)
     if member in ensemble:
+        ensemble.check_structure(member, structure)
         say(f"this model is one of the {len(ensemble)} in {folder} already")
     else:
-        ensemble.add(make(), member=member)
+        ensemble.add(make(), member=member, structure=structure)
     return ensemble.table(), ensemble.members
 
 
 def _origin(settings: dict[str, Any], task: Any, ensemble: Path | None, data: list[str], queries: str) -> dict[str, Any]:
     """What a table is made from; the models of an ensemble grow in number, so its folder stands for them among the settings."""
-    model = {"model": task.weights} if ensemble is None else {"ensemble": str(ensemble.absolute())}
+    from whence.tasks import structure_of
+
+    own = {"model": task.weights, "structure": asdict(structure_of(task.model))}
+    model = own if ensemble is None else {"ensemble": str(ensemble.absolute())}
     return {"data": data, "queries": queries, "whence": __version__, "settings": {**settings, **model}}

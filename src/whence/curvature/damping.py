@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from whence.errors import BadInput
+from whence.errors import BadInput, Unsupported
 from whence.records import Recipe, Unit
 from whence.settings import Damping
 from whence.store import StoredUnit
 
 __all__ = ["ResolvedDamping", "choose_damping", "inverse_preconditioner", "recipe_damping", "rounding_share", "stored_damping"]
 
+# What torch.optim does with weight decay if nothing else is said.
+_DECOUPLED = ("adamw", "muon", "adafactor")
+_COUPLED = ("adam", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta")
 # What rounding makes of a gradient that is zero, in units of the last bit of the largest gradients: the root of many terms.
 _ROUNDINGS = 30
 # Shares: of the mean eigenvalue over all directions, or over the kept ones.
@@ -34,6 +37,7 @@ class ResolvedDamping:
         note: How it was chosen, for the report.
         label: The same in a few words, to tell tables apart.
         of_kept: Whether `relative` is a share of the mean over the directions that are kept instead of all.
+        constant: Added to `absolute`, and not multiplied by `scales`.
     """
 
     relative: float | None
@@ -42,6 +46,7 @@ class ResolvedDamping:
     scales: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
     of_kept: bool = False
+    constant: float = 0.0
 
     def of_unit(self, unit: Unit | StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
@@ -60,7 +65,7 @@ class ResolvedDamping:
             # A joined bias is one column of its weight's matrix; the vectors of a norm weigh the same.
             scale = sum(scales) / len(scales) if unit.outputs == 1 else scales[0]
             gain = unit.gain if isinstance(unit, StoredUnit) else 1.0
-            value = (self.absolute or 0.0) * gain * scale
+            value = ((self.absolute or 0.0) * scale + self.constant) * gain
         # A unit whose gradient is zero everywhere has no curvature either; any positive number gives it the score zero.
         return value if value > 0 else 1e-30
 
@@ -93,8 +98,11 @@ def recipe_damping(recipe: Recipe) -> float:
 
     Training for a finite time leaves directions of curvature below 1 / (sum of learning rates) undecided; adding that value to the
     curvature is what stopping early amounts to (Bae et al. 2024, section 3.2). Heavy-ball momentum multiplies the learning rate by
-    1 / (1 - momentum). A loss that was divided inside the mean scales back. An adaptive optimizer moves by P times the gradient, so its
-    value has to be multiplied by 1 / P = sqrt(v) + eps, parameter by parameter (`choose_damping` does).
+    1 / (1 - momentum). A loss that was divided inside the mean scales back.
+
+    An adaptive optimizer moves by P times the gradient, P = 1 / (sqrt(v) + eps), so its 1 / sum of learning rates has to be multiplied by
+    1 / P, parameter by parameter (`choose_damping` does). Decoupled weight decay wd (AdamW) moves by P H + wd = P (H + wd / P), and is
+    multiplied, too; as a part of the gradient (Adam) it moves by P (H + wd), and is not.
 
     Args:
         recipe: The training run.
@@ -115,8 +123,12 @@ def recipe_damping(recipe: Recipe) -> float:
             needed="a positive sum and divisor, and momentum in [0, 1)",
             do="correct the recipe, or leave it out and pass relative_damping",
         )
-    stopped = (1 - recipe.momentum) / recipe.learning_rate_sum
-    return round((recipe.weight_decay + stopped) * recipe.loss_divisor, 15)
+    return round((recipe.weight_decay + _stopped(recipe)) * recipe.loss_divisor, 15)
+
+
+def _stopped(recipe: Recipe) -> float:
+    """What stopping after a finite time amounts to, in the curvature of the loss that was minimised."""
+    return (1 - recipe.momentum) / recipe.learning_rate_sum
 
 
 def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -127,14 +139,23 @@ def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -
         optimizer: Its optimizer, with `exp_avg_sq` and `step` in its state.
 
     Returns:
-        By parameter name; parameters without such a state are left out.
+        By parameter name; parameters without any state, which never had a gradient, are left out.
+
+    Raises:
+        Unsupported: If the state of one is another.
     """
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state and id(parameter) in name_of:
+            if state and not ("exp_avg_sq" in state and "step" in state):
+                raise Unsupported(
+                    found=f"a {type(optimizer).__name__} whose state is {', '.join(map(str, state))}",
+                    needed="exp_avg_sq and step, as Adam and AdamW of torch.optim keep them",
+                    do="leave the recipe's inverse_preconditioner out, and pass relative_damping or absolute_damping",
+                )
+            if state and id(parameter) in name_of:
                 corrected = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
                 found[name_of[id(parameter)]] = float((corrected.sqrt() + group["eps"]).mean())
     return found
@@ -146,7 +167,7 @@ def choose_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> 
     Args:
         recipe: The training run, if known.
         asked: What was asked for.
-        default: The method's relative damping.
+        default: The method's relative damping, taken without a recipe, and with one that lacks an adaptive optimizer's second moments.
 
     Returns:
         The choice, with a note that says where it comes from.
@@ -217,6 +238,30 @@ def _of_recipe(recipe: Recipe) -> ResolvedDamping | None:
         value = recipe_damping(recipe)
         return ResolvedDamping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
     if recipe.inverse_preconditioner:
-        note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
-        return ResolvedDamping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
+        recipe_damping(recipe)  # refuses impossible numbers
+        stopped, decay = (value * recipe.loss_divisor for value in (_stopped(recipe), recipe.weight_decay))
+        times = f"times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
+        if _is_decoupled(recipe):
+            note = f"damping {rule}, {times}"
+            return ResolvedDamping(None, stopped + decay, note, recipe.inverse_preconditioner, "recipe damping")
+        note = f"damping from the training recipe: weight decay, a part of the gradient, + 1 / sum of learning rates, {times}"
+        return ResolvedDamping(None, stopped, note, recipe.inverse_preconditioner, "recipe damping", constant=decay)
     return None
+
+
+def _is_decoupled(recipe: Recipe) -> bool:
+    """Whether weight decay bypasses what the optimizer divides gradients by.
+
+    Raises:
+        BadInput: If there is some and the optimizer's name does not say.
+    """
+    if recipe.decoupled_weight_decay is not None or not recipe.weight_decay:
+        return bool(recipe.decoupled_weight_decay)
+    name = recipe.optimizer.lower()
+    if name not in _DECOUPLED and name not in _COUPLED:
+        raise BadInput(
+            found=f"a recipe of {recipe.optimizer} with weight_decay={recipe.weight_decay:g}",
+            needed="whether weight decay is a part of the gradient, which is divided by sqrt(v), or decoupled from it",
+            do="pass decoupled_weight_decay=False or True to whence.Recipe",
+        )
+    return name in _DECOUPLED

@@ -67,7 +67,7 @@ def fit_ekfac(
                 with fit.meter(f"eigenvalues{ending}") as progress:
                     return fit_values(fit, bases, progress, units)
 
-            return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make))
+            return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make), run.notes)
 
 
 def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from whence.capture import Head, Plan, capture, forecast, in_halves, separate_head
+from whence.capture import Head, ModelRecord, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units, unit_bytes
 from whence.curvature.labels import LabelRule, check_outputs, choose_labels, numbered, objectives
 from whence.curvature.moments import FactorSums
-from whence.curvature.stages import Stages, stages
+from whence.curvature.stages import MODEL, Stages, stages
 from whence.data import Dataset, batches
 from whence.distributed import Ranks
 from whence.errors import NonFinite
@@ -75,12 +75,17 @@ class Fit:
         """Progress over this process's examples, about so many."""
         return meter(title, -(-len(self.dataset) // self.ranks.count), quiet=self.quiet or self.ranks.rank > 0)
 
-    def identity(self) -> dict[str, object]:
-        """What the result depends on, as JSON. Batches are not part of it: they move the last bits only."""
+    def identity(self, weights: str | None = None) -> dict[str, object]:
+        """What the result depends on, as JSON. Batches are not part of it: they move the last bits only.
+
+        Args:
+            weights: Digest of the weights; None makes it.
+        """
         units = [(unit.parameters, unit.outputs, unit.inputs) for unit in self.plan.units]
         return {
             "version": 1,
-            "weights": self.task.weights,
+            "weights": self.task.weights if weights is None else weights,
+            MODEL: ModelRecord.of(self.task, self.plan, self.dataset.examples).to_json(),
             "preprocessing": self.task.preprocessing,
             "dataset": self.dataset.fingerprint,
             "units": units,
@@ -96,8 +101,10 @@ class Fit:
         left, right = bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}")
         return KroneckerBlock(self.plan.units[index], left, right, values_OI).on(self.task.device)
 
-    def finish(self, bases: dict[str, Tensor], values: dict[str, Tensor] | None) -> KroneckerCurvature:
-        """The curvature from the tensors of its stages, which come from the disk if the fit was done before.
+    def finish(
+        self, bases: dict[str, Tensor], values: dict[str, Tensor] | None, notes: Sequence[str] = ()
+    ) -> KroneckerCurvature:
+        """The curvature from the tensors of its stages, which come from the disk if the fit was done before, with what is to be said of them.
 
         What had to be fitted in groups stays on the CPU, mapped from its files; each unit goes to the model's device when it is needed.
         """
@@ -107,7 +114,8 @@ class Fit:
             values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"]
             blocks.append(KroneckerBlock(unit, bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}"), values_OI))
             kfac.append((left_KO, right_KI))
-        found = KroneckerCurvature(tuple(blocks), tuple(kfac), f"{self.rule}, {len(self.dataset):,} examples")
+        note = "; ".join([f"{self.rule}, {len(self.dataset):,} examples", *notes])
+        found = KroneckerCurvature(tuple(blocks), tuple(kfac), note)
         return found.on(self.task.device) if self.room_bytes is None else found
 
 
@@ -149,7 +157,7 @@ def fit_kfac(
     with ranks.connected():
         fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes, ranks)
         with stages(None if folder is None else Path(folder), fit.identity, ranks) as run:
-            return fit.finish(fit_bases(fit, run), None)
+            return fit.finish(fit_bases(fit, run), None, run.notes)
 
 
 def prepare_fit(

@@ -66,7 +66,7 @@ def fit_ekfac_pooled(
     )
 
     def identity() -> dict[str, object]:
-        found = fit.identity()
+        found = fit.identity(weights="")
         digests = []
         for enter in weights:
             with enter():
@@ -98,5 +98,5 @@ def fit_ekfac_pooled(
 
         bases = in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
         values = in_groups(run, "values", fit.costs("values"), fit.room_bytes, make_values)
-        found = fit.finish(bases, values)
+        found = fit.finish(bases, values, run.notes)
     return KroneckerCurvature(found.blocks, found.kfac, f"{found.note}, mean over {len(weights)} checkpoints")

@@ -12,13 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.capture import give_back
+from whence.capture import ModelRecord, check_model, give_back
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store import check_writable, read_tensors, sha256_of, write_tensors
 from whence.store.files import locked, read_json, write_json
 
-__all__ = ["Stages", "ranges_of", "stages"]
+__all__ = ["MODEL", "Stages", "check_identity", "ranges_of", "stages"]
+
+MODEL = "model"
+"""Under this name an identity has a `ModelRecord`, which is compared with a tolerance; all else has to be equal."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Stages:
     folder: Path | None
     record: dict[str, Any]
     ranks: Ranks = Ranks()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of what is kept there."""
+        if self.folder is None or MODEL in self.record["identity"]:
+            return []
+        return [
+            f"{self.folder} was made before it was recorded what the model computes: only weights, data and settings were compared"
+        ]
 
     def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a stage, made or read.
@@ -124,6 +136,34 @@ def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> li
     return found
 
 
+def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], what: str, folder: Path) -> list[str]:
+    """Refuse to go on with results that depend on something else.
+
+    Args:
+        there: What they depend on, as recorded.
+        here: What they would depend on now; under "model" a `ModelRecord` as JSON, which rounding may change.
+        what: They, for the message.
+        folder: Where they are kept.
+
+    Returns:
+        What a reader should know.
+
+    Raises:
+        StoreMismatch: If they do.
+    """
+    keys = (there.keys() | here.keys()) - {MODEL}
+    different = sorted(key for key in keys if there.get(key) != here.get(key))
+    if different:
+        raise StoreMismatch(
+            found=f"{what} with another {', another '.join(different)} in {folder}",
+            needed="one of the same model, data and settings",
+            do="choose another folder, or ask as it was made",
+        )
+    if MODEL not in there or MODEL not in here:
+        return []
+    return check_model(ModelRecord.from_json(there[MODEL]), ModelRecord.from_json(here[MODEL]), f"{what} in {folder}")
+
+
 @contextmanager
 def stages(
     folder: Path | None,
@@ -136,7 +176,7 @@ def stages(
 
     Args:
         folder: Where; None keeps nothing.
-        identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards.
+        identity: Makes what the results depend on, as JSON; recorded at first and compared afterwards, under "model" a `ModelRecord`.
         ranks: Connected processes that do the work together.
         what: What is kept there, for errors.
 
@@ -158,15 +198,7 @@ def stages(
     with locked(folder):
         path = folder / "fit.json"
         record = read_json(path) if path.exists() else {"identity": wanted, "stages": {}}
-        different = sorted(
-            key for key in wanted.keys() | record["identity"].keys() if wanted.get(key) != record["identity"].get(key)
-        )
-        if different:
-            raise StoreMismatch(
-                found=f"{what} with another {', another '.join(different)} in {folder}",
-                needed="one of the same model, data and settings",
-                do="choose another folder, or ask as it was made",
-            )
+        check_identity(record["identity"], wanted, what, folder)
         write_json(path, record)
         ranks.of_first(record)
         yield Stages(folder, record, ranks)

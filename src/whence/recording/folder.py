@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from whence.capture import ModelRecord, check_model
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.recording.ranks import Ranks, rank_folder
 from whence.recording.steps import Steps
 from whence.store.files import damaged, read_json, read_tensors, sha256_of, write_json, write_tensors
+from whence.tasks import Structure
 
-__all__ = ["VERSION", "RunFolder"]
+__all__ = ["VERSION", "RunFolder", "check_structure"]
 
 VERSION = 1
 
@@ -36,7 +38,7 @@ class RunFolder:
         self._replaced: list[Path] = []
         self.record: dict[str, Any] = {
             "version": VERSION, "finished": False, "steps": 0, "ranks": ranks.count, "skipped": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [], **known,
+            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], **known,
         }  # fmt: skip
 
     @property
@@ -88,6 +90,7 @@ class RunFolder:
         record = self.record
         record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
         record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
+        record["losses"] = [kept for kept in record.get("losses", []) if kept["step"] < step]
         record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
         record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
         self._write()
@@ -137,6 +140,7 @@ class RunFolder:
                 needed="examples with the ids that it began with",
                 do="pass the same data, or record into another folder",
             )
+        check_structure(record, Structure.from_json(self.record["structure"]), self.folder)
         self.log = Steps.read_own(self.folder, record)
         self.record = record
 
@@ -154,6 +158,27 @@ class RunFolder:
             with contextlib.suppress(OSError):  # left over: it does no harm
                 path.unlink()
         self._replaced = []
+
+
+def check_structure(record: Mapping[str, Any], here: Structure, folder: Path) -> list[str]:
+    """Refuse a model that computes something else than the one that was recorded.
+
+    Args:
+        record: What `run.json` says.
+        here: What the model at hand says of itself.
+        folder: The run's.
+
+    Returns:
+        What a reader should know.
+
+    Raises:
+        StoreCorrupt: If the record cannot be read.
+        StoreMismatch: If it does.
+    """
+    if record.get("structure") is None:
+        return ["the run was recorded before it was kept what its model computes: only weights were compared"]
+    there = ModelRecord.from_json({"structure": record["structure"], "probe": None})
+    return check_model(there, ModelRecord(here, None), f"a run in {folder}")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -72,6 +72,9 @@ def record_lightning(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             watch.batch(trainer, batch)
 
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+            watch.loss(loss)
+
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             watch.flush()
 
@@ -179,6 +182,11 @@ class _Watch:
         # Lightning divides by the number of micro-batches, in a last, shorter step as well.
         divisor = (len(numbers) if self.divided_by is None else self.divided_by(batch)) * trainer.accumulate_grad_batches
         self.run.batch([self.ids[number] for number in numbers], divided_by=float(divisor))
+
+    def loss(self, value: torch.Tensor) -> None:
+        """Take what goes backward, which Lightning has divided by the number of micro-batches."""
+        if self.run is not None:
+            self.run.loss(value.detach())
 
     def flush(self) -> None:
         """Write down what the Trainer's own checkpoint will go on from."""

@@ -3,8 +3,10 @@
 Axes: S steps, G groups of parameters, M members of batches.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from whence.recording.scaler import overflowed, watched_scaler
 from whence.recording.steps import Steps, optimizer_settings, settings_seen
 from whence.recording.weights import bare, checkpoint_tensors, load_checkpoint
 from whence.store.files import check_writable, locked
+from whence.tasks import structure_of
 
 __all__ = ["VERSION", "Recorder"]
 
@@ -77,10 +80,13 @@ class Recorder:
         self._ranks = ranks_of(model)
         fingerprint = data.fingerprint if isinstance(data, Dataset) else None
         about = {"seed": seed, "data": data if fingerprint is None else fingerprint, "fingerprint": fingerprint}
+        about["structure"] = asdict(structure_of(self.model))
         self._run = RunFolder(self.folder, self._ranks, about)
         self._scaler = scaler
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []
+        self._losses: list[float] = []
+        self._inside = 0
         self._factor = 1.0
         self._must_restore = False
         self._hooks: list[Any] = []
@@ -147,6 +153,18 @@ class Recorder:
                 do="pass the ids of the batch's examples",
             )
         self._pending.append((names, divided_by))
+        self._inside = 0  # a step that raised was not left
+
+    def loss(self, value: Tensor | float) -> None:
+        """Say what goes backward, as it is minimised, after each `batch`: attribution then sees whether it is the task's loss.
+
+        Looked at where weights are kept only, a step at a time.
+
+        Args:
+            value: Divided by what `batch` was told; of accumulated micro-batches each one's part, without the scale of a gradient scaler.
+        """
+        if self._run.has_checkpoint(self.steps):
+            self._losses.append(float(value.detach() if isinstance(value, Tensor) else value))
 
     def scaled(self, factor: float) -> None:
         """Say that the gradients of the coming step were multiplied by a factor, as clipping does."""
@@ -176,14 +194,15 @@ class Recorder:
             optimizer: If it is a new one.
         """
         self._check_open()
+        is_begun = any(stage["name"] == name for stage in self._run.record["stages"])
+        if not is_begun:
+            self._check_restored()
+            if self.steps:
+                self.checkpoint()  # with the state of the optimizer that came there
         if optimizer is not None:
             self._watch(optimizer)
-        if any(stage["name"] == name for stage in self._run.record["stages"]):
-            return
-        self._check_restored()
-        if self.steps:
-            self.checkpoint()
-        self._run.record["stages"].append({"name": name, "start": self.steps})
+        if not is_begun:
+            self._run.record["stages"].append({"name": name, "start": self.steps, "is_new": optimizer is not None})
 
     def checkpoint(self, *, finished: bool = False) -> None:
         """Keep the weights as they are now, with the optimizer's state; happens by itself every `every` steps and at the end.
@@ -213,6 +232,9 @@ class Recorder:
             The step to go on from; 0 for a new run.
         """
         step, tensors = self._run.last_checkpoint()
+        if any(stage["start"] == step and stage.get("is_new") for stage in self._run.record["stages"]):
+            # What is kept there is of the optimizer before.
+            tensors = {key: value for key, value in tensors.items() if key.startswith("model.")}
         load_checkpoint(self.model, self._optimizer, tensors)
         self.resume(step)
         return step
@@ -237,6 +259,7 @@ class Recorder:
         self._frozen.mark()
         self._must_restore = False
         self._pending.clear()
+        self._losses.clear()
         self._factor, self._seen = 1.0, None
         self._run.cut(step)
 
@@ -272,9 +295,19 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+            optimizer.register_step_pre_hook(lambda *_: self._enter_step()),
+            optimizer.register_step_post_hook(lambda *_: self._leave_step()),
         ]
+
+    def _enter_step(self) -> None:
+        self._inside += 1
+        if self._inside == 1:  # of a subclass whose step calls that of its base, both have hooks
+            self._before_step()
+
+    def _leave_step(self) -> None:
+        self._inside -= 1
+        if self._inside == 0:
+            self._after_step()
 
     def _before_step(self) -> None:
         if not self._pending:
@@ -295,8 +328,10 @@ class Recorder:
         if overflowed(self._optimizer):
             self._skip()
             return
+        if len(self._losses) == len(self._pending) and self._ranks.count == 1:
+            self._run.record["losses"].append({"step": self.steps, "loss": math.fsum(self._losses)})
         self.log.add(self._pending, self._rates, self._factor, self._settings, processes=self._ranks.count)
-        self._pending, self._factor = [], 1.0
+        self._pending, self._losses, self._factor = [], [], 1.0
         stages = self._run.record["stages"]
         if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
@@ -307,7 +342,7 @@ class Recorder:
 
     def _skip(self) -> None:
         """Forget what was said of a step that changed nothing."""
-        self._pending, self._factor, self._seen = [], 1.0, None
+        self._pending, self._losses, self._factor, self._seen = [], [], 1.0, None
         self._run.record["skipped"] = self._run.record.get("skipped", 0) + 1
 
     def _tensors(self) -> dict[str, Tensor]:

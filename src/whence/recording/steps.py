@@ -158,7 +158,7 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         optimizer: The optimizer.
 
     Returns:
-        Its kind and, per group, its settings and the names of its parameters.
+        Its kind, where that is from, and, per group, its settings and the names of its parameters.
     """
     name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
     groups = [
@@ -166,7 +166,8 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
-    return {"optimizer": type(optimizer).__name__, "groups": groups}
+    kind = type(optimizer)
+    return {"optimizer": kind.__name__, "module": kind.__module__, "groups": groups}
 
 
 def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:

@@ -70,6 +70,7 @@ def record_trainer(
     trainer.data_collator = _Collator(trainer.data_collator, _kept_fields(trainer))
     arguments.remove_unused_columns = False  # the collator does it, after it has taken the numbers
     run: list[Recorder] = []
+    counted: list[bool] = []
 
     class Record(TrainerCallback):
         """Opens the recorder when there is an optimizer and closes it at the end."""
@@ -101,9 +102,13 @@ def record_trainer(
 
     def stepped(model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         numbers = inputs.pop(_NUMBERS).tolist()
-        divisor = _divisor(trainer, inputs.get("labels"), len(numbers), num_items_in_batch)
+        if not counted and num_items_in_batch is not None:
+            counted.append(_counts_items(trainer, model, inputs, num_items_in_batch))
+        divisor = _divisor(trainer, inputs.get("labels"), len(numbers), num_items_in_batch, not counted or counted[0])
         run[0].batch([ids[number] for number in numbers], divided_by=divisor)
-        return step(model, inputs, num_items_in_batch)
+        loss = step(model, inputs, num_items_in_batch)
+        run[0].loss(loss)
+        return loss
 
     def clipped(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         norm = clip(parameters, max_norm, *args, **kwargs)
@@ -150,14 +155,34 @@ def _kept_fields(trainer: Any) -> set[str] | None:
     return {*inspect.signature(trainer.model.forward).parameters, "label", "label_ids", *trainer.label_names}
 
 
-def _divisor(trainer: Any, labels: Tensor | None, examples: int, num_items: Any) -> float:
+def _counts_items(trainer: Any, model: Any, inputs: Mapping[str, Any], num_items: Any) -> bool:
+    """Whether the loss is divided by the number of items that the Trainer passes; some models take it and pay no heed to it.
+
+    Looked at in evaluation mode, with the random numbers put back, so that the run goes on as it would have.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng():
+            losses = [trainer.compute_loss(model, dict(inputs), num_items_in_batch=times * num_items) for times in (1, 2)]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    once, twice = (float(loss.detach()) for loss in losses)
+    return abs(once) <= 1e-12 or abs(twice / once - 0.5) < 0.25
+
+
+def _divisor(trainer: Any, labels: Tensor | None, examples: int, num_items: Any, is_counted: bool) -> float:
     """What the Trainer divides the sum of a micro-batch's losses by.
 
     It passes the number of scored tokens of the whole step to models that take it; otherwise a model means over its own micro-batch, and the
-    Trainer over micro-batches.
+    Trainer over micro-batches, unless it was told, or thinks since it passed that number, that this is done already.
     """
-    if num_items is not None:
+    if num_items is not None and is_counted:
         return float(num_items)
     is_per_token = labels is not None and labels.ndim > 1 and not labels.is_floating_point()
     own = int(labels.ne(-100).sum()) if is_per_token and labels is not None else examples
-    return float(own * trainer.current_gradient_accumulation_steps)
+    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    is_scaled = num_items is not None if is_scaled is None else is_scaled
+    return float(own if is_scaled else own * trainer.current_gradient_accumulation_steps)

@@ -5,7 +5,7 @@ Axes: Q queries, N training examples.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
 from whence.methods import METHODS
 from whence.records import ScoreTable
 from whence.store import damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
+from whence.tasks import Structure, differences
 
 __all__ = ["Ensemble", "mean_table"]
 
@@ -69,12 +70,13 @@ class Ensemble:
     def __contains__(self, member: str) -> bool:
         return member in self.members
 
-    def add(self, table: ScoreTable, *, member: str) -> None:
+    def add(self, table: ScoreTable, *, member: str, structure: Structure | None = None) -> None:
         """Count a model's table in.
 
         Args:
             table: Its scores, for the same queries and examples in the same order as the other members', of the same method and unit.
             member: A name for the model, such as its seed, step or digest.
+            structure: What the model computes besides its weights, for `check_structure`.
 
         Raises:
             BadInput: If the member is already in, the table is of other queries, examples, unit or method, or weights are multiplied into
@@ -97,7 +99,8 @@ class Ensemble:
                 total = self._sum(known)
             for name, value in _summed(table).items():
                 total[name] = total[name] + value.double().cpu()
-            known["members"] = {**known["members"], member: _told(table)}
+            kept = {} if structure is None else {"structure": asdict(structure)}
+            known["members"] = {**known["members"], member: _told(table) | kept}
             known["sum"] = f"sum-{len(known['members'])}.safetensors"
             known["sha256"] = write_tensors(self.folder / known["sum"], total)
             write_json(self.folder / "ensemble.json", known)
@@ -105,6 +108,26 @@ class Ensemble:
                 for old in self.folder.glob("sum-*.safetensors"):  # also what a run left that was killed
                     if old.name != known["sum"]:
                         old.unlink()
+
+    def check_structure(self, member: str, structure: Structure) -> None:
+        """Refuse a model with a member's weights that computes something else.
+
+        Args:
+            member: One that is in.
+            structure: What the model at hand computes besides its weights.
+
+        Raises:
+            BadInput: If it does.
+        """
+        known = self._record()
+        there = {} if known is None else known["members"][member].get("structure")
+        found = differences(Structure.from_json(there), structure) if there else []
+        if found and found[0].is_certain:
+            raise BadInput(
+                found=f"a model with the weights of a member of {self.folder} that computes something else: {found[0].what}",
+                needed="the model that was added, or one with other weights",
+                do="load it with the configuration and the code that it had then, or use another folder",
+            )
 
     def table(self) -> ScoreTable:
         """The mean of the members that are in.

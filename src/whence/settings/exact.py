@@ -2,7 +2,8 @@
 
 Fields that several have mean the same in all of them:
 
-- `damping`: what is added to every eigenvalue; see `Damping`.
+- `damping`: what is added to every eigenvalue; see `Damping`. Without one Kronecker factors take .1 x the mean eigenvalue; solvers take what
+  the training recipe says, and 1 x the mean without a recipe or with one that lacks an adaptive optimizer's second moments.
 - `fit`: what the Kronecker factors depend on; see `FitConfig`.
 - `factors`: folder where the fitted curvature is kept: a fit that stopped goes on there, a finished one is used again.
 - `fit_on`: other data to fit the curvature on, or a number of training examples; None takes them all.
@@ -16,6 +17,8 @@ Fields that several have mean the same in all of them:
 - `matrix`: what a solver inverts: "gauss_newton", or "hessian", which may have negative eigenvalues where training has not converged.
 - `seed`: of the solver's draws.
 - `run`: folder of a run that `whence.Recorder` kept.
+- `any_loss`: whether the task's loss may be another one than the run lowered, as it is where examples were augmented; False holds them
+  against each other, by the losses that the run says or by making it again between two near checkpoints.
 """
 
 from collections.abc import Mapping
@@ -274,6 +277,7 @@ class Source:
     average_weights: bool = False
     form: Form = "full"
     per_segment: bool = False
+    any_loss: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -291,6 +295,7 @@ class AstraSource:
     average_weights: bool = False
     form: Form = "full"
     per_segment: bool = False
+    any_loss: bool = False
     iterations: int = 200
     tolerance: float = 1e-2
     examples: int | None = None
@@ -312,6 +317,7 @@ class TracIn:
     name: ClassVar[str] = "tracin"
     run: FolderName = None
     per_segment: bool = False
+    any_loss: bool = False
 
     def __post_init__(self):
         _check(self)

@@ -18,7 +18,7 @@ from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.plain_files import check_name, open_plain, read_plain
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
-from whence.store.resume import Pending, listed_files, read_seals
+from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.strict_json import fitted, parse_json, record_of
 from whence.store.verify import verify_store
 from whence.store.writer import Writer, enough_disk, open_writer, write_store
@@ -34,6 +34,7 @@ __all__ = [
     "Store",
     "StoredUnit",
     "Writer",
+    "check_blueprint",
     "check_writable",
     "record_of",
     "read_plain",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from whence.methods import method_named
 from whence.records import Recipe
 from whence.store.files import damaged, read_json
 from whence.store.strict_json import record_of
+from whence.tasks import Structure
 
 __all__ = [
     "FORMAT_VERSION",
@@ -34,8 +35,9 @@ __all__ = [
 FORMAT_VERSION = 1
 # Stores of whole numbers have a version of their own, so that readers that know only the first go on reading all others.
 QUANTIZED_FORMAT_VERSION = 2
-# Where things were, what made the store and what only damping reads do not decide its rows.
-NOT_COMPARED = ("task", "libraries", "recipe")
+# Where things were, what made the store and what only damping reads do not decide its rows; structure is compared by `check_model`, since
+# another version of a library may describe the same model otherwise.
+NOT_COMPARED = ("task", "libraries", "recipe", "structure")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _BITS = {"int8": 8, "int4": 4, "int2": 2, "int1": 1}
 
@@ -88,6 +90,7 @@ class Blueprint:
         units: The units in order.
         recipe: What is known of the training run.
         libraries: Versions that made it.
+        structure: What the model's modules and configuration say; None in stores of earlier versions.
     """
 
     method: str
@@ -107,6 +110,7 @@ class Blueprint:
     units: tuple[StoredUnit, ...]
     recipe: dict[str, Any] | None = None
     libraries: dict[str, str] = field(default_factory=dict)
+    structure: Structure | None = None
 
     def codec(self) -> RowCodec | QuantizedCodec:
         """How rows lie in shards."""
@@ -139,7 +143,10 @@ class Blueprint:
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""
-        return {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
+        found = {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
+        if self.structure is None:  # the digests of earlier stores are without it
+            del found["structure"]
+        return found
 
     def digest(self) -> str:
         """Digest of the whole record."""
@@ -164,10 +171,13 @@ class Blueprint:
                 do="build it again with this version of whence, or read it with the version that wrote it",
             )
         try:
+            structure = content.pop("structure", None)
             found = record_of(cls, content)
+            if structure is not None:
+                found = replace(found, structure=Structure.from_json(structure))
             if found.recipe is not None:
                 record_of(Recipe, found.recipe)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(**_incomplete(folder, str(error))) from error
         version = method_named(found.method).version
         if found.method_version != version:

@@ -161,7 +161,9 @@ def _manifests(folder: Path) -> Iterator[dict[str, Any]]:
         try:
             content = read_json(folder / name)
             yield {
-                "files": {check_name(file): sha256 for file, sha256 in fitted(dict[str, str], content["files"], "files").items()},
+                "files": {
+                    check_name(file): sha256 for file, sha256 in fitted(dict[str, str], content["files"], "files").items()
+                },
                 "shards": [record_of(Seal, seal) for seal in content["shards"]],
             }
         except (StoreCorrupt, KeyError, TypeError, ValueError, AttributeError):

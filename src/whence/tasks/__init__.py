@@ -11,6 +11,7 @@ from whence.tasks.masked_lm import MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
 from whence.tasks.reading import records_in
+from whence.tasks.structure import Structure, differences, structure_of
 
 __all__ = [
     "AbstractTask",
@@ -25,8 +26,11 @@ __all__ = [
     "NoiseSchedule",
     "Outputs",
     "Regression",
+    "Structure",
+    "differences",
     "load_diffusion",
     "records_in",
     "step_back",
+    "structure_of",
     "weights_digest",
 ]

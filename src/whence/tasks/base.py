@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
+from whence.digests import kept_digest
 from whence.errors import BadInput, NonFinite, Unsupported
+from whence.internals import version_of
 from whence.records import Recipe
-from whence.sharded_weights import main_device, named_weights
+from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.tasks.outputs import Outputs
 
 __all__ = ["AbstractTask", "Batch", "precision", "weights_digest"]
@@ -67,7 +69,7 @@ class AbstractTask(ABC):
 
     @property
     def weights(self) -> str:
-        """Digest of every weight and buffer as they are now: never kept, since the model may be trained on.
+        """Digest of every weight and buffer as they are now; kept inside `whence.digests.digested_once` only, as models may be trained on.
 
         Raises:
             NonFinite: If a weight is NaN or infinite.
@@ -152,6 +154,20 @@ def weights_digest(model: nn.Module) -> str:
     Raises:
         NonFinite: If a weight is NaN or infinite.
     """
+    return kept_digest(model, _state_of(model), lambda: _digest(model))
+
+
+def _state_of(model: nn.Module) -> tuple[tuple[int, int, int], ...] | None:
+    """Which tensors a model's weights are, and how often each was written to; None where that cannot be seen."""
+    if is_sharded(model) or is_offloaded(model):
+        return None
+    try:
+        return tuple((id(value), version_of(value), value.data_ptr()) for value in (*model.parameters(), *model.buffers()))
+    except (RuntimeError, NotImplementedError):  # tensors that are no block of memory, such as quantised ones
+        return None
+
+
+def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in named_weights(model):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())

@@ -17,6 +17,7 @@ from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
 from whence.unroll.run import Run
 from whence.unroll.segments import settings_at
+from whence.unroll.states import state_of
 from whence.unroll.update import Update, Values, update_of
 
 __all__ = ["Part", "Replay", "State", "trainable"]
@@ -123,14 +124,16 @@ class Replay:
         values: Values = {"weights": {}, "first": {}, "second": {}}
         counts = {}
         keys = {"first": "exp_avg" if update.is_adaptive else "momentum_buffer", "second": "exp_avg_sq"}
+        before = settings_at(self.run.record, max(step - 1, 0))  # what wrote the checkpoint
         for name in update.groups:
             weight = tensors[f"model.{name}"].to(device)
             values["weights"][name] = weight
-            found = {kind: tensors.get(f"state_{keys[kind]}.{name}") for kind in update.kinds(name)}
+            state = state_of(before, name, tensors) if step else {}
+            found = {kind: state.get(keys[kind]) for kind in update.kinds(name)}
             is_kept = step not in self.fresh and bool(found) and all(value is not None for value in found.values())
             for kind, value in found.items():
                 values[kind][name] = value.to(weight) if is_kept and value is not None else torch.zeros_like(weight)
-            counts[name] = int(tensors[f"state_step.{name}"]) if is_kept and update.is_adaptive else int(is_kept)
+            counts[name] = int(state["step"]) if is_kept and update.is_adaptive else int(is_kept)
         # Weights that this stage leaves alone may belong to another: the derivative by them passes through.
         for name in set(self.names) - set(update.groups):
             values["weights"][name] = tensors[f"model.{name}"].to(device)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset
-from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.recording.recorder import VERSION
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
+from whence.recording.folder import VERSION, check_structure
 from whence.recording.steps import Steps
 from whence.records import Recipe
 from whence.sharded_weights import refuse_spread
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
-from whence.unroll.segments import Segment, cut_run, settings_at
+from whence.tasks import structure_of
+from whence.unroll.segments import Segment, cut_run, is_decoupled, settings_at
+from whence.unroll.states import check_moved, state_of
 
 __all__ = ["Run", "open_run"]
 
@@ -40,6 +42,11 @@ class Run:
     def steps(self) -> int:
         """How many there were."""
         return self.log.stop
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss that a step lowered, by how many steps were before it, where the recorder was told; at checkpoints only."""
+        return {kept["step"]: kept["loss"] for kept in self.record.get("losses", []) if kept["step"] in self.checkpoints}
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -101,23 +108,45 @@ class Run:
             steps: Of the checkpoints.
         """
         found: dict[str, Tensor] = {}
-        for step in steps:
+        start = self.tensors(self.checkpoints[0])
+        for step in self._with_state(steps):
             tensors = self.tensors(step)
-            groups = settings_at(self.record, max(step - 1, 0))["groups"]
-            group_of = {name: group for group in groups for name in group["parameters"]}
+            settings = settings_at(self.record, max(step - 1, 0))
+            group_of = {name: group for group in settings["groups"] for name in group["parameters"]}
             for key, weight in tensors.items():
                 kind, _, name = key.partition(".")
                 if kind != "model":
                     continue
                 part = torch.zeros_like(weight)
-                if (second := tensors.get(f"state_exp_avg_sq.{name}")) is not None:
-                    corrected = second / (1 - group_of[name]["betas"][1] ** float(tensors[f"state_step.{name}"]))
+                state = state_of(settings, name, tensors) if name in group_of else {}
+                if "exp_avg_sq" in state:
+                    corrected = state["exp_avg_sq"] / (1 - group_of[name]["betas"][1] ** float(state["step"]))
                     part = 1.0 / (corrected.sqrt() + group_of[name]["eps"])
+                elif name in group_of and not state and key in start:
+                    check_moved(settings, name, start[key], weight)
                 found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
         for key, value in self.tensors(self.checkpoints[-1]).items():  # which alone has the weights that never moved
             if key.startswith("model."):
                 found.setdefault(key.removeprefix("model."), torch.zeros_like(value))
         return found
+
+    def _with_state(self, steps: Sequence[int]) -> list[int]:
+        """The checkpoints that P can be read off, as many as were asked for.
+
+        Where a stage begins with a new optimizer, earlier versions kept that one's state, of which there is none yet.
+
+        Raises:
+            Unsupported: If none has a state.
+        """
+        starts = {stage["start"] for stage in self.record["stages"]}
+        found = [step for step in steps if step not in starts or any(key.startswith("state_") for key in self.tensors(step))]
+        if not found:
+            raise Unsupported(
+                found=f"checkpoints after {', '.join(map(str, steps))} steps without the state of the optimizer that came there",
+                needed="one that has it",
+                do="record the run again, or cut it into fewer segments",
+            )
+        return (found * len(steps))[: len(steps)]
 
     def segments(self, per_stage: int) -> list[Segment]:
         """The run cut at checkpoints, see `cut_run`."""
@@ -138,7 +167,9 @@ class Run:
         total = 0.0
         for step, (rates, factor) in enumerate(zip(self.log.rates, self.log.factors, strict=True)):
             numbers = numbers_from[settings_at(self.record, step)["start"]]
-            total += factor * sum(number * rate for number, rate in zip(numbers, rates, strict=True))
+            groups = settings_at(self.record, step)["groups"]
+            parts = zip(numbers, rates, groups, strict=True)
+            total += factor * sum(number * rate * (1 - group.get("dampening", 0.0)) for number, rate, group in parts)
         first, numbers = kind["groups"][0], numbers_from[kind["start"]]
         inverse = None
         if kind["optimizer"] != "SGD":
@@ -151,10 +182,12 @@ class Run:
         return Recipe(
             kind["optimizer"].lower(),
             total,
-            momentum=first.get("momentum", 0.0),
+            # Others' momentum is a mean of gradients, which is as long as they are.
+            momentum=first.get("momentum", 0.0) if kind["optimizer"] == "SGD" else 0.0,
             weight_decay=sum(number * group["weight_decay"] for number, group in zip(numbers, kind["groups"], strict=True)),
             loss_divisor=self.steps / sum(sum(weights) for weights in self.log.weights),
             inverse_preconditioner=inverse,
+            decoupled_weight_decay=None if kind["optimizer"] == "SGD" else is_decoupled(kind["optimizer"], first),
         )
 
     def unrecorded(self, names: Iterable[str]) -> list[str]:
@@ -163,6 +196,14 @@ class Run:
         left = [name for name in names if name not in stepped]
         first, last = (self.tensors(self.checkpoints[place]) for place in (0, -1)) if left else ({}, {})
         return [name for name in left if not torch.equal(first[f"model.{name}"], last[f"model.{name}"])]
+
+    def check_computed(self, model: nn.Module) -> list[str]:
+        """Refuse a model that computes something else than the run's; returns what a reader should know of what could not be told.
+
+        Raises:
+            StoreMismatch: If it does.
+        """
+        return check_structure(self.record, structure_of(model), self.folder)
 
     def check(self, model: nn.Module, train: Dataset) -> list[str]:
         """Refuse a model or data that are not those of the run.

@@ -14,6 +14,7 @@ from torch import Tensor
 from whence.capture import Plan, as_blocks
 from whence.unroll.run import Run
 from whence.unroll.segments import settings_at
+from whence.unroll.states import check_moved, state_of
 
 __all__ = ["Elementwise", "Orthogonal", "Scaling", "scaling_of"]
 
@@ -146,11 +147,16 @@ def scaling_of(run: Run, plan: Plan, steps: Sequence[int]) -> list[Scaling]:
 
 
 def _muon(run: Run, plan: Plan, step: int) -> list[Scaling]:
-    tensors = run.tensors(step)
-    group_of = {name: group for group in settings_at(run.record, step - 1)["groups"] for name in group["parameters"]}
+    tensors, start = run.tensors(step), run.tensors(run.checkpoints[0])
+    settings = settings_at(run.record, step - 1)
+    group_of = {name: group for group in settings["groups"] for name in group["parameters"]}
     names = [name for unit in plan.units for name in unit.parameters]
     zeros = {name: torch.zeros_like(tensors[f"model.{name}"]) for name in names}
-    kept = {name: tensors[key] for name in names if (key := f"state_momentum_buffer.{name}") in tensors}
+    states = {name: state_of(settings, name, tensors) for name in names if name in group_of}
+    for name, state in states.items():
+        if not state:
+            check_moved(settings, name, start[f"model.{name}"], tensors[f"model.{name}"])
+    kept = {name: state["momentum_buffer"] for name, state in states.items() if state}
     buffers = as_blocks(plan, {name: kept.get(name, zeros[name])[None] for name in names})
     masks = as_blocks(plan, {name: (zeros[name] + (name in kept))[None] for name in names})
     found: list[Scaling] = []

@@ -10,7 +10,7 @@ from typing import Any
 from whence.errors import BadInput, Unsupported
 from whence.recording.steps import Steps
 
-__all__ = ["Segment", "cut_run", "settings_at"]
+__all__ = ["Segment", "cut_run", "is_decoupled", "settings_at"]
 
 _KINDS = ("SGD", "Adam", "AdamW", "Muon")
 _DECOUPLED = ("AdamW", "Muon")
@@ -86,6 +86,11 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
     return found
 
 
+def is_decoupled(optimizer: str, group: Mapping[str, Any]) -> bool:
+    """Whether weight decay bypasses what the optimizer multiplies gradients with."""
+    return bool(group.get("decoupled_weight_decay", optimizer in _DECOUPLED))
+
+
 def settings_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any]:
     """The optimizer's settings in a step: its kind and groups."""
     settings = record["settings"]
@@ -105,14 +110,14 @@ def _segment(
     stop = checkpoints[-1]
     reach: dict[tuple[str, ...], float] = defaultdict(float)
     decay: dict[tuple[str, ...], float] = defaultdict(float)
-    kinds = {(name, group.get("decoupled_weight_decay", name in _DECOUPLED)) for name, group in _groups(record, start, stop)}
+    kinds = {(name, is_decoupled(name, group)) for name, group in _groups(record, start, stop)}
     if len({name == "SGD" for name, _ in kinds}) > 1 or len({decoupled for _, decoupled in kinds}) > 1:
         raise Unsupported(
             found=f"more than one optimizer in the steps {start:,} to {stop:,}",
             needed="one per stage",
             do="call stage(name, optimizer) of the recorder where the optimizer changes",
         )
-    (name, is_decoupled), *_ = kinds
+    (name, bypasses), *_ = kinds
     for step in range(start, stop):
         weight = math.fsum(log.weights[step]) * log.factors[step]
         for group, rate in zip(settings_at(record, step)["groups"], log.rates[step], strict=True):
@@ -122,7 +127,7 @@ def _segment(
             reach[names] += rate * gain * weight
             decay[names] += rate * gain * group["weight_decay"]
     sums = [_by_parameter(found) for found in (reach, decay)]
-    return Segment(start, stop, checkpoints, name != "SGD", bool(is_decoupled), sums[0], sums[1], shares)
+    return Segment(start, stop, checkpoints, name != "SGD", bypasses, sums[0], sums[1], shares)
 
 
 def _groups(record: Mapping[str, Any], start: int, stop: int) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -17,11 +17,15 @@ from whence.unroll.derivative import backward, check_second_derivatives, forward
 from whence.unroll.replay import Replay, State
 from whence.unroll.update import Values
 
-__all__ = ["Verified", "metagradients", "tangents", "verify"]
+__all__ = ["Verified", "dropout_of", "interval_difference", "metagradients", "tangents", "verify"]
 
 # Of the way that the weights went between two checkpoints. Sums in another order explain the one, nothing harmless the other.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 _FACTORS_AGREE = 1e-4
+# Share of the mean square of gradients below which the square of their mean is noise.
+_NOISE = 1e-4
+# Where transformers have dropout that is no module.
+_RATES = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,28 @@ def verify(replay: Replay, progress: Meter) -> Verified:
     is_cut = all(factor <= 1 for factor in replay.run.log.factors)
     replay.limit = sum(limits) / len(limits) if is_one and is_cut else None
     return Verified(worst, len(limits), replay.limit)
+
+
+def interval_difference(replay: Replay, start: int, stop: int, progress: Meter | None) -> float:
+    """How far from the recorded checkpoint the run ends that is made again from the one before.
+
+    Args:
+        replay: The run.
+        start: A checkpoint.
+        stop: The next.
+        progress: Advanced once per step.
+
+    Returns:
+        The distance as a share of the way of the weights, or of the mean of gradients that an adaptive optimizer keeps, which tells apart
+        losses that differ by a factor; the larger one.
+    """
+    found, _ = _interval(replay, start, stop, progress)
+    apart = max(_difference(replay, start, stop, found)[0], _means_apart(replay, stop, found))
+    if apart > max(_TOLERANCE.values()) and start in {stage["start"] for stage in replay.run.record["stages"]}:
+        replay.fresh.add(start)
+        found, _ = _interval(replay, start, stop, None)
+        apart = max(_difference(replay, start, stop, found)[0], _means_apart(replay, stop, found))
+    return apart
 
 
 def metagradients(replay: Replay, wanted: Mapping[str, Tensor], *, length: int, at_once: int, progress: Meter) -> Tensor:
@@ -165,6 +191,19 @@ def _difference(replay: Replay, start: int, stop: int, found: State) -> tuple[fl
     return math.sqrt(apart / way), tolerance
 
 
+def _means_apart(replay: Replay, stop: int, found: State) -> float:
+    """Distance from the recorded means of gradients, as a share of their length; 0 for an optimizer without."""
+    there = replay.run.tensors(stop)
+    apart = length = 0.0
+    for name, value in found.values.get("first", {}).items():
+        mean, square = there.get(f"state_exp_avg.{name}"), there.get(f"state_exp_avg_sq.{name}")
+        if mean is not None and square is not None:
+            apart += float((value - mean.to(value)).square().sum())
+            # Where gradients are but noise around zero their mean is, too.
+            length += max(float(mean.square().sum()), _NOISE * float(square.sum()))
+    return math.sqrt(apart / length) if length else 0.0
+
+
 def _check_buffers(replay: Replay) -> None:
     """Refuse a run in which something changed besides its parameters.
 
@@ -183,18 +222,19 @@ def _check_buffers(replay: Replay) -> None:
             )
 
 
+def dropout_of(model: nn.Module) -> str:
+    """The first place where a model has dropout, a module or an entry of its configuration; empty if it has none."""
+    config = getattr(model, "config", None)
+    found = [name for name, module in model.named_modules() if isinstance(module, DROPOUTS) and module.p > 0]
+    found += [key for key in _RATES if isinstance(getattr(config, key, None), float) and getattr(config, key)]
+    return found[0] if found else ""
+
+
 def _causes(model: nn.Module, stages: list) -> str:
     """What to look for, the likely first."""
-    dropouts = [name for name, module in model.named_modules() if isinstance(module, DROPOUTS) and module.p > 0]
-    config = getattr(model, "config", None)
-    rates = [
-        key
-        for key in ("attn_pdrop", "attention_dropout")
-        if isinstance(getattr(config, key, None), float) and getattr(config, key)
-    ]
     causes = []
-    if dropouts or rates:
-        causes.append(f"dropout ({(dropouts or rates)[0]!r} has some: record a run with none)")
+    if place := dropout_of(model):
+        causes.append(f"dropout ({place!r} has some: record a run with none)")
     causes += [
         "augmentation or noise in the data, other contents of examples with the same ids",
         "another loss than the task's, such as a factor, or a mean that divided_by of batch() should tell",

@@ -15,6 +15,7 @@ from torch.func import jvp
 from whence.capture import Blocks, Plan, as_parameters, forward_mode, frozen, in_halves, with_weights
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
+from whence.digests import digested_once
 from whence.errors import NonFinite, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.exact.chunks import question
@@ -74,6 +75,7 @@ class TokenScores:
             yield from scores_K.split([self.train.examples[place].length for place in places])
 
 
+@digested_once()
 def contrast_scores(
     task: AbstractTask,
     train: Dataset | Iterable[Any],

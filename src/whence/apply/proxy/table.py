@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset
+from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.evaluate import Agreement, agreement
 from whence.pipeline import attribute
@@ -87,6 +88,7 @@ def proxy_table(
     )
 
 
+@digested_once()
 def proxy_agreement(
     proxy: AbstractTask,
     target: AbstractTask,

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from whence.errors import StoreCorrupt, StoreMismatch
+from whence.curvature.stages import MODEL, check_identity
+from whence.errors import StoreCorrupt
 from whence.progress import Meter, meter, say
 from whence.report import Hit
 from whence.store import check_writable, damaged, locked, write_json, write_tensors
@@ -127,13 +128,12 @@ def keep_scores(corpus: Corpus, folder: Path, nats_Q: Tensor, *, quiet: bool) ->
         record, identity = folder / "scores.json", json.loads(json.dumps(dict(corpus.identity)))
         if record.exists():
             known = json.loads(record.read_text("utf-8"))
-            different = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
-            if different:
-                raise StoreMismatch(
-                    found=f"scores with another {', another '.join(different)} in {folder}",
-                    needed="a study of the same model, corpus, queries and settings",
-                    do="choose another folder, or ask as it was asked",
+            check_identity(known, identity, "scores", folder)
+            if MODEL not in known and not quiet:
+                say(
+                    f"note: {folder} was made before it was recorded what the model computes: only weights and settings were compared"
                 )
+            identity = known
         write_json(record, identity)
         missing = [number for number in range(len(corpus.sizes)) if not _path(folder, number).exists()]
         done = len(corpus) - sum(corpus.sizes[number] for number in missing)

@@ -16,6 +16,7 @@ from whence.apply.study.page import write_study
 from whence.apply.study.readouts import histograms, tails_and_mass
 from whence.apply.study.result import Reading, Study
 from whence.data import Dataset
+from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.methods import exact_method_named
 from whence.pipeline.inputs import as_dataset
@@ -30,6 +31,7 @@ __all__ = ["study"]
 _PASSES = 3
 
 
+@digested_once()
 def study(
     task: AbstractTask,
     corpus: Store | str | Path | Dataset | Iterable[Any],

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.capture import frozen
+from whence.capture import ModelRecord, frozen
 from whence.curvature import ResolvedDamping
-from whence.curvature.stages import stages
+from whence.curvature.stages import MODEL, stages
 from whence.data import Dataset, Example
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import say
@@ -46,7 +46,8 @@ def in_chunks(ready: Prepared, make: Callable[[range], Chunk], identity: Callabl
         return [make(range(need.rows))]
     folder, found = None, []
     if ready.folder is not None:
-        mark = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]
+        exact = {name: value for name, value in identity().items() if name != MODEL}
+        mark = hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:16]
         folder = ready.folder / f"rows-{ready.ranks.of_first(mark)}"
     with stages(folder, identity, ready.ranks) as run:
         parts = run.parts("scores", [1] * need.rows, need.rows_at_once)
@@ -77,15 +78,21 @@ def question(ready: Prepared, queries: Dataset, dampings: list[ResolvedDamping |
     """What the rows of a table depend on, as JSON. Code of the user's shows in what it gives for an example."""
     return {
         "version": 1,
+        MODEL: ModelRecord.of(ready.task).to_json(),
         "method": ready.settings.name,
         "settings": settings_record(ready.settings),
         "train": ready.train.fingerprint,
         "queries": queries.fingerprint,
-        "dampings": [None if known is None else [known.relative, known.absolute, dict(known.scales)] for known in dampings],
+        "dampings": [None if known is None else _numbers(known) for known in dampings],
         "loss": _value(ready, ready.train.examples[0], "loss"),
         "measurement": _value(ready, queries.examples[0], "measurement"),
         **settings,
     }
+
+
+def _numbers(damping: ResolvedDamping) -> list[Any]:
+    constant = [damping.constant] if damping.constant else []
+    return [damping.relative, damping.absolute, dict(damping.scales), *constant]
 
 
 def _value(ready: Prepared, example: Example, name: str) -> str:

@@ -98,7 +98,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     positions = config.batch_positions or memory.batch_positions
     encoder: Encoder = random_encoder(plan, config, task.device)
     code = code_size(plan.units, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
-    blueprint = make_blueprint(task, plan, encoder, config, positions)
+    blueprint = make_blueprint(task, plan, encoder, config, positions, "")
     sample = _batch(dataset, positions)
     codec, before = blueprint.codec(), 0.0
     if code is not None:

@@ -4,7 +4,7 @@ import dataclasses
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,45 @@ import torch
 from torch import Tensor
 
 from whence._version import __version__
-from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
+from whence.capture import Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
 from whence.curvature import fit_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
-from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
+from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption
 from whence.internals import BATCH_NORMS, DROPOUTS
-from whence.methods import Method, method_named
+from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
+from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import gradient_rows
 from whence.settings import BuildConfig
 from whence.store import (
     Blueprint,
     Pending,
+    Seal,
     Store,
     StoredUnit,
     Writer,
+    check_blueprint,
     check_writable,
+    damaged,
     is_remote,
     leases,
+    listed_files,
     located,
     open_store,
     open_writer,
+    read_seals,
+    read_tensors,
     rows_type,
     sha256_of,
     write_left_out,
     write_tensors,
 )
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, structure_of
 
 __all__ = ["build", "finish_store", "make_blueprint", "refuse_not_held"]
 
@@ -141,7 +148,7 @@ def _built(
     moody = (*DROPOUTS, *BATCH_NORMS)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
         report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
-    untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)
+    untouched = check_task(task, plan, dataset.examples, objective=objective_of(method), autocast=autocast)
     if untouched:
         report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     with leases(folder, ranks.rank, ranks.count) as held:
@@ -164,7 +171,15 @@ def _built(
                 )
 
             encoder, learned = encode()
-            blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
+            blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
+            seals, kept = read_seals(folder), _kept_probe(folder, earlier)
+            if earlier is not None:
+                check_blueprint(earlier, blueprint, folder)
+                for note in check_store_model(task, plan, encoder, earlier, kept, store=_whole_store(folder, seals)):
+                    report(f"note: {note}")
+            is_first = all(seal.data == dataset.fingerprint for seal in seals.values())
+            probe = kept or probe_tensors(task, plan, blueprint, dataset.examples, has_rows=is_first)
+            learned = learned | ({PROBE_FILE: probe} if probe else {})
             if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
                 report(
                     f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
@@ -183,7 +198,7 @@ def _built(
                 for name, tensors in learned.items():
                     if not (folder / name).exists():
                         write_tensors(folder / name, tensors)
-            if ranks.in_step and learned:
+            if ranks.in_step and len(learned) > len(learned.keys() & {PROBE_FILE}):
                 encoder, _ = encode()  # from the file: other machines may have rounded otherwise
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
@@ -214,6 +229,31 @@ def _earlier(folder: Path, weights: str) -> Blueprint | None:
     return earlier
 
 
+def _whole_store(folder: Path, seals: Mapping[int, Seal]) -> Store | None:
+    """The finished store in a folder; None where there is none, or a part of it has to be made again."""
+    if listed_files(folder) is None:
+        return None
+    with suppress(StoreCorrupt):
+        store = open_store(folder, check=False)
+        return store if len(store.seals) == len(seals) else None
+    return None
+
+
+def _kept_probe(folder: Path, earlier: Blueprint | None) -> dict[str, Tensor] | None:
+    """What an earlier build in the folder kept of its model.
+
+    Raises:
+        StoreCorrupt: If it is not what was sealed.
+    """
+    path = folder / PROBE_FILE
+    if earlier is None or not path.exists():
+        return None
+    sealed = (listed_files(folder) or {}).get(PROBE_FILE)
+    if sealed is not None and sha256_of(path) != sealed:
+        raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
+    return dict(read_tensors(path))
+
+
 def _opened(folder: Path, ranks: Ranks) -> Store:
     # Many processes would each read all that they have just written.
     return open_store(folder, check=ranks.count == 1)
@@ -242,7 +282,7 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
 
 def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool, ranks: Ranks) -> None:
     dataset, codec = writer.dataset, writer.blueprint.codec()
-    objective = _objective(method_named(writer.blueprint.method))
+    objective = objective_of(method_named(writer.blueprint.method))
     norm_type = rows_type(writer.blueprint.dtype)
     missing = sum(shard.stop - shard.start for shard in writer.pending)
     # Of several processes each counts its own: about so many.
@@ -299,16 +339,13 @@ def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pend
     yield from ((shard, True, 0) for shard in writer.claims())
 
 
-def _objective(method: Method) -> Objective:
-    return "negated output" if method.objective == "output" else "loss"
-
-
 def make_blueprint(
     task: AbstractTask,
     plan: Plan,
     encoder: Encoder,
     config: BuildConfig,
     positions: int,
+    weights: str,
     earlier: Blueprint | None = None,
     origin: dict[str, Any] | None = None,
 ) -> Blueprint:
@@ -334,13 +371,13 @@ def make_blueprint(
         rows_per_shard=config.rows_per_shard or (earlier.rows_per_shard if earlier else 1),
         batch_positions=positions,
         autocast=None if config.autocast == "none" else config.autocast,
-        # Compared with the earlier one before anything else, and slow to compute twice.
-        model=earlier.model if earlier else task.weights,
+        model=weights,
         preprocessing=task.preprocessing,
         task={"kind": task.kind, **(origin or {})},
         units=units,
         recipe=recipe,
         libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        structure=structure_of(task.model),
     )
     if config.rows_per_shard or earlier:
         return made

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.capture import forecast, plan_units, taps
+from whence.capture import ModelRecord, forecast, plan_units, taps
+from whence.curvature.stages import MODEL, check_identity
 from whence.data import Dataset
-from whence.errors import BadInput, StoreMismatch, Unsupported
+from whence.errors import BadInput, Unsupported
 from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset
@@ -24,10 +25,11 @@ from whence.pipeline.stored.build import finish_store, make_blueprint, refuse_no
 from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.logged_factors import LoggedFactors
 from whence.pipeline.stored.logged_rows import check_rows
+from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
 from whence.progress import say
 from whence.settings import BuildConfig, FitConfig
 from whence.store import Store, check_writable, open_store, rows_type, write_store
-from whence.store.files import locked, read_json, write_json
+from whence.store.files import locked, read_json, write_json, write_tensors
 from whence.tasks import AbstractTask
 
 __all__ = ["GradientLog"]
@@ -105,7 +107,7 @@ class GradientLog:
         check_writable(self.folder)
         self._encoder = random_encoder(self._plan, self._config, task.device)
         self._blueprint = make_blueprint(
-            task, self._plan, self._encoder, self._config, self._config.batch_positions or 1, origin={"logged": _NOTE}
+            task, self._plan, self._encoder, self._config, self._config.batch_positions or 1, "", origin={"logged": _NOTE}
         )
         self._lock = ExitStack()
         self._lock.enter_context(locked(self.folder / "logged"))
@@ -193,7 +195,9 @@ class GradientLog:
             for shard in writer.pending:
                 rows = torch.tensor(met[shard.start : shard.stop])
                 writer.write(shard, {name: tensor[rows] for name, tensor in self._kept.items()})
-            finish_store(writer, {}, self._quiet)
+            probe = probe_tensors(self.task, self._plan, blueprint, dataset.examples, has_rows=False)
+            sealed = {PROBE_FILE: write_tensors(self.folder / PROBE_FILE, probe)} if probe else {}
+            finish_store(writer, sealed, self._quiet)
         if self._factors is not None:
             self._factors.write(self.task, self._train, positions)
         self._kept.clear()
@@ -218,16 +222,13 @@ class GradientLog:
         """
         place = self.folder / "logged"
         self._codec = self._blueprint.codec()
-        what = {**self._blueprint.to_json(), "model": None, "libraries": None}
-        identity = json.loads(json.dumps({"blueprint": what, "data": self._train.fingerprint}))
+        what = {**self._blueprint.to_json(), "model": None, "libraries": None, "structure": None}
+        # Its weights change while it is trained, so that no example gives what it gave.
+        model = ModelRecord.of(self.task).to_json()
+        identity = json.loads(json.dumps({"blueprint": what, "data": self._train.fingerprint, MODEL: model}))
         if not (place / "log.json").exists():
             write_json(place / "log.json", identity)
-        elif read_json(place / "log.json") != identity:
-            raise StoreMismatch(
-                found=f"the log of another model, data or method in {self.folder}",
-                needed="those that it began with",
-                do="log into another folder",
-            )
+        check_identity(read_json(place / "log.json"), identity, "a log", self.folder)
         one = self._codec.encode([torch.zeros(1, *shape) for shape in self._encoder.shapes()])
         one["norms"] = torch.zeros(1, dtype=rows_type(self._blueprint.dtype))
         self._kept = {name: _mapped(place / name, len(self._train), tensor) for name, tensor in one.items()}

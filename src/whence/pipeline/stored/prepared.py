@@ -15,6 +15,7 @@ from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import stored_encoder
+from whence.pipeline.stored.same_model import check_store_model, probe_file, remade
 from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
@@ -41,6 +42,7 @@ class Warm:
         encoder: What made the rows.
         damping: None where it is inside the rows, or there is no curvature.
         workers: Who scans the store for this process; None if it does so itself.
+        notes: What could not be told of the model.
     """
 
     store: Store
@@ -49,6 +51,7 @@ class Warm:
     encoder: Encoder
     damping: ResolvedDamping | None
     workers: Workers | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -61,7 +64,7 @@ class Warm:
 
         Raises:
             BadInput: If a damping is given that the store has no use for.
-            StoreMismatch: If the task tracks other parameters.
+            StoreMismatch: If the task tracks other parameters, or its model computes something else.
         """
         store = store if isinstance(store, Store) else open_store(store)
         store.accepts(task)
@@ -85,7 +88,9 @@ class Warm:
                 needed="the same tracked parameters",
                 do="pass the same track, ignore and functional to the task as at the build",
             )
-        return cls(store, task, plan, stored_encoder(store, plan, task), damping)
+        encoder = stored_encoder(store, plan, task)
+        said = check_store_model(task, plan, encoder, blueprint, probe_file(store), store=store)
+        return cls(store, task, plan, encoder, damping, notes=tuple(said))
 
     def check(self, dataset: Dataset) -> None:
         """Hold the gradients of two examples against autograd, see `whence.capture.check_task`."""
@@ -99,6 +104,7 @@ class Warm:
         notes = (
             f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []),
             *left_out_notes(store), *skipped_note("queries", dataset.skipped),
+            *self.notes,
         )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
@@ -184,18 +190,8 @@ class Asked:
 
         A text that does not give the tokens that the row was built from has none either.
         """
-        known = self.store.example(hit.row)
-        if not hit.text:
-            return hit, False
-        prompt = known.get("prompt", 0)
-        record: dict[str, object] = (
-            {"text": hit.text, "scored_spans": known["scored"]} if "scored" in known else {"text": hit.text}
-        )
-        if prompt and "scored" not in known:
-            record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]}
-        example = self.task.prepare([record]).examples[0]
-        # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
-        if example.token_spans is None or example.length != known["length"]:
+        example = remade(self.store, self.task, hit.row) if hit.text else None
+        if example is None or example.token_spans is None:
             return hit, False
         asked = [unit[place] for unit in self.ready]
         for index, right_CR in self.store.right_factors(hit.row).items():

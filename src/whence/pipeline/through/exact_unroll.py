@@ -206,10 +206,10 @@ def _prepared(
     runtime: Runtime,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    replay, unseen, (room, verified) = _verified(task, train, run, rows, runtime)
+    replay, (unseen, said), (room, verified) = _verified(task, train, run, rows, runtime)
     with replay.ready(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
-    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *said]
     if not runtime.quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
@@ -222,7 +222,7 @@ def _verified(
     task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
 ) -> tuple[Replay, list[str], tuple[Room, Verified]]:
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
-    unseen = run.check(task.model, train)
+    unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     replay = Replay(task, train, run, max_positions=1)
     with replay.ready():
         room = measure_sweep(
@@ -239,7 +239,7 @@ def _verified(
         replay.max_positions = room.max_positions
         with meter("replay", run.steps, quiet=runtime.quiet) as progress:
             verified = verify(replay, progress)
-    return replay, unseen, (room, verified)
+    return replay, (unseen, notes), (room, verified)
 
 
 def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: slice) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from whence.pipeline.through.cut import CutRun
 from whence.pipeline.through.run_sums import RunSums
 from whence.pipeline.through.source import source_scores, tracin_scores
 from whence.score import ExactScores
+from whence.unroll import check_loss
 
 __all__ = ["through_run"]
 
@@ -68,6 +69,11 @@ def through_run(
             do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
     unseen = cut.run.check(ready.task.model, ready.train)
+    said_before = cut.run.check_computed(ready.task.model)
+    if not getattr(cut.settings, "any_loss", False):
+        said_before += check_loss(ready.task, ready.train, cut.run, max_positions=ready.max_positions, quiet=ready.quiet)
+    else:
+        said_before.append("whether the task's loss is the one that the run lowered was not compared, as asked")
 
     def make(rows: range) -> Chunk:
         some = queries if weights_GQ is not None else Dataset(queries.examples[rows.start : rows.stop])
@@ -90,7 +96,7 @@ def through_run(
         )  # fmt: skip
 
     chunks = in_chunks(ready, make, identity)
-    notes = list(dict.fromkeys(note for _, said in chunks for note in said))
+    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_before]
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
     if cut.run.record.get("fingerprint") is None:
