@@ -148,3 +148,24 @@ def test_two_writers_of_one_file_leave_a_whole_one(tmp_path):
     with pytest.raises(BadInput, match="another process is writing it"):
         write_bytes(tmp_path / "file", slow())
     assert (tmp_path / "file").read_bytes() == b"second" and os.listdir(tmp_path) == ["file"]
+
+
+def test_nothing_in_a_store_steers_the_terminal(built, capsys):
+    from tests.test_trust import record
+    from whence.cli import main
+
+    record(built.folder, model="\x1b]0;owned\x07\u202e\x9b2J", data="/\x1b[2J")
+    for words in (["inspect"], ["verify"], ["inspect", "--json"], ["query", "--text", "a"]):
+        main([words[0], str(built.folder), *words[1:]])
+        told = "".join(capsys.readouterr())
+        assert told and not set(told) & set("\x1b\x07\x9b\u202e")
+
+
+def test_json_keeps_its_meaning_without_steering():
+    import json
+
+    from whence.commands.shared import json_text
+
+    content = {"text": "a\x1b[2J\x9b\x7f\u202e\u2028 \u00e9 \u4e2d"}
+    text = json_text(content)
+    assert json.loads(text) == content and "\u00e9" in text and not set(text) & set("\x1b\x9b\x7f\u202e\u2028")

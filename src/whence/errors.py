@@ -1,5 +1,7 @@
 """Errors by reason, each saying what was found, what was needed and what to do."""
 
+import re
+
 __all__ = [
     "BadInput",
     "DiskFull",
@@ -13,7 +15,16 @@ __all__ = [
     "Unsupported",
     "WhenceError",
     "WorkerLost",
+    "printable",
 ]
+
+# Escape sequences and other controls, marks that turn the reading direction, line breaks of Unicode, and halves of characters.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text that cannot steer a terminal: controls, marks that turn the reading direction and halves of characters are replaced."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class WhenceError(Exception):
@@ -31,7 +42,7 @@ class WhenceError(Exception):
     def __init__(self, *, found: str, needed: str = "", do: str):
         self.found, self.needed, self.do = found, needed, do
         parts = [f"found {found}", f"needed {needed}" if needed else "", f"do this: {do}"]
-        super().__init__("; ".join(part for part in parts if part))
+        super().__init__(printable("; ".join(part for part in parts if part)))
 
     def __reduce__(self):
         return _rebuild, (type(self), self.found, self.needed, self.do)

@@ -9,6 +9,8 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from whence.errors import printable
+
 __all__ = ["Meter", "meter", "say"]
 
 _PLAIN_SECONDS = 15.0
@@ -73,4 +75,4 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
 
 def say(text: str) -> None:
     """One line for the person who waits, on stderr; stdout is data."""
-    print(text, file=sys.stderr, flush=True)
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

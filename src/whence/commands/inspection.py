@@ -8,7 +8,7 @@ from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
-from whence.errors import BadInput
+from whence.errors import BadInput, printable
 from whence.methods import EXACT_METHODS, METHODS
 from whence.settings import BuildConfig
 
@@ -51,7 +51,7 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
         print(json.dumps({"rows": len(opened), "shards": len(opened.seals), "faults": faults}))
         return 1 if faults else 0
     for fault in faults:
-        print(fault)
+        print(printable(fault))
     if not faults:
         print(f"{folder}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
     return 1 if faults else 0
@@ -90,12 +90,12 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "seed",
         "recipe",
     ):
-        print(f"{name:>16}  {content[name]}")
-    print(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
-    print(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
+        print(printable(f"{name:>16}  {content[name]}"))
+    print(printable(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})"))
+    print(printable(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}"))
     for why in content["needs_trust"]:
-        print(f"{'with --trust':>16}  {why}")
-    print(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
+        print(printable(f"{'with --trust':>16}  {why}"))
+    print(printable(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ..."))
 
 
 def forecast(
@@ -251,9 +251,9 @@ def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
         print(json.dumps(asdict(found)))
         return 1 if found.faults else 0
     for fault in found.faults:
-        print(fault)
+        print(printable(fault))
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if not found.faults:
         print(
             f"{folder}: {found.sources:,} sources, {found.queries:,} queries; all files as recorded, all figures computed again"

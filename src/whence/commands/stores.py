@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json, Placed, read_token, workers_of
+from whence.commands.shared import Json, Placed, json_text, read_token, workers_of
 from whence.commands.task_options import Reading, TaskOptions
 from whence.errors import BadInput
 from whence.settings import BuildConfig, Placement
@@ -191,6 +191,6 @@ def query(
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{searched:,} training examples in {store}")
     if as_json:
-        print(json.dumps(hits.to_dict(), ensure_ascii=False))
+        print(json_text(hits.to_dict()))
     else:
         hits.show()

@@ -1,13 +1,12 @@
 """Why did it say this?"""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json
+from whence.commands.shared import Json, json_text
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
@@ -114,6 +113,6 @@ def why(
     if html is not None:
         found.page(html, intro=f"{found.hits.num_examples:,} training examples in {where}")
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        print(json_text(found.to_dict()))
     else:
         found.show()

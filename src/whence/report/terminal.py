@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from whence.errors import printable
 from whence.methods import ExactMethod, Method
 from whence.report.passages import clip, pieces, shorten, strongest
 
@@ -32,8 +33,6 @@ _STYLES = {
     1: ((0.66, "bold white on dodger_blue3"), (0.33, "bold deep_sky_blue2"), (0.2, "deep_sky_blue3")),
     -1: ((0.66, "bold white on dark_orange3"), (0.33, "bold orange1"), (0.2, "dark_orange3")),
 }
-# Escape sequences and other controls, marks that turn the reading direction, and halves of characters.
-_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def print_hits(hits: "Hits") -> None:
@@ -127,7 +126,7 @@ def _footer(hits: "Hits", console: Console) -> Group:
 
 def plain(text: str, console: Console) -> str:
     """User text that cannot steer the terminal and that its encoding can print."""
-    text = _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+    text = printable(text)
     if console.options.ascii_only:
         text = text.replace("…", "...")
     return text.encode(console.encoding, "replace").decode(console.encoding)
