@@ -21,7 +21,7 @@ import torch
 
 from whence.bench import load_setting
 from whence.data import Dataset, Example
-from whence.pipeline.stored import Asked
+from whence.pipeline.stored.prepared import Asked
 from whence.progress import meter
 from whence.score import top_scores
 from whence.store import open_store, write_store

@@ -122,8 +122,8 @@ def scores():
     from whence.data import Dataset
     from whence.evaluate import spearman
     from whence.methods import exact_method_named
-    from whence.pipeline.asked import query_gradients
-    from whence.pipeline.prepare import Prepared
+    from whence.pipeline.exact.prepare import Prepared
+    from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import exact_scores
 

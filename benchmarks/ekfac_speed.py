@@ -46,8 +46,8 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
     from whence.curvature.ekfac import fit_values
     from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
     from whence.data import Dataset, batches
-    from whence.pipeline.asked import query_gradients
-    from whence.pipeline.prepare import Prepared
+    from whence.pipeline.exact.prepare import Prepared
+    from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import Metric, exact_scores, truncate
 

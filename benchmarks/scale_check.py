@@ -28,8 +28,8 @@ from whence.curvature import Code, Damping, FitConfig, code_axes, whiten  # noqa
 from whence.curvature.ekfac import fit_values  # noqa: E402
 from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
 from whence.pipeline import Cluster, forecast_build, forecast_scale  # noqa: E402
-from whence.pipeline.encoders import random_encoder  # noqa: E402
-from whence.pipeline.sizes import ModelShape  # noqa: E402
+from whence.pipeline.forecast.hardware import ModelShape  # noqa: E402
+from whence.pipeline.stored.encoders import random_encoder  # noqa: E402
 from whence.progress import meter  # noqa: E402
 from whence.score import gradient_rows  # noqa: E402
 

@@ -5,7 +5,7 @@ python benchmarks/scale_table.py
 
 from whence.config import BuildConfig
 from whence.pipeline import Cluster, forecast_scale
-from whence.pipeline.scale import size_text, time_text
+from whence.pipeline.forecast.scale import size_text, time_text
 
 CASES = [
     (shape, method, examples, gpus)

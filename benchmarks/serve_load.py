@@ -25,7 +25,7 @@ import torch
 import whence
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, save, train_tokenizer
-from whence.pipeline.stored import Warm
+from whence.pipeline.stored.prepared import Warm
 from whence.progress import meter, say
 from whence.records import Recipe
 from whence.score import top_scores

@@ -183,10 +183,10 @@ def rows():
 def scored(case, method, dampings, config):
     """Scores of a method with one damping per unit, products spent, and seconds."""
     from whence.curvature import Damping, FitConfig
-    from whence.pipeline.asked import query_gradients
-    from whence.pipeline.footprint import Demand
-    from whence.pipeline.prepare import prepare
-    from whence.pipeline.solving import preconditioned
+    from whence.pipeline.exact.footprint import Demand
+    from whence.pipeline.exact.precondition import preconditioned
+    from whence.pipeline.exact.prepare import prepare
+    from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import exact_scores
 

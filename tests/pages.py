@@ -1,7 +1,10 @@
-"""Pages of the documentation, run as they stand."""
+"""Pages of the documentation and examples, run as they stand."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +31,13 @@ def page_commands(name, count):
     lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.startswith("whence ")]
     assert len(lines) == count, f"{name} has {len(lines)} commands"
     return [shlex.split(line)[1:] for line in lines]
+
+
+def run_example(name, *words, timeout=None):
+    """What a program under examples/ prints."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *words],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

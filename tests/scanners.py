@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from whence.score.pieces import Scanner
+from whence.workers.pieces import Scanner
 
 # Seconds a piece takes a slow scanner.
 PAUSE = 0.04

@@ -12,7 +12,7 @@ from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back
 from whence.curvature import Code, FitConfig, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
-from whence.pipeline import codes as codes_module
+from whence.pipeline.stored import learn_code as codes_module
 from whence.score import token_scores
 from whence.store import open_store, verify_store
 
@@ -148,7 +148,7 @@ def test_bytes_per_example_are_kept(tmp_path, size, most):
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.stored import Asked
+    from whence.pipeline.stored.prepared import Asked
 
     task, dataset = zoo.make(name, count=8)
     store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)

@@ -9,10 +9,10 @@ import torch
 
 import whence
 from tests.reference.selecting import leaders, lloyd
-from whence.apply.directions import directions, principal
-from whence.apply.duplicates import _leaders
-from whence.apply.spherical import refine, spherical_kmeans
-from whence.apply.words import distinctive_words, words_of
+from whence.apply.clusters.directions import directions, principal
+from whence.apply.clusters.spherical_kmeans import refine, spherical_kmeans
+from whence.apply.clusters.words import distinctive_words, words_of
+from whence.apply.select.duplicates import _leaders
 from whence.errors import BadInput
 from whence.store import open_store
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 import whence
-from tests.pages import ROOT, run_blocks
+from tests.pages import run_blocks, run_example
 from tests.reference import diffusion as twin
 from whence.capture import capture, check_task, plan_units
 from whence.capture.blocks import as_blocks
@@ -273,7 +272,7 @@ def test_sampled_images_do_not_depend_on_their_number_or_batch():
 
 
 def _first_generator():
-    from whence.pipeline.sampling import _generator
+    from whence.pipeline.sample_images import _generator
 
     return _generator(0, 0)
 
@@ -521,15 +520,11 @@ def test_the_blocks_of_the_page_run_as_they_stand(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_example_runs_and_its_images_lose_without_their_sources(tmp_path):
-    script = ROOT / "examples" / "diffusion" / "digits.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(tmp_path)], capture_output=True, text=True, timeout=1800, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    printed = run_example("diffusion/digits.py", "--output", tmp_path, timeout=1800)
     rows = json.loads((tmp_path / "removal.json").read_text("utf-8"))
     top, by_chance = (sum(row[name] for row in rows) for name in ("rise without its top 10", "rise without 10 random"))
     assert len(rows) == 4 and top > by_chance
-    assert "influence.html" in done.stdout
+    assert "influence.html" in printed
 
 
 def test_scores_split_over_draws_and_so_over_times():

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import tomllib
 from importlib.util import find_spec
 
 import pytest
@@ -71,3 +72,13 @@ def test_readme_examples_run(reader, capsys):
     """The blocks are run as they stand, in one namespace, with the tiny model where the reader's own would be."""
     run_blocks("README.md", 7)
     assert "nats of the query's log-probability" in capsys.readouterr().out
+
+
+def test_the_rooms_are_listed_in_the_order_of_the_import_rule():
+    """docs/architecture.md, read downwards, is the contract of pyproject.toml read upwards."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"][0]
+    wanted = [sorted(layer.split(" | ")) for layer in reversed(contract["layers"])]
+    table = page_text("docs/architecture.md").split("| room |")[1].split("\n## ")[0]
+    rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in table.splitlines()[2:] if line.startswith("|")]
+    listed = [sorted(name.removesuffix(".py").rstrip("/") for name in row) for row in rows]
+    assert [name for row in listed for name in row] == [name for layer in wanted for name in layer], "mend one of the two"

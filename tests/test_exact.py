@@ -104,7 +104,7 @@ def test_token_scores_add_up_and_are_those_of_the_example_alone(name, rank):
 @pytest.mark.parametrize("rank", [1, 3, 1000])
 def test_low_rank_queries_are_the_truncated_ones_in_either_order(monkeypatch, name, cheaper, rank):
     monkeypatch.setattr("whence.score.contract._factors_are_cheaper", lambda block, pair: cheaper)
-    monkeypatch.setattr("whence.pipeline.measured._WHOLE_NUMBERS", 1)  # one query at a time
+    monkeypatch.setattr("whence.pipeline.exact.measure._WHOLE_NUMBERS", 1)  # one query at a time
     task, plan, train, queries = case(name)
     table = attribute(task, train, queries, "grad-dot-exact", query_rank=rank)
     total = 0.0

@@ -227,7 +227,7 @@ def test_layers_are_decomposed_once_and_by_what_they_cost(processes):
 
 def _in_parts(ranks, folder, kill=False):
     """Rows of a table one at a time, kept in the folder; the second rank may be killed when it comes to the second."""
-    import whence.pipeline.prepare  # the functions of the same names hide their modules
+    import whence.pipeline.exact.prepare  # the functions of the same names hide their modules
 
     exact, prepare = (sys.modules[f"whence.pipeline.{name}"] for name in ("exact", "prepare"))
     measure, in_chunks, made = prepare.measure, exact.in_chunks, []

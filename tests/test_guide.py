@@ -15,8 +15,8 @@ from tests.pages import ROOT, page_commands, run_blocks
 from tests.reference import guide as slow
 from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
-from whence.apply.guide_scores import TokenScores
-from whence.apply.guide_select import rank_examples, upper_quantile
+from whence.apply.guide.choose_tokens import rank_examples, upper_quantile
+from whence.apply.guide.token_scores import TokenScores
 from whence.capture import plan_units
 from whence.cli import main
 from whence.curvature import FitConfig, fit_ekfac
@@ -100,8 +100,8 @@ def test_unscored_prompts_have_no_score_and_other_methods_work(tmp_path, model_f
 def test_a_stopped_run_goes_on_and_files_do_not_show(tmp_path, monkeypatch):
     task, train, harmful, safe = case()
     whole = torch.cat(list(scores_of(task, train, harmful, safe, tmp_path / "whole").examples()))
-    monkeypatch.setattr("whence.apply.guide_scores._FILE_TOKENS", 12)
-    done, file = [], sys.modules["whence.apply.guide_scores"]._file
+    monkeypatch.setattr("whence.apply.guide.token_scores._FILE_TOKENS", 12)
+    done, file = [], sys.modules["whence.apply.guide.token_scores"]._file
 
     def stopping(ready, blocks, places, progress):
         if len(done) == 2:
@@ -109,11 +109,13 @@ def test_a_stopped_run_goes_on_and_files_do_not_show(tmp_path, monkeypatch):
         done.append(places)
         return file(ready, blocks, places, progress)
 
-    monkeypatch.setattr("whence.apply.guide_scores._file", stopping)
+    monkeypatch.setattr("whence.apply.guide.token_scores._file", stopping)
     with pytest.raises(KeyboardInterrupt):
         scores_of(task, train, harmful, safe, tmp_path / "cut")
     again = []
-    monkeypatch.setattr("whence.apply.guide_scores._file", lambda ready, *rest: again.append(rest[1]) or file(ready, *rest))
+    monkeypatch.setattr(
+        "whence.apply.guide.token_scores._file", lambda ready, *rest: again.append(rest[1]) or file(ready, *rest)
+    )
     scores = scores_of(task, train, harmful, safe, tmp_path / "cut")
     assert len(done) == 2 and len(again) == len(scores.files) - 2 and not set(done) & set(again)
     torch.testing.assert_close(torch.cat(list(scores.examples())), whole, equal_nan=True, rtol=1e-5, atol=1e-9)
@@ -139,16 +141,16 @@ def test_tasks_and_methods_without_token_scores_are_refused(tmp_path):
 
 def test_a_score_that_is_no_number_names_its_example(tmp_path, monkeypatch):
     task, train, harmful, safe = case()
-    from whence.apply import guide_scores
+    from whence.apply.guide import token_scores
 
-    broken = guide_scores._batch
+    broken = token_scores._batch
 
     def infinite(task, plan, examples, blocks):
         found = broken(task, plan, examples, blocks)
         found[0][1] = torch.inf
         return found
 
-    monkeypatch.setattr(guide_scores, "_batch", infinite)
+    monkeypatch.setattr(token_scores, "_batch", infinite)
     with pytest.raises(NonFinite, match="found a NaN or infinite token score in the example"):
         scores_of(task, train, harmful, safe, tmp_path)
 
@@ -159,7 +161,7 @@ def test_a_model_without_forward_mode_is_refused(tmp_path, monkeypatch):
     def jvp(*args):
         raise NotImplementedError("Trying to use forward AD with flash that does not support it")
 
-    monkeypatch.setattr("whence.apply.guide_scores.jvp", jvp)
+    monkeypatch.setattr("whence.apply.guide.token_scores.jvp", jvp)
     with pytest.raises(Unsupported, match="a model that a tangent, which gives all token scores at once, cannot go through"):
         scores_of(task, train, harmful, safe, tmp_path)
 
@@ -212,7 +214,7 @@ def test_copies_of_one_document_are_not_passed_over_in_silence(tmp_path):
 
 
 def example_marks():
-    from whence.apply.guide_marks import Marked
+    from whence.apply.guide.marks import Marked
 
     return whence.Marks({"b": Marked("b", 3, (1, 2), (7, 8), 1.0, 2, 0.5)}, {"method": "made up"})
 
@@ -278,7 +280,7 @@ def test_the_objective_refuses_what_does_not_fit():
 def trained(tmp_path, model_folder):
     """Makes a Trainer on four texts, two of them marked, and the same examples and marks for a loop."""
     transformers = pytest.importorskip("transformers")
-    from whence.apply.guide_marks import Marked
+    from whence.apply.guide.marks import Marked
 
     def make(**arguments):
         task, _ = load_task(str(model_folder))

@@ -13,8 +13,8 @@ from whence.curvature import FitConfig, fit_ekfac, fit_kfac, unit_bytes
 from whence.curvature.stages import Stages
 from whence.data import Dataset
 from whence.errors import BadInput, DiskFull, OutOfMemory
-from whence.pipeline.footprint import FitBytes, Footprint
-from whence.pipeline.measured import measure
+from whence.pipeline.exact.footprint import FitBytes, Footprint
+from whence.pipeline.exact.measure import measure
 from whence.store import read_tensors
 
 NAMES = ["linear", "layer_norm", "tied", "applied_twice", "conv2d_groups", "lone_parameter", "gpt2", "llama"]
@@ -42,7 +42,7 @@ def cut(monkeypatch, rows=10**6, group_bytes=None):
         seen.append(replace(found, rows_at_once=min(rows, found.rows), whole_at_once=min(rows, 2), fit=fit))
         return seen[-1]
 
-    monkeypatch.setattr("whence.pipeline.prepare.measure", measured)
+    monkeypatch.setattr("whence.pipeline.exact.prepare.measure", measured)
     return seen
 
 
@@ -206,11 +206,11 @@ def test_chunks_of_another_question_are_not_used(tmp_path, monkeypatch):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """What is made at a time is small beside the model, as it is for a large one."""
-    for name in ("whence.curvature.squares._CHUNK_NUMBERS", "whence.pipeline.measured._SQUARES"):
+    for name in ("whence.curvature.squares._CHUNK_NUMBERS", "whence.pipeline.exact.measure._SQUARES"):
         monkeypatch.setattr(name, 1 << 17)
-    for name in ("whence.pipeline.measured._SCAN_NUMBERS", "whence.score.contract._CHUNK_NUMBERS"):
+    for name in ("whence.pipeline.exact.measure._SCAN_NUMBERS", "whence.score.contract._CHUNK_NUMBERS"):
         monkeypatch.setattr(name, 1 << 17 if "measured" in name else {"cpu": 1 << 17})
-    for name in ("whence.pipeline.measured.DENSE_NUMBERS", "whence.score.blocks.DENSE_NUMBERS"):
+    for name in ("whence.pipeline.exact.measure.DENSE_NUMBERS", "whence.score.blocks.DENSE_NUMBERS"):
         monkeypatch.setattr(name, 1 << 18)
 
 
@@ -281,7 +281,7 @@ def refused(says, kind=OutOfMemory, **options):
 
 
 def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small_chunks):
-    monkeypatch.setattr("whence.pipeline.prepare.fit_ekfac", None)
+    monkeypatch.setattr("whence.pipeline.exact.prepare.fit_ekfac", None)
     refused("found memory_gib=0; needed a positive number; do this: leave it out", BadInput, memory_gib=0)
     refused(r"found \S+ MiB of memory for a batch, with 0.0 MiB to be had; needed room for a forward", memory_gib=1e-6)
     refused(
@@ -295,7 +295,7 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small
     )  # fmt: skip
     refused("MiB of memory for one query, with .*needed room for one query at a time; do this: track fewer parameters",
             method="grad-dot-exact", memory_gib=0.002)  # fmt: skip
-    monkeypatch.setattr("whence.pipeline.measured.shutil.disk_usage", lambda path: type("", (), {"free": 1 << 20}))
+    monkeypatch.setattr("whence.pipeline.exact.measure.shutil.disk_usage", lambda path: type("", (), {"free": 1 << 20}))
     refused("MiB of factors, with 1.0 MiB free on disk; needed room in the factors folder; do this: pass another folder",
             DiskFull, factors=tmp_path / "b")  # fmt: skip
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()

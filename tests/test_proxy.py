@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,7 @@ from torch import nn
 
 import whence
 from tests import zoo
-from tests.pages import page_commands, run_blocks
+from tests.pages import page_commands, run_blocks, run_example
 from whence.errors import BadInput, NonFinite
 from whence.evaluate import load_table, origin_of_table, save_table
 from whence.score import mean_table
@@ -281,11 +277,6 @@ def test_the_page_about_proxies_is_true(run, reader):
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, root / "examples/proxies/python_docs.py", tmp_path, "--documents", "300", "--epochs", "2"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root / "src")}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "untrained" in done.stdout and "distilled" in done.stdout
+    printed = run_example("proxies/python_docs.py", tmp_path, "--documents", "300", "--epochs", "2")
+    assert "untrained" in printed and "distilled" in printed
     assert load_table(tmp_path / "distilled").provenance["target"] == load_table(tmp_path / "untrained").provenance["target"]

@@ -172,7 +172,7 @@ def test_what_of_lightning_cannot_be_recorded(tmp_path):
 
 
 def test_without_lightning_the_way_out_is_told(tmp_path, monkeypatch):
-    from whence.unroll import lightning as place
+    from whence.recording import lightning as place
 
     monkeypatch.setattr(place, "_PACKAGES", ("no_such_package",))
     with pytest.raises(BadInput, match="found no Lightning; needed pytorch-lightning; do this: pip install"):

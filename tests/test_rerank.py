@@ -11,8 +11,8 @@ from tests import zoo
 from tests.test_store import make_records, make_task
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
-from whence.pipeline import codes as codes_module
-from whence.pipeline import rerank as rerank_module
+from whence.pipeline.stored import learn_code as codes_module
+from whence.pipeline.stored import rerank as rerank_module
 from whence.store import open_store
 
 MODELS = ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter", "applied_twice", "regression"]

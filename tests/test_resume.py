@@ -54,7 +54,7 @@ def _hang(folder):
 
 def _build_and_hang(folder, method, place):
     """In a process of its own: build, and stop moving at one place, where the parent kills it."""
-    build_module = sys.modules["whence.pipeline.build"]  # as an attribute of the package it is the function
+    build_module = sys.modules["whence.pipeline.stored.build"]  # as an attribute of the package it is the function
     import whence.store.files as files_module
 
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from whence.cli import main
 from whence.config import BuildConfig
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline import Cluster, forecast_scale
-from whence.pipeline.sizes import MODEL_SHAPES, ModelShape
+from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
 
 ROOT = Path(__file__).parents[1]
 PROJECTIONS = ["*proj.weight"]

@@ -16,7 +16,7 @@ from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import METHODS
-from whence.pipeline.encoders import stored_encoder
+from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import meter
 from whence.score import top_scores
 
@@ -156,7 +156,7 @@ def test_equal_scores_come_in_row_order():
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.stored import Asked
+    from whence.pipeline.stored.prepared import Asked
     from whence.score import token_scores
 
     task, dataset = zoo.make(name, count=8)

@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 import whence
 from tests.reference.selecting import choose, water_level
 from tests.zoo import make
-from whence.apply.budget import Budget, allot, soft_weights
-from whence.apply.proof import random_twin
+from whence.apply.select.budget import Budget, allot, soft_weights
+from whence.apply.select.proof import random_twin
 from whence.errors import BadInput, NonFinite, UnknownOption
 
 SIZES = [3, 9, 4, 4, 7, 1, 2, 8, 5, 6, 3, 2]

@@ -21,16 +21,16 @@ import whence
 from whence.cli import main
 from whence.errors import BadInput, Unsupported
 from whence.load import load_task
-from whence.serve import line as line_module
+from whence.serve import queue as line_module
 from whence.serve.answer import Masks
 from whence.serve.app import create_app
 from whence.serve.catalog import Catalog, Filter
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk
-from whence.serve.line import Full, Job, Line
+from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.question import Question
+from whence.serve.queue import Full, Job, Line
 from whence.serve.run import named_folders, run_app
 from whence.store import reader as reader_module
 

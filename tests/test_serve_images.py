@@ -17,7 +17,7 @@ from whence.errors import BadInput, Unsupported
 from whence.load import load_task
 from whence.serve.app import create_app
 from whence.serve.config import ServeConfig
-from whence.serve.desk import Desk
+from whence.serve.hosted_store import Desk
 from whence.serve.pictures import pixels_of, values_of
 
 Image = pytest.importorskip("PIL.Image")

@@ -28,9 +28,9 @@ from whence.data import batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, RankLost, Unsupported
 from whence.load import load_task
-from whence.pipeline.in_step import Turn, lost_ranks, turns
-from whence.placement import connected_for, placed
-from whence.spread import is_offloaded, is_sharded, main_device, named_weights
+from whence.load.placement import connected_for, placed
+from whence.pipeline.stored.lockstep import Turn, lost_ranks, turns
+from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.store import Pending, open_store, verify_store
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import whence
 from tests.reference.shares import largest_remainders, query_shares, total_shares
-from whence.apply.payout import Payout, apportion
-from whence.apply.share_files import content_of, csv_text, queries_rows, shares_rows
 from whence.apply.shares import WHOLE
+from whence.apply.shares.files import content_of, csv_text, queries_rows, shares_rows
+from whence.apply.shares.payout import Payout, apportion
 from whence.errors import BadInput, NonFinite, UnknownOption
 
 RULES = [{"rule": "positive"}, {"rule": "signed"}, {"rule": "softmax", "temperature": 0.5}]

@@ -166,7 +166,7 @@ def test_with_the_exact_curvature_it_is_the_derivative_of_training(tmp_path, mon
     """Softmax regression, exact unrolling as truth: what segments, shares and terminal velocity leave out is small."""
     model, task, train_set, rest = train(tmp_path, name, epochs=epochs, every=epochs)
     run, queries = whence.open_run(tmp_path), queries_of(task)
-    monkeypatch.setattr("whence.pipeline.source.carry", _exact_carry(model, run))
+    monkeypatch.setattr("whence.pipeline.through.source.carry", _exact_carry(model, run))
     table = source_table(task, tmp_path, train_set, queries)
     wanted = truth(name, "softmax", task, queries, *rest, model)
     assert agreement(table.scores, wanted) > 0.95
@@ -243,7 +243,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     run.log.rates[:] = [[1e12]] * run.steps
     ready = {"unrolling": whence.UnrollConfig(segments=1)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whence.pipeline.through.open_run", lambda folder: run)
+        patch.setattr("whence.pipeline.through.through_run.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
     wanted = whence.attribute(task, train_set, queries, absolute_damping=1e-12, quiet=True)
     # Shifting all logits alike changes nothing: there the curvature is zero, and gradients vanish but for rounding.

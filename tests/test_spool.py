@@ -18,11 +18,11 @@ from tests.test_store import contents, make_records, make_task
 from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt
+from whence.load.tar_shards import stream_records
 from whence.pipeline import spool as spool_function
-from whence.pipeline.spool import Spooled
-from whence.shards import stream_records
+from whence.pipeline.stored.spool import Spooled
 
-spool_module = __import__("sys").modules["whence.pipeline.spool"]
+spool_module = __import__("sys").modules["whence.pipeline.stored.spool"]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from whence.config import BuildConfig
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.load import load_records, load_task
-from whence.pipeline.encoders import stored_encoder
+from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import gradient_rows
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +11,13 @@ from torch import nn
 
 import whence
 from tests import zoo
-from tests.pages import page_commands, run_blocks
+from tests.pages import page_commands, run_blocks, run_example
 from tests.reference import study as slow
-from whence.apply import study_corpus, study_correlation, study_kinds, study_readouts, study_sources
+from whence.apply.study import corpus, correlation, kept_scores, readouts
+from whence.apply.study import kinds as kinds_module
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.pipeline import prepare
+from whence.pipeline.exact import prepare
 from whence.progress import meter
 
 KINDS = ("book", "web", "web", "code")
@@ -123,23 +120,23 @@ def test_kinds_are_compared_with_the_corpus(studied):
 def test_a_kind_that_fills_the_tails_is_beyond_chance_and_one_at_random_is_not():
     generator = torch.Generator().manual_seed(0)
     codes_N = torch.arange(400) % 4
-    kinds = study_kinds.Kinds(KINDS[:1] + ("b", "c", "d"), codes_N)
+    kinds = kinds_module.Kinds(KINDS[:1] + ("b", "c", "d"), codes_N)
     planted_QK = torch.stack([torch.randperm(100, generator=generator)[:10] * 4 for _ in range(6)])
-    found = study_kinds.kind_shares(kinds, planted_QK, "s", "top", seed=0)
+    found = kinds_module.kind_shares(kinds, planted_QK, "s", "top", seed=0)
     assert found[0].kind == "book" and found[0].ratio.mean == 4 and all(one.is_beyond_chance for one in found)
     even = 0
     for draw in range(50):
         random_QK = torch.stack([torch.randperm(400, generator=generator)[:10] for _ in range(6)])
-        even += sum(one.is_beyond_chance for one in study_kinds.kind_shares(kinds, random_QK, "s", "top", seed=draw))
+        even += sum(one.is_beyond_chance for one in kinds_module.kind_shares(kinds, random_QK, "s", "top", seed=draw))
     assert even / 200 < 0.1  # .05 by definition
 
 
 def test_chance_knows_that_queries_share_documents():
     codes_N = torch.arange(400) % 4
-    kinds = study_kinds.Kinds(("a", "b", "c", "d"), codes_N)
+    kinds = kinds_module.Kinds(("a", "b", "c", "d"), codes_N)
     same_QK = torch.arange(10).repeat(6, 1)  # one list six times says as much as one list
     apart_QK = torch.arange(60).view(6, 10)
-    widths = [study_kinds.kind_shares(kinds, rows, "s", "top", seed=0)[0].chance for rows in (same_QK, apart_QK)]
+    widths = [kinds_module.kind_shares(kinds, rows, "s", "top", seed=0)[0].chance for rows in (same_QK, apart_QK)]
     assert widths[0][1] - widths[0][0] > 2 * (widths[1][1] - widths[1][0])
 
 
@@ -148,46 +145,46 @@ def test_queries_of_planted_sets_are_told_apart():
     common = torch.randn(2, 300, generator=generator)
     values = torch.cat([common[place] + torch.randn(5, 300, generator=generator) for place in range(2)])
     sets = {"a": range(5), "b": range(5, 10)}
-    found = study_correlation.by_sets(torch.from_numpy(slow.correlations(values.numpy())), sets, seed=0)
+    found = correlation.by_sets(torch.from_numpy(slow.correlations(values.numpy())), sets, seed=0)
     means = {(one.first, one.second): one.mean for one in found.blocks}
     assert means["a", "a"].low > means["a", "b"].high and found.p_value < 0.02 and found.difference > 0.3
     noise = torch.from_numpy(slow.correlations(torch.randn(10, 300, generator=generator).numpy()))
-    assert study_correlation.by_sets(noise, sets, seed=0).p_value > 0.05
+    assert correlation.by_sets(noise, sets, seed=0).p_value > 0.05
 
 
 def test_too_few_queries_have_no_interval_and_one_set_no_difference():
     matrix = torch.eye(3, dtype=torch.float64)
-    found = study_correlation.by_sets(matrix, {"a": range(1), "b": range(1, 3)}, seed=0)
+    found = correlation.by_sets(matrix, {"a": range(1), "b": range(1, 3)}, seed=0)
     by_name = {(one.first, one.second): one for one in found.blocks}
     assert by_name["a", "a"].pairs == 0 and np.isnan(by_name["a", "a"].mean.mean)
     assert by_name["b", "b"].mean.mean == 0 and np.isnan(by_name["b", "b"].mean.low)
-    alone = study_correlation.by_sets(matrix, {"a": range(3)}, seed=0)
+    alone = correlation.by_sets(matrix, {"a": range(3)}, seed=0)
     assert np.isnan(alone.p_value) and alone.to_dict()["p_value"] is None
 
 
 def test_a_query_drawn_twice_makes_no_pair_with_itself():
     matrix = torch.full((5, 5), 0.25, dtype=torch.float64).fill_diagonal_(1.0)
-    (block,) = study_correlation.by_sets(matrix, {"a": range(5)}, seed=0).blocks
+    (block,) = correlation.by_sets(matrix, {"a": range(5)}, seed=0).blocks
     assert (block.mean.low, block.mean.mean, block.mean.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_blocks_of_ranks_give_the_same_matrix(studied):
     kept = studied[0].kept
     with meter("", 1, quiet=True) as progress:
-        whole, cut = (study_correlation.correlations(kept, by_norm=True, progress=progress, numbers=n) for n in (1 << 20, 85))
+        whole, cut = (correlation.correlations(kept, by_norm=True, progress=progress, numbers=n) for n in (1 << 20, 85))
     assert torch.allclose(whole, cut, rtol=0, atol=1e-15)
 
 
 def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_none(tmp_path):
-    kept = study_corpus.Kept(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False)
+    kept = kept_scores.Kept(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False)
     scores = torch.tensor([[0.0, 2.0, 0.0, 2.0, -1.0, -1.0], [5.0] * 6])
     for number in range(2):
         part = scores[:, 3 * number : 3 * number + 3]
-        study_corpus.write_tensors(tmp_path / f"{number:05d}.safetensors", {"scores": part})
+        kept_scores.write_tensors(tmp_path / f"{number:05d}.safetensors", {"scores": part})
     with meter("", 1, quiet=True) as progress:
-        tails, mass, sizes = study_readouts.tails_and_mass(kept, 3, by_norm=False, progress=progress)
-        matrix = study_correlation.correlations(kept, by_norm=False, progress=progress)
-        counted = study_readouts.histograms(kept, {"all": range(2)}, sizes, by_norm=False, progress=progress)
+        tails, mass, sizes = readouts.tails_and_mass(kept, 3, by_norm=False, progress=progress)
+        matrix = correlation.correlations(kept, by_norm=False, progress=progress)
+        counted = readouts.histograms(kept, {"all": range(2)}, sizes, by_norm=False, progress=progress)
     assert tails.high_QK.tolist() == [[1, 3, 0], [0, 1, 2]] and tails.low_QK.tolist() == [[4, 5, 0], [0, 1, 2]]
     assert matrix[0, 1] == 0 and matrix[1, 1] == 0 and matrix[0, 0] == pytest.approx(1)
     assert int(counted.counts_SB.sum()) == 12 and mass.mass_QX[0, -1] == 1 and torch.isnan(mass.slope_Q[0])
@@ -195,7 +192,7 @@ def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_n
 
 def test_any_cut_of_the_corpus_gives_the_same_study(studied, tmp_path, monkeypatch):
     task, train, sets = material()
-    monkeypatch.setattr(study_sources, "_SHARD", 7)
+    monkeypatch.setattr(corpus, "_SHARD", 7)
     found = whence.study(task, train, sets, tmp_path, k=4, quiet=True)
     assert found.kept.sizes == (7, 7, 7, 7, 7, 5)
     one, other = (json.loads((folder / "study.json").read_text()) for folder in (tmp_path, studied[0].folder))
@@ -206,8 +203,8 @@ def test_any_cut_of_the_corpus_gives_the_same_study(studied, tmp_path, monkeypat
 
 def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch):
     task, train, sets = material()
-    monkeypatch.setattr(study_sources, "_SHARD", 10)
-    scan, calls = study_sources.exact_scores, []
+    monkeypatch.setattr(corpus, "_SHARD", 10)
+    scan, calls = corpus.exact_scores, []
 
     def stopping(*arguments, **named):
         calls.append(1)
@@ -215,7 +212,7 @@ def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return scan(*arguments, **named)
 
-    monkeypatch.setattr(study_sources, "exact_scores", stopping)
+    monkeypatch.setattr(corpus, "exact_scores", stopping)
     with pytest.raises(KeyboardInterrupt):
         whence.study(task, train, sets, tmp_path, quiet=True)
     assert not (tmp_path / "study.json").exists() and len(list((tmp_path / "scores").glob("0*"))) == 2
@@ -405,13 +402,8 @@ def test_the_page_about_studies_is_true(run, reader):
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, root / "examples/corpus-study/python_docs.py", tmp_path, "--documents", "400", "--epochs", "2"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root / "src")}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Own kind of document in the top tails" in done.stdout and (tmp_path / "study" / "study.html").exists()
+    printed = run_example("corpus-study/python_docs.py", tmp_path, "--documents", "400", "--epochs", "2")
+    assert "Own kind of document in the top tails" in printed and (tmp_path / "study" / "study.html").exists()
     shares = json.loads((tmp_path / "study" / "study.json").read_text())["readings"]["per nat"]["kinds"]
     own = [one for one in shares if one["set"] == one["kind"] == "language reference" and one["side"] == "top"]
     assert own[0]["ratio"]["mean"] > 1

@@ -110,7 +110,7 @@ def test_short_of_memory_queries_go_in_chunks_and_units_in_groups(tmp_path, name
     whole = source_table(task, tmp_path / "run", train_set, queries)
     from dataclasses import replace
 
-    import whence.pipeline.prepare as prepare
+    import whence.pipeline.exact.prepare as prepare
 
     known = prepare.measure
 

@@ -11,8 +11,8 @@ from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.pipeline import forecast_build
-from whence.pipeline.encoders import stored_encoder
-from whence.pipeline.stored import Asked
+from whence.pipeline.stored.encoders import stored_encoder
+from whence.pipeline.stored.prepared import Asked
 from whence.score import token_scores
 from whence.store import verify_store
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -13,16 +11,16 @@ import torch
 
 import whence
 from tests import zoo
-from tests.pages import ROOT, page_commands, run_blocks
+from tests.pages import page_commands, run_blocks, run_example
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.reference.token_map import label_parts
 from tests.test_lm_records import CHATML, bytes_task
-from whence.apply import why_sources
-from whence.apply.why_question import question
+from whence.apply.why import DocumentParts, Why, candidates
+from whence.apply.why.question import question
 from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
-from whence.report import DocumentParts, Hit, Hits, Why
+from whence.report import Hit, Hits
 from whence.score import by_label
 
 DOCUMENTS = ["a cat sat on a mat", "the dog ran off", "é cat", "one bird sleeps", "cats and dogs", "what is it"]
@@ -66,11 +64,11 @@ def test_every_pair_is_what_autograd_says(name):
     labels = whole.fields["labels"]
     places = [t for t in range(1, len(labels)) if labels[t] != -100][:4]
     queries = [one_label(whole, place) for place in places]
-    ready = why_sources.FromData.prepare(
+    ready = candidates.FromData.prepare(
         task, data, type("Asked", (), {"tokens": places, "whole": whole}), method="grad-dot-exact", relative_damping=None,
         factors=None, fit_on=None, memory_gib=None, quiet=True,
     )  # fmt: skip
-    maps, units_UQK = why_sources.split_up(task, ready, queries, [1, 2], quiet=True)
+    maps, units_UQK = candidates.split_up(task, ready, queries, [1, 2], quiet=True)
     gradients = unit_gradients(task, plan, dense_gradients(task, queries, "measurement"))
     blocks = [-gradient / len(data) for gradient in gradients]
     for place, row in enumerate([1, 2]):
@@ -139,7 +137,7 @@ def test_one_token_is_a_row_of_the_whole(task):
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_some_completion_tokens_at_a_time_are_the_same(task, monkeypatch, at_once):
     whole = ask(task)
-    monkeypatch.setattr(why_sources.FromData, "at_once", at_once)
+    monkeypatch.setattr(candidates.FromData, "at_once", at_once)
     for name, parts in ask(task).parts.items():
         assert_near(parts.scores_AT, whole.parts[name].scores_AT)
         assert_near(list(parts.layers.values()), list(whole.parts[name].layers.values()))
@@ -414,8 +412,7 @@ def test_the_page_in_docs_is_true(run, reader):
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
     """A small GPT-2 on real text: what it writes is explained by parts that add up."""
-    command = [sys.executable, str(ROOT / "examples" / "why" / "run.py"), str(tmp_path), "--documents", "200"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = run_example("why/run.py", tmp_path, "--documents", "200")
     found = json.loads(out.splitlines()[-1])
     assert found["wrote"] and len(found["top"]) == 5 and max(found["off"]) < 1e-3
     assert (tmp_path / "greedy.html").exists() and (tmp_path / "token.html").exists()

@@ -23,13 +23,14 @@ from tests import scanners
 from tests.reference.scanning import group_sums, strongest
 from tests.test_store import SMALL, flip, make_records, make_task
 from whence.cli import main
-from whence.distributed import Processes, Ranks
+from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, WorkerLost
 from whence.load import load_task
-from whence.pipeline.stored import Asked
+from whence.pipeline.stored.prepared import Asked
 from whence.progress import meter
-from whence.score import Workers, all_scores, pieces, top_scores
-from whence.score.pieces import pieces_of
+from whence.score import all_scores, top_scores
+from whence.workers import Processes, Workers, pieces
+from whence.workers.pieces import pieces_of
 
 METHODS = {
     "lorif": {"method": "lorif", "factor_rank": 1},
@@ -87,7 +88,7 @@ def is_same(found, wanted):
 def workers_of(scanner, count, monkeypatch, ray=None):
     """Workers that run another scanner, with a piece a shard."""
     with monkeypatch.context() as patch:
-        patch.setattr("whence.score.workers.Scanner", scanner)
+        patch.setattr("whence.workers.workers.Scanner", scanner)
         patch.setattr(pieces, "_PIECE_BYTES", 1)
         patch.setattr(pieces, "_MOST_PIECES", 10**6)
         with Workers(count, ray=ray) as workers:
@@ -284,8 +285,8 @@ def test_workers_that_cannot_begin(stores, monkeypatch):
 
 SCRIPT = """
 import time
-from whence.distributed import Processes
-from whence.score.pieces import Scanner
+from whence.workers import Processes
+from whence.workers.pieces import Scanner
 
 engine = Processes(Scanner, 1)
 worker = engine.start()

@@ -13,9 +13,8 @@ from tests import scanners
 from tests.test_store import make_records
 from tests.test_workers import alone, asked_of, by, is_same, stores, workers_of  # noqa: F401
 from whence.cli import main
-from whence.distributed import Actors
 from whence.errors import BadInput, StoreMismatch, WorkerLost
-from whence.score import Workers
+from whence.workers import Actors, Workers
 
 ray = pytest.importorskip("ray")
 
@@ -90,7 +89,7 @@ def test_killed_actors_cost_nothing_but_time(stores, pool, monkeypatch):  # noqa
 
 
 def test_a_mistake_in_an_actor_is_a_loss(stores, cluster, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("whence.score.seats._MOST_LOSSES", 1)
+    monkeypatch.setattr("whence.workers.seats._MOST_LOSSES", 1)
     said = pytest.raises(WorkerLost, match=r"found 1 workers that ended over shards 0 to 0 .*KeyError: 'a mistake'")
     with workers_of(scanners.Failing, 1, monkeypatch, ray="local") as workers, said:
         by(workers, asked_of(stores["lorif"]), 5)

@@ -19,7 +19,7 @@ from whence.load import load_task
 from whence.serve.answer import Masks, answered
 from whence.serve.catalog import Filter
 from whence.serve.config import ServeConfig
-from whence.serve.desk import Desk, Question
+from whence.serve.hosted_store import Desk, Question
 from whence.store import open_store
 
 SOURCE = Path(__file__).parents[1] / "src"

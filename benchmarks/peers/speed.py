@@ -101,8 +101,8 @@ def ours(setting, name):
     """Which share of the time is the fit's, and the scores."""
     import whence
     from whence.curvature import FitConfig
-    from whence.pipeline.footprint import Demand
-    from whence.pipeline.prepare import prepare
+    from whence.pipeline.exact.footprint import Demand
+    from whence.pipeline.exact.prepare import prepare
 
     task, draws = setting.task, 4 if name == _REFERENCE else 1
     track = None if name == "whence, all parameters" else _BLOCKS

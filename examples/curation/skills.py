@@ -16,7 +16,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 import whence
-from whence.apply.spherical import spherical_kmeans
+from whence.apply.clusters.spherical_kmeans import spherical_kmeans
 
 SEEDS = range(3)
 _LEAST = 10

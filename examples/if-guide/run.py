@@ -23,7 +23,7 @@ from planted import Planted, is_rude, plant
 from torch import nn
 
 import whence
-from whence.apply.guide_marks import Marked
+from whence.apply.guide.marks import Marked
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.progress import say

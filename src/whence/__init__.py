@@ -20,83 +20,83 @@ _HOMES = {
     "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
     "Diffusion": "whence.tasks",
-    "DistilConfig": "whence.apply.proxy_distil",
-    "Distilled": "whence.apply.proxy_distil",
-    "DocumentParts": "whence.report",
+    "DistilConfig": "whence.apply.proxy",
+    "Distilled": "whence.apply.proxy",
+    "DocumentParts": "whence.apply.why",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "GradientLog": "whence.pipeline",
-    "GuideConfig": "whence.apply.guide_select",
+    "GuideConfig": "whence.apply.guide",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
-    "Marks": "whence.apply.guide_marks",
+    "Marks": "whence.apply.guide",
     "MaskedLM": "whence.tasks",
     "NoiseSchedule": "whence.tasks",
-    "Proof": "whence.apply.proof",
+    "Proof": "whence.apply.select",
     "Ranks": "whence.distributed",
     "Recipe": "whence.records",
-    "Recorder": "whence.unroll",
+    "Recorder": "whence.recording",
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
     "ScoreTable": "whence.records",
-    "Selection": "whence.apply.selection",
+    "Selection": "whence.apply.select",
     "ServeConfig": "whence.serve",
-    "ShareCheck": "whence.apply.share_verify",
+    "ShareCheck": "whence.apply.shares",
     "ShareLine": "whence.apply.shares",
     "Shares": "whence.apply.shares",
     "Smoothness": "whence.unroll",
     "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
-    "Study": "whence.apply.study_result",
+    "Study": "whence.apply.study",
     "UnrollConfig": "whence.pipeline",
     "WhenceError": "whence.errors",
-    "Why": "whence.report",
-    "Workers": "whence.score",
+    "Why": "whence.apply.why",
+    "Workers": "whence.workers",
     "__version__": "whence._version",
     "attribute": "whence.pipeline",
     "build": "whence.pipeline",
     "clusters": "whence.apply.clusters",
-    "contrast_scores": "whence.apply.guide_scores",
+    "contrast_scores": "whence.apply.guide",
     "damping_sweep": "whence.pipeline",
-    "distil": "whence.apply.proxy_distil",
+    "distil": "whence.apply.proxy",
     "ensemble_table": "whence.pipeline",
     "fit_curvature": "whence.pipeline",
     "group_effects": "whence.pipeline",
     "guide": "whence.apply.guide",
     "inverse_preconditioner": "whence.curvature",
-    "load_arrays": "whence.arrays",
+    "load_arrays": "whence.load",
     "load_diffusion": "whence.tasks",
     "load_records": "whence.load",
-    "load_selection": "whence.apply.selection",
-    "named_sources": "whence.apply.share_sources",
-    "near_duplicates": "whence.apply.duplicates",
-    "open_marks": "whence.apply.guide_marks",
+    "load_selection": "whence.apply.select",
+    "named_sources": "whence.apply.shares",
+    "near_duplicates": "whence.apply.select",
+    "open_marks": "whence.apply.guide",
     "open_run": "whence.unroll",
     "open_store": "whence.store",
-    "prove": "whence.apply.proof",
+    "prove": "whence.apply.select",
     "proxy_agreement": "whence.apply.proxy",
     "proxy_table": "whence.apply.proxy",
     "query": "whence.pipeline",
-    "record_lightning": "whence.unroll",
-    "record_trainer": "whence.unroll",
+    "record_lightning": "whence.recording",
+    "record_trainer": "whence.recording",
     "sample_images": "whence.pipeline",
     "score_table": "whence.pipeline",
     "select": "whence.apply.select",
-    "select_tokens": "whence.apply.guide_select",
+    "select_tokens": "whence.apply.guide",
     "self_influence": "whence.pipeline",
     "shares": "whence.apply.shares",
     "smoothness": "whence.pipeline",
     "spool": "whence.pipeline",
-    "stream_records": "whence.shards",
-    "study": "whence.apply.study_sets",
-    "suppress_in_trainer": "whence.apply.guide_loss",
-    "suppress_marked": "whence.apply.guide_loss",
-    "value_table": "whence.apply.values",
-    "verify_shares": "whence.apply.share_verify",
+    "stream_records": "whence.load",
+    "study": "whence.apply.study",
+    "suppress_in_trainer": "whence.apply.guide",
+    "suppress_marked": "whence.apply.guide",
+    "value_table": "whence.apply.select",
+    "verify_shares": "whence.apply.shares",
     "why": "whence.apply.why",
-    "write_clusters": "whence.apply.clusters_page",
-    "write_shares": "whence.apply.share_record",
+    "write_clusters": "whence.apply.clusters",
+    "write_shares": "whence.apply.shares",
 }
 
 __all__ = [  # noqa: PLE0604
@@ -188,33 +188,27 @@ __all__ = [  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from whence._version import __version__ as __version__
-    from whence.apply.clusters import Clusters, clusters
-    from whence.apply.clusters_page import write_clusters
-    from whence.apply.duplicates import near_duplicates
-    from whence.apply.guide import guide
-    from whence.apply.guide_loss import suppress_in_trainer, suppress_marked
-    from whence.apply.guide_marks import Marks, open_marks
-    from whence.apply.guide_scores import contrast_scores
-    from whence.apply.guide_select import GuideConfig, select_tokens
-    from whence.apply.proof import Proof, prove
-    from whence.apply.proxy import proxy_agreement, proxy_table
-    from whence.apply.proxy_distil import DistilConfig, Distilled, distil
-    from whence.apply.select import select
-    from whence.apply.selection import Selection, load_selection
-    from whence.apply.share_record import write_shares
-    from whence.apply.share_sources import named_sources
-    from whence.apply.share_verify import ShareCheck, verify_shares
-    from whence.apply.shares import ShareLine, Shares, shares
-    from whence.apply.study_result import Study
-    from whence.apply.study_sets import study
-    from whence.apply.values import value_table
-    from whence.apply.why import why
-    from whence.arrays import load_arrays
+    from whence.apply.clusters import Clusters, clusters, write_clusters
+    from whence.apply.guide import (
+        GuideConfig,
+        Marks,
+        contrast_scores,
+        guide,
+        open_marks,
+        select_tokens,
+        suppress_in_trainer,
+        suppress_marked,
+    )
+    from whence.apply.proxy import DistilConfig, Distilled, distil, proxy_agreement, proxy_table
+    from whence.apply.select import Proof, Selection, load_selection, near_duplicates, prove, select, value_table
+    from whence.apply.shares import ShareCheck, ShareLine, Shares, named_sources, shares, verify_shares, write_shares
+    from whence.apply.study import Study, study
+    from whence.apply.why import DocumentParts, Why, why
     from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.distributed import Ranks
     from whence.errors import WhenceError
-    from whence.load import load_records
+    from whence.load import load_arrays, load_records, stream_records
     from whence.methods import EXACT_METHODS, METHODS
     from whence.pipeline import (
         GradientLog,
@@ -233,11 +227,11 @@ if TYPE_CHECKING:
         smoothness,
         spool,
     )
+    from whence.recording import Recorder, record_lightning, record_trainer
     from whence.records import Recipe, ScoreTable
-    from whence.report import DocumentParts, Hit, Hits, Why
-    from whence.score import Ensemble, Workers
+    from whence.report import Hit, Hits
+    from whence.score import Ensemble
     from whence.serve import Client, ServeConfig
-    from whence.shards import stream_records
     from whence.store import Store, open_store
     from whence.tasks import (
         AbstractTask,
@@ -250,7 +244,8 @@ if TYPE_CHECKING:
         Regression,
         load_diffusion,
     )
-    from whence.unroll import Recorder, Run, Smoothness, open_run, record_lightning, record_trainer
+    from whence.unroll import Run, Smoothness, open_run
+    from whence.workers import Workers
 
 
 def __getattr__(name: str) -> Any:

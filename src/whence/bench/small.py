@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, digest_of
+from whence.recording import Recorder
 from whence.records import Recipe
-from whence.unroll import Recorder
 
 __all__ = ["SmallLosses", "SmallRetrain", "SmallSettings", "new_network"]
 

@@ -17,7 +17,7 @@ from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Pair
-from whence.spread import loaded_copies, whole
+from whence.sharded_weights import loaded_copies, whole
 from whence.tasks import AbstractTask
 
 __all__ = ["check_task"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.linear import constant_linear
-from whence.internals import CHECKPOINTING, FORMER_FORWARD, HOOK
-from whence.spread import settle
+from whence.internals import CHECKPOINTING
+from whence.sharded_weights import own_forward, settle
 
 __all__ = ["frozen"]
 
@@ -40,7 +40,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     # By owner: an offloaded parameter is another object after each pass.
     grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
-    faster = [(module, name, forward) for module in modules if (name := _replaceable(module)) and (forward := _faster(module))]
+    faster = [(module, name, forward) for module in modules if (name := own_forward(module)) and (forward := _faster(module))]
     kept = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -110,14 +110,6 @@ def _packs(module: nn.Module) -> bool:
 
 def _is_checkpointed(module: nn.Module) -> bool:
     return getattr(module, "gradient_checkpointing", False) is True and hasattr(module, CHECKPOINTING)
-
-
-def _replaceable(module: nn.Module) -> str:
-    """What holds a module's own forward, empty if it is not there: one that is set already is somebody's choice, or this function's."""
-    if HOOK in vars(module):  # of accelerate, which brings the weights and then calls the former forward
-        former = getattr(module, FORMER_FORWARD, None)
-        return FORMER_FORWARD if getattr(former, "__func__", None) is type(module).forward else ""
-    return "" if "forward" in vars(module) else "forward"
 
 
 def _faster(module: nn.Module) -> Callable[..., Tensor] | None:

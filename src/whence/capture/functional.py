@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from whence.capture.rules import vector_pair
 from whence.capture.units import Plan
-from whence.spread import refuse_spread
+from whence.sharded_weights import refuse_spread
 from whence.tasks import Batch
 
 __all__ = ["Swapped", "functional_pairs"]

@@ -18,7 +18,7 @@ from whence.capture.frozen import frozen
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.matmul import times_transposed
-from whence.spread import is_offloaded, is_sharded
+from whence.sharded_weights import is_offloaded, is_sharded
 from whence.tasks import AbstractTask, Batch, CausalLM
 from whence.tasks.outputs import drawn_classes, numbers_by_row
 from whence.tasks.token_loss import IGNORED

@@ -19,7 +19,7 @@ from whence.capture.functional import functional_pairs
 from whence.capture.units import LayerUse, Plan
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
-from whence.spread import is_sharded
+from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]

@@ -17,7 +17,7 @@ from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.internals import view_base
 from whence.records import Pair
-from whence.spread import is_sharded, local
+from whence.sharded_weights import is_sharded, local
 from whence.tasks import AbstractTask
 
 __all__ = ["Forecast", "available_bytes", "forecast", "give_back", "in_halves"]

@@ -9,7 +9,7 @@ from torch import nn
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
 from whence.records import Unit
-from whence.spread import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
+from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
 from whence.tasks import AbstractTask
 
 __all__ = ["Coverage", "LayerUse", "Plan", "plan_units"]

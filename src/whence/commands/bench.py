@@ -34,7 +34,7 @@ def bench(
         as_json: Print JSON instead of tables.
     """
     from whence.bench import SETTINGS, prepare, run_setting
-    from whence.pipeline import write_evaluation
+    from whence.evaluate import write_evaluation
     from whence.report import Point
 
     results = {}

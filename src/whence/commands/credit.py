@@ -71,10 +71,10 @@ def shares(
     Raises:
         BadInput: If options do not fit each other.
     """
-    from whence.apply.share_files import content_of
-    from whence.apply.share_record import check_new, write_shares
-    from whence.apply.share_sources import named_sources
     from whence.apply.shares import shares as make_shares
+    from whence.apply.shares.files import content_of
+    from whence.apply.shares.record import check_new, write_shares
+    from whence.apply.shares.sources import named_sources
     from whence.load import load_records
     from whence.store import open_store
 
@@ -141,7 +141,7 @@ def _held(folder: Path, payout: str | None) -> dict[str, str]:
     Raises:
         BadInput: If the report is damaged, or of another currency.
     """
-    from whence.apply.share_verify import verify_shares
+    from whence.apply.shares.verify import verify_shares
 
     faults = verify_shares(folder).faults
     if faults:

@@ -78,10 +78,10 @@ def select(
     Raises:
         BadInput: If options are missing, or have nothing to act on.
     """
-    from whence.apply.budget import Budget
-    from whence.apply.duplicates import near_duplicates
     from whence.apply.select import select as choose
-    from whence.apply.values import value_table
+    from whence.apply.select.budget import Budget
+    from whence.apply.select.duplicates import near_duplicates
+    from whence.apply.select.values import value_table
     from whence.evaluate import load_table
     from whence.load import load_records, load_task
     from whence.report import print_table
@@ -166,7 +166,7 @@ def clusters(
         BadInput: If there is a model without queries.
     """
     from whence.apply.clusters import clusters as find
-    from whence.apply.clusters_page import show_clusters, write_clusters
+    from whence.apply.clusters.page import show_clusters, write_clusters
     from whence.load import load_records
     from whence.pipeline import score_table
     from whence.store import open_store, write_json
@@ -197,7 +197,7 @@ def _shown(value: Any) -> str:
 def _prove(
     found: Any, rivals: dict[str, Any], prove: str | None, command: str | None, output: Path, seeds: range, workers: int
 ):
-    from whence.apply.proof import prove as run
+    from whence.apply.select.proof import prove as run
     from whence.data import digest_of
     from whence.evaluate import CommandTrain, FileTrain, as_reported
     from whence.functions import absolute, sources_of

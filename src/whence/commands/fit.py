@@ -45,8 +45,8 @@ def curvature(
     """
     from whence.distributed import Ranks
     from whence.load import load_records
+    from whence.load.placement import connected_for
     from whence.pipeline import fit_curvature
-    from whence.placement import connected_for
 
     ranks = Ranks.launched()
     records = load_records(data, split=reading.split)

@@ -66,7 +66,7 @@ def guide(
         BadInput: If both sets of queries are the same file.
     """
     from whence.apply.guide import guide as find
-    from whence.apply.guide_select import GuideConfig
+    from whence.apply.guide.choose_tokens import GuideConfig
     from whence.load import load_records
 
     if harmful == safe:

@@ -31,7 +31,7 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
     Raises:
         BadInput: If a seal is given for a store, or a report of shares has lost its record.
     """
-    from whence.apply.share_verify import is_share_report
+    from whence.apply.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
     if is_share_report(folder):
@@ -240,7 +240,7 @@ def methods(*, as_json: Json = False) -> None:
 
 
 def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
-    from whence.apply.share_verify import verify_shares
+    from whence.apply.shares.verify import verify_shares
 
     found = verify_shares(folder, seal=seal)
     if as_json:

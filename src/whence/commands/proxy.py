@@ -78,8 +78,8 @@ def proxy(
         BadInput: If it is not said which model the target is, or something is asked of one that is only named.
     """
     from whence.apply.proxy import proxy_agreement, proxy_table
-    from whence.apply.proxy_distil import DistilConfig
-    from whence.apply.proxy_distil import distil as train_proxy
+    from whence.apply.proxy.distil import DistilConfig
+    from whence.apply.proxy.distil import distil as train_proxy
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.store import disk_errors

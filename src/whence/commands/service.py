@@ -60,7 +60,7 @@ def serve(
         ) from error
     from whence.progress import say
     from whence.serve.config import check_token
-    from whence.serve.desk import Desk
+    from whence.serve.hosted_store import Desk
     from whence.serve.item_reader import ItemReader
     from whence.store import open_store
 

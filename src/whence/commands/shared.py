@@ -130,6 +130,6 @@ def workers_of(workers: int | None, ray: str | None) -> AbstractContextManager[A
         raise BadInput(found="--ray without --workers", needed="how many workers", do="add --workers, or leave --ray out")
     if workers is None:
         return nullcontext()
-    from whence.score import Workers
+    from whence.workers import Workers
 
     return Workers(workers, ray=ray)

@@ -50,10 +50,10 @@ def build(
     from whence.distributed import Ranks
     from whence.functions import absolute, is_function
     from whence.load import load_records
+    from whence.load.placement import connected_for
+    from whence.load.tar_shards import Shards, stream_records
     from whence.pipeline import build as run
     from whence.pipeline import spool as run_spool
-    from whence.placement import connected_for
-    from whence.shards import Shards, stream_records
 
     ranks = Ranks.launched()
     if spool is not None and reading.split != "train":
@@ -133,8 +133,8 @@ def query(
     """
     from whence.distributed import Ranks
     from whence.load import load_records
+    from whence.load.placement import connected_for
     from whence.pipeline import query as run
-    from whence.placement import connected_for
     from whence.report import hits_fragment, write_page
     from whence.serve import Client
     from whence.store import open_store

@@ -66,7 +66,7 @@ def study(
     Raises:
         BadInput: If a set is not named, or an option is given that has no use here.
     """
-    from whence.apply.study_sets import study as run
+    from whence.apply.study.study import study as run
     from whence.load import load_records
     from whence.report import print_table
     from whence.store import open_store

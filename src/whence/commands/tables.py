@@ -52,8 +52,8 @@ def score(
     from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records
+    from whence.load.placement import connected_for
     from whence.pipeline import score_table
-    from whence.placement import connected_for
     from whence.store import open_store
 
     ranks = Ranks.launched()

@@ -145,8 +145,7 @@ def evaluate(
         as_json: Print JSON instead of the table.
     """
     from whence.evaluate import evaluate as run
-    from whence.evaluate import load_table, open_bank
-    from whence.pipeline import write_evaluation
+    from whence.evaluate import load_table, open_bank, write_evaluation
 
     found = run([load_table(table) for table in tables], open_bank(bank))
     if html is not None:

@@ -68,7 +68,7 @@ def why(
         BadInput: If it is not said where to look, or said twice.
     """
     from whence.apply.why import why as ask
-    from whence.apply.why_sources import check_store
+    from whence.apply.why.candidates import check_store
     from whence.load import load_records
     from whence.store import open_store
 

@@ -1,7 +1,7 @@
 """What preconditions a query: the Fisher of stored rows, K-FAC and EK-FAC of the model, damping; learned axes and masks."""
 
 from whence.curvature.axes import fit_axes
-from whence.curvature.codes import (
+from whence.curvature.code_axes import (
     Code,
     code_axes,
     load_axes,

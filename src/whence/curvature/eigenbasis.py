@@ -88,10 +88,6 @@ class KroneckerCurvature:
         kfac = tuple((left_KO.to(device), right_KI.to(device)) for left_KO, right_KI in self.kfac)
         return KroneckerCurvature(tuple(block.on(device) for block in self.blocks), kfac, self.note)
 
-    def mean_eigenvalues(self) -> list[float]:
-        """Trace over dimension of every unit."""
-        return [block.mean_eigenvalue for block in self.blocks]
-
     def trace(self) -> float:
         """Sum of all eigenvalues."""
         return sum(float(block.values_OI.double().sum()) for block in self.blocks)

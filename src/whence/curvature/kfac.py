@@ -22,7 +22,7 @@ from whence.data import Dataset, batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.progress import Meter, meter
-from whence.spread import is_sharded
+from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask
 
 __all__ = [

@@ -16,9 +16,9 @@ from whence.data import Dataset, digest_of
 from whence.demo.model import DEFAULTS, Settings, new_model
 from whence.errors import BadInput, NonFinite
 from whence.progress import meter
+from whence.recording import Recorder
 from whence.records import Recipe
 from whence.tasks import CausalLM
-from whence.unroll import Recorder
 
 __all__ = ["QueryLosses", "Retrain", "Trained", "train"]
 

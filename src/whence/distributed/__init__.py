@@ -1,8 +1,5 @@
-"""Several processes on one job: which of them this is, what they say to each other, and workers that one of them starts."""
+"""Several processes on one job: which of them this is, and what they say to each other."""
 
-from whence.distributed.actors import Actors
-from whence.distributed.engine import READY, Doer, Engine, Lost, Worker
-from whence.distributed.processes import Processes
 from whence.distributed.ranks import Ranks
 
-__all__ = ["READY", "Actors", "Doer", "Engine", "Lost", "Processes", "Ranks", "Worker"]
+__all__ = ["Ranks"]

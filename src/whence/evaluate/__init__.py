@@ -11,6 +11,7 @@ from whence.evaluate.facts import Facts, synthetic_facts
 from whence.evaluate.imports import import_bank, read_array
 from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
+from whence.evaluate.page import write_evaluation
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
@@ -86,4 +87,5 @@ __all__ = [
     "t_quantile",
     "tail_patch",
     "tune",
+    "write_evaluation",
 ]

@@ -19,7 +19,7 @@ from whence.evaluate.statistics import Interval, mean_interval
 from whence.evaluate.tables import aligned
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.spread import refuse_spread
+from whence.sharded_weights import refuse_spread
 from whence.tasks import AbstractTask
 
 __all__ = ["TailPatch", "tail_patch"]

@@ -1,21 +1,20 @@
 """The main job: build a store from training data, then ask it; or ask the data itself."""
 
-from whence.pipeline.build import build
-from whence.pipeline.exact import attribute, self_influence
-from whence.pipeline.fit import fit_curvature
-from whence.pipeline.forecast import BuildForecast, forecast_build
-from whence.pipeline.forecast_exact import ExactForecast, forecast_exact
-from whence.pipeline.gradient_log import GradientLog
-from whence.pipeline.judged import write_evaluation
-from whence.pipeline.query import ensemble_table, query, score_table
-from whence.pipeline.sampling import sample_images
-from whence.pipeline.scale import ScaleForecast, forecast_scale
-from whence.pipeline.sizes import Cluster
-from whence.pipeline.solving import SolveConfig
-from whence.pipeline.spool import spool
-from whence.pipeline.sweep import DampingSweep, damping_sweep
-from whence.pipeline.unrolled import group_effects, smoothness
-from whence.pipeline.unrolling import UnrollConfig
+from whence.pipeline.attribute import attribute, self_influence
+from whence.pipeline.exact.damping_sweep import DampingSweep, damping_sweep
+from whence.pipeline.exact.fit import fit_curvature
+from whence.pipeline.exact.precondition import SolveConfig
+from whence.pipeline.forecast.build import BuildForecast, forecast_build
+from whence.pipeline.forecast.exact import ExactForecast, forecast_exact
+from whence.pipeline.forecast.hardware import Cluster
+from whence.pipeline.forecast.scale import ScaleForecast, forecast_scale
+from whence.pipeline.sample_images import sample_images
+from whence.pipeline.stored.build import build
+from whence.pipeline.stored.gradient_log import GradientLog
+from whence.pipeline.stored.query import ensemble_table, query, score_table
+from whence.pipeline.stored.spool import spool
+from whence.pipeline.through.config import UnrollConfig
+from whence.pipeline.through.exact_unroll import group_effects, smoothness
 
 __all__ = [
     "BuildForecast",
@@ -41,5 +40,4 @@ __all__ = [
     "self_influence",
     "smoothness",
     "spool",
-    "write_evaluation",
 ]

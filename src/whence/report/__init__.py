@@ -8,14 +8,11 @@ from whence.report.images import images_section, png
 from whence.report.page import page, write_page
 from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
-from whence.report.why import DocumentParts, Why
 
 __all__ = [
-    "DocumentParts",
     "Hit",
     "Hits",
     "Point",
-    "Why",
     "bars_section",
     "heat_section",
     "hits_fragment",

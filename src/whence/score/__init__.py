@@ -9,19 +9,16 @@ from whence.score.representation import representation_similarity
 from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores, united_top
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
-from whence.score.workers import Gathered, Workers
 
 __all__ = [
     "Ensemble",
     "ExactScores",
-    "Gathered",
     "LowRank",
     "Metric",
     "QueryBlock",
     "Rows",
     "Top",
     "Whitened",
-    "Workers",
     "all_scores",
     "by_label",
     "bm25",

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset, Example
-from whence.pipeline.stored import Asked, hit_of
+from whence.pipeline.stored.prepared import Asked, hit_of
 from whence.progress import meter
-from whence.score import Top, Workers, joined_shards, merged_top, shard_scores
-from whence.serve.desk import Desk
+from whence.score import Top, joined_shards, merged_top, shard_scores
+from whence.serve.hosted_store import Desk
 from whence.serve.question import Question
 from whence.serve.shares import ShareSums
+from whence.workers import Workers
 
 __all__ = ["Asker", "Masks", "answered"]
 

@@ -18,15 +18,15 @@ from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.desk import Desk
-from whence.serve.failures import error_body, failed
-from whence.serve.guard import Guard
-from whence.serve.line import Cancelled, Full, Job, Line, TooLate
+from whence.serve.errors import error_body, failed
+from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
+from whence.serve.middleware import Guard
 from whence.serve.question import Question
+from whence.serve.queue import Cancelled, Full, Job, Line, TooLate
+from whence.serve.render import shown
 from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
-from whence.serve.shown import shown
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]

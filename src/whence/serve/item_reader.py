@@ -9,7 +9,7 @@ import torch
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
-from whence.pipeline.rerank import matched
+from whence.pipeline.stored.rerank import matched
 from whence.serve.catalog import Catalog
 from whence.serve.pictures import check_pillow, opened, pixels_of, thumbnail, values_of
 from whence.serve.question import Item, Question

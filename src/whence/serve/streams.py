@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import Request
 
-from whence.serve.failures import told
-from whence.serve.line import Cancelled, Job, TooLate
+from whence.serve.errors import told
+from whence.serve.queue import Cancelled, Job, TooLate
 
 __all__ = ["events", "waited"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.records import Recipe
-from whence.spread import main_device, named_weights
+from whence.sharded_weights import main_device, named_weights
 from whence.tasks.outputs import Outputs
 
 __all__ = ["AbstractTask", "Batch", "weights_digest"]

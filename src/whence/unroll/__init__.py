@@ -1,9 +1,7 @@
-"""Attribution through training: recording a run, SOURCE on what was recorded, and the run's exact derivative."""
+"""Going back through a recorded run: SOURCE on what was recorded, and the run's exact derivative."""
 
 from whence.unroll.exponential import shrinkage
 from whence.unroll.implicit import implicit_damping
-from whence.unroll.lightning import record_lightning
-from whence.unroll.recorder import Recorder
 from whence.unroll.replay import Replay, trainable
 from whence.unroll.room import Room, measure_sweep
 from whence.unroll.run import Run, open_run
@@ -11,12 +9,10 @@ from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
 from whence.unroll.smoothness import Smoothness, smoothness_of
 from whence.unroll.sweep import metagradients, tangents, verify
-from whence.unroll.trainer import record_trainer
 from whence.unroll.walk import Form, carry, of_unit
 
 __all__ = [
     "Form",
-    "Recorder",
     "Replay",
     "Room",
     "Run",
@@ -29,8 +25,6 @@ __all__ = [
     "metagradients",
     "of_unit",
     "open_run",
-    "record_lightning",
-    "record_trainer",
     "scaling_of",
     "shrinkage",
     "smoothness_of",

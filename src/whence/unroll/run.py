@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
+from whence.recording.recorder import VERSION
+from whence.recording.steps import Steps
 from whence.records import Recipe
-from whence.spread import refuse_spread
+from whence.sharded_weights import refuse_spread
 from whence.store.files import damaged, read_json, read_tensors, sha256_of
-from whence.unroll.recorder import VERSION
 from whence.unroll.segments import Segment, cut_run, settings_at
-from whence.unroll.steps import Steps
 
 __all__ = ["Run", "open_run"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whence.errors import BadInput, Unsupported
-from whence.unroll.steps import Steps
+from whence.recording.steps import Steps
 
 __all__ = ["Segment", "cut_run", "settings_at"]
 

@@ -1,0 +1,90 @@
+"""IF-Guide from end to end: score every token, choose, write the mask file and a page to look at."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from whence.apply.guide.choose_tokens import GuideConfig, TokenSelection, select_tokens
+from whence.apply.guide.marks import Marked, Marks
+from whence.apply.guide.page import write_guide_page
+from whence.apply.guide.token_scores import TokenScores, contrast_scores
+from whence.data import Dataset
+from whence.pipeline.inputs import as_dataset
+from whence.tasks import AbstractTask
+
+__all__ = ["guide"]
+
+
+def guide(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    harmful: Dataset | Iterable[Any],
+    safe: Dataset | Iterable[Any],
+    folder: str | Path,
+    *,
+    config: GuideConfig = GuideConfig(),  # noqa: B008
+    method: str = "ekfac",
+    relative_damping: float | None = None,
+    seed: int = 0,
+    fit_on: int | None = None,
+    batch_positions: int | None = None,
+    memory_gib: float | None = None,
+    quiet: bool = False,
+) -> Marks:
+    """Find the training tokens that a behaviour comes from, for training to suppress (IF-Guide, arXiv 2506.01790).
+
+    Writes `marks.jsonl`, the mask file; `report.html`, the highest documents with their marked tokens; `scores/`, the score of every token;
+    and `curvature/`. What is finished is used again: other choices in `config` cost no pass over the data.
+
+    Args:
+        task: A causal language model, or a smaller one with the same tokenizer that was trained on the same data.
+        train: The training data.
+        harmful: Queries with the behaviour, best as prompt and completion: only the completion counts.
+        safe: Queries with what should come instead.
+        folder: Where all of it goes.
+        config: Which tokens are marked.
+        method: As in `whence.attribute`, like all the rest; none that goes back through a run.
+        relative_damping: Share of each unit's mean eigenvalue.
+        seed: Of the labels that the curvature draws.
+        fit_on: Fit the curvature on so many training examples.
+        batch_positions: Positions per batch.
+        memory_gib: Memory that the run may take besides the model.
+        quiet: No progress on stderr.
+
+    Returns:
+        The marks, for `whence.suppress_marked` and `whence.suppress_in_trainer`.
+    """
+    folder, train = Path(folder), as_dataset(task, train)
+    scores = contrast_scores(
+        task, train, harmful, safe, folder, method=method, relative_damping=relative_damping, seed=seed, fit_on=fit_on,
+        batch_positions=batch_positions, memory_gib=memory_gib, quiet=quiet,
+    )  # fmt: skip
+    selection = select_tokens(scores, config)
+    marks = _marks(scores, selection, config, task.preprocessing)
+    marks.save(folder / "marks.jsonl")
+    write_guide_page(folder / "report.html", scores, selection, marks)
+    return marks
+
+
+def _marks(scores: TokenScores, selection: TokenSelection, config: GuideConfig, tokenizer: str) -> Marks:
+    ranking, found = selection.ranking, {}
+    for place, places in selection.marked.items():
+        example = scores.train.examples[place]
+        ids = example.fields["input_ids"]
+        found[example.id] = Marked(
+            example.id, example.length, tuple(places), tuple(int(ids[at]) for at in places),
+            float(ranking.ranks_N[place]), int(ranking.counts_N[place]), float(ranking.sums_N[place]),
+        )  # fmt: skip
+    about = {
+        "examples": len(scores.train),
+        "scored_tokens": selection.scored,
+        "marked_tokens": sum(len(marked.places) for marked in found.values()),
+        "threshold": selection.threshold,
+        "quantile": config.quantile,
+        "window": config.window,
+        "budget": config.budget,
+        "method": scores.method,
+        "train": scores.train.fingerprint,
+        "tokenizer": tokenizer,
+    }
+    return Marks(found, about)

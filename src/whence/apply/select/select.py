@@ -1,0 +1,267 @@
+"""Keep, drop or re-weight training examples by what they are worth, within a budget and with quotas.
+
+Axes: N training examples, G groups.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whence.apply.select.budget import Amount, Budget, allot, soft_weights
+from whence.apply.select.reasons import Standing, reason
+from whence.apply.select.selection import CRITERIA, By, Decision, Selection
+from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.records import ScoreTable
+
+__all__ = ["select"]
+
+
+def select(
+    table: ScoreTable,
+    *,
+    by: By = "influence",
+    keep: Amount | None = None,
+    drop: Amount | None = None,
+    prefer: Literal["high", "low"] | None = None,
+    groups: Sequence[str] | None = None,
+    quota: Literal["proportional", "equal"] | Mapping[str, float] = "proportional",
+    tokens: Sequence[int] | None = None,
+    per_token: bool = False,
+    duplicates: Mapping[str, str] | None = None,
+    reweight: bool = False,
+) -> Selection:
+    """Decide for every training example whether it is kept, and with which weight.
+
+    Examples are ranked by the mean of their column: for `attribute` or `score_table` on a validation set its predicted effect on the mean
+    validation measurement, for `self_influence` and the loss the one number there is (`value_table` makes all of these). With equal
+    budgets, keeping the best and dropping the worst come to the same.
+
+    Args:
+        table: Values, shape (queries, train).
+        by: What they are; decides which end is kept, and the words.
+        keep: How much to keep at most: examples (500), a share (0.5 or "50%"), or "20000 tokens".
+        drop: How much to drop at least, instead.
+        prefer: Which end to keep, "high" or "low"; None for high influence, low self-influence, low loss.
+        groups: Class or source of every example, in the order of the table's columns: each has a quota of its own.
+        quota: "proportional" keeps the same share of every group, "equal" as much of each as there is; or the groups' shares by name. What
+            a group cannot fill goes to the others.
+        tokens: Length of every example, for budgets in tokens and for `per_token`.
+        per_token: Rank by value over length. Losses and scores of texts are sums over tokens, so without it long texts are extreme.
+        duplicates: By id of an example the id of its near-duplicate, as `near_duplicates` finds them: of each such set only the best ranked
+            is kept. They compete for the same value, and a ranking alone would keep all.
+        reweight: Instead of keeping some and dropping the rest, give all weights: mean 1, as uneven as keeping the budget would be, and under
+            these conditions with the largest predicted gain.
+
+    Returns:
+        A decision per example, in the order of the table's columns.
+
+    Raises:
+        BadInput: If there is no budget and nothing else to select by, or two; if a setting has nothing to act on; or if groups, tokens or
+            duplicates do not fit the table.
+        NonFinite: If a value is NaN or infinite.
+        UnknownOption: If there is no such criterion, end or quota.
+    """
+    _check_words(by, prefer, quota)
+    _check_fit(table, groups=groups, tokens=tokens, duplicates=duplicates)
+    budget = _kept_budget(len(table.train_ids), tokens, keep, drop, has_duplicates=duplicates is not None, reweight=reweight)
+    if quota != "proportional" and groups is None:
+        raise BadInput(found=f"quota={quota!r} without groups", needed="the group of every example", do="pass groups")
+    if per_token and tokens is None:
+        raise BadInput(found="per_token without tokens", needed="the length of every example", do="pass tokens")
+
+    values_N = table.scores.detach().cpu().double().mean(0)
+    if not bool(torch.isfinite(values_N).all()):
+        place = int((~torch.isfinite(values_N)).nonzero()[0])
+        raise NonFinite(
+            found=f"the value {float(values_N[place])} of {table.train_ids[place]!r}",
+            needed="finite values",
+            do="score again with more damping",
+        )
+    if per_token and tokens is not None:
+        values_N = values_N / torch.tensor([max(count, 1) for count in tokens], dtype=torch.float64)
+    prefer = prefer or CRITERIA[by].prefer
+    wanted_N = values_N if prefer == "high" else -values_N
+    order = torch.argsort(wanted_N, descending=True, stable=True).tolist()
+
+    beaten = _beaten(order, table.train_ids, duplicates or {})
+    names = [str(name) for name in groups] if groups is not None else [""] * len(order)
+    sizes = list(tokens) if budget.unit == "tokens" and tokens is not None else [1] * len(order)
+    parts = _parts(order, names, beaten)
+    quotas = _quotas(budget.amount, parts, sizes, quota)
+    weights_N = torch.zeros(len(order), dtype=torch.float64)
+    for name, places in parts.items():
+        if reweight:
+            _spread(weights_N, wanted_N, places, quotas, name, len(order))
+        else:
+            weights_N[_taken(places, sizes, quotas[name])] = 1.0
+    standings = _standings(order, parts, quotas, budget.unit)
+    unit = f"{table.unit} per token" if per_token else table.unit
+    decisions = []
+    for place, name in enumerate(table.train_ids):
+        weight = float(weights_N[place])
+        winner = beaten.get(place)
+        decisions.append(
+            Decision(
+                name,
+                "keep" if weight > 0 else "drop",
+                weight,
+                float(values_N[place]),
+                standings[place].rank,
+                reason(by, float(values_N[place]), weight, standings[place], winner=winner, reweight=reweight, prefer=prefer),
+                None if groups is None else names[place],
+                None if tokens is None else int(tokens[place]),
+                winner,
+            )
+        )
+    return Selection(by, unit, table.method, budget.words, tuple(decisions), budget.unit, reweight)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What may be kept: an amount, its unit, and the words for it."""
+
+    amount: int
+    unit: Literal["examples", "tokens"]
+    words: str
+
+
+def _check_words(by: str, prefer: str | None, quota: str | Mapping[str, float]) -> None:
+    for name, value, known in (
+        ("by", by, tuple(CRITERIA)),
+        ("prefer", prefer, (None, "high", "low")),
+        ("quota", quota, ("proportional", "equal")),
+    ):
+        if not isinstance(value, Mapping) and value not in known:
+            needed = ", ".join(str(word) for word in known if word is not None)
+            raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {needed}", do="pick one")
+
+
+def _check_fit(table: ScoreTable, *, groups, tokens, duplicates) -> None:
+    count = len(table.train_ids)
+    if tuple(table.scores.shape) != (len(table.query_ids), count) or 0 in table.scores.shape:
+        raise BadInput(
+            found=f"values of shape {tuple(table.scores.shape)} for {len(table.query_ids)} query and {count} train ids",
+            needed="one row per query and one column per training example, at least one of each",
+            do="check what made the table",
+        )
+    for name, given in (("groups", groups), ("tokens", tokens)):
+        if given is not None and len(given) != count:
+            raise BadInput(
+                found=f"{len(given)} {name} for {count} examples",
+                needed="one for each, in the order of the table's columns",
+                do=f"make {name} from the data that was scored",
+            )
+    unknown = sorted(set(duplicates or ()).union((duplicates or {}).values()) - set(table.train_ids))
+    if unknown:
+        raise BadInput(
+            found=f"the near-duplicate {unknown[0]!r}, which has no value",
+            needed="duplicates among the examples of the table",
+            do="look for them in a store of the same data",
+        )
+
+
+def _kept_budget(
+    count: int, tokens: Sequence[int] | None, keep: Amount | None, drop: Amount | None, *, has_duplicates: bool, reweight: bool
+) -> _Kept:
+    if keep is not None and drop is not None:
+        raise BadInput(found=f"keep={keep!r} and drop={drop!r}", needed="one of them", do="leave one out")
+    if keep is None and drop is None:
+        if not has_duplicates or reweight:
+            raise BadInput(found="no budget", needed="keep or drop", do="say how much, such as keep='50%' or drop=100")
+        return _Kept(count, "examples", "all but near-duplicates")
+    budget = Budget.read(keep if keep is not None else drop)  # pyright: ignore[reportArgumentType]
+    is_tokens = budget.unit == "tokens"
+    if is_tokens and tokens is None:
+        raise BadInput(found="a budget in tokens without tokens", needed="the length of every example", do="pass tokens")
+    if is_tokens and reweight:
+        raise BadInput(found="reweight with a budget in tokens", needed="one in examples or a share", do="write such as '50%'")
+    total = sum(tokens) if is_tokens and tokens is not None else count
+    amount = budget.units(count)
+    kept = amount if keep is not None else total - amount
+    unit = "tokens" if is_tokens else "examples"
+    if not 1 <= kept <= total:
+        verb = "keep" if keep is not None else "drop"
+        raise BadInput(
+            found=f"{verb}={keep if keep is not None else drop!r} of {total:,} {unit}",
+            needed=f"something to {'keep' if kept < 1 else 'choose from'}",
+            do=f"{verb} less",
+        )
+    return _Kept(kept, unit, f"keep {kept:,} of {total:,} {unit}")
+
+
+def _beaten(order: Sequence[int], ids: Sequence[str], duplicates: Mapping[str, str]) -> dict[int, str]:
+    """By place of an example that is not kept, the id of the better ranked near-duplicate."""
+    first: dict[str, int] = {}
+    beaten = {}
+    leader_of = {**{leader: leader for leader in duplicates.values()}, **duplicates}
+    for place in order:
+        leader = leader_of.get(ids[place])
+        if leader is None:
+            continue
+        if leader in first:
+            beaten[place] = ids[first[leader]]
+        else:
+            first[leader] = place
+    return beaten
+
+
+def _parts(order: Sequence[int], names: Sequence[str], beaten: Mapping[int, str]) -> dict[str, list[int]]:
+    """Places of each group's candidates, best first; groups by name."""
+    parts: dict[str, list[int]] = {name: [] for name in sorted(set(names))}
+    for place in order:
+        if place not in beaten:
+            parts[names[place]].append(place)
+    return parts
+
+
+def _quotas(
+    amount: int, parts: Mapping[str, Sequence[int]], sizes: Sequence[int], quota: str | Mapping[str, float]
+) -> dict[str, int]:
+    caps = [sum(sizes[place] for place in places) for places in parts.values()]
+    if isinstance(quota, Mapping):
+        odd = sorted(set(map(str, quota)) ^ set(parts))
+        if odd or min(quota.values()) < 0 or not sum(quota.values()):
+            raise BadInput(
+                found=f"quotas for {', '.join(sorted(map(str, quota)))[:200]} ({odd[0]!r} is only there or only in the data)"
+                if odd
+                else "negative quotas, or none above 0",
+                needed=f"a share of 0 or more for each of: {', '.join(parts)[:200]}",
+                do="name every group once",
+            )
+        shares = {str(name): share for name, share in quota.items()}
+        weights = [shares[name] for name in parts]
+    else:
+        weights = [1.0] * len(parts) if quota == "equal" else [float(cap) for cap in caps]
+    return dict(zip(parts, allot(amount, weights, caps), strict=True))
+
+
+def _taken(places: Sequence[int], sizes: Sequence[int], quota: int) -> list[int]:
+    """The first of these that fit; a long one that does not fit makes room for shorter ones after it."""
+    taken = []
+    for place in places:
+        if sizes[place] <= quota:
+            taken.append(place)
+            quota -= sizes[place]
+    return taken
+
+
+def _spread(
+    weights_N: Tensor, wanted_N: Tensor, places: Sequence[int], quotas: Mapping[str, int], name: str, count: int
+) -> None:
+    if quotas[name]:
+        share = quotas[name] / sum(quotas.values())
+        weights_N[list(places)] = soft_weights(wanted_N[list(places)], quotas[name]) * (share * count / len(places))
+
+
+def _standings(
+    order: Sequence[int], parts: Mapping[str, Sequence[int]], quotas: Mapping[str, int], unit: str
+) -> dict[int, Standing]:
+    ranks = {place: rank for rank, place in enumerate(order, 1)}
+    found = {place: Standing(rank, len(order)) for place, rank in ranks.items()}
+    for name, places in parts.items():
+        for inside, place in enumerate(places, 1):
+            found[place] = Standing(ranks[place], len(order), name, inside, len(places), quotas[name], unit)
+    return found

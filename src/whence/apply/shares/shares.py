@@ -1,0 +1,242 @@
+"""From scores per training example to shares per source, and what they are worth in money.
+
+Axes: Q queries, N training examples, L lines of the report.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from whence.apply.shares.intervals import over_models, over_queries, weighted_mean
+from whence.apply.shares.payout import Payout, Settled, apportion, settle
+from whence.apply.shares.rules import Rule, RuleName
+from whence.apply.shares.sources import lines_of
+from whence.apply.shares.tables import Several, Tables, tables_of
+from whence.errors import BadInput
+from whence.progress import meter
+from whence.records import ScoreTable
+
+__all__ = ["WHOLE", "ShareLine", "Shares", "shares"]
+
+# Shares are whole trillionths: finer than a cent of ten billion, and exact in a float and in decimals.
+WHOLE = 10**12
+
+
+@dataclass(frozen=True)
+class ShareLine:
+    """One line of a report: a source, or what no source can be named for.
+
+    Args:
+        kind: "source"; or "unknown" (examples without a source), "noise" (scores below the noise floor), "none" (queries that nothing
+            speaks for).
+        name: Name of the source, or what the line is for.
+        examples: Training examples of it.
+        share: Between 0 and 1, in whole trillionths; the shares of all lines add up to 1 exactly.
+        over_models: 95 % interval with other models trained alike; None with one model.
+        over_queries: 95 % interval with other queries of the same kind; None with one query.
+        raised: Sum of its positive scores, mean over queries by weight, in the table's unit.
+        lowered: Sum of its negative scores, likewise.
+        settled: What it gets of the payout; None without one.
+    """
+
+    kind: Literal["source", "unknown", "noise", "none"]
+    name: str
+    examples: int
+    share: float
+    over_models: tuple[float, float] | None
+    over_queries: tuple[float, float] | None
+    raised: float
+    lowered: float
+    settled: Settled | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares per source, for each query and in total; made by `whence.shares`, written by `whence.write_shares`.
+
+    Args:
+        lines: Sources by falling share, then one line each for what cannot be attributed.
+        query_ids: Names of the queries.
+        weights: What each query counts.
+        shares: Shares of each query before rounding, shape (queries, lines), float64.
+        rule: How scores became shares.
+        payout: What was split; None for shares alone.
+        tables: The scores that it all comes from.
+        sources: By id of a training example the name of its source, empty where unknown; without those that are not listed.
+        unlisted: Training examples that the sources do not mention.
+        draws: Bootstrap draws.
+        seed: Of the draws.
+    """
+
+    lines: tuple[ShareLine, ...]
+    query_ids: tuple[str, ...]
+    weights: tuple[float, ...]
+    shares: np.ndarray = field(repr=False)
+    rule: Rule
+    payout: Payout | None
+    tables: Tables = field(repr=False)
+    sources: Mapping[str, str] = field(repr=False)
+    unlisted: int
+    draws: int
+    seed: int
+
+    @property
+    def attributed(self) -> float:
+        """Share of all that goes to sources with a name."""
+        return sum(round(line.share * WHOLE) for line in self.lines if line.kind == "source") / WHOLE
+
+    def held(self) -> dict[str, str]:
+        """By name of a source what is held back for it, as amounts: what `carried` of the next payout takes."""
+        if self.payout is None:
+            return {}
+        return {
+            line.name: self.payout.text(line.settled.held)
+            for line in self.lines
+            if line.settled is not None and line.settled.held
+        }
+
+
+def shares(
+    tables: ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
+    sources: Mapping[str, str],
+    *,
+    rule: RuleName = "positive",
+    temperature: float | None = None,
+    floor: float | None = None,
+    floor_errors: float | None = None,
+    several: Several | None = None,
+    weights: Mapping[str, float] | None = None,
+    payout: str | None = None,
+    minimum: str | None = None,
+    carried: Mapping[str, str] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Shares:
+    """Shares of sources in what a model does: for each query, in total, and in money.
+
+    Each query is split among the sources by a rule, so that its shares add up to 1; the total is the mean over queries by weight. What has no
+    known source, lies below the noise floor or has nothing to speak for it is a line of its own and is never spread over the others.
+    The shares are what a method of attribution predicts; hold it against retraining (`whence.evaluate`) before money depends on it.
+
+    >>> import torch, whence
+    >>> table = whence.ScoreTable(torch.tensor([[3.0, 1.0, -2.0]]), ("q",), ("a", "b", "c"), "nats", "by hand")
+    >>> found = whence.shares(table, {"a": "press", "b": "radio", "c": "press"}, payout="10.00 EUR")
+    >>> [(line.name, line.share, line.settled.paid) for line in found.lines[:2]]
+    [('press', 0.75, 750), ('radio', 0.25, 250)]
+
+    Args:
+        tables: Scores, as tables or as folders that `whence score` or `whence attribute` wrote; read in float32, as they are written.
+        sources: By id of a training example the name of its source, such as `whence.named_sources(records, by="author")`; "" for unknown.
+        rule: "positive": positive scores count, negative ones do not. "softmax": the exponential of every score counts. "signed": negative
+            scores count against positive ones of the same source, and a source below zero gets nothing.
+        temperature: For softmax, in standard deviations of the query's scores.
+        floor: Noise floor: scores nearer to zero, in the table's unit, go to a line of their own.
+        floor_errors: The same as a number of standard errors over models, three or more.
+        several: What several tables are: "queries" adds their queries up, named by table and query; "models" takes them as scores of the same
+            queries by models trained alike, averages them and gives an interval. Must be said if there is more than one.
+        weights: By name of a query what it counts, such as how often it was asked; None counts all alike.
+        payout: An amount to split, with its currency: "1000.00 EUR".
+        minimum: Who is due less than this amount is not paid; it is held back under the source's name.
+        carried: By name of a source what was held back before, which is due now as well.
+        draws: Bootstrap draws of the queries.
+        seed: Of the draws.
+        quiet: No progress on stderr.
+
+    Returns:
+        The shares.
+
+    Raises:
+        BadInput: If options do not fit each other or the tables.
+    """
+    if draws < 1:
+        raise BadInput(found=f"draws={draws}", needed="1 or more", do="leave it out for 1,000")
+    found = tables_of(tables, several)
+    chosen = Rule(name=rule, temperature=temperature, floor=floor, floor_errors=floor_errors)
+    if floor_errors is not None and found.num_models < 3:
+        raise BadInput(
+            found=f"a noise floor in standard errors over {found.num_models} model(s)",
+            needed="tables of three models or more, with several='models'",
+            do="pass them, or a floor in the unit of the scores",
+        )
+    if payout is None and (minimum is not None or carried):
+        raise BadInput(found="a minimum or a carried amount without a payout", needed="an amount to split", do="pass payout")
+    money = None if payout is None else Payout.read(payout, minimum=minimum)
+    amounts = {} if money is None else {name: money.units(text) for name, text in (carried or {}).items()}
+    before = {name: amount for name, amount in amounts.items() if amount}
+    lines = lines_of(found.train_ids, sources, before)
+    weights_Q = _weights(found.query_ids, weights)
+    shares_QL = np.zeros((len(found.query_ids), len(lines.names)))
+    without_MQL = [np.zeros_like(shares_QL) for _ in range(found.num_models if found.num_models > 1 else 0)]
+    raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
+    with meter("shares", len(weights_Q), quiet=quiet) as progress:
+        for query, weight in enumerate(weights_Q):
+            scores_MN = found.of_query(query)
+            shares_QL[query] = chosen.shares(scores_MN, lines)
+            scores_N, of_examples = chosen.placed(scores_MN, lines)
+            for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
+                sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
+            for model, without_QL in enumerate(without_MQL):
+                without_QL[query] = chosen.shares(np.delete(scores_MN, model, axis=0), lines)
+            progress.advance()
+    total_L = weighted_mean(shares_QL, weights_Q)
+    order = sorted(range(len(total_L)), key=lambda line: (lines.kinds[line] != "source", -total_L[line]))
+    # What is lost to rounding goes by the order in which lines are shown.
+    whole = apportion(WHOLE, [float(total_L[line]) for line in order])
+    names = [lines.names[line] if lines.kinds[line] == "source" else None for line in order]
+    settled = [None] * len(order) if money is None else settle(money, names, whole, before)
+    ends_of_models = (
+        over_models(total_L, [weighted_mean(each_QL, weights_Q) for each_QL in without_MQL]) if without_MQL else None
+    )
+    is_many = len(weights_Q) > 1
+    ends_of_queries = over_queries(shares_QL, weights_Q, draws=draws, seed=seed) if is_many else None
+    weight = float(sum(weights_Q.tolist()))
+    made = tuple(
+        ShareLine(
+            lines.kinds[line],  # pyright: ignore[reportArgumentType]
+            lines.names[line],
+            lines.examples[line],
+            whole[place] / WHOLE,
+            _ends(ends_of_models, line),
+            _ends(ends_of_queries, line),
+            float(raised_L[line]) / weight,
+            float(lowered_L[line]) / weight,
+            settled[place],
+        )
+        for place, line in enumerate(order)
+    )
+    return Shares(
+        made, found.query_ids, tuple(weights_Q.tolist()), shares_QL[:, order], chosen, money, found,
+        lines.listed(found.train_ids), lines.unlisted, draws, seed,
+    )  # fmt: skip
+
+
+def _weights(query_ids: Sequence[str], weights: Mapping[str, float] | None) -> np.ndarray:
+    """What each query counts.
+
+    Raises:
+        BadInput: If a weight is missing, of no query, or no number that can weigh.
+    """
+    if weights is None:
+        return np.ones(len(query_ids))
+    if strays := sorted(set(weights) ^ set(query_ids)):
+        raise BadInput(
+            found=f"{len(weights)} weights for {len(query_ids)} queries, of which {strays[0]!r} is only on one side",
+            needed=f"one for every query, by its name, such as {query_ids[0]!r}",
+            do="write 0 for a query that does not count",
+        )
+    found_Q = np.array([float(weights[name]) for name in query_ids])
+    if not np.isfinite(found_Q).all() or (found_Q < 0).any() or not found_Q.any():
+        raise BadInput(
+            found="weights of which one is negative or no number, or all are zero",
+            needed="numbers that are not negative, one of them above zero",
+            do="correct the weights",
+        )
+    return found_Q
+
+
+def _ends(ends: tuple[np.ndarray, np.ndarray] | None, line: int) -> tuple[float, float] | None:
+    return None if ends is None else (float(ends[0][line]), float(ends[1][line]))

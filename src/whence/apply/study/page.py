@@ -1,0 +1,170 @@
+"""The page of a study."""
+
+from html import escape
+from math import asinh, isnan, log10, sinh
+from pathlib import Path
+
+from whence.apply.study.kinds import KindShare
+from whence.apply.study.readouts import Histograms
+from whence.apply.study.result import SIDES, Reading, Study
+from whence.report import Point, bars_section, heat_section, hits_fragment, plot_section, table_section, write_page
+
+__all__ = ["write_study"]
+
+# Documents per side of a query, and kinds per tail, that a page shows; study.json has them all.
+_HITS, _KINDS = 5, 8
+_WORDS = {
+    "top": "documents whose weight raises the measurement most",
+    "bottom": "documents whose weight lowers the measurement most",
+}
+
+
+def write_study(path: Path, study: Study) -> Path:
+    """Write it.
+
+    Args:
+        path: The file.
+        study: What to show.
+
+    Returns:
+        The path written.
+    """
+    cautions = "".join(_prose(f"<strong>{escape(caution)}.</strong>") for caution in study.cautions())
+    sections = [("In short", cautions + _prose(_SHORT) + table_section(study.header, study.cells()))]
+    for reading in study.readings.values():
+        sections += _reading(study, reading)
+    sections.append(("Strongest documents of each query", _prose(_DOCUMENTS) + hits_fragment(study.hits(k=_HITS))))
+    norms = f" The norm of a document is {study.corpus.norm}." if study.corpus.norm else ""
+    intro = (
+        f"{len(study.query_ids):,} queries in {len(study.sets):,} sets, {len(study.corpus):,} documents of {study.num_kinds:,} kinds, "
+        f"{study.corpus.method}. Tails are {study.k:,} documents on each side of each query.{norms}"
+    )
+    return write_page(path, "Where sets of queries come from", sections, intro=intro)
+
+
+_SHORT = (
+    "Scores are divided by the query's loss (per nat), so that long completions compare with short ones; in the second reading also by "
+    "the document's norm, so that documents with large gradients do not come first for every query. Alike within: mean rank "
+    "correlation of two queries of the set over the whole corpus, with a 95 % interval over queries; outside: of a query of the set "
+    "with one of another set. In the top 1 %: the share of a query's positive influence that one document in a hundred holds. Power of "
+    "rank: by which power of the rank scores fall in the top tail."
+)
+_HEAT = (
+    "One square per pair of queries: how alike they rank all documents. A strong block on the diagonal is a set that draws on "
+    "shared documents."
+)
+_KINDS_TEXT = (
+    "How often a kind of document is in a tail, over how often it would be if kinds did not matter: 1 is the corpus share. Intervals are "
+    "over the set's queries. The table says what chance gives, with the kinds dealt anew; only a ratio beyond that speaks, and of many "
+    "kinds a few are beyond it by chance."
+)
+_MASS = "What share of all positive influence the most influential documents hold, mean over the set's queries with a 95 % interval."
+_HISTOGRAM = "All scores of all queries of a set. The scale across is even near zero and counts powers of ten far from it."
+_DOCUMENTS = "The order is per nat; scores are as they were made."
+
+
+def _reading(study: Study, reading: Reading) -> list[tuple[str, str]]:
+    ends = f", {reading.name}"
+    correlation = reading.correlation
+    groups = [(name, len(rows)) for name, rows in study.sets.items()]
+    heat = heat_section(
+        "Spearman correlation; blue is alike, orange opposite", correlation.matrix_QQ.tolist(), groups, names=study.query_ids
+    )
+    bars = [
+        (
+            one.first if one.first == one.second else f"{one.first} - {one.second}",
+            one.mean.mean,
+            *_ends(one.mean.mean, one.mean.low, one.mean.high),
+        )
+        for one in correlation.blocks
+        if one.pairs
+    ]
+    means = bars_section("Mean correlation of pairs of queries", bars, "95 % interval over queries") if bars else ""
+    tested = ""
+    if not isnan(correlation.p_value):
+        tested = _prose(
+            f"Pairs of one set correlate by {correlation.difference:.3f} more than pairs of different sets; dealing the queries to sets at "
+            f"random gives as much in a share of {correlation.p_value:.3f} of the draws."
+        )
+    mass = {
+        name: [Point(100 * share, one.mean, *_open(one.low, one.high)) for share, one in _known(reading, rows)]
+        for name, rows in study.sets.items()
+    }
+    sections = [
+        (f"Which queries rank alike{ends}", _prose(_HEAT) + heat + means + tested),
+        (f"Kinds of document in the tails{ends}", _prose(_KINDS_TEXT) + _kinds(study, reading)),
+    ]
+    if any(mass.values()):
+        plot = plot_section(
+            "Share of positive influence", {name: points for name, points in mass.items() if points},
+            across="most influential documents (% of corpus)", upwards="share of positive influence", log_across=True,
+        )  # fmt: skip
+        sections.append((f"How few documents hold the influence{ends}", _prose(_MASS) + plot))
+    sections.append((f"All scores{ends}", _prose(_HISTOGRAM) + _histogram(reading.histograms, list(study.sets))))
+    return sections
+
+
+def _known(reading: Reading, rows: range) -> list:
+    pairs = zip(reading.mass.shares, reading.mass.of(rows), strict=True)
+    return [(share, one) for share, one in pairs if not isnan(one.mean)]
+
+
+def _kinds(study: Study, reading: Reading) -> str:
+    parts = []
+    for name in study.sets:
+        for side in SIDES:
+            found = [one for one in reading.kinds if one.set == name and one.side == side]
+            # What is least likely to be chance, not the largest ratio: that is a rare kind, met once.
+            shown = sorted(found, key=lambda one: -abs(one.found - one.expected) / max(one.expected, 1.0) ** 0.5)[:_KINDS]
+            shown.sort(key=lambda one: -one.ratio.mean)
+            # Kinds that were not found stand in the table only, beside what chance gives.
+            bars = [
+                (one.kind, one.ratio.mean, *_ends(one.ratio.mean, one.ratio.low, one.ratio.high)) for one in shown if one.found
+            ]
+            parts.append(bars_section(f"{name}, {side}: {_WORDS[side]}", bars, "times the corpus share"))
+            parts.append(f"<details><summary>Numbers</summary>{_kind_table(shown)}</details>")
+    return "".join(parts)
+
+
+def _kind_table(shown: list[KindShare]) -> str:
+    header = ("kind", "in corpus", "found", "expected", "ratio", "chance", "beyond chance")
+    rows = [
+        (
+            one.kind, one.documents, one.found, one.expected, one.ratio.mean, f"{one.chance[0]:.2f} to {one.chance[1]:.2f}",
+            "yes" if one.is_beyond_chance else "no",
+        )
+        for one in shown
+    ]  # fmt: skip
+    return table_section(header, rows)
+
+
+def _histogram(found: Histograms, names: list[str]) -> str:
+    """Counts on a logarithmic scale over values on that of the bins."""
+    edges = [asinh(float(edge) / found.unit) for edge in found.edges_B]
+    counts = found.counts_SB.tolist()
+    series = {
+        name: [Point((a + b) / 2, log10(count)) for a, b, count in zip(edges, edges[1:], row, strict=False) if count]
+        for name, row in zip(names, counts, strict=True)
+    }
+    powers = [10.0**power for power in range(int(log10(max(sinh(edges[-1]), 1))) + 1)]
+    sizes = [-power for power in reversed(powers)] + [0.0, *powers]
+    most = max(max(row) for row in counts)
+    return plot_section(
+        f"Documents per bin; 1 across is {found.unit:.3g}, the median size of a score", series,
+        across="score, in multiples of the median size", upwards="documents per bin",
+        marks_across={asinh(size): f"{size:g}" for size in sizes},
+        marks_upwards={float(power): f"{10**power:,}" for power in range(len(str(most)))},
+    )  # fmt: skip
+
+
+def _ends(mean: float, low: float, high: float) -> tuple[float, float]:
+    """For bars: without an interval, the mean itself."""
+    return (mean, mean) if isnan(low) or isnan(high) else (low, high)
+
+
+def _open(low: float, high: float) -> tuple[float | None, float | None]:
+    return (None, None) if isnan(low) or isnan(high) else (low, high)
+
+
+def _prose(text: str) -> str:
+    return f"<p>{text}</p>"

@@ -1,0 +1,275 @@
+"""Where an answer is looked for: all of the training data, or the shortlist of a store; the exact scores are the same.
+
+Axes: Q queries, N training examples, K of them, O outputs, I inputs, U units, T positions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from whence.apply.why.question import Question
+from whence.capture import Plan, check_task
+from whence.curvature import Damping, FitConfig
+from whence.data import Dataset, Example
+from whence.errors import BadInput
+from whence.methods import exact_method_named
+from whence.pipeline import SolveConfig, query
+from whence.pipeline.exact.footprint import Demand
+from whence.pipeline.exact.precondition import preconditioned
+from whence.pipeline.exact.prepare import Prepared, prepare
+from whence.pipeline.exact.query_gradients import query_gradients
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.rerank import ExactStage
+from whence.progress import meter
+from whence.report import Hit, Hits
+from whence.score import by_label, exact_scores
+from whence.store import Store
+from whence.tasks import CausalLM
+
+__all__ = ["FromData", "FromStore", "Source", "check_store", "split_up"]
+
+
+class Source(Protocol):
+    """Training examples in the order of their rows, and exact scores of them."""
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """The training examples."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Queries whose whole gradients fit."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """Units of the model."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """Positions per batch."""
+        ...
+
+    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+        """Preconditioned queries, per unit of shape (Q, O, I): their products with gradients are scores."""
+        ...
+
+    def hits(self, asked: Example, k: int) -> Hits:
+        """The strongest examples on both sides for one query."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromData:
+    """Every training example, by one pass over the data, under a curvature fitted on them.
+
+    Args:
+        ready: Checked inputs and the curvature.
+        damping: None without curvature.
+        examples: The training data.
+    """
+
+    ready: Prepared
+    damping: Damping | None
+    examples: Sequence[Example]
+
+    @classmethod
+    def prepare(
+        cls,
+        task: CausalLM,
+        train: Dataset | Iterable[Any],
+        asked: Question,
+        *,
+        method: str,
+        relative_damping: float | None,
+        factors: str | Path | None,
+        fit_on: int | None,
+        memory_gib: float | None,
+        quiet: bool,
+    ) -> "FromData":
+        """Check model and data and fit the curvature; arguments as in `whence.attribute`.
+
+        Raises:
+            BadInput: If the parts of the method's scores do not add up.
+        """
+        chosen = exact_method_named(method)
+        if chosen.solver is not None or chosen.needs_run:
+            raise BadInput(
+                found=f"method={method!r} to explain a completion token by token",
+                needed="a method whose inverse is a formula, so that the parts of a score add up to it",
+                do="pass method='ekfac', 'kfac' or 'grad-dot-exact'",
+            )
+        rows = len(asked.tokens)
+        ready = prepare(
+            task, train, method=method, config=FitConfig(), factors=factors, fit_on=fit_on, batch_positions=None, quiet=quiet,
+            demand=Demand(rows=rows, queries=rows, per_unit=True), memory_gib=memory_gib,
+        )  # fmt: skip
+        check_task(task, ready.plan, [asked.whole], objective="measurement")
+        return cls(ready, ready.damping(relative_damping, None), ready.train.examples)
+
+    @property
+    def at_once(self) -> int:
+        """Queries that fit into the memory that the run may take."""
+        return self.ready.footprint.rows_at_once
+
+    @property
+    def plan(self) -> Plan:
+        """Units of the model."""
+        return self.ready.plan
+
+    @property
+    def max_positions(self) -> int:
+        """Positions per batch."""
+        return self.ready.max_positions
+
+    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+        """Preconditioned queries."""
+        return preconditioned(self.ready, query_gradients(self.ready, Dataset(queries)), self.damping, SolveConfig())[0]
+
+    def hits(self, asked: Example, k: int) -> Hits:
+        """Rank everything."""
+        ready = self.ready
+        blocks = self.blocks([asked])
+        with meter("scan", len(self.examples), quiet=ready.quiet) as progress:
+            scores_N = exact_scores(
+                ready.task, ready.plan, self.examples, blocks, max_positions=ready.max_positions, progress=progress
+            ).scores_QN[0]
+        sides = []
+        for sign in (1, -1):
+            order = (sign * scores_N).argsort(descending=True, stable=True)[:k].tolist()
+            sides.append(tuple(self._hit(row, float(scores_N[row])) for row in order if float(scores_N[row]) * sign > 0))
+        plain = f"inner product of gradients / {len(self.examples):,}"
+        return Hits(
+            queries=(asked.text,),
+            proponents=(sides[0],),
+            opponents=(sides[1],),
+            measurements=(0.0,),
+            unit=plain if ready.curvature is None else ready.task.unit,
+            method=ready.describe("" if self.damping is None else self.damping.label),
+            num_examples=len(self.examples),
+            notes=ready.notes(self.damping),
+            measurement_unit=ready.task.unit,
+            stage="exact",
+        )
+
+    def _hit(self, row: int, score: float) -> Hit:
+        example = self.examples[row]
+        return Hit(example.id, row, score, example.source, example.text, example.span)
+
+
+@dataclass(frozen=True)
+class FromStore:
+    """The shortlist of a store of aligned, scored by the EK-FAC inside it.
+
+    Args:
+        stage: The second stage, made ready.
+        store: The store.
+        train: The training data.
+        shortlist: Rows kept of each side; None for the default of `whence.query`.
+        examples: The training data in the order of the store's rows.
+    """
+
+    stage: ExactStage
+    store: Store
+    train: Dataset
+    shortlist: int | None
+    examples: Sequence[Example]
+
+    @classmethod
+    def prepare(
+        cls,
+        task: CausalLM,
+        store: Store,
+        train: Dataset | Iterable[Any],
+        asked: Question,
+        *,
+        shortlist: int | None,
+        quiet: bool,
+    ) -> "FromStore":
+        """Match store, model and training data."""
+        check_store(store)
+        data = as_dataset(task, train)
+        ready = Asked.prepare(store, task, Dataset([asked.whole]), None, None, None, quiet)
+        stage = ExactStage.prepare(ready, data, quiet)
+        return cls(stage, store, data, shortlist, stage.examples)
+
+    @property
+    def at_once(self) -> int:
+        """Queries that fit into half of what is free."""
+        return self.stage.at_once
+
+    @property
+    def plan(self) -> Plan:
+        """Units of the model."""
+        return self.stage.asked.plan
+
+    @property
+    def max_positions(self) -> int:
+        """Positions per batch."""
+        return self.store.blueprint.batch_positions
+
+    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+        """Preconditioned queries."""
+        return self.stage.blocks(queries)
+
+    def hits(self, asked: Example, k: int) -> Hits:
+        """Ask in two stages."""
+        return query(
+            self.store, self.stage.asked.task, Dataset([asked]), k=k, rerank="exact", train=self.train,
+            shortlist=self.shortlist, quiet=self.stage.quiet,
+        )  # fmt: skip
+
+
+def check_store(store: Store) -> None:
+    """Refuse a store that holds no curvature of the whole gradients.
+
+    Args:
+        store: The store.
+
+    Raises:
+        BadInput: If it is not of the method aligned.
+    """
+    if store.blueprint.method != "aligned":
+        raise BadInput(
+            found=f"a store of {store.blueprint.method} in {store.folder}",
+            needed="one of aligned, which holds the EK-FAC that exact scores and their parts are made with",
+            do="build one with method aligned, or leave the store out and go through the training data",
+        )
+
+
+def split_up(
+    task: CausalLM, source: Source, queries: Sequence[Example], rows: Sequence[int], *, quiet: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Scores of some training examples for some queries, part by part.
+
+    Args:
+        task: The language model.
+        source: The training examples and the curvature.
+        queries: One per completion token.
+        rows: Which training examples.
+        quiet: No progress on stderr.
+
+    Returns:
+        Per training example the parts of its tokens, by label position, shape (Q, T); and the parts of all units, shape (U, Q, K).
+    """
+    examples = [source.examples[row] for row in rows]
+    tokens: list[list[Tensor]] = [[] for _ in rows]
+    units = []
+    size = min(source.at_once, len(queries))
+    with meter("parts", len(examples) * -(-len(queries) // size), quiet=quiet) as progress:
+        for start in range(0, len(queries), size):
+            found = exact_scores(
+                task, source.plan, examples, source.blocks(queries[start : start + size]),
+                max_positions=source.max_positions, progress=progress, per_unit=True, tokens=range(len(examples)),
+            )  # fmt: skip
+            units.append(found.units_UQN)
+            for place, held in enumerate(tokens):
+                held.append(by_label(found.tokens[place]))
+    return [torch.cat(held) for held in tokens], torch.cat(units, 1)

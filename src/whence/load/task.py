@@ -1,0 +1,348 @@
+"""Models and data by name: folders, files, hub names, or a function in a Python file."""
+
+import csv
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from whence.config import Placement
+from whence.distributed import Ranks
+from whence.errors import BadInput, UnknownOption
+from whence.functions import absolute, function_at, is_function
+from whence.load.arrays import read_npz
+from whence.load.placement import in_turn, load_options, placed
+from whence.records import Recipe
+from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
+
+__all__ = ["TASKS", "load_records", "load_task"]
+
+# The csv module refuses fields above 131,072 characters; documents are longer.
+_LONGEST_FIELD = 1 << 30
+_ADAPTER = "adapter_config.json"
+TASKS = ("causal_lm", "classification", "masked_lm")
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def load_task(
+    model: str,
+    *,
+    kind: str = "causal_lm",
+    placement: Placement = Placement(),  # noqa: B008
+    ranks: Ranks = Ranks(),  # noqa: B008
+    **options: Any,
+) -> tuple[AbstractTask, dict[str, Any]]:
+    """A task from a Hugging Face folder or hub name, or from a function that returns one.
+
+    A folder with a LoRA adapter of the peft package loads the model that it was trained on; the adapter is what is attributed.
+    A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe.
+
+    Args:
+        model: A folder, a hub name, or "file.py:function".
+        kind: "causal_lm", "classification" or "masked_lm"; not used for a function.
+        placement: Where its weights go, and in which type.
+        ranks: Connected processes that it is split over, if the placement says so; all of them load it.
+        **options: Passed to the task.
+
+    Returns:
+        The task, and what is needed to load it again.
+
+    Raises:
+        BadInput: If it cannot be loaded.
+        UnknownOption: If there is no such kind of task.
+    """
+    origin = {"model": model, "task": kind, "options": options}
+    if is_function(model):
+        if placement != Placement():
+            unused = next(field.name for field in fields(Placement) if getattr(placement, field.name) != field.default)
+            raise BadInput(
+                found=f"{unused} for {model}",
+                needed="a model by its folder or name: a function loads its model itself",
+                do="load and place the model in that function",
+            )
+        made = function_at(model)()
+        if not isinstance(made, AbstractTask):
+            raise BadInput(
+                found=f"{model} returning a {type(made).__name__}",
+                needed="a whence task, such as whence.Classification(model)",
+                do="return the task from that function",
+            )
+        return made, {"model": absolute(model), "task": made.kind, "options": {}}
+    if kind not in TASKS:
+        raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
+    folder = Path(model)
+    if folder.exists():
+        if not any((folder / name).exists() for name in ("config.json", _ADAPTER)):
+            raise BadInput(
+                found=f"no config.json in {folder}", needed="a folder written by save_pretrained", do="check the path"
+            )
+        origin["model"] = str(folder.resolve())
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
+    recipe = _recipe(folder / "recipe.json")
+    if placement.model_dtype != "auto":
+        origin["dtype"] = placement.model_dtype
+
+    def load() -> tuple[Any, Any]:
+        is_adapter = (folder / _ADAPTER).exists()
+        network, tokenizer = _adapted(folder, kind, placement) if is_adapter else _pretrained(model, kind, placement)
+        return placed(network, placement, ranks), tokenizer
+
+    network, tokenizer = in_turn(load, placement, ranks)
+    make = {"causal_lm": CausalLM, "classification": Classification, "masked_lm": MaskedLM}[kind]
+    return make(network, tokenizer, recipe=recipe, **options), origin
+
+
+def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
+    """Records from a file, a folder, a hub name or a function.
+
+    `.jsonl` and `.json` hold mappings, `.csv` and `.tsv` rows with a header, `.txt` one text per paragraph (blank lines between), `.npz` the
+    arrays `X`, `y` and, if there are any, `ids`; a folder holds text files (one example each), images in one folder per class, whose name is
+    the label, or a dataset saved by Hugging Face `datasets`. An `image` in a file of mappings is a path from that file's folder.
+
+    Args:
+        data: The name.
+        split: Which split of a Hugging Face dataset.
+
+    Returns:
+        The records, each with a source where the file gives one.
+
+    Raises:
+        BadInput: If it cannot be read.
+    """
+    if is_function(data):
+        return function_at(data)()
+    path = Path(data)
+    if path.is_file():
+        readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _paragraphs, ".npz": read_npz}
+        if path.suffix not in readers:
+            raise BadInput(found=f"data file {path}", needed=f"one of: {', '.join(readers)}", do="convert it")
+        with _readable(path):
+            return [_with_image(path.parent, record) for record in readers[path.suffix](path)]
+    if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        texts = sorted(file for pattern in ("*.txt", "*.md") for file in path.rglob(pattern))
+        if texts:
+            return [_document(path, file) for file in texts]
+        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
+        if images:
+            return [_labelled_image(path, file) for file in images]
+    elif not path.exists() and (
+        data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt", ".npz")
+    ):
+        raise BadInput(found=f"no data at {data}", needed="a file or folder", do="check the path")
+    return _hub_dataset(data, split)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into one error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BadInput: If something is.
+    """
+    try:
+        yield
+    except (ValueError, csv.Error, OSError) as error:
+        raise BadInput(
+            found=f"{path}, which cannot be read ({_first_line(error)})", needed=f"valid {path.suffix}", do="mend the file"
+        ) from error
+
+
+def _document(folder: Path, file: Path) -> dict[str, str]:
+    with _readable(file):
+        name = str(file.relative_to(folder))
+        return {"text": file.read_text("utf-8-sig"), "id": name, "source": name}
+
+
+def _labelled_image(folder: Path, file: Path) -> dict[str, str]:
+    name = str(file.relative_to(folder))
+    label = {"label": file.parent.name} if file.parent != folder else {}
+    return {"image": str(file), "id": name, "source": file.parent.name if label else "", **label}
+
+
+def _with_image(folder: Path, record: Any) -> Any:
+    if not isinstance(record, Mapping) or not isinstance(record.get("image"), str):
+        return record
+    return {"id": record["image"], **record, "image": str(folder / record["image"])}
+
+
+def _recipe(path: Path) -> Recipe | None:
+    if not path.exists():
+        return None
+    try:
+        recipe = Recipe(**json.loads(path.read_text("utf-8")))
+        for field in fields(Recipe):
+            value = getattr(recipe, field.name)
+            numbers = value.values() if isinstance(value, dict) else [value]
+            fits = isinstance(value, dict) == (field.name == "inverse_preconditioner") and all(
+                isinstance(number, int | float) for number in numbers
+            )
+            if field.name != "optimizer" and not fits and value != field.default:
+                raise ValueError(f"{field.name} is {value!r}, not {'numbers by name' if field.default is None else 'a number'}")
+        return recipe
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            found=f"{path}, which is no recipe ({error})",
+            needed=f"the fields {', '.join(field.name for field in fields(Recipe))}",
+            do="mend or remove the file",
+        ) from error
+
+
+def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
+    try:
+        import transformers
+    except ImportError as error:
+        raise BadInput(
+            found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence-tda[hf]'"
+        ) from error
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    told = load_options(placement)
+    if "device_map" in told and find_spec("accelerate") is None:
+        raise BadInput(
+            found="no accelerate package for device_map",
+            needed="it, to lay a model out over devices",
+            do="pip install 'whence-tda[large]'",
+        )
+    automatic = {
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "classification": transformers.AutoModelForSequenceClassification,
+        "masked_lm": transformers.AutoModelForMaskedLM,
+    }[kind]
+    try:
+        network, report = automatic.from_pretrained(model, output_loading_info=True, **told)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # a damaged folder fails in as many ways as there are files in it
+        raise BadInput(
+            found=f"model {model!r}, which cannot be loaded ({_first_line(error)})",
+            needed="a folder written by save_pretrained with its tokenizer, or a hub name within reach",
+            do="check the path, and that all files were copied",
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Without its files the library makes a tokenizer of special tokens alone, which turns every text into nothing.
+        raise BadInput(
+            found=f"no tokenizer with {model!r}",
+            needed="tokenizer.json, or the tokenizer's own files, beside the weights",
+            do="save it there with tokenizer.save_pretrained",
+        )
+    if report["missing_keys"]:
+        # Left alone these would be random numbers, and every score with them.
+        raise BadInput(
+            found=f"no values for {len(report['missing_keys'])} weights of {model!r}, such as {sorted(report['missing_keys'])[0]!r}",
+            needed="a complete checkpoint",
+            do=f"check that the model was trained for the task {kind}, and that all files were copied",
+        )
+    return network, tokenizer
+
+
+def _adapted(folder: Path, kind: str, placement: Placement) -> tuple[Any, Any]:
+    try:
+        import peft
+    except ImportError as error:
+        raise BadInput(
+            found=f"no peft package for the adapter in {folder}",
+            needed="it, to load adapters",
+            do="pip install 'whence-tda[lora]'",
+        ) from error
+    try:
+        base = str(json.loads((folder / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            found=f"{folder / _ADAPTER}, which does not name the adapter's base model",
+            needed="a folder written by peft",
+            do="save it again",
+        ) from error
+    network, tokenizer = _pretrained(base, kind, placement)
+    try:
+        adapted = peft.PeftModel.from_pretrained(network, str(folder), is_trainable=True)
+        if (folder / "tokenizer_config.json").exists():
+            import transformers
+
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # as above
+        raise BadInput(
+            found=f"an adapter in {folder} that does not load onto {base!r} ({_first_line(error)})",
+            needed="an adapter of that model, whole",
+            do="check that all of its files were copied, and that the base model is the one it was trained on",
+        ) from error
+    return adapted, tokenizer
+
+
+def _hub_dataset(name: str, split: str) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadInput(
+            found=f"data {name!r}, which is neither a file nor a folder of texts",
+            needed="the datasets package, to ask the hub or read its format",
+            do="pip install 'whence-tda[datasets]', or check the path",
+        ) from error
+    datasets.disable_progress_bars()
+    try:
+        path = Path(name)
+        saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        return found[split] if isinstance(found, dict) else found
+    except Exception as error:  # the hub, the format and the split can each fail in their own way
+        raise BadInput(
+            found=f"data {name!r}, which cannot be loaded ({_first_line(error)})",
+            needed="a file, a folder of texts, a saved dataset or a hub name within reach",
+            do="check the path and the split",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _jsonl(path: Path) -> Iterator[Any]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield _encodable(json.loads(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+
+
+def _json(path: Path) -> Iterator[Any]:
+    content = json.loads(path.read_text("utf-8-sig"))
+    if not isinstance(content, list):
+        raise ValueError("not a list of records")
+    yield from map(_encodable, content)
+
+
+def _encodable(record: Any) -> Any:
+    # JSON can hold half of a surrogate pair; UTF-8, and so tokenizers and the store, cannot.
+    json.dumps(record, ensure_ascii=False).encode()
+    return record
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num}: not as many fields as the header, {len(reader.fieldnames or ())}")
+            yield {key: _number(key, value) for key, value in row.items()}
+
+
+def _number(key: str, value: str) -> Any:
+    return int(value) if key in ("label", "target") and value.lstrip("-").isdigit() else value
+
+
+def _paragraphs(path: Path) -> Iterator[Any]:
+    parts = (part.strip() for part in re.split(r"\n[ \t]*\n", path.read_text("utf-8-sig")))
+    for number, part in enumerate(part for part in parts if part):
+        yield {"text": part, "id": f"{path.name}#{number}", "source": path.name}

@@ -1,0 +1,1 @@
+"""The exact road: curvature fitted, queries preconditioned, whole gradients scanned."""

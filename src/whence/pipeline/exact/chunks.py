@@ -1,0 +1,101 @@
+"""Rows of a score table a few at a time, one pass over the training data each, kept until the table is whole.
+
+Axes: Q rows of the table, N training examples.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.capture import frozen
+from whence.curvature import Damping
+from whence.curvature.stages import stages
+from whence.data import Dataset, Example
+from whence.pipeline.exact.prepare import Prepared
+from whence.progress import say
+
+__all__ = ["Chunk", "in_chunks", "joined", "question"]
+
+Chunk = tuple[dict[str, Tensor], list[str]]
+"""What a pass over the training data found for some rows, by name, and what there is to say of it."""
+
+
+def in_chunks(ready: Prepared, make: Callable[[range], Chunk], identity: Callable[[], Mapping[str, Any]]) -> list[Chunk]:
+    """Make the rows of a table, all at once if they fit.
+
+    If they do not, and the curvature has a folder, finished chunks are kept in it, so that a run that was stopped goes on after the last of
+    them. They are removed when all are done.
+
+    Args:
+        ready: With the number of rows and how many fit.
+        make: Makes some rows.
+        identity: What the rows depend on besides the fit, as JSON.
+
+    Returns:
+        The chunks in order.
+    """
+    need = ready.footprint
+    if need.rows_at_once >= need.rows:
+        return [make(range(need.rows))]
+    folder, found = None, []
+    if ready.folder is not None:
+        mark = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]
+        folder = ready.folder / f"rows-{ready.ranks.of_first(mark)}"
+    with stages(folder, identity, ready.ranks) as run:
+        parts = run.parts("scores", [1] * need.rows, need.rows_at_once)
+        started, made = monotonic(), 0
+        todo = sum(len(rows) for name, rows in parts.items() if name not in run.record["stages"])
+        if not ready.quiet:
+            say(f"{need.rows:,} rows in {len(parts)} passes over the training data, {need.rows - todo:,} rows done before")
+        for name, rows in parts.items():
+            is_done = name in run.record["stages"]
+            tensors = run.run(name, lambda rows=rows: _with_notes(*make(rows)))
+            made += 0 if is_done else len(rows)
+            if not (is_done or ready.quiet or made == todo):
+                left = (monotonic() - started) / made * (todo - made)
+                say(f"rows {rows.start:,} to {rows.stop - 1:,} done, about {left:,.0f} s left for the other {todo - made:,}")
+            found.append(_without_notes(tensors))
+    ready.ranks.wait()  # until all have read
+    if folder is not None and ready.ranks.rank == 0:
+        shutil.rmtree(folder)
+    return found
+
+
+def joined(chunks: list[Chunk], name: str, axis: int) -> Tensor:
+    """One tensor of all rows."""
+    return chunks[0][0][name] if len(chunks) == 1 else torch.cat([tensors[name] for tensors, _ in chunks], axis)
+
+
+def question(ready: Prepared, queries: Dataset, dampings: list[Damping | None], **settings: Any) -> dict[str, Any]:
+    """What the rows of a table depend on, as JSON. Code of the user's shows in what it gives for an example."""
+    return {
+        "version": 1,
+        "method": ready.method.name,
+        "train": ready.train.fingerprint,
+        "queries": queries.fingerprint,
+        "dampings": [None if known is None else [known.relative, known.absolute, dict(known.scales)] for known in dampings],
+        "loss": _value(ready, ready.train.examples[0], "loss"),
+        "measurement": _value(ready, queries.examples[0], "measurement"),
+        **settings,
+    }
+
+
+def _value(ready: Prepared, example: Example, name: str) -> str:
+    with frozen(ready.task.model), torch.no_grad():
+        return f"{float(getattr(ready.task, name)(ready.task.model, ready.task.collate([example]))):.4g}"
+
+
+def _with_notes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Notes as the numbers of their bytes, so that a chunk is one file."""
+    return {**tensors, "notes": torch.tensor(list("\n".join(notes).encode()), dtype=torch.int64)}
+
+
+def _without_notes(tensors: dict[str, Tensor]) -> Chunk:
+    text = bytes(tensors["notes"].tolist()).decode()
+    return {name: value for name, value in tensors.items() if name != "notes"}, text.split("\n") if text else []

@@ -1,0 +1,134 @@
+"""What a build would take, before it runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from whence.capture import Coverage, Forecast, forecast, plan_units
+from whence.compress import Encoder
+from whence.config import BuildConfig
+from whence.data import Dataset, Example
+from whence.methods import method_named
+from whence.pipeline.forecast.code import timed, timed_code
+from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.stored.build import make_blueprint
+from whence.pipeline.stored.encoders import random_encoder
+from whence.pipeline.stored.learn_code import code_size
+from whence.progress import meter
+from whence.score import gradient_rows
+from whence.tasks import AbstractTask
+
+__all__ = ["BuildForecast", "forecast_build"]
+
+# Examples timed at most: enough to fill a batch of short ones, few enough to wait for.
+_TIMED_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class BuildForecast:
+    """What a build would take.
+
+    Args:
+        coverage: What would be attributed.
+        memory: What a batch takes, measured on the longest example.
+        rows: Training examples.
+        row_bytes: On disk, per example.
+        shared_bytes: On disk, for the curvature and learned axes.
+        learning_bytes: Of memory, besides a batch, while axes are learned.
+        rows_per_shard: Rows in a file.
+        seconds: For the rows, from a batch on this machine; the curvature of finished rows comes on top.
+        learning_seconds: Before them, for the curvature and the axes of method aligned.
+    """
+
+    coverage: Coverage
+    memory: Forecast
+    rows: int
+    row_bytes: int
+    shared_bytes: int
+    learning_bytes: int
+    rows_per_shard: int
+    seconds: float
+    learning_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        disk = (
+            f"disk: {self.row_bytes:,} bytes a row, {self.row_bytes * self.rows / 2**20:,.1f} MiB for {self.rows:,} rows in shards of "
+            f"{self.rows_per_shard:,}, and {self.shared_bytes / 2**20:,.1f} MiB shared by all rows"
+        )
+        if self.learning_bytes:
+            disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
+        before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
+        return "\n".join(
+            (str(self.coverage), str(self.memory), disk, f"time: about {before}{self.seconds:,.0f} s for the rows")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return {
+            "tracked_parameters": self.coverage.tracked,
+            "parameters": self.coverage.total,
+            "peak_memory_bytes": self.memory.peak_bytes,
+            "available_memory_bytes": self.memory.available_bytes,
+            "batch_positions": self.memory.batch_positions,
+            "rows": self.rows,
+            "row_bytes": self.row_bytes,
+            "curvature_bytes": self.shared_bytes,
+            "learning_memory_bytes": self.learning_bytes,
+            "rows_per_shard": self.rows_per_shard,
+            "gradient_seconds": self.seconds,
+            "learning_seconds": self.learning_seconds,
+        }
+
+
+def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: BuildConfig) -> BuildForecast:
+    """Memory, disk and time of a build; runs a few examples, writes nothing.
+
+    Args:
+        task: Model and per-example loss.
+        data: As in `build`.
+        config: As in `build`.
+
+    Returns:
+        The forecast.
+    """
+    dataset = as_dataset(task, data)
+    plan = plan_units(task)
+    autocast = autocast_named(config.autocast)
+    memory = forecast(task, plan, dataset.examples, autocast=autocast)
+    positions = config.batch_positions or memory.batch_positions
+    encoder: Encoder = random_encoder(plan, config, task.device)
+    code = code_size(plan.units, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
+    blueprint = make_blueprint(task, plan, encoder, config, positions)
+    sample = _batch(dataset, positions)
+    codec, before = blueprint.codec(), 0.0
+    if code is not None:
+        before, encoder = timed_code(task, plan, dataset, sample, config, code, positions)
+
+    def rows() -> None:
+        with meter("", len(sample), quiet=True) as progress:
+            found = gradient_rows(task, plan, encoder, sample, max_positions=positions, progress=progress, autocast=autocast)
+        if code is None:
+            codec.encode(found.units)
+
+    per_position = timed(rows)[1] / sum(example.length for example in sample)
+    return BuildForecast(
+        coverage=plan.coverage,
+        memory=memory,
+        rows=len(dataset),
+        row_bytes=codec.row_bytes() if code is None else code.row_bytes,
+        shared_bytes=blueprint.curvature_bytes() if code is None else code.shared_bytes,
+        learning_bytes=0 if code is None else code.sample_bytes,
+        rows_per_shard=blueprint.rows_per_shard,
+        seconds=per_position * sum(example.length for example in dataset.examples),
+        learning_seconds=before,
+    )
+
+
+def _batch(dataset: Dataset, positions: int) -> list[Example]:
+    """Examples from all over the data, as many as fit in a batch, and 64 at most."""
+    found: list[Example] = []
+    for example in dataset.spread(_TIMED_EXAMPLES).examples:
+        if found and sum(one.length for one in found) + example.length > positions:
+            break
+        found.append(example)
+    return found

@@ -1,0 +1,99 @@
+"""How long a build of method aligned takes before its rows, and for them: its parts, timed on a batch."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from whence.capture import Plan
+from whence.compress import TURNED, Aligned, Axes, Encoder
+from whence.config import BuildConfig
+from whence.curvature import Damping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
+from whence.data import Dataset, Example
+from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, fit_config, relative_damping
+from whence.progress import meter
+from whence.score import gradient_rows
+from whence.tasks import AbstractTask
+
+__all__ = ["timed", "timed_code"]
+
+Made = TypeVar("Made")
+# Runs of each part, unless they take too long.
+_RUNS, _ENOUGH_SECONDS = 3, 5.0
+# Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
+_TIMED_SIDE = 512
+
+
+def timed_code(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    few: Sequence[Example],
+    config: BuildConfig,
+    size: CodeSize,
+    positions: int,
+) -> tuple[float, Encoder]:
+    """What learning a code takes, and one of its size that is made of chance, to time rows with.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the store would be built from.
+        few: Some of it, as many as a batch has.
+        config: The build's options.
+        size: Of the code.
+        positions: Positions per batch.
+
+    Returns:
+        Seconds before the first row, and the encoder, of the widest code that the bytes allow.
+    """
+    fit = prepare_fit(task, plan, Dataset(few), fit_config(task, dataset, config), positions, True)
+    with meter("", len(few), quiet=True) as progress:
+        factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
+        bases, before = timed(lambda: solve_bases(fit, factors, progress))
+        values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
+        whitened = whiten(fit.finish(bases, values), Damping(relative_damping(config), None, ""), size.coordinates)
+        _, sample_seconds = timed(lambda: gradient_rows(task, plan, whitened, few, max_positions=positions, progress=progress))
+    per_position = 1 / _positions(few)
+    before += (factor_seconds + value_seconds) * per_position * _positions(dataset.spread(FIT_EXAMPLES).examples)
+    before += sample_seconds * per_position * _positions(dataset.spread(size.samples).examples)
+    coordinates = sum(width for _, width in whitened.shapes())
+    widest = max(size.choices, key=lambda choice: choice.width)
+    axes, seconds = _timed_axes(coordinates, size.samples, widest.width, config.seed)
+    return before + seconds, Aligned(whitened, axes, widest.dtype, config.seed)
+
+
+def timed(make: Callable[[], Made]) -> tuple[Made, float]:
+    """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
+    made, best = _once(make)
+    for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
+        made, seconds = _once(make)
+        best = min(best, seconds)
+    return made, best
+
+
+def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[Axes, float]:
+    """Axes made of chance, and how long real ones take: one block of coordinates is timed, and eigenvectors of a smaller matrix."""
+    bits = most_bits(coordinates, width, AXES_BYTES)
+    block = torch.randn(samples, min(TURNED, coordinates))
+    mix = torch.randn(samples, width)
+    _, gram_seconds = timed(lambda: (block @ block.T).double())
+    one, axes_seconds = timed(lambda: Axes.of(block.T @ mix, bits, 0, seed=seed))
+    side = min(samples, _TIMED_SIDE)
+    square = torch.randn(side, side, dtype=torch.float64)
+    _, eigen_seconds = timed(lambda: torch.linalg.eigh(square + square.T))
+    blocks = -(-coordinates // TURNED)
+    rows = coordinates if bits == 32 else blocks * len(one.codes)
+    axes = Axes(one.codes.repeat(blocks, 1)[:rows], one.scales_M.repeat(blocks)[:rows], bits, width)
+    return axes, (gram_seconds + axes_seconds) * coordinates / block.shape[1] + eigen_seconds * (samples / side) ** 3
+
+
+def _once(make: Callable[[], Made]) -> tuple[Made, float]:
+    started = time.perf_counter()
+    made = make()
+    return made, time.perf_counter() - started
+
+
+def _positions(examples: Sequence[Example]) -> int:
+    return sum(example.length for example in examples)

@@ -1,0 +1,275 @@
+"""What a build and its queries would take at a size that nobody has at hand: arithmetic on the shapes of a model, nothing is run.
+
+Bytes are those of the codec that would write them. Times count floating-point operations and bytes and divide by stated rates; docs/scale.md
+holds them against published and measured runs. Axes: T tokens of an example, O outputs, I inputs of a unit, K numbers of a row.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+from whence.compress import QuantizedCodec, RowCodec, projected_shape
+from whence.config import BuildConfig
+from whence.curvature import FitConfig
+from whence.errors import BadInput, UnknownOption
+from whence.methods import Method, method_named
+from whence.pipeline.forecast.hardware import GPUS, MODEL_SHAPES, Cluster, ModelShape
+from whence.pipeline.stored.learn_code import FIT_EXAMPLES, code_size
+from whence.records import Unit
+from whence.store import row_codec
+
+__all__ = ["ScaleForecast", "forecast_scale", "size_text", "time_text"]
+
+# Text, id and lengths of an example, a token being four or five characters.
+_TEXT_BYTES_PER_TOKEN, _TEXT_BYTES = 4.5, 100.0
+# Of one hit sent to the other ranks: a score and a row.
+_HIT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class ScaleForecast:
+    """What it would take.
+
+    Args:
+        model: Name of the shape, with its parameters.
+        parameters: Of the model.
+        tracked: Of them attributed.
+        examples: Training examples.
+        tokens_per_example: Of each.
+        row_bytes: Of one example's row.
+        store_bytes: All rows.
+        text_bytes: Texts and ids beside them, about.
+        shared_bytes: Curvature, or codes and their axes.
+        build_operations: Of all captures, floating-point.
+        build_tokens_per_second: Of one device.
+        build_seconds: On the cluster: computing, or writing if that takes longer.
+        fit_seconds: For the curvature before a build of method aligned, on one device, and for the sample of its axes.
+        sample_seconds: Of that for the sample, which one process takes however many there are.
+        fit_network_bytes: Sent by each rank if that fit is shared by all (`whence curvature`); a build sends nothing.
+        scan_seconds: For all queries asked at once: reading, or multiplying if that takes longer.
+        gather_bytes: Received by each rank at the end of a scan.
+        memory_bytes: Of the weights in bfloat16, on every device.
+        notes: What to know.
+    """
+
+    model: str
+    parameters: int
+    tracked: int
+    examples: int
+    tokens_per_example: int
+    row_bytes: int
+    store_bytes: int
+    text_bytes: int
+    shared_bytes: int
+    build_operations: float
+    build_tokens_per_second: float
+    build_seconds: float
+    fit_seconds: float
+    sample_seconds: float
+    fit_network_bytes: int
+    scan_seconds: float
+    gather_bytes: int
+    memory_bytes: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}, {self.parameters:,} parameters, {self.tracked:,} of them attributed",
+            f"data     {self.examples:,} examples of {self.tokens_per_example:,} tokens: {self.examples * self.tokens_per_example:,}",
+            f"disk     {size_text(self.store_bytes)} of rows ({self.row_bytes:,} bytes each), {size_text(self.text_bytes)} of texts, "
+            f"{size_text(self.shared_bytes)} shared by all rows",
+            f"build    {time_text(self.build_seconds)}, {self.build_tokens_per_second:,.0f} tokens/s a device",
+            *(
+                [
+                    f"fit      {time_text(self.fit_seconds)} before it on one device, {time_text(self.sample_seconds)} of that for its sample"
+                ]
+                if self.fit_seconds
+                else []
+            ),
+            f"query    {time_text(self.scan_seconds)} for a scan of everything",
+            f"network  nothing while building; {size_text(self.gather_bytes)} a query batch"
+            + (f"; {size_text(self.fit_network_bytes)} a rank if the fit is shared" if self.fit_network_bytes else ""),
+            f"memory   {size_text(self.memory_bytes)} for the weights in bfloat16, on every device",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return asdict(self)
+
+
+def forecast_scale(
+    model: str | ModelShape,
+    examples: int,
+    config: BuildConfig,
+    cluster: Cluster,
+    *,
+    tokens_per_example: int = 512,
+    queries: int = 1,
+    k: int = 100,
+    track: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> ScaleForecast:
+    """Disk, time, network and memory of a build and of queries.
+
+    Args:
+        model: Name in `MODEL_SHAPES`, or a shape.
+        examples: Training examples.
+        config: As in `build`.
+        cluster: What computes and reads.
+        tokens_per_example: Of every example.
+        queries: Asked at once.
+        k: Hits a query.
+        track: Patterns of names of weights to attribute; all if there are none.
+        ignore: Patterns of names to leave out.
+
+    Returns:
+        The forecast.
+
+    Raises:
+        BadInput: If a number is not positive or a pattern leaves nothing.
+        UnknownOption: If there is no such shape.
+    """
+    for name, value in (("examples", examples), ("tokens_per_example", tokens_per_example), ("queries", queries), ("k", k)):
+        if value < 1:
+            raise BadInput(found=f"{name}={value}", needed="1 or more", do="correct it")
+    if isinstance(model, str) and model not in MODEL_SHAPES:
+        raise UnknownOption(found=f"model shape {model!r}", needed=f"one of: {', '.join(MODEL_SHAPES)}", do="pick the nearest")
+    shape = MODEL_SHAPES[model] if isinstance(model, str) else model
+    method = method_named(config.method)
+    units = _chosen(shape.units(), track, ignore)
+    code = code_size(units, examples, config) if method.encoder == "aligned" else None
+    codec = _codec(units, method, config, None if code is None else max(choice.width for choice in code.choices))
+    # With a budget of bytes the sample chooses the type: at most so many.
+    row_bytes = code.row_bytes if code is not None and config.bytes_per_example else codec.row_bytes()
+    widths = [prod(one) for one in codec.shapes]
+    shared = _curvature_bytes(widths, method, config) if code is None else code.shared_bytes
+    compress = _compress_operations(units, codec, method, tokens_per_example, 0 if code is None else code.coordinates)
+    per_example = tokens_per_example * shape.network_operations(tokens_per_example) + compress
+    speed = cluster.operations_per_second
+    store_bytes = examples * row_bytes
+    text_bytes = int(examples * (_TEXT_BYTES_PER_TOKEN * tokens_per_example + _TEXT_BYTES))
+    tracked = sum(unit.outputs * unit.inputs for unit in units)
+    fit_operations, sample_operations, sums = 0.0, 0.0, 0
+    if code is not None:
+        # Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third.
+        both = 2 * shape.network_operations(tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
+        sample_operations = code.samples * per_example
+        fit_operations = min(examples, FIT_EXAMPLES) * tokens_per_example * both + sample_operations
+        sums = 4 * (
+            tracked + sum(side * side if side <= 1024 else side for unit in units for side in (unit.outputs, unit.inputs))
+        )
+    computing, writing = examples * per_example / speed, (store_bytes + text_bytes) / (cluster.disk_gbps * 1e9)
+    reading = store_bytes / (cluster.disk_gbps * 1e9)
+    multiplying = 2.0 * examples * sum(widths) * queries / speed
+    memory = 2 * shape.parameters
+    room = GPUS[cluster.gpu][1] * 1e9
+    notes = [f"weights alone exceed the {room / 1e9:,.0f} GB of a {cluster.gpu}: they have to be spread over devices"]
+    return ScaleForecast(
+        model=model if isinstance(model, str) else "a model",
+        parameters=shape.parameters,
+        tracked=tracked,
+        examples=examples,
+        tokens_per_example=tokens_per_example,
+        row_bytes=row_bytes,
+        store_bytes=store_bytes,
+        text_bytes=text_bytes,
+        shared_bytes=shared,
+        build_operations=examples * per_example,
+        build_tokens_per_second=tokens_per_example * speed / per_example,
+        build_seconds=max(computing, writing) / cluster.gpus,
+        fit_seconds=fit_operations / speed,
+        sample_seconds=sample_operations / speed,
+        # A ring sends every number of a sum twice.
+        fit_network_bytes=2 * sums if cluster.gpus > 1 else 0,
+        scan_seconds=max(reading, multiplying) / cluster.gpus,
+        gather_bytes=2 * k * queries * _HIT_BYTES * cluster.gpus if cluster.gpus > 1 else 0,
+        memory_bytes=memory,
+        notes=tuple(notes) if memory > room else (),
+    )
+
+
+def _chosen(units: list[Unit], track: Sequence[str], ignore: Sequence[str]) -> list[Unit]:
+    for pattern in (*track, *ignore):
+        if not any(fnmatch.fnmatch(unit.name, pattern) for unit in units):
+            raise BadInput(
+                found=f"the pattern {pattern!r}, which matches no weight",
+                needed=f"a pattern for names such as {units[1].name}",
+                do="correct it",
+            )
+    kept = [unit for unit in units if not track or any(fnmatch.fnmatch(unit.name, pattern) for pattern in track)]
+    kept = [unit for unit in kept if not any(fnmatch.fnmatch(unit.name, pattern) for pattern in ignore)]
+    if not kept:
+        raise BadInput(found="patterns that leave no weight", needed="at least one", do="correct track and ignore")
+    return kept
+
+
+def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: int | None) -> RowCodec | QuantizedCodec:
+    """What would write the rows."""
+    rank = config.rank or method.rank
+    shapes = [projected_shape(unit, rank) for unit in units]
+    names = [unit.name for unit in units]
+    if method.encoder in ("whole", "entries", "aligned"):
+        shapes, names = [(1, width or rank)], ["all"]
+    factor_rank = config.factor_rank or method.factor_rank
+    return row_codec(names, shapes, factor_rank, method.dtype if config.dtype == "method" else config.dtype, config.seed)
+
+
+def _curvature_bytes(widths: Sequence[int], method: Method, config: BuildConfig) -> int:
+    if method.curvature != "fisher":
+        return 0
+    rank = config.curvature_rank or method.curvature_rank
+    return 4 * sum(width * min(width, rank or width) for width in widths)
+
+
+def _compress_operations(
+    units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int, coordinates: int
+) -> float:
+    """What turns one example's pairs into a row, on top of the network."""
+    gradients = 2.0 * tokens * sum(unit.outputs * unit.inputs for unit in units)
+    width = prod(codec.shapes[0])
+    if method.encoder == "aligned":
+        return gradients + tokens * _turn_operations(units) + 2.0 * coordinates * width
+    if method.encoder == "whole":
+        return gradients + gradients / tokens * width
+    if method.encoder == "entries":
+        return 2.0 * tokens * 4 * width
+    kept = [(p, r) for p, r in codec.shapes]
+    if method.encoder == "channels":  # picked, not multiplied; four times the rank on both sides
+        return sum(2.0 * tokens * 16 * p * r for p, r in kept)
+    sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, kept, strict=True))
+    return tokens * (sides + sum(2.0 * p * r for p, r in kept))
+
+
+def _turn_operations(units: Sequence[Unit]) -> float:
+    """What turns both sides of every unit's pair into the curvature's bases, per token; long sides have none."""
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
+    return 2.0 * sum(side * side for side in sides)
+
+
+def size_text(count: float) -> str:
+    """Bytes for people.
+
+    >>> size_text(3.58e12)
+    '3.58 TB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"
+
+
+def time_text(seconds: float) -> str:
+    """A time for people.
+
+    >>> time_text(9000)
+    '2.5 h'
+    """
+    for unit, length in (("years", 365 * 86400.0), ("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.2g} s"

@@ -1,0 +1,1 @@
+"""The stored road: rows made once, asked any number of times."""

@@ -1,0 +1,338 @@
+"""Building a store from a model and its training data."""
+
+import dataclasses
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence._version import __version__
+from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
+from whence.compress import Aligned, Encoder
+from whence.config import BuildConfig
+from whence.curvature import fit_fisher
+from whence.data import Dataset
+from whence.distributed import Ranks
+from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
+from whence.internals import BATCH_NORMS, DROPOUTS
+from whence.methods import Method, method_named
+from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.stored.encoders import make_encoder
+from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
+from whence.progress import meter, say
+from whence.score import gradient_rows
+from whence.store import (
+    Blueprint,
+    Pending,
+    Store,
+    StoredUnit,
+    Writer,
+    check_writable,
+    is_remote,
+    leases,
+    located,
+    open_store,
+    open_writer,
+    rows_type,
+    sha256_of,
+    write_tensors,
+)
+from whence.tasks import AbstractTask
+
+__all__ = ["build", "finish_store", "make_blueprint", "refuse_not_held"]
+
+# Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
+_SHARD_BYTES = 32 << 20
+_DENSE_BYTES = 256 << 20
+
+
+def build(
+    task: AbstractTask,
+    data: Dataset | Iterable[Any],
+    folder: str | Path,
+    *,
+    append: bool = False,
+    factors: str | Path | None = None,
+    origin: dict[str, Any] | None = None,
+    quiet: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
+    config: BuildConfig | None = None,
+    **options: Any,
+) -> Store:
+    """Compress the gradient of every training example into a store on disk.
+
+    Running it again on the same folder goes on where it stopped, or returns at once if nothing is missing. Several processes may build one
+    store together, see `ranks`: each takes shards that no other has, and all of them return when it is whole. With a model that `fully_shard`
+    split over them they make as many at a time as there are processes, and all are needed until the end.
+
+    Args:
+        task: Model and per-example loss.
+        data: Training examples, as `task.prepare` takes them, or already prepared.
+        folder: Where the store goes: a path, or a URL such as s3://bucket/store.
+        append: Whether a store of other data gets these examples in addition.
+        factors: For method aligned, folder of an EK-FAC fit of the same model and data, as `attribute` keeps it: used if there, kept if not.
+        origin: Where model and data came from, for the command line to load them again; recorded, not compared.
+        quiet: No progress on stderr.
+        ranks: Processes that build it together on folders that all of them see; `Ranks.launched()` under torchrun. They send no messages: a
+            process that is lost loses only its unfinished shard, which another one makes. Only where a model is split over them do they
+            exchange its weights, and need each other.
+        config: All options at once.
+        **options: Or some of them: the fields of `BuildConfig`, such as method="logra" and rank=32.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        BadInput: If both `config` and options are given, or the data cannot be used.
+        StoreMismatch: If the folder holds a store of something else.
+        UnknownOption: If there is no such option.
+    """
+    if config is not None and options:
+        raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(BuildConfig)})
+    if unknown:
+        known = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
+        raise UnknownOption(found=f"the option {unknown[0]!r}", needed=f"one of: {known}", do="correct it")
+    config = config or BuildConfig(**options)
+    folder = located(folder)
+    check_writable(folder)
+    if is_remote(folder) and factors is None and method_named(config.method).encoder == "aligned":
+        raise BadInput(
+            found=f"method aligned for {folder} without factors",
+            needed="a folder on a disk for the curvature that it fits first",
+            do="pass factors (--factors) with a local folder, or another method",
+        )
+    ranks = stepping(task.model, ranks)
+    with lost_ranks(ranks):
+        return _built(task, data, folder, append, factors, origin, quiet, ranks, config)
+
+
+def _built(
+    task: AbstractTask,
+    data: Dataset | Iterable[Any],
+    folder: Path,
+    append: bool,
+    factors: str | Path | None,
+    origin: dict[str, Any] | None,
+    quiet: bool,
+    ranks: Ranks,
+    config: BuildConfig,
+) -> Store:
+    weights = task.weights
+    _earlier(folder, weights)
+    dataset = as_dataset(task, data)
+    method = method_named(config.method)
+    if factors is not None and method.encoder != "aligned":
+        raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
+    plan = plan_units(task)
+    autocast = autocast_named(config.autocast)
+    quiet = quiet or ranks.rank > 0
+    report = (lambda text: None) if quiet else say
+    report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
+
+    moody = (*DROPOUTS, *BATCH_NORMS)
+    if any(module.training and isinstance(module, moody) for module in task.model.modules()):
+        report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
+    untouched = check_task(task, plan, dataset.examples, objective=_objective(method), autocast=autocast)
+    if untouched:
+        report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    with leases(folder, ranks.rank, ranks.count) as held:
+        # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
+        with nullcontext() if ranks.in_step else held.alone():
+            earlier = _earlier(folder, weights)
+            positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
+            if not positions:
+                room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
+                predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
+                report(str(predicted))
+                positions = predicted.batch_positions
+            if ranks.in_step:
+                positions = min(ranks.gathered(positions))
+
+            def encode() -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
+                fitted = None if factors is None else Path(factors)
+                return make_encoder(
+                    task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet, ranks=ranks
+                )
+
+            encoder, learned = encode()
+            blueprint = make_blueprint(task, plan, encoder, config, positions, earlier, origin)
+            if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
+                report(
+                    f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
+                )
+            with first_then_others(ranks) if ranks.in_step else nullcontext():
+                writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
+                is_finished = writer.is_finished()
+            if is_finished:
+                report(f"{folder} is complete: nothing to do")
+                return _opened(folder, ranks)
+            with first_then_others(ranks) if ranks.in_step else nullcontext():
+                for name, tensors in learned.items():
+                    if not (folder / name).exists():
+                        write_tensors(folder / name, tensors)
+            if ranks.in_step and learned:
+                encoder, _ = encode()  # from the file: other machines may have rounded otherwise
+        _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
+        with held.alone():
+            if not writer.is_finished():
+                finish_store(writer, {name: sha256_of(folder / name) for name in learned}, quiet)
+                # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
+                if not is_remote(folder):
+                    shutil.rmtree(folder / "factors", ignore_errors=True)
+    return _opened(folder, ranks)
+
+
+def _earlier(folder: Path, weights: str) -> Blueprint | None:
+    """What an earlier build in the folder has decided.
+
+    Raises:
+        StoreMismatch: If it was of another model.
+    """
+    if not (folder / "blueprint.json").exists():
+        return None
+    earlier = Blueprint.read(folder)
+    if earlier.model != weights:
+        raise StoreMismatch(
+            found=f"a store of other weights in {folder}",
+            needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
+            do="build into another folder, or load the model that this store was built with",
+        )
+    return earlier
+
+
+def _opened(folder: Path, ranks: Ranks) -> Store:
+    # Many processes would each read all that they have just written.
+    return open_store(folder, check=ranks.count == 1)
+
+
+def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
+    """Fit the curvature on the rows as they are stored, and write the manifest.
+
+    Args:
+        writer: Of a store whose shards are all there.
+        files: Name and SHA-256 of other files beside them.
+        quiet: No progress on stderr.
+    """
+    blueprint = writer.blueprint
+    if method_named(blueprint.method).curvature == "fisher":
+        rows = Store(writer.folder, blueprint, writer.sorted_seals(), {})
+        with meter("curvature", len(blueprint.units), quiet=quiet) as progress:
+            fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
+        files = {**files, "curvature.safetensors": write_tensors(writer.folder / "curvature.safetensors", fisher)}
+    writer.finish(files)
+
+
+def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool, ranks: Ranks) -> None:
+    dataset, codec = writer.dataset, writer.blueprint.codec()
+    objective = _objective(method_named(writer.blueprint.method))
+    norm_type = rows_type(writer.blueprint.dtype)
+    missing = sum(shard.stop - shard.start for shard in writer.pending)
+    # Of several processes each counts its own: about so many.
+    title, total, done = "gradients", len(dataset), len(dataset) - missing
+    if ranks.count > 1:
+        title, total, done = f"gradients (rank {ranks.rank} of {ranks.count})", -(-missing // ranks.count), 0
+    with meter(title, total, done=done, quiet=quiet) as progress:
+        for shard, is_kept, calls in _shards(writer, positions, ranks):
+            examples = dataset.examples[shard.start : shard.stop]
+            rows = gradient_rows(
+                task, plan, encoder, examples,
+                max_positions=positions, progress=progress, objective=objective, autocast=autocast, calls=calls,
+            )  # fmt: skip
+            if not is_kept:
+                continue
+            tensors = codec.encode(rows.units)
+            refuse_not_held(tensors, [example.id for example in examples], writer.blueprint.dtype)
+            columns = {"norms": rows.norms(), "weights": rows.weights}
+            kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
+            writer.write(shard, {**tensors, **kept})
+
+
+def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: str) -> None:
+    """Refuse rows that the stored type turned into infinities.
+
+    Args:
+        tensors: Of a shard, each with a leading axis of rows.
+        ids: Of the rows' examples.
+        dtype: The stored type, for the message.
+
+    Raises:
+        NonFinite: If a row is one, naming its example.
+    """
+    is_bad_N = torch.stack([~torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in tensors.values()]).any(0)
+    if bool(is_bad_N.any()):
+        raise NonFinite(
+            found=f"a gradient of the example {ids[int(is_bad_N.nonzero()[0])]!r} that {dtype} cannot hold",
+            needed="finite gradients, and a stored type of wide enough range",
+            do="drop this example, or store in another folder with dtype bfloat16 or float32",
+        )
+
+
+def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
+    """What this process runs.
+
+    Yields:
+        A shard, whether it is this process's to write, and how many batches to run at least.
+    """
+    if ranks.in_step:
+        for turn in turns(writer.pending, writer.dataset.examples, positions, ranks):
+            yield turn.shard, turn.is_kept, turn.calls
+        ranks.wait()
+    # Of ranks in step all shards are there by now, and are only looked at.
+    yield from ((shard, True, 0) for shard in writer.claims())
+
+
+def _objective(method: Method) -> Objective:
+    return "negated output" if method.objective == "output" else "loss"
+
+
+def make_blueprint(
+    task: AbstractTask,
+    plan: Plan,
+    encoder: Encoder,
+    config: BuildConfig,
+    positions: int,
+    earlier: Blueprint | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Blueprint:
+    """The blueprint of a build; what the options leave open comes from an earlier build in the same folder, or from sizes."""
+    method = method_named(config.method)
+    units = tuple(
+        StoredUnit(unit.name, unit.parameters, unit.outputs, unit.inputs, shape, gain)
+        for unit, shape, gain in zip(encoder.units, encoder.shapes(), encoder.gains(), strict=True)
+    )
+    width, dtype = config.rank or method.rank, method.dtype if config.dtype == "method" else config.dtype
+    if isinstance(encoder, Aligned):
+        width, dtype = encoder.shapes()[0][1], encoder.dtype
+    recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
+    made = Blueprint(
+        method=method.name,
+        method_version=method.version,
+        projection=method.projection if config.projection == "method" else config.projection,
+        rank=width,
+        factor_rank=config.factor_rank or method.factor_rank,
+        curvature_rank=config.curvature_rank or method.curvature_rank,
+        seed=config.seed,
+        dtype=dtype,
+        rows_per_shard=config.rows_per_shard or (earlier.rows_per_shard if earlier else 1),
+        batch_positions=positions,
+        autocast=None if config.autocast == "none" else config.autocast,
+        # Compared with the earlier one before anything else, and slow to compute twice.
+        model=earlier.model if earlier else task.weights,
+        preprocessing=task.preprocessing,
+        task={"kind": task.kind, **(origin or {})},
+        units=units,
+        recipe=recipe,
+        libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+    if config.rows_per_shard or earlier:
+        return made
+    dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in encoder.shapes())
+    rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
+    # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
+    return dataclasses.replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

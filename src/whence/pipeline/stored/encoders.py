@@ -1,0 +1,181 @@
+"""What shrinks the gradients of a store: made from a seed, or learned once and kept beside it."""
+
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan
+from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
+from whence.config import BuildConfig
+from whence.curvature import fit_axes, fit_mask, fit_second_moments, side_scales
+from whence.data import Dataset
+from whence.distributed import Ranks
+from whence.errors import StoreCorrupt
+from whence.methods import Method, method_named
+from whence.pipeline.inputs import autocast_named
+from whence.pipeline.stored.learn_code import aligned_encoder, check_code, code_choices, learn_code
+from whence.progress import meter
+from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
+from whence.tasks import AbstractTask
+
+__all__ = ["make_encoder", "random_encoder", "stored_encoder"]
+
+
+def make_encoder(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    folder: Path,
+    config: BuildConfig,
+    *,
+    factors: Path | None,
+    max_positions: int,
+    quiet: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
+    """What shrinks the gradients of a build.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        dataset: Where axes and masks are learned.
+        folder: The store; a resumed or appended build takes what was learned from there.
+        config: The build's options.
+        factors: Folder of a curvature fit, to be used or made; None keeps it in the store's until that is finished.
+        max_positions: Positions per batch.
+        quiet: No progress on stderr.
+        ranks: For a model that is split over processes, these, in step; otherwise it is learned by this one alone.
+
+    Returns:
+        The encoder, and by name of a file the tensors that were learned; empty for a random one.
+
+    Raises:
+        StoreCorrupt: If what stored rows were made with is altered or gone.
+    """
+    method = method_named(config.method)
+    name = _learned_file(method)
+    if name is None:
+        return random_encoder(plan, config, task.device), {}
+    path = folder / name
+    if path.exists():
+        sealed = (listed_files(folder) or {}).get(path.name)
+        if sealed is not None and sha256_of(path) != sealed:
+            raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
+        learned = read_tensors(path)
+        if method.encoder == "aligned":
+            check_code(learned, config, path)
+    else:
+        first = read_seals(folder).get(0)
+        if first is not None and first.data != dataset.fingerprint:
+            raise StoreCorrupt(
+                found=f"no {name} in {folder}, which the rows there were made with",
+                needed=f"the same {path.stem} for the rows to be added",
+                do="restore that file from a copy, or build into another folder",
+            )
+        place = factors or folder / "factors"
+        learned = _learn(task, plan, dataset, config, method, place, max_positions, quiet, ranks)
+    rank = config.rank or method.rank
+    kind = method.projection if config.projection == "method" else config.projection
+    return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
+
+
+def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Encoder:
+    """The encoder of a build; for a method that learns it, a random one of the same shapes."""
+    method = method_named(config.method)
+    kind = method.projection if config.projection == "method" else config.projection
+    if method.encoder == "aligned":
+        return WholeProjection(plan.units, code_choices(config, method.axes_examples)[0].width, "sparse", config.seed, device)
+    return _random(plan, method, "rademacher" if kind == "pca" else kind, config.rank or method.rank, config.seed, device)
+
+
+def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
+    """The encoder that a store's rows were made with."""
+    blueprint = store.blueprint
+    method = method_named(blueprint.method)
+    name = _learned_file(method)
+    if name is not None:
+        # Where every side is at most as wide as the rank there was nothing to learn.
+        learned = store.file(name) if name in store.files else {}
+        return _with_learned(task, plan, method, blueprint.projection, blueprint.rank, blueprint.seed, learned)
+    return _random(plan, method, blueprint.projection, blueprint.rank, blueprint.seed, task.device)
+
+
+def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device: torch.device) -> Encoder:
+    if method.encoder == "whole":
+        return WholeProjection(plan.units, rank, cast(Random | Literal["sparse"], kind), seed, device)
+    if method.encoder == "entries":
+        return EntryMask.random(plan.units, rank, seed=seed, device=device)
+    if method.encoder == "channels":
+        return ChannelMask.random(plan.units, rank, seed=seed, device=device)
+    shapes = [projected_shape(unit, rank) for unit in plan.units]
+    return Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=device)
+
+
+def _learned_file(method: Method) -> str | None:
+    if method.encoder == "aligned":
+        return "codes.safetensors"
+    if method.mask == "selective":
+        return "mask.safetensors"
+    if method.optimizer_scaled:
+        return "moments.safetensors"
+    return "axes.safetensors" if method.projection == "pca" else None
+
+
+def _learn(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    config: BuildConfig,
+    method: Method,
+    factors: Path,
+    max_positions: int,
+    quiet: bool,
+    ranks: Ranks,
+) -> dict[str, Tensor]:
+    if method.encoder == "aligned":
+        alike = ranks if ranks.in_step else Ranks()
+        return learn_code(task, plan, dataset, config, factors, max_positions=max_positions, quiet=quiet, ranks=alike)
+    sample = dataset.spread(config.axes_examples or method.axes_examples).examples
+    autocast = autocast_named(config.autocast)
+    rank = config.rank or method.rank
+    if method.mask == "selective":
+        with meter("mask", len(sample), quiet=quiet) as progress:
+            return fit_mask(
+                task, plan, sample,
+                width=rank, seed=config.seed, max_positions=max_positions, progress=progress, autocast=autocast,
+            )  # fmt: skip
+    if method.optimizer_scaled:
+        with meter("moments", len(sample), quiet=quiet) as progress:
+            return fit_second_moments(task, plan, sample, max_positions=max_positions, progress=progress, autocast=autocast)
+    with meter("axes", len(sample), quiet=quiet) as progress:
+        return fit_axes(
+            task, plan, sample,
+            rank=rank, seed=config.seed, max_positions=max_positions, progress=progress, autocast=autocast,
+        )  # fmt: skip
+
+
+def _with_learned(
+    task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: dict[str, Tensor]
+) -> Encoder:
+    if method.encoder == "aligned":
+        return aligned_encoder(plan.units, learned, seed, task.device)
+    if method.mask == "selective":
+        return EntryMask.of_places(plan.units, learned["places"], rank, seed=seed, scale=1.0, device=task.device)
+
+    count = range(len(plan.units))
+    if method.optimizer_scaled:
+        scales = [side_scales(learned[f"outputs.{index}"], learned[f"inputs.{index}"]) for index in count]
+        shapes = [projected_shape(unit, rank) for unit in plan.units]
+        plain = Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=task.device)
+        return plain.scaled([left.to(task.device) for left, _ in scales], [right.to(task.device) for _, right in scales])
+
+    def side(name: str, index: int) -> Tensor | None:
+        matrix = learned.get(f"{name}.{index}")
+        if matrix is None:
+            return None
+        # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
+        return matrix.to(task.device).clone(memory_format=torch.contiguous_format)
+
+    return Kronecker(plan.units, tuple(side("outputs", i) for i in count), tuple(side("inputs", i) for i in count))

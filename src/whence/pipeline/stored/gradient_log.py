@@ -1,0 +1,257 @@
+"""Gradients as a by-product of training: a store filled while somebody's own backward passes run.
+
+After LogIX (Choe et al. 2024, arXiv 2405.13954). Axes: N training examples, B of a batch, T positions.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture import forecast, plan_units, taps
+from whence.config import BuildConfig
+from whence.curvature import FitConfig
+from whence.data import Dataset
+from whence.errors import BadInput, StoreMismatch, Unsupported
+from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
+from whence.methods import method_named
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.stored.build import finish_store, make_blueprint, refuse_not_held
+from whence.pipeline.stored.encoders import random_encoder
+from whence.pipeline.stored.logged_factors import LoggedFactors
+from whence.pipeline.stored.logged_rows import check_rows
+from whence.progress import say
+from whence.store import Store, check_writable, open_store, rows_type, write_store
+from whence.store.files import locked, read_json, write_json
+from whence.tasks import AbstractTask
+
+__all__ = ["GradientLog"]
+
+_NOTE = "rows were logged while training: each is the gradient at the weights of the last step that met its example"
+
+
+class GradientLog:
+    """Keeps a compressed gradient of every example that a training run meets, from the run's own backward passes.
+
+        log = whence.GradientLog("store", task, train, method="logra")
+        for ids, inputs, targets in loader:
+            optimizer.zero_grad()
+            with log.batch(ids):
+                loss(model(inputs), targets).backward()
+            optimizer.step()
+        store = log.finish()
+
+    The store is an ordinary one, but its rows are not of one model: each is the gradient at the weights of the last step that met its
+    example, and answers say so. Where the learning rate is 0 it is the store that `build` makes. Training is not changed. Dropout is in the
+    rows as it was in the step; batch statistics, which mix examples, are refused, and so are compiled models, whose layers nobody can watch.
+
+    A process that was stopped goes on in the same folder; rows that are met again are written again, factors begin anew.
+
+    Args:
+        folder: Where the store goes.
+        task: The model that is trained, and its loss per example: the first batch is held against it, and the store is asked with it.
+        train: The training data; the ids of batches are its.
+        factors: Folder for the factors of K-FAC, summed over the same passes: what `attribute(..., labels="dataset", factors=folder)` goes on
+            from at the weights that the run ends with. None keeps none.
+        quiet: No progress on stderr.
+        **options: Fields of `BuildConfig`: of methods that learn nothing from the data first (logra, factgrass, lorif, grad-dot, grad-cos).
+
+    Raises:
+        BadInput: If the method learns from the data first, or the folder holds a finished store.
+        StoreMismatch: If the folder holds the log of something else.
+        Unsupported: If the model cannot be watched.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        task: AbstractTask,
+        train: Dataset | Iterable[Any],
+        *,
+        factors: str | Path | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ):
+        self._config = BuildConfig(**{"method": "logra", **options})
+        method = method_named(self._config.method)
+        if method.encoder not in ("sides", "channels") or method.projection == "pca" or method.optimizer_scaled:
+            raise BadInput(
+                found=f"method {method.name}, which learns from the data before it stores anything",
+                needed="logra, factgrass, lorif, grad-dot or grad-cos",
+                do="take one of these, or build the store after training",
+            )
+        _check_model(task.model)
+        self.folder, self.task, self._quiet = Path(folder), task, quiet
+        self._train = as_dataset(task, train)
+        self._places = {name: place for place, name in enumerate(self._train.ids)}
+        self._plan = plan_units(task)
+        if self._plan.functional:
+            raise Unsupported(
+                found=f"{self._plan.functional[0]!r}, a parameter that no layer rule covers",
+                needed="layers that can be watched",
+                do="leave it out with ignore=[...]",
+            )
+        if (self.folder / "manifest.json").exists():
+            raise BadInput(
+                found=f"a finished store in {self.folder}",
+                needed="a folder of its own for every log",
+                do="choose another folder",
+            )
+        check_writable(self.folder)
+        self._encoder = random_encoder(self._plan, self._config, task.device)
+        self._blueprint = make_blueprint(
+            task, self._plan, self._encoder, self._config, self._config.batch_positions or 1, origin={"logged": _NOTE}
+        )
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(self.folder / "logged"))
+        self._open()
+        self._factors = None if factors is None else LoggedFactors(Path(factors), self._plan, FitConfig(labels="dataset"))
+        self._is_checked = False
+
+    @contextmanager
+    def batch(self, ids: Iterable[Any], *, divided_by: float | None = None, mask: Tensor | None = None) -> Iterator[None]:
+        """Log the gradients of one forward and backward pass; step the optimizer after it, not inside.
+
+        Args:
+            ids: Of the batch's examples, in their order.
+            divided_by: What the sum of these examples' losses is divided by in the loss that goes backward: 1 for a sum, the number of scored
+                tokens for a mean over tokens, times the number of micro-batches, over the scale of a gradient scaler. None for a mean over
+                these examples.
+            mask: For factors, True where a position is real and False where it is padding, shape (B, T); None if there is no padding.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            BadInput: If an id is not of the training data, no gradient came, or the gradients are not those of the task's loss.
+            NonFinite: If a gradient is NaN or infinite.
+        """
+        names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
+        unknown = [name for name in names if name not in self._places]
+        if unknown or not names or (divided_by is not None and not divided_by > 0):
+            raise BadInput(
+                found=f"a batch of {len(names)} examples with divided_by={divided_by}"
+                + (f", one of them {unknown[0]!r}, not in the training data" if unknown else ""),
+                needed=f"ids such as {self._train.ids[0]!r}, and a positive divisor",
+                do="pass the ids of the batch's examples as the training data has them",
+            )
+        sums = self._encoder.rows(len(names))
+        moments = None if self._factors is None else self._factors.sums(mask)
+        reached: set[int] = set()
+
+        def consume(index: int, pair: Any) -> None:
+            reached.add(index)
+            sums(index, pair)
+            if moments is not None:
+                moments(index, pair)
+
+        with taps(self._plan, consume, len(names), self.task.device) as mode:
+            mode.copies = True  # a training model may change its layers' outputs in place
+            mode.scale = divided_by or len(names)
+            yield
+        if not reached:
+            raise BadInput(
+                found="a batch without a backward pass through the model",
+                needed="loss.backward() inside `with log.batch(ids):`",
+                do="put the forward and the backward pass into it",
+            )
+        rows = [row.cpu() for row in sums.finished()]
+        places = [self._places[name] for name in names]
+        if not self._is_checked:
+            examples = [self._train.examples[place] for place in places[:2]]
+            check_rows(self.task, self._plan, self._encoder, examples, rows, self._config)
+            self._is_checked = True
+        self._keep(places, rows)
+        if moments is not None and self._factors is not None:
+            self._factors.add(moments, len(names))
+
+    def finish(self) -> Store:
+        """Make the store of all examples that were met, to be asked with the model as it is now.
+
+        Returns:
+            The store.
+
+        Raises:
+            BadInput: If no batch was logged.
+        """
+        met = self._met.nonzero().flatten().tolist()
+        if not met:
+            raise BadInput(found="a log without a batch", needed="at least one", do="train inside `with log.batch(ids):`")
+        if len(met) < len(self._train) and not self._quiet:
+            say(f"note: {len(self._train) - len(met):,} examples were never met and have no row")
+        dataset = Dataset([self._train.examples[place] for place in met])
+        positions = self._config.batch_positions
+        if not positions:
+            positions = forecast(self.task, self._plan, dataset.examples).batch_positions
+        blueprint = dataclasses.replace(self._blueprint, model=self.task.weights, batch_positions=positions)
+        with write_store(self.folder, blueprint, dataset, append=False) as writer:
+            for shard in writer.pending:
+                rows = torch.tensor(met[shard.start : shard.stop])
+                writer.write(shard, {name: tensor[rows] for name, tensor in self._kept.items()})
+            finish_store(writer, {}, self._quiet)
+        if self._factors is not None:
+            self._factors.write(self.task, self._train, positions)
+        self._kept.clear()
+        self._lock.close()
+        shutil.rmtree(self.folder / "logged", ignore_errors=True)
+        return open_store(self.folder)
+
+    def _keep(self, places: list[int], rows: list[Tensor]) -> None:
+        norms_B = sum((row.flatten(1).square().sum(1) for row in rows), torch.zeros(())).sqrt()
+        # The norm of a row that is NaN is, too, while codes of whole numbers are not.
+        tensors = {**self._codec.encode(rows), "norms": norms_B.to(rows_type(self._blueprint.dtype))}
+        refuse_not_held(tensors, [self._train.ids[place] for place in places], self._blueprint.dtype)
+        for name, tensor in tensors.items():
+            self._kept[name][places] = tensor
+        self._met[places] = True  # last: a row counts when it is there
+
+    def _open(self) -> None:
+        """Map the files that rows wait in, new or from a process that was stopped.
+
+        Raises:
+            StoreMismatch: If they are of another log.
+        """
+        place = self.folder / "logged"
+        self._codec = self._blueprint.codec()
+        what = {**self._blueprint.to_json(), "model": None, "libraries": None}
+        identity = json.loads(json.dumps({"blueprint": what, "data": self._train.fingerprint}))
+        if not (place / "log.json").exists():
+            write_json(place / "log.json", identity)
+        elif read_json(place / "log.json") != identity:
+            raise StoreMismatch(
+                found=f"the log of another model, data or method in {self.folder}",
+                needed="those that it began with",
+                do="log into another folder",
+            )
+        one = self._codec.encode([torch.zeros(1, *shape) for shape in self._encoder.shapes()])
+        one["norms"] = torch.zeros(1, dtype=rows_type(self._blueprint.dtype))
+        self._kept = {name: _mapped(place / name, len(self._train), tensor) for name, tensor in one.items()}
+        self._met = _mapped(place / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
+
+
+def _mapped(path: Path, length: int, like: Tensor) -> Tensor:
+    """A tensor (N, ...) that lies in a file, zeros if that is new."""
+    size = length * like[0].numel()
+    return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(length, *like.shape[1:])
+
+
+def _check_model(model: nn.Module) -> None:
+    for module in model.modules():
+        if getattr(module, COMPILED, None) is not None or getattr(module, COMPILED_CALL, None) is not None:
+            raise Unsupported(
+                found="a compiled model",
+                needed="layers that can be watched",
+                do="train without torch.compile while gradients are logged, or build the store after training",
+            )
+        if isinstance(module, BATCH_NORMS):
+            raise Unsupported(
+                found=f"a {type(module).__name__}, whose statistics mix the examples of a batch",
+                needed="a gradient for each example",
+                do="build the store after training",
+            )

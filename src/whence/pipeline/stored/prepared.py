@@ -1,0 +1,228 @@
+"""Queries made ready against one store: gradients, damping, preconditioning, and their hits' tokens."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whence.capture import Plan, check_task, plan_units
+from whence.compress import Encoder
+from whence.curvature import Damping, DampingRule, stored_damping
+from whence.data import Dataset
+from whence.errors import BadInput, StoreMismatch
+from whence.methods import method_named
+from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.stored.encoders import stored_encoder
+from whence.progress import meter
+from whence.records import Recipe
+from whence.report import Hit
+from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
+from whence.store import Store, open_store
+from whence.tasks import AbstractTask
+from whence.workers import Workers
+
+__all__ = ["Asked", "Warm", "hit_of"]
+
+# Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
+_FARTHEST = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Warm:
+    """A store and its model, held against each other once and ready for any number of queries.
+
+    Args:
+        store: The store.
+        task: The model that it was built with.
+        plan: Its units.
+        encoder: What made the rows.
+        damping: None where it is inside the rows, or there is no curvature.
+        workers: Who scans the store for this process; None if it does so itself.
+    """
+
+    store: Store
+    task: AbstractTask
+    plan: Plan
+    encoder: Encoder
+    damping: Damping | None
+    workers: Workers | None = None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store | str | Path,
+        task: AbstractTask,
+        relative_damping: float | None = None,
+        absolute_damping: float | None = None,
+        damping_rule: DampingRule | None = None,
+    ) -> "Warm":
+        """Load what queries need; arguments as in `whence.query`.
+
+        Raises:
+            BadInput: If a damping is given that the store has no use for.
+            StoreMismatch: If the task tracks other parameters.
+        """
+        store = store if isinstance(store, Store) else open_store(store)
+        store.accepts(task)
+        blueprint, method = store.blueprint, method_named(store.blueprint.method)
+        damping = None
+        if method.curvature == "fisher":
+            recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
+            damping = stored_damping(
+                recipe,
+                relative_damping=relative_damping,
+                absolute_damping=absolute_damping,
+                rule=damping_rule,
+                default=method.relative_damping,
+            )
+        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
+            inside = method.curvature == "ekfac"
+            raise BadInput(
+                found=f"damping for a store of {method.name}",
+                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
+                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
+            )
+        plan = plan_units(task)
+        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        if tracked != stored:
+            raise StoreMismatch(
+                found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
+                needed="the same tracked parameters",
+                do="pass the same track, ignore and functional to the task as at the build",
+            )
+        return cls(store, task, plan, stored_encoder(store, plan, task), damping)
+
+    def check(self, dataset: Dataset) -> None:
+        """Hold the gradients of two examples against autograd, see `whence.capture.check_task`."""
+        autocast = autocast_named(self.store.blueprint.autocast)
+        check_task(self.task, self.plan, dataset.examples, objective="measurement", autocast=autocast)
+
+    def ask(self, dataset: Dataset, *, quiet: bool) -> "Asked":
+        """Take the queries' gradients and precondition them."""
+        store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
+        logged = store.blueprint.task.get("logged")
+        notes = (f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []))
+        with meter("queries", len(dataset), quiet=quiet) as progress:
+            rows = gradient_rows(
+                task, self.plan, self.encoder, dataset.examples,
+                max_positions=store.blueprint.batch_positions, progress=progress, objective="measurement",
+                autocast=autocast_named(store.blueprint.autocast),
+            )  # fmt: skip
+        roots = None
+        if method.whitened and damping is not None:
+            found = whiten(store, rows, damping)
+            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            moments = (
+                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+            )
+            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+        else:
+            ready = precondition(store, rows, damping)
+            norms_Q = rows.norms() / len(store) if method.cosine else None
+        plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
+        unit = "cosine" if method.cosine else plain
+        return Asked(
+            store, task, self.plan, self.encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Queries made ready against one store.
+
+    Args:
+        store: The store.
+        task: The model that it was built with.
+        plan: Its units.
+        encoder: What made the rows.
+        dataset: The queries.
+        rows: Their encoded gradients, and measurements.
+        ready: Preconditioned, per stored unit of shape (Q, P, R).
+        norms_Q: For cosines.
+        unit: What one unit of score means.
+        method: Name of the method.
+        notes: What a reader has to know.
+        damping: None where it is inside the rows, or there is no curvature.
+        roots: What whitens the stored rows, per unit, for methods that do.
+    """
+
+    store: Store
+    task: AbstractTask
+    plan: Plan
+    encoder: Encoder
+    dataset: Dataset
+    rows: Rows
+    ready: list[Tensor]
+    norms_Q: Tensor | None
+    unit: str
+    method: str
+    notes: tuple[str, ...]
+    damping: Damping | None
+    roots: list[Tensor] | None
+
+    @classmethod
+    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "Asked":
+        """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
+        warm = Warm.of(store, task, relative_damping, absolute_damping, damping_rule)
+        dataset = as_dataset(task, queries)
+        warm.check(dataset)
+        return warm.ask(dataset, quiet=quiet)
+
+    @property
+    def at_once(self) -> int:
+        """All queries: they are as small as rows."""
+        return len(self.dataset)
+
+    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+        """Scores of some queries for some rows of the store only, shape (Q, rows); rows ascending."""
+        chosen = slice(places.start, places.stop)
+        norms_Q = None if self.norms_Q is None else self.norms_Q[chosen]
+        return row_scores(self.store, [unit[chosen] for unit in self.ready], rows, norms_Q=norms_Q, roots=self.roots)
+
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, and whether it has none because its row is too far from its gradient.
+
+        A text that does not give the tokens that the row was built from has none either.
+        """
+        known = self.store.example(hit.row)
+        if not hit.text:
+            return hit, False
+        prompt = known.get("prompt", 0)
+        record: dict[str, object] = (
+            {"text": hit.text, "scored_spans": known["scored"]} if "scored" in known else {"text": hit.text}
+        )
+        if prompt and "scored" not in known:
+            record = {"prompt": hit.text[:prompt], "completion": hit.text[prompt:]}
+        example = self.task.prepare([record]).examples[0]
+        # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
+        if example.token_spans is None or example.length != known["length"]:
+            return hit, False
+        asked = [unit[place] for unit in self.ready]
+        for index, right_CR in self.store.right_factors(hit.row).items():
+            # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
+            asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
+        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
+        total, stored = float(parts.sum()), self._stored_score(hit, place)
+        if not 1 / _FARTHEST <= total / stored <= _FARTHEST:
+            return hit, True
+        parts = parts * (hit.score / total)
+        spans = tuple((int(a), int(b)) for a, b in example.token_spans)
+        return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist())), False
+
+    def _stored_score(self, hit: Hit, place: int) -> float:
+        """What the stored row scores before it is divided by norms, which is what the parts of a gradient add up to."""
+        if self.norms_Q is None:
+            return hit.score
+        row = self.store.row(hit.row)
+        inner = float(self.store.codec.scorer([unit[place : place + 1] for unit in self.ready])(row))
+        return inner * float(row["weights"]) if "weights" in row else inner
+
+
+def hit_of(store: Store, row: int, score: float, known: Mapping[str, Any] | None = None) -> Hit:
+    """What is known of a row, with its score; `known` is what `Store.example` gives, for whoever has read it."""
+    known = store.example(row) if known is None else known
+    span = tuple(known["span"]) if "span" in known else None
+    words = known.get("source", ""), known.get("text", "")
+    return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))  # type: ignore[arg-type]

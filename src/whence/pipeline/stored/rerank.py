@@ -1,0 +1,222 @@
+"""The second stage of a query: better scores for the shortlist that a scan of small codes leaves.
+
+Axes: Q queries, K hits, L rows of one query's shortlist, S of some queries' shortlists together.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from whence.capture import available_bytes, check_task
+from whence.compress import Aligned, Kronecker
+from whence.curvature import solve_whitened
+from whence.data import Dataset, Example
+from whence.errors import BadInput, StoreMismatch
+from whence.pipeline.inputs import as_dataset
+from whence.pipeline.stored.prepared import Asked
+from whence.progress import meter
+from whence.report import Hit
+from whence.score import Top, exact_scores, gradient_rows, token_scores
+from whence.sharded_weights import refuse_sharded
+from whence.store import Store
+
+__all__ = ["ExactStage", "Stage", "check_same_rows", "matched", "reranked"]
+
+# Whole gradients of a query on the way to its preconditioned one, and the share of the free memory that they may take.
+_COPIES, _SHARE = 4, 0.5
+
+
+class Stage(Protocol):
+    """What scores a shortlist: a larger store, or the model itself."""
+
+    @property
+    def at_once(self) -> int:
+        """Queries answered at a time."""
+        ...
+
+    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+        """Scores of some queries for some rows of the store, shape (Q, S)."""
+        ...
+
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, and whether it has none because its row is too far from its gradient."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactStage:
+    """Influence under the EK-FAC inside a store of codes, from whole gradients of the model.
+
+    Args:
+        asked: The queries, made ready against the store.
+        encoder: What made its codes; its halves of the damped inverse are taken whole.
+        examples: The training examples in the order of the store's rows.
+        quiet: No progress on stderr.
+        seen: The last query whose tokens were asked for, preconditioned.
+    """
+
+    asked: Asked
+    encoder: Aligned
+    examples: Sequence[Example]
+    quiet: bool
+    seen: dict[int, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def prepare(cls, asked: Asked, train: Dataset | Iterable[Any] | None, quiet: bool) -> "ExactStage":
+        """Match the training data with the store, and check the model on two of its examples.
+
+        Raises:
+            BadInput: If there is no training data, or no EK-FAC in the store.
+        """
+        if not isinstance(asked.encoder, Aligned):
+            raise BadInput(
+                found=f"rerank='exact' for a store of {asked.method}",
+                needed="a store of aligned, whose codes hold EK-FAC and its damping",
+                do="pass a larger store of the same data as rerank, or ask whence.attribute",
+            )
+        if train is None:
+            raise BadInput(
+                found="rerank='exact' without training data",
+                needed="the data that the store was built from, since its gradients are taken again",
+                do="pass train=, on the command line --train",
+            )
+        refuse_sharded(asked.task.model, "rerank='exact'")
+        examples = matched(asked.store, as_dataset(asked.task, train))
+        check_task(asked.task, asked.plan, examples)
+        return cls(asked, asked.encoder, examples, quiet)
+
+    @property
+    def at_once(self) -> int:
+        """Queries whose whole gradients fit."""
+        size = sum(weight.numel() * weight.element_size() for weight in self.encoder.whitened.weights)
+        return max(1, int(_SHARE * available_bytes(self.asked.task.device)) // (_COPIES * size))
+
+    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+        """-(1/N) grad m^T (H + damping)^-1 grad loss_i, shape (Q, S), float64; the model runs on these rows' examples again."""
+        examples = [self.examples[row] for row in rows]
+        with meter("rerank", len(examples), quiet=self.quiet) as progress:
+            return exact_scores(
+                self.asked.task, self.asked.plan, examples, self.blocks(self.asked.dataset.examples[places.start : places.stop]),
+                max_positions=self.asked.store.blueprint.batch_positions, progress=progress,
+            ).scores_QN  # fmt: skip
+
+    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+        """The hit with a score per token, if it is known where its tokens are; these are exact."""
+        example = self.examples[hit.row]
+        if example.token_spans is None:
+            return hit, False
+        if place not in self.seen:
+            self.seen.clear()
+            self.seen[place] = [block_QOI[0] for block_QOI in self.blocks(self.asked.dataset.examples[place : place + 1])]
+        parts_T = token_scores(self.asked.task, self.asked.plan, self._whole(), example, self.seen[place])
+        spans = tuple((int(a), int(b)) for a, b in example.token_spans)
+        return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
+
+    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+        """Preconditioned queries, per unit of shape (Q, O, I), on the model's device: their products with gradients are scores."""
+        asked = self.asked
+        with meter("queries", len(queries), quiet=True) as progress:
+            rows = gradient_rows(
+                asked.task, asked.plan, self._whole(), queries,
+                max_positions=asked.store.blueprint.batch_positions, progress=progress, objective="measurement",
+            )  # fmt: skip
+        blocks = solve_whitened(self.encoder.whitened, [row.to(asked.task.device) for row in rows.units])
+        return [block * (-1.0 / len(asked.store)) for block in blocks]
+
+    def _whole(self) -> Kronecker:
+        units = self.asked.plan.units
+        return Kronecker(units, (None,) * len(units), (None,) * len(units))
+
+
+def reranked(stage: Stage, high: Top, low: Top, k: int) -> tuple[Top, Top, int]:
+    """The shortlist of each query in the order of better scores.
+
+    A query is answered from its own shortlist only: what else is asked with it does not change its answer.
+
+    Args:
+        stage: What scores them.
+        high: The shortlist's upper half, shape (Q, K).
+        low: Its lower half.
+        k: Hits wanted on each side.
+
+    Returns:
+        Highest first, lowest first (equal scores in row order), and how many rows were scored.
+    """
+    found: list[tuple[Tensor, ...]] = []
+    count = 0
+    for start in range(0, len(high.rows_QK), stage.at_once):
+        places = range(start, min(start + stage.at_once, len(high.rows_QK)))
+        shortlists = [torch.cat([high.rows_QK[place], low.rows_QK[place]]).unique() for place in places]
+        rows_S = torch.cat(shortlists).unique()
+        scores_QS = stage.scores(places, rows_S.tolist())
+        count += len(rows_S)
+        for scores_S, rows_L in zip(scores_QS, shortlists, strict=True):
+            scores_L = scores_S[torch.searchsorted(rows_S, rows_L)]
+            up, down = scores_L.argsort(descending=True, stable=True)[:k], scores_L.argsort(stable=True)[:k]
+            found.append((scores_L[up], rows_L[up], scores_L[down], rows_L[down]))
+    up_scores, up_rows, down_scores, down_rows = (torch.stack(part) for part in zip(*found, strict=True))
+    return Top(up_scores, up_rows), Top(down_scores, down_rows), count
+
+
+def matched(store: Store, train: Dataset) -> Sequence[Example]:
+    """Training examples in the order of a store's rows, proved to be those that it was built from.
+
+    Args:
+        store: The store.
+        train: At least its examples, in any order.
+
+    Returns:
+        One per row.
+
+    Raises:
+        StoreMismatch: If one is missing or another than it was.
+    """
+    datasets = store.datasets()
+    if datasets == [(train.fingerprint, len(train))]:
+        return train.examples
+    by_id = {example.id: example for example in train.examples}
+    found = []
+    for known in store.examples():
+        example = by_id.get(known["id"])
+        if example is None:
+            raise StoreMismatch(
+                found=f"training data of {len(train):,} examples without {known['id']!r}",
+                needed=f"all {len(store):,} that {store.folder} was built from",
+                do="pass the same data (--train); where more was appended, all of it together",
+            )
+        if (example.text, example.length, example.prompt) != (known.get("text", ""), known["length"], known.get("prompt", 0)):
+            raise StoreMismatch(**_changed(store, f"another text or length of the training example {example.id!r}"))
+        found.append(example)
+    start = 0
+    for fingerprint, rows in datasets:
+        # Not everything has a text: this covers tensors too.
+        if Dataset(found[start : start + rows]).fingerprint != fingerprint:
+            what = f"the ids but not the contents of rows {start:,} to {start + rows - 1:,} in the training data"
+            raise StoreMismatch(**_changed(store, what))
+        start += rows
+    return found
+
+
+def check_same_rows(store: Store, larger: Store) -> None:
+    """Refuse a second store of other data.
+
+    Raises:
+        StoreMismatch: If its rows are not of the same examples in the same order.
+    """
+    if store.datasets() != larger.datasets():
+        raise StoreMismatch(
+            found=f"a store of {len(larger):,} examples in {larger.folder} to rerank {len(store):,} of {store.folder}",
+            needed="two stores built from the same data, appended in the same order",
+            do="build the second from the data of the first",
+        )
+
+
+def _changed(store: Store, found: str) -> dict[str, str]:
+    return {
+        "found": found,
+        "needed": f"the examples that {store.folder} was built from, prepared the same way",
+        "do": "pass the same data and the same options of the task, or build the store again",
+    }

@@ -1,0 +1,1 @@
+"""The road through a recorded training run."""

@@ -1,0 +1,323 @@
+"""Scores by the exact derivative of a recorded run, per training example or per group of them, and how smooth that run is.
+
+Axes: Q queries, R rows of the table, N training examples, G groups of training examples.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.capture import Swapped
+from whence.data import Dataset
+from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.pipeline.exact.measure import room_bytes
+from whence.pipeline.inputs import as_dataset
+from whence.progress import meter, say
+from whence.records import ScoreTable
+from whence.sharded_weights import refuse_sharded
+from whence.tasks import AbstractTask
+from whence.unroll import (
+    Replay,
+    Room,
+    Run,
+    Smoothness,
+    measure_sweep,
+    metagradients,
+    open_run,
+    smoothness_of,
+    tangents,
+    trainable,
+    verify,
+)
+
+__all__ = ["Mode", "group_effects", "smoothness", "unrolled_table"]
+
+Mode = Literal["auto", "reverse", "forward"]
+
+# Of the examples, taken out to see whether the run is smooth, half and then whole.
+_SHARE, _H = 0.1, 0.5
+
+
+def unrolled_table(
+    task: AbstractTask,
+    train: Dataset,
+    queries: Dataset,
+    run: Run,
+    *,
+    names: Sequence[str],
+    weights_RQ: Tensor | None,
+    batch_positions: int | None,
+    memory_gib: float | None,
+    quiet: bool,
+) -> ScoreTable:
+    """The derivative of every query's measurement by the weight of every training example in a recorded run (arXiv 2504.16430).
+
+    Args:
+        task: Model, per-example loss and measurement, with the weights that the run ended with.
+        train: Every example that the run met.
+        queries: The queries.
+        run: The run.
+        names: Of the rows.
+        weights_RQ: Weights of the sums of queries to score instead of the queries.
+        batch_positions: Positions computed on at once; None for what fits.
+        memory_gib: What may be taken besides the model; None for most of what is free.
+        quiet: No progress on stderr.
+
+    Returns:
+        The table.
+    """
+    started = time.monotonic()
+    replay, room, notes = _prepared(task, train, run, len(names), batch_positions, memory_gib, quiet)
+    parts = []
+    with replay.ready():
+        for start in range(0, len(names), room.rows):
+            rows = slice(start, start + room.rows)
+            wanted = _wanted(replay, queries, weights_RQ, rows)
+            with meter(f"unroll {min(rows.stop, len(names)):,} of {len(names):,}", run.steps, quiet=quiet) as progress:
+                parts.append(metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress))
+    scores_RN = torch.cat(parts)
+    _check_finite(scores_RN, names)
+    return ScoreTable(
+        scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps", tuple(notes),
+        seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def group_effects(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    queries: Dataset | Iterable[Any],
+    run: str | Path,
+    *,
+    by: Literal["source"] | Mapping[str, Sequence[str]] = "source",
+    mode: Mode = "auto",
+    batch_positions: int | None = None,
+    memory_gib: float | None = None,
+    quiet: bool = False,
+) -> ScoreTable:
+    """What whole groups of training examples do to every query: the exact derivative by a weight that a group's examples share.
+
+    The same numbers as `attribute(..., method="unroll")` added up over each group, and cheaper where there are fewer groups than queries:
+    then the derivative of the weights by each group's weight is carried forwards along the run (mode "forward", arXiv 2605.18814), and
+    any number of queries costs one gradient each.
+
+    Args:
+        task: Model, per-example loss and measurement, with the weights that the run ended with.
+        train: Every example that the run met.
+        queries: What is asked about.
+        run: Folder of a run that `whence.Recorder` kept.
+        by: "source", the field of that name of the examples, or ids of examples by name of the group; an example is in one at most.
+        mode: "forward" carries groups, "reverse" queries; "auto" whatever is fewer. Both give the same numbers.
+        batch_positions: Positions computed on at once; None measures what fits.
+        memory_gib: Memory that may be taken besides the model, in GiB; None for most of what is free.
+        quiet: No progress on stderr.
+
+    Returns:
+        A table with one column per group.
+
+    Raises:
+        UnknownOption: If there is no such mode.
+    """
+    if mode not in ("auto", "reverse", "forward"):
+        raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
+    refuse_sharded(task.model, "a run's derivative")
+    started = time.monotonic()
+    train, asked = as_dataset(task, train), as_dataset(task, queries)
+    opened = open_run(run)
+    names, groups_N = _groups(train, by)
+    is_forward = mode == "forward" or (mode == "auto" and len(names) < len(asked))
+    rows = len(names) if is_forward else len(asked)
+    replay, room, notes = _prepared(task, train, opened, rows, batch_positions, memory_gib, quiet)
+    parts = []
+    with replay.ready():
+        for start in range(0, rows, room.rows):
+            stop = min(start + room.rows, rows)
+            with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=quiet) as progress:
+                if is_forward:
+                    own_N = torch.where((groups_N >= start) & (groups_N < stop), groups_N - start, -1)
+                    tangent = tangents(replay, own_N, stop - start, at_once=room.at_once, progress=progress)
+                    parts.append(_along(replay, asked, tangent))
+                else:
+                    wanted = _wanted(replay, asked, None, slice(start, stop))
+                    found_RN = metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress)
+                    members_NG = torch.nn.functional.one_hot(groups_N + 1, len(names) + 1)[:, 1:]
+                    parts.append(found_RN @ members_NG.to(found_RN))
+    scores_QG = torch.cat(parts, 1 if is_forward else 0)
+    _check_finite(scores_QG, asked.ids)
+    return ScoreTable(
+        scores_QG, asked.ids, names, task.unit,
+        f"unroll of {len(names):,} groups, {'forward' if is_forward else 'reverse'}, {opened.steps:,} steps", tuple(notes),
+        seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def smoothness(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    run: str | Path,
+    *,
+    share: float = _SHARE,
+    h: float = _H,
+    seed: int = 0,
+    batch_positions: int | None = None,
+    memory_gib: float | None = None,
+    quiet: bool = False,
+) -> Smoothness:
+    """Whether the end of a recorded run depends on its data smoothly enough for scores of the method "unroll" to say anything.
+
+    Three replays, with the weights of a random share of the examples at 1, 1 - h and 1 - 2 h: see `Smoothness`.
+
+    Args:
+        task: Model and per-example loss, with the weights that the run ended with.
+        train: Every example that the run met.
+        run: Folder of a run that `whence.Recorder` kept.
+        share: Of the examples that the run met, how many are taken out.
+        h: By how much their weight is lowered each time; 0.5 takes them out half and then whole.
+        seed: Of the draw.
+        batch_positions: Positions computed on at once; None measures what fits.
+        memory_gib: Memory that may be taken besides the model, in GiB; None for most of what is free.
+        quiet: No progress on stderr.
+
+    Returns:
+        The smoothness.
+
+    Raises:
+        BadInput: If `share` or `h` is out of range.
+    """
+    if not 0 < share <= 1 or not 0 < h <= 0.5:
+        raise BadInput(
+            found=f"share={share:g} and h={h:g}",
+            needed="a share above 0 up to 1, and h above 0 up to 0.5, where the weights reach 0",
+            do="correct them",
+        )
+    train, opened = as_dataset(task, train), open_run(run)
+    replay, *_ = _verified(task, train, opened, 1, batch_positions, memory_gib, quiet)
+    with replay.ready(), meter("smoothness", 2 * opened.steps, quiet=quiet) as progress:
+        return smoothness_of(replay, share=share, h=h, seed=seed, progress=progress)
+
+
+def _prepared(
+    task: AbstractTask,
+    train: Dataset,
+    run: Run,
+    rows: int,
+    batch_positions: int | None,
+    memory_gib: float | None,
+    quiet: bool,
+) -> tuple[Replay, Room, list[str]]:
+    """A replay that is the run, how the sweep is cut, and what a reader should know."""
+    replay, unseen, (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
+    with replay.ready(), meter("smoothness", 2 * run.steps, quiet=quiet) as progress:
+        smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
+    if not quiet:
+        say("\n".join(notes))
+    if unseen:
+        notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
+    return replay, room, notes
+
+
+def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
+    """A replay that is the run; how the sweep is cut, and how near the replay comes."""
+    unseen = run.check(task.model, train)
+    replay = Replay(task, train, run, max_positions=1)
+    with replay.ready():
+        room = measure_sweep(
+            task, run, train.examples, rows, room_bytes=room_bytes(task, memory_gib), max_positions=batch_positions
+        )
+        room.refuse()
+        if not quiet:
+            say(str(room))
+        replay.max_positions = room.max_positions
+        with meter("replay", run.steps, quiet=quiet) as progress:
+            verified = verify(replay, progress)
+    return replay, unseen, (room, verified)
+
+
+def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: slice) -> dict[str, Tensor]:
+    """Gradients of the table's rows by the final weights, by parameter, with the rows in front."""
+    weights = _final(replay)
+    if weights_RQ is None:
+        weights_RQ = torch.eye(len(queries), dtype=torch.float64)
+    chosen = weights_RQ[rows]
+    total = {name: value.new_zeros(len(chosen), *value.shape) for name, value in weights.items()}
+    for place in chosen.any(0).nonzero()[:, 0].tolist():
+        with torch.enable_grad():
+            leaves = trainable(weights, list(weights))
+            value = replay.task.measurement(Swapped(replay.task.model, leaves), replay.task.collate([queries.examples[place]]))
+            found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(leaves, found, strict=True):
+            if gradient is not None:
+                total[name] += chosen[:, place].to(gradient).view(-1, *[1] * gradient.ndim) * gradient
+    return total
+
+
+def _along(replay: Replay, queries: Dataset, tangent: Mapping[str, Tensor]) -> Tensor:
+    """Change of every query's measurement along changes of the final weights, shape (Q, G)."""
+    found = []
+    for start in range(len(queries)):
+        wanted = _wanted(replay, queries, None, slice(start, start + 1))
+        parts = [(tangent[name].double() * row.double()).flatten(1).sum(1) for name, row in wanted.items()]
+        found.append(torch.stack(parts).sum(0).cpu())
+    return torch.stack(found)
+
+
+def _final(replay: Replay) -> dict[str, Tensor]:
+    """The run's final weights, those that it has changed."""
+    values = dict(replay.task.model.named_parameters())
+    return {name: values[name].detach() for name in replay.names}
+
+
+def _groups(train: Dataset, by: str | Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the groups, and the group of every example, -1 for none.
+
+    Raises:
+        BadInput: If a group is empty or names an example that is not there or in two groups.
+        UnknownOption: If the groups are said by another word than "source".
+    """
+    if isinstance(by, str):
+        if by != "source":
+            raise UnknownOption(found=f"by={by!r}", needed="'source', or ids of examples by name of the group", do="pick one")
+        without = [example.id for example in train.examples if not example.source]
+        if without:
+            raise BadInput(
+                found=f"{len(without):,} examples without a source, the first {without[0]!r}",
+                needed="a source for every example",
+                do="give the records a field 'source', or pass by={'name': [ids]}",
+            )
+        names = tuple(dict.fromkeys(example.source for example in train.examples))
+        place_of = {name: place for place, name in enumerate(names)}
+        return names, torch.tensor([place_of[example.source] for example in train.examples])
+    if not by or not all(by.values()):
+        raise BadInput(found=f"by={dict(by)!r}"[:200], needed="ids of examples by name of the group", do="fill it")
+    place_of = {name: place for place, name in enumerate(train.ids)}
+    groups_N = torch.full((len(train),), -1)
+    for group, members in enumerate(by.values()):
+        for name in members:
+            if name not in place_of or groups_N[place_of[name]] not in (-1, group):
+                raise BadInput(
+                    found=f"the example {name!r} {'in two groups' if name in place_of else 'which is not in the training data'}",
+                    needed="ids of training examples, each in one group at most",
+                    do="correct it",
+                )
+            groups_N[place_of[name]] = group
+    return tuple(by), groups_N
+
+
+def _check_finite(scores: Tensor, names: Sequence[str]) -> None:
+    """Refuse derivatives that have grown beyond all bounds.
+
+    Raises:
+        NonFinite: If one has.
+    """
+    wrong = ~scores.isfinite().all(1)
+    if bool(wrong.any()):
+        raise NonFinite(
+            found=f"scores of {names[int(wrong.nonzero()[0])]!r} that are NaN or infinite",
+            needed="a run whose derivative stays finite",
+            do="train with a smaller learning rate or in float64, or choose method='source'",
+        )

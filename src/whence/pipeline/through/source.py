@@ -1,0 +1,149 @@
+"""Scores through a recorded run: every segment's gradients, at its own checkpoints, times the query carried back to it.
+
+Axes: Q queries, G groups of queries, N training examples.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from whence.capture import Blocks
+from whence.curvature import Curvature, FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
+from whence.data import Dataset
+from whence.pipeline.exact.precondition import ITERATIONS, SolveConfig
+from whence.pipeline.exact.prepare import Prepared
+from whence.pipeline.exact.query_gradients import row_gradients
+from whence.pipeline.through.config import RunSums, UnrollConfig
+from whence.progress import say
+from whence.solve import solve_astra
+from whence.unroll import Run, Scaling, Segment, carry, implicit_damping, of_unit, scaling_of
+
+__all__ = ["source_scores", "tracin_scores"]
+
+
+def source_scores(
+    ready: Prepared,
+    run: Run,
+    queries: Dataset,
+    sums: RunSums,
+    config: UnrollConfig,
+    fit: FitConfig,
+    solving: SolveConfig,
+    *,
+    factors: Path | None,
+    weights_GQ: Tensor | None,
+) -> list[str]:
+    """SOURCE (Bae et al. 2024): score = -sum over segments of share_i w_l^T grad loss_i, w_l the query carried back to segment l.
+
+    Args:
+        ready: Checked task and data, with the weights that the run ended with.
+        run: The run.
+        queries: The queries.
+        sums: Takes the scores.
+        config: How the run is cut.
+        fit: How curvature is fitted.
+        solving: For the method that solves with products.
+        factors: Folder where curvature is kept.
+        weights_GQ: Weights of the sums of queries to score instead of the queries.
+
+    Returns:
+        What a reader should know.
+    """
+    segments, notes = sums.segments, []
+    rows = row_gradients(ready, queries, weights_GQ)
+    for number in reversed(range(len(segments))):
+        segment = segments[number]
+        if not ready.quiet:
+            say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
+        folder = None if factors is None else factors / f"segment-{segment.start}-{segment.stop}"
+        curvature = _curvature(ready, run, segment, config, fit, folder)
+        scaling = scaling_of(run, ready.plan, segment.checkpoints) if segment.is_adaptive else None
+        wanted = rows
+        found, rows = carry(curvature, segment, wanted, scaling, config.form)
+        if ready.method.solver is not None:
+            found, said = _refined(ready, run, segment, curvature, scaling, wanted, solving)
+            notes.append(f"steps {segment.start:,} to {segment.stop:,}: {said}")
+        groups = config.groups(segment)
+        for steps in groups:
+            with run.weights(ready.task.model, steps):
+                sums.add(number, scaled(found, -1.0 / len(groups)))
+    checkpoints = sum(len(segment.checkpoints) for segment in segments)
+    mean = "mean weights of " if config.average_weights else ""
+    return [f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {mean}{checkpoints} checkpoints", *reversed(notes)]
+
+
+def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *, weights_GQ: Tensor | None) -> list[str]:
+    """TracInCP (Pruthi et al. 2020, section 3.2): score = -sum over checkpoints of share_i reach_k grad m^T grad loss_i, both at k.
+
+    reach_k is the sum of learning rates since the checkpoint before, times what momentum makes of them.
+
+    Args:
+        ready: Checked task and data.
+        run: The run.
+        queries: The queries.
+        sums: Takes the scores; a segment per checkpoint.
+        weights_GQ: As in `source_scores`.
+
+    Returns:
+        What a reader should know.
+    """
+    units = ready.plan.units
+    for number, segment in enumerate(sums.segments):
+        if not ready.quiet:
+            say(f"checkpoint {number + 1} of {len(sums.segments)}: step {segment.stop:,}")
+        with run.weights(ready.task.model, segment.checkpoints):
+            rows = row_gradients(ready, queries, weights_GQ)
+            sums.add(number, [row * -of_unit(unit, segment.reach) for unit, row in zip(units, rows, strict=True)])
+    notes = [f"TracIn over {len(sums.segments)} checkpoints of {run.steps:,} steps"]
+    if any(segment.is_adaptive for segment in sums.segments):
+        notes.append("TracIn takes every step for plain gradient descent: what the optimizer divides gradients by is left out")
+    return notes
+
+
+def _curvature(
+    ready: Prepared, run: Run, segment: Segment, config: UnrollConfig, fit: FitConfig, folder: Path | None
+) -> KroneckerCurvature:
+    weights = [partial(run.weights, ready.task.model, steps) for steps in config.groups(segment)]
+    return fit_ekfac_pooled(
+        ready.task, ready.plan, Dataset(_met(ready, segment)), weights, fit,
+        max_positions=ready.max_positions, folder=folder, room_bytes=ready.footprint.fit.group_bytes, quiet=ready.quiet,
+    )  # fmt: skip
+
+
+def _met(ready: Prepared, segment: Segment) -> list:
+    return [example for example in ready.train.examples if example.id in segment.shares]
+
+
+def _refined(
+    ready: Prepared,
+    run: Run,
+    segment: Segment,
+    curvature: KroneckerCurvature,
+    scaling: Sequence[Scaling] | None,
+    wanted: Blocks,
+    config: SolveConfig,
+) -> tuple[Blocks, str]:
+    """ASTRA-SOURCE (Wang et al. 2025, section 4): (H + 1 / reach)^-1 with the Gauss-Newton matrix itself at the segment's mean weights.
+
+    What is left of a change, exp(-X), stays with EK-FAC: refining it, too, showed no benefit there.
+    """
+    dampings = implicit_damping(ready.plan.units, segment, scaling)
+    moves = [float(damping is not None) for damping in dampings]
+    values = [1.0 if damping is None else damping for damping in dampings]
+    right = [row * moved for row, moved in zip(wanted, moves, strict=True)]
+    examples = _met(ready, segment)
+    chosen = Dataset(examples).spread(min(config.examples or len(examples), len(examples))).examples
+
+    def inverse(blocks: Blocks) -> Blocks:
+        known = zip(curvature.blocks, blocks, values, strict=True)
+        return [block.back(block.into(row) / (block.values_OI.to(row).clamp_min(0) + value)) for block, row, value in known]
+
+    with run.weights(ready.task.model, segment.checkpoints):
+        matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
+        solution = solve_astra(
+            matrix, right, values, inverse, batch_size=min(config.batch_examples, len(chosen)),
+            iterations=config.iterations or ITERATIONS["astra"], tolerance=config.tolerance, seed=config.seed,
+        )  # fmt: skip
+    return solution.blocks, str(solution)

@@ -1,0 +1,160 @@
+"""The folder of a run that is being recorded: what is written when, and how a stopped run is taken up again."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
+from whence.recording.ranks import Ranks, rank_folder
+from whence.recording.steps import Steps
+from whence.store.files import damaged, read_json, read_tensors, sha256_of, write_json, write_tensors
+
+__all__ = ["VERSION", "RunFolder"]
+
+VERSION = 1
+
+
+class RunFolder:
+    """Files of a run. `run.json` is written last: without it nothing of the rest counts.
+
+    Of several processes the first writes the weights and the record, the others their steps, each in a folder inside. They write before
+    the first does, so that its record never speaks of steps that are not there.
+
+    Args:
+        folder: Where the run is.
+        ranks: The processes.
+        known: What is known of the run from the start: goes into the record, and is compared where a run goes on.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, known: Mapping[str, Any]):
+        self.run, self.ranks = folder, ranks
+        self.folder = folder if ranks.rank == 0 else folder / rank_folder(ranks.rank)
+        self.log = Steps()
+        self._replaced: list[Path] = []
+        self.record: dict[str, Any] = {
+            "version": VERSION, "finished": False, "steps": 0, "ranks": ranks.count, "skipped": 0,
+            "checkpoints": [], "logs": [], "settings": [], "stages": [], **known,
+        }  # fmt: skip
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no run in it yet, or one of which no step was written."""
+        path = self.folder / "run.json"
+        return not path.exists() or read_json(path).get("steps") == 0
+
+    def add_checkpoint(self, step: int, tensors: Mapping[str, Tensor], kind: str = "checkpoint") -> None:
+        """Keep the weights after a step; those that were kept of it before are replaced once the record is written."""
+        file = f"{kind}-{step:09d}.safetensors"
+        digest = write_tensors(self.folder / file, tensors)
+        others = [kept for kept in self.record["checkpoints"] if kept["step"] != step]
+        old = [kept["file"] for kept in self.record["checkpoints"] if kept["step"] == step]
+        self._replaced = [self.folder / name for name in old if name != file]
+        self.record["checkpoints"] = [*others, {"step": step, "file": file, "sha256": digest}]
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the weights after a step are kept."""
+        return any(kept["step"] == step for kept in self.record["checkpoints"])
+
+    def last_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
+        """The last step whose weights are kept, and what is kept of it.
+
+        Raises:
+            StoreCorrupt: If the file is not what was written.
+        """
+        last = self.ranks.of_first(self.record["checkpoints"][-1] if self.ranks.rank == 0 else None)
+        path = self.run / last["file"]
+        if not path.exists() or sha256_of(path) != last["sha256"]:
+            do = "restore the folder from a copy, or record again from the start into another folder"
+            raise StoreCorrupt(**{**damaged(path, "it is missing or its checksum is another"), "do": do})
+        return last["step"], read_tensors(path)
+
+    def write(self) -> None:
+        """Write the steps since the last time, then the record; the first process after the others."""
+        if self.ranks.rank == 0:
+            self.ranks.wait()
+            self._write()
+        else:
+            self._write()
+            self.ranks.wait()
+
+    def cut(self, step: int) -> None:
+        """Forget what came after a step; the first process before the others."""
+        if self.ranks.rank != 0:
+            self.ranks.wait()
+        self.log.cut(step)
+        record = self.record
+        record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
+        record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
+        record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
+        record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
+        self._write()
+        if self.ranks.rank == 0:
+            self.ranks.wait()
+
+    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read an earlier, unfinished run of the same model.
+
+        Args:
+            tensors: What a checkpoint of the model would keep now.
+
+        Raises:
+            BadInput: If it was finished.
+            StoreMismatch: If it is of another model, version, number of processes or dataset.
+        """
+        record = read_json(self.folder / "run.json")
+        if record.get("version") != VERSION:
+            raise StoreMismatch(
+                found=f"a run of version {record.get('version')} in {self.folder}",
+                needed=f"version {VERSION}",
+                do="record into another folder",
+            )
+        if record["finished"]:
+            raise BadInput(
+                found=f"a finished run of {record['steps']:,} steps in {self.folder}",
+                needed="a folder of its own for every run",
+                do="record into another folder, or delete this one",
+            )
+        if record.get("ranks", 1) != self.ranks.count:
+            raise StoreMismatch(
+                found=f"a run of {record.get('ranks', 1)} process(es) in {self.folder}",
+                needed=f"one of {self.ranks.count}",
+                do="go on with as many as it began with, or record into another folder",
+            )
+        if record["checkpoints"]:
+            kept = read_tensors(self.folder / record["checkpoints"][0]["file"])
+            if _shapes(kept) != _shapes(tensors):
+                raise StoreMismatch(
+                    found=f"a run of a model with other weights in {self.folder}",
+                    needed="the model whose run it is",
+                    do="record into another folder",
+                )
+        if record.get("data") != self.record["data"]:
+            raise StoreMismatch(
+                found=f"a run of other training data in {self.folder}",
+                needed="examples with the ids that it began with",
+                do="pass the same data, or record into another folder",
+            )
+        self.log = Steps.read_own(self.folder, record)
+        self.record = record
+
+    def _write(self) -> None:
+        start, stop = self.record["steps"], self.log.stop
+        if stop > start:
+            file = f"steps-{start:09d}-{stop:09d}.safetensors"
+            digest = write_tensors(self.folder / file, self.log.tensors(start))
+            self.record["logs"].append({"start": start, "stop": stop, "file": file, "sha256": digest})
+            write_json(self.folder / "ids.json", list(self.log.ids))
+        self.record["steps"] = stop
+        self.record["settings"] = self.log.settings
+        write_json(self.folder / "run.json", self.record)
+        for path in self._replaced:
+            with contextlib.suppress(OSError):  # left over: it does no harm
+                path.unlink()
+        self._replaced = []
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}

@@ -1,0 +1,318 @@
+"""Records an ordinary training run: what every step did, and the weights now and then.
+
+Axes: S steps, G groups of parameters, M members of batches.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.data import Dataset
+from whence.errors import BadInput
+from whence.recording.folder import VERSION, RunFolder
+from whence.recording.frozen import Frozen, check_optimizer
+from whence.recording.ranks import ranks_of
+from whence.recording.scaler import overflowed, watched_scaler
+from whence.recording.steps import Steps, optimizer_settings, settings_seen
+from whence.recording.weights import bare, checkpoint_tensors, load_checkpoint
+from whence.store.files import check_writable, locked
+
+__all__ = ["VERSION", "Recorder"]
+
+
+class Recorder:
+    """Keeps what attribution through training needs of a run, in one folder, while the run goes on as it would without.
+
+    One line in the loop says which examples a batch holds; the rest is read off the optimizer when it steps: learning rates, momentum, weight
+    decay, second moments. The initial weights, those of every `every`-th step and the last ones are kept, with the optimizer's state.
+
+        with whence.Recorder("run", model, optimizer, every=500) as run:
+            for ids, inputs, targets in loader:
+                run.batch(ids)
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    The folder is then what `whence.attribute(..., method="source", run="run")` reads.
+
+    Weights that are frozen when the recorder is made (no gradient asked for, not in the optimizer) are written once, at the end. Of several
+    processes with a model in `DistributedDataParallel` each says the ids of its own part of a batch, and the first writes the weights.
+
+    Args:
+        folder: Where the run is kept; made if it is not there.
+        model: The model that is trained; compiled or in `DistributedDataParallel` it is kept under the names of the model inside.
+        optimizer: Any of torch's; SOURCE knows what SGD, Adam, AdamW and Muon do.
+        every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
+        seed: Of the run, for the record.
+        scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
+            skipped step would be counted with the next one's.
+        data: The training data as `task.prepare` makes it: a stopped run goes on with the same only, and attribution refuses another, down to
+            the contents of an example. A text that tells it from another serves the first.
+
+    Raises:
+        BadInput: If `every` is not positive.
+        Unsupported: If the optimizer steps parameters that the model does not have, or several processes train in another way.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int,
+        seed: int | None = None,
+        scaler: Any = None,
+        data: Dataset | str | None = None,
+    ):
+        if every < 1:
+            raise BadInput(found=f"every={every}", needed="1 or more steps between checkpoints", do="correct it")
+        self.folder = Path(folder)
+        self.model = bare(model)
+        self.every = every
+        self._ranks = ranks_of(model)
+        fingerprint = data.fingerprint if isinstance(data, Dataset) else None
+        about = {"seed": seed, "data": data if fingerprint is None else fingerprint, "fingerprint": fingerprint}
+        self._run = RunFolder(self.folder, self._ranks, about)
+        self._scaler = scaler
+        self._stack = ExitStack()
+        self._pending: list[tuple[list[str], float | None]] = []
+        self._factor = 1.0
+        self._must_restore = False
+        self._hooks: list[Any] = []
+        self._optimizer = optimizer
+        self._frozen = Frozen(self.model, optimizer)
+        check_optimizer(self.model, optimizer, self._frozen)
+
+    @property
+    def log(self) -> Steps:
+        """What the steps so far did."""
+        return self._run.log
+
+    @property
+    def steps(self) -> int:
+        """Steps recorded so far."""
+        return self.log.stop
+
+    def __enter__(self) -> "Recorder":
+        check_writable(self.folder)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self._run.folder))
+            # Whether there is a run is the first process's to say: the others write before it does.
+            if self._ranks.of_first(self._run.is_new):
+                self._frozen.mark()
+                if self._ranks.rank == 0:
+                    self._run.record["frozen"] = self._frozen.digest()
+                self.checkpoint()
+            else:
+                self._run.take_up(self._tensors())
+                self._must_restore = True
+            stack.enter_context(watched_scaler(self._scaler, self._after_scaler))
+            self._stack = stack.pop_all()
+        self._watch(self._optimizer)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        try:
+            if kind is None and not self._must_restore:
+                self.checkpoint(finished=True)
+        finally:
+            self._stack.close()
+
+    def batch(self, ids: Iterable[Any], *, divided_by: float | None = None) -> None:
+        """Say which examples the coming step is computed on; once per micro-batch where gradients are accumulated.
+
+        Args:
+            ids: Of the examples, as those of the training data in `attribute`.
+            divided_by: What the sum of these examples' losses is divided by in the loss that is minimised: 1 for a sum, the number of
+                scored tokens for a mean over tokens. None for a mean over the examples of the whole step.
+
+        Raises:
+            BadInput: If the batch is empty, or the divisor is not positive.
+        """
+        self._check_open()
+        self._check_restored()
+        names = [*map(str, ids.tolist() if isinstance(ids, Tensor) else map(_plain, ids))]
+        if not names or (divided_by is not None and not divided_by > 0):
+            raise BadInput(
+                found=f"a batch of {len(names)} examples with divided_by={divided_by}",
+                needed="at least one id and a positive divisor",
+                do="pass the ids of the batch's examples",
+            )
+        self._pending.append((names, divided_by))
+
+    def scaled(self, factor: float) -> None:
+        """Say that the gradients of the coming step were multiplied by a factor, as clipping does."""
+        self._factor *= float(factor)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Clip the gradients as `torch.nn.utils.clip_grad_norm_` does, and record by how much.
+
+        Args:
+            max_norm: What their norm is cut to.
+
+        Returns:
+            The norm before.
+        """
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+        self.scaled(min(1.0, max_norm / (float(norm) + 1e-6)))
+        return norm
+
+    def stage(self, name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Begin a stage of training on other data: pretraining, then fine-tuning.
+
+        Every stage is attributed to the examples that it was trained on. Where a stopped run goes on, call it again for the stage that
+        was under way, before `restore()`, which loads the state of the stage's optimizer.
+
+        Args:
+            name: Of the stage that begins, for people; one that is there already is not begun again.
+            optimizer: If it is a new one.
+        """
+        self._check_open()
+        if optimizer is not None:
+            self._watch(optimizer)
+        if any(stage["name"] == name for stage in self._run.record["stages"]):
+            return
+        self._check_restored()
+        if self.steps:
+            self.checkpoint()
+        self._run.record["stages"].append({"name": name, "start": self.steps})
+
+    def checkpoint(self, *, finished: bool = False) -> None:
+        """Keep the weights as they are now, with the optimizer's state; happens by itself every `every` steps and at the end.
+
+        Args:
+            finished: Whether the run ends here.
+        """
+        if self._ranks.rank == 0:
+            self._frozen.check_unchanged()
+            if finished and self._frozen.parameters:
+                self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer), "final")
+            elif not self._run.has_checkpoint(self.steps):
+                self._run.add_checkpoint(self.steps, self._tensors())
+            self._run.record["finished"] = finished
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was recorded since the last time, without weights: call it where your own checkpoint is written."""
+        self._run.write()
+
+    def restore(self) -> int:
+        """Load the last checkpoint of a run that was stopped into the model and the optimizer.
+
+        Random numbers, schedules and the order of the data are the caller's to bring to the same step.
+
+        Returns:
+            The step to go on from; 0 for a new run.
+        """
+        step, tensors = self._run.last_checkpoint()
+        load_checkpoint(self.model, self._optimizer, tensors)
+        self.resume(step)
+        return step
+
+    def resume(self, step: int) -> None:
+        """Go on from a step whose weights the caller has loaded: what was recorded after it is dropped.
+
+        Args:
+            step: At most the number of recorded steps.
+
+        Raises:
+            BadInput: If fewer steps were recorded.
+        """
+        if not 0 <= step <= self.steps:
+            raise BadInput(
+                found=f"a record of {self.steps:,} steps in {self.folder}, to go on from step {step:,}",
+                needed="all steps up to there",
+                do="call flush() whenever you write a checkpoint of your own; here go on from an earlier one, or record into another folder",
+            )
+        if self._ranks.rank == 0:
+            self._frozen.check_same(self._run.record.get("frozen"))
+        self._frozen.mark()
+        self._must_restore = False
+        self._pending.clear()
+        self._factor, self._seen = 1.0, None
+        self._run.cut(step)
+
+    def _check_open(self) -> None:
+        """Refuse to record where nobody would write it.
+
+        Raises:
+            BadInput: If the recorder is not open.
+        """
+        if not self._hooks:
+            raise BadInput(
+                found="a recorder that is not open",
+                needed="one that watches the optimizer",
+                do="use it as `with whence.Recorder(...) as run:` around the loop",
+            )
+
+    def _check_restored(self) -> None:
+        """Refuse to record before it is known which step comes next.
+
+        Raises:
+            BadInput: If an unfinished run was not taken up.
+        """
+        if self._must_restore:
+            raise BadInput(
+                found=f"a run of {self.steps:,} steps in {self.folder} that was not finished",
+                needed="to know from which step this one goes on",
+                do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
+            )
+
+    def _watch(self, optimizer: torch.optim.Optimizer) -> None:
+        check_optimizer(self.model, optimizer, self._frozen)
+        self._optimizer, self._seen = optimizer, None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def _before_step(self) -> None:
+        if not self._pending:
+            raise BadInput(
+                found=f"step {self.steps + 1:,} of the optimizer without the ids of its batch",
+                needed="to know which examples it was computed on",
+                do="call batch(ids) of the recorder before optimizer.step()",
+            )
+        # Now, since a schedule may change them before the step is written down.
+        seen = settings_seen(self._optimizer)
+        self._settings = None
+        if seen != self._seen:
+            check_optimizer(self.model, self._optimizer, self._frozen)
+            self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizer)
+        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def _after_step(self) -> None:
+        if overflowed(self._optimizer):
+            self._skip()
+            return
+        self.log.add(self._pending, self._rates, self._factor, self._settings, processes=self._ranks.count)
+        self._pending, self._factor = [], 1.0
+        stages = self._run.record["stages"]
+        if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
+            self.checkpoint()
+
+    def _after_scaler(self, optimizer: torch.optim.Optimizer) -> None:
+        if optimizer is self._optimizer and self._pending:  # it was not called
+            self._skip()
+
+    def _skip(self) -> None:
+        """Forget what was said of a step that changed nothing."""
+        self._pending, self._factor, self._seen = [], 1.0, None
+        self._run.record["skipped"] = self._run.record.get("skipped", 0) + 1
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return checkpoint_tensors(self.model, self._optimizer, without=self._frozen.parameters)
+
+
+def _plain(name: Any) -> Any:
+    return name.item() if isinstance(name, Tensor) else name

@@ -1,0 +1,178 @@
+"""What the steps of a run did, as it is kept in files.
+
+Axes: S steps, G groups of parameters, M members of batches, one row per example and step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import StoreCorrupt
+from whence.recording.ranks import rank_folder
+from whence.recording.weights import parameters_of
+from whence.store.files import damaged, read_json, read_tensors, sha256_of
+
+__all__ = ["Steps", "optimizer_settings", "settings_seen"]
+
+_SETTINGS = (
+    "momentum",
+    "dampening",
+    "nesterov",
+    "betas",
+    "eps",
+    "weight_decay",
+    "amsgrad",
+    "maximize",
+    "decoupled_weight_decay",
+    "ns_coefficients",
+    "ns_steps",
+    "adjust_lr_fn",
+)
+_RECORD_AGAIN = "restore the folder from a copy, or record again"
+
+
+@dataclass
+class Steps:
+    """All steps so far.
+
+    Args:
+        ids: Number of every example met, by id, in the order in which they were met.
+        members: Examples of each step, as numbers.
+        weights: What each of their losses was multiplied with in the loss that the step lowered.
+        rates: Learning rate of every group of parameters, each step.
+        factors: What the gradients of each step were multiplied with by clipping.
+        settings: From which step on the optimizer's other settings were these.
+    """
+
+    ids: dict[str, int] = field(default_factory=dict)
+    members: list[list[int]] = field(default_factory=list)
+    weights: list[list[float]] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)
+    factors: list[float] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stop(self) -> int:
+        """How many there are."""
+        return len(self.members)
+
+    def add(
+        self,
+        batches: Sequence[tuple[Sequence[str], float | None]],
+        rates: Sequence[float],
+        factor: float,
+        settings: Mapping[str, Any] | None,
+        *,
+        processes: int = 1,
+    ) -> None:
+        """Add a step.
+
+        Args:
+            batches: Ids of each micro-batch and what the sum of its losses was divided by, None for the examples of the whole step.
+            rates: Learning rate of each group.
+            factor: By clipping.
+            settings: The optimizer's others; None if they are those of the step before.
+            processes: How many computed a part of the step; the mean of their gradients is what was stepped.
+        """
+        total = sum(len(ids) for ids, _ in batches)
+        if settings is not None and (not self.settings or {**self.settings[-1], "start": 0} != {**settings, "start": 0}):
+            self.settings.append({"start": self.stop, **settings})
+        numbers, weights = self.ids, []
+        self.members.append([numbers.setdefault(name, len(numbers)) for ids, _ in batches for name in ids])
+        for ids, divisor in batches:
+            weights += [1.0 / (divisor or total) / processes] * len(ids)
+        self.weights.append(weights)
+        self.rates.append(list(rates))
+        self.factors.append(factor)
+
+    def tensors(self, start: int) -> dict[str, Tensor]:
+        """The steps from one on, as they lie in a file."""
+        lengths = torch.tensor([len(members) for members in self.members[start:]])
+        return {
+            "members_M": torch.tensor([one for members in self.members[start:] for one in members]),
+            "weights_M": torch.tensor([one for weights in self.weights[start:] for one in weights], dtype=torch.float64),
+            "ends_S": lengths.cumsum(0),
+            "groups_S": torch.tensor([len(rates) for rates in self.rates[start:]]),
+            "rates": torch.tensor([one for rates in self.rates[start:] for one in rates], dtype=torch.float64),
+            "factors_S": torch.tensor(self.factors[start:], dtype=torch.float64),
+        }
+
+    def cut(self, stop: int) -> None:
+        """Forget the steps from one on."""
+        for kept in (self.members, self.weights, self.rates, self.factors):
+            del kept[stop:]
+        self.settings = [kept for kept in self.settings if kept["start"] < stop]
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
+        """All steps of a run; where several processes computed a step, its examples are those of all.
+
+        Raises:
+            StoreCorrupt: If the steps of a process are missing or not what was written.
+        """
+        found = cls.read_own(folder, record)
+        for rank in range(1, record.get("ranks", 1)):
+            place = folder / rank_folder(rank)
+            theirs = read_json(place / "run.json")
+            bad = [log["file"] for log in theirs["logs"] if not _is_whole(place / log["file"], log["sha256"])]
+            if bad:
+                raise StoreCorrupt(
+                    **{**damaged(place / bad[0], "it is missing or its checksum is another"), "do": _RECORD_AGAIN}
+                )
+            other = cls.read_own(place, theirs)
+            if other.stop != found.stop:
+                raise StoreCorrupt(
+                    found=f"{other.stop:,} steps in {place} of a run of {found.stop:,}", needed="as many", do=_RECORD_AGAIN
+                )
+            number_of = [found.ids.setdefault(name, len(found.ids)) for name in other.ids]
+            for step in range(found.stop):
+                found.members[step] += [number_of[member] for member in other.members[step]]
+                found.weights[step] += other.weights[step]
+        return found
+
+    @classmethod
+    def read_own(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
+        """The steps of one process."""
+        found = cls(settings=list(record["settings"]))
+        if record["logs"]:
+            found.ids = {name: number for number, name in enumerate(read_json(folder / "ids.json"))}
+        for log in record["logs"]:
+            tensors = read_tensors(folder / log["file"])
+            lengths = tensors["ends_S"].diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+            found.members += [part.tolist() for part in tensors["members_M"].split(lengths)]
+            found.weights += [part.tolist() for part in tensors["weights_M"].split(lengths)]
+            found.rates += [part.tolist() for part in tensors["rates"].split(tensors["groups_S"].tolist())]
+            found.factors += tensors["factors_S"].tolist()
+        return found
+
+
+def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer does besides its learning rate, as JSON.
+
+    Args:
+        model: Gives the parameters their names.
+        optimizer: The optimizer.
+
+    Returns:
+        Its kind and, per group, its settings and the names of its parameters.
+    """
+    name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
+    groups = [
+        {key: list(group[key]) if isinstance(group[key], tuple) else group[key] for key in _SETTINGS if key in group}
+        | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return {"optimizer": type(optimizer).__name__, "groups": groups}
+
+
+def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+    """The same without names: cheap enough to be looked at every step, to see whether anything has changed."""
+    return [(*(group.get(key) for key in _SETTINGS), *map(id, group["params"])) for group in optimizer.param_groups]
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256

@@ -1,0 +1,176 @@
+"""One store at the service: its model, its examples, what is known of it, and how a question becomes a query."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whence.data import Dataset, Example
+from whence.errors import BadInput, Unsupported
+from whence.methods import method_named
+from whence.pipeline.stored.prepared import Warm
+from whence.serve.catalog import Catalog
+from whence.serve.item_reader import ItemReader
+from whence.serve.question import Kind, Question
+from whence.serve.text_reader import TextReader
+from whence.sharded_weights import refuse_sharded
+from whence.store import Store
+from whence.tasks import AbstractTask, CausalLM, Classification, Diffusion
+
+__all__ = ["Desk"]
+
+_ASKED = {"completion": "a prompt and its completion", "text": "a text and its label", "image": "an image"}
+_PATHS = {"completion": "ask or attribute", "text": "attribute-item with text", "image": "attribute-item with image or example"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Desk:
+    """A store that can be asked.
+
+    Args:
+        name: What it is called in requests.
+        warm: The store and its model, made ready.
+        catalog: Its examples.
+        reader: Turns questions into examples.
+        questions: What to begin with, for the page.
+    """
+
+    name: str
+    warm: Warm
+    catalog: Catalog
+    reader: TextReader | ItemReader
+    questions: tuple[Mapping[str, str], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        store: Store,
+        task: AbstractTask,
+        *,
+        metadata: Sequence[Mapping[str, Any]] = (),
+        questions: Sequence[Mapping[str, str]] = (),
+        train: Dataset | None = None,
+        pixels: tuple[float, float] | None = None,
+    ) -> "Desk":
+        """Load what questions need, and check the model against the store.
+
+        Args:
+            name: What it is called in requests.
+            store: The store.
+            task: The model that it was built with.
+            metadata: See `Catalog.of`.
+            questions: Mappings with `prompt` and perhaps `completion`, for the page to begin with; for classifiers and diffusion models the
+                text as `prompt`, or `example`, and perhaps `label`.
+            train: The data that the store was built from, where it is needed to show images.
+            pixels: The values of black and of white in images that are arrays.
+
+        Returns:
+            The desk.
+
+        Raises:
+            Unsupported: If the model is no language model with a tokenizer, no classifier of texts or images and no diffusion model.
+            BadInput: If `train` or `pixels` are given for a language model.
+        """
+        refuse_sharded(task.model, "a service")
+        # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
+        store = dataclasses.replace(store, held={})
+        if isinstance(task, CausalLM) and task.tokenizer is not None:
+            if train is not None or pixels is not None:
+                raise BadInput(
+                    found=f"{'--train' if train is not None else '--pixels'} for a store of a language model in {store.folder}",
+                    needed="a store of images that are arrays",
+                    do="leave it out",
+                )
+            reader: TextReader | ItemReader = TextReader.of(task)
+            first = reader.first(store)
+            catalog = Catalog.of(store, metadata)
+        elif isinstance(task, Classification | Diffusion):
+            catalog = Catalog.of(store, metadata)
+            reader = ItemReader.of(task, catalog, train, pixels)
+            first = reader.first()
+        else:
+            raise Unsupported(
+                found=f"a store of a {task.kind} task in {store.folder}",
+                needed="a causal language model with a tokenizer, a classifier or a diffusion model",
+                do="ask it with `whence query` or from Python",
+            )
+        warm = Warm.of(store, task)
+        warm.check(first)
+        return cls(name, warm, catalog, reader, tuple(questions))
+
+    @property
+    def kind(self) -> Kind:
+        """What it is asked about."""
+        return self.reader.kind
+
+    def check(self, question: Question) -> None:
+        """Refuse a question of another kind.
+
+        Raises:
+            BadInput: If it is one.
+        """
+        item = question.item
+        given = "completion" if item is None else "text" if item.text else "image"
+        if given != self.kind:
+            raise BadInput(
+                found=f"{_ASKED[given]} for the store {self.name}", needed=_ASKED[self.kind], do=f"use {_PATHS[self.kind]}"
+            )
+
+    def example(self, question: Question) -> tuple[Example, dict[str, Any]]:
+        """A question as the model reads it, and what an answer says of it."""
+        return self.reader.example(question)
+
+    def write(self, question: Question, on_token: Callable[[int], None]) -> str:
+        """The model's own completion of a prompt; see `TextReader.write`."""
+        assert isinstance(self.reader, TextReader)  # else `check` has refused it
+        return self.reader.write(question, on_token)
+
+    def picture(self, row: int) -> bytes | None:
+        """A small PNG of a training image; None if there is none."""
+        return self.reader.picture(row) if isinstance(self.reader, ItemReader) else None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the store's blueprint: what an answer is of."""
+        return self.warm.store.blueprint.digest()
+
+    @property
+    def at_once(self) -> int:
+        """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
+        return 1 if method_named(self.warm.store.blueprint.method).whitened else 1 << 30
+
+    def facts(self) -> dict[str, Any]:
+        """What the store is, what was checked when the service started, and what was not."""
+        store, blueprint = self.warm.store, self.warm.store.blueprint
+        damping = self.warm.damping
+        inside = method_named(blueprint.method).curvature == "ekfac"
+        return {
+            "name": self.name,
+            "num_examples": len(store),
+            "num_sources": len(self.catalog.sources),
+            "has_times": self.catalog.time_N is not None,
+            "method": blueprint.method,
+            "bytes_per_example": store.codec.row_bytes(),
+            "unit": self.warm.task.unit,
+            "model": Path(str(blueprint.task.get("model", "given in Python"))).name,
+            "weights": blueprint.model,
+            "kind": self.kind,
+            "labels": list(self.reader.labels) if isinstance(self.reader, ItemReader) else [],
+            "sees_labels": isinstance(self.warm.task, Classification),
+            "context": self.reader.task.max_length if isinstance(self.reader, TextReader) else None,
+            "digest": self.digest,
+            "coverage": str(self.warm.plan.coverage),
+            "damping": "inside the rows" if inside else damping.note if damping else "none",
+            "questions": list(self.questions),
+            "verified": [
+                "every file of the store has the checksum that it was sealed with",
+                "the model's weights and tokenizer are those that the store was built with",
+                "captured gradients of two training examples equal autograd's",
+            ],
+            "not_verified": [
+                "that the scores predict what retraining would do: `whence evaluate` measures that, on a model of your choice",
+                "that sources and metadata are what they say: they are shown as they were given",
+            ],
+        }

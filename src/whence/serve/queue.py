@@ -1,0 +1,252 @@
+"""The line of waiting questions, and the one thread that owns the models."""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from whence.errors import WhenceError
+from whence.serve.answer import Masks, answered
+from whence.serve.hosted_store import Desk
+from whence.serve.log import QueryLog
+from whence.serve.metrics import Metrics
+from whence.serve.question import Question
+from whence.serve.render import shown
+
+__all__ = ["Cancelled", "Full", "Job", "Line", "TooLate"]
+
+# The next scan waits for company for so long after the last one, as a share of what that took.
+_PATIENCE = 0.25
+_logger = logging.getLogger("whence.serve")
+
+
+class Full(Exception):
+    """No room to wait in.
+
+    Args:
+        retry_after: Seconds after which there may be.
+    """
+
+    def __init__(self, retry_after: int):
+        super().__init__("the service is busy")
+        self.retry_after = retry_after
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class TooLate(Exception):
+    """The answer took longer than a request may."""
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One question on its way.
+
+    Args:
+        id: Of the answer.
+        desk: Who is asked.
+        question: What is asked; once the model has written a completion, with that.
+        deadline: When it is given up, by `time.monotonic`.
+        listener: Told how far it is, from another thread; None if nobody wants to know.
+        future: The answer as it goes out.
+    """
+
+    id: str
+    desk: Desk
+    question: Question
+    deadline: float
+    listener: Callable[[dict[str, Any]], None] | None = None
+    future: "Future[dict[str, Any]]" = dataclasses.field(default_factory=Future)
+    is_cancelled: bool = False
+
+    @property
+    def is_written(self) -> bool:
+        """Whether there is nothing for the model to write first."""
+        return self.question.completion is not None or self.question.item is not None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not self.is_cancelled and time.monotonic() < self.deadline
+
+    def report(self, phase: str, done: int, total: int) -> None:
+        """Tell the listener how far it is."""
+        if self.listener is not None:
+            self.listener({"phase": phase, "done": done, "total": total})
+
+    def give_up(self) -> None:
+        """End it: cancelled, or too late."""
+        if not self.future.done():
+            self.future.set_exception(Cancelled() if self.is_cancelled else TooLate())
+
+
+class Line:
+    """Questions wait here; those for one store that wait together share a scan.
+
+    While one scan runs, the next one's questions gather. Where several shared the last one, the next waits for as many, but only for a
+    part of the time that a scan takes: whoever was just answered may ask again, and who misses a scan waits for a whole one. A question
+    that comes alone is not held back.
+
+    Args:
+        desks: Stores by name.
+        log: Where answers are kept before they go out.
+        metrics: What is counted.
+        max_waiting: Most questions that may wait.
+        batch: Most questions of one scan.
+        redacted: Whether training text stays here.
+    """
+
+    def __init__(
+        self,
+        desks: Mapping[str, Desk],
+        log: QueryLog,
+        metrics: Metrics,
+        *,
+        max_waiting: int,
+        batch: int,
+        redacted: bool = False,
+    ):
+        self.log, self.metrics, self.redacted = log, metrics, redacted
+        self.max_waiting, self.batch = max_waiting, batch
+        self.masks = {name: Masks(desk) for name, desk in desks.items()}
+        self.waiting: deque[Job] = deque()
+        self.changed = threading.Condition()
+        self.is_closing = False
+        self.keeper = ThreadPoolExecutor(1, "whence-log")
+        self.seconds_each = 0.1
+        # Questions that were here when the last scan ended, and until when the next one waits for as many.
+        self.company, self.patient_until = 0, 0.0
+        self.thread = threading.Thread(target=self._work, name="whence-line", daemon=True)
+        self.thread.start()
+
+    def put(self, job: Job) -> None:
+        """Have a question answered.
+
+        Raises:
+            Full: If too many wait, or the service stops.
+        """
+        with self.changed:
+            if self.is_closing or len(self.waiting) >= self.max_waiting:
+                raise Full(min(60, max(1, round(len(self.waiting) * self.seconds_each))))
+            self.waiting.append(job)
+            self.metrics.waiting.set(len(self.waiting))
+            self.changed.notify()
+
+    def close(self, seconds: float) -> None:
+        """Answer what waits, take nothing more, and stop.
+
+        Args:
+            seconds: How long to wait for that.
+        """
+        with self.changed:
+            self.is_closing = True
+            self.changed.notify()
+        self.thread.join(seconds)
+        self.keeper.shutdown(wait=False)
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                while not self.waiting and not self.is_closing:
+                    self.changed.wait()
+                if not self.waiting:
+                    return
+                self._gather()
+                jobs = self._next()
+                self.metrics.waiting.set(len(self.waiting))
+            started = time.monotonic()
+            self._run(jobs)
+            ended = time.monotonic()
+            self.seconds_each += 0.2 * ((ended - started) / len(jobs) - self.seconds_each)
+            self.company = min(self.batch, jobs[0].desk.at_once, len(jobs) + len(self.waiting))
+            self.patient_until = ended + _PATIENCE * (ended - started)
+
+    def _gather(self) -> None:
+        """Wait for those who were just answered."""
+        while len(self.waiting) < self.company and not self.is_closing and (left := self.patient_until - time.monotonic()) > 0:
+            self.changed.wait(left)
+
+    def _next(self) -> list[Job]:
+        """The first that waits, and those behind it that it can share a scan with."""
+        first = self.waiting.popleft()
+        jobs, others = [first], []
+        most = min(self.batch, first.desk.at_once)
+        for job in self.waiting:
+            is_alike = job.desk is first.desk and job.is_written == first.is_written
+            (jobs if is_alike and len(jobs) < most else others).append(job)
+        self.waiting = deque(others)
+        return jobs
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        ready = []
+        for job in jobs:
+            if not job.is_wanted:
+                job.give_up()
+                continue
+            try:
+                ready.append((job, self._prepared(job)))
+            except Exception as error:  # noqa: BLE001
+                _fail(job, error)
+        if not ready:
+            return
+        self.metrics.batch.observe(len(ready))
+        try:
+            found = answered(
+                ready[0][0].desk,
+                [job for job, _ in ready],
+                [example for _, example in ready],
+                self.masks[ready[0][0].desk.name],
+            )
+            answers = [
+                (job, self._kept(job, answer)) for (job, _), answer in zip(ready, found, strict=True) if answer is not None
+            ]
+            kept = [answer for _, answer in answers]
+            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
+            keeping = self.keeper.submit(self.log.add, kept)
+            texts = shown(ready[0][0].desk, kept, redacted=self.redacted)
+            keeping.result()
+        except Exception as error:  # noqa: BLE001
+            # Whoever caused it must not take the others along.
+            for job, _ in ready if len(ready) > 1 else ():
+                self._run([job])
+            for job, _ in ready if len(ready) == 1 else ():
+                _fail(job, error)
+            return
+        for (job, _), answer in zip(answers, texts, strict=True):
+            if not job.future.done():
+                job.future.set_result(answer)
+        for job, _ in ready:
+            if not job.future.done():
+                job.give_up()
+
+    def _prepared(self, job: Job) -> Any:
+        def on_token(count: int) -> None:
+            if not job.is_wanted:
+                raise Cancelled if job.is_cancelled else TooLate
+            job.report("writing", count, job.question.max_tokens)
+
+        wrote = None
+        if not job.is_written:
+            wrote = job.desk.write(job.question, on_token)
+            job.question = dataclasses.replace(job.question, completion=wrote)
+            if job.listener is not None:
+                job.listener({"phase": "written", "completion": wrote})
+        # A filter that lets nothing through is this asker's mistake.
+        self.masks[job.desk.name].of(job.question)
+        return job.desk.example(job.question)
+
+    def _kept(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return {"id": job.id, "time": time.time(), "digest": job.desk.digest, **answer}
+
+
+def _fail(job: Job, error: Exception) -> None:
+    if not isinstance(error, WhenceError | Cancelled | TooLate):
+        _logger.error("answer %s failed", job.id, exc_info=error)
+    if not job.future.done():
+        job.future.set_exception(error)

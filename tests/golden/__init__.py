@@ -1,0 +1,1 @@
+"""Scores and bytes kept from before a redesign, that the code after it has to give again."""
