@@ -7,7 +7,7 @@ export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 # Two at a time, each with one thread: more are no faster on two cores.
 TEST = OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo page test test-all test-browser check bench docs clean
+.PHONY: help demo page test test-all test-browser fuzz check bench docs clean
 help:            ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -29,6 +29,12 @@ test-browser: .venv-test/ready  ## the page in a real browser; installs Chromium
 	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium; } \
 	  || .venv-test/bin/python -m playwright install chromium
 	.venv-test/bin/python -m pytest -m browser tests/test_page.py
+
+SECONDS ?= 600
+SEED ?= 0
+JOBS ?= 1
+fuzz: .venv-test/ready  ## random models, data and questions against plain autograd; SECONDS=600 SEED=0 JOBS=1
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.fuzz.run --seconds $(SECONDS) --seed $(SEED) --jobs $(JOBS)
 
 check: .venv-test/ready  ## format, lint, types, import ladder
 	.venv-test/bin/ruff format --check .
