@@ -76,7 +76,7 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
-def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(), not_on: tuple[str, ...] = ()) -> Entry:  # noqa: B008
+def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(), not_on: tuple[str, ...] = ()) -> Entry:
     """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
     def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:

@@ -25,7 +25,7 @@ def task_of_store(
     opened: Any,
     store: Path,
     model: str | None,
-    placement: Placement = Placement(),  # noqa: B008
+    placement: Placement = Placement(),
     ranks: Any = None,
 ) -> Any:
     """The task that a store was built with, loaded from where it was then, or from `model`; in the same type if nothing else is said.

@@ -28,7 +28,7 @@ def score(
     ensemble: Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
-    placement: Placed = Placement(),  # noqa: B008
+    placement: Placed = Placement(),
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 

@@ -128,7 +128,7 @@ def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> li
 def stages(
     folder: Path | None,
     identity: Callable[[], Mapping[str, Any]],
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     *,
     what: str = "a curvature fit",
 ) -> Iterator[Stages]:

@@ -34,8 +34,8 @@ def load_task(
     model: str,
     *,
     kind: str = "causal_lm",
-    placement: Placement = Placement(),  # noqa: B008
-    ranks: Ranks = Ranks(),  # noqa: B008
+    placement: Placement = Placement(),
+    ranks: Ranks = Ranks(),
     **options: Any,
 ) -> tuple[AbstractTask, dict[str, Any]]:
     """A task from a Hugging Face folder or hub name, or from a function that returns one.

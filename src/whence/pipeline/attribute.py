@@ -56,15 +56,15 @@ def attribute(
     query_rank: int | None = None,
     groups: Mapping[str, Mapping[str, float]] | None = None,
     normalize: Normalize | None = None,
-    solving: SolveConfig = SolveConfig(),  # noqa: B008
+    solving: SolveConfig = SolveConfig(),
     run: str | Path | None = None,
-    unrolling: UnrollConfig = UnrollConfig(),  # noqa: B008
+    unrolling: UnrollConfig = UnrollConfig(),
     per_unit: bool = False,
     tokens_of: Sequence[str] = (),
     batch_positions: int | None = None,
     memory_gib: float | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> ScoreTable:
     """Every training example's score for every query, from whole gradients.
 
@@ -220,7 +220,7 @@ def self_influence(
     batch_positions: int | None = None,
     memory_gib: float | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> ScoreTable:
     """What every training example does to itself: (1/N) grad loss^T (H + damping)^-1 grad loss.
 

@@ -161,7 +161,7 @@ def _api(service: _Service) -> APIRouter:
         "description": "What was found, what is needed, what to do.",
         "content": {"application/json": {"example": error_body("k=0", "1 or more", "ask for more")}},
     }
-    router = APIRouter(responses=dict.fromkeys((400, 401, 403, 404, 413, 422, 503, 504), error))  # type: ignore[arg-type]
+    router = APIRouter(responses=dict.fromkeys((400, 401, 403, 404, 413, 422, 503, 504), error))
 
     @router.get("/health", summary="Whether it answers")
     async def health() -> Response:

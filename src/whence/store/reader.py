@@ -87,7 +87,7 @@ class Store:
         content = [self.blueprint.digest(), [asdict(seal) for seal in self.seals], self.files]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:  # noqa: B008
+    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
@@ -217,7 +217,7 @@ class Store:
                 found[path] = reason(error)
         return found
 
-    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:
         """Refuse altered files. Each is read once; later calls compare size and time of change with notes in the user's cache.
 
         Args:
@@ -328,7 +328,7 @@ def _noted(note: Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:  # noqa: B008
+def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
     """Open a finished store.
 
     Args:

@@ -22,7 +22,7 @@ def guide(
     safe: Dataset | Iterable[Any],
     folder: str | Path,
     *,
-    config: GuideConfig = GuideConfig(),  # noqa: B008
+    config: GuideConfig = GuideConfig(),
     method: str = "ekfac",
     relative_damping: float | None = None,
     seed: int = 0,

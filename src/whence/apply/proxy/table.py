@@ -38,7 +38,7 @@ def proxy_table(
     factors: str | Path | None = None,
     fit_on: Records | int | None = None,
     query_rank: int | None = None,
-    solving: SolveConfig = SolveConfig(),  # noqa: B008
+    solving: SolveConfig = SolveConfig(),
     memory_gib: float | None = None,
     quiet: bool = False,
 ) -> ScoreTable:

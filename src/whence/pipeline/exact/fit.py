@@ -30,7 +30,7 @@ def fit_curvature(
     largest_side: int = 1024,
     batch_positions: int | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> KroneckerCurvature:
     """Fit EK-FAC and keep it in a folder, for `factors` of `attribute` and `build`.
 

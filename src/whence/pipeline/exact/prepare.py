@@ -96,7 +96,7 @@ def prepare(
     quiet: bool,
     demand: Demand,
     memory_gib: float | None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> Prepared:
     """Check the task on the training data, see that the run fits, and fit the curvature.
 

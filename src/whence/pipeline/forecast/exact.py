@@ -62,7 +62,7 @@ def forecast_exact(
     batch_positions: int | None = None,
     memory_gib: float | None = None,
     run: str | Path | None = None,
-    unrolling: UnrollConfig = UnrollConfig(),  # noqa: B008
+    unrolling: UnrollConfig = UnrollConfig(),
 ) -> ExactForecast:
     """Memory and disk of `attribute`, and into how many passes it would be cut; runs one example, writes nothing.
 

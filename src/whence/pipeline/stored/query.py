@@ -47,7 +47,7 @@ def query(
     train: Dataset | Iterable[Any] | None = None,
     shortlist: int | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     workers: Workers | None = None,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
@@ -136,7 +136,7 @@ def score_table(
     damping_rule: DampingRule | None = None,
     weighted: bool = True,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     workers: Workers | None = None,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`.
@@ -213,7 +213,7 @@ def _table(
     quiet: bool,
     *,
     weighted: bool,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     workers: Workers | None = None,
 ) -> ScoreTable:
     started = time.monotonic()
