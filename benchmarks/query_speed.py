@@ -33,14 +33,14 @@ SHAPES = {
 }
 
 
-def make_store(folder, method, dtype, arguments):
+def make_store(folder, method, dtype, arguments, rows_per_shard=4096):
     shapes, factor_rank = SHAPES[method]
     units = tuple(StoredUnit(str(i), (str(i),), *shape, shape, 1.0) for i, shape in enumerate(shapes))
     blueprint = Blueprint(
         method=method, method_version=1, projection="rademacher", rank=16, factor_rank=factor_rank, curvature_rank=None, seed=0,
-        dtype=dtype, rows_per_shard=4096, batch_positions=1, autocast=None, model="", preprocessing="", task={}, units=units,
+        dtype=dtype, rows_per_shard=rows_per_shard, batch_positions=1, autocast=None, model="", preprocessing="", task={}, units=units,
     )  # fmt: skip
-    rows = min(arguments.rows, (arguments.mib << 20) // blueprint.codec().row_bytes()) // 4096 * 4096
+    rows = min(arguments.rows, (arguments.mib << 20) // blueprint.codec().row_bytes()) // rows_per_shard * rows_per_shard
     dataset = Dataset([Example(str(number), {"x": number}) for number in range(rows)])
     generator = torch.Generator().manual_seed(0)
     codec = blueprint.codec()

@@ -51,14 +51,13 @@ def store(tmp_path_factory, model_folder, data_file):
 
 
 def test_options_of_a_task_that_have_no_use(refused, output, data_file, model):
-    says = "found {} for --task classification; needed a language model for it"
+    says = "found --long split for --task classification; needed a language model for it"
     for verb in (
         ["build", model, data_file, "-o", output],
         ["curvature", model, data_file, "-o", output],
         ["forecast", model, data_file],
     ):
-        refused(*verb, "--task", "classification", "--long", "truncate", says=says.format("--long"))
-        refused(*verb, "--task", "classification", "--max-length", "8", says=says.format("--max-length"))
+        refused(*verb, "--task", "classification", "--long", "split", says=says)
     refused("build", model, data_file, "-o", output, "--spool", output, "--split", "test", says="found --split with --spool")
 
 

@@ -247,6 +247,46 @@ def test_packs_that_cannot_be_taken_apart(fields, text):
         task.prepare([{"input_ids": [1, 2, 3, 4], **fields}])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_ids": [2.7, 3, 4]}, {"input_ids": "123"}, {"input_ids": ["1", "2"]}, {"input_ids": [True, 2, 3]}, {"input_ids": {1, 2}},
+        {"input_ids": torch.tensor([1.0, 2.0])}, {"input_ids": np.array([[1, 2]])}, {"input_ids": None}, {"input_ids": 3},
+        {"labels": [1, 2.5, 3]}, {"labels": "123"}, {"labels": None},
+        {"position_ids": [0, 1.5, 2]}, {"position_ids": "012"}, {"attention_mask": [1.0, 1.0, 0.5]}, {"attention_mask": "111"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tokens_are_never_rounded_or_split(change):
+    task, _ = zoo.make("gpt2")
+    record = {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "id": "mine"}
+    with pytest.raises(BadInput, match=r"record 0 with .*\(id 'mine'\)"):
+        task.prepare([{**record, **change}])
+    assert len(task.prepare([{**record, "attention_mask": torch.tensor([True, True, False])}])) == 1
+
+
+def test_tokens_of_a_text_that_the_model_does_not_know():
+    task = bytes_task()
+    known = task.model.config.vocab_size
+    task.tokenizer.add_tokens(["zebra"])
+    with pytest.raises(
+        BadInput, match=rf"record 1 with the token id {known} \('zebra'\); needed token ids from 0 to {known - 1}"
+    ):
+        task.prepare(["a cat", "a zebra"])
+
+
+@pytest.mark.parametrize("spans", [[[0, 1.5]], [["0", "1"]], [[0]], "01", [0, 1], {0: 1}])
+def test_scored_spans_are_pairs_of_whole_numbers(spans):
+    with pytest.raises(BadInput, match="record 0 with scored_spans that are no pairs of whole numbers"):
+        bytes_task().prepare([{"text": "a cat", "scored_spans": spans}])
+
+
+def test_texts_for_a_task_without_a_tokenizer():
+    task, _ = zoo.make("gpt2")
+    with pytest.raises(BadInput, match="record 0 with a text for a task without a tokenizer"):
+        task.prepare(["a cat"])
+
+
 def test_padding_and_plain_positions_change_nothing():
     task, _ = zoo.make("llama")
     plain, padded = (

@@ -1,8 +1,10 @@
 """Models and data by name: every form that is read, and what is said of those that cannot be."""
 
 import json
+import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +78,47 @@ def test_function(tmp_path):
     path = write(tmp_path / "mine.py", "import helper\ndef records():\n    return helper.RECORDS\n")
     write(tmp_path / "helper.py", "RECORDS = ['a', 'b']\n")
     assert load_records(f"{path}:records") == ["a", "b"]
+
+
+def test_what_explains_a_folder_is_none_of_its_examples(tmp_path, datasets):
+    (tmp_path / "cat").mkdir()
+    for name in ("README.md", "LICENSE.txt", "cat/0.png"):
+        write(tmp_path / name, "words")
+    assert [record["id"] for record in load_records(str(tmp_path))] == ["cat/0.png"]
+    (tmp_path / "cat" / "0.png").unlink()
+    assert len(load_records(str(tmp_path))) == 2
+    write(tmp_path / "train.jsonl", '{"text": "a"}\n')
+    assert list(load_records(str(tmp_path))) == [{"text": "a"}]
+
+
+def test_targets_of_a_table_are_numbers(tmp_path):
+    path = write(tmp_path / "a.csv", "x,target\n1,0.5\n2,-3\n3,1e-3\n")
+    assert [record["target"] for record in load_records(path)] == [0.5, -3, 0.001]
+    with pytest.raises(BadInput, match=r"cannot be read \(two columns with the name 'text'\)"):
+        load_records(write(tmp_path / "b.csv", "text,text\na,b\n"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_no_damage_of_arrays_goes_unnoticed(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, X=np.arange(12.0).reshape(6, 2), y=np.arange(6))
+    whole = path.read_bytes()
+    wanted = str(load_records(str(path)))
+    generator = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        for content in (whole[: generator.randrange(len(whole))], damaged):
+            path.write_bytes(content)
+            try:
+                found = str(load_records(str(path)))
+                assert content is damaged and found == wanted  # a bit that nothing reads
+            except BadInput as error:
+                assert "a.npz, which cannot be read" in str(error)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(path)
+    with pytest.raises(BadInput, match="cannot be read .one array, not a file of several"):
+        load_records(str(path))
 
 
 # Hugging Face datasets

@@ -415,12 +415,34 @@ def test_redacted_answers_hold_no_training_text(service, tmp_path):
         assert {hit["id"] for hit in answer["proponents"]} == {hit["id"] for hit in found["proponents"]}
         assert answer["shares"] and answer["redacted"]
         for hit in answer["proponents"] + answer["opponents"]:
-            assert set(hit) <= {"id", "row", "score", "source", "time"}
+            assert set(hit) == {"id", "row", "score", "source"}
     known = closed.get("/v1/stores/store/examples/t4").json()
-    assert set(known) == {"id", "row", "source", "length", "time", "redacted"}
+    assert set(known) == {"id", "row", "source", "redacted"}
     told = posted(closed, {**ASKED, "filter": {"text": "cat"}}, status=400)
     assert told["error"]["found"] == "a filter by text on a redacted service"
     assert posted(closed, {**ASKED, "tokens": True}, status=400)["error"]["found"] == "token scores on a redacted service"
+    for chosen in ({"since": "2024-01-01"}, {"until": "2024-01-01"}):  # by halves, a filter finds the time of any example
+        told = posted(closed, {**ASKED, "filter": chosen}, status=400)
+        assert told["error"]["found"] == "a filter by time on a redacted service"
+
+
+def test_redacted_services_tell_nothing_made_from_examples(service, tmp_path):
+    path = str(tmp_path / "log.sqlite")
+    open_service, closed = service(log=path), service(log=path, redacted=True)
+    for chosen in ({"text": "cat"}, {"since": "2024-01-01"}):  # what was asked openly is not opened again
+        found = posted(open_service, {**ASKED, "filter": chosen})
+        assert open_service.get(f"/v1/answers/{found['id']}").status_code == 200
+        told = closed.get(f"/v1/answers/{found['id']}")
+        assert told.status_code == 404
+        assert told.json()["error"]["found"] == "an answer to a question that a redacted service does not take"
+    assert open_service.get("/v1/stores/store").json()["has_times"] and not closed.get("/v1/stores/store").json()["has_times"]
+    answer = posted(closed, {**ASKED, "k": 9})
+    for facts in (answer, closed.get("/v1/stores/store").json(), closed.get("/v1/stores").json()["stores"][0]):
+        assert "digest" not in facts  # made from every text
+    paths = ("/metrics", "/health", "/openapi.json", "/v1/stores/store/shares", "/v1/stores/store/examples/t99", "/page.js")
+    said = [json.dumps(answer), *(closed.get(path).text for path in paths)]
+    words = {text for texts in TEXTS.values() for text in texts} | {"1709640000", "2024-03-05"}
+    assert not [word for word in words for text in said if word in text]
 
 
 def test_examples_by_id(service):
@@ -462,7 +484,7 @@ def test_limits(service):
     ):
         assert posted(client, body, status=422)["error"]["do"] == "see /openapi.json"
     text = client.post("/v1/stores/store/attribute", content=json.dumps(ASKED), headers={"content-type": "text/plain"})
-    assert text.status_code == 422  # what a form of another site could send without asking
+    assert text.status_code == 415  # what a form of another site could send without asking
     posted(client, {**ASKED, "k": 2}, store="other", status=404)
 
 
@@ -516,6 +538,8 @@ def test_mistakes_are_told(desk, tmp_path, store):
         named_folders(["a/b", "c/b"])
     with pytest.raises(BadInput, match="found metadata record 0 without an id"):
         Catalog.of(store, [{"time": "2024-01-01"}])
+    with pytest.raises(BadInput, match="found metadata record 0, which JSON cannot hold"):
+        Catalog.of(store, [{"id": "t0", "value": float("nan")}])
     with pytest.raises(BadInput, match="found metadata of 1 ids, none of which"):
         Catalog.of(store, [{"id": "unknown"}])
     with pytest.raises(BadInput, match="found the time 'soon'"):
@@ -596,7 +620,7 @@ def test_shares_over_some_time_are_one_query(tmp_path):
     now = time.time()
     log.add([logged("a", now - 100, [("x", 1.0, -0.5), ("y", 2.0, 0.0)]), logged("b", now - 50, [("x", 4.0, 0.0)])])
     log.add([logged("c", now, [("x", 100.0, 0.0)])])
-    assert log.shares("s", now - 200, now - 10, 10) == {
+    assert log.shares("d", now - 200, now - 10, 10) == {
         "questions": 2,
         "shares": [
             {"source": "x", "positive": 5.0, "negative": -0.5, "answers": 2},

@@ -280,6 +280,84 @@ def test_a_tar_file_that_is_cut_short_is_noticed(tmp_path, kind):
         list(stream_records(file))
 
 
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_no_cut_of_a_tar_file_is_read_as_a_shorter_one(tmp_path, kind, form):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=kind, format=form) as file:
+        for row in range(6):
+            text = random.Random(row).randbytes(random.Random(row).choice([0, 200, 256, 700])).hex().encode()
+            info = tarfile.TarInfo(f"{'long' * 40 if row % 2 else ''}{row}.txt")
+            info.size = len(text)
+            file.addfile(info, io.BytesIO(text))
+    whole, path = content.getvalue(), tmp_path / "p.tar"
+    path.write_bytes(whole)
+    records = list(stream_records(path))
+    assert len(records) == 6
+    cuts = random.Random(1).sample(range(len(whole)), 40)
+    for cut in {*cuts, *range(0, len(whole), 1024)} if kind == "w" else cuts:
+        path.write_bytes(whole[:cut])
+        try:
+            assert list(stream_records(path)) == records  # nothing but the zeros after the end is missing
+            assert kind == "w" and not any(whole[cut - 1024 :])
+        except BadInput as error:
+            assert "p.tar, which cannot be read after" in str(error)
+
+
+def test_what_follows_the_end_of_a_tar_file_is_not_passed_over(tmp_path):
+    one = tar(tmp_path / "one.tar", [("1.txt", b"x")])
+    content = one.read_bytes()
+    one.write_bytes(content * 2)
+    with pytest.raises(BadInput, match="more after the end of the archive, such as a second archive"):
+        list(stream_records(one))
+    damaged = bytearray(tar(one, [("1.txt", b"x"), ("2.txt", b"y")]).read_bytes())
+    damaged[1024 + 150] ^= 1  # in the second header's checksum, after which `tarfile` finds an end
+    one.write_bytes(damaged)
+    with pytest.raises(
+        BadInput, match="cannot be read after . records .bad checksum where a member or the end of the archive should be"
+    ):
+        list(stream_records(one))
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "c.parquet", "d.arrow", "deep/e.arrow"])
+def test_no_cut_of_another_file_is_read_as_a_shorter_one(shards, name):
+    path = shards / name
+    whole = path.read_bytes()
+    boundaries = [place for place in range(len(whole)) if whole.startswith(b"\xff\xff\xff\xff", place)]  # of messages of Arrow
+    for cut in {0, 1, 8, *boundaries, *random.Random(0).sample(range(len(whole)), 40), len(whole) - 1}:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(BadInput, match="which cannot be read after"):
+            list(stream_records(path))
+
+
+def test_records_that_cannot_be_used_are_left_out_of_a_spool(language_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_task, "skip_bad", True)
+    records = [{"text": text, "id": f"x{place}"} for place, text in enumerate(texts(12))]
+    records[4]["text"], records[7] = None, {"body": "?", "id": "x7"}
+    held = language_task.prepare(records)
+    found = whence.spool(language_task, records, tmp_path / "spool", quiet=True)
+    assert found.fingerprint == held.fingerprint and len(found) == 10
+    again = whence.spool(language_task, iter(()), tmp_path / "spool", quiet=True)
+    assert [record.id for record in again.skipped] == [record.id for record in found.skipped] == ["x4", "x7"]
+    assert found.skipped[0].reason.startswith("record 4 with a 'text' of type NoneType")
+    monkeypatch.setattr(language_task, "skip_bad", False)
+    with pytest.raises(BadInput, match="cut otherwise"):
+        whence.spool(language_task, records, tmp_path / "spool", quiet=True)
+    with pytest.raises(BadInput, match=r"record 4 with a 'text' of type NoneType \(id 'x4'\)"):
+        whence.spool(language_task, records, tmp_path / "other", quiet=True)
+
+
+def test_a_dataset_that_answers_any_number_is_spooled_to_its_length(language_task, tmp_path):
+    class Numbered(torch.utils.data.Dataset):
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, number):
+            return "a cat sat"[number % 3 :]
+
+    assert len(whence.spool(language_task, Numbered(), tmp_path / "spool", quiet=True)) == 7
+
+
 def test_a_build_from_tar_files_goes_on_exactly(language_task, tmp_path):
     for part in range(2):
         tar(tmp_path / f"p-{part}.tar", [(f"{row:03d}.txt", text.encode()) for row, text in enumerate(texts(11))])

@@ -135,11 +135,23 @@ def test_a_data_frame_brings_its_ids():
     frame = pandas.DataFrame({"age": [30, 40], "size": [1.5, 1.6]}, index=["ann", "bob"])
     records = whence.load_arrays(frame, pandas.Series([True, False]))
     assert [record["id"] for record in records] == ["ann", "bob"] and records[0]["label"] == 1
+    with pytest.raises(BadInput, match="a table and targets with the same index in another order"):
+        whence.load_arrays(frame, pandas.Series([True, False], index=["bob", "ann"]))
     with pytest.raises(BadInput, match="a table of type object; needed numbers only"):
         whence.load_arrays(frame.assign(name=["x", "y"]), [0, 1])
 
 
 def test_arrays_that_do_not_fit(tmp_path):
+    for X, y, says in (
+        ([[1.0], [1.0, 2.0]], [0, 1], "a X that is no array"),
+        (np.ma.masked_array(np.zeros((2, 2)), np.eye(2)), [0, 1], "masked entries in X"),
+        (3.0, [0, 1], "a X without rows"),
+    ):
+        with pytest.raises(BadInput, match=f"found {says}"):
+            whence.load_arrays(X, y)
+    with pytest.raises(BadInput, match="found one string as ids"):
+        whence.load_arrays(np.zeros((3, 2)), [0, 1, 1], ids="abc")
+    assert len(whence.load_arrays(torch.zeros(3, 2, requires_grad=True), torch.tensor([0, 1, 1]))) == 3
     with pytest.raises(BadInput, match="found 3 rows, 2 targets and 3 ids"):
         whence.load_arrays(np.zeros((3, 2)), [0, 1])
     np.savez(tmp_path / "train.npz", inputs=np.zeros((3, 2)))

@@ -11,7 +11,10 @@ import torch
 
 from whence.errors import BadInput
 
-__all__ = ["Dataset", "Example", "batches", "digest_of"]
+__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of", "skipped_note"]
+
+# Skipped records that a note names one by one.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,32 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A record that could not be used and was left out, because the task was told to (`skip_bad`).
+
+    Args:
+        id: Its id, or its number where it has none.
+        reason: What was found in it.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Examples in a fixed order, each with a stable id.
 
     Args:
         examples: The examples.
+        skipped: Records that were left out, in order.
 
     Raises:
         BadInput: If it is empty or two examples share an id.
     """
 
     examples: Sequence[Example]
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self):
         if not self.examples:
@@ -97,6 +115,26 @@ class Dataset:
         return digest.hexdigest()
 
 
+def skipped_note(what: str, skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """What a reader of scores has to know of records that were left out.
+
+    Args:
+        what: What they would have been, such as "training records".
+        skipped: The records.
+
+    Returns:
+        One line, or none if there are no such records.
+
+    >>> skipped_note("queries", [Skipped("q7", "record 7 without a text")])
+    ("1 queries that cannot be used were left out: 'q7' (record 7 without a text)",)
+    """
+    if not skipped:
+        return ()
+    names = ", ".join(f"{record.id!r} ({record.reason})" for record in skipped[:_NAMED])
+    more = f" and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
+    return (f"{len(skipped):,} {what} that cannot be used were left out: {names}{more}",)
+
+
 def digest_of(*parts: Any) -> bytes:
     """SHA-256 over a sequence of strings, numbers, None and arrays, each framed by its type and length.
 
@@ -110,7 +148,10 @@ def digest_of(*parts: Any) -> bytes:
         else:
             if isinstance(part, torch.Tensor) and part.dtype == torch.bfloat16:
                 part = part.view(torch.int16)
-            array = np.ascontiguousarray(part)
+            try:
+                array = np.ascontiguousarray(part)
+            except ValueError:  # lists of different lengths
+                array = np.asarray(None)
             if array.dtype.hasobject:
                 raise BadInput(
                     found=f"a field of type {type(part).__name__}",

@@ -6,6 +6,7 @@ __all__ = [
     "NonFinite",
     "OutOfMemory",
     "RankLost",
+    "StoreChanged",
     "StoreCorrupt",
     "StoreMismatch",
     "UnknownOption",
@@ -58,6 +59,10 @@ class StoreMismatch(WhenceError):
 
 class StoreCorrupt(WhenceError):
     """A store whose bytes are not those that were written."""
+
+
+class StoreChanged(WhenceError):
+    """A store that was changed by somebody else while it was open."""
 
 
 class NonFinite(WhenceError):

@@ -18,11 +18,12 @@ class TaskOptions:
     Args:
         task: What the model does.
         split: Split of a Hugging Face dataset.
-        long: What to do with texts longer than the context.
+        long: What to do with texts longer than the context; a classifier's are not split.
         max_length: Tokens per example at most.
         track: Patterns of parameter names to attribute; all trainable ones if left out.
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
+        skip_bad: Leave records out that cannot be used, and name them in every answer, instead of refusing the data.
     """
 
     task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm"
@@ -32,6 +33,7 @@ class TaskOptions:
     track: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     functional: bool = False
+    skip_bad: Annotated[bool, Parameter(negative="")] = False
 
     def load(
         self,
@@ -50,8 +52,8 @@ class TaskOptions:
             As `whence.load.load_task`.
 
         Raises:
-            BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's texts are cut
-                by its tokenizer.
+            BadInput: If an option is given that has no use for the model: a function makes the task itself, and a classifier's text has one
+                label, however long it is.
         """
         from whence.distributed import Ranks
         from whence.load import load_task
@@ -61,7 +63,7 @@ class TaskOptions:
     def _settings(self, model: str) -> dict[str, Any]:
         chosen = {
             "--long": self.long != "error", "--max-length": self.max_length is not None, "--track": self.track,
-            "--ignore": self.ignore, "--functional": self.functional,
+            "--ignore": self.ignore, "--functional": self.functional, "--skip-bad": self.skip_bad,
         }  # fmt: skip
         given = [name for name, value in chosen.items() if value]
         if ".py:" in model:
@@ -72,14 +74,21 @@ class TaskOptions:
                     do="pass them to the task there",
                 )
             return {}
-        if self.task == "classification" and (idle := [name for name in given if name in ("--long", "--max-length")]):
-            raise BadInput(found=f"{idle[0]} for --task classification", needed="a language model for it", do="leave it out")
-        settings: dict[str, Any] = {}
-        if self.task != "classification":
-            settings |= {"long": self.long, "max_length": self.max_length}
+        if self.task == "classification" and self.long == "split":
+            raise BadInput(
+                found="--long split for --task classification",
+                needed="a language model for it, since a label belongs to a whole text",
+                do="pass --long truncate, or leave it out",
+            )
+        settings: dict[str, Any] = {"long": self.long, "max_length": self.max_length}
         return settings | {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in (("track", self.track), ("ignore", self.ignore), ("functional", self.functional))
+            for name, value in (
+                ("track", self.track),
+                ("ignore", self.ignore),
+                ("functional", self.functional),
+                ("skip_bad", self.skip_bad),
+            )  # fmt: skip
             if value
         }
 

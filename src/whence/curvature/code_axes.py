@@ -3,7 +3,7 @@
 Axes: S examples of the sample, U coordinates of a unit, K axes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,7 +154,7 @@ def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
     return {**tensors, **{f"weights.{i}": value for i, value in enumerate(whitened.weights)}}
 
 
-def load_whitened(units: Sequence[Unit], tensors: dict[str, Tensor], device: torch.device) -> Whitened:
+def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: torch.device) -> Whitened:
     """What `save_whitened` took apart."""
 
     def named(name: str) -> tuple[Tensor | None, ...]:
@@ -179,7 +179,7 @@ def save_axes(axes: Axes) -> dict[str, Tensor]:
     }
 
 
-def load_axes(tensors: dict[str, Tensor]) -> Axes:
+def load_axes(tensors: Mapping[str, Tensor]) -> Axes:
     """What `save_axes` took apart."""
     return Axes(tensors["axes"], tensors["scales"], int(tensors["axes_bits"]), int(tensors["axes_width"]))
 

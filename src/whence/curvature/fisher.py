@@ -3,7 +3,7 @@
 Axes: N rows, D numbers of a unit, K kept directions, Q queries.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +91,7 @@ def fit_fisher(store: Store, *, rank: int | None, seed: int, progress: Meter) ->
     return tensors
 
 
-def load_fisher(tensors: dict[str, Tensor], index: int) -> Fisher:
+def load_fisher(tensors: Mapping[str, Tensor], index: int) -> Fisher:
     """One unit's Fisher from what `fit_fisher` made."""
     return Fisher(tensors[f"vectors.{index}"], tensors[f"values.{index}"], float(tensors["traces"][index]))
 

@@ -24,20 +24,28 @@ def load_arrays(X: Any, y: Any, ids: Sequence[Any] | None = None) -> list[dict[s
         Mappings with `inputs`, `label` or `target`, and `id`.
 
     Raises:
-        BadInput: If lengths differ, or X holds something other than numbers.
+        BadInput: If lengths differ, X holds something other than numbers, or the rows of two data frames are in another order.
 
     >>> load_arrays([[0.0, 1.0], [2.0, 3.0]], [0, 1])[1]
     {'inputs': array([2., 3.]), 'label': np.int64(1), 'id': '1'}
     """
-    rows, targets = np.asarray(X), np.asarray(y)
+    rows, targets = _array("X", X), _array("y", y)
     if rows.dtype.kind not in "fiub":
         raise BadInput(
             found=f"a table of type {rows.dtype}",
             needed="numbers only",
             do="encode its other columns, with scikit-learn for instance",
         )
-    index = getattr(X, "index", None)  # of a data frame; a list has a method of that name
-    names = list(ids if ids is not None else range(len(rows)) if index is None or callable(index) else index)
+    index, other = _index(X), _index(y)
+    if index is not None and other is not None and index != other and set(index) == set(other):
+        raise BadInput(
+            found="a table and targets with the same index in another order",
+            needed="the same rows in the same order",
+            do="join them by their index first, or pass y.to_numpy() if they are in one order",
+        )
+    if isinstance(ids, str):
+        raise BadInput(found="one string as ids", needed="one id per row", do="pass a list")
+    names = list(ids if ids is not None else range(len(rows)) if index is None else index)
     if not len(rows) == len(targets) == len(names):
         raise BadInput(
             found=f"{len(rows)} rows, {len(targets)} targets and {len(names)} ids",
@@ -51,6 +59,30 @@ def load_arrays(X: Any, y: Any, ids: Sequence[Any] | None = None) -> list[dict[s
     return [{"inputs": row, field: target, "id": str(name)} for row, target, name in zip(rows, targets, names, strict=True)]
 
 
+def _array(name: str, values: Any) -> np.ndarray:
+    """What NumPy makes of it.
+
+    Raises:
+        BadInput: If that is nothing with rows.
+    """
+    try:
+        # A tensor's own: NumPy cannot look at one that needs a gradient.
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        line = (str(error).splitlines() or [""])[0][:160]
+        raise BadInput(found=f"a {name} that is no array ({line})", needed="rows of equal lengths", do="convert it") from error
+    if isinstance(values, np.ma.MaskedArray) and bool(np.ma.getmaskarray(values).any()):
+        raise BadInput(found=f"masked entries in {name}", needed="all of them", do="fill them, or drop their rows")
+    if not array.ndim:
+        raise BadInput(found=f"a {name} without rows ({type(values).__name__})", needed="an array", do="convert it")
+    return array
+
+
+def _index(values: Any) -> list[Any] | None:
+    index = getattr(values, "index", None)  # of a data frame; a list has a method of that name
+    return None if index is None or callable(index) else list(index)
+
+
 def read_npz(path: Path) -> Iterator[dict[str, Any]]:
     """Records from a file with the arrays `X`, `y` and, if there are any, `ids`.
 
@@ -58,9 +90,16 @@ def read_npz(path: Path) -> Iterator[dict[str, Any]]:
         What `load_arrays` makes of them.
 
     Raises:
-        ValueError: If there is no `X` or no `y`.
+        ValueError: If there is no `X` or no `y`, or the file is damaged.
     """
-    with np.load(path, allow_pickle=False) as found:
-        if "X" not in found or "y" not in found:
-            raise ValueError(f"arrays {', '.join(found)}, not X and y")
-        yield from load_arrays(found["X"], found["y"], found.get("ids"))
+    try:
+        opened = np.load(path, allow_pickle=False)
+        arrays = {name: opened[name] for name in opened} if isinstance(opened, np.lib.npyio.NpzFile) else None
+    except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    if arrays is None:
+        raise ValueError("one array, not a file of several")
+    if "X" not in arrays or "y" not in arrays:
+        raise ValueError(f"arrays {', '.join(arrays)}, not X and y")
+    ids = arrays.get("ids")
+    yield from load_arrays(arrays["X"], arrays["y"], None if ids is None else list(ids))

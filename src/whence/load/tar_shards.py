@@ -1,16 +1,19 @@
 """Records from many files, one after the other and never all at once: JSONL, Parquet, Arrow, and tar files as WebDataset writes them."""
 
+import bz2
 import glob
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +25,8 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 _KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".arrow", *_TARS)
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _ROWS_AT_ONCE = 1024
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Shards:
                         raise ValueError(f"a {type(record).__name__}, not a mapping")
                     # By file and row or key: a file that is added later leaves the ids of the others alone.
                     yield {"id": f"{name}#{key}", "source": name, **record}
-            except (ValueError, OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            except (ValueError, OSError, EOFError, RecursionError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0][:160]
                 raise BadInput(
                     found=f"{file}, which cannot be read after {number + 1:,} records ({first})",
@@ -104,6 +109,8 @@ def _common(parts: list[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _records(file: Path) -> Iterator[Any]:
     if file.name.endswith((".jsonl", ".jsonl.gz")):
+        if file.suffix == ".gz" and not file.stat().st_size:
+            raise ValueError("nothing in it, not even the mark of a compressed file")
         opened = gzip.open(file, "rt", encoding="utf-8-sig") if file.suffix == ".gz" else open(file, encoding="utf-8-sig")  # noqa: SIM115
         with opened as lines:
             yield from (json.loads(line) for line in lines if line.strip())
@@ -123,14 +130,21 @@ def _records(file: Path) -> Iterator[Any]:
                 yield from batch.to_pylist()
         return
     with pyarrow.memory_map(str(file)) as source:
+        is_stream = True
         try:
             batches = pyarrow.ipc.open_stream(source)  # as Hugging Face datasets write them
         except pyarrow.ArrowInvalid:
             reader = pyarrow.ipc.open_file(source)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            is_stream = False
         for batch in batches:
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 yield from batch.slice(start, _ROWS_AT_ONCE).to_pylist()
+        # A stream that was cut between two batches is read like a whole one; only its last bytes tell.
+        if is_stream:
+            source.seek(max(source.size() - len(_END_OF_STREAM), 0))
+            if source.read() != _END_OF_STREAM:
+                raise ValueError("no end of the Arrow stream: the file was cut short, or something follows the end")
 
 
 def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -144,7 +158,8 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: If what is there is no record.
     """
-    with tarfile.open(file, "r|*", encoding="utf-8", errors="replace") as members:
+    options = {"mode": "r|", "tarinfo": _Member, "encoding": "utf-8", "errors": "replace"}
+    with _unpacked(file) as stream, tarfile.open(fileobj=stream, **options) as members:
         for key, group in groupby((member for member in members if member.isreg()), lambda member: _named(member)[0]):
             record: dict[str, Any] = {}
             for member in group:
@@ -157,6 +172,61 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not record:
                 raise ValueError(f"nothing of a known kind for {key!r}")
             yield key, record
+        _check_end(members)
+
+
+@contextmanager
+def _unpacked(file: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file that may be compressed, by whatever its first bytes say.
+
+    Yields:
+        A stream, which checks the compression's own checksums and its end.
+    """
+    with open(file, "rb") as raw:
+        first = raw.read(6)
+        raw.seek(0)
+        opened: Any = next((kind for mark, kind in _PACKED if first.startswith(mark)), None)
+        if opened is None:
+            yield raw
+            return
+        with opened(raw) as stream:
+            yield stream
+
+
+class _Member(tarfile.TarInfo):
+    """A member's header. Where one should be and is not, `tarfile` takes that for the end: of a cut or damaged archive it reads the start."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "tarfile.TarInfo":
+        """The next header.
+
+        Raises:
+            HeaderError: At the end, where `tarfile` expects it.
+            ReadError: If the archive does not go on with a header or the mark of its end.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):
+                raise error
+            raise tarfile.ReadError(
+                f"{error} where a member or the end of the archive should be: cut short or damaged"
+            ) from None
+
+
+def _check_end(members: tarfile.TarFile) -> None:
+    """Hold what is left of an archive against what ends one: two blocks of zeros, and zeros only.
+
+    Raises:
+        ReadError: If there is less, or something else.
+    """
+    rest = members.fileobj.read(tarfile.BLOCKSIZE)  # the first block was read as a header
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of the archive: cut short")
+    while rest:
+        if any(rest):
+            raise tarfile.ReadError("more after the end of the archive, such as a second archive")
+        rest = members.fileobj.read(1 << 16)
 
 
 def _named(member: tarfile.TarInfo) -> tuple[str, str]:

@@ -27,6 +27,8 @@ __all__ = ["TASKS", "load_records", "load_task"]
 _LONGEST_FIELD = 1 << 30
 _ADAPTER = "adapter_config.json"
 TASKS = ("causal_lm", "classification", "masked_lm")
+_TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".npz")
+_EXPLAINS = ("readme", "license", "licence")
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -127,7 +129,8 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
             return [_with_image(path.parent, record) for record in readers[path.suffix](path)]
     if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         texts = sorted(file for pattern in ("*.txt", "*.md") for file in path.rglob(pattern))
-        if texts:
+        # What explains a folder of images or tables is none of its examples.
+        if texts and (any(file.stem.lower() not in _EXPLAINS for file in texts) or not _holds_data(path)):
             return [_document(path, file) for file in texts]
         images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
         if images:
@@ -137,6 +140,10 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
     ):
         raise BadInput(found=f"no data at {data}", needed="a file or folder", do="check the path")
     return _hub_dataset(data, split)
+
+
+def _holds_data(folder: Path) -> bool:
+    return any(file.suffix.lower() in (*_IMAGES, *_TABLES) for file in folder.rglob("*"))
 
 
 @contextmanager
@@ -151,7 +158,7 @@ def _readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, csv.Error, OSError) as error:
+    except (ValueError, csv.Error, OSError, RecursionError) as error:
         raise BadInput(
             found=f"{path}, which cannot be read ({_first_line(error)})", needed=f"valid {path.suffix}", do="mend the file"
         ) from error
@@ -332,6 +339,10 @@ def _csv(path: Path) -> Iterator[Any]:
     csv.field_size_limit(_LONGEST_FIELD)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        header = reader.fieldnames or ()
+        twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
+        if twice is not None:
+            raise ValueError(f"two columns with the name {twice!r}")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(f"line {reader.line_num}: not as many fields as the header, {len(reader.fieldnames or ())}")
@@ -339,7 +350,14 @@ def _csv(path: Path) -> Iterator[Any]:
 
 
 def _number(key: str, value: str) -> Any:
-    return int(value) if key in ("label", "target") and value.lstrip("-").isdigit() else value
+    if key in ("label", "target") and re.fullmatch(r"-?[0-9]+", value):
+        return int(value)
+    if key == "target":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _paragraphs(path: Path) -> Iterator[Any]:

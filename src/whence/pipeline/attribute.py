@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.capture import check_task
 from whence.curvature import Damping, FitConfig, LabelChoice, Sharing
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput, UnknownOption
 from whence.methods import exact_method_named
@@ -132,6 +132,7 @@ def attribute(
     unused = {"relative_damping": relative_damping, "absolute_damping": absolute_damping, "fit_on": fit_on}
     recorded = cut_for(method, run, unrolling, unused | {"query_rank": query_rank, "normalize": normalize})
     asked = as_dataset(task, queries)
+    left_out = skipped_note("queries", asked.skipped)
     weights_GQ, names = _weights(asked, groups)
     train = as_dataset(task, train)
     unknown = sorted(set(tokens_of) - set(train.ids))
@@ -163,7 +164,15 @@ def attribute(
             parts = recorded.names if unrolling.per_segment else None
             label = ready.describe(*recorded.settings)
             return _table(
-                ready, found, None, names, None, label, (*ready.notes(None), *said), time.monotonic() - started, parts
+                ready,
+                found,
+                None,
+                names,
+                None,
+                label,
+                (*ready.notes(None), *said, *left_out),
+                time.monotonic() - started,
+                parts,
             )
         damping = ready.damping(relative_damping, absolute_damping)
         metric = _metric(ready, damping, normalize)
@@ -191,7 +200,7 @@ def attribute(
         chunks = in_chunks(ready, make, identity)
         found = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
-        notes = (*ready.notes(damping), *(note for _, said in chunks for note in said))
+        notes = (*ready.notes(damping), *(note for _, said in chunks for note in said), *left_out)
         if not quiet:
             for note in notes[1:]:
                 say(note)

@@ -1,14 +1,13 @@
 """Whatever people pass as data, as a dataset."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from whence.data import Dataset
-from whence.errors import BadInput
 from whence.store import dtype_named
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, records_in
 
 __all__ = ["as_dataset", "autocast_named"]
 
@@ -24,23 +23,12 @@ def as_dataset(task: AbstractTask, data: Dataset | Iterable[Any]) -> Dataset:
         The dataset.
 
     Raises:
-        BadInput: If it is a mapping (of splits, say) or one string, which would be read key by key or letter by letter.
+        BadInput: If it is something else, see `whence.tasks.records_in`.
     """
     if isinstance(data, Dataset):
         return data
-    if isinstance(data, Mapping):
-        raise BadInput(
-            found=f"a mapping with the keys {', '.join(map(str, list(data)[:4]))} as data",
-            needed="the records themselves",
-            do="pick one split, such as data['train'], or put a single record into a list",
-        )
-    if isinstance(data, str | bytes):
-        raise BadInput(
-            found="one string as data",
-            needed="a list of records",
-            do="put it into a list; to read a file use whence.load_records",
-        )
-    return task.prepare(data)
+    # Here too: a task of somebody's own may go over data as it comes.
+    return task.prepare(records_in(data))
 
 
 def autocast_named(name: str | None) -> torch.dtype | None:

@@ -5,18 +5,20 @@ Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from whence.distributed import Ranks
-from whence.errors import NonFinite
+from whence.errors import NonFinite, StoreChanged
 from whence.progress import Meter
 from whence.score.whitening import whitened_norms
 from whence.store import Store
 
 __all__ = ["Top", "all_scores", "joined_shards", "merged_top", "row_scores", "shard_scores", "top_scores", "united_top"]
 
+Part = TypeVar("Part")
 # Scores among which hits are looked for at once.
 _JOINED_SCORES = 1 << 20
 
@@ -96,7 +98,7 @@ def top_scores(
         low = merged_top(low, scores_QN, start, k, largest=False)
     if ranks.count == 1:
         return high, low
-    found = ranks.gathered((high, low))
+    found = _of_one_store(ranks, store, (high, low))
     return united_top([high for high, _ in found], k, largest=True), united_top([low for _, low in found], k, largest=False)
 
 
@@ -115,7 +117,7 @@ def all_scores(
     for _, scores_QN in shard_scores(store, queries, norms_Q, roots=roots, weighted=weighted, ranks=ranks):
         parts.append(scores_QN)
         progress.advance(scores_QN.shape[1])
-    return torch.cat([part for theirs in ranks.gathered(parts) for part in theirs], 1)
+    return torch.cat([part for theirs in _of_one_store(ranks, store, parts) for part in theirs], 1)
 
 
 def row_scores(
@@ -203,6 +205,22 @@ def united_top(tops: Sequence[Top], k: int, *, largest: bool) -> Top:
     scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
     order = scores.argsort(dim=1, descending=largest, stable=True)[:, :k]
     return Top(scores.gather(1, order), rows.gather(1, order))
+
+
+def _of_one_store(ranks: Ranks, store: Store, found: Part) -> list[Part]:
+    """What every rank found, in order.
+
+    Raises:
+        StoreChanged: If they opened different stores, since it was written to in between.
+    """
+    parts = ranks.gathered((store.digest if ranks.count > 1 else "", found))
+    if len({digest for digest, _ in parts}) > 1:
+        raise StoreChanged(
+            found=f"a store in {store.folder} that changed while {ranks.count} ranks opened it",
+            needed="the same one for all of them",
+            do="wait until nobody writes to it and run the same command again",
+        )
+    return [part for _, part in parts]
 
 
 def _scorer(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset, Example
+from whence.errors import NonFinite
 from whence.pipeline.stored.prepared import Asked, hit_of
 from whence.progress import meter
 from whence.score import Top, joined_shards, merged_top, shard_scores
@@ -78,6 +79,9 @@ def answered(
 
     Returns:
         Per asker what the log keeps, without training text; None for those that nobody waits for any more.
+
+    Raises:
+        NonFinite: If a measurement or a sum of scores is no number.
     """
     started = time.monotonic()
     examples = [dataclasses.replace(example, id=str(place)) for place, (example, _) in enumerate(prepared)]
@@ -89,6 +93,8 @@ def answered(
     if tops is None:
         return [None] * len(askers)
     high, low, sums = tops
+    if not bool(asked.rows.values.isfinite().all() and sums.sums_QS2.isfinite().all()):
+        raise NonFinite(found="a measurement or scores that are not finite", needed="finite ones", do="ask something else")
     found: list[dict[str, Any] | None] = []
     for place, asker in enumerate(askers):
         sides = _sides(asked, asker, place, high, low)

@@ -4,6 +4,7 @@ Axes: N rows.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -76,13 +77,13 @@ class Catalog:
             The catalog.
 
         Raises:
-            BadInput: If metadata have no id, are of no example here, or their time cannot be read.
+            BadInput: If metadata have no id, hold what JSON cannot, are of no example here, or their time cannot be read.
         """
         known: dict[str, Mapping[str, Any]] = {}
         for number, record in enumerate(metadata):
             if not isinstance(record, Mapping) or "id" not in record:
                 raise BadInput(found=f"metadata record {number} without an id", needed="the id of an example", do="add it")
-            known[str(record["id"])] = {name: value for name, value in record.items() if name != "id"}
+            known[str(record["id"])] = _shown(number, {name: value for name, value in record.items() if name != "id"})
         size = len(store)
         source_N, marks_N = np.zeros(size, np.int32), np.zeros(size, np.uint64)
         time_N, places, found = np.full(size, np.nan), {}, 0
@@ -112,6 +113,11 @@ class Catalog:
             if self.store.example(int(self.row_N[place]))["id"] == name:
                 return int(self.row_N[place])
         return None
+
+    def time_of(self, row: int) -> dict[str, float]:
+        """The time of a row, as answers name it; nothing where it is not known."""
+        time = float("nan") if self.time_N is None else float(self.time_N[row])
+        return {} if time != time else {"time": time}
 
     def rows_of(self, chosen: Filter) -> Tensor:
         """Which rows a filter lets through, shape (N,).
@@ -173,5 +179,22 @@ def seconds_of(time: object) -> float:
         ) from error
 
 
+def _shown(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as an answer holds them: dates and the like as text.
+
+    Raises:
+        BadInput: If they hold what JSON cannot.
+    """
+    try:
+        return json.loads(json.dumps(record, default=str, allow_nan=False))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInput(
+            found=f"metadata record {number}, which JSON cannot hold ({error})",
+            needed="texts and finite numbers",
+            do="correct it",
+        ) from error
+
+
 def _mark(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    content = name.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

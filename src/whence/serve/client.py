@@ -1,18 +1,14 @@
 """Asking a service from Python, with nothing but Python."""
 
-import json
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from http.client import HTTPException, HTTPResponse
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlencode
 
-from whence.errors import BadInput, WhenceError
+from whence.errors import BadInput
 from whence.report import Hit, Hits
+from whence.serve.transport import Transport
 
 __all__ = ["Client"]
 
@@ -22,24 +18,27 @@ Progress = Callable[[dict[str, Any]], None]
 class Client:
     """A service started with `whence serve`.
 
+    It speaks to that address alone: a redirect is an error, since the token is for nobody else.
+
     Args:
         url: Its address, such as http://127.0.0.1:8420.
         token: What it wants to see, if it wants to.
         seconds: How long to wait for an answer, and for room in a service that is full.
 
     Raises:
-        BadInput: If the address is none.
+        BadInput: If the address is none, or the token cannot be sent.
     """
 
     def __init__(self, url: str, *, token: str | None = None, seconds: float = 120.0):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise BadInput(found=f"the address {url!r}", needed="one such as http://127.0.0.1:8420", do="write it out")
-        self.url, self.token, self.seconds = url.rstrip("/"), token, seconds
+        self.transport = Transport(url, token, seconds)
+        self.url = self.transport.url
 
     def stores(self) -> list[dict[str, Any]]:
         """What the service's stores are, what was verified of them and what was not."""
-        return self._get("/v1/stores")["stores"]
+        found = self._part(self._get("/v1/stores"), "stores")
+        if not isinstance(found, list):
+            raise self.transport.foreign()
+        return found
 
     def ask(
         self,
@@ -186,17 +185,10 @@ class Client:
             found.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
         if not found:
             raise BadInput(found="no query", needed="one or more", do="add one")
-        return Hits(
-            queries=tuple(answer["prompt"] + answer["completion"] for answer in found),
-            proponents=tuple(tuple(map(_hit, answer["proponents"])) for answer in found),
-            opponents=tuple(tuple(map(_hit, answer["opponents"])) for answer in found),
-            measurements=tuple(answer["measurement"] for answer in found),
-            unit=found[0]["unit"],
-            method=found[0]["method"],
-            num_examples=found[0]["num_examples"],
-            notes=tuple(found[0]["notes"]),
-            measurement_unit=found[0]["measurement_unit"],
-        )
+        try:
+            return _hits(found)
+        except (KeyError, TypeError, ValueError):
+            raise self.transport.foreign() from None
 
     def example(self, name: str, *, store: str | None = None) -> dict[str, Any]:
         """A training example by its id, with what is known of it."""
@@ -213,8 +205,7 @@ class Client:
 
     def cancel(self, name: str) -> None:
         """Stop the work on an answer whose `begun` event was seen."""
-        with self._open("POST", f"/v1/answers/{quote(name, safe='')}/cancel", {}):
-            pass
+        self.transport.json("POST", f"/v1/answers/{quote(name, safe='')}/cancel", {})
 
     def _asked(
         self,
@@ -226,70 +217,50 @@ class Client:
     ) -> dict[str, Any]:
         path = f"/v1/stores/{self._store(store)}/{verb}"
         if listener is None:
-            with self._open("POST", path, body | chosen) as response:
-                return json.loads(self._read(response.read))
-        with self._open("POST", path, body | chosen, accept="text/event-stream") as response:
-            for name, data in self._events(response):
-                if name == "answer":
-                    return data
-                if name == "error":
-                    raise _told(data)
-                listener({"event": name, **data})
-        raise self._unreachable("the answer ended before its end")
+            return dict(self.transport.json("POST", path, body | chosen))
+        for name, data in self.transport.events(path, body | chosen):
+            if name == "answer":
+                return dict(data)
+            if name == "error":
+                raise self.transport.told(data)
+            listener({"event": name, **data})
+        raise self.transport.failed("the answer ended before its end")
 
     def _store(self, name: str | None) -> str:
         if name is None:
-            names = [store["name"] for store in self.stores()]
-            if len(names) > 1:
-                raise BadInput(
-                    found=f"{len(names)} stores at {self.url}", needed=f"one of: {', '.join(names)}", do="pass store"
-                )
+            names = [self._part(store, "name") for store in self.stores()]
+            if len(names) != 1:
+                url = self.transport.url
+                raise BadInput(found=f"{len(names)} stores at {url}", needed=f"one of: {', '.join(names)}", do="pass store")
             return quote(names[0], safe="")
         return quote(name, safe="")
 
-    def _get(self, path: str) -> Any:
-        with self._open("GET", path, None) as response:
-            return json.loads(self._read(response.read))
+    def _get(self, path: str) -> dict[str, Any]:
+        return dict(self.transport.json("GET", path))
 
-    def _open(self, method: str, path: str, body: Any, accept: str = "application/json") -> HTTPResponse:
-        headers = {"Accept": accept, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
-        content = None if body is None else json.dumps(body).encode()
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        until = time.monotonic() + self.seconds
-        while True:
-            try:
-                return urlopen(Request(self.url + path, content, headers, method=method), timeout=self.seconds)
-            except HTTPError as error:
-                wait = error.headers.get("Retry-After", "")
-                if error.code == 503 and wait.isdigit() and time.monotonic() + int(wait) < until:
-                    time.sleep(int(wait))
-                    continue
-                raise _told(_json(error)) from None
-            except (URLError, HTTPException, OSError) as error:
-                raise self._unreachable(str(getattr(error, "reason", error))) from None
-
-    def _events(self, response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
-        name = ""
-        while line := self._read(response.readline):
-            field, _, value = line.decode().rstrip("\n").partition(": ")
-            if field == "event":
-                name = value
-            elif field == "data":
-                yield name, json.loads(value)
-
-    def _read(self, read: Callable[[], bytes]) -> bytes:
-        try:
-            return read()
-        except (HTTPException, OSError) as error:  # it was stopped in the middle
-            raise self._unreachable(str(error) or type(error).__name__) from None
-
-    def _unreachable(self, why: str) -> BadInput:
-        return BadInput(found=f"no answer from {self.url} ({why})", needed="a running `whence serve`", do="check the address")
+    def _part(self, answer: Any, name: str) -> Any:
+        if not isinstance(answer, Mapping) or name not in answer:
+            raise self.transport.foreign()
+        return answer[name]
 
 
 def _filter(sources: Sequence[str], text: str, since: str | None, until: str | None) -> dict[str, Any]:
     return {"filter": {"sources": list(sources), "text": text, "since": since, "until": until}}
+
+
+def _hits(answers: Sequence[Mapping[str, Any]]) -> Hits:
+    first = answers[0]
+    return Hits(
+        queries=tuple(answer["prompt"] + answer["completion"] for answer in answers),
+        proponents=tuple(tuple(map(_hit, answer["proponents"])) for answer in answers),
+        opponents=tuple(tuple(map(_hit, answer["opponents"])) for answer in answers),
+        measurements=tuple(answer["measurement"] for answer in answers),
+        unit=first["unit"],
+        method=first["method"],
+        num_examples=first["num_examples"],
+        notes=tuple(first["notes"]),
+        measurement_unit=first["measurement_unit"],
+    )
 
 
 def _hit(found: Mapping[str, Any]) -> Hit:
@@ -304,15 +275,3 @@ def _hit(found: Mapping[str, Any]) -> Hit:
         token_spans=tuple(tuple(token["span"]) for token in tokens),
         token_scores=tuple(token["score"] for token in tokens),
     )
-
-
-def _json(error: HTTPError) -> Any:
-    try:
-        return json.load(error)
-    except ValueError:
-        return {"error": {"found": f"status {error.code} from {error.url}", "needed": "", "do": "check the address"}}
-
-
-def _told(body: Any) -> WhenceError:
-    told = body["error"]
-    return BadInput(found=told["found"], needed=told["needed"], do=told["do"])

@@ -75,7 +75,7 @@ class Desk:
         """
         refuse_sharded(task.model, "a service")
         # Reading a tensor of a safetensors file (0.8) never gives back some 50 bytes: nothing over a build, much over a million questions.
-        store = dataclasses.replace(store, held={})
+        store = store.in_memory()
         if isinstance(task, CausalLM) and task.tokenizer is not None:
             if train is not None or pixels is not None:
                 raise BadInput(
@@ -133,16 +133,20 @@ class Desk:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the store's blueprint: what an answer is of."""
-        return self.warm.store.blueprint.digest()
+        """Of all that the store was sealed with: what an answer is of. A store built anew from other data has another one."""
+        return self.warm.store.digest
 
     @property
     def at_once(self) -> int:
         """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
         return 1 if method_named(self.warm.store.blueprint.method).whitened else 1 << 30
 
-    def facts(self) -> dict[str, Any]:
-        """What the store is, what was checked when the service started, and what was not."""
+    def facts(self, *, redacted: bool = False) -> dict[str, Any]:
+        """What the store is, what was checked when the service started, and what was not.
+
+        Args:
+            redacted: Leave out what was made from its examples.
+        """
         store, blueprint = self.warm.store, self.warm.store.blueprint
         damping = self.warm.damping
         inside = method_named(blueprint.method).curvature == "ekfac"
@@ -150,7 +154,7 @@ class Desk:
             "name": self.name,
             "num_examples": len(store),
             "num_sources": len(self.catalog.sources),
-            "has_times": self.catalog.time_N is not None,
+            "has_times": self.catalog.time_N is not None and not redacted,
             "method": blueprint.method,
             "bytes_per_example": store.codec.row_bytes(),
             "unit": self.warm.task.unit,
@@ -160,7 +164,7 @@ class Desk:
             "labels": list(self.reader.labels) if isinstance(self.reader, ItemReader) else [],
             "sees_labels": isinstance(self.warm.task, Classification),
             "context": self.reader.task.max_length if isinstance(self.reader, TextReader) else None,
-            "digest": self.digest,
+            **({} if redacted else {"digest": self.digest}),
             "coverage": str(self.warm.plan.coverage),
             "damping": "inside the rows" if inside else damping.note if damping else "none",
             "questions": list(self.questions),

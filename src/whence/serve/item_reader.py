@@ -16,7 +16,7 @@ from whence.serve.question import Item, Question
 from whence.store import Store
 from whence.tasks import AbstractTask, Classification, Diffusion
 from whence.tasks.images import prepared_image
-from whence.tasks.labelled import model_outputs
+from whence.tasks.model_outputs import model_outputs
 
 __all__ = ["ItemReader"]
 

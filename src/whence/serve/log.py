@@ -5,22 +5,28 @@ write-ahead log is for, in a file that every language opens, from Python's own l
 but locks its file to one process, writes whole row groups and would be a dependency.
 """
 
+import contextlib
 import json
+import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
+from whence.serve.limits import Limits
+from whence.serve.log_clock import LogClock
+from whence.serve.responses import Refused
 
 __all__ = ["QueryLog"]
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE queries (
-    id TEXT PRIMARY KEY,
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
     time REAL NOT NULL,
     store TEXT NOT NULL,
     digest TEXT NOT NULL,
@@ -28,9 +34,11 @@ CREATE TABLE queries (
     completion TEXT NOT NULL,
     measurement REAL NOT NULL,
     seconds REAL NOT NULL,
-    answer TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX queries_by_time ON queries (store, time);
+    answer TEXT NOT NULL,
+    kept_at REAL NOT NULL
+);
+CREATE INDEX queries_by_time ON queries (digest, time);
+CREATE INDEX queries_by_age ON queries (kept_at);
 CREATE TABLE shares (
     query TEXT NOT NULL REFERENCES queries (id) ON DELETE CASCADE,
     source TEXT NOT NULL,
@@ -38,18 +46,36 @@ CREATE TABLE shares (
     negative REAL NOT NULL,
     PRIMARY KEY (query, source)
 ) WITHOUT ROWID;
+CREATE TABLE clock (time REAL NOT NULL);
+"""
+# Logs of version 1 knew no order but their times'.
+_FROM_VERSION_1 = f"""
+ALTER TABLE shares RENAME TO shares_1;
+ALTER TABLE queries RENAME TO queries_1;
+DROP INDEX queries_by_time;
+{_SCHEMA}
+INSERT INTO queries (id, time, store, digest, prompt, completion, measurement, seconds, answer, kept_at)
+    SELECT id, time, store, digest, prompt, completion, measurement, seconds, answer, time FROM queries_1 ORDER BY time;
+INSERT INTO shares SELECT * FROM shares_1;
+DROP TABLE shares_1;
+DROP TABLE queries_1;
 """
 _SHARES = """
 SELECT source, sum(positive), sum(negative), count(DISTINCT query)
 FROM shares JOIN queries ON queries.id = shares.query
-WHERE store = ? AND time >= ? AND time < ?
+WHERE digest = ? AND time >= ? AND time < ?
 GROUP BY source ORDER BY 2 DESC, 1 LIMIT ?
 """
+_OLDEST = "DELETE FROM queries WHERE number IN (SELECT number FROM queries ORDER BY number LIMIT ?)"
 _COLUMNS = ("id", "time", "store", "digest", "prompt", "completion", "measurement", "seconds")
 _SUMS = ("source", "positive", "negative")
 _DAY = 86_400.0
 # Old answers are looked for this often.
 _PURGE_SECONDS = 3_600.0
+# Answers that are deleted at once where the log has grown beyond its size.
+_DELETED_AT_ONCE = 256
+_RETRY_SECONDS = 10
+_logger = logging.getLogger("whence.serve")
 
 
 class QueryLog:
@@ -58,86 +84,188 @@ class QueryLog:
     Args:
         path: The file; made, readable by its owner only, if it is not there. ":memory:" for none.
         retention_days: Older answers are deleted.
+        max_bytes: Where it holds more, the oldest answers are deleted.
 
     Raises:
         BadInput: If the file cannot be opened or is something else.
     """
 
-    def __init__(self, path: str, *, retention_days: float):
-        self.path, self.retention_days = path, retention_days
-        self.purged = -_PURGE_SECONDS
+    def __init__(self, path: str, *, retention_days: float, max_bytes: int = Limits.max_log_bytes):
+        self.path, self.retention, self.max_bytes = path, retention_days * _DAY, max_bytes
+        self.trouble = ""
+        self.writing, self.reading = threading.Lock(), threading.Lock()
         try:
-            if path != ":memory:":
-                Path(path).touch(mode=0o600)
-            self.writer = _connect(path)
-            _prepare(self.writer, path)
-            # Readers of a file have a connection of their own, and see the last commit while the next one is written.
-            self.reader = self.writer if path == ":memory:" else _connect(path)
+            self._open()
+            (last,) = self.writer.execute("SELECT max(time) FROM clock").fetchone()
+            if last is None:
+                (last,) = self.writer.execute("SELECT max(kept_at) FROM queries").fetchone()
         except (sqlite3.Error, OSError) as error:
             raise BadInput(
                 found=f"the query log {path}, which cannot be opened ({error})",
                 needed="a place to write, or a log that this service made",
                 do="pass another --log, or ':memory:'",
             ) from error
-        self.writing, self.reading = threading.Lock(), threading.Lock()
-        if self.reader is self.writer:
-            self.reading = self.writing
-        self.purge()
+        self.clock = LogClock(last, self.retention)
+        self.purged = time.monotonic()
+        with contextlib.suppress(Refused):  # a full disk is told to those who ask, and by /health
+            self.purge()
 
     def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Keep answers: when this returns, they are on disk.
 
         Args:
             answers: What `answered` gives, with id, time and digest.
+
+        Raises:
+            Refused: If the disk is full, or the file cannot be written.
         """
-        with self.writing, self.writer:
+        with self._written():
+            shift = self.clock.ahead()
+            if self._bytes() > self.max_bytes:
+                self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(
-                "INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*(answer[name] for name in _COLUMNS), json.dumps(answer)) for answer in answers],
+                f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*(answer[name] for name in _COLUMNS), json.dumps(answer), answer["time"] - shift) for answer in answers],
             )
             self.writer.executemany(
-                "INSERT INTO shares VALUES (?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO shares VALUES (?, ?, ?, ?)",
                 [(answer["id"], *(one[name] for name in _SUMS)) for answer in answers for one in answer["shares"]],
             )
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
 
     def answer(self, name: str) -> dict[str, Any] | None:
-        """An answer by its id; None if it is not there (any more)."""
-        with self.reading:
+        """An answer by its id; None if it is not there (any more).
+
+        Raises:
+            Refused: If the file cannot be read.
+        """
+        with self._read():
             found = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
         return None if found is None else json.loads(found[0])
 
-    def shares(self, store: str, since: float, until: float, limit: int) -> dict[str, Any]:
+    def shares(self, digest: str, since: float, until: float, limit: int) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.
 
         Args:
-            store: Name of the store.
+            digest: Of the store: another version of it is another store.
             since: From then on, in seconds since 1970.
             until: Before then.
             limit: Sources at most.
 
         Returns:
             Number of questions, and per source its sums and the number of answers that list it.
+
+        Raises:
+            Refused: If the file cannot be read.
         """
-        with self.reading:
-            rows = self.reader.execute(_SHARES, (store, since, until, limit)).fetchall()
+        with self._read():
+            rows = self.reader.execute(_SHARES, (digest, since, until, limit)).fetchall()
             (count,) = self.reader.execute(
-                "SELECT count(*) FROM queries WHERE store = ? AND time >= ? AND time < ?", (store, since, until)
+                "SELECT count(*) FROM queries WHERE digest = ? AND time >= ? AND time < ?", (digest, since, until)
             ).fetchone()
         names = ("source", "positive", "negative", "answers")
         return {"questions": count, "shares": [dict(zip(names, row, strict=True)) for row in rows]}
 
     def purge(self) -> None:
-        """Delete what is older than it may be."""
+        """Delete what is older than it may be, and the oldest of what is too much.
+
+        Raises:
+            Refused: If the disk is full, or the file cannot be written.
+        """
         self.purged = time.monotonic()
-        with self.writing, self.writer:
-            self.writer.execute("DELETE FROM queries WHERE time < ?", (time.time() - self.retention_days * _DAY,))
+        if ahead := self.clock.ahead():
+            _logger.warning("the clock jumped by %.1f hours: no answer is deleted by it before a day has passed", ahead / 3600)
+        with self._written():
+            self.writer.execute("DELETE FROM queries WHERE kept_at < ?", (self.clock.now() - self.retention,))
+            while self._bytes() > self.max_bytes and self.writer.execute(_OLDEST, (_DELETED_AT_ONCE,)).rowcount > 0:
+                pass
+
+    def try_again(self) -> None:
+        """Write a little where writing failed before, and open the file anew if that does not help.
+
+        Raises:
+            Refused: If it still cannot be written.
+        """
+        if not self.trouble:
+            return
+        try:
+            with self._written():
+                pass
+        except Refused:
+            if self.path == ":memory:":
+                raise
+            with self.writing, self.reading, contextlib.suppress(sqlite3.Error, OSError, BadInput):
+                self._close()
+                self._open()
+            with self._written():
+                pass
 
     def close(self) -> None:
         """Close the file; what was written is there anyway."""
+        with contextlib.suppress(Refused), self._written():
+            pass
+        self._close()
+
+    def _open(self) -> None:
+        if self.path != ":memory:":
+            Path(self.path).touch(mode=0o600)
+        self.writer = _connect(self.path)
+        _prepare(self.writer, self.path)
+        # Readers of a file have a connection of their own, and see the last commit while the next one is written.
+        self.reader = self.writer if self.path == ":memory:" else _connect(self.path)
+        if self.reader is self.writer:
+            self.reading = self.writing
+
+    def _close(self) -> None:
         self.reader.close()
         self.writer.close()
+
+    def _bytes(self) -> int:
+        """What the answers take, pages that wait to be used again left out."""
+        pages, free, size = (
+            self.writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """A transaction, with the time at which it was.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Refused: If it fails; nothing of it is kept.
+        """
+        try:
+            with self.writing, self.writer:
+                yield
+                self.writer.execute("DELETE FROM clock")
+                self.writer.execute("INSERT INTO clock VALUES (?)", (self.clock.now(),))
+        except sqlite3.Error as error:
+            is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            if not self.trouble:  # once, not with every answer
+                _logger.error("the query log %s cannot be written: %s", self.path, error)
+            self.trouble = "full" if is_full else "not writable"
+            raise Refused(
+                507 if is_full else 503,
+                found="no space left for the query log" if is_full else "a query log that cannot be written",
+                needed="it to hold every answer before that goes out",
+                do="tell whoever runs the service: free some space" if is_full else "tell whoever runs the service",
+                headers={"Retry-After": str(_RETRY_SECONDS)},
+            ) from error
+        self.trouble = ""
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        try:
+            with self.reading:
+                yield
+        except sqlite3.Error as error:
+            found = "a query log that cannot be read"
+            headers = {"Retry-After": str(_RETRY_SECONDS)}
+            raise Refused(503, found=found, do="tell whoever runs the service", headers=headers) from error
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -154,6 +282,10 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if version == 0 and tables == 0:
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    elif version == 1:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.executescript(f"BEGIN; {_FROM_VERSION_1} PRAGMA user_version = {_VERSION}; COMMIT;")
+        connection.execute("PRAGMA foreign_keys = ON")
     elif version != _VERSION:
         raise BadInput(
             found=f"{path}, a database of another kind or version",

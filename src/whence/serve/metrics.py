@@ -24,6 +24,7 @@ class Metrics:
         self.batch = Histogram(
             "whence_batch_questions", "Questions that shared a scan.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
+        self.connections = Gauge("whence_open_connections", "Connections that are open.", registry=self.registry)
         self.waiting = Gauge("whence_waiting_questions", "Questions in the line.", registry=self.registry)
 
     def text(self) -> bytes:

@@ -1,32 +1,25 @@
-"""Around every request: who may ask, what a browser may do with the answer, and what is counted."""
+"""Around every request: what it may be, who may ask, what a browser may do with the answer, and what is counted."""
 
 import hmac
-import json
+import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from whence.serve.config import is_loopback
-from whence.serve.errors import error_body
+from whence.serve.errors import told
+from whence.serve.limits import Limits
 from whence.serve.metrics import Metrics
+from whence.serve.responses import SECURITY_HEADERS, Refused, json_response
 
 __all__ = ["Guard"]
 
-# Nothing is fetched from elsewhere, nothing runs that is not a file of this service, nobody may frame it.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-)
-_HEADERS = (
-    ("content-security-policy", _POLICY),
-    ("x-content-type-options", "nosniff"),
-    ("referrer-policy", "no-referrer"),
-    ("cross-origin-opener-policy", "same-origin"),
-    ("cross-origin-resource-policy", "same-origin"),
-    ("cache-control", "no-store"),
-)
 # The page itself holds nothing; it asks for the token.
 _OPEN = {"/", "/page.js", "/page.css", "/icon.svg", "/health"}
+# Given twice, whoever stands between might go by the one and we by the other.
+_SINGLE = (b"host", b"authorization", b"content-type", b"content-length", b"content-encoding")
+_logger = logging.getLogger("whence.serve")
 
 
 class Guard:
@@ -35,50 +28,113 @@ class Guard:
     Args:
         app: What it guards.
         token: What requests have to show as `Authorization: Bearer`; None lets everyone in who is on this machine.
+        limits: Of a request's body.
         metrics: What is counted.
     """
 
-    def __init__(self, app: Any, *, token: str | None, metrics: Metrics):
-        self.app, self.token, self.metrics = app, token, metrics
+    def __init__(self, app: Any, *, token: str | None, limits: Limits, metrics: Metrics):
+        self.app, self.token, self.limits, self.metrics = app, token, limits, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["type"] != "http":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        started, status = time.monotonic(), 0
 
         async def guarded(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [(name.encode(), value.encode()) for name, value in _HEADERS]
-                message = {**message, "headers": [*message["headers"], *extra]}
+                message = {**message, "headers": [*message["headers"], *SECURITY_HEADERS]}
             await send(message)
 
+        headers = dict(scope["headers"])
         try:
-            refusal = self._refusal(scope["path"], headers)
-            if refusal is None:
-                await self.app(scope, receive, guarded)
-            else:
-                await _answer(guarded, *refusal)
+            await self._pass(scope, headers, receive, guarded)
+        except Exception as error:
+            if status:  # an answer has begun to go out: the connection ends with it
+                raise
+            if not isinstance(error, Refused):
+                _logger.error("%s %s failed", scope["method"], ascii(scope["path"][:80]), exc_info=error)
+            code, body, more = told(error)
+            await json_response(body, code, more)(scope, receive, guarded)
         finally:
             path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.requests.labels(path, str(status or 500)).inc()
             self.metrics.seconds.labels(path).observe(time.monotonic() - started)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]] | None:
+    async def _pass(self, scope: Any, headers: Mapping[bytes, bytes], receive: Any, send: Any) -> None:
+        try:
+            self._check(scope, headers)
+        except Refused:
+            await self._read_body(headers, receive)
+            raise
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Any, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse what costs most first: sizes before the token, the token before all else.
+
+        Raises:
+            Refused: If the request may not be asked.
+        """
+        if len(headers) < len(scope["headers"]):
+            _check_single(scope["headers"])
+        if b"host" not in headers and scope["http_version"] == "1.1":
+            raise Refused(400, found="a request without a host", needed="a Host header", do="send one")
+        self._check_body(scope["path"], headers)
+        self._check_asker(scope["path"], headers)
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        # A form of another site can send anything else without asking.
+        if scope["method"] == "POST" and kind != b"application/json" and headers.get(b"content-length", b"0") != b"0":
+            accepted = {"Accept": "application/json"}
+            raise Refused(415, found="a body that is not JSON", needed="application/json", do="send that", headers=accepted)
+
+    def _check_body(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        if b"transfer-encoding" in headers:
+            needed = "a body with its length, in Content-Length"
+            raise Refused(411, found="a body in chunks", needed=needed, do="send it whole")
+        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
+            plain = {"Accept-Encoding": "identity"}
+            raise Refused(415, found="a compressed body", needed="a plain one", do="send it as it is", headers=plain)
+        given = headers.get(b"content-length", b"0")
+        if not given.isdigit():
+            raise Refused(400, found="a length that is no number", needed="one in Content-Length", do="correct it")
+        most = self.limits.max_request_bytes if path.endswith("/attribute-item") else self.limits.max_body_bytes
+        if len(given) > len(str(most)) + 1 or int(given) > most:
+            raise Refused(413, found=f"a body of more than {most:,} bytes", needed="no more", do="send less")
+
+    def _check_asker(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         if self.token is None:
             # A page elsewhere whose name suddenly leads to this machine (DNS rebinding) still calls it by that name.
-            if not is_loopback(_hostname(headers.get("host", ""))):
-                return 403, error_body("a host name that is not this machine's", "127.0.0.1 or localhost", "use that address")
-            return None
-        given = headers.get("authorization", "")
-        wanted = f"Bearer {self.token}"
-        if path not in _OPEN and not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):
-            return 401, error_body("no token, or another", "the token of this service", "send Authorization: Bearer TOKEN")
-        return None
+            if not is_loopback(_hostname(headers.get(b"host", b"").decode("latin-1"))):
+                needed = "127.0.0.1 or localhost"
+                raise Refused(403, found="a host name that is not this machine's", needed=needed, do="use that address")
+        elif path not in _OPEN and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self.token}".encode()):
+            needed, challenge = "the token of this service", {"WWW-Authenticate": "Bearer"}
+            do = "send Authorization: Bearer TOKEN"
+            raise Refused(401, found="no token, or another", needed=needed, do=do, headers=challenge)
+        is_elsewhere = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if path not in _OPEN and is_elsewhere and headers.get(b"sec-fetch-mode") != b"navigate":
+            raise Refused(403, found="a request of another site's page", needed="this service's own page", do="open that")
+
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Any) -> None:
+        """Read a small body to its end: a connection that is closed before may take the answer along."""
+        given = headers.get(b"content-length", b"0")
+        if given.isdigit() and len(given) < 20 and int(given) <= self.limits.max_body_bytes:
+            while (await receive()).get("more_body"):
+                pass
+
+
+def _check_single(headers: Any) -> None:
+    names = [name for name, _ in headers]
+    for name in _SINGLE:
+        if names.count(name) > 1:
+            raise Refused(400, found=f"{name.decode()} given twice", needed="it once", do="leave one out")
 
 
 def _hostname(host: str) -> str:
@@ -86,12 +142,3 @@ def _hostname(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-async def _answer(send: Any, status: int, body: dict[str, Any]) -> None:
-    content = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

@@ -8,12 +8,12 @@ import numpy as np
 
 from whence.errors import BadInput, Unsupported
 from whence.report.pictures import small_png
+from whence.serve.limits import MOST_PIXELS
 
 __all__ = ["check_pillow", "opened", "pixels_of", "thumbnail", "values_of"]
 
 # What may be uploaded: the fewer decoders, the better.
 _KINDS = ("PNG", "JPEG")
-_MOST_PIXELS = 1 << 24
 
 
 def check_pillow() -> None:
@@ -55,10 +55,10 @@ def opened(content: bytes) -> Any:
             file = Image.open(io.BytesIO(content), formats=_KINDS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise BadInput(found="an image that cannot be opened", needed="a PNG or JPEG file", do="save it as one") from None
-    if file.width * file.height > _MOST_PIXELS:
+    if file.width * file.height > MOST_PIXELS:
         raise BadInput(
             found=f"an image of {file.width:,} x {file.height:,} pixels",
-            needed=f"at most {_MOST_PIXELS:,} pixels",
+            needed=f"at most {MOST_PIXELS:,} pixels",
             do="make it smaller",
         )
     try:

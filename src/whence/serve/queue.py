@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from whence.errors import WhenceError
+from whence.errors import BadInput, UnknownOption, Unsupported, WhenceError
 from whence.serve.answer import Masks, answered
+from whence.serve.health import Health
 from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.question import Question
 from whence.serve.render import shown
+from whence.serve.responses import Refused, internal_error
 
 __all__ = ["Cancelled", "Full", "Job", "Line", "TooLate"]
 
@@ -100,6 +102,7 @@ class Line:
         max_waiting: Most questions that may wait.
         batch: Most questions of one scan.
         redacted: Whether training text stays here.
+        health: Told which stores could be read.
     """
 
     def __init__(
@@ -111,8 +114,10 @@ class Line:
         max_waiting: int,
         batch: int,
         redacted: bool = False,
+        health: Health | None = None,
     ):
         self.log, self.metrics, self.redacted = log, metrics, redacted
+        self.health = health or Health()
         self.max_waiting, self.batch = max_waiting, batch
         self.masks = {name: Masks(desk) for name, desk in desks.items()}
         self.waiting: deque[Job] = deque()
@@ -185,6 +190,12 @@ class Line:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         ready = []
+        try:
+            self.log.try_again()
+        except Refused as error:
+            for job in jobs:
+                _fail(job, error)
+            return
         for job in jobs:
             if not job.is_wanted:
                 job.give_up()
@@ -197,33 +208,36 @@ class Line:
             return
         self.metrics.batch.observe(len(ready))
         try:
-            found = answered(
-                ready[0][0].desk,
-                [job for job, _ in ready],
-                [example for _, example in ready],
-                self.masks[ready[0][0].desk.name],
-            )
-            answers = [
-                (job, self._kept(job, answer)) for (job, _), answer in zip(ready, found, strict=True) if answer is not None
-            ]
-            kept = [answer for _, answer in answers]
-            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
-            keeping = self.keeper.submit(self.log.add, kept)
-            texts = shown(ready[0][0].desk, kept, redacted=self.redacted)
-            keeping.result()
+            answers = self._answers(ready)
         except Exception as error:  # noqa: BLE001
-            # Whoever caused it must not take the others along.
-            for job, _ in ready if len(ready) > 1 else ():
-                self._run([job])
-            for job, _ in ready if len(ready) == 1 else ():
+            # Whoever caused it must not take the others along; a store or a log that fails, fails all.
+            if len(ready) > 1 and not isinstance(error, Refused):
+                for job, _ in ready:
+                    self._run([job])
+                return
+            for job, _ in ready:
                 _fail(job, error)
             return
-        for (job, _), answer in zip(answers, texts, strict=True):
+        for job, answer in answers:
             if not job.future.done():
                 job.future.set_result(answer)
         for job, _ in ready:
             if not job.future.done():
                 job.give_up()
+
+    def _answers(self, ready: Sequence[tuple[Job, Any]]) -> list[tuple[Job, dict[str, Any]]]:
+        """Answers as they go out, all of them in the log; none for jobs that nobody waits for any more."""
+        desk = ready[0][0].desk
+        with self.health.reading(desk.name):
+            jobs, examples = [job for job, _ in ready], [example for _, example in ready]
+            found = answered(desk, jobs, examples, self.masks[desk.name])
+            wanted = [(job, answer) for job, answer in zip(jobs, found, strict=True) if answer is not None]
+            kept = [self._kept(job, answer) for job, answer in wanted]
+            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
+            keeping = self.keeper.submit(self.log.add, kept)
+            texts = shown(desk, kept, redacted=self.redacted)
+        keeping.result()
+        return [(job, text) for (job, _), text in zip(wanted, texts, strict=True)]
 
     def _prepared(self, job: Job) -> Any:
         def on_token(count: int) -> None:
@@ -238,15 +252,17 @@ class Line:
             if job.listener is not None:
                 job.listener({"phase": "written", "completion": wrote})
         # A filter that lets nothing through is this asker's mistake.
-        self.masks[job.desk.name].of(job.question)
-        return job.desk.example(job.question)
+        with self.health.reading(job.desk.name, (BadInput, UnknownOption, Unsupported)):
+            self.masks[job.desk.name].of(job.question)
+            return job.desk.example(job.question)
 
     def _kept(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
         return {"id": job.id, "time": time.time(), "digest": job.desk.digest, **answer}
 
 
 def _fail(job: Job, error: Exception) -> None:
-    if not isinstance(error, WhenceError | Cancelled | TooLate):
+    if not isinstance(error, WhenceError | Refused | Cancelled | TooLate):
         _logger.error("answer %s failed", job.id, exc_info=error)
+        error = internal_error()  # what went wrong is told here, and once
     if not job.future.done():
         job.future.set_exception(error)

@@ -9,7 +9,7 @@ from whence.report import Hit
 from whence.report.passages import pieces, strongest
 from whence.serve.hosted_store import Desk
 
-__all__ = ["shown"]
+__all__ = ["is_closed", "shown"]
 
 _SIDES = ("proponents", "opponents")
 # Characters of an example that are shown first.
@@ -32,13 +32,19 @@ def shown(desk: Desk, answers: Sequence[Mapping[str, Any]], *, redacted: bool) -
     examples = desk.warm.store.examples_of(hit["row"] for kept in answers for side in _SIDES for hit in kept[side])
     return [
         {
-            **kept,
+            **{name: value for name, value in kept.items() if name != "digest" or not redacted},
             **_shown_item(desk, kept, redacted=redacted),
             **{side: [_shown_hit(desk, hit, examples[hit["row"]], redacted=redacted) for hit in kept[side]] for side in _SIDES},
             "redacted": redacted,
         }
         for kept in answers
     ]
+
+
+def is_closed(kept: Mapping[str, Any]) -> bool:
+    """Whether an answer tells what a redacted service keeps: which of its examples have some text, or some time."""
+    chosen = kept["filter"]
+    return bool(chosen["text"]) or chosen["since"] is not None or chosen["until"] is not None
 
 
 def _shown_item(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:
@@ -48,7 +54,10 @@ def _shown_item(desk: Desk, kept: Mapping[str, Any], *, redacted: bool) -> dict[
     item = {name: value for name, value in kept["item"].items() if name != "thumbnail"}
     if kept["item"]["thumbnail"]:
         item["image"] = f"v1/answers/{kept['id']}/image"
-    elif item["example"] and not redacted:
+    elif item["example"] and redacted:
+        # Its label may be that of the training example.
+        return {"item": {**item, "label": "", "is_predicted": False}, "completion": ""}
+    elif item["example"]:
         item["image"] = _image(desk, item["example"])
     return {"item": item}
 
@@ -61,10 +70,9 @@ def _shown_hit(desk: Desk, kept: Mapping[str, Any], known: Mapping[str, Any], *,
     row = kept["row"]
     hit = hit_of(desk.warm.store, row, kept["score"], known)
     found: dict[str, Any] = {"id": hit.id, "row": row, "score": hit.score, "source": hit.source}
-    if desk.catalog.time_N is not None and desk.catalog.time_N[row] == desk.catalog.time_N[row]:
-        found["time"] = float(desk.catalog.time_N[row])
     if redacted:
         return found
+    found |= desk.catalog.time_of(row)
     if desk.kind == "image":
         found["image"] = _image(desk, hit.id)
     spans, scores = zip(*kept["tokens"], strict=True) if kept["tokens"] else ((), ())

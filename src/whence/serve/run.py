@@ -1,5 +1,6 @@
 """Starting the service: stores by name, an address, and a stop that finishes what it began."""
 
+import functools
 import gc
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,12 @@ from fastapi import FastAPI
 
 from whence.errors import BadInput
 from whence.serve.config import ServeConfig
+from whence.serve.connection import Connection, OpenConnections
+from whence.serve.limits import most_connections
 
 __all__ = ["named_folders", "run_app"]
+
+_BACKLOG = 1024
 
 
 def named_folders(stores: Sequence[str]) -> dict[str, Path]:
@@ -53,7 +58,7 @@ def run_app(app: FastAPI, config: ServeConfig, ready: Callable[[str], None]) -> 
         ready: Called with the address once it answers.
 
     Raises:
-        BadInput: If the address cannot be listened on.
+        BadInput: If the address cannot be listened on, or this process may open too few files.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -69,15 +74,21 @@ def run_app(app: FastAPI, config: ServeConfig, ready: Callable[[str], None]) -> 
         ) from error
     host = f"[{config.host}]" if family == socket.AF_INET6 else config.host
     url = f"http://{host}:{listener.getsockname()[1]}/"
+    metrics = app.state.metrics
+    others = OpenConnections(
+        config, most_connections(config), lambda status: metrics.requests.labels("none", str(status)).inc()
+    )
+    metrics.connections.set_function(lambda: others.count)
     settings: Mapping[str, Any] = {
         "log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": int(config.drain_seconds),
-        "timeout_keep_alive": 15, "proxy_headers": False,
+        "proxy_headers": False, "http": functools.partial(Connection, others=others), "ws": "none",
+        "backlog": _BACKLOG,
     }  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, **settings))
     # What is loaded stays: looking through it for garbage again and again would take longer than most of what an answer takes.
     gc.collect()
     gc.freeze()
     # The socket listens from here on, so whoever is told the address is answered.
-    listener.listen(socket.SOMAXCONN)
+    listener.listen(settings["backlog"])
     ready(url)
     server.run(sockets=[listener])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from whence.errors import BadInput
 from whence.serve.catalog import Filter, seconds_of
 from whence.serve.config import ServeConfig
+from whence.serve.limits import LONGEST_ID, LONGEST_NAME, LONGEST_TIME, MOST_SOURCES
 from whence.serve.question import Item, Question
 
 __all__ = ["ASKED", "Ask", "Attribute", "AttributeItem", "Filtering", "question_of"]
@@ -23,16 +24,23 @@ ASKED: dict[str, Any] = {
 
 # Surrogates and NUL are no text: tokenizers and databases refuse them.
 _TEXT = r"^[^\x00]*$"
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=400, pattern=_TEXT)]
-_Time = Annotated[str, StringConstraints(min_length=1, max_length=40)]
+# Far above every limit: longer numbers are no counts.
+_MANY = 1 << 31
+# Below this, probabilities are those of the likeliest token alone, and logits divided by it are no numbers.
+_LOWEST_TEMPERATURE = 0.01
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, pattern=_TEXT)]
+_Label = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=_TEXT)]
+_Time = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_TIME, pattern=_TEXT)]
 
 
 class Filtering(BaseModel):
     """Which training examples may be hits."""
 
     model_config = ConfigDict(extra="forbid")
-    sources: list[_Name] = Field(default=[], max_length=64, description="Sources, or patterns with * and ?.")
-    text: str = Field(default="", max_length=400, pattern=_TEXT, description="What the text has to contain, in any case.")
+    sources: list[_Name] = Field(default=[], max_length=MOST_SOURCES, description="Sources, or patterns with * and ?.")
+    text: str = Field(
+        default="", max_length=LONGEST_NAME, pattern=_TEXT, description="What the text has to contain, in any case."
+    )
     since: _Time | None = Field(default=None, description="Earliest time, ISO 8601.")
     until: _Time | None = Field(default=None, description="The first time that is too late, ISO 8601.")
 
@@ -42,7 +50,7 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
     prompt: str = Field(min_length=1, pattern=_TEXT)
-    max_tokens: int = Field(default=40, ge=1, description="Tokens to write at most.")
+    max_tokens: int = Field(default=40, ge=1, lt=_MANY, description="Tokens to write at most.")
     temperature: float = Field(
         default=0,
         ge=0,
@@ -53,7 +61,7 @@ class Ask(BaseModel):
     seed: int | None = Field(
         default=None, ge=0, lt=1 << 53, description="Of the draws; left out, a new one, which the answer names."
     )
-    k: int = Field(default=10, ge=1, description="Hits on each side.")
+    k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
     tokens: bool = Field(default=False, description="Score the tokens of every hit: the model runs on each again.")
     filter: Filtering = Filtering()
 
@@ -67,8 +75,8 @@ class Attribute(BaseModel):
     )
     prompt: str = Field(default="", pattern=_TEXT, description="What comes before; empty to ask about a whole text.")
     completion: str = Field(min_length=1, pattern=_TEXT)
-    token: int | None = Field(default=None, ge=0, description="Only this token of the completion, counted from 0.")
-    k: int = Field(default=10, ge=1, description="Hits on each side.")
+    token: int | None = Field(default=None, ge=0, lt=_MANY, description="Only this token of the completion, counted from 0.")
+    k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
     tokens: bool = Field(default=False, description="Score the tokens of every hit: the model runs on each again.")
     filter: Filtering = Filtering()
 
@@ -82,12 +90,15 @@ class AttributeItem(BaseModel):
     text: str = Field(default="", pattern=_TEXT, description="For stores of texts.")
     image: str = Field(default="", description="For stores of images: a PNG or JPEG file in base64.")
     example: str = Field(
-        default="", max_length=4000, pattern=_TEXT, description="Or the id of the training example whose image is asked about."
+        default="",
+        max_length=LONGEST_ID,
+        pattern=_TEXT,
+        description="Or the id of the training example whose image is asked about.",
     )
-    label: str | int | None = Field(
+    label: _Label | int | None = Field(
         default=None, description="A class by name or number; left out, the one that the model sees."
     )
-    k: int = Field(default=10, ge=1, description="Hits on each side.")
+    k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
     filter: Filtering = Filtering()
 
 
@@ -118,7 +129,13 @@ def question_of(request: Ask | Attribute | AttributeItem, config: ServeConfig) -
     if config.redacted and chosen.text:
         raise BadInput(
             found="a filter by text on a redacted service",
-            needed="filters by source or time: a search would tell what the texts hold",
+            needed="filters by source: a search would tell what the texts hold",
+            do="leave it out",
+        )
+    if config.redacted and (chosen.since is not None or chosen.until is not None):
+        raise BadInput(
+            found="a filter by time on a redacted service",
+            needed="filters by source: a search would tell the times of examples",
             do="leave it out",
         )
     tokens = not isinstance(request, AttributeItem) and request.tokens
@@ -152,6 +169,8 @@ def _writing(request: Ask) -> dict[str, Any]:
             needed="a temperature above 0 for draws",
             do="raise it, or leave seed out",
         )
+    if 0 < request.temperature < _LOWEST_TEMPERATURE:
+        raise BadInput(found=f"temperature {request.temperature:g}", needed=f"0, or {_LOWEST_TEMPERATURE} to 10", do="pick one")
     seed = secrets.randbelow(1 << 32) if request.seed is None else request.seed
     return {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": seed}
 

@@ -14,6 +14,7 @@ from whence.store.files import (
 )
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
+from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, listed_files, read_seals
@@ -37,6 +38,7 @@ __all__ = [
     "dtype_named",
     "is_remote",
     "leases",
+    "left_out_notes",
     "listed_files",
     "located",
     "locked",
@@ -51,6 +53,7 @@ __all__ = [
     "verify_store",
     "write_bytes",
     "write_json",
+    "write_left_out",
     "write_store",
     "write_tensors",
 ]

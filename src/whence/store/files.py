@@ -28,7 +28,6 @@ __all__ = [
     "locked",
     "open_to_lock",
     "read_json",
-    "read_rows",
     "read_tensors",
     "sha256_of",
     "write_bytes",
@@ -211,22 +210,6 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """
     with open_plain(path) as file, safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
         yield tensors
-
-
-def read_rows(path: Path, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
-    """Some rows of some tensors of a safetensors file; no others are read, but from an object store those tensors as a whole.
-
-    Raises:
-        StoreCorrupt: If it is missing or not what was written.
-    """
-    try:
-        if is_remote(path):
-            return {name: tensor[list(rows)] for name, tensor in fetch_tensors(path, names).items()}
-        with open_tensors(path) as file:
-            slices = {name: file.get_slice(name) for name in names}
-            return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise StoreCorrupt(**damaged(path, reason(error))) from error
 
 
 def damaged(path: Path, why: str) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """Reading a finished store: refusing what is not whole, streaming what is."""
 
-import contextlib
+import dataclasses
 import hashlib
 import json
-import os
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,55 +13,70 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
-from whence.errors import BadInput, StoreCorrupt, StoreMismatch, WhenceError
-from whence.store.cache import note_path
-from whence.store.files import (
-    damaged,
-    file_sizes,
-    read_json,
-    read_rows,
-    read_tensors,
-    reason,
-    refuse_linked,
-    sha256_of,
-    write_json,
-)
+from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
+from whence.store.files import damaged, file_sizes, read_json, read_tensors, reason, refuse_linked, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
-from whence.store.plain_files import open_plain, read_plain
+from whence.store.notes import read_notes, write_notes
+from whence.store.plain_files import open_plain
 from whence.store.remote import is_remote, located
 from whence.store.resume import read_seals
-from whence.store.strict_json import parse_json
+from whence.store.sealed_files import SealedFiles
+from whence.store.tensor_bytes import fresh_memory
 from whence.tasks import AbstractTask
 
 __all__ = ["Store", "open_store"]
 
 
-# Shards on their way from an object store besides the one in use.
-_FETCHED_AHEAD = 2
+# Shards on their way besides the one in use: from a disk, and from an object store.
+_READ_AHEAD, _FETCHED_AHEAD = 1, 2
+# Of a file of examples, read at a time.
+_BLOCK_BYTES = 4 << 20
+# Of the memory that is free when a store begins to be kept in it, what has to stay free.
+_RESERVE = 0.25
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors that stay in memory, for whoever asks again and again.
+
+    Args:
+        reserve: Bytes of memory that have to stay free.
+        tensors: Those that were read, by file.
+    """
+
+    reserve: int
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may be kept, too."""
+        return available_bytes(torch.device("cpu")) - size >= self.reserve
 
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store; see `open_store`.
+    """A finished store as it was when it was opened; see `open_store`.
 
     Args:
         folder: Where it is.
         blueprint: What its rows are.
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
-        held: By file the tensors that were read before, for whoever asks again and again; None reads them each time. They are views of mapped
-            files: what they take is the system's page cache.
+        opened: Its files as they were when it was opened; made when they are first read if it is None. An object store has none.
+        kept: What stays in memory of what was read; None for nothing, see `in_memory`.
     """
 
     folder: Path
     blueprint: Blueprint
     seals: tuple[Seal, ...]
     files: dict[str, str]
-    held: dict[Path, dict[str, Tensor]] | None = field(default=None, repr=False, compare=False)
+    opened: SealedFiles | None = field(default=None, repr=False, compare=False)
+    kept: Kept | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(seal.rows for seal in self.seals)
@@ -99,21 +113,31 @@ class Store:
         """
         wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
         places = ranks.part(len(self.seals))
-        if is_remote(self.folder):
-            yield from self._fetched(places, wanted)
+        if len(places) < 2 or all(self._is_kept(self.seals[place], wanted) for place in places):
+            for place in places:
+                yield self.starts[place], self.tensors(self.seals[place], wanted)
             return
-        for place in places:
-            if place + 1 < places.stop:
-                self._read_ahead(self.seals[place + 1])
-            yield self.starts[place], self.tensors(self.seals[place], wanted)
+        ahead = _FETCHED_AHEAD if is_remote(self.folder) else _READ_AHEAD
+        with ThreadPoolExecutor(ahead, "whence-read") as pool:
+            coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
+            for place in places:
+                coming.append((self.starts[place], pool.submit(self.tensors, self.seals[place], wanted)))
+                if len(coming) > ahead:
+                    start, shard = coming.popleft()
+                    yield start, shard.result()
+                    del shard  # what the caller drops is used for the next one
+            while coming:
+                start, shard = coming.popleft()
+                yield start, shard.result()
 
     def tensors(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
         """Some tensors of one shard.
 
         Raises:
             StoreCorrupt: If the file is not what was sealed.
+            StoreChanged: If it has changed since the store was opened.
         """
-        return self._read(self._path(seal, ".safetensors"), names)
+        return self._read(_tensors_of(seal), names, seal.tensors_bytes)
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
@@ -127,43 +151,44 @@ class Store:
         wanted = [*self.codec.layout(), *self.blueprint.columns()]
         for start, seal in zip(self.starts, self.seals, strict=True):
             inside = [row - start for row in rows[bisect_left(rows, start) : bisect_left(rows, start + seal.rows)]]
-            if inside:
-                yield read_rows(self._path(seal, ".safetensors"), wanted, inside)
+            if inside and (is_remote(self.folder) or self._is_kept(seal, wanted)):
+                yield {name: tensor[inside] for name, tensor in self.tensors(seal, wanted).items()}
+            elif inside:
+                yield self._files.rows(_tensors_of(seal), wanted, inside)
 
     def datasets(self) -> list[tuple[str, int]]:
         """Fingerprint and number of rows of each dataset that was built or appended, in row order."""
         return [(data, sum(seal.rows for seal in seals)) for data, seals in groupby(self.seals, lambda seal: seal.data)]
 
-    def file(self, name: str) -> dict[str, Tensor]:
-        """All tensors of a file beside the shards.
+    def file(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors of a file beside the shards; those of a file on a disk are read one by one, when they are looked at.
 
         Raises:
             StoreCorrupt: If it is missing or unreadable.
+            StoreChanged: If it has changed since the store was opened.
         """
-        return dict(self._read(self.folder / name, None))
+        if is_remote(self.folder):
+            return self._read(name, None, 0)
+        return _Beside(self, name, self._files.sizes(name))
 
     def example(self, row: int) -> dict[str, Any]:
         """What is known of one example: id, source, text, span, length."""
         return self.examples_of([row])[row]
 
     def examples_of(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """What is known of some examples, by row; each shard's file is opened once."""
+        """What is known of some examples, by row."""
         found: dict[int, dict[str, Any]] = {}
         for place, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
             seal, first = self.seals[place], self.starts[place]
             offsets = self.tensors(seal, ["offsets"])["offsets"]
-            with self._path(seal, ".jsonl").open("rb") as file:
-                for row in inside:
-                    start, stop = offsets[row - first : row - first + 2].tolist()
-                    file.seek(start)
-                    found[row] = json.loads(file.read(stop - start))
+            for row in inside:
+                start, stop = offsets[row - first : row - first + 2].tolist()
+                found[row] = self._example(seal, self._content(seal, start, stop))
         return found
 
     def row(self, row: int) -> dict[str, Tensor]:
         """The tensors of one row, with a leading axis of one."""
-        seal, inside = self._locate(row)
-        tensors = self.tensors(seal, [*self.codec.layout(), *self.blueprint.columns()])
-        return {name: tensor[inside : inside + 1] for name, tensor in tensors.items()}
+        return next(self.rows([row]))
 
     def right_factors(self, row: int) -> dict[int, Tensor]:
         """Right factors of one row, shape (C, R), by factored unit; empty for dense rows."""
@@ -180,8 +205,12 @@ class Store:
             Mappings with id, length and, where known, source, text, span, prompt and image.
         """
         for seal in self.seals:
-            with self._path(seal, ".jsonl").open("rb") as file:
-                yield from map(json.loads, file)
+            begun = b""
+            for at in range(0, seal.examples_bytes, _BLOCK_BYTES):
+                *lines, begun = (begun + self._content(seal, at, min(at + _BLOCK_BYTES, seal.examples_bytes))).split(b"\n")
+                yield from (self._example(seal, line) for line in lines)
+            if begun:
+                yield self._example(seal, begun)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all examples in row order."""
@@ -207,18 +236,18 @@ class Store:
     def bad_files(self) -> dict[Path, str]:
         """Files that are not what was sealed, and why."""
         found = {}
-        for path, sha256 in self._sealed(range(len(self.seals))):
+        for name, sha256 in self._sealed(range(len(self.seals))).items():
             try:
-                if sha256_of(path) != sha256:
-                    found[path] = "its checksum is not the sealed one"
+                if sha256_of(self.folder / name) != sha256:
+                    found[self.folder / name] = "its checksum is not the sealed one"
             except FileNotFoundError:
-                found[path] = "it is missing"
+                found[self.folder / name] = "it is missing"
             except OSError as error:
-                found[path] = reason(error)
+                found[self.folder / name] = reason(error)
         return found
 
     def check_unchanged(self, ranks: Ranks = Ranks()) -> None:
-        """Refuse altered files. Each is read once; later calls compare size and time of change with notes in the user's cache.
+        """Refuse altered files. Each is read once; later calls compare inode, size and times of change with notes in the user's cache.
 
         Args:
             ranks: Processes that read the store together: each checks the shards that it reads, and what is shared.
@@ -228,104 +257,91 @@ class Store:
         """
         if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
             return
-        note = note_path(self.folder, "" if ranks.count == 1 else f"{ranks.rank}-of-{ranks.count}")
-        known = _noted(note)
-        fresh = {}
-        for path, sha256 in self._sealed(ranks.part(len(self.seals))):
-            try:
-                stat = path.lstat()
-            except OSError as error:
-                raise StoreCorrupt(**damaged(path, "it is missing")) from error
-            mark = [stat.st_size, stat.st_mtime_ns, sha256]
-            if known.get(path.name) != mark and _digest(path) != sha256:
-                raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
-            fresh[path.name] = mark
-        if fresh != known and note is not None:
-            with contextlib.suppress(WhenceError):  # without room for notes all is checked every time
-                write_json(note, fresh)
+        known = read_notes(self.folder, ranks)
+        checked = {name: self._files.check(name, known.get(name)) for name in self._sealed(ranks.part(len(self.seals)))}
+        fresh = {name: note for name, note in checked.items() if note is not None}
+        if not known or fresh != known:
+            write_notes(self.folder, ranks, fresh)
 
-    def _sealed(self, places: range) -> Iterator[tuple[Path, str]]:
-        for seal in self.seals[places.start : places.stop]:
-            yield self._path(seal, ".safetensors"), seal.tensors_sha256
-            yield self._path(seal, ".jsonl"), seal.examples_sha256
-        for name, sha256 in self.files.items():
-            yield self.folder / name, sha256
+    def faults(self) -> dict[str, str]:
+        """Files that were looked at and can no longer be read as they were when the store was opened, and why."""
+        return {} if is_remote(self.folder) else self._files.faults()
 
-    def _locate(self, row: int) -> tuple[Seal, int]:
-        """The shard of a row, and its place in it."""
-        place = bisect_right(self.starts, row) - 1
-        return self.seals[place], row - self.starts[place]
+    def in_memory(self) -> "Store":
+        """The same store for whoever asks again and again: what is read stays in memory, as long as a quarter of what is free now stays free.
 
-    def _read(self, path: Path, names: Sequence[str] | None) -> dict[str, Tensor]:
-        if self.held is None:
-            return read_tensors(path, names)
-        known = self.held.setdefault(path, {})
-        if names is None:
-            # Files beside the shards are only ever read whole.
-            known.update({} if known else read_tensors(path))
-            return known
-        missing = [name for name in names if name not in known]
-        known.update(read_tensors(path, missing) if missing else {})
-        return {name: known[name] for name in names}
-
-    def _path(self, seal: Seal, suffix: str) -> Path:
-        return (self.folder / shard_stem(seal.number)).with_suffix(suffix)
-
-    def _fetched(self, places: range, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Shards from an object store, two on the way while one is looked at.
-
-        Yields:
-            As `shards` does.
+        What is kept no longer depends on the files.
         """
-        with ThreadPoolExecutor(_FETCHED_AHEAD) as pool:
-            coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
-            for place in places:
-                coming.append((self.starts[place], pool.submit(self.tensors, self.seals[place], names)))
-                if len(coming) > _FETCHED_AHEAD:
-                    start, shard = coming.popleft()
-                    yield start, shard.result()
-            while coming:
-                start, shard = coming.popleft()
-                yield start, shard.result()
+        return dataclasses.replace(self, kept=Kept(int(_RESERVE * available_bytes(torch.device("cpu")))))
 
-    def _read_ahead(self, seal: Seal) -> None:
-        if not hasattr(os, "posix_fadvise"):
-            return
-        with contextlib.suppress(OSError), open(self._path(seal, ".safetensors"), "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    @cached_property
+    def _files(self) -> SealedFiles:
+        return self.opened or SealedFiles(self.folder, self._sealed(range(len(self.seals))), held=tuple(self.files))
+
+    def _sealed(self, places: range) -> dict[str, str]:
+        """SHA-256 by name of the files of some shards, and of those beside them."""
+        found = {}
+        for seal in self.seals[places.start : places.stop]:
+            found |= {_tensors_of(seal): seal.tensors_sha256, _examples_of(seal): seal.examples_sha256}
+        return {**found, **self.files}
+
+    def _read(self, name: str, names: Sequence[str] | None, size: int) -> dict[str, Tensor]:
+        """Tensors of a file of about so many bytes."""
+        known = {} if self.kept is None else self.kept.tensors.get(name, {})
+        if names is None and known:
+            return dict(known)
+        missing = names if names is None else [tensor for tensor in names if tensor not in known]
+        if missing is not None and not missing:
+            return {tensor: known[tensor] for tensor in names or ()}
+        is_kept = self.kept is not None and self.kept.has_room(size)
+        if is_remote(self.folder):
+            found = read_tensors(self.folder / name, missing)
+        else:
+            found = self._files.tensors(name, missing, fresh_memory if is_kept else None)
+        if self.kept is not None and is_kept:
+            self.kept.tensors.setdefault(name, {}).update(found)
+        found = {**known, **found}
+        return found if names is None else {tensor: found[tensor] for tensor in names}
+
+    def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
+        return self.kept is not None and self.kept.tensors.get(_tensors_of(seal), {}).keys() >= set(names)
+
+    def _content(self, seal: Seal, start: int, stop: int) -> bytes:
+        """Bytes of a shard's examples."""
+        if is_remote(self.folder):
+            path: Any = self.folder / _examples_of(seal)
+            return path.fs.cat_file(path.path, start=start, end=stop)
+        return self._files.content(_examples_of(seal), start, stop)
+
+    def _example(self, seal: Seal, line: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise StoreCorrupt(**damaged(self.folder / _examples_of(seal), "a line is no example")) from error
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file of the store.
+class _Beside(Mapping[str, Tensor]):
+    """The tensors of a file beside the shards, each read when it is looked at."""
 
-    Raises:
-        StoreCorrupt: If it cannot be read, or is a link or anything else than a file.
-    """
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise StoreCorrupt(**damaged(path, reason(error))) from error
+    def __init__(self, store: Store, name: str, sizes: Mapping[str, int]):
+        self._store, self._name, self._sizes = store, name, sizes
 
+    def __getitem__(self, tensor: str) -> Tensor:
+        return self._store._read(self._name, [tensor], self._sizes[tensor])[tensor]
 
-def _why_absent(path: Path) -> str:
-    try:
-        path.open("rb").close() if is_remote(path) else open_plain(path).close()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        return reason(error)
-    return "it is missing"
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
 
-def _noted(note: Path | None) -> dict[str, Any]:
-    """What an earlier check noted; nothing if that cannot be read."""
-    if note is None:
-        return {}
-    try:
-        found = parse_json(read_plain(note))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _tensors_of(seal: Seal) -> str:
+    return f"{shard_stem(seal.number)}.safetensors"
+
+
+def _examples_of(seal: Seal) -> str:
+    return f"{shard_stem(seal.number)}.jsonl"
 
 
 def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
@@ -342,6 +358,7 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
     Raises:
         BadInput: If there is no store.
         StoreCorrupt: If it is unfinished or damaged.
+        StoreChanged: If it is being written to.
     """
     folder = located(folder)
     if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
@@ -359,6 +376,7 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
             needed="a finished build",
             do="run the same `whence build` again: it goes on where it stopped",
         )
+    manifest = read_json(folder / "manifest.json")
     if not is_remote(folder):
         refuse_linked(folder / "shards")
     manifest = read_json(folder / "manifest.json")
@@ -369,15 +387,51 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         raise StoreCorrupt(**damaged(folder / "manifest.json", f"it is incomplete: {error}")) from error
     if written_for != blueprint.digest():
         raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
-    if not check:
-        return store
-    sizes = file_sizes(folder / "shards")
+    store = dataclasses.replace(store, opened=None if is_remote(folder) else store._files)
+    if check:
+        try:
+            _check_whole(store, ranks)
+        except StoreCorrupt as error:
+            if _is_as_read(manifest, folder):
+                raise
+            raise StoreChanged(
+                found=f"a store at {folder} that is being written to",
+                needed="a finished build",
+                do="wait until it is finished and open it again",
+            ) from error
+    return store
+
+
+def _check_whole(store: Store, ranks: Ranks) -> None:
+    """Refuse missing, shortened and altered files.
+
+    Raises:
+        StoreCorrupt: If there is one.
+    """
+    sizes = file_sizes(store.folder / "shards")
     for seal in store.seals:
-        for suffix, size in ((".safetensors", seal.tensors_bytes), (".jsonl", seal.examples_bytes)):
-            path = (folder / shard_stem(seal.number)).with_suffix(suffix)
+        for name, size in ((_tensors_of(seal), seal.tensors_bytes), (_examples_of(seal), seal.examples_bytes)):
+            path = store.folder / name
             if path.name not in sizes:
                 raise StoreCorrupt(**damaged(path, _why_absent(path)))
             if sizes[path.name] != size:
                 raise StoreCorrupt(**damaged(path, f"{sizes[path.name]:,} of {size:,} bytes are there"))
     store.check_unchanged(ranks)
-    return store
+
+
+def _why_absent(path: Path) -> str:
+    try:
+        path.open("rb").close() if is_remote(path) else open_plain(path).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    return "it is missing"
+
+
+def _is_as_read(manifest: Any, folder: Path) -> bool:
+    """Whether the manifest is still the one that was read."""
+    try:
+        return read_json(folder / "manifest.json") == manifest
+    except StoreCorrupt:
+        return False

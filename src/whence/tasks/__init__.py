@@ -10,6 +10,7 @@ from whence.tasks.diffusion import Diffusion, DiffusionMeasure
 from whence.tasks.masked_lm import MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
+from whence.tasks.reading import records_in
 
 __all__ = [
     "AbstractTask",
@@ -25,6 +26,7 @@ __all__ = [
     "Outputs",
     "Regression",
     "load_diffusion",
+    "records_in",
     "step_back",
     "weights_digest",
 ]

@@ -33,6 +33,7 @@ class AbstractTask(ABC):
             parameter names send these there whatever their layer, for layers that see some positions only, such as the experts of a
             mixture; parameters without a rule then have to be among them.
         recipe: What is known of the training run, for damping.
+        skip_bad: Whether records that cannot be used are left out, with a note in every answer, instead of refusing the data.
 
     Raises:
         BadInput: If a pattern matches no parameter or nothing is left to attribute.
@@ -51,9 +52,11 @@ class AbstractTask(ABC):
         ignore: Sequence[str] = (),
         functional: bool | Sequence[str] = False,
         recipe: Recipe | None = None,
+        skip_bad: bool = False,
     ):
         self.model = model
         self.recipe = recipe
+        self.skip_bad = skip_bad
         self.tracked = _tracked(model, track, ignore)
         self.functional = functional if isinstance(functional, bool) else _matching(model, functional)
 

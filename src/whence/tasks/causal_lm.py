@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.fields import record_id, record_source
 from whence.tasks.lm_records import Tokenized, tokenized
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
+from whence.tasks.model_outputs import logits_of
 from whence.tasks.outputs import Outputs
+from whence.tasks.prepared import examples_from
+from whence.tasks.token_inputs import context_length, fits_context, padding_token, vocabulary_size
 from whence.tasks.token_loss import IGNORED, token_losses
 
 __all__ = ["CausalLM", "tokenizer_digest"]
@@ -78,7 +82,7 @@ class CausalLM(AbstractTask):
             )
         self.tokenizer = tokenizer
         self.long = long
-        context = _context_length(model, tokenizer)
+        context = context_length(model, tokenizer)
         if max_length is not None and max_length < 2:
             raise BadInput(
                 found=f"max_length={max_length}",
@@ -93,28 +97,40 @@ class CausalLM(AbstractTask):
         return tokenizer_digest(self.tokenizer)
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
-        """Tokenize; see the class for what a record may be.
+        """Tokenize; see the class for what a record may be."""
+        return examples_from(records, self.examples, skip_bad=self.skip_bad)
+
+    def examples(self, number: int, record: Any) -> list[Example]:
+        """What one record stands for: an example, or several windows or documents.
+
+        Args:
+            number: Of the record, which is its id if it has none.
+            record: See the class.
 
         Raises:
-            BadInput: If a record is something else, empty, or longer than the context.
+            BadInput: If it is something else, empty, or longer than the context.
         """
-        examples: list[Example] = []
-        for number, record in enumerate(records):
-            record = {"text": record} if isinstance(record, str) else record
-            if not isinstance(record, Mapping):
-                raise BadInput(
-                    found=f"record {number} of type {type(record).__name__}",
-                    needed="a string or a mapping with 'text', 'prompt' and 'completion', 'messages', or 'input_ids'",
-                    do="convert the records",
-                )
-            examples.extend(self._encode(number, record))
-        return Dataset(examples)
+        record = {"text": record} if isinstance(record, str) else record
+        if not isinstance(record, Mapping):
+            raise BadInput(
+                found=f"record {number} of type {type(record).__name__}",
+                needed="a string or a mapping with 'text', 'prompt' and 'completion', 'messages', or 'input_ids'",
+                do="convert the records",
+            )
+        texts = tokenized(number, record, self.tokenizer, vocabulary_size(self.model))
+        name, source = record_id(number, record), record_source(number, record)
+        if len(texts) == 1:
+            return self._windows(texts[0], name, source)
+        # A document of one token has no loss, so it has taught the model nothing.
+        scored = [(part, one) for part, one in enumerate(texts) if any(label != IGNORED for label in one.labels[1:])]
+        return [example for part, one in scored for example in self._windows(one, f"{name}:{part}", source)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Right-padded token ids, labels and mask, each of shape (B, T)."""
+        """Token ids, labels and mask, right-padded with the model's padding token, each of shape (B, T)."""
         longest = max(example.length for example in examples)
+        padding = padding_token(self.model, self.tokenizer) or 0
         batch = {
-            "input_ids": torch.zeros(len(examples), longest, dtype=torch.long),
+            "input_ids": torch.full((len(examples), longest), padding),
             "labels": torch.full((len(examples), longest), IGNORED),
             "attention_mask": torch.zeros(len(examples), longest, dtype=torch.long),
         }
@@ -126,7 +142,7 @@ class CausalLM(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
         # The labels move instead of the logits: a slice of those would copy the largest tensor of the whole pass.
         labels_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
@@ -149,7 +165,7 @@ class CausalLM(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at every scored position, shape (M, vocabulary)."""
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
         labels_BT = batch["labels"][:, 1:]
         is_scored_BT = labels_BT != IGNORED
         values_MV = logits_BTV[:, :-1][is_scored_BT]
@@ -159,17 +175,6 @@ class CausalLM(AbstractTask):
     def positions(self, batch: Batch) -> Tensor:
         """True at real tokens, shape (B, T)."""
         return batch["attention_mask"].bool()
-
-    def _encode(self, number: int, record: Mapping[str, Any]) -> list[Example]:
-        model: Any = self.model
-        vocabulary = model.get_input_embeddings().weight.shape[0] if hasattr(model, "get_input_embeddings") else None
-        texts = tokenized(f"record {number}", record, self.tokenizer, vocabulary)
-        name, source = str(record.get("id", number)), str(record.get("source", ""))
-        if len(texts) == 1:
-            return self._windows(texts[0], name, source)
-        # A document of one token has no loss, so it has taught the model nothing.
-        scored = [(part, one) for part, one in enumerate(texts) if any(label != IGNORED for label in one.labels[1:])]
-        return [example for part, one in scored for example in self._windows(one, f"{name}:{part}", source)]
 
     def _windows(self, one: Tokenized, name: str, source: str) -> list[Example]:
         ids, labels = one.ids, one.labels
@@ -181,12 +186,9 @@ class CausalLM(AbstractTask):
             )
         if all(label == IGNORED for label in labels[1:]):
             raise BadInput(found=f"example {name!r} with no scored token", needed="a completion", do="drop it or fill it in")
-        if len(ids) > self.max_length and self.long == "error":
-            raise BadInput(
-                found=f"example {name!r} of {len(ids):,} tokens",
-                needed=f"at most {self.max_length:,}, the model's context",
-                do="pass long='split' (each window becomes an example) or long='truncate'; on the command line --long split",
-            )
+        if self.long == "error":
+            choices = "pass long='split' (each window becomes an example) or long='truncate'; on the command line --long split"
+            fits_context(name, len(ids), self.max_length, choices)
         last = self.max_length if self.long == "truncate" else len(ids)
         windows = [(start, min(start + self.max_length, last)) for start in range(0, last, self.max_length)]
         windows = [(start, stop) for start, stop in windows if any(label != IGNORED for label in labels[start + 1 : stop])]
@@ -227,12 +229,3 @@ def tokenizer_digest(tokenizer: Any) -> str:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-
-
-def _context_length(model: nn.Module, tokenizer: Any) -> int:
-    config = getattr(model, "config", None)
-    for name in ("max_position_embeddings", "n_positions"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    # Tokenizers without a limit report a number with thirty digits.
-    return min(int(getattr(tokenizer, "model_max_length", 2048)), 1 << 20)

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
-from whence.errors import BadInput
+from whence.errors import BadInput, UnknownOption
 from whence.functions import identity_of
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
+from whence.tasks.fields import class_number
 from whence.tasks.images import Preprocess
-from whence.tasks.labelled import labelled_example, model_outputs, stacked
+from whence.tasks.labelled import Texts, as_mapping, labelled_example, target_of
 from whence.tasks.measures import Measure, chosen_measure
+from whence.tasks.model_outputs import model_outputs
 from whence.tasks.outputs import Outputs
+from whence.tasks.prepared import SameInputs, examples_from
+from whence.tasks.stacking import stacked
+from whence.tasks.token_inputs import context_length
 
 __all__ = ["Classification", "Regression"]
 
@@ -27,9 +32,14 @@ class Classification(AbstractTask):
     and `label`. `id` and `source` are optional in mappings. An `image` that is a path is opened when its batch is made; its id is the path
     if it has no other.
 
+    Texts of different lengths are filled up on the right with the padding token of the model's configuration, or else its tokenizer's.
+
     Args:
-        model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes) or a record with `.logits`.
+        model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes), a record or a mapping with
+            `logits`, or a mapping or tuple with that one tensor.
         tokenizer: A Hugging Face tokenizer, for records with `text`.
+        long: What to do with a text longer than the context: refuse it, or cut it as a truncating tokenizer does.
+        max_length: Tokens per text at most; None takes the model's context or the tokenizer's limit, whichever is less.
         measure: What a query asks about: "loss" (minus the cross-entropy, the log-probability of the label) or "margin",
             log p / (1 - p) of the label, which does not saturate (Park et al. 2023, section 3); or a function of model and batch that gives
             one value per query, shape (B,). The batch is a mapping: `inputs` by keyword and `target`.
@@ -40,8 +50,8 @@ class Classification(AbstractTask):
         **options: See `AbstractTask`.
 
     Raises:
-        BadInput: If `unit` is given for one of the named measurements, which have their own.
-        UnknownOption: If `measure` is none of these.
+        BadInput: If `unit` is given for one of the named measurements, which have their own, or `max_length` is not positive.
+        UnknownOption: If `measure` or `long` is none of these.
     """
 
     kind = "classification"
@@ -51,6 +61,8 @@ class Classification(AbstractTask):
         model: nn.Module,
         tokenizer: Any = None,
         *,
+        long: Literal["error", "truncate"] = "error",
+        max_length: int | None = None,
         measure: Literal["loss", "margin"] | Measure = "loss",
         preprocess: Preprocess | None = None,
         labels: Sequence[str] | None = None,
@@ -63,6 +75,12 @@ class Classification(AbstractTask):
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.labels = labels
+        if long not in ("error", "truncate"):
+            raise UnknownOption(found=f"long={long!r}", needed="one of: error, truncate", do="pick one")
+        if max_length is not None and max_length < 1:
+            raise BadInput(found=f"max_length={max_length}", needed="1 or more", do="correct it, or leave it out")
+        limit = min(context_length(model, tokenizer), int(getattr(tokenizer, "model_max_length", 1 << 20)))
+        self.long, self.max_length = long, limit if max_length is None else min(max_length, limit)
 
     @property
     def preprocessing(self) -> str:
@@ -82,29 +100,24 @@ class Classification(AbstractTask):
         config: Any = getattr(self.model, "config", None)
         known = getattr(config, "label2id", None) or {}
         names = known if self.labels is None else {name: number for number, name in enumerate(self.labels)}
-        return Dataset(
-            [labelled_example(number, record, "label", self.tokenizer, names) for number, record in enumerate(records)]
-        )
+        classes = len(names) if self.labels is not None else getattr(config, "num_labels", None)
+        texts = None if self.tokenizer is None else Texts(self.tokenizer, self.max_length, self.long == "truncate")
+        same = SameInputs()
+
+        def example(number: int, record: Any) -> list[Example]:
+            record = as_mapping(number, record, "label", has_texts=texts is not None)
+            label = class_number(number, record["label"], names, classes)
+            return [same.checked(number, labelled_example(number, record, "label", label, self.model, texts))]
+
+        return examples_from(records, example, skip_bad=self.skip_bad)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Stacked inputs, right-padded with zeros where lengths differ, and labels."""
-        return stacked(examples, self.model, self.preprocess)
+        """Stacked inputs, right-padded where lengths differ, and labels."""
+        return stacked(examples, self.model, self.preprocess, self.tokenizer)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of each example in nats, shape (B,).
-
-        Raises:
-            BadInput: If a label is beyond the model's classes.
-        """
-        logits_BC = model_outputs(model, batch)
-        highest = int(batch["target"].max())
-        if logits_BC.ndim != 2 or highest >= logits_BC.shape[1]:
-            raise BadInput(
-                found=f"the label {highest} for logits of shape {tuple(logits_BC.shape)}",
-                needed="logits (examples, classes) and labels from 0 to classes - 1",
-                do="check the labels and the model's last layer",
-            )
-        return nn.functional.cross_entropy(logits_BC, batch["target"], reduction="none")
+        """Cross-entropy of each example in nats, shape (B,)."""
+        return nn.functional.cross_entropy(self._logits(model, batch), batch["target"], reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability or log-odds of each query's label, or what one's own function gives, shape (B,)."""
@@ -114,7 +127,7 @@ class Classification(AbstractTask):
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of each label, log p / (1 - p), shape (B,) (Park et al. 2023, section 3)."""
-        log_p = nn.functional.log_softmax(model_outputs(model, batch), -1)
+        log_p = nn.functional.log_softmax(self._logits(model, batch), -1)
         chosen = nn.functional.one_hot(batch["target"], log_p.shape[-1]).bool()
         # log(1 - p) as the log-sum of the other classes: stable when p is close to 1.
         rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
@@ -126,13 +139,29 @@ class Classification(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits, one row per example."""
-        logits_BC = model_outputs(model, batch)
+        logits_BC = self._logits(model, batch)
         return Outputs(logits_BC, torch.arange(len(logits_BC), device=logits_BC.device), batch["target"], "categorical")
 
     def positions(self, batch: Batch) -> Tensor | None:
         """True at real tokens, when the inputs have an attention mask."""
         mask = batch["inputs"].get("attention_mask")
         return None if mask is None else mask.bool()
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Shape (B, classes).
+
+        Raises:
+            BadInput: If the model gives something else, or a label is beyond its classes.
+        """
+        logits_BC = model_outputs(model, batch)
+        highest = int(batch["target"].max())
+        if logits_BC.ndim != 2 or highest >= logits_BC.shape[1]:
+            raise BadInput(
+                found=f"the label {highest} for logits of shape {tuple(logits_BC.shape)}",
+                needed="logits (examples, classes) and labels from 0 to classes - 1",
+                do="check the labels and the model's last layer",
+            )
+        return logits_BC
 
 
 class Regression(AbstractTask):
@@ -177,7 +206,14 @@ class Regression(AbstractTask):
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Examples from pairs (input, target) or mappings with a `target`."""
-        return Dataset([labelled_example(number, record, "target", None, {}) for number, record in enumerate(records)])
+        same = SameInputs()
+
+        def example(number: int, record: Any) -> list[Example]:
+            record = as_mapping(number, record, "target", has_texts=False)
+            target = target_of(number, record["target"])
+            return [same.checked(number, labelled_example(number, record, "target", target, self.model, None))]
+
+        return examples_from(records, example, skip_bad=self.skip_bad)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stacked inputs and targets."""

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from whence.data import Dataset, Example
+from whence.errors import BadInput
 from whence.functions import identity_of
 from whence.internals import map_tree
 from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.fields import plain_text, record_id, record_source
 from whence.tasks.images import image_path
 from whence.tasks.outputs import Outputs
+from whence.tasks.prepared import SameInputs, examples_from
 
 __all__ = ["Custom"]
 
@@ -48,7 +51,7 @@ class Custom(AbstractTask):
         **options: Any,
     ):
         super().__init__(model, **options)
-        self._loss, self._measure, self._collate = loss, measure, collate or default_collate
+        self._loss, self._measure, self._collate = loss, measure, collate
         self._outputs = outputs
         self.unit = unit
 
@@ -63,11 +66,22 @@ class Custom(AbstractTask):
 
         An `image` that is a path stays in the batch as it is, for the collate function to open; pages show it.
         """
-        return Dataset([_example(number, record) for number, record in enumerate(records)])
+        same = SameInputs()
+
+        def example(number: int, record: Any) -> list[Example]:
+            found = _example(number, record)
+            return [found if self._collate is not None else same.checked(number, found)]
+
+        return examples_from(records, example, skip_bad=self.skip_bad)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """What the collate function makes of the records, on the model's device."""
-        batch = self._collate([_restore(example.fields) for example in examples])
+        """What the collate function makes of the records, on the model's device.
+
+        Raises:
+            BadInput: If there is none and the records do not go into one batch.
+        """
+        rows = [_restore(example.fields) for example in examples]
+        batch = _stacked(examples, rows) if self._collate is None else self._collate(rows)
         return map_tree(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -85,24 +99,55 @@ class Custom(AbstractTask):
 
 def _example(number: int, record: Any) -> Example:
     if isinstance(record, Mapping):
-        fields = {key: _plain(value) for key, value in record.items() if key not in ("id", "source", "text")}
-        name, source, text = record.get("id", number), record.get("source", ""), record.get("text", "")
+        fields = {str(key): _plain(number, key, value) for key, value in record.items() if key not in ("id", "source", "text")}
         image = image_path(record.get("image"))
-        return Example(str(name), fields, source=str(source), text=str(text), image="" if image is None else str(image))
+        words = record_id(number, record), record_source(number, record), plain_text(number, record)
+        return Example(words[0], fields, source=words[1], text=words[2], image="" if image is None else str(image))
     parts = record if isinstance(record, tuple | list) else (record,)
-    return Example(str(number), {f"#{place}": _plain(part) for place, part in enumerate(parts)})
+    return Example(str(number), {f"#{place}": _plain(number, place, part) for place, part in enumerate(parts)})
 
 
-def _plain(value: Any) -> Any:
+def _stacked(examples: Sequence[Example], rows: list[Any]) -> Batch:
+    try:
+        return default_collate(rows)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise BadInput(
+            found=f"examples that do not go into one batch, {examples[0].id!r} to {examples[-1].id!r} ({str(error).splitlines()[0]})",
+            needed="numbers, tensors of equal shapes, and tuples, lists and mappings of these",
+            do="pass a collate function to whence.Custom",
+        ) from error
+
+
+def _plain(number: int, name: Any, value: Any) -> Any:
+    """A field as an example keeps it.
+
+    Raises:
+        BadInput: If it has no bytes that a fingerprint could be made of.
+    """
     if isinstance(value, Path):
         return str(value)
     # Copies: what changes or moves an array later, sharing it with other processes among them, must not reach the examples.
     if isinstance(value, np.ndarray):
         return value.copy()
+    if value is None or isinstance(value, str | int | float):
+        return value
     if not isinstance(value, Tensor):
+        if not _has_bytes(value):
+            raise BadInput(
+                found=f"record {number} whose field {name!r} is of type {type(value).__name__}",
+                needed="arrays, tensors, numbers or strings, or lists of numbers of equal lengths",
+                do="convert the field, or leave it out of the record",
+            )
         return value
     value = value.detach().cpu()
     return value.clone() if value.dtype == torch.bfloat16 else value.numpy().copy()  # NumPy has no bfloat16
+
+
+def _has_bytes(value: Any) -> bool:
+    try:
+        return not np.asarray(value).dtype.hasobject
+    except (ValueError, TypeError, RuntimeError):
+        return False
 
 
 def _restore(fields: Mapping[str, Any]) -> Any:

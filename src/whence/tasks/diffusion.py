@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +15,10 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
+from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
 from whence.tasks.noise import Prediction, schedule_from
 from whence.tasks.outputs import Outputs
+from whence.tasks.prepared import examples_from
 
 __all__ = ["Diffusion", "DiffusionMeasure"]
 
@@ -124,7 +125,7 @@ class Diffusion(AbstractTask):
         Raises:
             BadInput: If a record has no image or its label is no class number.
         """
-        return Dataset([_example(number, record, self.draws) for number, record in enumerate(records)])
+        return examples_from(records, lambda number, record: [_example(number, record, self.draws)], skip_bad=self.skip_bad)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Images (B, ...), times (B, K) and noise (B, K, ...), labels (B,) and trajectories if they have them.
@@ -317,34 +318,20 @@ def _stacked(examples: Sequence[Example], name: str, device: torch.device, dtype
 
 def _example(number: int, record: Any, draws: int) -> Example:
     record = record if isinstance(record, Mapping) else {"image": record}
-    image = _array(record.get("image"))
-    if image is None or image.ndim < 1 or image.dtype.kind not in "fiub":
+    value = record.get("image")
+    image = None if value is None else as_numbers(value)
+    if image is None or image.ndim < 1 or image.dtype.kind == "c":
         raise BadInput(
             found=f"record {number} without an image"
-            if image is None
+            if value is None
             else f"record {number} whose image is no array of numbers",
             needed="an array, or a mapping with one as 'image'",
             do="convert the records",
         )
     fields = {"image": image}
     if record.get("label") is not None:
-        label = np.asarray(_array(record["label"]))
-        if label.size != 1 or label.dtype.kind not in "iu" or label.item() < 0:
-            raise BadInput(
-                found=f"record {number} with the label {record['label']!r}", needed="one class number", do="convert it"
-            )
-        fields["label"] = label.reshape(()).astype(np.int64)
+        fields["label"] = class_number(number, record["label"], {})
     for name in ("trajectory", "steps"):
         if name in record:
-            fields[name] = np.asarray(_array(record[name]))
-    return Example(str(record.get("id", number)), fields, draws, str(record.get("source", "")))
-
-
-def _array(value: Any) -> np.ndarray | None:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16. A copy: a tensor that goes to another process moves its memory away under what shares it.
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
-    return np.asarray(value)
+            fields[name] = array_field(number, name, record[name])
+    return Example(record_id(number, record), fields, draws, record_source(number, record))

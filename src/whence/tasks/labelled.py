@@ -1,90 +1,144 @@
-"""Records with one target each, as examples and as batches: what classification and regression share."""
+"""Records with one target each as examples: what classification and regression share."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whence.data import Example
 from whence.errors import BadInput
-from whence.tasks.base import Batch
-from whence.tasks.images import Preprocess, image_inputs, image_path, image_sha256
+from whence.tasks.fields import array_field, plain_text, record_id, record_source, valid_text
+from whence.tasks.images import image_path, image_sha256
+from whence.tasks.token_inputs import check_tokens, fits_context, vocabulary_size
 
-__all__ = ["labelled_example", "model_outputs", "stacked"]
+__all__ = ["Texts", "as_mapping", "labelled_example", "target_of"]
+
+# Fields of a record that do not go into the model.
+_APART = ("id", "source", "text")
 
 
-def labelled_example(number: int, record: Any, target_name: str, tokenizer: Any, names: Mapping[str, int]) -> Example:
-    """One record as an example.
+@dataclass(frozen=True)
+class Texts:
+    """How texts become token ids.
 
     Args:
-        number: Of the record, for errors, and its id if it has none.
+        tokenizer: A Hugging Face tokenizer.
+        limit: Tokens at most.
+        cuts: Whether longer ones are cut instead of refused.
+    """
+
+    tokenizer: Any
+    limit: int
+    cuts: bool
+
+    def encoded(self, number: int, name: str, text: Any, vocabulary: int | None) -> dict[str, np.ndarray]:
+        """The model's inputs from a text.
+
+        Args:
+            number: Of the record, for errors.
+            name: Its id.
+            text: The text.
+            vocabulary: Number of token ids that the model knows; None if it does not say.
+
+        Raises:
+            BadInput: If it is no text, an empty one, one that is too long, or one with tokens that the model does not know.
+        """
+        if not isinstance(text, str) or not text:
+            raise BadInput(found=f"record {number} without a text", needed="a non-empty 'text'", do="drop or fill it")
+        valid_text(number, "text", text)
+        cut = {"truncation": True, "max_length": self.limit} if self.cuts else {}
+        encoded = self.tokenizer(text, verbose=False, **cut)
+        ids = encoded["input_ids"]
+        if not len(ids):
+            raise BadInput(found=f"record {number} with a text of no tokens", needed="one at least", do="drop or fill it")
+        choices = "pass long='truncate' to cut longer ones (--long truncate), as training with a truncating tokenizer did"
+        fits_context(name, len(ids), self.limit, choices)
+        check_tokens(f"record {number}", ids, vocabulary, self.tokenizer)
+        return {key: np.asarray(value, np.int64) for key, value in encoded.items()}
+
+
+def as_mapping(number: int, record: Any, target_name: str, *, has_texts: bool) -> Mapping[str, Any]:
+    """A record as a mapping, if it is a pair of an input and its target.
+
+    Args:
+        number: Of the record, for errors.
         record: A pair or a mapping.
         target_name: The field with the target, "label" or "target".
-        tokenizer: For records with a text.
-        names: Class numbers by name.
+        has_texts: Whether the input of a pair may be a text.
 
     Raises:
         BadInput: If it is something else.
     """
-    if isinstance(record, Sequence) and not isinstance(record, str) and len(record) == 2:
-        record = {"inputs": record[0], target_name: record[1]}
-    elif not isinstance(record, Mapping) or target_name not in record:
-        found = f"the fields {sorted(record)}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
+    is_row = isinstance(record, np.ndarray) and record.dtype.hasobject  # of a table of objects
+    if (is_row or (isinstance(record, Sequence) and not isinstance(record, str | bytes | bytearray))) and len(record) == 2:
+        name = "text" if has_texts and isinstance(record[0], str) else "inputs"
+        return {name: record[0], target_name: record[1]}
+    if not isinstance(record, Mapping) or target_name not in record:
+        found = f"the fields {sorted(map(str, record))}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
         raise BadInput(
             found=f"record {number} with {found}" if isinstance(record, Mapping) else f"record {number}, {found}",
             needed=f"a pair (input, {target_name}) or a mapping with {target_name!r}",
             do="convert the records; on the command line ask with --file and a file of such records",
         )
+    return record
+
+
+def target_of(number: int, value: Any) -> np.ndarray:
+    """A record's real targets.
+
+    Raises:
+        BadInput: If one is no finite number.
+    """
+    target = array_field(number, "target", value)
+    if target.dtype.kind == "c" or not target.size or not np.isfinite(target).all():
+        raise BadInput(
+            found=f"record {number} with the target {value!r:.60}",
+            needed="finite numbers",
+            do="drop the record or fill it in",
+        )
+    return target
+
+
+def labelled_example(
+    number: int, record: Mapping[str, Any], target_name: str, target: np.ndarray, model: nn.Module, texts: Texts | None
+) -> Example:
+    """One record as an example.
+
+    Args:
+        number: Of the record, for errors, and its id if it has none.
+        record: A mapping.
+        target_name: The field with the target, "label" or "target".
+        target: What it says.
+        model: What takes the inputs.
+        texts: For records with a text.
+
+    Raises:
+        BadInput: If its inputs are none that the model takes.
+    """
     image = image_path(record.get("image"))
-    known_as = number if image is None else record["image"]
-    name, source, text = str(record.get("id", known_as)), str(record.get("source", "")), record.get("text", "")
-    target = _array(number, target_name, record[target_name])
-    if target_name == "label":
-        target = _class_number(number, target, names)
+    name = record_id(number, record, None if image is None else record["image"])
+    source = record_source(number, record)
+    vocabulary = vocabulary_size(model)
     if image is not None:
         _check_alone(number, record, target_name)
         fields = {"image_sha256": image_sha256(number, image), "target": target}
-        return Example(name, fields, 1, source, str(text), image=str(image))
-    if tokenizer is None:
-        skipped = (target_name, "id", "source", "text")
-        inputs = {key: _array(number, key, value) for key, value in record.items() if key not in skipped}
-        length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
-        return Example(name, {**inputs, "target": target}, length, source, str(text))
-    if not isinstance(text, str) or not text:
-        raise BadInput(found=f"record {number} without a text", needed="a non-empty 'text'", do="drop or fill it")
-    encoded = tokenizer(text, truncation=True)
-    inputs = {key: np.asarray(value, np.int64) for key, value in encoded.items()}
-    return Example(name, {**inputs, "target": target}, len(encoded["input_ids"]), source, text)
-
-
-def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preprocess | None) -> Batch:
-    """Inputs by keyword, right-padded with zeros where a mask says so, and targets, on the model's device and in its precision."""
-    parameter = next(model.parameters())
-    rows = [image_inputs(example, preprocess) if example.image else example.fields for example in examples]
-    names = [name for name in rows[0] if name != "target"]
-    masked = "attention_mask" in names
-    inputs = {name: _pad(name, [row[name] for row in rows], masked) for name in names}
-    # Real inputs take the model's precision: NumPy's default is float64.
-    inputs = {
-        name: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
-        for name, value in inputs.items()
-    }
-    target = torch.stack([torch.as_tensor(example.fields["target"]) for example in examples])
-    return {"inputs": inputs, "target": target.to(parameter.device)}
-
-
-def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model gives for a batch, a record's `.logits` included, in float32 or wider."""
-    inputs = batch["inputs"]
-    found = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
-    found = getattr(found, "logits", found)
-    return found if found.dtype == torch.float64 else found.float()
+        return Example(name, fields, 1, source, plain_text(number, record), image=str(image))
+    if texts is not None:
+        inputs = texts.encoded(number, name, record.get("text"), vocabulary)
+        return Example(name, {**inputs, "target": target}, len(inputs["input_ids"]), source, record["text"])
+    inputs = {str(key): array_field(number, key, value) for key, value in record.items() if key not in (target_name, *_APART)}
+    _check_names(number, list(inputs), model)
+    if "input_ids" in inputs:
+        _check_ids(f"record {number}", inputs["input_ids"], vocabulary)
+    length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
+    return Example(name, {**inputs, "target": target}, max(length, 1), source, plain_text(number, record))
 
 
 def _check_alone(number: int, record: Mapping[str, Any], target_name: str) -> None:
-    others = sorted(set(record) - {"image", target_name, "id", "source", "text"})
+    others = sorted(set(record) - {"image", target_name, *_APART})
     if others:
         raise BadInput(
             found=f"record {number} with an image and {others[0]!r}",
@@ -93,48 +147,31 @@ def _check_alone(number: int, record: Mapping[str, Any], target_name: str) -> No
         )
 
 
-def _class_number(number: int, label: np.ndarray, names: Mapping[str, int]) -> np.ndarray:
-    known = f", or one of {', '.join(map(str, names))}" if names else ""
-    if label.size == 1 and label.dtype.kind in "US" and str(label.item()) in names:
-        return np.asarray(names[str(label.item())], np.int64)
-    if label.size != 1 or label.dtype.kind not in "iu" or label.item() < 0:
+def _check_names(number: int, names: Sequence[str], model: nn.Module) -> None:
+    """Refuse inputs that the model's forward has no argument for.
+
+    Raises:
+        BadInput: If there is one, or there are none at all.
+    """
+    if not names:
+        raise BadInput(found=f"record {number} without an input", needed="one at least", do="add it to the record")
+    if set(names) == {"inputs"}:
+        return
+    taken = inspect.signature(model.forward).parameters
+    odd = [name for name in names if name not in taken]
+    if odd and not any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in taken.values()):
         raise BadInput(
-            found=f"record {number} with the label {label.item()!r}"
-            if label.size == 1
-            else f"record {number} with several labels",
-            needed=f"one class number from 0{known}",
-            do="convert the labels",
+            found=f"record {number} with the field {odd[0]!r}, which the model does not take",
+            needed=f"its arguments by name: {', '.join(taken)}",
+            do="drop or rename the field",
         )
-    return label.reshape(()).astype(np.int64)
 
 
-def _array(number: int, field: str, value: Any) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        # A copy: what changes or moves the tensor later, sharing it with other processes among them, must not reach the examples.
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()  # NumPy has no bfloat16
-    try:
-        array = np.array(value)
-    except ValueError:
-        array = np.asarray(None)
-    if array.dtype.hasobject:
+def _check_ids(where: str, ids: np.ndarray, vocabulary: int | None) -> None:
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         raise BadInput(
-            found=f"record {number} whose {field!r} is no array of numbers",
-            needed="a tensor, an array or a number; several inputs as a mapping of the model's keywords",
-            do="convert the record",
+            found=f"{where} with input_ids that are no list of integers",
+            needed="token ids, one after the other",
+            do="convert them; of a batch of one row take the row",
         )
-    return array
-
-
-def _pad(name: str, arrays: Sequence[np.ndarray], masked: bool) -> Tensor:
-    tensors = [torch.as_tensor(array) for array in arrays]
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) == 1:
-        return torch.stack(tensors)
-    if not masked:
-        raise BadInput(
-            found=f"inputs {name!r} of different shapes ({', '.join(map(str, sorted(shapes)[:2]))}) and no attention_mask",
-            needed="equal shapes, or a mask that the model heeds: padding would change what it computes",
-            do="pad them yourself, resize images in preprocess, or use whence.Custom with a collate function",
-        )
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    check_tokens(where, ids, vocabulary)

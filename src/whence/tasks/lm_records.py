@@ -6,7 +6,9 @@ from typing import Any
 
 from whence.errors import BadInput
 from whence.tasks.chat import Ranges, rendered
+from whence.tasks.fields import valid_text, whole_numbers
 from whence.tasks.packed import unpacked
+from whence.tasks.token_inputs import check_tokens
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["Tokenized", "encoded", "tokenized"]
@@ -35,11 +37,11 @@ class Tokenized:
     scored: Ranges = ()
 
 
-def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary: int | None) -> list[Tokenized]:
+def tokenized(number: int, record: Mapping[str, Any], tokenizer: Any, vocabulary: int | None) -> list[Tokenized]:
     """What a record stands for: one text, or each document of a packed row.
 
     Args:
-        where: What errors call the record, such as "record 3".
+        number: Of the record, for errors.
         record: In one of the forms that `CausalLM` lists.
         tokenizer: The Hugging Face tokenizer.
         vocabulary: Number of token ids that the model knows; None if it does not say.
@@ -48,13 +50,26 @@ def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary:
         One or more.
 
     Raises:
-        BadInput: If the record has none of the forms, or two of them.
+        BadInput: If the record has none of the forms, or two of them, or tokens that the model does not know.
     """
+    where = f"record {number}"
     if "input_ids" in record:
         ids, labels = _ready_ids(where, record, vocabulary)
         documents = unpacked(where, record, ids, labels) if ids else [(ids, labels)]
         text = str(record.get("text", "")) if len(documents) == 1 else ""
         return [Tokenized(*document, text=text) for document in documents]
+    text = _of_text(number, record, tokenizer)
+    check_tokens(where, text.ids, vocabulary, tokenizer)
+    return [text]
+
+
+def _of_text(number: int, record: Mapping[str, Any], tokenizer: Any) -> Tokenized:
+    """A record's text by its tokenizer.
+
+    Raises:
+        BadInput: If the record has none of the forms, or two of them.
+    """
+    where = f"record {number}"
     both = [
         fields
         for fields in (("text", "completion"), ("messages", "text"), ("messages", "completion"))
@@ -66,23 +81,38 @@ def tokenized(where: str, record: Mapping[str, Any], tokenizer: Any, vocabulary:
             needed=f"one of the forms {_FORMS}",
             do="drop the field that is not meant",
         )
+    if tokenizer is None and any(field in record for field in ("text", "prompt", "completion", "messages")):
+        raise BadInput(
+            found=f"{where} with a text for a task without a tokenizer",
+            needed="the model's tokenizer, or ready 'input_ids'",
+            do="pass the tokenizer to the task",
+        )
     if "messages" in record:
-        return [_of_ranges(*rendered(where, record, tokenizer), tokenizer)]
+        return _of_ranges(*rendered(where, record, tokenizer), tokenizer)
     if "text" in record and record.get("scored_spans"):
-        return [
-            _of_ranges(_string(where, record, "text"), tuple((int(a), int(b)) for a, b in record["scored_spans"]), tokenizer)
-        ]
+        return _of_ranges(_string(number, record, "text"), _spans(where, record["scored_spans"]), tokenizer)
     if "text" in record:
-        text = _string(where, record, "text")
+        text = _string(number, record, "text")
         ids, spans = encoded(tokenizer, text, special=True)
-        return [Tokenized(ids, ids, text, 0, spans)]
+        return Tokenized(ids, ids, text, 0, spans)
     if "prompt" in record and "completion" in record:
-        prompt, completion = _string(where, record, "prompt"), _string(where, record, "completion")
+        prompt, completion = _string(number, record, "prompt"), _string(number, record, "completion")
         ids, spans = encoded(tokenizer, prompt, special=True)
         more, more_spans = encoded(tokenizer, completion, special=False)
         shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
-        return [Tokenized(ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted)]
-    raise BadInput(found=f"{where} with the fields {sorted(record)}", needed=_FORMS, do="rename the fields")
+        return Tokenized(ids + more, [IGNORED] * len(ids) + more, prompt + completion, len(prompt), spans + shifted)
+    raise BadInput(found=f"{where} with the fields {sorted(map(str, record))}", needed=_FORMS, do="rename the fields")
+
+
+def _spans(where: str, given: Any) -> Ranges:
+    rows = [whole_numbers(pair) for pair in given] if isinstance(given, Sequence) else []
+    if not rows or any(row is None or len(row) != 2 for row in rows):
+        raise BadInput(
+            found=f"{where} with scored_spans that are no pairs of whole numbers",
+            needed="for each span its first character and the one after its last",
+            do="correct them",
+        )
+    return tuple((row[0], row[1]) for row in rows if row is not None)
 
 
 def _of_ranges(text: str, scored: Ranges, tokenizer: Any) -> Tokenized:
@@ -94,15 +124,14 @@ def _of_ranges(text: str, scored: Ranges, tokenizer: Any) -> Tokenized:
 
 
 def _ready_ids(where: str, record: Mapping[str, Any], vocabulary: int | None) -> tuple[list[int], list[int]]:
-    try:
-        ids = [int(token) for token in record["input_ids"]]
-        labels = [int(token) for token in record.get("labels", ids)]
-    except (TypeError, ValueError) as error:
+    ids = whole_numbers(record["input_ids"])
+    labels = whole_numbers(record.get("labels", ids))
+    if ids is None or labels is None:
         raise BadInput(
             found=f"{where} with input_ids or labels that are no list of integers",
-            needed="token ids",
-            do="convert them",
-        ) from error
+            needed="token ids, one after the other",
+            do="convert them; of a batch of one row take the row",
+        )
     allowed = range(1 << 62 if vocabulary is None else vocabulary)
     wrong = [token for token in ids if token not in allowed] + [t for t in labels if t not in allowed and t != IGNORED]
     if wrong or len(ids) != len(labels):
@@ -131,11 +160,11 @@ def encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], lis
     return list(tokenizer(text, add_special_tokens=special)["input_ids"]), []
 
 
-def _string(where: str, record: Mapping[str, Any], field: str) -> str:
+def _string(number: int, record: Mapping[str, Any], field: str) -> str:
     if not isinstance(record[field], str):
         raise BadInput(
-            found=f"{where} with a {field!r} of type {type(record[field]).__name__}",
+            found=f"record {number} with a {field!r} of type {type(record[field]).__name__}",
             needed="a string",
             do="drop or fill it",
         )
-    return record[field]
+    return valid_text(number, field, record[field])

@@ -14,7 +14,10 @@ from whence.errors import BadInput
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
+from whence.tasks.model_outputs import logits_of
 from whence.tasks.outputs import Outputs
+from whence.tasks.prepared import examples_from
+from whence.tasks.token_inputs import vocabulary_size
 from whence.tasks.token_loss import IGNORED, token_losses
 
 __all__ = ["MaskedLM"]
@@ -88,6 +91,14 @@ class MaskedLM(AbstractTask):
                 do="pass mask_id; for a model that predicts the next token use whence.CausalLM",
             )
         self.mask_id = int(known)
+        vocabulary = vocabulary_size(model)
+        if vocabulary is None or self.mask_id not in range(vocabulary):
+            raise BadInput(
+                found=f"the mask token {self.mask_id} for a model of {'unknown' if vocabulary is None else vocabulary} token ids",
+                needed="a mask token that the model has an embedding for",
+                do="load the tokenizer that the model was trained with; a model of one's own says with get_input_embeddings",
+            )
+        self._vocabulary = vocabulary
 
     @property
     def preprocessing(self) -> str:
@@ -97,7 +108,7 @@ class MaskedLM(AbstractTask):
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Tokenize and hide; see the class for what a record may be."""
-        return Dataset([self._hidden(example) for example in self._texts.prepare(records).examples])
+        return examples_from(records, self._encode, skip_bad=self.skip_bad)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Right-padded token ids, labels (-100 where nothing is hidden) and mask, each of shape (B, T)."""
@@ -105,7 +116,7 @@ class MaskedLM(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's hidden tokens in nats, shape (B,)."""
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
         return token_losses(logits_BTV.flatten(0, 1), batch["labels"].flatten()).view(batch["labels"].shape).sum(1)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -122,7 +133,7 @@ class MaskedLM(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at every hidden position, shape (M, vocabulary)."""
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
         is_hidden_BT = batch["labels"] != IGNORED
         values_MV = logits_BTV[is_hidden_BT]
         wide = torch.promote_types(values_MV.dtype, torch.float32)
@@ -131,6 +142,9 @@ class MaskedLM(AbstractTask):
     def positions(self, batch: Batch) -> Tensor:
         """True at real tokens, shape (B, T)."""
         return batch["attention_mask"].bool()
+
+    def _encode(self, number: int, record: Any) -> list[Example]:
+        return [self._hidden(example) for example in self._texts.examples(number, record)]
 
     def _hidden(self, example: Example) -> Example:
         """The example with some of its tokens hidden.
@@ -148,17 +162,13 @@ class MaskedLM(AbstractTask):
         generator = np.random.default_rng(np.frombuffer(content, np.uint32))
         chosen = may_hide[generator.random(len(may_hide)) < self.share]
         chosen = chosen if len(chosen) else generator.choice(may_hide, 1)
-        kinds, other = generator.random(len(chosen)), generator.integers(self._vocabulary(), size=len(chosen))
+        kinds, other = generator.random(len(chosen)), generator.integers(self._vocabulary, size=len(chosen))
         shown, wanted = ids.copy(), np.full_like(labels, IGNORED)
         wanted[chosen] = ids[chosen]
         shown[chosen] = np.where(
             kinds < self.masked, self.mask_id, np.where(kinds < self.masked + self.random, other, ids[chosen])
         )
         return replace(example, fields={"input_ids": shown.astype(np.int32), "labels": wanted.astype(np.int32)})
-
-    def _vocabulary(self) -> int:
-        model: Any = self.model
-        return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _num_hidden(batch: Batch) -> Tensor:

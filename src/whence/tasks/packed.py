@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.errors import BadInput
+from whence.tasks.fields import whole_numbers
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["unpacked"]
@@ -68,11 +69,8 @@ def unpacked(
 def _numbers(where: str, record: Mapping[str, Any], field: str, count: int) -> list[int] | None:
     if record.get(field) is None:
         return None
-    try:
-        found = [int(value) for value in record[field]]
-    except (TypeError, ValueError):
-        found = []
-    if len(found) != count or min(found) < 0:
+    found = whole_numbers(record[field], booleans=field == "attention_mask")
+    if found is None or len(found) != count or min(found) < 0:
         raise BadInput(
             found=f"{where} with {field} that are not one number per token",
             needed=f"{count:,} numbers from 0",

@@ -191,7 +191,7 @@ class Scanner:
                     do="open it again; a service has to be started again",
                 )
             # Shards of an object store are memory, not maps.
-            self.stores[asked.folder] = store = store if is_remote(store.folder) else replace(store, held={})
+            self.stores[asked.folder] = store = store if is_remote(store.folder) else store.in_memory()
             self.checked.add((store.digest, owner))
         if (store.digest, owner) not in self.checked:
             store.check_unchanged(Ranks(owner, asked.owners))

@@ -12,7 +12,7 @@ import torch
 
 from whence.capture import check_task
 from whence.curvature import FitConfig, LabelChoice, Sharing
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.errors import BadInput
 from whence.evaluate import spearman
 from whence.methods import exact_method_named
@@ -127,7 +127,7 @@ def damping_sweep(
             ready.train.ids,
             task.unit,
             ready.describe(damping.label if damping else ""),
-            (*ready.notes(damping), *notes),
+            (*ready.notes(damping), *notes, *skipped_note("queries", asked.skipped)),
         )
         for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, told, strict=True)
     }

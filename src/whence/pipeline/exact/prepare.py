@@ -7,7 +7,7 @@ from typing import Any
 
 from whence.capture import Plan, check_task, forecast, plan_units
 from whence.curvature import Damping, FitConfig, KroneckerCurvature, choose_damping, fit_ekfac, fit_kfac
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import ExactMethod, exact_method_named
@@ -81,7 +81,8 @@ class Prepared:
     def notes(self, damping: Damping | None) -> tuple[str, ...]:
         """What else a reader should know of the scores."""
         known = [self.curvature.note] if self.curvature is not None else []
-        return (f"{self.plan.coverage}", *known, *([damping.note] if damping is not None else []))
+        left_out = skipped_note("training records", self.train.skipped)
+        return (f"{self.plan.coverage}", *known, *([damping.note] if damping is not None else []), *left_out)
 
 
 def prepare(

@@ -16,7 +16,7 @@ from whence.capture import Objective, Plan, available_bytes, check_task, forecas
 from whence.compress import Aligned, Encoder
 from whence.config import BuildConfig
 from whence.curvature import fit_fisher
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.internals import BATCH_NORMS, DROPOUTS
@@ -40,6 +40,7 @@ from whence.store import (
     open_writer,
     rows_type,
     sha256_of,
+    write_left_out,
     write_tensors,
 )
 from whence.tasks import AbstractTask
@@ -134,6 +135,8 @@ def _built(
     quiet = quiet or ranks.rank > 0
     report = (lambda text: None) if quiet else say
     report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
+    for note in skipped_note("training records", dataset.skipped):
+        report(f"note: {note}")
 
     moody = (*DROPOUTS, *BATCH_NORMS)
     if any(module.training and isinstance(module, moody) for module in task.model.modules()):
@@ -181,7 +184,8 @@ def _built(
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
             if not writer.is_finished():
-                finish_store(writer, {name: sha256_of(folder / name) for name in learned}, quiet)
+                files = {name: sha256_of(folder / name) for name in learned}
+                finish_store(writer, files | write_left_out(folder, dataset), quiet)
                 # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
                 if not is_remote(folder):
                     shutil.rmtree(folder / "factors", ignore_errors=True)

@@ -1,5 +1,6 @@
 """What shrinks the gradients of a store: made from a seed, or learned once and kept beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
@@ -157,7 +158,7 @@ def _learn(
 
 
 def _with_learned(
-    task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: dict[str, Tensor]
+    task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: Mapping[str, Tensor]
 ) -> Encoder:
     if method.encoder == "aligned":
         return aligned_encoder(plan.units, learned, seed, task.device)

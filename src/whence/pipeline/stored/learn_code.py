@@ -3,7 +3,7 @@
 Axes: S examples of the sample, U coordinates of a unit, K numbers of a code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,7 +198,7 @@ def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> Fit
     return FitConfig(seed=config.seed)
 
 
-def aligned_encoder(units: Sequence[Unit], tensors: dict[str, Tensor], seed: int, device: torch.device) -> Aligned:
+def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: int, device: torch.device) -> Aligned:
     """The encoder that `learn_code` learned."""
     dtype = _TYPES[int(tensors["dtype"])]
     return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)

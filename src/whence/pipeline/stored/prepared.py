@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.capture import Plan, check_task, plan_units
 from whence.compress import Encoder
 from whence.curvature import Damping, DampingRule, stored_damping
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
@@ -19,7 +19,7 @@ from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
 from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
-from whence.store import Store, open_store
+from whence.store import Store, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
 
@@ -103,7 +103,10 @@ class Warm:
         """Take the queries' gradients and precondition them."""
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
         logged = store.blueprint.task.get("logged")
-        notes = (f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []))
+        notes = (
+            f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []),
+            *left_out_notes(store), *skipped_note("queries", dataset.skipped),
+        )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
                 task, self.plan, self.encoder, dataset.examples,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.data import Dataset, Example
+from whence.data import Dataset, Example, Skipped
 from whence.errors import BadInput, StoreCorrupt
 from whence.progress import say
 from whence.store import check_writable, locked, read_json, read_tensors, sha256_of, write_json, write_tensors
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, records_in
 
 __all__ = ["Spooled", "spool"]
 
@@ -101,6 +101,7 @@ def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, sou
     check_writable(folder)
     # How texts are cut is not part of the preprocessing, which is the tokenizer.
     options = {name: getattr(task, name, None) for name in ("long", "max_length")}
+    options |= {"skip_bad": True} if task.skip_bad else {}
     identity = {"preprocessing": task.preprocessing, "kind": task.kind, "source": source, **options}
     with locked(folder, wait=True):
         done = folder / "spool.json"
@@ -115,7 +116,8 @@ def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, sou
         else:
             known = {"identity": identity, **_written(task, records, folder, quiet)}
             write_json(done, known)
-    dataset = Dataset(Spooled(folder, known["count"], tuple((one, two) for one, two in known["checksums"])))
+    skipped = tuple(Skipped(name, reason) for name, reason in known.get("skipped", ()))
+    dataset = Dataset(Spooled(folder, known["count"], tuple((one, two) for one, two in known["checksums"])), skipped)
     dataset.__dict__["fingerprint"] = known["fingerprint"]  # of which another pass would make the same
     return dataset
 
@@ -127,7 +129,8 @@ def _written(task: AbstractTask, records: Iterable[Any], folder: Path, quiet: bo
         BadInput: If there are no records.
     """
     digest, checksums, count = hashlib.sha256(), [], 0
-    examples = _prepared(task, records)
+    skipped: list[Skipped] = []
+    examples = _prepared(task, records, skipped)
     while chunk := list(islice(examples, _CHUNK)):
         for example in chunk:
             digest.update(example.digest)
@@ -141,19 +144,25 @@ def _written(task: AbstractTask, records: Iterable[Any], folder: Path, quiet: bo
             say(f"prepared: {count:,} examples")
     if not count:
         raise BadInput(found="no records", needed="at least one", do="check the path and the field names")
-    return {"count": count, "checksums": checksums, "fingerprint": digest.hexdigest()}
+    told = {"skipped": [[record.id, record.reason] for record in skipped]} if skipped else {}
+    return {"count": count, "checksums": checksums, "fingerprint": digest.hexdigest(), **told}
 
 
-def _prepared(task: AbstractTask, records: Iterable[Any]) -> Iterator[Example]:
+def _prepared(task: AbstractTask, records: Iterable[Any], skipped: list[Skipped]) -> Iterator[Example]:
     """Examples with the ids that all records at once would get.
+
+    Args:
+        task: Says what a record is.
+        records: The records.
+        skipped: Gets those that cannot be used, if the task is to leave them out.
 
     Yields:
         They, in order.
 
     Raises:
-        BadInput: If a record is neither text nor a mapping.
+        BadInput: If a record is neither text nor a mapping, or cannot be used.
     """
-    for number, record in enumerate(records):
+    for number, record in enumerate(records_in(records)):
         if isinstance(record, str):
             record = {"text": record}
         if not isinstance(record, Mapping):
@@ -162,7 +171,17 @@ def _prepared(task: AbstractTask, records: Iterable[Any]) -> Iterator[Example]:
                 needed="texts or mappings, which have a place for an id",
                 do="make it a mapping, or keep the data in memory",
             )
-        yield from task.prepare([record if "id" in record else {**record, "id": str(number)}]).examples
+        record = record if record.get("id") is not None else {**record, "id": str(number)}
+        try:
+            yield from task.prepare([record]).examples
+        except BadInput as error:
+            # To the task, which gets one at a time, each is the first.
+            found = error.found.replace("record 0 ", f"record {number} ", 1)
+            if not task.skip_bad:
+                raise BadInput(
+                    found=found, needed=error.needed, do=f"{error.do}; or pass skip_bad=True (--skip-bad)"
+                ) from error
+            skipped.append(Skipped(str(record["id"]), found))
 
 
 def _packed(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

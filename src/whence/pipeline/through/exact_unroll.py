@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Swapped
-from whence.data import Dataset
+from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.pipeline.exact.measure import room_bytes
 from whence.pipeline.inputs import as_dataset
@@ -82,7 +82,8 @@ def unrolled_table(
     scores_RN = torch.cat(parts)
     _check_finite(scores_RN, names)
     return ScoreTable(
-        scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps", tuple(notes),
+        scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps",
+        (*notes, *skipped_note("queries", queries.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -150,7 +151,8 @@ def group_effects(
     _check_finite(scores_QG, asked.ids)
     return ScoreTable(
         scores_QG, asked.ids, names, task.unit,
-        f"unroll of {len(names):,} groups, {'forward' if is_forward else 'reverse'}, {opened.steps:,} steps", tuple(notes),
+        f"unroll of {len(names):,} groups, {'forward' if is_forward else 'reverse'}, {opened.steps:,} steps",
+        (*notes, *skipped_note("queries", asked.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -216,6 +218,7 @@ def _prepared(
     notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
     if not quiet:
         say("\n".join(notes))
+    notes.extend(skipped_note("training records", train.skipped))
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
     return replay, room, notes

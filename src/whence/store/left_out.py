@@ -1,0 +1,36 @@
+"""Which records a store was built without, because they could not be used: kept beside its rows, and told in every answer."""
+
+from pathlib import Path
+
+from whence.data import Dataset, Skipped, skipped_note
+from whence.store.files import read_json, write_json
+from whence.store.reader import Store
+
+__all__ = ["left_out_notes", "write_left_out"]
+
+_NAME = "left_out.json"
+
+
+def write_left_out(folder: Path, dataset: Dataset) -> dict[str, str]:
+    """Add the records that were left out of a dataset to those of the datasets that are in the store already.
+
+    Args:
+        folder: The store.
+        dataset: What was built.
+
+    Returns:
+        Name and SHA-256 of the file that holds them, for the manifest; nothing if there are none.
+    """
+    known = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
+    if dataset.skipped:
+        known = {**known, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
+    return {_NAME: write_json(folder / _NAME, known)} if known else {}
+
+
+def left_out_notes(store: Store) -> tuple[str, ...]:
+    """What an answer says of the records that a store was built without."""
+    if _NAME not in store.files:
+        return ()
+    known = read_json(store.folder / _NAME)
+    records = [Skipped(str(name), str(reason)) for data, _ in store.datasets() for name, reason in known.get(data, [])]
+    return skipped_note("training records", records)

@@ -1,0 +1,152 @@
+"""Where the tensors of a safetensors file lie, and how its bytes become tensors.
+
+Bytes are copied into memory of the reader's own. Of a mapped file that is cut while it is read nothing is left but a signal (SIGBUS) that
+ends the process, and what is written into it shows at once.
+"""
+
+import contextlib
+import json
+import math
+import mmap
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TYPES", "Memory", "Span", "fresh_memory", "spans_of", "tensor_at"]
+
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# Ten times the header of a store of ten thousand units.
+_MOST_HEADER_BYTES = 32 << 20
+_MOST_AXES = 16
+# Fresh memory below this is cheap; above it large pages make copying three times as fast.
+_LARGE = 4 << 20
+# The shard in use, the one that is read ahead, and one that somebody is not done with.
+_PIECES = 3
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one tensor lies in a file.
+
+    Args:
+        dtype: Its type.
+        shape: Its shape.
+        start: Its first byte, counted from the start of the file.
+        stop: One past its last byte.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.stop - self.start
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one place along the first axis."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def of_rows(self, rows: int) -> "Span":
+        """What so many rows of it look like on their own."""
+        return Span(self.dtype, (rows, *self.shape[1:]), 0, rows * self.row_bytes)
+
+
+def spans_of(read: Callable[[int, int], bytes], size: int) -> dict[str, Span]:
+    """Where the tensors of a safetensors file lie, whoever wrote it.
+
+    Args:
+        read: Gives the bytes from the first number to before the second.
+        size: Of the file.
+
+    Returns:
+        By name, in the order of the file.
+
+    Raises:
+        ValueError: If it is no such file: its header cannot be read, or speaks of bytes that are not there.
+    """
+    length = int.from_bytes(read(0, 8), "little")
+    if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+        raise ValueError("its header is not there")
+    try:
+        header = json.loads(read(8, 8 + length))
+        found = {name: _span(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError("its header cannot be read") from error
+    in_order = sorted(found.items(), key=lambda item: item[1].start)
+    if any(one.stop > other.start for (_, one), (_, other) in pairwise(in_order)):
+        raise ValueError("tensors that overlap")
+    return dict(in_order)
+
+
+def _span(entry: Mapping[str, Any], first: int, size: int) -> Span:
+    (start, stop), shape = entry["data_offsets"], entry["shape"]
+    numbers = [start, stop, *shape]
+    if len(shape) > _MOST_AXES or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("numbers that are none")
+    span = Span(TYPES[entry["dtype"]], tuple(shape), first + start, first + stop)
+    if span.size != math.prod(shape) * span.dtype.itemsize or span.stop > size:
+        raise ValueError("a tensor that is not there")
+    return span
+
+
+def tensor_at(memory: memoryview, at: int, span: Span) -> Tensor:
+    """The tensor whose bytes begin at a place in memory; it keeps the memory alive."""
+    if not span.size:
+        return torch.empty(span.shape, dtype=span.dtype)
+    return torch.frombuffer(memory, dtype=span.dtype, count=span.size // span.dtype.itemsize, offset=at).view(span.shape)
+
+
+class Memory:
+    """Memory to read into, which is used again once nobody holds a tensor of it: touching fresh pages takes longer than copying."""
+
+    def __init__(self):
+        self._pieces: list[tuple[mmap.mmap, weakref.ref[memoryview]]] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> memoryview:
+        """So many bytes or more, the caller's for as long as it holds the view or a tensor of it."""
+        with self._lock:
+            fitting = (
+                place
+                for place, (memory, user) in enumerate(self._pieces)
+                if user() is None and size <= len(memory) <= 2 * size + _LARGE
+            )
+            place = next(fitting, None)
+            memory = _fresh(size) if place is None else self._pieces.pop(place)[0]
+            view = memoryview(memory)
+            self._pieces = [(memory, weakref.ref(view)), *self._pieces[: _PIECES - 1]]
+            return view
+
+
+def fresh_memory(size: int) -> memoryview:
+    """So many bytes, for whoever keeps them."""
+    return memoryview(_fresh(size))
+
+
+def _fresh(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, max(size, 1))
+    if size >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

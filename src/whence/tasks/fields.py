@@ -1,0 +1,234 @@
+"""Fields of a record: ids, texts and numbers as they were given, or a refusal that names the record."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput
+
+__all__ = [
+    "array_field",
+    "as_numbers",
+    "class_number",
+    "plain_text",
+    "record_id",
+    "record_source",
+    "scalar",
+    "valid_text",
+    "whole_numbers",
+]
+
+# Booleans, integers, real and complex numbers.
+_NUMBERS = "biufc"
+
+
+def record_id(number: int, record: Mapping[str, Any], default: Any = None) -> str:
+    """The id of a record: its own, or its number.
+
+    Args:
+        number: Of the record.
+        record: With `id`, or without.
+        default: What stands for an id that is missing, if not the number.
+
+    Raises:
+        BadInput: If it is neither text nor a number.
+    """
+    value = scalar(record.get("id"))
+    if value is None:
+        return str(number if default is None else default)
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    if not (is_number or isinstance(value, str | Path | UUID)) or value == "":
+        raise BadInput(
+            found=f"record {number} with an id that is {_told(value)}",
+            needed="a string or a whole number",
+            do="correct it, or leave it out to number the records in order",
+        )
+    return valid_text(number, "id", str(value))
+
+
+def record_source(number: int, record: Mapping[str, Any]) -> str:
+    """Where a record says that it comes from; empty if it does not.
+
+    Raises:
+        BadInput: If it is not one name.
+    """
+    value = scalar(record.get("source"))
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float | Path):
+        raise BadInput(found=f"record {number} with a source that is {_told(value)}", needed="one name", do="make it a string")
+    return valid_text(number, "source", str(value))
+
+
+def plain_text(number: int, record: Mapping[str, Any]) -> str:
+    """A record's `text`, which is shown and does not go into the model; empty if it has none.
+
+    Raises:
+        BadInput: If it is no string.
+    """
+    value = scalar(record.get("text"))
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadInput(
+            found=f"record {number} with a 'text' of type {type(value).__name__}",
+            needed="a string",
+            do="name the field otherwise: 'text' is shown, and kept from the model",
+        )
+    return valid_text(number, "text", value)
+
+
+def valid_text(number: int, field: str, text: str) -> str:
+    """A text that tokenizers and files can take, as it is.
+
+    Raises:
+        BadInput: If it holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            found=f"record {number} with {field!r} that is no valid Unicode ({error.reason} at character {error.start:,})",
+            needed="text that can be written as UTF-8",
+            do="decode it again from its bytes, or drop the record",
+        ) from error
+    return text
+
+
+def scalar(value: Any) -> Any:
+    """A number or text out of an array or tensor with one entry and no axes; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+def whole_numbers(values: Any, *, booleans: bool = False) -> list[int] | None:
+    """Integers as a list, and None of anything that is not a row of integers: nothing is rounded, parsed or split.
+
+    Args:
+        values: A list, an array or a tensor with one axis.
+        booleans: Whether False and True count as 0 and 1.
+
+    >>> whole_numbers([3, 4]), whole_numbers([2.0]), whole_numbers("12")
+    ([3, 4], None, None)
+    """
+    if isinstance(values, np.ndarray | Tensor):
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            is_whole = not (values.is_floating_point() or values.is_complex())
+            is_bool = values.dtype == torch.bool
+        else:
+            is_whole, is_bool = values.dtype.kind in "iubO", values.dtype.kind == "b"
+        if values.ndim != 1 or not is_whole or (is_bool and not booleans):
+            return None
+        values = values.tolist()
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | bytearray | Mapping | Set):
+        return None
+    values = list(values)
+    kinds = set(map(type, values))
+    if kinds <= {int}:
+        return values
+    if not booleans and any(issubclass(kind, bool | np.bool_) for kind in kinds):
+        return None
+    try:
+        return [operator.index(value.item() if isinstance(value, np.bool_) else value) for value in values]
+    except TypeError:
+        return None
+
+
+def array_field(number: int, field: str, value: Any) -> np.ndarray:
+    """One field of a record as an array of numbers, in a type that PyTorch knows; a copy.
+
+    What changes or moves an array later, sharing it with other processes among them, must not reach the examples.
+
+    Args:
+        number: Of the record, for errors.
+        field: Its name, for errors.
+        value: A number, an array, a tensor, or nested lists of equal lengths.
+
+    Raises:
+        BadInput: If it is something else, such as text, lists of different lengths or an array with masked entries.
+    """
+    array = as_numbers(value)
+    if array is None:
+        given = _as_array(value)
+        is_text = given is not None and given.dtype.kind in "US"
+        raise BadInput(
+            found=f"record {number} whose {field!r} is {'text' if is_text else 'no array of numbers'}",
+            needed="a tensor, an array or a number; several inputs as a mapping of the model's keywords",
+            do="pass a tokenizer for texts, or convert them" if is_text else "convert the record",
+        )
+    return array
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """An array of numbers in a type that PyTorch knows, a copy; None of anything else, such as text or lists of different lengths."""
+    array = _as_array(value)
+    if array is None or array.dtype.kind not in _NUMBERS:
+        return None
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        if array.dtype.itemsize == 8 and array.size and int(array.max()) >= 1 << 63:
+            return None
+        return array.astype(np.int64)  # PyTorch has few operators for the others
+    if array.dtype in (np.longdouble, np.clongdouble):
+        return array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def class_number(number: int, label: Any, names: Mapping[str, int], classes: int | None = None) -> np.ndarray:
+    """A record's class as an integer without axes.
+
+    Args:
+        number: Of the record, for errors.
+        label: A whole number or a name.
+        names: Class numbers by name.
+        classes: How many there are; None if that is not known yet.
+
+    Raises:
+        BadInput: If it is no class, such as a real number, several numbers (one-hot), or one beyond the last class.
+    """
+    found = np.asarray(_as_array(label))
+    known = f", or one of {', '.join(map(str, names))}" if names else ""
+    if found.size == 1 and found.dtype.kind == "U" and str(found.item()) in names:
+        return np.asarray(names[str(found.item())], np.int64)
+    if found.size != 1:
+        raise BadInput(
+            found=f"record {number} with several labels" if found.size else f"record {number} with an empty label",
+            needed=f"one class number from 0{known}",
+            do="take the number of the one that is set (argmax) if the labels are one-hot",
+        )
+    is_beyond = found.dtype.kind in "iu" and classes is not None and found.item() >= classes
+    if found.dtype.kind not in "iu" or found.item() < 0 or is_beyond:
+        many = "" if not is_beyond else f" for {classes} classes"
+        raise BadInput(
+            found=f"record {number} with the label {found.item()!r}{many}",
+            needed=f"one class number from 0{known}",
+            do="convert the labels",
+        )
+    return found.reshape(()).astype(np.int64)
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """An array of whatever type NumPy finds; None where there is none."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized:
+            return None
+        value = value.detach().cpu().resolve_conj().resolve_neg()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()  # NumPy has no bfloat16
+    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
+        return None
+    try:
+        return np.array(value)
+    except (ValueError, TypeError, OverflowError, RuntimeError):
+        return None
+
+
+def _told(value: Any) -> str:
+    return f"{value!r:.40}" if isinstance(value, int | float | str | bytes) else f"a {type(value).__name__}"
