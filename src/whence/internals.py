@@ -20,6 +20,7 @@ from torch import Tensor, nn
 __all__ = [
     "BATCH_NORMS",
     "CHECKPOINTING",
+    "COLLATES",
     "COMPILED",
     "COMPILED_CALL",
     "DROPOUTS",
@@ -35,11 +36,12 @@ __all__ = [
     "view_base",
 ]
 
-# Attributes that libraries put on modules. A module without one is taken as one that the library never touched.
+# Attributes that libraries put on their objects. An object without one is taken as one that the library never touched.
 CHECKPOINTING = "_gradient_checkpointing_func"  # transformers: what runs a layer's forward pass twice
 HOOK, FORMER_FORWARD = "_hf_hook", "_old_forward"  # accelerate: what brings a layer's weights, and what it stands before
 UNSPLIT = "_no_split_modules"  # transformers: class names of the blocks that stay in one place
 COMPILED, COMPILED_CALL = "_orig_mod", "_compiled_call_impl"  # torch.compile: the module inside, and what runs in its place
+COLLATES = "_auto_collation"  # what reads a DataLoader's batches: whether it puts examples together
 
 # Families of layers; PyTorch's names of their common ancestors are private.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

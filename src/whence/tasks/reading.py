@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from whence.errors import BadInput, WhenceError
+from whence.internals import COLLATES
 
 __all__ = ["records_in"]
 
@@ -98,7 +99,7 @@ def _gives_batches(data: Any) -> bool:
     if isinstance(data, DataLoader):
         return data.batch_sampler is not None
     like_one = hasattr(data, "dataset") and (hasattr(data, "collate_fn") or hasattr(data, "batch_size"))
-    return (like_one and not hasattr(data, "__getitem__")) or bool(getattr(data, "_auto_collation", False))
+    return (like_one and not hasattr(data, "__getitem__")) or bool(getattr(data, COLLATES, False))
 
 
 def _is_table(data: Any) -> bool:
