@@ -207,7 +207,7 @@ class _Member(tarfile.TarInfo):
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):
+            if isinstance(error, tarfile.EOFHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
                 raise error
             raise tarfile.ReadError(
                 f"{error} where a member or the end of the archive should be: cut short or damaged"

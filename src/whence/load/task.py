@@ -303,6 +303,7 @@ def _adapted(folder: Path, kind: str, placement: Placement, is_plain: bool) -> t
 def _hub_dataset(name: str, split: str) -> Iterable[Any]:
     try:
         import datasets
+        import datasets.config
     except ImportError as error:
         raise BadInput(
             found=f"data {name!r}, which is neither a file nor a folder of texts",
