@@ -303,7 +303,6 @@ def _adapted(folder: Path, kind: str, placement: Placement, is_plain: bool) -> t
 def _hub_dataset(name: str, split: str) -> Iterable[Any]:
     try:
         import datasets
-        import datasets.config
     except ImportError as error:
         raise BadInput(
             found=f"data {name!r}, which is neither a file nor a folder of texts",
@@ -311,7 +310,7 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
             do="pip install 'whence-tda[datasets]', or check the path",
         ) from error
     datasets.disable_progress_bars()
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 it would ask on the terminal
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # pyright: ignore[reportAttributeAccessIssue]  # else versions before 4 ask
     try:
         path = Path(name)
         saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
