@@ -116,7 +116,7 @@ def steps(covariances, bases, count):
 def scores():
     """Agreement of scores with those in the eigenvectors' bases."""
     from whence.capture import plan_units
-    from whence.curvature import Damping, FitConfig
+    from whence.curvature import ResolvedDamping
     from whence.curvature.ekfac import fit_values
     from whence.curvature.kfac import prepare_fit, solve_bases
     from whence.data import Dataset
@@ -126,6 +126,7 @@ def scores():
     from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import exact_scores
+    from whence.settings import FitConfig
 
     task, earlier, train, queries = setting()
     plan = plan_units(task)
@@ -142,7 +143,7 @@ def scores():
         bases = {name: value.float() for name, value in bases.items()}
         with meter("", 1, quiet=True) as progress:
             curvature = fitted.finish(bases, fit_values(fitted, bases, progress, range(len(plan.units))))
-            blocks = curvature.solve(rows, Damping(0.1, None, ""))
+            blocks = curvature.solve(rows, ResolvedDamping(0.1, None, ""))
             return exact_scores(task, plan, train.examples, blocks, max_positions=positions, progress=progress).scores_QN
 
     with meter("", 1, quiet=True) as progress:

@@ -42,7 +42,7 @@ def make(arguments):
 def parts_of(task, examples, queries, positions, largest_side=1024):
     """The parts by name, in an order in which each has what it needs."""
     from whence.capture import capture, plan_units
-    from whence.curvature import Damping, FitConfig
+    from whence.curvature import ResolvedDamping
     from whence.curvature.ekfac import fit_values
     from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
     from whence.data import Dataset, batches
@@ -50,6 +50,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
     from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import Metric, exact_scores, truncate
+    from whence.settings import FitConfig
 
     plan, train = plan_units(task), Dataset(examples)
     fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), positions, True)
@@ -83,7 +84,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
 
     def query_blocks():
         ready = Prepared(task, plan, train, held["kfac"], positions, "ekfac", True, footprint=None, folder=None)
-        held["blocks"] = held["kfac"].solve(query_gradients(ready, Dataset(queries)), Damping(1e-3, None, ""))
+        held["blocks"] = held["kfac"].solve(query_gradients(ready, Dataset(queries)), ResolvedDamping(1e-3, None, ""))
 
         held["low rank"] = truncate(held["blocks"], 32)
 
@@ -95,7 +96,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
         score("low rank")
 
     def score_and_norms():
-        score(metric=Metric.inverse(held["kfac"], Damping(1e-3, None, ""), power=1))
+        score(metric=Metric.inverse(held["kfac"], ResolvedDamping(1e-3, None, ""), power=1))
 
     return plain, {
         "capture alone": capture_alone,

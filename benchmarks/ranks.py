@@ -51,7 +51,7 @@ def work(what, task, train, queries, folder, ranks):
     elif what == "curvature":
         whence.fit_curvature(task, train, folder, batch_positions=1024, **options)
     else:
-        solving = {"solving": whence.SolveConfig(iterations=3)} if what == "pcg" else {}
+        solving = {"iterations": 3} if what == "pcg" else {}
         whence.attribute(task, train, queries, method=what, factors=folder, batch_positions=1024, **solving, **options)
 
 

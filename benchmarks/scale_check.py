@@ -23,8 +23,7 @@ import torch  # noqa: E402
 import whence  # noqa: E402
 from whence.capture import plan_units  # noqa: E402
 from whence.compress import Aligned  # noqa: E402
-from whence.config import BuildConfig  # noqa: E402
-from whence.curvature import Code, Damping, FitConfig, code_axes, whiten  # noqa: E402
+from whence.curvature import Code, ResolvedDamping, code_axes, whiten  # noqa: E402
 from whence.curvature.ekfac import fit_values  # noqa: E402
 from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
 from whence.pipeline import Cluster, forecast_build, forecast_scale  # noqa: E402
@@ -32,6 +31,10 @@ from whence.pipeline.forecast.hardware import ModelShape  # noqa: E402
 from whence.pipeline.stored.encoders import random_encoder  # noqa: E402
 from whence.progress import meter  # noqa: E402
 from whence.score import gradient_rows  # noqa: E402
+from whence.settings import (
+    BuildConfig,  # noqa: E402
+    FitConfig,
+)
 
 PROJECTIONS = "*proj.weight"
 CASES = [
@@ -90,7 +93,7 @@ def aligned_seconds(task, plan, dataset, rank):
         factors = timed("factors", lambda: fit_factors(fit, progress))
         bases = timed("eigenvectors", lambda: solve_bases(fit, factors, progress))
         values = timed("eigenvalues", lambda: fit_values(fit, bases, progress, range(len(plan.units))))
-        whitened = whiten(fit.finish(bases, values), Damping(0.1, None, ""), 1 << 40)
+        whitened = whiten(fit.finish(bases, values), ResolvedDamping(0.1, None, ""), 1 << 40)
         rows = timed(
             "sample", lambda: gradient_rows(task, plan, whitened, dataset.examples, max_positions=1024, progress=progress)
         )

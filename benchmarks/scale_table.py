@@ -3,9 +3,9 @@
 python benchmarks/scale_table.py
 """
 
-from whence.config import BuildConfig
 from whence.pipeline import Cluster, forecast_scale
 from whence.pipeline.forecast.scale import size_text, time_text
+from whence.settings import BuildConfig
 
 CASES = [
     (shape, method, examples, gpus)

@@ -167,39 +167,36 @@ def gauss_newton(task, plan, train, gradients, positions):
 def rows():
     """Label, method and settings of its solver, in the order of the table."""
     from whence.methods import EXACT_METHODS
-    from whence.pipeline import SolveConfig
 
     found = []
     for name, method in EXACT_METHODS.items():
         if method.needs_run:
             continue
         if method.solver in ("cg", "pcg"):
-            found += [(f"{name} {count}", name, SolveConfig(iterations=count, tolerance=NEVER)) for count in SWEPT]
+            found += [(f"{name} {count}", name, {"iterations": count, "tolerance": NEVER}) for count in SWEPT]
         else:
-            found.append((name, name, SolveConfig()))
+            found.append((name, name, {}))
     return found
 
 
-def scored(case, method, dampings, config):
+def scored(case, method, dampings, options):
     """Scores of a method with one damping per unit, products spent, and seconds."""
-    from whence.curvature import Damping, FitConfig
+    from whence.curvature import ResolvedDamping
     from whence.pipeline.exact.footprint import Demand
     from whence.pipeline.exact.precondition import preconditioned
     from whence.pipeline.exact.prepare import prepare
     from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import exact_scores
+    from whence.settings import Runtime, exact_settings
 
     start = time.process_time()
     demand = Demand(rows=len(case.queries), queries=len(case.queries))
-    ready = prepare(
-        case.task, case.train, method=method, config=FitConfig(), factors=None, fit_on=None, batch_positions=None, quiet=True,
-        demand=demand, memory_gib=None,
-    )  # fmt: skip
+    ready = prepare(case.task, case.train, exact_settings(method, options), demand, Runtime(quiet=True))
     units = zip(ready.plan.units, dampings, strict=True)
     scales = {name: value for unit, value in units for name in unit.parameters}
-    damping = None if ready.curvature is None else Damping(None, 1.0, "", scales)
-    blocks, solution = preconditioned(ready, query_gradients(ready, case.queries), damping, config)
+    damping = None if ready.curvature is None else ResolvedDamping(None, 1.0, "", scales)
+    blocks, solution = preconditioned(ready, query_gradients(ready, case.queries), damping)
     with meter("scan", len(case.train), quiet=True) as progress:
         found = exact_scores(
             case.task, ready.plan, case.train.examples, blocks, max_positions=ready.max_positions, progress=progress

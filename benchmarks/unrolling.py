@@ -35,7 +35,7 @@ def found(optimizer, kind, epochs):
         for name, (method, options) in METHODS.items():
             if optimizer == "momentum" and "form" in options:
                 options = {}
-            given = {} if method == "ekfac" else {"run": folder, "unrolling": whence.UnrollConfig(**options)}
+            given = {} if method == "ekfac" else {"run": folder, **options}
             scores[name] = agreement(whence.attribute(task, data, queries, method=method, quiet=True, **given).scores, wanted)
         return scores
 

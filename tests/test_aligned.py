@@ -9,11 +9,12 @@ from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
 from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back, unpack
-from whence.curvature import Code, FitConfig, code_axes, fit_ekfac, most_bits
+from whence.curvature import Code, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
 from whence.pipeline.stored import learn_code as codes_module
 from whence.score import token_scores
+from whence.settings import FitConfig
 from whence.store import open_store, verify_store
 
 MODELS = ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter", "applied_twice", "regression"]

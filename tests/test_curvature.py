@@ -10,6 +10,7 @@ from whence.curvature import choose_damping, fit_axes, leading_directions, recip
 from whence.errors import BadInput, UnknownOption
 from whence.progress import meter
 from whence.records import Recipe
+from whence.settings import Damping
 from whence.store import StoredUnit
 
 
@@ -81,26 +82,26 @@ def test_recipe_of_a_loss_that_was_a_mean_over_tokens():
 
 
 def test_rules_of_a_store_are_named():
-    options = {"relative_damping": None, "absolute_damping": None, "default": 0.3}
+    options = {"default": 0.3}
     recipe = Recipe("sgd", 10.0)
-    chosen = stored_damping(recipe, **options, rule=None)
+    chosen = stored_damping(recipe, Damping(), **options)
     assert (chosen.relative, chosen.label) == (0.3, "default damping") and "the method's default" in chosen.note
-    assert stored_damping(recipe, **{**options, "relative_damping": 2.0}, rule=None).label == "damping 2 x mean"
-    found = {rule: stored_damping(recipe, **options, rule=rule) for rule in ("mean", "lorif", "lorif-paper", "recipe")}
+    assert stored_damping(recipe, Damping(relative=2.0), **options).label == "damping 2 x mean"
+    found = {rule: stored_damping(recipe, Damping(rule=rule), **options) for rule in ("mean", "lorif", "lorif-paper", "recipe")}
     assert [found[rule].relative for rule in found] == [0.1, 0.5, 0.1, None]
     assert [found[rule].of_kept for rule in found] == [False, False, True, False]
     assert [found[rule].label for rule in found] == [f"{rule} damping" for rule in found]
     assert found["recipe"].absolute == pytest.approx(0.1)
     with pytest.raises(BadInput, match="found damping_rule='recipe' without a known training run; needed a recipe that tells"):
-        stored_damping(None, **options, rule="recipe")
+        stored_damping(None, Damping(rule="recipe"), **options)
     with pytest.raises(BadInput, match="found damping_rule='recipe' for adamw without its second moments"):
-        stored_damping(Recipe("adamw", 1.0), **options, rule="recipe")
+        stored_damping(Recipe("adamw", 1.0), Damping(rule="recipe"), **options)
     with pytest.raises(
-        BadInput, match="found damping_rule='mean' with relative_damping=2.0, absolute_damping=None; needed one of"
+        BadInput, match="found relative_damping=2.0, absolute_damping=None, damping_rule='mean'; needed at most one"
     ):
-        stored_damping(None, **{**options, "relative_damping": 2.0}, rule="mean")
+        Damping(relative=2.0, rule="mean")
     with pytest.raises(UnknownOption, match="found damping_rule='median'; needed one of: mean, lorif, lorif-paper, recipe"):
-        stored_damping(None, **options, rule="median")
+        Damping(rule="median")
 
 
 def unit(name="w", outputs=3, gain=1.0, parameters=None):
@@ -110,7 +111,7 @@ def unit(name="w", outputs=3, gain=1.0, parameters=None):
 def test_recipe_of_adam():
     """Each layer's learning rate is divided by its sqrt(v) + eps, so its damping is multiplied by it."""
     recipe = Recipe("adamw", 2.0, weight_decay=0.5, loss_divisor=3.0, inverse_preconditioner={"w": 0.02, "a": 0.1, "b": 0.3})
-    damping = choose_damping(recipe, relative_damping=None, absolute_damping=None, default=0.1)
+    damping = choose_damping(recipe, Damping(), default=0.1)
     assert damping.of_unit(unit(gain=2.0), mean_eigenvalue=7.0) == pytest.approx(3 * (0.5 + 0.5) * 0.02 * 2)
     assert damping.of_unit(unit(parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.1)
     assert damping.of_unit(unit(outputs=1, parameters=("a", "b")), 7.0) == pytest.approx(3 * 0.2)
@@ -124,23 +125,17 @@ def test_impossible_recipes():
 
 
 def test_choice_of_damping_is_told():
-    options = {"relative_damping": None, "absolute_damping": None, "default": 0.1}
-    assert (
-        choose_damping(None, **options).note == "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
-    )
-    auto = choose_damping(Recipe("sgd", 10.0), **options)
+    no_recipe = "damping 0.1 x mean eigenvalue, the method's default: no training recipe known"
+    assert choose_damping(None, Damping(), default=0.1).note == no_recipe
+    auto = choose_damping(Recipe("sgd", 10.0), Damping(), default=0.1)
     assert auto.of_unit(unit(gain=2.0), 5.0) == pytest.approx(0.2) and "from the training recipe" in auto.note
-    assert "not its second moments" in choose_damping(Recipe("adamw", 10.0), **options).note
-    asked = choose_damping(Recipe("sgd", 10.0), **{**options, "relative_damping": 0.5})
+    assert "not its second moments" in choose_damping(Recipe("adamw", 10.0), Damping(), default=0.1).note
+    asked = choose_damping(Recipe("sgd", 10.0), Damping(relative=0.5), default=0.1)
     assert asked.of_unit(unit(gain=2.0), 5.0) == pytest.approx(2.5) and "as asked" in asked.note
-    assert choose_damping(None, **{**options, "absolute_damping": 0.5}).of_unit(unit(), 5.0) == 0.5
-    for wrong in (
-        {"relative_damping": 0.0},
-        {"relative_damping": 1.0, "absolute_damping": 1.0},
-        {"absolute_damping": float("nan")},
-    ):
+    assert choose_damping(None, Damping(absolute=0.5), default=0.1).of_unit(unit(), 5.0) == 0.5
+    for wrong in ({"relative": 0.0}, {"relative": 1.0, "absolute": 1.0}, {"absolute": float("nan")}):
         with pytest.raises(BadInput, match="needed at most one of them, and positive"):
-            choose_damping(None, **{**options, **wrong})
+            Damping(**wrong)
 
 
 @pytest.mark.parametrize("fails_above", [99, 2])

@@ -14,9 +14,10 @@ from tests.pages import run_blocks, run_example
 from tests.reference import diffusion as twin
 from whence.capture import capture, check_task, plan_units
 from whence.capture.blocks import as_blocks
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac
+from whence.curvature import fit_ekfac, fit_kfac
 from whence.curvature.labels import check_outputs
 from whence.errors import BadInput, UnknownOption, Unsupported
+from whence.settings import FitConfig
 from whence.tasks import step_back
 
 SHAPE = (2, 4, 4)

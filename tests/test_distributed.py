@@ -23,9 +23,10 @@ from tests import zoo
 from tests.test_store import SMALL, contents, flip, make_records, make_task
 from whence.capture import plan_units
 from whence.cli import main
-from whence.curvature import FitConfig, fit_ekfac
+from whence.curvature import fit_ekfac
 from whence.distributed import Ranks
 from whence.errors import BadInput, RankLost, StoreCorrupt, StoreMismatch
+from whence.settings import FitConfig
 from whence.store import leases, open_store, read_tensors, verify_store
 
 METHODS = {

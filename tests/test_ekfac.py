@@ -15,16 +15,17 @@ from tests.reference.ekfac import (
     objective_gradients,
 )
 from whence.capture import capture, plan_units
-from whence.curvature import Damping, FitConfig, fit_ekfac, fit_kfac
+from whence.curvature import ResolvedDamping, fit_ekfac, fit_kfac
 from whence.curvature.labels import check_outputs, choose_labels, numbered, objectives
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption, Unsupported
+from whence.settings import FitConfig
 from whence.store import read_tensors
 from whence.tasks import Outputs
 
 # What autograd.grad cannot differentiate, and what has several rows per example.
 EXACT = [name for name in zoo.NAMES if name not in ("checkpoint_reentrant", "gpt2", "llama")]
 LANGUAGE = ("gpt2", "llama")
-DAMPING = Damping(0.1, None, "")
+DAMPING = ResolvedDamping(0.1, None, "")
 
 
 def fitted(name, config=None, *, count=6, max_positions=1000, fit=fit_ekfac, **options):

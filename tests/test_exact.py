@@ -11,10 +11,11 @@ from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
 from whence.capture import capture, plan_units
 from whence.compress import Kronecker
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac
+from whence.curvature import fit_ekfac, fit_kfac
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.score import LowRank, token_scores, truncate
+from whence.settings import FitConfig
 
 NAMES = [
     "linear",
@@ -348,15 +349,15 @@ def test_settings_without_an_effect_are_refused():
     with pytest.raises(UnknownOption, match="unknown method 'ek'; needed one of: arnoldi, astra, astra-source, cg"):
         whence.attribute(task, train, queries, method="ek", quiet=True)
     with pytest.raises(UnknownOption, match="normalize='l2'; needed one of: cosine, relatif, theta-relatif"):
-        whence.attribute(task, train, queries, normalize="l2", quiet=True)
-    with pytest.raises(BadInput, match="damping for grad-dot-exact; needed a method with curvature"):
+        whence.attribute(task, train, queries, normalize="l2", quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="relative_damping for grad-dot-exact; needed what it takes: normalize, query_rank"):
         whence.attribute(task, train, queries, method="grad-dot-exact", relative_damping=0.1, quiet=True)
     for option in ({"labels": "sampled"}, {"samples": 1}, {"seed": 1}, {"factors": "x"}, {"fit_on": 3}, {"sharing": "reduce"}):
-        with pytest.raises(BadInput, match="settings of a curvature for grad-dot-exact"):
+        with pytest.raises(BadInput, match="for grad-dot-exact; needed what it takes: normalize, query_rank"):
             whence.attribute(task, train, queries, method="grad-dot-exact", quiet=True, **option)
     with pytest.raises(BadInput, match="found tokens_of with 'x'; needed ids of training examples"):
         whence.attribute(task, train, queries, tokens_of=["x"], quiet=True)
-    with pytest.raises(BadInput, match="found query_rank=0; needed 1 or more"):
+    with pytest.raises(BadInput, match="found query_rank=0 for ekfac; needed a positive number"):
         whence.attribute(task, train, queries, query_rank=0, quiet=True)
 
 

@@ -17,10 +17,11 @@ from tests import zoo
 from tests.test_distributed import JOB, ROOT, _command, processes, results, start, together
 from whence.capture import plan_units
 from whence.cli import main
-from whence.curvature import Curvature, FitConfig, fit_ekfac
+from whence.curvature import Curvature, fit_ekfac
 from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import BadInput, RankLost
+from whence.settings import FitConfig
 
 __all__ = ["processes"]  # the fixture
 
@@ -30,12 +31,12 @@ SETTINGS = {
     "ekfac": {"normalize": "cosine", "per_unit": True, "tokens_of": "first"},
     "kfac": {"query_rank": 2, "normalize": "relatif"},
     "grad-dot-exact": {},
-    "pcg": {"solving": whence.SolveConfig(iterations=6, tolerance=1e-12)},
-    "cg": {"solving": whence.SolveConfig(iterations=6, tolerance=1e-12, examples=7)},
-    "astra": {"solving": whence.SolveConfig(iterations=8, batch_examples=5)},
-    "lissa": {"solving": whence.SolveConfig(iterations=8, batch_examples=5)},
-    "nystroem": {"solving": whence.SolveConfig(rank=4)},
-    "arnoldi": {"solving": whence.SolveConfig(rank=4, iterations=6)},
+    "pcg": {"iterations": 6, "tolerance": 1e-12},
+    "cg": {"iterations": 6, "tolerance": 1e-12, "examples": 7},
+    "astra": {"iterations": 8, "batch_examples": 5},
+    "lissa": {"iterations": 8, "batch_examples": 5},
+    "nystroem": {"rank": 4},
+    "arnoldi": {"rank": 4, "iterations": 6},
     "datainf": {},
 }
 
@@ -125,7 +126,7 @@ def _walked(ranks, place):
 
     scan._run, products._PRODUCTS["gauss_newton"] = scanned, multiplied
     task, train, queries = case("linear")
-    whence.attribute(task, train, queries, method="cg", solving=whence.SolveConfig(iterations=1), quiet=True, ranks=ranks)
+    whence.attribute(task, train, queries, method="cg", iterations=1, quiet=True, ranks=ranks)
     return seen, train.ids
 
 

@@ -7,10 +7,10 @@ from torch import nn
 import whence
 from tests import zoo
 from whence.capture import plan_units
-from whence.curvature import FitConfig
 from whence.curvature.kfac import fit_factors, prepare_fit
 from whence.errors import BadInput, NonFinite, StoreMismatch, Unsupported
 from whence.progress import meter
+from whence.settings import FitConfig
 from whence.store import read_tensors
 
 

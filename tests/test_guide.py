@@ -19,10 +19,11 @@ from whence.apply.guide.choose_tokens import rank_examples, upper_quantile
 from whence.apply.guide.token_scores import TokenScores
 from whence.capture import plan_units
 from whence.cli import main
-from whence.curvature import FitConfig, fit_ekfac
+from whence.curvature import fit_ekfac
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, Unsupported
 from whence.load import load_task
+from whence.settings import FitConfig
 from whence.store import write_tensors
 
 BATCH = 40

@@ -9,12 +9,13 @@ import whence
 from tests import zoo
 from tests.memory import LiveBytes
 from whence.capture import capture, plan_units
-from whence.curvature import FitConfig, fit_ekfac, fit_kfac, unit_bytes
+from whence.curvature import fit_ekfac, fit_kfac, unit_bytes
 from whence.curvature.stages import Stages
 from whence.data import Dataset
 from whence.errors import BadInput, DiskFull, OutOfMemory
 from whence.pipeline.exact.footprint import FitBytes, Footprint
 from whence.pipeline.exact.measure import measure
+from whence.settings import FitConfig
 from whence.store import read_tensors
 
 NAMES = ["linear", "layer_norm", "tied", "applied_twice", "conv2d_groups", "lone_parameter", "gpt2", "llama"]
@@ -120,7 +121,7 @@ OPTIONS = {
     "ekfac": {"method": "ekfac"},
     "kfac": {"method": "kfac"},
     "plain": {"method": "grad-dot-exact"},
-    "pcg": {"method": "pcg", "solving": whence.SolveConfig(iterations=3)},
+    "pcg": {"method": "pcg", "iterations": 3},
     "rank": {"query_rank": 2},
     "cosine": {"normalize": "cosine"},
     "relatif": {"normalize": "relatif", "tokens_of": ["7"], "per_unit": True},
@@ -209,7 +210,7 @@ def small_chunks(monkeypatch):
     for name in ("whence.curvature.squares._CHUNK_NUMBERS", "whence.pipeline.exact.measure._SQUARES"):
         monkeypatch.setattr(name, 1 << 17)
     for name in ("whence.pipeline.exact.measure._SCAN_NUMBERS", "whence.score.contract._CHUNK_NUMBERS"):
-        monkeypatch.setattr(name, 1 << 17 if "measured" in name else {"cpu": 1 << 17})
+        monkeypatch.setattr(name, 1 << 17 if "_SCAN" in name else {"cpu": 1 << 17})
     for name in ("whence.pipeline.exact.measure.DENSE_NUMBERS", "whence.score.blocks.DENSE_NUMBERS"):
         monkeypatch.setattr(name, 1 << 18)
 

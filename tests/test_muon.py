@@ -158,7 +158,7 @@ def test_the_muon_of_torch_is_recorded_and_attributed(tmp_path):
     table = source_table(task, tmp_path / "run", train_set, queries_of(task, 2))
     assert torch.isfinite(table.scores).all() and table.scores.any()
     with pytest.raises(Unsupported, match="found form='diagonal' for an optimizer that mixes the entries of a gradient"):
-        source_table(task, tmp_path / "run", train_set, queries_of(task, 2), unrolling=whence.UnrollConfig(form="diagonal"))
+        source_table(task, tmp_path / "run", train_set, queries_of(task, 2), form="diagonal")
 
 
 def test_a_second_optimizer_is_noticed(tmp_path):

@@ -12,10 +12,10 @@ import whence
 from tests import zoo
 from whence.capture import plan_units
 from whence.cli import main
-from whence.config import BuildConfig
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline import Cluster, forecast_scale
 from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
+from whence.settings import BuildConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECTIONS = ["*proj.weight"]

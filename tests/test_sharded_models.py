@@ -23,13 +23,13 @@ from whence.capture import capture, check_task, frozen, plan_units
 from whence.capture.hooks import taps
 from whence.capture.memory import forecast, in_halves
 from whence.cli import main
-from whence.config import Placement
 from whence.data import batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, RankLost, Unsupported
 from whence.load import load_task
 from whence.load.placement import connected_for, placed
 from whence.pipeline.stored.lockstep import Turn, lost_ranks, turns
+from whence.settings import Placement
 from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.store import Pending, open_store, verify_store
 

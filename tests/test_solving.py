@@ -9,9 +9,10 @@ from tests import zoo
 from tests.reference.curvature import empirical_fisher, flat_rows, gauss_newton
 from tests.reference.gradients import dense_gradients, unit_gradients
 from whence.capture import plan_units
-from whence.curvature import FitConfig, fit_ekfac
+from whence.curvature import fit_ekfac
 from whence.data import Dataset
 from whence.errors import BadInput
+from whence.settings import FitConfig
 
 ABSOLUTE = 0.3
 
@@ -37,8 +38,8 @@ def constant(plan, value):
 @pytest.mark.parametrize("name", ["linear", "applied_twice", "tied", "conv2d"])
 def test_converged_solvers_equal_the_dense_solve(name, method):
     task, plan, train, queries = case(name)
-    solving = whence.SolveConfig(iterations=400, tolerance=1e-10)
-    table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+    solving = {"iterations": 400, "tolerance": 1e-10}
+    table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, **solving, quiet=True)
     wanted = formed(task, plan, train, queries, gauss_newton(task, plan, train.examples), constant(plan, ABSOLUTE))
     torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
     assert table.method == f"{method}, damping 0.3" and "relative residual" in table.notes[-1]
@@ -50,14 +51,14 @@ def test_the_other_solvers_come_near():
     size = len(constant(plan, 0.0))
     whole = {"batch_examples": len(train)}
     settings = {
-        "astra": (whence.SolveConfig(iterations=200, tolerance=1e-8, **whole), 1e-3),
-        "lissa": (whence.SolveConfig(iterations=3000, tolerance=1e-8, **whole), 1e-2),
-        "nystroem": (whence.SolveConfig(rank=size), 1e-6),
+        "astra": (dict(iterations=200, tolerance=1e-8, **whole), 1e-3),
+        "lissa": (dict(iterations=3000, tolerance=1e-8, **whole), 1e-2),
+        "nystroem": ({"rank": size}, 1e-6),
         # Drops directions without curvature, so that only the ranking is held against the whole solution.
-        "arnoldi": (whence.SolveConfig(rank=size, iterations=size), None),
+        "arnoldi": ({"rank": size, "iterations": size}, None),
     }
     for method, (solving, error) in settings.items():
-        table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+        table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, **solving, quiet=True)
         assert error is None or (table.scores - wanted).norm() < error * wanted.norm(), method
         assert spearmanr(table.scores.flatten(), wanted.flatten()).statistic > 0.9, method
 
@@ -73,8 +74,8 @@ def test_datainf_is_damped_by_what_was_asked():
 
 def test_relative_damping_is_a_share_of_each_units_mean_eigenvalue():
     task, plan, train, queries = case("linear")
-    solving = whence.SolveConfig(iterations=400, tolerance=1e-10)
-    table = whence.attribute(task, train, queries, method="pcg", relative_damping=0.5, solving=solving, quiet=True)
+    solving = {"iterations": 400, "tolerance": 1e-10}
+    table = whence.attribute(task, train, queries, method="pcg", relative_damping=0.5, **solving, quiet=True)
     blocks = fit_ekfac(task, plan, train, FitConfig(), max_positions=4096, quiet=True).blocks
     parts = [
         torch.full((unit.outputs * unit.inputs,), 0.5 * block.mean_eigenvalue)
@@ -86,8 +87,8 @@ def test_relative_damping_is_a_share_of_each_units_mean_eigenvalue():
 
 def test_the_matrix_may_be_the_mean_over_some_examples():
     task, plan, train, queries = case("linear")
-    solving = whence.SolveConfig(iterations=400, tolerance=1e-10, examples=4)
-    table = whence.attribute(task, train, queries, method="pcg", absolute_damping=ABSOLUTE, solving=solving, quiet=True)
+    solving = {"iterations": 400, "tolerance": 1e-10, "examples": 4}
+    table = whence.attribute(task, train, queries, method="pcg", absolute_damping=ABSOLUTE, **solving, quiet=True)
     chosen = [train.examples[place * len(train) // 4] for place in range(4)]
     wanted = formed(task, plan, train, queries, gauss_newton(task, plan, chosen), constant(plan, ABSOLUTE))
     torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
@@ -95,25 +96,25 @@ def test_the_matrix_may_be_the_mean_over_some_examples():
 
 def test_one_that_does_not_converge_says_so(capsys):
     task, _, train, queries = case("linear")
-    solving = whence.SolveConfig(iterations=1, tolerance=1e-8)
-    table = whence.attribute(task, train, queries, method="cg", absolute_damping=1e-4, solving=solving)
+    solving = {"iterations": 1, "tolerance": 1e-8}
+    table = whence.attribute(task, train, queries, method="cg", absolute_damping=1e-4, **solving)
     assert "not converged after 1 iterations" in table.notes[-1] and "not converged" in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(BadInput, match="iterations=0"):
-        whence.SolveConfig(iterations=0)
+        whence.PCG(iterations=0)
     with pytest.raises(BadInput, match="examples=0"):
-        whence.SolveConfig(examples=0)
+        whence.PCG(examples=0)
     task, _, train, queries = case("linear")
-    with pytest.raises(BadInput, match="a solver would have to run for each example"):
+    with pytest.raises(BadInput, match="found normalize for pcg; needed what it takes"):
         whence.attribute(task, train, queries, method="pcg", normalize="relatif", quiet=True)
 
 
 def test_a_solvers_settings_need_a_solver_and_a_sweep_says_how_it_went():
     task, _, train, queries = case("linear")
-    with pytest.raises(BadInput, match="settings of a solver for kfac"):
-        whence.attribute(task, train, queries, method="kfac", solving=whence.SolveConfig(iterations=5), quiet=True)
+    with pytest.raises(BadInput, match="found iterations for kfac; needed what it takes"):
+        whence.attribute(task, train, queries, method="kfac", iterations=5, quiet=True)
     found = whence.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", quiet=True)
     assert all("pcg: relative residual" in table.notes[-1] for table in found.tables.values())
     assert whence.attribute(task, train, queries, quiet=True).seconds > 0

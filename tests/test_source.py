@@ -126,7 +126,7 @@ def pooled(task, run, segment, train_set, average=False):
 def test_scores_equal_dense_exponentials(tmp_path, name, form, kind):
     _, task, train_set, (_, _, rates) = train(tmp_path, name, kind=kind, epochs=4, every=4, falling=True)
     run, queries = whence.open_run(tmp_path), queries_of(task, 3)
-    table = source_table(task, tmp_path, train_set, queries, unrolling=whence.UnrollConfig(form=form))
+    table = source_table(task, tmp_path, train_set, queries, form=form)
     gain, decay = {"sgd": (1, 0), "momentum": (10, 0.01), "adam": (1, 0.01), "adamw": (1, 0.1)}[name]
     stops = (8, 16, 24)
     reaches = [gain * sum(rates[stop - 8 : stop]) for stop in stops]
@@ -241,7 +241,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=2, every=12)
     queries, run = queries_of(task, 3), whence.open_run(tmp_path)
     run.log.rates[:] = [[1e12]] * run.steps
-    ready = {"unrolling": whence.UnrollConfig(segments=1)}
+    ready = {"segments": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("whence.pipeline.through.through_run.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
@@ -253,7 +253,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
 def test_mean_weights_make_one_fit_per_segment(tmp_path):
     _, task, train_set, (_, _, rates) = train(tmp_path, "momentum", kind="mlp", epochs=4, every=4)
     run, queries = whence.open_run(tmp_path), queries_of(task, 2)
-    table = source_table(task, tmp_path, train_set, queries, unrolling=whence.UnrollConfig(segments=2, average_weights=True))
+    table = source_table(task, tmp_path, train_set, queries, segments=2, average_weights=True)
     assert table.method == "source, 2 segments, mean weights"
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     segment = run.segments(2)[0]
@@ -327,17 +327,17 @@ def test_what_does_not_fit_is_refused(tmp_path):
         {"query_rank": 2},
         {"normalize": "cosine"},
     ):
-        with pytest.raises(BadInput, match=f"found {next(iter(option))} for source; needed what the recorded run says instead"):
+        with pytest.raises(BadInput, match=f"found {next(iter(option))} for source; needed what it takes"):
             source_table(task, folder, train_set, queries, **option)
-    with pytest.raises(BadInput, match="found segments=0; needed 1 or more"):
-        whence.UnrollConfig(segments=0)
+    with pytest.raises(BadInput, match="found segments=0 for source; needed a positive number"):
+        whence.Source(run=folder, segments=0)
     with pytest.raises(BadInput, match="found segments=0; needed 1 or more"):
         whence.open_run(folder).segments(0)
     fewer = Dataset(train_set.examples[1:])
     with pytest.raises(StoreMismatch, match="found 1 of the run's 60 examples not in the training data, the first 't0'"):
         source_table(task, folder, fewer, queries)
-    with pytest.raises(BadInput, match="found settings of a solver for source"):
-        source_table(task, folder, train_set, queries, solving=whence.SolveConfig(iterations=3))
+    with pytest.raises(BadInput, match="found iterations for source; needed what it takes"):
+        source_table(task, folder, train_set, queries, iterations=3)
     other = whence.Classification(network("softmax", seed=4))
     with pytest.raises(
         StoreMismatch, match="found a model whose '0.weight' is not what the run in .* ended with; needed the model"

@@ -18,13 +18,13 @@ import whence
 from tests.reference.quantize import decoded
 from whence.capture import plan_units
 from whence.compress import RowCodec
-from whence.config import BuildConfig
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.load import load_records, load_task
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
 from whence.store.cache import note_path
 from whence.store.files import locked, write_json

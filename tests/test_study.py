@@ -17,7 +17,7 @@ from whence.apply.study import corpus, correlation, kept_scores, readouts
 from whence.apply.study import kinds as kinds_module
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.pipeline.exact import prepare
+from whence.pipeline.exact import prepare, scorer
 from whence.progress import meter
 
 KINDS = ("book", "web", "web", "code")
@@ -204,7 +204,7 @@ def test_any_cut_of_the_corpus_gives_the_same_study(studied, tmp_path, monkeypat
 def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch):
     task, train, sets = material()
     monkeypatch.setattr(corpus, "_SHARD", 10)
-    scan, calls = corpus.exact_scores, []
+    scan, calls = scorer.exact_scores, []
 
     def stopping(*arguments, **named):
         calls.append(1)
@@ -212,7 +212,7 @@ def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return scan(*arguments, **named)
 
-    monkeypatch.setattr(corpus, "exact_scores", stopping)
+    monkeypatch.setattr(scorer, "exact_scores", stopping)
     with pytest.raises(KeyboardInterrupt):
         whence.study(task, train, sets, tmp_path, quiet=True)
     assert not (tmp_path / "study.json").exists() and len(list((tmp_path / "scores").glob("0*"))) == 2
@@ -300,9 +300,9 @@ def test_what_is_refused(tmp_path):
         whence.study(task, train, sets, tmp_path, k=11)
     with pytest.raises(BadInput, match="method, query_rank for a store; needed training data"):
         whence.study(task, tmp_path / "store", sets, tmp_path, method="kfac", query_rank=3)
-    with pytest.raises(BadInput, match="damping_rule for training data"):
+    with pytest.raises(BadInput, match="damping_rule for ekfac; needed what it takes"):
         whence.study(task, train, sets, tmp_path, damping_rule="mean")
-    with pytest.raises(BadInput, match="a study with method='source'"):
+    with pytest.raises(BadInput, match="method='source', which goes back through a recorded run"):
         whence.study(task, train, sets, tmp_path, method="source", quiet=True)
     whence.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
     with pytest.raises(StoreMismatch, match="scores with another dampings, another method"):
@@ -370,7 +370,7 @@ def test_the_command_studies_a_store_and_the_data_itself(tmp_path, run, monkeypa
         (["--set", "a=A", "--set", "a=A"], "needed name=file, every name once"),
         (["--set", "a=A", "--kinds", "A"], "found record 0 of"),
         (["--set", "a=A", "--model", "x"], "found --model for training data"),
-        (["--set", "a=A", "--damping-rule", "mean"], "found damping_rule for training data"),
+        (["--set", "a=A", "--damping-rule", "mean"], "found damping_rule for ekfac"),
         (["--set", "a=nowhere.jsonl"], "found no data at nowhere.jsonl"),
         ([], "cannot be read"),
     ],

@@ -42,7 +42,7 @@ def test_tracin_is_the_sum_over_checkpoints(tmp_path, name, gain):
 def test_parts_by_segment_add_up(tmp_path, method):
     _, task, train_set, _ = train(tmp_path, "adamw", kind="mlp", epochs=3, every=6)
     queries = queries_of(task, 2)
-    table = scored(task, tmp_path, train_set, queries, method, unrolling=whence.UnrollConfig(per_segment=True))
+    table = scored(task, tmp_path, train_set, queries, method, per_segment=True)
     assert list(table.parts) == ["steps 0 to 6", "steps 6 to 12", "steps 12 to 18"]
     torch.testing.assert_close(sum(table.parts.values()), table.scores, rtol=0, atol=0)
     torch.testing.assert_close(scored(task, tmp_path, train_set, queries, method).scores, table.scores)
@@ -59,8 +59,8 @@ def test_astra_source_solves_with_the_matrix_itself(tmp_path, name):
     _, task, train_set, _ = train(tmp_path, name, kind="mlp", epochs=3, every=6)
     run, queries, plan = whence.open_run(tmp_path), queries_of(task, 2), plan_units(task)
     found = scored(
-        task, tmp_path, train_set, queries, "astra-source", unrolling=whence.UnrollConfig(segments=1),
-        solving=whence.SolveConfig(iterations=4000, batch_examples=COUNT, tolerance=1e-9),
+        task, tmp_path, train_set, queries, "astra-source", segments=1,
+        iterations=4000, batch_examples=COUNT, tolerance=1e-9,
     )  # fmt: skip
     (segment,) = run.segments(1)
     scaling = scaling_of(run, plan, segment.checkpoints) if segment.is_adaptive else None
@@ -151,8 +151,8 @@ def test_a_forecast_counts_checkpoints_and_segments(tmp_path):
     found = forecast_exact(task, train_set, 3, method="source", run=tmp_path, factors=tmp_path / "factors")
     assert found.to_dict()["passes_to_fit"] == 12 and found.to_dict()["passes_to_score"] == 6
     assert found.footprint.fit.disk == 3 * plain.footprint.fit.disk
-    fast = whence.UnrollConfig(segments=2, average_weights=True)
-    found = forecast_exact(task, train_set, 3, method="source", run=tmp_path, unrolling=fast)
+    fast = {"segments": 2, "average_weights": True}
+    found = forecast_exact(task, train_set, 3, method="source", run=tmp_path, **fast)
     assert (found.to_dict()["passes_to_fit"], found.to_dict()["passes_to_score"]) == (4, 2)
     found = forecast_exact(task, train_set, 3, method="tracin", run=tmp_path)
     assert (found.to_dict()["passes_to_fit"], found.to_dict()["passes_to_score"]) == (0, 6)
@@ -164,13 +164,13 @@ def test_what_has_no_use_is_refused(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=1, every=3)
     queries = queries_of(task, 2)
     for option in ({"segments": 2}, {"average_weights": True}, {"form": "diagonal"}):
-        with pytest.raises(BadInput, match="found segments, average_weights or form for tracin; needed a method with segments"):
-            scored(task, tmp_path, train_set, queries, "tracin", unrolling=whence.UnrollConfig(**option))
+        with pytest.raises(BadInput, match=f"found {next(iter(option))} for tracin; needed what it takes: per_segment, run"):
+            scored(task, tmp_path, train_set, queries, "tracin", **option)
     with pytest.raises(BadInput, match="found form='diagonal' for a run with SGD; needed an optimizer that multiplies"):
-        source_table(task, tmp_path, train_set, queries, unrolling=whence.UnrollConfig(form="diagonal"))
+        source_table(task, tmp_path, train_set, queries, form="diagonal")
     with pytest.raises(UnknownOption, match="found form='half'; needed one of: full, diagonal"):
-        whence.UnrollConfig(form="half")
+        whence.Source(run=tmp_path, form="half")
     with pytest.raises(BadInput, match="found per_unit with per_segment; needed one of them"):
-        source_table(task, tmp_path, train_set, queries, per_unit=True, unrolling=whence.UnrollConfig(per_segment=True))
-    with pytest.raises(BadInput, match="found settings of a curvature for tracin; needed a method with curvature"):
+        source_table(task, tmp_path, train_set, queries, per_unit=True, per_segment=True)
+    with pytest.raises(BadInput, match="found factors for tracin; needed what it takes"):
         scored(task, tmp_path, train_set, queries, "tracin", factors=tmp_path / "factors")

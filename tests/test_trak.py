@@ -126,7 +126,7 @@ def test_ensembles_average_scores_and_weights_apart(tmp_path, method):
 def test_token_scores_add_up(tmp_path, name, method):
     task, _, asked, _ = made(tmp_path, name, method=method, rank=3)
     store = whence.open_store(tmp_path / "store")
-    ready = Asked.prepare(store, task, asked, 0.1, None, None, True)
+    ready = Asked.prepare(store, task, asked, whence.Damping(relative=0.1), True)
     table = whence.score_table(store, task, asked, relative_damping=0.1, quiet=True)
     weights = torch.cat([tensors.get("weights", torch.ones(len(tensors["norms"]))) for _, tensors in store.shards()])
     examples = zoo.make(name, count=14)[1].examples[3:]

@@ -473,17 +473,15 @@ def test_settings_without_a_use_are_refused(tmp_path):
     task, train_set = task_of(trained(CASES["accumulated"], tmp_path))
     queries = queries_of(task, 2)
     unused = {
-        "a setting of the curvature": {"samples": 2},
-        "factors": {"factors": tmp_path / "f"},
-        "unrolling": {"unrolling": whence.UnrollConfig(segments=2)},
         "per_unit": {"per_unit": True},
         "tokens_of": {"tokens_of": ["t0"]},
     }
     for name, option in unused.items():
         with pytest.raises(BadInput, match=f"found {name} for unroll; needed a run and nothing else"):
             unrolled(task, tmp_path, train_set, queries, **option)
-    with pytest.raises(BadInput, match="found normalize for unroll; needed what the recorded run says instead"):
-        unrolled(task, tmp_path, train_set, queries, normalize="cosine")
+    for option in ({"samples": 2}, {"factors": tmp_path / "f"}, {"segments": 2}, {"normalize": "cosine"}):
+        with pytest.raises(BadInput, match=f"found {next(iter(option))} for unroll; needed what it takes: run"):
+            unrolled(task, tmp_path, train_set, queries, **option)
     with pytest.raises(BadInput, match="found a forecast of unroll, which depends on the recorded run"):
         forecast_exact(task, train_set, 2, method="unroll")
     with pytest.raises(BadInput, match="found share=0 and h=0.5; needed a share above 0"):

@@ -58,8 +58,7 @@ def test_the_full_form_follows_adamw(tmp_path, kind, epochs):
     queries = queries_of(task)
     wanted = truth("adamw", kind, task, queries, *rest, model)
     full, diagonal = (
-        agreement(source_table(task, tmp_path, train_set, queries, unrolling=whence.UnrollConfig(form=form)).scores, wanted)
-        for form in ("full", "diagonal")
+        agreement(source_table(task, tmp_path, train_set, queries, form=form).scores, wanted) for form in ("full", "diagonal")
     )
     influence = agreement(whence.attribute(task, train_set, queries, quiet=True).scores, wanted)
     assert full >= 0.75 and full > influence and full > diagonal - 0.02

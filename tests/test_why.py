@@ -65,9 +65,8 @@ def test_every_pair_is_what_autograd_says(name):
     places = [t for t in range(1, len(labels)) if labels[t] != -100][:4]
     queries = [one_label(whole, place) for place in places]
     ready = candidates.FromData.prepare(
-        task, data, type("Asked", (), {"tokens": places, "whole": whole}), method="grad-dot-exact", relative_damping=None,
-        factors=None, fit_on=None, memory_gib=None, quiet=True,
-    )  # fmt: skip
+        task, data, type("Asked", (), {"tokens": places, "whole": whole}), whence.GradDot(), whence.Runtime(quiet=True)
+    )
     maps, units_UQK = candidates.split_up(task, ready, queries, [1, 2], quiet=True)
     gradients = unit_gradients(task, plan, dense_gradients(task, queries, "measurement"))
     blocks = [-gradient / len(data) for gradient in gradients]

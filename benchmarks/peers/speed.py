@@ -100,9 +100,9 @@ def run(folder: Path, name: str, file: str):
 def ours(setting, name):
     """Which share of the time is the fit's, and the scores."""
     import whence
-    from whence.curvature import FitConfig
     from whence.pipeline.exact.footprint import Demand
     from whence.pipeline.exact.prepare import prepare
+    from whence.settings import FitConfig
 
     task, draws = setting.task, 4 if name == _REFERENCE else 1
     track = None if name == "whence, all parameters" else _BLOCKS

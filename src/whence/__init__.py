@@ -12,8 +12,26 @@ from typing import TYPE_CHECKING, Any
 __distribution__ = "whence-tda"
 
 _HOMES = {
+    "ASTRA": "whence.settings",
+    "CG": "whence.settings",
+    "EKFAC": "whence.settings",
+    "KFAC": "whence.settings",
+    "PCG": "whence.settings",
+    "Arnoldi": "whence.settings",
+    "AstraSource": "whence.settings",
+    "Damping": "whence.settings",
+    "DataInf": "whence.settings",
+    "FitConfig": "whence.settings",
+    "GradDot": "whence.settings",
+    "LiSSA": "whence.settings",
+    "Nystroem": "whence.settings",
+    "Rerank": "whence.settings",
+    "Runtime": "whence.settings",
+    "Source": "whence.settings",
+    "TracIn": "whence.settings",
+    "Unroll": "whence.settings",
     "AbstractTask": "whence.tasks",
-    "BuildConfig": "whence.config",
+    "BuildConfig": "whence.settings",
     "CausalLM": "whence.tasks",
     "Classification": "whence.tasks",
     "Client": "whence.serve",
@@ -46,10 +64,8 @@ _HOMES = {
     "ShareLine": "whence.apply.shares",
     "Shares": "whence.apply.shares",
     "Smoothness": "whence.unroll",
-    "SolveConfig": "whence.pipeline",
     "Store": "whence.store",
     "Study": "whence.apply.study",
-    "UnrollConfig": "whence.pipeline",
     "WhenceError": "whence.errors",
     "Why": "whence.apply.why",
     "Workers": "whence.workers",
@@ -101,6 +117,24 @@ _HOMES = {
 
 __all__ = [  # noqa: PLE0604
     "EXACT_METHODS",
+    "ASTRA",
+    "CG",
+    "EKFAC",
+    "KFAC",
+    "PCG",
+    "Arnoldi",
+    "AstraSource",
+    "Damping",
+    "DataInf",
+    "FitConfig",
+    "GradDot",
+    "LiSSA",
+    "Nystroem",
+    "Rerank",
+    "Runtime",
+    "Source",
+    "TracIn",
+    "Unroll",
     "METHODS",
     "AbstractTask",
     "BuildConfig",
@@ -134,10 +168,8 @@ __all__ = [  # noqa: PLE0604
     "ShareLine",
     "Shares",
     "Smoothness",
-    "SolveConfig",
     "Store",
     "Study",
-    "UnrollConfig",
     "WhenceError",
     "Why",
     "Workers",
@@ -204,7 +236,6 @@ if TYPE_CHECKING:
     from whence.apply.shares import ShareCheck, ShareLine, Shares, named_sources, shares, verify_shares, write_shares
     from whence.apply.study import Study, study
     from whence.apply.why import DocumentParts, Why, why
-    from whence.config import BuildConfig
     from whence.curvature import inverse_preconditioner
     from whence.distributed import Ranks
     from whence.errors import WhenceError
@@ -212,8 +243,6 @@ if TYPE_CHECKING:
     from whence.methods import EXACT_METHODS, METHODS
     from whence.pipeline import (
         GradientLog,
-        SolveConfig,
-        UnrollConfig,
         attribute,
         build,
         damping_sweep,
@@ -232,6 +261,27 @@ if TYPE_CHECKING:
     from whence.report import Hit, Hits
     from whence.score import Ensemble
     from whence.serve import Client, ServeConfig
+    from whence.settings import (
+        ASTRA,
+        CG,
+        EKFAC,
+        KFAC,
+        PCG,
+        Arnoldi,
+        AstraSource,
+        BuildConfig,
+        Damping,
+        DataInf,
+        FitConfig,
+        GradDot,
+        LiSSA,
+        Nystroem,
+        Rerank,
+        Runtime,
+        Source,
+        TracIn,
+        Unroll,
+    )
     from whence.store import Store, open_store
     from whence.tasks import (
         AbstractTask,

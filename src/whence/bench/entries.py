@@ -11,7 +11,7 @@ from torch import nn
 from whence.bench.denoiser import DenoiserRetrain, denoising
 from whence.bench.settings import Setting
 from whence.methods import EXACT_METHODS, METHODS
-from whence.pipeline import UnrollConfig, attribute, build, score_table
+from whence.pipeline import attribute, build, score_table
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
 from whence.store.files import read_json
@@ -76,7 +76,7 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
-def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(), not_on: tuple[str, ...] = ()) -> Entry:
+def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options: Any) -> Entry:
     """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
     def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
@@ -85,13 +85,13 @@ def _through_run(name: str, method: str, unrolling: UnrollConfig = UnrollConfig(
         if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
             setting.retrain.recorded(0, folder, setting.train)
         # The fits at single checkpoints serve every method that takes them.
-        fitted = place if unrolling.average_weights else first
+        fitted = place if options.get("average_weights") else first
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
         run = open_run(folder)
         with run.weights(task.model, run.checkpoints[-1:]):
             return attribute(
                 task, setting.train, setting.queries,
-                method=method, run=folder, unrolling=unrolling, factors=factors, quiet=True,
+                method=method, run=folder, factors=factors, quiet=True, **options,
             )  # fmt: skip
 
     return Entry(name, make, not_on=not_on)
@@ -160,7 +160,7 @@ ENTRIES = (
     _exact("ekfac", is_ensembled=True),
     _through_run("tracin", "tracin"),
     _through_run("source", "source"),
-    _through_run("fast-source", "source", UnrollConfig(average_weights=True)),
+    _through_run("fast-source", "source", average_weights=True),
     _through_run("astra-source", "astra-source", not_on=_TOO_LONG),
     _through_run("unroll", "unroll", not_on=_TOO_LONG),
     _exact("pcg", is_ensembled=True, not_on=_TOO_LONG),

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Placed
 from whence.commands.task_options import Reading, TaskOptions
-from whence.config import Placement
+from whence.settings import Placement
 
 __all__ = ["curvature"]
 

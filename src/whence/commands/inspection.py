@@ -8,9 +8,9 @@ from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
-from whence.config import BuildConfig
 from whence.errors import BadInput
 from whence.methods import EXACT_METHODS, METHODS
+from whence.settings import BuildConfig
 
 __all__ = ["forecast", "inspect", "methods", "verify"]
 
@@ -181,7 +181,7 @@ def forecast(
             do="add --model-shape and --examples, or leave it out" if unused else "such as: whence forecast MODEL DATA",
         )
     from whence.load import load_records
-    from whence.pipeline import UnrollConfig, forecast_build, forecast_exact
+    from whence.pipeline import forecast_build, forecast_exact
 
     of_exact = {
         "queries": queries,
@@ -213,8 +213,7 @@ def forecast(
         asked = loaded.prepare(load_records(str(queries)))
         found = forecast_exact(
             loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
-            largest_side=largest_side or 1024, memory_gib=memory_gib, run=run,
-            unrolling=UnrollConfig() if segments is None else UnrollConfig(segments=segments),
+            largest_side=largest_side, memory_gib=memory_gib, run=run, segments=segments,
         )  # fmt: skip
     print(json.dumps(found.to_dict()) if as_json else found)
 

@@ -15,8 +15,8 @@ from cyclopts import Parameter
 
 from whence.commands.plain_model import asks_for
 from whence.commands.task_options import TaskOptions
-from whence.config import Placement
 from whence.errors import BadInput, StoreCorrupt
+from whence.settings import Placement
 
 __all__ = ["Trust", "needs_trust", "recorded_needs_trust", "task_of_store", "train_records"]
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.config import Placement
 from whence.errors import BadInput
+from whence.settings import Placement
 
 __all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "workers_of"]
 

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from whence.commands.recorded import Trust, task_of_store, train_records
 from whence.commands.shared import Json, Placed, read_token, workers_of
 from whence.commands.task_options import Reading, TaskOptions
-from whence.config import BuildConfig, Placement
 from whence.errors import BadInput
+from whence.settings import BuildConfig, Placement
 
 __all__ = ["Flat", "build", "query"]
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.config import Placement
 from whence.errors import BadInput
+from whence.settings import Placement
 
 __all__ = ["Reading", "TaskOptions"]
 

@@ -13,8 +13,7 @@ from whence.curvature.code_axes import (
     whiten,
 )
 from whence.curvature.damping import (
-    Damping,
-    DampingRule,
+    ResolvedDamping,
     choose_damping,
     inverse_preconditioner,
     recipe_damping,
@@ -25,10 +24,8 @@ from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fisher
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
-from whence.curvature.kfac import FitConfig, fit_factors, fit_kfac, prepare_fit, solve_bases
-from whence.curvature.labels import LabelChoice
+from whence.curvature.kfac import fit_factors, fit_kfac, prepare_fit, solve_bases
 from whence.curvature.mask import fit_mask, mask_objective
-from whence.curvature.moments import Sharing
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.pooled import Weights, fit_ekfac_pooled
 from whence.curvature.products import Curvature, Kind
@@ -54,17 +51,13 @@ __all__ = [
     "solve_bases",
     "Curvature",
     "Damped",
-    "Damping",
-    "DampingRule",
+    "ResolvedDamping",
     "Fisher",
-    "FitConfig",
     "Kind",
     "KroneckerBlock",
     "KroneckerCurvature",
-    "LabelChoice",
     "Operator",
     "Preconditioner",
-    "Sharing",
     "SquaredGradients",
     "UnitBytes",
     "Weights",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.compress import TURNED, Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, turn, unpack
-from whence.curvature.damping import Damping
+from whence.curvature.damping import ResolvedDamping
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.records import Unit
 
@@ -33,7 +33,7 @@ _TINY = torch.finfo(torch.float64).tiny
 _MEASURED = 128
 
 
-def whiten(curvature: KroneckerCurvature, damping: Damping, most_coordinates: int) -> Whitened:
+def whiten(curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordinates: int) -> Whitened:
     """Half of a damped inverse, restricted to the coordinates that carry most variance.
 
     A whitened coordinate has the variance eigenvalue / (eigenvalue + damping) under the curvature's own distribution of gradients.

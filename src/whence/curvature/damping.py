@@ -2,27 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
 
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput
 from whence.records import Recipe, Unit
+from whence.settings import Damping
 from whence.store import StoredUnit
 
-__all__ = [
-    "Damping",
-    "DampingRule",
-    "choose_damping",
-    "inverse_preconditioner",
-    "recipe_damping",
-    "rounding_share",
-    "stored_damping",
-]
-
-DampingRule = Literal["mean", "lorif", "lorif-paper", "recipe"]
-"""Published rules, see `stored_damping`."""
+__all__ = ["ResolvedDamping", "choose_damping", "inverse_preconditioner", "recipe_damping", "rounding_share", "stored_damping"]
 
 # What rounding makes of a gradient that is zero, in units of the last bit of the largest gradients: the root of many terms.
 _ROUNDINGS = 30
@@ -35,8 +24,8 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class Damping:
-    """How damping is set.
+class ResolvedDamping:
+    """The damping that is used, and how it was chosen.
 
     Args:
         relative: Share of each unit's mean eigenvalue, over all directions.
@@ -151,38 +140,27 @@ def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -
     return found
 
 
-def choose_damping(
-    recipe: Recipe | None, *, relative_damping: float | None, absolute_damping: float | None, default: float
-) -> Damping:
+def choose_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> ResolvedDamping:
     """What the user asked for, else what the recipe implies, else the method's default.
 
     Args:
         recipe: The training run, if known.
-        relative_damping: Share of the mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature.
+        asked: What was asked for.
         default: The method's relative damping.
 
     Returns:
         The choice, with a note that says where it comes from.
     """
-    asked = _asked(relative_damping, absolute_damping)
-    if asked is not None:
-        return asked
+    if (number := _number(asked)) is not None:
+        return number
     if recipe is not None and (found := _of_recipe(recipe)) is not None:
         return found
     why = "no training recipe known" if recipe is None else f"the recipe says {recipe.optimizer} but not its second moments"
     note = f"damping {default:g} x mean eigenvalue, the method's default: {why}"
-    return Damping(default, None, note, label="default damping")
+    return ResolvedDamping(default, None, note, label="default damping")
 
 
-def stored_damping(
-    recipe: Recipe | None,
-    *,
-    relative_damping: float | None,
-    absolute_damping: float | None,
-    rule: DampingRule | None,
-    default: float,
-) -> Damping:
+def stored_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> ResolvedDamping:
     """Damping of a store's curvature: what the user asked for, else the method's share of the mean eigenvalue.
 
     The rules: "mean" .1 x the mean eigenvalue over all directions (Choe et al. 2024); "lorif" .5 x the same, trace / D (the code of Li et
@@ -192,28 +170,19 @@ def stored_damping(
 
     Args:
         recipe: The training run, if known.
-        relative_damping: Share of the mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature.
-        rule: A published rule instead of a number.
+        asked: What was asked for.
         default: The method's relative damping.
 
     Returns:
         The choice, with a note that says where it comes from.
 
     Raises:
-        BadInput: If more than one is given, or a rule that needs a recipe there is none of.
-        UnknownOption: If there is no such rule.
+        BadInput: If the rule needs a recipe and there is none.
     """
-    if rule is None:
+    if asked.rule is None:
         note = f"damping {default:g} x mean eigenvalue, the method's default"
-        return _asked(relative_damping, absolute_damping) or Damping(default, None, note, label="default damping")
-    if relative_damping is not None or absolute_damping is not None:
-        raise BadInput(
-            found=f"damping_rule={rule!r} with relative_damping={relative_damping}, absolute_damping={absolute_damping}",
-            needed="one of the three",
-            do="leave the others out",
-        )
-    if rule == "recipe":
+        return _number(asked) or ResolvedDamping(default, None, note, label="default damping")
+    if asked.rule == "recipe":
         found = None if recipe is None else _of_recipe(recipe)
         if found is None:
             raise BadInput(
@@ -224,42 +193,30 @@ def stored_damping(
                 do="pass recipe=whence.Recipe(...) to the task, or name another rule",
             )
         return found
-    if rule not in _RULES:
-        raise UnknownOption(found=f"damping_rule={rule!r}", needed=f"one of: {', '.join((*_RULES, 'recipe'))}", do="pick one")
-    share, of_kept, source = _RULES[rule]
+    share, of_kept, source = _RULES[asked.rule]
     base = "mean kept eigenvalue" if of_kept else "mean eigenvalue"
-    return Damping(share, None, f"damping {share:g} x {base} ({source})", label=f"{rule} damping", of_kept=of_kept)
+    label = f"{asked.rule} damping"
+    return ResolvedDamping(share, None, f"damping {share:g} x {base} ({source})", label=label, of_kept=of_kept)
 
 
-def _asked(relative_damping: float | None, absolute_damping: float | None) -> Damping | None:
-    """The number that was asked for; None if none was.
-
-    Raises:
-        BadInput: If both are given or one is not positive.
-    """
-    given = [value for value in (relative_damping, absolute_damping) if value is not None]
-    if len(given) == 2 or any(not value > 0 for value in given):
-        raise BadInput(
-            found=f"relative_damping={relative_damping}, absolute_damping={absolute_damping}",
-            needed="at most one of them, and positive",
-            do="leave both out to have it chosen",
-        )
-    if relative_damping is not None:
-        label = f"damping {relative_damping:g} x mean"
-        return Damping(relative_damping, None, f"{label} eigenvalue, as asked", label=label)
-    if absolute_damping is not None:
-        label = f"damping {absolute_damping:g}"
-        return Damping(None, absolute_damping, f"{label}, as asked", label=label)
+def _number(asked: Damping) -> ResolvedDamping | None:
+    """The number that was asked for; None if none was."""
+    if asked.relative is not None:
+        label = f"damping {asked.relative:g} x mean"
+        return ResolvedDamping(asked.relative, None, f"{label} eigenvalue, as asked", label=label)
+    if asked.absolute is not None:
+        label = f"damping {asked.absolute:g}"
+        return ResolvedDamping(None, asked.absolute, f"{label}, as asked", label=label)
     return None
 
 
-def _of_recipe(recipe: Recipe) -> Damping | None:
+def _of_recipe(recipe: Recipe) -> ResolvedDamping | None:
     """What the training run implies; None for an adaptive optimizer whose second moments are not known."""
     rule = "from the training recipe (weight decay + 1 / sum of learning rates)"
     if recipe.optimizer.lower() == "sgd":
         value = recipe_damping(recipe)
-        return Damping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
+        return ResolvedDamping(None, value, f"damping {value:.3g} {rule}", label="recipe damping")
     if recipe.inverse_preconditioner:
         note = f"damping {rule}, times each layer's mean sqrt(v) + eps of {recipe.optimizer}"
-        return Damping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
+        return ResolvedDamping(None, recipe_damping(recipe), note, recipe.inverse_preconditioner, "recipe damping")
     return None

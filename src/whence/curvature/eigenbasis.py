@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from whence.curvature.damping import Damping
+from whence.curvature.damping import ResolvedDamping
 from whence.errors import BadInput
 from whence.matmul import times_transposed
 from whence.records import Unit
@@ -92,13 +92,13 @@ class KroneckerCurvature:
         """Sum of all eigenvalues."""
         return sum(float(block.values_OI.double().sum()) for block in self.blocks)
 
-    def dampings(self, damping: Damping) -> list[float]:
+    def dampings(self, damping: ResolvedDamping) -> list[float]:
         """What is added to every unit's eigenvalues."""
         means = [block.mean_eigenvalue for block in self.blocks]
         least = damping.least(means, self.blocks[0].values_OI.dtype)
         return [max(damping.of_unit(block.unit, mean), least) for block, mean in zip(self.blocks, means, strict=True)]
 
-    def solve(self, rows: Sequence[Tensor], damping: Damping, *, in_place: bool = False) -> list[Tensor]:
+    def solve(self, rows: Sequence[Tensor], damping: ResolvedDamping, *, in_place: bool = False) -> list[Tensor]:
         """(H + damping)^-1 applied to vectors in parameter space (George et al. 2018, section 3.2; Grosse et al. 2023, equation 20).
 
         Args:
@@ -118,7 +118,7 @@ class KroneckerCurvature:
                 part.copy_(block.back(block.into(part) / values))
         return list(rows)
 
-    def half(self, rows: Sequence[Tensor], damping: Damping) -> list[Tensor]:
+    def half(self, rows: Sequence[Tensor], damping: ResolvedDamping) -> list[Tensor]:
         """(H + damping)^-1/2 applied, left in the basis: inner products of two halves are preconditioned ones.
 
         Args:
@@ -131,7 +131,7 @@ class KroneckerCurvature:
         damped = self._damped(rows, damping)
         return [block.into(row) * values.rsqrt() for block, row, values in zip(self.blocks, rows, damped, strict=True)]
 
-    def _damped(self, rows: Sequence[Tensor], damping: Damping) -> Iterator[Tensor]:
+    def _damped(self, rows: Sequence[Tensor], damping: ResolvedDamping) -> Iterator[Tensor]:
         """Eigenvalues plus damping, one unit after the other: they are as many as parameters.
 
         Raises:

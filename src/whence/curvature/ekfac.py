@@ -12,13 +12,14 @@ from torch import Tensor
 from whence.capture import Plan, capture, in_halves
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units
-from whence.curvature.kfac import Fit, FitConfig, blamed, fit_bases, prepare_fit, refuse_sum
+from whence.curvature.kfac import Fit, blamed, fit_bases, prepare_fit, refuse_sum
 from whence.curvature.labels import numbered, objectives
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.progress import Meter
+from whence.settings import FitConfig
 from whence.tasks import AbstractTask, Batch
 
 __all__ = ["fit_ekfac", "fit_values"]

@@ -15,19 +15,19 @@ from torch import Tensor
 from whence.capture import Head, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units, unit_bytes
-from whence.curvature.labels import LabelChoice, LabelRule, check_outputs, choose_labels, numbered, objectives
-from whence.curvature.moments import FactorSums, Sharing
+from whence.curvature.labels import LabelRule, check_outputs, choose_labels, numbered, objectives
+from whence.curvature.moments import FactorSums
 from whence.curvature.stages import Stages, stages
 from whence.data import Dataset, batches
 from whence.distributed import Ranks
-from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.errors import NonFinite
 from whence.progress import Meter, meter
+from whence.settings import FitConfig
 from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask
 
 __all__ = [
     "Fit",
-    "FitConfig",
     "blamed",
     "fit_bases",
     "fit_factors",
@@ -36,39 +36,6 @@ __all__ = [
     "refuse_sum",
     "solve_bases",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """What a fit of Kronecker-factored curvature depends on besides model and data.
-
-    Args:
-        labels: Which labels; see `choose_labels`.
-        samples: Draws per scored row where labels are drawn; None for 1.
-        seed: Of the draws.
-        sharing: How positions that share a weight are treated in the factors; the eigenvalues of EK-FAC never depend on it, only its bases.
-        largest_side: A longer side of a unit keeps the identity as its basis, since its second moment has the square of that many numbers.
-
-    Raises:
-        UnknownOption: If labels or sharing are none of the choices.
-        BadInput: If `largest_side` is not positive.
-    """
-
-    labels: LabelChoice = "auto"
-    samples: int | None = None
-    seed: int = 0
-    sharing: Sharing = "expand"
-    largest_side: int = 1024
-
-    def __post_init__(self):
-        choices = (("labels", ("auto", "exact", "sampled", "dataset")), ("sharing", ("expand", "reduce")))
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise UnknownOption(
-                    found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(known)}", do="pick one"
-                )
-        if self.largest_side < 1:
-            raise BadInput(found=f"largest_side={self.largest_side}", needed="1 or more", do="correct it")
 
 
 @dataclass(frozen=True)

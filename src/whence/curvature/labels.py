@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from whence.capture import Head, Objective, frozen
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
+from whence.settings import LabelChoice
 from whence.tasks import AbstractTask, Batch, Outputs
 
-__all__ = ["LabelChoice", "LabelRule", "check_outputs", "choose_labels", "numbered", "objectives"]
-
-LabelChoice = Literal["auto", "exact", "sampled", "dataset"]
+__all__ = ["LabelRule", "check_outputs", "choose_labels", "numbered", "objectives"]
 
 # Every class costs a backward pass, so beyond this many a draw is the better buy.
 _FEW_CLASSES = 32

@@ -7,17 +7,15 @@ Axes: B batch, T positions, R real positions of a batch, N length of a side's ve
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from whence.capture import Plan
 from whence.records import OneHot, Pair, Side
+from whence.settings import Sharing
 
-__all__ = ["FactorSums", "Sharing"]
-
-Sharing = Literal["expand", "reduce"]
+__all__ = ["FactorSums"]
 
 # Columns of a second moment computed at a time.
 _BLOCK = 128

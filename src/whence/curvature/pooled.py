@@ -13,10 +13,11 @@ from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerCurvature
 from whence.curvature.ekfac import fit_values
 from whence.curvature.groups import POOLED, in_groups
-from whence.curvature.kfac import FitConfig, fit_factors, prepare_fit, solve_bases
+from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
 from whence.curvature.stages import stages
 from whence.data import Dataset
 from whence.progress import Meter, meter
+from whence.settings import FitConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["Weights", "fit_ekfac_pooled"]

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from whence.config import Placement
 from whence.distributed import Ranks
 from whence.errors import BadInput, Unsupported
 from whence.internals import UNSPLIT
+from whence.settings import Placement
 
 __all__ = ["connected_for", "in_turn", "load_options", "placed"]
 

@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from whence.config import Placement
 from whence.distributed import Ranks
 from whence.errors import BadInput, UnknownOption
 from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
 from whence.load.placement import in_turn, load_options, placed
 from whence.records import Recipe
+from whence.settings import Placement
 from whence.store import parse_json, read_plain
 from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
 

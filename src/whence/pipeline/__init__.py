@@ -3,7 +3,6 @@
 from whence.pipeline.attribute import attribute, self_influence
 from whence.pipeline.exact.damping_sweep import DampingSweep, damping_sweep
 from whence.pipeline.exact.fit import fit_curvature
-from whence.pipeline.exact.precondition import SolveConfig
 from whence.pipeline.forecast.build import BuildForecast, forecast_build
 from whence.pipeline.forecast.exact import ExactForecast, forecast_exact
 from whence.pipeline.forecast.hardware import Cluster
@@ -13,7 +12,6 @@ from whence.pipeline.stored.build import build
 from whence.pipeline.stored.gradient_log import GradientLog
 from whence.pipeline.stored.query import ensemble_table, query, score_table
 from whence.pipeline.stored.spool import spool
-from whence.pipeline.through.config import UnrollConfig
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
 
 __all__ = [
@@ -23,8 +21,6 @@ __all__ = [
     "ExactForecast",
     "GradientLog",
     "ScaleForecast",
-    "SolveConfig",
-    "UnrollConfig",
     "attribute",
     "build",
     "damping_sweep",

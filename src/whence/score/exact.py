@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves, separate_head
-from whence.curvature import Damping, KroneckerBlock, KroneckerCurvature, SquaredGradients, held_examples, shared_units
+from whence.curvature import KroneckerBlock, KroneckerCurvature, ResolvedDamping, SquaredGradients, held_examples, shared_units
 from whence.data import Example, batches
 from whence.distributed import Ranks
 from whence.errors import NonFinite
@@ -42,7 +42,7 @@ class Metric:
         return cls(tuple(KroneckerBlock(unit, None, None, one) for unit, one in zip(plan.units, ones, strict=True)), ones)
 
     @classmethod
-    def inverse(cls, curvature: KroneckerCurvature, damping: Damping, *, power: int) -> "Metric":
+    def inverse(cls, curvature: KroneckerCurvature, damping: ResolvedDamping, *, power: int) -> "Metric":
         """g^T (H + damping)^-1 g for power 1, which is the self-influence, and |(H + damping)^-1 g|^2 for power 2."""
         values = zip(curvature.blocks, curvature.dampings(damping), strict=True)
         return cls(curvature.blocks, tuple((block.values_OI + value) ** -power for block, value in values))

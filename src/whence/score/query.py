@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
 from whence.compress import Encoder
-from whence.curvature import Damping, load_fisher
+from whence.curvature import ResolvedDamping, load_fisher
 from whence.data import Example, batches
 from whence.errors import NonFinite
 from whence.progress import Meter
@@ -117,7 +117,7 @@ def gradient_rows(
     return Rows(units, torch.cat(values)[back], torch.cat(weights)[back] if weights else None)
 
 
-def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tensor]:
+def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> list[Tensor]:
     """Queries ready for the scan: scores are inner products with the stored rows, in the measurement's unit.
 
     score = -(1/N) grad m^T (F + damping)^-1 grad loss_i, block by block: the first-order change of the measurement when example i's weight

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.curvature import Damping, load_fisher
+from whence.curvature import ResolvedDamping, load_fisher
 from whence.score.query import Rows
 from whence.store import Store
 
@@ -36,7 +36,7 @@ class Whitened:
     share: float
 
 
-def whiten(store: Store, rows: Rows, damping: Damping) -> Whitened:
+def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
     """R^-1/2 of R = a R_query + (1 - a) R_train + damping, per unit, applied to the queries (Chang et al. 2025).
 
     Args:

@@ -8,17 +8,17 @@ from whence.unroll.run import Run, open_run
 from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
 from whence.unroll.smoothness import Smoothness, smoothness_of
-from whence.unroll.sweep import metagradients, tangents, verify
-from whence.unroll.walk import Form, carry, of_unit
+from whence.unroll.sweep import Verified, metagradients, tangents, verify
+from whence.unroll.walk import carry, of_unit
 
 __all__ = [
-    "Form",
     "Replay",
     "Room",
     "Run",
     "Scaling",
     "Segment",
     "Smoothness",
+    "Verified",
     "carry",
     "implicit_damping",
     "measure_sweep",

@@ -5,7 +5,6 @@ Bae et al. 2024 (arXiv 2405.12186), equations 16 to 18 and appendices C and D. A
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +13,12 @@ from whence.capture import Blocks
 from whence.curvature import KroneckerBlock, KroneckerCurvature, top_eigenvalue
 from whence.errors import Unsupported
 from whence.records import Unit
+from whence.settings import Form
 from whence.unroll.exponential import chebyshev, decayed, expanded, gained, shrinkage
 from whence.unroll.scaling import Elementwise, Scaling
 from whence.unroll.segments import Segment
 
-__all__ = ["Form", "carry", "of_unit"]
-
-Form = Literal["full", "diagonal"]
-"""How the exponential of P H is taken where the optimizer multiplies gradients with P: whole, or of its diagonal."""
+__all__ = ["carry", "of_unit"]
 
 # Share of the mean eigenvalue added to the inverse of the diagonal form: as good as none, and never a division by zero.
 _TINY_DAMPING = 1e-8

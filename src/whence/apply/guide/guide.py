@@ -10,6 +10,7 @@ from whence.apply.guide.page import write_guide_page
 from whence.apply.guide.token_scores import TokenScores, contrast_scores
 from whence.data import Dataset
 from whence.pipeline.inputs import as_dataset
+from whence.settings import ExactSettings
 from whence.tasks import AbstractTask
 
 __all__ = ["guide"]
@@ -23,13 +24,8 @@ def guide(
     folder: str | Path,
     *,
     config: GuideConfig = GuideConfig(),
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    seed: int = 0,
-    fit_on: int | None = None,
-    batch_positions: int | None = None,
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    method: str | ExactSettings = "ekfac",
+    **options: Any,
 ) -> Marks:
     """Find the training tokens that a behaviour comes from, for training to suppress (IF-Guide, arXiv 2506.01790).
 
@@ -43,22 +39,14 @@ def guide(
         safe: Queries with what should come instead.
         folder: Where all of it goes.
         config: Which tokens are marked.
-        method: As in `whence.attribute`, like all the rest; none that goes back through a run.
-        relative_damping: Share of each unit's mean eigenvalue.
-        seed: Of the labels that the curvature draws.
-        fit_on: Fit the curvature on so many training examples.
-        batch_positions: Positions per batch.
-        memory_gib: Memory that the run may take besides the model.
-        quiet: No progress on stderr.
+        method: As in `whence.attribute`; none that goes back through a run.
+        **options: As in `whence.attribute`: the method's settings and the fields of `Runtime`.
 
     Returns:
         The marks, for `whence.suppress_marked` and `whence.suppress_in_trainer`.
     """
     folder, train = Path(folder), as_dataset(task, train)
-    scores = contrast_scores(
-        task, train, harmful, safe, folder, method=method, relative_damping=relative_damping, seed=seed, fit_on=fit_on,
-        batch_positions=batch_positions, memory_gib=memory_gib, quiet=quiet,
-    )  # fmt: skip
+    scores = contrast_scores(task, train, harmful, safe, folder, method=method, **options)
     selection = select_tokens(scores, config)
     marks = _marks(scores, selection, config, task.preprocessing)
     marks.save(folder / "marks.jsonl")

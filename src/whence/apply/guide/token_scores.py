@@ -13,18 +13,17 @@ from torch import Tensor
 from torch.func import jvp
 
 from whence.capture import Blocks, Plan, Swapped, as_parameters, forward_mode, frozen, in_halves
-from whence.curvature import FitConfig
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
 from whence.errors import NonFinite, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
-from whence.pipeline.exact.precondition import SolveConfig
-from whence.pipeline.exact.prepare import Prepared, prepare
-from whence.pipeline.exact.query_gradients import query_blocks
+from whence.pipeline.exact.prepare import Prepared
+from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import Meter, meter
+from whence.settings import ExactSettings, Runtime, final_settings, split_runtime
 from whence.store import read_tensors
 from whence.tasks import AbstractTask, CausalLM
 from whence.tasks.token_loss import IGNORED
@@ -82,13 +81,9 @@ def contrast_scores(
     safe: Dataset | Iterable[Any],
     folder: str | Path,
     *,
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    seed: int = 0,
-    fit_on: int | None = None,
-    batch_positions: int | None = None,
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    method: str | ExactSettings = "ekfac",
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> TokenScores:
     """By how much every training token raises the harmful completions over the safe ones (IF-Guide, arXiv 2506.01790, section 4.1).
 
@@ -111,13 +106,9 @@ def contrast_scores(
         harmful: Queries with the behaviour, best as prompt and completion: only the completion counts.
         safe: Queries with what should come instead.
         folder: Where the scores are kept.
-        method: One of `whence.EXACT_METHODS`, but none that goes back through a run.
-        relative_damping: Share of each unit's mean eigenvalue; None for the method's default.
-        seed: Of the labels that the curvature draws.
-        fit_on: Fit the curvature on so many training examples; None takes all.
-        batch_positions: Positions per batch; None measures what fits.
-        memory_gib: Memory that the run may take besides the model; None for most of what is free.
-        quiet: No progress on stderr.
+        method: As in `whence.attribute`, like all the rest; none that goes back through a run. Its curvature is kept in the folder.
+        runtime: How the job runs.
+        **options: As in `whence.attribute`.
 
     Returns:
         The scores.
@@ -131,24 +122,27 @@ def contrast_scores(
             needed="a causal language model, with a loss per token",
             do="pass whence.CausalLM",
         )
-    chosen, folder = exact_method_named(method), Path(folder)
-    if chosen.needs_run:
-        raise Unsupported(found=f"method={method!r}", needed="a method that needs no recorded run", do="pass method='ekfac'")
+    folder = Path(folder)
+    runtime, rest = split_runtime(runtime, options)
+    if isinstance(method, str):
+        if exact_method_named(method).needs_run:
+            raise Unsupported(
+                found=f"method={method!r}", needed="a method that needs no recorded run", do="pass method='ekfac'"
+            )
+        if exact_method_named(method).factors is not None:
+            rest = {"factors": folder / "curvature"} | rest
+    settings = final_settings(method, rest)
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))
-    solving = SolveConfig(seed=seed) if chosen.solver else SolveConfig()
-    demand = Demand(rows=1, queries=len(queries), is_summed=True, vectors=solving.vectors(method))
-    ready = prepare(
-        task, data, method=method, config=FitConfig(seed=seed), factors=folder / "curvature" if chosen.factors else None,
-        fit_on=fit_on, batch_positions=batch_positions, quiet=quiet, demand=demand, memory_gib=memory_gib,
-    )  # fmt: skip
-    damping = ready.damping(relative_damping, None)
+    scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
+    ready, damping, quiet = scorer.ready, scorer.damping, runtime.quiet
 
     def identity() -> dict[str, Any]:
-        weights = {"weights": task.weights, "fit_on": fit_on, "seed": seed, "contrast": weights_1Q.tolist()}
-        return question(ready, queries, [damping], **weights)
+        fitted_on = getattr(settings, "fit_on", None)
+        fitted_on = fitted_on if fitted_on is None or isinstance(fitted_on, int) else as_dataset(task, fitted_on).fingerprint
+        return question(ready, queries, [damping], weights=task.weights, fit_on=fitted_on, contrast=weights_1Q.tolist())
 
     def query() -> dict[str, Tensor]:
-        blocks, _, notes = query_blocks(ready, queries, damping, solving, None, weights_1Q, None)
+        blocks, notes = scorer.blocks(queries, weights_1Q)
         named = {unit.name: block for unit, block in zip(ready.plan.units, blocks, strict=True) if isinstance(block, Tensor)}
         return named | {_NOTES: torch.tensor(list("\n".join(notes).encode()), dtype=torch.uint8)}
 
@@ -162,8 +156,7 @@ def contrast_scores(
                 run.run(name, lambda places=places: {"scores": _file(ready, blocks, places, progress)})
     files = tuple((folder / "scores" / f"{name}.safetensors", places) for name, places in parts.items())
     said = bytes(known[_NOTES].tolist()).decode().splitlines()
-    label = ready.describe("" if damping is None else damping.label)
-    return TokenScores(data, files, label, (*ready.notes(damping), *said))
+    return TokenScores(data, files, scorer.label, (*scorer.notes, *said))
 
 
 def token_derivatives(

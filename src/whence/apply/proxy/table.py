@@ -5,7 +5,6 @@ Axes: Q queries, N training records, W windows that records were cut into, M row
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.evaluate import Agreement, agreement
-from whence.pipeline import SolveConfig, attribute
+from whence.pipeline import attribute
 from whence.pipeline.inputs import as_dataset
 from whence.records import ScoreTable
+from whence.settings import ExactSettings
 from whence.tasks import AbstractTask
 
 __all__ = ["proxy_agreement", "proxy_table"]
@@ -31,16 +31,8 @@ def proxy_table(
     queries: Records,
     *,
     name: str = "",
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    seed: int = 0,
-    factors: str | Path | None = None,
-    fit_on: Records | int | None = None,
-    query_rank: int | None = None,
-    solving: SolveConfig = SolveConfig(),
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    method: str | ExactSettings = "ekfac",
+    **options: Any,
 ) -> ScoreTable:
     """Scores of the training data for a target model's behaviour, by the gradients of another model.
 
@@ -59,16 +51,8 @@ def proxy_table(
         queries: What is asked, the same way.
         name: What to call this proxy in tables; its digest if left out. Proxies that are to be averaged with `whence.Ensemble` need one
             name.
-        method: As in `whence.attribute`, like all that follow.
-        relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature.
-        seed: Of the label draws.
-        factors: Folder where the proxy's curvature is kept.
-        fit_on: Other data to fit the curvature on, or a number of training examples.
-        query_rank: Singular directions kept of every query's gradient.
-        solving: How far the solver of the method goes, if it has one.
-        memory_gib: Memory that the run may take besides the model, in GiB.
-        quiet: No progress on stderr.
+        method: As in `whence.attribute`.
+        **options: As in `whence.attribute`: the method's settings and the fields of `Runtime`.
 
     Returns:
         The table. `provenance` says who attributed for whom, and so does a note; both are kept by `save_table`.
@@ -77,11 +61,7 @@ def proxy_table(
         BadInput: If data is prepared although proxy and target read it differently.
     """
     (train, train_ids), (queries, query_ids) = (_read(data, proxy, target) for data in (train, queries))
-    table = attribute(
-        proxy, train, queries,
-        method=method, relative_damping=relative_damping, absolute_damping=absolute_damping, seed=seed, factors=factors,
-        fit_on=fit_on, query_rank=query_rank, solving=solving, memory_gib=memory_gib, quiet=quiet,
-    )  # fmt: skip
+    table = attribute(proxy, train, queries, method=method, **options)
     scores_QN = _added_up(table.scores, table.train_ids, train_ids)
     scores_QN = _added_up(scores_QN.T, table.query_ids, query_ids).T
     attributor, attributed = proxy.weights, target if isinstance(target, str) else target.weights
@@ -116,13 +96,7 @@ def proxy_agreement(
     num_train: int = 256,
     num_queries: int = 16,
     k: int = 10,
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    seed: int = 0,
-    query_rank: int | None = None,
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    **options: Any,
 ) -> Agreement:
     """Whether a proxy ranks the training data as the target itself does, on as much of both as the target can be asked.
 
@@ -137,13 +111,7 @@ def proxy_agreement(
         num_train: Training records of the probe; all if there are not as many.
         num_queries: Queries of the probe; all if there are not as many.
         k: Length of the compared ends of the rankings.
-        method: As in `whence.attribute`, like all that follow; the same for both.
-        relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the per-example loss's curvature.
-        seed: Of the label draws.
-        query_rank: Singular directions kept of every query's gradient.
-        memory_gib: Memory that the run may take besides the models, in GiB.
-        quiet: No progress on stderr.
+        **options: As in `proxy_table`, the same for both.
 
     Returns:
         Rank correlation and shared ends per query, each with an interval over queries.
@@ -159,13 +127,9 @@ def proxy_agreement(
         )
     train, queries = (_spread(data, count) for data, count in ((train, num_train), (queries, num_queries)))
     tables = [
-        proxy_table(
-            model, target, train, queries,
-            name=name, method=method, relative_damping=relative_damping, absolute_damping=absolute_damping, seed=seed,
-            query_rank=query_rank, memory_gib=memory_gib, quiet=quiet,
-        )
+        proxy_table(model, target, train, queries, name=name, **options)
         for model, name in ((target, "target itself"), (proxy, "proxy"))
-    ]  # fmt: skip
+    ]
     return agreement(tables[0], tables[1], k=k)
 
 

@@ -60,11 +60,12 @@ def value_table(
     if task is None:
         raise BadInput(found=f"by={by!r} without a task", needed="the model", do="pass the task")
     train = train if isinstance(train, Dataset) else task.prepare(train)
+    drawn = {"seed": seed} if seed else {}
     if by == "influence":
         assert validation is not None
-        return attribute(task, train, validation, method=method, seed=seed, quiet=quiet, **options)
+        return attribute(task, train, validation, method=method, quiet=quiet, **drawn, **options)
     if by == "self-influence":
-        return self_influence(task, train, method=method, seed=seed, quiet=quiet, **options)
+        return self_influence(task, train, method=method, quiet=quiet, **drawn, **options)
     if by == "loss":
         return loss_scores(task, train, _one(train), quiet=quiet)
     return random_scores(train, _one(train), seed=seed)

@@ -4,7 +4,7 @@ Axes: Q queries, S documents of a shard.
 """
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,19 @@ from torch import Tensor
 
 from whence.apply.study.kept_scores import Corpus
 from whence.capture import check_task, frozen
-from whence.curvature import FitConfig
 from whence.data import Dataset, Example, batches
 from whence.errors import BadInput
-from whence.methods import exact_method_named, method_named
+from whence.methods import method_named
 from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
-from whence.pipeline.exact.precondition import SolveConfig
-from whence.pipeline.exact.prepare import prepare
-from whence.pipeline.exact.query_gradients import query_blocks
+from whence.pipeline.exact.scorer import fit_scorer
+from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import Asked, hit_of
 from whence.progress import Meter
 from whence.report import Hit
-from whence.score import Metric, exact_scores
+from whence.score import Metric, QueryBlock
 from whence.score.scan import shard_scores
+from whence.settings import Damping, ExactSettings, Runtime
 from whence.store import Store
 from whence.tasks import AbstractTask
 
@@ -40,18 +39,17 @@ _WHOLE, _CODE, _ROW = (
 )
 
 
-def corpus_of_store(store: Store, task: AbstractTask, queries: Dataset, quiet: bool, **dampings: Any) -> Corpus:
+def corpus_of_store(store: Store, task: AbstractTask, queries: Dataset, damping: Damping, quiet: bool) -> Corpus:
     """The rows of a store, shard by shard.
 
     Args:
         store: The store.
         task: The model that it was built with.
         queries: The queries.
+        damping: As in `whence.query`.
         quiet: No progress on stderr.
-        **dampings: As in `whence.query`.
     """
-    chosen = [dampings.get(name) for name in ("relative_damping", "absolute_damping", "damping_rule")]
-    asked = Asked.prepare(store, task, queries, chosen[0], chosen[1], chosen[2], quiet)
+    asked = Asked.prepare(store, task, queries, damping, quiet)
     method = method_named(store.blueprint.method)
     is_code, is_cosine = method.encoder == "aligned", asked.norms_Q is not None
 
@@ -76,50 +74,23 @@ def corpus_of_store(store: Store, task: AbstractTask, queries: Dataset, quiet: b
     )  # fmt: skip
 
 
-def corpus_of_data(
-    task: AbstractTask,
-    train: Dataset,
-    queries: Dataset,
-    quiet: bool,
-    *,
-    method: str,
-    relative_damping: float | None,
-    absolute_damping: float | None,
-    factors: Path,
-    fit_on: int | None,
-    query_rank: int | None,
-    memory_gib: float | None,
-) -> Corpus:
+def corpus_of_data(task: AbstractTask, train: Dataset, queries: Dataset, settings: ExactSettings, runtime: Runtime) -> Corpus:
     """The training data itself, by whole gradients, a thousand documents at a time; the curvature is fitted here.
 
     Args:
         task: The model.
         train: The documents.
         queries: The queries.
-        quiet: No progress on stderr.
-        method: As in `whence.attribute`, like all the rest.
-        relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the loss's curvature.
-        factors: Folder of the fit.
-        fit_on: Number of documents to fit on.
-        query_rank: Singular directions kept of every query's gradient.
-        memory_gib: Memory to take besides the model.
+        settings: The method.
+        runtime: How the job runs.
 
     Raises:
-        BadInput: If the method has no use for a setting, goes back through a run, or not all queries fit in memory.
+        BadInput: If not all queries fit in memory.
     """
-    chosen = exact_method_named(method)
-    if chosen.needs_run:
-        raise BadInput(
-            found=f"a study with method={method!r}", needed="a method of the final weights", do="pass method='ekfac'"
-        )
-    ready = prepare(
-        task, train, method=method, config=FitConfig(), factors=None if chosen.factors is None else factors, fit_on=fit_on,
-        batch_positions=None, quiet=quiet, memory_gib=memory_gib,
-        demand=Demand(
-            rows=len(queries), queries=len(queries), query_rank=query_rank, norms=True, vectors=SolveConfig().vectors(method)
-        ),
-    )  # fmt: skip
+    query_rank = getattr(settings, "query_rank", None)
+    demand = Demand(rows=len(queries), queries=len(queries), query_rank=query_rank, norms=True)
+    scorer = fit_scorer(task, train, settings, demand, runtime)
+    ready = scorer.ready
     at_once = ready.footprint.rows_at_once
     if at_once < len(queries):
         raise BadInput(
@@ -128,23 +99,19 @@ def corpus_of_data(
             do="keep less of each with query_rank=32 (--query-rank 32), give more memory, or ask fewer queries",
         )
     check_task(task, ready.plan, queries.examples, objective="measurement")
-    damping = ready.damping(relative_damping, absolute_damping)
-    made: list[tuple[list[Any], list[str]]] = []
+    made: list[Sequence[QueryBlock]] = []
 
-    def blocks() -> list[Any]:
+    def blocks() -> Sequence[QueryBlock]:
         if not made:  # a finished study has no use for them
-            found, _, notes = query_blocks(ready, queries, damping, SolveConfig(), query_rank, None, None)
-            made.append((found, notes))
-        return made[0][0]
+            made.append(scorer.blocks(queries)[0])
+        return made[0]
 
     metric = Metric.euclidean(ready.plan)
     wide = torch.promote_types(next(task.model.parameters()).dtype, torch.float32)
 
     def score(number: int, progress: Meter) -> tuple[Tensor, Tensor]:
-        found = exact_scores(
-            task, ready.plan, train.examples[number * _SHARD : (number + 1) * _SHARD], blocks(),
-            max_positions=ready.max_positions, progress=progress, metric=metric,
-        )  # fmt: skip
+        some = train.examples[number * _SHARD : (number + 1) * _SHARD]
+        found = scorer.scores(some, blocks(), progress, metric=metric)
         assert found.squared_norms_N is not None
         return found.scores_QN.to(wide), found.squared_norms_N.sqrt().to(wide)
 
@@ -152,14 +119,14 @@ def corpus_of_data(
         example = train.examples[row]
         return Hit(example.id, row, value, example.source, example.text, example.span)
 
-    is_product = ready.curvature is None
-    settings = ("" if damping is None else damping.label, "" if query_rank is None else f"queries of rank {query_rank}")
     return Corpus(
         tuple(min(_SHARD, len(train) - start) for start in range(0, len(train), _SHARD)),
         score, lambda: map(_known, train.examples), hit, _WHOLE,
-        f"inner product of gradients / {len(train):,}" if is_product else task.unit,
-        ready.describe(*settings), ready.notes(damping),
-        question(ready, queries, [damping], query_rank=query_rank, fit_on=fit_on, weights=task.weights, shard=_SHARD),
+        scorer.unit, scorer.label, scorer.notes,
+        question(
+            ready, queries, [scorer.damping],
+            fit_on=_fitted_on(getattr(settings, "fit_on", None), task), weights=task.weights, shard=_SHARD,
+        ),
     )  # fmt: skip
 
 
@@ -183,6 +150,11 @@ def _row_norms(shard: Store, is_code: bool) -> Tensor:
         return norms_S * tensors["weights"].to(norms_S) if "weights" in tensors else norms_S
     squares = [shard.codec.decode(tensors, index).square().sum(1) for index in range(len(shard.blueprint.units))]
     return torch.stack(squares).sum(0).sqrt()
+
+
+def _fitted_on(fit_on: Any, task: AbstractTask) -> int | str | None:
+    """What the curvature was fitted on, as JSON takes it."""
+    return fit_on if fit_on is None or isinstance(fit_on, int) else as_dataset(task, fit_on).fingerprint
 
 
 def _known(example: Example) -> dict[str, Any]:

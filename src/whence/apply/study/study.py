@@ -15,11 +15,12 @@ from whence.apply.study.kinds import kind_shares, kinds_of
 from whence.apply.study.page import write_study
 from whence.apply.study.readouts import histograms, tails_and_mass
 from whence.apply.study.result import Reading, Study
-from whence.curvature import DampingRule
 from whence.data import Dataset
 from whence.errors import BadInput
+from whence.methods import exact_method_named
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
+from whence.settings import Damping, ExactSettings, Runtime, final_settings, split_runtime, stored_options
 from whence.store import Store, open_store, write_json
 from whence.tasks import AbstractTask
 
@@ -37,16 +38,9 @@ def study(
     *,
     k: int | None = None,
     kinds: Mapping[str, str] | None = None,
-    method: str | None = None,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: DampingRule | None = None,
-    factors: str | Path | None = None,
-    fit_on: int | None = None,
-    query_rank: int | None = None,
-    memory_gib: float | None = None,
-    seed: int = 0,
-    quiet: bool = False,
+    method: str | ExactSettings | None = None,
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> Study:
     """Compare named sets of queries by where in a corpus they come from (Ruis et al. 2024, arXiv 2411.12580).
 
@@ -67,16 +61,10 @@ def study(
         folder: Where scores, study.json and study.html go.
         k: Documents of a tail, on each side of each query; None for 50, or a tenth of a small corpus.
         kinds: By id of a document its kind; None takes the source.
-        method: For training data, one of `whence.EXACT_METHODS`; None for "ekfac".
-        relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the loss's curvature.
-        damping_rule: For a store, as in `whence.query`.
-        factors: For training data, folder where the curvature is kept; None keeps it in the study's own.
-        fit_on: For training data, fit the curvature on so many examples.
-        query_rank: For training data, singular directions kept of every query's gradient.
-        memory_gib: For training data, memory to take besides the model, in GiB.
-        seed: Of bootstrap and permutation draws.
-        quiet: No progress on stderr.
+        method: For training data, an exact method; None for "ekfac", its curvature kept in the study's own folder.
+        runtime: How the job runs.
+        **options: By name: `seed` of bootstrap and permutation draws; for a store the damping, as in `whence.query`; for training data the
+            method's settings, as in `whence.attribute`; and the fields of `Runtime`.
 
     Returns:
         The study.
@@ -87,34 +75,35 @@ def study(
     """
     folder = Path(folder)
     is_store = isinstance(corpus, Store | str | Path)
-    _check_settings(is_store, method=method, factors=factors, fit_on=fit_on, query_rank=query_rank, memory_gib=memory_gib)
-    if not is_store and damping_rule is not None:
-        raise BadInput(
-            found="damping_rule for training data", needed="a store for it", do="leave it out, or pass relative_damping"
-        )
+    runtime, rest = split_runtime(runtime, options)
+    seed = rest.pop("seed", 0)
+    settings, damping = None, Damping()
+    if is_store:
+        damping = _store_damping(method, runtime, rest)
+    elif isinstance(method or "ekfac", str):
+        has_factors = exact_method_named(str(method or "ekfac")).factors is not None
+        settings = final_settings(method or "ekfac", ({"factors": folder / "factors"} if has_factors else {}) | rest)
+    else:
+        settings = final_settings(method or "ekfac", rest)
     queries, places = _joined(task, sets)
-    dampings = {"relative_damping": relative_damping, "absolute_damping": absolute_damping}
     nats_Q, measurements_Q = values_of(task, queries)
     _check_nats(queries, nats_Q)
     if isinstance(corpus, Store | str | Path):
         store = corpus if isinstance(corpus, Store) else open_store(corpus)
         k = _tail(k, len(store))
-        ready = corpus_of_store(store, task, queries, quiet, **dampings, damping_rule=damping_rule)
+        ready = corpus_of_store(store, task, queries, damping, runtime.quiet)
     else:
         train = as_dataset(task, corpus)
         k = _tail(k, len(train))
-        ready = corpus_of_data(
-            task, train, queries, quiet,
-            method=method or "ekfac", factors=Path(factors) if factors is not None else folder / "factors", fit_on=fit_on,
-            query_rank=query_rank, memory_gib=memory_gib, **dampings,
-        )  # fmt: skip
+        assert settings is not None
+        ready = corpus_of_data(task, train, queries, settings, runtime)
     numbered = kinds_of(ready.documents(), kinds)
-    kept = keep_scores(ready, folder / "scores", nats_Q, quiet=quiet)
+    kept = keep_scores(ready, folder / "scores", nats_Q, quiet=runtime.quiet)
     readings = {}
     for name, by_norm in (("per nat", False), ("per nat and norm", True)):
         if by_norm and not kept.has_norms:
             continue
-        with meter(f"reading {name}", _PASSES * len(queries), quiet=quiet) as progress:
+        with meter(f"reading {name}", _PASSES * len(queries), quiet=runtime.quiet) as progress:
             tails, mass, sizes_Q2 = tails_and_mass(kept, k, by_norm=by_norm, progress=progress)
             counted = histograms(kept, places, sizes_Q2, by_norm=by_norm, progress=progress)
             matrix_QQ = correlations(kept, by_norm=by_norm, progress=progress)
@@ -152,14 +141,22 @@ def _joined(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]) -> 
     return Dataset(examples), places
 
 
-def _check_settings(is_store: bool, **given: Any) -> None:
-    names = [name for name, value in given.items() if value is not None]
-    if is_store and names:
+def _store_damping(method: Any, runtime: Runtime, options: Mapping[str, Any]) -> Damping:
+    """The damping of a store's curvature.
+
+    Raises:
+        BadInput: If something is given that is for training data.
+    """
+    dampings = ("relative_damping", "absolute_damping", "damping_rule")
+    given = {"method": method, **options, "memory_gib": runtime.memory_gib}
+    unused = [name for name, value in given.items() if value is not None and name not in dampings]
+    if unused:
         raise BadInput(
-            found=f"{', '.join(names)} for a store",
+            found=f"{', '.join(unused)} for a store",
             needed="training data for it: a store has its method and curvature inside",
-            do=f"leave {names[0]} out, or study the data itself",
+            do=f"leave {unused[0]} out, or study the data itself",
         )
+    return stored_options(Damping(), None, Runtime(), options)[0]
 
 
 def _check_nats(queries: Dataset, nats_Q: Tensor) -> None:

@@ -5,7 +5,6 @@ Axes: Q queries, N training examples, K of them, O outputs, I inputs, U units, T
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,21 +12,19 @@ from torch import Tensor
 
 from whence.apply.why.question import Question
 from whence.capture import Plan, check_task
-from whence.curvature import Damping, FitConfig
 from whence.data import Dataset, Example
 from whence.errors import BadInput
 from whence.methods import exact_method_named
-from whence.pipeline import SolveConfig, query
+from whence.pipeline import query
 from whence.pipeline.exact.footprint import Demand
-from whence.pipeline.exact.precondition import preconditioned
-from whence.pipeline.exact.prepare import Prepared, prepare
-from whence.pipeline.exact.query_gradients import query_gradients
+from whence.pipeline.exact.scorer import FittedScorer, fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import Asked
 from whence.pipeline.stored.rerank import ExactStage
 from whence.progress import meter
 from whence.report import Hit, Hits
-from whence.score import by_label, exact_scores
+from whence.score import QueryBlock, by_label, exact_scores
+from whence.settings import Damping, ExactSettings, Runtime
 from whence.store import Store
 from whence.tasks import CausalLM
 
@@ -57,7 +54,7 @@ class Source(Protocol):
         """Positions per batch."""
         ...
 
-    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+    def blocks(self, queries: Sequence[Example]) -> Sequence[QueryBlock]:
         """Preconditioned queries, per unit of shape (Q, O, I): their products with gradients are scores."""
         ...
 
@@ -71,14 +68,10 @@ class FromData:
     """Every training example, by one pass over the data, under a curvature fitted on them.
 
     Args:
-        ready: Checked inputs and the curvature.
-        damping: None without curvature.
-        examples: The training data.
+        scorer: Model, training data and curvature.
     """
 
-    ready: Prepared
-    damping: Damping | None
-    examples: Sequence[Example]
+    scorer: FittedScorer
 
     @classmethod
     def prepare(
@@ -86,76 +79,69 @@ class FromData:
         task: CausalLM,
         train: Dataset | Iterable[Any],
         asked: Question,
-        *,
-        method: str,
-        relative_damping: float | None,
-        factors: str | Path | None,
-        fit_on: int | None,
-        memory_gib: float | None,
-        quiet: bool,
+        settings: ExactSettings,
+        runtime: Runtime,
     ) -> "FromData":
         """Check model and data and fit the curvature; arguments as in `whence.attribute`.
 
         Raises:
             BadInput: If the parts of the method's scores do not add up.
         """
-        chosen = exact_method_named(method)
+        chosen = exact_method_named(settings.name)
         if chosen.solver is not None or chosen.needs_run:
             raise BadInput(
-                found=f"method={method!r} to explain a completion token by token",
+                found=f"method={settings.name!r} to explain a completion token by token",
                 needed="a method whose inverse is a formula, so that the parts of a score add up to it",
                 do="pass method='ekfac', 'kfac' or 'grad-dot-exact'",
             )
         rows = len(asked.tokens)
-        ready = prepare(
-            task, train, method=method, config=FitConfig(), factors=factors, fit_on=fit_on, batch_positions=None, quiet=quiet,
-            demand=Demand(rows=rows, queries=rows, per_unit=True), memory_gib=memory_gib,
-        )  # fmt: skip
-        check_task(task, ready.plan, [asked.whole], objective="measurement")
-        return cls(ready, ready.damping(relative_damping, None), ready.train.examples)
+        scorer = fit_scorer(task, train, settings, Demand(rows=rows, queries=rows, per_unit=True), runtime)
+        check_task(task, scorer.ready.plan, [asked.whole], objective="measurement")
+        return cls(scorer)
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """The training data."""
+        return self.scorer.ready.train.examples
 
     @property
     def at_once(self) -> int:
         """Queries that fit into the memory that the run may take."""
-        return self.ready.footprint.rows_at_once
+        return self.scorer.ready.footprint.rows_at_once
 
     @property
     def plan(self) -> Plan:
         """Units of the model."""
-        return self.ready.plan
+        return self.scorer.ready.plan
 
     @property
     def max_positions(self) -> int:
         """Positions per batch."""
-        return self.ready.max_positions
+        return self.scorer.ready.max_positions
 
-    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+    def blocks(self, queries: Sequence[Example]) -> Sequence[QueryBlock]:
         """Preconditioned queries."""
-        return preconditioned(self.ready, query_gradients(self.ready, Dataset(queries)), self.damping, SolveConfig())[0]
+        return self.scorer.blocks(Dataset(queries))[0]
 
     def hits(self, asked: Example, k: int) -> Hits:
         """Rank everything."""
-        ready = self.ready
-        blocks = self.blocks([asked])
-        with meter("scan", len(self.examples), quiet=ready.quiet) as progress:
-            scores_N = exact_scores(
-                ready.task, ready.plan, self.examples, blocks, max_positions=ready.max_positions, progress=progress
-            ).scores_QN[0]
+        scorer = self.scorer
+        with meter("scan", len(self.examples), quiet=scorer.ready.quiet) as progress:
+            scores_N = scorer.scores(self.examples, self.blocks([asked]), progress).scores_QN[0]
         sides = []
         for sign in (1, -1):
             order = (sign * scores_N).argsort(descending=True, stable=True)[:k].tolist()
             sides.append(tuple(self._hit(row, float(scores_N[row])) for row in order if float(scores_N[row]) * sign > 0))
-        plain = f"inner product of gradients / {len(self.examples):,}"
         return Hits(
             queries=(asked.text,),
             proponents=(sides[0],),
             opponents=(sides[1],),
             measurements=(0.0,),
-            unit=plain if ready.curvature is None else ready.task.unit,
-            method=ready.describe("" if self.damping is None else self.damping.label),
+            unit=scorer.unit,
+            method=scorer.label,
             num_examples=len(self.examples),
-            notes=ready.notes(self.damping),
-            measurement_unit=ready.task.unit,
+            notes=scorer.notes,
+            measurement_unit=scorer.ready.task.unit,
             stage="exact",
         )
 
@@ -196,7 +182,7 @@ class FromStore:
         """Match store, model and training data."""
         check_store(store)
         data = as_dataset(task, train)
-        ready = Asked.prepare(store, task, Dataset([asked.whole]), None, None, None, quiet)
+        ready = Asked.prepare(store, task, Dataset([asked.whole]), Damping(), quiet)
         stage = ExactStage.prepare(ready, data, quiet)
         return cls(stage, store, data, shortlist, stage.examples)
 
@@ -215,7 +201,7 @@ class FromStore:
         """Positions per batch."""
         return self.store.blueprint.batch_positions
 
-    def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
+    def blocks(self, queries: Sequence[Example]) -> Sequence[QueryBlock]:
         """Preconditioned queries."""
         return self.stage.blocks(queries)
 

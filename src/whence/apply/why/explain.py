@@ -16,6 +16,7 @@ from whence.apply.why.question import Question, question, texts_of
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
+from whence.settings import ExactSettings, Runtime, exact_settings, split_runtime
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 
@@ -31,16 +32,8 @@ def why(
     store: Store | str | Path | None = None,
     token: int | None = None,
     k: int = 5,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    seed: int | None = None,
-    method: str | None = None,
-    relative_damping: float | None = None,
-    factors: str | Path | None = None,
-    fit_on: int | None = None,
-    memory_gib: float | None = None,
-    shortlist: int | None = None,
-    quiet: bool = False,
+    method: str | ExactSettings | None = None,
+    **options: Any,
 ) -> Why:
     """The training documents behind a completion, token by token.
 
@@ -59,16 +52,10 @@ def why(
         store: A store of aligned, or its folder: it leaves a shortlist, which is then scored exactly. None scores all of `train`.
         token: Number of the one token of the completion to explain, counted from 1; None explains the whole completion.
         k: Documents on each side at most.
-        max_new_tokens: Tokens to write at most; None for 40.
-        temperature: Of the writing; None or 0 takes the most likely token each time.
-        seed: Of sampling; None for 0.
-        method: Without a store: "ekfac", which is taken for None, "kfac" or "grad-dot-exact".
-        relative_damping: Without a store: share of each unit's mean eigenvalue; None for .1.
-        factors: Without a store: folder where the fitted curvature is kept, so that the next question does not fit it again.
-        fit_on: Without a store: fit the curvature on so many training examples; None takes all.
-        memory_gib: Without a store: memory that the run may take besides the model; None for most of what is free.
-        shortlist: With a store: training examples kept on each side; None for 10 k, and 400 at least.
-        quiet: No progress on stderr.
+        method: Without a store: "ekfac", which is taken for None, "kfac" or "grad-dot-exact", or their settings.
+        **options: By name. For a completion that the model writes: `max_new_tokens` (40), `temperature` (0 takes the most likely token each
+            time) and `seed` of sampling. Without a store: the method's settings, as in `whence.attribute`. With a store: `shortlist`, the
+            training examples kept on each side. And the fields of `Runtime`.
 
     Returns:
         The answer.
@@ -87,9 +74,10 @@ def why(
         )
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one document")
-    fitting = {
-        "method": method, "relative_damping": relative_damping, "factors": factors, "fit_on": fit_on, "memory_gib": memory_gib,
-    }  # fmt: skip
+    runtime, rest = split_runtime(Runtime(), options)
+    writing = {name: rest.pop(name, None) for name in ("max_new_tokens", "temperature", "seed")}
+    shortlist = rest.pop("shortlist", None)
+    fitting = {"method": method, **rest, "memory_gib": runtime.memory_gib}
     unused = [name for name, value in (fitting if store is not None else {"shortlist": shortlist}).items() if value is not None]
     if unused:
         has = "whose curvature and damping are inside it" if store is not None else "which has a shortlist"
@@ -98,18 +86,16 @@ def why(
             needed="settings of the road that is taken",
             do=f"leave {unused[0]} out, or {'leave the store out' if store is not None else 'pass a store'}",
         )
-    asked = question(task, prompt, completion, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    settings = exact_settings(method or "ekfac", rest)
+    asked = question(task, prompt, completion, **writing)
     numbers = _numbers(asked, token)
     if store is None:
-        source: Source = FromData.prepare(
-            task, train, asked, quiet=quiet, method=method or "ekfac",
-            relative_damping=relative_damping, factors=factors, fit_on=fit_on, memory_gib=memory_gib,
-        )  # fmt: skip
+        source: Source = FromData.prepare(task, train, asked, settings, runtime)
     else:
         opened = store if isinstance(store, Store) else open_store(store)
-        source = FromStore.prepare(task, opened, train, asked, shortlist=shortlist, quiet=quiet)
+        source = FromStore.prepare(task, opened, train, asked, shortlist=shortlist, quiet=runtime.quiet)
     hits = source.hits(asked.whole if token is None else asked.one_token(token - 1), k)
-    return _answer(task, asked, numbers, source, hits, quiet=quiet)
+    return _answer(task, asked, numbers, source, hits, quiet=runtime.quiet)
 
 
 def _numbers(asked: Question, token: int | None) -> tuple[int, ...]:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from whence.capture import frozen
-from whence.curvature import Damping
+from whence.curvature import ResolvedDamping
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import say
+from whence.settings import settings_record
 
 __all__ = ["Chunk", "in_chunks", "joined", "question"]
 
@@ -72,11 +73,12 @@ def joined(chunks: list[Chunk], name: str, axis: int) -> Tensor:
     return chunks[0][0][name] if len(chunks) == 1 else torch.cat([tensors[name] for tensors, _ in chunks], axis)
 
 
-def question(ready: Prepared, queries: Dataset, dampings: list[Damping | None], **settings: Any) -> dict[str, Any]:
+def question(ready: Prepared, queries: Dataset, dampings: list[ResolvedDamping | None], **settings: Any) -> dict[str, Any]:
     """What the rows of a table depend on, as JSON. Code of the user's shows in what it gives for an example."""
     return {
         "version": 1,
-        "method": ready.method.name,
+        "method": ready.settings.name,
+        "settings": settings_record(ready.settings),
         "train": ready.train.fingerprint,
         "queries": queries.fingerprint,
         "dampings": [None if known is None else [known.relative, known.absolute, dict(known.scales)] for known in dampings],

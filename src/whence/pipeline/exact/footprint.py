@@ -24,7 +24,6 @@ class Demand:
         is_summed: Whether rows are sums of queries.
         per_unit: Whether the parts of units are kept.
         norms: Whether training gradients are measured, too.
-        vectors: That a solver keeps besides those of the queries, each as long as the model.
         fits: Curvatures that are fitted one after the other, each kept in the folder: the segments of a run.
         passes: Sets of weights that are looked at, each with passes of its own.
         parts: Parts of the scores that are kept, if not those of units.
@@ -37,7 +36,6 @@ class Demand:
     is_summed: bool = False
     per_unit: bool = False
     norms: bool = False
-    vectors: int = 0
     fits: int = 1
     passes: int = 1
     parts: int = 0

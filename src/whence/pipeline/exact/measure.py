@@ -7,10 +7,10 @@ from pathlib import Path
 from whence.capture import Forecast, Plan, available_bytes
 from whence.curvature import POOLED, UnitBytes, held_examples, number_bytes, ranges_of, shared_units, unit_bytes
 from whence.data import Example
-from whence.errors import BadInput
-from whence.methods import ExactMethod
+from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.exact.footprint import Demand, FitBytes, Footprint, made_at_once
 from whence.score.blocks import DENSE_NUMBERS
+from whence.settings import Arnoldi, ExactSettings, Nystroem, factors_folder, fit_of
 from whence.tasks import AbstractTask
 
 __all__ = ["measure", "room_bytes"]
@@ -35,12 +35,10 @@ def measure(
     task: AbstractTask,
     plan: Plan,
     examples: Sequence[Example],
-    method: ExactMethod,
+    settings: ExactSettings,
     batch: Forecast,
     demand: Demand,
     *,
-    largest_side: int,
-    folder: Path | None,
     room: int,
     batch_positions: int | None = None,
 ) -> Footprint:
@@ -50,18 +48,17 @@ def measure(
         task: Model and loss.
         plan: Its units.
         examples: The training data.
-        method: What is fitted, and what solves.
+        settings: What is fitted, what solves, and where the curvature is kept.
         batch: What a batch takes.
         demand: What is asked.
-        largest_side: As in `FitConfig`.
-        folder: Where the curvature is kept.
         room: Bytes that may be taken besides the model.
         batch_positions: Positions per batch, if not those of the forecast.
 
     Returns:
         The footprint; `refuse` says whether it fits.
     """
-    units = unit_bytes(task, plan, largest_side)
+    method, folder = exact_method_named(settings.name), factors_folder(settings)
+    units = unit_bytes(task, plan, fit_of(settings).largest_side)
     parameters = sum(unit.values for unit in units)
     longest = max(example.length for example in examples)
     positions = min(max(batch_positions or batch.batch_positions, longest), len(examples) * longest)
@@ -86,7 +83,7 @@ def measure(
     if method.needs_run:
         copies, held, rotated = _RUN_COPIES, _RUN_HELD * parameters, _UNIT_COPIES
     query = copies * parameters + rotated * largest
-    fixed = demand.vectors * parameters + (parameters if demand.norms else 0)
+    fixed = solver_vectors(settings) * parameters + (parameters if demand.norms else 0)
     scan = 2 * min(_SCAN_NUMBERS * number_bytes(task), examples_at_once * largest)
     scan = max(scan, sum(squares) if demand.norms else 0)
     made = made_at_once(plan.units)
@@ -125,16 +122,15 @@ def measure(
 
 
 def room_bytes(task: AbstractTask, memory_gib: float | None) -> int:
-    """Bytes that a run may take: what was said, or most of what is free on the model's device.
+    """Bytes that a run may take: what was said, or most of what is free on the model's device."""
+    return int(_SHARE * available_bytes(task.device)) if memory_gib is None else int(memory_gib * 2**30)
 
-    Raises:
-        BadInput: If what was said is not positive.
-    """
-    if memory_gib is None:
-        return int(_SHARE * available_bytes(task.device))
-    if not memory_gib > 0:
-        raise BadInput(found=f"memory_gib={memory_gib}", needed="a positive number", do="leave it out to take what is free")
-    return int(memory_gib * 2**30)
+
+def solver_vectors(settings: ExactSettings) -> int:
+    """How many vectors as long as the model a method's solver keeps, however many queries there are."""
+    if isinstance(settings, Arnoldi):
+        return settings.iterations
+    return 3 * settings.rank if isinstance(settings, Nystroem) else 0
 
 
 def _fit_bytes(

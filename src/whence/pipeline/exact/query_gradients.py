@@ -10,10 +10,10 @@ from torch import Tensor
 
 from whence.capture import give_back
 from whence.compress import Kronecker
-from whence.curvature import Damping
+from whence.curvature import ResolvedDamping
 from whence.data import Dataset
 from whence.pipeline.exact.footprint import made_at_once
-from whence.pipeline.exact.precondition import SolveConfig, preconditioned
+from whence.pipeline.exact.precondition import preconditioned
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import meter
 from whence.score import LowRank, Metric, QueryBlock, combine, gradient_rows, truncate
@@ -24,11 +24,9 @@ __all__ = ["query_blocks", "query_gradients", "row_gradients"]
 def query_blocks(
     ready: Prepared,
     queries: Dataset,
-    damping: Damping | None,
-    solving: SolveConfig,
-    query_rank: int | None,
+    damping: ResolvedDamping | None,
     weights_GQ: Tensor | None,
-    metric: Metric | None,
+    metric: Metric | None = None,
 ) -> tuple[list[QueryBlock], Tensor | None, list[str]]:
     """Make what the scan multiplies with.
 
@@ -36,8 +34,6 @@ def query_blocks(
         ready: Model and curvature.
         queries: The queries.
         damping: None without curvature.
-        solving: For methods with a solver.
-        query_rank: Singular directions kept; None keeps them all. With it, only some whole gradients are held at a time.
         weights_GQ: Weights of the sums of queries to score instead of the queries.
         metric: For the norms.
 
@@ -48,11 +44,11 @@ def query_blocks(
     parts: list[list[QueryBlock]] = []
     norms: list[Tensor] = []
     notes: list[str] = []
-    for rows in _gradients(ready, queries, query_rank, weights_GQ):
+    for rows in _gradients(ready, queries, ready.query_rank, weights_GQ):
         if metric is not None:
             norms.append(metric.of_rows(rows).sqrt())
-        found, solution = preconditioned(ready, rows, damping, solving, in_place=True)
-        parts.append(truncate(found, query_rank))
+        found, solution = preconditioned(ready, rows, damping, in_place=True)
+        parts.append(truncate(found, ready.query_rank))
         notes += [] if solution is None else [f"{ready.method.solver}: {solution}"]
     blocks = [_joined(found) for found in zip(*parts, strict=True)]
     give_back()

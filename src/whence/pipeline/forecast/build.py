@@ -6,7 +6,6 @@ from typing import Any
 
 from whence.capture import Coverage, Forecast, forecast, plan_units
 from whence.compress import Encoder
-from whence.config import BuildConfig
 from whence.data import Dataset, Example
 from whence.methods import method_named
 from whence.pipeline.forecast.code import timed, timed_code
@@ -16,6 +15,7 @@ from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.learn_code import code_size
 from whence.progress import meter
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["BuildForecast", "forecast_build"]

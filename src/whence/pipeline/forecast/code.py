@@ -8,12 +8,12 @@ import torch
 
 from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, Encoder
-from whence.config import BuildConfig
-from whence.curvature import Damping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
+from whence.curvature import ResolvedDamping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
 from whence.data import Dataset, Example
 from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, fit_config, relative_damping
 from whence.progress import meter
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["timed", "timed_code"]
@@ -53,7 +53,7 @@ def timed_code(
         factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
         bases, before = timed(lambda: solve_bases(fit, factors, progress))
         values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
-        whitened = whiten(fit.finish(bases, values), Damping(relative_damping(config), None, ""), size.coordinates)
+        whitened = whiten(fit.finish(bases, values), ResolvedDamping(relative_damping(config), None, ""), size.coordinates)
         _, sample_seconds = timed(lambda: gradient_rows(task, plan, whitened, few, max_positions=positions, progress=progress))
     per_position = 1 / _positions(few)
     before += (factor_seconds + value_seconds) * per_position * _positions(dataset.spread(FIT_EXAMPLES).examples)

@@ -11,13 +11,12 @@ from math import prod
 from typing import Any
 
 from whence.compress import QuantizedCodec, RowCodec, projected_shape
-from whence.config import BuildConfig
-from whence.curvature import FitConfig
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.forecast.hardware import GPUS, MODEL_SHAPES, Cluster, ModelShape
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES, code_size
 from whence.records import Unit
+from whence.settings import BuildConfig, FitConfig
 from whence.store import row_codec
 
 __all__ = ["ScaleForecast", "forecast_scale", "size_text", "time_text"]

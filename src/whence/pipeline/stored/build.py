@@ -14,7 +14,6 @@ from torch import Tensor
 from whence._version import __version__
 from whence.capture import Objective, Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
-from whence.config import BuildConfig
 from whence.curvature import fit_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
@@ -26,6 +25,7 @@ from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.progress import meter, say
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.store import (
     Blueprint,
     Pending,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
-from whence.config import BuildConfig
 from whence.curvature import fit_axes, fit_mask, fit_second_moments, rounding_share, side_scales
 from whence.data import Dataset
 from whence.distributed import Ranks
@@ -18,6 +17,7 @@ from whence.methods import Method, method_named
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.learn_code import aligned_encoder, check_code, code_choices, learn_code
 from whence.progress import meter
+from whence.settings import BuildConfig
 from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 

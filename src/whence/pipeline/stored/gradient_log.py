@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import forecast, plan_units, taps
-from whence.config import BuildConfig
-from whence.curvature import FitConfig
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, Unsupported
 from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
@@ -27,6 +25,7 @@ from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.logged_factors import LoggedFactors
 from whence.pipeline.stored.logged_rows import check_rows
 from whence.progress import say
+from whence.settings import BuildConfig, FitConfig
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json
 from whence.tasks import AbstractTask

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from whence.capture import Plan, available_bytes, frozen
 from whence.compress import Aligned, Whitened
-from whence.config import BuildConfig
 from whence.curvature import (
     Code,
-    Damping,
-    FitConfig,
+    ResolvedDamping,
     code_axes,
     fit_ekfac,
     load_axes,
@@ -34,6 +32,7 @@ from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
 from whence.records import Unit
 from whence.score import gradient_rows
+from whence.settings import BuildConfig, FitConfig
 from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
 
@@ -170,7 +169,7 @@ def learn_code(
         task, plan, fit_on, fit,
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
-    whitened = whiten(curvature, Damping(relative, None, ""), size.coordinates)
+    whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates)
     rows = _sample_rows(task, plan, whitened, dataset.spread(size.samples).examples, config, max_positions, quiet)
     if not any(bool(row.any()) for row in rows):
         raise BadInput(

@@ -5,11 +5,11 @@ from pathlib import Path
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.curvature import FitConfig
 from whence.curvature.kfac import prepare_fit
 from whence.curvature.moments import FactorSums
 from whence.curvature.stages import stages
 from whence.data import Dataset
+from whence.settings import FitConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["LoggedFactors"]

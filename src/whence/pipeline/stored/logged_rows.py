@@ -7,13 +7,13 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.compress import Encoder
-from whence.config import BuildConfig
 from whence.data import Example
 from whence.errors import BadInput
 from whence.internals import DROPOUTS
 from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
 from whence.score import gradient_rows
+from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["check_rows"]

@@ -1,7 +1,7 @@
 """Queries made ready against one store: gradients, damping, preconditioning, and their hits' tokens."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
 from whence.compress import Encoder
-from whence.curvature import Damping, DampingRule, stored_damping
+from whence.curvature import ResolvedDamping, stored_damping
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
@@ -19,6 +19,7 @@ from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
 from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
+from whence.settings import Damping
 from whence.store import Store, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
@@ -46,7 +47,7 @@ class Warm:
     task: AbstractTask
     plan: Plan
     encoder: Encoder
-    damping: Damping | None
+    damping: ResolvedDamping | None
     workers: Workers | None = None
 
     @classmethod
@@ -54,9 +55,7 @@ class Warm:
         cls,
         store: Store | str | Path,
         task: AbstractTask,
-        relative_damping: float | None = None,
-        absolute_damping: float | None = None,
-        damping_rule: DampingRule | None = None,
+        asked: Damping = Damping(),
     ) -> "Warm":
         """Load what queries need; arguments as in `whence.query`.
 
@@ -70,14 +69,8 @@ class Warm:
         damping = None
         if method.curvature == "fisher":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = stored_damping(
-                recipe,
-                relative_damping=relative_damping,
-                absolute_damping=absolute_damping,
-                rule=damping_rule,
-                default=method.relative_damping,
-            )
-        elif any(given is not None for given in (relative_damping, absolute_damping, damping_rule)):
+            damping = stored_damping(recipe, asked, default=method.relative_damping)
+        elif asked != Damping():
             inside = method.curvature == "ekfac"
             raise BadInput(
                 found=f"damping for a store of {method.name}",
@@ -162,13 +155,15 @@ class Asked:
     unit: str
     method: str
     notes: tuple[str, ...]
-    damping: Damping | None
+    damping: ResolvedDamping | None
     roots: list[Tensor] | None
 
     @classmethod
-    def prepare(cls, store, task, queries, relative_damping, absolute_damping, damping_rule, quiet) -> "Asked":
+    def prepare(
+        cls, store: Store | str | Path, task: AbstractTask, queries: Dataset | Iterable[Any], damping: Damping, quiet: bool
+    ) -> "Asked":
         """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
-        warm = Warm.of(store, task, relative_damping, absolute_damping, damping_rule)
+        warm = Warm.of(store, task, damping)
         dataset = as_dataset(task, queries)
         warm.check(dataset)
         return warm.ask(dataset, quiet=quiet)

@@ -1,14 +1,13 @@
 """Asking a store."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from whence.curvature import DampingRule
 from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -19,14 +18,12 @@ from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
 from whence.score import Top, all_scores, mean_table, top_scores
+from whence.settings import Damping, Rerank, Runtime, stored_options
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
-from whence.workers import Workers
 
 __all__ = ["ensemble_table", "query", "score_table"]
 
-# Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
-_SHORTLIST, _SHORTEST = 10, 400
 _WITHHELD = (
     "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
     "half or more than twice of the hits'"
@@ -39,20 +36,15 @@ def query(
     queries: Dataset | Iterable[Any],
     *,
     k: int = 10,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: DampingRule | None = None,
+    damping: Damping = Damping(),
     tokens: bool = False,
-    rerank: Store | str | Path | None = None,
-    train: Dataset | Iterable[Any] | None = None,
-    shortlist: int | None = None,
-    quiet: bool = False,
-    ranks: Ranks = Ranks(),
-    workers: Workers | None = None,
+    second: Rerank | None = None,
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
 
-    With `rerank` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example that the scan
+    With `second` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example that the scan
     does not shortlist is not found.
 
     Args:
@@ -60,21 +52,15 @@ def query(
         task: The model that the store was built with.
         queries: As `task.prepare` takes them, or already prepared.
         k: Hits on each side at most; proponents have positive scores, opponents negative ones.
-        relative_damping: Share of each unit's mean eigenvalue.
-        absolute_damping: Value in units of the loss's curvature.
-        damping_rule: A published rule by name, see `whence.curvature.stored_damping`; without any of the three the method's own share of the
-            mean eigenvalue. All three are the first stage's; a second store takes its method's own.
+        damping: Of the store's curvature; the method's own share of the mean eigenvalue if nothing is said. It is the first stage's; a
+            second store takes its method's own.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
             A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
             says so.
-        rerank: What scores the shortlist: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned;
-            or another store of the same data, or its folder.
-        train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
-        shortlist: Rows kept of each query on each side; None for 10 k, and 400 at least.
-        quiet: No progress on stderr.
-        ranks: Processes that scan together, each its own shards; `Ranks.launched()` under torchrun. All of them return the answer, which is
-            that of one process.
-        workers: Who scans the store for this process, see `whence.Workers`; None scans it here.
+        second: A second stage for the shortlist.
+        runtime: How the job runs. Processes scan their own shards each; all of them return the answer, which is that of one process.
+        **options: Flat, by name: `relative_damping`, `absolute_damping`, `damping_rule`; `rerank`, `train`, `shortlist`; the fields of
+            `Runtime`.
 
     Returns:
         Both tails per query.
@@ -84,31 +70,32 @@ def query(
     """
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
-    _check_one_asks(ranks, workers)
-    size = _shortlist(k, rerank, train, shortlist)
+    damping, second, runtime = stored_options(damping, second, runtime, options)
+    ranks, quiet = runtime.ranks, runtime.is_quiet
+    size = k if second is None else second.rows_kept(k)
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    quiet = quiet or ranks.rank > 0
-    asked = Asked.prepare(store, task, queries, relative_damping, absolute_damping, damping_rule, quiet)
+    asked = Asked.prepare(store, task, queries, damping, quiet)
     if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
             needed="queries with text, a language model and a fast tokenizer",
             do="leave tokens out",
         )
-    second = None
-    if rerank is not None:
-        second = ExactStage.prepare(asked, train, quiet) if rerank == "exact" else _larger(asked, rerank, quiet)
-    high, low = _scanned(asked, size, ranks, workers, quiet)
-    unit, method, notes = asked.unit, asked.method, asked.notes
+    stage: Stage | None = None
     if second is not None:
-        high, low, count = reranked(second, high, low, k)
-        by = "exact EK-FAC" if isinstance(second, ExactStage) else second.method
-        unit = unit if isinstance(second, ExactStage) else second.unit
+        is_exact = second.by == "exact"
+        stage = ExactStage.prepare(asked, second.train, quiet) if is_exact else _larger(asked, second.by, quiet)
+    high, low = _scanned(asked, size, runtime)
+    unit, method, notes = asked.unit, asked.method, asked.notes
+    if stage is not None:
+        high, low, count = reranked(stage, high, low, k)
+        by = "exact EK-FAC" if isinstance(stage, ExactStage) else stage.method
+        unit = unit if isinstance(stage, ExactStage) else stage.unit
         method = f"{asked.method}, then {by}"
         row = f"{asked.method} rows of {asked.store.codec.row_bytes():,} bytes"
         share = f"the strongest {min(size, len(asked.store)):,} of each side of each query by {row}, {count:,} examples in all"
         notes = (*notes, f"scores by {by}, of {share}")
-    hits, withheld = _both_sides(asked.store, second or asked, high, low, tokens=tokens, quiet=quiet)
+    hits, withheld = _both_sides(asked.store, stage or asked, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
     return Hits(
@@ -122,7 +109,7 @@ def query(
         num_examples=len(asked.store),
         notes=notes,
         measurement_unit=task.unit,
-        stage="scan" if second is None else "exact" if isinstance(second, ExactStage) else "store",
+        stage="scan" if stage is None else "exact" if isinstance(stage, ExactStage) else "store",
     )
 
 
@@ -131,13 +118,10 @@ def score_table(
     task: AbstractTask,
     queries: Dataset | Iterable[Any],
     *,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: DampingRule | None = None,
+    damping: Damping = Damping(),
     weighted: bool = True,
-    quiet: bool = False,
-    ranks: Ranks = Ranks(),
-    workers: Workers | None = None,
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`.
 
@@ -145,21 +129,17 @@ def score_table(
         store: A store or its folder.
         task: The model that the store was built with.
         queries: As in `query`.
-        relative_damping: As in `query`.
-        absolute_damping: As in `query`.
-        damping_rule: As in `query`.
+        damping: As in `query`.
         weighted: Whether the weights of a store of TRAK or GraSS are multiplied in. False keeps them apart in the table's `weights`, as
             `whence.Ensemble` needs them; the table is not one of scores then.
-        quiet: As in `query`.
-        ranks: As in `query`.
-        workers: As in `query`.
+        runtime: As in `query`.
+        **options: As in `query`, but for a second stage.
 
     Returns:
         The table.
     """
-    _check_one_asks(ranks, workers)
-    dampings = (relative_damping, absolute_damping, damping_rule)
-    return _table(store, task, queries, dampings, quiet, weighted=weighted, ranks=ranks, workers=workers)
+    damping, runtime = _one_stage(damping, runtime, options)
+    return _table(store, task, queries, damping, weighted=weighted, runtime=runtime)
 
 
 def ensemble_table(
@@ -167,10 +147,9 @@ def ensemble_table(
     tasks: Sequence[AbstractTask],
     queries: Dataset | Iterable[Any],
     *,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: DampingRule | None = None,
-    quiet: bool = False,
+    damping: Damping = Damping(),
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> ScoreTable:
     """Scores over several models trained alike, one store each: seeds or checkpoints.
 
@@ -181,10 +160,9 @@ def ensemble_table(
         stores: Stores of the same examples, built with one method.
         tasks: The model of each.
         queries: As in `query`.
-        relative_damping: As in `query`.
-        absolute_damping: As in `query`.
-        damping_rule: As in `query`.
-        quiet: No progress on stderr.
+        damping: As in `query`.
+        runtime: As in `query`.
+        **options: As in `score_table`.
 
     Returns:
         One table.
@@ -200,26 +178,24 @@ def ensemble_table(
             needed="as many of both, one or more, and one method",
             do="pass the task of each store in the same order",
         )
-    dampings = (relative_damping, absolute_damping, damping_rule)
+    damping, runtime = _one_stage(damping, runtime, options)
     pairs = zip(opened, tasks, strict=True)
-    return mean_table([_table(store, task, queries, dampings, quiet, weighted=False) for store, task in pairs])
+    return mean_table([_table(store, task, queries, damping, weighted=False, runtime=runtime) for store, task in pairs])
 
 
 def _table(
-    store,
-    task,
-    queries,
-    dampings: tuple[float | None, float | None, DampingRule | None],
-    quiet: bool,
+    store: Store | str | Path,
+    task: AbstractTask,
+    queries: Dataset | Iterable[Any],
+    damping: Damping,
     *,
     weighted: bool,
-    ranks: Ranks = Ranks(),
-    workers: Workers | None = None,
+    runtime: Runtime,
 ) -> ScoreTable:
+    ranks, workers, quiet = runtime.ranks, runtime.workers, runtime.is_quiet
     started = time.monotonic()
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    quiet = quiet or ranks.rank > 0
-    asked = Asked.prepare(store, task, queries, *dampings, quiet)
+    asked = Asked.prepare(store, task, queries, damping, quiet)
     with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
         if workers is not None:
             scores = workers.all_scores(
@@ -253,21 +229,20 @@ def _table(
     )
 
 
-def _check_one_asks(ranks: Ranks, workers: Workers | None) -> None:
-    """Ranks scan for themselves.
+def _one_stage(damping: Damping, runtime: Runtime, options: Mapping[str, Any]) -> tuple[Damping, Runtime]:
+    """What a table is made with.
 
     Raises:
-        BadInput: If several are given workers.
+        BadInput: If a second stage is asked for: a table has all rows.
     """
-    if workers is not None and ranks.count > 1:
-        raise BadInput(
-            found=f"workers for each of {ranks.count} ranks",
-            needed="ranks, which scan themselves, or one process with workers",
-            do="leave workers out, or start one process without torchrun",
-        )
+    damping, second, runtime = stored_options(damping, None, runtime, options)
+    if second is not None:
+        raise BadInput(found="rerank for a table", needed="one stage, since a table has all rows", do="leave rerank out")
+    return damping, runtime
 
 
-def _scanned(asked: Asked, k: int, ranks: Ranks, workers: Workers | None, quiet: bool) -> tuple[Top, Top]:
+def _scanned(asked: Asked, k: int, runtime: Runtime) -> tuple[Top, Top]:
+    ranks, workers, quiet = runtime.ranks, runtime.workers, runtime.is_quiet
     with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
         if workers is None:
             return top_scores(
@@ -286,30 +261,10 @@ def _scan_meter(store: Store, ranks: Ranks, quiet: bool) -> AbstractContextManag
     return meter("scan" if ranks.count == 1 else f"scan (rank {ranks.rank} of {ranks.count})", rows, quiet=quiet)
 
 
-def _shortlist(k: int, rerank: Any, train: Any, shortlist: int | None) -> int:
-    """Rows of each side that the scan keeps.
-
-    Raises:
-        BadInput: If there is no use for `train` or `shortlist`, or the shortlist is too short.
-    """
-    if rerank is None and (train is not None or shortlist is not None):
-        name = "train" if train is not None else "shortlist"
-        raise BadInput(found=f"{name} without rerank", needed="a second stage for it", do=f"pass rerank, or leave {name} out")
-    if rerank is None:
-        return k
-    if rerank != "exact" and train is not None:
-        raise BadInput(
-            found="train for a second store", needed="nothing but the store", do="leave train out, or pass rerank='exact'"
-        )
-    if shortlist is not None and shortlist < k:
-        raise BadInput(found=f"shortlist={shortlist} for k={k}", needed="at least k", do="keep more, or ask for fewer hits")
-    return shortlist or max(_SHORTLIST * k, _SHORTEST)
-
-
 def _larger(asked: Asked, rerank: Store | str | Path, quiet: bool) -> Asked:
     larger = rerank if isinstance(rerank, Store) else open_store(rerank)
     check_same_rows(asked.store, larger)
-    return Asked.prepare(larger, asked.task, asked.dataset, None, None, None, quiet)
+    return Asked.prepare(larger, asked.task, asked.dataset, Damping(), quiet)
 
 
 def _both_sides(

@@ -18,6 +18,7 @@ from whence.pipeline.exact.measure import room_bytes
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter, say
 from whence.records import ScoreTable
+from whence.settings import Runtime, only_runtime
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 from whence.unroll import (
@@ -25,6 +26,7 @@ from whence.unroll import (
     Room,
     Run,
     Smoothness,
+    Verified,
     measure_sweep,
     metagradients,
     open_run,
@@ -50,9 +52,7 @@ def unrolled_table(
     *,
     names: Sequence[str],
     weights_RQ: Tensor | None,
-    batch_positions: int | None,
-    memory_gib: float | None,
-    quiet: bool,
+    runtime: Runtime,
 ) -> ScoreTable:
     """The derivative of every query's measurement by the weight of every training example in a recorded run (arXiv 2504.16430).
 
@@ -63,21 +63,19 @@ def unrolled_table(
         run: The run.
         names: Of the rows.
         weights_RQ: Weights of the sums of queries to score instead of the queries.
-        batch_positions: Positions computed on at once; None for what fits.
-        memory_gib: What may be taken besides the model; None for most of what is free.
-        quiet: No progress on stderr.
+        runtime: How the job runs.
 
     Returns:
         The table.
     """
     started = time.monotonic()
-    replay, room, notes = _prepared(task, train, run, len(names), batch_positions, memory_gib, quiet)
+    replay, room, notes = _prepared(task, train, run, len(names), runtime)
     parts = []
     with replay.ready():
         for start in range(0, len(names), room.rows):
             rows = slice(start, start + room.rows)
             wanted = _wanted(replay, queries, weights_RQ, rows)
-            with meter(f"unroll {min(rows.stop, len(names)):,} of {len(names):,}", run.steps, quiet=quiet) as progress:
+            with meter(f"unroll {min(rows.stop, len(names)):,} of {len(names):,}", run.steps, quiet=runtime.quiet) as progress:
                 parts.append(metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress))
     scores_RN = torch.cat(parts)
     _check_finite(scores_RN, names)
@@ -96,9 +94,8 @@ def group_effects(
     *,
     by: Literal["source"] | Mapping[str, Sequence[str]] = "source",
     mode: Mode = "auto",
-    batch_positions: int | None = None,
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> ScoreTable:
     """What whole groups of training examples do to every query: the exact derivative by a weight that a group's examples share.
 
@@ -113,9 +110,8 @@ def group_effects(
         run: Folder of a run that `whence.Recorder` kept.
         by: "source", the field of that name of the examples, or ids of examples by name of the group; an example is in one at most.
         mode: "forward" carries groups, "reverse" queries; "auto" whatever is fewer. Both give the same numbers.
-        batch_positions: Positions computed on at once; None measures what fits.
-        memory_gib: Memory that may be taken besides the model, in GiB; None for most of what is free.
-        quiet: No progress on stderr.
+        runtime: How the job runs.
+        **options: The fields of `Runtime` by name.
 
     Returns:
         A table with one column per group.
@@ -123,6 +119,7 @@ def group_effects(
     Raises:
         UnknownOption: If there is no such mode.
     """
+    runtime = only_runtime(runtime, options)
     if mode not in ("auto", "reverse", "forward"):
         raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
     refuse_sharded(task.model, "a run's derivative")
@@ -132,12 +129,12 @@ def group_effects(
     names, groups_N = _groups(train, by)
     is_forward = mode == "forward" or (mode == "auto" and len(names) < len(asked))
     rows = len(names) if is_forward else len(asked)
-    replay, room, notes = _prepared(task, train, opened, rows, batch_positions, memory_gib, quiet)
+    replay, room, notes = _prepared(task, train, opened, rows, runtime)
     parts = []
     with replay.ready():
         for start in range(0, rows, room.rows):
             stop = min(start + room.rows, rows)
-            with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=quiet) as progress:
+            with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=runtime.quiet) as progress:
                 if is_forward:
                     own_N = torch.where((groups_N >= start) & (groups_N < stop), groups_N - start, -1)
                     tangent = tangents(replay, own_N, stop - start, at_once=room.at_once, progress=progress)
@@ -165,9 +162,8 @@ def smoothness(
     share: float = _SHARE,
     h: float = _H,
     seed: int = 0,
-    batch_positions: int | None = None,
-    memory_gib: float | None = None,
-    quiet: bool = False,
+    runtime: Runtime = Runtime(),
+    **options: Any,
 ) -> Smoothness:
     """Whether the end of a recorded run depends on its data smoothly enough for scores of the method "unroll" to say anything.
 
@@ -180,9 +176,8 @@ def smoothness(
         share: Of the examples that the run met, how many are taken out.
         h: By how much their weight is lowered each time; 0.5 takes them out half and then whole.
         seed: Of the draw.
-        batch_positions: Positions computed on at once; None measures what fits.
-        memory_gib: Memory that may be taken besides the model, in GiB; None for most of what is free.
-        quiet: No progress on stderr.
+        runtime: How the job runs.
+        **options: The fields of `Runtime` by name.
 
     Returns:
         The smoothness.
@@ -190,6 +185,7 @@ def smoothness(
     Raises:
         BadInput: If `share` or `h` is out of range.
     """
+    runtime = only_runtime(runtime, options)
     if not 0 < share <= 1 or not 0 < h <= 0.5:
         raise BadInput(
             found=f"share={share:g} and h={h:g}",
@@ -197,8 +193,8 @@ def smoothness(
             do="correct them",
         )
     train, opened = as_dataset(task, train), open_run(run)
-    replay, *_ = _verified(task, train, opened, 1, batch_positions, memory_gib, quiet)
-    with replay.ready(), meter("smoothness", 2 * opened.steps, quiet=quiet) as progress:
+    replay, *_ = _verified(task, train, opened, 1, runtime)
+    with replay.ready(), meter("smoothness", 2 * opened.steps, quiet=runtime.quiet) as progress:
         return smoothness_of(replay, share=share, h=h, seed=seed, progress=progress)
 
 
@@ -207,16 +203,14 @@ def _prepared(
     train: Dataset,
     run: Run,
     rows: int,
-    batch_positions: int | None,
-    memory_gib: float | None,
-    quiet: bool,
+    runtime: Runtime,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    replay, unseen, (room, verified) = _verified(task, train, run, rows, batch_positions, memory_gib, quiet)
-    with replay.ready(), meter("smoothness", 2 * run.steps, quiet=quiet) as progress:
+    replay, unseen, (room, verified) = _verified(task, train, run, rows, runtime)
+    with replay.ready(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
     notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth)]
-    if not quiet:
+    if not runtime.quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
     if unseen:
@@ -224,19 +218,26 @@ def _prepared(
     return replay, room, notes
 
 
-def _verified(task, train, run, rows, batch_positions, memory_gib, quiet):
+def _verified(
+    task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
+) -> tuple[Replay, list[str], tuple[Room, Verified]]:
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
     unseen = run.check(task.model, train)
     replay = Replay(task, train, run, max_positions=1)
     with replay.ready():
         room = measure_sweep(
-            task, run, train.examples, rows, room_bytes=room_bytes(task, memory_gib), max_positions=batch_positions
+            task,
+            run,
+            train.examples,
+            rows,
+            room_bytes=room_bytes(task, runtime.memory_gib),
+            max_positions=runtime.batch_positions,
         )
         room.refuse()
-        if not quiet:
+        if not runtime.quiet:
             say(str(room))
         replay.max_positions = room.max_positions
-        with meter("replay", run.steps, quiet=quiet) as progress:
+        with meter("replay", run.steps, quiet=runtime.quiet) as progress:
             verified = verify(replay, progress)
     return replay, unseen, (room, verified)
 

@@ -5,18 +5,18 @@ Axes: Q queries, G groups of queries, N training examples.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from whence.capture import Blocks
-from whence.curvature import Curvature, FitConfig, KroneckerCurvature, fit_ekfac_pooled, scaled
+from whence.curvature import Curvature, KroneckerCurvature, fit_ekfac_pooled, scaled
 from whence.data import Dataset
-from whence.pipeline.exact.precondition import ITERATIONS, SolveConfig
 from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.exact.query_gradients import row_gradients
-from whence.pipeline.through.config import RunSums, UnrollConfig
+from whence.pipeline.through.cut import CutRun
+from whence.pipeline.through.run_sums import RunSums
 from whence.progress import say
+from whence.settings import AstraSource, Source, fit_of
 from whence.solve import solve_astra
 from whence.unroll import Run, Scaling, Segment, carry, implicit_damping, of_unit, scaling_of
 
@@ -25,52 +25,44 @@ __all__ = ["source_scores", "tracin_scores"]
 
 def source_scores(
     ready: Prepared,
-    run: Run,
+    cut: CutRun,
     queries: Dataset,
     sums: RunSums,
-    config: UnrollConfig,
-    fit: FitConfig,
-    solving: SolveConfig,
     *,
-    factors: Path | None,
     weights_GQ: Tensor | None,
 ) -> list[str]:
     """SOURCE (Bae et al. 2024): score = -sum over segments of share_i w_l^T grad loss_i, w_l the query carried back to segment l.
 
     Args:
         ready: Checked task and data, with the weights that the run ended with.
-        run: The run.
+        cut: The run, cut into segments.
         queries: The queries.
         sums: Takes the scores.
-        config: How the run is cut.
-        fit: How curvature is fitted.
-        solving: For the method that solves with products.
-        factors: Folder where curvature is kept.
         weights_GQ: Weights of the sums of queries to score instead of the queries.
 
     Returns:
         What a reader should know.
     """
-    segments, notes = sums.segments, []
+    settings, run, segments, notes = cut.settings, cut.run, sums.segments, []
+    assert isinstance(settings, Source | AstraSource)
     rows = row_gradients(ready, queries, weights_GQ)
     for number in reversed(range(len(segments))):
         segment = segments[number]
         if not ready.quiet:
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
-        folder = None if factors is None else factors / f"segment-{segment.start}-{segment.stop}"
-        curvature = _curvature(ready, run, segment, config, fit, folder)
+        curvature = _curvature(ready, cut, segment)
         scaling = scaling_of(run, ready.plan, segment.checkpoints) if segment.is_adaptive else None
         wanted = rows
-        found, rows = carry(curvature, segment, wanted, scaling, config.form)
-        if ready.method.solver is not None:
-            found, said = _refined(ready, run, segment, curvature, scaling, wanted, solving)
+        found, rows = carry(curvature, segment, wanted, scaling, settings.form)
+        if isinstance(settings, AstraSource):
+            found, said = _refined(ready, run, segment, curvature, scaling, wanted, settings)
             notes.append(f"steps {segment.start:,} to {segment.stop:,}: {said}")
-        groups = config.groups(segment)
+        groups = cut.groups(segment)
         for steps in groups:
             with run.weights(ready.task.model, steps):
                 sums.add(number, scaled(found, -1.0 / len(groups)))
     checkpoints = sum(len(segment.checkpoints) for segment in segments)
-    mean = "mean weights of " if config.average_weights else ""
+    mean = "mean weights of " if settings.average_weights else ""
     return [f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {mean}{checkpoints} checkpoints", *reversed(notes)]
 
 
@@ -102,12 +94,11 @@ def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *,
     return notes
 
 
-def _curvature(
-    ready: Prepared, run: Run, segment: Segment, config: UnrollConfig, fit: FitConfig, folder: Path | None
-) -> KroneckerCurvature:
-    weights = [partial(run.weights, ready.task.model, steps) for steps in config.groups(segment)]
+def _curvature(ready: Prepared, cut: CutRun, segment: Segment) -> KroneckerCurvature:
+    weights = [partial(cut.run.weights, ready.task.model, steps) for steps in cut.groups(segment)]
+    folder = None if ready.folder is None else ready.folder / f"segment-{segment.start}-{segment.stop}"
     return fit_ekfac_pooled(
-        ready.task, ready.plan, Dataset(_met(ready, segment)), weights, fit,
+        ready.task, ready.plan, Dataset(_met(ready, segment)), weights, fit_of(ready.settings),
         max_positions=ready.max_positions, folder=folder, room_bytes=ready.footprint.fit.group_bytes, quiet=ready.quiet,
     )  # fmt: skip
 
@@ -123,7 +114,7 @@ def _refined(
     curvature: KroneckerCurvature,
     scaling: Sequence[Scaling] | None,
     wanted: Blocks,
-    config: SolveConfig,
+    settings: AstraSource,
 ) -> tuple[Blocks, str]:
     """ASTRA-SOURCE (Wang et al. 2025, section 4): (H + 1 / reach)^-1 with the Gauss-Newton matrix itself at the segment's mean weights.
 
@@ -134,7 +125,7 @@ def _refined(
     values = [1.0 if damping is None else damping for damping in dampings]
     right = [row * moved for row, moved in zip(wanted, moves, strict=True)]
     examples = _met(ready, segment)
-    chosen = Dataset(examples).spread(min(config.examples or len(examples), len(examples))).examples
+    chosen = Dataset(examples).spread(min(settings.examples or len(examples), len(examples))).examples
 
     def inverse(blocks: Blocks) -> Blocks:
         known = zip(curvature.blocks, blocks, values, strict=True)
@@ -143,7 +134,7 @@ def _refined(
     with run.weights(ready.task.model, segment.checkpoints):
         matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
         solution = solve_astra(
-            matrix, right, values, inverse, batch_size=min(config.batch_examples, len(chosen)),
-            iterations=config.iterations or ITERATIONS["astra"], tolerance=config.tolerance, seed=config.seed,
+            matrix, right, values, inverse, batch_size=min(settings.batch_examples, len(chosen)),
+            iterations=settings.iterations, tolerance=settings.tolerance, seed=settings.seed,
         )  # fmt: skip
     return solution.blocks, str(solution)

@@ -1,57 +1,19 @@
-"""How a recorded run is cut, and what of its parts adds up to a table.
+"""What of the parts of a run adds up to a table.
 
 Axes: Q queries, N training examples, U parts (units or segments), T positions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
 
 import torch
 
 from whence.capture import Blocks
-from whence.errors import BadInput, UnknownOption
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import meter
 from whence.score import ExactScores, exact_scores
-from whence.unroll import Form, Segment
+from whence.unroll import Segment
 
-__all__ = ["RunSums", "UnrollConfig"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnrollConfig:
-    """How a recorded run is cut.
-
-    Args:
-        segments: Per stage of the run. Within one, curvature and gradients are taken as constant; a stage with fewer checkpoints has as
-            many segments as checkpoints.
-        average_weights: Whether one fit and one pass at the mean of a segment's weights replace those at each of its checkpoints
-            (FAST-SOURCE, Bae et al. 2024, appendix F).
-        form: For optimizers that multiply gradients with a matrix, such as Adam: "full" takes the exponential of the whole product of that
-            matrix and the curvature, "diagonal" of its diagonal (Bae et al. 2024, equation 43).
-        per_segment: Whether the table also has each segment's part of the scores, by name "steps 0 to 500": when an example mattered. With
-            TracIn every checkpoint has its own.
-
-    Raises:
-        BadInput: If `segments` is not positive.
-        UnknownOption: If there is no such form.
-    """
-
-    segments: int = 3
-    average_weights: bool = False
-    form: Form = "full"
-    per_segment: bool = False
-
-    def __post_init__(self):
-        if self.segments < 1:
-            raise BadInput(found=f"segments={self.segments}", needed="1 or more", do="correct it")
-        if self.form not in get_args(Form):
-            raise UnknownOption(found=f"form={self.form!r}", needed="one of: full, diagonal", do="pick one")
-
-    def groups(self, segment: Segment) -> list[tuple[int, ...]]:
-        """The sets of checkpoints whose mean weights a segment is looked at with."""
-        return [segment.checkpoints] if self.average_weights else [(step,) for step in segment.checkpoints]
+__all__ = ["RunSums"]
 
 
 class RunSums:

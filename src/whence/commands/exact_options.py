@@ -1,0 +1,86 @@
+"""Options of verbs that attribute without a store: the settings of the exact methods, flat."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from whence.settings import ExactSettings, exact_settings
+
+__all__ = ["Exact", "ExactOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactOptions:
+    """Settings of an exact method; what is left out takes the method's own.
+
+    Args:
+        method: One of the exact methods of `whence methods`.
+        relative_damping: Damping as a share of each layer's mean curvature.
+        absolute_damping: Damping in units of the loss's curvature.
+        labels: Over which labels the curvature is averaged.
+        samples: Draws of labels where they are drawn; 1 if left out.
+        sharing: For positions that share a weight, in the Kronecker factors.
+        largest_side: A longer side of a weight keeps the identity as its basis; 1,024 if left out.
+        seed: Of everything random.
+        fit_on: Fit the curvature on so many training examples instead of all.
+        factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
+        query_rank: Singular directions kept of every query's gradient of a weight: less memory.
+        normalize: Divide scores by norms.
+        matrix: What a solver inverts.
+        iterations: Of the method's solver, at most.
+        repeats: Independent walks of lissa.
+        tolerance: Relative residual at which a solver stops.
+        examples: Training examples that a solver's matrix is the mean over.
+        batch_examples: Training examples per iteration of astra and lissa.
+        rank: Directions kept by nystroem and arnoldi.
+        run: Folder of a recorded training run, for the methods source, astra-source, tracin and unroll.
+        segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
+        average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
+        form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
+            its diagonal, which takes fewer products.
+        per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
+    """
+
+    method: str = "ekfac"
+    relative_damping: float | None = None
+    absolute_damping: float | None = None
+    labels: Literal["auto", "exact", "sampled", "dataset"] | None = None
+    samples: int | None = None
+    sharing: Literal["expand", "reduce"] | None = None
+    largest_side: int | None = None
+    seed: int | None = None
+    fit_on: int | None = None
+    factors: Path | None = None
+    query_rank: int | None = None
+    normalize: Literal["cosine", "relatif", "theta-relatif"] | None = None
+    matrix: Literal["gauss_newton", "hessian"] | None = None
+    iterations: int | None = None
+    repeats: int | None = None
+    tolerance: float | None = None
+    examples: int | None = None
+    batch_examples: int | None = None
+    rank: int | None = None
+    run: Path | None = None
+    segments: int | None = None
+    average_weights: Annotated[bool, Parameter(negative="")] = False
+    form: Literal["full", "diagonal"] | None = None
+    per_segment: Annotated[bool, Parameter(negative="")] = False
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by name, without the method."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "method"}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def settings(self) -> ExactSettings:
+        """The method's settings.
+
+        Raises:
+            BadInput: If the method does not take something that was said.
+        """
+        return exact_settings(self.method, self.given())
+
+
+Exact = Annotated[ExactOptions, Parameter(name="*")]
+"""The options as options of a verb."""

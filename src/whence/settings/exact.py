@@ -1,0 +1,466 @@
+"""Settings of the exact methods: a frozen record each, with what that method takes and nothing else.
+
+Fields that several have mean the same in all of them:
+
+- `damping`: what is added to every eigenvalue; see `Damping`.
+- `fit`: what the Kronecker factors depend on; see `FitConfig`.
+- `factors`: folder where the fitted curvature is kept: a fit that stopped goes on there, a finished one is used again.
+- `fit_on`: other data to fit the curvature on, or a number of training examples; None takes them all.
+- `query_rank`: singular directions kept of every query's gradient of a weight, 16 to 256: less memory; None keeps it whole.
+- `normalize`: "cosine" divides by both norms in the inner product of the method; "relatif" by the root of N x the example's self-influence
+  and "theta-relatif" by the norm of its (H + damping)^-1 grad (Barshan et al. 2020, section 4).
+- `iterations`: of a solver, at most; enough to be affordable, not for the residual to vanish: what is left stands in the table's notes.
+- `tolerance`: relative residual at which a query stops.
+- `examples`: training examples, spread evenly, that the matrix is the mean over; None takes all. A product costs in proportion.
+- `batch_examples`: training examples per iteration of a stochastic solver.
+- `matrix`: what a solver inverts: "gauss_newton", or "hessian", which may have negative eigenvalues where training has not converged.
+- `seed`: of the solver's draws.
+- `run`: folder of a run that `whence.Recorder` kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from whence.errors import BadInput, UnknownOption
+from whence.methods import exact_method_named
+from whence.settings.curvature import Damping, FitConfig
+
+__all__ = [
+    "ASTRA",
+    "CG",
+    "EKFAC",
+    "KFAC",
+    "PCG",
+    "Arnoldi",
+    "AstraSource",
+    "DataInf",
+    "ExactSettings",
+    "Form",
+    "GradDot",
+    "LiSSA",
+    "Matrix",
+    "Normalize",
+    "Nystroem",
+    "Source",
+    "TracIn",
+    "Unroll",
+    "exact_settings",
+    "factors_folder",
+    "final_settings",
+    "fit_of",
+    "settings_record",
+]
+
+Normalize = Literal["cosine", "relatif", "theta-relatif"]
+Matrix = Literal["gauss_newton", "hessian"]
+Form = Literal["full", "diagonal"]
+"""How the exponential of P H is taken where the optimizer multiplies gradients with P: whole, or of its diagonal."""
+
+FolderName = str | Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EKFAC:
+    """Eigenvalue-corrected Kronecker factors (Grosse et al. 2023)."""
+
+    name: ClassVar[str] = "ekfac"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    normalize: Normalize | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFAC:
+    """Kronecker factors without the correction (Martens and Grosse 2015)."""
+
+    name: ClassVar[str] = "kfac"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    normalize: Normalize | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradDot:
+    """Inner product of whole gradients; a baseline."""
+
+    name: ClassVar[str] = "grad-dot-exact"
+    query_rank: int | None = None
+    normalize: Normalize | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCG:
+    """Conjugate gradients on the whole matrix, preconditioned with EK-FAC."""
+
+    name: ClassVar[str] = "pcg"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    matrix: Matrix = "gauss_newton"
+    iterations: int = 25
+    tolerance: float = 1e-2
+    examples: int | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CG:
+    """Conjugate gradients on the whole matrix (Martens 2010)."""
+
+    name: ClassVar[str] = "cg"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    matrix: Matrix = "gauss_newton"
+    iterations: int = 100
+    tolerance: float = 1e-2
+    examples: int | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASTRA:
+    """Stochastic Neumann iterations preconditioned with EK-FAC, averaged (Wang et al. 2025)."""
+
+    name: ClassVar[str] = "astra"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    matrix: Matrix = "gauss_newton"
+    iterations: int = 200
+    tolerance: float = 1e-2
+    examples: int | None = None
+    batch_examples: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiSSA:
+    """Stochastic Neumann iterations, averaged over independent walks (Agarwal et al. 2017).
+
+    Args:
+        repeats: Independent walks whose ends are averaged.
+    """
+
+    name: ClassVar[str] = "lissa"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    matrix: Matrix = "gauss_newton"
+    iterations: int = 500
+    repeats: int = 1
+    tolerance: float = 1e-2
+    examples: int | None = None
+    batch_examples: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nystroem:
+    """Nystroem approximation of the matrix, inverted by Woodbury (Hataya and Yamada 2023).
+
+    Args:
+        rank: Directions kept.
+    """
+
+    name: ClassVar[str] = "nystroem"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    rank: int = 50
+    examples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arnoldi:
+    """Leading eigenvectors by Krylov iterations; the rest is dropped (Schioppa et al. 2022).
+
+    Args:
+        rank: Directions kept.
+    """
+
+    name: ClassVar[str] = "arnoldi"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    matrix: Matrix = "gauss_newton"
+    iterations: int = 100
+    rank: int = 50
+    examples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInf:
+    """Mean of the inverses of every example's rank-one curvature (Kwon et al. 2024)."""
+
+    name: ClassVar[str] = "datainf"
+    damping: Damping = Damping()
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    fit_on: Any = None
+    query_rank: int | None = None
+    examples: int | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Unrolled training in segments (Bae et al. 2024).
+
+    Args:
+        segments: Per stage of the run. Within one, curvature and gradients are taken as constant; a stage with fewer checkpoints has as
+            many segments as checkpoints.
+        average_weights: Whether one fit and one pass at the mean of a segment's weights replace those at each of its checkpoints
+            (FAST-SOURCE, appendix F).
+        form: For optimizers that multiply gradients with a matrix, such as Adam: "full" takes the exponential of the whole product of that
+            matrix and the curvature, "diagonal" of its diagonal (equation 43).
+        per_segment: Whether the table also has each segment's part of the scores, by name "steps 0 to 500": when an example mattered.
+    """
+
+    name: ClassVar[str] = "source"
+    run: FolderName = None
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    segments: int = 3
+    average_weights: bool = False
+    form: Form = "full"
+    per_segment: bool = False
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AstraSource:
+    """SOURCE with each segment's inverse solved on the Gauss-Newton matrix itself (Wang et al. 2025); fields as in `Source` and `ASTRA`."""
+
+    name: ClassVar[str] = "astra-source"
+    run: FolderName = None
+    fit: FitConfig = FitConfig()
+    factors: FolderName = None
+    segments: int = 3
+    average_weights: bool = False
+    form: Form = "full"
+    per_segment: bool = False
+    iterations: int = 200
+    tolerance: float = 1e-2
+    examples: int | None = None
+    batch_examples: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracIn:
+    """Inner products of gradients at every checkpoint of a run (Pruthi et al. 2020).
+
+    Args:
+        per_segment: Whether the table also has each checkpoint's part of the scores.
+    """
+
+    name: ClassVar[str] = "tracin"
+    run: FolderName = None
+    per_segment: bool = False
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unroll:
+    """The exact derivative of a recorded run (Ilyas and Engstrom 2025): it has no curvature and no segments."""
+
+    name: ClassVar[str] = "unroll"
+    run: FolderName = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+ExactSettings = (
+    EKFAC | KFAC | GradDot | PCG | CG | ASTRA | LiSSA | Nystroem | Arnoldi | DataInf | Source | AstraSource | TracIn | Unroll
+)
+_KINDS: dict[str, type[ExactSettings]] = {kind.name: kind for kind in get_args(ExactSettings)}
+
+# Options by name on the way to nested settings.
+_DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute"}
+_FIT = ("labels", "samples", "sharing", "largest_side")
+_POSITIVE = ("iterations", "tolerance", "examples", "rank", "batch_examples", "repeats", "segments", "query_rank")
+_CHOICES = {"normalize": (None, *get_args(Normalize)), "matrix": get_args(Matrix), "form": get_args(Form)}
+
+
+def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
+    """The settings of an exact method.
+
+    Args:
+        method: Its name, or its settings.
+        options: With a name, its settings flat, by name: fields of the method's record, of its damping (`relative_damping`,
+            `absolute_damping`) and of its fit. A None was not given. `seed` is that of the fit and of the solver.
+
+    Returns:
+        The settings.
+
+    Raises:
+        BadInput: If the method does not take an option, options stand beside a record, or a method through a run has none.
+        UnknownOption: If there is no such method.
+
+    >>> exact_settings("pcg", {"relative_damping": 0.5, "iterations": 5}).iterations
+    5
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(method, str):
+        exact_method_named(method)
+        settings = _named(_KINDS[method], options)
+    elif options:
+        raise BadInput(
+            found=f"{', '.join(options)} beside {type(method).__name__}(...)",
+            needed="the settings of a method in one place",
+            do=f"write {type(method).__name__}({next(iter(options))}=...)",
+        )
+    else:
+        settings = method
+    if getattr(settings, "run", "") is None:
+        raise BadInput(
+            found=f"method={settings.name!r} without a run",
+            needed="the folder of a recorded training run",
+            do="record one with whence.Recorder and pass run='folder' (--run FOLDER)",
+        )
+    return settings
+
+
+def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
+    """The settings of a method of the final weights, where one inverse serves query and example alike.
+
+    Args:
+        method: As in `exact_settings`.
+        options: As in `exact_settings`.
+
+    Raises:
+        BadInput: If the method goes back through a recorded run.
+    """
+    name = method if isinstance(method, str) else method.name
+    if exact_method_named(name).needs_run:
+        raise BadInput(
+            found=f"method={name!r}, which goes back through a recorded run",
+            needed="a method of the final weights, with one inverse for query and example",
+            do="pass method='ekfac', or attribute with it",
+        )
+    return exact_settings(method, options)
+
+
+def factors_folder(settings: ExactSettings) -> Path | None:
+    """Where a method keeps its fitted curvature; None if it keeps none."""
+    factors = getattr(settings, "factors", None)
+    return None if factors is None else Path(factors)
+
+
+def settings_record(settings: ExactSettings) -> dict[str, Any]:
+    """What scores depend on besides model and data, as JSON takes it: not where files lie."""
+    names = [one.name for one in fields(settings) if one.name not in ("factors", "fit_on", "run", "damping")]
+    return {name: asdict(value) if isinstance(value := getattr(settings, name), FitConfig) else value for name in names}
+
+
+def fit_of(settings: ExactSettings) -> FitConfig:
+    """How a method fits its curvature; the defaults for one without."""
+    return getattr(settings, "fit", FitConfig())
+
+
+def _named(kind: type[ExactSettings], options: Mapping[str, Any]) -> ExactSettings:
+    own = [one.name for one in fields(kind)]
+    taken = [name for name in own if name not in ("damping", "fit")]
+    taken += list(_DAMPING) if "damping" in own else []
+    taken += [*_FIT, *(["seed"] if "seed" not in own else [])] if "fit" in own else []
+    for name in options:
+        if name not in taken:
+            others = [other for other, settings in _KINDS.items() if name in _flat_names(settings)]
+            raise BadInput(
+                found=f"{name} for {kind.name}",
+                needed=f"what it takes: {', '.join(sorted(taken))}",
+                do=f"leave {name} out" + (f", or pass a method that takes it: {', '.join(others)}" if others else ""),
+            )
+    given = {name: value for name, value in options.items() if name in own}
+    if "damping" in own:
+        given["damping"] = Damping(**{_DAMPING[name]: value for name, value in options.items() if name in _DAMPING})
+    if "fit" in own:
+        given["fit"] = FitConfig(**{name: value for name, value in options.items() if name in (*_FIT, "seed")})
+    return kind(**given)
+
+
+def _flat_names(kind: type[ExactSettings]) -> list[str]:
+    own = [one.name for one in fields(kind)]
+    return [*own, *(_DAMPING if "damping" in own else ()), *((*_FIT, "seed") if "fit" in own else ())]
+
+
+def _check(settings: ExactSettings) -> None:
+    """What a type cannot say of a field.
+
+    Raises:
+        BadInput: If a number is not positive.
+        UnknownOption: If a word is none of the choices.
+    """
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if one.name in _POSITIVE and value is not None and not value > 0:
+            raise BadInput(
+                found=f"{one.name}={value} for {settings.name}", needed="a positive number", do=f"leave {one.name} out"
+            )
+        if one.name in _CHOICES and value not in _CHOICES[one.name]:
+            known = ", ".join(word for word in _CHOICES[one.name] if word)
+            raise UnknownOption(found=f"{one.name}={value!r}", needed=f"one of: {known}", do="pick one")
+    if getattr(getattr(settings, "damping", None), "rule", None) is not None:
+        raise BadInput(
+            found=f"a damping rule for {settings.name}",
+            needed="a number, since the published rules are for the rows of a store",
+            do="pass Damping(relative=...) or Damping(absolute=...)",
+        )

@@ -1,0 +1,94 @@
+"""How a job runs: memory, batches, progress, processes. The numbers do not depend on it, but for rounding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from whence.distributed import Ranks
+from whence.errors import BadInput
+
+__all__ = ["Runtime", "only_runtime", "split_runtime"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a job runs.
+
+    Args:
+        batch_positions: Positions (tokens) per batch; None measures what fits.
+        memory_gib: Memory that each process may take besides the model, in GiB; None for most of what is free. What does not fit is done in
+            parts.
+        quiet: No progress on stderr.
+        ranks: Processes that do the job together; `Ranks.launched()` under torchrun.
+        workers: Who scans a store for this process, a `whence.Workers`; None scans it here.
+
+    Raises:
+        BadInput: If a number is not positive, or several ranks are given workers.
+    """
+
+    batch_positions: int | None = None
+    memory_gib: float | None = None
+    quiet: bool = False
+    ranks: Ranks = Ranks()
+    workers: Any = None
+
+    def __post_init__(self):
+        if self.batch_positions is not None and self.batch_positions < 1:
+            raise BadInput(
+                found=f"batch_positions={self.batch_positions}", needed="1 or more", do="leave it out to measure what fits"
+            )
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise BadInput(
+                found=f"memory_gib={self.memory_gib}", needed="a positive number", do="leave it out to take what is free"
+            )
+
+        if self.workers is not None and self.ranks.count > 1:
+            raise BadInput(
+                found=f"workers for each of {self.ranks.count} ranks",
+                needed="ranks, which scan themselves, or one process with workers",
+                do="leave workers out, or start one process without torchrun",
+            )
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether this process shows no progress: of several only the first does."""
+        return self.quiet or self.ranks.rank > 0
+
+
+def split_runtime(runtime: Runtime, options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
+    """Options by name that are fields of `Runtime`, put into it, and the other options.
+
+    Args:
+        runtime: What was given as an object.
+        options: Options by name; a None was not given.
+
+    Raises:
+        BadInput: If both say something.
+    """
+    names = {field.name for field in fields(Runtime)}
+    own = {name: value for name, value in options.items() if name in names and value is not None}
+    rest = {name: value for name, value in options.items() if name not in names and value is not None}
+    if own and runtime != Runtime():
+        raise BadInput(
+            found=f"{', '.join(own)} beside runtime=",
+            needed="one of the two",
+            do=f"write runtime=Runtime({next(iter(own))}=...)",
+        )
+    return (Runtime(**own) if own else runtime), rest
+
+
+def only_runtime(runtime: Runtime, options: Mapping[str, Any]) -> Runtime:
+    """The runtime, for what takes no other options.
+
+    Args:
+        runtime: What was given as an object.
+        options: Fields of it by name.
+
+    Raises:
+        BadInput: If an option is none of them.
+    """
+    runtime, rest = split_runtime(runtime, options)
+    if rest:
+        known = ", ".join(field.name for field in fields(Runtime))
+        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it")
+    return runtime

@@ -1,0 +1,86 @@
+"""What a question to a store is asked with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from whence.errors import BadInput
+from whence.settings.curvature import Damping
+from whence.settings.runtime import Runtime, split_runtime
+
+__all__ = ["Rerank", "stored_options"]
+
+# Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
+_SHORTLIST, _SHORTEST = 10, 400
+_DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute", "damping_rule": "rule"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerank:
+    """A second stage: a scan of the store leaves a shortlist per query, and something better scores that.
+
+    Args:
+        by: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned; or another store of the same
+            data, or its folder.
+        train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
+        shortlist: Rows kept of each query on each side; None for 10 for each hit, and 400 at least.
+
+    Raises:
+        BadInput: If there is training data for a second store.
+    """
+
+    by: Any = "exact"
+    train: Any = None
+    shortlist: int | None = None
+
+    def __post_init__(self):
+        if self.by != "exact" and self.train is not None:
+            raise BadInput(
+                found="train for a second store", needed="nothing but the store", do="leave train out, or pass rerank='exact'"
+            )
+
+    def rows_kept(self, k: int) -> int:
+        """Rows of each side that the scan keeps for k hits.
+
+        Raises:
+            BadInput: If the shortlist is shorter than that.
+        """
+        if self.shortlist is not None and self.shortlist < k:
+            raise BadInput(
+                found=f"shortlist={self.shortlist} for k={k}", needed="at least k", do="keep more, or ask for fewer hits"
+            )
+        return self.shortlist or max(_SHORTLIST * k, _SHORTEST)
+
+
+def stored_options(
+    damping: Damping, second: Rerank | None, runtime: Runtime, options: Mapping[str, Any]
+) -> tuple[Damping, Rerank | None, Runtime]:
+    """What a question to a store is asked with, from objects or from options by name.
+
+    Args:
+        damping: Of the store's curvature.
+        second: The second stage; None without one.
+        runtime: How the job runs.
+        options: Flat: `relative_damping`, `absolute_damping`, `damping_rule`, `rerank`, `train`, `shortlist`, and the fields of `Runtime`.
+
+    Returns:
+        The three, with the options in them.
+
+    Raises:
+        BadInput: If an option is unknown, said twice, or has no use.
+    """
+    runtime, rest = split_runtime(runtime, options)
+    dampings = {_DAMPING[name]: rest.pop(name) for name in list(rest) if name in _DAMPING}
+    stage = {name: rest.pop(name) for name in list(rest) if name in ("rerank", "train", "shortlist")}
+    if rest:
+        known = [*_DAMPING, "rerank", "train", "shortlist", *(field.name for field in fields(Runtime))]
+        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {', '.join(known)}", do="correct it")
+    if (dampings and damping != Damping()) or (stage and second is not None):
+        name = next(iter(dampings or stage))
+        raise BadInput(found=f"{name} said in two ways", needed="an object or options by name", do=f"leave {name} out")
+    if stage and "rerank" not in stage:
+        name = next(iter(stage))
+        raise BadInput(found=f"{name} without rerank", needed="a second stage for it", do=f"pass rerank, or leave {name} out")
+    if stage:
+        second = Rerank(by=stage["rerank"], train=stage.get("train"), shortlist=stage.get("shortlist"))
+    return (Damping(**dampings) if dampings else damping), second, runtime
