@@ -7,7 +7,11 @@ export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 # Two at a time, each with one thread: more are no faster on two cores.
 TEST = OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo page test test-all test-browser fuzz check bench docs clean
+# What leans on PyTorch and transformers most; without the extras whose other requirements do not go with the lowest NumPy.
+LOWEST = $(addprefix tests/test_, $(addsuffix .py, internals matmul capture compress quantize scores exact ekfac store tasks lm_records \
+  record record_lightning cli))
+
+.PHONY: help demo page test test-all test-browser test-lowest fuzz check bench docs clean
 help:            ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -35,6 +39,10 @@ SEED ?= 0
 JOBS ?= 1
 fuzz: .venv-test/ready  ## random models, data and questions against plain autograd; SECONDS=600 SEED=0 JOBS=1
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.fuzz.run --seconds $(SECONDS) --seed $(SEED) --jobs $(JOBS)
+
+# Where there is no GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves downloading CUDA.
+test-lowest: .venv-lowest/ready  ## some of the tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow and not browser" $(LOWEST)
 
 check: .venv-test/ready  ## format, lint, types, import ladder
 	.venv-test/bin/ruff format --check .
@@ -69,5 +77,13 @@ docs: .venv-test/ready  ## write the generated pages
 	.venv-test/bin/python $(PIP) --editable '.[dev]'
 	@touch $@
 
+.venv-lowest/ready: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
+	@echo "installing (torch is the large one) ..."
+	PIP_CONSTRAINT=$(CURDIR)/.venv-lowest/constraints.txt .venv-lowest/bin/python $(PIP) \
+	  --editable '.[trainer,lightning,lora,images,bench]' pytest hypothesis scipy
+	@touch $@
+
 clean:           ## remove environments and caches; keeps whence-demo
-	rm -rf .venv .venv-test .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-test .venv-lowest .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

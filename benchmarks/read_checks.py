@@ -57,7 +57,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     arguments.rows = 1 << 30
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(prefix="whence-") as folder:
         store, queries = make_store(Path(folder), "logra", "bfloat16", arguments, rows_per_shard=1024)
         queries = [query[:1] for query in queries]
         time.sleep(2.1)  # files as young as this are not noted

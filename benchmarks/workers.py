@@ -46,7 +46,7 @@ def seconds(run, *arguments):
     return time.perf_counter() - started
 
 
-def scan(store, queries, ranks=Ranks()):  # noqa: B008
+def scan(store, queries, ranks=Ranks()):
     with meter("", len(store), quiet=True) as progress:
         top_scores(store, queries, HITS, norms_Q=None, progress=progress, ranks=ranks)
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS = 42  # eleven shards of four rows, the last of two
 
 
-def build(folder, method="lorif", ranks=Ranks(), records=None, **more):  # noqa: B008
+def build(folder, method="lorif", ranks=Ranks(), records=None, **more):
     options = {**SMALL, **METHODS[method], **more}
     return whence.build(make_task(), records or make_records(RECORDS), folder, ranks=ranks, **options)
 

@@ -305,9 +305,9 @@ def test_an_example_of_several_rows_between_examples_of_one():
 
 def test_impossible_settings():
     with pytest.raises(UnknownOption, match="found labels='true'; needed one of: auto, exact, sampled, dataset"):
-        FitConfig(labels="true")  # type: ignore[arg-type]
+        FitConfig(labels="true")
     with pytest.raises(UnknownOption, match="found sharing='both'; needed one of: expand, reduce"):
-        FitConfig(sharing="both")  # type: ignore[arg-type]
+        FitConfig(sharing="both")
     with pytest.raises(BadInput, match="found largest_side=0; needed 1 or more"):
         FitConfig(largest_side=0)
 

@@ -347,7 +347,7 @@ def test_a_sweep_is_one_table_per_damping(name):
 def test_settings_without_an_effect_are_refused():
     task, _, train, queries = case("linear")
     with pytest.raises(UnknownOption, match="unknown method 'ek'; needed one of: arnoldi, astra, astra-source, cg"):
-        whence.attribute(task, train, queries, method="ek", quiet=True)  # type: ignore[arg-type]
+        whence.attribute(task, train, queries, method="ek", quiet=True)
     with pytest.raises(UnknownOption, match="normalize='l2'; needed one of: cosine, relatif, theta-relatif"):
         whence.attribute(task, train, queries, normalize="l2", quiet=True)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="relative_damping for grad-dot-exact; needed what it takes: normalize, query_rank"):

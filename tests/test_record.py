@@ -408,6 +408,8 @@ def test_every_step_of_the_trainer_is_the_one_that_is_written(tmp_path):
         torch.testing.assert_close(value, end[name], rtol=1e-4, atol=1e-5)
 
 
+# transformers does not read an optimizer's state with an older one.
+@pytest.mark.skipif(int(torch.__version__.split(".")[1]) < 6, reason="resuming the Trainer needs torch 2.6")
 def test_the_trainer_goes_on_where_it_stopped(tmp_path):
     whole = hf_trainer(tmp_path, save_strategy="steps", save_steps=2)
     whence.record_trainer(whole, tmp_path / "whole")

@@ -295,7 +295,7 @@ def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, que
     )
     with pytest.MonkeyPatch.context() as patch, meter("", sum(sizes), quiet=True) as progress:
         patch.setattr("whence.score.scan._JOINED_SCORES", joined)
-        high, low = top_scores(store, [torch.zeros(queries, 1, 1).double()], k, norms_Q=None, progress=progress)  # type: ignore[arg-type]
+        high, low = top_scores(store, [torch.zeros(queries, 1, 1).double()], k, norms_Q=None, progress=progress)
     for top, sign in ((high, -1), (low, 1)):
         for query in range(queries):
             wanted = sorted((sign * score, row) for row, score in enumerate(scores[query].tolist()))[:k]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 __all__ = [
     "BATCH_NORMS",
     "CHECKPOINTING",
+    "COLLATES",
     "COMPILED",
     "COMPILED_CALL",
     "DROPOUTS",
@@ -36,11 +37,12 @@ __all__ = [
     "view_base",
 ]
 
-# Attributes that libraries put on modules. A module without one is taken as one that the library never touched.
+# Attributes that libraries put on their objects. An object without one is taken as one that the library never touched.
 CHECKPOINTING = "_gradient_checkpointing_func"  # transformers: what runs a layer's forward pass twice
 HOOK, FORMER_FORWARD = "_hf_hook", "_old_forward"  # accelerate: what brings a layer's weights, and what it stands before
 UNSPLIT = "_no_split_modules"  # transformers: class names of the blocks that stay in one place
 COMPILED, COMPILED_CALL = "_orig_mod", "_compiled_call_impl"  # torch.compile: the module inside, and what runs in its place
+COLLATES = "_auto_collation"  # what reads a DataLoader's batches: whether it puts examples together
 
 # Families of layers; PyTorch's names of their common ancestors are private.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -124,22 +126,39 @@ def _answers(peek: Any) -> bool:
     return True
 
 
-def _floats(*numbers: Any) -> Tensor:
-    """Whatever types and devices are the default just now."""
-    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
-
-
 def _is_linear(operator: Any) -> bool:
-    left_MK, right_NK, added_N = (_floats(*numbers) for numbers in (([1.0, 2.0],), ([3.0, 4.0], [5.0, 6.0]), (0.0, 1.0)))
-    plain_MN, added_MN = (operator(left_MK, right_NK, added, "none", [], "") for added in (None, added_N))
-    return plain_MN.tolist() == [[11.0, 17.0]] and added_MN.tolist() == [[11.0, 18.0]]
+    for rows, inner, columns in ((1, 1, 1), (7, 33, 5), (64, 128, 96)):
+        left_MK, right_NK, added_N = (_random(*shape).float() for shape in ((rows, inner), (columns, inner), (columns,)))
+        exact_MN = left_MK.double() @ right_NK.double().T
+        plain_MN, added_MN = (operator(left_MK, right_NK, added, "none", [], "") for added in (None, added_N))
+        wrong_MN = torch.stack([plain_MN - exact_MN, added_MN - exact_MN - added_N]).abs() / exact_MN.abs().amax().clamp_min(
+            1.0
+        )
+        if not bool((wrong_MN < 1e-4).all()):
+            return False
+    return True
 
 
 def _is_int8_product(operator: Any) -> bool:
-    left_MK, right_KN = (torch.arange(-64, 64, dtype=torch.int8, device="cpu").view(shape) for shape in ((4, 32), (32, 4)))
-    out_MN = torch.zeros(4, 4, dtype=torch.int32, device="cpu")
-    operator(left_MK, right_KN, out=out_MN)
-    return torch.equal(out_MN, left_MK.int() @ right_KN.int())
+    # Of many numbers, also the largest: PyTorch 2.4 saturates sums of two products on processors without VNNI.
+    for rows, inner, columns in ((1, 8, 8), (7, 33, 4), (40, 1024, 12), (256, 256, 24)):
+        wide_MK, right_KN = (
+            _random(*shape).mul(64).round().clamp(-128, 127).to(torch.int8) for shape in ((rows, 2 * inner), (inner, columns))
+        )
+        for left_MK in (
+            wide_MK[:, :inner],
+            wide_MK[:, inner:].clamp_min(0).sub_(128),
+        ):  # rows of a wider matrix, and all the least
+            out_MN = torch.zeros(rows, columns, dtype=torch.int32, device="cpu")
+            operator(left_MK, right_KN, out=out_MN)
+            if not torch.equal(out_MN, left_MK.int() @ right_KN.int()):
+                return False
+    return True
+
+
+def _random(*shape: int) -> Tensor:
+    """The same numbers each time, whatever types and devices are the default just now, and without touching anybody's draws."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
 
 
 def _is_tree_map(operator: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from whence.errors import printable
 
@@ -29,7 +29,7 @@ class Meter:
     title: str
     total: int
     bar: Progress | None
-    task_id: int = 0
+    task_id: TaskID = TaskID(0)
     done: int = 0
     started: float = 0.0
     spoken: float = 0.0
@@ -39,7 +39,7 @@ class Meter:
         """Count `steps` more as done."""
         self.done += steps
         if self.bar is not None:
-            self.bar.advance(self.task_id, steps)  # type: ignore[arg-type]
+            self.bar.advance(self.task_id, steps)
             return
         now = monotonic()
         if now - self.spoken >= _PLAIN_SECONDS and self.done < self.total:
@@ -69,8 +69,8 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task_id = bar.add_task(title, total=total, completed=done)
-        yield Meter(title=title, total=total, bar=bar, task_id=int(task_id), done=done, first=done, started=now)
+        task = bar.add_task(title, total=total, completed=done)
+        yield Meter(title=title, total=total, bar=bar, task_id=task, done=done, first=done, started=now)
 
 
 def say(text: str) -> None:

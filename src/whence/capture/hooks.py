@@ -160,7 +160,7 @@ class _Tap(torch.autograd.Function):
         return output.clone() if copies else output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (inputs,) = ctx.saved_tensors
         with torch.no_grad():
             ctx.emit(inputs, grad)

@@ -38,7 +38,7 @@ def constant_linear(module: nn.Module) -> Callable[..., Tensor] | None:
     def forward(input: Tensor) -> Tensor:
         if not _is_plain(input, layer.weight, layer.bias):
             return kind.forward(layer, input)
-        return _Product.apply(input, layer.weight.T if is_turned else layer.weight, layer.bias)  # type: ignore[return-value]
+        return _Product.apply(input, layer.weight.T if is_turned else layer.weight, layer.bias)
 
     # Conv1D calls its argument x; callers by name of either are served.
     return (lambda x: forward(x)) if is_turned else forward
@@ -55,8 +55,8 @@ class _Product(torch.autograd.Function):
         return found.new_empty(0).set_(found)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
-        return _Product.apply(grad_NO, ctx.weight_OI.T, None), None, None  # type: ignore[return-value]
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None]:
+        return _Product.apply(grad_NO, ctx.weight_OI.T, None), None, None
 
 
 def _is_plain(input: Tensor, weight: Any, bias: Any) -> bool:

@@ -23,8 +23,8 @@ def curvature(
     seed: int = 0,
     largest_side: int = 1024,
     batch_positions: int | None = None,
-    reading: Reading = TaskOptions(),  # noqa: B008
-    placement: Placed = Placement(),  # noqa: B008
+    reading: Reading = TaskOptions(),
+    placement: Placed = Placement(),
 ) -> None:
     """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
 

@@ -120,8 +120,8 @@ def forecast(
     utilisation: float | None = None,
     disk_gbps: float | None = None,
     as_json: Json = False,
-    reading: Reading = TaskOptions(),  # noqa: B008
-    config: Flat = BuildConfig(),  # noqa: B008
+    reading: Reading = TaskOptions(),
+    config: Flat = BuildConfig(),
 ) -> None:
     """Say what a build would take in memory, disk and time, without building; or, with --exact, what `whence attribute` would take.
 

@@ -31,7 +31,7 @@ def task_of_store(
     opened: Any,
     store: Path,
     model: str | None,
-    placement: Placement = Placement(),  # noqa: B008
+    placement: Placement = Placement(),
     ranks: Any = None,
     *,
     trust: bool = False,

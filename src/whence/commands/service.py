@@ -30,7 +30,7 @@ def serve(
     token_file: Path | None = None,
     open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
     as_json: Json = False,
-    config: Options = ServeConfig(),  # noqa: B008
+    config: Options = ServeConfig(),
 ) -> None:
     """Answer questions over HTTP, with a page for people. Models and stores are loaded once.
 

@@ -25,9 +25,9 @@ def build(
     append: bool = False,
     factors: Path | None = None,
     spool: Path | None = None,
-    reading: Reading = TaskOptions(),  # noqa: B008
-    placement: Placed = Placement(),  # noqa: B008
-    config: Flat = BuildConfig(),  # noqa: B008
+    reading: Reading = TaskOptions(),
+    placement: Placed = Placement(),
+    config: Flat = BuildConfig(),
 ) -> None:
     """Compress the gradient of every training example into a store.
 
@@ -98,7 +98,7 @@ def query(
     token_file: Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
-    placement: Placed = Placement(),  # noqa: B008
+    placement: Placed = Placement(),
     as_json: Json = False,
 ) -> None:
     """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.

@@ -38,7 +38,7 @@ class TaskOptions:
     def load(
         self,
         model: str,
-        placement: Placement = Placement(),  # noqa: B008
+        placement: Placement = Placement(),
         ranks: Any = None,
     ) -> tuple[Any, dict[str, Any]]:
         """The task of a model, and where it is from.

@@ -73,7 +73,7 @@ class Whitened:
         if kept is not None:
             query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept.cpu(), query_U)
         back_OI = query_U.view(weights_OI.shape) * weights_OI.to(query_U)
-        return self.bases.position_scores(index, pair, {index: back_OI})  # pyright: ignore[reportArgumentType]
+        return self.bases.position_scores(index, pair, {index: back_OI})
 
 
 class _Rows:

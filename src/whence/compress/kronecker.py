@@ -3,7 +3,7 @@
 Axes: B batch, T positions, O outputs, I inputs, P projected outputs, R projected inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -104,7 +104,7 @@ class Kronecker:
         """A fresh consumer for a batch."""
         return RowSums(self, num_examples)
 
-    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
+    def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
         query_PR = queries[index]
         left_TP, right_TR = (side[0].to(query_PR.dtype) for side in self.sides(index, pair))
@@ -127,7 +127,7 @@ class Kronecker:
         matrix = (self.outputs if is_output else self.inputs)[index]
         if matrix is None:
             return side.dense()
-        dtype = side.dtype if not hasattr(side, "values_BTN") else side.values_BTN.dtype  # type: ignore[union-attr]
+        dtype = side.values_BTN.dtype if isinstance(side, Dense) else side.dtype
         key = (index, is_output, dtype)
         if key not in self.casts:
             self.casts[key] = matrix.to(dtype)

@@ -35,7 +35,7 @@ def fit_ekfac(
     folder: str | Path | None = None,
     room_bytes: int | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> KroneckerCurvature:
     """Fit EK-FAC in two passes over the data.
 

@@ -129,7 +129,7 @@ def fit_kfac(
     folder: str | Path | None = None,
     room_bytes: int | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> KroneckerCurvature:
     """Fit K-FAC in one pass over the data.
 
@@ -168,7 +168,7 @@ def prepare_fit(
     max_positions: int | None,
     quiet: bool,
     room_bytes: int | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> Fit:
     """Decide on labels, batch size and, for several connected processes, the same for all."""
     rule = choose_labels(task, dataset.examples, config.labels, samples=config.samples, seed=config.seed)

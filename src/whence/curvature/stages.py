@@ -168,7 +168,7 @@ def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], what: str,
 def stages(
     folder: Path | None,
     identity: Callable[[], Mapping[str, Any]],
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     *,
     what: str = "a curvature fit",
 ) -> Iterator[Stages]:

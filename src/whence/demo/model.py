@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,6 +19,8 @@ from whence.records import Recipe
 __all__ = ["DEFAULTS", "Settings", "load", "new_model", "save", "train_tokenizer"]
 
 END = "<|endoftext|>"
+# Which attention a new model takes; the argument is one of all configurations, and announced by none.
+_ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def new_model(vocabulary: int, seed: int, settings: Settings = DEFAULTS) -> GPT2
         eos_token_id=0,
         # GPT-2's own 0.02 suits a width of 768; at this width it costs about two epochs.
         initializer_range=0.08,
-        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+        **_ATTENTION,
     )
     # transformers initialises from the global generator, so it is seeded here and put back afterwards.
     with torch.random.fork_rng(devices=[]):

@@ -187,7 +187,7 @@ class _Member(tarfile.TarInfo):
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            if isinstance(error, tarfile.EOFHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
                 raise error
             raise tarfile.ReadError(
                 f"{error} where a member or the end of the archive should be: cut short or damaged"
@@ -200,13 +200,13 @@ def _check_end(members: tarfile.TarFile) -> None:
     Raises:
         ReadError: If there is less, or something else.
     """
-    rest = members.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]  # the first block was read as a header
+    rest = members.fileobj.read(tarfile.BLOCKSIZE)  # the first block was read as a header
     if len(rest) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("no end of the archive: cut short")
     while rest:
         if any(rest):
             raise tarfile.ReadError("more after the end of the archive, such as a second archive")
-        rest = members.fileobj.read(1 << 16)  # type: ignore[union-attr]
+        rest = members.fileobj.read(1 << 16)
 
 
 def _named(member: tarfile.TarInfo) -> tuple[str, str]:

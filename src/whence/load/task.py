@@ -37,8 +37,8 @@ def load_task(
     model: str,
     *,
     kind: str = "causal_lm",
-    placement: Placement = Placement(),  # noqa: B008
-    ranks: Ranks = Ranks(),  # noqa: B008
+    placement: Placement = Placement(),
+    ranks: Ranks = Ranks(),
     is_plain: bool = False,
     **options: Any,
 ) -> tuple[AbstractTask, dict[str, Any]]:
@@ -310,7 +310,7 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
             do="pip install 'whence-tda[datasets]', or check the path",
         ) from error
     datasets.disable_progress_bars()
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # type: ignore[attr-defined]  # before version 4 it would ask on the terminal
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # pyright: ignore[reportAttributeAccessIssue]  # else versions before 4 ask
     try:
         path = Path(name)
         saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))

@@ -115,7 +115,7 @@ class _Watch:
         if source is None:
             raise Unsupported(
                 found="a Lightning whose trainer does not say where its batches come from",
-                needed="pytorch-lightning 2.2 or one that is built like it",
+                needed="pytorch-lightning 2.4 or one that is built like it",
                 do="record a loop of your own with whence.Recorder",
             )
         make = source.dataloader

@@ -98,7 +98,7 @@ def exact_scores(
     per_unit: bool = False,
     tokens: Collection[int] = (),
     metric: Metric | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> ExactScores:
     """Inner products of queries with the loss gradient of every training example, in one pass over the data.
 

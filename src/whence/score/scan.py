@@ -43,7 +43,7 @@ def shard_scores(
     *,
     roots: Sequence[Tensor] | None = None,
     weighted: bool = True,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> Iterator[tuple[int, Tensor]]:
     """Scores of all rows, shard by shard.
 
@@ -74,7 +74,7 @@ def top_scores(
     norms_Q: Tensor | None,
     progress: Meter,
     roots: Sequence[Tensor] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> tuple[Top, Top]:
     """The k highest and the k lowest scores of every query, in one pass.
 
@@ -110,7 +110,7 @@ def all_scores(
     progress: Meter,
     roots: Sequence[Tensor] | None = None,
     weighted: bool = True,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> Tensor:
     """Every score, shape (Q, N), for evaluation; arguments as in `shard_scores`."""
     parts = []

@@ -101,7 +101,7 @@ def answered(
         if sides is None:
             found.append(None)
             continue
-        question, told = asker.question, prepared[place][1]
+        question, told, allowed = asker.question, prepared[place][1], keep[place]
         found.append(
             {
                 "store": desk.name,
@@ -113,7 +113,7 @@ def answered(
                 "unit": asked.unit,
                 "method": asked.method,
                 "num_examples": len(asked.store),
-                "num_allowed": len(asked.store) if keep[place] is None else int(keep[place].sum()),  # type: ignore[union-attr]
+                "num_allowed": len(asked.store) if allowed is None else int(allowed.sum()),
                 "notes": list(asked.notes),
                 "proponents": sides[0],
                 "opponents": sides[1],

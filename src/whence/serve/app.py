@@ -185,7 +185,7 @@ def _api(service: _Service) -> APIRouter:
         "content": {"application/json": {"example": error_body("k=0", "1 or more", "ask for more")}},
     }
     statuses = (400, 401, 403, 404, 405, 408, 409, 411, 413, 414, 415, 422, 429, 431, 503, 504, 507)
-    router = APIRouter(responses=dict.fromkeys(statuses, error))  # type: ignore[arg-type]
+    router = APIRouter(responses=dict.fromkeys(statuses, error))
     redacted = service.config.redacted
 
     @router.get("/health", summary="Whether it answers")

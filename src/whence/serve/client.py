@@ -271,7 +271,7 @@ def _hit(found: Mapping[str, Any]) -> Hit:
         score=found["score"],
         source=found["source"],
         text=found.get("text", ""),
-        span=tuple(found["span"]) if "span" in found else None,  # type: ignore[arg-type]
+        span=tuple(found["span"]) if "span" in found else None,
         token_spans=tuple(tuple(token["span"]) for token in tokens),
         token_scores=tuple(token["score"] for token in tokens),
     )

@@ -182,7 +182,7 @@ class ItemReader:
         if image is not None:
             if self.examples is not None:
                 return {self.field: values_of(image, self.examples[0].fields[self.field], *self.pixels)}
-            return prepared_image(image, self.task.preprocess)  # type: ignore[union-attr]
+            return prepared_image(image, self.task.preprocess)  # pyright: ignore[reportAttributeAccessIssue]
         row = self.catalog.row_of(item.example) if item.example else None
         if row is None:
             raise BadInput(

@@ -180,7 +180,8 @@ def read_content(path: Path, at_most: int = JSON_BYTES) -> bytes:
     if not is_remote(path):
         return read_plain(path, at_most=at_most)
     with remote_errors(path):
-        content = path.fs.cat_file(path.path, start=0, end=at_most + 1)  # type: ignore[attr-defined]
+        remote: Any = path
+        content = remote.fs.cat_file(remote.path, start=0, end=at_most + 1)
     if len(content) > at_most:
         raise OSError(f"it has more than the {at_most:,} bytes that such a file may have")
     return content
@@ -210,7 +211,8 @@ def file_sizes(folder: Path) -> dict[str, int]:
     try:
         if is_remote(folder):
             with remote_errors(folder):
-                listed = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
+                remote: Any = folder
+                listed = remote.fs.ls(remote.path, detail=True)
             return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in listed if entry["type"] == "file"}
         refuse_linked(folder)
         with os.scandir(folder) as entries:

@@ -103,7 +103,7 @@ class Store:
         content = [self.blueprint.digest(), [asdict(seal) for seal in self.seals], self.files]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:  # noqa: B008
+    def shards(self, names: Sequence[str] | None = None, ranks: Ranks = Ranks()) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Stream the shards, one in memory at a time, the next one read ahead.
 
         Args:
@@ -265,7 +265,7 @@ class Store:
                 found[self.folder / name] = reason(error)
         return found
 
-    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+    def check_unchanged(self, ranks: Ranks = Ranks()) -> None:
         """Refuse altered files. Each is read once; later calls compare inode, size and times of change with notes in the user's cache.
 
         Args:
@@ -383,7 +383,7 @@ def _examples_of(seal: Seal) -> str:
     return f"{shard_stem(seal.number)}.jsonl"
 
 
-def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:  # noqa: B008
+def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
     """Open a finished store.
 
     Args:

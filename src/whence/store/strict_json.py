@@ -72,7 +72,7 @@ def record_of(kind: type[Record], content: Any) -> Record:
     """
     if not isinstance(content, dict):
         raise TypeError(f"{reprlib.repr(content)} instead of an object")
-    announced = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    announced = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     unknown = sorted(content.keys() - announced.keys())
     if unknown:
         raise TypeError(f"an unknown field {unknown[0][:80]!r}")
@@ -115,7 +115,7 @@ def fitted(announced: Any, value: Any, name: str) -> Any:
             return {key: fitted(inner[1], part, f"{name}[{key[:80]!r}]") for key, part in value.items()}
         fits = False
     elif is_dataclass(announced):
-        return record_of(announced, value)  # type: ignore[type-var]
+        return record_of(announced, value)  # pyright: ignore[reportArgumentType]
     elif announced is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     elif announced is int:

@@ -174,4 +174,4 @@ def _check_ids(where: str, ids: np.ndarray, vocabulary: int | None) -> None:
             needed="token ids, one after the other",
             do="convert them; of a batch of one row take the row",
         )
-    check_tokens(where, ids, vocabulary)  # type: ignore[arg-type]
+    check_tokens(where, ids.tolist(), vocabulary)

@@ -19,7 +19,7 @@ __all__ = ["NoiseSchedule", "Prediction", "schedule_from"]
 Prediction = Literal["noise", "v", "flow"]
 """What the network predicts: the noise, v = signal x noise - noise x image, or the velocity noise - image."""
 
-_PREDICTIONS = {"epsilon": "noise", "v_prediction": "v"}
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "v_prediction": "v"}
 # Nichol and Dhariwal 2021, section 3.2: an offset, and a bound that keeps the last step from destroying everything.
 _COSINE_OFFSET = 0.008
 _LARGEST_BETA = 0.999
@@ -99,7 +99,7 @@ class NoiseSchedule:
                 needed="flow matching, or steps with the prediction type 'epsilon' or 'v_prediction'",
                 do="take the scheduler that the network was trained with, or a whence.NoiseSchedule",
             )
-        return cls(f"{kind}, {len(kept_S):,} steps", torch.as_tensor(kept_S).double(), _PREDICTIONS[predicted])  # type: ignore[arg-type]
+        return cls(f"{kind}, {len(kept_S):,} steps", torch.as_tensor(kept_S).double(), _PREDICTIONS[predicted])
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from whence.errors import BadInput, WhenceError
+from whence.internals import COLLATES
 
 __all__ = ["records_in"]
 
@@ -47,10 +48,12 @@ def _single(data: Any) -> Any:
     """The dataset of a loader that takes every example of it once and puts them together in the plain way; other data as it is."""
     if not isinstance(data, DataLoader) or not _gives_batches(data):
         return data
-    is_plain = type(data.batch_sampler) is BatchSampler and type(data.sampler) in (SequentialSampler, RandomSampler)
-    is_whole = is_plain and not getattr(data.sampler, "replacement", False) and len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]
-    is_stream = isinstance(data.dataset, IterableDataset)
-    return data.dataset if data.collate_fn is default_collate and (is_stream or is_whole) else data
+    sampler: Any = data.sampler
+    dataset: Any = data.dataset
+    is_plain = type(data.batch_sampler) is BatchSampler and type(sampler) in (SequentialSampler, RandomSampler)
+    is_whole = is_plain and not getattr(sampler, "replacement", False) and len(sampler) == len(dataset)
+    is_stream = isinstance(dataset, IterableDataset)
+    return dataset if data.collate_fn is default_collate and (is_stream or is_whole) else data
 
 
 def _refusal(data: Any) -> tuple[str, str] | None:
@@ -98,7 +101,7 @@ def _gives_batches(data: Any) -> bool:
     if isinstance(data, DataLoader):
         return data.batch_sampler is not None
     like_one = hasattr(data, "dataset") and (hasattr(data, "collate_fn") or hasattr(data, "batch_size"))
-    return (like_one and not hasattr(data, "__getitem__")) or bool(getattr(data, "_auto_collation", False))
+    return (like_one and not hasattr(data, "__getitem__")) or bool(getattr(data, COLLATES, False))
 
 
 def _is_table(data: Any) -> bool:

@@ -16,7 +16,8 @@ _NO_LIMIT = 1 << 20
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model has an embedding for; None if it does not say."""
     try:
-        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+        of_hugging_face: Any = model
+        embedding = of_hugging_face.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
     # Of a layer whose weight is packed into fewer bits only the number is right.

@@ -42,7 +42,7 @@ class _TokenLosses(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits_NV: Tensor, labels_N: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         found = []
         for logits, labels in _chunks(logits_NV, labels_N):
             log_p = torch.log_softmax(logits.to(_wide(logits)), -1)
@@ -51,11 +51,11 @@ class _TokenLosses(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
         return _TokenGradients.apply(*ctx.saved_tensors, grad_N), None
 
 
@@ -65,7 +65,7 @@ class _TokenGradients(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits_NV: Tensor, labels_N: Tensor, grad_N: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(logits_NV: Tensor, labels_N: Tensor, grad_N: Tensor) -> Tensor:
         grad_N = grad_N.masked_fill(labels_N == IGNORED, 0.0)
         result_NV = torch.empty_like(logits_NV)
         at = 0
@@ -80,12 +80,12 @@ class _TokenGradients(torch.autograd.Function):
         return result_NV
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, rows_NV: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, rows_NV: Tensor) -> tuple[Tensor, None, Tensor]:
         logits_NV, labels_N, grad_N = ctx.saved_tensors
         grad_N = grad_N.masked_fill(labels_N == IGNORED, 0.0)
         by_logits, by_grad = [], []

@@ -73,10 +73,10 @@ class Processes:
 
     def answers(self, workers: Sequence[ProcessWorker], seconds: float) -> list[tuple[ProcessWorker, Any]]:
         """What processes have to say; see `Engine`."""
-        at_pipe = {worker.pipe: worker for worker in workers}
+        at_pipe: dict[Any, ProcessWorker] = {worker.pipe: worker for worker in workers}
         found = []
         for pipe in wait(list(at_pipe), seconds):
-            worker = at_pipe[pipe]  # type: ignore[index]
+            worker = at_pipe[pipe]
             try:
                 found.append((worker, worker.pipe.recv()))
             except (EOFError, OSError):

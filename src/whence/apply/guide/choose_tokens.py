@@ -74,7 +74,7 @@ class TokenSelection:
     scored: int
 
 
-def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> TokenSelection:  # noqa: B008
+def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> TokenSelection:
     """Mark the tokens that the behaviour comes from.
 
     Documents are walked through from the highest rank down. In each the tokens above the threshold are taken, highest score first, with

@@ -71,7 +71,7 @@ def distil(
     target: AbstractTask,
     proxy: AbstractTask,
     inputs: Dataset | Iterable[Any],
-    config: DistilConfig = DistilConfig(),  # noqa: B008
+    config: DistilConfig = DistilConfig(),
     *,
     seed: int = 0,
     quiet: bool = False,

@@ -168,11 +168,12 @@ def _kept_budget(
 ) -> _Kept:
     if keep is not None and drop is not None:
         raise BadInput(found=f"keep={keep!r} and drop={drop!r}", needed="one of them", do="leave one out")
-    if keep is None and drop is None:
+    amount = drop if keep is None else keep
+    if amount is None:
         if not has_duplicates or reweight:
             raise BadInput(found="no budget", needed="keep or drop", do="say how much, such as keep='50%' or drop=100")
         return _Kept(count, "examples", "all but near-duplicates")
-    budget = Budget.read(keep if keep is not None else drop)  # pyright: ignore[reportArgumentType]
+    budget = Budget.read(amount)
     is_tokens = budget.unit == "tokens"
     if is_tokens and tokens is None:
         raise BadInput(found="a budget in tokens without tokens", needed="the length of every example", do="pass tokens")

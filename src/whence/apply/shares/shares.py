@@ -6,14 +6,13 @@ Axes: Q queries, N training examples, L lines of the report.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from whence.apply.shares.intervals import over_models, over_queries, weighted_mean
 from whence.apply.shares.payout import Payout, Settled, apportion, settle
 from whence.apply.shares.rules import Rule, RuleName
-from whence.apply.shares.sources import lines_of
+from whence.apply.shares.sources import LineKind, lines_of
 from whence.apply.shares.tables import Several, Tables, tables_of
 from whence.errors import BadInput
 from whence.progress import meter
@@ -42,7 +41,7 @@ class ShareLine:
         settled: What it gets of the payout; None without one.
     """
 
-    kind: Literal["source", "unknown", "noise", "none"]
+    kind: LineKind
     name: str
     examples: int
     share: float
@@ -196,7 +195,7 @@ def shares(
     weight = float(sum(weights_Q.tolist()))
     made = tuple(
         ShareLine(
-            lines.kinds[line],  # pyright: ignore[reportArgumentType]
+            lines.kinds[line],
             lines.names[line],
             lines.examples[line],
             whole[place] / WHOLE,

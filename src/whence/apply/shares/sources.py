@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from whence.errors import BadInput
 
-__all__ = ["Lines", "lines_of", "named_sources"]
+__all__ = ["LineKind", "Lines", "lines_of", "named_sources"]
 
+# A named source, unknown ones, what no share is given for being too small, and what nothing raised.
+LineKind = Literal["source", "unknown", "noise", "none"]
 _WINDOW = re.compile(r"(.+)#\d+")
 
 
@@ -29,7 +31,7 @@ class Lines:
     """
 
     names: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[LineKind, ...]
     examples: tuple[int, ...]
     of_examples: np.ndarray
     is_listed: np.ndarray

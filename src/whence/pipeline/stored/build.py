@@ -68,7 +68,7 @@ def build(
     factors: str | Path | None = None,
     origin: dict[str, Any] | None = None,
     quiet: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
     config: BuildConfig | None = None,
     **options: Any,
 ) -> Store:

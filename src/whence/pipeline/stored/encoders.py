@@ -35,7 +35,7 @@ def make_encoder(
     factors: Path | None,
     max_positions: int,
     quiet: bool,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
     """What shrinks the gradients of a build.
 

@@ -131,7 +131,7 @@ def learn_code(
     *,
     max_positions: int,
     quiet: bool,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),
 ) -> dict[str, Tensor]:
     """Everything that makes codes of gradients.
 

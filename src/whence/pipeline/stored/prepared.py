@@ -219,4 +219,4 @@ def hit_of(store: Store, row: int, score: float, known: Mapping[str, Any] | None
     known = store.example(row) if known is None else known
     span = tuple(known["span"]) if "span" in known else None
     words = known.get("source", ""), known.get("text", "")
-    return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))  # type: ignore[arg-type]
+    return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))
