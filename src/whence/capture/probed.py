@@ -1,7 +1,8 @@
 """Which examples a task is checked on: those that would show what can go wrong, in the data as it is.
 
 Padding shows between the shortest and the longest, negatives of other classes between two labels, positives between two of one label, a mask's
-reach between the emptiest and the fullest, and a few at once show what two do not.
+reach between the emptiest and the fullest, and a few at once show what two do not. What comes and goes with the example, as the hardest negative
+does, shows among many.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from whence.data import Example
 __all__ = ["companions", "probed"]
 
 _MOST, _FEWEST = 6, 4
-# Examples of one batch whose values are looked at: as many as shows what depends on a batch's size.
-_CROWD = 32
+# Examples of one batch whose values are looked at.
+_CROWD = 24
 # Parameters times positions: about a second of arithmetic, forwards and backwards, on one core.
 _BUDGET = 2e10
 # Examples that are looked at, and numbers of a field of theirs.
@@ -44,7 +45,8 @@ def probed(examples: Sequence[Example], parameters: int) -> list[Example]:
         low, high = order[0], order[-1]
         if known[low] != known[high]:
             chosen += [low, high]
-    chosen = list(dict.fromkeys([*chosen[: _MOST - 1], *_alike(traits, chosen[: _MOST - 1])]))
+    chosen = list(dict.fromkeys(chosen))[: _MOST - 1]
+    chosen += _alike(traits, chosen)
     spread = [place * len(candidates) // _MOST for place in range(_MOST)]
     for place in dict.fromkeys([*spread, *range(min(len(candidates), _FEWEST))]):
         if len(chosen) < _FEWEST and place not in chosen:
