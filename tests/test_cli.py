@@ -240,10 +240,10 @@ def test_plain_pytorch_classifier(run, tmp_path):
     store = tmp_path / "store"
     made = json.loads(run("build", f"{path}:task", f"{path}:data", "-o", store, "--method", "logra"))
     assert made["rows"] == 9
-    found = json.loads(run("query", store, "--file", f"{path}:questions", "-k", "2", "--json"))
+    found = json.loads(run("query", store, "--trust", "--file", f"{path}:questions", "-k", "2", "--json"))
     assert [query["query"] for query in found["queries"]] == ["p15", "p16"]
     assert {hit["id"] for query in found["queries"] for hit in query["proponents"]} <= {f"p{number}" for number in range(9)}
-    assert main(["query", str(store), "--file", f"{path}:questions", "--tokens"]) == 2
+    assert main(["query", str(store), "--trust", "--file", f"{path}:questions", "--tokens"]) == 2
 
 
 def test_store_built_from_python_needs_a_model(tmp_path, capsys):

@@ -143,7 +143,7 @@ def test_the_command_line_takes_urls(bucket, tmp_path, monkeypatch, capsys):
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["store"] == f"{bucket}/s"
     assert main(["verify", f"{bucket}/s"]) == 0 and main(["inspect", f"{bucket}/s", "--json"]) == 0
-    assert main(["query", f"{bucket}/s", "--file", "job.py:data", "--json"]) == 0
+    assert main(["query", f"{bucket}/s", "--file", "job.py:data", "--trust", "--json"]) == 0
     capsys.readouterr()
     assert main(["query", f"{bucket}/other", "--file", "job.py:data"]) == 2
     assert f"whence: found no store at {bucket}/other; needed a folder made by" in capsys.readouterr().err

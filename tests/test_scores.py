@@ -301,3 +301,33 @@ def test_the_strongest_of_all_shards_are_those_of_one_sort(k, sizes, levels, que
             wanted = sorted((sign * score, row) for row, score in enumerate(scores[query].tolist()))[:k]
             found = list(zip((sign * top.scores_QK[query]).tolist(), top.rows_QK[query].tolist(), strict=True))
             assert found == wanted
+
+
+class Attending(nn.Module):
+    """Attention whose key has a bias that softmax does not see: its gradient is zero but for rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        weights = (self.query(inputs) @ self.key(inputs).mT).softmax(-1)
+        return self.head(torch.tanh(weights @ self.value(inputs))).mean(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", ["logra", "aligned", "trackstar", "ekfac"])
+def test_a_gradient_of_nothing_but_rounding_is_not_blown_up(tmp_path, method, dtype):
+    torch.manual_seed(0)
+    model = Attending().to(dtype)
+    records = [(torch.randn(5, 6, dtype=dtype), number % 3) for number in range(12)]
+
+    def scores(**options):
+        task = whence.Classification(model, track=["*.bias"], **options)
+        if method == "ekfac":
+            return whence.attribute(task, records, records[:3], method=method, quiet=True).scores.double()
+        store = whence.build(task, records, tmp_path / f"{len(options)}", method=method, dtype="float32", quiet=True)
+        return whence.score_table(store, task, records[:3], quiet=True).scores.double()
+
+    found, wanted = scores(), scores(ignore=["key.bias"])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3 * wanted.abs().max().item())

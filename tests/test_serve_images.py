@@ -325,7 +325,7 @@ def test_serve_finds_the_images_of_a_store(tmp_path, monkeypatch, capsys):
     apps = []
     monkeypatch.setattr(run_module, "run_app", lambda app, *_: apps.append(app))
     log = ["--log", ":memory:", "--questions", str(tmp_path / "questions.jsonl")]
-    assert main(["serve", str(place), *log, "--pixels", "0", "2"]) == 0
+    assert main(["serve", str(place), "--trust", *log, "--pixels", "0", "2"]) == 0
     with TestClient(apps[0], base_url="http://127.0.0.1") as client:
         facts = client.get("/v1/stores/store").json()
         assert (facts["kind"], facts["questions"][0]["example"]) == ("image", "n2")

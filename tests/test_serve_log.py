@@ -275,6 +275,22 @@ def test_a_store_that_cannot_be_read_is_told_and_nobody_is_told_where_it_is(serv
     assert client.get("/health").json()["status"] == "ok"
 
 
+def test_health_sees_that_a_store_is_gone_before_anybody_asks(service, task, tmp_path):  # noqa: F811
+    client = service([Desk.of("gone", whence.build(task, records(), tmp_path / "gone", **BUILD), task)])
+    assert client.get("/health").json()["unreadable"] == []
+    (tmp_path / "gone").rename(tmp_path / "elsewhere")
+    until = time.monotonic() + 20
+    while client.get("/health").status_code == 200 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert client.get("/health").json()["unreadable"] == ["gone"]
+    assert client.post("/v1/stores/gone/attribute", json=ASKED).status_code == 503
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
+    while client.get("/health").status_code != 200 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert client.get("/health").json()["status"] == "ok"
+    posted(client, ASKED, store="gone")
+
+
 def test_a_question_without_numbers_is_the_askers_alone(service, monkeypatch):  # noqa: F811
     client, real = service(), line_module.answered
 

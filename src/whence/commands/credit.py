@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import TYPED, Json, task_of_store
+from whence.commands.recorded import Trust, task_of_store
+from whence.commands.shared import TYPED, Json
 from whence.errors import BadInput
 
 __all__ = ["shares"]
@@ -24,6 +25,7 @@ def shares(
     store: Path | None = None,
     queries: str | None = None,
     model: str | None = None,
+    trust: Trust = False,
     several: Literal["queries", "models"] | None = None,
     rule: Literal["positive", "softmax", "signed"] = "positive",
     temperature: float | None = None,
@@ -53,6 +55,7 @@ def shares(
         store: Store that the scores come from; without tables, the store to score.
         queries: Without tables: queries to score.
         model: With --queries: load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         several: What several tables are: of more queries (a month), or of the same queries by several models (an interval).
         rule: positive: negative scores count nothing; softmax: exponentials of all; signed: negative against positive within a source.
         temperature: Of softmax, in standard deviations of a query's scores.
@@ -84,6 +87,8 @@ def shares(
             needed="tables, or a store and queries to score (--model goes with the latter)",
             do="such as: whence shares TABLE --records FILE -o report",
         )
+    if trust and queries is None:
+        raise BadInput(found="--trust without --queries", needed="queries, for which a model is loaded", do="leave --trust out")
     if split != "train" and records is None:
         raise BadInput(
             found="--split without --records",
@@ -102,7 +107,7 @@ def shares(
     if opened is not None and store is not None and queries is not None:
         from whence.pipeline import score_table
 
-        task = task_of_store(opened, store, model)
+        task = task_of_store(opened, store, model, trust=trust)
         scored = [score_table(opened, task, task.prepare(load_records(queries)))]
     found = make_shares(
         scored, sources, rule=rule, temperature=temperature, floor=floor, floor_errors=floor_errors, several=several,

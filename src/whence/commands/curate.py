@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.commands.recorded import Trust, task_of_store
 from whence.commands.select_inputs import amount_of, check_options, dataset_of, for_data, groups_of
-from whence.commands.shared import Json, task_of_store
+from whence.commands.shared import Json
 from whence.errors import BadInput
 
 __all__ = ["clusters", "select"]
@@ -141,6 +142,7 @@ def clusters(
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 12,
     queries: str | None = None,
     model: str | None = None,
+    trust: Trust = False,
     central: int = 5,
     shared: int = 32,
     seed: int = 0,
@@ -155,6 +157,7 @@ def clusters(
         k: How many clusters.
         queries: Also say which of these queries each cluster helps and harms; in any form that `whence build` takes as data.
         model: For queries: load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         central: Examples shown per cluster.
         shared: Principal directions of the rows that are clustered; more tells finer things apart, and has more noise.
         seed: Of the starts.
@@ -163,7 +166,7 @@ def clusters(
         as_json: Print JSON instead of the table.
 
     Raises:
-        BadInput: If there is a model without queries.
+        BadInput: If there is a model or trust without queries.
     """
     from whence.apply.clusters import clusters as find
     from whence.apply.clusters.page import show_clusters, write_clusters
@@ -173,10 +176,12 @@ def clusters(
 
     if model is not None and queries is None:
         raise BadInput(found="--model without --queries", needed="queries to score with it", do="leave --model out")
+    if trust and queries is None:
+        raise BadInput(found="--trust without --queries", needed="queries, for which a model is loaded", do="leave --trust out")
     opened = open_store(store)
     table = None
     if queries is not None:
-        table = score_table(opened, task_of_store(opened, store, model), load_records(queries))
+        table = score_table(opened, task_of_store(opened, store, model, trust=trust), load_records(queries))
     found = find(opened, k=k, table=table, central=central, shared=shared, seed=seed)
     if output is not None:
         write_json(output, found.to_dict())

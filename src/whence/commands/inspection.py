@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
@@ -57,7 +58,7 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
 
 
 def inspect(store: Path, *, as_json: Json = False) -> None:
-    """Say what a store holds.
+    """Say what a store holds, and what of its model and data would be loaded with --trust only. Nothing of it is loaded.
 
     Args:
         store: Folder made by `whence build`.
@@ -72,6 +73,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "rows": len(opened),
         "shards": len(opened.seals),
         "bytes_per_row": opened.codec.row_bytes(),
+        "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
         print(json.dumps(content))
@@ -90,6 +92,9 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     ):
         print(f"{name:>16}  {content[name]}")
     print(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
+    print(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
+    for why in content["needs_trust"]:
+        print(f"{'with --trust':>16}  {why}")
     print(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, read_token, task_of_store, train_records, workers_of
+from whence.commands.recorded import Trust, task_of_store, train_records
+from whence.commands.shared import Json, read_token, workers_of
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 
@@ -21,6 +22,7 @@ def serve(
     /,
     *,
     model: str | None = None,
+    trust: Trust = False,
     questions: str | None = None,
     metadata: str | None = None,
     train: tuple[str, ...] = (),
@@ -39,6 +41,7 @@ def serve(
         stores: Folders made by `whence build` from language models, classifiers of texts or images, or diffusion models, each perhaps as
             NAME=FOLDER; the name of the folder if left out.
         model: Load the models from here instead of from where they were at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         questions: Prompts to begin with, for the page: a file in any form that `whence build` takes as data.
         metadata: What else is known of training examples: such a file with id, perhaps time (ISO 8601), and anything to be shown.
         train: For stores of images that are in no files: where their data is now; if left out, where it was at the build.
@@ -86,11 +89,11 @@ def serve(
             # Several stores of one model share it.
             origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
             if origin not in tasks:
-                tasks[origin] = task_of_store(opened, folder, model)
+                tasks[origin] = task_of_store(opened, folder, model, trust=trust)
             task = tasks[origin]
             images: dict[str, Any] = {}
             if ItemReader.needs_train(task, opened):
-                images = {"train": task.prepare(train_records(opened, folder, train)), "pixels": pixels}
+                images = {"train": task.prepare(train_records(opened, folder, train, trust=trust)), "pixels": pixels}
                 num_arrays += 1
             desk = Desk.of(name, opened, task, metadata=known, questions=prompts, **images)
             desks.append(dataclasses.replace(desk, warm=dataclasses.replace(desk.warm, workers=pool)))

@@ -1,10 +1,9 @@
-"""What several verbs share: loading the task of a store and its training data, and where tables go."""
+"""What several verbs share: types of options, where tables go, tokens and workers."""
 
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,72 +12,12 @@ from cyclopts import Parameter
 from whence.config import Placement
 from whence.errors import BadInput
 
-__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "task_of_store", "train_records", "workers_of"]
+__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "workers_of"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 Placed = Annotated[Placement, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
-
-
-def task_of_store(
-    opened: Any,
-    store: Path,
-    model: str | None,
-    placement: Placement = Placement(),  # noqa: B008
-    ranks: Any = None,
-) -> Any:
-    """The task that a store was built with, loaded from where it was then, or from `model`; in the same type if nothing else is said.
-
-    Raises:
-        BadInput: If it is not known where the model is, or it is not there.
-    """
-    from whence.distributed import Ranks
-    from whence.load import load_task
-
-    origin = opened.blueprint.task
-    if model is None and "model" not in origin:
-        raise BadInput(
-            found=f"a store built from Python in {store}",
-            needed="to know where its model is",
-            do="pass --model, or query it from Python",
-        )
-    recorded = str(origin.get("model", ""))
-    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
-    if model is None and place.is_absolute() and not place.exists():
-        raise BadInput(
-            found=f"no model at {origin['model']}, where it was when {store} was built",
-            needed="the same model",
-            do="pass --model with the place where it is now",
-        )
-    if placement.model_dtype == "auto" and "dtype" in origin:
-        placement = replace(placement, model_dtype=origin["dtype"])
-    kind = origin.get("task", origin["kind"])
-    found, _ = load_task(
-        model or origin["model"], kind=kind, placement=placement, ranks=ranks or Ranks(), **origin.get("options", {})
-    )
-    return found
-
-
-def train_records(opened: Any, store: Path, train: tuple[str, ...]) -> list[Any]:
-    """The records that a store was built from, from where they were then, or from where they are said to be now.
-
-    Raises:
-        BadInput: If it is not known where they are, or they are not there.
-    """
-    from whence.load import load_records
-
-    origin = opened.blueprint.task
-    recorded = str(origin.get("data", ""))
-    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
-    if not train and (not recorded or (place.is_absolute() and not place.exists())):
-        gone = f"no training data at {recorded}, where it was when {store} was built"
-        raise BadInput(
-            found=gone if recorded else f"a store in {store} that does not say where its training data is",
-            needed="the data that it was built from",
-            do="pass --train with the place where it is now",
-        )
-    return [record for data in train or (recorded,) for record in load_records(data, split=origin.get("split", "train"))]
 
 
 def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:

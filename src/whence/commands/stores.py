@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, Placed, read_token, task_of_store, train_records, workers_of
+from whence.commands.recorded import Trust, task_of_store, train_records
+from whence.commands.shared import Json, Placed, read_token, workers_of
 from whence.commands.task_options import Reading, TaskOptions
 from whence.config import BuildConfig, Placement
 from whence.errors import BadInput
@@ -84,6 +85,7 @@ def query(
     file: str | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     model: str | None = None,
+    trust: Trust = False,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
     damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
@@ -109,6 +111,7 @@ def query(
         file: Queries from a file, in any form that `whence build` takes as data.
         k: Examples on each side.
         model: Load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
         damping_rule: A published rule instead of a number: .1 x the mean curvature, .5 x (LoRIF's code), .1 x the mean of the kept directions
@@ -151,7 +154,8 @@ def query(
     ranks = Ranks.launched()
     if url is not None:
         given = {
-            "model": model, "relative-damping": relative_damping, "absolute-damping": absolute_damping, "damping-rule": damping_rule,
+            "model": model, "trust": trust or None, "relative-damping": relative_damping, "absolute-damping": absolute_damping,
+            "damping-rule": damping_rule,
             "rerank": rerank, "train": train or None, "shortlist": shortlist, "workers": workers, "ray": ray,
             "device-map": placement.device_map, "shard-model": placement.shard_model or None,
             "gradient-checkpointing": placement.gradient_checkpointing or None,
@@ -174,9 +178,9 @@ def query(
                 found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
             )
         opened = open_store(store, ranks=ranks)
-        data = train_records(opened, store, train) if train or rerank == "exact" else None
+        data = train_records(opened, store, train, trust=trust) if train or rerank == "exact" else None
         with workers_of(workers, ray) as pool, connected_for(placement, ranks):  # workers start while the model is loaded
-            loaded = task_of_store(opened, store, model, placement, ranks)
+            loaded = task_of_store(opened, store, model, placement, ranks, trust=trust)
             hits = run(
                 opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
                 damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks, workers=pool,

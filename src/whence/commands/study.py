@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store
+from whence.commands.recorded import Trust, task_of_store
+from whence.commands.shared import Json
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
@@ -23,6 +24,7 @@ def study(
     k: Annotated[int | None, Parameter(name=["-k", "--k"])] = None,
     kinds: str | None = None,
     model: str | None = None,
+    trust: Trust = False,
     task: Literal["causal_lm", "classification"] = "causal_lm",
     split: str = "train",
     long: Literal["error", "split", "truncate"] = "error",
@@ -49,6 +51,7 @@ def study(
         k: Documents of a tail on each side; 50, or a tenth of a small corpus, if left out.
         kinds: File with id and kind of every document; the source is its kind if left out.
         model: For a store, load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         task: What the model does; a store knows.
         split: Split of a Hugging Face dataset.
         long: For training data, what to do with texts longer than the context; a store knows.
@@ -84,9 +87,9 @@ def study(
     if data is None:
         unused = {"task": task != "causal_lm", "split": split != "train", "long": long != "error"}
         corpus: Any = open_store(store)
-        loaded = task_of_store(corpus, Path(store), model)
+        loaded = task_of_store(corpus, Path(store), model, trust=trust)
     else:
-        unused = {"model": model is not None}
+        unused = {"model": model is not None, "trust": trust}
         corpus = load_records(data, split=split)
         loaded, _ = TaskOptions(task=task, long=long).load(store)
         corpus = loaded.prepare(corpus)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence._version import __version__
-from whence.commands.shared import Json, Placed, check_table_folder, task_of_store, workers_of
+from whence.commands.recorded import Trust, task_of_store
+from whence.commands.shared import Json, Placed, check_table_folder, workers_of
 from whence.config import Placement
 from whence.errors import BadInput
 
@@ -22,6 +23,7 @@ def score(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     model: str | None = None,
+    trust: Trust = False,
     relative_damping: float | None = None,
     absolute_damping: float | None = None,
     damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
@@ -39,6 +41,7 @@ def score(
         queries: Queries, in any form that `whence build` takes as data.
         output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         model: Load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
         damping_rule: A published rule instead of a number, as in query.
@@ -61,7 +64,7 @@ def score(
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
     with workers_of(workers, ray) as pool, connected_for(placement, ranks):
-        task = task_of_store(opened, store, model, placement, ranks)
+        task = task_of_store(opened, store, model, placement, ranks, trust=trust)
         asked = task.prepare(records)
         damping: dict[str, Any] = {
             "relative_damping": relative_damping,

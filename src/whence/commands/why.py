@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Json, task_of_store, train_records
+from whence.commands.recorded import Trust, task_of_store, train_records
+from whence.commands.shared import Json
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
 
@@ -26,6 +27,7 @@ def why(
     seed: int | None = None,
     model: str | None = None,
     train: tuple[str, ...] = (),
+    trust: Trust = False,
     split: str = "train",
     long: Literal["error", "split", "truncate"] | None = None,
     method: str | None = None,
@@ -53,6 +55,8 @@ def why(
         seed: Of sampling, with --temperature; 0 if left out.
         model: Hugging Face folder or hub name, or file.py:function; with a store only if it moved since the build.
         train: Training data, in any form that `whence build` takes; with a store only if it moved. May be repeated.
+        trust: With a store: also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store
+            names is run.
         split: Without a store: split of a Hugging Face dataset.
         long: Without a store: what to do with texts longer than the context; "error" if left out.
         method: Without a store: ekfac (the default), kfac or grad-dot-exact.
@@ -91,10 +95,12 @@ def why(
             )
         opened = open_store(store)
         check_store(opened)
-        task = task_of_store(opened, store, model)
-        found = ask(task, asked, completion, train=train_records(opened, store, train), store=opened, **settings)
+        task = task_of_store(opened, store, model, trust=trust)
+        found = ask(task, asked, completion, train=train_records(opened, store, train, trust=trust), store=opened, **settings)
         where = str(store)
     else:
+        if trust:
+            raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
         if model is None or not train:
             raise BadInput(
                 found="no store" + ("" if model is None else " and no --train"),

@@ -18,6 +18,7 @@ from whence.curvature.damping import (
     choose_damping,
     inverse_preconditioner,
     recipe_damping,
+    rounding_share,
     stored_damping,
 )
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
@@ -89,6 +90,7 @@ __all__ = [
     "random_like",
     "ranges_of",
     "recipe_damping",
+    "rounding_share",
     "scaled",
     "shared_units",
     "side_scales",

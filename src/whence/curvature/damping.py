@@ -1,6 +1,6 @@
 """Damping: how much is added to every eigenvalue, chosen at query time and told aloud."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,11 +11,21 @@ from whence.errors import BadInput, UnknownOption
 from whence.records import Recipe, Unit
 from whence.store import StoredUnit
 
-__all__ = ["Damping", "DampingRule", "choose_damping", "inverse_preconditioner", "recipe_damping", "stored_damping"]
+__all__ = [
+    "Damping",
+    "DampingRule",
+    "choose_damping",
+    "inverse_preconditioner",
+    "recipe_damping",
+    "rounding_share",
+    "stored_damping",
+]
 
 DampingRule = Literal["mean", "lorif", "lorif-paper", "recipe"]
 """Published rules, see `stored_damping`."""
 
+# What rounding makes of a gradient that is zero, in units of the last bit of the largest gradients: the root of many terms.
+_ROUNDINGS = 30
 # Shares: of the mean eigenvalue over all directions, or over the kept ones.
 _RULES = {
     "mean": (0.1, False, "Choe et al. 2024"),
@@ -64,6 +74,29 @@ class Damping:
             value = (self.absolute or 0.0) * gain * scale
         # A unit whose gradient is zero everywhere has no curvature either; any positive number gives it the score zero.
         return value if value > 0 else 1e-30
+
+    def least(self, mean_eigenvalues: Sequence[float], dtype: torch.dtype) -> float:
+        """What is added to the eigenvalues of every unit at least: the share of what rounding alone gives a unit.
+
+        A gradient that is zero by construction, such as that of a key's bias, which softmax does not see, is zero up to rounding. A share of
+        its own mean eigenvalue would blow that up to the size of the others.
+
+        Args:
+            mean_eigenvalues: Trace over dimensions of all units.
+            dtype: Of the gradients.
+        """
+        if self.relative is None:
+            return 0.0
+        return self.relative * max(mean_eigenvalues, default=0.0) * rounding_share(dtype)
+
+
+def rounding_share(dtype: torch.dtype) -> float:
+    """Mean square that rounding gives a gradient which is zero by construction, as a share of the largest unit's.
+
+    Args:
+        dtype: Of the gradients; shorter types than float32 are not told from it.
+    """
+    return (_ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps) ** 2
 
 
 def recipe_damping(recipe: Recipe) -> float:

@@ -94,7 +94,9 @@ class KroneckerCurvature:
 
     def dampings(self, damping: Damping) -> list[float]:
         """What is added to every unit's eigenvalues."""
-        return [damping.of_unit(block.unit, block.mean_eigenvalue) for block in self.blocks]
+        means = [block.mean_eigenvalue for block in self.blocks]
+        least = damping.least(means, self.blocks[0].values_OI.dtype)
+        return [max(damping.of_unit(block.unit, mean), least) for block, mean in zip(self.blocks, means, strict=True)]
 
     def solve(self, rows: Sequence[Tensor], damping: Damping, *, in_place: bool = False) -> list[Tensor]:
         """(H + damping)^-1 applied to vectors in parameter space (George et al. 2018, section 3.2; Grosse et al. 2023, equation 20).

@@ -65,7 +65,7 @@ def fit_second_moments(
     return {name: value / len(examples) for name, value in found.items()}
 
 
-def side_scales(outputs_O: Tensor, inputs_I: Tensor) -> tuple[Tensor, Tensor]:
+def side_scales(outputs_O: Tensor, inputs_I: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
     """Factors on both sides of a pair that divide its gradient by the root of its second moment.
 
     The moment of an entry is taken as its row's mean times its column's over the mean of all, so its root splits over the sides.
@@ -73,12 +73,13 @@ def side_scales(outputs_O: Tensor, inputs_I: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         outputs_O: Mean square of each row.
         inputs_I: Mean square of each column.
+        least: Mean square up to which a gradient is nothing but rounding.
 
     Returns:
         Shapes (O,) and (I,); ones for a unit without any gradient. Means below a hundredth of their own mean are raised to that.
     """
     mean = outputs_O.mean()
-    if not mean > 0:
+    if not mean > least:
         return torch.ones_like(outputs_O), torch.ones_like(inputs_I)
     outputs_O, inputs_I = (side.clamp_min(_FLOOR * mean) / mean.sqrt() for side in (outputs_O, inputs_I))
     return outputs_O.rsqrt(), inputs_I.rsqrt()

@@ -19,6 +19,7 @@ from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
 from whence.load.placement import in_turn, load_options, placed
 from whence.records import Recipe
+from whence.store import parse_json, read_plain
 from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
 
 __all__ = ["TASKS", "load_records", "load_task"]
@@ -38,18 +39,21 @@ def load_task(
     kind: str = "causal_lm",
     placement: Placement = Placement(),  # noqa: B008
     ranks: Ranks = Ranks(),  # noqa: B008
+    is_plain: bool = False,
     **options: Any,
 ) -> tuple[AbstractTask, dict[str, Any]]:
     """A task from a Hugging Face folder or hub name, or from a function that returns one.
 
     A folder with a LoRA adapter of the peft package loads the model that it was trained on; the adapter is what is attributed.
-    A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe.
+    A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe. Code that comes with a model is
+    never run.
 
     Args:
         model: A folder, a hub name, or "file.py:function".
         kind: "causal_lm", "classification" or "masked_lm"; not used for a function.
         placement: Where its weights go, and in which type.
         ranks: Connected processes that it is split over, if the placement says so; all of them load it.
+        is_plain: Take a folder on this machine with weights as safetensors only, for a name that nobody vouches for.
         **options: Passed to the task.
 
     Returns:
@@ -60,6 +64,8 @@ def load_task(
         UnknownOption: If there is no such kind of task.
     """
     origin = {"model": model, "task": kind, "options": options}
+    if is_plain and (is_function(model) or not Path(model).is_dir()):
+        raise BadInput(found=f"the model {model!r}", needed="a folder on this machine", do="name the model yourself")
     if is_function(model):
         if placement != Placement():
             unused = next(field.name for field in fields(Placement) if getattr(placement, field.name) != field.default)
@@ -93,7 +99,9 @@ def load_task(
 
     def load() -> tuple[Any, Any]:
         is_adapter = (folder / _ADAPTER).exists()
-        network, tokenizer = _adapted(folder, kind, placement) if is_adapter else _pretrained(model, kind, placement)
+        network, tokenizer = (
+            _adapted(folder, kind, placement, is_plain) if is_adapter else _pretrained(model, kind, placement, is_plain)
+        )
         return placed(network, placement, ranks), tokenizer
 
     network, tokenizer = in_turn(load, placement, ranks)
@@ -186,7 +194,7 @@ def _recipe(path: Path) -> Recipe | None:
     if not path.exists():
         return None
     try:
-        recipe = Recipe(**json.loads(path.read_text("utf-8")))
+        recipe = Recipe(**parse_json(read_plain(path, is_named=True)))
         for field in fields(Recipe):
             value = getattr(recipe, field.name)
             numbers = value.values() if isinstance(value, dict) else [value]
@@ -196,7 +204,7 @@ def _recipe(path: Path) -> Recipe | None:
             if field.name != "optimizer" and not fits and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}, not {'numbers by name' if field.default is None else 'a number'}")
         return recipe
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise BadInput(
             found=f"{path}, which is no recipe ({error})",
             needed=f"the fields {', '.join(field.name for field in fields(Recipe))}",
@@ -204,7 +212,7 @@ def _recipe(path: Path) -> Recipe | None:
         ) from error
 
 
-def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
+def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
@@ -227,8 +235,8 @@ def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
         "masked_lm": transformers.AutoModelForMaskedLM,
     }[kind]
     try:
-        network, report = automatic.from_pretrained(model, output_loading_info=True, **told)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        network, report = automatic.from_pretrained(model, output_loading_info=True, **told, **_without_code(is_plain))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=is_plain)
     except Exception as error:  # a damaged folder fails in as many ways as there are files in it
         raise BadInput(
             found=f"model {model!r}, which cannot be loaded ({_first_line(error)})",
@@ -252,7 +260,12 @@ def _pretrained(model: str, kind: str, placement: Placement) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def _adapted(folder: Path, kind: str, placement: Placement) -> tuple[Any, Any]:
+def _without_code(is_plain: bool) -> dict[str, Any]:
+    """How weights are read: never with code that comes with them; left unsaid, transformers would ask on the terminal."""
+    return {"trust_remote_code": False} | ({"use_safetensors": True, "local_files_only": True} if is_plain else {})
+
+
+def _adapted(folder: Path, kind: str, placement: Placement, is_plain: bool) -> tuple[Any, Any]:
     try:
         import peft
     except ImportError as error:
@@ -262,20 +275,22 @@ def _adapted(folder: Path, kind: str, placement: Placement) -> tuple[Any, Any]:
             do="pip install 'whence-tda[lora]'",
         ) from error
     try:
-        base = str(json.loads((folder / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError) as error:
+        base = str(parse_json(read_plain(folder / _ADAPTER, is_named=True), any_number=True)["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             found=f"{folder / _ADAPTER}, which does not name the adapter's base model",
             needed="a folder written by peft",
             do="save it again",
         ) from error
-    network, tokenizer = _pretrained(base, kind, placement)
+    network, tokenizer = _pretrained(base, kind, placement, is_plain)
     try:
         adapted = peft.PeftModel.from_pretrained(network, str(folder), is_trainable=True)
         if (folder / "tokenizer_config.json").exists():
             import transformers
 
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=is_plain
+            )
     except Exception as error:  # as above
         raise BadInput(
             found=f"an adapter in {folder} that does not load onto {base!r} ({_first_line(error)})",
@@ -295,6 +310,7 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
             do="pip install 'whence-tda[datasets]', or check the path",
         ) from error
     datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # type: ignore[attr-defined]  # before version 4 it would ask on the terminal
     try:
         path = Path(name)
         saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))

@@ -135,11 +135,12 @@ def precondition(store: Store, rows: Rows, damping: Damping | None) -> list[Tens
     if damping is None:
         return [unit * scale for unit in rows.units]
     tensors = store.file("curvature.safetensors")
+    fishers = [load_fisher(tensors, index) for index in range(len(rows.units))]
+    least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
     found = []
-    for index, (unit, stored) in enumerate(zip(rows.units, store.blueprint.units, strict=True)):
-        fisher = load_fisher(tensors, index)
+    for unit, stored, fisher in zip(rows.units, store.blueprint.units, fishers, strict=True):
         value = damping.of_unit(stored, fisher.mean_kept(len(store)) if damping.of_kept else fisher.mean_eigenvalue)
-        found.append((fisher.solve(unit.flatten(1), value) * scale).view_as(unit))
+        found.append((fisher.solve(unit.flatten(1), max(value, least)) * scale).view_as(unit))
     return found
 
 

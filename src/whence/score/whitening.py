@@ -51,6 +51,13 @@ def whiten(store: Store, rows: Rows, damping: Damping) -> Whitened:
     fishers = [load_fisher(tensors, index) for index in range(len(rows.units))]
     flat = [unit.flatten(1).double() for unit in rows.units]
     share = mixing_share([_spectrum(unit_QD) for unit_QD in flat], [fisher.values_K.double() for fisher in fishers])
+    # The mixtures' traces are those of its parts, over the dimensions.
+    traces = [
+        share * float(unit_QD.square().sum()) / len(unit_QD) + (1 - share) * float(fisher.values_K.double().sum())
+        for unit_QD, fisher in zip(flat, fishers, strict=True)
+    ]
+    means = [trace / unit_QD.shape[1] for trace, unit_QD in zip(traces, flat, strict=True)]
+    least = damping.least(means, rows.units[0].dtype)
     units, roots = [], []
     norms_Q = torch.zeros(len(flat[0]), dtype=torch.float64)
     for unit, unit_QD, fisher, stored in zip(rows.units, flat, fishers, store.blueprint.units, strict=True):
@@ -59,7 +66,7 @@ def whiten(store: Store, rows: Rows, damping: Damping) -> Whitened:
         values_D, vectors_DD = torch.linalg.eigh(share * unit_QD.T @ unit_QD / len(unit_QD) + (1 - share) * train_DD)
         values_D = values_D.clamp_min(0)
         kept = values_D.flip(0)[: len(store)] if damping.of_kept else values_D
-        value = damping.of_unit(stored, float(kept.mean()))
+        value = max(damping.of_unit(stored, float(kept.mean())), least)
         root_DD = (vectors_DD / (values_D + value).sqrt()) @ vectors_DD.T
         whitened_QD = unit_QD @ root_DD
         norms_Q += whitened_QD.square().sum(1)

@@ -190,13 +190,14 @@ def _api(service: _Service) -> APIRouter:
 
     @router.get("/health", summary="Whether it answers")
     async def health() -> Response:
+        stores = {name: desk.warm.store for name, desk in service.desks.items()}
+        unreadable = await asyncio.to_thread(service.health.unreadable, stores)
         is_alive, log = service.line.thread.is_alive(), service.log.trouble
-        troubled = [name for name in service.desks if name in service.health.troubles]
-        is_well = is_alive and not log and not troubled
+        is_well = is_alive and not log and not unreadable
         body = {
             "status": "ok" if is_well else "failing" if is_alive else "stopped",
             "stores": list(service.desks),
-            "unreadable": troubled,
+            "unreadable": unreadable,
             "log": log or "ok",
             "waiting": len(service.line.waiting),
         }

@@ -96,9 +96,9 @@ class QueryLog:
         self.writing, self.reading = threading.Lock(), threading.Lock()
         try:
             self._open()
-            (last,) = self.writer.execute("SELECT max(time) FROM clock").fetchone()
-            if last is None:
-                (last,) = self.writer.execute("SELECT max(kept_at) FROM queries").fetchone()
+            (last,) = self.writer.execute(
+                "SELECT max(at) FROM (SELECT max(time) AS at FROM clock UNION SELECT max(kept_at) FROM queries)"
+            ).fetchone()
         except (sqlite3.Error, OSError) as error:
             raise BadInput(
                 found=f"the query log {path}, which cannot be opened ({error})",
@@ -177,6 +177,7 @@ class QueryLog:
         if ahead := self.clock.ahead():
             _logger.warning("the clock jumped by %.1f hours: no answer is deleted by it before a day has passed", ahead / 3600)
         with self._written():
+            self._note_time()
             self.writer.execute("DELETE FROM queries WHERE kept_at < ?", (self.clock.now() - self.retention,))
             while self._bytes() > self.max_bytes and self.writer.execute(_OLDEST, (_DELETED_AT_ONCE,)).rowcount > 0:
                 pass
@@ -191,7 +192,7 @@ class QueryLog:
             return
         try:
             with self._written():
-                pass
+                self._note_time()
         except Refused:
             if self.path == ":memory:":
                 raise
@@ -199,12 +200,12 @@ class QueryLog:
                 self._close()
                 self._open()
             with self._written():
-                pass
+                self._note_time()
 
     def close(self) -> None:
         """Close the file; what was written is there anyway."""
         with contextlib.suppress(Refused), self._written():
-            pass
+            self._note_time()
         self._close()
 
     def _open(self) -> None:
@@ -221,6 +222,11 @@ class QueryLog:
         self.reader.close()
         self.writer.close()
 
+    def _note_time(self) -> None:
+        """For the next start, which cannot know by itself how long nothing ran."""
+        self.writer.execute("DELETE FROM clock")
+        self.writer.execute("INSERT INTO clock VALUES (?)", (self.clock.now(),))
+
     def _bytes(self) -> int:
         """What the answers take, pages that wait to be used again left out."""
         pages, free, size = (
@@ -230,7 +236,7 @@ class QueryLog:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """A transaction, with the time at which it was.
+        """A transaction.
 
         Yields:
             Nothing.
@@ -241,8 +247,6 @@ class QueryLog:
         try:
             with self.writing, self.writer:
                 yield
-                self.writer.execute("DELETE FROM clock")
-                self.writer.execute("INSERT INTO clock VALUES (?)", (self.clock.now(),))
         except sqlite3.Error as error:
             is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             if not self.trouble:  # once, not with every answer

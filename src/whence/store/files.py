@@ -223,18 +223,18 @@ def damaged(path: Path, why: str) -> dict[str, str]:
     return {"found": f"a damaged file {path} ({why})", "needed": "the bytes that were sealed", "do": do}
 
 
-def read_json(path: Path, *, allow_nan: bool = False) -> Any:
+def read_json(path: Path, *, any_number: bool = False) -> Any:
     """The content of a JSON file of a store, a table, a run or whatever else lies in a folder; see `parse_json` for what is refused.
 
     Args:
         path: Of the file.
-        allow_nan: Whether NaN and infinities are let through.
+        any_number: Whether NaN, infinities and whole numbers of any length are let through.
 
     Raises:
         StoreCorrupt: If it is missing, not a file, or no such JSON.
     """
     try:
-        return parse_json(read_content(path), allow_nan=allow_nan)
+        return parse_json(read_content(path), any_number=any_number)
     except (OSError, ValueError) as error:
         raise StoreCorrupt(
             found=f"{path.name} missing or unreadable in {path.parent} ({reason(error)})",

@@ -18,12 +18,12 @@ _DIGITS = 19
 Record = TypeVar("Record")
 
 
-def parse_json(content: bytes | str, *, allow_nan: bool = False) -> Any:
+def parse_json(content: bytes | str, *, any_number: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
         content: The text, as UTF-8 if it is bytes.
-        allow_nan: Whether NaN and infinities, which Python writes and JSON has not, are let through.
+        any_number: Whether NaN, infinities and whole numbers of any length are let through, as Python writes them.
 
     Returns:
         Mappings, lists, strings, numbers, booleans and None.
@@ -41,9 +41,9 @@ def parse_json(content: bytes | str, *, allow_nan: bool = False) -> Any:
         value = json.loads(
             text,
             object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=float if allow_nan else _finite,
-            parse_constant=float if allow_nan else _no_number,
+            parse_int=int if any_number else _integer,
+            parse_float=float if any_number else _finite,
+            parse_constant=float if any_number else _no_number,
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {_DEEPEST}") from None

@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.capture import Plan
 from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
 from whence.config import BuildConfig
-from whence.curvature import fit_axes, fit_mask, fit_second_moments, side_scales
+from whence.curvature import fit_axes, fit_mask, fit_second_moments, rounding_share, side_scales
 from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt
@@ -167,7 +167,10 @@ def _with_learned(
 
     count = range(len(plan.units))
     if method.optimizer_scaled:
-        scales = [side_scales(learned[f"outputs.{index}"], learned[f"inputs.{index}"]) for index in count]
+        moments = [(learned[f"outputs.{index}"], learned[f"inputs.{index}"]) for index in count]
+        dtype = next(task.model.parameters()).dtype.to_real()
+        least = rounding_share(dtype) * max(float(outputs_O.mean()) for outputs_O, _ in moments)
+        scales = [side_scales(*pair, least) for pair in moments]
         shapes = [projected_shape(unit, rank) for unit in plan.units]
         plain = Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=task.device)
         return plain.scaled([left.to(task.device) for left, _ in scales], [right.to(task.device) for _, right in scales])
