@@ -56,9 +56,11 @@ def main():
     for name, make in LAYERS.items():
         torch.manual_seed(0)
         task = whence.Classification(Reader(make()), functional=True)
-        batch = task.collate(task.prepare([(torch.randint(500, (POSITIONS,)), n % 4) for n in range(EXAMPLES)]).examples)
+        examples = task.prepare([(torch.randint(500, (POSITIONS,)), n % 4) for n in range(EXAMPLES)]).examples
+        batch, each = task.collate(examples), [task.collate([example]) for example in examples]
         plan = plan_units(task)
-        captured = smallest(lambda: capture(task, plan, batch, lambda index, pair: None, num_examples=EXAMPLES))  # noqa: B023
+        options = {"num_examples": EXAMPLES, "alone": each.__getitem__}
+        captured = smallest(lambda: capture(task, plan, batch, lambda index, pair: None, **options))  # noqa: B023
         trained = smallest(lambda: task.loss(task.model, batch).sum().backward())  # noqa: B023
         print(f"| {name} | {1e3 * captured:.0f} | {1e3 * trained:.1f} | {captured / trained:.1f} |")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import whence
 import whence.evaluate
-from whence.capture import plan_units
+from whence.capture import check_task, plan_units
 from whence.cli import app
 
 FOLDER = Path(__file__).parent
@@ -54,12 +54,15 @@ def coverage_page() -> str:
     parts += ["", _COVERAGE_LAYERS, "## Models", "", _COVERAGE_MODELS]
     parts += ["| family | model | parameters through hooks | through the twin |", "|---|---|---|---|"]
     for name, family in families.FAMILIES.items():
-        task, _ = families.make(name)
+        task, dataset = families.make(name)
         plan = plan_units(task)
+        with families.WideArithmetic():
+            check_task(task, plan, dataset.examples)
         sizes = {key: value.numel() for key, value in task.model.named_parameters()}
-        twin = sum(sizes[key] for key in plan.functional)
+        keys = [key for index in plan.twin_units for key in plan.units[index].parameters]
+        twin = sum(sizes[key] for key in keys)
         share = 1 - twin / plan.coverage.tracked
-        ends = list(dict.fromkeys(".".join(key.split(".")[-2:]) for key in plan.functional))
+        ends = list(dict.fromkeys(".".join(key.split(".")[-2:]) for key in keys))
         shown = ", ".join(f"`{end}`" for end in ends[:3]) + (f" and {len(ends) - 3} more" if len(ends) > 3 else "")
         parts.append(f"| {family.group} | {family.title} | {share:.0%} | {shown or 'none'} |")
     parts += ["", f"Also held against autograd, each for one thing that can go wrong: {', '.join(zoo.NAMES)}."]
@@ -69,18 +72,25 @@ def coverage_page() -> str:
 _COVERAGE_INTRO = """# What is covered
 
 Gradients of single examples are made in two ways. **Hooks** see what enters a layer and the gradient that leaves it, for a whole batch
-at once, and nothing is written out that need not be. **The twin** runs `torch.func` on the parameters that no hook covers: it takes any
-PyTorch module, writes out each example's gradient, and goes one example at a time where `torch.func` cannot run a layer side by side
-(recurrent layers, mixtures of experts). It has to be asked for, with `functional=True`; without, a parameter that no hook covers is an
-error, never skipped.
+at once, and nothing is written out that need not be. **The twin** differentiates the loss of each example, collated alone, by the
+parameters that hooks do not cover, and writes the gradients out: examples of one shape side by side under `torch.func`, where the model can
+be run so and the check before every run finds the same as alone, else one at a time. It has to be asked for: `functional=True` is enough
+for any module in Python and takes only what hooks cannot do; patterns of parameter names choose. Without, a parameter that no hook covers is
+an error, never skipped.
 """
-_COVERAGE_LAYERS = """Each row is a test: the layer alone, against plain autograd on one example at a time, in float64. Refused before
-anything long runs: batch norms without running statistics and losses that need the other examples of the batch, since there an example
-has no gradient of its own, and embeddings with `max_norm` or `scale_grad_by_freq`.
+_COVERAGE_LAYERS = """Each row is a test: the layer alone, against plain autograd on one example at a time, in float64. A parameter of
+complex numbers counts as two of real ones, its parts. Refused before anything long runs: batch norms without running statistics and losses
+that need the other examples of the batch, since there an example has no gradient of its own; embeddings with `max_norm` or
+`scale_grad_by_freq`; parameters in modules of `torch.jit`.
 
-An ordinary layer that is given only some of the positions, such as an expert written as an `nn.Linear`, looks to hooks as if it mixed
-examples up. It is refused with the way out: `functional=["experts.*"]` sends these parameters through the twin and leaves the rest to
-hooks.
+Hooks see rows, not whose they are. The check before a run sees how each layer's rows belong to the examples, and a layer that is used
+otherwise later is not let pass: one that is given only some of the positions, such as an expert written as an `nn.Linear` or the tail of an
+adaptive softmax, goes through the twin with `functional=True`, and is refused without. The check sees few examples, which may by chance be
+routed as if the layer were an ordinary one: name the experts of a mixture (`functional=["experts.*"]`) to be sure.
+
+A loss may call any part of the model and read its parameters: solvers, recorded runs and the twin put other weights into the modules
+themselves while it runs. Solvers push tangents forward through the model, and where it has none go back twice; a model that allows neither is
+refused by solvers only.
 """
 _COVERAGE_MODELS = """Tiny models of these families, made from their configuration, are held against autograd in float64. The share is
 of the tiny model's parameters, where tables and tokens weigh more than in a real one.

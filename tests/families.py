@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 
 import whence
@@ -224,7 +225,7 @@ def _translation():
     records = [{name: torch.randint(30, (5,)) for name in ("input_ids", "told", "wanted")} for _ in range(4)]
     model = transformers.T5ForConditionalGeneration(config).double()
     # These tables are looked up once per pair of places, for all examples together.
-    return whence.Custom(model, loss, functional=["*relative_attention_bias*"]), records
+    return whence.Custom(model, loss, functional=True), records
 
 
 def _masked():
@@ -319,6 +320,12 @@ FAMILIES = {
         _language("Falcon", {**_GPT, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}),
         hf=True,
     ),
+    "mamba": Family(
+        "Language models",
+        "Mamba: weights used outside their layers",
+        _language("Mamba", {"hidden_size": 8, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 30, **_NO_MARKS}, functional=True),
+        hf=True,
+    ),
     "roberta": Family("Encoders", "RoBERTa", _encoder("Roberta", {**_TEXT, "pad_token_id": 1}), hf=True),
     "distilbert": Family(
         "Encoders",
@@ -385,6 +392,10 @@ LAYERS = {
     "nn.LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), (5, 4)),
     "nn.GRU": (lambda: nn.GRU(4, 3, batch_first=True), (5, 4)),
     "nn.RNN": (lambda: nn.RNN(4, 3, batch_first=True), (5, 4)),
+    "nn.EmbeddingBag": (lambda: nn.EmbeddingBag(6, 3, mode="mean"), None),
+    "nn.Linear under weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 3)), (5, 4)),
+    "nn.Linear under spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(4, 3)), (5, 4)),
+    "nn.Linear, orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(4, 3)), (5, 4)),
     "Hugging Face Conv1D": (_hf("pytorch_utils.Conv1D", 3, 4), (5, 4)),
     "Hugging Face LlamaRMSNorm and its like": (_hf("models.llama.modeling_llama.LlamaRMSNorm", 4), (5, 4)),
     "Hugging Face GemmaRMSNorm": (_hf("models.gemma.modeling_gemma.GemmaRMSNorm", 4), (5, 4)),

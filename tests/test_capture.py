@@ -14,8 +14,17 @@ from whence.capture import capture, check_task, frozen, plan_units
 from whence.errors import BadInput, NonFinite, Unsupported
 
 
-def captured(task, dataset, objective="loss", chunk=None):
-    plan = plan_units(task)
+def run(task, plan, examples, consume, **options):
+    """`capture` of some examples."""
+
+    def alone(place):
+        return task.collate([examples[place]])
+
+    return capture(task, plan, task.collate(examples), consume, num_examples=len(examples), alone=alone, **options)
+
+
+def captured(task, dataset, objective="loss", chunk=None, plan=None):
+    plan = plan or plan_units(task)
     rows = []
     examples = list(dataset.examples)
     for start in range(0, len(examples), chunk or len(examples)):
@@ -25,7 +34,7 @@ def captured(task, dataset, objective="loss", chunk=None):
         def consume(index, pair, sums=sums):
             sums[index] = sums[index] + pair.gradient()
 
-        capture(task, plan, task.collate(part), consume, num_examples=len(part), objective=objective)
+        run(task, plan, part, consume, objective=objective)
         rows.append(sums)
     return plan, [torch.cat([sums[index] for sums in rows]) for index in range(len(plan.units))]
 

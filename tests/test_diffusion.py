@@ -12,7 +12,8 @@ from torch import nn
 import whence
 from tests.pages import run_blocks, run_example
 from tests.reference import diffusion as twin
-from whence.capture import capture, check_task, plan_units
+from tests.test_capture import run
+from whence.capture import check_task, plan_units
 from whence.capture.blocks import as_blocks
 from whence.curvature import FitConfig, fit_ekfac, fit_kfac
 from whence.curvature.labels import check_outputs
@@ -80,7 +81,7 @@ def gradients(task, dataset, objective="loss"):
     def consume(index, pair):
         total[index] += pair.gradient()
 
-    capture(task, plan, task.collate(dataset.examples), consume, num_examples=len(dataset), objective=objective)
+    run(task, plan, dataset.examples, consume, objective=objective)
     return plan, total
 
 

@@ -6,7 +6,8 @@ import torch
 from tests import zoo
 from tests.reference import raw
 from tests.reference.gradients import dense_gradients, unit_gradients
-from whence.capture import capture, plan_units
+from tests.test_capture import run
+from whence.capture import plan_units
 from whence.compress import ChannelMask, EntryMask, SparseSketch, WholeProjection, random_places
 from whence.compress import whole as whole_module
 from whence.curvature import fit_mask, mask_objective
@@ -19,7 +20,7 @@ MODELS = ("linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "applied_twic
 
 def encoded(task, plan, encoder, examples):
     consumer = encoder.rows(len(examples))
-    capture(task, plan, task.collate(examples), consumer, num_examples=len(examples))
+    run(task, plan, examples, consumer)
     rows = consumer.finished()
     assert [tuple(row.shape[1:]) for row in rows] == encoder.shapes() and len(encoder.units) == len(rows)
     return rows

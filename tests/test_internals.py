@@ -77,7 +77,7 @@ def test_no_other_module_has_private_names_of_others():
     found = {
         str(path.relative_to(SOURCE)): names for path in SOURCE.rglob("*.py") if (names := {*private_names(path)} - PUBLIC)
     }
-    assert set(found) <= {"internals.py", "capture/functional.py"}
+    assert set(found) <= {"internals.py"}
 
 
 @pytest.mark.parametrize("fixture", ["gone", "odd", "failing"])

@@ -440,7 +440,7 @@ def test_what_offloading_cannot_do_is_refused(folder, tmp_path):
     plain = task_of(task.model)
     for attempt in (
         lambda: whence.attribute(plain, examples(4), examples(1), method="pcg", quiet=True),
-        lambda: whence.capture.Swapped(plain.model, {}),
+        lambda: whence.capture.with_weights(plain.model, {}, list),
     ):
         with pytest.raises(Unsupported, match="found passes with other weights than the model's own, as solvers, replays and"):
             attempt()

@@ -31,6 +31,7 @@ __all__ = [
     "lightning_source",
     "linear_product",
     "map_tree",
+    "taken_for_parameter",
     "version_of",
     "view_base",
 ]
@@ -77,6 +78,12 @@ def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
         "torch.utils._pytree.tree_map", _is_tree_map, "batches may hold tensors in lists, tuples and dictionaries only"
     )
     return (mapped or _plain_map_tree)(function, tree, *others)
+
+
+def taken_for_parameter(tensor: Tensor) -> Tensor:
+    """The same tensor, which `isinstance` takes for an `nn.Parameter`, so that models which look for parameters find it."""
+    tensor._is_param = True  # type: ignore[attr-defined]
+    return tensor
 
 
 def view_base(tensor: Tensor) -> Tensor | None:

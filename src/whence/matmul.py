@@ -29,11 +29,11 @@ def times_transposed(left_MK: Tensor, right_NK: Tensor, added_N: Tensor | None =
     tensor([[1., 3.],
             [2., 4.]])
     """
-    is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and left_MK.numel() > 0
+    left_MK, right_NK, added_N = left_MK.detach(), right_NK.detach(), None if added_N is None else added_N.detach()
+    has_numbers = left_MK.numel() > 0 and right_NK.numel() > 0
+    is_plain = left_MK.device.type == "cpu" and left_MK.dtype == right_NK.dtype == torch.float32 and has_numbers
     product = linear_product() if is_plain else None
     if product is None:
-        return nn.functional.linear(left_MK, right_NK, added_N).detach()
+        return nn.functional.linear(left_MK, right_NK, added_N)
     # Laid out row by row: on slices of wider tensors oneDNN falls back to a loop a thousand times slower.
-    left_MK, right_NK = left_MK.detach().contiguous(), right_NK.detach().contiguous()
-    added_N = None if added_N is None else added_N.detach()
-    return product(left_MK, right_NK, added_N)
+    return product(left_MK.contiguous(), right_NK.contiguous(), added_N)

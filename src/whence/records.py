@@ -113,22 +113,29 @@ class Pair:
     """One use of a weight: the per-example gradient is the sum over positions of output x input.
 
     The pair is the currency of the house. `gradient()` writes it out: for queries, small layers and a few examples at a time.
+
+    Args:
+        outputs: Gradients of what came out of the weight.
+        inputs: What went into it.
+        is_by_position: Whether its positions may be those of the data; if not, they are rows of a gradient that was written out, and say
+            nothing of where it came from.
     """
 
     outputs: Side
     inputs: Side
+    is_by_position: bool = True
 
     def examples(self, start: int, stop: int) -> "Pair":
         """The same of some examples only."""
-        return Pair(self.outputs.examples(start, stop), self.inputs.examples(start, stop))
+        return Pair(self.outputs.examples(start, stop), self.inputs.examples(start, stop), self.is_by_position)
 
     def folded(self, rows: int) -> "Pair":
         """The same with the positions of neighbouring rows in one, or of a row in several: as many rows as said."""
-        return Pair(self.outputs.folded(rows), self.inputs.folded(rows))
+        return Pair(self.outputs.folded(rows), self.inputs.folded(rows), self.is_by_position)
 
     def wide(self) -> "Pair":
         """The same in float32 or wider, for sums over positions."""
-        return Pair(self.outputs.wide(), self.inputs.wide())
+        return Pair(self.outputs.wide(), self.inputs.wide(), self.is_by_position)
 
     @property
     def shape(self) -> tuple[int, int]:

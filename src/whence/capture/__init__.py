@@ -4,10 +4,12 @@ from whence.capture.blocks import Blocks, as_blocks, as_parameters
 from whence.capture.check import check_task
 from whence.capture.forward import forward_mode
 from whence.capture.frozen import frozen
-from whence.capture.functional import Swapped
+from whence.capture.halves import in_halves, is_out_of_memory
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
-from whence.capture.memory import Forecast, available_bytes, forecast, give_back, in_halves
+from whence.capture.memory import Forecast, available_bytes, forecast, give_back
+from whence.capture.pulled import pulled
+from whence.capture.swapped import with_weights
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
@@ -17,7 +19,6 @@ __all__ = [
     "Head",
     "Objective",
     "Plan",
-    "Swapped",
     "as_blocks",
     "as_parameters",
     "available_bytes",
@@ -28,7 +29,10 @@ __all__ = [
     "frozen",
     "give_back",
     "in_halves",
+    "is_out_of_memory",
     "plan_units",
+    "pulled",
     "separate_head",
     "taps",
+    "with_weights",
 ]

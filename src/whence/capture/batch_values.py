@@ -4,48 +4,37 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from whence.capture.frozen import frozen
-from whence.capture.hooks import Objective, objective_function
+from whence.capture.hooks import objective_function
+from whence.capture.one_by_one import Trial
 from whence.data import Example
-from whence.errors import BadInput, NonFinite, Unsupported
-from whence.tasks import AbstractTask
+from whence.errors import BadInput, NonFinite
 
-__all__ = ["check_values", "mixes", "narrowest_type", "refuse_batch_statistics"]
+__all__ = ["check_values", "mixes", "narrowest_type"]
 
 # Losses of a batch are rounded otherwise than alone: relative to the tolerance of gradients, and absolute.
 _LOOSER, _ABSOLUTE = 5, 1e-5
 
 
-def check_values(
-    task: AbstractTask,
-    objective: Objective,
-    chosen: Sequence[Example],
-    others: Sequence[Example],
-    together: Tensor,
-    alone: Tensor,
-    tolerance: float,
-    autocast: torch.dtype | None,
-) -> None:
+def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alone: Tensor, tolerance: float) -> None:
     """Hold the values of some examples together, and among others, against those alone.
 
     Args:
-        task: Model and loss.
-        objective: Whose values they are.
-        chosen: The examples.
+        trial: The examples, and what is computed of them.
         others: More of the data, for a larger batch.
         together: Values of the chosen in one batch, shape (B,), float64 on the CPU.
         alone: Values of each alone, likewise.
         tolerance: Of gradients, relative.
-        autocast: As in `capture`.
 
     Raises:
         BadInput: If the objective mixes the examples of a batch, is mean-reduced or changes from call to call.
         NonFinite: If a value is NaN or infinite.
     """
-    name = objective if isinstance(objective, str) else "function"
+    chosen = trial.chosen
+    name = trial.objective if isinstance(trial.objective, str) else "function"
     for example, *values in zip(chosen, alone.tolist(), together.tolist(), strict=True):
         odd = next((value for value in values if value != value or value in (float("inf"), float("-inf"))), None)
         if odd is not None:
@@ -55,20 +44,18 @@ def check_values(
                 do="check this example and the model's weights",
             )
 
-    def in_batches(*batches: Sequence[Example]) -> Tensor:
-        function = objective_function(task, objective)
-        with frozen(task.model), torch.no_grad(), torch.autocast(task.device.type, autocast, enabled=autocast is not None):
-            return torch.cat([function(task.model, task.collate(batch)).double().cpu() for batch in batches])
-
     if _are_equal(together, alone, tolerance):
         if not others:
             return
         chosen = [*chosen, *others]
-        together, alone = in_batches(chosen), torch.cat([alone, in_batches(*([example] for example in others))])
+        together, alone = (
+            _in_batches(trial, [chosen]),
+            torch.cat([alone, _in_batches(trial, [[example] for example in others])]),
+        )
         if _are_equal(together, alone, tolerance):
             return
     else:
-        again = in_batches(chosen)
+        again = _in_batches(trial, [chosen])
         if not torch.allclose(again, together, rtol=tolerance, atol=1e-6):
             raise BadInput(
                 found=f"a {name} that changes from call to call on the same examples",
@@ -102,39 +89,31 @@ def mixes(name: str, chosen: Sequence[Example], together: Tensor, alone: Tensor)
     }
 
 
-def narrowest_type(task: AbstractTask, objective: Objective, example: Example, autocast: torch.dtype | None) -> torch.dtype:
+def narrowest_type(trial: Trial) -> torch.dtype:
     """The narrowest type that the model and the loss compute in, between the weights and the objective: watched, not guessed.
 
-    Norms and softmaxes of Hugging Face are in float32 whatever the model is in, and so are whole models of several types.
+    Norms and softmaxes of Hugging Face are in float32 whatever the model is in, and there are models of several types.
 
     Args:
-        task: Model and loss.
-        objective: What is computed.
-        example: On which.
-        autocast: As in `capture`.
+        trial: The examples, of which the first is taken.
     """
-    function, watch = objective_function(task, objective), _Types()
-    with frozen(task.model), torch.enable_grad(), torch.autocast(task.device.type, autocast, enabled=autocast is not None):
+    task, watch = trial.task, _Types()
+    function = objective_function(task, trial.objective)
+    autocast = torch.autocast(task.device.type, trial.autocast, enabled=trial.autocast is not None)
+    with frozen(task.model), torch.enable_grad(), autocast:
         for name, parameter in task.model.named_parameters():
             parameter.requires_grad_(name in task.tracked)
         with watch:
-            function(task.model, task.collate([example]))
+            function(task.model, task.collate(trial.chosen[:1]))
     return min(watch.types or {torch.float64}, key=lambda kind: torch.finfo(kind).bits)
 
 
-def refuse_batch_statistics(model: nn.Module) -> None:
-    """Refuse a model whose batch norms have nothing but the batch to take statistics of, in evaluation mode too.
-
-    Raises:
-        Unsupported: If it has one.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.running_mean is None or module.running_var is None):
-            raise Unsupported(
-                found=f"the batch norm {name!r} without running statistics, which mixes the examples of a batch",
-                needed="statistics of its own (track_running_stats=True), or a norm over each example (LayerNorm, GroupNorm)",
-                do="train the model with one of these: here no example has a gradient of its own",
-            )
+def _in_batches(trial: Trial, batches: Sequence[Sequence[Example]]) -> Tensor:
+    """Values of all examples, shape (B,), float64 on the CPU."""
+    task, function = trial.task, objective_function(trial.task, trial.objective)
+    autocast = torch.autocast(task.device.type, trial.autocast, enabled=trial.autocast is not None)
+    with frozen(task.model), torch.no_grad(), autocast:
+        return torch.cat([function(task.model, task.collate(batch)).double().cpu() for batch in batches])
 
 
 class _Types(TorchFunctionMode):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.rules import Rule
-from whence.capture.units import Plan
+from whence.capture.units import Plan, num_numbers
 from whence.records import Unit
 
 __all__ = ["Blocks", "as_block", "as_blocks", "as_parameters"]
@@ -29,19 +29,19 @@ def as_parameters(plan: Plan, model: nn.Module, blocks: Blocks) -> dict[str, Ten
     Returns:
         By name of every parameter in the plan, shape (Q, *parameter).
     """
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    known = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in known.items()}
     found = {}
     for unit, block_QOI in zip(plan.units, blocks, strict=True):
         if _is_flat(plan, unit, shapes):
-            sizes = [shapes[name].numel() for name in unit.parameters]
-            parts = block_QOI[:, 0].split(sizes, 1)
-            found.update({name: part.unflatten(1, shapes[name]) for name, part in zip(unit.parameters, parts, strict=True)})
+            parts = block_QOI[:, 0].split([num_numbers(known[name]) for name in unit.parameters], 1)
+            found.update({name: _as_tensor(part, known[name]) for name, part in zip(unit.parameters, parts, strict=True)})
             continue
         weight, *bias = unit.parameters
         columns = unit.inputs - len(bias)
         found[weight] = _rule(plan, unit).from_matrix(block_QOI[..., :columns], shapes[weight])
         found.update(dict.fromkeys(bias, block_QOI[..., -1]))
-    return found
+    return {name: value.to(known[name].dtype) for name, value in found.items()}
 
 
 def as_blocks(plan: Plan, tensors: Mapping[str, Tensor]) -> Blocks:
@@ -61,10 +61,23 @@ def as_block(plan: Plan, unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:
     """One unit of `as_blocks`, shape (Q, O, I), from at least its own parameters' tensors."""
     shapes = {name: tensors[name].shape[1:] for name in unit.parameters}
     if _is_flat(plan, unit, shapes):
-        return torch.cat([tensors[name].flatten(1) for name in unit.parameters], 1)[:, None]
+        return torch.cat([_numbers(tensors[name]) for name in unit.parameters], 1)[:, None]
     weight, *bias = unit.parameters
     matrix_QOI = torch.vmap(_rule(plan, unit).matrix)(tensors[weight])
     return torch.cat([matrix_QOI, *(tensors[name][..., None] for name in bias)], 2)
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """(Q, *parameter) as (Q, N), a complex number as its two parts, of which the loss is a real function."""
+    real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return real.flatten(1) if real.ndim > 1 else real[:, None]
+
+
+def _as_tensor(numbers_QN: Tensor, parameter: Tensor) -> Tensor:
+    """The inverse."""
+    if not parameter.is_complex():
+        return numbers_QN.reshape(len(numbers_QN), *parameter.shape)
+    return torch.view_as_complex(numbers_QN.reshape(len(numbers_QN), *parameter.shape, 2).contiguous())
 
 
 def _is_flat(plan: Plan, unit: Unit, shapes: Mapping[str, torch.Size]) -> bool:

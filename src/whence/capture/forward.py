@@ -43,7 +43,7 @@ def forward_mode(model: nn.Module, *, purpose: str, needed: str, do: str) -> Ite
         NotImplementedError: The same.
     """
     padded = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.padding_idx is not None]
-    handles = [module.register_forward_hook(_without_padding) for module in padded]
+    handles = [module.register_forward_hook(_without_padding, with_kwargs=True) for module in padded]
     try:
         # Fused attention has neither a forward-mode nor a second derivative.
         with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -59,6 +59,7 @@ def forward_mode(model: nn.Module, *, purpose: str, needed: str, do: str) -> Ite
             handle.remove()
 
 
-def _without_padding(module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _without_padding(module: nn.Embedding, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
     """Reverse mode gives the padding row no gradient; forward mode would give it a tangent, and a matrix its symmetry away."""
-    return torch.where((args[0] == module.padding_idx)[..., None], output.detach(), output)
+    ids = args[0] if args else kwargs["input"]
+    return torch.where((ids == module.padding_idx)[..., None], output.detach(), output)

@@ -25,6 +25,8 @@ _GELU = partial(nn.functional.gelu, approximate="tanh")
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for a gradient, no layer works in place, activations are one kernel and products the fastest.
 
+    Tables give whole gradients, not sparse ones.
+
     Then all is as before.
 
     Layers with gradient checkpointing switched on keep it, though Hugging Face takes evaluation mode for a reason to leave it out.
@@ -40,6 +42,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     # By owner: an offloaded parameter is another object after each pass.
     grads = [(module, name, value.requires_grad) for module in modules for name, value in _own(module)]
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
+    sparse: list[Any] = [module for module in modules if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse]
     faster = [(module, name, forward) for module in modules if (name := own_forward(module)) and (forward := _faster(module))]
     kept = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
@@ -53,6 +56,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 getattr(module, name).requires_grad_(False)
         for module in inplace:
             module.inplace = False
+        for module in sparse:
+            module.sparse = False
         for module, name, forward in faster:
             setattr(module, name, forward)
         for module in checkpointed:
@@ -72,6 +77,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 value.requires_grad_(flag)
         for module in inplace:
             module.inplace = True
+        for module in sparse:
+            module.sparse = True
         for (module, name, _), before in zip(faster, kept, strict=True):
             setattr(module, name, before) if before is not None else delattr(module, name)
 

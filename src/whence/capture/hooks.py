@@ -8,7 +8,7 @@ Because a tap keeps its input the way any autograd function does, gradient check
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from whence.capture.frozen import frozen
 from whence.capture.functional import functional_pairs
-from whence.capture.units import LayerUse, Plan
+from whence.capture.halves import is_out_of_memory
+from whence.capture.units import LayerUse, Plan, Route
 from whence.errors import BadInput, Unsupported
 from whence.records import Pair
 from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask, Batch
 
-__all__ = ["Consume", "Objective", "TapMode", "capture", "objective_function", "taps"]
+__all__ = ["Consume", "Objective", "TapMode", "capture", "not_reached", "objective_function", "taps"]
 
 Consume = Callable[[int, Pair], None]
 """Takes the index of a unit and one pair of it, at once: pairs are not kept."""
@@ -38,6 +39,7 @@ def capture(
     consume: Consume,
     *,
     num_examples: int,
+    alone: Callable[[int], Batch] | None = None,
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> Tensor:
@@ -49,6 +51,8 @@ def capture(
         batch: What `task.collate` made.
         consume: Called during the backward pass with (unit index, pair), several times for a unit that is used several times.
         num_examples: Examples in the batch.
+        alone: Gives the batch of one example alone, by its place in the batch: what the functional twin runs on. Needed by tasks with
+            `functional`.
         objective: Differentiate the loss (training examples), the measurement (queries), or a function of one's own.
         autocast: Run the model in this type under autocast.
 
@@ -72,27 +76,64 @@ def capture(
         if autocast is not None:
             stack.enter_context(torch.autocast(device, dtype=autocast))
         with taps(plan, consume, num_examples, task.device) as mode:
-            try:
-                values = function(task.model, batch)
-            except (RuntimeError, IndexError) as error:
-                mode.copies = "modified inplace" in str(error)  # such as x += y on a layer's output: tap a copy of it
-                if not mode.copies:
-                    if not is_sharded(task.model):  # there a process that is gone fails in the same way
-                        _check_repeated(mode, error)
-                    raise error
-                values = function(task.model, batch)
+            mode.has_twin = plan.route.has_twin
+            values = _values(function, task.model, batch, mode)
             _check_values(values, num_examples, objective)
-            if plan.layers:
-                if values.grad_fn is None:
-                    raise Unsupported(
-                        found=f"a {objective if isinstance(objective, str) else 'function'} that does not depend on any tracked layer",
-                        needed="a differentiable function of the model's outputs",
-                        do="check for no_grad or detach in the loss and the model",
-                    )
+            units = sorted({*plan.twin_units, *(mode.odd if mode.has_twin else ())})
+            if mode.has_twin and not plan.route.is_checked:
+                plan.route.twin.update(mode.odd)
+            if values.grad_fn is not None:
                 values.sum().backward()
-        if plan.functional:
-            functional_pairs(function, task.model, plan, batch, consume, num_examples=num_examples)
+            # Later, examples need not reach what those of the check did.
+            elif not plan.route.is_checked and not mode.has_twin and not all(layer.units <= {*units} for layer in plan.layers):
+                raise Unsupported(**not_reached(objective))
+        if units:
+            assert alone is not None
+            functional_pairs(function, task.model, plan, units, [alone(place) for place in range(num_examples)], consume)
     return values.detach()
+
+
+def _values(function: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch, mode: "TapMode") -> Tensor:
+    """The function's values, with taps that the model can stand.
+
+    Raises:
+        Unsupported: If it cannot stand one and there is no twin for that layer.
+        error: Whatever else it raises.
+    """
+    refused: tuple[LayerUse, Exception] | None = None
+    while True:
+        try:
+            values = function(model, batch)
+            break
+        except Exception as error:
+            if "modified inplace" in str(error) and not mode.copies:
+                mode.copies = True  # such as x += y on a layer's output: tap a copy of it
+            elif (
+                mode.repeated is None or is_out_of_memory(error) or is_sharded(model)
+            ):  # all processes of a sharded one run equally often
+                raise error
+            else:  # perhaps because of the repeated row; if not, it fails without as well
+                refused, mode.repeated = (mode.repeated, error), None
+                mode.odd.update(dict.fromkeys(refused[0].units, refused[0]))
+    if refused is not None and not mode.has_twin:
+        layer, error = refused
+        raise Unsupported(
+            found=f"layer {layer.name!r} with one row for the whole batch, which the model cannot take once per example "
+            f"({' '.join(str(error).split()) or type(error).__name__})",
+            needed="a row for every example, or one that all share",
+            do=_way_out(layer),
+        ) from error
+    return values
+
+
+def not_reached(objective: Objective) -> dict[str, str]:
+    """Found, needed and do of a function that no tracked layer has a part in."""
+    return {
+        "found": f"a {objective if isinstance(objective, str) else 'function'} that does not depend on any tracked layer",
+        "needed": "a differentiable function of the model's outputs",
+        "do": "check for no_grad or detach in the loss and the model; pass functional=True if weights are used without their layers; or "
+        "track parameters that the losses of the first examples reach",
+    }
 
 
 def objective_function(task: AbstractTask, objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
@@ -128,17 +169,21 @@ class _Tap(torch.autograd.Function):
 
 @dataclass
 class TapMode:
-    """How taps are put in.
+    """How taps are put in, and what they have met.
 
     Args:
         copies: Whether each is put on a copy of the layer's output, which models may then change in place.
         scale: What gradients are multiplied with before they are handed out.
-        repeated: Name of the last layer whose one row was taken as shared by all examples; empty if there was none.
+        has_twin: Whether units whose layers do not keep the examples apart are left to the functional twin, instead of being an error.
+        odd: These units, by index, with the layer; complete when the forward pass is over.
+        repeated: The last layer whose one row was taken as shared by all examples.
     """
 
     copies: bool = False
     scale: float = 1.0
-    repeated: str = ""
+    has_twin: bool = False
+    odd: dict[int, LayerUse] = field(default_factory=dict)
+    repeated: LayerUse | None = None
 
 
 @contextmanager
@@ -160,8 +205,9 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = TapMode()
     handles = [
-        layer.module.register_forward_hook(_hook(layer, consume, num_examples, anchor, mode, device), with_kwargs=True)
+        layer.module.register_forward_hook(_hook(layer, plan, consume, num_examples, anchor, mode, device), with_kwargs=True)
         for layer in plan.layers
+        if not layer.units <= plan.route.twin
     ]
     try:
         yield mode
@@ -170,63 +216,99 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
             handle.remove()
 
 
-def _hook(layer: LayerUse, consume: Consume, num_examples: int, anchor: Tensor, mode: TapMode, device: torch.device):
+def _hook(
+    layer: LayerUse,
+    plan: Plan,
+    consume: Consume,
+    num_examples: int,
+    anchor: Tensor,
+    mode: TapMode,
+    device: torch.device,
+):
+    def hand_out(unit: int | None, make: Callable[[], Pair]) -> None:
+        if unit is not None and unit not in mode.odd and unit not in plan.route.twin:
+            consume(unit, make().folded(num_examples))
+
     def emit(inputs: Tensor, grad: Tensor) -> None:
         # A model may be spread over devices; what is made of the pairs is in one place.
         inputs, grad = inputs.to(device), grad.to(device)
         if mode.scale != 1.0:
             grad = grad * mode.scale
+        for unit in layer.units & mode.odd.keys() if not mode.has_twin else ():
+            other = mode.odd[unit]
+            raise Unsupported(
+                found=f"layer {other.name!r} with {len(grad) if other is layer else 'other'} leading entries for a batch of {num_examples} "
+                f"examples{', unlike in the check of two' if plan.route.is_checked else ''}",
+                needed="the same number of entries for every example",
+                do=_way_out(other),
+            )
         inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))
-        if layer.weight_unit is not None:
-            joined = layer.bias_unit == layer.weight_unit
-            consume(layer.weight_unit, layer.rule.weight(layer.module, inputs, grad, joined).folded(num_examples))
-        if layer.bias_unit is not None and layer.bias_unit != layer.weight_unit:
-            consume(layer.bias_unit, layer.rule.bias(grad).folded(num_examples))
+        joined = layer.bias_unit == layer.weight_unit
+        hand_out(layer.weight_unit, lambda: layer.rule.weight(layer.module, inputs, grad, joined))
+        if not joined:
+            hand_out(layer.bias_unit, lambda: layer.rule.bias(grad))
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        use = _use_of(layer, output, num_examples)
+        if not _is_known(plan.route, layer, use, num_examples):
+            mode.odd.update(dict.fromkeys(layer.units, layer))
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
             return None
-        if output.shape[0] == 1 and num_examples > 1:
-            mode.repeated = layer.name
+        if use == "none" or (mode.has_twin and layer.units <= mode.odd.keys()):
+            return None
+        if use == "shared" and not layer.units & mode.odd.keys():
+            mode.repeated = layer
             # A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient.
             output = output.expand(num_examples, *output.shape[1:])
-        inputs = args[0] if args else next(iter(kwargs.values()))
         return _Tap.apply(output, anchor, inputs, emit, mode.copies)
 
     return hook
+
+
+def _use_of(layer: LayerUse, output: Tensor, num_examples: int) -> str:
+    """How the rows of a layer's output belong to the examples of a batch; "odd" if they cannot be told apart."""
+    rows = len(output) if output.ndim >= layer.rule.fewest_axes else -1
+    if rows == num_examples or rows == 0:
+        return "own" if rows else "none"
+    if rows == 1:
+        return "shared"
+    return "folded" if rows > 0 and rows % num_examples == 0 else "odd"
+
+
+def _is_known(route: Route, layer: LayerUse, use: str, num_examples: int) -> bool:
+    """Whether the check has seen a layer used so; before and in the check, whether it could be right.
+
+    What a layer is given may depend on the data, as with the experts of a mixture, and by chance look like something else.
+    """
+    if use in ("none", "odd") or num_examples == 1:
+        return use != "odd"
+    seen = route.uses.setdefault(layer.name, set())
+    if not route.is_checked:
+        seen.add(use)
+    return use in seen or (use == "own" and "folded" in seen)
 
 
 def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
     """The same values with one leading entry per example, or, for layers whose positions are not leading axes, several.
 
     A model that folds (B, T) into one axis keeps the positions of an example together; the check before a build proves it.
-
-    Raises:
-        Unsupported: If the leading axis does not divide into the examples.
     """
     rows = values.shape[0]
     if rows == num_examples:
         return values
     if rows == 1:
         return values.expand(num_examples, *values.shape[1:])
-    if rows % num_examples == 0:
-        # A convolution's positions are not leading axes: its pair is folded instead.
-        return values.reshape(num_examples, rows // num_examples, *values.shape[1:]) if layer.rule.foldable else values
-    raise Unsupported(
-        found=f"layer {layer.name!r} with {rows} leading entries for a batch of {num_examples} examples",
-        needed="the same number of entries for every example",
-        do=f"pass functional=['{layer.name}.*'] if the layer is given some of the positions, as an expert of a mixture is; "
-        "or leave its parameters out with ignore=[...]",
+    # A convolution's positions are not leading axes: its pair is folded instead.
+    return values.reshape(num_examples, rows // num_examples, *values.shape[1:]) if layer.rule.foldable else values
+
+
+def _way_out(layer: LayerUse) -> str:
+    names = f"'{layer.name}.*'"
+    return (
+        f"pass functional=True, or {names} in functional beside what is there, as for an expert of a mixture, which is given some of the "
+        f"positions; or leave its parameters out with ignore=[{names}]"
     )
-
-
-def _check_repeated(mode: TapMode, error: Exception) -> None:
-    if mode.repeated:
-        raise Unsupported(
-            found=f"layer {mode.repeated!r} with one row for the whole batch, which the model cannot take once per example ({error})",
-            needed="a row for every example, or one that all share",
-            do=f"pass functional=['{mode.repeated}.*'] if the layer is given some of the positions, as an expert of a mixture is",
-        ) from error
 
 
 def _check_values(values: Any, num_examples: int, objective: Objective) -> None:

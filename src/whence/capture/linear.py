@@ -50,7 +50,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.weight_OI = weight_OI
-        return times_transposed(input_NI, weight_OI, bias_O)
+        found = times_transposed(input_NI, weight_OI, bias_O)
+        # The same numbers, but no view of others: models may not change one in place that an autograd function gave them.
+        return found.new_empty(0).set_(found)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]

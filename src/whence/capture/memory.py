@@ -1,12 +1,11 @@
-"""Memory: what is there, what a batch will take, and what to do when it was too much."""
+"""Memory: what is there, and what a batch will take."""
 
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,12 @@ from torch import Tensor, nn
 from whence.capture.hooks import capture
 from whence.capture.units import Plan
 from whence.data import Example
-from whence.errors import OutOfMemory
 from whence.internals import view_base
 from whence.records import Pair
-from whence.sharded_weights import is_sharded, local
+from whence.sharded_weights import local
 from whence.tasks import AbstractTask
 
-__all__ = ["Forecast", "available_bytes", "forecast", "give_back", "in_halves"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+__all__ = ["Forecast", "available_bytes", "forecast", "give_back"]
 
 # More positions at once than this bring no speed on the device, only memory.
 _ENOUGH_POSITIONS = {"cpu": 2048, "cuda": 65536}
@@ -117,7 +112,8 @@ def forecast(
         return None
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        capture(task, plan, task.collate([longest]), ignore, num_examples=1, autocast=autocast)
+        batch = task.collate([longest])
+        capture(task, plan, batch, ignore, num_examples=1, alone=lambda _: batch, autocast=autocast)
     model_bytes = sum(value.numel() * value.element_size() for value in state if value.device.type != "meta")
     per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
     free = available_bytes(task.device) if room_bytes is None else min(room_bytes, available_bytes(task.device))
@@ -126,51 +122,6 @@ def forecast(
     # A batch of short examples has no use for more positions than 256 of the longest.
     positions = max(longest.length, min(fits, enough, 256 * longest.length))
     return Forecast(model_bytes, per_position, positions, model_bytes + positions * per_position, free)
-
-
-def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result], model: nn.Module) -> list[Result]:
-    """Run on all items at once, or, where memory does not suffice, on halves, quarters and so on.
-
-    Args:
-        items: What to run on.
-        run: Called with a part of them; must not keep anything from a call that failed.
-        model: What runs. One that is split over processes has to run equally often in all of them, so nothing is halved there.
-
-    Returns:
-        One result per part, in order.
-
-    Raises:
-        OutOfMemory: If a single item does not fit, or the model is split and a batch does not.
-        RuntimeError: Whatever else `run` raises.
-    """
-    try:
-        return [run(items)]
-    except MemoryError:
-        pass
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise error
-    # Outside the handler, so that the failed call's tensors are gone.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if is_sharded(model):
-        raise OutOfMemory(
-            found=f"no memory for a batch of {len(items)} examples in one of the processes that the model is split over",
-            needed="batches that fit everywhere, since all processes run equally many",
-            do="pass a smaller batch_positions (--batch-positions), or switch on gradient checkpointing",
-        )
-    if len(items) == 1:
-        raise OutOfMemory(
-            found="no memory for a batch of one example",
-            needed="room for one forward and backward pass",
-            do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, or gradient checkpointing",
-        )
-    half = len(items) // 2
-    return in_halves(items[:half], run, model) + in_halves(items[half:], run, model)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def give_back() -> None:

@@ -1,8 +1,8 @@
 """Which examples a task is checked on: those that would show what can go wrong, in the data as it is.
 
-Padding shows between the shortest and the longest, negatives of other classes between two labels, positives between two of one label, a mask's
-reach between the emptiest and the fullest, and a few at once show what two do not. What comes and goes with the example, as the hardest negative
-does, shows among many.
+Padding shows between the shortest and the longest, negatives of other classes between two labels, positives between two of one label, a
+mask's reach between the emptiest and the fullest, and a few at once show what two do not. What comes and goes with the example, as the
+hardest negative does, shows among many.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from whence.errors import Unsupported
 from whence.internals import BATCH_NORMS
 from whence.records import Dense, OneHot, Pair
 
-__all__ = ["Rule", "rule_for"]
+__all__ = ["Rule", "matrix_pair", "rule_for", "vector_pair"]
 
 PairRule = Callable[[Any, Tensor, Tensor, bool], Pair]
 
@@ -31,6 +31,7 @@ class Rule:
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
         foldable: Whether the layer treats all leading axes alike, so that positions folded into the batch axis may be unfolded before it.
         transposed: Whether the weight lies the other way round, (inputs, outputs).
+        fewest_axes: Of an output that has an axis for the examples.
     """
 
     weight: PairRule
@@ -39,6 +40,7 @@ class Rule:
     vector: bool = False
     foldable: bool = True
     transposed: bool = False
+    fewest_axes: int = 2
 
     def from_matrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `matrix`, with any leading axes: (..., outputs, inputs) to (..., *shape)."""
@@ -54,6 +56,13 @@ def vector_pair(gradient_BN: Tensor) -> Pair:
     """A vector parameter's per-example gradient as a pair with one output and one position."""
     ones_B11 = gradient_BN.new_ones(len(gradient_BN), 1, 1)
     return Pair(Dense(ones_B11), Dense(gradient_BN[:, None, :]))
+
+
+def matrix_pair(gradient_BOI: Tensor) -> Pair:
+    """A matrix's per-example gradient, written out, as a pair with a position for each of its rows."""
+    batch, outputs, _ = gradient_BOI.shape
+    rows_BO = torch.arange(outputs, device=gradient_BOI.device).expand(batch, -1)
+    return Pair(OneHot(rows_BO, outputs, gradient_BOI.dtype), Dense(gradient_BOI), is_by_position=False)
 
 
 def _positions(values: Tensor) -> Tensor:
@@ -164,7 +173,8 @@ EMBEDDING = Rule(_embedding, _as_is, _positions)
 SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _positions)
 NORM = Rule(_norm, _one_row, _positions, vector=True)
 CHANNEL_NORM = Rule(_channel_norm, _one_row, _channels_last, vector=True, foldable=False)
-CONV = Rule(_conv, _as_is, _channels_last, foldable=False)
+CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=3)
+IMAGE_CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=4)
 
 
 def rule_for(module: Any) -> Rule | None:
@@ -202,5 +212,5 @@ def rule_for(module: Any) -> Rule | None:
     if keeps_forward and module.weight is not None and (is_frozen or isinstance(module, nn.GroupNorm)):
         return CHANNEL_NORM
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and module.padding_mode == "zeros":
-        return CONV
+        return CONV if isinstance(module, nn.Conv1d) else IMAGE_CONV
     return None

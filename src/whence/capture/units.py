@@ -1,10 +1,14 @@
 """Which parameters are attributed, grouped into units, and which are not: coverage, told aloud."""
 
+import fnmatch
+import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
@@ -12,7 +16,7 @@ from whence.records import Unit
 from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
 from whence.tasks import AbstractTask
 
-__all__ = ["Coverage", "LayerUse", "Plan", "plan_units"]
+__all__ = ["Coverage", "LayerUse", "Plan", "Route", "listed", "num_numbers", "plan_units", "way_out"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class LayerUse:
     rule: Rule
     weight_unit: int | None
     bias_unit: int | None
+
+    @property
+    def units(self) -> set[int]:
+        """The units that it feeds."""
+        return {unit for unit in (self.weight_unit, self.bias_unit) if unit is not None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,27 @@ class Coverage:
         return f"{share}; left out: {', '.join(self.left_out[:4])}{more}"
 
 
+@dataclass
+class Route:
+    """What the check has found out about a model, by which capture goes: filled by `check_task`, empty until then.
+
+    Args:
+        twin: Units that hooks get wrong, though their layers have rules.
+        side_by_side: Whether the twin may run examples under `vmap`.
+        has_twin: Whether the task lets the twin make units of layers that have rules.
+        has_tangents: Whether forward-mode derivatives go through the model; found out by the first product that fails.
+        uses: By layer, the ways in which it was seen used, see `whence.capture.hooks`.
+        is_checked: Whether those are proven, so that another one is not let pass any more.
+    """
+
+    twin: set[int] = field(default_factory=set)
+    side_by_side: bool = True
+    has_twin: bool = False
+    has_tangents: bool = True
+    uses: dict[str, set[str]] = field(default_factory=dict)
+    is_checked: bool = False
+
+
 @dataclass(frozen=True)
 class Plan:
     """What capture will do.
@@ -65,12 +95,19 @@ class Plan:
         layers: The layers that feed them through hooks.
         functional: Names of the parameters that go through `torch.func`, one unit each, at the end of `units`.
         coverage: What is tracked and what is not.
+        route: What has been found out about the model since.
     """
 
     units: tuple[Unit, ...]
     layers: tuple[LayerUse, ...]
     functional: tuple[str, ...]
     coverage: Coverage
+    route: Route = field(default_factory=Route, compare=False)
+
+    @property
+    def twin_units(self) -> list[int]:
+        """Indices of the units that no hook makes."""
+        return sorted({*self.route.twin, *range(len(self.units) - len(self.functional), len(self.units))})
 
 
 def plan_units(task: AbstractTask) -> Plan:
@@ -85,19 +122,29 @@ def plan_units(task: AbstractTask) -> Plan:
     """
     model, tracked = task.model, task.tracked
     refuse_wrapped(model)
+    _refuse_batch_statistics(model)
     refuse_split_ties(model, tracked)
     settle(model)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     owners: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
     for module_name, module in model.named_modules():
         for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if name_of[id(parameter)] in tracked:
+            # A parameter without numbers, as of a layer of width 0, has no gradient.
+            if name_of[id(parameter)] in tracked and parameter.numel() > 0:
                 owners[name_of[id(parameter)]].append((module_name, module, role))
 
+    compiled = [name for name, uses in owners.items() if any(isinstance(module, ScriptModule) for _, module, _ in uses)]
+    if compiled:
+        raise Unsupported(
+            found=f"{len(compiled)} parameter(s) in modules of torch.jit, the first {compiled[0]!r}",
+            needed="modules in Python, whose layers can be watched and whose weights can be swapped",
+            do="take the module that it was compiled from"
+            + (f", or leave them out with ignore={listed(task, compiled)}" if len(compiled) < len(owners) else ""),
+        )
     rules = {id(module): _rule(module_name, module) for uses in owners.values() for module_name, module, _ in uses}
     # A module without a rule may hold a parameter for one that has one, as heads of encoders do with the bias of their last layer. Should it
     # use the parameter itself, the check before a build finds the difference.
-    covered = {name: [use for use in uses if _covered(rules[id(use[1])], use[2])] for name, uses in owners.items()}
+    covered = {name: [use for use in uses if _covered(rules[id(use[1])], *use[1:])] for name, uses in owners.items()}
     owners = {name: covered[name] or uses for name, uses in owners.items()}
     odd = [name for name in owners if not covered[name]]
     chosen = frozenset() if isinstance(task.functional, bool) else task.functional
@@ -107,11 +154,11 @@ def plan_units(task: AbstractTask) -> Plan:
         raise Unsupported(
             found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
             needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running statistics, Conv1d or Conv2d",
-            do=f"{'pass functional=True' if not chosen else f'add {refused[0]!r} to functional'} (slower, any layer), or leave them out "
-            "with ignore=[...]",
+            do=f"{way_out(task, refused)} (slower, any layer), or leave them out with ignore={listed(task, refused)}",
         )
     odd = [name for name in owners if name in odd or name in chosen]
-    if odd and (is_sharded(model) or is_offloaded(model)):
+    is_spread = is_sharded(model) or is_offloaded(model)
+    if odd and is_spread:
         raise Unsupported(
             found=f"the parameter {odd[0]!r} for torch.func in a model that is spread over processes or devices",
             needed="layers with a rule there, since torch.func swaps weights that are not in one place",
@@ -128,7 +175,7 @@ def plan_units(task: AbstractTask) -> Plan:
         assert rule is not None
         outputs, inputs = rule.matrix(module.weight).shape if role == "weight" else (1, module.bias.numel())
         parameters = [name]
-        bias = getattr(module, "bias", None)
+        bias = _own(module).get("bias")  # one that is computed, as under a weight norm, is no parameter
         if role == "weight" and bias is not None and len(uses) == 1:
             bias_name = name_of[id(bias)]
             if bias_name not in odd and len(owners.get(bias_name, ())) == 1:
@@ -145,24 +192,66 @@ def plan_units(task: AbstractTask) -> Plan:
     )
     # A layer that feeds no unit is not touched: one that is given some positions only would not stand it.
     layers = tuple(use for use in uses if use.weight_unit is not None or use.bias_unit is not None)
-    units += [Unit(name, 1, sizes[name].numel(), (name,)) for name in odd]
+    units += [Unit(name, 1, num_numbers(sizes[name]), (name,)) for name in odd]
     coverage = Coverage(
         sum(sizes[name].numel() for name in tracked),
         sum(parameter.numel() for parameter in sizes.values()),
         tuple(name for name in sizes if name not in tracked),
     )
-    return Plan(tuple(units), layers, tuple(odd), coverage)
+    return Plan(tuple(units), layers, tuple(odd), coverage, Route(has_twin=task.functional is True and not is_spread))
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse batch norms that have nothing but the batch to take statistics of, in evaluation mode too.
+
+    Raises:
+        Unsupported: If there is one, whoever else would make the gradients of its scales.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.running_mean is None or module.running_var is None):
+            raise Unsupported(
+                found=f"the batch norm {name!r} without running statistics, which mixes the examples of a batch",
+                needed="statistics of its own (track_running_stats=True), or a norm over each example (LayerNorm, GroupNorm)",
+                do="train the model with one of these: here no example has a gradient of its own",
+            )
+
+
+def num_numbers(parameter: Tensor) -> int:
+    """Real numbers in a parameter, of which a complex one has two."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
+
+
+def way_out(task: AbstractTask, names: Sequence[str]) -> str:
+    """What lets the twin make these parameters' gradients, for errors."""
+    if isinstance(task.functional, bool):
+        return "pass functional=True"
+    return f"pass functional=True, or add {listed(task, names)} to functional"
+
+
+def listed(task: AbstractTask, names: Sequence[str]) -> str:
+    """Names as a list that can be copied: all of them, as patterns where many are alike but for the numbers of their layers."""
+    if len(names) > 4:
+        patterns = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names))
+        every = [name for name, _ in task.model.named_parameters()]
+        if {name for pattern in patterns for name in fnmatch.filter(every, pattern)} == set(names):
+            names = patterns
+    return f"[{', '.join(map(repr, names))}]"
 
 
 def _rule(name: str, module: nn.Module) -> Rule | None:
     try:
         return rule_for(module)
     except Unsupported as error:
-        raise Unsupported(found=f"{error.found}: layer {name!r}", needed=error.needed, do=error.do) from None
+        do = error.do.replace("[...]", f"['{name}.weight']" if name else "['weight']")
+        raise Unsupported(found=f"{error.found}: layer {name!r}", needed=error.needed, do=do) from None
 
 
-def _covered(rule: Rule | None, role: str) -> bool:
-    return rule is not None and role in ("weight", "bias")
+def _covered(rule: Rule | None, module: Any, role: str) -> bool:
+    return rule is not None and role in ("weight", "bias") and not _own(module)[role].is_complex()
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, nn.Module, Rule]]:
@@ -175,5 +264,5 @@ def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, 
 
 
 def _unit_of(module: nn.Module, role: str, name_of: dict[int, str], unit_of: dict[str, int]) -> int | None:
-    parameter = getattr(module, role, None)
+    parameter = _own(module).get(role)
     return None if parameter is None else unit_of.get(name_of[id(parameter)])

@@ -62,10 +62,19 @@ def fit_axes(
             for side in ("outputs", "inputs"):
                 name = f"{side}.{index}"
                 if name in sketches:
-                    product = sketches[name].product(pair.outputs if side == "outputs" else pair.inputs, mask)
+                    values = pair.outputs if side == "outputs" else pair.inputs
+                    product = sketches[name].product(values, mask if pair.is_by_position else None)
                     found[name] = product if name not in found else found[name] + product
 
-        capture(task, plan, batch, consume, num_examples=len(chosen), autocast=autocast)
+        capture(
+            task,
+            plan,
+            batch,
+            consume,
+            num_examples=len(chosen),
+            alone=lambda place: task.collate([chosen[place]]),
+            autocast=autocast,
+        )
         for name, product in found.items():
             sketches[name].sketch += product
         progress.advance(len(chosen))

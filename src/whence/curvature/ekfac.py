@@ -122,7 +122,15 @@ def _squares(
     for objective in objectives(fit.task, fit.rule, chosen, stage="values", head=fit.head):
         squares = SquaredGradients(blocks, len(chosen), shared, sums)
         consume = of_units(squares, blocks.keys())
-        capture(fit.task, fit.plan, labelled, consume, num_examples=len(chosen), objective=objective)
+        capture(
+            fit.task,
+            fit.plan,
+            labelled,
+            consume,
+            num_examples=len(chosen),
+            alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
+            objective=objective,
+        )
         if not squares.finish():
             return None
     return sums.sums

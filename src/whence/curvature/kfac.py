@@ -234,7 +234,15 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
         labelled = numbered(batch, len(chosen), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
-            capture(fit.task, fit.plan, labelled, of_units(sums, group), num_examples=len(chosen), objective=objective)
+            capture(
+                fit.task,
+                fit.plan,
+                labelled,
+                of_units(sums, group),
+                num_examples=len(chosen),
+                alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
+                objective=objective,
+            )
         return sums.sums
 
     def run(items: Sequence[int]) -> None:

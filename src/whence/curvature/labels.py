@@ -135,9 +135,9 @@ def objectives(
         yield objective
 
 
-def numbered(batch: Batch, num_examples: int, device: torch.device) -> Batch:
-    """A batch with its examples' numbers, which say whose draws are whose: a model run through torch.func sees one example at a time."""
-    return batch, torch.arange(num_examples, device=device)
+def numbered(batch: Batch, num_examples: int, device: torch.device, *, first: int = 0) -> Batch:
+    """A batch with its examples' numbers, which say whose draws are whose: the functional twin runs one example at a time."""
+    return batch, torch.arange(first, first + num_examples, device=device)
 
 
 def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:

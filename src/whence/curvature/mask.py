@@ -139,7 +139,16 @@ def _gradients(
             sums(index, pair)
 
         batch = task.collate(chosen)
-        capture(task, plan, batch, consume, num_examples=len(chosen), objective="negated output", autocast=autocast)
+        capture(
+            task,
+            plan,
+            batch,
+            consume,
+            num_examples=len(chosen),
+            alone=lambda place: task.collate([chosen[place]]),
+            objective="negated output",
+            autocast=autocast,
+        )
         progress.advance(len(chosen))
         return kept.finished()[0][:, 0], sums.finished()[0][:, 0]
 

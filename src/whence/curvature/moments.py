@@ -48,16 +48,18 @@ class FactorSums:
         """Add one pair."""
         role = "lookup" if isinstance(pair.outputs, OneHot) else "product"
         pair = pair.wide()
-        if self.sharing == "reduce" and pair.shape[1] % self.draws == 0:
+        # Rows of a gradient that was written out are neither summed nor padding.
+        is_reduced = self.sharing == "reduce" and pair.is_by_position
+        if is_reduced and pair.shape[1] % self.draws == 0:
             pair = pair.folded(pair.shape[0] * self.draws)
         batch, length = pair.shape
         # A pair with other positions than the data's, such as a pooled layer's, has no padding.
-        has_mask = self.mask_BT is not None and self.mask_BT.numel() == batch * length
+        has_mask = pair.is_by_position and self.mask_BT is not None and self.mask_BT.numel() == batch * length
         real_BT = self.mask_BT.view(batch, length) if has_mask and self.mask_BT is not None else None
         for name, side in (("outputs", pair.outputs), ("inputs", pair.inputs)):
-            moment = self._reduced(side, real_BT, name) if self.sharing == "reduce" else self._expanded(side, real_BT)
+            moment = self._reduced(side, real_BT, name) if is_reduced else self._expanded(side, real_BT)
             self._add(f"{name}.{index}.{role}", moment)
-        counted = batch if self.sharing == "reduce" else batch * length if real_BT is None else int(real_BT.sum())
+        counted = batch if is_reduced else batch * length if real_BT is None else int(real_BT.sum())
         self._add(f"count.{index}.{role}", torch.tensor(counted, dtype=torch.float64))
 
     def _expanded(self, side: Side, real_BT: Tensor | None) -> Tensor:

@@ -12,18 +12,29 @@ Axes: Q vectors, B examples of a batch, M scored rows, C outputs per row, T posi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from whence.capture import Blocks, Plan, Swapped, as_blocks, as_parameters, forward_mode, in_halves
+from whence.capture import (
+    Blocks,
+    Plan,
+    as_blocks,
+    as_parameters,
+    forward_mode,
+    in_halves,
+    is_out_of_memory,
+    pulled,
+    with_weights,
+)
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.vectors import flatten, split
 from whence.data import Example, batches
 from whence.distributed import Ranks
-from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported
+from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported, WhenceError
 from whence.tasks import AbstractTask, Outputs
 
 __all__ = ["Curvature", "Kind"]
@@ -68,7 +79,7 @@ class Curvature:
     def __post_init__(self):
         if self.kind not in _PRODUCTS:
             raise UnknownOption(found=f"kind={self.kind!r}", needed=f"one of: {', '.join(_PRODUCTS)}", do="pick one")
-        dtypes = {p.dtype for name, p in self.task.model.named_parameters() if name in self.task.tracked}
+        dtypes = {p.dtype.to_real() for name, p in self.task.model.named_parameters() if name in self.task.tracked}
         if not dtypes <= {torch.float32, torch.float64}:
             raise Unsupported(
                 found=f"weights of type {', '.join(sorted(map(str, dtypes)))}",
@@ -81,8 +92,9 @@ class Curvature:
 
     def zeros(self, count: int) -> Blocks:
         """Zero vectors, per unit (count, O, I), in the weights' type."""
-        like = next(iter(_weights(self).values()))
-        return [like.new_zeros(count, unit.outputs, unit.inputs) for unit in self.plan.units]
+        weights = _weights(self)
+        units = [(unit, weights[unit.name]) for unit in self.plan.units]
+        return [like.new_zeros(count, unit.outputs, unit.inputs, dtype=like.dtype.to_real()) for unit, like in units]
 
     def times(self, blocks: Blocks, chosen: Sequence[int] | None = None) -> Blocks:
         """The mean of the chosen examples' matrices applied to every vector.
@@ -147,44 +159,106 @@ class Curvature:
 
 
 def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
-    model, weights = operator.task.model, _weights(operator)
+    model, weights, batch = operator.task.model, _weights(operator), operator.task.collate(examples)
     seen: list[Outputs] = []
 
     def values(chosen: Parameters) -> Tensor:
-        seen.append(operator.task.outputs(Swapped(model, chosen), batch))
+        seen.append(with_weights(model, chosen, lambda: operator.task.outputs(model, batch)))
         return seen[-1].values_MC
 
-    with _differentiable(operator):
-        batch = operator.task.collate(examples)
-        values_MC, pull, *_ = vjp(values, weights)
-        outputs = replace(seen[0], values_MC=values_MC.detach())
-        _check_finite(outputs, examples)
+    def push(vector: Parameters) -> Tensor:
+        return jvp(values, (weights,), (vector,))[1]
 
-        def push(vector: Parameters) -> Tensor:
-            return jvp(values, (weights,), (vector,))[1]
-
-        found = []
-        for vectors in _chunks(operator, blocks, examples, outputs):
-            cotangents_QMC = outputs.hessian_times(vmap(push)(vectors))
-            found.append(as_blocks(operator.plan, vmap(pull)(cotangents_QMC)[0]))
+    values_MC, pull, *_ = vjp(values, weights)
+    outputs = replace(seen[0], values_MC=values_MC.detach())
+    _check_finite(outputs, examples)
+    found = []
+    for vectors in _chunks(operator, blocks, examples, outputs):
+        cotangents_QMC = outputs.hessian_times(vmap(push)(vectors))
+        found.append(as_blocks(operator.plan, vmap(pull)(cotangents_QMC)[0]))
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
+def _gauss_newton_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
+    """J v is the derivative of J^T u by u, applied to v: a second pass back where there is none forward."""
+
+    def run(leaves: Parameters) -> Iterator[Blocks]:
+        attached = operator.task.outputs(operator.task.model, operator.task.collate(examples))
+        outputs = replace(attached, values_MC=attached.values_MC.detach())
+        _check_finite(outputs, examples)
+        dual_MC = torch.zeros_like(outputs.values_MC).requires_grad_()
+        back = torch.autograd.grad(attached.values_MC, [*leaves.values()], dual_MC, create_graph=True, allow_unused=True)
+        reached = {name: gradient for name, gradient in zip(leaves, back, strict=True) if gradient is not None}
+        for vectors in _chunks(operator, blocks, examples, outputs):
+            count = len(next(iter(vectors.values())))
+            (tangents_QMC,) = pulled([*reached.values()], [dual_MC], [vectors[name] for name in reached], count)
+            assert tangents_QMC is not None
+            cotangents_QMC = outputs.hessian_times(tangents_QMC)
+            rows = pulled([attached.values_MC], [*leaves.values()], [cotangents_QMC], count)
+            yield _written_out(operator, leaves, rows, count)
+
+    return _with_leaves(operator, run)
+
+
 def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
-    model, weights = operator.task.model, _weights(operator)
+    model, weights, batch = operator.task.model, _weights(operator), operator.task.collate(examples)
 
     def loss(chosen: Parameters) -> Tensor:
-        return operator.task.outputs(Swapped(model, chosen), batch).losses(len(examples)).sum()
+        outputs = with_weights(model, chosen, lambda: operator.task.outputs(model, batch))
+        return outputs.losses(len(examples)).sum()
 
     def times(vector: Parameters) -> Parameters:
         return jvp(grad(loss), (weights,), (vector,))[1]
 
-    with _differentiable(operator):
-        batch = operator.task.collate(examples)
-        outputs = operator.task.outputs(model, batch)
-        _check_finite(outputs, examples)
-        found = [as_blocks(operator.plan, vmap(times)(vectors)) for vectors in _chunks(operator, blocks, examples, outputs)]
+    outputs = operator.task.outputs(model, batch)
+    _check_finite(outputs, examples)
+    found = [as_blocks(operator.plan, vmap(times)(vectors)) for vectors in _chunks(operator, blocks, examples, outputs)]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _hessian_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
+    """The derivative of the gradient, by a second pass back."""
+
+    def run(leaves: Parameters) -> Iterator[Blocks]:
+        outputs = operator.task.outputs(operator.task.model, operator.task.collate(examples))
+        _check_finite(outputs, examples)
+        loss = outputs.losses(len(examples)).sum()
+        slopes = torch.autograd.grad(loss, [*leaves.values()], create_graph=True, allow_unused=True)
+        # A constant slope has no derivative: that of a parameter which the loss is linear in.
+        curved = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope is not None and slope.requires_grad}
+        for vectors in _chunks(operator, blocks, examples, outputs):
+            count = len(next(iter(vectors.values())))
+            rows = pulled([*curved.values()], [*leaves.values()], [vectors[name] for name in curved], count)
+            yield _written_out(operator, leaves, rows, count)
+
+    return _with_leaves(operator, run)
+
+
+def _through_model(
+    forwards: "Product", backwards: "Product", operator: Curvature, examples: Sequence[Example], blocks: Blocks
+) -> Blocks:
+    """Products by tangents that run forward, several side by side; where the model has none, by passes back through passes back.
+
+    Raises:
+        Unsupported: If the model has neither.
+        error: Whatever is wrong with the outputs.
+    """
+    first: Exception | None = None
+    for product in [forwards] * operator.plan.route.has_tangents + [backwards]:
+        try:
+            with _differentiable(operator):
+                found = product(operator, examples, blocks)
+        except Exception as error:
+            if is_out_of_memory(error) or (isinstance(error, WhenceError) and not isinstance(error, Unsupported)):
+                raise error
+            first = first or error
+        else:
+            operator.plan.route.has_tangents = product is forwards
+            return found
+    assert first is not None
+    if isinstance(first, Unsupported):
+        raise first
+    raise Unsupported(**_closed(operator, first)) from first
 
 
 def _empirical_fisher(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
@@ -201,9 +275,10 @@ def _empirical_fisher(operator: Curvature, examples: Sequence[Example], blocks: 
     return total
 
 
-_PRODUCTS: dict[str, Callable[[Curvature, Sequence[Example], Blocks], Blocks]] = {
-    "gauss_newton": _gauss_newton,
-    "hessian": _hessian,
+Product = Callable[[Curvature, Sequence[Example], Blocks], Blocks]
+_PRODUCTS: dict[str, Product] = {
+    "gauss_newton": partial(_through_model, _gauss_newton, _gauss_newton_backwards),
+    "hessian": partial(_through_model, _hessian, _hessian_backwards),
     "empirical_fisher": _empirical_fisher,
 }
 
@@ -213,13 +288,35 @@ def _weights(operator: Curvature) -> Parameters:
     return {name: values[name].detach() for unit in operator.plan.units for name in unit.parameters}
 
 
-def _differentiable(operator: Curvature) -> AbstractContextManager[None]:
-    return forward_mode(
-        operator.task.model,
-        purpose=f"the {operator.kind} matrix",
-        needed="layers with forward-mode derivatives, run side by side under torch.func.vmap",
-        do="switch off gradient checkpointing and custom kernels, or pass kind='empirical_fisher'",
+def _with_leaves(operator: Curvature, run: Callable[[Parameters], Iterator[Blocks]]) -> Blocks:
+    """What `run` gives part by part, for a model with weights that autograd follows."""
+    leaves = {name: value.clone().requires_grad_() for name, value in _weights(operator).items()}
+    with torch.enable_grad():
+        found = with_weights(operator.task.model, leaves, lambda: list(run(leaves)))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _written_out(operator: Curvature, leaves: Parameters, rows: Sequence[Tensor | None], count: int) -> Blocks:
+    found = zip(leaves.items(), rows, strict=True)
+    return as_blocks(
+        operator.plan,
+        {name: leaf.new_zeros(count, *leaf.shape) if row is None else row.detach() for (name, leaf), row in found},
     )
+
+
+def _differentiable(operator: Curvature) -> AbstractContextManager[None]:
+    wanted = _closed(operator, None)
+    return forward_mode(operator.task.model, purpose=f"the {operator.kind} matrix", needed=wanted["needed"], do=wanted["do"])
+
+
+def _closed(operator: Curvature, error: Exception | None) -> dict[str, str]:
+    line = (str(error).splitlines() or [""])[0]
+    return {
+        "found": f"a model that the {operator.kind} matrix cannot go through: {line or type(error).__name__}",
+        "needed": "operations with forward-mode derivatives that run side by side under torch.func.vmap, or else with second derivatives",
+        "do": "switch off gradient checkpointing and custom kernels, or take a method that needs gradients only, such as ekfac "
+        "(in whence.curvature.Curvature: kind='empirical_fisher')",
+    }
 
 
 def _chunks(operator: Curvature, blocks: Blocks, examples: Sequence[Example], outputs: Outputs) -> Iterator[Parameters]:

@@ -39,7 +39,15 @@ def gradient_pairs(
     def keep(index: int, pair: Pair) -> None:
         pairs[index].append(Pair(_detached(pair.outputs), _detached(pair.inputs)))
 
-    capture(task, plan, task.collate(examples), keep, num_examples=len(examples), autocast=autocast)
+    capture(
+        task,
+        plan,
+        task.collate(examples),
+        keep,
+        num_examples=len(examples),
+        alone=lambda place: task.collate([examples[place]]),
+        autocast=autocast,
+    )
     return pairs
 
 

@@ -57,9 +57,11 @@ class Contraction:
         self.scores_UQB[index] += found_QB.to(self.scores_UQB)
         for place, parts_QT in self.tokens.items():
             found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
-            if found_QT.shape[1] == self.positions:
+            if pair.is_by_position and found_QT.shape[1] == self.positions:
                 parts_QT += found_QT[:, : parts_QT.shape[1]]  # the rest is padding, which has no gradient
-            elif 1 < self.draws == parts_QT.shape[1] and found_QT.shape[1] % self.draws == 0:  # positions inside of draws
+            elif (
+                pair.is_by_position and 1 < self.draws == parts_QT.shape[1] and found_QT.shape[1] % self.draws == 0
+            ):  # positions inside of draws
                 parts_QT += found_QT.unflatten(1, (self.draws, -1)).sum(2)
             else:  # vectors and pooled layers have no positions
                 parts_QT += found_QT.sum(1, keepdim=True) / parts_QT.shape[1]

@@ -178,7 +178,15 @@ def _run(task, plan, batch, chosen, objective: Objective, blocks, wanted, metric
             if consumer is not None:
                 consumer(index, pair)
 
-    capture(task, plan, batch, consume, num_examples=len(chosen), objective=objective)
+    capture(
+        task,
+        plan,
+        batch,
+        consume,
+        num_examples=len(chosen),
+        alone=lambda place: task.collate([chosen[place]]),
+        objective=objective,
+    )
     if squares is not None and not squares.finish():
         return None
     scores_UQB = torch.zeros(len(plan.units), 0, len(chosen)) if contraction is None else contraction.scores_UQB

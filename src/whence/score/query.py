@@ -89,6 +89,7 @@ def gradient_rows(
             batch,
             sums,
             num_examples=len(chosen),
+            alone=lambda place: task.collate([chosen[place]]),
             objective=objective,
             autocast=autocast,
         )

@@ -46,12 +46,13 @@ def token_scores(
 
     def consume(index: int, pair: Pair) -> None:
         parts = encoder.position_scores(index, pair, queries).double().cpu()
-        if len(parts) == len(scores_T):
+        if pair.is_by_position and len(parts) == len(scores_T):
             scores_T.add_(parts)
         else:
             scores_T.add_(parts.sum() / len(scores_T))
 
-    capture(task, plan, task.collate([example]), consume, num_examples=1, autocast=autocast)
+    batch = task.collate([example])
+    capture(task, plan, batch, consume, num_examples=1, alone=lambda _: batch, autocast=autocast)
     return scores_T
 
 

@@ -15,7 +15,7 @@ from whence.records import Recipe
 from whence.sharded_weights import main_device, named_weights
 from whence.tasks.outputs import Outputs
 
-__all__ = ["AbstractTask", "Batch", "weights_digest"]
+__all__ = ["AbstractTask", "Batch", "precision", "weights_digest"]
 
 Batch = Any
 
@@ -29,9 +29,9 @@ class AbstractTask(ABC):
         model: Any PyTorch module.
         track: Patterns (as in `fnmatch`) of parameter names to attribute; None takes every trainable parameter.
         ignore: Patterns of parameter names to leave out.
-        functional: Whether parameters of layers that whence has no rule for go through `torch.func` instead of being refused. Patterns of
-            parameter names send these there whatever their layer, for layers that see some positions only, such as the experts of a
-            mixture; parameters without a rule then have to be among them.
+        functional: Whether parameters of layers that whence has no rule for, or whose hooks the check finds wrong, go through the functional
+            twin instead of being refused: True is enough for any module. Patterns of parameter names send these there whatever their layer,
+            and only these; parameters without a rule have to be among them.
         recipe: What is known of the training run, for damping.
         skip_bad: Whether records that cannot be used are left out, with a note in every answer, instead of refusing the data.
 
@@ -134,6 +134,14 @@ class AbstractTask(ABC):
     def positions(self, batch: Batch) -> Tensor | None:
         """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""
         return None
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """The type that inputs of real numbers take: that of the first layer's weight, which sees them, or else of the first parameter."""
+    known = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() or value.is_complex()]
+    weights = [value for name, value in known if name.endswith("weight") and value.ndim > 1 and not value.is_complex()]
+    first = next(iter([*weights, *(value for _, value in known)]), torch.empty(0))
+    return first.dtype.to_real()
 
 
 def weights_digest(model: nn.Module) -> str:

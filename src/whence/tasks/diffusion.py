@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
-from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
 from whence.tasks.noise import Prediction, schedule_from
-from whence.tasks.outputs import Outputs
+from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 
 __all__ = ["Diffusion", "DiffusionMeasure"]
@@ -143,7 +143,7 @@ class Diffusion(AbstractTask):
                 needed="images of one shape, and labels on all or none",
                 do="crop or resize the images, or leave the labels out",
             )
-        dtype = next(self.model.parameters()).dtype
+        dtype = precision(self.model)
         draws = [self._draw(example.id, example.fields["image"].shape) for example in examples]
         batch = {
             "image": _stacked(examples, "image", self.device, dtype),
@@ -226,7 +226,7 @@ class Diffusion(AbstractTask):
         else:
             extra = {} if labels_R is None else {self._names[1]: labels_R}
             found = model(noisy, **{self._names[0]: given}, **extra)
-        found = getattr(found, "sample", found)
+        found = output_of(found, "sample")
         if found.ndim == noisy.ndim > 1 and found.shape[1] == 2 * noisy.shape[1]:
             found = found.chunk(2, 1)[0]
         if found.shape != noisy.shape:

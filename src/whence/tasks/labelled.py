@@ -133,7 +133,9 @@ def labelled_example(
     _check_names(number, list(inputs), model)
     if "input_ids" in inputs:
         _check_ids(f"record {number}", inputs["input_ids"], vocabulary)
-        fits_context(name, len(inputs["input_ids"]), configured_context(model) or len(inputs["input_ids"]), "cut it, or drop it")
+        fits_context(
+            name, len(inputs["input_ids"]), configured_context(model) or len(inputs["input_ids"]), "cut it, or drop it"
+        )
     length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
     return Example(name, {**inputs, "target": target}, max(length, 1), source, plain_text(number, record))
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from whence.data import Example
 from whence.errors import BadInput
-from whence.tasks.base import Batch
+from whence.sharded_weights import main_device
+from whence.tasks.base import Batch, precision
 from whence.tasks.images import Preprocess, image_inputs
 from whence.tasks.token_inputs import padding_token
 
@@ -31,7 +32,7 @@ def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preproces
     Raises:
         BadInput: If the examples do not go into one batch.
     """
-    parameter = next(model.parameters())
+    dtype, device = precision(model), main_device(model)
     rows = [image_inputs(example, preprocess) if example.image else example.fields for example in examples]
     names = [name for name in rows[0] if name != "target"]
     for example, row in zip(examples, rows, strict=True):
@@ -50,14 +51,11 @@ def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preproces
             inputs[name] = nn.utils.rnn.pad_sequence(arrays, batch_first=True, padding_value=_filler(name, model, tokenizer))
         else:
             inputs[name] = torch.stack(arrays)
-    # Real inputs take the model's precision, that of its real numbers if some of its weights are complex: NumPy's default is float64.
-    dtype = parameter.dtype.to_real()
+    # Real inputs take the model's precision: NumPy's default is float64.
     inputs = {
-        name: value.to(parameter.device, dtype) if value.is_floating_point() else value.to(parameter.device)
-        for name, value in inputs.items()
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device) for name, value in inputs.items()
     }
-    target = _targets(examples)
-    return {"inputs": inputs, "target": target.to(parameter.device)}
+    return {"inputs": inputs, "target": _targets(examples).to(device)}
 
 
 def _check_masked(name: str, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], masks: Sequence[str]) -> None:

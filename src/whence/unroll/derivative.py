@@ -7,13 +7,14 @@ gradient (Ilyas and Engstrom 2025, arXiv 2504.16430, section 3). Both directions
 Axes: R vectors carried, B examples of a step, N training examples, G groups of them.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from whence.capture import pulled, with_weights
 from whence.errors import Unsupported
 from whence.unroll.replay import Replay, State, trainable
 from whence.unroll.update import Values
@@ -21,6 +22,7 @@ from whence.unroll.update import Values
 __all__ = ["backward", "check_second_derivatives", "forward"]
 
 Rows = dict[str, Tensor]
+Result = TypeVar("Result")
 
 
 def backward(
@@ -48,15 +50,19 @@ def backward(
     pull = vjp(stepped, state.values, dict(gradients))[1]
     found: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
     before, by_gradient = found
-    for part, leaves, scale_B, outputs in _graphs(replay, state, step):
-        stepped_on = {name: value for name, value in outputs.items() if name in by_gradient}
-        rows = _pulled(stepped_on, [*leaves.values(), scale_B], by_gradient, at_once)
-        for name, row in zip(leaves, rows, strict=False):
-            if row is not None:
-                before["weights"][name] += row
-        by_scale_RB = rows[-1]
-        assert by_scale_RB is not None  # a loss always depends on what it is multiplied with
-        scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
+
+    def run(leaves: Rows) -> None:
+        for part, scale_B, outputs in _graphs(replay, leaves, step):
+            stepped_on = {name: value for name, value in outputs.items() if name in by_gradient}
+            rows = _pulled(stepped_on, [*leaves.values(), scale_B], by_gradient, at_once)
+            for name, row in zip(leaves, rows, strict=False):
+                if row is not None:
+                    before["weights"][name] += row
+            by_scale_RB = rows[-1]
+            assert by_scale_RB is not None  # a loss always depends on what it is multiplied with
+            scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
+
+    _with_leaves(replay, state, run)
     return _kept(before, state)
 
 
@@ -81,15 +87,19 @@ def forward(
     tangents = _kept(_complete(tangents, state.values), state)
     count = len(next(iter(tangents["weights"].values())))
     change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
-    for part, leaves, _, outputs in _graphs(replay, state, step):
-        inputs = [leaves[name] for name in change]
-        rows = _pulled(outputs, inputs, tangents["weights"], at_once)
-        members_RB = groups_N[part.places_B] == torch.arange(count)[:, None]
-        own = _pulled({"": part.losses_B}, inputs, {"": members_RB.to(part.weights_B) * part.weights_B}, at_once)
-        for name, product, gradient in zip(change, rows, own, strict=True):
-            for row in (product, gradient):
-                if row is not None:
-                    change[name] += row
+
+    def run(leaves: Rows) -> None:
+        for part, _, outputs in _graphs(replay, leaves, step):
+            inputs = [leaves[name] for name in change]
+            rows = _pulled(outputs, inputs, tangents["weights"], at_once)
+            members_RB = groups_N[part.places_B] == torch.arange(count)[:, None]
+            own = _pulled({"": part.losses_B}, inputs, {"": members_RB.to(part.weights_B) * part.weights_B}, at_once)
+            for name, product, gradient in zip(change, rows, own, strict=True):
+                for row in (product, gradient):
+                    if row is not None:
+                        change[name] += row
+
+    _with_leaves(replay, state, run)
 
     def stepped(values: Values, found: Rows) -> Values:
         return update(values, found, state.counts)
@@ -109,7 +119,7 @@ def check_second_derivatives(replay: Replay) -> None:
     Raises:
         Unsupported: If there is one.
     """
-    _, _, _, outputs = next(_graphs(replay, replay.load(0), 0))
+    _, _, outputs = _with_leaves(replay, replay.load(0), lambda leaves: next(_graphs(replay, leaves, 0)))
     queue = [gradient.grad_fn for gradient in outputs.values()]
     seen = set(queue)
     while queue:
@@ -131,45 +141,42 @@ def _not_twice(what: str) -> dict[str, str]:
     }
 
 
-def _graphs(replay: Replay, state: State, step: int):
+def _with_leaves(replay: Replay, state: State, run: Callable[[Rows], Result]) -> Result:
+    """What `run` gives for a model with a state's weights, whose graphs it makes and walks.
+
+    All weights ask for gradients, those that only another stage steps included: they change what this step does.
+    """
+    leaves = trainable(state.values["weights"], replay.names)
+    return with_weights(replay.task.model, leaves, lambda: run(leaves))
+
+
+def _graphs(replay: Replay, leaves: Rows, step: int):
     """The gradients of a step with the graph that made them, part by part of its examples.
 
-    By all weights, those that only another stage steps included: they change what this step does.
-
     Yields:
-        The part, the weights, the examples' own weights, and by parameter the gradient.
+        The part, the examples' own weights, and by parameter the gradient.
     """
     with torch.enable_grad():
-        leaves = trainable(state.values["weights"], replay.names)
-        for part in replay.parts(leaves, step):
+        for part in replay.parts(step):
             scale_B = torch.ones_like(part.weights_B).requires_grad_()
             total = (part.losses_B * part.weights_B * scale_B).sum()
             found = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
-            yield part, leaves, scale_B, {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
+            yield part, scale_B, {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
 
 
 def _pulled(outputs: Rows, inputs: Sequence[Tensor], rows: Rows, at_once: int) -> list[Tensor | None]:
-    """Every vector taken back from outputs to inputs, with R in front; None where nothing comes from."""
-    vectors = [rows[name] for name in outputs]
-    chunks = zip(*(vector.split(at_once) for vector in vectors), strict=True)
-    found = [_pulled_together(list(outputs.values()), inputs, list(chunk)) for chunk in chunks]
-    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+    """Every vector taken back from outputs to inputs, with R in front; None where nothing comes from.
 
-
-def _pulled_together(outputs: list[Tensor], inputs: Sequence[Tensor], vectors: list[Tensor]) -> Sequence[Tensor | None]:
-    def pull(chosen: list[Tensor], is_batched: bool) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(outputs, inputs, chosen, retain_graph=True, allow_unused=True, is_grads_batched=is_batched)
-
-    with suppress(RuntimeError):  # one by one where an operation cannot be done for several at once, or memory does not suffice
-        if len(vectors[0]) > 1:
-            return pull(vectors, True)
+    Raises:
+        Unsupported: If a step back cannot be differentiated.
+        RuntimeError: Whatever else autograd raises.
+    """
     try:
-        each = [pull([vector[row] for vector in vectors], False) for row in range(len(vectors[0]))]
+        return pulled(list(outputs.values()), inputs, [rows[name] for name in outputs], at_once)
     except RuntimeError as error:
         if "differentiate twice" not in str(error) and "not implemented" not in str(error):
-            raise
+            raise error
         raise Unsupported(**_not_twice(str(error).splitlines()[0])) from error
-    return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _complete(rows: Values, values: Values) -> Values:

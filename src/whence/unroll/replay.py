@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.capture import Swapped, frozen
+from whence.capture import frozen, with_weights
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
@@ -146,11 +146,10 @@ class Replay:
             }
         return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
 
-    def parts(self, weights: Mapping[str, Tensor], step: int) -> Iterator[Part]:
-        """The losses of a step's examples.
+    def parts(self, step: int) -> Iterator[Part]:
+        """The losses of a step's examples, at the weights that the model has just then: `with_weights` puts others there.
 
         Args:
-            weights: At which they are computed.
             step: Which.
 
         Yields:
@@ -158,9 +157,8 @@ class Replay:
         """
         members, factors = self.run.log.members[step], self.run.log.weights[step]
         places = [self._places[member] for member in members]
-        model = Swapped(self.task.model, dict(weights))
         for some in _cut([self.train.examples[place].length for place in places], self.max_positions):
-            losses_B = self._losses(model, [self.train.examples[places[index]] for index in some])
+            losses_B = self._losses([self.train.examples[places[index]] for index in some])
             weights_B = torch.tensor([factors[index] for index in some], dtype=losses_B.dtype, device=losses_B.device)
             yield Part(torch.tensor([places[index] for index in some]), weights_B, losses_B)
 
@@ -177,18 +175,21 @@ class Replay:
         """
         names = list(self.update(step).groups)
         total: dict[str, Tensor] = {}
-        with torch.enable_grad():
-            leaves = trainable(state.values["weights"], names)
-            for part in self.parts(leaves, step):
+        leaves = trainable(state.values["weights"], names)
+
+        def add_up() -> None:
+            for part in self.parts(step):
                 weights_B = part.weights_B
                 if scale_N is not None:
                     weights_B = weights_B * scale_N[part.places_B].to(weights_B)
-                found = torch.autograd.grad(
-                    (part.losses_B * weights_B).sum(), [leaves[name] for name in names], allow_unused=True
-                )
+                wanted = [leaves[name] for name in names]
+                found = torch.autograd.grad((part.losses_B * weights_B).sum(), wanted, allow_unused=True)
                 for name, gradient in zip(names, found, strict=True):
                     if gradient is not None:
                         total[name] = total[name] + gradient if name in total else gradient
+
+        with torch.enable_grad():
+            with_weights(self.task.model, leaves, add_up)
         return total
 
     def advance(self, state: State, gradients: Mapping[str, Tensor], step: int) -> State:
@@ -227,8 +228,8 @@ class Replay:
             while trail:
                 yield trail.pop()
 
-    def _losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        losses_B = self.task.loss(model, self.task.collate(examples))
+    def _losses(self, examples: Sequence[Example]) -> Tensor:
+        losses_B = self.task.loss(self.task.model, self.task.collate(examples))
         if losses_B.shape != (len(examples),):
             raise BadInput(
                 found=f"a loss of shape {tuple(losses_B.shape)} for {len(examples)} examples",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.capture import Swapped, frozen
+from whence.capture import frozen, with_weights
 from whence.data import Example
 from whence.errors import OutOfMemory
 from whence.tasks import AbstractTask
@@ -130,8 +130,12 @@ def _graph_bytes(task: AbstractTask, example: Example) -> float:
 
     values = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
     with frozen(task.model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        leaves = trainable(values, list(values))
-        loss = task.loss(Swapped(task.model, leaves), task.collate([example])).sum()
-        found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        leaves, batch = trainable(values, list(values)), task.collate([example])
+
+        def gradients() -> Sequence[Tensor | None]:
+            loss = task.loss(task.model, batch).sum()
+            return torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+
+        found = with_weights(task.model, leaves, gradients)
         del found
     return _SLACK * sum(kept.values())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from whence.capture import Blocks, Plan, Swapped, as_parameters, forward_mode, frozen, in_halves
+from whence.capture import Blocks, Plan, as_parameters, forward_mode, frozen, in_halves, with_weights
 from whence.curvature import FitConfig
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
@@ -217,7 +217,7 @@ def _batch(task: CausalLM, plan: Plan, examples: Sequence[Example], blocks: Bloc
     targets: list[Tensor] = []
 
     def values(chosen: dict[str, Tensor]) -> Tensor:
-        outputs = task.outputs(Swapped(task.model, chosen), batch)
+        outputs = with_weights(task.model, chosen, lambda: task.outputs(task.model, batch))
         targets[:] = [outputs.targets]
         return outputs.values_MC
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.capture import Swapped
-from whence.data import Dataset, skipped_note
+from whence.capture import with_weights
+from whence.data import Dataset, Example, skipped_note
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.pipeline.exact.measure import room_bytes
 from whence.pipeline.inputs import as_dataset
@@ -249,14 +249,23 @@ def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: s
     chosen = weights_RQ[rows]
     total = {name: value.new_zeros(len(chosen), *value.shape) for name, value in weights.items()}
     for place in chosen.any(0).nonzero()[:, 0].tolist():
-        with torch.enable_grad():
-            leaves = trainable(weights, list(weights))
-            value = replay.task.measurement(Swapped(replay.task.model, leaves), replay.task.collate([queries.examples[place]]))
-            found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(leaves, found, strict=True):
+        found = _gradients(replay, weights, queries.examples[place])
+        for name, gradient in zip(weights, found, strict=True):
             if gradient is not None:
                 total[name] += chosen[:, place].to(gradient).view(-1, *[1] * gradient.ndim) * gradient
     return total
+
+
+def _gradients(replay: Replay, weights: Mapping[str, Tensor], query: Example) -> Sequence[Tensor | None]:
+    """Gradient of a query's measurement by each of the weights."""
+    leaves, batch = trainable(weights, list(weights)), replay.task.collate([query])
+
+    def run() -> Sequence[Tensor | None]:
+        value = replay.task.measurement(replay.task.model, batch)
+        return torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+
+    with torch.enable_grad():
+        return with_weights(replay.task.model, leaves, run)
 
 
 def _along(replay: Replay, queries: Dataset, tangent: Mapping[str, Tensor]) -> Tensor:
@@ -264,7 +273,7 @@ def _along(replay: Replay, queries: Dataset, tangent: Mapping[str, Tensor]) -> T
     found = []
     for start in range(len(queries)):
         wanted = _wanted(replay, queries, None, slice(start, start + 1))
-        parts = [(tangent[name].double() * row.double()).flatten(1).sum(1) for name, row in wanted.items()]
+        parts = [(tangent[name].double() * row.double()).reshape(len(tangent[name]), -1).sum(1) for name, row in wanted.items()]
         found.append(torch.stack(parts).sum(0).cpu())
     return torch.stack(found)
 

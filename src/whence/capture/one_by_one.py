@@ -1,0 +1,170 @@
+"""Plain autograd, one example at a time: what captured gradients are held against."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture.blocks import as_block
+from whence.capture.frozen import frozen
+from whence.capture.halves import is_out_of_memory
+from whence.capture.hooks import Objective, capture, not_reached, objective_function
+from whence.capture.units import Plan
+from whence.data import Example
+from whence.errors import BadInput, Unsupported, WhenceError
+from whence.records import Pair
+from whence.sharded_weights import is_sharded, loaded_copies, whole
+from whence.tasks import AbstractTask, Batch
+from whence.tasks.base import precision
+
+__all__ = ["Trial"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task on a few examples, whose gradients are made in two ways.
+
+    A gradient G of a unit is seen through two random vectors, as u'Gv: a number per unit and example.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        chosen: The examples.
+        objective: Loss or measurement.
+        autocast: As in `capture`.
+    """
+
+    task: AbstractTask
+    plan: Plan
+    chosen: Sequence[Example]
+    objective: Objective
+    autocast: torch.dtype | None
+
+    def captured(self) -> tuple[Tensor, Tensor]:
+        """By capture, of all examples in one batch.
+
+        Returns:
+            u'Gv, shape (units, B), and the objective's values, shape (B,); float64, on the CPU.
+        """
+        found = torch.zeros(len(self.plan.units), len(self.chosen), dtype=torch.float64)
+        probes = self._probes()
+
+        def consume(index: int, pair: Pair) -> None:
+            left_O, right_I = probes[index]
+            left = pair.outputs.times(left_O[:, None]).double()
+            right = pair.inputs.times(right_I[:, None]).double()
+            found[index] += (left * right).sum((1, 2)).cpu()
+
+        values = capture(
+            self.task, self.plan, self.task.collate(self.chosen), consume,
+            num_examples=len(self.chosen), alone=lambda place: self.task.collate([self.chosen[place]]),
+            objective=self.objective, autocast=self.autocast,
+        )  # fmt: skip
+        return found, values.double().cpu()
+
+    def one_by_one(self) -> tuple[Tensor, Tensor, Tensor]:
+        """By autograd, of each example alone.
+
+        Returns:
+            The objective's values, shape (B,); u'Gv, shape (units, B); and the gradients' Frobenius norms, which are the scale of that.
+
+        Raises:
+            Unsupported: If no tracked parameter has a part in any of them.
+        """
+        task, plan = self.task, self.plan
+        function, probes = objective_function(task, self.objective), self._probes()
+        alone = torch.zeros(len(self.chosen), dtype=torch.float64)
+        expected = torch.zeros(len(plan.units), len(self.chosen), dtype=torch.float64)
+        norms = torch.zeros_like(expected)
+        is_reached = False
+        for column, example in enumerate(self.chosen):
+            with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
+                # Asked each time: offloaded ones are other objects after a pass.
+                parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+                held = {name: value.grad for name, value in parameters.items()}
+                for parameter in parameters.values():
+                    parameter.requires_grad_(True)
+                    parameter.grad = None
+                with torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                    value = _value(task, function, example)
+                is_reached |= value.requires_grad
+                if value.requires_grad:
+                    _backward(value.sum())
+            alone[column] = value.detach().sum().double().cpu()
+            grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
+            for name, parameter in parameters.items():
+                parameter.grad = held[name]
+            for index, unit in enumerate(plan.units):
+                own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
+                gradient = as_block(plan, unit, own)[0].double()
+                left_O, right_I = probes[index]
+                expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
+                norms[index, column] = gradient.norm().cpu()
+        if not is_reached:
+            raise Unsupported(**not_reached(self.objective))
+        return alone, expected, norms
+
+    def _probes(self) -> list[tuple[Tensor, Tensor]]:
+        dtype = torch.float64 if precision(self.task.model) == torch.float64 else torch.float32
+        found = []
+        for index, unit in enumerate(self.plan.units):
+            generator = torch.Generator().manual_seed(index)
+            left = torch.randn(unit.outputs, generator=generator, dtype=dtype).to(self.task.device)
+            found.append((left, torch.randn(unit.inputs, generator=generator, dtype=dtype).to(self.task.device)))
+        return found
+
+
+def _value(task: AbstractTask, function: Callable[[nn.Module, Batch], Tensor], example: Example) -> Tensor:
+    """The objective of one example.
+
+    Raises:
+        BadInput: If there is none, with the example's id.
+        error: Whatever is not of this example: memory that does not suffice, processes that a model is split over and that are lost.
+    """
+    batch = task.collate([example])
+    try:
+        return function(task.model, batch)
+    except BadInput as error:
+        raise BadInput(found=f"{error.found}, in the example {example.id!r}", needed=error.needed, do=error.do) from error
+    except Exception as error:
+        if isinstance(error, WhenceError) or is_sharded(task.model) or is_out_of_memory(error):
+            raise error
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise BadInput(
+            found=f"a model or a loss that fails on the example {example.id!r} alone ({type(error).__name__}: {line})",
+            needed="inputs that it takes, and a batch of one among them",
+            do="check this example; the error that this one comes from says where",
+        ) from error
+
+
+def _backward(value: Tensor) -> None:
+    """Run backward, not `autograd.grad`, which reentrant checkpointing refuses.
+
+    Raises:
+        Unsupported: If an operation on the way has no derivative: PyTorch only warns and goes on as if it were constant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        try:
+            value.backward()
+        except UserWarning as warning:
+            raise Unsupported(
+                found=f"a model with an operation that has no derivative ({str(warning).split(': an autograd')[0]})",
+                needed="operations that gradients go through",
+                do="for bitsandbytes on a CPU load the model anew, since one that was run in evaluation mode is packed for good",
+            ) from None
+
+
+def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:
+    """The gradients of a parameter, or of the copies of it that were loaded for the pass, which add up to it."""
+    return [holder.grad for holder in copies.get(name, [parameter]) if holder.grad is not None]
+
+
+def _joined(gradients: list[Tensor], parameter: Tensor, device: torch.device) -> Tensor:
+    """A parameter's whole gradient, zeros if the loss did not reach it; of a sharded one all processes ask, unit by unit."""
+    if not gradients:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)
+    return whole(sum(gradients[1:], gradients[0])).to(device)
