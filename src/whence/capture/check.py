@@ -6,7 +6,6 @@ Their values are also looked at in a larger batch.
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ def check_task(
     while bool((wrong := _wrong(found, expected, norms, tolerance)).any()):
         units = wrong.any(1).nonzero()[:, 0].tolist()
         if not _rerouted(plan, units):
-            _refuse(trial, units, wrong, found, expected)
+            _refuse(trial, units, found, expected, norms, tolerance)
         found, _ = trial.captured()
     plan.route.is_checked = is_known or len(chosen) > 1
     _doubt_shared(plan, norms)
@@ -111,18 +110,17 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
-def _refuse(trial: Trial, units: list[int], wrong: Tensor, found: Tensor, expected: Tensor) -> None:
-    """Say why captured gradients are wrong: are they so in a batch of one as well, or only beside other examples?
+def _refuse(trial: Trial, units: list[int], found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> None:
+    """Say why captured gradients are wrong: are the examples' own not even those of their sum?
 
     Raises:
-        BadInput: If only beside others.
-        Unsupported: If the layer is used in a way that its rule does not know.
+        BadInput: If not, since then the examples of a batch are mixed.
+        Unsupported: If they are, and the layer is used in a way that its rule does not know.
     """
     task, plan, index = trial.task, trial.plan, units[0]
-    single = torch.cat([replace(trial, chosen=[example]).captured()[0] for example in trial.chosen], 1)
-    if bool(((single - expected).abs() <= 0.5 * (found - expected).abs())[wrong].all()):
-        name = f"gradient of {plan.units[index].name!r}"
-        raise BadInput(**mixes(name, trial.chosen, found[index], expected[index]))
+    total, added = trial.of_sum(), expected.sum(1)
+    if bool(((total - added).abs() > tolerance * norms.sum(1))[units].any()):
+        raise BadInput(**mixes(f"gradient of {plan.units[index].name!r}", trial.chosen, found[index], expected[index]))
     names = [name for unit in units for name in plan.units[unit].parameters]
     more = f" (and of {len(units) - 1} more)" if len(units) > 1 else ""
     raise Unsupported(

@@ -74,38 +74,43 @@ class Trial:
         Raises:
             Unsupported: If no tracked parameter has a part in any of them.
         """
-        task, plan = self.task, self.plan
-        function, probes = objective_function(task, self.objective), self._probes()
-        alone = torch.zeros(len(self.chosen), dtype=torch.float64)
-        expected = torch.zeros(len(plan.units), len(self.chosen), dtype=torch.float64)
-        norms = torch.zeros_like(expected)
-        is_reached = False
-        for column, example in enumerate(self.chosen):
-            with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
-                # Asked each time: offloaded ones are other objects after a pass.
-                parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
-                held = {name: value.grad for name, value in parameters.items()}
-                for parameter in parameters.values():
-                    parameter.requires_grad_(True)
-                    parameter.grad = None
-                with torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                    value = _value(task, function, example)
-                is_reached |= value.requires_grad
-                if value.requires_grad:
-                    _backward(value.sum())
-            alone[column] = value.detach().sum().double().cpu()
-            grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
-            for name, parameter in parameters.items():
-                parameter.grad = held[name]
-            for index, unit in enumerate(plan.units):
-                own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
-                gradient = as_block(plan, unit, own)[0].double()
-                left_O, right_I = probes[index]
-                expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
-                norms[index, column] = gradient.norm().cpu()
-        if not is_reached:
+        parts = [self._by_autograd([example]) for example in self.chosen]
+        if not any(part.is_reached for part in parts):
             raise Unsupported(**not_reached(self.objective))
-        return alone, expected, norms
+        alone = torch.cat([part.values for part in parts])
+        return alone, torch.stack([part.probed for part in parts], 1), torch.stack([part.norms for part in parts], 1)
+
+    def of_sum(self) -> Tensor:
+        """By autograd, of the sum over all examples in one batch: u'Gv, shape (units,)."""
+        return self._by_autograd(self.chosen).probed
+
+    def _by_autograd(self, examples: Sequence[Example]) -> "_Gradients":
+        """Of the sum of the objective over one batch."""
+        task, plan, probes = self.task, self.plan, self._probes()
+        function = objective_function(task, self.objective)
+        with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
+            # Asked each time: offloaded ones are other objects after a pass.
+            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+            held = {name: value.grad for name, value in parameters.items()}
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            with torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                values = _values(task, function, examples)
+            is_reached = values.requires_grad
+            if is_reached:
+                _backward(values.sum())
+        grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.grad = held[name]
+        probed, norms = torch.zeros(2, len(plan.units), dtype=torch.float64)
+        for index, unit in enumerate(plan.units):
+            own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
+            gradient = as_block(plan, unit, own)[0].double()
+            left_O, right_I = probes[index]
+            probed[index] = (left_O.double() @ gradient @ right_I.double()).cpu()
+            norms[index] = gradient.norm().cpu()
+        return _Gradients(values.detach().sum().double().cpu()[None], probed, norms, is_reached)
 
     def _probes(self) -> list[tuple[Tensor, Tensor]]:
         dtype = torch.float64 if precision(self.task.model) == torch.float64 else torch.float32
@@ -117,18 +122,29 @@ class Trial:
         return found
 
 
-def _value(task: AbstractTask, function: Callable[[nn.Module, Batch], Tensor], example: Example) -> Tensor:
-    """The objective of one example.
+@dataclass(frozen=True)
+class _Gradients:
+    """The objective's sum over a batch, shape (1,); per unit u'Gv and the norm of G; and whether a tracked parameter has a part in it."""
+
+    values: Tensor
+    probed: Tensor
+    norms: Tensor
+    is_reached: bool
+
+
+def _values(task: AbstractTask, function: Callable[[nn.Module, Batch], Tensor], examples: Sequence[Example]) -> Tensor:
+    """The objective of some examples.
 
     Raises:
-        BadInput: If there is none, with the example's id.
+        BadInput: If there is none, with the first example's id.
         error: Whatever is not of this example: memory that does not suffice, processes that a model is split over and that are lost.
     """
-    batch = task.collate([example])
+    batch, example = task.collate(examples), examples[0]
     try:
         return function(task.model, batch)
     except BadInput as error:
-        raise BadInput(found=f"{error.found}, in the example {example.id!r}", needed=error.needed, do=error.do) from error
+        do = f"{error.do} (seen in the example {example.id!r})"
+        raise BadInput(found=error.found, needed=error.needed, do=do) from error
     except Exception as error:
         if isinstance(error, WhenceError) or is_sharded(task.model) or is_out_of_memory(error):
             raise error
