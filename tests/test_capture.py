@@ -219,7 +219,7 @@ def test_examples_mixed_up_by_a_layer():
 
     _, dataset = zoo.make("linear")
     task = whence.Classification(Pooled().double())
-    with pytest.raises(Unsupported, match="layer 'second' with 7 leading entries for a batch of 2 examples"):
+    with pytest.raises(Unsupported, match=r"layer 'second' with 7 leading entries for a batch of \d examples"):
         check_task(task, plan_units(task), dataset.examples)
 
 
@@ -232,11 +232,11 @@ def _custom(model, loss):
 @pytest.mark.parametrize(
     ("loss", "kind", "text"),
     [
-        (lambda m, x: m(x).square().mean(), BadInput, r"loss of shape \(\) for 2 examples; .*reduction='none'"),
+        (lambda m, x: m(x).square().mean(), BadInput, r"loss of shape \(\) for \d examples; .*reduction='none'"),
         (lambda m, x: m(x).square().sum(1) / len(x), BadInput, "divided by the number of examples"),
         (lambda m, x: (m(x) - m(x).mean(0)).square().sum(1), BadInput, "depends on the other examples of its batch"),
         (lambda m, x: nn.functional.dropout(m(x)).square().sum(1), BadInput, "changes from call to call"),
-        (lambda m, x: m(x).square().sum(1) * torch.nan, NonFinite, "loss of nan for the example '0'"),
+        (lambda m, x: m(x).square().sum(1) * torch.nan, NonFinite, r"loss of nan for the example '\d'"),
         (lambda m, x: m(x).detach().square().sum(1), Unsupported, "does not depend on any tracked layer"),
     ],
 )

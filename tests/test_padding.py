@@ -147,6 +147,8 @@ def test_tokens_that_the_model_does_not_know_are_refused():
         BadInput, match=rf"record 1 with the token id {word} \('far'\) \(id 'b'\); needed token ids from 0 to 11"
     ):
         whence.Classification(small, tokenizer).prepare(records)
+    with pytest.raises(BadInput, match="example '0' of 17 tokens; needed at most 16, the model's context"):
+        whence.Classification(small).prepare([{"input_ids": [1] * 17, "label": 0}])
     with pytest.raises(BadInput, match="record 0 with the token id 12; needed token ids from 0 to 11"):
         whence.Classification(small).prepare([{"input_ids": [1, 12], "label": 0}])
     language = RobertaForMaskedLM(RobertaConfig(**{**_BERT, "vocab_size": 12}, max_position_embeddings=16, pad_token_id=3))

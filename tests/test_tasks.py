@@ -81,7 +81,7 @@ def test_units_of_measurements():
 
 def test_a_measurement_that_sums_up_is_refused():
     task = whence.Classification(nn.Linear(4, 2).double(), measure=lambda model, batch: head_start(model, batch).sum())
-    with pytest.raises(BadInput, match=r"a measurement of shape \(\) for 2 examples"):
+    with pytest.raises(BadInput, match=r"a measurement of shape \(\) for \d examples"):
         check_task(task, plan_units(task), task.prepare(table()).examples, objective="measurement")
 
 

@@ -1,24 +1,22 @@
 """Checks of a task on real examples before anything long runs: wrong scores must not be silent.
 
-Two examples go through capture as one padded batch and through plain autograd one at a time; every unit must agree.
+A few examples, chosen to differ, go through capture as one padded batch and through plain autograd one at a time; every unit must agree.
+Their values are also looked at in a larger batch.
 """
 
 import re
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.capture.blocks import as_block
-from whence.capture.frozen import frozen
-from whence.capture.hooks import Objective, capture, not_reached, objective_function
+from whence.capture.batch_values import check_values, mixes, narrowest_type
+from whence.capture.hooks import Objective
+from whence.capture.one_by_one import Trial
+from whence.capture.probed import companions, probed
 from whence.capture.units import Plan, listed, way_out
 from whence.data import Example
-from whence.errors import BadInput, NonFinite, Unsupported
-from whence.records import Pair
-from whence.sharded_weights import loaded_copies, whole
+from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
 from whence.tasks.base import precision
 
@@ -36,65 +34,60 @@ def check_task(
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
 ) -> list[str]:
-    """Hold the captured gradients of two examples against autograd.
+    """Hold the captured gradients of a few examples against autograd.
 
     Args:
         task: Model and loss.
         plan: Its units.
-        examples: Where the two are taken from: the shortest and one of middle length, so that padding is exercised.
+        examples: Where they are taken from; see `whence.capture.probed`.
         objective: Loss or measurement.
         autocast: As in `capture`.
 
     Returns:
-        Names of units whose gradient is zero on both examples.
+        Names of units whose gradient is zero on all of these.
 
     Raises:
-        BadInput: If the objective mixes the examples of a batch, is mean-reduced or changes from call to call.
+        BadInput: If the objective mixes the examples of a batch, is mean-reduced, changes from call to call, or cannot be had of one of them.
         NonFinite: If the objective is NaN or infinite.
         Unsupported: If a unit's captured gradient is not the true one, and the task does not let the functional twin make it instead.
     """
-    chosen = _two(examples)
-    probes = [_probes(unit.outputs, unit.inputs, index, task) for index, unit in enumerate(plan.units)]
-    dtype = autocast or precision(task.model)
-    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    chosen = probed(examples, parameters)
+    task.collate(chosen)  # says which of them do not go together
+    trial = Trial(task, plan, chosen, objective, autocast)
+    # One at a time first: what is wrong with one example is said of that one.
+    alone, expected, norms = trial.one_by_one()
     is_known, plan.route.is_checked = plan.route.is_checked, False
-    found, values = _captured(task, plan, chosen, probes, objective, autocast)
-    alone, expected, norms = _one_by_one(task, plan, chosen, probes, objective, autocast)
-    _check_values(task, values.double().cpu(), alone, chosen, objective, tolerance, autocast)
-    # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
-    scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
-    allowed = tolerance * scale.clamp_min(1e-12 + 1e-6 * norms.amax().item())
-    while bool((wrong := ((found - expected).abs() > allowed).any(1)).any()):
-        units = wrong.nonzero()[:, 0].tolist()
+    found, together = trial.captured()
+    tolerance = _TOLERANCE.get(autocast or precision(task.model), _HALF_TOLERANCE)
+    others = companions(examples, chosen, parameters)
+    try:
+        check_values(trial, others, together, alone, tolerance)
+    except BadInput:
+        tolerance = _widened(trial, tolerance)
+        check_values(trial, others, together, alone, tolerance)
+    if bool(_wrong(found, expected, norms, tolerance).any()):
+        tolerance = _widened(trial, tolerance)
+    while bool((wrong := _wrong(found, expected, norms, tolerance)).any()):
+        units = wrong.any(1).nonzero()[:, 0].tolist()
         if not _rerouted(plan, units):
-            _refuse(task, plan, units, found, expected)
-        found, _ = _captured(task, plan, chosen, probes, objective, autocast)
+            _refuse(trial, units, found, expected, norms, tolerance)
+        found, _ = trial.captured()
     plan.route.is_checked = is_known or len(chosen) > 1
     _doubt_shared(plan, norms)
     return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
 
 
-def _captured(task, plan, chosen, probes, objective, autocast) -> tuple[Tensor, Tensor]:
-    """Per unit and example the probed gradient u'Gv as it is captured; and the objective's values."""
-    found = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
+def _wrong(found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> Tensor:
+    """Which units of which examples differ by more than rounding, shape (units, B)."""
+    # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
+    scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
+    return (found - expected).abs() > tolerance * scale.clamp_min(1e-12 + 1e-6 * norms.amax().item())
 
-    def consume(index: int, pair: Pair) -> None:
-        left_O, right_I = probes[index]
-        left = pair.outputs.times(left_O[:, None]).double()
-        right = pair.inputs.times(right_I[:, None]).double()
-        found[index] += (left * right).sum((1, 2)).cpu()
 
-    values = capture(
-        task,
-        plan,
-        task.collate(chosen),
-        consume,
-        num_examples=len(chosen),
-        alone=lambda place: task.collate([chosen[place]]),
-        objective=objective,
-        autocast=autocast,
-    )
-    return found, values
+def _widened(trial: Trial, tolerance: float) -> float:
+    """The tolerance of the narrowest type that the model really computes in, which may not be that of its weights."""
+    return max(tolerance, _TOLERANCE.get(narrowest_type(trial), _HALF_TOLERANCE))
 
 
 def _rerouted(plan: Plan, units: list[int]) -> bool:
@@ -107,7 +100,7 @@ def _rerouted(plan: Plan, units: list[int]) -> bool:
         return False
     before = len(route.twin)
     route.twin |= {index for index in units if index not in plan.twin_units}
-    # Layers that have the same place in other blocks are used alike, whether or not these two examples show it.
+    # Layers that have the same place in other blocks are used alike, whether or not these examples show it.
     kinds = {_kind(layer.name) for layer in plan.layers if layer.units & route.twin}
     route.twin |= {unit for layer in plan.layers if _kind(layer.name) in kinds for unit in layer.units}
     return len(route.twin) > before
@@ -117,8 +110,18 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
-def _refuse(task: AbstractTask, plan: Plan, units: list[int], found: Tensor, expected: Tensor) -> None:
-    index, names = units[0], [name for unit in units for name in plan.units[unit].parameters]
+def _refuse(trial: Trial, units: list[int], found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> None:
+    """Say why captured gradients are wrong: are the examples' own not even those of their sum?
+
+    Raises:
+        BadInput: If not, since then the examples of a batch are mixed.
+        Unsupported: If they are, and the layer is used in a way that its rule does not know.
+    """
+    task, plan, index = trial.task, trial.plan, units[0]
+    total, added = trial.of_sum(), expected.sum(1)
+    if bool(((total - added).abs() > tolerance * norms.sum(1))[units].any()):
+        raise BadInput(**mixes(f"gradient of {plan.units[index].name!r}", trial.chosen, found[index], expected[index]))
+    names = [name for unit in units for name in plan.units[unit].parameters]
     more = f" (and of {len(units) - 1} more)" if len(units) > 1 else ""
     raise Unsupported(
         found=f"a captured gradient of {plan.units[index].name!r}{more} that differs from autograd's "
@@ -135,116 +138,3 @@ def _doubt_shared(plan: Plan, norms: Tensor) -> None:
     for layer in plan.layers:
         if any(bool((is_reached_E & (norms[unit] == 0)).any()) for unit in layer.units):
             plan.route.uses.get(layer.name, set()).discard("shared")
-
-
-def _two(examples: Sequence[Example]) -> list[Example]:
-    head = sorted(examples[:256], key=lambda example: example.length)
-    return [head[0]] if len(head) == 1 else [head[0], head[max(1, len(head) // 2)]]
-
-
-def _probes(outputs: int, inputs: int, index: int, task: AbstractTask) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(index)
-    dtype = torch.float64 if precision(task.model) == torch.float64 else torch.float32
-    left = torch.randn(outputs, generator=generator, dtype=dtype).to(task.device)
-    return left, torch.randn(inputs, generator=generator, dtype=dtype).to(task.device)
-
-
-def _one_by_one(task, plan, chosen, probes, objective, autocast):
-    """Per example: the objective, and per unit the probed gradient u'Gv and its Frobenius norm, which is u'Gv's scale.
-
-    Raises:
-        Unsupported: If no tracked parameter has a part in any of them.
-    """
-    function = objective_function(task, objective)
-    alone = torch.zeros(len(chosen), dtype=torch.float64)
-    expected = torch.zeros(len(plan.units), len(chosen), dtype=torch.float64)
-    norms = torch.zeros_like(expected)
-    is_reached = False
-    for column, example in enumerate(chosen):
-        with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
-            # Asked each time: offloaded ones are other objects after a pass.
-            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
-            held = {name: value.grad for name, value in parameters.items()}
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-                parameter.grad = None
-            with torch.autocast(task.device.type, dtype=autocast, enabled=autocast is not None):
-                value = function(task.model, task.collate([example]))
-            is_reached |= value.requires_grad
-            if value.requires_grad:
-                _backward(value.sum())
-        alone[column] = value.detach().sum().double().cpu()
-        grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
-        for name, parameter in parameters.items():
-            parameter.grad = held[name]
-        for index, unit in enumerate(plan.units):
-            own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
-            gradient = as_block(plan, unit, own)[0].double()
-            left_O, right_I = probes[index]
-            expected[index, column] = (left_O.double() @ gradient @ right_I.double()).cpu()
-            norms[index, column] = gradient.norm().cpu()
-    if not is_reached:
-        raise Unsupported(**not_reached(objective))
-    return alone, expected, norms
-
-
-def _backward(value: Tensor) -> None:
-    """Run backward, not `autograd.grad`, which reentrant checkpointing refuses.
-
-    Raises:
-        Unsupported: If an operation on the way has no derivative: PyTorch only warns and goes on as if it were constant.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
-        try:
-            value.backward()
-        except UserWarning as warning:
-            raise Unsupported(
-                found=f"a model with an operation that has no derivative ({str(warning).split(': an autograd')[0]})",
-                needed="operations that gradients go through",
-                do="for bitsandbytes on a CPU load the model anew, since one that was run in evaluation mode is packed for good",
-            ) from None
-
-
-def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:
-    """The gradients of a parameter, or of the copies of it that were loaded for the pass, which add up to it."""
-    return [holder.grad for holder in copies.get(name, [parameter]) if holder.grad is not None]
-
-
-def _joined(gradients: list[Tensor], parameter: Tensor, device: torch.device) -> Tensor:
-    """A parameter's whole gradient, zeros if the loss did not reach it; of a sharded one all processes ask, unit by unit."""
-    if not gradients:
-        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)
-    return whole(sum(gradients[1:], gradients[0])).to(device)
-
-
-def _check_values(task, together, alone, chosen, objective, tolerance, autocast) -> None:
-    for example, value in zip(chosen, together.tolist(), strict=True):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise NonFinite(
-                found=f"a {objective} of {value} for the example {example.id!r}",
-                needed="a finite number",
-                do="check this example and the model's weights",
-            )
-    function = objective_function(task, objective)
-    with frozen(task.model), torch.no_grad(), torch.autocast(task.device.type, autocast, enabled=autocast is not None):
-        again = function(task.model, task.collate(chosen)).double().cpu()
-    if not torch.allclose(again, together, rtol=tolerance, atol=1e-6):
-        raise BadInput(
-            found=f"a {objective} that changes from call to call on the same examples",
-            needed="a deterministic one",
-            do="switch off functional dropout and random augmentation, or seed them by example",
-        )
-    if torch.allclose(together, alone, rtol=5 * tolerance, atol=1e-5):
-        return
-    if torch.allclose(together * len(chosen), alone, rtol=5 * tolerance, atol=1e-5):
-        raise BadInput(
-            found=f"a {objective} divided by the number of examples in the batch",
-            needed="each example's own loss, independent of the batch",
-            do="use reduction='none' and sum over positions only",
-        )
-    raise BadInput(
-        found=f"a {objective} that depends on the other examples of its batch ({together.tolist()} together, {alone.tolist()} alone)",
-        needed="each example's own loss",
-        do="look for statistics over the batch (a norm over axis 0, in-batch negatives) and for attention over padding",
-    )

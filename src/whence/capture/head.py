@@ -20,8 +20,7 @@ from whence.data import Example
 from whence.matmul import times_transposed
 from whence.sharded_weights import is_offloaded, is_sharded
 from whence.tasks import AbstractTask, Batch, CausalLM
-from whence.tasks.model_outputs import logits_of
-from whence.tasks.outputs import drawn_classes, numbers_by_row
+from whence.tasks.outputs import drawn_classes, numbers_by_row, output_of
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["Head", "HeadRows", "separate_head"]
@@ -95,7 +94,7 @@ class Head:
     def rows(self, model: nn.Module, batch: Batch) -> HeadRows:
         """Run the model up to the head; the rows are in the order of the task's `outputs`."""
         with _left_out(self.module):
-            hidden_BTC = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
+            hidden_BTC = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
         labels_BT = batch["labels"][:, 1:]
         is_scored_BT = labels_BT != IGNORED
         values_MC = hidden_BTC[:, :-1][is_scored_BT]

@@ -122,6 +122,7 @@ def plan_units(task: AbstractTask) -> Plan:
     """
     model, tracked = task.model, task.tracked
     refuse_wrapped(model)
+    _refuse_batch_statistics(model)
     refuse_split_ties(model, tracked)
     settle(model)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -198,6 +199,21 @@ def plan_units(task: AbstractTask) -> Plan:
         tuple(name for name in sizes if name not in tracked),
     )
     return Plan(tuple(units), layers, tuple(odd), coverage, Route(has_twin=task.functional is True and not is_spread))
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse batch norms that have nothing but the batch to take statistics of, in evaluation mode too.
+
+    Raises:
+        Unsupported: If there is one, whoever else would make the gradients of its scales.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.running_mean is None or module.running_var is None):
+            raise Unsupported(
+                found=f"the batch norm {name!r} without running statistics, which mixes the examples of a batch",
+                needed="statistics of its own (track_running_stats=True), or a norm over each example (LayerNorm, GroupNorm)",
+                do="train the model with one of these: here no example has a gradient of its own",
+            )
 
 
 def num_numbers(parameter: Tensor) -> int:

@@ -195,7 +195,7 @@ def _as_built(origin: Mapping[str, Any]) -> dict[str, Any]:
     names = ("model", "data", "task", "kind", "split", "dtype")
     found: dict[str, Any] = {name: fitted(str, origin.get(name, ""), name) for name in names}
     options = dict(fitted(dict[str, Any], origin.get("options", {}), "options"))
-    unknown = sorted(options.keys() - {"long", "max_length", "track", "ignore", "functional"})
+    unknown = sorted(options.keys() - {"long", "max_length", "track", "ignore", "functional", "skip_bad"})
     read = record_of(TaskOptions, {name: value for name, value in options.items() if name not in unknown})
     wrong = {
         "dtype": found["dtype"] not in ("", *_TYPES),

@@ -33,7 +33,7 @@ class TaskOptions:
     track: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     functional: bool = False
-    skip_bad: Annotated[bool, Parameter(negative="")] = False
+    skip_bad: bool = False
 
     def load(
         self,

@@ -209,7 +209,7 @@ class ItemReader:
         Raises:
             BadInput: If the model has no such class, or does not take the image.
         """
-        batch = self.task.collate(self.task.prepare([{"label": 0, **record}]).examples)
+        batch = self.task.collate(self.task.prepare([{**record, "label": 0}]).examples)
         try:
             with torch.no_grad():
                 logits_C = model_outputs(self.task.model, batch)[0]

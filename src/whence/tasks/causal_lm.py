@@ -15,8 +15,7 @@ from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.fields import record_id, record_source
 from whence.tasks.lm_records import Tokenized, tokenized
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
-from whence.tasks.model_outputs import logits_of
-from whence.tasks.outputs import Outputs
+from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 from whence.tasks.token_inputs import context_length, fits_context, padding_token, vocabulary_size
 from whence.tasks.token_loss import IGNORED, token_losses
@@ -142,7 +141,7 @@ class CausalLM(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
-        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
+        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
         # The labels move instead of the logits: a slice of those would copy the largest tensor of the whole pass.
         labels_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
@@ -165,7 +164,7 @@ class CausalLM(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at every scored position, shape (M, vocabulary)."""
-        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
+        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
         labels_BT = batch["labels"][:, 1:]
         is_scored_BT = labels_BT != IGNORED
         values_MV = logits_BTV[:, :-1][is_scored_BT]

@@ -36,7 +36,7 @@ class Classification(AbstractTask):
 
     Args:
         model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes), a record or a mapping with
-            `logits`, or a mapping or tuple with that one tensor.
+            `logits`, or a tuple with that one tensor.
         tokenizer: A Hugging Face tokenizer, for records with `text`.
         long: What to do with a text longer than the context: refuse it, or cut it as a truncating tokenizer does.
         max_length: Tokens per text at most; None takes the model's context or the tokenizer's limit, whichever is less.

@@ -16,9 +16,8 @@ from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
-from whence.tasks.model_outputs import logits_of
 from whence.tasks.noise import Prediction, schedule_from
-from whence.tasks.outputs import Outputs
+from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 
 __all__ = ["Diffusion", "DiffusionMeasure"]
@@ -227,7 +226,7 @@ class Diffusion(AbstractTask):
         else:
             extra = {} if labels_R is None else {self._names[1]: labels_R}
             found = model(noisy, **{self._names[0]: given}, **extra)
-        found = logits_of(getattr(found, "sample", found), model)
+        found = output_of(found, "sample")
         if found.ndim == noisy.ndim > 1 and found.shape[1] == 2 * noisy.shape[1]:
             found = found.chunk(2, 1)[0]
         if found.shape != noisy.shape:

@@ -12,7 +12,7 @@ from whence.data import Example
 from whence.errors import BadInput
 from whence.tasks.fields import array_field, plain_text, record_id, record_source, valid_text
 from whence.tasks.images import image_path, image_sha256
-from whence.tasks.token_inputs import check_tokens, fits_context, vocabulary_size
+from whence.tasks.token_inputs import check_tokens, configured_context, fits_context, vocabulary_size
 
 __all__ = ["Texts", "as_mapping", "labelled_example", "target_of"]
 
@@ -133,6 +133,9 @@ def labelled_example(
     _check_names(number, list(inputs), model)
     if "input_ids" in inputs:
         _check_ids(f"record {number}", inputs["input_ids"], vocabulary)
+        fits_context(
+            name, len(inputs["input_ids"]), configured_context(model) or len(inputs["input_ids"]), "cut it, or drop it"
+        )
     length = max((len(value) for value in inputs.values() if value.ndim == 1 and value.dtype.kind in "iu"), default=1)
     return Example(name, {**inputs, "target": target}, max(length, 1), source, plain_text(number, record))
 

@@ -14,8 +14,7 @@ from whence.errors import BadInput
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
-from whence.tasks.model_outputs import logits_of
-from whence.tasks.outputs import Outputs
+from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 from whence.tasks.token_inputs import vocabulary_size
 from whence.tasks.token_loss import IGNORED, token_losses
@@ -116,7 +115,7 @@ class MaskedLM(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's hidden tokens in nats, shape (B,)."""
-        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
+        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
         return token_losses(logits_BTV.flatten(0, 1), batch["labels"].flatten()).view(batch["labels"].shape).sum(1)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -133,7 +132,7 @@ class MaskedLM(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at every hidden position, shape (M, vocabulary)."""
-        logits_BTV = logits_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), model)
+        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
         is_hidden_BT = batch["labels"] != IGNORED
         values_MV = logits_BTV[is_hidden_BT]
         wide = torch.promote_types(values_MV.dtype, torch.float32)

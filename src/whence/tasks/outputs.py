@@ -81,6 +81,31 @@ class Outputs:
         return weighted_MC.addcmul_(p_MC, weighted_MC.sum(-1, keepdim=True), value=-1)
 
 
+def output_of(given: Any, name: str = "logits") -> Tensor:
+    """The tensor in what a model gives: itself, an entry of a record or a mapping, or the only tensor in a tuple.
+
+    Args:
+        given: What the model gave.
+        name: Of the entry.
+
+    Raises:
+        BadInput: If there is no such tensor, or its numbers are complex.
+    """
+    found = given[name] if isinstance(given, Mapping) and name in given else getattr(given, name, given)
+    if not isinstance(found, Tensor):
+        tensors = [part for part in found if isinstance(part, Tensor)] if isinstance(found, tuple | list) else []
+        found = tensors[0] if len(tensors) == 1 else found
+    if isinstance(found, Tensor) and not found.is_complex():
+        return found
+    if isinstance(found, Tensor):
+        what, do = "complex numbers", "return a real function of them from the model's forward, such as their absolute values"
+    else:
+        keys = f" with {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
+        what = f"a {type(given).__name__}{keys}{f' of {len(given)}' if isinstance(given, tuple | list) else ''}"
+        do = "wrap the model in a module whose forward returns the tensor alone, or use whence.Custom, whose loss calls the model itself"
+    raise BadInput(found=f"a model that returns {what}", needed=f"a tensor of real numbers, alone or as {name!r}", do=do)
+
+
 def numbers_by_row(
     draw: Callable[..., Tensor], generators: torch.Generator | Sequence[torch.Generator], owners_M: Tensor, width: int
 ) -> Tensor:

@@ -32,7 +32,7 @@ def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preproces
     Raises:
         BadInput: If the examples do not go into one batch.
     """
-    device, dtype = main_device(model), precision(model)
+    dtype, device = precision(model), main_device(model)
     rows = [image_inputs(example, preprocess) if example.image else example.fields for example in examples]
     names = [name for name in rows[0] if name != "target"]
     for example, row in zip(examples, rows, strict=True):
@@ -55,8 +55,7 @@ def stacked(examples: Sequence[Example], model: nn.Module, preprocess: Preproces
     inputs = {
         name: value.to(device, dtype) if value.is_floating_point() else value.to(device) for name, value in inputs.items()
     }
-    target = _targets(examples)
-    return {"inputs": inputs, "target": target.to(device)}
+    return {"inputs": inputs, "target": _targets(examples).to(device)}
 
 
 def _check_masked(name: str, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], masks: Sequence[str]) -> None:

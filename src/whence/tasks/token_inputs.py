@@ -7,7 +7,7 @@ from torch import nn
 
 from whence.errors import BadInput
 
-__all__ = ["check_tokens", "context_length", "fits_context", "padding_token", "vocabulary_size"]
+__all__ = ["check_tokens", "configured_context", "context_length", "fits_context", "padding_token", "vocabulary_size"]
 
 # Tokenizers without a limit report a number with thirty digits.
 _NO_LIMIT = 1 << 20
@@ -28,11 +28,17 @@ def vocabulary_size(model: nn.Module) -> int | None:
 
 def context_length(model: nn.Module, tokenizer: Any) -> int:
     """Tokens that the model takes at most, by its configuration, or by its tokenizer if that does not say."""
+    own = configured_context(model)
+    return min(int(getattr(tokenizer, "model_max_length", 2048)), _NO_LIMIT) if own is None else own
+
+
+def configured_context(model: nn.Module) -> int | None:
+    """Tokens that the model takes at most by its configuration; None if that does not say."""
     config = getattr(model, "config", None)
     for name in ("max_position_embeddings", "n_positions"):
         if getattr(config, name, None):
             return int(getattr(config, name)) - _reserved_positions(model)
-    return min(int(getattr(tokenizer, "model_max_length", 2048)), _NO_LIMIT)
+    return None
 
 
 def _reserved_positions(model: nn.Module) -> int:

@@ -1,0 +1,186 @@
+"""Plain autograd, one example at a time: what captured gradients are held against."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture.blocks import as_block
+from whence.capture.frozen import frozen
+from whence.capture.halves import is_out_of_memory
+from whence.capture.hooks import Objective, capture, not_reached, objective_function
+from whence.capture.units import Plan
+from whence.data import Example
+from whence.errors import BadInput, Unsupported, WhenceError
+from whence.records import Pair
+from whence.sharded_weights import is_sharded, loaded_copies, whole
+from whence.tasks import AbstractTask, Batch
+from whence.tasks.base import precision
+
+__all__ = ["Trial"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task on a few examples, whose gradients are made in two ways.
+
+    A gradient G of a unit is seen through two random vectors, as u'Gv: a number per unit and example.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        chosen: The examples.
+        objective: Loss or measurement.
+        autocast: As in `capture`.
+    """
+
+    task: AbstractTask
+    plan: Plan
+    chosen: Sequence[Example]
+    objective: Objective
+    autocast: torch.dtype | None
+
+    def captured(self) -> tuple[Tensor, Tensor]:
+        """By capture, of all examples in one batch.
+
+        Returns:
+            u'Gv, shape (units, B), and the objective's values, shape (B,); float64, on the CPU.
+        """
+        found = torch.zeros(len(self.plan.units), len(self.chosen), dtype=torch.float64)
+        probes = self._probes()
+
+        def consume(index: int, pair: Pair) -> None:
+            left_O, right_I = probes[index]
+            left = pair.outputs.times(left_O[:, None]).double()
+            right = pair.inputs.times(right_I[:, None]).double()
+            found[index] += (left * right).sum((1, 2)).cpu()
+
+        values = capture(
+            self.task, self.plan, self.task.collate(self.chosen), consume,
+            num_examples=len(self.chosen), alone=lambda place: self.task.collate([self.chosen[place]]),
+            objective=self.objective, autocast=self.autocast,
+        )  # fmt: skip
+        return found, values.double().cpu()
+
+    def one_by_one(self) -> tuple[Tensor, Tensor, Tensor]:
+        """By autograd, of each example alone.
+
+        Returns:
+            The objective's values, shape (B,); u'Gv, shape (units, B); and the gradients' Frobenius norms, which are the scale of that.
+
+        Raises:
+            Unsupported: If no tracked parameter has a part in any of them.
+        """
+        parts = [self._by_autograd([example]) for example in self.chosen]
+        if not any(part.is_reached for part in parts):
+            raise Unsupported(**not_reached(self.objective))
+        alone = torch.cat([part.values for part in parts])
+        return alone, torch.stack([part.probed for part in parts], 1), torch.stack([part.norms for part in parts], 1)
+
+    def of_sum(self) -> Tensor:
+        """By autograd, of the sum over all examples in one batch: u'Gv, shape (units,)."""
+        return self._by_autograd(self.chosen).probed
+
+    def _by_autograd(self, examples: Sequence[Example]) -> "_Gradients":
+        """Of the sum of the objective over one batch."""
+        task, plan, probes = self.task, self.plan, self._probes()
+        function = objective_function(task, self.objective)
+        with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
+            # Asked each time: offloaded ones are other objects after a pass.
+            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+            held = {name: value.grad for name, value in parameters.items()}
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            with torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                values = _values(task, function, examples)
+            is_reached = values.requires_grad
+            if is_reached:
+                _backward(values.sum())
+        grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.grad = held[name]
+        probed, norms = torch.zeros(2, len(plan.units), dtype=torch.float64)
+        for index, unit in enumerate(plan.units):
+            own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
+            gradient = as_block(plan, unit, own)[0].double()
+            left_O, right_I = probes[index]
+            probed[index] = (left_O.double() @ gradient @ right_I.double()).cpu()
+            norms[index] = gradient.norm().cpu()
+        return _Gradients(values.detach().sum().double().cpu()[None], probed, norms, is_reached)
+
+    def _probes(self) -> list[tuple[Tensor, Tensor]]:
+        dtype = torch.float64 if precision(self.task.model) == torch.float64 else torch.float32
+        found = []
+        for index, unit in enumerate(self.plan.units):
+            generator = torch.Generator().manual_seed(index)
+            left = torch.randn(unit.outputs, generator=generator, dtype=dtype).to(self.task.device)
+            found.append((left, torch.randn(unit.inputs, generator=generator, dtype=dtype).to(self.task.device)))
+        return found
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The objective's sum over a batch, shape (1,); per unit u'Gv and the norm of G; and whether a tracked parameter has a part in it."""
+
+    values: Tensor
+    probed: Tensor
+    norms: Tensor
+    is_reached: bool
+
+
+def _values(task: AbstractTask, function: Callable[[nn.Module, Batch], Tensor], examples: Sequence[Example]) -> Tensor:
+    """The objective of some examples.
+
+    Raises:
+        BadInput: If there is none, with the first example's id.
+        error: Whatever is not of this example: memory that does not suffice, processes that a model is split over and that are lost.
+    """
+    batch, example = task.collate(examples), examples[0]
+    try:
+        return function(task.model, batch)
+    except BadInput as error:
+        do = f"{error.do} (seen in the example {example.id!r})"
+        raise BadInput(found=error.found, needed=error.needed, do=do) from error
+    except Exception as error:
+        if isinstance(error, WhenceError) or is_sharded(task.model) or is_out_of_memory(error):
+            raise error
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise BadInput(
+            found=f"a model or a loss that fails on the example {example.id!r} alone ({type(error).__name__}: {line})",
+            needed="inputs that it takes, and a batch of one among them",
+            do="check this example; the error that this one comes from says where",
+        ) from error
+
+
+def _backward(value: Tensor) -> None:
+    """Run backward, not `autograd.grad`, which reentrant checkpointing refuses.
+
+    Raises:
+        Unsupported: If an operation on the way has no derivative: PyTorch only warns and goes on as if it were constant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        try:
+            value.backward()
+        except UserWarning as warning:
+            raise Unsupported(
+                found=f"a model with an operation that has no derivative ({str(warning).split(': an autograd')[0]})",
+                needed="operations that gradients go through",
+                do="for bitsandbytes on a CPU load the model anew, since one that was run in evaluation mode is packed for good",
+            ) from None
+
+
+def _gradients(name: str, parameter: Tensor, copies: dict[str, list[Any]]) -> list[Tensor]:
+    """The gradients of a parameter, or of the copies of it that were loaded for the pass, which add up to it."""
+    return [holder.grad for holder in copies.get(name, [parameter]) if holder.grad is not None]
+
+
+def _joined(gradients: list[Tensor], parameter: Tensor, device: torch.device) -> Tensor:
+    """A parameter's whole gradient, zeros if the loss did not reach it; of a sharded one all processes ask, unit by unit."""
+    if not gradients:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)
+    return whole(sum(gradients[1:], gradients[0])).to(device)
