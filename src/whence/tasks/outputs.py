@@ -4,14 +4,16 @@ Axes: M scored rows (positions of all examples, or one per example), C outputs p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row"]
+from whence.errors import BadInput
+
+__all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row", "output_of"]
 
 Likelihood = Literal["categorical", "gaussian"]
 

@@ -220,7 +220,7 @@ def _prepared(
 
 def _verified(
     task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
-) -> tuple[Replay, list[str], tuple[Room, Verified]]:
+) -> tuple[Replay, tuple[list[str], list[str]], tuple[Room, Verified]]:
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
     unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     replay = Replay(task, train, run, max_positions=1)
