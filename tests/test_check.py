@@ -276,3 +276,18 @@ def test_data_on_a_disk_is_looked_at_in_a_few_places():
     spooled = type("Spooled", (), {"__len__": lambda self: len(data), "__getitem__": lambda self, place: data[place]})()
     chosen = probed(spooled, 100)
     assert Counted.reads < 20 and {int(example.fields["target"]) for example in chosen} == {0, 1}
+
+
+def test_outputs_are_held_against_the_loss_in_a_batch():
+    def outputs(model, batch):
+        values = model(batch[0])
+        return whence.tasks.Outputs(values, torch.zeros(len(values), dtype=torch.long), batch[1], "categorical")
+
+    task = whence.Custom(
+        network(),
+        lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"),
+        outputs=outputs,
+    )
+    data = rows(6, lambda number: number % 3)
+    with pytest.raises(BadInput, match="outputs whose likelihood gives example '.' a loss of"):
+        whence.attribute(task, data, data[:1], method="ekfac", quiet=True)

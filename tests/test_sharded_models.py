@@ -20,8 +20,9 @@ import whence
 from tests.conftest import save_language_model
 from tests.test_distributed import _command, bytes_of, results, start, together
 from whence.capture import capture, check_task, frozen, plan_units
+from whence.capture.halves import in_halves
 from whence.capture.hooks import taps
-from whence.capture.memory import forecast, in_halves
+from whence.capture.memory import forecast
 from whence.cli import main
 from whence.data import batches
 from whence.distributed import Ranks

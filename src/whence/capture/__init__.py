@@ -8,6 +8,7 @@ from whence.capture.halves import in_halves, is_out_of_memory
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
+from whence.capture.probed import probed
 from whence.capture.pulled import pulled
 from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
 from whence.capture.swapped import with_weights
@@ -35,6 +36,7 @@ __all__ = [
     "in_halves",
     "is_out_of_memory",
     "plan_units",
+    "probed",
     "pulled",
     "probe_examples",
     "probed",

@@ -15,8 +15,10 @@ from whence.errors import BadInput, NonFinite
 
 __all__ = ["check_values", "mixes", "narrowest_type"]
 
-# Losses of a batch are rounded otherwise than alone: relative to the tolerance of gradients, and absolute.
-_LOOSER, _ABSOLUTE = 5, 1e-5
+# How far values may be apart, by the tolerance of gradients that they have to be within: relative and absolute.
+_FINE, _COARSE, _HALF = (1e-7, 1e-9), (2e-3, 1e-5), (0.5, 1e-5)
+# Devices round float32 to fewer bits on the way (TF32), in one batch otherwise than in another.
+_ON_DEVICE = 5
 
 
 def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alone: Tensor, tolerance: float) -> None:
@@ -44,7 +46,7 @@ def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alon
                 do="check this example and the model's weights",
             )
 
-    if _are_equal(together, alone, tolerance):
+    if _are_equal(trial, together, alone, tolerance):
         if not others:
             return
         chosen = [*chosen, *others]
@@ -52,7 +54,7 @@ def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alon
             _in_batches(trial, [chosen]),
             torch.cat([alone, _in_batches(trial, [[example] for example in others])]),
         )
-        if _are_equal(together, alone, tolerance):
+        if _are_equal(trial, together, alone, tolerance):
             return
     else:
         again = _in_batches(trial, [chosen])
@@ -62,7 +64,7 @@ def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alon
                 needed="a deterministic one",
                 do="switch off functional dropout and random augmentation, or seed them by example",
             )
-    if _are_equal(together * len(chosen), alone, tolerance):
+    if _are_equal(trial, together * len(chosen), alone, tolerance):
         raise BadInput(
             found=f"a {name} divided by the number of examples in the batch",
             needed="each example's own loss, independent of the batch",
@@ -131,5 +133,7 @@ class _Types(TorchFunctionMode):
         return found
 
 
-def _are_equal(together: Tensor, alone: Tensor, tolerance: float) -> bool:
-    return torch.allclose(together, alone, rtol=_LOOSER * tolerance, atol=_ABSOLUTE)
+def _are_equal(trial: Trial, together: Tensor, alone: Tensor, tolerance: float) -> bool:
+    relative, absolute = _FINE if tolerance <= 1e-7 else _COARSE if tolerance <= 2e-3 else _HALF
+    factor = 1 if trial.task.device.type == "cpu" else _ON_DEVICE
+    return torch.allclose(together, alone, rtol=factor * relative, atol=absolute)

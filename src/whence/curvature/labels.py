@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from whence.capture import Head, Objective, frozen
+from whence.capture import Head, Objective, frozen, probed
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.settings import LabelChoice
@@ -140,15 +140,16 @@ def numbered(batch: Batch, num_examples: int, device: torch.device, *, first: in
 
 
 def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
-    """Hold the likelihood of a task's outputs against its loss on two examples.
+    """Hold the likelihood of a task's outputs against its loss, on a few examples that differ, in one batch.
 
     Raises:
         BadInput: If they differ, since the curvature would be that of another loss.
     """
-    for example, outputs in zip(examples[:2], _outputs_alone(task, examples[:2]), strict=True):
-        with frozen(task.model), torch.no_grad():
-            loss = float(task.loss(task.model, task.collate([example])))
-        told = float(outputs.losses(1))
+    chosen = probed(examples, sum(parameter.numel() for parameter in task.model.parameters()))
+    with frozen(task.model), torch.no_grad():
+        batch = task.collate(chosen)
+        losses_B, told_B = task.loss(task.model, batch), task.outputs(task.model, batch).losses(len(chosen))
+    for example, loss, told in zip(chosen, losses_B.tolist(), told_B.tolist(), strict=True):
         if abs(told - loss) > 1e-2 * abs(loss) + 1e-3:
             raise BadInput(
                 found=f"outputs whose likelihood gives example {example.id!r} a loss of {told:.5g}, where the task's is {loss:.5g}",

@@ -93,7 +93,7 @@ class Warm:
         return cls(store, task, plan, encoder, damping, notes=tuple(said))
 
     def check(self, dataset: Dataset) -> None:
-        """Hold the gradients of two examples against autograd, see `whence.capture.check_task`."""
+        """Hold the gradients of a few examples against autograd, see `whence.capture.check_task`."""
         autocast = autocast_named(self.store.blueprint.autocast)
         check_task(self.task, self.plan, dataset.examples, objective="measurement", autocast=autocast)
 
