@@ -8,10 +8,10 @@ from whence.capture.halves import in_halves, is_out_of_memory
 from whence.capture.head import Head, separate_head
 from whence.capture.hooks import Objective, capture, taps
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
-from whence.capture.probed import probed
 from whence.capture.pulled import pulled
 from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
 from whence.capture.swapped import with_weights
+from whence.capture.telling_examples import telling_examples
 from whence.capture.units import Coverage, Plan, plan_units
 
 __all__ = [
@@ -36,11 +36,11 @@ __all__ = [
     "in_halves",
     "is_out_of_memory",
     "plan_units",
-    "probed",
     "pulled",
     "probe_examples",
     "probed",
     "separate_head",
     "taps",
+    "telling_examples",
     "with_weights",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from whence.capture.batch_values import check_values, mixes, narrowest_type
 from whence.capture.hooks import Objective
 from whence.capture.one_by_one import Trial
-from whence.capture.probed import companions, probed
+from whence.capture.telling_examples import companions, telling_examples
 from whence.capture.units import Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, Unsupported
@@ -39,7 +39,7 @@ def check_task(
     Args:
         task: Model and loss.
         plan: Its units.
-        examples: Where they are taken from; see `whence.capture.probed`.
+        examples: Where they are taken from; see `whence.capture.telling_examples`.
         objective: Loss or measurement.
         autocast: As in `capture`.
 
@@ -52,7 +52,7 @@ def check_task(
         Unsupported: If a unit's captured gradient is not the true one, and the task does not let the functional twin make it instead.
     """
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    chosen = probed(examples, parameters)
+    chosen = telling_examples(examples, parameters)
     task.collate(chosen)  # says which of them do not go together
     trial = Trial(task, plan, chosen, objective, autocast)
     # One at a time first: what is wrong with one example is said of that one.

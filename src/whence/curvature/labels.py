@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from whence.capture import Head, Objective, frozen, probed
+from whence.capture import Head, Objective, frozen, telling_examples
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.settings import LabelChoice
@@ -145,7 +145,7 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
     Raises:
         BadInput: If they differ, since the curvature would be that of another loss.
     """
-    chosen = probed(examples, sum(parameter.numel() for parameter in task.model.parameters()))
+    chosen = telling_examples(examples, sum(parameter.numel() for parameter in task.model.parameters()))
     with frozen(task.model), torch.no_grad():
         batch = task.collate(chosen)
         losses_B, told_B = task.loss(task.model, batch), task.outputs(task.model, batch).losses(len(chosen))

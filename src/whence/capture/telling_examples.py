@@ -13,7 +13,7 @@ import torch
 
 from whence.data import Example
 
-__all__ = ["companions", "probed"]
+__all__ = ["companions", "telling_examples"]
 
 _MOST, _FEWEST = 6, 4
 # Examples of one batch whose values are looked at.
@@ -26,7 +26,7 @@ _CANDIDATES, _NUMBERS = 2048, 4096
 Trait = float | str
 
 
-def probed(examples: Sequence[Example], parameters: int) -> list[Example]:
+def telling_examples(examples: Sequence[Example], parameters: int) -> list[Example]:
     """Up to six examples of different lengths, labels and contents, two of one label among them.
 
     Args:
