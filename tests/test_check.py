@@ -7,7 +7,7 @@ from torch import nn
 
 import whence
 from whence.capture import check_task, plan_units
-from whence.capture.probed import companions, probed
+from whence.capture.telling_examples import companions, telling_examples
 from whence.data import Example
 from whence.errors import BadInput, NonFinite, Unsupported
 
@@ -237,24 +237,24 @@ def test_the_chosen_examples_differ_and_two_are_alike():
     lengths[11], lengths[30] = 2, 9
     labels = [np.int64(number == 22) for number in range(40)]
     masks = [np.arange(4) <= number % 3 for number in range(40)]
-    chosen = probed(examples(lengths, target=labels, mask=masks), 100)
+    chosen = telling_examples(examples(lengths, target=labels, mask=masks), 100)
     assert len(chosen) == 5 and ids(chosen)[0] == "11" and ids(chosen)[-1] == "30" and "22" in ids(chosen)
     assert len({int(example.fields["mask"].sum()) for example in chosen}) > 1
     # Of as many labels as examples but for two, those two.
     labels = [np.int64(100 if number in (13, 27) else number) for number in range(40)]
-    assert {"13", "27"} <= set(ids(probed(examples([1] * 40, target=labels), 100)))
-    assert ids(probed(examples([3]), 100)) == ["0"] and ids(probed(examples([3, 3]), 100)) == ["0", "1"]
-    assert len(probed(examples([1] * 9), 100)) == 4
+    assert {"13", "27"} <= set(ids(telling_examples(examples([1] * 40, target=labels), 100)))
+    assert ids(telling_examples(examples([3]), 100)) == ["0"] and ids(telling_examples(examples([3, 3]), 100)) == ["0", "1"]
+    assert len(telling_examples(examples([1] * 9), 100)) == 4
     mixed = examples([1] * 4, kind=["a", 1, None, [2, 3]])
-    assert len(probed(mixed, 100)) == 4
+    assert len(telling_examples(mixed, 100)) == 4
 
 
 def test_large_models_are_checked_on_short_examples():
     data = examples([*range(1000, 2000, 10), 40, 50])
-    assert ids(probed(data, 10**9)) == ["100", "101"] and companions(data, probed(data, 10**9), 10**9) == []
-    assert ids(probed(data, 10))[-1] == "99"
+    assert ids(telling_examples(data, 10**9)) == ["100", "101"] and companions(data, telling_examples(data, 10**9), 10**9) == []
+    assert ids(telling_examples(data, 10))[-1] == "99"
     data = examples(range(10, 1000, 10), part=[np.int64(number % 7) for number in range(99)])
-    few = probed(data, 10**7)
+    few = telling_examples(data, 10**7)
     assert sum(example.length for example in few) <= 2000 and len(few) > 2 and few[-1].length == 500
     crowd = companions(data, few, 10**6)
     assert len(crowd) + len(few) > 6 and not {example.id for example in crowd} & set(ids(few))
@@ -274,7 +274,7 @@ def test_data_on_a_disk_is_looked_at_in_a_few_places():
 
     data = Counted(examples([1] * 5000, target=[np.int64(number >= 2500) for number in range(5000)]))
     spooled = type("Spooled", (), {"__len__": lambda self: len(data), "__getitem__": lambda self, place: data[place]})()
-    chosen = probed(spooled, 100)
+    chosen = telling_examples(spooled, 100)
     assert Counted.reads < 20 and {int(example.fields["target"]) for example in chosen} == {0, 1}
 
 
