@@ -13,7 +13,6 @@ from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.recorded import Trust, task_of_store
 from whence.commands.shared import Json, Placed, check_table_folder, workers_of
 from whence.commands.work_options import Damped, DampingOptions, Scanned, ScanOptions, Work, WorkOptions
-from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.settings import Placement, Runtime, Unroll
 
@@ -49,6 +48,7 @@ def score(
         placement: How a model is loaded that is larger than a device.
     """
     from whence.data import digest_of
+    from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.load.placement import connected_for
@@ -130,6 +130,7 @@ def attribute(
         BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own;
             or if sources are asked for of a method that has none, or a mode without them.
     """
+    from whence.distributed import Ranks
     from whence.evaluate import save_table
     from whence.load import load_records, load_task
     from whence.pipeline import attribute as score_all

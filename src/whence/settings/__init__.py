@@ -26,6 +26,7 @@ from whence.settings.exact import (
     final_settings,
     fit_of,
     settings_record,
+    takes_option,
 )
 from whence.settings.runtime import Runtime, only_runtime, split_runtime
 from whence.settings.stored import Rerank, stored_options
@@ -66,4 +67,5 @@ __all__ = [
     "settings_record",
     "split_runtime",
     "stored_options",
+    "takes_option",
 ]

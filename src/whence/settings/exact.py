@@ -54,6 +54,7 @@ __all__ = [
     "final_settings",
     "fit_of",
     "settings_record",
+    "takes_option",
 ]
 
 Normalize = Literal["cosine", "relatif", "theta-relatif"]
@@ -403,6 +404,12 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
             do="pass method='ekfac', or attribute with it",
         )
     return exact_settings(method, options)
+
+
+def takes_option(method: str | ExactSettings, name: str) -> bool:
+    """Whether a method has a setting of that name, flat as in `exact_settings`."""
+    exact_method_named(method if isinstance(method, str) else method.name)
+    return name in _flat_names(_KINDS[method] if isinstance(method, str) else type(method))
 
 
 def factors_folder(settings: ExactSettings) -> Path | None:

@@ -1,13 +1,21 @@
 """How a job runs: memory, batches, progress, processes. The numbers do not depend on it, but for rounding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from whence.distributed import Ranks
 from whence.errors import BadInput
 
+if TYPE_CHECKING:
+    from whence.distributed import Ranks
+
 __all__ = ["Runtime", "only_runtime", "split_runtime"]
+
+
+def _one_process() -> "Ranks":
+    from whence.distributed import Ranks  # torch comes with it, which the command line's help does not wait for
+
+    return Ranks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,7 @@ class Runtime:
     batch_positions: int | None = None
     memory_gib: float | None = None
     quiet: bool = False
-    ranks: Ranks = Ranks()
+    ranks: "Ranks" = field(default_factory=_one_process)
     workers: Any = None
 
     def __post_init__(self):
@@ -65,7 +73,7 @@ def split_runtime(runtime: Runtime, options: Mapping[str, Any]) -> tuple[Runtime
     Raises:
         BadInput: If both say something.
     """
-    names = {field.name for field in fields(Runtime)}
+    names = {one.name for one in fields(Runtime)}
     own = {name: value for name, value in options.items() if name in names and value is not None}
     rest = {name: value for name, value in options.items() if name not in names and value is not None}
     if own and runtime != Runtime():
@@ -89,6 +97,6 @@ def only_runtime(runtime: Runtime, options: Mapping[str, Any]) -> Runtime:
     """
     runtime, rest = split_runtime(runtime, options)
     if rest:
-        known = ", ".join(field.name for field in fields(Runtime))
+        known = ", ".join(one.name for one in fields(Runtime))
         raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it")
     return runtime

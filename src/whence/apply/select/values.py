@@ -9,6 +9,7 @@ from whence.errors import BadInput, UnknownOption
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores, random_scores
+from whence.settings import takes_option
 from whence.tasks import AbstractTask
 
 __all__ = ["value_table"]
@@ -60,7 +61,7 @@ def value_table(
     if task is None:
         raise BadInput(found=f"by={by!r} without a task", needed="the model", do="pass the task")
     train = train if isinstance(train, Dataset) else task.prepare(train)
-    drawn = {"seed": seed} if seed else {}
+    drawn = {"seed": seed} if isinstance(method, str) and takes_option(method, "seed") else {}
     if by == "influence":
         assert validation is not None
         return attribute(task, train, validation, method=method, quiet=quiet, **drawn, **options)
