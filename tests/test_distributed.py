@@ -459,10 +459,10 @@ def test_torchrun_and_the_command_line(processes, tmp_path):
     assert main(["build", *options, "-o", str(tmp_path / "alone")]) == 0
     assert bytes_of(store) == bytes_of(tmp_path / "alone")
 
-    asked = ["query", str(store), "--file", f"{job}:queries", "--json"]
+    asked = ["query", str(store), "--file", f"{job}:queries", "--trust", "--json"]
     first, second = together(processes, _command, tmp_path, asked)
     assert second == "" and json.loads(first) == json.loads(_command(Ranks(), tmp_path, asked))
-    scored = ["score", str(store), f"{job}:queries", "-o", str(tmp_path / "table")]
+    scored = ["score", str(store), f"{job}:queries", "--trust", "-o", str(tmp_path / "table")]
     first, second = together(processes, _command, tmp_path, scored)
     assert second == "" and json.loads(first)["train"] == 18
     fit = ["curvature", f"{job}:task", f"{job}:data", "-o", str(tmp_path / "factors")]
