@@ -153,7 +153,7 @@ def test_token_scores_add_up(tmp_path, name):
 
     task, dataset = zoo.make(name, count=8)
     store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)
-    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), None, None, None, True)
+    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:2]), quiet=True)
     for place in (1, 0):  # one query after the other: what is kept of the last one is not used for the next
         for row, example in enumerate(dataset.examples):

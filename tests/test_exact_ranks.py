@@ -230,7 +230,7 @@ def _in_parts(ranks, folder, kill=False):
     """Rows of a table one at a time, kept in the folder; the second rank may be killed when it comes to the second."""
     import whence.pipeline.exact.prepare  # the functions of the same names hide their modules
 
-    exact, prepare = (sys.modules[f"whence.pipeline.{name}"] for name in ("exact", "prepare"))
+    exact, prepare = (sys.modules[f"whence.pipeline.exact.{name}"] for name in ("scorer", "prepare"))
     measure, in_chunks, made = prepare.measure, exact.in_chunks, []
 
     def tight(*arguments, **options):

@@ -161,7 +161,7 @@ def test_token_scores_add_up(tmp_path, name):
 
     task, dataset = zoo.make(name, count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3)
-    asked = Asked.prepare(store, task, Dataset(dataset.examples[:1]), 0.1, None, None, True)
+    asked = Asked.prepare(store, task, Dataset(dataset.examples[:1]), whence.Damping(relative=0.1), True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
     for row, example in enumerate(dataset.examples):
         parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.ready])

@@ -24,6 +24,8 @@ __all__ = ["check_task"]
 
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
 _HALF_TOLERANCE = 0.1
+# What rounding makes of a gradient that is zero, in units of the last bit of the largest.
+_ROUNDINGS = 30
 
 
 def check_task(
@@ -82,7 +84,9 @@ def _wrong(found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> 
     """Which units of which examples differ by more than rounding, shape (units, B)."""
     # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
     scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
-    return (found - expected).abs() > tolerance * scale.clamp_min(1e-12 + 1e-6 * norms.amax().item())
+    # A gradient that is zero but for rounding has the noise of the largest one.
+    least = _ROUNDINGS * torch.finfo(torch.float32).eps / tolerance if tolerance >= _TOLERANCE[torch.float32] else 1e-6
+    return (found - expected).abs() > tolerance * scale.clamp_min(1e-12 + least * norms.amax().item())
 
 
 def _widened(trial: Trial, tolerance: float) -> float:

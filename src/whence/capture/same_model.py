@@ -238,7 +238,7 @@ def _run(
             right_BTK = pair.inputs.times(_vectors(unit.inputs).to(task.device)).double()
             found_UK[place_of[index]] += (left_BTK * right_BTK).sum((0, 1)).cpu()
 
-    values = capture(task, plan, batch, consume, num_examples=1, objective=objective, autocast=autocast)
+    values = capture(task, plan, batch, consume, num_examples=1, alone=lambda _: batch, objective=objective, autocast=autocast)
     return float(values.sum()), found_UK
 
 

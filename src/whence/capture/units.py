@@ -12,6 +12,7 @@ from torch.jit import ScriptModule
 
 from whence.capture.rules import Rule, rule_for
 from whence.errors import Unsupported
+from whence.internals import BATCH_NORMS
 from whence.records import Unit
 from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, refuse_wrapped, settle
 from whence.tasks import AbstractTask
@@ -208,7 +209,7 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
         Unsupported: If there is one, whoever else would make the gradients of its scales.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.running_mean is None or module.running_var is None):
+        if isinstance(module, BATCH_NORMS) and (module.running_mean is None or module.running_var is None):
             raise Unsupported(
                 found=f"the batch norm {name!r} without running statistics, which mixes the examples of a batch",
                 needed="statistics of its own (track_running_stats=True), or a norm over each example (LayerNorm, GroupNorm)",

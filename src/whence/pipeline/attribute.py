@@ -8,6 +8,7 @@ from typing import Any
 from whence.capture import check_task
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput
+from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
 from whence.pipeline.exact.scorer import Wanted, as_table, fit_scorer
@@ -67,6 +68,12 @@ def attribute(
     started = time.monotonic()
     runtime, rest = split_runtime(runtime, options)
     settings = exact_settings(method, rest)
+    if runtime.ranks.count > 1 and exact_method_named(settings.name).needs_run:
+        raise BadInput(
+            found=f"method={settings.name!r} for {runtime.ranks.count} processes",
+            needed="one process, since a recorded run is walked by its steps",
+            do="start it without torchrun, or pass method='ekfac'",
+        )
     refuse_sharded(task.model, "whole gradients")
     asked, dataset = as_dataset(task, queries), as_dataset(task, train)
     wanted = Wanted.of(asked, dataset, groups=groups, per_unit=per_unit, tokens_of=tokens_of)
@@ -111,15 +118,9 @@ def _through(task: AbstractTask, train: Dataset, wanted: Wanted, cut: CutRun, ru
     """The table of a method that goes back through a recorded run.
 
     Raises:
-        BadInput: If there are several processes, or parts are asked for that the method does not have.
+        BadInput: If parts are asked for that the method does not have.
     """
     started, settings = time.monotonic(), cut.settings
-    if runtime.ranks.count > 1:
-        raise BadInput(
-            found=f"method={settings.name!r} for {runtime.ranks.count} processes",
-            needed="one process, since a recorded run is walked by its steps",
-            do="start it without torchrun, or pass method='ekfac'",
-        )
     if isinstance(settings, Unroll):
         if wanted.per_unit or wanted.tokens:
             raise BadInput(

@@ -23,6 +23,7 @@ _IDLE = (nn.Identity, *DROPOUTS, nn.ModuleList, nn.ModuleDict, nn.ParameterList,
 _IDLE_SETTINGS = {
     "training", "inplace", "sparse", "enable_nested_tensor", "use_nested_tensor", "mask_check", "gradient_checkpointing",
     "name_or_path", "kernel_config", "loss_type", "layer_idx", "forward",
+    "to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa",  # refused by accelerate on a model that is laid out over devices
 }  # fmt: skip
 _IDLE_CONFIG = {
     "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states",
