@@ -94,7 +94,7 @@ def test_a_table_is_not_written_over_by_another(run, tmp_path, model_folder, oth
     save_table(load_table(tmp_path / "t"), plain)
     for words, what in (
         ([*attribute[:-1], "kfac"], "t made with other settings (method)"),
-        ([*attribute, "--seed", 1], "t made with other settings (seed)"),
+        ([*attribute, "--query-rank", 2], "t made with other settings (query_rank)"),
         ([*attribute[:3], data_file, *attribute[4:]], "t made with other settings (queries)"),
         ([*attribute[:1], other_model_folder, *attribute[2:]], "t made with other settings (model)"),
         ([*attribute, "--ensemble", tmp_path / "e"], "t made with other settings (ensemble, model)"),

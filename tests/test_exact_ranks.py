@@ -98,7 +98,7 @@ def test_other_models_from_the_curvature_of_one_process(processes, tmp_path, nam
 
 def _few(ranks, place):
     task, train, queries = case("linear", count=5)
-    options = {"method": "pcg", "solving": SETTINGS["pcg"]["solving"], "quiet": True, "ranks": ranks}
+    options = {"method": "pcg", **SETTINGS["pcg"], "quiet": True, "ranks": ranks}
     return whence.attribute(task, train, queries, **options).scores.tolist()
 
 

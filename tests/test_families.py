@@ -94,11 +94,11 @@ def test_a_batch_norm_without_statistics_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).double()
     with pytest.raises(Unsupported, match="the batch norm '1' without running statistics"):
         plan_units(whence.Classification(model))
-    # One example alone is no batch for it at all, which PyTorch refuses; two positions are.
+    # Two positions are a batch, one example is none of its own.
     pooled = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4, track_running_stats=False), nn.Flatten(), nn.Linear(12, 3))
     task = whence.Classification(pooled.double(), functional=True)
     examples = task.prepare([(torch.randn(2, 3, dtype=torch.float64), number % 3) for number in range(4)]).examples
-    with pytest.raises(whence.WhenceError, match="depends on the other examples of its batch"):
+    with pytest.raises(whence.WhenceError, match="without running statistics"):
         check_task(task, plan_units(task), examples)
 
 

@@ -164,7 +164,9 @@ def test_what_has_no_use_is_refused(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=1, every=3)
     queries = queries_of(task, 2)
     for option in ({"segments": 2}, {"average_weights": True}, {"form": "diagonal"}):
-        with pytest.raises(BadInput, match=f"found {next(iter(option))} for tracin; needed what it takes: per_segment, run"):
+        with pytest.raises(
+            BadInput, match=f"found {next(iter(option))} for tracin; needed what it takes: any_loss, per_segment, run"
+        ):
             scored(task, tmp_path, train_set, queries, "tracin", **option)
     with pytest.raises(BadInput, match="found form='diagonal' for a run with SGD; needed an optimizer that multiplies"):
         source_table(task, tmp_path, train_set, queries, form="diagonal")

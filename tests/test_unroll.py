@@ -559,13 +559,13 @@ def test_the_command_line(tmp_path, model_folder, data_file, capsys):
     for words, text in (
         (
             [*attribute, "--by-source"],
-            "found --by-source for method unroll without --run; needed --method unroll --run FOLDER --by-source",
+            "found method='unroll' without a run; needed the folder of a recorded training run",
         ),
         ([*attribute[:-1], "source", "--run", "r", "--by-source"], "found --by-source for method source; needed"),
         ([*through, "--mode", "forward"], "found --mode forward without --by-source"),
-        ([*through, "--by-source", "--segments", "2"], "found --segments for method unroll; needed a run and nothing else"),
-        ([*through, "--by-source", "--fit-on", "3"], "found --fit-on for method unroll; needed a run and nothing else"),
-        ([*through, "--segments", "2"], "found unrolling for unroll; needed a run and nothing else"),
+        ([*through, "--by-source", "--segments", "2"], "found segments for unroll; needed what it takes: run"),
+        ([*through, "--by-source", "--fit-on", "3"], "found fit_on for unroll; needed what it takes: run"),
+        ([*through, "--segments", "2"], "found segments for unroll; needed what it takes: run"),
         (
             ["forecast", tmp_path / "trained", data_file, "--exact", "unroll", "--queries", data_file],
             "found a forecast of unroll",

@@ -67,7 +67,7 @@ def pool():
 
 
 def asked_of(store, queries=QUERIES):
-    return Asked.prepare(store, make_task(), queries, None, None, None, True)
+    return Asked.prepare(store, make_task(), queries, whence.Damping(), True)
 
 
 def alone(asked, k):

@@ -84,7 +84,7 @@ class Outputs:
 
 
 def output_of(given: Any, name: str = "logits") -> Tensor:
-    """The tensor in what a model gives: itself, an entry of a record or a mapping, or the only tensor in a tuple.
+    """The tensor in what a model gives: itself, an entry of a record or a mapping, or the only tensor in a tuple or mapping.
 
     Args:
         given: What the model gave.
@@ -95,7 +95,8 @@ def output_of(given: Any, name: str = "logits") -> Tensor:
     """
     found = given[name] if isinstance(given, Mapping) and name in given else getattr(given, name, given)
     if not isinstance(found, Tensor):
-        tensors = [part for part in found if isinstance(part, Tensor)] if isinstance(found, tuple | list) else []
+        parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple | list) else ()
+        tensors = [part for part in parts if isinstance(part, Tensor)]
         found = tensors[0] if len(tensors) == 1 else found
     if isinstance(found, Tensor) and not found.is_complex():
         return found
