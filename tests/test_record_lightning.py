@@ -254,6 +254,6 @@ def test_a_run_is_attributed_from_the_command_line(tmp_path, train, capsys):
     assert sorted(run.ids) == sorted(f"t{number}" for number in range(12)) and run.steps == 9
     task, _ = load_task(str(folder))
     train_set, queries = (task.prepare(load_records(str(path))) for path in (data, asked))
-    table = whence.attribute(task, train_set, queries, method="source", run=tmp_path / "run", quiet=True)
+    table = whence.attribute(task, train_set, queries, method="source", any_loss=True, run=tmp_path / "run", quiet=True)
     torch.testing.assert_close(scores, table.scores.to(scores), rtol=1e-4, atol=1e-4)
     assert scores[0, 5] > scores.median()
