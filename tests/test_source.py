@@ -243,7 +243,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     run.log.rates[:] = [[1e12]] * run.steps
     ready = {"segments": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whence.pipeline.through.through_run.open_run", lambda folder: run)
+        patch.setattr("whence.pipeline.through.cut.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
     wanted = whence.attribute(task, train_set, queries, absolute_damping=1e-12, quiet=True)
     # Shifting all logits alike changes nothing: there the curvature is zero, and gradients vanish but for rounding.
@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     queries = queries_of(task, 2)
     with pytest.raises(BadInput, match="found method='source' without a run; needed the folder of a recorded training run"):
         whence.attribute(task, train_set, queries, method="source", quiet=True)
-    with pytest.raises(BadInput, match="found a recorded run, or how to cut it, for ekfac; needed a method that goes back"):
+    with pytest.raises(BadInput, match="found run for ekfac; needed what it takes"):
         whence.attribute(task, train_set, queries, run=folder, quiet=True)
     for option in (
         {"relative_damping": 0.1},
