@@ -241,7 +241,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=2, every=12)
     queries, run = queries_of(task, 3), whence.open_run(tmp_path)
     run.log.rates[:] = [[1e12]] * run.steps
-    ready = {"segments": 1}
+    ready = {"segments": 1, "any_loss": True}  # no run could have had such rates
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("whence.pipeline.through.cut.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
@@ -343,7 +343,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         StoreMismatch, match="found a model whose '0.weight' is not what the run in .* ended with; needed the model"
     ):
         source_table(other, folder, train_set, queries)
-    with pytest.raises(BadInput, match="found self-influence with method='source'; needed a method with one inverse"):
+    with pytest.raises(
+        BadInput, match="found method='source', which goes back through a recorded run; needed a method of the final weights"
+    ):
         whence.self_influence(task, train_set, method="source", quiet=True)
     with pytest.raises(BadInput, match=r"found relative_dampings=\[0.1\] for source; needed"):
         whence.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
