@@ -347,7 +347,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         BadInput, match="found method='source', which goes back through a recorded run; needed a method of the final weights"
     ):
         whence.self_influence(task, train_set, method="source", quiet=True)
-    with pytest.raises(BadInput, match=r"found relative_dampings=\[0.1\] for source; needed"):
+    with pytest.raises(BadInput, match="found method='source', which goes back through a recorded run; needed"):
         whence.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
 
 
