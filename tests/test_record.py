@@ -317,7 +317,7 @@ def test_files_are_plain_safetensors(tmp_path):
     assert json.loads((tmp_path / "ids.json").read_text())[:6] == [str(one) for one in batch_of(0).tolist()]
 
 
-def hf_trainer(tmp_path, *, data=None, **options):
+def hf_trainer(tmp_path, *, data=None, model=None, collator=None, compute_loss_func=None, **options):
     pytest.importorskip("accelerate")
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
@@ -326,14 +326,20 @@ def hf_trainer(tmp_path, *, data=None, **options):
         n_layer=1, n_embd=8, n_head=2, vocab_size=30, n_positions=16, bos_token_id=None, eos_token_id=None,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
     )  # fmt: skip
-    model = GPT2LMHeadModel(config)
+    model = model or GPT2LMHeadModel(config)
     settings = {
         "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "num_train_epochs": 3, "max_grad_norm": 0.5,
         "learning_rate": 1e-2, "weight_decay": 0.1, "report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
         "logging_strategy": "no", "seed": 3,
     }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), **{**settings, **options})
-    return Trainer(model, arguments, train_dataset=data or documents(), data_collator=collate)
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=data or documents(),
+        data_collator=collator or collate,
+        compute_loss_func=compute_loss_func,
+    )
 
 
 def documents():
@@ -406,6 +412,64 @@ def test_every_step_of_the_trainer_is_the_one_that_is_written(tmp_path):
                 value -= rates[0] * factor * value.grad
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, end[name], rtol=1e-4, atol=1e-5)
+
+
+class Bare(nn.Module):
+    """A language model of one's own: it takes no number of items, and means over the tokens that it predicts."""
+
+    def __init__(self, shifts=True):
+        super().__init__()
+        self.embed, self.head, self.shifts = nn.Embedding(30, 8), nn.Linear(8, 30), shifts
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        logits = self.head(self.embed(input_ids))
+        lag = int(self.shifts)
+        predicted = logits[:, : logits.shape[1] - lag].flatten(0, 1)
+        return {"loss": nn.functional.cross_entropy(predicted, labels[:, lag:].flatten()), "logits": logits}
+
+
+def half_labelled(examples):
+    """A collator whose second row has no label on its first token, and whose others have."""
+    batch = collate(examples)
+    batch["labels"][1:2, 0] = -100
+    return batch
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    losses = nn.functional.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return losses / num_items_in_batch
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("labelled", [collate, half_labelled])
+@pytest.mark.parametrize("kind", ["gpt2", "smoothed", "bare", "bare, not shifted", "own loss"])
+def test_a_divisor_is_what_the_trainers_losses_are_means_over(tmp_path, kind, labelled, accumulated):
+    """Of every step the weighted sum of its examples' losses is the loss that the Trainer logs."""
+    smoothing = 0.2 if kind == "smoothed" else 0.0
+    trainer = hf_trainer(
+        tmp_path, logging_strategy="steps", logging_steps=1, learning_rate=0.0, num_train_epochs=1, label_smoothing_factor=smoothing,
+        model=Bare(shifts=kind == "bare") if "bare" in kind else None, compute_loss_func=own_loss if kind == "own loss" else None,
+        gradient_accumulation_steps=accumulated, collator=labelled,
+    )  # fmt: skip
+    whence.record_trainer(trainer, tmp_path / "run", every=1)
+    trainer.train()
+    run, model = whence.open_run(tmp_path / "run"), trainer.model.eval().requires_grad_(False)
+    by_id = {example["id"]: example for example in documents()}
+    logged = {entry["step"] - 1: float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry}
+    assert len(logged) == run.steps and set(run.losses) == set(logged)
+    for step, loss in logged.items():
+        total = 0.0
+        for place, (member, weight) in enumerate(zip(run.log.members[step], run.log.weights[step], strict=True)):
+            batch = collate([{"input_ids": by_id[run.ids[member]]["input_ids"]}])
+            if labelled is half_labelled and place % 3 == 1:
+                batch["labels"][0, 0] = -100
+            logits, labels, lag = model(**batch)["logits"], batch["labels"], int(kind != "bare, not shifted")
+            predicted = logits[:, : logits.shape[1] - lag].flatten(0, 1)
+            total += weight * float(
+                nn.functional.cross_entropy(predicted, labels[:, lag:].flatten(), reduction="sum", label_smoothing=smoothing)
+            )
+        assert total == pytest.approx(loss, rel=2e-4), step
+        assert run.losses[step] == pytest.approx(loss, rel=2e-4), step
 
 
 # transformers does not read an optimizer's state with an older one.

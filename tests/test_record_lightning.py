@@ -200,8 +200,7 @@ def encoded(folder):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    end = tokenizer.eos_token_id
-    return [{"id": f"t{number}", "input_ids": tokenizer(text).input_ids + [end]} for number, text in enumerate(TEXTS)]
+    return [{"id": f"t{number}", "input_ids": tokenizer(text).input_ids} for number, text in enumerate(TEXTS)]
 
 
 def collate(examples):
@@ -246,14 +245,13 @@ def test_a_run_is_attributed_from_the_command_line(tmp_path, train, capsys):
     model = train(folder, tmp_path / "run")
     model.save_pretrained(folder)
     arguments = [str(folder), str(data), str(asked), "-o", str(tmp_path / "table")]
-    # The record of a mean over tokens counts the first one, which has no label: the losses are a tenth apart.
-    source = ["--method", "source", "--run", str(tmp_path / "run"), "--any-loss"]
+    source = ["--method", "source", "--run", str(tmp_path / "run")]
     assert main(["attribute", *arguments, *source]) == 0, capsys.readouterr().err
     scores = torch.from_numpy(np.load(tmp_path / "table" / "scores.npy"))
     run = whence.open_run(tmp_path / "run")
     assert sorted(run.ids) == sorted(f"t{number}" for number in range(12)) and run.steps == 9
     task, _ = load_task(str(folder))
     train_set, queries = (task.prepare(load_records(str(path))) for path in (data, asked))
-    table = whence.attribute(task, train_set, queries, method="source", any_loss=True, run=tmp_path / "run", quiet=True)
+    table = whence.attribute(task, train_set, queries, method="source", run=tmp_path / "run", quiet=True)
     torch.testing.assert_close(scores, table.scores.to(scores), rtol=1e-4, atol=1e-4)
     assert scores[0, 5] > scores.median()

@@ -15,6 +15,7 @@ from torch import Tensor
 from whence.errors import BadInput, Unsupported
 from whence.recording.ids import digest_of_ids, ids_of
 from whence.recording.recorder import Recorder
+from whence.tasks.token_loss import IGNORED
 
 __all__ = ["record_trainer"]
 
@@ -70,7 +71,7 @@ def record_trainer(
     trainer.data_collator = _Collator(trainer.data_collator, _kept_fields(trainer))
     arguments.remove_unused_columns = False  # the collator does it, after it has taken the numbers
     run: list[Recorder] = []
-    counted: list[bool] = []
+    mean = _Mean(trainer)
 
     class Record(TrainerCallback):
         """Opens the recorder when there is an optimizer and closes it at the end."""
@@ -102,9 +103,7 @@ def record_trainer(
 
     def stepped(model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         numbers = inputs.pop(_NUMBERS).tolist()
-        if not counted and num_items_in_batch is not None:
-            counted.append(_counts_items(trainer, model, inputs, num_items_in_batch))
-        divisor = _divisor(trainer, inputs.get("labels"), len(numbers), num_items_in_batch, not counted or counted[0])
+        divisor = mean.divisor(model, inputs, len(numbers), num_items_in_batch)
         run[0].batch([ids[number] for number in numbers], divided_by=divisor)
         loss = step(model, inputs, num_items_in_batch)
         run[0].loss(loss)
@@ -155,34 +154,66 @@ def _kept_fields(trainer: Any) -> set[str] | None:
     return {*inspect.signature(trainer.model.forward).parameters, "label", "label_ids", *trainer.label_names}
 
 
-def _counts_items(trainer: Any, model: Any, inputs: Mapping[str, Any], num_items: Any) -> bool:
-    """Whether the loss is divided by the number of items that the Trainer passes; some models take it and pay no heed to it.
+class _Mean:
+    """What a Trainer's losses are means over, as far as these themselves say it: each question is put once, and only where it matters."""
 
-    Looked at in evaluation mode, with the random numbers put back, so that the run goes on as it would have.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng():
-            losses = [trainer.compute_loss(model, dict(inputs), num_items_in_batch=times * num_items) for times in (1, 2)]
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    once, twice = (float(loss.detach()) for loss in losses)
-    return abs(once) <= 1e-12 or abs(twice / once - 0.5) < 0.25
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.counts_items: bool | None = None
+        self.shifts: bool | None = None
 
+    def divisor(self, model: Any, inputs: Mapping[str, Any], examples: int, num_items: Any) -> float:
+        """What the Trainer divides the sum of a micro-batch's losses by.
 
-def _divisor(trainer: Any, labels: Tensor | None, examples: int, num_items: Any, is_counted: bool) -> float:
-    """What the Trainer divides the sum of a micro-batch's losses by.
+        It passes the number of scored tokens of the whole step to models that take it; otherwise a model means over its own micro-batch, and
+        the Trainer over micro-batches, unless it was told, or thinks since it passed that number, that this is done already.
+        """
+        trainer = self.trainer
+        if num_items is not None:
+            if self.counts_items is None:
+                self.counts_items = self._asked_of_items(model, inputs, num_items)
+            if self.counts_items:
+                return float(num_items)
+        own = self._scored(model, inputs, examples, num_items)
+        is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        is_scaled = num_items is not None if is_scaled is None else is_scaled
+        return float(own if is_scaled else own * trainer.current_gradient_accumulation_steps)
 
-    It passes the number of scored tokens of the whole step to models that take it; otherwise a model means over its own micro-batch, and the
-    Trainer over micro-batches, unless it was told, or thinks since it passed that number, that this is done already.
-    """
-    if num_items is not None and is_counted:
-        return float(num_items)
-    is_per_token = labels is not None and labels.ndim > 1 and not labels.is_floating_point()
-    own = int(labels.ne(-100).sum()) if is_per_token and labels is not None else examples
-    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
-    is_scaled = num_items is not None if is_scaled is None else is_scaled
-    return float(own if is_scaled else own * trainer.current_gradient_accumulation_steps)
+    def _scored(self, model: Any, inputs: Mapping[str, Any], examples: int, num_items: Any) -> int:
+        """How many losses the mean of a micro-batch is over: its tokens with a label, of which a causal model does not predict the first."""
+        if isinstance(inputs.get("shift_labels"), Tensor):
+            return int(inputs["shift_labels"].ne(IGNORED).sum())
+        labels = inputs.get("labels")
+        if not isinstance(labels, Tensor) or labels.ndim < 2 or labels.is_floating_point():
+            return examples
+        first = labels[:, 0].ne(IGNORED).sum()
+        if not first:  # alike either way
+            return int(labels.ne(IGNORED).sum())
+        if self.shifts is None:
+            self.shifts = self._asked_of_first(model, inputs, num_items)
+        return int(labels.ne(IGNORED).sum() - (first if self.shifts else 0))
+
+    def _asked_of_items(self, model: Any, inputs: Mapping[str, Any], num_items: Any) -> bool:
+        """Whether the loss is divided by the number that the Trainer passes; some models take it and pay no heed to it."""
+        once, twice = self._losses(model, [(inputs, num_items), (inputs, 2 * num_items)])
+        return abs(once) <= 1e-12 or abs(twice / once - 0.5) < 0.25
+
+    def _asked_of_first(self, model: Any, inputs: Mapping[str, Any], num_items: Any) -> bool:
+        """Whether the first label of each row is nothing to the loss, since labels are shifted against predictions."""
+        others = inputs["labels"].clone()
+        others[:, 0] = IGNORED
+        kept, left = self._losses(model, [(inputs, num_items), ({**inputs, "labels": others}, num_items)])
+        return abs(kept - left) <= 1e-6 * abs(kept)
+
+    def _losses(self, model: Any, asked: Sequence[tuple[Mapping[str, Any], Any]]) -> list[float]:
+        """Looked at in evaluation mode, with the random numbers put back, so that the run goes on as it would have."""
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = False
+            with torch.no_grad(), torch.random.fork_rng():
+                losses = [self.trainer.compute_loss(model, dict(inputs), num_items_in_batch=items) for inputs, items in asked]
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return [float(loss.detach()) for loss in losses]
