@@ -164,7 +164,7 @@ def test_nothing_in_a_store_steers_the_terminal(built, capsys):
 def test_json_keeps_its_meaning_without_steering():
     import json
 
-    from whence.commands.shared import json_text
+    from whence.terminal import json_text
 
     content = {"text": "a\x1b[2J\x9b\x7f\u202e\u2028 \u00e9 \u4e2d"}
     text = json_text(content)

@@ -9,6 +9,7 @@ from whence._version import __version__
 from whence.commands.shared import TYPED
 from whence.digests import digested_once
 from whence.errors import WhenceError
+from whence.terminal import say, tell_all_through_here
 
 __all__ = ["app", "main"]
 
@@ -69,14 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
             status = app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # here, where a closed pipe is an exception, and not when Python exits
     except WhenceError as error:
-        print(f"whence: {error}", file=sys.stderr)
+        say(f"whence: {error}")
         return 2
     except CycloptsError as error:
         text = " ".join(str(error).split()).rstrip(".")
-        print(f"whence: found a command that cannot be read ({text}); do this: see `whence --help`", file=sys.stderr)
+        say(f"whence: found a command that cannot be read ({text}); do this: see `whence --help`")
         return 2
     except KeyboardInterrupt:
-        print("whence: stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        say("whence: stopped; what was finished is kept: run the same command again to go on")
         return 130
     except BrokenPipeError:  # `whence query ... | head`
         # What is still in the buffer would raise again when Python exits.
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Run the command of this process, and end it with that command's status."""
+    tell_all_through_here()
     sys.exit(main())
 
 

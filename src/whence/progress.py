@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from whence.errors import printable
+from whence.terminal import say
 
 __all__ = ["Meter", "meter", "say"]
 
@@ -61,7 +62,7 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
         yield Meter(title=title, total=total, bar=None, done=done, first=done, started=now, spoken=spoken)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -69,10 +70,5 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, completed=done)
+        task = bar.add_task(printable(title), total=total, completed=done)
         yield Meter(title=title, total=total, bar=bar, task_id=task, done=done, first=done, started=now)
-
-
-def say(text: str) -> None:
-    """One line for the person who waits, on stderr; stdout is data."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Json
 from whence.commands.truth import show_evaluation
+from whence.terminal import tell_json
 
 __all__ = ["bench", "demo"]
 
@@ -52,7 +53,7 @@ def bench(
         if not as_json:
             _show_bench(name, found)
     if as_json:
-        print(json.dumps(results))
+        tell_json(results)
 
 
 def demo(

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from whence.commands.recorded import Trust, task_of_store
 from whence.commands.shared import TYPED, Json
 from whence.errors import BadInput
+from whence.terminal import tell, tell_json
 
 __all__ = ["shares"]
 
@@ -119,7 +120,7 @@ def shares(
         validated=validated, command=TYPED.get(), signed_off_by=signed_off_by,
     )  # fmt: skip
     if as_json:
-        print(json.dumps({"report": str(output), "seal": seal, **content_of(found)}))
+        tell_json({"report": str(output), "seal": seal, **content_of(found)})
     else:
         _show(found, output, seal)
 
@@ -137,7 +138,7 @@ def _show(found: Any, output: Path, seal: str) -> None:
             row += [found.payout.text(getattr(line.settled, name)) for name in ("amount", "paid", "held")]
     more = f", the first {_ROWS} of {len(sources):,} sources" if len(sources) > _ROWS else ""
     print_table(header, cells, title=f"Shares in {len(found.query_ids):,} queries{more}")
-    print(f"report: {output / 'report.html'}\nseal, to be kept elsewhere: {seal}")
+    tell(f"report: {output / 'report.html'}", f"seal, to be kept elsewhere: {seal}")
 
 
 def _held(folder: Path, payout: str | None) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Verbs about the training data itself: what to keep of it, and what is in it."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from whence.commands.recorded import Trust, task_of_store
 from whence.commands.select_inputs import amount_of, check_options, dataset_of, for_data, groups_of
 from whence.commands.shared import Json
 from whence.errors import BadInput
+from whence.terminal import tell, tell_json
 
 __all__ = ["clusters", "select"]
 
@@ -120,12 +120,12 @@ def select(
         proof = _prove(found, rivals, prove, command, output, range(seed, seed + (seeds or 5)), workers or 1)
         content["proof"] = proof.to_dict()
     if as_json:
-        print(json.dumps(content))
+        tell_json(content)
         return
     groups = content.pop("groups", {})
     for name, value in content.items():
         if name != "proof":
-            print(f"{name.replace('_', ' '):>23}  {_shown(value)}")
+            tell(f"{name.replace('_', ' '):>23}  {_shown(value)}")
     if groups:
         print_table(("group", "examples", "kept"), [(name, one["examples"], one["kept"]) for name, one in groups.items()])
     if proof is not None:
@@ -188,7 +188,7 @@ def clusters(
     if html is not None:
         write_clusters(html, found)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        tell_json(found.to_dict())
     else:
         show_clusters(found)
 

@@ -1,6 +1,5 @@
 """The verb that fits curvature ahead of its use."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from cyclopts import Parameter
 from whence.commands.shared import Placed
 from whence.commands.task_options import Reading, TaskOptions
 from whence.settings import Placement
+from whence.terminal import tell_json
 
 __all__ = ["curvature"]
 
@@ -57,4 +57,4 @@ def curvature(
             fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
         )  # fmt: skip
     if ranks.rank == 0:
-        print(json.dumps({"factors": str(output), "units": len(found.blocks), "fitted": found.note}))
+        tell_json({"factors": str(output), "units": len(found.blocks), "fitted": found.note})

@@ -1,6 +1,5 @@
 """The verb that finds the tokens behind an unwanted behaviour."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +8,7 @@ from cyclopts import Parameter
 from whence.commands.shared import Json
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
+from whence.terminal import tell, tell_json
 
 __all__ = ["guide"]
 
@@ -85,9 +85,11 @@ def guide(
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:
         about = {name: marks.about[name] for name in ("examples", "scored_tokens", "marked_tokens", "threshold", "method")}
-        print(json.dumps(files | about | {"marked_examples": len(marks.examples)}))
+        tell_json(files | about | {"marked_examples": len(marks.examples)})
         return
-    print(
+    tell(
         f"{len(marks):,} of {marks.about['scored_tokens']:,} tokens marked, in {len(marks.examples):,} of "
-        f"{marks.about['examples']:,} examples\nmask file: {files['marks']}\nreport:    {files['report']}"
+        f"{marks.about['examples']:,} examples",
+        f"mask file: {files['marks']}",
+        f"report:    {files['report']}",
     )

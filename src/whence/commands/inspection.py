@@ -1,6 +1,5 @@
 """Verbs that look: at a store, at what a run would take, at the methods there are."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,9 +7,10 @@ from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
-from whence.errors import BadInput, printable
+from whence.errors import BadInput
 from whence.methods import EXACT_METHODS, METHODS
 from whence.settings import BuildConfig
+from whence.terminal import tell, tell_json
 
 __all__ = ["forecast", "inspect", "methods", "verify"]
 
@@ -48,12 +48,12 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
         raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
     faults = verify_store(opened)
     if as_json:
-        print(json.dumps({"rows": len(opened), "shards": len(opened.seals), "faults": faults}))
+        tell_json({"rows": len(opened), "shards": len(opened.seals), "faults": faults})
         return 1 if faults else 0
     for fault in faults:
-        print(printable(fault))
+        tell(fault)
     if not faults:
-        print(f"{folder}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
+        tell(f"{folder}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
     return 1 if faults else 0
 
 
@@ -76,7 +76,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
-        print(json.dumps(content))
+        tell_json(content)
         return
     for name in (
         "rows",
@@ -90,12 +90,12 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "seed",
         "recipe",
     ):
-        print(printable(f"{name:>16}  {content[name]}"))
-    print(printable(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})"))
-    print(printable(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}"))
+        tell(f"{name:>16}  {content[name]}")
+    tell(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
+    tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
     for why in content["needs_trust"]:
-        print(printable(f"{'with --trust':>16}  {why}"))
-    print(printable(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ..."))
+        tell(f"{'with --trust':>16}  {why}")
+    tell(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")
 
 
 def forecast(
@@ -215,7 +215,7 @@ def forecast(
             loaded, records, len(asked), method=exact, query_rank=query_rank, factors=factors,
             largest_side=largest_side, memory_gib=memory_gib, run=run, segments=segments,
         )  # fmt: skip
-    print(json.dumps(found.to_dict()) if as_json else found)
+    tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
 
 
 def _at_scale(shape, sizes, cluster, track, ignore, config: BuildConfig, as_json: bool) -> None:
@@ -226,7 +226,7 @@ def _at_scale(shape, sizes, cluster, track, ignore, config: BuildConfig, as_json
         tokens_per_example=512 if sizes["tokens_per_example"] is None else sizes["tokens_per_example"],
         queries=1 if sizes["num_queries"] is None else sizes["num_queries"], track=track, ignore=ignore,
     )  # fmt: skip
-    print(json.dumps(found.to_dict()) if as_json else found)
+    tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
 
 
 def methods(*, as_json: Json = False) -> None:
@@ -238,7 +238,7 @@ def methods(*, as_json: Json = False) -> None:
     from whence.report import print_methods
 
     if as_json:
-        print(json.dumps([asdict(method) for method in (*METHODS.values(), *EXACT_METHODS.values())]))
+        tell_json([asdict(method) for method in (*METHODS.values(), *EXACT_METHODS.values())])
     else:
         print_methods(METHODS.values(), EXACT_METHODS.values())
 
@@ -248,14 +248,14 @@ def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
 
     found = verify_shares(folder, seal=seal)
     if as_json:
-        print(json.dumps(asdict(found)))
+        tell_json(asdict(found))
         return 1 if found.faults else 0
     for fault in found.faults:
-        print(printable(fault))
+        tell(fault)
     for note in found.notes:
-        print(printable(f"note: {note}"))
+        tell(f"note: {note}")
     if not found.faults:
-        print(
+        tell(
             f"{folder}: {found.sources:,} sources, {found.queries:,} queries; all files as recorded, all figures computed again"
         )
     return 1 if found.faults else 0

@@ -1,6 +1,5 @@
 """The verb about models that cannot be asked themselves."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from whence._version import __version__
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
+from whence.terminal import tell, tell_json
 
 __all__ = ["proxy"]
 
@@ -141,17 +141,17 @@ def proxy(
         found = proxy_agreement(loaded, aim, records, asked, num_train=probe_train, num_queries=probe, k=k, **options)
         content["agreement"] = found.to_dict()
     if as_json:
-        print(json.dumps(content))
+        tell_json(content)
         return
-    print(f"{table.method}: {content['queries']:,} queries, {content['train']:,} training examples in {output}")
-    print(table.notes[0])
+    tell(f"{table.method}: {content['queries']:,} queries, {content['train']:,} training examples in {output}")
+    tell(table.notes[0])
     if distil:
-        print(f"distance from the target per position, by epoch: {', '.join(f'{loss:.3g}' for loss in content['distil'])} nats")
+        tell(f"distance from the target per position, by epoch: {', '.join(f'{loss:.3g}' for loss in content['distil'])} nats")
     if probe:
-        print(
+        tell(
             f"agreement with the target on {len(found.query_ids)} queries and {found.num_examples} examples, 95 % interval over queries:"
         )
-        print(
+        tell(
             f"  rank correlation {found.spearman}; shared top {found.k} {found.top}, bottom {found.bottom}, by chance {found.chance:.2g}"
         )
 

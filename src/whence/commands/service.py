@@ -11,6 +11,7 @@ from whence.commands.recorded import Trust, task_of_store, train_records
 from whence.commands.shared import Json, read_token, workers_of
 from whence.errors import BadInput
 from whence.serve import ServeConfig
+from whence.terminal import tell, tell_json
 
 __all__ = ["serve"]
 
@@ -73,7 +74,7 @@ def serve(
     prompts, known = _prompts(questions), _records(metadata)
 
     def ready(url: str) -> None:
-        print(json.dumps({"url": url, "stores": list(folders)}) if as_json else url, flush=True)
+        tell_json({"url": url, "stores": list(folders)}) if as_json else tell(url, flush=True)
         say(f"{', '.join(folders)}: ask at {url} (Ctrl-C stops; answers are kept in {config.log})")
         if open_page:
             import webbrowser

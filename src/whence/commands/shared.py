@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.errors import BadInput, printable
+from whence.errors import BadInput
 from whence.settings import Placement
 
-__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "json_text", "read_token", "workers_of"]
+__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "workers_of"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -57,12 +57,6 @@ def _is_same(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bo
     if name not in there or name not in here:
         return True
     return not any(found.is_certain for found in differences(Structure.from_json(there[name]), Structure.from_json(here[name])))
-
-
-def json_text(content: Any) -> str:
-    """JSON with letters as they are and everything that could steer a terminal as escapes, which mean the same."""
-    text = json.dumps(content, ensure_ascii=False)
-    return "".join(f"\\u{ord(letter):04x}" if letter != printable(letter) else letter for letter in text)
 
 
 def read_token(path: Path) -> str:

@@ -1,16 +1,16 @@
 """Verbs that make a store and ask it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json, Placed, json_text, read_token, workers_of
+from whence.commands.shared import Json, Placed, read_token, workers_of
 from whence.commands.task_options import Reading, TaskOptions
 from whence.errors import BadInput
 from whence.settings import BuildConfig, Placement
+from whence.terminal import tell_json
 
 __all__ = ["Flat", "build", "query"]
 
@@ -73,7 +73,7 @@ def build(
             records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
         store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
     if ranks.rank == 0:
-        print(json.dumps({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()}))
+        tell_json({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()})
 
 
 def query(
@@ -191,6 +191,6 @@ def query(
     if html is not None:
         write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{searched:,} training examples in {store}")
     if as_json:
-        print(json_text(hits.to_dict()))
+        tell_json(hits.to_dict())
     else:
         hits.show()

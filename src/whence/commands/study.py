@@ -10,6 +10,7 @@ from whence.commands.recorded import Trust, task_of_store
 from whence.commands.shared import Json
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
+from whence.terminal import tell
 
 __all__ = ["study"]
 
@@ -106,12 +107,12 @@ def study(
         damping_rule=damping_rule, factors=factors, fit_on=fit_on, query_rank=query_rank, memory_gib=memory_gib, seed=seed,
     )  # fmt: skip
     if as_json:
-        print((output / "study.json").read_text("utf-8"), end="")
+        tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
     print_table(found.header, found.cells())
     for caution in found.cautions():
-        print(f"note: {caution}")
-    print(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
+        tell(f"note: {caution}")
+    tell(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
 
 
 def _kinds(file: str, records: Iterable[Any]) -> Mapping[str, str]:

@@ -1,6 +1,5 @@
 """Verbs that make score tables."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from whence.commands.shared import Json, Placed, check_table_folder, workers_of
 from whence.commands.work_options import Damped, DampingOptions, Scanned, ScanOptions, Work, WorkOptions
 from whence.errors import BadInput
 from whence.settings import Placement, Runtime, Unroll
+from whence.terminal import tell, tell_json
 
 __all__ = ["attribute", "score", "smoothness"]
 
@@ -84,7 +84,7 @@ def score(
     if ranks.rank > 0:
         return
     save_table(table, output, origin=origin | {"models": models})
-    print(json.dumps({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)}))
+    tell_json({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def attribute(
         save_table(part, folder, origin=origin | {"models": models})
     save_table(table, output, origin=origin | {"models": models})
     summary = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
-    print(json.dumps(summary | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})))
+    tell_json(summary | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {}))
 
 
 def smoothness(
@@ -207,7 +207,7 @@ def smoothness(
     records = load_records(data, split=work.split)
     loaded, _ = load_task(model, kind=work.task)
     found = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=work.memory_gib)
-    print(json.dumps(found.to_dict()) if as_json else found)
+    tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
 
 
 def _refuse_several(ranks: Any, is_given: bool, name: str, why: str) -> None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Json
 from whence.errors import BadInput
+from whence.terminal import tell, tell_json
 
 __all__ = ["bank", "evaluate", "show_evaluation"]
 
@@ -123,7 +124,7 @@ def bank(
         "queries": shape[2],
         "examples": len(made.train_ids),
     }
-    print(json.dumps(content) if as_json else ", ".join(f"{name} {value}" for name, value in content.items()))
+    tell_json(content) if as_json else tell(", ".join(f"{name} {value}" for name, value in content.items()))
 
 
 def evaluate(
@@ -161,10 +162,10 @@ def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: st
     if output is not None:
         write_bytes(output, [json.dumps(found.to_dict(), indent=1).encode() + b"\n"])
     if as_json:
-        print(json.dumps(found.to_dict()))
+        tell_json(found.to_dict())
         return
     print_table(found.header, found.cells(), title=title)
-    print(found.summary())
+    tell(*found.summary().split("\n"))
 
 
 # What is decided by an option, so that others have nothing to say.

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json, json_text
+from whence.commands.shared import Json
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput
+from whence.terminal import tell_json
 
 __all__ = ["why"]
 
@@ -113,6 +114,6 @@ def why(
     if html is not None:
         found.page(html, intro=f"{found.hits.num_examples:,} training examples in {where}")
     if as_json:
-        print(json_text(found.to_dict()))
+        tell_json(found.to_dict())
     else:
         found.show()

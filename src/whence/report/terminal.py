@@ -1,6 +1,5 @@
 """A ranking as tables in the terminal."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,17 +13,16 @@ from rich.text import Text
 from whence.errors import printable
 from whence.methods import ExactMethod, Method
 from whence.report.passages import clip, pieces, shorten, strongest
+from whence.terminal import show, stdout
 
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
 
-__all__ = ["plain", "print_hits", "print_methods", "print_table", "stdout", "strength_style"]
+__all__ = ["plain", "print_hits", "print_methods", "print_table", "strength_style"]
 
 _OPPONENTS = 3
 _QUERY_WIDTH = 240
 _PASSAGE_WIDTH = 160
-# A pipe or a log file has no width; rich would assume 80, too narrow for paths.
-_PIPE_WIDTH = 120
 # Columns, rules and padding around the passage.
 _MARGIN = 22
 _WRAP = 14
@@ -43,17 +41,8 @@ def print_hits(hits: "Hits") -> None:
     """
     console = stdout()
     for place in range(len(hits.queries)):
-        console.print(_heading(hits, place, console))
-        console.print(_table(hits, place, console))
-    console.print(_footer(hits, console))
-
-
-def stdout() -> Console:
-    """The console that tables go to, wide enough for paths where it has no width of its own."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
-    return console
+        show(console, _heading(hits, place, console), _table(hits, place, console))
+    show(console, _footer(hits, console))
 
 
 def _heading(hits: "Hits", place: int, console: Console) -> Group:
@@ -141,8 +130,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, titl
     for row in rows:
         table.add_row(*(plain(str(cell), console) for cell in row))
     if title:
-        console.print(Text(f"\n{title}", style="bold"))
-    console.print(table)
+        show(console, Text(f"\n{title}", style="bold"))
+    show(console, table)
 
 
 def print_methods(stored: Iterable[Method], exact: Iterable[ExactMethod]) -> None:

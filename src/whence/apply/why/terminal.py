@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.apply.why.html import TOKEN_DEFINITION
-from whence.report.terminal import plain, print_hits, stdout, strength_style
+from whence.report.terminal import plain, print_hits, strength_style
+from whence.terminal import show, stdout
 
 if TYPE_CHECKING:
     from whence.apply.why.answer import Why
@@ -33,11 +34,8 @@ def print_why(why: "Why") -> None:
         line.append(_visible(text, console), style="bold" if number in asked else "")
         line.append(f" {value:.1f}", style="dim")
     print_hits(why.hits)
-    console.print()
-    console.print(line)
-    console.print(Text("           number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim"))
-    console.print(_where(why, console))
-    console.print(Text(TOKEN_DEFINITION, style="dim"))
+    note = Text("           number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim")
+    show(console, Text(), line, note, _where(why, console), Text(TOKEN_DEFINITION, style="dim"))
 
 
 def _where(why: "Why", console: Console) -> Table:
