@@ -91,7 +91,7 @@ def test_a_file_that_changed_after_it_was_opened_is_refused(tmp_path, damage, re
     store = build(tmp_path / "s", "aligned" if read == "clusters" else "logra")
     DAMAGE[damage](tmp_path / "s" / ("shards/00001.jsonl" if read == "examples" else SHARD))
     with pytest.raises(
-        StoreChanged, match="a store in .* that has changed since it was opened .*; do this: open it again"
+        StoreChanged, match="files in .* that have changed since they were opened .*; do this: open it again"
     ) as told:
         READS[read](store)
     assert "\n" not in str(told.value)
@@ -105,7 +105,7 @@ def test_a_file_that_changes_during_a_scan_is_refused(tmp_path, damage):
     next(shards)
     for number in range(5, 10):
         DAMAGE[damage](tmp_path / "s" / f"shards/{number:05d}.safetensors")
-    with pytest.raises(StoreChanged, match="changed since it was opened"):
+    with pytest.raises(StoreChanged, match="changed since they were opened"):
         list(shards)
 
 

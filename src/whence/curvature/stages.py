@@ -4,6 +4,8 @@ A stage may be cut into runs of neighbouring items (units of parameters, queries
 """
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,23 @@ from torch import Tensor
 from whence.capture import ModelRecord, check_model, give_back
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
-from whence.store import check_writable, read_tensors, sha256_of, write_tensors
-from whence.store.files import locked, read_json, write_json
+from whence.store import check_writable, damaged, read_record, write_tensors
+from whence.store.files import locked, read_mapped, write_json
 
 __all__ = ["MODEL", "Stages", "check_identity", "ranges_of", "stages"]
 
 MODEL = "model"
 """Under this name an identity has a `ModelRecord`, which is compared with a tolerance; all else has to be equal."""
+
+
+# With the ending of a run of neighbours, first and last.
+_STAGE = re.compile(r"[a-z]+(-[0-9]{1,12}-[0-9]{1,12})?")
+
+
+@dataclass(frozen=True)
+class _Record:
+    identity: dict[str, Any]
+    stages: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,8 @@ class Stages:
     def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a stage, made or read.
 
-        With a folder they are mapped from its file, made just now or not: the system reads what is touched and may drop it again, so they
-        take no memory that is needed elsewhere.
+        With a folder they are mapped from a copy of its file that nobody else can reach, made just now or not: the system reads what is
+        touched and may drop it again, so they take no memory that is needed elsewhere.
 
         Args:
             name: Of the stage.
@@ -77,13 +89,12 @@ class Stages:
             give_back()
             # Also waits until the file is there.
             self.record["stages"][name] = self.ranks.of_first(self.record["stages"].get(name))
-        elif not file.exists() or sha256_of(file) != self.record["stages"][name]:
+        try:
+            return read_mapped(file, self.record["stages"][name])
+        except StoreCorrupt as error:
             raise StoreCorrupt(
-                found=f"a damaged file {file} (it is missing or its checksum is another)",
-                needed="the bytes that the fit wrote",
-                do="delete the folder and fit again",
-            )
-        return read_tensors(file)
+                found=error.found, needed="the bytes that the fit wrote", do="delete the folder and fit again"
+            ) from error
 
     def parts(self, stage: str, costs: Sequence[int], room: float) -> dict[str, range]:
         """A stage cut into runs of neighbours that fit, finished runs as they were cut when they were made.
@@ -150,7 +161,14 @@ def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], what: str,
 
     Raises:
         StoreMismatch: If they do.
+        StoreCorrupt: If what is recorded is no record.
     """
+    if not isinstance(there, dict):
+        raise StoreCorrupt(
+            found=f"an unreadable record of {what} in {folder}",
+            needed="what it was made with",
+            do="delete the folder and make it again",
+        )
     keys = (there.keys() | here.keys()) - {MODEL}
     different = sorted(key for key in keys if there.get(key) != here.get(key))
     if different:
@@ -197,8 +215,21 @@ def stages(
     check_writable(folder)
     with locked(folder):
         path = folder / "fit.json"
-        record = read_json(path) if path.exists() else {"identity": wanted, "stages": {}}
+        record = _read(path) if os.path.lexists(path) else {"identity": wanted, "stages": {}}
         check_identity(record["identity"], wanted, what, folder)
         write_json(path, record)
         ranks.of_first(record)
         yield Stages(folder, record, ranks)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `fit.json` says.
+
+    Raises:
+        StoreCorrupt: If it is not what is written there.
+    """
+    record = read_record(_Record, path)
+    names = [name for name in record.stages if not _STAGE.fullmatch(name)]
+    if names:
+        raise StoreCorrupt(**damaged(path, f"a stage {names[0][:80]!r}"))
+    return {"identity": record.identity, "stages": record.stages}

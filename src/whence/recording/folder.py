@@ -1,6 +1,7 @@
 """The folder of a run that is being recorded: what is written when, and how a stopped run is taken up again."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from torch import Tensor
 from whence.capture import ModelRecord, check_model
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.recording.ranks import Ranks, rank_folder
+from whence.recording.record import VERSION, read_run
 from whence.recording.steps import Steps
-from whence.store.files import damaged, read_json, read_tensors, sha256_of, write_json, write_tensors
+from whence.store.files import read_tensors, tensor_shapes, write_json, write_tensors
 from whence.tasks import Structure
 
-__all__ = ["VERSION", "RunFolder", "check_structure"]
+__all__ = ["RunFolder", "check_structure"]
 
-VERSION = 1
+_ANOTHER = "record into another folder"
 
 
 class RunFolder:
@@ -45,7 +47,7 @@ class RunFolder:
     def is_new(self) -> bool:
         """Whether there is no run in it yet, or one of which no step was written."""
         path = self.folder / "run.json"
-        return not path.exists() or read_json(path).get("steps") == 0
+        return not os.path.lexists(path) or read_run(self.folder, _ANOTHER)["steps"] == 0
 
     def add_checkpoint(self, step: int, tensors: Mapping[str, Tensor], kind: str = "checkpoint") -> None:
         """Keep the weights after a step; those that were kept of it before are replaced once the record is written."""
@@ -67,11 +69,11 @@ class RunFolder:
             StoreCorrupt: If the file is not what was written.
         """
         last = self.ranks.of_first(self.record["checkpoints"][-1] if self.ranks.rank == 0 else None)
-        path = self.run / last["file"]
-        if not path.exists() or sha256_of(path) != last["sha256"]:
+        try:
+            return last["step"], read_tensors(self.run / last["file"], sha256=last["sha256"])
+        except StoreCorrupt as error:
             do = "restore the folder from a copy, or record again from the start into another folder"
-            raise StoreCorrupt(**{**damaged(path, "it is missing or its checksum is another"), "do": do})
-        return last["step"], read_tensors(path)
+            raise StoreCorrupt(found=error.found, needed=error.needed, do=do) from error
 
     def write(self) -> None:
         """Write the steps since the last time, then the record; the first process after the others."""
@@ -107,13 +109,7 @@ class RunFolder:
             BadInput: If it was finished.
             StoreMismatch: If it is of another model, version, number of processes or dataset.
         """
-        record = read_json(self.folder / "run.json")
-        if record.get("version") != VERSION:
-            raise StoreMismatch(
-                found=f"a run of version {record.get('version')} in {self.folder}",
-                needed=f"version {VERSION}",
-                do="record into another folder",
-            )
+        record = read_run(self.folder, _ANOTHER)
         if record["finished"]:
             raise BadInput(
                 found=f"a finished run of {record['steps']:,} steps in {self.folder}",
@@ -127,8 +123,9 @@ class RunFolder:
                 do="go on with as many as it began with, or record into another folder",
             )
         if record["checkpoints"]:
-            kept = read_tensors(self.folder / record["checkpoints"][0]["file"])
-            if _shapes(kept) != _shapes(tensors):
+            kept = tensor_shapes(self.folder / record["checkpoints"][0]["file"])
+            mine = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}
+            if {name: shape for name, (shape, _) in kept.items() if name.startswith("model.")} != mine:
                 raise StoreMismatch(
                     found=f"a run of a model with other weights in {self.folder}",
                     needed="the model whose run it is",
@@ -179,7 +176,3 @@ def check_structure(record: Mapping[str, Any], here: Structure, folder: Path) ->
         return ["the run was recorded before it was kept what its model computes: only weights were compared"]
     there = ModelRecord.from_json({"structure": record["structure"], "probe": None})
     return check_model(there, ModelRecord(here, None), f"a run in {folder}")
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}

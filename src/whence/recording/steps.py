@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from whence.errors import StoreCorrupt
 from whence.recording.ranks import rank_folder
+from whence.recording.record import read_run
 from whence.recording.weights import parameters_of
-from whence.store.files import damaged, read_json, read_tensors, sha256_of
+from whence.store.files import damaged, read_json, read_tensors
+from whence.store.strict_json import fitted
 
 __all__ = ["Steps", "optimizer_settings", "settings_seen"]
 
@@ -32,6 +34,15 @@ _SETTINGS = (
     "ns_steps",
     "adjust_lr_fn",
 )
+# How the tensors of a file of steps are typed.
+_TYPES = {
+    "members_M": torch.int64,
+    "weights_M": torch.float64,
+    "ends_S": torch.int64,
+    "groups_S": torch.int64,
+    "rates": torch.float64,
+    "factors_S": torch.float64,
+}
 _RECORD_AGAIN = "restore the folder from a copy, or record again"
 
 
@@ -117,13 +128,7 @@ class Steps:
         found = cls.read_own(folder, record)
         for rank in range(1, record.get("ranks", 1)):
             place = folder / rank_folder(rank)
-            theirs = read_json(place / "run.json")
-            bad = [log["file"] for log in theirs["logs"] if not _is_whole(place / log["file"], log["sha256"])]
-            if bad:
-                raise StoreCorrupt(
-                    **{**damaged(place / bad[0], "it is missing or its checksum is another"), "do": _RECORD_AGAIN}
-                )
-            other = cls.read_own(place, theirs)
+            other = cls.read_own(place, read_run(place, _RECORD_AGAIN))
             if other.stop != found.stop:
                 raise StoreCorrupt(
                     found=f"{other.stop:,} steps in {place} of a run of {found.stop:,}", needed="as many", do=_RECORD_AGAIN
@@ -136,18 +141,62 @@ class Steps:
 
     @classmethod
     def read_own(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
-        """The steps of one process."""
+        """The steps of one process.
+
+        Raises:
+            StoreCorrupt: If they are missing or not what was written.
+        """
         found = cls(settings=list(record["settings"]))
-        if record["logs"]:
-            found.ids = {name: number for number, name in enumerate(read_json(folder / "ids.json"))}
-        for log in record["logs"]:
-            tensors = read_tensors(folder / log["file"])
-            lengths = tensors["ends_S"].diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
-            found.members += [part.tolist() for part in tensors["members_M"].split(lengths)]
-            found.weights += [part.tolist() for part in tensors["weights_M"].split(lengths)]
-            found.rates += [part.tolist() for part in tensors["rates"].split(tensors["groups_S"].tolist())]
-            found.factors += tensors["factors_S"].tolist()
+        path = folder / "ids.json"
+        try:
+            if record["logs"]:
+                found.ids = _numbered(fitted(tuple[str, ...], read_json(path), "ids"))
+            for log in record["logs"]:
+                path = folder / log["file"]
+                found._add(read_tensors(path, sha256=log["sha256"]), log["stop"] - log["start"])
+        except StoreCorrupt as error:
+            raise StoreCorrupt(found=error.found, needed=error.needed, do=_RECORD_AGAIN) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(**{**damaged(path, str(error)), "do": _RECORD_AGAIN}) from error
         return found
+
+    def _add(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Take up steps from their file.
+
+        Raises:
+            KeyError: If a tensor is not there.
+            ValueError: If they are not what `tensors` gives for so many steps.
+        """
+        for name, dtype in _TYPES.items():
+            if tensors[name].dtype != dtype or tensors[name].ndim != 1:
+                raise ValueError(f"{name} is no list of {dtype}")
+        ends, groups, members = tensors["ends_S"], tensors["groups_S"], tensors["members_M"]
+        lengths = ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        sizes = [len(ends), len(groups), len(tensors["factors_S"])]
+        if sizes != [steps] * 3 or bool((lengths < 0).any()) or bool((groups < 0).any()):
+            raise ValueError(f"it is not of {steps:,} steps")
+        if not len(members) == len(tensors["weights_M"]) == int(lengths.sum()) or len(tensors["rates"]) != int(groups.sum()):
+            raise ValueError("its lists are of different lengths")
+        if len(members) and not 0 <= int(members.min()) <= int(members.max()) < len(self.ids):
+            raise ValueError("examples that have no id")
+        if not all(bool(torch.isfinite(tensors[name]).all()) for name in ("weights_M", "rates", "factors_S")):
+            raise ValueError("weights or learning rates that are not finite")
+        self.members += [part.tolist() for part in members.split(lengths.tolist())]
+        self.weights += [part.tolist() for part in tensors["weights_M"].split(lengths.tolist())]
+        self.rates += [part.tolist() for part in tensors["rates"].split(groups.tolist())]
+        self.factors += tensors["factors_S"].tolist()
+
+
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    """Numbers by name.
+
+    Raises:
+        ValueError: If a name is there twice.
+    """
+    found = {name: number for number, name in enumerate(names)}
+    if len(found) < len(names):
+        raise ValueError("it has an id twice")
+    return found
 
 
 def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -173,7 +222,3 @@ def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
     """The same without names: cheap enough to be looked at every step, to see whether anything has changed."""
     return [(*(group.get(key) for key in _SETTINGS), *map(id, group["params"])) for group in optimizer.param_groups]
-
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    return path.exists() and sha256_of(path) == sha256

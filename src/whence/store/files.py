@@ -9,17 +9,18 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.durable import disk_errors, unwritable, write_file
-from whence.errors import BadInput, StoreCorrupt
+from whence.errors import BadInput, DiskFull, StoreCorrupt
 from whence.store.plain_files import JSON_BYTES, check_real_folder, open_plain, read_plain
 from whence.store.remote import fetch_tensors, is_remote, put, remote_errors
-from whence.store.strict_json import parse_json
+from whence.store.strict_arrays import read_npy
+from whence.store.strict_json import parse_json, record_of
+from whence.store.tensor_bytes import mapped_copy, spans_of, tensors_of
 
 __all__ = [
     "check_writable",
@@ -28,14 +29,19 @@ __all__ = [
     "file_sizes",
     "locked",
     "open_to_lock",
+    "read_array",
     "read_json",
+    "read_mapped",
+    "read_record",
     "read_tensors",
     "sha256_of",
+    "tensor_shapes",
     "write_bytes",
     "write_json",
     "write_tensors",
 ]
 
+Record = TypeVar("Record")
 # Direct reads need aligned payloads; the safetensors library itself aligns to 8 bytes only.
 _ALIGNMENT = 4096
 _TYPE_NAMES = {
@@ -110,34 +116,78 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return write_bytes(path, chunks())
 
 
-def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Some or all tensors of a safetensors file.
+def read_tensors(path: Path, names: Sequence[str] | None = None, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """Some or all tensors of a safetensors file, in memory of their own.
+
+    Args:
+        path: The file.
+        names: Of the tensors; None for all.
+        sha256: That of the whole file, where a record knows it.
+
+    Returns:
+        The tensors by name.
 
     Raises:
-        StoreCorrupt: If it is missing or not what was written.
+        StoreCorrupt: If it is missing, no file, or not what was written.
     """
     try:
         if is_remote(path):
             return fetch_tensors(path, names)
-        with open_tensors(path) as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except (SafetensorError, OSError) as error:
-        raise StoreCorrupt(**damaged(path, reason(error))) from error
+        with open_plain(path) as file:
+            if sha256 is None or hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return tensors_of(file, names)
+    except (ValueError, OSError) as error:
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
+    raise StoreCorrupt(**damaged(path, "its checksum is another"))
 
 
-@contextlib.contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file that is a file; tensors read from it stay when it is closed.
-
-    Yields:
-        What `safetensors.safe_open` does.
+def read_mapped(path: Path, sha256: str) -> dict[str, Tensor]:
+    """All tensors of a file that may be larger than memory; see `mapped_copy`.
 
     Raises:
-        OSError: If it is not there, or no file.
-        SafetensorError: If it is damaged.
+        StoreCorrupt: If it is missing, no file, or not what was written.
+        DiskFull: If there is no room for the copy.
     """
-    with open_plain(path) as file, safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
-        yield tensors
+    try:
+        with open_plain(path) as file:
+            return mapped_copy(file, path.parent, sha256)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                found=f"no space left for a copy of {path}, which is read from it",
+                needed="as much room as the file takes, for as long as it is used",
+                do="free some space and run the same command again",
+            ) from error
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
+    except ValueError as error:
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of the tensors of a safetensors file, of which only the header is read.
+
+    Raises:
+        StoreCorrupt: If it is missing, no file, or no such file.
+    """
+    try:
+        with open_plain(path) as file:
+            number = file.fileno()
+            spans = spans_of(lambda start, stop: os.pread(number, stop - start, start), os.fstat(number).st_size)
+    except (ValueError, OSError) as error:
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
+    return {name: (span.shape, span.dtype) for name, span in spans.items()}
+
+
+def read_array(path: Path) -> Tensor:
+    """The numbers of a `.npy` file.
+
+    Raises:
+        StoreCorrupt: If it is missing, no file, or holds something else; see `read_npy`.
+    """
+    try:
+        return torch.from_numpy(read_npy(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
 
 
 def damaged(path: Path, why: str) -> dict[str, str]:
@@ -166,9 +216,27 @@ def read_json(path: Path, *, any_number: bool = False) -> Any:
     except (OSError, ValueError) as error:
         raise StoreCorrupt(
             found=f"{path.name} missing or unreadable in {path.parent} ({reason(error)})",
-            needed="a complete store",
-            do="run the same `whence build` again, or restore the folder from a copy",
+            needed="a whole file of the kind that is written there",
+            do="restore the folder from a copy, or make it again by the command that made it",
         ) from error
+
+
+def read_record(kind: type[Record], path: Path, *, any_number: bool = False) -> Record:
+    """A record from a JSON file; see `record_of`.
+
+    Args:
+        kind: A dataclass that says which fields there are, and of which types.
+        path: Of the file.
+        any_number: As in `read_json`.
+
+    Raises:
+        StoreCorrupt: If the file is missing, not a file, or holds another record.
+    """
+    content = read_json(path, any_number=any_number)
+    try:
+        return record_of(kind, content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(**damaged(path, _why(error))) from error
 
 
 def read_content(path: Path, at_most: int = JSON_BYTES) -> bytes:
@@ -185,6 +253,12 @@ def read_content(path: Path, at_most: int = JSON_BYTES) -> bytes:
     if len(content) > at_most:
         raise OSError(f"it has more than the {at_most:,} bytes that such a file may have")
     return content
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is missing"
+    return f"it has no {error}" if isinstance(error, KeyError) else reason(error)
 
 
 def reason(error: Exception) -> str:

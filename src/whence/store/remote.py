@@ -4,21 +4,21 @@ An object is there as a whole or not at all, so nothing is written beside and re
 for the bytes that are wanted, and no object is read just to see that it has not changed; `whence verify` does that.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from whence.errors import BadInput
+from whence.store.tensor_bytes import fresh_memory, spans_of, tensor_at
 
 __all__ = ["fetch_tensors", "is_remote", "located", "put", "remote_errors"]
 
+# Bytes asked for at first, which hold most headers.
+_HEADER_GUESS = 64 << 10
 # A path that went through pathlib has lost one of the two slashes; drive letters have one character.
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 
@@ -78,7 +78,7 @@ def remote_errors(url: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # every file system has errors of its own
-        if isinstance(error, FileNotFoundError | SafetensorError):
+        if isinstance(error, FileNotFoundError | ValueError):
             raise
         raise BadInput(
             found=f"{url}, which cannot be used ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})",
@@ -105,32 +105,32 @@ def put(path: Any, content: bytes) -> None:
 
 
 def fetch_tensors(path: Any, names: Sequence[str] | None) -> dict[str, Tensor]:
-    """Some or all tensors of a safetensors object, by three requests: its header, and the bytes from the first to the last that is wanted.
+    """Some or all tensors of a safetensors object, by a few requests: its header, and the bytes from the first to the last that is wanted.
 
     Raises:
-        SafetensorError: If it is not one.
+        ValueError: If it is not one, or lacks one of them.
         OSError: If it is not there.
     """
     with remote_errors(path):
-        head = path.fs.cat_file(path.path, start=0, end=8)
-        length = int.from_bytes(head, "little")
-        text = path.fs.cat_file(path.path, start=8, end=8 + length)
-        try:
-            header = json.loads(text)
-            wanted = {name: header[name] for name in (header if names is None else names) if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError) as error:
-            raise SafetensorError(f"no header with the tensors that are needed ({error})") from error
-        first = min((item["data_offsets"][0] for item in wanted.values()), default=0)
-        last = max((item["data_offsets"][1] for item in wanted.values()), default=0)
-        data = path.fs.cat_file(path.path, start=8 + length + first, end=8 + length + last) if last > first else b""
-    # As a file of its own, of what was fetched.
-    part, at = {}, 0
-    pieces = []
-    for name, item in sorted(wanted.items(), key=lambda pair: pair[1]["data_offsets"][0]):
-        start, stop = item["data_offsets"]
-        part[name] = {**item, "data_offsets": [at, at + stop - start]}
-        pieces.append(data[start - first : stop - first])
-        at += stop - start
-    text = json.dumps(part).encode()
-    found = load(len(text).to_bytes(8, "little") + text + b"".join(pieces))
-    return {name: found[name] for name in wanted}
+        size = int(path.fs.info(path.path)["size"])
+        known = path.fs.cat_file(path.path, start=0, end=min(size, _HEADER_GUESS))
+
+        def read(start: int, stop: int) -> bytes:
+            return known[start:stop] if stop <= len(known) else path.fs.cat_file(path.path, start=start, end=min(stop, size))
+
+        spans = spans_of(read, size)
+        missing = [name for name in names or () if name not in spans]
+        if missing:
+            raise ValueError(f"it has no tensor {missing[0][:80]!r}")
+        wanted = {name: spans[name] for name in (spans if names is None else names)}
+        first = min((span.start for span in wanted.values()), default=0)
+        last = max((span.stop for span in wanted.values()), default=0)
+        data = path.fs.cat_file(path.path, start=first, end=last) if last > first else b""
+    if len(data) != last - first:
+        raise ValueError("it ends too early")
+    found = {}
+    for name, span in wanted.items():
+        memory = fresh_memory(span.size)
+        memory[: span.size] = data[span.start - first : span.stop - first]
+        found[name] = tensor_at(memory, 0, span)
+    return found

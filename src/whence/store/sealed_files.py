@@ -22,7 +22,7 @@ from torch import Tensor
 from whence.errors import StoreChanged, StoreCorrupt
 from whence.store.files import damaged, reason
 from whence.store.plain_files import open_plain
-from whence.store.tensor_bytes import Memory, Span, spans_of, tensor_at
+from whence.store.tensor_bytes import ALIGNED, Memory, Span, spans_of, tensor_at
 
 __all__ = ["Identity", "Mark", "SealedFiles"]
 
@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 
 # Copied and summed at a time: a piece stays in the second-level cache in between.
 _PIECE = 256 << 10
-_ALIGNED = 64
 # A file that changes while it is read is read again; one that changes all the time is given up.
 _TRIES = 3
 # Two changes within a tick of the clock leave the same time, so a file this young may change once more without a trace. Ticks are of 10 ms at
@@ -128,7 +127,7 @@ class SealedFiles:
             places, size = {}, 0
             for tensor, span in chosen.items():
                 places[tensor] = size
-                size += -(-span.size // _ALIGNED) * _ALIGNED
+                size += -(-span.size // ALIGNED) * ALIGNED
             memory = (take or self._memory.take)(size)
             if size > _PIECE and hasattr(os, "posix_fadvise"):
                 first, last = min(span.start for span in chosen.values()), max(span.stop for span in chosen.values())
@@ -320,7 +319,7 @@ class SealedFiles:
 
     def _changed(self, name: str, why: str) -> dict[str, str]:
         return {
-            "found": f"a store in {self.folder} that has changed since it was opened ({name}: {why})",
+            "found": f"files in {self.folder} that have changed since they were opened ({name}: {why})",
             "needed": "the same files for as long as it is read",
             "do": "open it again (start a service again); `whence verify` says whether it is whole",
         }

@@ -5,21 +5,25 @@ ends the process, and what is written into it shows at once.
 """
 
 import contextlib
+import hashlib
 import math
 import mmap
+import os
+import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from whence.store.strict_json import parse_json
 
-__all__ = ["TYPES", "Memory", "Span", "fresh_memory", "spans_of", "tensor_at"]
+__all__ = ["ALIGNED", "TYPES", "Memory", "Span", "fresh_memory", "mapped_copy", "spans_of", "tensor_at", "tensors_of"]
 
 TYPES = {
     "F64": torch.float64,
@@ -36,6 +40,10 @@ TYPES = {
 # Ten times the header of a store of ten thousand units.
 _MOST_HEADER_BYTES = 32 << 20
 _MOST_AXES, _LONGEST_AXIS = 16, 1 << 40
+ALIGNED = 64
+"""Tensors that share memory begin at multiples of this."""
+# Copied at a time.
+_PIECE = 1 << 20
 # Fresh memory below this is cheap; above it large pages make copying three times as fast.
 _LARGE = 4 << 20
 # The shard in use, the one that is read ahead, and one that somebody is not done with.
@@ -118,6 +126,93 @@ def tensor_at(memory: memoryview, at: int, span: Span) -> Tensor:
     if not span.size:
         return torch.empty(span.shape, dtype=span.dtype)
     return torch.frombuffer(memory, dtype=span.dtype, count=span.size // span.dtype.itemsize, offset=at).view(span.shape)
+
+
+def tensors_of(file: IO[bytes], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Some or all tensors of an open safetensors file, copied.
+
+    Args:
+        file: The file; where it is read up to does not matter.
+        names: Of the tensors; None for all.
+
+    Returns:
+        The tensors by name, in memory of their own.
+
+    Raises:
+        ValueError: If it is no such file, lacks one of them, or ends too early.
+        OSError: If it cannot be read.
+    """
+    number = file.fileno()
+    spans = spans_of(lambda start, stop: os.pread(number, stop - start, start), os.fstat(number).st_size)
+    missing = [name for name in names or () if name not in spans]
+    if missing:
+        raise ValueError(f"it has no tensor {missing[0][:80]!r}")
+    chosen = {name: spans[name] for name in (spans if names is None else names)}
+    places, size = {}, 0
+    for name, span in chosen.items():
+        places[name] = size
+        size += -(-span.size // ALIGNED) * ALIGNED
+    memory = fresh_memory(size)
+    for name, span in chosen.items():
+        done = 0
+        while done < span.size:
+            rest = memory[places[name] + done : places[name] + min(done + _PIECE, span.size)]
+            count = os.preadv(number, [rest], span.start + done)
+            if not count:
+                raise ValueError("it ends too early")
+            done += count
+    return {name: tensor_at(memory, places[name], span) for name, span in chosen.items()}
+
+
+def mapped_copy(file: IO[bytes], folder: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of an open safetensors file, mapped from a copy that has no name, so that nobody can cut it or write into it.
+
+    The system reads of it what is touched and may drop that again: for what is larger than memory, at the price of the room on the disk for
+    as long as one of the tensors lives.
+
+    Args:
+        file: The file, which is read from the start.
+        folder: The copy is on this folder's disk; where that cannot be written, in the folder for temporary files.
+        sha256: What the copy's checksum must be.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ValueError: If it has another checksum, or is no such file.
+        OSError: If it cannot be read, or there is no room.
+    """
+    digest = hashlib.sha256()
+    file.seek(0)
+    with _nameless(folder) as copy:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            copy.write(piece)
+        copy.flush()
+        size = copy.tell()
+        if digest.hexdigest() != sha256:
+            raise ValueError("its checksum is another")
+        number = copy.fileno()
+        spans = spans_of(lambda start, stop: os.pread(number, stop - start, start), size)
+        # Of its own for whoever writes into a tensor; the file stays as it is.
+        memory = memoryview(mmap.mmap(number, size, access=mmap.ACCESS_COPY))
+    return {name: _placed(memory, span) for name, span in spans.items()}
+
+
+def _placed(memory: memoryview, span: Span) -> Tensor:
+    """A tensor where it lies, or moved where numbers of its type cannot lie there."""
+    if span.start % span.dtype.itemsize == 0:
+        return tensor_at(memory, span.start, span)
+    own = fresh_memory(span.size)
+    own[: span.size] = memory[span.start : span.stop]
+    return tensor_at(own, 0, span)
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except (PermissionError, FileNotFoundError):
+        return tempfile.TemporaryFile()
 
 
 class Memory:

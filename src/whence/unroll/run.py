@@ -1,5 +1,6 @@
 """A recorded run, read: its recipe, its checkpoints."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
-from whence.recording.folder import VERSION, check_structure
+from whence.recording.folder import check_structure
+from whence.recording.record import read_run
 from whence.recording.steps import Steps
 from whence.records import Recipe
 from whence.sharded_weights import refuse_spread
-from whence.store.files import damaged, read_json, read_tensors, sha256_of
+from whence.store.files import damaged, read_tensors, tensor_shapes
 from whence.tasks import structure_of
 from whence.unroll.segments import Segment, cut_run, is_decoupled, settings_at
 from whence.unroll.states import check_moved, state_of
 
 __all__ = ["Run", "open_run"]
+
+_RECORD_AGAIN = "restore the folder from a copy, or record again"
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,14 @@ class Run:
         Raises:
             StoreCorrupt: If the file is not what was written.
         """
-        kept = next(kept for kept in self.record["checkpoints"] if kept["step"] == step)
-        path = self.folder / kept["file"]
-        if not path.exists() or sha256_of(path) != kept["sha256"]:
-            raise StoreCorrupt(
-                **{
-                    **damaged(path, "it is missing or its checksum is another"),
-                    "do": "restore the folder from a copy, or record again",
-                }
-            )
-        return read_tensors(path)
+        kept = self._kept(step)
+        try:
+            return read_tensors(self.folder / kept["file"], sha256=kept["sha256"])
+        except StoreCorrupt as error:
+            raise StoreCorrupt(found=error.found, needed=error.needed, do=_RECORD_AGAIN) from error
+
+    def _kept(self, step: int) -> Mapping[str, Any]:
+        return next(kept for kept in self.record["checkpoints"] if kept["step"] == step)
 
     @contextmanager
     def weights(self, model: nn.Module, steps: Sequence[int]) -> Iterator[None]:
@@ -139,7 +141,7 @@ class Run:
             Unsupported: If none has a state.
         """
         starts = {stage["start"] for stage in self.record["stages"]}
-        found = [step for step in steps if step not in starts or any(key.startswith("state_") for key in self.tensors(step))]
+        found = [step for step in steps if step not in starts or self._has_state(step)]
         if not found:
             raise Unsupported(
                 found=f"checkpoints after {', '.join(map(str, steps))} steps without the state of the optimizer that came there",
@@ -147,6 +149,9 @@ class Run:
                 do="record the run again, or cut it into fewer segments",
             )
         return (found * len(steps))[: len(steps)]
+
+    def _has_state(self, step: int) -> bool:
+        return any(key.startswith("state_") for key in tensor_shapes(self.folder / self._kept(step)["file"]))
 
     def segments(self, per_stage: int) -> list[Segment]:
         """The run cut at checkpoints, see `cut_run`."""
@@ -261,25 +266,36 @@ def open_run(folder: str | Path) -> Run:
         StoreCorrupt: If a file is not what was written.
     """
     folder = Path(folder)
-    if not (folder / "run.json").exists():
+    if not os.path.lexists(folder / "run.json"):
         raise BadInput(found=f"no run.json in {folder}", needed="a folder that whence.Recorder wrote", do="check the path")
-    record = read_json(folder / "run.json")
-    if record.get("version") != VERSION:
-        raise StoreMismatch(
-            found=f"a run of version {record.get('version')} in {folder}", needed=f"version {VERSION}", do="record it again"
-        )
+    record = read_run(folder, "record it again")
     if not record["finished"] or not record["steps"]:
         raise BadInput(
             found=f"a run in {folder} that stopped after {record['steps']:,} steps",
             needed="a finished run of at least one step",
             do="train on with the recorder on the same folder, from restore()",
         )
-    for log in record["logs"]:
-        if not (folder / log["file"]).exists() or sha256_of(folder / log["file"]) != log["sha256"]:
-            raise StoreCorrupt(
-                **{
-                    **damaged(folder / log["file"], "it is missing or its checksum is another"),
-                    "do": "restore the folder from a copy, or record again",
-                }
-            )
-    return Run(folder, record, Steps.read(folder, record))
+    log = Steps.read(folder, record)
+    _check_checkpoints(folder, record)
+    return Run(folder, record, log)
+
+
+def _check_checkpoints(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse checkpoints that are not of one model, by their headers; the bytes are held against their sums when they are read.
+
+    Raises:
+        StoreCorrupt: If there are none, a file is missing, or one has other weights than the last.
+    """
+    why, path = "it has no checkpoints", folder / "run.json"
+    shapes = []
+    for kept in record["checkpoints"]:
+        path = folder / kept["file"]
+        shapes.append({name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith("model.")})
+        why = ""
+    if not why and any(shapes[-1].get(name) != shape for each in shapes for name, shape in each.items()):
+        why = "it has other weights than an earlier checkpoint"
+    used = {f"model.{name}" for kept in record["settings"] for group in kept["groups"] for name in group["parameters"]}
+    if not why and used - shapes[-1].keys():
+        why = f"it has no {min(used - shapes[-1].keys())[:80]!r}, which was trained"
+    if why:
+        raise StoreCorrupt(**{**damaged(path, why), "do": _RECORD_AGAIN})

@@ -1,0 +1,148 @@
+"""What `run.json` says, read as a stranger's word: typed, and held against itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence.errors import StoreCorrupt, StoreMismatch
+from whence.store.files import damaged, read_json
+from whence.store.plain_files import check_name
+from whence.store.strict_json import fitted, record_of
+
+__all__ = ["VERSION", "read_run"]
+
+VERSION = 1
+_MOST_RANKS = 1 << 20
+_NUMBERS = ("momentum", "dampening", "eps", "weight_decay")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    step: int
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Log:
+    start: int
+    stop: int
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Settings:
+    optimizer: str
+    module: str
+    groups: tuple[dict[str, Any], ...]
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    start: int
+    is_new: bool = False
+
+
+@dataclass(frozen=True)
+class _Loss:
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    version: int
+    finished: bool
+    steps: int
+    checkpoints: tuple[_Kept, ...]
+    logs: tuple[_Log, ...]
+    settings: tuple[_Settings, ...]
+    stages: tuple[_Stage, ...]
+    losses: tuple[_Loss, ...] = ()
+    ranks: int = 1
+    skipped: int = 0
+    seed: int | None = None
+    data: str | None = None
+    fingerprint: str | None = None
+    structure: dict[str, Any] | None = None
+    frozen: Any = None
+
+
+def read_run(folder: Path, do: str) -> dict[str, Any]:
+    """What a run's folder says of the run.
+
+    Args:
+        folder: The run's, or that of one of its processes.
+        do: What to do about a run of another version.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        StoreCorrupt: If it is missing, or is not what a recorder writes.
+        StoreMismatch: If another version wrote it.
+    """
+    path = folder / "run.json"
+    content = read_json(path)
+    version = content.get("version") if isinstance(content, dict) else None
+    if isinstance(content, dict) and (type(version) is not int or version != VERSION):
+        raise StoreMismatch(found=f"a run of version {str(version)[:40]} in {folder}", needed=f"version {VERSION}", do=do)
+    try:
+        found = record_of(_Run, content)
+        for name in (*(kept.file for kept in found.checkpoints), *(log.file for log in found.logs)):
+            check_name(name)
+        for settings in found.settings:
+            for group in settings.groups:
+                _check_group(group)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
+    why = _impossible(found)
+    if why:
+        raise StoreCorrupt(**damaged(path, why))
+    return content
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Refuse settings of a group of parameters that no optimizer has.
+
+    Raises:
+        KeyError: If its parameters are not named.
+        TypeError: If one has another type.
+    """
+    fitted(list[str], group["parameters"], "parameters")
+    for name in _NUMBERS:
+        fitted(float, group.get(name, 0.0), name)
+    if "betas" in group:
+        fitted(tuple[float, float], group["betas"], "betas")
+
+
+def _impossible(found: _Run) -> str:
+    """What no recorder writes; empty if there is nothing."""
+    if not found.steps >= 0 or not 1 <= found.ranks <= _MOST_RANKS:
+        return f"{found.steps:,} steps of {found.ranks:,} processes"
+    if not _follow([log.start for log in found.logs], [log.stop for log in found.logs], found.steps):
+        return f"its logs are not those of {found.steps:,} steps"
+    steps = [kept.step for kept in found.checkpoints]
+    if steps and (steps[0] != 0 or found.finished and steps[-1] != found.steps):  # only the first process keeps any
+        return "its checkpoints are not those of a whole run"
+    if any(not 0 <= one < other for one, other in zip(steps, steps[1:], strict=False)):
+        return "its checkpoints are not in order"
+    starts = [settings.start for settings in found.settings]
+    if found.steps and (
+        not starts or starts[0] != 0 or any(one >= other for one, other in zip(starts, starts[1:], strict=False))
+    ):
+        return "its settings do not begin with the first step, or are not in order"
+    if any(not settings.groups for settings in found.settings):
+        return "an optimizer without parameters"
+    if any(not 0 <= stage.start <= found.steps for stage in found.stages):
+        return "a stage that begins outside of the run"
+    return ""
+
+
+def _follow(starts: Sequence[int], stops: Sequence[int], last: int) -> bool:
+    """Whether pieces follow each other from 0 to the last step."""
+    return [0, *stops[:-1]] == list(starts) and stops[-1] == last if stops else last == 0
