@@ -16,6 +16,7 @@ from tests.reference.ekfac import (
 )
 from whence.capture import capture, plan_units
 from whence.curvature import ResolvedDamping, fit_ekfac, fit_kfac
+from whence.curvature.kfac import _eigenvectors
 from whence.curvature.labels import check_outputs, choose_labels, numbered, objectives
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption, Unsupported
 from whence.settings import FitConfig
@@ -408,3 +409,15 @@ def test_a_damaged_fit_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(StoreCorrupt, match="values.safetensors"):
         fitted("linear", folder=tmp_path)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 11, 12])
+def test_rounding_does_not_choose_the_basis_of_the_null_space(rank):
+    generator = torch.Generator().manual_seed(rank)
+    rows = torch.randn(rank, 12, generator=generator, dtype=torch.float64)
+    noise = 1e-16 * torch.randn(2, 12, 12, generator=generator, dtype=torch.float64) * float((rows * rows).sum())
+    first, second = (_eigenvectors([rows.T @ rows + one + one.T], [1.0], torch.float64) for one in noise)
+    torch.testing.assert_close(first.T @ first, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close((first.T @ second).abs(), torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-10)
+    inside = first.T @ (rows.T @ rows) @ first
+    torch.testing.assert_close(inside, torch.diag(inside.diagonal()), rtol=0, atol=1e-12)

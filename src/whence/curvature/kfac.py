@@ -304,14 +304,14 @@ def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: ra
         # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
         scales = [1.0 / (len(fit.dataset) * float(factors[f"count.{index}.{role}"])) for role in roles]
         for side, mine, others, size in (("outputs", left, right, unit.outputs), ("inputs", right, left, unit.inputs)):
+            dtype = factors[f"{side}.{index}.{roles[0]}"].dtype if roles else torch.float32
             weights = [scale * float(_diagonal(other).sum()) for scale, other in zip(scales, others, strict=True)]
-            basis_NN = _eigenvectors(mine, weights) if any(moment.ndim == 2 for moment in mine) else None
+            basis_NN = _eigenvectors(mine, weights, dtype) if any(moment.ndim == 2 for moment in mine) else None
             values_KN = (
                 torch.stack([_diagonal_in(moment, basis_NN) for moment in mine]) if mine else torch.zeros(1, size).double()
             )
             if side == "outputs" and scales:
                 values_KN = values_KN * torch.tensor(scales, dtype=torch.float64, device=values_KN.device)[:, None]
-            dtype = factors[f"{side}.{index}.{roles[0]}"].dtype if roles else torch.float32
             found[f"{side}_values.{index}"] = values_KN.to(dtype)
             if basis_NN is not None:
                 found[f"{side}.{index}"] = basis_NN.to(dtype).contiguous()
@@ -330,13 +330,32 @@ def _decomposition(factors: dict[str, Tensor], index: int) -> int:
     return sum(side**3 for side in sides.values())
 
 
-def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N)."""
+def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N); `dtype` is what they were summed in."""
     total_NN = sum(
         weight * (moment if moment.ndim == 2 else torch.diag(moment)) for moment, weight in zip(moments, weights, strict=True)
     )
     assert isinstance(total_NN, Tensor)
-    return torch.linalg.eigh((total_NN + total_NN.T) / 2)[1]
+    values_N, vectors_NN = torch.linalg.eigh((total_NN + total_NN.T) / 2)
+    return _with_settled_null_space(values_N, vectors_NN, dtype)
+
+
+def _with_settled_null_space(values_N: Tensor, vectors_NN: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same eigenvectors, but those of eigenvalue zero chosen by a rule where rounding would choose them.
+
+    Where there are fewer gradients than a side is long, any basis of the null space will do for the factor. The corrected eigenvalues there
+    are not zero where labels are drawn anew for them, and scores would differ between machines (by 2e-3 in a case of ours). The rule: the
+    basis in which a fixed ramp over the coordinates is diagonal.
+    """
+    size = len(values_N)
+    # Of the factor's own type, since that is what its sum was rounded to.
+    is_null_N = values_N <= 8 * size**0.5 * torch.finfo(dtype).eps * values_N[-1]
+    if is_null_N.sum() < 2:
+        return vectors_NN
+    null_NZ = vectors_NN[:, is_null_N]
+    ramp_N = torch.arange(1, size + 1, dtype=null_NZ.dtype, device=null_NZ.device) / size
+    turn_ZZ = torch.linalg.eigh(null_NZ.T @ (ramp_N[:, None] * null_NZ))[1]
+    return torch.cat([null_NZ @ turn_ZZ, vectors_NN[:, ~is_null_N]], 1)
 
 
 def _diagonal(moment: Tensor) -> Tensor:
