@@ -318,8 +318,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
     queries = queries_of(task, 2)
     with pytest.raises(BadInput, match="found method='source' without a run; needed the folder of a recorded training run"):
         whence.attribute(task, train_set, queries, method="source", quiet=True)
-    with pytest.raises(BadInput, match="found run for ekfac; needed what it takes"):
-        whence.attribute(task, train_set, queries, run=folder, quiet=True)
     for option in (
         {"relative_damping": 0.1},
         {"absolute_damping": 0.1},

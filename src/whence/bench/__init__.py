@@ -2,6 +2,17 @@
 
 from whence.bench.entries import DIFFUSION_ENTRIES, ENTRIES, Entry
 from whence.bench.run import Bench, run_setting
-from whence.bench.settings import SETTINGS, Setting, load_setting, prepare
+from whence.bench.settings import ONLY_NAMED, SETTINGS, Setting, load_setting, prepare
 
-__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "SETTINGS", "Bench", "Entry", "Setting", "load_setting", "prepare", "run_setting"]
+__all__ = [
+    "DIFFUSION_ENTRIES",
+    "ENTRIES",
+    "ONLY_NAMED",
+    "SETTINGS",
+    "Bench",
+    "Entry",
+    "Setting",
+    "load_setting",
+    "prepare",
+    "run_setting",
+]

@@ -24,7 +24,7 @@ Make = Callable[..., ScoreTable]
 """Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
 
 # One product of 64 queries with the matrix of 1,024 documents takes six minutes of a core.
-_TOO_LONG = ("text",)
+_TOO_LONG = ("text", "text-long")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options
         if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
             setting.retrain.recorded(0, folder, setting.train)
         # The fits at single checkpoints serve every method that takes them.
-        fitted = place if options.get("average_weights") else first
+        fitted = place if options.get("average_weights") or not EXACT_METHODS[method].needs_run else first
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
         run = open_run(folder)
         with run.weights(task.model, run.checkpoints[-1:]):
@@ -158,6 +158,7 @@ ENTRIES = (
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
+    _through_run("ekfac-run", "ekfac"),
     _through_run("tracin", "tracin"),
     _through_run("source", "source"),
     _through_run("fast-source", "source", average_weights=True),

@@ -27,10 +27,12 @@ from whence.pipeline import sample_images
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
 
-__all__ = ["SETTINGS", "Setting", "load_setting", "prepare"]
+__all__ = ["ONLY_NAMED", "SETTINGS", "Setting", "load_setting", "prepare"]
 
 # Two layers of width 96 stopped well before convergence: 223 thousand parameters in blocks, 197 thousand in the tied embedding and head.
 TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate=4e-3)
+# The same trained until it has learned its documents by heart.
+TEXT_LONG = Settings(context=64, width=96, epochs=12, batch_examples=32, learning_rate=4e-3)
 _TRAIN_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 64
 _FLIPPED = 0.2
 _DENOISED, _GENERATED = 100, 48
@@ -213,38 +215,46 @@ def _table(folder: Path) -> Setting:
     return _small("table", folder, settings, *diabetes(), kind=Regression, seeds=3)
 
 
-def _text(folder: Path) -> Setting:
+def _language(name: str, folder: Path, settings: Settings, subsets: int) -> Setting:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     records = documents()
-    tokenizer = train_tokenizer((record["text"] for record in records), TEXT)
+    tokenizer = train_tokenizer((record["text"] for record in records), settings)
     vocabulary = len(tokenizer)
 
     def task_of(model: nn.Module, recipe: Recipe) -> AbstractTask:
         return CausalLM(model, tokenizer, long="truncate", recipe=recipe)
 
     # Documents of one length, so that every system reads the same batches.
-    examples = task_of(new_model(vocabulary, 0, TEXT), Recipe("adamw", 1.0)).prepare(records).examples
-    whole = [example for example in examples if example.length == TEXT.context]
+    examples = task_of(new_model(vocabulary, 0, settings), Recipe("adamw", 1.0)).prepare(records).examples
+    whole = [example for example in examples if example.length == settings.context]
     train_set, queries = Dataset(whole[:_TRAIN_DOCUMENTS]), Dataset(whole[_TRAIN_DOCUMENTS:][:_QUERY_DOCUMENTS])
 
     def fit(seed: int) -> tuple[nn.Module, Recipe]:
-        trained = train(train_set, vocabulary, seed=seed, settings=TEXT)
+        trained = train(train_set, vocabulary, seed=seed, settings=settings)
         return trained.model, trained.recipe
 
     return Setting(
-        "text",
+        name,
         train_set,
         queries,
         task_of,
         fit,
-        lambda: new_model(vocabulary, 0, TEXT),
-        Retrain(train_set, vocabulary, TEXT),
+        lambda: new_model(vocabulary, 0, settings),
+        Retrain(train_set, vocabulary, settings),
         QueryLosses(queries),
-        100,
+        subsets,
         2,
         folder,
     )
+
+
+def _text(folder: Path) -> Setting:
+    return _language("text", folder, TEXT, 100)
+
+
+def _text_long(folder: Path) -> Setting:
+    return _language("text-long", folder, TEXT_LONG, 40)
 
 
 def _digits_diffusion(folder: Path) -> Setting:
@@ -279,10 +289,14 @@ def _digits_diffusion(folder: Path) -> Setting:
     )
 
 
+ONLY_NAMED = ("text-long",)
+"""Settings that take hours, left out where none is named."""
+
 SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-mlp": _digits_mlp,
     "digits-cnn": _digits_cnn,
     "text": _text,
+    "text-long": _text_long,
     "table": _table,
     "digits-stages": _digits_stages,
     "digits-early": _digits_early,

@@ -28,19 +28,20 @@ def bench(
     The first run makes the banks, which takes most of the time; whatever is finished is kept.
 
     Args:
-        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all if left out.
+        settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all of them if
+            left out. Or text-long, whose bank takes hours.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.
         as_json: Print JSON instead of tables.
     """
-    from whence.bench import SETTINGS, prepare, run_setting
+    from whence.bench import ONLY_NAMED, SETTINGS, prepare, run_setting
     from whence.evaluate import write_evaluation
     from whence.report import Point
     from whence.store import write_bytes
 
     results = {}
-    for name in settings or SETTINGS:
+    for name in settings or [name for name in SETTINGS if name not in ONLY_NAMED]:
         setting = prepare(name, output)
         found = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
         results[name] = found.to_dict()

@@ -36,7 +36,9 @@ class ExactOptions:
         examples: Training examples that a solver's matrix is the mean over.
         batch_examples: Training examples per iteration of astra and lissa.
         rank: Directions kept by nystroem and arnoldi.
-        run: Folder of a recorded training run, for the methods source, astra-source, tracin and unroll.
+        run: Folder of a recorded training run: needed by source, astra-source, tracin and unroll; ekfac, kfac, pcg and astra are averaged
+            over it.
+        checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
         segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
         average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
@@ -65,6 +67,7 @@ class ExactOptions:
     batch_examples: int | None = None
     rank: int | None = None
     run: Path | None = None
+    checkpoints: int | None = None
     segments: int | None = None
     average_weights: Annotated[bool, Parameter(negative="")] = False
     form: Literal["full", "diagonal"] | None = None

@@ -13,6 +13,7 @@ from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
 from whence.pipeline.exact.scorer import Wanted, as_table, fit_scorer
 from whence.pipeline.inputs import as_dataset
+from whence.pipeline.through.along import AlongSettings, along_run
 from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
 from whence.pipeline.through.through_run import through_run
@@ -45,6 +46,9 @@ def attribute(
     `factors`, the fit a few units at a time. Processes that answer together walk their part of the training data each, in the fit, in every
     product of a solver and in the scan, and make the gradients of all queries: as long as the model, they would take longer to send. The
     table is that of one process but for the order of sums, on every process.
+
+    With a recorded run, ekfac, kfac, pcg and astra are averaged over checkpoints of it instead of asking the final weights alone; see
+    `whence.EKFAC`.
 
     Args:
         task: Model, per-example loss and measurement.
@@ -81,6 +85,8 @@ def attribute(
     if cut is not None:
         return _through(task, dataset, wanted, cut, runtime)
     with runtime.ranks.connected():
+        if isinstance(settings, AlongSettings) and settings.run is not None:
+            return along_run(task, dataset, wanted, settings, runtime)
         table = fit_scorer(task, dataset, settings, wanted.demand(settings), runtime).table(wanted)
         return dataclasses.replace(table, seconds=time.monotonic() - started)
 

@@ -25,6 +25,7 @@ from whence.settings.exact import (
     factors_folder,
     final_settings,
     fit_of,
+    refuse_along,
     settings_record,
     takes_option,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "factors_folder",
     "final_settings",
     "fit_of",
+    "refuse_along",
     "only_runtime",
     "settings_record",
     "split_runtime",

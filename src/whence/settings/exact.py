@@ -16,7 +16,9 @@ Fields that several have mean the same in all of them:
 - `batch_examples`: training examples per iteration of a stochastic solver.
 - `matrix`: what a solver inverts: "gauss_newton", or "hessian", which may have negative eigenvalues where training has not converged.
 - `seed`: of the solver's draws.
-- `run`: folder of a run that `whence.Recorder` kept.
+- `run`: folder of a run that `whence.Recorder` kept. With it, a method of the final weights is averaged over the run instead: its scores at
+  `checkpoints` of it (per stage, all if fewer were kept), each with query, example and curvature at those weights, weighted by the learning
+  rate.
 - `any_loss`: whether the task's loss may be another one than the run lowered, as it is where examples were augmented; False holds them
   against each other, by the losses that the run says or by making it again between two near checkpoints.
 """
@@ -53,6 +55,7 @@ __all__ = [
     "factors_folder",
     "final_settings",
     "fit_of",
+    "refuse_along",
     "settings_record",
     "takes_option",
 ]
@@ -76,6 +79,8 @@ class EKFAC:
     fit_on: Any = None
     query_rank: int | None = None
     normalize: Normalize | None = None
+    run: FolderName = None
+    checkpoints: int = 3
 
     def __post_init__(self):
         _check(self)
@@ -92,6 +97,8 @@ class KFAC:
     fit_on: Any = None
     query_rank: int | None = None
     normalize: Normalize | None = None
+    run: FolderName = None
+    checkpoints: int = 3
 
     def __post_init__(self):
         _check(self)
@@ -123,6 +130,8 @@ class PCG:
     iterations: int = 25
     tolerance: float = 1e-2
     examples: int | None = None
+    run: FolderName = None
+    checkpoints: int = 3
 
     def __post_init__(self):
         _check(self)
@@ -163,6 +172,8 @@ class ASTRA:
     examples: int | None = None
     batch_examples: int = 64
     seed: int = 0
+    run: FolderName = None
+    checkpoints: int = 3
 
     def __post_init__(self):
         _check(self)
@@ -343,7 +354,17 @@ _KINDS: dict[str, type[ExactSettings]] = {kind.name: kind for kind in get_args(E
 # Options by name on the way to nested settings.
 _DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute"}
 _FIT = ("labels", "samples", "sharing", "largest_side")
-_POSITIVE = ("iterations", "tolerance", "examples", "rank", "batch_examples", "repeats", "segments", "query_rank")
+_POSITIVE = (
+    "iterations",
+    "tolerance",
+    "examples",
+    "rank",
+    "batch_examples",
+    "repeats",
+    "segments",
+    "query_rank",
+    "checkpoints",
+)
 _CHOICES = {"normalize": (None, *get_args(Normalize)), "matrix": get_args(Matrix), "form": get_args(Form)}
 
 
@@ -377,7 +398,7 @@ def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
         )
     else:
         settings = method
-    if getattr(settings, "run", "") is None:
+    if exact_method_named(settings.name).needs_run and getattr(settings, "run", "") is None:
         raise BadInput(
             found=f"method={settings.name!r} without a run",
             needed="the folder of a recorded training run",
@@ -394,7 +415,7 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
         options: As in `exact_settings`.
 
     Raises:
-        BadInput: If the method goes back through a recorded run.
+        BadInput: If the method goes back through a recorded run, or is averaged over one.
     """
     name = method if isinstance(method, str) else method.name
     if exact_method_named(name).needs_run:
@@ -403,7 +424,24 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
             needed="a method of the final weights, with one inverse for query and example",
             do="pass method='ekfac', or attribute with it",
         )
-    return exact_settings(method, options)
+    settings = exact_settings(method, options)
+    refuse_along(settings)
+    return settings
+
+
+def refuse_along(settings: ExactSettings) -> None:
+    """Refuse settings that average over a recorded run, where the final weights alone are looked at.
+
+    Raises:
+        BadInput: If there is a run.
+    """
+    run = getattr(settings, "run", None)
+    if run is not None:
+        raise BadInput(
+            found=f"run={str(run)!r} for {settings.name}",
+            needed="the final weights alone: only tables of scores are averaged over a run",
+            do="leave run out, or call whence.attribute",
+        )
 
 
 def takes_option(method: str | ExactSettings, name: str) -> bool:
@@ -420,7 +458,7 @@ def factors_folder(settings: ExactSettings) -> Path | None:
 
 def settings_record(settings: ExactSettings) -> dict[str, Any]:
     """What scores depend on besides model and data, as JSON takes it: not where files lie."""
-    names = [one.name for one in fields(settings) if one.name not in ("factors", "fit_on", "run", "damping")]
+    names = [one.name for one in fields(settings) if one.name not in ("factors", "fit_on", "run", "checkpoints", "damping")]
     return {name: asdict(value) if isinstance(value := getattr(settings, name), FitConfig) else value for name in names}
 
 

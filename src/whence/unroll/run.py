@@ -1,5 +1,6 @@
 """A recorded run, read: its recipe, its checkpoints."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from whence.records import Recipe
 from whence.sharded_weights import refuse_spread
 from whence.store.files import damaged, read_tensors, tensor_shapes
 from whence.tasks import structure_of
-from whence.unroll.segments import Segment, cut_run, is_decoupled, settings_at
+from whence.unroll.segments import Segment, cut_run, is_decoupled, settings_at, shares_of, stages_of
 from whence.unroll.states import check_moved, state_of
 
 __all__ = ["Run", "open_run"]
@@ -153,6 +154,32 @@ class Run:
     def _has_state(self, step: int) -> bool:
         return any(key.startswith("state_") for key in tensor_shapes(self.folder / self._kept(step)["file"]))
 
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """The first step of every stage, and the step after its last."""
+        return stages_of(self.record, self.log)
+
+    def shares(self, start: int, stop: int) -> dict[str, float]:
+        """By id, each example's share of what was met from a step up to another."""
+        return shares_of(self.log, start, stop)
+
+    def mean_rates(self) -> list[float]:
+        """The learning rate of every step, the mean over groups of parameters weighted by their size, times what gradients were scaled by."""
+        numbers, found = self._group_shares(), []
+        for step, (rates, factor) in enumerate(zip(self.log.rates, self.log.factors, strict=True)):
+            settings = settings_at(self.record, step)
+            parts = zip(numbers[settings["start"]], rates, settings["groups"], strict=True)
+            found.append(factor * sum(share * rate * (1 - group.get("dampening", 0.0)) for share, rate, group in parts))
+        return found
+
+    def _group_shares(self) -> dict[int, list[float]]:
+        """By the first step of the optimizer's settings, each group's share of the parameters."""
+        tensors, found = self.tensors(self.checkpoints[-1]), {}
+        for settings in self.record["settings"]:
+            sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in settings["groups"]]
+            found[settings["start"]] = [size / sum(sizes) for size in sizes]
+        return found
+
     def segments(self, per_stage: int) -> list[Segment]:
         """The run cut at checkpoints, see `cut_run`."""
         return cut_run(self.record, self.log, self.checkpoints, per_stage)
@@ -163,19 +190,8 @@ class Run:
         Learning rates are added up over all stages, each by the groups that its optimizer had; the rest is of the last optimizer.
         """
         kind = settings_at(self.record, self.steps - 1)
-        tensors = self.tensors(self.checkpoints[-1])
-
-        numbers_from: dict[int, list[float]] = {}
-        for settings in self.record["settings"]:
-            sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in settings["groups"]]
-            numbers_from[settings["start"]] = [size / sum(sizes) for size in sizes]
-        total = 0.0
-        for step, (rates, factor) in enumerate(zip(self.log.rates, self.log.factors, strict=True)):
-            numbers = numbers_from[settings_at(self.record, step)["start"]]
-            groups = settings_at(self.record, step)["groups"]
-            parts = zip(numbers, rates, groups, strict=True)
-            total += factor * sum(number * rate * (1 - group.get("dampening", 0.0)) for number, rate, group in parts)
-        first, numbers = kind["groups"][0], numbers_from[kind["start"]]
+        numbers = self._group_shares()[kind["start"]]
+        first = kind["groups"][0]
         inverse = None
         if kind["optimizer"] != "SGD":
             preconditioner = self.preconditioner(self.checkpoints[-1:])
@@ -186,7 +202,7 @@ class Run:
             } or None
         return Recipe(
             kind["optimizer"].lower(),
-            total,
+            math.fsum(self.mean_rates()),
             # Others' momentum is a mean of gradients, which is as long as they are.
             momentum=first.get("momentum", 0.0) if kind["optimizer"] == "SGD" else 0.0,
             weight_decay=sum(number * group["weight_decay"] for number, group in zip(numbers, kind["groups"], strict=True)),

@@ -10,7 +10,7 @@ from typing import Any
 from whence.errors import BadInput, Unsupported
 from whence.recording.steps import Steps
 
-__all__ = ["Segment", "cut_run", "is_decoupled", "settings_at"]
+__all__ = ["Segment", "cut_run", "is_decoupled", "settings_at", "shares_of", "stages_of"]
 
 _KINDS = ("SGD", "Adam", "AdamW", "Muon")
 _DECOUPLED = ("AdamW", "Muon")
@@ -69,12 +69,9 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
                 needed="SGD, Adam, AdamW or Muon of torch.optim, without amsgrad and maximize",
                 do="choose another method, such as ekfac",
             )
-    # A new kind of optimizer is a new stage, too, but of the same data if nothing else was said.
-    starts = sorted({0, *(stage["start"] for stage in record["stages"])})
-    starts = [start for start in starts if start < log.stop]
     found = []
-    for start, stop in zip(starts, [*starts[1:], log.stop], strict=True):
-        shares = _shares(log, start, stop)
+    for start, stop in stages_of(record, log):
+        shares = shares_of(log, start, stop)
         inside = [step for step in checkpoints if start < step <= stop]
         count = min(per_stage, len(inside))
         bounds = [len(inside) * part // count for part in range(count + 1)]
@@ -84,6 +81,14 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
             found.append(_segment(record, log, first, chosen, shares))
             first = chosen[-1]
     return found
+
+
+def stages_of(record: Mapping[str, Any], log: Steps) -> list[tuple[int, int]]:
+    """The first step of every stage, and the step after its last."""
+    # A new kind of optimizer is a new stage, too, but of the same data if nothing else was said.
+    starts = sorted({0, *(stage["start"] for stage in record["stages"])})
+    starts = [start for start in starts if start < log.stop]
+    return list(zip(starts, [*starts[1:], log.stop], strict=True))
 
 
 def is_decoupled(optimizer: str, group: Mapping[str, Any]) -> bool:
@@ -97,7 +102,7 @@ def settings_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any]:
     return settings[bisect_right(settings, step, key=lambda kept: kept["start"]) - 1]
 
 
-def _shares(log: Steps, start: int, stop: int) -> dict[str, float]:
+def shares_of(log: Steps, start: int, stop: int) -> dict[str, float]:
     """By how often each example was met: the mean over the orders in which a stage could have met them."""
     counts = Counter(member for members in log.members[start:stop] for member in members)
     total, ids = counts.total(), tuple(log.ids)

@@ -23,7 +23,7 @@ from whence.pipeline.exact.query_gradients import query_blocks
 from whence.progress import Meter, meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, QueryBlock, exact_scores
-from whence.settings import ExactSettings, Runtime
+from whence.settings import ExactSettings, Runtime, refuse_along
 from whence.tasks import AbstractTask
 
 __all__ = ["FittedScorer", "Wanted", "as_table", "fit_scorer"]
@@ -255,6 +255,7 @@ def fit_scorer(
     Returns:
         What answers.
     """
+    refuse_along(settings)
     ready = prepare(task, train, settings, demand, runtime)
     return FittedScorer(ready, ready.damping())
 

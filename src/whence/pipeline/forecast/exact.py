@@ -1,7 +1,7 @@
 """What an exact run would take, before it runs."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whence.capture import Coverage, forecast, plan_units
@@ -10,9 +10,11 @@ from whence.errors import BadInput
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
 from whence.pipeline.inputs import as_dataset
+from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
 from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, split_runtime
 from whence.tasks import AbstractTask
+from whence.unroll import open_run
 
 __all__ = ["ExactForecast", "forecast_exact"]
 
@@ -84,6 +86,9 @@ def forecast_exact(
     cut = cut_for(settings)
     demand = Demand(rows=queries, queries=queries, query_rank=getattr(settings, "query_rank", None))
     demand = demand if cut is None else cut.demanded(demand)
+    if isinstance(settings, AlongSettings) and settings.run is not None:
+        points = points_of(open_run(settings.run), settings.checkpoints)
+        demand = replace(demand, fits=len(points), passes=len(points))
     footprint = measure(
         task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions
     )
