@@ -86,7 +86,8 @@ def _wrong(found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> 
     scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
     # A gradient that is zero but for rounding has the noise of the largest one.
     least = _ROUNDINGS * torch.finfo(torch.float32).eps / tolerance if tolerance >= _TOLERANCE[torch.float32] else 1e-6
-    return (found - expected).abs() > tolerance * scale.clamp_min(1e-12 + least * norms.amax().item())
+    apart = (found - expected).square().mean(2).sqrt()
+    return ~(apart <= tolerance * scale.clamp_min(1e-12 + least * norms.amax().item()))
 
 
 def _widened(trial: Trial, tolerance: float) -> float:
@@ -123,13 +124,16 @@ def _refuse(trial: Trial, units: list[int], found: Tensor, expected: Tensor, nor
     """
     task, plan, index = trial.task, trial.plan, units[0]
     total, added = trial.of_sum(), expected.sum(1)
-    if bool(((total - added).abs() > tolerance * norms.sum(1))[units].any()):
-        raise BadInput(**mixes(f"gradient of {plan.units[index].name!r}", trial.chosen, found[index], expected[index]))
+    # Of the contractions the one that shows most.
+    place = int((found[index] - expected[index]).abs().amax(0).argmax())
+    seen, true = found[index, :, place], expected[index, :, place]
+    if bool(((total - added).square().mean(1).sqrt() > tolerance * norms.sum(1))[units].any()):
+        raise BadInput(**mixes(f"gradient of {plan.units[index].name!r}", trial.chosen, seen, true))
     names = [name for unit in units for name in plan.units[unit].parameters]
     more = f" (and of {len(units) - 1} more)" if len(units) > 1 else ""
     raise Unsupported(
         found=f"a captured gradient of {plan.units[index].name!r}{more} that differs from autograd's "
-        f"({found[index].tolist()} against {expected[index].tolist()})",
+        f"({seen.tolist()} against {true.tolist()})",
         needed="layers whose weights are used only through their own forward",
         do=f"{way_out(task, names)} (slower, any use), or leave them out with ignore={listed(task, names)}; if they are ordinary layers, "
         "please report this",

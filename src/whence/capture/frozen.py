@@ -1,5 +1,7 @@
 """A model as attribution needs it for a while: nothing random, nothing that trains or is written to, nothing slower than it must be."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,10 @@ from whence.capture.linear import constant_linear
 from whence.internals import CHECKPOINTING
 from whence.sharded_weights import own_forward, settle
 
-__all__ = ["frozen"]
+__all__ = ["LEFT_OUT", "frozen"]
+
+LEFT_OUT = "None of the inputs have requires_grad=True"
+"""What reentrant checkpointing says when it leaves out the gradients of a stretch whose inputs ask for none."""
 
 # A class of transformers that writes this activation out as eight operations, each with a tensor kept for the way back. The kernel rounds
 # differently in the last bit and takes a third of the time; in a small GPT-2 that is a fifth of a pass.
@@ -63,7 +68,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for module in checkpointed:
             module.training = True
             setattr(module, CHECKPOINTING, _Evaluating(module, getattr(module, CHECKPOINTING)))
-        yield
+        with _unheard(LEFT_OUT):
+            yield
     finally:
         settle(model)
         for module in checkpointed:
@@ -106,6 +112,25 @@ class _Evaluating:
         return self.run(evaluating, *args, **kwargs)
 
 
+@contextmanager
+def _unheard(message: str) -> Iterator[None]:
+    """A warning is not told for a while: where no weight asks for a gradient, a stretch that is checkpointed need not have one.
+
+    Not by `catch_warnings`, after which Python tells all other warnings again that are told once, after each batch.
+
+    Yields:
+        Nothing.
+    """
+    filters: Any = warnings.filters
+    entry = ("ignore", re.compile(message), UserWarning, None, 0)
+    filters.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in warnings.filters:
+            filters.remove(entry)
+
+
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(module.named_parameters(recurse=False, remove_duplicate=False))
 
@@ -126,7 +151,17 @@ def _faster(module: nn.Module) -> Callable[..., Tensor] | None:
         return _GELU
     if getattr(module, "max_norm", None) is not None and kind.forward in _BOUNDED:
         return partial(_BOUNDED[kind.forward], module)
+    if kind.forward is nn.GroupNorm.forward:
+        return partial(_group_norm, module)
     return constant_linear(module)
+
+
+def _group_norm(norm: Any, input: Tensor) -> Tensor:
+    """The same; PyTorch 2.13 crashes on the way back to its scales where channels lie last and the input asks for no gradient."""
+    lies_last = not input.is_contiguous() and not input.requires_grad
+    return nn.functional.group_norm(
+        input.contiguous() if lies_last else input, norm.num_groups, norm.weight, norm.bias, norm.eps
+    )
 
 
 def _bounded_embedding(table: nn.Embedding, input: Tensor) -> Tensor:

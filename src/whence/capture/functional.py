@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from whence.capture.blocks import as_block
+from whence.capture.frozen import LEFT_OUT
 from whence.capture.halves import is_out_of_memory
 from whence.capture.rules import matrix_pair, vector_pair
 from whence.capture.swapped import with_weights
@@ -27,9 +28,6 @@ __all__ = ["functional_pairs"]
 
 Function = Callable[[nn.Module, Batch], Tensor]
 Gradients = dict[str, Tensor]
-
-# What reentrant checkpointing says when it would leave out the gradients of a stretch whose inputs ask for none.
-_LEFT_OUT = "None of the inputs have requires_grad=True"
 
 
 def functional_pairs(
@@ -161,7 +159,7 @@ def _alone(function: Function, model: nn.Module, values: Gradients, batch: Batch
     """One example's gradients by plain autograd."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=_LEFT_OUT)
+            warnings.filterwarnings("error", message=LEFT_OUT)
             return _backward(function, model, values, batch)
     except UserWarning:
         every = {name: parameter.detach() for name, parameter in model.named_parameters()}

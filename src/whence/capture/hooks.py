@@ -246,7 +246,7 @@ def _hook(
         joined = layer.bias_unit == layer.weight_unit
         hand_out(layer.weight_unit, lambda: layer.rule.weight(layer.module, inputs, grad, joined))
         if not joined:
-            hand_out(layer.bias_unit, lambda: layer.rule.bias(grad))
+            hand_out(layer.bias_unit, lambda: layer.rule.bias(layer.module, grad))
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         inputs = args[0] if args else next(iter(kwargs.values()))

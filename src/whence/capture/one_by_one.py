@@ -22,12 +22,16 @@ from whence.tasks.base import precision
 
 __all__ = ["Trial"]
 
+# Pairs of random vectors that gradients are seen through.
+_PROBES = 4
+
 
 @dataclass(frozen=True)
 class Trial:
     """A task on a few examples, whose gradients are made in two ways.
 
-    A gradient G of a unit is seen through two random vectors, as u'Gv: a number per unit and example.
+    A gradient G of a unit is seen through K pairs of random vectors, as u'Gv: through one of them alone a wrong gradient would look right
+    as often as the tolerance is wide.
 
     Args:
         task: Model and loss.
@@ -47,16 +51,16 @@ class Trial:
         """By capture, of all examples in one batch.
 
         Returns:
-            u'Gv, shape (units, B), and the objective's values, shape (B,); float64, on the CPU.
+            u'Gv, shape (units, B, K), and the objective's values, shape (B,); float64, on the CPU.
         """
-        found = torch.zeros(len(self.plan.units), len(self.chosen), dtype=torch.float64)
+        found = torch.zeros(len(self.plan.units), len(self.chosen), _PROBES, dtype=torch.float64)
         probes = self._probes()
 
         def consume(index: int, pair: Pair) -> None:
-            left_O, right_I = probes[index]
-            left = pair.outputs.times(left_O[:, None]).double()
-            right = pair.inputs.times(right_I[:, None]).double()
-            found[index] += (left * right).sum((1, 2)).cpu()
+            left_OK, right_IK = probes[index]
+            left_BTK = pair.outputs.times(left_OK).double()
+            right_BTK = pair.inputs.times(right_IK).double()
+            found[index] += (left_BTK * right_BTK).sum(1).cpu()
 
         values = capture(
             self.task, self.plan, self.task.collate(self.chosen), consume,
@@ -69,7 +73,8 @@ class Trial:
         """By autograd, of each example alone.
 
         Returns:
-            The objective's values, shape (B,); u'Gv, shape (units, B); and the gradients' Frobenius norms, which are the scale of that.
+            The objective's values, shape (B,); u'Gv, shape (units, B, K); and the gradients' Frobenius norms, shape (units, B), which are
+            the scale of that.
 
         Raises:
             Unsupported: If no tracked parameter has a part in any of them.
@@ -81,7 +86,7 @@ class Trial:
         return alone, torch.stack([part.probed for part in parts], 1), torch.stack([part.norms for part in parts], 1)
 
     def of_sum(self) -> Tensor:
-        """By autograd, of the sum over all examples in one batch: u'Gv, shape (units,)."""
+        """By autograd, of the sum over all examples in one batch: u'Gv, shape (units, K)."""
         return self._by_autograd(self.chosen).probed
 
     def _by_autograd(self, examples: Sequence[Example]) -> "_Gradients":
@@ -103,12 +108,13 @@ class Trial:
         grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.grad = held[name]
-        probed, norms = torch.zeros(2, len(plan.units), dtype=torch.float64)
+        probed = torch.zeros(len(plan.units), _PROBES, dtype=torch.float64)
+        norms = torch.zeros(len(plan.units), dtype=torch.float64)
         for index, unit in enumerate(plan.units):
             own = {name: _joined(grads.pop(name), parameters[name], task.device)[None] for name in unit.parameters}
             gradient = as_block(plan, unit, own)[0].double()
-            left_O, right_I = probes[index]
-            probed[index] = (left_O.double() @ gradient @ right_I.double()).cpu()
+            left_OK, right_IK = probes[index]
+            probed[index] = ((left_OK.double().T @ gradient) * right_IK.double().T).sum(1).cpu()
             norms[index] = gradient.norm().cpu()
         return _Gradients(values.detach().sum().double().cpu()[None], probed, norms, is_reached)
 
@@ -117,14 +123,16 @@ class Trial:
         found = []
         for index, unit in enumerate(self.plan.units):
             generator = torch.Generator().manual_seed(index)
-            left = torch.randn(unit.outputs, generator=generator, dtype=dtype).to(self.task.device)
-            found.append((left, torch.randn(unit.inputs, generator=generator, dtype=dtype).to(self.task.device)))
+            left_OK, right_IK = (
+                torch.randn(size, _PROBES, generator=generator, dtype=dtype) for size in (unit.outputs, unit.inputs)
+            )
+            found.append((left_OK.to(self.task.device), right_IK.to(self.task.device)))
         return found
 
 
 @dataclass(frozen=True)
 class _Gradients:
-    """The objective's sum over a batch, shape (1,); per unit u'Gv and the norm of G; and whether a tracked parameter has a part in it."""
+    """The objective's sum over a batch, shape (1,); per unit u'Gv (K) and the norm of G; and whether a tracked parameter has a part in it."""
 
     values: Tensor
     probed: Tensor

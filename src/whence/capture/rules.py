@@ -27,7 +27,7 @@ class Rule:
     Args:
         weight: From (module, input, output gradient, whether the bias is joined) to the pair of the weight.
         matrix: The weight, or its gradient, as a matrix (outputs, inputs).
-        bias_positions: From an output gradient to (B, T, O), for a bias on its own.
+        bias_positions: From (module, output gradient) to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
         foldable: Whether the layer treats all leading axes alike, so that positions folded into the batch axis may be unfolded before it.
         transposed: Whether the weight lies the other way round, (inputs, outputs).
@@ -36,7 +36,7 @@ class Rule:
 
     weight: PairRule
     matrix: Callable[[Tensor], Tensor]
-    bias_positions: Callable[[Tensor], Tensor]
+    bias_positions: Callable[[Any, Tensor], Tensor]
     vector: bool = False
     foldable: bool = True
     transposed: bool = False
@@ -47,9 +47,9 @@ class Rule:
         turned = matrix.mT if self.transposed else matrix
         return turned.reshape(*matrix.shape[:-2], *shape)
 
-    def bias(self, grad: Tensor) -> Pair:
+    def bias(self, module: Any, grad: Tensor) -> Pair:
         """The pair of a bias that is not joined to its weight: the output gradient summed over positions."""
-        return vector_pair(self.bias_positions(grad).sum(1))
+        return vector_pair(self.bias_positions(module, grad).sum(1))
 
 
 def vector_pair(gradient_BN: Tensor) -> Pair:
@@ -163,15 +163,20 @@ def _one_row(weight: Tensor) -> Tensor:
     return weight.reshape(1, -1)
 
 
-def _channels_last(grad: Tensor) -> Tensor:
+def _features(module: Any, grad: Tensor) -> Tensor:
+    """(B, ..., *shape) as (B, T, O), for a bias of one axis or, in a norm over several, more."""
+    return grad.reshape(grad.shape[0], -1, module.bias.numel())
+
+
+def _channels_last(module: Any, grad: Tensor) -> Tensor:
     return grad.reshape(*grad.shape[:2], -1).transpose(1, 2)
 
 
-LINEAR = Rule(_linear, _as_is, _positions)
-TRANSPOSED = Rule(_linear, _transposed, _positions, transposed=True)
-EMBEDDING = Rule(_embedding, _as_is, _positions)
-SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _positions)
-NORM = Rule(_norm, _one_row, _positions, vector=True)
+LINEAR = Rule(_linear, _as_is, _features)
+TRANSPOSED = Rule(_linear, _transposed, _features, transposed=True)
+EMBEDDING = Rule(_embedding, _as_is, _features)
+SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _features)
+NORM = Rule(_norm, _one_row, _features, vector=True)
 CHANNEL_NORM = Rule(_channel_norm, _one_row, _channels_last, vector=True, foldable=False)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=3)
 IMAGE_CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=4)
@@ -194,13 +199,14 @@ def rule_for(module: Any) -> Rule | None:
         return TRANSPOSED
     # The embedding of Gemma and other models of Hugging Face: rows times a constant.
     is_scaled = name.endswith("ScaledWordEmbedding") and hasattr(module, "embed_scale")
+    is_table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    if is_table and (module.max_norm is not None or module.scale_grad_by_freq):
+        raise Unsupported(
+            found="an embedding with max_norm or scale_grad_by_freq",
+            needed="a plain embedding, whose gradient is that of the loss",
+            do="leave its weight out with ignore=[...]",
+        )
     if forward is nn.Embedding.forward or is_scaled:
-        if module.max_norm is not None or module.scale_grad_by_freq:
-            raise Unsupported(
-                found="an embedding with max_norm or scale_grad_by_freq",
-                needed="a plain embedding, whose gradient is that of the loss",
-                do="leave its weight out with ignore=[...]",
-            )
         return SCALED_EMBEDDING if is_scaled else EMBEDDING
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM

@@ -34,7 +34,7 @@ def entries_of(pair: Pair, outputs_M: Tensor, inputs_M: Tensor) -> Tensor:
     """
     pair = pair.wide()
     examples, positions = pair.shape
-    step = max(1, _NUMBERS // (positions * max(1, len(outputs_M))))
+    step = max(1, _NUMBERS // max(1, positions * len(outputs_M)))
     parts = []
     for start in range(0, examples, step):
         part = pair.examples(start, start + step)

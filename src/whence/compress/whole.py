@@ -92,8 +92,8 @@ class WholeProjection:
     def project(self, index: int, pair: Pair) -> Tensor:
         """One pair's part of the rows, shape (B, K)."""
         pair = pair.wide()
-        found_BK: Tensor | None = None
-        for start, stop in self._blocks(index):
+        found_BK = torch.zeros(pair.shape[0], self.width_K, device=self.device) if pair.shape[1] == 0 else None
+        for start, stop in self._blocks(index) if found_BK is None else ():
             if not _reaches(pair.outputs, start, stop):
                 continue
             block = self._block(index, start, stop)

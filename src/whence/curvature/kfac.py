@@ -302,7 +302,9 @@ def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: ra
         left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
         right = [factors[f"inputs.{index}.{role}"].double() for role in roles]
         # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
-        scales = [1.0 / (len(fit.dataset) * float(factors[f"count.{index}.{role}"])) for role in roles]
+        # No position at all reaches an expert that is given none: its moments are zero, whatever they are divided by.
+        counts = [max(1.0, float(factors[f"count.{index}.{role}"])) for role in roles]
+        scales = [1.0 / (len(fit.dataset) * count) for count in counts]
         for side, mine, others, size in (("outputs", left, right, unit.outputs), ("inputs", right, left, unit.inputs)):
             dtype = factors[f"{side}.{index}.{roles[0]}"].dtype if roles else torch.float32
             weights = [scale * float(_diagonal(other).sum()) for scale, other in zip(scales, others, strict=True)]

@@ -131,6 +131,9 @@ def top_eigenvalue(
     apply = preconditioner or (lambda blocks: blocks)
     diagonal, beside = [], []
     residual = random_like(operator.zeros(1), 1, torch.Generator().manual_seed(seed))
+    if preconditioner is not None:
+        # Once through the matrix: a unit that it hardly knows, and that P makes up for, would be all that P sees of a random start.
+        residual, iterations = operator.times(residual, chosen), max(1, iterations - 1)
     before = scaled(residual, 0.0)
     length = 0.0
     for _ in range(iterations):
@@ -142,8 +145,8 @@ def top_eigenvalue(
                 needed="a symmetric positive definite one",
                 do="give it positive damping",
             )
-        if diagonal and square**0.5 <= 1e-10 * max(map(abs, diagonal)):
-            break  # the start lies in fewer directions than there are iterations
+        if square**0.5 <= 1e-10 * max(map(abs, diagonal), default=0.0):
+            break  # the start lies in fewer directions than there are iterations, or in none
         if diagonal:
             length = square**0.5
             beside.append(length)
@@ -154,4 +157,4 @@ def top_eigenvalue(
     tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     for place, value in enumerate(beside):
         tridiagonal[place, place + 1] = tridiagonal[place + 1, place] = value
-    return float(torch.linalg.eigvalsh(tridiagonal)[-1])
+    return float(torch.linalg.eigvalsh(tridiagonal)[-1]) if diagonal else 0.0

@@ -74,7 +74,9 @@ def probe_tensors(
     )  # fmt: skip
     if not found.is_finite:
         return {}
-    about = {"probe": asdict(found), "inputs": trees, "rows": places if has_rows else None}
+    # Units that the check before the build had made in a slower way are made so again: which they are is not seen on every example.
+    twin = sorted(plan.units[index].name for index in plan.route.twin)
+    about = {"probe": asdict(found), "inputs": trees, "rows": places if has_rows else None, **({"twin": twin} if twin else {})}
     return {"about": torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8), **tensors}
 
 
@@ -110,7 +112,8 @@ def check_store_model(
         return [f"the store was built before it was recorded what the model computes: only {compared} were compared"]
     there, here, made, rows, notes = None, None, [], None, [_WITHOUT]
     if tensors is not None:
-        there, rows, batches = _read(tensors, task.device)
+        there, rows, batches, twin = _read(tensors, task.device)
+        plan.route.twin |= {index for index, unit in enumerate(plan.units) if plan.route.has_twin and unit.name in twin}
         here, made, notes = _again(task, plan, encoder, blueprint, there, batches)
     record = ModelRecord(blueprint.structure, None if here is None else there)
     notes += check_model(record, ModelRecord(structure_of(task.model), here), "a store")
@@ -242,8 +245,8 @@ def _unpacked(content: Any, tensors: Mapping[str, Tensor], device: torch.device)
     return parts if kind == "list" else tuple(parts)
 
 
-def _read(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[Probe, list[int] | None, list[Batch]]:
-    """What a store keeps of its model: the probe, the rows of its examples, and their inputs.
+def _read(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[Probe, list[int] | None, list[Batch], set[str]]:
+    """What a store keeps of its model: the probe, the rows of its examples, their inputs, and names of units for the functional twin.
 
     Raises:
         StoreCorrupt: If it is something else.
@@ -252,6 +255,7 @@ def _read(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[Probe, l
         about = parse_json(bytes(tensors["about"].tolist()))
         probe, rows = Probe.from_json(about["probe"]), about["rows"]
         batches = [_unpacked(tree, tensors, device) for tree in about["inputs"]]
+        twin = {str(name) for name in about.get("twin", ())}
         lengths = {len(batches), len(probe.examples), len(probe.examples if rows is None else rows)}
         why = "parts of different lengths" if len(lengths) > 1 else ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -260,4 +264,4 @@ def _read(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[Probe, l
         raise StoreCorrupt(
             found=f"an unreadable {PROBE_FILE} ({why})", needed="the file as it was written", do="build the store again"
         )
-    return probe, rows, batches
+    return probe, rows, batches, twin
