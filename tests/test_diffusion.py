@@ -493,7 +493,7 @@ def test_a_pipeline_from_its_folder(tmp_path):
         (
             '{"unet": ["diffusers", "UNet3D"], "scheduler": ["diffusers", "DDPMScheduler"]}',
             BadInput,
-            "a pipeline with a UNet3D; needed classes that diffusers has",
+            "a pipeline with a UNet3D; needed a ModelMixin that diffusers has",
         ),
         (
             '{"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}',

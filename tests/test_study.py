@@ -176,11 +176,11 @@ def test_blocks_of_ranks_give_the_same_matrix(studied):
 
 
 def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_none(tmp_path):
-    kept = kept_scores.Kept(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False)
     scores = torch.tensor([[0.0, 2.0, 0.0, 2.0, -1.0, -1.0], [5.0] * 6])
-    for number in range(2):
-        part = scores[:, 3 * number : 3 * number + 3]
-        kept_scores.write_tensors(tmp_path / f"{number:05d}.safetensors", {"scores": part})
+    names = [f"{number:05d}.safetensors" for number in range(2)]
+    parts = scores.split(3, dim=1)
+    sums = {name: kept_scores.write_tensors(tmp_path / name, {"scores": part}) for name, part in zip(names, parts, strict=True)}
+    kept = kept_scores.Kept(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False, sums)
     with meter("", 1, quiet=True) as progress:
         tails, mass, sizes = readouts.tails_and_mass(kept, 3, by_norm=False, progress=progress)
         matrix = correlation.correlations(kept, by_norm=False, progress=progress)

@@ -1,6 +1,5 @@
 """The verb about credit: shares per source, and money by them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -148,11 +147,12 @@ def _held(folder: Path, payout: str | None) -> dict[str, str]:
         BadInput: If the report is damaged, or of another currency.
     """
     from whence.apply.shares.verify import verify_shares
+    from whence.store import parse_json, read_plain
 
     faults = verify_shares(folder).faults
     if faults:
         raise BadInput(found=f"a report to carry from with a fault ({faults[0]})", needed="one that holds", do="restore it")
-    content = json.loads((folder / "shares.json").read_text("utf-8"))
+    content = parse_json(read_plain(folder / "shares.json"))
     currency = (content["payout"] or {}).get("currency")
     if currency is None or payout is None or currency not in payout.split():
         raise BadInput(

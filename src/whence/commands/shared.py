@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.errors import BadInput
+from whence.plain_files import read_plain
 from whence.settings import Placement
 
 __all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "workers_of"]
@@ -17,6 +18,7 @@ __all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "worke
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 Placed = Annotated[Placement, Parameter(name="*")]
+_TOKEN_BYTES = 64 << 10
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
@@ -66,7 +68,7 @@ def read_token(path: Path) -> str:
         BadInput: If the file cannot be read.
     """
     try:
-        return path.read_text("utf-8").strip()
+        return read_plain(path, at_most=_TOKEN_BYTES, is_named=True).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(found=f"no token in {path}", needed="a text file that holds it", do="check the path") from error
 

@@ -3,24 +3,38 @@
 Axes: M subsets, S seeds, N training examples, Q queries.
 """
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput
+from whence.errors import BadInput, StoreCorrupt
 from whence.evaluate.retrain import Measure, Run, Train, measure_runs
-from whence.store import locked
+from whence.store import locked, read_array, read_record
 from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
 __all__ = ["Bank", "Values", "make_bank", "open_bank", "save_bank"]
 
 FORMAT = "whence bank 1"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `bank.json` holds."""
+
+    format: str
+    unit: str
+    seeds: tuple[int, ...]
+    has_full: bool
+    facts: dict[str, Any]
+    train_ids: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    files: dict[str, str] = field(default_factory=dict)
+
 
 Values = Literal["loss", "measurement"]
 """What a training function reports: a loss, lower for a better fit, or a measurement, which proponents raise."""
@@ -52,7 +66,7 @@ class Bank:
 
     def __post_init__(self):
         shapes = (len(self.masks_MN), len(self.seeds), len(self.query_ids))
-        wrong = tuple(self.values_MSQ.shape) != shapes or self.masks_MN.shape[1] != len(self.train_ids)
+        wrong = tuple(self.values_MSQ.shape) != shapes or tuple(self.masks_MN.shape) != (shapes[0], len(self.train_ids))
         if wrong or self.masks_MN.dtype != torch.bool or self.full_SQ is not None and tuple(self.full_SQ.shape) != shapes[1:]:
             raise BadInput(
                 found=f"masks {tuple(self.masks_MN.shape)} and values {tuple(self.values_MSQ.shape)} for {shapes[1]} seeds, "
@@ -60,7 +74,8 @@ class Bank:
                 needed="boolean masks (subsets, examples) and values (subsets, seeds, queries)",
                 do="check the arrays and the ids",
             )
-        if not bool(torch.isfinite(self.values_MSQ).all()):
+        known = [self.values_MSQ] if self.full_SQ is None else [self.values_MSQ, self.full_SQ]
+        if not all(bool(torch.isfinite(values).all()) for values in known):
             raise BadInput(found="values that are NaN or infinite", needed="finite values", do="drop the subsets that failed")
 
     @property
@@ -174,7 +189,7 @@ def make_bank(
 
 
 def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:
-    if not path_in_set(folder, "bank.json").is_file():
+    if not os.path.lexists(path_in_set(folder, "bank.json")):
         return
     try:
         there = open_bank(folder)
@@ -216,7 +231,7 @@ def open_bank(folder: str | Path) -> Bank:
     """
     folder = Path(folder)
     record = path_in_set(folder, "bank.json")
-    if not record.is_file():
+    if not os.path.lexists(record):
         unfinished = (folder / "runs").is_dir()
         raise BadInput(
             found=f"{'an unfinished bank' if unfinished else 'no bank'} in {folder}",
@@ -224,25 +239,17 @@ def open_bank(folder: str | Path) -> Bank:
             do="run the same `whence bank` command again to finish it" if unfinished else "check the path",
         )
     try:
-        content = json.loads(record.read_text("utf-8"))
-        if content.get("format") != FORMAT:
-            raise BadInput(found=f"format {content.get('format')!r} in {folder}", needed=FORMAT, do="make the bank again")
-        arrays = {
-            name: torch.from_numpy(np.load(path_in_set(folder, f"{name}.npy"), allow_pickle=False))
-            for name in ("masks", "values", "full")
-            if name != "full" or content["has_full"]
-        }
-    except (OSError, EOFError, ValueError, KeyError) as error:
-        raise BadInput(found=f"{folder}, which cannot be read ({error})", needed="whole files", do="copy it again") from error
+        said = read_record(_Record, record)
+        if said.format != FORMAT:
+            raise BadInput(found=f"format {said.format[:40]!r} in {folder}", needed=FORMAT, do="make the bank again")
+        names = ("masks", "values", "full") if said.has_full else ("masks", "values")
+        arrays = {name: read_array(path_in_set(folder, f"{name}.npy")) for name in names}
+    except StoreCorrupt as error:
+        raise BadInput(
+            found=f"{folder}, which cannot be read ({error.found})", needed="whole files", do="copy it again"
+        ) from error
     bank = Bank(
-        arrays["masks"],
-        arrays["values"],
-        tuple(content["seeds"]),
-        tuple(content["train_ids"]),
-        tuple(content["query_ids"]),
-        content["unit"],
-        arrays.get("full"),
-        content["facts"],
-    )
-    check_set(folder, content)
+        arrays["masks"], arrays["values"], said.seeds, said.train_ids, said.query_ids, said.unit, arrays.get("full"), said.facts
+    )  # fmt: skip
+    check_set(folder, said.files)
     return bank

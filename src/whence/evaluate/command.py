@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whence.errors import BadInput
 from whence.functions import function_at
+from whence.store import fitted, parse_json, read_plain
 
 __all__ = ["CommandTrain", "FileTrain", "as_reported"]
 
@@ -71,7 +72,8 @@ class CommandTrain:
                     do="run it by hand with such arguments",
                 )
             try:
-                return [float(value) for value in json.loads(result.read_text("utf-8"))]
+                found = fitted(list[float], parse_json(read_plain(result), any_number=True), "the result")
+                return [float(value) for value in found]
             except (OSError, ValueError, TypeError) as error:
                 raise BadInput(
                     found=f"no list of numbers in the result of {words[0]} ({error})",

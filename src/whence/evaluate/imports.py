@@ -12,6 +12,9 @@ from torch import Tensor
 
 from whence.errors import BadInput, UnknownOption
 from whence.evaluate.bank import Bank, Values
+from whence.plain_files import open_plain
+from whence.store.strict_arrays import read_npy
+from whence.store.tensor_bytes import tensors_of
 
 __all__ = ["import_bank", "read_array"]
 
@@ -81,9 +84,10 @@ def read_array(path: str | Path, name: str | None = None) -> Tensor:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
+            with open_plain(path, is_named=True) as file:
+                found = tensors_of(file)
+        elif path.suffix == ".npy":
+            found = read_npy(path, is_named=True)
         elif path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=True)
         else:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from whence.data import digest_of
-from whence.errors import BadInput, NonFinite
+from whence.errors import BadInput, NonFinite, StoreCorrupt
 from whence.progress import meter
-from whence.store import write_bytes
+from whence.store import read_record, write_bytes
 
 __all__ = ["Measure", "Run", "Train", "measure_runs"]
 
@@ -47,6 +47,15 @@ class Run:
         """Name of the run's file: a digest of everything that its result depends on."""
         parts = (fingerprint, num_examples, np.asarray(self.removed, np.int64), self.seed)
         return digest_of("run", *parts).hex()[:32]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the file of a run holds."""
+
+    seed: int
+    removed: tuple[int, ...]
+    losses: tuple[float, ...]
 
 
 def measure_runs(
@@ -176,11 +185,11 @@ def _one_thread() -> Iterator[None]:
 
 def _read(path: Path, run: Run) -> Tensor | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        losses_Q = torch.tensor([float(value) for value in record["losses"]], dtype=torch.float64)
-        same = record["seed"] == run.seed and tuple(record["removed"]) == run.removed
-    except (OSError, ValueError, KeyError, TypeError):
+        known = read_record(_Record, path)
+    except StoreCorrupt:
         return None
+    losses_Q = torch.tensor(known.losses, dtype=torch.float64)
+    same = known.seed == run.seed and known.removed == run.removed
     return losses_Q if same and len(losses_Q) and math.isfinite(float(losses_Q.sum())) else None
 
 

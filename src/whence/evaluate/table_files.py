@@ -1,16 +1,13 @@
 """Score tables on disk: `scores.npy` and `table.json`, so that any program can make or read one."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from whence.errors import BadInput
+from whence.errors import BadInput, StoreCorrupt
 from whence.records import ScoreTable
+from whence.store import read_array, read_json, record_of
 from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
 __all__ = ["load_table", "origin_of_table", "save_table"]
@@ -18,6 +15,24 @@ __all__ = ["load_table", "origin_of_table", "save_table"]
 _FORMAT = "whence table 1"
 # Of these the scores have a file; parts by unit and token are for looking at, not for judging.
 _ARRAYS = {"scores", "parts", "tokens", "weights"}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `table.json` holds; see `ScoreTable`."""
+
+    query_ids: tuple[str, ...]
+    train_ids: tuple[str, ...]
+    method: str
+    unit: str = ""
+    notes: tuple[str, ...] = ()
+    tuned_on: tuple[str, ...] = ()
+    bytes_per_example: float | None = None
+    seconds: float | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+    is_weighted: bool = False
+    origin: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def save_table(table: ScoreTable, folder: str | Path, *, origin: Mapping[str, Any] | None = None) -> None:
@@ -49,8 +64,7 @@ def origin_of_table(folder: str | Path) -> dict[str, Any]:
     Args:
         folder: Of a table that `load_table` reads.
     """
-    found = json.loads(path_in_set(Path(folder), "table.json").read_text("utf-8")).get("origin")
-    return found if isinstance(found, dict) else {}
+    return dict(_read(Path(folder)).origin)
 
 
 def load_table(folder: str | Path) -> ScoreTable:
@@ -67,24 +81,47 @@ def load_table(folder: str | Path) -> ScoreTable:
         BadInput: If a file is missing or does not fit the other.
     """
     folder = Path(folder)
+    said = _read(folder)
     try:
-        content = json.loads(path_in_set(folder, "table.json").read_text("utf-8"))
-        scores = torch.from_numpy(np.load(path_in_set(folder, "scores.npy"), allow_pickle=False))
-        names = {field.name for field in fields(ScoreTable)} - _ARRAYS
-        facts = {"unit": "", **{name: value for name, value in content.items() if name in names}}
-        facts |= {name: tuple(facts.get(name, ())) for name in ("query_ids", "train_ids", "tuned_on", "notes")}
-        table = ScoreTable(scores, **facts)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+        scores = read_array(path_in_set(folder, "scores.npy"))
+    except StoreCorrupt as error:
+        raise BadInput(**_no_table(folder, error.found)) from error
+    if tuple(scores.shape) != (len(said.query_ids), len(said.train_ids)):
         raise BadInput(
-            found=f"{folder}, which is no score table ({error})",
-            needed="scores.npy (queries, train) and table.json with query_ids, train_ids and method",
-            do="check the path, or write the two files",
-        ) from error
-    if tuple(scores.shape) != (len(table.query_ids), len(table.train_ids)):
-        raise BadInput(
-            found=f"scores {tuple(scores.shape)} for {len(table.query_ids)} queries and {len(table.train_ids)} examples in {folder}",
+            found=f"scores {tuple(scores.shape)} for {len(said.query_ids)} queries and {len(said.train_ids)} examples in {folder}",
             needed="one row per query id, one column per train id",
             do="write the two files again",
         )
-    check_set(folder, content)
-    return table
+    check_set(folder, said.files)
+    if not scores.is_floating_point():
+        scores = scores.double()
+    return ScoreTable(
+        scores, **{field.name: getattr(said, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
+    )
+
+
+def _read(folder: Path) -> _Record:
+    """What `table.json` says.
+
+    Raises:
+        BadInput: If it is missing, or says something else.
+    """
+    try:
+        content = read_json(path_in_set(folder, "table.json"))
+        names = {field.name for field in fields(_Record)}
+        # Another program may have more to say.
+        return record_of(_Record, {name: value for name, value in dict(content).items() if name in names})
+    except StoreCorrupt as error:
+        raise BadInput(**_no_table(folder, error.found)) from error
+    except KeyError as error:
+        raise BadInput(**_no_table(folder, f"table.json has no {error}")) from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(**_no_table(folder, str(error))) from error
+
+
+def _no_table(folder: Path, why: str) -> dict[str, str]:
+    return {
+        "found": f"{folder}, which is no score table ({why})",
+        "needed": "scores.npy (queries, train) and table.json with query_ids, train_ids and method",
+        "do": "check the path, or write the two files",
+    }

@@ -1,6 +1,5 @@
 """Where the weights of a Hugging Face model go when it is loaded: one device, several, a disk, or a part to each process."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from torch import nn
 from whence.distributed import Ranks
 from whence.errors import BadInput, Unsupported
 from whence.internals import UNSPLIT
+from whence.plain_files import read_plain
 from whence.settings import Placement
+from whence.strict_json import parse_json
 
 __all__ = ["connected_for", "in_turn", "load_options", "placed"]
 
@@ -125,7 +126,7 @@ def _device_map(given: str) -> Any:
     if not given.endswith(".json"):
         return given
     try:
-        found = json.loads(Path(given).read_text("utf-8"))
+        found = parse_json(read_plain(Path(given), is_named=True))
     except (OSError, ValueError) as error:
         raise BadInput(
             found=f"the device map {given}, which cannot be read ({error})",

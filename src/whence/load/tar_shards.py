@@ -16,6 +16,7 @@ import numpy as np
 
 from whence.errors import BadInput
 from whence.load.unpacked import LONGEST_RECORD, lines_of, unpacked
+from whence.strict_json import parse_json
 
 __all__ = ["Shards", "stream_records"]
 
@@ -109,7 +110,7 @@ def _records(file: Path) -> Iterator[Any]:
         if file.suffix == ".gz" and not file.stat().st_size:
             raise ValueError("nothing in it, not even the mark of a compressed file")
         with lines_of(file, is_packed=file.suffix == ".gz") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+            yield from (parse_json(line, any_number=True) for line in lines if line.strip())
         return
     try:
         import pyarrow
@@ -228,7 +229,7 @@ def _member(kind: str, content: bytes) -> dict[str, Any]:
     if kind == "cls":
         return {"label": int(content)}
     if kind == "json":
-        fields = json.loads(content)
+        fields = parse_json(content, any_number=True)
         if not isinstance(fields, dict) or not fields:
             raise ValueError(f"a .json of type {type(fields).__name__}, not a mapping with fields")
         return fields

@@ -1,7 +1,7 @@
 """Models and data by name: folders, files, hub names, or a function in a Python file."""
 
 import csv
-import json
+import io
 import logging
 import re
 import sys
@@ -17,15 +17,19 @@ from whence.errors import BadInput, UnknownOption
 from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
 from whence.load.placement import in_turn, load_options, placed
+from whence.load.unpacked import lines_of
+from whence.plain_files import open_plain, read_plain
 from whence.records import Recipe
 from whence.settings import Placement
-from whence.store import parse_json, read_plain
+from whence.strict_json import parse_json
 from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
 
 __all__ = ["TASKS", "load_records", "load_task"]
 
 # The csv module refuses fields above 131,072 characters; documents are longer.
 _LONGEST_FIELD = 1 << 30
+# Of what is read as a whole.
+_LONGEST_FILE = 8 << 30
 _ADAPTER = "adapter_config.json"
 TASKS = ("causal_lm", "classification", "masked_lm")
 _TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".npz")
@@ -175,7 +179,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _document(folder: Path, file: Path) -> dict[str, str]:
     with _readable(file):
         name = str(file.relative_to(folder))
-        return {"text": file.read_text("utf-8-sig"), "id": name, "source": name}
+        return {"text": _text_of(file), "id": name, "source": name}
 
 
 def _labelled_image(folder: Path, file: Path) -> dict[str, str]:
@@ -329,31 +333,30 @@ def _first_line(error: Exception) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+    with lines_of(path, is_packed=False) as lines:
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _encodable(json.loads(line))
+                    yield parse_json(line, any_number=True)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
 
 
 def _json(path: Path) -> Iterator[Any]:
-    content = json.loads(path.read_text("utf-8-sig"))
+    content = parse_json(_text_of(path), any_number=True)
     if not isinstance(content, list):
         raise ValueError("not a list of records")
-    yield from map(_encodable, content)
+    yield from content
 
 
-def _encodable(record: Any) -> Any:
-    # JSON can hold half of a surrogate pair; UTF-8, and so tokenizers and the store, cannot.
-    json.dumps(record, ensure_ascii=False).encode()
-    return record
+def _text_of(path: Path) -> str:
+    """A text that is read as a whole: at most so long as one record may be times a few, never a pipe or a device."""
+    return read_plain(path, at_most=_LONGEST_FILE, is_named=True).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _csv(path: Path) -> Iterator[Any]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open_plain(path, is_named=True) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         header = reader.fieldnames or ()
         twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
@@ -377,6 +380,6 @@ def _number(key: str, value: str) -> Any:
 
 
 def _paragraphs(path: Path) -> Iterator[Any]:
-    parts = (part.strip() for part in re.split(r"\n[ \t]*\n", path.read_text("utf-8-sig")))
+    parts = (part.strip() for part in re.split(r"\n[ \t]*\n", _text_of(path)))
     for number, part in enumerate(part for part in parts if part):
         yield {"text": part, "id": f"{path.name}#{number}", "source": path.name}

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from whence.plain_files import open_plain
+
 __all__ = ["LONGEST_RECORD", "check_zip", "lines_of", "unpacked"]
 
 LONGEST_RECORD = 1 << 26
@@ -31,7 +33,7 @@ def unpacked(file: Path) -> Iterator[IO[bytes]]:
     Yields:
         A stream, which checks the compression's own checksums and its end, and raises ValueError where it grows out of all proportion.
     """
-    with open(file, "rb") as raw:
+    with open_plain(file, is_named=True) as raw:
         first = raw.read(6)
         raw.seek(0)
         opened: Any = next((kind for mark, kind in _KINDS if first.startswith(mark)), None)
@@ -53,7 +55,7 @@ def lines_of(file: Path, *, is_packed: bool) -> Iterator[Iterator[str]]:
     Yields:
         The lines, which raise ValueError at one that is too long, or where the file grows out of all proportion.
     """
-    with open(file, "rb") if not is_packed else gzip.open(file) as stream:
+    with open_plain(file, is_named=True) as raw, gzip.open(raw) if is_packed else raw as stream:
         binary = io.BufferedReader(_Bounded(stream, file)) if is_packed else stream
         with io.TextIOWrapper(binary, encoding="utf-8-sig") as text:  # type: ignore[arg-type]
             yield _lines(text)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import StoreCorrupt, StoreMismatch
+from whence.plain_files import check_name
 from whence.store.files import damaged, read_json
-from whence.store.plain_files import check_name
-from whence.store.strict_json import fitted, record_of
+from whence.strict_json import fitted, record_of
 
 __all__ = ["VERSION", "read_run"]
 

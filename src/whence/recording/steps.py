@@ -16,7 +16,7 @@ from whence.recording.ranks import rank_folder
 from whence.recording.record import read_run
 from whence.recording.weights import parameters_of
 from whence.store.files import damaged, read_json, read_tensors
-from whence.store.strict_json import fitted
+from whence.strict_json import fitted
 
 __all__ = ["Steps", "optimizer_settings", "settings_seen"]
 

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from whence.plain_files import open_image
+
 __all__ = ["picture", "small_png"]
 
 # Pixels of the longer side; a page of twenty hits stays under a megabyte.
@@ -25,13 +27,10 @@ def picture(path: str) -> str:
     """
     name = escape(Path(path).name)
     try:
-        from PIL import Image
+        image = open_image(path)
     except ImportError:
         return f"<p class=\"muted none\">{name}: showing images takes pip install 'whence-tda[images]'.</p>"
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return f'<p class="muted none">{escape(path)}: no image can be read there now.</p>'
     content, (width, height) = small_png(image)
     data = base64.b64encode(content).decode()

@@ -4,8 +4,9 @@ Axes: Q queries, N training examples.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ from torch import Tensor
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
 from whence.methods import METHODS
 from whence.records import ScoreTable
-from whence.store import damaged, disk_errors, locked, read_tensors, sha256_of, write_json, write_tensors
+from whence.store import (
+    check_name,
+    damaged,
+    disk_errors,
+    fitted,
+    locked,
+    read_json,
+    read_tensors,
+    record_of,
+    write_json,
+    write_tensors,
+)
 from whence.tasks import Structure, differences
 
 __all__ = ["Ensemble", "mean_table"]
@@ -24,6 +36,22 @@ __all__ = ["Ensemble", "mean_table"]
 _FORMAT, _WEIGHTED_FORMAT = "whence ensemble 1", "whence ensemble 2"
 # What a table must share with the members that are already in.
 _SHARED = ("query_ids", "train_ids", "unit", "method")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `ensemble.json` holds."""
+
+    format: str
+    settings: dict[str, Any] | None
+    members: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    train_ids: tuple[str, ...]
+    unit: str
+    method: str
+    sum: str
+    sha256: str
 
 
 class Ensemble:
@@ -104,10 +132,7 @@ class Ensemble:
             known["sum"] = f"sum-{len(known['members'])}.safetensors"
             known["sha256"] = write_tensors(self.folder / known["sum"], total)
             write_json(self.folder / "ensemble.json", known)
-            with disk_errors(self.folder):
-                for old in self.folder.glob("sum-*.safetensors"):  # also what a run left that was killed
-                    if old.name != known["sum"]:
-                        old.unlink()
+            self._clean(known)
 
     def check_structure(self, member: str, structure: Structure) -> None:
         """Refuse a model with a member's weights that computes something else.
@@ -145,6 +170,7 @@ class Ensemble:
             known = self._record()
             assert known is not None
             total = self._sum(known)
+            self._clean(known)
         query_ids, train_ids, notes = (tuple(known[name]) for name in ("query_ids", "train_ids", "notes"))
         first = ScoreTable(total["scores"], query_ids, train_ids, known["unit"], known["method"], notes)
         told = list(known["members"].values())
@@ -152,15 +178,29 @@ class Ensemble:
 
     def _record(self) -> dict[str, Any] | None:
         path = self.folder / "ensemble.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
+        content = read_json(path)
+        form = content.get("format") if isinstance(content, dict) else None
+        if form not in (_FORMAT, _WEIGHTED_FORMAT):
+            raise StoreCorrupt(**damaged(path, f"the format {str(form)[:40]!r}"))
         try:
-            known = json.loads(path.read_bytes())
-            if known["format"] not in (_FORMAT, _WEIGHTED_FORMAT):
-                raise ValueError(f"the format {known['format']!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreCorrupt(**damaged(path, str(error))) from error
-        return known
+            known = record_of(_Record, content)
+            for member in known.members.values():
+                _check_member(member)
+            check_name(known.sum)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
+        if not known.members:
+            raise StoreCorrupt(**damaged(path, "it has no members"))
+        return content
+
+    def _clean(self, known: Mapping[str, Any]) -> None:
+        """Remove sums from before the last member, and what a killed run left."""
+        with disk_errors(self.folder):
+            for old in self.folder.glob("sum-*.safetensors"):
+                if old.name != known["sum"]:
+                    old.unlink()
 
     def _sum(self, known: Mapping[str, Any]) -> dict[str, Tensor]:
         """Sums over the members: `scores` and, of methods with weights, `weights`.
@@ -170,8 +210,6 @@ class Ensemble:
             StoreMismatch: If an earlier version has added up scores with weights multiplied in.
         """
         path = self.folder / known["sum"]
-        if not path.is_file() or sha256_of(path) != known["sha256"]:
-            raise StoreCorrupt(**damaged(path, "not what was written"))
         method = METHODS.get((known["settings"] or {}).get("method", ""))
         if method is not None and method.objective == "output" and known["format"] == _FORMAT:
             raise StoreMismatch(
@@ -179,7 +217,14 @@ class Ensemble:
                 needed="sums of scores and of weights, which are averaged apart",
                 do="add the members again to another folder",
             )
-        return dict(read_tensors(path))
+        found = read_tensors(path, sha256=known["sha256"])
+        queries, examples = len(known["query_ids"]), len(known["train_ids"])
+        shapes = {"scores": (queries, examples), **({} if known["format"] == _FORMAT else {"weights": (examples,)})}
+        if {name: tuple(value.shape) for name, value in found.items()} != shapes:
+            raise StoreCorrupt(**damaged(path, "it has other sums than its record speaks of"))
+        if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in found.values()):
+            raise StoreCorrupt(**damaged(path, "it has sums that are not finite"))
+        return found
 
     def _check(self, known: Mapping[str, Any], table: ScoreTable, member: str) -> None:
         if member in known["members"]:
@@ -202,6 +247,19 @@ class Ensemble:
                     needed=f"{str(theirs)[:80]}",
                     do="score the same data with the same method for every model",
                 )
+
+
+def _check_member(member: Mapping[str, Any]) -> None:
+    """Refuse what `_told` does not say of a member.
+
+    Raises:
+        TypeError: If something is of another type.
+        KeyError: If something is missing.
+    """
+    fitted(tuple[str, ...], member["tuned_on"], "tuned_on")
+    fitted(float | None, member["bytes_per_example"], "bytes_per_example")
+    fitted(float | None, member["seconds"], "seconds")
+    fitted(dict[str, str], member.get("provenance", {}), "provenance")
 
 
 def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from whence.errors import BadInput
+from whence.plain_files import read_plain
 from whence.report import Hit, Hits
 from whence.serve.transport import Transport
 
@@ -149,7 +150,7 @@ class Client:
             BadInput: If the file cannot be read.
         """
         try:
-            content = b64encode(image if isinstance(image, bytes) else Path(image).read_bytes()).decode()
+            content = b64encode(image if isinstance(image, bytes) else read_plain(Path(image), is_named=True)).decode()
         except OSError as error:
             raise BadInput(
                 found=f"the image {image!s}, which cannot be read ({error.strerror})",

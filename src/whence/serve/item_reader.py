@@ -10,6 +10,7 @@ import torch
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.pipeline.stored.rerank import matched
+from whence.plain_files import open_image
 from whence.serve.catalog import Catalog
 from whence.serve.pictures import check_pillow, opened, pixels_of, thumbnail, values_of
 from whence.serve.question import Item, Question
@@ -161,12 +162,9 @@ class ItemReader:
         path = self.catalog.store.example(row).get("image")
         if not path:
             return None
-        from PIL import Image
-
         try:
-            with Image.open(path) as file:
-                return thumbnail(file.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return thumbnail(open_image(path))
+        except (OSError, ValueError):
             return None
 
     def _input(self, item: Item, image: Any) -> dict[str, Any]:

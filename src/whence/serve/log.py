@@ -19,6 +19,7 @@ from whence.errors import BadInput
 from whence.serve.limits import Limits
 from whence.serve.log_clock import LogClock
 from whence.serve.responses import Refused
+from whence.strict_json import parse_json
 
 __all__ = ["QueryLog"]
 
@@ -142,7 +143,7 @@ class QueryLog:
         """
         with self._read():
             found = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
-        return None if found is None else json.loads(found[0])
+        return None if found is None else parse_json(found[0])
 
     def shares(self, digest: str, since: float, until: float, limit: int) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from whence.errors import BadInput, WhenceError
+from whence.strict_json import parse_json
 
 __all__ = ["Transport"]
 
@@ -161,8 +162,8 @@ class Transport:
 
     def _parsed(self, content: bytes | str) -> Mapping[str, Any]:
         try:
-            found = json.loads(content)
-        except (ValueError, RecursionError):
+            found = parse_json(content)
+        except ValueError:
             found = None
         if not isinstance(found, Mapping):
             raise self.foreign()

@@ -1,5 +1,6 @@
 """Rows on disk: format, writer, reader."""
 
+from whence.plain_files import check_name, open_plain, read_plain
 from whence.store.files import (
     check_writable,
     damaged,
@@ -17,13 +18,12 @@ from whence.store.files import (
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
 from whence.store.left_out import left_out_notes, write_left_out
-from whence.store.plain_files import check_name, open_plain, read_plain
 from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
-from whence.store.strict_json import fitted, parse_json, record_of
 from whence.store.verify import verify_store
 from whence.store.writer import Writer, enough_disk, open_writer, write_store
+from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
     "bits_named",

@@ -17,8 +17,8 @@ import numpy as np
 
 from whence.durable import disk_errors, write_file
 from whence.errors import BadInput
+from whence.plain_files import check_name
 from whence.store.files import refuse_linked, sha256_of, write_json
-from whence.store.plain_files import check_name
 
 __all__ = ["array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
 
@@ -79,25 +79,24 @@ def path_in_set(folder: Path, name: str) -> Path:
     return path if os.path.lexists(path) else folder / name
 
 
-def check_set(folder: Path, content: Mapping[str, Any]) -> None:
+def check_set(folder: Path, files: Mapping[str, str]) -> None:
     """Refuse files that are not those that their record was written with. A record of another program may say nothing of them.
 
     Args:
         folder: Where they are.
-        content: Of the record.
+        files: SHA-256 by name, as the record has them.
 
     Raises:
         BadInput: If one is not.
     """
-    files = content.get("files", {})
-    for name, sha256 in files.items() if isinstance(files, Mapping) else ():
+    for name, sha256 in files.items():
         try:
             is_same = sha256_of(path_in_set(folder, check_name(name))) == sha256
         except (OSError, ValueError):
             is_same = False
         if not is_same:
             raise BadInput(
-                found=f"{str(name)[:80]} in {folder}, which is not the file that was written with its record",
+                found=f"{name[:80]} in {folder}, which is not the file that was written with its record",
                 needed="files that were written together",
                 do="restore the folder from a copy, or make it again",
             )

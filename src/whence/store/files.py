@@ -16,11 +16,11 @@ from torch import Tensor
 
 from whence.durable import disk_errors, unwritable, write_file
 from whence.errors import BadInput, DiskFull, StoreCorrupt
-from whence.store.plain_files import JSON_BYTES, check_real_folder, open_plain, read_plain
+from whence.plain_files import JSON_BYTES, check_real_folder, open_plain, read_plain
 from whence.store.remote import fetch_tensors, is_remote, put, remote_errors
 from whence.store.strict_arrays import read_npy
-from whence.store.strict_json import parse_json, record_of
 from whence.store.tensor_bytes import mapped_copy, spans_of, tensors_of
+from whence.strict_json import parse_json, record_of
 
 __all__ = [
     "check_writable",
@@ -31,6 +31,7 @@ __all__ = [
     "open_to_lock",
     "read_array",
     "read_json",
+    "read_lines",
     "read_mapped",
     "read_record",
     "read_tensors",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
+_LONGEST_LINE = 64 << 20
 # Direct reads need aligned payloads; the safetensors library itself aligns to 8 bytes only.
 _ALIGNMENT = 4096
 _TYPE_NAMES = {
@@ -237,6 +239,23 @@ def read_record(kind: type[Record], path: Path, *, any_number: bool = False) -> 
         return record_of(kind, content)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(**damaged(path, _why(error))) from error
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, one after the other; see `parse_json` for what is refused.
+
+    Yields:
+        One value a line.
+
+    Raises:
+        OSError: If it is missing, or no file.
+        ValueError: If a line is too long or no such JSON.
+    """
+    with open_plain(path) as file:
+        while line := file.readline(_LONGEST_LINE + 1):
+            if len(line) > _LONGEST_LINE:
+                raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
+            yield parse_json(line)
 
 
 def read_content(path: Path, at_most: int = JSON_BYTES) -> bytes:

@@ -15,7 +15,7 @@ from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import method_named
 from whence.records import Recipe
 from whence.store.files import damaged, read_json
-from whence.store.strict_json import record_of
+from whence.strict_json import record_of
 from whence.tasks import Structure
 
 __all__ = [

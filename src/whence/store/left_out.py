@@ -1,10 +1,13 @@
 """Which records a store was built without, because they could not be used: kept beside its rows, and told in every answer."""
 
+import os
 from pathlib import Path
 
 from whence.data import Dataset, Skipped, skipped_note
-from whence.store.files import read_json, write_json
+from whence.errors import StoreCorrupt
+from whence.store.files import damaged, read_json, write_json
 from whence.store.reader import Store
+from whence.strict_json import fitted
 
 __all__ = ["left_out_notes", "write_left_out"]
 
@@ -21,7 +24,7 @@ def write_left_out(folder: Path, dataset: Dataset) -> dict[str, str]:
     Returns:
         Name and SHA-256 of the file that holds them, for the manifest; nothing if there are none.
     """
-    known = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
+    known = _read(folder / _NAME) if os.path.lexists(folder / _NAME) else {}
     if dataset.skipped:
         known = {**known, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
     return {_NAME: write_json(folder / _NAME, known)} if known else {}
@@ -31,6 +34,18 @@ def left_out_notes(store: Store) -> tuple[str, ...]:
     """What an answer says of the records that a store was built without."""
     if _NAME not in store.files:
         return ()
-    known = read_json(store.folder / _NAME)
-    records = [Skipped(str(name), str(reason)) for data, _ in store.datasets() for name, reason in known.get(data, [])]
+    known = _read(store.folder / _NAME)
+    records = [Skipped(name, reason) for data, _ in store.datasets() for name, reason in known.get(data, ())]
     return skipped_note("training records", records)
+
+
+def _read(path: Path) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Ids and reasons, by fingerprint of the dataset.
+
+    Raises:
+        StoreCorrupt: If it holds something else.
+    """
+    try:
+        return fitted(dict[str, tuple[tuple[str, str], ...]], read_json(path), "it")
+    except TypeError as error:
+        raise StoreCorrupt(**damaged(path, str(error))) from error

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whence.errors import StoreCorrupt
+from whence.plain_files import check_name
 from whence.store.files import damaged, read_json
 from whence.store.format import Blueprint, Seal
-from whence.store.plain_files import check_name
-from whence.store.strict_json import record_of
+from whence.strict_json import record_of
 
 __all__ = ["Manifest", "read_manifest"]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from whence.distributed import Ranks
 from whence.errors import WhenceError
+from whence.plain_files import read_plain
 from whence.store.cache import note_path
 from whence.store.files import write_bytes
-from whence.store.plain_files import read_plain
-from whence.store.strict_json import parse_json
+from whence.strict_json import parse_json
 
 __all__ = ["read_notes", "write_notes"]
 

@@ -20,12 +20,12 @@ from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
+from whence.plain_files import open_plain
 from whence.store.examples import read_example
 from whence.store.files import damaged, file_sizes, read_tensors, reason, refuse_linked, sha256_of
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.manifest import Manifest, read_manifest
 from whence.store.notes import read_notes, write_notes
-from whence.store.plain_files import open_plain
 from whence.store.remote import is_remote, located
 from whence.store.resume import read_seals
 from whence.store.sealed_files import SealedFiles

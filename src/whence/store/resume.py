@@ -8,13 +8,13 @@ from typing import Any
 from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import StoreChanged, StoreCorrupt, StoreMismatch
+from whence.plain_files import check_name
 from whence.store.examples import read_example
 from whence.store.files import damaged, file_sizes, read_content, read_json
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
 from whence.store.notes import read_notes, write_notes
-from whence.store.plain_files import check_name
 from whence.store.sealed_files import SealedFiles
-from whence.store.strict_json import fitted, record_of
+from whence.strict_json import fitted, record_of
 
 __all__ = [
     "BEFORE",

@@ -20,8 +20,8 @@ import xxhash
 from torch import Tensor
 
 from whence.errors import StoreChanged, StoreCorrupt
+from whence.plain_files import open_plain
 from whence.store.files import damaged, reason
-from whence.store.plain_files import open_plain
 from whence.store.tensor_bytes import ALIGNED, Memory, Span, spans_of, tensor_at
 
 __all__ = ["Identity", "Mark", "SealedFiles"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.store.plain_files import open_plain
+from whence.plain_files import open_plain
 
 __all__ = ["read_npy"]
 

@@ -21,9 +21,20 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from whence.store.strict_json import parse_json
+from whence.strict_json import parse_json
 
-__all__ = ["ALIGNED", "TYPES", "Memory", "Span", "fresh_memory", "mapped_copy", "spans_of", "tensor_at", "tensors_of"]
+__all__ = [
+    "ALIGNED",
+    "TYPES",
+    "Memory",
+    "Span",
+    "fresh_memory",
+    "mapped_copy",
+    "rows_of",
+    "spans_of",
+    "tensor_at",
+    "tensors_of",
+]
 
 TYPES = {
     "F64": torch.float64,
@@ -162,6 +173,24 @@ def tensors_of(file: IO[bytes], names: Sequence[str] | None = None) -> dict[str,
                 raise ValueError("it ends too early")
             done += count
     return {name: tensor_at(memory, places[name], span) for name, span in chosen.items()}
+
+
+def rows_of(file: IO[bytes], name: str, rows: range) -> Tensor:
+    """Some neighbouring rows of a tensor of an open safetensors file; nothing else is read.
+
+    Raises:
+        ValueError: If it is no such file, lacks them, or ends too early.
+        OSError: If it cannot be read.
+    """
+    number = file.fileno()
+    span = spans_of(lambda start, stop: os.pread(number, stop - start, start), os.fstat(number).st_size).get(name)
+    if span is None or not span.shape or not 0 <= rows.start <= rows.stop <= span.shape[0]:
+        raise ValueError(f"it has no such rows of {name!r}")
+    part = span.of_rows(len(rows))
+    content = os.pread(number, part.size, span.start + rows.start * span.row_bytes)
+    if len(content) != part.size:
+        raise ValueError("it ends too early")
+    return tensor_at(memoryview(bytearray(content)), 0, part)
 
 
 def mapped_copy(file: IO[bytes], folder: Path, sha256: str) -> dict[str, Tensor]:

@@ -1,16 +1,19 @@
 """A diffusion model from a folder of Hugging Face diffusers."""
 
 import inspect
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, Unsupported
+from whence.plain_files import read_plain
+from whence.strict_json import fitted, parse_json
 from whence.tasks.diffusion import Diffusion
 
 __all__ = ["load_diffusion"]
 
 _NETWORKS = ("unet", "transformer")
+_CLASS = re.compile("[A-Z][A-Za-z0-9]{0,80}")
 _KNOWN = {"self", "sample", "hidden_states", "timestep", "class_labels"}
 
 
@@ -32,10 +35,10 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
     """
     folder = Path(folder)
     try:
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        index = dict(parse_json(read_plain(folder / "model_index.json", is_named=True)))
         part = next(name for name in _NETWORKS if index.get(name))
-        kinds = {name: index[name][1] for name in (part, "scheduler")}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration):
+        kinds = {name: fitted(tuple[str, str], index[name], name)[1] for name in (part, "scheduler")}
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise BadInput(
             found=f"{folder}, which is no pipeline with a denoiser and a scheduler",
             needed="a folder with a model_index.json that names a unet or transformer, and a scheduler",
@@ -47,14 +50,8 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
         raise BadInput(
             found="no diffusers", needed="it, to load a pipeline", do="pip install 'whence-tda[diffusion]'"
         ) from error
-    missing = [kind for kind in kinds.values() if not hasattr(diffusers, kind)]
-    if missing:
-        raise BadInput(
-            found=f"a pipeline with a {missing[0]}",
-            needed="classes that diffusers has",
-            do="update diffusers, or load it yourself",
-        )
-    network = getattr(diffusers, kinds[part])
+    network = _class_of(diffusers, kinds[part], "ModelMixin")
+    scheduler = _class_of(diffusers, kinds["scheduler"], "SchedulerMixin")
     needed = {
         name
         for name, parameter in inspect.signature(network.forward).parameters.items()
@@ -66,6 +63,34 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
             needed="a network of noisy images, times and class labels",
             do="wrap it in a module that is called as model(images, times), with the rest inside, and pass that to whence.Diffusion",
         )
-    model = network.from_pretrained(folder / part)
-    schedule = options.pop("schedule", None) or getattr(diffusers, kinds["scheduler"]).from_pretrained(folder / "scheduler")
+    try:
+        # Never pickled weights, whose reading may run code, and never a name on the hub.
+        model = network.from_pretrained(folder / part, use_safetensors=True, local_files_only=True)
+        schedule = options.pop("schedule", None) or scheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except Exception as error:  # a damaged folder fails in as many ways as there are files in it
+        raise BadInput(
+            found=f"{folder}, which cannot be loaded ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})",
+            needed="the network's configuration and weights as safetensors, and the scheduler's configuration",
+            do="save it with pipeline.save_pretrained(folder)",
+        ) from error
     return Diffusion(model, schedule=schedule, **options)
+
+
+def _class_of(diffusers: Any, name: str, kind: str) -> Any:
+    """A class of diffusers by the name that a folder records: a network or a scheduler of its own, nothing else that it happens to hold.
+
+    Raises:
+        BadInput: If there is none.
+    """
+    found = getattr(diffusers, name, None) if _CLASS.fullmatch(name) else None
+    if (
+        not isinstance(found, type)
+        or not issubclass(found, getattr(diffusers, kind))
+        or not found.__module__.startswith("diffusers.")
+    ):
+        raise BadInput(
+            found=f"a pipeline with a {name[:80]}",
+            needed=f"a {kind} that diffusers has",
+            do="update diffusers, or load it yourself",
+        )
+    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.data import Example
 from whence.errors import BadInput
+from whence.plain_files import IMAGE_BYTES, open_image, open_plain
 
 __all__ = ["Preprocess", "image_inputs", "image_path", "image_sha256", "prepared_image"]
 
@@ -33,10 +34,11 @@ def image_sha256(number: int, path: Path) -> str:
         BadInput: If it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_plain(path, at_most=IMAGE_BYTES, is_named=True) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadInput(
-            found=f"record {number} with the image {path}, which cannot be read ({error.strerror})",
+            found=f"record {number} with the image {path}, which cannot be read ({error.strerror or error})",
             needed="an image file",
             do="check the path; in a .jsonl or .csv file it counts from that file's folder",
         ) from error
@@ -56,15 +58,12 @@ def image_inputs(example: Example, preprocess: Preprocess | None) -> dict[str, A
         BadInput: If Pillow is missing or the file is no image.
     """
     try:
-        from PIL import Image
+        image = open_image(example.image)
     except ImportError as error:
         raise BadInput(found="no Pillow package", needed="it, to open images", do="pip install 'whence-tda[images]'") from error
-    try:
-        with Image.open(example.image) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
-            found=f"the image {example.image}, which cannot be opened ({str(error).splitlines()[0]})",
+            found=f"the image {example.image}, which cannot be opened ({(str(error).splitlines() or [''])[0]})",
             needed="a whole image of a kind that Pillow reads",
             do="mend the file or drop its record",
         ) from error

@@ -4,8 +4,10 @@ Axes: B examples, T tokens.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, StoreCorrupt
-from whence.store.files import write_bytes
+from whence.store.files import read_lines, write_bytes
+from whence.strict_json import record_of
 
 __all__ = ["Marked", "Marks", "open_marks"]
 
@@ -116,19 +119,32 @@ def open_marks(path: str | Path) -> Marks:
         StoreCorrupt: If it is not one.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise BadInput(found=f"no mask file at {path}", needed="marks.jsonl, which `whence guide` writes", do="check the path")
     try:
-        return _parsed(path.read_text("utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _parsed(read_lines(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
             found=f"{path}, which is no mask file ({error})", needed=f"JSON lines of the format {_FORMAT!r}", do="make it again"
         ) from error
 
 
-def _parsed(text: str) -> Marks:
-    head, *lines = [json.loads(line) for line in text.splitlines()]
-    if head.pop("format", None) != _FORMAT:
+def _parsed(lines: Iterator[Any]) -> Marks:
+    """What the lines of a mask file say.
+
+    Raises:
+        ValueError: If they say something else; as do TypeError and KeyError.
+    """
+    head = next(lines, None)
+    if not isinstance(head, dict) or head.pop("format", None) != _FORMAT:
         raise ValueError("its first line does not say so")
-    examples = [Marked(**{**line, "places": tuple(line["places"]), "tokens": tuple(line["tokens"])}) for line in lines]
-    return Marks({marked.id: marked for marked in examples}, head)
+    examples: dict[str, Marked] = {}
+    for line in lines:
+        marked = record_of(Marked, line)
+        ends = [-1, *marked.places, marked.length]
+        if len(marked.places) != len(marked.tokens) or any(one >= other for one, other in pairwise(ends)):
+            raise ValueError(f"{marked.id[:80]!r} has marks outside of its tokens, or out of order")
+        if marked.id in examples:
+            raise ValueError(f"{marked.id[:80]!r} is there twice")
+        examples[marked.id] = marked
+    return Marks(examples, head)

@@ -6,7 +6,7 @@ Axes: N training examples.
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput
+from whence.errors import BadInput, StoreCorrupt
 from whence.store.file_sets import check_set, path_in_set, write_set
+from whence.store.files import read_json, read_lines
+from whence.strict_json import fitted, record_of
 
 __all__ = ["CRITERIA", "By", "Decision", "Selection", "load_selection"]
 
@@ -170,6 +172,10 @@ class Selection:
         write_set(folder, {"list.jsonl": lines}, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
 
 
+# What `summary.json` repeats of a selection, beside counts.
+_FACTS = {"by": str, "unit": str, "method": str, "budget": str, "counts": Literal["examples", "tokens"], "is_weighted": bool}
+
+
 def load_selection(folder: str | Path) -> Selection:
     """What `Selection.save` wrote.
 
@@ -184,19 +190,28 @@ def load_selection(folder: str | Path) -> Selection:
     """
     folder = Path(folder)
     try:
-        facts = json.loads(path_in_set(folder, "summary.json").read_text("utf-8"))
-        check_set(folder, facts)
-        lines = path_in_set(folder, "list.jsonl").read_bytes().splitlines()
-        decisions = tuple(Decision(**json.loads(line)) for line in lines)
-        return Selection(
-            **{field.name: facts[field.name] for field in fields(Selection) if field.name != "decisions"}, decisions=decisions
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        facts = dict(read_json(path_in_set(folder, "summary.json")))
+        check_set(folder, fitted(dict[str, str], facts.get("files", {}), "files"))
+        decisions = tuple(record_of(Decision, line) for line in read_lines(path_in_set(folder, "list.jsonl")))
+        said = {name: fitted(kind, facts[name], name) for name, kind in _FACTS.items()}
+        return _checked(Selection(**said, decisions=decisions))
+    except (OSError, ValueError, TypeError, KeyError, StoreCorrupt) as error:
         raise BadInput(
-            found=f"{folder}, which holds no selection ({error})",
+            found=f"{folder}, which holds no selection ({error.found if isinstance(error, StoreCorrupt) else error})",
             needed="list.jsonl and summary.json, as `whence select` writes them",
             do="check the path, or select again",
         ) from error
+
+
+def _checked(found: Selection) -> Selection:
+    """A selection as `Selection.save` has them.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not found.decisions or found.by not in CRITERIA or any(decision.weight < 0 for decision in found.decisions):
+        raise ValueError("no decisions, or such as no selection makes")
+    return found
 
 
 def _without_none(decision: Decision) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from whence.apply.shares.rules import RULES
 from whence.apply.shares.shares import WHOLE, Shares
 from whence.errors import BadInput
 from whence.evaluate import save_table
-from whence.load import load_records
-from whence.store import write_bytes
+from whence.plain_files import open_plain
+from whence.store import record_of, write_bytes
 from whence.store.file_sets import path_in_set
-from whence.store.plain_files import open_plain
+from whence.store.files import read_lines
 
 __all__ = ["FORMAT", "content_of", "copy_tables", "csv_text", "queries_rows", "read_sources", "shares_rows", "sources_text"]
 
@@ -26,6 +26,12 @@ FORMAT = "whence shares 1"
 _LISTED = 100
 _CHUNK_BYTES = 4 << 20
 _MONEY = ("amount", "carried", "paid", "held", "kept")
+
+
+@dataclass(frozen=True)
+class _Source:
+    id: str
+    source: str
 
 
 def content_of(found: Shares) -> dict[str, Any]:
@@ -114,9 +120,12 @@ def read_sources(path: Path) -> dict[str, str]:
         BadInput: If a line is not of that kind.
     """
     try:
-        return {record["id"]: record["source"] for record in load_records(str(path))}
-    except (KeyError, TypeError) as error:
-        raise BadInput(found=f"a line without id and source in {path}", needed="both", do="restore the file") from error
+        lines = [record_of(_Source, line) for line in read_lines(path)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            found=f"a line without id and source in {path} ({error})", needed="both", do="restore the file"
+        ) from error
+    return {line.id: line.source for line in lines}
 
 
 def copy_tables(found: Shares, folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from whence.apply.shares.page import share_page
 from whence.apply.shares.shares import Shares
 from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import origin_of_table
-from whence.store import Store, check_writable, sha256_of, write_bytes, write_json
+from whence.store import Store, check_writable, parse_json, read_plain, sha256_of, write_bytes, write_json
 from whence.store.file_sets import new_folder
 
 __all__ = ["RECORD", "SEAL", "check_new", "digest_of_input", "store_facts", "write_shares"]
@@ -133,10 +133,12 @@ def check_new(folder: Path) -> None:
 def digest_of_input(place: Path) -> str | None:
     """SHA-256 of a file; of a folder, that of the names and digests of all files in it; None for what is neither, such as a hub name."""
     if place.is_file():
-        return sha256_of(place)
+        return sha256_of(place.resolve())
     if not place.is_dir():
         return None
-    files = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(
+        path for path in place.rglob("*") if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+    )
     lines = "".join(f"{path.relative_to(place).as_posix()} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -180,7 +182,7 @@ def _evidence(path: Path, found: Shares) -> dict[str, Any]:
     one = found.tables.first.method
     mean = f"{one}, {found.tables.num_models} models"  # as `whence.score.mean_table` names it
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(read_plain(path, is_named=True), any_number=True)
         rows = {row["method"]: row["lds"] for row in content["rows"]}
         method = mean if mean in rows else one
         facts = {

@@ -4,16 +4,18 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence.apply.shares.files import FORMAT, content_of, csv_text, queries_rows, read_sources, shares_rows
+from whence.apply.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.apply.shares.record import RECORD, SEAL, digest_of_input, store_facts
+from whence.apply.shares.sealed_record import Record, read_report
 from whence.apply.shares.shares import Shares, shares
-from whence.errors import BadInput, WhenceError
-from whence.store import open_store, sha256_of, verify_store
+from whence.errors import WhenceError
+from whence.store import open_store, parse_json, read_plain, sha256_of, verify_store
 
 __all__ = ["ShareCheck", "is_share_report", "verify_shares"]
 
@@ -40,19 +42,21 @@ class ShareCheck:
 
 def is_share_report(folder: str | Path) -> bool:
     """Whether a folder holds a report by `whence.write_shares`, damaged or not."""
-    return (Path(folder) / RECORD).is_file() and not (Path(folder) / "blueprint.json").exists()
+    return os.path.lexists(Path(folder) / RECORD) and not os.path.lexists(Path(folder) / "blueprint.json")
 
 
-def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
+def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mapping[str, str | Path] | None = None) -> ShareCheck:
     """Check a share report: its files, its figures, and what it was made from.
 
     All digests are compared with the record; shares, intervals and amounts are computed again from the scores and the sources in the folder;
-    inputs and store are compared with what they were, where they still are. Only a seal that was kept elsewhere finds a folder
-    that was rewritten as a whole, record included.
+    inputs and store are compared with what they were, where they still are: those that lie beside the report, in the folder that it is in,
+    and those that are named here. Nothing else that the record names is opened, since anybody may have written it. Only a seal that was kept
+    elsewhere finds a folder that was rewritten as a whole, record included.
 
     Args:
         folder: Written by `whence.write_shares`.
         seal: What was printed when it was made; None if it was not kept.
+        inputs: Where inputs are now, by their roles in the record, "store" among them.
 
     Returns:
         Faults and notes.
@@ -61,10 +65,10 @@ def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
         BadInput: If there is no record of this format to check.
     """
     folder = Path(folder)
-    record = _record(folder)
+    record = read_report(folder)
     faults, notes = [], []
     found = sha256_of(folder / RECORD)
-    if not (folder / SEAL).is_file() or (folder / SEAL).read_bytes() != f"{found}  {RECORD}\n".encode():
+    if not _has_seal(folder, found):
         faults.append(f"{folder / RECORD}: its checksum is not the one in {SEAL}")
     if seal is None:
         notes.append("no seal was given: a folder that was rewritten as a whole would not be noticed")
@@ -73,7 +77,7 @@ def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
     made = None
     try:
         faults += _files(folder, record)
-        changed, gone = _origins(record)
+        changed, gone = _origins(record, folder, {role: Path(place) for role, place in (inputs or {}).items()})
         faults, notes = faults + changed, notes + gone
         made = _again(folder, record)
         faults += _figures(folder, made)
@@ -86,68 +90,55 @@ def verify_shares(folder: str | Path, *, seal: str | None = None) -> ShareCheck:
             "needed the files that were written; do this: restore the folder from a copy)"
         )
     sources = 0 if made is None else sum(line.kind == "source" for line in made.lines)
-    return ShareCheck(tuple(faults), tuple(notes), sources, len(record["settings"]["weights"]))
+    return ShareCheck(tuple(faults), tuple(notes), sources, len(record.settings.weights))
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """The record, complete enough to be checked.
-
-    Raises:
-        BadInput: If it is not.
-    """
+def _has_seal(folder: Path, found: str) -> bool:
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-        mappings = [record[name] for name in ("settings", "inputs", "outputs", "tables")]
-        is_whole = record["format"] == FORMAT and all(isinstance(each, dict) for each in mappings)
-        is_whole = is_whole and "weights" in record["settings"] and "store" in record
-        why = "" if is_whole else "it is incomplete, or of another format"
+        return read_plain(folder / SEAL) == f"{found}  {RECORD}\n".encode()
     except OSError:
-        why = "it cannot be read"
-    except ValueError:
-        why = "it is not JSON"
-    except (KeyError, TypeError):
-        why = "it is incomplete"
-    if why:
-        raise BadInput(
-            found=f"{folder / RECORD}, which is no record of shares: {why}",
-            needed=f"a folder by `whence shares`, of the format {FORMAT!r}",
-            do="check the path, or restore the folder from a copy",
-        )
-    return record
+        return False
 
 
-def _files(folder: Path, record: Mapping[str, Any]) -> list[str]:
+def _files(folder: Path, record: Record) -> list[str]:
     faults = []
-    for name, sha256 in record["outputs"].items():
+    for name, sha256 in record.outputs.items():
         path = folder / name
-        if not path.is_file():
+        if not os.path.lexists(path):
             faults.append(f"{path}: it is missing")
-        elif sha256_of(path) != sha256:
+        elif _sum_of(path) != sha256:
             faults.append(f"{path}: its checksum is not the recorded one")
-    known = {folder / name for name in (*record["outputs"], RECORD, SEAL)}
+    known = {folder / name for name in (*record.outputs, RECORD, SEAL)}
     for path in sorted(folder.rglob("*")):
         # A signature of the record, such as record.json.sig, can only come after it.
-        if path.is_file() and path not in known and not path.name.startswith(f"{RECORD}."):
+        if not path.is_dir() and path not in known and not path.name.startswith(f"{RECORD}."):
             faults.append(f"{path}: it is not in the record")
     return faults
 
 
-def _again(folder: Path, record: Mapping[str, Any]) -> Shares:
+def _sum_of(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except OSError:  # a link, a pipe
+        return None
+
+
+def _again(folder: Path, record: Record) -> Shares:
     """The shares, computed again from the scores and sources in the folder with the settings of the record."""
-    tables = {name: folder / place for name, place in record["tables"].items()}
-    return shares(tables, read_sources(folder / "sources.jsonl"), **record["settings"], quiet=True)
+    tables = {name: folder / place for name, place in record.tables.items()}
+    return shares(tables, read_sources(folder / "sources.jsonl"), **vars(record.settings), quiet=True)
 
 
 def _figures(folder: Path, made: Shares) -> list[str]:
     """Faults of figures that do not follow from the scores."""
     faults = []
-    recorded = json.loads((folder / "shares.json").read_text("utf-8"))
+    recorded = parse_json(read_plain(folder / "shares.json"))
     place = _difference(recorded, json.loads(json.dumps(content_of(made))), "")
     if place is not None:
         faults.append(f"{folder / 'shares.json'}: {place} does not follow from the scores")
     for name, rows in (("shares.csv", shares_rows(made)), ("queries.csv", queries_rows(made))):
         written, due = (
-            list(csv.reader(io.StringIO(text))) for text in ((folder / name).read_bytes().decode("utf-8"), csv_text(rows))
+            list(csv.reader(io.StringIO(text))) for text in (read_plain(folder / name).decode("utf-8"), csv_text(rows))
         )
         pairs = zip(written, due, strict=False)
         number = next((n for n, (row, other) in enumerate(pairs, start=1) if not _same_row(row, other)), None)
@@ -189,26 +180,43 @@ def _are_near(one: str, other: str) -> bool:
         return False
 
 
-def _origins(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What is no longer as it was of what the report was made from, and what is not there any more."""
+def _origins(record: Record, folder: Path, named: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """What is no longer as it was of what the report was made from, and what is not there to be checked."""
     changed, gone = [], []
-    for role, known in record["inputs"].items():
-        place = Path(known["path"])
-        if known["sha256"] is None or not place.exists():
+    for role, known in record.inputs.items():
+        place = _reachable(role, known.path, folder, named)
+        if place is None:
+            gone.append(_elsewhere(f"input {role}", known.path))
+        elif known.sha256 is None or not place.exists():
             gone.append(f"input {role} is not there to be checked: {place}")
-        elif digest_of_input(place) != known["sha256"]:
+        elif digest_of_input(place) != known.sha256:
             changed.append(f"{place}: the input {role} is no longer what it was")
-    if record["store"] is None:
+    if record.store is None:
         return changed, gone
-    place = Path(record["store"]["folder"])
+    place = _reachable("store", record.store.folder, folder, named)
+    if place is None:
+        return changed, [*gone, _elsewhere("the store", record.store.folder)]
     if not place.exists():
         return changed, [*gone, f"the store is not there to be checked: {place}"]
     try:
         store = open_store(place, check=False)
         changed += verify_store(store)
-        names = [name for name, value in store_facts(store).items() if name != "folder" and value != record["store"][name]]
+        known = vars(record.store)
+        names = [name for name, value in store_facts(store).items() if name != "folder" and value != known[name]]
         if names:
             changed.append(f"{place}: it is no longer the store that it was ({', '.join(names)} changed)")
     except WhenceError as error:
         changed.append(f"{place}: the store cannot be checked ({error})")
     return changed, gone
+
+
+def _reachable(role: str, path: str, folder: Path, named: Mapping[str, Path]) -> Path | None:
+    """Where something that a record names may be opened: where a person says it is, or beside the report; None if it is elsewhere."""
+    if role in named:
+        return named[role]
+    place = Path(path).resolve()
+    return place if place.is_relative_to(folder.resolve().parent) else None
+
+
+def _elsewhere(what: str, path: str) -> str:
+    return f"{what} lies elsewhere and was not opened: {path}; verify_shares(..., inputs=...) takes where it is"

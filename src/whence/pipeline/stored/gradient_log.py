@@ -30,6 +30,7 @@ from whence.progress import say
 from whence.settings import BuildConfig, FitConfig
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json, write_tensors
+from whence.store.row_files import RowFile
 from whence.tasks import AbstractTask
 
 __all__ = ["GradientLog"]
@@ -181,7 +182,7 @@ class GradientLog:
         Raises:
             BadInput: If no batch was logged.
         """
-        met = self._met.nonzero().flatten().tolist()
+        met = self._met.read(range(len(self._train))).nonzero().flatten().tolist()
         if not met:
             raise BadInput(found="a log without a batch", needed="at least one", do="train inside `with log.batch(ids):`")
         if len(met) < len(self._train) and not self._quiet:
@@ -193,13 +194,15 @@ class GradientLog:
         blueprint = dataclasses.replace(self._blueprint, model=self.task.weights, batch_positions=positions)
         with write_store(self.folder, blueprint, dataset, append=False) as writer:
             for shard in writer.pending:
-                rows = torch.tensor(met[shard.start : shard.stop])
-                writer.write(shard, {name: tensor[rows] for name, tensor in self._kept.items()})
+                rows = met[shard.start : shard.stop]
+                writer.write(shard, {name: file.read(rows) for name, file in self._kept.items()})
             probe = probe_tensors(self.task, self._plan, blueprint, dataset.examples, has_rows=False)
             sealed = {PROBE_FILE: write_tensors(self.folder / PROBE_FILE, probe)} if probe else {}
             finish_store(writer, sealed, self._quiet)
         if self._factors is not None:
             self._factors.write(self.task, self._train, positions)
+        for file in (*self._kept.values(), self._met):
+            file.close()
         self._kept.clear()
         self._lock.close()
         shutil.rmtree(self.folder / "logged", ignore_errors=True)
@@ -211,11 +214,11 @@ class GradientLog:
         tensors = {**self._codec.encode(rows), "norms": norms_B.to(rows_type(self._blueprint.dtype))}
         refuse_not_held(tensors, [self._train.ids[place] for place in places], self._blueprint.dtype)
         for name, tensor in tensors.items():
-            self._kept[name][places] = tensor
-        self._met[places] = True  # last: a row counts when it is there
+            self._kept[name].write(places, tensor)
+        self._met.write(places, torch.ones(len(places), dtype=torch.bool))  # last: a row counts when it is there
 
     def _open(self) -> None:
-        """Map the files that rows wait in, new or from a process that was stopped.
+        """Open the files that rows wait in, new or from a process that was stopped.
 
         Raises:
             StoreMismatch: If they are of another log.
@@ -231,14 +234,8 @@ class GradientLog:
         check_identity(read_json(place / "log.json"), identity, "a log", self.folder)
         one = self._codec.encode([torch.zeros(1, *shape) for shape in self._encoder.shapes()])
         one["norms"] = torch.zeros(1, dtype=rows_type(self._blueprint.dtype))
-        self._kept = {name: _mapped(place / name, len(self._train), tensor) for name, tensor in one.items()}
-        self._met = _mapped(place / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
-
-
-def _mapped(path: Path, length: int, like: Tensor) -> Tensor:
-    """A tensor (N, ...) that lies in a file, zeros if that is new."""
-    size = length * like[0].numel()
-    return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(length, *like.shape[1:])
+        self._kept = {name: RowFile(place / name, len(self._train), tensor) for name, tensor in one.items()}
+        self._met = RowFile(place / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
 
 
 def _check_model(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from whence.errors import StoreCorrupt, StoreMismatch
 from whence.methods import Method, method_named
 from whence.pipeline.inputs import autocast_named
 from whence.store import Blueprint, Store
-from whence.store.strict_json import parse_json
+from whence.strict_json import parse_json
 from whence.tasks import AbstractTask, Batch, structure_of
 
 __all__ = ["PROBE_FILE", "check_store_model", "objective_of", "probe_file", "probe_tensors", "remade"]

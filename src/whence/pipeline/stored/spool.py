@@ -4,9 +4,10 @@ A chunk of examples is a safetensors file of their fields laid end to end and a 
 """
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -18,7 +19,7 @@ from torch import Tensor
 from whence.data import Dataset, Example, Skipped
 from whence.errors import BadInput, StoreCorrupt
 from whence.progress import say
-from whence.store import check_writable, locked, read_json, read_tensors, sha256_of, write_json, write_tensors
+from whence.store import check_writable, locked, read_json, read_record, read_tensors, sha256_of, write_json, write_tensors
 from whence.tasks import AbstractTask, records_in
 
 __all__ = ["Spooled", "spool"]
@@ -29,6 +30,21 @@ _HELD = 4
 # Chunks between two lines that say how far it is.
 _TOLD = 100
 _KNOWN = ("id", "length", "source", "text", "prompt", "span", "scored")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `spool.json` holds."""
+
+    identity: dict[str, Any]
+    count: int
+    checksums: tuple[tuple[str, str], ...]
+    fingerprint: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        if self.count < 1 or len(self.checksums) != -(-self.count // _CHUNK):
+            raise ValueError(f"{self.count:,} examples in {len(self.checksums):,} files")
 
 
 @dataclass(frozen=True)
@@ -64,18 +80,28 @@ class Spooled(Sequence[Example]):
     def _chunk(self, number: int) -> list[Example]:
         if number not in self._held:
             stem = self.folder / f"{number:05d}"
-            for suffix, sha256 in zip((".safetensors", ".json"), self.checksums[number], strict=True):
-                path = stem.with_suffix(suffix)
-                if not path.exists() or sha256_of(path) != sha256:
-                    raise StoreCorrupt(
-                        found=f"a damaged file {path} of prepared examples", needed="the bytes that were written",
-                        do=f"delete the folder {self.folder} and run the same command again",
-                    )  # fmt: skip
-            self._held[number] = _unpacked(read_json(stem.with_suffix(".json")), read_tensors(stem.with_suffix(".safetensors")))
+            try:
+                self._held[number] = self._read(stem, *self.checksums[number])
+            except (StoreCorrupt, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+                raise StoreCorrupt(
+                    found=f"a damaged file {stem}.safetensors or {stem.name}.json of prepared examples", needed="the bytes that were written",
+                    do=f"delete the folder {self.folder} and run the same command again",
+                ) from error  # fmt: skip
             if len(self._held) > _HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(number)
         return self._held[number]
+
+    def _read(self, stem: Path, tensors: str, lines: str) -> list[Example]:
+        """The examples of a chunk, of whose files these are the sums.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        path = stem.with_suffix(".json")
+        if sha256_of(path) != lines:
+            raise ValueError(f"{path.name} has another checksum")
+        return _unpacked(read_json(path), read_tensors(stem.with_suffix(".safetensors"), sha256=tensors))
 
 
 def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, source: str = "", quiet: bool = False) -> Dataset:
@@ -105,8 +131,8 @@ def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, sou
     identity = {"preprocessing": task.preprocessing, "kind": task.kind, "source": source, **options}
     with locked(folder, wait=True):
         done = folder / "spool.json"
-        if done.exists():
-            known = read_json(done)
+        if os.path.lexists(done):
+            known = asdict(read_record(_Record, done))
             if known["identity"] != identity:
                 raise BadInput(
                     found=f"examples prepared from other data, by another tokenizer or cut otherwise in {folder}",

@@ -8,12 +8,25 @@ import io
 import os
 import re
 import stat
+import warnings
 from pathlib import Path
+from typing import Any
 
-__all__ = ["JSON_BYTES", "check_name", "check_real_folder", "open_plain", "read_plain"]
+__all__ = [
+    "IMAGE_BYTES",
+    "IMAGE_PIXELS",
+    "JSON_BYTES",
+    "check_name",
+    "check_real_folder",
+    "open_image",
+    "open_plain",
+    "read_plain",
+]
 
 # No record of ours comes near; reading and parsing so much takes a few seconds.
 JSON_BYTES = 256 << 20
+# A photograph of 100 megapixels takes 300 MB once it is unpacked.
+IMAGE_BYTES, IMAGE_PIXELS = 256 << 20, 100_000_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -65,6 +78,33 @@ def read_plain(path: Path, *, at_most: int = JSON_BYTES, is_named: bool = False)
     if len(content) > at_most:
         raise OSError(f"it has more than the {at_most:,} bytes that such a file may have")
     return content
+
+
+def open_image(path: str | Path) -> Any:
+    """The image in a file, all three channels, if it is a file and of a size that a picture has.
+
+    Args:
+        path: Of the file; a person or their data named it, so that a link is followed.
+
+    Returns:
+        A `PIL.Image.Image` in RGB, in memory.
+
+    Raises:
+        ImportError: If Pillow is missing.
+        OSError: If it is no file, too large, or no image.
+        ValueError: If it has more pixels than a picture, or is damaged.
+    """
+    from PIL import Image
+
+    with open_plain(Path(path), at_most=IMAGE_BYTES, is_named=True) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below says it
+        try:
+            with Image.open(file) as image:
+                if image.width * image.height > IMAGE_PIXELS:
+                    raise ValueError(f"it has {image.width:,} x {image.height:,} pixels, more than {IMAGE_PIXELS:,}")
+                return image.convert("RGB")
+        except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for some damaged files
+            raise ValueError(str(error)) from error
 
 
 def check_name(name: object) -> str:
