@@ -26,14 +26,16 @@ from whence.compress import Aligned  # noqa: E402
 from whence.curvature import Code, ResolvedDamping, code_axes, whiten  # noqa: E402
 from whence.curvature.ekfac import fit_values  # noqa: E402
 from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
-from whence.pipeline import Cluster, forecast_build, forecast_scale  # noqa: E402
+from whence.pipeline import forecast_build, forecast_scale  # noqa: E402
 from whence.pipeline.forecast.hardware import ModelShape  # noqa: E402
 from whence.pipeline.stored.encoders import random_encoder  # noqa: E402
 from whence.progress import meter  # noqa: E402
 from whence.score import gradient_rows  # noqa: E402
 from whence.settings import (
     BuildConfig,  # noqa: E402
+    Cluster,
     FitConfig,
+    Load,
 )
 
 PROJECTIONS = "*proj.weight"
@@ -134,8 +136,8 @@ def main():
         config = BuildConfig(method="logra", rank=rank, batch_positions=1024)
         encoder = random_encoder(plan, config, task.device)
         measured = tokens * len(dataset) / rows_seconds(task, plan, encoder, dataset)
-        options = {"tokens_per_example": tokens, "track": [PROJECTIONS]}
-        full = forecast_scale(shape, len(dataset), config, Cluster(tflops=rate / 1e12, utilisation=1.0), **options)
+        load = Load(examples=len(dataset), tokens_per_example=tokens)
+        full = forecast_scale(shape, load, config, Cluster(tflops=rate / 1e12, utilisation=1.0), track=[PROJECTIONS])
         is_first = utilisation is None
         utilisation = measured / full.build_tokens_per_second if utilisation is None else utilisation
         said = full.build_tokens_per_second * utilisation
@@ -152,7 +154,8 @@ def main():
         dataset, plan = task.prepare(records), plan_units(task)
         config = BuildConfig(method="aligned", rank=rank, dtype="int8", batch_positions=1024)
         cluster = Cluster(tflops=product_rate() / 1e12, utilisation=utilisation)
-        said = forecast_scale(shape, len(dataset), config, cluster, tokens_per_example=tokens, track=[PROJECTIONS])
+        load = Load(examples=len(dataset), tokens_per_example=tokens)
+        said = forecast_scale(shape, load, config, cluster, track=[PROJECTIONS])
         found = aligned_seconds(task, plan, dataset, rank)
         passes = found["factors"] + found["eigenvalues"] + found["sample"]
         for what, ours, theirs in (("fit and sample", said.fit_seconds, passes), ("rows", said.build_seconds, found["rows"])):

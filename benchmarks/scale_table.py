@@ -3,9 +3,9 @@
 python benchmarks/scale_table.py
 """
 
-from whence.pipeline import Cluster, forecast_scale
+from whence.pipeline import forecast_scale
 from whence.pipeline.forecast.scale import size_text, time_text
-from whence.settings import BuildConfig
+from whence.settings import BuildConfig, Cluster, Load
 
 CASES = [
     (shape, method, examples, gpus)
@@ -17,7 +17,7 @@ CASES = [
 
 def main():
     for shape, method, examples, gpus in CASES:
-        found = forecast_scale(shape, examples, BuildConfig(method=method), Cluster(gpus=gpus))
+        found = forecast_scale(shape, Load(examples=examples), BuildConfig(method=method), Cluster(gpus=gpus))
         times = [time_text(found.build_seconds), time_text(found.scan_seconds)]
         times.append(time_text(found.fit_seconds) if found.fit_seconds else "")
         exponent = len(str(examples)) - 1

@@ -13,8 +13,10 @@ import torch
 from whence.errors import BadInput, UnknownOption
 from whence.evaluate import (
     Bank,
+    BankConfig,
     CommandTrain,
     FileTrain,
+    Retraining,
     as_reported,
     import_bank,
     leave_k_out,
@@ -45,8 +47,10 @@ def same(values):
 
 
 def made(folder, masks, **options):
-    options = {"seeds": (0, 1), "fingerprint": "f", "values": "measurement", "quiet": True, **options}
-    return make_bank(Additive(), same, masks, folder=folder, **options)
+    retraining = Retraining(
+        seeds=options.pop("seeds", (0, 1)), folder=folder, fingerprint="f", workers=options.pop("workers", 1), quiet=True
+    )
+    return make_bank(Additive(), same, masks, retraining, BankConfig(**{"values": "measurement", **options}))
 
 
 def assert_equal(a, b):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from whence.errors import BadInput, NonFinite
-from whence.evaluate import brittleness, removal_curve
+from whence.evaluate import Retraining, brittleness, removal_curve
 from whence.records import ScoreTable
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -45,10 +45,12 @@ def table(scores):
 NEAREST = torch.where(LABELS[None] == QUERY_LABELS[:, None], (QUERY_LABELS * -2 + 1)[:, None] * FEATURES, -100.0)
 
 
-def run(folder, *, scores=NEAREST, measure=correct, train=Means(), labels=LABELS, ks=KS, seeds=(0, 1, 2), **options):
+def run(
+    folder, *, scores=NEAREST, measure=correct, train=Means(), labels=LABELS, ks=KS, seeds=(0, 1, 2), workers=1, draw_seed=0
+):
     return brittleness(
         train, measure, table(scores), labels, QUERY_LABELS,
-        ks=ks, seeds=seeds, folder=folder, fingerprint="f", quiet=True, **options,
+        Retraining(seeds=seeds, folder=folder, fingerprint="f", workers=workers, quiet=True), ks=ks, draw_seed=draw_seed,
     )  # fmt: skip
 
 
@@ -143,10 +145,10 @@ def test_impossible_requests_are_refused(tmp_path):
         run(tmp_path / "nan", scores=NEAREST / 0)
 
 
-def curve(folder, *, scores=NEAREST, **options):
+def curve(folder, *, scores=NEAREST, workers=1, **options):
     return removal_curve(
         Means(), distance_loss, table(scores),
-        seeds=(0, 1, 2), folder=folder, fingerprint="f", quiet=True, **options,
+        Retraining(seeds=(0, 1, 2), folder=folder, fingerprint="f", workers=workers, quiet=True), **options,
     )  # fmt: skip
 
 

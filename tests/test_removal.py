@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from whence.errors import BadInput, NonFinite
-from whence.evaluate import RemovalResult, mean_interval, measure_runs, random_removals, removal_test, t_quantile
+from whence.evaluate import RemovalResult, Retraining, mean_interval, measure_runs, random_removals, removal_test, t_quantile
 from whence.evaluate.retrain import Run
 
 TARGETS = torch.tensor([1.0, 2.0, 3.0, 10.0], dtype=torch.float64)
@@ -35,7 +35,9 @@ def not_a_number(model):
 
 def run(folder, *, train=Ridge(), measure=weight_and_double, removals=None, seeds=(0, 1), **options) -> RemovalResult:
     removals = {"top": [[3]], "random": [[0], [1]]} if removals is None else removals
-    return removal_test(train, measure, 4, removals, seeds=seeds, folder=folder, fingerprint="f", quiet=True, **options)
+    return removal_test(
+        train, measure, 4, removals, Retraining(seeds=seeds, folder=folder, fingerprint="f", quiet=True, **options)
+    )
 
 
 def test_numbers_by_hand(tmp_path):

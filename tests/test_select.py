@@ -15,6 +15,7 @@ from tests.zoo import make
 from whence.apply.select.budget import Budget, allot, soft_weights
 from whence.apply.select.proof import random_twin
 from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.evaluate import Retraining
 
 SIZES = [3, 9, 4, 4, 7, 1, 2, 8, 5, 6, 3, 2]
 NAMES = list("abbbccbbaccc")
@@ -265,8 +266,8 @@ def measured(model):
 def test_the_proof_measures_what_was_planted(tmp_path):
     found = whence.select(table(WORTH), drop=3)
     rival = whence.select(table(-WORTH), drop=3)
-    options = {"seeds": range(4), "folder": tmp_path, "fingerprint": "planted", "quiet": True}
-    proof = whence.prove(found, trained, measured, rivals={"reversed": rival}, **options)
+    retraining = Retraining(seeds=range(4), folder=tmp_path, fingerprint="planted", quiet=True)
+    proof = whence.prove(found, trained, measured, retraining, rivals={"reversed": rival})
     # The noise of a seed is the same with and without, so the change is exactly minus what was predicted.
     assert proof.over_all("influence").mean == pytest.approx(-found.predicted_change(), abs=1e-5)
     twins = torch.stack([WORTH[:, random_twin(found, seed).dropped].sum(1).mean() for seed in range(4)])
@@ -280,7 +281,7 @@ def test_the_proof_measures_what_was_planted(tmp_path):
     def never(keep, seed):
         raise AssertionError
 
-    again = whence.prove(found, never, measured, rivals={"reversed": rival}, **options)
+    again = whence.prove(found, never, measured, retraining, rivals={"reversed": rival})
     assert again.to_dict() == proof.to_dict() and before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
@@ -301,7 +302,7 @@ def test_random_data_is_of_the_same_make(counts):
 
 def test_proofs_that_would_not_be_one(tmp_path):
     found = whence.select(table(WORTH), drop=3)
-    options = {"seeds": [0], "folder": tmp_path, "fingerprint": ""}
+    retraining = Retraining(folder=tmp_path, fingerprint="")
     other = whence.select(table(values(size=8)[:, [1, 0, 2]]), drop=1)
     for selection, rivals, text in (
         (found, {"random": found}, "found a rival named 'random'"),
@@ -310,4 +311,4 @@ def test_proofs_that_would_not_be_one(tmp_path):
         (whence.select(table(WORTH), by="random", keep=3), {}, "found a random selection to prove"),
     ):
         with pytest.raises(BadInput, match=text):
-            whence.prove(selection, trained, measured, rivals=rivals, **options)
+            whence.prove(selection, trained, measured, retraining, rivals=rivals)

@@ -1,6 +1,7 @@
 """Tail-patch against steps on a copy of the model, and weights that come back to the bit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.reference.patching import step_and_measure
 from tests.zoo import make
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite
-from whence.evaluate import tail_patch
+from whence.evaluate import TailSteps, tail_patch
 from whence.records import ScoreTable
 
 RATE = 0.05
@@ -40,7 +41,7 @@ def test_increases_are_those_of_a_step_on_a_copy(name, together):
     task, train, queries, table = case(name)
     task.model.train()
     before = state(task)
-    found = tail_patch(task, train, queries, table, learning_rate=RATE, ks=(3, 1), together=together, quiet=True)
+    found = tail_patch(task, train, queries, table, TailSteps(learning_rate=RATE, ks=(3, 1), together=together), quiet=True)
     assert found.ks == (1, 3) and task.model.training
     assert_unchanged(task, before)
     for row, (query, scores) in enumerate(zip(queries.examples, table.scores, strict=True)):
@@ -55,7 +56,9 @@ def test_a_step_on_the_query_itself_raises_it_and_random_ones_are_others():
     task, examples = make("linear", 12)
     own = torch.eye(12)
     ids = tuple(example.id for example in examples.examples)
-    found = tail_patch(task, examples, examples, ScoreTable(own, ids, ids, "", "self"), learning_rate=RATE, ks=(1,), quiet=True)
+    found = tail_patch(
+        task, examples, examples, ScoreTable(own, ids, ids, "", "self"), TailSteps(learning_rate=RATE, ks=(1,)), quiet=True
+    )
     assert (found.increases_QK > 0).all()
     assert found.over_random(1).low > 0
     # The control is never the proponent, or the difference would be zero somewhere.
@@ -69,7 +72,8 @@ def test_small_steps_are_linear():
     """For a short step the increase is the learning rate times the inner product of gradients."""
     task, train, queries, table = case("linear")
     steps = [
-        tail_patch(task, train, queries, table, learning_rate=rate, ks=(2,), quiet=True).increases_QK for rate in (1e-5, 2e-5)
+        tail_patch(task, train, queries, table, TailSteps(learning_rate=rate, ks=(2,)), quiet=True).increases_QK
+        for rate in (1e-5, 2e-5)
     ]
     torch.testing.assert_close(2 * steps[0], steps[1], rtol=1e-3, atol=1e-9)
 
@@ -77,11 +81,13 @@ def test_small_steps_are_linear():
 def test_tables_are_matched_by_id_and_controls_seeded():
     task, train, queries, table = case("linear")
     turned = ScoreTable(table.scores.flip(1), table.query_ids, table.train_ids[::-1], "nats", "toy")
-    options = {"learning_rate": RATE, "ks": (2,), "quiet": True}
-    found = tail_patch(task, train, queries, table, **options)
-    assert torch.equal(found.increases_QK, tail_patch(task, train, queries, turned, **options).increases_QK)
-    assert torch.equal(found.random_QK, tail_patch(task, train, queries, table, **options).random_QK)
-    assert not torch.equal(found.random_QK, tail_patch(task, train, queries, table, seed=1, **options).random_QK)
+    steps = TailSteps(learning_rate=RATE, ks=(2,))
+    found = tail_patch(task, train, queries, table, steps, quiet=True)
+    assert torch.equal(found.increases_QK, tail_patch(task, train, queries, turned, steps, quiet=True).increases_QK)
+    assert torch.equal(found.random_QK, tail_patch(task, train, queries, table, steps, quiet=True).random_QK)
+    assert not torch.equal(
+        found.random_QK, tail_patch(task, train, queries, table, replace(steps, seed=1), quiet=True).random_QK
+    )
 
 
 def test_only_tracked_parameters_move():
@@ -91,7 +97,12 @@ def test_only_tracked_parameters_move():
     dataset = task.prepare(records)
     ids = tuple(example.id for example in dataset.examples)
     found = tail_patch(
-        task, dataset, dataset, ScoreTable(torch.eye(6), ids, ids, "", "self"), learning_rate=RATE, ks=(1,), quiet=True
+        task,
+        dataset,
+        dataset,
+        ScoreTable(torch.eye(6), ids, ids, "", "self"),
+        TailSteps(learning_rate=RATE, ks=(1,)),
+        quiet=True,
     )
     expected = [step_and_measure(task, [example], example, RATE) for example in dataset.examples]
     assert found.increases_QK[:, 0].tolist() == pytest.approx(expected)
@@ -103,7 +114,7 @@ def test_weights_come_back_whatever_happens():
     for parameter in task.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     with pytest.raises(NonFinite, match="a measurement of .* for the query '8'"):
-        tail_patch(task, train, queries, table, learning_rate=1e308, ks=(1,), quiet=True)
+        tail_patch(task, train, queries, table, TailSteps(learning_rate=1e308, ks=(1,)), quiet=True)
     assert_unchanged(task, before)
 
     calls = []
@@ -116,7 +127,7 @@ def test_weights_come_back_whatever_happens():
 
     task.measurement = failing
     with pytest.raises(KeyboardInterrupt):
-        tail_patch(task, train, queries, table, learning_rate=RATE, ks=(1,), quiet=True)
+        tail_patch(task, train, queries, table, TailSteps(learning_rate=RATE, ks=(1,)), quiet=True)
     assert_unchanged(task, before)
     assert all(parameter.grad.eq(1).all() and parameter.requires_grad for parameter in task.model.parameters())
 
@@ -125,11 +136,11 @@ def test_impossible_requests_are_refused():
     task, train, queries, table = case("linear")
     for rate in (0.0, float("nan")):
         with pytest.raises(BadInput, match=f"learning_rate={rate}"):
-            tail_patch(task, train, queries, table, learning_rate=rate)
-    for ks in ((), (0,), (1, 1), (5,)):
-        with pytest.raises(
-            BadInput, match="for 8 training examples; needed positive numbers, all different, and twice as many"
-        ):
-            tail_patch(task, train, queries, table, learning_rate=RATE, ks=ks)
+            tail_patch(task, train, queries, table, TailSteps(learning_rate=rate))
+    for ks in ((), (0,), (1, 1)):
+        with pytest.raises(BadInput, match="needed positive numbers, all different"):
+            TailSteps(learning_rate=RATE, ks=ks)
+    with pytest.raises(BadInput, match="for 8 training examples; needed twice as many examples as the largest"):
+        tail_patch(task, train, queries, table, TailSteps(learning_rate=RATE, ks=(5,)))
     with pytest.raises(BadInput, match="8 train ids in the table of toy and 7 to match"):
-        tail_patch(task, Dataset(train.examples[1:]), queries, table, learning_rate=RATE, ks=(1,))
+        tail_patch(task, Dataset(train.examples[1:]), queries, table, TailSteps(learning_rate=RATE, ks=(1,)))

@@ -22,6 +22,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import by_label
+from whence.settings import Writing
 
 DOCUMENTS = ["a cat sat on a mat", "the dog ran off", "é cat", "one bird sleeps", "cats and dogs", "what is it"]
 TRAIN = [{"id": f"d{number}", "source": "book", "text": text} for number, text in enumerate(DOCUMENTS)]
@@ -187,7 +188,7 @@ def test_documents_without_text_are_read_from_their_tokens(task):
 
 def test_the_model_writes_what_generate_writes(task):
     torch.manual_seed(0)
-    written = question(task, PROMPT, None, max_new_tokens=9, temperature=None, seed=None)
+    written = question(task, PROMPT, Writing(max_new_tokens=9))
     ids = torch.tensor([task.tokenizer(PROMPT)["input_ids"]])
     wanted = task.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)[0].tolist()
     got = written.whole.fields["input_ids"].tolist()
@@ -200,31 +201,31 @@ def test_the_model_writes_what_generate_writes(task):
 def test_sampling_follows_its_seed_and_ends_at_the_end_mark(task, monkeypatch):
     options = {"max_new_tokens": 12, "temperature": 3.0}
     state = torch.random.get_rng_state()
-    same = [question(task, PROMPT, None, seed=seed, **options).tokens for seed in (1, 1, None, 0, 2)]
+    same = [question(task, PROMPT, Writing(seed=seed, **options)).tokens for seed in (1, 1, 0, 0, 2)]
     assert torch.equal(state, torch.random.get_rng_state())
     assert same[0] == same[1] and same[2] == same[3] and same[0] != same[2] != same[4]
-    first = question(task, PROMPT, None, seed=1, **options)
+    first = question(task, PROMPT, Writing(seed=1, **options))
     mark = first.whole.fields["input_ids"][first.places[5]]
     before = next(i for i, place in enumerate(first.places) if first.whole.fields["input_ids"][place] == mark)
     monkeypatch.setattr(task.model.generation_config, "eos_token_id", [int(mark), 0])
     if before:
-        cut = question(task, PROMPT, None, seed=1, **options).whole.fields["input_ids"]
+        cut = question(task, PROMPT, Writing(seed=1, **options)).whole.fields["input_ids"]
         assert cut.tolist() == first.whole.fields["input_ids"][: len(cut)].tolist() and len(cut) == first.places[0] + before
     monkeypatch.setattr(task.model.generation_config, "eos_token_id", int(first.whole.fields["input_ids"][first.places[0]]))
     with pytest.raises(BadInput, match="found a prompt after which the model ends at once; needed something to explain"):
-        question(task, PROMPT, None, seed=1, **options)
-    long = question(task, "x" * 40, None, max_new_tokens=30, temperature=3.0, seed=None)
+        question(task, PROMPT, Writing(seed=1, **options))
+    long = question(task, "x" * 40, Writing(max_new_tokens=30, temperature=3.0))
     assert long.whole.length <= 48
 
 
 def test_a_conversation_goes_through_the_template():
     task = bytes_task(CHATML)
     messages = [{"role": "user", "content": "Hi"}]
-    asked = question(task, messages, "Yo", max_new_tokens=None, temperature=None, seed=None)
+    asked = question(task, messages, "Yo")
     assert asked.prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" and asked.tokens == ("Y", "o")
     assert asked.whole.text == asked.prompt + "Yo"
     with pytest.raises(BadInput, match="found the prompt with messages for a tokenizer without a chat template"):
-        question(bytes_task(), messages, "Yo", max_new_tokens=None, temperature=None, seed=None)
+        question(bytes_task(), messages, "Yo")
 
 
 def test_without_a_prompt_the_first_token_is_given(task):
@@ -238,16 +239,7 @@ def test_without_a_prompt_the_first_token_is_given(task):
         ({"k": 0}, "found k=0; needed 1 or more"),
         ({"token": 0}, r"found token 0 of a completion of 6; needed 1 to 6: 1 's', 2 'a', 3 't', 4 ' '"),
         ({"token": 7}, "found token 7 of a completion of 6"),
-        (
-            {"temperature": 1.0},
-            "found temperature for a completion that is given; needed a setting of what the model has to write",
-        ),
-        ({"completion": None, "seed": 1}, "found seed for the most likely completion; needed a setting of what"),
-        (
-            {"completion": None, "max_new_tokens": 0},
-            "found max_new_tokens=0, temperature=None; needed 1 or more, and 0 or more",
-        ),
-        ({"completion": None, "prompt": ""}, "found a prompt of 0 tokens to be completed; needed 1 to 47"),
+        ({"completion": Writing(), "prompt": ""}, "found a prompt of 0 tokens to be completed; needed 1 to 47"),
         ({"prompt": "x" * 60}, "found a prompt and completion of 66 tokens; needed at most 48, the model's context"),
         (
             {"method": "pcg"},
@@ -393,7 +385,7 @@ def test_from_the_command_line(run, tmp_path, model_folder, data_file):
 def test_the_task_is_left_as_it_was(task):
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     data = Dataset(task.prepare(TRAIN).examples)
-    ask(task, train=data, completion=None, max_new_tokens=2)
+    ask(task, train=data, completion=Writing(max_new_tokens=2))
     assert all(torch.equal(before[name], value) for name, value in task.model.state_dict().items())
 
 

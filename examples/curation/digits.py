@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import whence
 from whence.bench.small import SmallLosses, SmallRetrain, SmallSettings
-from whence.evaluate import flip_labels
+from whence.evaluate import Retraining, flip_labels
 
 TRAIN, VALIDATION, WRONG = 1000, 200, 0.2
 # As in the bench's setting digits-noisy: with less weight decay the network learns its wrong labels by heart.
@@ -67,8 +67,10 @@ def main(folder: Path, seeds: int, workers: int, share: float, judge: str) -> di
     first.save(folder / "influence")
     proof = whence.prove(
         first, retrain, measure,
-        rivals=chosen, seeds=range(seeds), folder=folder / "runs",
-        fingerprint=retrain.fingerprint + measure.losses.fingerprint, workers=workers,
+        Retraining(
+            seeds=range(seeds), folder=folder / "runs", fingerprint=retrain.fingerprint + measure.losses.fingerprint, workers=workers
+        ),
+        rivals=chosen,
     )  # fmt: skip
     found = {}
     half = len(measure.losses.targets_Q)

@@ -19,6 +19,7 @@ from whence.bench.settings import TEXT
 from whence.data import Dataset
 from whence.demo.model import new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
+from whence.evaluate import Retraining
 from whence.score import bm25
 
 TOPIC = {"email", "http", "urllib", "smtplib", "imaplib", "ftplib", "socket", "ssl", "ipaddress", "webbrowser", "mimetypes"}
@@ -55,8 +56,10 @@ def main(folder: Path, seeds: int, workers: int) -> dict:
     retrain, measure = Retrain(data, len(tokenizer), TEXT), PerToken(test)
     proof = whence.prove(
         chosen, retrain, measure,
-        rivals=rivals, seeds=range(seeds), folder=folder / "runs",
-        fingerprint=retrain.fingerprint + test.fingerprint, workers=workers,
+        Retraining(
+            seeds=range(seeds), folder=folder / "runs", fingerprint=retrain.fingerprint + test.fingerprint, workers=workers
+        ),
+        rivals=rivals,
     )  # fmt: skip
     is_topic = [record["source"].split(".")[0] in TOPIC for record in records]
     print(f"{sum(is_topic)} of {len(records)} passages are of the topic")

@@ -23,7 +23,7 @@ from whence.cli import main as command_line
 from whence.demo.corpus import python_docs
 from whence.demo.model import DEFAULTS, Settings, new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
-from whence.evaluate import Bank, Evaluation, evaluate, make_bank, save_table
+from whence.evaluate import Bank, BankConfig, Evaluation, Retraining, evaluate, make_bank, save_table
 from whence.evaluate.ranks import spearman
 from whence.score import mean_table
 from whence.tasks import CausalLM
@@ -92,8 +92,9 @@ def main(folder: Path, *, modules: int = 8, seeds: int = 3, settings: Settings =
     masks = torch.tensor([[owners[name] != left_out for name in dataset.ids] for left_out in names])
     retrain, measure = Retrain(dataset, len(tokenizer), settings), QueryLosses(asked)
     bank = make_bank(
-        retrain, measure, masks, seeds=range(seeds), folder=folder / "bank", fingerprint=retrain.fingerprint + asked.fingerprint,
-        train_ids=dataset.ids, query_ids=asked.ids, unit="nats",
+        retrain, measure, masks,
+        Retraining(seeds=range(seeds), folder=folder / "bank", fingerprint=retrain.fingerprint + asked.fingerprint),
+        BankConfig(train_ids=dataset.ids, query_ids=asked.ids, unit="nats"),
     )  # fmt: skip
     judged = evaluate([mean_table(tables)], bank)
     (folder / "evaluation.json").write_text(json.dumps(judged.to_dict()), encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 import whence
 from whence.demo.corpus import python_docs
 from whence.demo.trained import trained_on
+from whence.settings import Writing
 
 PROMPT = "json.dumps: If ``ensure_ascii``"
 
@@ -37,7 +38,7 @@ def main() -> None:
     documents = python_docs()[:: max(1, 1000 // arguments.documents)]
     task = trained_on(documents, arguments.folder / "model")
     options = {"train": documents, "factors": arguments.folder / "factors", "k": 5}
-    whole = whence.why(task, PROMPT, max_new_tokens=12, **options)
+    whole = whence.why(task, PROMPT, Writing(max_new_tokens=12), **options)
     whole.show()
     whole.page(arguments.folder / "greedy.html")
     least = min(range(len(whole.completion)), key=lambda place: whole.log_probabilities[place]) + 1

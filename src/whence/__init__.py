@@ -38,13 +38,13 @@ _HOMES = {
     "Clusters": "whence.apply.clusters",
     "Custom": "whence.tasks",
     "Diffusion": "whence.tasks",
-    "DistilConfig": "whence.apply.proxy",
+    "DistilConfig": "whence.settings",
     "Distilled": "whence.apply.proxy",
     "DocumentParts": "whence.apply.why",
     "EXACT_METHODS": "whence.methods",
     "Ensemble": "whence.score",
     "GradientLog": "whence.pipeline",
-    "GuideConfig": "whence.apply.guide",
+    "GuideConfig": "whence.settings",
     "Hit": "whence.report",
     "Hits": "whence.report",
     "METHODS": "whence.methods",
@@ -222,7 +222,6 @@ if TYPE_CHECKING:
     from whence._version import __version__ as __version__
     from whence.apply.clusters import Clusters, clusters, write_clusters
     from whence.apply.guide import (
-        GuideConfig,
         Marks,
         contrast_scores,
         guide,
@@ -231,7 +230,7 @@ if TYPE_CHECKING:
         suppress_in_trainer,
         suppress_marked,
     )
-    from whence.apply.proxy import DistilConfig, Distilled, distil, proxy_agreement, proxy_table
+    from whence.apply.proxy import Distilled, distil, proxy_agreement, proxy_table
     from whence.apply.select import Proof, Selection, load_selection, near_duplicates, prove, select, value_table
     from whence.apply.shares import ShareCheck, ShareLine, Shares, named_sources, shares, verify_shares, write_shares
     from whence.apply.study import Study, study
@@ -272,8 +271,10 @@ if TYPE_CHECKING:
         BuildConfig,
         Damping,
         DataInf,
+        DistilConfig,
         FitConfig,
         GradDot,
+        GuideConfig,
         LiSSA,
         Nystroem,
         Rerank,

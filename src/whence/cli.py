@@ -30,7 +30,7 @@ _VERBS = {
     "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
     "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "inspect": ("inspection", "Say what a store holds."),
-    "forecast": ("inspection", "Say what a build, or an exact run, would take in memory, disk and time."),
+    "forecast": ("forecast", "Say what a build, or an exact run, would take in memory, disk and time."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "curvature": (
@@ -45,7 +45,7 @@ _VERBS = {
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),
-    "clusters": ("curate", "Cluster training examples by what they teach, and name the clusters."),
+    "clusters": ("clusters", "Cluster training examples by what they teach, and name the clusters."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
     "methods": ("inspection", "List the attribution methods."),
 }

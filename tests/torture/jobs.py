@@ -18,7 +18,7 @@ from tests.test_store import SMALL, make_records, make_task
 from tests.torture.kills import Job, contents
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, WhenceError
-from whence.evaluate import load_table, make_bank, open_bank, random_subsets, save_table
+from whence.evaluate import BankConfig, Retraining, load_table, make_bank, open_bank, random_subsets, save_table
 from whence.pipeline import spool
 from whence.serve.log import QueryLog
 from whence.store import open_store, verify_store
@@ -105,8 +105,8 @@ MASKS = random_subsets(12, 6)
 
 
 def bank(folder: Path, count: int):
-    options = {"seeds": (0, 1), "fingerprint": "f", "values": "measurement", "quiet": True}
-    return make_bank(Additive(0.1), same, MASKS[:count], folder=folder / "bank", **options)
+    retraining = Retraining(seeds=(0, 1), fingerprint="f", folder=folder / "bank", quiet=True)
+    return make_bank(Additive(0.1), same, MASKS[:count], retraining, BankConfig(values="measurement"))
 
 
 def _old_or_new_bank(sizes: set[int]):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from whence.bench.settings import Setting
 from whence.bench.small import SmallRetrain
 from whence.data import digest_of
-from whence.evaluate import Brittleness, MislabelReport, RemovalCurve, brittleness, mislabel_report, removal_curve
+from whence.evaluate import Brittleness, MislabelReport, RemovalCurve, Retraining, brittleness, mislabel_report, removal_curve
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores
@@ -57,12 +57,14 @@ def curves(setting: Setting, tables: Sequence[ScoreTable], *, workers: int, quie
             setting.retrain,
             setting.measure,
             table,
+            Retraining(
+                seeds=_SEEDS,
+                folder=setting.folder / "removed",
+                fingerprint=setting.retrain.fingerprint + setting.measure.fingerprint,
+                workers=workers,
+                quiet=quiet,
+            ),
             fractions=_FRACTIONS,
-            seeds=_SEEDS,
-            folder=setting.folder / "removed",
-            fingerprint=setting.retrain.fingerprint + setting.measure.fingerprint,
-            workers=workers,
-            quiet=quiet,
         )
         for table in tables
     ]
@@ -81,12 +83,14 @@ def brittle(setting: Setting, tables: Sequence[ScoreTable], *, workers: int, qui
             replace(table, scores=table.scores[:count], query_ids=table.query_ids[:count]),
             setting.retrain.targets_N,
             correct.targets_Q,
+            Retraining(
+                seeds=_SEEDS,
+                folder=setting.folder / "brittle",
+                fingerprint=setting.retrain.fingerprint + correct.fingerprint,
+                workers=workers,
+                quiet=quiet,
+            ),
             ks=_KS,
-            seeds=_SEEDS,
-            folder=setting.folder / "brittle",
-            fingerprint=setting.retrain.fingerprint + correct.fingerprint,
-            workers=workers,
-            quiet=quiet,
         )
         for table in tables
     ]

@@ -22,7 +22,7 @@ from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.errors import UnknownOption
-from whence.evaluate import Bank, flip_labels, make_bank, random_subsets
+from whence.evaluate import Bank, BankConfig, Retraining, flip_labels, make_bank, random_subsets
 from whence.pipeline import sample_images
 from whence.records import Recipe
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
@@ -96,17 +96,20 @@ class Setting:
             self.measure,
             random_subsets(len(self.train), self.subsets),
             # Not the seeds of the members: what is attributed was not part of the truth it is held against.
-            seeds=range(1000, 1000 + self.seeds),
-            folder=self.folder / "bank",
-            fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
-            train_ids=self.train.ids,
-            query_ids=self.queries.ids,
-            values="loss",
-            # Of an untrained model: nothing has to be trained to know it.
-            unit=self.task_of(self.empty(), Recipe("sgd", 1.0)).unit,
-            facts={"setting": self.name, "subsets": "random halves"},
-            workers=workers,
-            quiet=quiet,
+            Retraining(
+                seeds=range(1000, 1000 + self.seeds),
+                folder=self.folder / "bank",
+                fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
+                workers=workers,
+                quiet=quiet,
+            ),
+            BankConfig(
+                train_ids=self.train.ids,
+                query_ids=self.queries.ids,
+                # Of an untrained model: nothing has to be trained to know it.
+                unit=self.task_of(self.empty(), Recipe("sgd", 1.0)).unit,
+                facts={"setting": self.name, "subsets": "random halves"},
+            ),
         )
 
 

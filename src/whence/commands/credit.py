@@ -1,13 +1,16 @@
 """The verb about credit: shares per source, and money by them."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.recorded import Trust, task_of_store
+from whence.commands.recorded import task_of_store
 from whence.commands.shared import TYPED, Json
+from whence.commands.work_options import Recorded, RecordedOptions, refuse_given
 from whence.errors import BadInput
+from whence.settings import SharesConfig
 from whence.terminal import tell, tell_json
 
 __all__ = ["shares"]
@@ -16,29 +19,91 @@ __all__ = ["shares"]
 _ROWS = 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Whose an example is.
+
+    Args:
+        records: Training data in any form that build takes, for the source of each example; the store's own list of sources if left out.
+        by: Field of the records: source, author, licence; id makes every document a source of its own.
+        split: Split of a Hugging Face dataset.
+    """
+
+    records: str | None = None
+    by: str = "source"
+    split: str = "train"
+
+    def names(self, opened: Any) -> Any:
+        """By id of an example the name of its source.
+
+        Raises:
+            BadInput: If nothing says that.
+        """
+        from whence.apply.shares import named_sources
+        from whence.load import load_records
+
+        if self.records is not None:
+            return named_sources(load_records(self.records, split=self.split), self.by)
+        if self.split != "train":
+            raise BadInput(
+                found="--split without --records",
+                needed="records of a Hugging Face dataset",
+                do="add --records, or leave --split out",
+            )
+        if opened is None:
+            raise BadInput(found="nothing that says whose an example is", needed="--records or --store", do="add one")
+        return named_sources(opened.examples(), self.by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredOptions:
+    """Where scores come from, if not from tables.
+
+    Args:
+        store: Store that the scores come from; without tables, the store to score.
+        queries: Without tables: queries to score.
+        recorded: With --queries: what is loaded of what the store records.
+    """
+
+    store: Path | None = None
+    queries: str | None = None
+    recorded: Recorded = RecordedOptions()
+
+    def tables(self, tables: tuple[Path, ...], opened: Any) -> list[Any]:
+        """The tables, or one of the queries that are scored here."""
+        from whence.load import load_records
+        from whence.pipeline import score_table
+
+        if self.store is None or self.queries is None:
+            return [str(table) for table in tables]
+        task = task_of_store(opened, self.store, self.recorded.model, trust=self.recorded.trust)
+        return [score_table(opened, task, task.prepare(load_records(self.queries)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What else goes into the report.
+
+    Args:
+        weights: File with id and weight of each query; all count alike if left out.
+        carry: Report of the last payout, whose amounts held back are due now as well.
+        validated: What `whence evaluate -o FILE` wrote for this method, for the report to say how true the scores are.
+        signed_off_by: Who answers for the report; goes into the record.
+    """
+
+    weights: str | None = None
+    carry: Path | None = None
+    validated: Path | None = None
+    signed_off_by: str = ""
+
+
 def shares(
     *tables: Path,
     output: Annotated[Path, Parameter(alias="-o")],
-    records: str | None = None,
-    by: str = "source",
-    split: str = "train",
-    store: Path | None = None,
-    queries: str | None = None,
-    model: str | None = None,
-    trust: Trust = False,
-    several: Literal["queries", "models"] | None = None,
-    rule: Literal["positive", "softmax", "signed"] = "positive",
-    temperature: float | None = None,
-    floor: float | None = None,
-    floor_errors: float | None = None,
-    weights: str | None = None,
-    payout: str | None = None,
-    minimum: str | None = None,
-    carry: Path | None = None,
-    validated: Path | None = None,
-    signed_off_by: str = "",
-    draws: int = 1000,
-    seed: int = 0,
+    origin: Annotated[SourceOptions, Parameter(name="*")] = SourceOptions(),
+    scored: Annotated[ScoredOptions, Parameter(name="*")] = ScoredOptions(),
+    config: Annotated[SharesConfig, Parameter(name="*")] = SharesConfig(),
+    reported: Annotated[ReportOptions, Parameter(name="*")] = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Turn scores into shares per source, and a payout into amounts, with a record that `whence verify` can check.
@@ -49,79 +114,52 @@ def shares(
     Args:
         tables: Folders by `whence score` or `whence attribute`; or none, with --store and --queries.
         output: A new folder for the report.
-        records: Training data in any form that build takes, for the source of each example; the store's own list of sources if left out.
-        by: Field of the records: source, author, licence; id makes every document a source of its own.
-        split: Split of a Hugging Face dataset.
-        store: Store that the scores come from; without tables, the store to score.
-        queries: Without tables: queries to score.
-        model: With --queries: load the model from here instead of from where it was at the build.
-        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
-        several: What several tables are: of more queries (a month), or of the same queries by several models (an interval).
-        rule: positive: negative scores count nothing; softmax: exponentials of all; signed: negative against positive within a source.
-        temperature: Of softmax, in standard deviations of a query's scores.
-        floor: Noise floor: smaller scores go to a line of their own; in the table's unit.
-        floor_errors: Noise floor as a number of standard errors over three models or more.
-        weights: File with id and weight of each query; all count alike if left out.
-        payout: Amount to split, with its currency, such as "1000.00 EUR".
-        minimum: Who is due less is not paid but held back.
-        carry: Report of the last payout, whose amounts held back are due now as well.
-        validated: What `whence evaluate -o FILE` wrote for this method, for the report to say how true the scores are.
-        signed_off_by: Who answers for the report; goes into the record.
-        draws: Bootstrap draws of the queries.
-        seed: Of the draws.
+        origin: Whose an example is.
+        scored: Where scores come from, if not from tables.
+        config: How scores become shares, and shares money.
+        reported: What else goes into the report.
         as_json: Print shares.json instead of a table.
 
     Raises:
         BadInput: If options do not fit each other.
     """
+    from whence.apply.shares import check_new, content_of, write_shares
     from whence.apply.shares import shares as make_shares
-    from whence.apply.shares.files import content_of
-    from whence.apply.shares.record import check_new, write_shares
-    from whence.apply.shares.sources import named_sources
-    from whence.load import load_records
     from whence.store import open_store
 
-    if bool(tables) == (queries is not None) or queries is not None and store is None or model is not None and queries is None:
-        raise BadInput(
-            found=f"{len(tables)} tables, {'no' if store is None else 'a'} store and {'no' if queries is None else 'some'} queries",
-            needed="tables, or a store and queries to score (--model goes with the latter)",
-            do="such as: whence shares TABLE --records FILE -o report",
-        )
-    if trust and queries is None:
-        raise BadInput(found="--trust without --queries", needed="queries, for which a model is loaded", do="leave --trust out")
-    if split != "train" and records is None:
-        raise BadInput(
-            found="--split without --records",
-            needed="records of a Hugging Face dataset",
-            do="add --records, or leave --split out",
-        )
-    if records is None and store is None:
-        raise BadInput(found="nothing that says whose an example is", needed="--records or --store", do="add one")
+    _check_options(tables, scored)
     check_new(output)
-    opened = None if store is None else open_store(store)
-    data = load_records(records, split=split) if records is not None else opened.examples() if opened is not None else ()
-    sources = named_sources(data, by)
-    carried = None if carry is None else _held(carry, payout)
-    weighing = None if weights is None else _weights(weights)
-    scored: Any = [str(table) for table in tables]
-    if opened is not None and store is not None and queries is not None:
-        from whence.pipeline import score_table
-
-        task = task_of_store(opened, store, model, trust=trust)
-        scored = [score_table(opened, task, task.prepare(load_records(queries)))]
-    found = make_shares(
-        scored, sources, rule=rule, temperature=temperature, floor=floor, floor_errors=floor_errors, several=several,
-        weights=weighing, payout=payout, minimum=minimum, carried=carried, draws=draws, seed=seed,
-    )  # fmt: skip
-    inputs = {"records": records, "queries": queries, "weights": weights, "carried": carry}
+    opened = None if scored.store is None else open_store(scored.store)
+    sources = origin.names(opened)
+    carried = None if reported.carry is None else _held(reported.carry, config.payout)
+    weights = None if reported.weights is None else _weights(reported.weights)
+    made = make_shares(scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried)
+    inputs = {"records": origin.records, "queries": scored.queries, "weights": reported.weights, "carried": reported.carry}
     seal = write_shares(
-        found, output, store=opened, inputs={name: place for name, place in inputs.items() if place is not None},
-        validated=validated, command=TYPED.get(), signed_off_by=signed_off_by,
+        made, output, store=opened, inputs={name: place for name, place in inputs.items() if place is not None},
+        validated=reported.validated, command=TYPED.get(), signed_off_by=reported.signed_off_by,
     )  # fmt: skip
     if as_json:
-        tell_json({"report": str(output), "seal": seal, **content_of(found)})
+        tell_json({"report": str(output), "seal": seal, **content_of(made)})
     else:
-        _show(found, output, seal)
+        _show(made, output, seal)
+
+
+def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
+    """Refuse what is not one source of scores.
+
+    Raises:
+        BadInput: If there is none, or more than one.
+    """
+    has_queries, has_store = scored.queries is not None, scored.store is not None
+    if bool(tables) == has_queries or (has_queries and not has_store):
+        raise BadInput(
+            found=f"{len(tables)} tables, {'a' if has_store else 'no'} store and {'some' if has_queries else 'no'} queries",
+            needed="tables, or a store and queries to score",
+            do="such as: whence shares TABLE --records FILE -o report",
+        )
+    if not has_queries:
+        refuse_given(scored.recorded, where="without --queries", needed="queries, for which a model is loaded")
 
 
 def _show(found: Any, output: Path, seal: str) -> None:

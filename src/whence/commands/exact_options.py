@@ -8,12 +8,12 @@ from cyclopts import Parameter
 
 from whence.settings import ExactSettings, exact_settings
 
-__all__ = ["Exact", "ExactOptions"]
+__all__ = ["Exact", "ExactOptions", "Factored", "FactoredOptions", "Final", "FinalOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactOptions:
-    """Settings of an exact method; what is left out takes the method's own.
+class FactoredOptions:
+    """Settings of an exact method that go into its fit and its damping; what is left out takes the method's own.
 
     Args:
         method: One of the exact methods of `whence methods`.
@@ -24,27 +24,10 @@ class ExactOptions:
         samples: Draws of labels where they are drawn; 1 if left out.
         sharing: For positions that share a weight, in the Kronecker factors.
         largest_side: A longer side of a weight keeps the identity as its basis; 1,024 if left out.
-        seed: Of everything random.
+        seed: Of everything random; 0 if left out.
         fit_on: Fit the curvature on so many training examples instead of all.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
         query_rank: Singular directions kept of every query's gradient of a weight: less memory.
-        normalize: Divide scores by norms.
-        matrix: What a solver inverts.
-        iterations: Of the method's solver, at most.
-        repeats: Independent walks of lissa.
-        tolerance: Relative residual at which a solver stops.
-        examples: Training examples that a solver's matrix is the mean over.
-        batch_examples: Training examples per iteration of astra and lissa.
-        rank: Directions kept by nystroem and arnoldi.
-        run: Folder of a recorded training run: needed by source, astra-source, tracin and unroll; ekfac, kfac, pcg and astra are averaged
-            over it.
-        checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
-        segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
-        average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
-        form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
-            its diagonal, which takes fewer products.
-        per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
-        any_loss: Do not hold the task's loss against what that run lowered: where examples were augmented it was another one.
     """
 
     method: str = "ekfac"
@@ -58,7 +41,31 @@ class ExactOptions:
     fit_on: int | None = None
     factors: Path | None = None
     query_rank: int | None = None
-    normalize: Literal["cosine", "relatif", "theta-relatif"] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by name, without the method."""
+        return _given(self)
+
+
+Factored = Annotated[FactoredOptions, Parameter(name="*")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalOptions:
+    """Settings of an exact method of the final weights.
+
+    Args:
+        factored: Those of its fit and its damping.
+        matrix: What a solver inverts.
+        iterations: Of the method's solver, at most.
+        repeats: Independent walks of lissa.
+        tolerance: Relative residual at which a solver stops.
+        examples: Training examples that a solver's matrix is the mean over.
+        batch_examples: Training examples per iteration of astra and lissa.
+        rank: Directions kept by nystroem and arnoldi.
+    """
+
+    factored: Factored = FactoredOptions()
     matrix: Literal["gauss_newton", "hessian"] | None = None
     iterations: int | None = None
     repeats: int | None = None
@@ -66,6 +73,40 @@ class ExactOptions:
     examples: int | None = None
     batch_examples: int | None = None
     rank: int | None = None
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return self.factored.method
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by name, without the method."""
+        return self.factored.given() | _given(self)
+
+
+Final = Annotated[FinalOptions, Parameter(name="*")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactOptions:
+    """Settings of an exact method, of those too that go back through a recorded run.
+
+    Args:
+        final: Those of methods of the final weights.
+        normalize: Divide scores by norms.
+        run: Folder of a recorded training run: needed by source, astra-source, tracin and unroll; ekfac, kfac, pcg and astra are averaged
+            over it.
+        checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
+        segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
+        average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
+        form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
+            its diagonal, which takes fewer products.
+        per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
+        any_loss: Do not hold the task's loss against what that run lowered: where examples were augmented it was another one.
+    """
+
+    final: Final = FinalOptions()
+    normalize: Literal["cosine", "relatif", "theta-relatif"] | None = None
     run: Path | None = None
     checkpoints: int | None = None
     segments: int | None = None
@@ -74,10 +115,14 @@ class ExactOptions:
     per_segment: Annotated[bool, Parameter(negative="")] = False
     any_loss: Annotated[bool, Parameter(negative="")] = False
 
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return self.final.method
+
     def given(self) -> dict[str, Any]:
         """What was said, by name, without the method."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "method"}
-        return {name: value for name, value in values.items() if value is not None and value is not False}
+        return self.final.given() | _given(self)
 
     def settings(self) -> ExactSettings:
         """The method's settings.
@@ -89,4 +134,9 @@ class ExactOptions:
 
 
 Exact = Annotated[ExactOptions, Parameter(name="*")]
-"""The options as options of a verb."""
+
+
+def _given(options: FactoredOptions | FinalOptions | ExactOptions) -> dict[str, Any]:
+    own = (field.name for field in fields(options) if field.name not in ("method", "factored", "final"))
+    values = {name: getattr(options, name) for name in own}
+    return {name: value for name, value in values.items() if value is not None and value is not False}

@@ -1,5 +1,6 @@
 """The verb that fits curvature ahead of its use."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +8,28 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Placed
 from whence.commands.task_options import Reading, TaskOptions
-from whence.settings import Placement
+from whence.settings import FitConfig, Placement
 from whence.terminal import tell_json
 
 __all__ = ["curvature"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What the fit depends on.
+
+    Args:
+        fit_on: Fit on so many examples instead of all, spread evenly; a build of method aligned looks for 8192, or for
+            all if there are fewer.
+        samples: Draws of labels where they are drawn; 1 if left out.
+        seed: Of the draws.
+        largest_side: A longer side of a weight keeps the identity as its basis.
+    """
+
+    fit_on: int | None = None
+    samples: int | None = FitConfig.samples
+    seed: int = FitConfig.seed
+    largest_side: int = FitConfig.largest_side
 
 
 def curvature(
@@ -18,10 +37,7 @@ def curvature(
     data: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    fit_on: int | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    largest_side: int = 1024,
+    fit: Annotated[FitOptions, Parameter(name="*")] = FitOptions(),
     batch_positions: int | None = None,
     reading: Reading = TaskOptions(),
     placement: Placed = Placement(),
@@ -34,11 +50,7 @@ def curvature(
         model: As in build.
         data: As in build.
         output: Folder of the fit; all processes have to see it.
-        fit_on: Fit on so many examples instead of all, spread evenly; a build of method aligned looks for 8192, or for
-            all if there are fewer.
-        samples: Draws of labels where they are drawn; 1 if left out.
-        seed: Of the draws.
-        largest_side: A longer side of a weight keeps the identity as its basis.
+        fit: What the fit depends on.
         batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
         reading: The options of the task.
         placement: How a model is loaded that is larger than a device.
@@ -54,7 +66,7 @@ def curvature(
         loaded, _ = reading.load(model, placement, ranks)
         found = fit_curvature(
             loaded, records, output,
-            fit_on=fit_on, samples=samples, seed=seed, largest_side=largest_side, batch_positions=batch_positions, ranks=ranks,
+            **asdict(fit), batch_positions=batch_positions, ranks=ranks,
         )  # fmt: skip
     if ranks.rank == 0:
         tell_json({"factors": str(output), "units": len(found.blocks), "fitted": found.note})

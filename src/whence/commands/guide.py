@@ -1,38 +1,43 @@
 """The verb that finds the tokens behind an unwanted behaviour."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.shared import Json
-from whence.commands.task_options import TaskOptions
+from whence.commands.work_options import Work, WorkOptions
 from whence.errors import BadInput
+from whence.settings import GuideConfig
 from whence.terminal import tell, tell_json
 
 __all__ = ["guide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourOptions:
+    """The behaviour.
+
+    Args:
+        harmful: Queries with the behaviour, best with prompt and completion, in any form that build takes as data.
+        safe: Queries with what should come instead.
+    """
+
+    harmful: str
+    safe: str
 
 
 def guide(
     model: str,
     data: str,
     *,
-    harmful: str,
-    safe: str,
+    behaviour: Annotated[BehaviourOptions, Parameter(name="*")],
     output: Annotated[Path, Parameter(alias="-o")],
-    quantile: float = 0.99,
-    window: int = 1,
-    budget: float = 0.02,
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    seed: int = 0,
-    fit_on: int | None = None,
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] = "error",
-    max_length: int | None = None,
-    track: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
-    memory_gib: float | None = None,
+    config: Annotated[GuideConfig, Parameter(name="*")] = GuideConfig(),
+    exact: Final = FinalOptions(),
+    work: Work = WorkOptions(),
     as_json: Json = False,
 ) -> None:
     """Find the training tokens that an unwanted behaviour comes from, for training to suppress (IF-Guide).
@@ -44,43 +49,31 @@ def guide(
         model: Hugging Face folder or hub name, or file.py:function that returns a task. A smaller model with the same tokenizer, trained on
             the same data, will do for a large one.
         data: Training data, as in build.
-        harmful: Queries with the behaviour, best with prompt and completion, in any form that build takes as data.
-        safe: Queries with what should come instead.
+        behaviour: The behaviour.
         output: Folder for all of it.
-        quantile: Only tokens whose score is above this quantile of all of them start a mark.
-        window: Tokens before and after each that are marked along with it.
-        budget: Share of the tokens that may be marked.
-        method: One of the exact methods of `whence methods`, but source.
-        relative_damping: Damping as a share of each layer's mean curvature.
-        seed: Of the labels that the curvature draws.
-        fit_on: Fit the curvature on so many training examples instead of all.
-        split: Split of a Hugging Face dataset.
-        long: What to do with texts longer than the context.
-        max_length: Tokens per example at most.
-        track: Patterns of parameter names to attribute; all if left out.
-        ignore: Patterns of parameter names to leave out.
-        memory_gib: Memory to take besides the model; most of what is free if left out.
+        config: Which tokens are marked.
+        exact: The method and its settings.
+        work: How model and data are read, and what memory may be taken.
         as_json: Print JSON.
 
     Raises:
         BadInput: If both sets of queries are the same file.
     """
     from whence.apply.guide import guide as find
-    from whence.apply.guide.choose_tokens import GuideConfig
     from whence.load import load_records
 
-    if harmful == safe:
+    if behaviour.harmful == behaviour.safe:
         raise BadInput(
-            found=f"{harmful} as both --harmful and --safe",
+            found=f"{behaviour.harmful} as both --harmful and --safe",
             needed="two sets that differ in the behaviour",
             do="correct one of them",
         )
-    config = GuideConfig(quantile=quantile, window=window, budget=budget)
-    records, unwanted, wanted = load_records(data, split=split), load_records(harmful), load_records(safe)
-    task, _ = TaskOptions(long=long, max_length=max_length, track=track, ignore=ignore).load(model)
+    records, unwanted = load_records(data, split=work.reading.split), load_records(behaviour.harmful)
+    wanted = load_records(behaviour.safe)
+    task, _ = work.reading.load(model)
     marks = find(
-        task, records, unwanted, wanted, output, config=config, method=method, relative_damping=relative_damping, seed=seed, fit_on=fit_on,
-        memory_gib=memory_gib,
+        task, records, unwanted, wanted, output,
+        config=config, method=exact.method, memory_gib=work.memory_gib, **exact.given(),
     )  # fmt: skip
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:

@@ -1,18 +1,107 @@
 """The verb about models that cannot be asked themselves."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from whence._version import __version__
+from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.shared import Json, check_table_folder
-from whence.commands.task_options import TaskOptions
+from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
+from whence.settings import DistilConfig
 from whence.terminal import tell, tell_json
 
 __all__ = ["proxy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """The table.
+
+    Args:
+        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
+        name: What to call the proxy in tables; its digest if left out.
+        as_json: Print JSON.
+    """
+
+    output: Annotated[Path, Parameter(alias="-o")]
+    name: str = ""
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """The model that the scores are about.
+
+    Args:
+        target: The model that the scores are about, in the forms of the proxy.
+        target_name: Instead, a name for a target that cannot be loaded.
+        probe: Also attribute so many queries with the target itself and say how well the two agree.
+        probe_train: Training examples of that probe.
+    """
+
+    target: str | None = None
+    target_name: str | None = None
+    probe: int = 0
+    probe_train: int = 256
+
+    def agreement(self, proxy: Any, target: Any, records: list[Any], queries: list[Any], **options: Any) -> Any:
+        """What the probe says; None without one."""
+        from whence.apply.proxy import proxy_agreement
+
+        if not self.probe:
+            return None
+        k = min(10, max(1, min(self.probe_train, len(records)) // 4))
+        sizes = {"num_train": self.probe_train, "num_queries": self.probe, "k": k}
+        return proxy_agreement(proxy, target, records, queries, **sizes, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilOptions:
+    """Training of the proxy on the target's outputs.
+
+    Args:
+        distil: Train the proxy on the target's outputs first, for so many passes over the training inputs.
+        learning_rate: Of --distil, at its highest.
+        batch_examples: Of --distil, inputs per step.
+        sampled: Of --distil: show the proxy drawn answers of the target instead of its distributions.
+        save_model: Of --distil: folder for the trained proxy.
+    """
+
+    distil: int = 0
+    learning_rate: float = DistilConfig.learning_rate
+    batch_examples: int = DistilConfig.batch_examples
+    sampled: bool = DistilConfig.is_sampled
+    save_model: Path | None = None
+
+    def config(self) -> DistilConfig | None:
+        """How the proxy is trained; None if it is not."""
+        if not self.distil:
+            return None
+        return DistilConfig(
+            epochs=self.distil,
+            batch_examples=self.batch_examples,
+            learning_rate=self.learning_rate,
+            is_sampled=self.sampled,
+        )
+
+    def train(self, target: Any, proxy: Any, records: list[Any], seed: int) -> dict[str, Any]:
+        """Train the proxy, and keep it if that was asked for; what there is to say of it."""
+        from whence.apply.proxy import distil
+        from whence.store import disk_errors
+
+        config = self.config()
+        if config is None:
+            return {}
+        losses = list(distil(target, proxy, records, config, seed=seed).losses)
+        if self.save_model is not None:
+            with disk_errors(self.save_model):
+                proxy.model.save_pretrained(self.save_model)
+                proxy.tokenizer.save_pretrained(self.save_model)
+        return {"distil": losses}
 
 
 def proxy(
@@ -20,28 +109,11 @@ def proxy(
     data: str,
     queries: str,
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
-    target: str | None = None,
-    target_name: str | None = None,
-    name: str = "",
-    probe: int = 0,
-    probe_train: int = 256,
-    distil: int = 0,
-    learning_rate: float = 1e-3,
-    batch_examples: int = 16,
-    sampled: bool = False,
-    save_model: Path | None = None,
-    task: Literal["causal_lm", "classification"] = "causal_lm",
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] = "error",
-    method: str = "ekfac",
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    factors: Path | None = None,
-    query_rank: int | None = None,
-    seed: int = 0,
-    memory_gib: float | None = None,
-    as_json: Json = False,
+    table: Annotated[TableOptions, Parameter(name="*")],
+    aim: Annotated[TargetOptions, Parameter(name="*")] = TargetOptions(),
+    distilled: Annotated[DistilOptions, Parameter(name="*")] = DistilOptions(),
+    factored: Factored = FactoredOptions(),
+    work: Work = WorkOptions(),
 ) -> None:
     """Score training examples for a target model by the gradients of another one, which may be smaller or read text differently.
 
@@ -51,109 +123,88 @@ def proxy(
         model: The proxy: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: The target's training data, as in build.
         queries: Queries, in any form that build takes as data.
-        output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
-        target: The model that the scores are about, in the forms of the proxy.
-        target_name: Instead, a name for a target that cannot be loaded.
-        name: What to call the proxy in tables; its digest if left out.
-        probe: Also attribute so many queries with the target itself and say how well the two agree.
-        probe_train: Training examples of that probe.
-        distil: Train the proxy on the target's outputs first, for so many passes over the training inputs.
-        learning_rate: Of --distil, at its highest.
-        batch_examples: Of --distil, inputs per step.
-        sampled: Of --distil: show the proxy drawn answers of the target instead of its distributions.
-        save_model: Of --distil: folder for the trained proxy.
-        task: What both models do.
-        split: Split of a Hugging Face dataset.
-        long: What either model does with texts longer than its context; scores of the parts of a text are added up.
-        method: One of the exact methods of `whence methods`.
-        relative_damping: Damping as a share of each layer's mean curvature.
-        absolute_damping: Damping in units of the loss's curvature.
-        factors: Folder where the proxy's fitted curvature is kept.
-        query_rank: Singular directions kept of every query's gradient of a weight: less memory.
-        seed: Of everything random.
-        memory_gib: Memory to take besides the models.
-        as_json: Print JSON.
+        table: The table.
+        aim: The model that the scores are about.
+        distilled: Training of the proxy on the target's outputs.
+        factored: The method and its settings.
+        work: How either model and the data are read, and what memory may be taken. Scores of the parts of a text are added up.
 
     Raises:
         BadInput: If it is not said which model the target is, or something is asked of one that is only named.
     """
-    from whence.apply.proxy import proxy_agreement, proxy_table
-    from whence.apply.proxy.distil import DistilConfig
-    from whence.apply.proxy.distil import distil as train_proxy
+    from whence.apply.proxy import proxy_table
     from whence.evaluate import save_table
     from whence.load import load_records
-    from whence.store import disk_errors
-    from whence.tasks import structure_of
 
-    if (target is None) == (target_name is None):
+    _check_options(aim, distilled)
+    records, asked = list(load_records(data, split=work.reading.split)), list(load_records(queries))
+    task, _ = work.reading.load(model)
+    target: Any = aim.target_name if aim.target is None else work.reading.load(aim.target)[0]
+    if distilled.save_model is not None:
+        _check_savable(task)
+    known = _known(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
+    known |= {"train": task.prepare(records).fingerprint, "queries": task.prepare(asked).fingerprint}
+    check_table_folder(table.output, known)
+    content: dict[str, Any] = {"table": str(table.output)}
+    content |= distilled.train(target, task, records, factored.seed or 0)
+    options = {"method": factored.method, "memory_gib": work.memory_gib, **factored.given()}
+    scores = proxy_table(task, target, records, asked, name=table.name, **options)
+    origin = {"models": (task.weights,), "data": [known["train"]], "queries": known["queries"], "whence": __version__}
+    save_table(scores, table.output, origin=origin | {"settings": known})
+    content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
+    content["provenance"] = dict(scores.provenance)
+    options.pop("factors", None)  # of all the data; the probe fits its own
+    agreement = aim.agreement(task, target, records, asked, **options)
+    if table.as_json:
+        tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))
+        return
+    tell(f"{scores.method}: {content['queries']:,} queries, {content['train']:,} training examples in {table.output}")
+    tell(scores.notes[0])
+    if "distil" in content:
+        losses = ", ".join(f"{loss:.3g}" for loss in content["distil"])
+        tell(f"distance from the target per position, by epoch: {losses} nats")
+    if agreement is not None:
+        of = f"{len(agreement.query_ids)} queries and {agreement.num_examples} examples"
+        tell(f"agreement with the target on {of}, 95 % interval over queries:")
+        ends = f"shared top {agreement.k} {agreement.top}, bottom {agreement.bottom}, by chance {agreement.chance:.2g}"
+        tell(f"  rank correlation {agreement.spearman}; {ends}")
+
+
+def _check_options(aim: TargetOptions, distilled: DistilOptions) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        BadInput: If there are some.
+    """
+    if (aim.target is None) == (aim.target_name is None):
         raise BadInput(
-            found="no target" if target is None else "both --target and --target-name",
+            found="no target" if aim.target is None else "both --target and --target-name",
             needed="one of the two",
             do="pass --target, or --target-name for a model that cannot be loaded",
         )
-    if target is None and (probe or distil):
+    if aim.target is None and (aim.probe or distilled.distil):
         raise BadInput(
-            found=f"--{'probe' if probe else 'distil'} for a target that is only named",
+            found=f"--{'probe' if aim.probe else 'distil'} for a target that is only named",
             needed="--target, to run it",
             do="leave it out, or pass --target",
         )
-    settings = {"learning-rate": learning_rate != 1e-3, "batch-examples": batch_examples != 16}
-    unused = [name for name, value in {**settings, "sampled": sampled, "save-model": save_model is not None}.items() if value]
-    if unused and not distil:
-        raise BadInput(found=f"--{unused[0]} without --distil", needed="a proxy to train", do="leave it out, or add --distil 4")
-    if probe_train != 256 and not probe:
+    if not distilled.distil:
+        refuse_given(distilled, where="without --distil", needed="a proxy to train", do="leave it out, or add --distil 4")
+    if "--probe-train" in flags_given(aim) and not aim.probe:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
-    records, asked = list(load_records(data, split=split)), list(load_records(queries))
-    reading = TaskOptions(task=task, long=long)
-    loaded, _ = reading.load(model)
-    aim: Any = target_name if target is None else reading.load(target)[0]
-    if save_model is not None:
-        _check_savable(loaded)
-    options: dict[str, Any] = {
-        "method": method, "relative_damping": relative_damping, "absolute_damping": absolute_damping, "query_rank": query_rank,
-        "seed": seed,
-    }  # fmt: skip
-    config = (
-        DistilConfig(epochs=distil, batch_examples=batch_examples, learning_rate=learning_rate, is_sampled=sampled)
-        if distil
-        else None
-    )
-    known = options | {"name": name, "distil": None if config is None else asdict(config), "proxy": loaded.weights}
-    known |= {"target": target_name or aim.weights, "proxy_structure": asdict(structure_of(loaded.model))}
-    known |= {} if target is None else {"target_structure": asdict(structure_of(aim.model))}
-    known |= {"train": loaded.prepare(records).fingerprint, "queries": loaded.prepare(asked).fingerprint}
-    check_table_folder(output, known)
-    options["memory_gib"] = memory_gib
-    content: dict[str, Any] = {"table": str(output)}
-    if config is not None:
-        content["distil"] = list(train_proxy(aim, loaded, records, config, seed=seed).losses)
-        if save_model is not None:
-            with disk_errors(save_model):
-                loaded.model.save_pretrained(save_model)
-                loaded.tokenizer.save_pretrained(save_model)
-    table = proxy_table(loaded, aim, records, asked, name=name, factors=factors, **options)
-    origin = {"models": (loaded.weights,), "data": [known["train"]], "queries": known["queries"], "whence": __version__}
-    save_table(table, output, origin=origin | {"settings": known})
-    content |= {"method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
-    content["provenance"] = dict(table.provenance)
-    if probe:
-        k = min(10, max(1, min(probe_train, len(records)) // 4))
-        found = proxy_agreement(loaded, aim, records, asked, num_train=probe_train, num_queries=probe, k=k, **options)
-        content["agreement"] = found.to_dict()
-    if as_json:
-        tell_json(content)
-        return
-    tell(f"{table.method}: {content['queries']:,} queries, {content['train']:,} training examples in {output}")
-    tell(table.notes[0])
-    if distil:
-        tell(f"distance from the target per position, by epoch: {', '.join(f'{loss:.3g}' for loss in content['distil'])} nats")
-    if probe:
-        tell(
-            f"agreement with the target on {len(found.query_ids)} queries and {found.num_examples} examples, 95 % interval over queries:"
-        )
-        tell(
-            f"  rank correlation {found.spearman}; shared top {found.k} {found.top}, bottom {found.bottom}, by chance {found.chance:.2g}"
-        )
+
+
+def _known(task: Any, target: Any, factored: FactoredOptions, distilled: DistilOptions) -> dict[str, Any]:
+    """What scores depend on besides the data, for the table to say."""
+    from whence.tasks import structure_of
+
+    config = distilled.config()
+    told = {name: value for name, value in factored.given().items() if name != "factors"}
+    known = {"method": factored.method, **told, "distil": None if config is None else asdict(config), "proxy": task.weights}
+    known["proxy_structure"] = asdict(structure_of(task.model))
+    if isinstance(target, str):
+        return known | {"target": target}
+    return known | {"target": target.weights, "target_structure": asdict(structure_of(target.model))}
 
 
 def _check_savable(task: Any) -> None:

@@ -1,84 +1,215 @@
-"""What `whence select` was given: options that go together, examples, their groups and amounts."""
+"""What `whence select` was given: where values come from, groups, how a choice is proved; options that go together."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from whence.commands.task_options import Reading, TaskOptions
+from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
+from whence.settings import SelectConfig
 
-__all__ = ["amount_of", "check_options", "dataset_of", "for_data", "groups_of"]
+__all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options"]
 
 
-def check_options(given: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ValueOptions:
+    """Where values come from.
+
+    Args:
+        table: Values from a table of `whence score` or `whence attribute` instead of from --model.
+        model: As in build; for values, losses and lengths.
+        reading: The options of the task. Parts of a text cannot be chosen apart, so long texts are not split.
+        validation: Examples that the model should get right, in any form that `whence build` takes as data.
+        method: An exact method of `whence methods`, for both kinds of influence; ekfac if left out.
+        seed: Of random choices.
+    """
+
+    table: Path | None = None
+    model: str | None = None
+    reading: Reading = TaskOptions()
+    validation: str | None = None
+    method: str | None = None
+    seed: int = 0
+
+    def task(self) -> Any:
+        """The task of the model; None without one."""
+        return None if self.model is None else self.reading.load(self.model)[0]
+
+    def dataset(self, task: Any, records: Sequence[Any]) -> Any:
+        """The examples, in their order; without a model only their ids.
+
+        Args:
+            task: The task; None without a model.
+            records: Training data.
+        """
+        from whence.data import Dataset, Example
+
+        if task is not None:
+            return task.prepare(records)
+        return Dataset([Example(_id(number, record), {}) for number, record in enumerate(records)])
+
+    def values(self, task: Any, train: Any, by: Any) -> Any:
+        """What each example is worth, as a table.
+
+        Args:
+            task: The task; None without a model.
+            train: The examples.
+            by: What to rank by.
+        """
+        from whence.apply.select import value_table
+        from whence.evaluate import load_table
+        from whence.load import load_records
+
+        if self.table is not None:
+            return _for_data(load_table(self.table), train.ids, self.table)
+        validation = None if self.validation is None else load_records(self.validation)
+        return value_table(task, train, by, validation=validation, method=self.method or "ekfac", seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """What examples have in common.
+
+    Args:
+        balance: Give every class ("class"), source ("source") or value of another field of the records a quota of its own.
+        duplicates: Of examples whose gradients have at least this cosine keep only the best; needs --store.
+        store: A store of method aligned of the same data.
+    """
+
+    balance: str | None = None
+    duplicates: float | None = None
+    store: Path | None = None
+
+    def facts(self, task: Any, records: Sequence[Any], train: Any) -> dict[str, Any]:
+        """Groups, lengths and near-duplicates of the examples, as `whence.select` takes them.
+
+        Args:
+            task: The task; None without a model, and then without lengths.
+            records: Training data.
+            train: The same prepared.
+        """
+        from whence.apply.select import near_duplicates
+
+        alike = None if self.store is None or self.duplicates is None else near_duplicates(self.store, cosine=self.duplicates)
+        return {
+            "groups": None if self.balance is None else _groups(records, train, self.balance),
+            "tokens": None if task is None else [example.length for example in train.examples],
+            "duplicates": alike,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofOptions:
+    """How a choice is proved.
+
+    Args:
+        prove: file.py:function, called with a boolean tensor (True for what to train on) and a seed, that trains and returns the loss of each
+            test query.
+        command: A command instead, as in bank.
+        against: Also train on what these would select; random data of the same make always is.
+        seeds: Training runs per selection.
+        workers: Training runs at a time.
+    """
+
+    prove: str | None = None
+    command: str | None = None
+    against: tuple[Literal["self-influence", "loss"], ...] = ()
+    seeds: int = 5
+    workers: int = 1
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anything is trained."""
+        return self.prove is not None or self.command is not None
+
+    def run(self, chosen: Any, rivals: dict[str, Any], output: Path, *, first_seed: int) -> Any:
+        """Train on the choice and its rivals.
+
+        Args:
+            chosen: The selection.
+            rivals: Other selections by name.
+            output: Folder for the finished runs and proof.json.
+            first_seed: Of the training runs.
+        """
+        from whence.apply.select import prove
+        from whence.data import digest_of
+        from whence.evaluate import CommandTrain, FileTrain, Retraining, as_reported
+        from whence.functions import absolute, sources_of
+        from whence.store import write_json
+
+        train = CommandTrain(self.command) if self.command is not None else FileTrain(absolute(str(self.prove)))
+        words = [Path(word) for word in shlex.split(self.command or "") if Path(word).is_file()]
+        files = sources_of(str(self.prove)) if self.command is None else words
+        ids = [decision.id for decision in chosen.decisions]
+        contents = (file.read_bytes().hex() for file in files)
+        retraining = Retraining(
+            seeds=range(first_seed, first_seed + self.seeds), folder=output / "runs", workers=self.workers,
+            fingerprint=digest_of(self.command or str(self.prove), *ids, *contents).hex(),
+        )  # fmt: skip
+        proof = prove(chosen, train, as_reported, retraining, rivals=rivals)
+        write_json(output / "proof.json", proof.to_dict())
+        return proof
+
+
+def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOptions, proof: ProofOptions) -> None:
     """Refuse options that would be ignored, before anything is loaded.
 
     Args:
-        given: All options by name.
+        config: Which examples are kept.
+        valued: Where values come from.
+        grouped: Groups and near-duplicates.
+        proof: How the choice is proved.
 
     Raises:
         BadInput: If there are some.
     """
-    by, has_table, has_model = given["by"], given["table"] is not None, given["model"] is not None
-    proves = given["prove"] is not None or given["command"] is not None
+    by, has_table, has_model, long = config.by, valued.table is not None, valued.model is not None, valued.reading.long
+    validates, has_method = valued.validation is not None, valued.method is not None
     validate, score = "add --validation FILE", "add --model MODEL or --table FOLDER"
     wrong = (
-        ("--table and --validation", has_table and given["validation"] is not None, "leave one out: a table has its values"),
-        ("--table and --method", has_table and given["method"] is not None, "leave one out: a table has its values"),
+        ("--table and --validation", has_table and validates, "leave one out: a table has its values"),
+        ("--table and --method", has_table and has_method, "leave one out: a table has its values"),
         (f"--table for --by {by}", has_table and by == "random", "leave --table out"),
         (f"neither --table nor --model for --by {by}", by != "random" and not has_table and not has_model, score),
-        ("no --validation for --by influence", by == "influence" and not has_table and given["validation"] is None, validate),
-        (f"--validation for --by {by}", by != "influence" and given["validation"] is not None, "leave --validation out"),
-        (f"--method for --by {by}", not by.endswith("influence") and given["method"] is not None, "leave --method out"),
-        ("--task without --model", given["task"] is not None and not has_model, "add --model, or leave --task out"),
-        (
-            "--long without a language model",
-            given["long"] != "error" and (not has_model or ".py:" in given["model"] or given["task"] == "classification"),
-            "leave --long out",
-        ),
-        ("--quota without --balance", given["quota"] != "proportional" and given["balance"] is None, "add --balance source"),
-        ("--per-token without --model", given["per_token"] and not has_model, "add --model, which says how long examples are"),
-        ("--duplicates without --store", given["duplicates"] is not None and given["store"] is None, "add --store FOLDER"),
-        ("--store without --duplicates", given["store"] is not None and given["duplicates"] is None, "add --duplicates 0.9"),
-        ("--prove and --command", given["prove"] is not None and given["command"] is not None, "leave one out"),
-        ("--against without --prove", bool(given["against"]) and not proves, "add --prove FILE:FUNCTION, or leave it out"),
-        ("--against without --model", bool(given["against"]) and not has_model, "add --model, or leave --against out"),
-        (f"--against {by} for --by {by}", by in given["against"], "compare with another, or leave --against out"),
-        (
-            "--seeds or --workers without --prove",
-            not proves and (given["seeds"] is not None or given["workers"] is not None),
-            "add --prove FILE:FUNCTION, or leave them out",
-        ),
-        ("--reweight with --prove", given["reweight"] and proves, "leave one out: runs take what is kept, not weights"),
+        ("no --validation for --by influence", by == "influence" and not has_table and not validates, validate),
+        (f"--validation for --by {by}", by != "influence" and validates, "leave --validation out"),
+        (f"--method for --by {by}", not by.endswith("influence") and has_method, "leave --method out"),
+        ("--long split", long == "split", "pass --long truncate: parts of a text cannot be chosen apart"),
+        ("--quota without --balance", config.quota != "proportional" and grouped.balance is None, "add --balance source"),
+        ("--per-token without --model", config.per_token and not has_model, "add --model, which says how long examples are"),
+        ("--duplicates without --store", grouped.duplicates is not None and grouped.store is None, "add --store FOLDER"),
+        ("--store without --duplicates", grouped.store is not None and grouped.duplicates is None, "add --duplicates 0.9"),
+        ("--prove and --command", proof.prove is not None and proof.command is not None, "leave one out"),
+        ("--against without --model", bool(proof.against) and not has_model, "add --model, or leave --against out"),
+        (f"--against {by} for --by {by}", by in proof.against, "compare with another, or leave --against out"),
+        ("--reweight with --prove", config.reweight and proof.is_asked, "leave one out: runs take what is kept, not weights"),
         (
             "--prove for --by random",
-            by == "random" and proves,
+            by == "random" and proof.is_asked,
             "leave --prove out: random data is what others are held against",
         ),
     )
-    for name in ("seeds", "workers"):
-        if given[name] is not None and given[name] < 1:
-            raise BadInput(found=f"--{name} {given[name]}", needed="1 or more", do="leave it out for the default")
+    if not proof.is_asked:
+        refuse_given(
+            proof, where="without --prove", needed="options that go together", do="add --prove FILE:FUNCTION, or leave it out"
+        )
     for found, is_wrong, do in wrong:
         if is_wrong:
             raise BadInput(found=found, needed="options that go together", do=do)
+    for name in ("seeds", "workers"):
+        if getattr(proof, name) < 1:
+            raise BadInput(found=f"--{name} {getattr(proof, name)}", needed="1 or more", do="leave it out for the default")
+    if not has_model:
+        for flag in flags_given(replace(valued.reading, split="train")):
+            raise BadInput(
+                found=f"{flag} without --model", needed="options that go together", do=f"add --model, or leave {flag} out"
+            )
 
 
-def dataset_of(loaded: Any, records: Sequence[Any]) -> Any:
-    """The examples, in their order.
-
-    Args:
-        loaded: The task; None if there is no model, and then only ids count.
-        records: Training data.
-    """
-    from whence.data import Dataset, Example
-
-    if loaded is not None:
-        return loaded.prepare(records)
-    return Dataset([Example(_id(number, record), {}) for number, record in enumerate(records)])
-
-
-def for_data(table: Any, ids: Sequence[str], folder: Path) -> Any:
+def _for_data(table: Any, ids: Sequence[str], folder: Path) -> Any:
     """The table with its columns in the order of the data.
 
     Args:
@@ -99,14 +230,7 @@ def for_data(table: Any, ids: Sequence[str], folder: Path) -> Any:
     return replace(table, scores=table.scores[:, [place[name] for name in ids]], train_ids=tuple(ids))
 
 
-def amount_of(text: str | None) -> int | float | str | None:
-    """As typed: 0.5 is a share and 500 a number of examples, as in Python."""
-    if text is None or "." not in text or not text.replace(".", "", 1).isdigit():
-        return text
-    return float(text)
-
-
-def groups_of(records: Sequence[Any], train: Any, balance: str) -> list[str]:
+def _groups(records: Sequence[Any], train: Any, balance: str) -> list[str]:
     """The class, source or other field of every example.
 
     Args:

@@ -1,14 +1,16 @@
 """The verb that answers over HTTP."""
 
-import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.recorded import Trust, task_of_store, train_records
+from whence.commands.recorded import task_of_store, train_records
 from whence.commands.shared import Json, read_token, workers_of
+from whence.commands.work_options import Recorded, RecordedOptions, refuse_given
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 from whence.terminal import tell, tell_json
@@ -18,18 +20,42 @@ __all__ = ["serve"]
 Options = Annotated[ServeConfig, Parameter(name="*")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Images that are in no files.
+
+    Args:
+        train: For stores of images that are in no files: where their data is now; if left out, where it was at the build.
+        pixels: For these: the numbers that stand for black and for white; if left out -1 and 1 for diffusion models, else 0 and 1.
+    """
+
+    train: tuple[str, ...] = ()
+    pixels: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """What the page shows besides answers.
+
+    Args:
+        questions: Prompts to begin with, for the page: a file in any form that `whence build` takes as data.
+        metadata: What else is known of training examples: such a file with id, perhaps time (ISO 8601), and anything to be shown.
+        open_page: Open the page in a browser.
+    """
+
+    questions: str | None = None
+    metadata: str | None = None
+    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False
+
+
 def serve(
     stores: tuple[str, ...],
     /,
     *,
-    model: str | None = None,
-    trust: Trust = False,
-    questions: str | None = None,
-    metadata: str | None = None,
-    train: tuple[str, ...] = (),
-    pixels: tuple[float, float] | None = None,
+    recorded: Recorded = RecordedOptions(),
+    page: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),
+    images: Annotated[ImageOptions, Parameter(name="*")] = ImageOptions(),
     token_file: Path | None = None,
-    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
     as_json: Json = False,
     config: Options = ServeConfig(),
 ) -> None:
@@ -41,14 +67,10 @@ def serve(
     Args:
         stores: Folders made by `whence build` from language models, classifiers of texts or images, or diffusion models, each perhaps as
             NAME=FOLDER; the name of the folder if left out.
-        model: Load the models from here instead of from where they were at the build.
-        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
-        questions: Prompts to begin with, for the page: a file in any form that `whence build` takes as data.
-        metadata: What else is known of training examples: such a file with id, perhaps time (ISO 8601), and anything to be shown.
-        train: For stores of images that are in no files: where their data is now; if left out, where it was at the build.
-        pixels: For these: the numbers that stand for black and for white; if left out -1 and 1 for diffusion models, else 0 and 1.
+        recorded: What is loaded of what the stores record.
+        page: What the page shows besides answers.
+        images: Images that are in no files.
         token_file: File with the token that requests have to show.
-        open_page: Open the page in a browser.
         as_json: Print the address and the stores as JSON.
         config: The options of the service.
 
@@ -64,47 +86,61 @@ def serve(
         ) from error
     from whence.progress import say
     from whence.serve.config import check_token
-    from whence.serve.hosted_store import Desk
-    from whence.serve.item_reader import ItemReader
-    from whence.store import open_store
 
     token = None if token_file is None else read_token(token_file)
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
     folders = named_folders(stores)
-    prompts, known = _prompts(questions), _records(metadata)
 
     def ready(url: str) -> None:
         tell_json({"url": url, "stores": list(folders)}) if as_json else tell(url, flush=True)
         say(f"{', '.join(folders)}: ask at {url} (Ctrl-C stops; answers are kept in {config.log})")
-        if open_page:
+        if page.open_page:
             import webbrowser
 
             webbrowser.open(url)
 
+    with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
+        desks = _desks(folders, recorded, page, images, pool)
+        run_app(create_app(desks, config, token=token), config, ready)
+
+
+def _desks(
+    folders: Mapping[str, Path], recorded: RecordedOptions, page: PageOptions, images: ImageOptions, pool: Any
+) -> list[Any]:
+    """The stores with their models, ready to be asked.
+
+    Raises:
+        BadInput: If something is said of images that no store has.
+    """
+    from whence.progress import say
+    from whence.serve.hosted_store import Desk
+    from whence.serve.item_reader import ItemReader
+    from whence.store import open_store
+
+    prompts, known = _prompts(page.questions), _records(page.metadata)
     tasks: dict[str, Any] = {}
     desks, num_arrays = [], 0
-    with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
-        for name, folder in folders.items():
-            say(f"loading {folder}")
-            opened = open_store(folder)
-            # Several stores of one model share it.
-            origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
-            if origin not in tasks:
-                tasks[origin] = task_of_store(opened, folder, model, trust=trust)
-            task = tasks[origin]
-            images: dict[str, Any] = {}
-            if ItemReader.needs_train(task, opened):
-                images = {"train": task.prepare(train_records(opened, folder, train, trust=trust)), "pixels": pixels}
-                num_arrays += 1
-            desk = Desk.of(name, opened, task, metadata=known, questions=prompts, **images)
-            desks.append(dataclasses.replace(desk, warm=dataclasses.replace(desk.warm, workers=pool)))
-        if not num_arrays and (train or pixels):
-            raise BadInput(
-                found=f"{'--train' if train else '--pixels'} for stores of texts or of images in files",
-                needed="a store of images that are arrays of numbers",
-                do="leave it out",
-            )
-        run_app(create_app(desks, config, token=token), config, ready)
+    for name, folder in folders.items():
+        say(f"loading {folder}")
+        opened = open_store(folder)
+        # Several stores of one model share it.
+        origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
+        if origin not in tasks:
+            tasks[origin] = task_of_store(opened, folder, recorded.model, trust=recorded.trust)
+        task = tasks[origin]
+        arrays: dict[str, Any] = {}
+        if ItemReader.needs_train(task, opened):
+            records = train_records(opened, folder, images.train, trust=recorded.trust)
+            arrays = {"train": task.prepare(records), "pixels": images.pixels}
+            num_arrays += 1
+        desk = Desk.of(name, opened, task, metadata=known, questions=prompts, **arrays)
+        desks.append(replace(desk, warm=replace(desk.warm, workers=pool)))
+    if not num_arrays:
+        refuse_given(
+            images,
+            where="for stores of texts or of images in files", needed="a store of images that are arrays of numbers",
+        )  # fmt: skip
+    return desks
 
 
 def _prompts(questions: str | None) -> list[dict[str, str]]:

@@ -1,15 +1,27 @@
 """Verbs that make a store and ask it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json, Placed, read_token, workers_of
+from whence.commands.recorded import task_of_store, train_records
+from whence.commands.shared import Placed, read_token, workers_of
 from whence.commands.task_options import Reading, TaskOptions
+from whence.commands.work_options import (
+    Damped,
+    DampingOptions,
+    Recorded,
+    RecordedOptions,
+    Scanned,
+    ScanOptions,
+    Shown,
+    ShownOptions,
+    refuse_given,
+)
 from whence.errors import BadInput
-from whence.settings import BuildConfig, Placement
+from whence.settings import BuildConfig, Placement, Rerank, Runtime
 from whence.terminal import tell_json
 
 __all__ = ["Flat", "build", "query"]
@@ -76,121 +88,164 @@ def build(
         tell_json({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()})
 
 
-def query(
-    store: Path,
-    *,
-    text: tuple[str, ...] = (),
-    prompt: str | None = None,
-    completion: str | None = None,
-    file: str | None = None,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    model: str | None = None,
-    trust: Trust = False,
-    relative_damping: float | None = None,
-    absolute_damping: float | None = None,
-    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None,
-    tokens: bool = False,
-    rerank: str | None = None,
-    train: tuple[str, ...] = (),
-    shortlist: int | None = None,
-    html: Path | None = None,
-    url: str | None = None,
-    token_file: Path | None = None,
-    workers: int | None = None,
-    ray: str | None = None,
-    placement: Placed = Placement(),
-    as_json: Json = False,
-) -> None:
-    """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """What a store is asked.
 
     Args:
-        store: Folder or URL made by `whence build`; with --url the name of a store there.
         text: A text whose log-probability is asked about; may be repeated.
         prompt: Together with --completion: only the completion is asked about.
         completion: See --prompt.
         file: Queries from a file, in any form that `whence build` takes as data.
         k: Examples on each side.
-        model: Load the model from here instead of from where it was at the build.
-        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
-        relative_damping: Damping as a share of each layer's mean curvature.
-        absolute_damping: Damping in units of the loss's curvature.
-        damping_rule: A published rule instead of a number: .1 x the mean curvature, .5 x (LoRIF's code), .1 x the mean of the kept directions
-            (LoRIF's paper), or what the training run implies.
         tokens: Score the tokens of each hit and highlight the strongest passage.
+    """
+
+    text: tuple[str, ...] = ()
+    prompt: str | None = None
+    completion: str | None = None
+    file: str | None = None
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
+    tokens: bool = False
+
+    def queries(self) -> list[Any]:
+        """All of them.
+
+        Raises:
+            BadInput: If there is none, or half of one.
+        """
+        from whence.load import load_records
+
+        if (self.prompt is None) != (self.completion is None):
+            raise BadInput(found="only one of --prompt and --completion", needed="both", do="add the other, or use --text")
+        queries: list[Any] = [*self.text]
+        if self.prompt is not None:
+            queries.append({"prompt": self.prompt, "completion": self.completion})
+        if self.file is not None:
+            queries.extend(load_records(self.file))
+        if not queries:
+            raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
+        return queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankOptions:
+    """A second stage.
+
+    Args:
         rerank: Ask in two stages: the store leaves a shortlist, and this scores it. "exact" runs the model again on the examples of the
             shortlist (for stores of method aligned); the folder of another store of the same data takes their rows there.
         train: For --rerank exact, where the training data is now, if not where it was at the build; repeated for data that was appended.
         shortlist: Training examples kept on each side of every query; 10 k if left out, and 400 at least.
-        html: Also write a page with the answer.
+    """
+
+    rerank: str | None = None
+    train: tuple[str, ...] = ()
+    shortlist: int | None = None
+
+    def stage(self, opened: Any, store: Path, *, trust: bool) -> Rerank | None:
+        """The second stage, None if there is none.
+
+        Raises:
+            BadInput: If something is said of a stage that is not asked for.
+        """
+        if self.rerank is None:
+            refuse_given(
+                self, where="without --rerank", needed="a second stage for it", do="add --rerank exact, or leave it out"
+            )
+            return None
+        records = train_records(opened, store, self.train, trust=trust) if self.train or self.rerank == "exact" else None
+        return Rerank(by=self.rerank, train=records, shortlist=self.shortlist)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """A service that answers instead of this process.
+
+    Args:
         url: Ask a service that `whence serve` started, such as http://127.0.0.1:8420, instead of loading model and store.
         token_file: For --url, file with the token of that service.
-        workers: Have so many processes scan the store, each a part of it, besides this one, which asks the model. One that is lost is
-            replaced and its part is scanned again.
-        ray: With --workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local"
-            for one on this machine only.
+    """
+
+    url: str | None = None
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Who answers.
+
+    Args:
+        service: A service.
+        scanned: Who scans the store here.
+    """
+
+    service: Annotated[ServiceOptions, Parameter(name="*")] = ServiceOptions()
+    scanned: Scanned = ScanOptions()
+
+
+def query(
+    store: Path,
+    *,
+    asked: Annotated[QueryOptions, Parameter(name="*")] = QueryOptions(),
+    recorded: Recorded = RecordedOptions(),
+    damped: Damped = DampingOptions(),
+    second: Annotated[RerankOptions, Parameter(name="*")] = RerankOptions(),
+    answered: Annotated[AnswerOptions, Parameter(name="*")] = AnswerOptions(),
+    placement: Placed = Placement(),
+    shown: Shown = ShownOptions(),
+) -> None:
+    """Rank the training examples behind a behaviour. Started by torchrun, the processes share the scan.
+
+    Args:
+        store: Folder or URL made by `whence build`; with --url the name of a store there.
+        asked: What is asked.
+        recorded: What is loaded of what the store records.
+        damped: Damping of the store's curvature.
+        second: A second stage.
+        answered: Who answers.
         placement: How a model is loaded that is larger than a device.
-        as_json: Print JSON instead of tables.
+        shown: How the answer is shown.
 
     Raises:
         BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
     from whence.distributed import Ranks
-    from whence.load import load_records
     from whence.load.placement import connected_for
     from whence.pipeline import query as run
-    from whence.report import hits_fragment, write_page
     from whence.serve import Client
     from whence.store import open_store
 
-    if (prompt is None) != (completion is None):
-        raise BadInput(found="only one of --prompt and --completion", needed="both", do="add the other, or use --text")
-    queries: list[Any] = [*text]
-    if prompt is not None:
-        queries.append({"prompt": prompt, "completion": completion})
-    if file is not None:
-        queries.extend(load_records(file))
-    if not queries:
-        raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
-    ranks = Ranks.launched()
-    if url is not None:
-        given = {
-            "model": model, "trust": trust or None, "relative-damping": relative_damping, "absolute-damping": absolute_damping,
-            "damping-rule": damping_rule,
-            "rerank": rerank, "train": train or None, "shortlist": shortlist, "workers": workers, "ray": ray,
-            "device-map": placement.device_map, "shard-model": placement.shard_model or None,
-            "gradient-checkpointing": placement.gradient_checkpointing or None,
-            "model-dtype": None if placement.model_dtype == "auto" else placement.model_dtype,
-        }  # fmt: skip
-        unused = [name for name, value in given.items() if value is not None]
-        if unused:
-            raise BadInput(
-                found=f"--{unused[0]} with --url",
-                needed="options that a service takes",
-                do="leave it out, or ask the store itself",
-            )
-        hits = Client(url, token=None if token_file is None else read_token(token_file)).query(
-            queries, store=str(store), k=k, tokens=tokens
-        )
-        searched = hits.num_examples
+    queries, ranks, service, scanned = asked.queries(), Ranks.launched(), answered.service, answered.scanned
+    if service.url is not None:
+        refuse_given(
+            recorded, damped, second, scanned, placement,
+            where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
+        )  # fmt: skip
+        token = None if service.token_file is None else read_token(service.token_file)
+        hits = Client(service.url, token=token).query(queries, store=str(store), k=asked.k, tokens=asked.tokens)
     else:
-        if token_file is not None:
-            raise BadInput(
-                found="--token-file without --url", needed="a service to show it to", do="add --url, or leave it out"
-            )
+        refuse_given(service, where="without --url", needed="a service to show it to", do="add --url, or leave it out")
         opened = open_store(store, ranks=ranks)
-        data = train_records(opened, store, train, trust=trust) if train or rerank == "exact" else None
-        with workers_of(workers, ray) as pool, connected_for(placement, ranks):  # workers start while the model is loaded
-            loaded = task_of_store(opened, store, model, placement, ranks, trust=trust)
+        stage = second.stage(opened, store, trust=recorded.trust)
+        # Workers start while the model is loaded.
+        with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
+            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
             hits = run(
-                opened, loaded, queries, k=k, relative_damping=relative_damping, absolute_damping=absolute_damping,
-                damping_rule=damping_rule, tokens=tokens, rerank=rerank, train=data, shortlist=shortlist, ranks=ranks, workers=pool,
+                opened, task, queries, k=asked.k, damping=damped.damping(), tokens=asked.tokens, second=stage,
+                runtime=Runtime(ranks=ranks, workers=pool),
             )  # fmt: skip
-        searched = len(opened)
-    if ranks.rank > 0:
-        return
-    if html is not None:
-        write_page(html, "whence", [("Answers", hits_fragment(hits))], intro=f"{searched:,} training examples in {store}")
-    if as_json:
+    if ranks.rank == 0:
+        _show(hits, store, shown)
+
+
+def _show(hits: Any, store: Path, shown: ShownOptions) -> None:
+    from whence.report import hits_fragment, write_page
+
+    if shown.html is not None:
+        intro = f"{hits.num_examples:,} training examples in {store}"
+        write_page(shown.html, "whence", [("Answers", hits_fragment(hits))], intro=intro)
+    if shown.as_json:
         tell_json(hits.to_dict())
     else:
         hits.show()

@@ -9,9 +9,19 @@ from cyclopts import Parameter
 
 from whence._version import __version__
 from whence.commands.exact_options import Exact, ExactOptions
-from whence.commands.recorded import Trust, task_of_store
+from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json, Placed, check_table_folder, workers_of
-from whence.commands.work_options import Damped, DampingOptions, Scanned, ScanOptions, Work, WorkOptions
+from whence.commands.work_options import (
+    Damped,
+    DampingOptions,
+    Recorded,
+    RecordedOptions,
+    Scanned,
+    ScanOptions,
+    Work,
+    WorkOptions,
+    flags_given,
+)
 from whence.errors import BadInput
 from whence.settings import Placement, Runtime, Unroll
 from whence.terminal import tell, tell_json
@@ -24,12 +34,11 @@ def score(
     queries: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    model: str | None = None,
-    trust: Trust = False,
+    recorded: Recorded = RecordedOptions(),
     damped: Damped = DampingOptions(),
     ensemble: Path | None = None,
     scanned: Scanned = ScanOptions(),
-    placement: Placed = Placement(),  # noqa: B008
+    placement: Placed = Placement(),
 ) -> None:
     """Score every training example of a store for every query, into a table for `whence evaluate`.
 
@@ -39,8 +48,7 @@ def score(
         store: Folder made by `whence build`.
         queries: Queries, in any form that `whence build` takes as data.
         output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
-        model: Load the model from here instead of from where it was at the build.
-        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
+        recorded: What is loaded of what the store records.
         damped: Damping of the store's curvature.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
@@ -60,7 +68,7 @@ def score(
     records = load_records(queries)
     opened = open_store(store, ranks=ranks)
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-        task = task_of_store(opened, store, model, placement, ranks, trust=trust)
+        task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
         asked = task.prepare(records)
         damping = damped.damping()
         kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
@@ -132,7 +140,7 @@ def attribute(
     """
     from whence.distributed import Ranks
     from whence.evaluate import save_table
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import attribute as score_all
     from whence.pipeline import group_effects
 
@@ -151,11 +159,12 @@ def attribute(
     runtime = Runtime(ranks=Ranks.launched(), memory_gib=work.memory_gib)
     _refuse_several(runtime.ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     _refuse_several(runtime.ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
-    records, asked = load_records(data, split=work.split), load_records(queries)
-    loaded, _ = load_task(model, kind=work.task)
+    records, asked = load_records(data, split=work.reading.split), load_records(queries)
+    loaded, _ = work.reading.load(model)
     train, asked = loaded.prepare(records), loaded.prepare(asked)
     told = {name: value for name, value in exact.given().items() if name not in ("factors", "run")}
     known = {"method": settings.name, **told, "by_source": by_source, "train": train.fingerprint, "queries": asked.fingerprint}
+    known["reading"] = flags_given(work.reading)
     # The folder of the run tells apart runs that ended in the same weights.
     through = {"run": None if exact.run is None else str(exact.run.absolute()), "mode": sources.mode}
     origin = _origin(known | through, loaded, ensemble, [train.fingerprint], asked.fingerprint)
@@ -201,11 +210,11 @@ def smoothness(
         work: How model and data are read, and what memory may be taken.
         as_json: Print JSON.
     """
-    from whence.load import load_records, load_task
+    from whence.load import load_records
     from whence.pipeline import smoothness as measure
 
-    records = load_records(data, split=work.split)
-    loaded, _ = load_task(model, kind=work.task)
+    records = load_records(data, split=work.reading.split)
+    loaded, _ = work.reading.load(model)
     found = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=work.memory_gib)
     tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
 

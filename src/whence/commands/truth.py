@@ -2,36 +2,127 @@
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from whence.commands.shared import Json
+from whence.commands.work_options import flags_given
 from whence.errors import BadInput
 from whence.terminal import tell, tell_json
 
 __all__ = ["bank", "evaluate", "show_evaluation"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How models are trained again; or the runs that were made elsewhere.
+
+    Args:
+        train: file.py:function, called with a boolean tensor (True for what to train on) and a seed; returns one number per query.
+        command: A command instead, with {keep} (JSON file of indices to train on), {seed} and {result} (where it writes a JSON list).
+        seeds: Training runs per subset.
+        workers: Runs at a time.
+        masks: Import instead of training: masks (subsets, examples), or indices, from .npy, .npz, .pt or .safetensors (FILE or FILE:NAME).
+        outcomes: With --masks: outcomes (subsets, queries) or (subsets, seeds, queries).
+    """
+
+    train: str | None = None
+    command: str | None = None
+    seeds: int = 5
+    workers: int = 1
+    masks: str | None = None
+    outcomes: str | None = None
+
+    def check(self) -> None:
+        """Refuse what is not one way to train.
+
+        Raises:
+            BadInput: If there is none, or more than one.
+        """
+        ways = sum(option is not None for option in (self.train, self.command, self.masks))
+        if ways != 1 or (self.masks is None) != (self.outcomes is None):
+            raise BadInput(
+                found="no way to train, or more than one",
+                needed="one of --train, --command, and --masks with --outcomes",
+                do="such as: --train train.py:retrain",
+            )
+
+    @property
+    def recipe(self) -> str:
+        """What trains, in words."""
+        return self.command or str(self.train)
+
+    def files(self) -> list[Path]:
+        """What the training is written in, as far as files are named."""
+        from whence.functions import sources_of
+
+        if self.command is not None:
+            return [Path(word) for word in shlex.split(self.command) if Path(word).is_file()]
+        return sources_of(str(self.train))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesOptions:
+    """Of what the bank is.
+
+    Args:
+        examples: Number of training examples, if --data is not given.
+        data: Training data as `whence build` takes it, for ids and fingerprint.
+        queries: Queries in a file, for their ids.
+        values: Whether the training function reports losses or measurements (higher is a better fit).
+        unit: What they are counted in.
+    """
+
+    examples: int | None = None
+    data: str | None = None
+    queries: str | None = None
+    values: Literal["loss", "measurement"] = "loss"
+    unit: str = ""
+
+    def config(self, facts: dict[str, Any]) -> Any:
+        """What the bank says of itself."""
+        from whence.evaluate import BankConfig
+
+        train_ids, query_ids = (None if source is None else _ids(source) for source in (self.data, self.queries))
+        return BankConfig(train_ids=train_ids, query_ids=query_ids, values=self.values, unit=self.unit, facts=facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetOptions:
+    """What models are trained on.
+
+    Args:
+        subsets: How many subsets.
+        fraction: Share of the examples that each keeps.
+        leave_out: Leave out this many examples instead; with 1, the first --subsets examples one after the other.
+        seed: Of the subsets.
+    """
+
+    subsets: int = 100
+    fraction: float = 0.5
+    leave_out: int | None = None
+    seed: int = 0
+
+    def masks(self, num_examples: int) -> Any:
+        """The subsets, True for what is kept."""
+        from whence.evaluate import leave_k_out, leave_one_out, random_subsets
+
+        if self.leave_out == 1:
+            return leave_one_out(num_examples, range(min(self.subsets, num_examples)))
+        if self.leave_out is not None:
+            return leave_k_out(num_examples, self.leave_out, self.subsets, seed=self.seed)
+        return random_subsets(num_examples, self.subsets, fraction=self.fraction, seed=self.seed)
+
+
 def bank(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    train: str | None = None,
-    command: str | None = None,
-    examples: int | None = None,
-    data: str | None = None,
-    queries: str | None = None,
-    subsets: int = 100,
-    fraction: float = 0.5,
-    leave_out: int | None = None,
-    seeds: int = 5,
-    seed: int = 0,
-    workers: int = 1,
-    values: Literal["loss", "measurement"] = "loss",
-    unit: str = "",
-    masks: str | None = None,
-    outcomes: str | None = None,
+    trained: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),
+    of: Annotated[ExamplesOptions, Parameter(name="*")] = ExamplesOptions(),
+    drawn: Annotated[SubsetOptions, Parameter(name="*")] = SubsetOptions(),
     as_json: Json = False,
 ) -> None:
     """Retrain on many subsets and keep what the queries measured: the truth that scores are held against.
@@ -41,81 +132,17 @@ def bank(
 
     Args:
         output: Folder of the bank.
-        train: file.py:function, called with a boolean tensor (True for what to train on) and a seed; returns one number per query.
-        command: A command instead, with {keep} (JSON file of indices to train on), {seed} and {result} (where it writes a JSON list).
-        examples: Number of training examples, if --data is not given.
-        data: Training data as `whence build` takes it, for ids and fingerprint.
-        queries: Queries in a file, for their ids.
-        subsets: How many subsets.
-        fraction: Share of the examples that each keeps.
-        leave_out: Leave out this many examples instead; with 1, the first --subsets examples one after the other.
-        seeds: Training runs per subset.
-        seed: Of the subsets.
-        workers: Runs at a time.
-        values: Whether the training function reports losses or measurements (higher is a better fit).
-        unit: What they are counted in.
-        masks: Import instead of training: masks (subsets, examples), or indices, from .npy, .npz, .pt or .safetensors (FILE or FILE:NAME).
-        outcomes: With --masks: outcomes (subsets, queries) or (subsets, seeds, queries).
+        trained: How models are trained.
+        of: Of what the bank is.
+        drawn: What they are trained on.
         as_json: Print JSON.
 
     Raises:
         BadInput: If it is not said how to train, or on how many examples; or if an option would be ignored.
     """
-    _refuse_unused(
-        {"masks": masks is not None, "leave-out": leave_out is not None, "leave-out 1": leave_out == 1, "data": data is not None},
-        {
-            "examples": examples is not None, "subsets": subsets != 100, "fraction": fraction != 0.5, "seeds": seeds != 5,
-            "seed": seed != 0, "workers": workers != 1, "leave-out": leave_out is not None,
-        },
-    )  # fmt: skip
-
-    from whence.data import digest_of
-    from whence.evaluate import (
-        CommandTrain,
-        FileTrain,
-        as_reported,
-        import_bank,
-        leave_k_out,
-        leave_one_out,
-        make_bank,
-        random_subsets,
-        save_bank,
-    )
-    from whence.functions import absolute, sources_of
-
-    train_ids, query_ids = (_ids(source) if source else None for source in (data, queries))
-    num_examples = len(train_ids) if train_ids is not None else examples
-    if sum(option is not None for option in (train, command, masks)) != 1 or (masks is None) != (outcomes is None):
-        raise BadInput(
-            found="no way to train, or more than one",
-            needed="one of --train, --command, and --masks with --outcomes",
-            do="such as: --train train.py:retrain",
-        )
-    if masks is not None and outcomes is not None:
-        made = import_bank(
-            _array(masks), _array(outcomes), values=values, num_examples=num_examples,
-            train_ids=train_ids, query_ids=query_ids, unit=unit,
-        )  # fmt: skip
-        save_bank(made, output)
-    else:
-        if num_examples is None:
-            raise BadInput(found="no number of training examples", needed="--data or --examples", do="add one")
-        if leave_out == 1:
-            drawn = leave_one_out(num_examples, range(min(subsets, num_examples)))
-        elif leave_out is not None:
-            drawn = leave_k_out(num_examples, leave_out, subsets, seed=seed)
-        else:
-            drawn = random_subsets(num_examples, subsets, fraction=fraction, seed=seed)
-        runner = CommandTrain(command) if command is not None else FileTrain(absolute(str(train)))
-        named = [Path(word) for word in shlex.split(command or "") if Path(word).is_file()]
-        files = sources_of(str(train)) if command is None else named
-        contents = [file.read_bytes().hex() for file in files]
-        recipe = command or str(train)
-        made = make_bank(
-            runner, as_reported, drawn, seeds=range(seeds), folder=output,
-            fingerprint=digest_of(recipe, num_examples, *(train_ids or ()), *(query_ids or ()), *contents).hex(),
-            train_ids=train_ids, query_ids=query_ids, values=values, unit=unit, facts={"train": recipe}, workers=workers,
-        )  # fmt: skip
+    _refuse_unused(trained, of, drawn)
+    trained.check()
+    made = _retrained(output, trained, of, drawn) if trained.masks is None else _imported(output, trained, of)
     shape = made.values_MSQ.shape
     content = {
         "bank": str(output),
@@ -125,6 +152,44 @@ def bank(
         "examples": len(made.train_ids),
     }
     tell_json(content) if as_json else tell(", ".join(f"{name} {value}" for name, value in content.items()))
+
+
+def _imported(output: Path, trained: TrainOptions, of: ExamplesOptions) -> Any:
+    from whence.evaluate import import_bank, save_bank
+
+    config = of.config({})
+    made = import_bank(
+        _array(str(trained.masks)), _array(str(trained.outcomes)),
+        values=config.values, num_examples=of.examples if config.train_ids is None else len(config.train_ids),
+        train_ids=config.train_ids, query_ids=config.query_ids, unit=config.unit,
+    )  # fmt: skip
+    save_bank(made, output)
+    return made
+
+
+def _retrained(output: Path, trained: TrainOptions, of: ExamplesOptions, drawn: SubsetOptions) -> Any:
+    """The bank of runs that are made here.
+
+    Raises:
+        BadInput: If it is not said of how many examples.
+    """
+    from whence.data import digest_of
+    from whence.evaluate import CommandTrain, FileTrain, Retraining, as_reported, make_bank
+    from whence.functions import absolute
+
+    config = of.config({"train": trained.recipe})
+    num_examples = of.examples if config.train_ids is None else len(config.train_ids)
+    if num_examples is None:
+        raise BadInput(found="no number of training examples", needed="--data or --examples", do="add one")
+    masks_MN = drawn.masks(num_examples)
+    train = CommandTrain(trained.command) if trained.command is not None else FileTrain(absolute(str(trained.train)))
+    contents = [file.read_bytes().hex() for file in trained.files()]
+    ids = (*(config.train_ids or ()), *(config.query_ids or ()))
+    retraining = Retraining(
+        seeds=range(trained.seeds), folder=output, workers=trained.workers,
+        fingerprint=digest_of(trained.recipe, num_examples, *ids, *contents).hex(),
+    )  # fmt: skip
+    return make_bank(train, as_reported, masks_MN, retraining, config)
 
 
 def evaluate(
@@ -177,14 +242,21 @@ _DECIDED = {
 }
 
 
-def _refuse_unused(decides: dict[str, bool], given: dict[str, bool]) -> None:
+def _refuse_unused(trained: TrainOptions, of: ExamplesOptions, drawn: SubsetOptions) -> None:
     """Refuse options that another one leaves nothing to do.
 
     Raises:
         BadInput: If there is one.
     """
+    given = flags_given(trained, of, drawn)
+    decides = {
+        "masks": trained.masks is not None,
+        "leave-out": drawn.leave_out is not None,
+        "leave-out 1": drawn.leave_out == 1,
+        "data": of.data is not None,
+    }
     for what, names in _DECIDED.items():
-        idle = [name for name in names if decides[what] and given[name]]
+        idle = [name for name in names if decides[what] and f"--{name}" in given]
         if idle:
             raise BadInput(
                 found=f"--{idle[0]} with --{what}",

@@ -1,43 +1,92 @@
 """Why did it say this?"""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.recorded import Trust, task_of_store, train_records
-from whence.commands.shared import Json
-from whence.commands.task_options import TaskOptions
+from whence.commands.exact_options import Factored, FactoredOptions
+from whence.commands.recorded import task_of_store, train_records
+from whence.commands.work_options import (
+    Recorded,
+    RecordedOptions,
+    Shown,
+    ShownOptions,
+    Work,
+    WorkOptions,
+    flags_given,
+    refuse_given,
+)
 from whence.errors import BadInput
+from whence.settings import Writing
 from whence.terminal import tell_json
 
 __all__ = ["why"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WhyOptions:
+    """What is to be explained.
+
+    Args:
+        prompt: What the model was given.
+        completion: What it said. Left out, the model writes it: the most likely token each time, or sampled with --temperature.
+        chat: The prompt is a user's message: put it into the model's chat template.
+        token: Explain only this token of the completion, by its number in the answer, counted from 1.
+        k: Documents on each side.
+        max_new_tokens: Tokens to write at most.
+        temperature: Sample the completion at this temperature; 0 takes the most likely token each time.
+    """
+
+    prompt: str
+    completion: str | None = None
+    chat: Annotated[bool, Parameter(negative="")] = False
+    token: int | None = None
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 5
+    max_new_tokens: int = Writing.max_new_tokens
+    temperature: float = Writing.temperature
+
+    def said(self, seed: int | None) -> str | Writing:
+        """The completion, or how the model writes it.
+
+        Raises:
+            BadInput: If both are said.
+        """
+        if self.completion is None:
+            return Writing(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed or 0)
+        for flag in flags_given(self).keys() & {"--max-new-tokens", "--temperature"}:
+            raise BadInput(
+                found=f"{flag} for a completion that is given",
+                needed="a setting of what the model has to write",
+                do=f"leave {flag} out",
+            )
+        return self.completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereOptions:
+    """Where documents are looked for.
+
+    Args:
+        recorded: The model; with a store only if it moved since the build.
+        train: Training data, in any form that `whence build` takes; with a store only if it moved. May be repeated.
+        shortlist: With a store: training examples kept on each side; 10 k if left out, and 400 at least.
+    """
+
+    recorded: Recorded = RecordedOptions()
+    train: tuple[str, ...] = ()
+    shortlist: int | None = None
+
+
 def why(
     store: Path | None = None,
     *,
-    prompt: str,
-    completion: str | None = None,
-    chat: Annotated[bool, Parameter(negative="")] = False,
-    token: int | None = None,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 5,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    seed: int | None = None,
-    model: str | None = None,
-    train: tuple[str, ...] = (),
-    trust: Trust = False,
-    split: str = "train",
-    long: Literal["error", "split", "truncate"] | None = None,
-    method: str | None = None,
-    relative_damping: float | None = None,
-    factors: Path | None = None,
-    fit_on: int | None = None,
-    memory_gib: float | None = None,
-    shortlist: int | None = None,
-    html: Path | None = None,
-    as_json: Json = False,
+    asked: Annotated[WhyOptions, Parameter(name="*")],
+    where: Annotated[WhereOptions, Parameter(name="*")] = WhereOptions(),
+    factored: Factored = FactoredOptions(),
+    work: Work = WorkOptions(),
+    shown: Shown = ShownOptions(),
 ) -> None:
     """Why did it say this? The training documents, and tokens in them, behind a completion or one token of it.
 
@@ -45,75 +94,59 @@ def why(
 
     Args:
         store: Folder made by `whence build`; leave it out to go through the training data itself.
-        prompt: What the model was given.
-        completion: What it said. Left out, the model writes it: the most likely token each time, or sampled with --temperature.
-        chat: The prompt is a user's message: put it into the model's chat template.
-        token: Explain only this token of the completion, by its number in the answer, counted from 1.
-        k: Documents on each side.
-        max_new_tokens: Tokens to write at most; 40 if left out.
-        temperature: Sample the completion at this temperature.
-        seed: Of sampling, with --temperature; 0 if left out.
-        model: Hugging Face folder or hub name, or file.py:function; with a store only if it moved since the build.
-        train: Training data, in any form that `whence build` takes; with a store only if it moved. May be repeated.
-        trust: With a store: also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store
-            names is run.
-        split: Without a store: split of a Hugging Face dataset.
-        long: Without a store: what to do with texts longer than the context; "error" if left out.
-        method: Without a store: ekfac (the default), kfac or grad-dot-exact.
-        relative_damping: Without a store: damping as a share of each layer's mean curvature.
-        factors: Without a store: folder where the fitted curvature is kept, so that the next question is quick.
-        fit_on: Without a store: fit the curvature on so many training examples instead of all.
-        memory_gib: Without a store: memory to take besides the model; most of what is free if left out.
-        shortlist: With a store: training examples kept on each side; 10 k if left out, and 400 at least.
-        html: Also write a page with the answer.
-        as_json: Print JSON instead of tables.
+        asked: What is to be explained.
+        where: Where documents are looked for.
+        factored: Without a store: the method, one of ekfac, kfac and grad-dot-exact, and its settings.
+        work: Without a store: how model and data are read, and what memory may be taken.
+        shown: How the answer is shown.
 
     Raises:
         BadInput: If it is not said where to look, or said twice.
     """
-    from whence.apply.why import why as ask
-    from whence.apply.why.candidates import check_store
-    from whence.load import load_records
-    from whence.store import open_store
-
-    settings: dict[str, Any] = {
-        "token": token,
-        "k": k,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    settings |= {"relative_damping": relative_damping, "fit_on": fit_on, "memory_gib": memory_gib, "factors": factors}
-    settings |= {"method": method, "shortlist": shortlist}
-    asked = [{"role": "user", "content": prompt}] if chat else prompt
-    if store is not None:
-        if long is not None or split != "train":
-            raise BadInput(
-                found=f"{'--long' if long is not None else '--split'} with a store",
-                needed="what the store was built with, which it knows",
-                do="leave it out",
-            )
-        opened = open_store(store)
-        check_store(opened)
-        task = task_of_store(opened, store, model, trust=trust)
-        found = ask(task, asked, completion, train=train_records(opened, store, train, trust=trust), store=opened, **settings)
-        where = str(store)
-    else:
-        if trust:
-            raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
-        if model is None or not train:
-            raise BadInput(
-                found="no store" + ("" if model is None else " and no --train"),
-                needed="where to look",
-                do="name the folder of a store, or pass --model and --train",
-            )
-        records = [record for data in train for record in load_records(data, split=split)]
-        task, _ = TaskOptions(long=long or "error").load(model)
-        found = ask(task, asked, completion, train=records, **settings)
-        where = ", ".join(train)
-    if html is not None:
-        found.page(html, intro=f"{found.hits.num_examples:,} training examples in {where}")
-    if as_json:
+    found = _of_data(asked, where, factored, work) if store is None else _of_store(store, asked, where, factored, work)
+    if shown.html is not None:
+        place = ", ".join(where.train) if store is None else str(store)
+        found.page(shown.html, intro=f"{found.hits.num_examples:,} training examples in {place}")
+    if shown.as_json:
         tell_json(found.to_dict())
     else:
         found.show()
+
+
+def _of_store(store: Path, asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
+    from whence.apply.why.candidates import check_store
+    from whence.store import open_store
+
+    refuse_given(
+        replace(factored, seed=None), work, where="with a store", needed="what the store was built with, which it knows"
+    )
+    opened = open_store(store)
+    check_store(opened)
+    task = task_of_store(opened, store, where.recorded.model, trust=where.recorded.trust)
+    train = train_records(opened, store, where.train, trust=where.recorded.trust)
+    return _explained(task, asked, train, factored.seed, store=opened, shortlist=where.shortlist)
+
+
+def _of_data(asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
+    from whence.load import load_records
+
+    model = where.recorded.model
+    if model is None or not where.train:
+        raise BadInput(
+            found="no store" + ("" if model is None else " and no --train"),
+            needed="where to look",
+            do="name the folder of a store, or pass --model and --train",
+        )
+    if where.recorded.trust:
+        raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
+    records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
+    task, _ = work.reading.load(model)
+    settings = {"method": factored.method, **factored.given(), "memory_gib": work.memory_gib, "shortlist": where.shortlist}
+    return _explained(task, asked, records, factored.seed, **settings)
+
+
+def _explained(task: Any, asked: WhyOptions, train: Any, seed: int | None, **options: Any) -> Any:
+    from whence.apply.why import why as explain
+
+    prompt = [{"role": "user", "content": asked.prompt}] if asked.chat else asked.prompt
+    return explain(task, prompt, asked.said(seed), train=train, token=asked.token, k=asked.k, **options)

@@ -1,13 +1,31 @@
-"""Options that several verbs share: how model and data are read, memory, damping of a store, who scans."""
+"""Options that several verbs share: how model and data are read, memory, damping of a store, who scans, how an answer is shown."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.commands.recorded import Trust
+from whence.commands.shared import Json
+from whence.commands.task_options import Reading, TaskOptions
+from whence.errors import BadInput
 from whence.settings import Damping
 
-__all__ = ["Damped", "DampingOptions", "ScanOptions", "Scanned", "Work", "WorkOptions"]
+__all__ = [
+    "Damped",
+    "DampingOptions",
+    "Recorded",
+    "RecordedOptions",
+    "ScanOptions",
+    "Scanned",
+    "Shown",
+    "ShownOptions",
+    "Work",
+    "WorkOptions",
+    "flags_given",
+    "refuse_given",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +33,11 @@ class WorkOptions:
     """How model and data are read, and what memory may be taken.
 
     Args:
-        task: What the model does.
-        split: Split of a Hugging Face dataset.
+        reading: The options of the task.
         memory_gib: Memory to take besides the model, for each process; most of what is free if left out. What does not fit is done in parts.
     """
 
-    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm"
-    split: str = "train"
+    reading: Reading = TaskOptions()
     memory_gib: float | None = None
 
 
@@ -54,14 +70,77 @@ class ScanOptions:
     """Who scans a store.
 
     Args:
-        workers: Have so many processes scan the store; one that is lost is replaced.
-        ray: With --workers, have actors of a Ray cluster do that: its address, or "auto".
+        workers: Have so many processes scan the store, each a part of it, besides this one, which asks the model. One that is lost is
+            replaced and its part is scanned again.
+        ray: With --workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local"
+            for one on this machine only.
     """
 
     workers: int | None = None
     ray: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedOptions:
+    """What is loaded of the model and data that a store records.
+
+    Args:
+        model: Load the model from here instead of from where it was at the build.
+        trust: Also load a recorded model or data that is Python code, a relative path or a name on the hub: code that the store names is run.
+    """
+
+    model: str | None = None
+    trust: Trust = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownOptions:
+    """How an answer is shown.
+
+    Args:
+        html: Also write a page with the answer.
+        as_json: Print JSON instead of tables.
+    """
+
+    html: Path | None = None
+    as_json: Json = False
+
+
 Work = Annotated[WorkOptions, Parameter(name="*")]
 Damped = Annotated[DampingOptions, Parameter(name="*")]
 Scanned = Annotated[ScanOptions, Parameter(name="*")]
+Recorded = Annotated[RecordedOptions, Parameter(name="*")]
+Shown = Annotated[ShownOptions, Parameter(name="*")]
+
+
+def flags_given(*options: Any) -> dict[str, Any]:
+    """What was said on the command line: by flag, in the order of the records, every value that is not the default.
+
+    >>> flags_given(WorkOptions(reading=TaskOptions(max_length=8), memory_gib=2.0))
+    {'--max-length': 8, '--memory-gib': 2.0}
+    """
+    given: dict[str, Any] = {}
+    for record in options:
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if is_dataclass(value):
+                given |= flags_given(value)
+            elif field.default is not MISSING and value != field.default:
+                given[f"--{field.name.replace('_', '-')}"] = value
+    return given
+
+
+def refuse_given(*options: Any, where: str, needed: str, do: str = "leave it out") -> None:
+    """Refuse options that have no use.
+
+    Args:
+        *options: Records of options, of which all have to be as they are if nothing is said.
+        where: After the first flag that is given, what it stands beside, such as "with --url".
+        needed: What is needed instead.
+        do: What to do.
+
+    Raises:
+        BadInput: If one is given.
+    """
+    for flag in flags_given(*options):
+        raise BadInput(found=f"{flag} {where}", needed=needed, do=do)

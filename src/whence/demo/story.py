@@ -12,7 +12,7 @@ from whence.demo.corpus import python_docs
 from whence.demo.model import DEFAULTS
 from whence.demo.train import QueryLosses, Retrain
 from whence.demo.trained import trained_on
-from whence.evaluate import RemovalResult, random_removals, removal_test
+from whence.evaluate import RemovalResult, Retraining, random_removals, removal_test
 from whence.pipeline import build, query
 from whence.progress import say
 from whence.report import Hits, bars_section, hits_fragment, print_table, table_section, write_page
@@ -107,11 +107,13 @@ def _prove(task: CausalLM, dataset: Dataset, queries: Dataset, top: list[int], f
         measure,
         len(dataset),
         {"top": [top], "random": [random_removals(len(dataset), len(top), top, seed) for seed in seeds]},
-        seeds=seeds,
-        folder=folder,
-        fingerprint=retrain.fingerprint + queries.fingerprint,
-        # Each worker holds its own Python, torch and model, half a GiB.
-        workers=max(1, min(os.cpu_count() or 1, 4)),
+        Retraining(
+            seeds=seeds,
+            folder=folder,
+            fingerprint=retrain.fingerprint + queries.fingerprint,
+            # Each worker holds its own Python, torch and model, half a GiB.
+            workers=max(1, min(os.cpu_count() or 1, 4)),
+        ),
     )
 
 

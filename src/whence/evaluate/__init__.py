@@ -1,7 +1,7 @@
 """Are the scores true? Tests against retraining, with their uncertainty."""
 
 from whence.evaluate.agreement import Agreement, agreement
-from whence.evaluate.bank import Bank, Values, make_bank, open_bank, save_bank
+from whence.evaluate.bank import Bank, BankConfig, Values, make_bank, open_bank, save_bank
 from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
@@ -15,17 +15,18 @@ from whence.evaluate.page import write_evaluation
 from whence.evaluate.ranks import ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
-from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.surrogate import SurrogateChoice, choose_by_surrogate
 from whence.evaluate.table_files import load_table, origin_of_table, save_table
-from whence.evaluate.tail_patch import TailPatch, tail_patch
+from whence.evaluate.tail_patch import TailPatch, TailSteps, tail_patch
 from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
 
 __all__ = [
     "Agreement",
     "Bank",
+    "BankConfig",
     "Bin",
     "Brittleness",
     "Calibration",
@@ -44,10 +45,12 @@ __all__ = [
     "MislabelReport",
     "RemovalCurve",
     "RemovalResult",
+    "Retraining",
     "Row",
     "Run",
     "SurrogateChoice",
     "TailPatch",
+    "TailSteps",
     "Train",
     "Tuned",
     "Values",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, StoreCorrupt
-from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.evaluate.retrain import Measure, Retraining, Run, Train
 from whence.store import locked, read_array, read_record
 from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
@@ -107,22 +107,29 @@ class Bank:
         return replace(self, values_MSQ=self.values_MSQ[:, :, chosen], query_ids=tuple(query_ids), full_SQ=full_SQ)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BankConfig:
+    """What is measured of the runs of a bank, and what it says of itself.
+
+    Args:
+        train_ids: Ids of the examples; their numbers if None.
+        query_ids: Ids of the queries; their numbers if None.
+        values: Whether losses are measured, which are negated, or measurements.
+        unit: What the measurement is counted in.
+        full: Whether to train on everything too, once a seed.
+        facts: More to be written into bank.json, such as the recipe.
+    """
+
+    train_ids: Sequence[str] | None = None
+    query_ids: Sequence[str] | None = None
+    values: Values = "loss"
+    unit: str = ""
+    full: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 def make_bank(
-    train: Train,
-    measure: Measure,
-    masks_MN: Tensor,
-    *,
-    seeds: Sequence[int],
-    folder: str | Path,
-    fingerprint: str,
-    train_ids: Sequence[str] | None = None,
-    query_ids: Sequence[str] | None = None,
-    values: Values = "loss",
-    unit: str = "",
-    full: bool = True,
-    facts: Mapping[str, Any] | None = None,
-    workers: int = 1,
-    quiet: bool = False,
+    train: Train, measure: Measure, masks_MN: Tensor, retraining: Retraining, config: BankConfig = BankConfig()
 ) -> Bank:
     """Train on every subset with every seed, measure the queries, and keep the bank in a folder.
 
@@ -133,56 +140,36 @@ def make_bank(
         train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
         measure: Called with the model; returns one number per query.
         masks_MN: The subsets, True for what is kept.
-        seeds: Training seeds, all different; the same for every subset, so that seeds can be told from subsets.
-        folder: Where the bank goes.
-        fingerprint: Digest of data, settings and queries: whatever `train` and `measure` depend on besides mask and seed.
-        train_ids: Ids of the examples; their numbers if None.
-        query_ids: Ids of the queries; their numbers if None.
-        values: Whether `measure` returns losses, which are negated, or measurements.
-        unit: What the measurement is counted in.
-        full: Whether to train on everything too, once a seed.
-        facts: More to be written into bank.json, such as the recipe.
-        workers: Processes; see `measure_runs`.
-        quiet: No progress on stderr.
+        retraining: Seeds, the same for every subset, so that seeds can be told from subsets; workers; and the folder of the bank.
+        config: What is measured, and what the bank says of itself.
 
     Returns:
         The bank, as `open_bank` reads it.
 
     Raises:
-        BadInput: If seeds repeat or there are none, another process makes this bank, or the folder holds a finished one with subsets or seeds
-            that this one lacks.
+        BadInput: If another process makes this bank, or the folder holds a finished one with subsets or seeds that
+            this one lacks.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
-    num_examples = masks_MN.shape[1]
-    folder = Path(folder)
+    folder, seeds, num_examples = Path(retraining.folder), retraining.seeds, masks_MN.shape[1]
     left_out = [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in masks_MN]
     # Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often.
-    runs = [Run(removed, seed) for seed in seeds for removed in ([()] if full else []) + left_out]
+    runs = [Run(removed, seed) for seed in seeds for removed in ([()] if config.full else []) + left_out]
     with locked(folder):
         _check_growth(folder, masks_MN, seeds)
-        found = measure_runs(
-            train,
-            measure,
-            runs,
-            num_examples=num_examples,
-            folder=folder / "runs",
-            fingerprint=fingerprint,
-            workers=workers,
-            quiet=quiet,
-        )
-        sign = -1.0 if values == "loss" else 1.0
-        values_MSQ = torch.stack([torch.stack([found[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
-        full_SQ = torch.stack([found[Run((), seed)] for seed in seeds]) * sign if full else None
+        runs_there = replace(retraining, folder=folder / "runs")
+        measured = runs_there.measured(train, measure, runs, num_examples)
+        sign = -1.0 if config.values == "loss" else 1.0
+        values_MSQ = torch.stack([torch.stack([measured[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
+        full_SQ = torch.stack([measured[Run((), seed)] for seed in seeds]) * sign if config.full else None
         bank = Bank(
             masks_MN,
             values_MSQ,
             tuple(seeds),
-            tuple(map(str, range(num_examples))) if train_ids is None else tuple(train_ids),
-            tuple(map(str, range(values_MSQ.shape[2]))) if query_ids is None else tuple(query_ids),
-            unit,
+            tuple(map(str, range(num_examples))) if config.train_ids is None else tuple(config.train_ids),
+            tuple(map(str, range(values_MSQ.shape[2]))) if config.query_ids is None else tuple(config.query_ids),
+            config.unit,
             full_SQ,
-            {"fingerprint": fingerprint, **(facts or {})},
+            {"fingerprint": retraining.fingerprint, **config.facts},
         )
         save_bank(bank, folder)
         return bank

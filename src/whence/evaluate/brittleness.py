@@ -5,14 +5,13 @@ Axes: S seeds, Q queries, N training examples, K numbers of removed examples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whence.errors import BadInput
-from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.evaluate.retrain import Measure, Retraining, Run, Train
 from whence.evaluate.statistics import Interval, mean_interval
 from whence.evaluate.tables import checked
 from whence.records import ScoreTable
@@ -74,14 +73,10 @@ def brittleness(
     table: ScoreTable,
     labels: Tensor,
     query_labels: Tensor,
+    retraining: Retraining,
     *,
     ks: Sequence[int],
-    seeds: Sequence[int],
-    folder: str | Path,
-    fingerprint: str,
-    workers: int = 1,
     draw_seed: int = 0,
-    quiet: bool = False,
 ) -> Brittleness:
     """Remove each query's k strongest proponents, retrain, and see whether the query flips.
 
@@ -90,63 +85,37 @@ def brittleness(
     stand. Two controls remove as many examples at random, from the query's class and from all.
     There the examples for a smaller k are among those for a larger one, as with proponents.
 
-    Results are kept in the folder, one small file per run: a second call trains only what is missing.
-
     Args:
         train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
         correct: Called with a model; returns for each query 1 if it gets the class right and 0 if not, shape (Q,).
         table: Scores; columns in the order of the mask, rows in the order of `correct`.
         labels: Class of each training example, shape (N,).
         query_labels: Class of each query, shape (Q,).
+        retraining: Seeds, folder and workers.
         ks: How many to remove.
-        seeds: Training seeds, all different.
-        folder: Where results are kept.
-        fingerprint: Digest of data, settings and queries: whatever `train` and `correct` depend on besides mask and seed.
-        workers: Processes; with more than one, `train` and `correct` must be picklable.
         draw_seed: Of the random examples.
-        quiet: No progress on stderr.
 
     Returns:
         Flips per condition, of the queries that every full run gets right.
 
     Raises:
-        BadInput: If the shapes do not fit, seeds or ks repeat, a k leaves too little or its class has too few examples, `correct` gives
+        BadInput: If the shapes do not fit, ks repeat, a k leaves too little or its class has too few examples, `correct` gives
             something else than 0 and 1, or no query is right in every full run.
     """
     scores_QN = checked(table)
     ks = tuple(sorted(ks))
-    _check(scores_QN, labels, query_labels, ks, seeds)
+    _check(scores_QN, labels, query_labels, ks)
 
-    def measured(runs: Sequence[Run]) -> dict[Run, Tensor]:
-        return measure_runs(
-            train, correct, runs,
-            num_examples=scores_QN.shape[1], folder=folder, fingerprint=fingerprint, workers=workers, quiet=quiet,
-        )  # fmt: skip
-
-    full = [Run((), seed) for seed in seeds]
-    done = measured(full)
-    right_SQ = torch.stack([done[run] for run in full])
-    if right_SQ.shape[1] != len(scores_QN) or not bool(((right_SQ == 0) | (right_SQ == 1)).all()):
-        raise BadInput(
-            found=f"{right_SQ.shape[1]} values from {float(right_SQ.min()):g} to {float(right_SQ.max()):g} for {len(scores_QN)} queries",
-            needed="1 for each query that the model gets right and 0 for the others",
-            do="let `correct` compare classes, in the order of the table",
-        )
-    kept = right_SQ.bool().all(0).nonzero()[:, 0].tolist()
-    if not kept:
-        raise BadInput(
-            found=f"none of {len(scores_QN)} queries right in all {len(seeds)} full runs",
-            needed="one or more",
-            do="train longer, or ask about other queries",
-        )
+    done = retraining.measured(train, correct, [Run((), seed) for seed in retraining.seeds], scores_QN.shape[1])
+    kept = _always_right(torch.stack([done[Run((), seed)] for seed in retraining.seeds]), len(scores_QN))
     orders = _orders(scores_QN, labels, query_labels, kept, ks[-1], draw_seed)
     flipped: dict[tuple[str, int], int] = {}
     for k in ks:
         standing = [key for key in orders if key not in flipped]
-        runs = {key: [Run(tuple(sorted(orders[key][:k])), seed) for seed in seeds] for key in standing}
-        done |= measured([run for found in runs.values() for run in found])
-        for (condition, query), found in runs.items():
-            if sum(float(done[run][query]) for run in found) < len(seeds) / 2:
+        runs = {key: [Run(tuple(sorted(orders[key][:k])), seed) for seed in retraining.seeds] for key in standing}
+        done |= retraining.measured(train, correct, [run for each in runs.values() for run in each], scores_QN.shape[1])
+        for (condition, query), each in runs.items():
+            if sum(float(done[run][query]) for run in each) < len(each) / 2:
                 flipped[condition, query] = k
     return Brittleness(
         table.method,
@@ -156,6 +125,28 @@ def brittleness(
         {condition: tuple(flipped.get((condition, query)) for query in kept) for condition in CONDITIONS},
         len(done),
     )
+
+
+def _always_right(right_SQ: Tensor, num_queries: int) -> list[int]:
+    """The queries that every full run gets right.
+
+    Raises:
+        BadInput: If there are none, or what was measured does not say which.
+    """
+    if right_SQ.shape[1] != num_queries or not bool(((right_SQ == 0) | (right_SQ == 1)).all()):
+        raise BadInput(
+            found=f"{right_SQ.shape[1]} values from {float(right_SQ.min()):g} to {float(right_SQ.max()):g} for {num_queries} queries",
+            needed="1 for each query that the model gets right and 0 for the others",
+            do="let `correct` compare classes, in the order of the table",
+        )
+    kept = right_SQ.bool().all(0).nonzero()[:, 0].tolist()
+    if not kept:
+        raise BadInput(
+            found=f"none of {num_queries} queries right in all {len(right_SQ)} full runs",
+            needed="one or more",
+            do="train longer, or ask about other queries",
+        )
+    return kept
 
 
 def _orders(
@@ -183,7 +174,7 @@ def _orders(
     return found
 
 
-def _check(scores_QN: Tensor, labels: Tensor, query_labels: Tensor, ks: Sequence[int], seeds: Sequence[int]) -> None:
+def _check(scores_QN: Tensor, labels: Tensor, query_labels: Tensor, ks: Sequence[int]) -> None:
     if (tuple(query_labels.shape), tuple(labels.shape)) != ((len(scores_QN),), (scores_QN.shape[1],)):
         raise BadInput(
             found=f"labels of shape {tuple(labels.shape)} and {tuple(query_labels.shape)} for a table of {tuple(scores_QN.shape)}",
@@ -196,5 +187,3 @@ def _check(scores_QN: Tensor, labels: Tensor, query_labels: Tensor, ks: Sequence
             needed="positive numbers, all different, that leave something to train on",
             do="pass for instance (20, 40, 80)",
         )
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")

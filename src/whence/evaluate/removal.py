@@ -6,7 +6,6 @@ Axes: S seeds, Q queries.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput
-from whence.evaluate.retrain import Measure, Run, Train, measure_runs
+from whence.evaluate.retrain import Measure, Retraining, Run, Train
 from whence.evaluate.statistics import Interval, mean_interval, or_none
 
 __all__ = ["ConditionResult", "RemovalResult", "random_removals", "removal_test"]
@@ -104,12 +103,7 @@ def removal_test(
     measure: Measure,
     num_examples: int,
     removals: Mapping[str, Sequence[Iterable[int]]],
-    *,
-    seeds: Sequence[int],
-    folder: str | Path,
-    fingerprint: str,
-    workers: int = 1,
-    quiet: bool = False,
+    retraining: Retraining,
 ) -> RemovalResult:
     """Retrain without each set of examples, several times, and measure every query.
 
@@ -121,21 +115,15 @@ def removal_test(
         measure: Called with a model; returns the loss of each query, shape (Q,).
         num_examples: Number of training examples.
         removals: Per condition, the indices to leave out: one set for all seeds, or one set per seed.
-        seeds: Training seeds, all different.
-        folder: Where results are kept.
-        fingerprint: Digest of data, settings and queries: whatever `train` and `measure` depend on besides mask and seed.
-        workers: Processes, each with one torch thread. With more than one, `train` and `measure` must be picklable (top-level
-            functions or frozen dataclasses), and a script needs its `if __name__ == "__main__"`.
-        quiet: No progress on stderr.
+        retraining: Seeds, folder and workers.
 
     Returns:
         Rises against the full run of the same seed.
 
     Raises:
-        BadInput: If seeds repeat, or a condition has the wrong number of sets, a bad index, or leaves nothing to train on.
+        BadInput: If a condition has the wrong number of sets, a bad index, or leaves nothing to train on.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise BadInput(found=f"the seeds {list(seeds)}", needed="at least one, all different", do="number them from 0")
+    seeds = retraining.seeds
     plan = {BASELINE: [Run((), seed) for seed in seeds]}
     for name, sets in removals.items():
         if name == BASELINE or len(sets) not in (1, len(seeds)):
@@ -146,16 +134,8 @@ def removal_test(
             )
         checked = [_checked(name, indices, num_examples) for indices in sets]
         plan[name] = [Run(checked[place % len(checked)], seed) for place, seed in enumerate(seeds)]
-    losses = measure_runs(
-        train,
-        measure,
-        [plan[name][place] for place in range(len(seeds)) for name in plan],
-        num_examples=num_examples,
-        folder=folder,
-        fingerprint=fingerprint,
-        workers=workers,
-        quiet=quiet,
-    )
+    runs = [plan[name][place] for place in range(len(seeds)) for name in plan]
+    losses = retraining.measured(train, measure, runs, num_examples)
     baseline_SQ = torch.stack([losses[run] for run in plan.pop(BASELINE)])
     conditions = {
         name: ConditionResult(torch.stack([losses[run] for run in runs]) - baseline_SQ, tuple(len(run.removed) for run in runs))

@@ -5,12 +5,11 @@ Axes: Q queries, N training examples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
 from whence.evaluate.removal import RemovalResult, random_removals, removal_test
-from whence.evaluate.retrain import Measure, Train
+from whence.evaluate.retrain import Measure, Retraining, Train
 from whence.evaluate.statistics import Interval
 from whence.evaluate.tables import checked
 from whence.records import ScoreTable
@@ -84,13 +83,9 @@ def removal_curve(
     train: Train,
     measure: Measure,
     table: ScoreTable,
+    retraining: Retraining,
     *,
     fractions: Sequence[float] = (0.01, 0.05, 0.1),
-    seeds: Sequence[int],
-    folder: str | Path,
-    fingerprint: str,
-    workers: int = 1,
-    quiet: bool = False,
 ) -> RemovalCurve:
     """Retrain without the highest scored shares of the data, for all queries of the table at once.
 
@@ -103,12 +98,8 @@ def removal_curve(
         train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
         measure: Called with a model; returns the loss of each query, shape (Q,).
         table: Scores; columns in the order of the mask.
+        retraining: Seeds, folder and workers.
         fractions: Shares of the training examples to remove, rounded to whole examples.
-        seeds: Training seeds, all different.
-        folder: Where results are kept; a second call trains only what is missing.
-        fingerprint: Digest of data, settings and queries: whatever `train` and `measure` depend on besides mask and seed.
-        workers: Processes; with more than one, `train` and `measure` must be picklable.
-        quiet: No progress on stderr.
 
     Returns:
         Rises per fraction, and those of the control.
@@ -129,9 +120,6 @@ def removal_curve(
     removals = {}
     for number in numbers:
         removals[f"top {number}"] = [order[:number]]
-        removals[f"random {number}"] = [random_removals(len(scores_N), number, seed=seed) for seed in seeds]
-    result = removal_test(
-        train, measure, len(scores_N), removals,
-        seeds=seeds, folder=folder, fingerprint=fingerprint, workers=workers, quiet=quiet,
-    )  # fmt: skip
+        removals[f"random {number}"] = [random_removals(len(scores_N), number, seed=seed) for seed in retraining.seeds]
+    result = removal_test(train, measure, len(scores_N), removals, retraining)
     return RemovalCurve(table.method, fractions, numbers, result)

@@ -22,7 +22,7 @@ from whence.errors import BadInput, NonFinite, StoreCorrupt
 from whence.progress import meter
 from whence.store import read_record, write_bytes
 
-__all__ = ["Measure", "Run", "Train", "measure_runs"]
+__all__ = ["Measure", "Retraining", "Run", "Train", "measure_runs"]
 
 Train = Callable[[Tensor, int], Any]
 Measure = Callable[[Any], Tensor]
@@ -56,6 +56,40 @@ class _Record:
     seed: int
     removed: tuple[int, ...]
     losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining:
+    """How models are trained again, and where what they measure is kept.
+
+    Args:
+        folder: Where results are kept, one small file per run; a second call trains only what is missing.
+        fingerprint: Digest of data, settings and queries: whatever training and measuring depend on besides mask and seed.
+        seeds: Training seeds, all different.
+        workers: Processes, each with one torch thread. With more than one, the functions that train and measure must be picklable (top-level
+            functions or frozen dataclasses), and a script needs its `if __name__ == "__main__"`.
+        quiet: No progress on stderr.
+
+    Raises:
+        BadInput: If seeds repeat or there are none.
+    """
+
+    folder: str | Path
+    fingerprint: str
+    seeds: Sequence[int] = (0,)
+    workers: int = 1
+    quiet: bool = False
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise BadInput(found=f"the seeds {list(self.seeds)}", needed="at least one, all different", do="number them from 0")
+
+    def measured(self, train: Train, measure: Measure, runs: Sequence[Run], num_examples: int) -> dict[Run, Tensor]:
+        """What `measure_runs` gives."""
+        return measure_runs(
+            train, measure, runs,
+            num_examples=num_examples, folder=self.folder, fingerprint=self.fingerprint, workers=self.workers, quiet=self.quiet,
+        )  # fmt: skip
 
 
 def measure_runs(

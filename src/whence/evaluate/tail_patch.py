@@ -76,16 +76,41 @@ class TailPatch:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TailSteps:
+    """Which steps are taken.
+
+    Args:
+        learning_rate: Length of a step; the last one of the training run is the natural choice.
+        ks: How many proponents.
+        together: One step on the mean loss of all k, instead of one on each example alone with the increases averaged.
+        seed: Of the random examples, drawn for each query from outside its longest list.
+
+    Raises:
+        BadInput: If the learning rate is not positive, or a k is not positive or repeats.
+    """
+
+    learning_rate: float
+    ks: Sequence[int] = (1, 3, 5, 10)
+    together: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise BadInput(
+                found=f"learning_rate={self.learning_rate}", needed="a positive number", do="pass the last one of the training"
+            )
+        if not self.ks or min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):
+            raise BadInput(found=f"ks={tuple(self.ks)}", needed="positive numbers, all different", do="correct them")
+
+
 def tail_patch(
     task: AbstractTask,
     train: Dataset,
     queries: Dataset,
     table: ScoreTable,
+    steps: TailSteps,
     *,
-    learning_rate: float,
-    ks: Sequence[int] = (1, 3, 5, 10),
-    together: bool = False,
-    seed: int = 0,
     quiet: bool = False,
 ) -> TailPatch:
     """Take one gradient step on each query's proponents and measure the query again (Chang et al. 2024, arXiv 2410.17413).
@@ -103,33 +128,26 @@ def tail_patch(
         train: The training examples.
         queries: The queries.
         table: Scores over both, matched by id.
-        learning_rate: Length of the step; the last one of the training run is the natural choice.
-        ks: How many proponents.
-        together: See above.
-        seed: Of the random examples, drawn for each query from outside its longest list.
+        steps: Length and number of the steps.
         quiet: No progress on stderr.
 
     Returns:
         Increases by proponents and by random examples; positive where the step raised the measurement.
 
     Raises:
-        BadInput: If the learning rate is not positive, a k is not positive or repeats, or there are fewer than 2 x the largest k examples.
+        BadInput: If there are fewer than 2 x the largest k examples.
         NonFinite: If a step leads to a measurement that is NaN or infinite.
     """
-    if not learning_rate > 0:
+    ks, together = tuple(sorted(steps.ks)), steps.together
+    if 2 * ks[-1] > len(train):
         raise BadInput(
-            found=f"learning_rate={learning_rate}", needed="a positive number", do="pass the last one of the training"
-        )
-    if not ks or min(ks) < 1 or len(set(ks)) != len(ks) or 2 * max(ks) > len(train):
-        raise BadInput(
-            found=f"ks={tuple(ks)} for {len(train)} training examples",
-            needed="positive numbers, all different, and twice as many examples as the largest",
+            found=f"ks={ks} for {len(train)} training examples",
+            needed="twice as many examples as the largest",
             do="ask for fewer",
         )
-    ks = tuple(sorted(ks))
     ids = [dataset.ids for dataset in (queries, train)]
     order_QN = aligned(table, *ids).sort(dim=1, descending=True, stable=True).indices
-    picked_QK = _outside(order_QN[:, ks[-1] :], ks[-1], seed)
+    picked_QK = _outside(order_QN[:, ks[-1] :], ks[-1], steps.seed)
     # A step is a set of examples; what several queries have in common is done once.
     wanted: dict[tuple[int, ...], set[int]] = defaultdict(set)
     for chosen_QK in (order_QN, picked_QK):
@@ -140,7 +158,7 @@ def tail_patch(
     increases: dict[tuple[tuple[int, ...], int], float] = {}
     with meter("tail-patch", len(wanted), quiet=quiet) as progress:
         for step, asked in wanted.items():
-            with _stepped(task, [train.examples[place] for place in step], learning_rate):
+            with _stepped(task, [train.examples[place] for place in step], steps.learning_rate):
                 for query in sorted(asked):
                     increases[step, query] = _measured(task, queries.examples[query]) - before[query]
             progress.advance()
@@ -151,7 +169,7 @@ def tail_patch(
         )
         for chosen_QK in (order_QN[:, : ks[-1]], picked_QK)
     ]
-    return TailPatch(table.method, task.unit, learning_rate, together, ks, *both)
+    return TailPatch(table.method, task.unit, steps.learning_rate, together, ks, *both)
 
 
 def _outside(rest_QR: Tensor, count: int, seed: int) -> Tensor:

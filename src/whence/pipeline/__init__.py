@@ -5,7 +5,6 @@ from whence.pipeline.exact.damping_sweep import DampingSweep, damping_sweep
 from whence.pipeline.exact.fit import fit_curvature
 from whence.pipeline.forecast.build import BuildForecast, forecast_build
 from whence.pipeline.forecast.exact import ExactForecast, forecast_exact
-from whence.pipeline.forecast.hardware import Cluster
 from whence.pipeline.forecast.scale import ScaleForecast, forecast_scale
 from whence.pipeline.sample_images import sample_images
 from whence.pipeline.stored.build import build
@@ -16,7 +15,6 @@ from whence.pipeline.through.exact_unroll import group_effects, smoothness
 
 __all__ = [
     "BuildForecast",
-    "Cluster",
     "DampingSweep",
     "ExactForecast",
     "GradientLog",

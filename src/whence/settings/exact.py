@@ -415,7 +415,7 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
         options: As in `exact_settings`.
 
     Raises:
-        BadInput: If the method goes back through a recorded run, or is averaged over one.
+        BadInput: If the method goes back through a recorded run, is averaged over one, or scores are to be divided by norms.
     """
     name = method if isinstance(method, str) else method.name
     if exact_method_named(name).needs_run:
@@ -426,6 +426,12 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
         )
     settings = exact_settings(method, options)
     refuse_along(settings)
+    if (normalize := getattr(settings, "normalize", None)) is not None:
+        raise BadInput(
+            found=f"normalize={normalize!r} where scores are not divided by norms",
+            needed="scores as they are",
+            do="leave it out, or attribute with it",
+        )
     return settings
 
 

@@ -1,10 +1,11 @@
 """How a job runs: memory, batches, progress, processes. The numbers do not depend on it, but for rounding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import BadInput
+from whence.settings.options import only_options, split_options
 
 if TYPE_CHECKING:
     from whence.distributed import Ranks
@@ -64,39 +65,10 @@ class Runtime:
 
 
 def split_runtime(runtime: Runtime, options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
-    """Options by name that are fields of `Runtime`, put into it, and the other options.
-
-    Args:
-        runtime: What was given as an object.
-        options: Options by name; a None was not given.
-
-    Raises:
-        BadInput: If both say something.
-    """
-    names = {one.name for one in fields(Runtime)}
-    own = {name: value for name, value in options.items() if name in names and value is not None}
-    rest = {name: value for name, value in options.items() if name not in names and value is not None}
-    if own and runtime != Runtime():
-        raise BadInput(
-            found=f"{', '.join(own)} beside runtime=",
-            needed="one of the two",
-            do=f"write runtime=Runtime({next(iter(own))}=...)",
-        )
-    return (Runtime(**own) if own else runtime), rest
+    """Options by name that are fields of `Runtime`, put into it, and the other options; as `split_options`."""
+    return split_options(runtime, options, "runtime")
 
 
 def only_runtime(runtime: Runtime, options: Mapping[str, Any]) -> Runtime:
-    """The runtime, for what takes no other options.
-
-    Args:
-        runtime: What was given as an object.
-        options: Fields of it by name.
-
-    Raises:
-        BadInput: If an option is none of them.
-    """
-    runtime, rest = split_runtime(runtime, options)
-    if rest:
-        known = ", ".join(one.name for one in fields(Runtime))
-        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it")
-    return runtime
+    """The runtime, for what takes no other options; as `only_options`."""
+    return only_options(runtime, options, "runtime")

@@ -12,34 +12,9 @@ from torch import Tensor
 
 from whence.apply.guide.token_scores import TokenScores
 from whence.errors import BadInput
+from whence.settings import GuideConfig
 
-__all__ = ["GuideConfig", "Ranking", "TokenSelection", "rank_examples", "select_tokens", "upper_quantile"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuideConfig:
-    """Which tokens are marked.
-
-    Args:
-        quantile: Only tokens whose score is above this quantile of all of them start a mark.
-        window: Tokens before and after each of them that are marked along with it.
-        budget: Share of the scored tokens that may be marked.
-
-    Raises:
-        BadInput: If a number is out of range.
-    """
-
-    quantile: float = 0.99
-    window: int = 1
-    budget: float = 0.02
-
-    def __post_init__(self):
-        if not (0 <= self.quantile < 1 and self.window >= 0 and 0 < self.budget <= 1):
-            raise BadInput(
-                found=f"quantile={self.quantile}, window={self.window}, budget={self.budget}",
-                needed="a quantile from 0 to below 1, a window of 0 or more tokens, a budget above 0 and up to 1",
-                do="correct it; the published values are 0.99, 1 and 0.02",
-            )
+__all__ = ["Ranking", "TokenSelection", "rank_examples", "select_tokens", "upper_quantile"]
 
 
 @dataclass(frozen=True)

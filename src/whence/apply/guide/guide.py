@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from whence.apply.guide.choose_tokens import GuideConfig, TokenSelection, select_tokens
+from whence.apply.guide.choose_tokens import TokenSelection, select_tokens
 from whence.apply.guide.marks import Marked, Marks
 from whence.apply.guide.page import write_guide_page
 from whence.apply.guide.token_scores import TokenScores, contrast_scores
 from whence.data import Dataset
 from whence.pipeline.inputs import as_dataset
-from whence.settings import ExactSettings
+from whence.settings import ExactSettings, GuideConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["guide"]

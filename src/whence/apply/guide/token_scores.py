@@ -16,7 +16,7 @@ from whence.capture import Blocks, Plan, as_parameters, forward_mode, frozen, in
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
 from whence.digests import digested_once
-from whence.errors import NonFinite, Unsupported
+from whence.errors import BadInput, NonFinite, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
@@ -116,6 +116,7 @@ def contrast_scores(
         The scores.
 
     Raises:
+        BadInput: If only a part of the query's gradient is to be kept.
         Unsupported: If the task is no causal language model, or the method goes back through a run.
     """
     if not isinstance(task, CausalLM):
@@ -134,6 +135,8 @@ def contrast_scores(
         if exact_method_named(method).factors is not None:
             rest = {"factors": folder / "curvature"} | rest
     settings = final_settings(method, rest)
+    if (rank := getattr(settings, "query_rank", None)) is not None:
+        raise BadInput(found=f"query_rank={rank} for token scores", needed="the whole of the one query", do="leave it out")
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))
     scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
     ready, damping, quiet = scorer.ready, scorer.damping, runtime.quiet

@@ -16,41 +16,10 @@ from whence.data import Dataset
 from whence.errors import BadInput, NonFinite
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
+from whence.settings import DistilConfig
 from whence.tasks import AbstractTask, Outputs
 
-__all__ = ["DistilConfig", "Distilled", "distil"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistilConfig:
-    """How a proxy is trained: AdamW, the learning rate rising over the first tenth of the steps and falling linearly to zero.
-
-    Args:
-        epochs: Passes over the inputs.
-        batch_examples: Inputs per step.
-        learning_rate: At its highest.
-        weight_decay: Decoupled.
-        is_sampled: Whether the proxy is shown one answer per position, drawn anew each time from the target's distribution, instead of the
-            whole distribution: what can be had from a target that only answers.
-
-    Raises:
-        BadInput: If a number is out of range.
-    """
-
-    epochs: int = 4
-    batch_examples: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    is_sampled: bool = False
-
-    def __post_init__(self):
-        if self.epochs < 1 or self.batch_examples < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
-            raise BadInput(
-                found=f"{self.epochs} epochs of batches of {self.batch_examples}, learning rate {self.learning_rate:g}, weight decay "
-                f"{self.weight_decay:g}",
-                needed="one epoch and one example or more, a positive learning rate and no negative decay",
-                do="correct it",
-            )
+__all__ = ["Distilled", "distil"]
 
 
 @dataclass(frozen=True)

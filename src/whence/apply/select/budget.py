@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput
+from whence.settings import Amount
 
-__all__ = ["Amount", "Budget", "allot", "soft_weights"]
+__all__ = ["Budget", "allot", "soft_weights"]
 
-Amount = int | float | str
 _HALVINGS = 200
 
 
@@ -36,7 +36,7 @@ class Budget:
         """From what people write.
 
         Args:
-            amount: A whole number of examples, a share between 0 and 1 as a float, or a text: "500", "50%" or "20000 tokens".
+            amount: A whole number of examples, a share between 0 and 1 as a float, or a text: "500", "0.5", "50%" or "20000 tokens".
 
         Returns:
             The budget.
@@ -50,6 +50,8 @@ class Budget:
         if isinstance(amount, str):
             parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|tokens)?\s*", amount)
             number, unit = (float(parts[1]), parts[2]) if parts else (-1.0, None)
+            if unit is None and "." in amount:  # as typed on a command line: 0.5 is a share and 500 a number of examples
+                return cls.read(number)
             if unit == "%" and 0 < number <= 100:
                 return cls(number / 100, "share")
             if unit != "%" and number >= 1 and number.is_integer():

@@ -6,7 +6,6 @@ Axes: S seeds, Q queries.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ import torch
 from whence.apply.select.select import select
 from whence.apply.select.selection import Selection
 from whence.errors import BadInput
-from whence.evaluate import Interval, Measure, RemovalResult, Train, removal_test
+from whence.evaluate import Interval, Measure, RemovalResult, Retraining, Train, removal_test
 from whence.records import ScoreTable
+from whence.settings import SelectConfig
 
 __all__ = ["Proof", "prove", "random_twin"]
 
@@ -77,13 +77,9 @@ def prove(
     selection: Selection,
     train: Train,
     measure: Measure,
+    retraining: Retraining,
     *,
     rivals: Mapping[str, Selection] | None = None,
-    seeds: Sequence[int],
-    folder: str | Path,
-    fingerprint: str,
-    workers: int = 1,
-    quiet: bool = False,
 ) -> Proof:
     """Train on everything, on the selection, on its rivals and on random data, several times each.
 
@@ -94,12 +90,8 @@ def prove(
         selection: What is to be proved.
         train: Called with a mask of shape (N,), True for what is kept, and a seed; returns a model.
         measure: Called with a model; returns one loss per query, shape (Q,); any number of which less is better.
+        retraining: Seeds, folder and workers.
         rivals: Other selections of the same data by name, such as one by loss.
-        seeds: Training seeds, all different.
-        folder: Where results are kept, one small file per run; a second call trains only what is missing.
-        fingerprint: Digest of data, settings and queries: whatever `train` and `measure` depend on besides mask and seed.
-        workers: Processes; with more than one, `train` and `measure` must be picklable.
-        quiet: No progress on stderr.
 
     Returns:
         Changes of the loss with intervals over seeds.
@@ -128,11 +120,8 @@ def prove(
                 do="select again from one dataset",
             )
     removals: dict[str, Sequence[Sequence[int]]] = {name: [one.dropped] for name, one in named.items()}
-    removals[RANDOM] = [random_twin(selection, seed).dropped for seed in seeds]
-    result = removal_test(
-        train, measure, len(selection), removals,
-        seeds=seeds, folder=folder, fingerprint=fingerprint, workers=workers, quiet=quiet,
-    )  # fmt: skip
+    removals[RANDOM] = [random_twin(selection, seed).dropped for seed in retraining.seeds]
+    result = removal_test(train, measure, len(selection), removals, retraining)
     return Proof(selection.by, result)
 
 
@@ -159,11 +148,6 @@ def random_twin(selection: Selection, seed: int) -> Selection:
     total = sum((decision.tokens or 0) if is_tokens else 1 for decision in kept)
     scores_1N = torch.randn(1, len(ids), generator=torch.Generator().manual_seed(seed))
     table = ScoreTable(scores_1N, ("none",), ids, "standard normal draws", f"random (seed {seed})")
-    return select(
-        table,
-        by=RANDOM,
-        keep=f"{total} tokens" if is_tokens else total,
-        groups=groups,
-        quota=quota or "proportional",
-        tokens=[decision.tokens or 0 for decision in decisions] if is_tokens else None,
-    )
+    config = SelectConfig(by=RANDOM, keep=f"{total} tokens" if is_tokens else total, quota=quota or "proportional")
+    lengths = [decision.tokens or 0 for decision in decisions] if is_tokens else None
+    return select(table, config=config, groups=groups, tokens=lengths)

@@ -5,16 +5,17 @@ Axes: N training examples, G groups.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from whence.apply.select.budget import Amount, Budget, allot, soft_weights
+from whence.apply.select.budget import Budget, allot, soft_weights
 from whence.apply.select.reasons import Standing, reason
-from whence.apply.select.selection import CRITERIA, By, Decision, Selection
-from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.apply.select.selection import CRITERIA, Decision, Selection
+from whence.errors import BadInput, NonFinite
 from whence.records import ScoreTable
+from whence.settings import SelectConfig, only_options
 
 __all__ = ["select"]
 
@@ -22,16 +23,11 @@ __all__ = ["select"]
 def select(
     table: ScoreTable,
     *,
-    by: By = "influence",
-    keep: Amount | None = None,
-    drop: Amount | None = None,
-    prefer: Literal["high", "low"] | None = None,
+    config: SelectConfig = SelectConfig(),
     groups: Sequence[str] | None = None,
-    quota: Literal["proportional", "equal"] | Mapping[str, float] = "proportional",
     tokens: Sequence[int] | None = None,
-    per_token: bool = False,
     duplicates: Mapping[str, str] | None = None,
-    reweight: bool = False,
+    **options: Any,
 ) -> Selection:
     """Decide for every training example whether it is kept, and with which weight.
 
@@ -41,37 +37,65 @@ def select(
 
     Args:
         table: Values, shape (queries, train).
-        by: What they are; decides which end is kept, and the words.
-        keep: How much to keep at most: examples (500), a share (0.5 or "50%"), or "20000 tokens".
-        drop: How much to drop at least, instead.
-        prefer: Which end to keep, "high" or "low"; None for high influence, low self-influence, low loss.
+        config: Which are kept, with a budget in `keep` or `drop`.
         groups: Class or source of every example, in the order of the table's columns: each has a quota of its own.
-        quota: "proportional" keeps the same share of every group, "equal" as much of each as there is; or the groups' shares by name. What
-            a group cannot fill goes to the others.
         tokens: Length of every example, for budgets in tokens and for `per_token`.
-        per_token: Rank by value over length. Losses and scores of texts are sums over tokens, so without it long texts are extreme.
         duplicates: By id of an example the id of its near-duplicate, as `near_duplicates` finds them: of each such set only the best ranked
             is kept. They compete for the same value, and a ranking alone would keep all.
-        reweight: Instead of keeping some and dropping the rest, give all weights: mean 1, as uneven as keeping the budget would be, and under
-            these conditions with the largest predicted gain.
+        **options: By name, the fields of `SelectConfig` instead of `config`, such as keep="50%" and by="loss".
 
     Returns:
         A decision per example, in the order of the table's columns.
 
     Raises:
-        BadInput: If there is no budget and nothing else to select by, or two; if a setting has nothing to act on; or if groups, tokens or
+        BadInput: If there is no budget and nothing else to select by; if a setting has nothing to act on; or if groups, tokens or
             duplicates do not fit the table.
         NonFinite: If a value is NaN or infinite.
-        UnknownOption: If there is no such criterion, end or quota.
     """
-    _check_words(by, prefer, quota)
+    config = only_options(config, options, "config")
     _check_fit(table, groups=groups, tokens=tokens, duplicates=duplicates)
-    budget = _kept_budget(len(table.train_ids), tokens, keep, drop, has_duplicates=duplicates is not None, reweight=reweight)
-    if quota != "proportional" and groups is None:
-        raise BadInput(found=f"quota={quota!r} without groups", needed="the group of every example", do="pass groups")
-    if per_token and tokens is None:
+    budget = _kept_budget(config, len(table.train_ids), tokens, has_duplicates=duplicates is not None)
+    if config.quota != "proportional" and groups is None:
+        raise BadInput(found=f"quota={config.quota!r} without groups", needed="the group of every example", do="pass groups")
+    if config.per_token and tokens is None:
         raise BadInput(found="per_token without tokens", needed="the length of every example", do="pass tokens")
 
+    prefer = config.prefer or CRITERIA[config.by].prefer
+    values_N = _values(table, tokens if config.per_token else None)
+    wanted_N = values_N if prefer == "high" else -values_N
+    order = torch.argsort(wanted_N, descending=True, stable=True).tolist()
+
+    beaten = _beaten(order, table.train_ids, duplicates or {})
+    names = [str(name) for name in groups] if groups is not None else [""] * len(order)
+    sizes = list(tokens) if budget.unit == "tokens" and tokens is not None else [1] * len(order)
+    parts = _parts(order, names, beaten)
+    quotas = _quotas(budget.amount, parts, sizes, config.quota)
+    weights_N = torch.zeros(len(order), dtype=torch.float64)
+    for name, places in parts.items():
+        if config.reweight:
+            _spread(weights_N, wanted_N, places, quotas, name, len(order))
+        else:
+            weights_N[_taken(places, sizes, quotas[name])] = 1.0
+
+    standings = _standings(order, parts, quotas, budget.unit)
+    decisions = []
+    for place, (name, value, weight) in enumerate(zip(table.train_ids, values_N.tolist(), weights_N.tolist(), strict=True)):
+        winner, standing = beaten.get(place), standings[place]
+        why = reason(config.by, value, weight, standing, winner=winner, reweight=config.reweight, prefer=prefer)
+        group, length = None if groups is None else names[place], None if tokens is None else int(tokens[place])
+        decisions.append(
+            Decision(name, "keep" if weight > 0 else "drop", weight, value, standing.rank, why, group, length, winner)
+        )
+    unit = f"{table.unit} per token" if config.per_token else table.unit
+    return Selection(config.by, unit, table.method, budget.words, tuple(decisions), budget.unit, config.reweight)
+
+
+def _values(table: ScoreTable, tokens: Sequence[int] | None) -> Tensor:
+    """What each example is worth, shape (N,): the mean of its column, by length if there are lengths.
+
+    Raises:
+        NonFinite: If one is NaN or infinite.
+    """
     values_N = table.scores.detach().cpu().double().mean(0)
     if not bool(torch.isfinite(values_N).all()):
         place = int((~torch.isfinite(values_N)).nonzero()[0])
@@ -80,43 +104,9 @@ def select(
             needed="finite values",
             do="score again with more damping",
         )
-    if per_token and tokens is not None:
-        values_N = values_N / torch.tensor([max(count, 1) for count in tokens], dtype=torch.float64)
-    prefer = prefer or CRITERIA[by].prefer
-    wanted_N = values_N if prefer == "high" else -values_N
-    order = torch.argsort(wanted_N, descending=True, stable=True).tolist()
-
-    beaten = _beaten(order, table.train_ids, duplicates or {})
-    names = [str(name) for name in groups] if groups is not None else [""] * len(order)
-    sizes = list(tokens) if budget.unit == "tokens" and tokens is not None else [1] * len(order)
-    parts = _parts(order, names, beaten)
-    quotas = _quotas(budget.amount, parts, sizes, quota)
-    weights_N = torch.zeros(len(order), dtype=torch.float64)
-    for name, places in parts.items():
-        if reweight:
-            _spread(weights_N, wanted_N, places, quotas, name, len(order))
-        else:
-            weights_N[_taken(places, sizes, quotas[name])] = 1.0
-    standings = _standings(order, parts, quotas, budget.unit)
-    unit = f"{table.unit} per token" if per_token else table.unit
-    decisions = []
-    for place, name in enumerate(table.train_ids):
-        weight = float(weights_N[place])
-        winner = beaten.get(place)
-        decisions.append(
-            Decision(
-                name,
-                "keep" if weight > 0 else "drop",
-                weight,
-                float(values_N[place]),
-                standings[place].rank,
-                reason(by, float(values_N[place]), weight, standings[place], winner=winner, reweight=reweight, prefer=prefer),
-                None if groups is None else names[place],
-                None if tokens is None else int(tokens[place]),
-                winner,
-            )
-        )
-    return Selection(by, unit, table.method, budget.words, tuple(decisions), budget.unit, reweight)
+    if tokens is None:
+        return values_N
+    return values_N / torch.tensor([max(count, 1) for count in tokens], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -126,17 +116,6 @@ class _Kept:
     amount: int
     unit: Literal["examples", "tokens"]
     words: str
-
-
-def _check_words(by: str, prefer: str | None, quota: str | Mapping[str, float]) -> None:
-    for name, value, known in (
-        ("by", by, tuple(CRITERIA)),
-        ("prefer", prefer, (None, "high", "low")),
-        ("quota", quota, ("proportional", "equal")),
-    ):
-        if not isinstance(value, Mapping) and value not in known:
-            needed = ", ".join(str(word) for word in known if word is not None)
-            raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {needed}", do="pick one")
 
 
 def _check_fit(table: ScoreTable, *, groups, tokens, duplicates) -> None:
@@ -163,11 +142,8 @@ def _check_fit(table: ScoreTable, *, groups, tokens, duplicates) -> None:
         )
 
 
-def _kept_budget(
-    count: int, tokens: Sequence[int] | None, keep: Amount | None, drop: Amount | None, *, has_duplicates: bool, reweight: bool
-) -> _Kept:
-    if keep is not None and drop is not None:
-        raise BadInput(found=f"keep={keep!r} and drop={drop!r}", needed="one of them", do="leave one out")
+def _kept_budget(config: SelectConfig, count: int, tokens: Sequence[int] | None, *, has_duplicates: bool) -> _Kept:
+    keep, drop, reweight = config.keep, config.drop, config.reweight
     amount = drop if keep is None else keep
     if amount is None:
         if not has_duplicates or reweight:

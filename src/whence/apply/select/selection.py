@@ -19,9 +19,7 @@ from whence.store.file_sets import check_set, path_in_set, write_set
 from whence.store.files import read_json, read_lines
 from whence.strict_json import fitted, record_of
 
-__all__ = ["CRITERIA", "By", "Decision", "Selection", "load_selection"]
-
-By = Literal["influence", "self-influence", "loss", "random"]
+__all__ = ["CRITERIA", "Decision", "Selection", "load_selection"]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from whence.apply.select.selection import CRITERIA, By
+from whence.apply.select.selection import CRITERIA
 from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores, random_scores
-from whence.settings import takes_option
+from whence.settings import By, takes_option
 from whence.tasks import AbstractTask
 
 __all__ = ["value_table"]

@@ -5,16 +5,15 @@ Axes: M models, N training examples, L lines of the report.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from whence.apply.shares.sources import Lines
 from whence.errors import BadInput, UnknownOption
+from whence.settings import RuleName
 
-__all__ = ["RULES", "Rule", "RuleName"]
+__all__ = ["RULES", "Rule"]
 
-RuleName = Literal["positive", "softmax", "signed"]
 RULES: dict[str, str] = {
     "positive": "each example counts with its score if that is positive; a negative score counts as nothing, for no one and against no one",
     "softmax": "each example counts with exp(score / (temperature x the standard deviation of the query's scores)); "

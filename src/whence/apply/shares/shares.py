@@ -6,17 +6,19 @@ Axes: Q queries, N training examples, L lines of the report.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from whence.apply.shares.intervals import over_models, over_queries, weighted_mean
 from whence.apply.shares.payout import Payout, Settled, apportion, settle
-from whence.apply.shares.rules import Rule, RuleName
-from whence.apply.shares.sources import LineKind, lines_of
-from whence.apply.shares.tables import Several, Tables, tables_of
+from whence.apply.shares.rules import Rule
+from whence.apply.shares.sources import LineKind, Lines, lines_of
+from whence.apply.shares.tables import Tables, tables_of
 from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
+from whence.settings import SharesConfig, only_options
 
 __all__ = ["WHOLE", "ShareLine", "Shares", "shares"]
 
@@ -102,18 +104,11 @@ def shares(
     tables: ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
     sources: Mapping[str, str],
     *,
-    rule: RuleName = "positive",
-    temperature: float | None = None,
-    floor: float | None = None,
-    floor_errors: float | None = None,
-    several: Several | None = None,
+    config: SharesConfig = SharesConfig(),
     weights: Mapping[str, float] | None = None,
-    payout: str | None = None,
-    minimum: str | None = None,
     carried: Mapping[str, str] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
     quiet: bool = False,
+    **options: Any,
 ) -> Shares:
     """Shares of sources in what a model does: for each query, in total, and in money.
 
@@ -130,20 +125,11 @@ def shares(
     Args:
         tables: Scores, as tables or as folders that `whence score` or `whence attribute` wrote; read in float32, as they are written.
         sources: By id of a training example the name of its source, such as `whence.named_sources(records, by="author")`; "" for unknown.
-        rule: "positive": positive scores count, negative ones do not. "softmax": the exponential of every score counts. "signed": negative
-            scores count against positive ones of the same source, and a source below zero gets nothing.
-        temperature: For softmax, in standard deviations of the query's scores.
-        floor: Noise floor: scores nearer to zero, in the table's unit, go to a line of their own.
-        floor_errors: The same as a number of standard errors over models, three or more.
-        several: What several tables are: "queries" adds their queries up, named by table and query; "models" takes them as scores of the same
-            queries by models trained alike, averages them and gives an interval. Must be said if there is more than one.
+        config: How scores become shares, and shares money.
         weights: By name of a query what it counts, such as how often it was asked; None counts all alike.
-        payout: An amount to split, with its currency: "1000.00 EUR".
-        minimum: Who is due less than this amount is not paid; it is held back under the source's name.
         carried: By name of a source what was held back before, which is due now as well.
-        draws: Bootstrap draws of the queries.
-        seed: Of the draws.
         quiet: No progress on stderr.
+        **options: By name, the fields of `SharesConfig` instead of `config`, such as rule="signed" and payout="1000.00 EUR".
 
     Returns:
         The shares.
@@ -151,47 +137,30 @@ def shares(
     Raises:
         BadInput: If options do not fit each other or the tables.
     """
-    if draws < 1:
-        raise BadInput(found=f"draws={draws}", needed="1 or more", do="leave it out for 1,000")
-    found = tables_of(tables, several)
-    chosen = Rule(name=rule, temperature=temperature, floor=floor, floor_errors=floor_errors)
-    if floor_errors is not None and found.num_models < 3:
+    config = only_options(config, options, "config")
+    found, rule, money = tables_of(tables, config.several), _rule(config), _payout(config, carried)
+    if rule.floor_errors is not None and found.num_models < 3:
         raise BadInput(
             found=f"a noise floor in standard errors over {found.num_models} model(s)",
             needed="tables of three models or more, with several='models'",
             do="pass them, or a floor in the unit of the scores",
         )
-    if payout is None and (minimum is not None or carried):
-        raise BadInput(found="a minimum or a carried amount without a payout", needed="an amount to split", do="pass payout")
-    money = None if payout is None else Payout.read(payout, minimum=minimum)
     amounts = {} if money is None else {name: money.units(text) for name, text in (carried or {}).items()}
     before = {name: amount for name, amount in amounts.items() if amount}
-    lines = lines_of(found.train_ids, sources, before)
-    weights_Q = _weights(found.query_ids, weights)
-    shares_QL = np.zeros((len(found.query_ids), len(lines.names)))
-    without_MQL = [np.zeros_like(shares_QL) for _ in range(found.num_models if found.num_models > 1 else 0)]
-    raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
-    with meter("shares", len(weights_Q), quiet=quiet) as progress:
-        for query, weight in enumerate(weights_Q):
-            scores_MN = found.of_query(query)
-            shares_QL[query] = chosen.shares(scores_MN, lines)
-            scores_N, of_examples = chosen.placed(scores_MN, lines)
-            for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
-                sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
-            for model, without_QL in enumerate(without_MQL):
-                without_QL[query] = chosen.shares(np.delete(scores_MN, model, axis=0), lines)
-            progress.advance()
-    total_L = weighted_mean(shares_QL, weights_Q)
+    lines, weights_Q = lines_of(found.train_ids, sources, before), _weights(found.query_ids, weights)
+    split = _split(found, rule, lines, weights_Q, quiet)
+    total_L = weighted_mean(split.shares_QL, weights_Q)
     order = sorted(range(len(total_L)), key=lambda line: (lines.kinds[line] != "source", -total_L[line]))
+
     # What is lost to rounding goes by the order in which lines are shown.
     whole = apportion(WHOLE, [float(total_L[line]) for line in order])
     names = [lines.names[line] if lines.kinds[line] == "source" else None for line in order]
     settled = [None] * len(order) if money is None else settle(money, names, whole, before)
-    ends_of_models = (
-        over_models(total_L, [weighted_mean(each_QL, weights_Q) for each_QL in without_MQL]) if without_MQL else None
-    )
+
+    totals = [weighted_mean(each_QL, weights_Q) for each_QL in split.without_MQL]
+    ends_of_models = over_models(total_L, totals) if totals else None
     is_many = len(weights_Q) > 1
-    ends_of_queries = over_queries(shares_QL, weights_Q, draws=draws, seed=seed) if is_many else None
+    ends_of_queries = over_queries(split.shares_QL, weights_Q, draws=config.draws, seed=config.seed) if is_many else None
     weight = float(sum(weights_Q.tolist()))
     made = tuple(
         ShareLine(
@@ -201,16 +170,60 @@ def shares(
             whole[place] / WHOLE,
             _ends(ends_of_models, line),
             _ends(ends_of_queries, line),
-            float(raised_L[line]) / weight,
-            float(lowered_L[line]) / weight,
+            float(split.raised_L[line]) / weight,
+            float(split.lowered_L[line]) / weight,
             settled[place],
         )
         for place, line in enumerate(order)
     )
     return Shares(
-        made, found.query_ids, tuple(weights_Q.tolist()), shares_QL[:, order], chosen, money, found,
-        lines.listed(found.train_ids), lines.unlisted, draws, seed,
+        made, found.query_ids, tuple(weights_Q.tolist()), split.shares_QL[:, order], rule, money, found,
+        lines.listed(found.train_ids), lines.unlisted, config.draws, config.seed,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Shares of each query, the same without each model (where there are several), and sums of positive and of negative scores."""
+
+    shares_QL: np.ndarray
+    without_MQL: list[np.ndarray]
+    raised_L: np.ndarray
+    lowered_L: np.ndarray
+
+
+def _split(found: Tables, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
+    shares_QL = np.zeros((len(found.query_ids), len(lines.names)))
+    without_MQL = [np.zeros_like(shares_QL) for _ in range(found.num_models if found.num_models > 1 else 0)]
+    raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
+    with meter("shares", len(weights_Q), quiet=quiet) as progress:
+        for query, weight in enumerate(weights_Q):
+            scores_MN = found.of_query(query)
+            shares_QL[query] = rule.shares(scores_MN, lines)
+            scores_N, of_examples = rule.placed(scores_MN, lines)
+            for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
+                sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
+            for model, without_QL in enumerate(without_MQL):
+                without_QL[query] = rule.shares(np.delete(scores_MN, model, axis=0), lines)
+            progress.advance()
+    return _Split(shares_QL, without_MQL, raised_L, lowered_L)
+
+
+def _rule(config: SharesConfig) -> Rule:
+    return Rule(name=config.rule, temperature=config.temperature, floor=config.floor, floor_errors=config.floor_errors)
+
+
+def _payout(config: SharesConfig, carried: Mapping[str, str] | None) -> Payout | None:
+    """What is to be split.
+
+    Raises:
+        BadInput: If something was carried into no payout.
+    """
+    if config.payout is not None:
+        return Payout.read(config.payout, minimum=config.minimum)
+    if carried:
+        raise BadInput(found="a carried amount without a payout", needed="an amount to split", do="pass payout")
+    return None
 
 
 def _weights(query_ids: Sequence[str], weights: Mapping[str, float] | None) -> np.ndarray:

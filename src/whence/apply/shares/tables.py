@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from whence.errors import BadInput
 from whence.evaluate import load_table
 from whence.evaluate.tables import checked
 from whence.records import ScoreTable
+from whence.settings import Several
 
-__all__ = ["Several", "Tables", "tables_of"]
-
-Several = Literal["queries", "models"]
+__all__ = ["Tables", "tables_of"]
 
 
 @dataclass(frozen=True)

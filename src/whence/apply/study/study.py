@@ -21,7 +21,16 @@ from whence.errors import BadInput
 from whence.methods import exact_method_named
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
-from whence.settings import Damping, ExactSettings, Runtime, final_settings, split_runtime, stored_options
+from whence.settings import (
+    Damping,
+    ExactSettings,
+    Runtime,
+    StudyConfig,
+    final_settings,
+    split_options,
+    split_runtime,
+    stored_options,
+)
 from whence.store import Store, open_store, write_json
 from whence.tasks import AbstractTask
 
@@ -38,8 +47,7 @@ def study(
     sets: Mapping[str, Dataset | Iterable[Any]],
     folder: str | Path,
     *,
-    k: int | None = None,
-    kinds: Mapping[str, str] | None = None,
+    config: StudyConfig = StudyConfig(),
     method: str | ExactSettings | None = None,
     runtime: Runtime = Runtime(),
     **options: Any,
@@ -61,12 +69,11 @@ def study(
         corpus: A store of it or its folder; or the training data itself, which is then gone through with whole gradients.
         sets: Queries by name of their set, as `task.prepare` takes them.
         folder: Where scores, study.json and study.html go.
-        k: Documents of a tail, on each side of each query; None for 50, or a tenth of a small corpus.
-        kinds: By id of a document its kind; None takes the source.
+        config: What is read off the scores.
         method: For training data, an exact method; None for "ekfac", its curvature kept in the study's own folder.
         runtime: How the job runs.
-        **options: By name: `seed` of bootstrap and permutation draws; for a store the damping, as in `whence.query`; for training data the
-            method's settings, as in `whence.attribute`; and the fields of `Runtime`.
+        **options: By name: the fields of `StudyConfig`; for a store the damping, as in `whence.query`; for training data the method's
+            settings, as in `whence.attribute`; and the fields of `Runtime`.
 
     Returns:
         The study.
@@ -78,7 +85,7 @@ def study(
     folder = Path(folder)
     is_store = isinstance(corpus, Store | str | Path)
     runtime, rest = split_runtime(runtime, options)
-    seed = rest.pop("seed", 0)
+    config, rest = split_options(config, rest, "config")
     settings, damping = None, Damping()
     if is_store:
         damping = _store_damping(method, runtime, rest)
@@ -92,14 +99,14 @@ def study(
     _check_nats(queries, nats_Q)
     if isinstance(corpus, Store | str | Path):
         store = corpus if isinstance(corpus, Store) else open_store(corpus)
-        k = _tail(k, len(store))
+        k = _tail(config.k, len(store))
         ready = corpus_of_store(store, task, queries, damping, runtime.quiet)
     else:
         train = as_dataset(task, corpus)
-        k = _tail(k, len(train))
+        k = _tail(config.k, len(train))
         assert settings is not None
         ready = corpus_of_data(task, train, queries, settings, runtime)
-    numbered = kinds_of(ready.documents(), kinds)
+    numbered = kinds_of(ready.documents(), config.kinds)
     kept = keep_scores(ready, folder / "scores", nats_Q, quiet=runtime.quiet)
     readings = {}
     for name, by_norm in (("per nat", False), ("per nat and norm", True)):
@@ -113,9 +120,9 @@ def study(
             share
             for label, rows in places.items()
             for side in ("top", "bottom")
-            for share in kind_shares(numbered, tails.side(side)[0][rows.start : rows.stop], label, side, seed=seed)
+            for share in kind_shares(numbered, tails.side(side)[0][rows.start : rows.stop], label, side, seed=config.seed)
         ]
-        readings[name] = Reading(name, tails, mass, counted, by_sets(matrix_QQ, places, seed=seed), tuple(shares))
+        readings[name] = Reading(name, tails, mass, counted, by_sets(matrix_QQ, places, seed=config.seed), tuple(shares))
     found = Study(
         folder, places, queries.ids, tuple(example.text or example.id for example in queries.examples), tuple(nats_Q.tolist()),
         tuple(measurements_Q.tolist()), readings, kept, ready, len(numbered.names), k, task.unit,

@@ -16,7 +16,7 @@ from whence.apply.why.question import Question, question, texts_of
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
-from whence.settings import ExactSettings, Runtime, exact_settings, split_runtime
+from whence.settings import Runtime, Writing, final_settings, split_runtime
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 
@@ -26,13 +26,12 @@ __all__ = ["why"]
 def why(
     task: AbstractTask,
     prompt: str | Sequence[Mapping[str, Any]],
-    completion: str | None = None,
+    completion: str | Writing = Writing(),
     *,
     train: Dataset | Iterable[Any],
     store: Store | str | Path | None = None,
     token: int | None = None,
     k: int = 5,
-    method: str | ExactSettings | None = None,
     **options: Any,
 ) -> Why:
     """The training documents behind a completion, token by token.
@@ -47,15 +46,14 @@ def why(
     Args:
         task: A causal language model.
         prompt: A text, or the messages of a conversation that the assistant is to go on with.
-        completion: What the model said; None lets the model write it.
+        completion: What the model said, or how it is to write that.
         train: The training data; with a store at least what it was built from.
         store: A store of aligned, or its folder: it leaves a shortlist, which is then scored exactly. None scores all of `train`.
         token: Number of the one token of the completion to explain, counted from 1; None explains the whole completion.
         k: Documents on each side at most.
-        method: Without a store: "ekfac", which is taken for None, "kfac" or "grad-dot-exact", or their settings.
-        **options: By name. For a completion that the model writes: `max_new_tokens` (40), `temperature` (0 takes the most likely token each
-            time) and `seed` of sampling. Without a store: the method's settings, as in `whence.attribute`. With a store: `shortlist`, the
-            training examples kept on each side. And the fields of `Runtime`.
+        **options: By name. Without a store: `method`, one of "ekfac" (the default), "kfac" and "grad-dot-exact" or its settings, and with a
+            name the method's settings, as in `whence.attribute`. With a store: `shortlist`, the training examples kept on each side. And
+            the fields of `Runtime`.
 
     Returns:
         The answer.
@@ -75,9 +73,8 @@ def why(
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one document")
     runtime, rest = split_runtime(Runtime(), options)
-    writing = {name: rest.pop(name, None) for name in ("max_new_tokens", "temperature", "seed")}
     shortlist = rest.pop("shortlist", None)
-    fitting = {"method": method, **rest, "memory_gib": runtime.memory_gib}
+    fitting = {**rest, "memory_gib": runtime.memory_gib}
     unused = [name for name, value in (fitting if store is not None else {"shortlist": shortlist}).items() if value is not None]
     if unused:
         has = "whose curvature and damping are inside it" if store is not None else "which has a shortlist"
@@ -86,8 +83,8 @@ def why(
             needed="settings of the road that is taken",
             do=f"leave {unused[0]} out, or {'leave the store out' if store is not None else 'pass a store'}",
         )
-    settings = exact_settings(method or "ekfac", rest)
-    asked = question(task, prompt, completion, **writing)
+    settings = final_settings(rest.pop("method", "ekfac"), rest)
+    asked = question(task, prompt, completion)
     numbers = _numbers(asked, token)
     if store is None:
         source: Source = FromData.prepare(task, train, asked, settings, runtime)

@@ -13,14 +13,13 @@ import torch
 from whence.capture import frozen
 from whence.data import Example
 from whence.errors import BadInput
+from whence.settings import Writing
 from whence.tasks import CausalLM
 from whence.tasks.chat import prompt_of
 from whence.tasks.lm_records import encoded
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["Question", "question", "texts_of"]
-
-_NEW_TOKENS = 40
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -53,45 +52,26 @@ class Question:
 def question(
     task: CausalLM,
     prompt: Prompt,
-    completion: str | None,
-    *,
-    max_new_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
+    completion: str | Writing,
 ) -> Question:
-    """Tokenize prompt and completion; without a completion let the model write one.
+    """Tokenize prompt and completion, or let the model write one.
 
     Args:
         task: The language model.
         prompt: A text, or the messages of a conversation, which get the tokenizer's chat template and its generation prompt.
-        completion: What the model said, or would have; None to generate it.
-        max_new_tokens: Tokens to generate at most; None for 40.
-        temperature: Of sampling; None or 0 takes the most likely token each time.
-        seed: Of sampling; None for 0.
+        completion: What the model said, or would have; or how it writes that.
 
     Returns:
         The question.
 
     Raises:
-        BadInput: If a setting of generation has no use, or the text does not fit into the context.
+        BadInput: If the text does not fit into the context.
     """
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    idle = [
-        name
-        for name, value in given.items()
-        if value is not None and (completion is not None or name == "seed" and not temperature)
-    ]
-    if idle:
-        raise BadInput(
-            found=f"{idle[0]} for {'a completion that is given' if completion is not None else 'the most likely completion'}",
-            needed="a setting of what the model has to write, the seed with a temperature above 0",
-            do=f"leave {idle[0]} out",
-        )
     is_text = isinstance(prompt, str)
     before = prompt if isinstance(prompt, str) else prompt_of("the prompt", prompt, task.tokenizer)
     ids, spans = encoded(task.tokenizer, before, special=is_text)
-    if completion is None:
-        more, completion, more_spans = _written(task, ids, max_new_tokens, temperature, seed)
+    if isinstance(completion, Writing):
+        more, completion, more_spans = _written(task, ids, completion)
     else:
         more, more_spans = encoded(task.tokenizer, completion, special=False)
         more_spans = more_spans or _decoded_spans(task.tokenizer, ids, more)[1]
@@ -125,36 +105,27 @@ def texts_of(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _written(
-    task: CausalLM, ids: list[int], max_new_tokens: int | None, temperature: float | None, seed: int | None
-) -> tuple[list[int], str, list[tuple[int, int]]]:
+def _written(task: CausalLM, ids: list[int], writing: Writing) -> tuple[list[int], str, list[tuple[int, int]]]:
     """Token ids, text and spans of what the model says next, without the mark of its end.
 
     Raises:
         BadInput: If it has nothing to go on from, no room, or nothing to say.
     """
-    count = _NEW_TOKENS if max_new_tokens is None else max_new_tokens
-    if count < 1 or (temperature or 0.0) < 0:
-        raise BadInput(
-            found=f"max_new_tokens={count}, temperature={temperature}",
-            needed="1 or more, and 0 or more",
-            do="correct them, or leave them out",
-        )
     if not 1 <= len(ids) < task.max_length:
         raise BadInput(
             found=f"a prompt of {len(ids):,} tokens to be completed",
             needed=f"1 to {task.max_length - 1:,}",
             do="lengthen or shorten it",
         )
-    generator = torch.Generator().manual_seed(seed or 0)
+    generator = torch.Generator().manual_seed(writing.seed)
     model: Any = task.model
     ends, found = _end_marks(task), list(ids)
     with frozen(model), torch.no_grad():
-        while len(found) < min(len(ids) + count, task.max_length):
+        while len(found) < min(len(ids) + writing.max_new_tokens, task.max_length):
             inputs = torch.tensor([found], device=task.device)
             logits_V = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -1].double().cpu()
-            if temperature:
-                token = int(torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator))
+            if writing.temperature:
+                token = int(torch.multinomial((logits_V / writing.temperature).softmax(0), 1, generator=generator))
             else:
                 token = int(logits_V.argmax())
             if token in ends:

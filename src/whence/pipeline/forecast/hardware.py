@@ -1,14 +1,10 @@
-"""Sizes of known models, and rates of what computes on them: what a forecast at a size that nobody has at hand starts from."""
+"""Sizes of known models: what a forecast at a size that nobody has at hand starts from."""
 
 from dataclasses import dataclass
 
-from whence.errors import BadInput, UnknownOption
 from whence.records import Unit
 
-__all__ = ["GPUS", "MODEL_SHAPES", "Cluster", "ModelShape"]
-
-# Of a dense product in bfloat16, without sparsity, in TFLOP/s, and memory in GB, by the makers' data sheets.
-GPUS = {"a100": (312.0, 80.0), "h100": (989.0, 80.0), "h200": (989.0, 141.0), "b200": (2250.0, 180.0)}
+__all__ = ["MODEL_SHAPES", "ModelShape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,43 +65,3 @@ MODEL_SHAPES = {
     "olmo-7b": ModelShape(layers=32, hidden=4096, intermediate=11008, key_values=4096, vocabulary=100352),
     "olmo-32b": ModelShape(layers=64, hidden=5120, intermediate=27648, key_values=1024, vocabulary=100352),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What computes and reads.
-
-    Args:
-        gpus: Devices, one rank each.
-        gpu: Name in `GPUS`, for its arithmetic and memory.
-        tflops: Instead of the name's, operations a second of a large product on one device, in 10^12; 0 takes the name's.
-        utilisation: Share of that which a build reaches. At .4 the published 8B rates of LoGra come out within 20 % (docs/scale.md).
-        disk_gbps: What each rank reads and writes, in 10^9 bytes a second.
-        network_gbps: What each rank sends, in the same unit.
-
-    Raises:
-        BadInput: If a number is not positive.
-        UnknownOption: If there is no such device.
-    """
-
-    gpus: int = 1
-    gpu: str = "h100"
-    tflops: float = 0.0
-    utilisation: float = 0.4
-    disk_gbps: float = 2.0
-    network_gbps: float = 10.0
-
-    def __post_init__(self):
-        for name in ("gpus", "utilisation", "disk_gbps", "network_gbps"):
-            if getattr(self, name) <= 0 or self.tflops < 0:
-                bad = name if getattr(self, name) <= 0 else "tflops"
-                raise BadInput(found=f"{bad}={getattr(self, bad)}", needed="a positive number", do="correct it")
-        if self.gpu not in GPUS:
-            raise UnknownOption(
-                found=f"gpu={self.gpu!r}", needed=f"one of: {', '.join(GPUS)}", do="pick one, or give its tflops"
-            )
-
-    @property
-    def operations_per_second(self) -> float:
-        """Of one device, in a build."""
-        return (self.tflops or GPUS[self.gpu][0]) * 1e12 * self.utilisation

@@ -13,10 +13,10 @@ from typing import Any
 from whence.compress import QuantizedCodec, RowCodec, projected_shape
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
-from whence.pipeline.forecast.hardware import GPUS, MODEL_SHAPES, Cluster, ModelShape
+from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES, code_size
 from whence.records import Unit
-from whence.settings import BuildConfig, FitConfig
+from whence.settings import GPUS, BuildConfig, Cluster, FitConfig, Load
 from whence.store import row_codec
 
 __all__ = ["ScaleForecast", "forecast_scale", "size_text", "time_text"]
@@ -102,13 +102,10 @@ class ScaleForecast:
 
 def forecast_scale(
     model: str | ModelShape,
-    examples: int,
+    load: Load,
     config: BuildConfig,
     cluster: Cluster,
     *,
-    tokens_per_example: int = 512,
-    queries: int = 1,
-    k: int = 100,
     track: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> ScaleForecast:
@@ -116,12 +113,9 @@ def forecast_scale(
 
     Args:
         model: Name in `MODEL_SHAPES`, or a shape.
-        examples: Training examples.
+        load: Examples and queries.
         config: As in `build`.
         cluster: What computes and reads.
-        tokens_per_example: Of every example.
-        queries: Asked at once.
-        k: Hits a query.
         track: Patterns of names of weights to attribute; all if there are none.
         ignore: Patterns of names to leave out.
 
@@ -129,66 +123,74 @@ def forecast_scale(
         The forecast.
 
     Raises:
-        BadInput: If a number is not positive or a pattern leaves nothing.
+        BadInput: If a pattern leaves nothing.
         UnknownOption: If there is no such shape.
     """
-    for name, value in (("examples", examples), ("tokens_per_example", tokens_per_example), ("queries", queries), ("k", k)):
-        if value < 1:
-            raise BadInput(found=f"{name}={value}", needed="1 or more", do="correct it")
     if isinstance(model, str) and model not in MODEL_SHAPES:
         raise UnknownOption(found=f"model shape {model!r}", needed=f"one of: {', '.join(MODEL_SHAPES)}", do="pick the nearest")
     shape = MODEL_SHAPES[model] if isinstance(model, str) else model
-    method = method_named(config.method)
-    units = _chosen(shape.units(), track, ignore)
+    method, units = method_named(config.method), _chosen(shape.units(), track, ignore)
+    examples, tokens, speed = load.examples, load.tokens_per_example, cluster.operations_per_second
     code = code_size(units, examples, config) if method.encoder == "aligned" else None
     codec = _codec(units, method, config, None if code is None else max(choice.width for choice in code.choices))
-    # With a budget of bytes the sample chooses the type: at most so many.
+
+    # Bytes. With a budget of them the sample chooses the type: at most so many.
     row_bytes = code.row_bytes if code is not None and config.bytes_per_example else codec.row_bytes()
+    store_bytes, text_bytes = examples * row_bytes, int(examples * (_TEXT_BYTES_PER_TOKEN * tokens + _TEXT_BYTES))
     widths = [prod(one) for one in codec.shapes]
-    shared = _curvature_bytes(widths, method, config) if code is None else code.shared_bytes
-    compress = _compress_operations(units, codec, method, tokens_per_example, 0 if code is None else code.coordinates)
-    per_example = tokens_per_example * shape.network_operations(tokens_per_example) + compress
-    speed = cluster.operations_per_second
-    store_bytes = examples * row_bytes
-    text_bytes = int(examples * (_TEXT_BYTES_PER_TOKEN * tokens_per_example + _TEXT_BYTES))
-    tracked = sum(unit.outputs * unit.inputs for unit in units)
-    fit_operations, sample_operations, sums = 0.0, 0.0, 0
-    if code is not None:
-        # Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third.
-        both = 2 * shape.network_operations(tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
-        sample_operations = code.samples * per_example
-        fit_operations = min(examples, FIT_EXAMPLES) * tokens_per_example * both + sample_operations
-        sums = 4 * (
-            tracked + sum(side * side if side <= 1024 else side for unit in units for side in (unit.outputs, unit.inputs))
-        )
+
+    # Operations: of the network and of what turns its pairs into a row; of a fit before it; of a scan.
+    compress = _compress_operations(units, codec, method, tokens, 0 if code is None else code.coordinates)
+    per_example = tokens * shape.network_operations(tokens) + compress
+    fit = _Fit(0.0, 0.0, 0) if code is None else _fit(units, shape, load, code.samples * per_example)
+    multiplying = 2.0 * examples * sum(widths) * load.queries / speed
+
+    # Times: whatever is slower, the arithmetic or the disk.
     computing, writing = examples * per_example / speed, (store_bytes + text_bytes) / (cluster.disk_gbps * 1e9)
     reading = store_bytes / (cluster.disk_gbps * 1e9)
-    multiplying = 2.0 * examples * sum(widths) * queries / speed
-    memory = 2 * shape.parameters
-    room = GPUS[cluster.gpu][1] * 1e9
-    notes = [f"weights alone exceed the {room / 1e9:,.0f} GB of a {cluster.gpu}: they have to be spread over devices"]
+    memory, room = 2 * shape.parameters, GPUS[cluster.gpu][1] * 1e9
+    note = f"weights alone exceed the {room / 1e9:,.0f} GB of a {cluster.gpu}: they have to be spread over devices"
+    is_many = cluster.gpus > 1
     return ScaleForecast(
         model=model if isinstance(model, str) else "a model",
         parameters=shape.parameters,
-        tracked=tracked,
+        tracked=sum(unit.outputs * unit.inputs for unit in units),
         examples=examples,
-        tokens_per_example=tokens_per_example,
+        tokens_per_example=tokens,
         row_bytes=row_bytes,
         store_bytes=store_bytes,
         text_bytes=text_bytes,
-        shared_bytes=shared,
+        shared_bytes=_curvature_bytes(widths, method, config) if code is None else code.shared_bytes,
         build_operations=examples * per_example,
-        build_tokens_per_second=tokens_per_example * speed / per_example,
+        build_tokens_per_second=tokens * speed / per_example,
         build_seconds=max(computing, writing) / cluster.gpus,
-        fit_seconds=fit_operations / speed,
-        sample_seconds=sample_operations / speed,
+        fit_seconds=fit.operations / speed,
+        sample_seconds=fit.sample_operations / speed,
         # A ring sends every number of a sum twice.
-        fit_network_bytes=2 * sums if cluster.gpus > 1 else 0,
+        fit_network_bytes=2 * fit.sum_bytes if is_many else 0,
         scan_seconds=max(reading, multiplying) / cluster.gpus,
-        gather_bytes=2 * k * queries * _HIT_BYTES * cluster.gpus if cluster.gpus > 1 else 0,
+        gather_bytes=2 * load.k * load.queries * _HIT_BYTES * cluster.gpus if is_many else 0,
         memory_bytes=memory,
-        notes=tuple(notes) if memory > room else (),
+        notes=(note,) if memory > room else (),
     )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What the curvature before a build takes: operations, those of its sample among them, and bytes of its sums."""
+
+    operations: float
+    sample_operations: float
+    sum_bytes: int
+
+
+def _fit(units: Sequence[Unit], shape: ModelShape, load: Load, sample_operations: float) -> _Fit:
+    """Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third."""
+    tracked = sum(unit.outputs * unit.inputs for unit in units)
+    both = 2 * shape.network_operations(load.tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
+    operations = min(load.examples, FIT_EXAMPLES) * load.tokens_per_example * both + sample_operations
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
+    return _Fit(operations, sample_operations, 4 * (tracked + sum(side * side if side <= 1024 else side for side in sides)))
 
 
 def _chosen(units: list[Unit], track: Sequence[str], ignore: Sequence[str]) -> list[Unit]:

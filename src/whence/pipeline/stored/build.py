@@ -17,7 +17,7 @@ from whence.compress import Aligned, Encoder
 from whence.curvature import fit_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
-from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption
+from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
 from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
@@ -26,7 +26,7 @@ from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepp
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import gradient_rows
-from whence.settings import BuildConfig
+from whence.settings import BuildConfig, only_options
 from whence.store import (
     Blueprint,
     Pending,
@@ -69,7 +69,7 @@ def build(
     origin: dict[str, Any] | None = None,
     quiet: bool = False,
     ranks: Ranks = Ranks(),
-    config: BuildConfig | None = None,
+    config: BuildConfig = BuildConfig(),
     **options: Any,
 ) -> Store:
     """Compress the gradient of every training example into a store on disk.
@@ -100,13 +100,7 @@ def build(
         StoreMismatch: If the folder holds a store of something else.
         UnknownOption: If there is no such option.
     """
-    if config is not None and options:
-        raise BadInput(found="config and options", needed="one of them", do=f"put {', '.join(options)} into the config")
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(BuildConfig)})
-    if unknown:
-        known = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
-        raise UnknownOption(found=f"the option {unknown[0]!r}", needed=f"one of: {known}", do="correct it")
-    config = config or BuildConfig(**options)
+    config = only_options(config, options, "config")
     folder = located(folder)
     check_writable(folder)
     if is_remote(folder) and factors is None and method_named(config.method).encoder == "aligned":

@@ -1,0 +1,207 @@
+"""What people set of the uses of scores: what a model writes, which tokens and examples are chosen, what is read off, who gets what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from whence.errors import BadInput, UnknownOption
+
+__all__ = [
+    "Amount",
+    "By",
+    "DistilConfig",
+    "GuideConfig",
+    "RuleName",
+    "SelectConfig",
+    "Several",
+    "SharesConfig",
+    "StudyConfig",
+    "Writing",
+]
+
+Amount = str | int | float
+"""Of examples (500), a share of them (0.5 or "50%"), or "20000 tokens"."""
+
+By = Literal["influence", "self-influence", "loss", "random"]
+"""What training examples are ranked by."""
+
+RuleName = Literal["positive", "softmax", "signed"]
+"""How the scores of a query become shares."""
+
+Several = Literal["queries", "models"]
+"""What several tables of scores are of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How a model writes what is then explained.
+
+    Args:
+        max_new_tokens: Tokens to write at most.
+        temperature: 0 takes the most likely token each time; else tokens are drawn, at 1 as often as the model says.
+        seed: Of the draws.
+
+    Raises:
+        BadInput: If a number is out of range.
+    """
+
+    max_new_tokens: int = 40
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or not self.temperature >= 0:
+            raise BadInput(
+                found=f"max_new_tokens={self.max_new_tokens}, temperature={self.temperature}",
+                needed="1 or more, and 0 or more",
+                do="correct them, or leave them out",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideConfig:
+    """Which tokens are marked.
+
+    Args:
+        quantile: Only tokens whose score is above this quantile of all of them start a mark.
+        window: Tokens before and after each of them that are marked along with it.
+        budget: Share of the scored tokens that may be marked.
+
+    Raises:
+        BadInput: If a number is out of range.
+    """
+
+    quantile: float = 0.99
+    window: int = 1
+    budget: float = 0.02
+
+    def __post_init__(self):
+        if not (0 <= self.quantile < 1 and self.window >= 0 and 0 < self.budget <= 1):
+            raise BadInput(
+                found=f"quantile={self.quantile}, window={self.window}, budget={self.budget}",
+                needed="a quantile from 0 to below 1, a window of 0 or more tokens, a budget above 0 and up to 1",
+                do="correct it; the published values are 0.99, 1 and 0.02",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """How a proxy is trained: AdamW, the learning rate rising over the first tenth of the steps and falling linearly to zero.
+
+    Args:
+        epochs: Passes over the inputs.
+        batch_examples: Inputs per step.
+        learning_rate: At its highest.
+        weight_decay: Decoupled.
+        is_sampled: Whether the proxy is shown one answer per position, drawn anew each time from the target's distribution, instead of the
+            whole distribution: what can be had from a target that only answers.
+
+    Raises:
+        BadInput: If a number is out of range.
+    """
+
+    epochs: int = 4
+    batch_examples: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    is_sampled: bool = False
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_examples < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
+            raise BadInput(
+                found=f"{self.epochs} epochs of batches of {self.batch_examples}, learning rate {self.learning_rate:g}, weight decay "
+                f"{self.weight_decay:g}",
+                needed="one epoch and one example or more, a positive learning rate and no negative decay",
+                do="correct it",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which training examples are kept.
+
+    Args:
+        by: What to rank by: influence on a validation set, self-influence, the example's own loss, or chance.
+        keep: How much to keep: 500 (examples), 50%, or "20000 tokens".
+        drop: How much to drop instead.
+        prefer: Which end to keep; high influence, low self-influence and low loss if left out.
+        quota: Of groups: the same share of each ("proportional"), as much of each as there is ("equal"), or their shares by name. What a
+            group cannot fill goes to the others.
+        per_token: Rank by value over length in tokens. Losses and scores of texts are sums over tokens, so without it long texts are extreme.
+        reweight: Weights for all instead of a choice, with mean 1 and as uneven as the choice would be; under these conditions those with the
+            largest predicted gain.
+
+    Raises:
+        BadInput: If it says both how much to keep and how much to drop.
+        UnknownOption: If there is no such criterion, end or quota.
+    """
+
+    by: By = "influence"
+    keep: Amount | None = None
+    drop: Amount | None = None
+    prefer: Literal["high", "low"] | None = None
+    quota: Literal["proportional", "equal"] | Mapping[str, float] = "proportional"
+    per_token: bool = False
+    reweight: bool = False
+
+    def __post_init__(self):
+        for name, choices in (("by", get_args(By)), ("prefer", (None, "high", "low")), ("quota", ("proportional", "equal"))):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and value not in choices:
+                needed = ", ".join(str(word) for word in choices if word is not None)
+                raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {needed}", do="pick one")
+        if self.keep is not None and self.drop is not None:
+            raise BadInput(found=f"keep={self.keep!r} and drop={self.drop!r}", needed="one of them", do="leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What is read off the scores of a study.
+
+    Args:
+        k: Documents of a tail, on each side of each query; None for 50, or a tenth of a small corpus.
+        kinds: By id of a document its kind; None takes the source.
+        seed: Of bootstrap and permutation draws.
+    """
+
+    k: int | None = None
+    kinds: Mapping[str, str] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesConfig:
+    """How scores become shares, and shares money.
+
+    Args:
+        several: What several tables are: "queries" adds their queries up, named by table and query (a month); "models" takes them as scores
+            of the same queries by models trained alike, averages them and gives an interval. Must be said if there is more than one.
+        rule: "positive": positive scores count, negative ones do not. "softmax": the exponential of every score counts. "signed": negative
+            scores count against positive ones of the same source, and a source below zero gets nothing.
+        temperature: Of softmax, in standard deviations of a query's scores.
+        floor: Noise floor: scores nearer to zero, in the table's unit, go to a line of their own.
+        floor_errors: Noise floor as a number of standard errors over three models or more.
+        payout: Amount to split, with its currency, such as "1000.00 EUR".
+        minimum: Who is due less than this amount is not paid; it is held back under the source's name.
+        draws: Bootstrap draws of the queries.
+        seed: Of the draws.
+
+    Raises:
+        BadInput: If there are no draws, or a minimum of nothing.
+    """
+
+    several: Several | None = None
+    rule: RuleName = "positive"
+    temperature: float | None = None
+    floor: float | None = None
+    floor_errors: float | None = None
+    payout: str | None = None
+    minimum: str | None = None
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.draws < 1:
+            raise BadInput(found=f"draws={self.draws}", needed="1 or more", do="leave it out for 1,000")
+        if self.payout is None and self.minimum is not None:
+            raise BadInput(found="a minimum without a payout", needed="an amount to split", do="pass payout")
