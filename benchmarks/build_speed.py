@@ -61,7 +61,7 @@ def build_step(task, examples, method):
     from whence.compress import Kronecker, RowCodec, projected_shape
     from whence.methods import method_named
     from whence.progress import meter
-    from whence.score import gradient_rows
+    from whence.score import Batching, gradient_rows
 
     plan = plan_units(task)
     chosen = method_named(method)
@@ -73,7 +73,7 @@ def build_step(task, examples, method):
 
     def step():
         with meter("", len(examples), quiet=True) as progress:
-            return gradient_rows(task, plan, kronecker, examples, max_positions=positions, progress=progress).units
+            return gradient_rows(task, plan, kronecker, examples, batching=Batching(positions), progress=progress).units
 
     shard = []
 

@@ -49,7 +49,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
     from whence.pipeline.exact.prepare import Prepared
     from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
-    from whence.score import Metric, exact_scores, truncate
+    from whence.score import Metric, Parts, exact_scores, truncate
     from whence.settings import FitConfig
 
     plan, train = plan_units(task), Dataset(examples)
@@ -90,7 +90,9 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
 
     def score(blocks="blocks", metric=None):
         with meter("", len(examples), quiet=True) as progress:
-            exact_scores(task, plan, examples, held[blocks], max_positions=positions, progress=progress, metric=metric)
+            exact_scores(
+                task, plan, examples, held[blocks], max_positions=positions, progress=progress, parts=Parts(metric=metric)
+            )
 
     def score_low_rank():
         score("low rank")

@@ -30,7 +30,7 @@ from whence.pipeline import forecast_build, forecast_scale  # noqa: E402
 from whence.pipeline.forecast.hardware import ModelShape  # noqa: E402
 from whence.pipeline.stored.encoders import random_encoder  # noqa: E402
 from whence.progress import meter  # noqa: E402
-from whence.score import gradient_rows  # noqa: E402
+from whence.score import Batching, gradient_rows  # noqa: E402
 from whence.settings import (
     BuildConfig,  # noqa: E402
     Cluster,
@@ -75,7 +75,7 @@ def rows_seconds(task, plan, encoder, dataset):
     with meter("", 1, quiet=True) as progress:
         for _ in range(3):
             started = time.process_time()
-            gradient_rows(task, plan, encoder, dataset.examples, max_positions=1024, progress=progress)
+            gradient_rows(task, plan, encoder, dataset.examples, batching=Batching(1024), progress=progress)
             seconds.append(time.process_time() - started)
     return min(seconds)
 
@@ -97,7 +97,7 @@ def aligned_seconds(task, plan, dataset, rank):
         values = timed("eigenvalues", lambda: fit_values(fit, bases, progress, range(len(plan.units))))
         whitened = whiten(fit.finish(bases, values), ResolvedDamping(0.1, None, ""), 1 << 40)
         rows = timed(
-            "sample", lambda: gradient_rows(task, plan, whitened, dataset.examples, max_positions=1024, progress=progress)
+            "sample", lambda: gradient_rows(task, plan, whitened, dataset.examples, batching=Batching(1024), progress=progress)
         )
     choices = [Code(min(rank, len(dataset)), "int8", 8)]
     axes, _ = timed("axes", lambda: code_axes([row[:, 0] for row in rows.units], choices, most_bytes=1 << 40, seed=0))

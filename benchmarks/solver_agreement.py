@@ -114,12 +114,18 @@ class Truth:
             from whence.compress import Kronecker
             from whence.curvature import flatten
             from whence.progress import meter
-            from whence.score import gradient_rows
+            from whence.score import Batching, gradient_rows
 
             whole = Kronecker(self.plan.units, (None,) * len(self.plan.units), (None,) * len(self.plan.units))
             with meter("", len(dataset), quiet=True) as progress:
                 found = gradient_rows(
-                    task, self.plan, whole, dataset.examples, max_positions=positions, progress=progress, objective=objective
+                    task,
+                    self.plan,
+                    whole,
+                    dataset.examples,
+                    batching=Batching(positions),
+                    progress=progress,
+                    objective=objective,
                 )
             return flatten(found.units).double()
 

@@ -23,7 +23,7 @@ from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.load import load_records, load_task
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import Meter
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
 from whence.store.cache import note_path
@@ -115,7 +115,7 @@ def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
     for seal, (start, tensors) in zip(store.seals, store.shards(), strict=True):
         examples = dataset.examples[start : start + seal.rows]
         rows = gradient_rows(
-            task, plan, kronecker, examples, max_positions=positions, progress=Meter("", 0, None, spoken=float("inf"))
+            task, plan, kronecker, examples, batching=Batching(positions), progress=Meter("", 0, None, spoken=float("inf"))
         )
         wanted = store.codec.encode(rows.units)
         assert tensors.keys() == {*wanted, "norms"} and list(wanted) == list(store.codec.layout())

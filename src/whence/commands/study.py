@@ -74,7 +74,8 @@ def study(
 ) -> None:
     """Compare named sets of queries by where in a corpus they come from: tails, histograms, rank correlations, kinds of document.
 
-    Writes study.json and a page, study.html. Running it again goes on where it stopped.
+    Writes study.json and a page, study.html. Running it again goes on where it stopped. Options of the method, of how data is read and of
+    memory are for training data; a store has its method inside and takes a damping.
 
     Args:
         store: Folder made by `whence build`; or, with training data after it, a model as build takes it.

@@ -90,7 +90,8 @@ def why(
 ) -> None:
     """Why did it say this? The training documents, and tokens in them, behind a completion or one token of it.
 
-    Asks a store of the method aligned (a shortlist, then exact scores of it), or with --model and --train all of the training data.
+    Asks a store of the method aligned (a shortlist, then exact scores of it), or with --model and --train all of the training data. Options
+    of the method, of how data is read and of memory are for the latter: a store knows its own.
 
     Args:
         store: Folder made by `whence build`; leave it out to go through the training data itself.

@@ -3,18 +3,20 @@
 from whence.score.baselines import bm25, loss_scores, random_scores
 from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import Ensemble, mean_table
-from whence.score.exact import ExactScores, Metric, exact_scores
-from whence.score.query import Rows, gradient_rows, precondition
+from whence.score.exact import ExactScores, Metric, Parts, exact_scores
+from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
 from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores, united_top
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
 __all__ = [
+    "Batching",
     "Ensemble",
     "ExactScores",
     "LowRank",
     "Metric",
+    "Parts",
     "QueryBlock",
     "Rows",
     "Top",

@@ -5,6 +5,7 @@ Axes: U units, Q queries, N training examples, B of a batch, T positions, O outp
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from whence.score.blocks import LowRank, QueryBlock
 from whence.score.contract import Contraction
 from whence.tasks import AbstractTask
 
-__all__ = ["ExactScores", "Metric", "exact_scores"]
+__all__ = ["ExactScores", "Metric", "Parts", "exact_scores"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,21 @@ class ExactScores:
         return cls(found["scores_QN"], found.get("units_UQN"), tokens, found.get("squared_norms_N"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a scan keeps besides the scores.
+
+    Args:
+        per_unit: Whether to keep each unit's part.
+        tokens: Places of examples of which each position's part is wanted.
+        metric: For squared norms of the training gradients, from the same pass.
+    """
+
+    per_unit: bool = False
+    tokens: Collection[int] = ()
+    metric: Metric | None = None
+
+
 def exact_scores(
     task: AbstractTask,
     plan: Plan,
@@ -95,9 +111,7 @@ def exact_scores(
     *,
     max_positions: int,
     progress: Meter,
-    per_unit: bool = False,
-    tokens: Collection[int] = (),
-    metric: Metric | None = None,
+    parts: Parts = Parts(),
     ranks: Ranks = Ranks(),
 ) -> ExactScores:
     """Inner products of queries with the loss gradient of every training example, in one pass over the data.
@@ -109,48 +123,35 @@ def exact_scores(
         blocks: Preconditioned queries, per unit, on the model's device, already scaled to the score's unit; empty for norms only.
         max_positions: Positions per batch.
         progress: Advanced by examples.
-        per_unit: Whether to keep each unit's part.
-        tokens: Places of examples of which each position's part is wanted.
-        metric: For squared norms of the training gradients, from the same pass.
+        parts: What is kept besides the scores.
         ranks: Connected processes that share the examples, all with the same blocks; each gets the scores of all examples.
 
     Returns:
         The scores, in the order of the examples, on the CPU.
     """
     shared = shared_units(plan)
-    max_examples = 256 if metric is None else held_examples(plan, shared)
+    max_examples = 256 if parts.metric is None else held_examples(plan, shared)
     head = separate_head(task, plan, examples)
-    objective = "loss" if head is None else head.loss
-    parts: list[tuple[Sequence[int], _Part]] = []
-
-    def run(items: Sequence[int]) -> tuple[Sequence[int], _Part]:
-        chosen = [examples[item] for item in items]
-        batch = task.collate(chosen)
-        found = None
-        while found is None:  # again when a unit turns out to be used more than once
-            wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
-            found = _run(task, plan, batch, chosen, objective, blocks, wanted, metric, shared)
-        _check_finite(found, plan, chosen)
-        return items, found if per_unit else found.summed()
-
+    scan = _Scan(task, plan, "loss" if head is None else head.loss, blocks, parts, shared)
+    finished: list[tuple[Sequence[int], _Part]] = []
     mine = ranks.balanced([example.length for example in examples])
     lengths = [examples[place].length for place in mine]
     for batch in batches(lengths, max_positions=max_positions, max_examples=max_examples):
         items = [mine[place] for place in batch]
-        parts.extend(in_halves(items, run, task.model))
+        finished.extend(in_halves(items, lambda some: (some, scan.part(examples, some)), task.model))
         progress.advance(len(items))
     # What the others have is zero here, so that the sum over ranks is every example's score as its rank made it.
     rows = 0 if not blocks else len(blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0])
-    units_UQN = torch.zeros(len(plan.units) if per_unit else 1, rows, len(examples), dtype=torch.float64)
-    norms_N = None if metric is None else torch.zeros(len(examples), dtype=torch.float64)
+    units_UQN = torch.zeros(len(plan.units) if parts.per_unit else 1, rows, len(examples), dtype=torch.float64)
+    norms_N = None if parts.metric is None else torch.zeros(len(examples), dtype=torch.float64)
     tokens_of: dict[int, Tensor] = {}
-    for items, part in parts:
+    for items, part in finished:
         places = list(items)
         units_UQN[:, :, places] = part.scores_UQB
         tokens_of |= {places[place]: parts_QT for place, parts_QT in part.tokens.items()}
         if norms_N is not None and part.norms_B is not None:
             norms_N[places] = part.norms_B
-    found = ExactScores(units_UQN.sum(0), units_UQN if per_unit else None, tokens_of, norms_N)
+    found = ExactScores(units_UQN.sum(0), units_UQN if parts.per_unit else None, tokens_of, norms_N)
     return found if ranks.count == 1 else ExactScores.joined([ranks.added_up(found.to_tensors())])
 
 
@@ -166,32 +167,55 @@ class _Part:
         return _Part(self.scores_UQB.sum(0, keepdim=True), self.tokens, self.norms_B)
 
 
-def _run(task, plan, batch, chosen, objective: Objective, blocks, wanted, metric, shared) -> _Part | None:
-    contraction = (
-        Contraction(blocks, len(chosen), wanted, max(example.length for example in chosen), task.draws) if blocks else None
-    )
-    norms = _Norms(metric, len(chosen), task.device) if metric is not None else None
-    squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), shared, norms)
+@dataclass(frozen=True)
+class _Scan:
+    """What is the same for all batches: model, what is differentiated, queries and the units that several layers share."""
 
-    def consume(index: int, pair: Pair) -> None:
-        for consumer in (contraction, squares):
-            if consumer is not None:
-                consumer(index, pair)
+    task: AbstractTask
+    plan: Plan
+    objective: Objective
+    blocks: Sequence[QueryBlock]
+    parts: Parts
+    shared: set[int]
 
-    capture(
-        task,
-        plan,
-        batch,
-        consume,
-        num_examples=len(chosen),
-        alone=lambda place: task.collate([chosen[place]]),
-        objective=objective,
-    )
-    if squares is not None and not squares.finish():
-        return None
-    scores_UQB = torch.zeros(len(plan.units), 0, len(chosen)) if contraction is None else contraction.scores_UQB
-    tokens = {} if contraction is None else {place: parts.double().cpu() for place, parts in contraction.tokens.items()}
-    return _Part(scores_UQB.double().cpu(), tokens, None if norms is None else norms.squares_B.cpu())
+    def part(self, examples: Sequence[Example], items: Sequence[int]) -> _Part:
+        """The results of a batch, by the places of its examples."""
+        chosen = [examples[item] for item in items]
+        batch = self.task.collate(chosen)
+        tokens = self.parts.tokens
+        wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
+        found = None
+        while found is None:  # again when a unit turns out to be used more than once
+            found = self._captured(batch, chosen, wanted)
+        _check_finite(found, self.plan, chosen)
+        return found if self.parts.per_unit else found.summed()
+
+    def _captured(self, batch: Any, chosen: Sequence[Example], wanted: dict[int, int]) -> _Part | None:
+        task, metric, longest = self.task, self.parts.metric, max(example.length for example in chosen)
+        contraction = Contraction(self.blocks, len(chosen), wanted, longest, task.draws) if self.blocks else None
+        norms = None if metric is None else _Norms(metric, len(chosen), task.device)
+        squares = None if norms is None else SquaredGradients(norms.metric.blocks, len(chosen), self.shared, norms)
+
+        def consume(index: int, pair: Pair) -> None:
+            for consumer in (contraction, squares):
+                if consumer is not None:
+                    consumer(index, pair)
+
+        capture(
+            task,
+            self.plan,
+            batch,
+            consume,
+            num_examples=len(chosen),
+            alone=lambda place: task.collate([chosen[place]]),
+            objective=self.objective,
+        )
+        if squares is not None and not squares.finish():
+            return None
+        empty = torch.zeros(len(self.plan.units), 0, len(chosen))
+        scores_UQB = empty if contraction is None else contraction.scores_UQB
+        tokens = {} if contraction is None else {place: each.double().cpu() for place, each in contraction.tokens.items()}
+        return _Part(scores_UQB.double().cpu(), tokens, None if norms is None else norms.squares_B.cpu())
 
 
 class _Norms:

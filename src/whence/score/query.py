@@ -19,7 +19,7 @@ from whence.progress import Meter
 from whence.store import Store
 from whence.tasks import AbstractTask
 
-__all__ = ["Rows", "gradient_rows", "precondition"]
+__all__ = ["Batching", "Rows", "gradient_rows", "precondition"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,32 @@ class Rows:
         return sum((unit.flatten(1).square().sum(1) for unit in self.units), torch.zeros(())).sqrt()
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How examples are taken together.
+
+    Args:
+        positions: Per batch.
+        examples: Per batch at most.
+        calls: Batches to run at least, where a model that is split over processes has to run in all of them equally often: the last one is
+            repeated and what it gives dropped.
+    """
+
+    positions: int
+    examples: int = 256
+    calls: int = 0
+
+
 def gradient_rows(
     task: AbstractTask,
     plan: Plan,
     encoder: Encoder,
     examples: Sequence[Example],
     *,
-    max_positions: int,
+    batching: Batching,
     progress: Meter,
-    max_examples: int = 256,
     objective: Objective = "loss",
     autocast: torch.dtype | None = None,
-    calls: int = 0,
 ) -> Rows:
     """Encoded gradients of examples, in their order.
 
@@ -61,13 +75,10 @@ def gradient_rows(
         plan: Its units.
         encoder: What shrinks them.
         examples: Training examples or queries.
-        max_positions: Positions per batch.
+        batching: How examples are taken together.
         progress: Advanced by examples.
-        max_examples: Examples per batch.
         objective: "loss" or "measurement", or "negated output" for rows that come with weights.
         autocast: As in `capture`.
-        calls: Batches to run at least, where a model that is split over processes has to run in all of them equally often: the last one is
-            repeated and what it gives dropped.
 
     Returns:
         The rows, in the order of the examples.
@@ -75,10 +86,6 @@ def gradient_rows(
     Raises:
         NonFinite: If a gradient is NaN or infinite, naming unit and example.
     """
-    order: list[int] = []
-    units: list[Tensor] = []
-    values: list[Tensor] = []
-    weights: list[Tensor] = []
 
     def run(items: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor | None]:
         chosen = [examples[item] for item in items]
@@ -98,25 +105,39 @@ def gradient_rows(
         _check_finite(rows, encoder, chosen)
         return rows, found.cpu(), task.output_weights(-found, batch).cpu() if objective == "negated output" else None
 
+    order, collected = [], _Collected(len(examples))
     lengths = [example.length for example in examples]
-    planned = list(batches(lengths, max_positions=max_positions, max_examples=max_examples))
+    planned = list(batches(lengths, max_positions=batching.positions, max_examples=batching.examples))
     for batch in planned:
         done = 0
         for rows, found, weight in in_halves(batch, run, task.model):
             places = batch[done : done + len(found)]
             done += len(found)
-            # Each batch goes where it belongs at once: a list of batches to be joined would take as much again.
-            units = units or [row.new_empty(len(examples), *row.shape[1:]) for row in rows]
-            for unit, row in zip(units, rows, strict=True):
-                unit[places] = row
-            values.append(found)
-            weights += [] if weight is None else [weight]
+            collected.take(places, rows, found, weight)
         order.extend(batch)
         progress.advance(len(batch))
-    for _ in range(calls - len(planned)):
+    for _ in range(batching.calls - len(planned)):
         run(planned[-1])
     back = torch.tensor(order).argsort()
-    return Rows(units, torch.cat(values)[back], torch.cat(weights)[back] if weights else None)
+    values, weights = torch.cat(collected.values), collected.weights
+    return Rows(collected.units, values[back], torch.cat(weights)[back] if weights else None)
+
+
+class _Collected:
+    """Rows of all batches. Each goes where it belongs at once: a list of batches to be joined would take as much again."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.units: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def take(self, places: Sequence[int], rows: Sequence[Tensor], values: Tensor, weights: Tensor | None) -> None:
+        self.units = self.units or [row.new_empty(self.count, *row.shape[1:]) for row in rows]
+        for unit, row in zip(self.units, rows, strict=True):
+            unit[places] = row
+        self.values.append(values)
+        self.weights += [] if weights is None else [weights]
 
 
 def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> list[Tensor]:

@@ -15,11 +15,11 @@ class Cluster:
     """What computes and reads.
 
     Args:
-        gpus: Devices, one rank each.
-        gpu: Name in `GPUS`, for its arithmetic and memory.
-        tflops: Instead of the name's, operations a second of a large product on one device, in 10^12; 0 takes the name's.
+        gpus: Devices, one process each.
+        gpu: a100, h100, h200 or b200, for its arithmetic and memory.
+        tflops: Operations a second of a large product on one device, in 10^12; 0 takes the data sheet's.
         utilisation: Share of that which a build reaches. At .4 the published 8B rates of LoGra come out within 20 % (docs/scale.md).
-        disk_gbps: What each rank reads and writes, in 10^9 bytes a second.
+        disk_gbps: What each process reads and writes, in 10^9 bytes a second.
 
     Raises:
         BadInput: If a number is not positive.

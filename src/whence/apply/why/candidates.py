@@ -23,7 +23,7 @@ from whence.pipeline.stored.prepared import Asked
 from whence.pipeline.stored.rerank import ExactStage
 from whence.progress import meter
 from whence.report import Hit, Hits
-from whence.score import QueryBlock, by_label, exact_scores
+from whence.score import Parts, QueryBlock, by_label, exact_scores
 from whence.settings import Damping, ExactSettings, Runtime
 from whence.store import Store
 from whence.tasks import CausalLM
@@ -253,7 +253,8 @@ def split_up(
         for start in range(0, len(queries), size):
             found = exact_scores(
                 task, source.plan, examples, source.blocks(queries[start : start + size]),
-                max_positions=source.max_positions, progress=progress, per_unit=True, tokens=range(len(examples)),
+                max_positions=source.max_positions, progress=progress,
+                parts=Parts(per_unit=True, tokens=range(len(examples))),
             )  # fmt: skip
             units.append(found.units_UQN)
             for place, held in enumerate(tokens):

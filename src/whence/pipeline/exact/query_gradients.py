@@ -16,7 +16,7 @@ from whence.pipeline.exact.footprint import made_at_once
 from whence.pipeline.exact.precondition import preconditioned
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import meter
-from whence.score import LowRank, Metric, QueryBlock, combine, gradient_rows, truncate
+from whence.score import Batching, LowRank, Metric, QueryBlock, combine, gradient_rows, truncate
 
 __all__ = ["query_blocks", "query_gradients", "row_gradients"]
 
@@ -100,7 +100,7 @@ def query_gradients(ready: Prepared, queries: Dataset) -> list[Tensor]:
     with meter("queries", len(queries), quiet=ready.quiet) as progress:
         rows = gradient_rows(
             ready.task, ready.plan, whole, queries.examples,
-            max_positions=ready.max_positions, max_examples=made_at_once(units),
+            batching=Batching(ready.max_positions, examples=made_at_once(units)),
             progress=progress, objective="measurement",
         )  # fmt: skip
     return rows.units

@@ -22,7 +22,7 @@ from whence.pipeline.exact.prepare import Prepared, prepare
 from whence.pipeline.exact.query_gradients import query_blocks
 from whence.progress import Meter, meter, say
 from whence.records import ScoreTable
-from whence.score import ExactScores, Metric, QueryBlock, exact_scores
+from whence.score import ExactScores, Metric, Parts, QueryBlock, exact_scores
 from whence.settings import ExactSettings, Runtime, refuse_along
 from whence.tasks import AbstractTask
 
@@ -161,8 +161,8 @@ class FittedScorer:
         """
         return exact_scores(
             self.ready.task, self.ready.plan, examples, blocks,
-            max_positions=self.ready.max_positions, progress=progress, per_unit=per_unit, tokens=tokens, metric=metric,
-            ranks=self.ready.ranks,
+            max_positions=self.ready.max_positions, progress=progress, ranks=self.ready.ranks,
+            parts=Parts(per_unit=per_unit, tokens=tokens, metric=metric),
         )  # fmt: skip
 
     def table(self, wanted: Wanted) -> ScoreTable:

@@ -14,7 +14,7 @@ from whence.pipeline.stored.build import make_blueprint
 from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.learn_code import code_size
 from whence.progress import meter
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
@@ -106,7 +106,9 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:
-            found = gradient_rows(task, plan, encoder, sample, max_positions=positions, progress=progress, autocast=autocast)
+            found = gradient_rows(
+                task, plan, encoder, sample, batching=Batching(positions), progress=progress, autocast=autocast
+            )
         if code is None:
             codec.encode(found.units)
 

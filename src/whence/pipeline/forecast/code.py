@@ -12,7 +12,7 @@ from whence.curvature import ResolvedDamping, fit_factors, fit_values, most_bits
 from whence.data import Dataset, Example
 from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, fit_config, relative_damping
 from whence.progress import meter
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
@@ -54,7 +54,9 @@ def timed_code(
         bases, before = timed(lambda: solve_bases(fit, factors, progress))
         values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
         whitened = whiten(fit.finish(bases, values), ResolvedDamping(relative_damping(config), None, ""), size.coordinates)
-        _, sample_seconds = timed(lambda: gradient_rows(task, plan, whitened, few, max_positions=positions, progress=progress))
+        _, sample_seconds = timed(
+            lambda: gradient_rows(task, plan, whitened, few, batching=Batching(positions), progress=progress)
+        )
     per_position = 1 / _positions(few)
     before += (factor_seconds + value_seconds) * per_position * _positions(dataset.spread(FIT_EXAMPLES).examples)
     before += sample_seconds * per_position * _positions(dataset.spread(size.samples).examples)

@@ -25,7 +25,7 @@ from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, only_options
 from whence.store import (
     Blueprint,
@@ -288,7 +288,7 @@ def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, q
             examples = dataset.examples[shard.start : shard.stop]
             rows = gradient_rows(
                 task, plan, encoder, examples,
-                max_positions=positions, progress=progress, objective=objective, autocast=autocast, calls=calls,
+                batching=Batching(positions, calls=calls), progress=progress, objective=objective, autocast=autocast,
             )  # fmt: skip
             if not is_kept:
                 continue

@@ -31,7 +31,7 @@ from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
 from whence.records import Unit
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
 from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
@@ -238,7 +238,9 @@ def _sample_rows(
     with meter("sample", len(sample), quiet=quiet) as progress:
         for start in range(0, len(sample), step):
             chunk = sample[start : start + step]
-            rows = gradient_rows(task, plan, whitened, chunk, max_positions=max_positions, progress=progress, autocast=autocast)
+            rows = gradient_rows(
+                task, plan, whitened, chunk, batching=Batching(max_positions), progress=progress, autocast=autocast
+            )
             if not held:
                 wide = rows.units[0].dtype
                 is_large = len(sample) * sum(widths) * wide.itemsize > _WIDE_BYTES

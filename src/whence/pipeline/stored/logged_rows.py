@@ -12,7 +12,7 @@ from whence.errors import BadInput
 from whence.internals import DROPOUTS
 from whence.pipeline.inputs import autocast_named
 from whence.progress import meter
-from whence.score import gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig
 from whence.tasks import AbstractTask
 
@@ -45,7 +45,7 @@ def check_rows(
     autocast = autocast_named(config.autocast)
     is_half = autocast is not None or next(task.model.parameters()).dtype in (torch.bfloat16, torch.float16)
     with meter("check", len(examples), quiet=True) as progress:
-        own = gradient_rows(task, plan, encoder, examples, max_positions=1, progress=progress, autocast=autocast)
+        own = gradient_rows(task, plan, encoder, examples, batching=Batching(1), progress=progress, autocast=autocast)
     for place, example in enumerate(examples):
         mine, theirs = (torch.cat([unit[place].flatten().double().cpu() for unit in units]) for units in (rows, own.units))
         if float((mine - theirs).norm()) <= (_HALF_TOLERANCE if is_half else _TOLERANCE) * float(theirs.norm()) + 1e-12:

@@ -19,7 +19,7 @@ from whence.pipeline.stored.same_model import check_store_model, probe_file, rem
 from whence.progress import meter
 from whence.records import Recipe
 from whence.report import Hit
-from whence.score import Rows, gradient_rows, precondition, row_scores, token_scores, whiten
+from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.settings import Damping
 from whence.store import Store, left_out_notes, open_store
 from whence.tasks import AbstractTask
@@ -109,7 +109,7 @@ class Warm:
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
                 task, self.plan, self.encoder, dataset.examples,
-                max_positions=store.blueprint.batch_positions, progress=progress, objective="measurement",
+                batching=Batching(store.blueprint.batch_positions), progress=progress, objective="measurement",
                 autocast=autocast_named(store.blueprint.autocast),
             )  # fmt: skip
         roots = None

@@ -19,7 +19,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import Asked
 from whence.progress import meter
 from whence.report import Hit
-from whence.score import Top, exact_scores, gradient_rows, token_scores
+from whence.score import Batching, Top, exact_scores, gradient_rows, token_scores
 from whence.sharded_weights import refuse_sharded
 from whence.store import Store
 
@@ -121,7 +121,7 @@ class ExactStage:
         with meter("queries", len(queries), quiet=True) as progress:
             rows = gradient_rows(
                 asked.task, asked.plan, self._whole(), queries,
-                max_positions=asked.store.blueprint.batch_positions, progress=progress, objective="measurement",
+                batching=Batching(asked.store.blueprint.batch_positions), progress=progress, objective="measurement",
             )  # fmt: skip
         blocks = solve_whitened(self.encoder.whitened, [row.to(asked.task.device) for row in rows.units])
         return [block * (-1.0 / len(asked.store)) for block in blocks]

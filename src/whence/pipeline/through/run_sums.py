@@ -10,7 +10,7 @@ import torch
 from whence.capture import Blocks
 from whence.pipeline.exact.prepare import Prepared
 from whence.progress import meter
-from whence.score import ExactScores, exact_scores
+from whence.score import ExactScores, Parts, exact_scores
 from whence.unroll import Segment
 
 __all__ = ["RunSums"]
@@ -59,7 +59,9 @@ class RunSums:
         with meter("scan", len(chosen), quiet=ready.quiet) as progress:
             found = exact_scores(
                 ready.task, ready.plan, chosen, blocks, max_positions=ready.max_positions, progress=progress,
-                per_unit=self.per_unit, tokens=[position for position, place in enumerate(order) if place in self.places],
+                parts=Parts(
+                    per_unit=self.per_unit, tokens=[position for position, place in enumerate(order) if place in self.places]
+                ),
             )  # fmt: skip
         part_UQN = found.scores_QN[None] if found.units_UQN is None else found.units_UQN
         mine = slice(number, number + 1) if self.per_segment else slice(None)
