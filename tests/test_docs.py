@@ -4,10 +4,14 @@ import ast
 import importlib
 import importlib.util
 import re
+import sys
+import threading
 import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
 
 import whence
 from tests.pages import ROOT, page_text, run_blocks
@@ -82,3 +86,75 @@ def test_the_rooms_are_listed_in_the_order_of_the_import_rule():
     rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in table.splitlines()[2:] if line.startswith("|")]
     listed = [sorted(name.removesuffix(".py").rstrip("/") for name in row) for row in rows]
     assert [name for row in listed for name in row] == [name for layer in wanted for name in layer], "mend one of the two"
+
+
+def trips():
+    """Of docs/architecture.md, by name: each file with the names that are said to be in it."""
+    text = page_text("docs/architecture.md").split("## Five trips")[1].split("\n## ")[0]
+    found = {}
+    for part in text.split("\n**")[1:]:
+        title, body = part.split(".**", 1)
+        stations = [station.partition("(") for station in body.split("→")]
+        found[title] = [
+            (re.findall(r"`([\w/]+\.py)`", path)[0], re.findall(r"`(\w+)`", said.split(":")[0])) for path, _, said in stations
+        ]
+    return found
+
+
+def test_the_trips_name_what_is_there():
+    found = trips()
+    assert len(found) == 5
+    for title, stations in found.items():
+        paths = [path for path, _ in stations]
+        assert len(paths) == len(set(paths)) <= 10, title
+        for path, names in stations:
+            source = (ROOT / "src" / "whence" / path).read_text("utf-8")
+            for name in names:
+                assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), f"{title}: {name} is not in {path}"
+
+
+def test_the_trips_are_those_that_are_made(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    inputs = torch.randn(24, 4)
+    with whence.Recorder(tmp_path / "run", model, optimizer := torch.optim.SGD(model.parameters(), lr=0.1), every=2) as run:
+        for step in range(4):
+            batch = list(range(step, 24, 4))
+            run.batch(batch)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs[batch]), torch.tensor([place % 3 for place in batch])).backward()
+            optimizer.step()
+    task = whence.Classification(model)
+    train = task.prepare([(x, place % 3) for place, x in enumerate(inputs)])
+    asked = [(inputs[0], 1)]
+    journeys = {
+        "A batch to bytes in a shard": lambda: whence.build(task, train, tmp_path / "store", method="logra", quiet=True),
+        "A query to hits": lambda: whence.query(tmp_path / "store", task, asked, quiet=True),
+        "EK-FAC over data": lambda: whence.attribute(task, train, asked, quiet=True),
+        "A recorded run to SOURCE scores": lambda: whence.attribute(
+            task, train, asked, method="source", run=tmp_path / "run", quiet=True
+        ),
+    }
+    for title, go in journeys.items():
+        passed = files_passed(go)
+        assert {path for path, _ in trips()[title]} <= passed, title
+
+
+def files_passed(go):
+    """Files of the package with a function that was called."""
+    root, passed = str(ROOT / "src" / "whence") + "/", set()
+    package = str(Path(whence.__file__).parent) + "/"
+
+    def note(frame, event, _):
+        name = frame.f_code.co_filename
+        if event == "call" and name.startswith((root, package)) and frame.f_code.co_name != "<module>":
+            passed.add(name.split("/whence/")[-1])
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        go()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return passed
