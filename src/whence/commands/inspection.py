@@ -58,7 +58,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         store: Folder made by `whence build`.
         as_json: Print everything as JSON.
     """
-    from whence.store import open_store
+    from whence.store import fidelity_notes, open_store, read_fidelity
 
     opened = open_store(store, check=False)
     blueprint = opened.blueprint
@@ -67,6 +67,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "rows": len(opened),
         "shards": len(opened.seals),
         "bytes_per_row": opened.codec.row_bytes(),
+        "fidelity": {name: asdict(found) for name, found in read_fidelity(opened).items()},
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
@@ -87,6 +88,8 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         tell(f"{name:>16}  {content[name]}")
     tell(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
     tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
+    for note in fidelity_notes(opened):
+        tell(f"{'fidelity':>16}  {note}")
     for why in content["needs_trust"]:
         tell(f"{'with --trust':>16}  {why}")
     tell(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")

@@ -12,7 +12,7 @@ from whence.evaluate.imports import import_bank, read_array
 from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.page import write_evaluation
-from whence.evaluate.ranks import ranks, spearman
+from whence.evaluate.ranks import pearson, ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
@@ -85,6 +85,7 @@ __all__ = [
     "removal_test",
     "save_bank",
     "save_table",
+    "pearson",
     "spearman",
     "synthetic_facts",
     "t_quantile",

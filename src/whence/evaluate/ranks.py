@@ -6,7 +6,7 @@ Axes: N values.
 import torch
 from torch import Tensor
 
-__all__ = ["ranks", "spearman"]
+__all__ = ["pearson", "ranks", "spearman"]
 
 
 def ranks(values: Tensor, dim: int = -1) -> Tensor:
@@ -45,8 +45,20 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0, 6.0, 9.0], [2.0, 2.0, 2.0]])).tolist()
     [1.0, 0.0]
     """
-    centred_a, centred_b = (found - found.mean(-1, keepdim=True) for found in (ranks(a), ranks(b)))
+    return pearson(ranks(a), ranks(b))
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation along the last axis; 0 where a row is constant.
+
+    Args:
+        a: Shape (..., N), no NaN.
+        b: Broadcastable with `a`, of the same length along the last axis.
+
+    Returns:
+        Shape (...), float64, from -1 to 1.
+    """
+    centred_a, centred_b = (found.double() - found.double().mean(-1, keepdim=True) for found in (a, b))
     products = (centred_a * centred_b).sum(-1)
     scale = centred_a.square().sum(-1) * centred_b.square().sum(-1)
-    # Ranks are multiples of 1/2: a constant row's centred ranks are exactly 0.
     return torch.where(scale > 0, products / scale.clamp_min(1e-300).sqrt(), 0.0).clamp(-1.0, 1.0)

@@ -1,6 +1,7 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.plain_files import check_name, open_plain, read_plain
+from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
 from whence.store.files import (
     check_writable,
     damaged,
@@ -26,6 +27,11 @@ from whence.store.writer import Writer, enough_disk, open_writer, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
+    "Agreement",
+    "Fidelity",
+    "fidelity_notes",
+    "read_fidelity",
+    "write_fidelity",
     "bits_named",
     "enough_disk",
     "FORMAT_VERSION",

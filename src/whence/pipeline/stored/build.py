@@ -22,11 +22,14 @@ from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
+from whence.pipeline.stored.fidelity import measure_fidelity
+from whence.pipeline.stored.learn_code import code_sample
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, only_options
+from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
     Pending,
@@ -47,6 +50,7 @@ from whence.store import (
     read_tensors,
     rows_type,
     sha256_of,
+    write_fidelity,
     write_left_out,
     write_tensors,
 )
@@ -197,8 +201,13 @@ def _built(
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
             if not writer.is_finished():
-                files = {name: sha256_of(folder / name) for name in learned}
-                finish_store(writer, files | write_left_out(folder, dataset), quiet)
+                files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
+                if isinstance(encoder, Aligned) and not is_sharded(task.model):
+                    sample = code_sample(plan, dataset, config) if is_first else ()
+                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, quiet=quiet)
+                    files |= write_fidelity(folder, dataset.fingerprint, fidelity)
+                    report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
+                finish_store(writer, files, quiet)
                 # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
                 if not is_remote(folder):
                     shutil.rmtree(folder / "factors", ignore_errors=True)

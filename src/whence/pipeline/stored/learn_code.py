@@ -43,6 +43,7 @@ __all__ = [
     "aligned_encoder",
     "check_code",
     "code_choices",
+    "code_sample",
     "code_size",
     "fit_config",
     "learn_code",
@@ -122,6 +123,11 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig) -> Code
     )
 
 
+def code_sample(plan: Plan, dataset: Dataset, config: BuildConfig) -> Sequence[Example]:
+    """The examples of a dataset that a code is learned from."""
+    return dataset.spread(code_size(plan.units, len(dataset), config).samples).examples
+
+
 def learn_code(
     task: AbstractTask,
     plan: Plan,
@@ -170,7 +176,7 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates)
-    rows = _sample_rows(task, plan, whitened, dataset.spread(size.samples).examples, config, max_positions, quiet)
+    rows = _sample_rows(task, plan, whitened, code_sample(plan, dataset, config), config, max_positions, quiet)
     if not any(bool(row.any()) for row in rows):
         raise BadInput(
             found=f"gradients that are zero in all {size.samples:,} examples of the sample",

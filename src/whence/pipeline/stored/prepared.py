@@ -21,7 +21,7 @@ from whence.records import Recipe
 from whence.report import Hit
 from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.settings import Damping
-from whence.store import Store, left_out_notes, open_store
+from whence.store import Store, fidelity_notes, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
 
@@ -103,7 +103,7 @@ class Warm:
         logged = store.blueprint.task.get("logged")
         notes = (
             f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []),
-            *left_out_notes(store), *skipped_note("queries", dataset.skipped),
+            *fidelity_notes(store), *left_out_notes(store), *skipped_note("queries", dataset.skipped),
             *self.notes,
         )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:

@@ -1,0 +1,97 @@
+"""How far a store's scores agree with exact ones, measured when it was built: kept beside its rows, and told in every answer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from whence.errors import StoreCorrupt
+from whence.store.files import damaged, read_json, write_json
+from whence.store.reader import Store
+from whence.strict_json import record_of
+
+__all__ = ["Agreement", "Fidelity", "fidelity_notes", "read_fidelity", "write_fidelity"]
+
+_NAME = "fidelity.json"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Correlation of stored with exact scores over some documents, mean over queries.
+
+    Args:
+        documents: How many.
+        spearman: Of ranks: mean, and the ends of its 95 % interval over queries.
+        pearson: Of the scores themselves, the same.
+    """
+
+    documents: int
+    spearman: tuple[float, float, float]
+    pearson: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        mean, low, high = self.spearman
+        return f"Spearman {mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What was measured when a dataset was built or appended.
+
+    Args:
+        queries: Documents that stood in for queries.
+        learned: On documents that the code was learned from; None where there were none.
+        others: On documents that nothing was learned from; None where there were none. It speaks for whatever is added later.
+    """
+
+    queries: int
+    learned: Agreement | None
+    others: Agreement | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.learned} on documents that the code was learned from"] if self.learned else []
+        parts += [f"{self.others} on documents that it was not learned from"] if self.others else []
+        return "stored against exact EK-FAC scores: " + "; ".join(parts)
+
+
+def write_fidelity(folder: Path, fingerprint: str, found: Fidelity | None) -> dict[str, str]:
+    """Add what was measured of a dataset to what is known of those that are in the store already.
+
+    Args:
+        folder: The store.
+        fingerprint: Of the dataset.
+        found: None if nothing could be measured.
+
+    Returns:
+        Name and SHA-256 of the file, for the manifest; nothing if there is none.
+    """
+    known = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
+    if found is not None:
+        known = {**known, fingerprint: asdict(found)}
+    return {_NAME: write_json(folder / _NAME, known)} if known else {}
+
+
+def read_fidelity(store: Store) -> Mapping[str, Fidelity]:
+    """By fingerprint of a dataset in the store.
+
+    Raises:
+        StoreCorrupt: If the file is not what a build writes.
+    """
+    if _NAME not in store.files:
+        return {}
+    path = store.folder / _NAME
+    known = read_json(path)
+    try:
+        return {name: record_of(Fidelity, content) for name, content in known.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreCorrupt(**damaged(path, f"it is not what a build writes: {error}")) from error
+
+
+def fidelity_notes(store: Store) -> tuple[str, ...]:
+    """What an answer says of it."""
+    known = read_fidelity(store)
+    datasets = store.datasets()
+    found = []
+    for name, rows in datasets:
+        if name in known:
+            found.append(f"{known[name]}" + (f" ({rows:,} rows)" if len(datasets) > 1 else ""))
+    return tuple(found)

@@ -1,0 +1,98 @@
+"""How far a store's scores agree with exact ones: what a build measures is what its public face gives."""
+
+import json
+
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from torch import nn
+
+import whence
+from whence.cli import app
+from whence.data import Dataset
+from whence.errors import StoreCorrupt
+from whence.store import open_store, read_fidelity
+
+WIDTH, CLASSES = 12, 4
+
+
+def task():
+    torch.manual_seed(0)
+    return whence.Classification(nn.Sequential(nn.Linear(WIDTH, 10), nn.Tanh(), nn.Linear(10, CLASSES)))
+
+
+def records(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs, labels = torch.randn(count, WIDTH, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
+    return [{"id": f"{seed}-{n}", "inputs": x, "label": int(y)} for n, (x, y) in enumerate(zip(inputs, labels, strict=True))]
+
+
+def by_hand(store, asked, queries, documents, data):
+    """Mean correlations of the store's table with that of EK-FAC, for some documents."""
+    stored = whence.score_table(store, asked, Dataset(queries), quiet=True)
+    exact = whence.attribute(asked, data, Dataset(queries), method="ekfac", relative_damping=0.1, quiet=True)
+    columns = [stored.train_ids.index(example.id) for example in documents]
+    pairs = list(zip(stored.scores[:, columns].double(), exact.scores[:, columns], strict=True))
+    return [sum(how(*pair).statistic for pair in pairs) / len(pairs) for how in (spearmanr, pearsonr)]
+
+
+def test_what_is_measured_is_what_scores_show(tmp_path):
+    asked = task()
+    data = asked.prepare(records(200))
+    store = whence.build(asked, data, tmp_path, rank=24, axes_examples=40, quiet=True)
+    found = read_fidelity(store)[data.fingerprint]
+    sample = {example.id for example in data.spread(40).examples}
+    outside = Dataset([example for example in data.examples if example.id not in sample])
+    queries = outside.spread(16).examples
+    others = Dataset([example for example in outside.examples if example.id not in {query.id for query in queries}])
+    assert found.queries == 16 and found.learned.documents == 40 and found.others.documents == 128
+    for agreement, documents in ((found.learned, data.spread(40).examples), (found.others, others.spread(128).examples)):
+        wanted = by_hand(store, asked, queries, documents, data)
+        assert [agreement.spearman[0], agreement.pearson[0]] == pytest.approx(wanted, abs=2e-3)
+    assert found.others.spearman[0] < found.learned.spearman[0] < 1
+    assert found.learned.spearman[1] < found.learned.spearman[0] < found.learned.spearman[2]
+
+
+def test_a_code_that_keeps_everything_agrees(tmp_path):
+    asked = task()
+    data = asked.prepare(records(60))
+    store = whence.build(asked, data, tmp_path, rank=60, dtype="float32", quiet=True)
+    found = read_fidelity(store)[data.fingerprint]
+    # All documents are in the sample: those that stand in for queries, too.
+    assert found.others is None and found.queries == 7 and found.learned.documents == 53
+    assert min(found.learned.pearson) > 0.999
+
+
+def test_answers_and_inspect_tell(tmp_path, capsys):
+    asked = task()
+    data, more = asked.prepare(records(60)), asked.prepare(records(40, seed=1))
+    whence.build(asked, data, tmp_path, rank=8, quiet=True)
+    store = whence.build(asked, more, tmp_path, append=True, quiet=True, rank=8)
+    known = read_fidelity(store)
+    assert set(known) == {data.fingerprint, more.fingerprint}
+    # Nothing was learned from what was appended.
+    assert known[more.fingerprint].learned is None and known[more.fingerprint].others.documents == 35
+    notes = whence.query(store, asked, records(1, seed=2), quiet=True).notes
+    told = [note for note in notes if note.startswith("stored against exact EK-FAC scores: Spearman ")]
+    assert told == [f"{known[data.fingerprint]} (60 rows)", f"{known[more.fingerprint]} (40 rows)"]
+    assert told[1].endswith("on documents that it was not learned from (40 rows)")
+    app(["inspect", str(tmp_path)], result_action="return_value")
+    printed = capsys.readouterr().out
+    assert all(note in printed for note in told)
+    app(["inspect", str(tmp_path), "--json"], result_action="return_value")
+    assert json.loads(capsys.readouterr().out)["fidelity"][more.fingerprint]["others"]["documents"] == 35
+
+
+def test_few_documents_say_nothing(tmp_path):
+    asked = task()
+    store = whence.build(asked, records(12), tmp_path, rank=8, quiet=True)
+    assert not read_fidelity(store) and "fidelity.json" not in store.files
+
+
+@pytest.mark.parametrize("content", ["[]", '{"x": {"queries": 2}}', '{"x": {"queries": 2, "learned": 3, "others": null}}'])
+def test_another_file_is_refused(tmp_path, content):
+    asked = task()
+    store = whence.build(asked, records(60), tmp_path, rank=8, quiet=True)
+    (tmp_path / "fidelity.json").write_text(content)
+    with pytest.raises(StoreCorrupt):
+        read_fidelity(open_store(store.folder, check=False))
