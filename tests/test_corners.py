@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import whence
 from tests.reference.gradients import dense_gradients
 from whence.capture import check_task, plan_units
-from whence.errors import Unsupported
+from whence.errors import BadInput, Unsupported
 
 EXACT = ("ekfac", "kfac", "pcg", "cg", "lissa", "astra", "nystroem", "arnoldi", "datainf", "grad-dot-exact")
 
@@ -160,3 +160,79 @@ def test_reentrant_checkpoints_do_not_warn_of_what_is_left_out_on_purpose():
     assert before == warnings.filters
     rows = rows_of(task, records)
     torch.testing.assert_close(found.double(), rows[:2] @ rows.T / len(rows), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_loss_that_tosses_coins_is_told_from_one_that_mixes_examples(count):
+    """Of two examples' losses every fourth time the same ones are dropped."""
+
+    def dropped(model, batch):
+        losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return nn.functional.dropout(losses, 0.5)
+
+    for seed in range(12):
+        torch.manual_seed(seed)
+        task = whence.Custom(nn.Linear(4, 3).double(), dropped)
+        with pytest.raises(BadInput, match="found a loss that changes from call to call on the same examples"):
+            check_task(task, plan_units(task), task.prepare(pairs(4, count=count)).examples)
+
+
+class TimeFirst(nn.Module):
+    """One position of two examples looks like one row that both share."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, inputs):
+        hidden = self.layer(inputs.transpose(0, 1)).transpose(0, 1)
+        return self.out(hidden.sum(1).tanh())
+
+
+def test_a_row_that_only_looks_shared_is_refused_for_what_it_is():
+    records = pairs(1, 4, count=2)
+    with pytest.raises(Unsupported, match="layer 'layer' with one row for the whole batch, which is not that of all examples"):
+        scores(whence.Classification(TimeFirst()), records, "grad-dot-exact")
+    task = whence.Classification(TimeFirst(), functional=True)
+    rows = rows_of(task, records)
+    found = scores(task, records, "grad-dot-exact").double()
+    torch.testing.assert_close(found, rows @ rows.T / len(rows), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", ["cosine", "relatif", "theta-relatif"])
+def test_gradients_that_are_zero_have_no_direction_and_come_behind(normalize):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False)).double()
+    records = [(torch.zeros(4).double(), 0), *pairs(4, count=4)]
+    found = whence.attribute(
+        whence.Classification(model), records, records, method="ekfac", normalize=normalize, quiet=True
+    ).scores
+    assert bool(torch.isfinite(found).all()) and not bool(found[0].any()) and not bool(found[:, 0].any())
+
+
+class Normed(nn.Module):
+    """A gain that the norm after it takes away again: its gradient is zero but for rounding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.gain, self.out = nn.Linear(4, 6), nn.Parameter(torch.tensor(1.3)), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, inputs):
+        return self.out(nn.functional.normalize(self.layer(inputs) * self.gain, dim=-1))
+
+
+@pytest.mark.parametrize("method", ["ekfac", "logra"])
+def test_a_gradient_of_rounding_alone_moves_scores_by_little(method, tmp_path):
+    def scored(**options):
+        task, records = whence.Classification(Normed(), **options), pairs(4)
+        if method == "ekfac":
+            return scores(task, records, method)
+        store = whence.build(task, records, tmp_path / str(options), method=method, rank=64, dtype="float64", quiet=True)
+        return whence.score_table(store, task, records[:2], quiet=True).scores
+
+    found, wanted = scored(functional=["gain"]), scored(ignore=["gain"])
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-3

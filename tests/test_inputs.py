@@ -7,6 +7,7 @@ from torch import nn
 
 import whence
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
+from whence.load import load_task
 
 
 def classifier(dtype=torch.float32):
@@ -146,3 +147,55 @@ def test_examples_do_not_follow_what_happens_to_the_records(kind, as_array):
     assert all((one == other).all() for one, other in zip(before, dataset.examples[1].fields.values(), strict=True))
     inputs.share_memory_()  # as a pool of workers does; memory that an example still looked at would be freed
     assert all((one == other).all() for one, other in zip(before, dataset.examples[1].fields.values(), strict=True))
+
+
+def _custom():
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["inputs"].float()), batch["target"], reduction="none")
+
+    return whence.Custom(nn.Linear(4, 3), loss)
+
+
+@pytest.mark.parametrize(
+    "field, told",
+    [
+        (np.array(["a"] * 4), "is an array of <U1"), (np.array([1, None, 2, 3]), "is an array of object"),
+        (np.array(["2020-01-01"] * 4, dtype="datetime64[D]"), "is an array of datetime64"),
+        (np.ma.masked_array([1.0, 2.0, 3.0, 4.0], mask=[0, 1, 0, 0]), "is an array of float64 with masked entries"),
+        (torch.zeros(4).to_sparse(), "is a sparse or quantized tensor"),
+        (torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.qint8), "is a sparse or quantized tensor"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_numbers_are_refused_by_custom_tasks(field, told):
+    records = [{"inputs": torch.ones(4), "target": 0}, {"inputs": field, "target": 1}]
+    with pytest.raises(BadInput, match=f"record 1 whose field 'inputs' {told}.*; needed arrays, tensors, numbers"):
+        _custom().prepare(records)
+
+
+def test_custom_tasks_take_numbers_of_any_byte_order():
+    values = np.arange(4, dtype=">f4")
+    batch = _custom().collate(_custom().prepare([{"inputs": values, "target": 0}]).examples)
+    assert batch["inputs"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize("path", ["\ud800.png", "a\0b.png"])
+def test_paths_of_images_that_are_none_are_refused(path):
+    with pytest.raises(BadInput, match="record 0 with the image .*, which cannot be read"):
+        whence.Classification(nn.Linear(4, 3)).prepare([{"image": path, "label": 0}])
+
+
+@pytest.mark.parametrize(
+    "spans", [[], "", {}, [None], "ab", torch.tensor([]), np.array([1, 2]), np.zeros((0, 2)), [[0, 1, 2]], [[0.5, 1]], -0.0]
+)
+def test_scored_spans_that_are_no_pairs_are_refused(spans, model_folder):
+    task, _ = load_task(str(model_folder))
+    with pytest.raises(BadInput, match="record 0 with scored_spans that are no pairs of whole numbers"):
+        task.prepare([{"text": "a cat", "scored_spans": spans}])
+    assert task.prepare([{"text": "a cat", "scored_spans": None}]).examples[0].length == 5
+
+
+@pytest.mark.parametrize("ids", [torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8), memoryview(b"abc")])
+def test_token_ids_in_disguise_are_refused(ids, model_folder):
+    task, _ = load_task(str(model_folder))
+    with pytest.raises(BadInput, match="record 0 with input_ids or labels that are no list of integers"):
+        task.prepare([{"input_ids": ids}])

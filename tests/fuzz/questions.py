@@ -148,12 +148,16 @@ def _fisher(asked: Asked, known: Expected, names: list[str]) -> str:
     rows = [known.rows(unit.parameters) for unit in plan_units(asked.task).units]
     precision = torch.finfo(torch.float64 if asked.program.case.dtype == "float64" else torch.float32).eps
     least = max(float(rows_ND.square().mean()) for rows_ND, _ in rows) * (30 * precision) ** 2
-    wanted_QN, scale_QN = torch.zeros_like(asked.scores), torch.zeros_like(asked.scores)
+    wanted_QN, scale_QN, noise_QN = (torch.zeros_like(asked.scores) for _ in range(3))
     for rows_ND, asked_QD in rows:
-        damping = max(_DAMPING * max(float(rows_ND.square().mean()), least), 1e-30)
+        damping = max(_DAMPING * float(rows_ND.square().mean()), least, 1e-30)
         wanted_QN += preconditioned_scores(rows_ND, asked_QD, rows_ND.T @ rows_ND / len(rows_ND), damping)
         scale_QN += _scale(rows_ND, asked_QD) / damping
-    return _difference(asked, known, names, asked.scores, wanted_QN, scale_QN)
+        # A gradient that is zero but for rounding is other numbers here and there.
+        noise_QN += _scale(rows_ND, asked_QD) / damping if damping == least else 0.0
+    error_QN = asked.scores - wanted_QN
+    near_QN = wanted_QN + error_QN.sign() * (error_QN.abs() - 2 * noise_QN).clamp_min(0)
+    return _difference(asked, known, names, near_QN, wanted_QN, scale_QN)
 
 
 def _gauss_newton(asked: Asked, known: Expected, names: list[str]) -> str:
@@ -175,7 +179,7 @@ def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
         curvature = curvature.uncorrected() if case.method == "kfac" else curvature
     model = make_program(case).model
     gradients = label_gradients(asked.program, model, asked.program.plain(asked.program.train, asked.train))
-    if text := _eigenvalues(asked, plan, curvature, gradients):
+    if text := _eigenvalues(asked, plan, curvature, gradients, known.noise(sorted(asked.task.tracked))):
         return text
     itself = case.method == "self-influence"
     wanted_QN = torch.zeros_like(asked.scores)
@@ -189,9 +193,11 @@ def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
     return _difference(asked, known, names, asked.scores, wanted_QN, scale_QN / _DAMPING)
 
 
-def _eigenvalues(asked: Asked, plan: Plan, curvature: KroneckerCurvature, gradients: list[dict[str, Tensor]]) -> str:
+def _eigenvalues(
+    asked: Asked, plan: Plan, curvature: KroneckerCurvature, gradients: list[dict[str, Tensor]], noise: float
+) -> str:
     case = asked.program.case
-    tolerance = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.3}[case.dtype]
+    tolerance = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.3}[case.dtype] + 20 * noise
     by_example = [unit_gradients(asked.task, plan, part) for part in gradients]
     for index, block in enumerate(curvature.blocks):
         for basis in (block.outputs_OO, block.inputs_II):

@@ -13,7 +13,7 @@ from whence.capture.one_by_one import Trial
 from whence.data import Example
 from whence.errors import BadInput, NonFinite
 
-__all__ = ["check_values", "mixes", "narrowest_type"]
+__all__ = ["are_equal", "check_values", "mixes", "narrowest_type", "unchanging"]
 
 # How far values may be apart, by the tolerance of gradients that they have to be within: relative and absolute.
 _FINE, _COARSE, _HALF = (1e-7, 1e-9), (1e-4, 1e-5), (0.5, 1e-5)
@@ -21,6 +21,10 @@ _FINE, _COARSE, _HALF = (1e-7, 1e-9), (1e-4, 1e-5), (0.5, 1e-5)
 _ON_DEVICE = 50
 # What rounding makes of the largest value, where others are differences of numbers of its size.
 _ROUNDED = 8
+# Values that are computed again to see chance in them.
+_COINS = 12
+# How far they may be apart where additions on a device come in another order: relative and absolute.
+_SAME = (1e-2, 1e-5)
 
 
 def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alone: Tensor, tolerance: float) -> None:
@@ -48,7 +52,7 @@ def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alon
                 do="check this example and the model's weights",
             )
 
-    if _are_equal(trial, together, alone, tolerance):
+    if are_equal(trial, together, alone, tolerance):
         if not others:
             return
         chosen = [*chosen, *others]
@@ -56,23 +60,40 @@ def check_values(trial: Trial, others: Sequence[Example], together: Tensor, alon
             _in_batches(trial, [chosen]),
             torch.cat([alone, _in_batches(trial, [[example] for example in others])]),
         )
-        if _are_equal(trial, together, alone, tolerance):
+        if are_equal(trial, together, alone, tolerance):
             return
-    else:
-        again = _in_batches(trial, [chosen])
-        if not torch.allclose(again, together, rtol=tolerance, atol=1e-6):
-            raise BadInput(
-                found=f"a {name} that changes from call to call on the same examples",
-                needed="a deterministic one",
-                do="switch off functional dropout and random augmentation, or seed them by example",
-            )
-    if _are_equal(trial, together * len(chosen), alone, tolerance):
+    if are_equal(trial, together * len(chosen), alone, tolerance):
         raise BadInput(
             found=f"a {name} divided by the number of examples in the batch",
             needed="each example's own loss, independent of the batch",
             do="use reduction='none' and sum over positions only",
         )
     raise BadInput(**mixes(name, chosen, together, alone))
+
+
+def unchanging(trial: Trial) -> Tensor:
+    """The chosen examples' values in one batch as the model gives them untouched, made several times: a coin may fall as it did.
+
+    Args:
+        trial: The examples, and what is computed of them.
+
+    Returns:
+        Shape (B,), float64, on the CPU.
+
+    Raises:
+        BadInput: If they change.
+    """
+    first = _in_batches(trial, [trial.chosen])
+    for _ in range(max(1, _COINS // len(trial.chosen))):
+        again = _in_batches(trial, [trial.chosen])
+        if not torch.equal(again.isfinite(), first.isfinite()) or not torch.allclose(again, first, *_SAME, equal_nan=True):
+            name = trial.objective if isinstance(trial.objective, str) else "function"
+            raise BadInput(
+                found=f"a {name} that changes from call to call on the same examples",
+                needed="a deterministic one",
+                do="switch off functional dropout and random augmentation, or seed them by example",
+            )
+    return first
 
 
 def mixes(name: str, chosen: Sequence[Example], together: Tensor, alone: Tensor) -> dict[str, str]:
@@ -135,9 +156,21 @@ class _Types(TorchFunctionMode):
         return found
 
 
-def _are_equal(trial: Trial, together: Tensor, alone: Tensor, tolerance: float) -> bool:
+def are_equal(trial: Trial, together: Tensor, alone: Tensor, tolerance: float) -> bool:
+    """Whether values are alike but for rounding.
+
+    Args:
+        trial: What they are of.
+        together: Some, shape (B,).
+        alone: The same in another way.
+        tolerance: Of gradients, relative, which says how exactly is computed.
+    """
     relative, absolute = _FINE if tolerance <= 1e-7 else _COARSE if tolerance <= 2e-3 else _HALF
     factor = 1 if trial.task.device.type == "cpu" else _ON_DEVICE
-    eps = torch.finfo(torch.float64 if relative == _FINE[0] else torch.float32).eps
-    absolute = max(absolute, _ROUNDED * eps * float(alone.abs().max()))
-    return torch.allclose(together, alone, rtol=factor * relative, atol=absolute)
+    dtype = torch.float64 if relative == _FINE[0] else torch.float32
+    return torch.allclose(together, alone, rtol=factor * relative, atol=_rounded(alone, absolute, dtype))
+
+
+def _rounded(values: Tensor, least: float, dtype: torch.dtype) -> float:
+    """What rounding makes of the largest value, or the least that is looked at."""
+    return max(least, _ROUNDED * torch.finfo(dtype).eps * float(values.abs().max()))

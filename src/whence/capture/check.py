@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.capture.batch_values import check_values, mixes, narrowest_type
+from whence.capture.batch_values import are_equal, check_values, mixes, narrowest_type, unchanging
 from whence.capture.hooks import Objective
 from whence.capture.one_by_one import Trial
 from whence.capture.telling_examples import companions, telling_examples
-from whence.capture.units import Plan, listed, way_out
+from whence.capture.units import LayerUse, Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, Unsupported
 from whence.tasks import AbstractTask
@@ -61,7 +61,11 @@ def check_task(
     alone, expected, norms = trial.one_by_one()
     is_known, plan.route.is_checked = plan.route.is_checked, False
     found, together = trial.captured()
+    plain = unchanging(trial)
     tolerance = _TOLERANCE.get(autocast or precision(task.model), _HALF_TOLERANCE)
+    shared = [layer for layer in plan.layers if "shared" in plan.route.uses.get(layer.name, ())]
+    if shared and not any(are_equal(trial, together, plain, by) for by in (tolerance, _widened(trial, tolerance))):
+        found, together = _unshared(trial, shared)
     others = companions(examples, chosen, parameters)
     try:
         check_values(trial, others, together, alone, tolerance)
@@ -93,6 +97,31 @@ def _wrong(found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> 
 def _widened(trial: Trial, tolerance: float) -> float:
     """The tolerance of the narrowest type that the model really computes in, which may not be that of its weights."""
     return max(tolerance, _TOLERANCE.get(narrowest_type(trial), _HALF_TOLERANCE))
+
+
+def _unshared(trial: Trial, shared: list[LayerUse]) -> tuple[Tensor, Tensor]:
+    """What is captured where a layer's one row, taken as that of all examples, made the model compute something else.
+
+    Args:
+        trial: The examples.
+        shared: The layers that may be meant.
+
+    Returns:
+        As `Trial.captured`.
+
+    Raises:
+        Unsupported: If no twin may make these layers' gradients instead.
+    """
+    plan = trial.plan
+    if not plan.route.has_twin:
+        names = [name for layer in shared for unit in sorted(layer.units) for name in plan.units[unit].parameters]
+        raise Unsupported(
+            found=f"layer {shared[0].name!r} with one row for the whole batch, which is not that of all examples",
+            needed="a row for every example, or one that all share",
+            do=f"{way_out(trial.task, names)} (slower, any use), or leave them out with ignore={listed(trial.task, names)}",
+        )
+    plan.route.twin |= {unit for layer in shared for unit in layer.units}
+    return trial.captured()
 
 
 def _rerouted(plan: Plan, units: list[int]) -> bool:

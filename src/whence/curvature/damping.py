@@ -70,7 +70,7 @@ class ResolvedDamping:
         return value if value > 0 else 1e-30
 
     def least(self, mean_eigenvalues: Sequence[float], dtype: torch.dtype) -> float:
-        """What is added to the eigenvalues of every unit at least: the share of what rounding alone gives a unit.
+        """What is added to the eigenvalues of every unit at least: what rounding alone gives a unit.
 
         A gradient that is zero by construction, such as that of a key's bias, which softmax does not see, is zero up to rounding. A share of
         its own mean eigenvalue would blow that up to the size of the others.
@@ -79,9 +79,7 @@ class ResolvedDamping:
             mean_eigenvalues: Trace over dimensions of all units.
             dtype: Of the gradients.
         """
-        if self.relative is None:
-            return 0.0
-        return self.relative * max(mean_eigenvalues, default=0.0) * rounding_share(dtype)
+        return 0.0 if self.relative is None else max(mean_eigenvalues, default=0.0) * rounding_share(dtype)
 
 
 def rounding_share(dtype: torch.dtype) -> float:

@@ -15,7 +15,7 @@ from whence.errors import BadInput
 from whence.functions import identity_of
 from whence.internals import map_tree
 from whence.tasks.base import AbstractTask, Batch
-from whence.tasks.fields import plain_text, record_id, record_source
+from whence.tasks.fields import as_numbers, plain_text, record_id, record_source
 from whence.tasks.images import image_path
 from whence.tasks.outputs import Outputs
 from whence.tasks.prepared import SameInputs, examples_from
@@ -128,19 +128,29 @@ def _plain(number: int, name: Any, value: Any) -> Any:
         return str(value)
     # Copies: what changes or moves an array later, sharing it with other processes among them, must not reach the examples.
     if isinstance(value, np.ndarray):
-        return value.copy()
+        numbers = as_numbers(value)
+        if numbers is None:
+            masked = " with masked entries" * isinstance(value, np.ma.MaskedArray)
+            raise BadInput(**_unusable(number, name, f"an array of {value.dtype}{masked}"))
+        return numbers
     if value is None or isinstance(value, str | int | float):
         return value
     if not isinstance(value, Tensor):
         if not _has_bytes(value):
-            raise BadInput(
-                found=f"record {number} whose field {name!r} is of type {type(value).__name__}",
-                needed="arrays, tensors, numbers or strings, or lists of numbers of equal lengths",
-                do="convert the field, or leave it out of the record",
-            )
+            raise BadInput(**_unusable(number, name, f"of type {type(value).__name__}"))
         return value
+    if value.layout != torch.strided or value.is_quantized:
+        raise BadInput(**_unusable(number, name, "a sparse or quantized tensor"))
     value = value.detach().cpu()
     return value.clone() if value.dtype == torch.bfloat16 else value.numpy().copy()  # NumPy has no bfloat16
+
+
+def _unusable(number: int, name: Any, what: str) -> dict[str, str]:
+    return {
+        "found": f"record {number} whose field {name!r} is {what}",
+        "needed": "arrays, tensors, numbers or strings, or lists of numbers of equal lengths",
+        "do": "convert the field, or leave it out of the record",
+    }
 
 
 def _has_bytes(value: Any) -> bool:

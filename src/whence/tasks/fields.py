@@ -121,6 +121,8 @@ def whole_numbers(values: Any, *, booleans: bool = False) -> list[int] | None:
     """
     if isinstance(values, np.ndarray | Tensor):
         if isinstance(values, Tensor):
+            if values.layout != torch.strided or values.is_quantized:
+                return None
             values = values.detach().cpu()
             is_whole = not (values.is_floating_point() or values.is_complex())
             is_bool = values.dtype == torch.bool
@@ -129,7 +131,7 @@ def whole_numbers(values: Any, *, booleans: bool = False) -> list[int] | None:
         if values.ndim != 1 or not is_whole or (is_bool and not booleans):
             return None
         values = values.tolist()
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes | bytearray | Mapping | Set):
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | bytearray | memoryview | Mapping | Set):
         return None
     values = list(values)
     kinds = set(map(type, values))

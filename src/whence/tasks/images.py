@@ -20,7 +20,16 @@ Preprocess = Callable[[Any], Tensor | np.ndarray | Mapping[str, Any]]
 
 def image_path(value: Any) -> Path | None:
     """The file that a record's `image` names, absolute; None if it is no path but, say, a tensor."""
-    return Path(value).resolve() if isinstance(value, str | Path) else None
+    if not isinstance(value, str | Path):
+        return None
+    try:
+        return Path(value).resolve()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # half of a surrogate pair, a zero byte, a circle of links: read as it is, and refused there
+        return Path(value)
 
 
 def image_sha256(number: int, path: Path) -> str:
@@ -36,9 +45,9 @@ def image_sha256(number: int, path: Path) -> str:
     try:
         with open_plain(path, at_most=IMAGE_BYTES, is_named=True) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
-            found=f"record {number} with the image {path}, which cannot be read ({error.strerror or error})",
+            found=f"record {number} with the image {path}, which cannot be read ({getattr(error, 'strerror', None) or error})",
             needed="an image file",
             do="check the path; in a .jsonl or .csv file it counts from that file's folder",
         ) from error

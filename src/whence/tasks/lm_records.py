@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from whence.errors import BadInput
 from whence.tasks.chat import Ranges, rendered
 from whence.tasks.fields import valid_text, whole_numbers
@@ -89,7 +91,7 @@ def _of_text(number: int, record: Mapping[str, Any], tokenizer: Any) -> Tokenize
         )
     if "messages" in record:
         return _of_ranges(*rendered(where, record, tokenizer), tokenizer)
-    if "text" in record and record.get("scored_spans"):
+    if "text" in record and record.get("scored_spans") is not None:
         return _of_ranges(_string(number, record, "text"), _spans(where, record["scored_spans"]), tokenizer)
     if "text" in record:
         text = _string(number, record, "text")
@@ -105,7 +107,8 @@ def _of_text(number: int, record: Mapping[str, Any], tokenizer: Any) -> Tokenize
 
 
 def _spans(where: str, given: Any) -> Ranges:
-    rows = [whole_numbers(pair) for pair in given] if isinstance(given, Sequence) else []
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    rows = [whole_numbers(pair) for pair in given] if isinstance(given, Sequence) and not isinstance(given, str | bytes) else []
     if not rows or any(row is None or len(row) != 2 for row in rows):
         raise BadInput(
             found=f"{where} with scored_spans that are no pairs of whole numbers",

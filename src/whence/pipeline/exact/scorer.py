@@ -299,12 +299,11 @@ def _normalized(table: ScoreTable, scores: ExactScores, norms_Q: Tensor | None, 
     """A table divided by norms, every part alike."""
     if scores.squared_norms_N is None:
         return table
-    tiny = torch.finfo(torch.float64).tiny
-    scale_QN = torch.ones_like(table.scores) / scores.squared_norms_N.sqrt().clamp_min(tiny)
+    scale_QN = torch.ones_like(table.scores) * _inverse(scores.squared_norms_N.sqrt())
     by = "the root of N x its self-influence" if normalize == "relatif" else "the norm of its parameter change"
     unit = f"{table.unit}, over {by}"
     if norms_Q is not None:
-        scale_QN = scale_QN * len(table.train_ids) / norms_Q.clamp_min(tiny)[:, None]
+        scale_QN = scale_QN * len(table.train_ids) * _inverse(norms_Q)[:, None]
         unit = "cosine"
     place = {name: number for number, name in enumerate(table.train_ids)}
     return dataclasses.replace(
@@ -314,6 +313,11 @@ def _normalized(table: ScoreTable, scores: ExactScores, norms_Q: Tensor | None, 
         parts={name: part * scale_QN for name, part in table.parts.items()},
         tokens={name: parts_QT * scale_QN[:, place[name], None] for name, parts_QT in table.tokens.items()},
     )
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """One over each, and zero of a gradient that is zero: its scores are."""
+    return torch.where(norms > 0, 1 / norms, 0.0)
 
 
 def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None) -> tuple[Tensor | None, tuple[str, ...]]:
