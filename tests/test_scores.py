@@ -146,11 +146,11 @@ def test_top_hits_are_the_sorted_table(tmp_path):
 
 
 def test_equal_scores_come_in_row_order():
-    from whence.score.scan import Top, merged_top
+    from whence.score.scan import Top, _merged_top
 
     top = Top(torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
     for start, values in ((0, [1.0, 2.0, 2.0]), (3, [2.0, 1.0]), (5, [2.0])):
-        top = merged_top(top, torch.tensor([values]), start, 4, largest=True)
+        top = _merged_top(top, torch.tensor([values]), start, 4, largest=True)
     assert top.rows_QK.tolist() == [[1, 2, 3, 5]] and top.scores_QK.tolist() == [[2.0] * 4]
 
 

@@ -141,7 +141,7 @@ def test_masks_and_sums_are_those_of_a_sort(stores, pool):
             for scores, rows in zip(top.scores_QK.tolist(), top.rows_QK.tolist(), strict=True)
         ]
         assert pairs == strongest(scores_QN, 6, sign, keep)
-    for sums, wanted in zip((found.up_QG, found.down_QG), group_sums(scores_QN, group_N, 7), strict=True):
+    for sums, wanted in zip(found.sums_QG2.unbind(2), group_sums(scores_QN, group_N, 7), strict=True):
         assert sums is not None and sums.shape == (3, 7)
         torch.testing.assert_close(sums, torch.tensor(wanted, dtype=torch.float64), rtol=1e-14, atol=0)
 
@@ -230,7 +230,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(stores, monkeypatc
         thread.join()
         assert workers.losses == 1
         assert is_same(found, alone(asked, 5)) and is_same(by(workers, asked, 5), alone(asked, 5))
-        assert torch.equal(found.up_QG, calm.up_QG) and torch.equal(found.down_QG, calm.down_QG)
+        assert torch.equal(found.sums_QG2, calm.sums_QG2)
 
 
 def test_a_lone_worker_is_replaced(stores, monkeypatch):

@@ -6,7 +6,7 @@ from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
 from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
-from whence.score.scan import Top, all_scores, joined_shards, merged_top, row_scores, shard_scores, top_scores, united_top
+from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shard_scores, top_scores, united_top
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
@@ -27,10 +27,10 @@ __all__ = [
     "combine",
     "exact_scores",
     "gradient_rows",
-    "joined_shards",
+    "Ends",
     "loss_scores",
     "mean_table",
-    "merged_top",
+    "both_ends",
     "mixing_share",
     "precondition",
     "random_scores",

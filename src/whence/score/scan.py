@@ -3,7 +3,7 @@
 Axes: Q queries, N rows, K hits, P projected outputs, R projected inputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from whence.progress import Meter
 from whence.score.whitening import whitened_norms
 from whence.store import Store
 
-__all__ = ["Top", "all_scores", "joined_shards", "merged_top", "row_scores", "shard_scores", "top_scores", "united_top"]
+__all__ = ["Ends", "Top", "all_scores", "both_ends", "row_scores", "shard_scores", "top_scores", "united_top"]
 
 Part = TypeVar("Part")
 # Scores among which hits are looked for at once.
@@ -92,14 +92,74 @@ def top_scores(
     Returns:
         Highest first, and lowest first. Equal scores come in row order.
     """
-    high = low = Top(torch.zeros(len(queries[0]), 0, dtype=queries[0].dtype), torch.zeros(len(queries[0]), 0, dtype=torch.long))
-    for start, scores_QN in joined_shards(shard_scores(store, queries, norms_Q, roots=roots, ranks=ranks), progress):
-        high = merged_top(high, scores_QN, start, k, largest=True)
-        low = merged_top(low, scores_QN, start, k, largest=False)
+    scores = shard_scores(store, queries, norms_Q, roots=roots, ranks=ranks)
+    ends = both_ends(scores, queries[0], k, progress=progress)
     if ranks.count == 1:
-        return high, low
-    found = _of_one_store(ranks, store, (high, low))
+        return ends.high, ends.low
+    found = _of_one_store(ranks, store, (ends.high, ends.low))
     return united_top([high for high, _ in found], k, largest=True), united_top([low for _, low in found], k, largest=False)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a scan keeps.
+
+    Args:
+        high: The strongest rows of each query, highest first.
+        low: The same of the lowest scores.
+        sums_QG2: Per group of rows the sums of its positive and of its negative scores, float64; None if no groups were given.
+    """
+
+    high: Top
+    low: Top
+    sums_QG2: Tensor | None = None
+
+
+def both_ends(
+    scores: Iterator[tuple[int, Tensor]],
+    queries: Tensor,
+    k: int,
+    *,
+    progress: Meter,
+    keep: Mapping[int, Tensor] | None = None,
+    groups: tuple[Tensor, int] | None = None,
+) -> Ends:
+    """Both ends of every query's ranking, and sums over groups of rows, in one pass over scores: the only scan there is.
+
+    Args:
+        scores: The number of the first row, and scores of shape (Q, rows), as `shard_scores` yields them.
+        queries: Any tensor with a leading axis of queries and the scores' type.
+        k: Hits wanted on each side.
+        progress: Advanced by rows.
+        keep: By query which rows may be its hits, boolean, shape (N,); all for a query that is not in it. Others come last, with infinite
+            scores.
+        groups: The group of each row, shape (N,), and how many groups there are, to sum scores over; of all rows, whatever may be a hit.
+
+    Returns:
+        Equal scores in row order.
+    """
+    count = len(queries)
+    high = low = Top(queries.new_zeros(count, 0), torch.zeros(count, 0, dtype=torch.long))
+    sums_QG2 = None if groups is None else torch.zeros(count, groups[1], 2, dtype=torch.float64)
+    for start, scores_QN in _joined_shards(scores, progress):
+        if groups is not None and sums_QG2 is not None:
+            _add_groups(sums_QG2, scores_QN, groups[0][start : start + scores_QN.shape[1]])
+        up_QN = down_QN = scores_QN
+        if keep:
+            out_QN = torch.zeros(scores_QN.shape, dtype=torch.bool)
+            for query, keep_N in keep.items():
+                out_QN[query] = ~keep_N[start : start + scores_QN.shape[1]]
+            up_QN, down_QN = scores_QN.masked_fill(out_QN, -torch.inf), scores_QN.masked_fill(out_QN, torch.inf)
+        high = _merged_top(high, up_QN, start, k, largest=True)
+        low = _merged_top(low, down_QN, start, k, largest=False)
+    return Ends(high, low, sums_QG2)
+
+
+def _add_groups(sums_QG2: Tensor, scores_QN: Tensor, group_N: Tensor) -> None:
+    # Two places for every group, the second for scores below 0: one pass over the scores, which are many.
+    places_N = 2 * group_N.long()
+    for sums_G2, scores_N in zip(sums_QG2, scores_QN, strict=True):
+        sums_G2.view(-1).add_(torch.bincount(places_N + (scores_N < 0), scores_N.double(), sums_G2.numel()))
 
 
 def all_scores(
@@ -144,7 +204,7 @@ def row_scores(
     return torch.cat([score(tensors) for tensors in store.rows(rows)], 1)
 
 
-def joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
+def _joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
     """Scores of several shards as one: looking for hits takes many small steps, which few queries would feel.
 
     Args:
@@ -166,7 +226,7 @@ def joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iter
         yield first, torch.cat(waiting, 1)
 
 
-def merged_top(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
+def _merged_top(top: Top, scores_QN: Tensor, start: int, k: int, *, largest: bool) -> Top:
     """The k strongest rows so far, once more rows are scored.
 
     Args:

@@ -15,11 +15,10 @@ from whence.data import Dataset, Example
 from whence.errors import NonFinite
 from whence.pipeline.stored.prepared import Asked, hit_of
 from whence.progress import meter
-from whence.score import Top, joined_shards, merged_top, shard_scores
+from whence.score import Ends, both_ends, shard_scores
 from whence.serve.hosted_store import Desk
 from whence.serve.question import Question
-from whence.serve.shares import ShareSums
-from whence.workers import Workers
+from whence.serve.shares import share_lines
 
 __all__ = ["Asker", "Masks", "answered"]
 
@@ -89,15 +88,14 @@ def answered(
     for asker in askers:
         asker.report("gradients", 0, 1)
     asked = desk.warm.ask(Dataset(examples), quiet=True)
-    tops = _scan(desk, asked, askers, keep)
-    if tops is None:
+    ends = _scan(desk, asked, askers, keep)
+    if ends is None or ends.sums_QG2 is None:
         return [None] * len(askers)
-    high, low, sums = tops
-    if not bool(asked.rows.values.isfinite().all() and sums.sums_QS2.isfinite().all()):
+    if not bool(asked.rows.values.isfinite().all() and ends.sums_QG2.isfinite().all()):
         raise NonFinite(found="a measurement or scores that are not finite", needed="finite ones", do="ask something else")
     found: list[dict[str, Any] | None] = []
     for place, asker in enumerate(askers):
-        sides = _sides(asked, asker, place, high, low)
+        sides = _sides(asked, asker, place, ends)
         if sides is None:
             found.append(None)
             continue
@@ -117,81 +115,54 @@ def answered(
                 "notes": list(asked.notes),
                 "proponents": sides[0],
                 "opponents": sides[1],
-                "shares": sums.of(place),
+                "shares": share_lines(desk.catalog.sources, ends.sums_QG2[place]),
                 "seconds": time.monotonic() - started,
             }
         )
     return found
 
 
-def _scan(
-    desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
-) -> tuple[Top, Top, ShareSums] | None:
+def _scan(desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]) -> Ends | None:
     """Both ends of every question's ranking and the sums of its sources; None once nobody waits for any of them."""
-    if desk.warm.workers is not None:
-        return _scan_by(desk.warm.workers, desk, asked, askers, keep)
     k = max(asker.question.k for asker in askers)
-    sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
-    dtype = asked.ready[0].dtype
-    high = low = Top(torch.zeros(len(askers), 0, dtype=dtype), torch.zeros(len(askers), 0, dtype=torch.long))
-    is_filtered = any(mask is not None for mask in keep)
+    allowed = {place: mask for place, mask in enumerate(keep) if mask is not None}
+    sources = len(desk.catalog.sources)
 
-    def watched() -> Iterator[tuple[int, Tensor]]:
-        for start, scores_QN in shard_scores(asked.store, asked.ready, asked.norms_Q, roots=asked.roots):
-            if not any(asker.is_wanted for asker in askers):
-                return
-            yield start, scores_QN
-            for asker in askers:
-                asker.report("scan", start + scores_QN.shape[1], len(asked.store))
+    def is_wanted() -> bool:
+        return any(asker.is_wanted for asker in askers)
 
     with meter("scan", len(asked.store), quiet=True) as progress:
-        for start, scores_QN in joined_shards(watched(), progress):
-            sums.add(start, scores_QN)
-            out_QN = _left_out(keep, start, scores_QN.shape) if is_filtered else None
-            up_QN = scores_QN if out_QN is None else scores_QN.masked_fill(out_QN, -torch.inf)
-            down_QN = scores_QN if out_QN is None else scores_QN.masked_fill(out_QN, torch.inf)
-            high = merged_top(high, up_QN, start, k, largest=True)
-            low = merged_top(low, down_QN, start, k, largest=False)
-    return (high, low, sums) if progress.done == len(asked.store) else None
+        if desk.warm.workers is not None:
+
+            def advance(rows: int) -> None:
+                progress.advance(rows)
+                for asker in askers:
+                    asker.report("scan", progress.done, len(asked.store))
+
+            return desk.warm.workers.top_scores(
+                asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots,
+                keep={place: mask.numpy() for place, mask in allowed.items()}, groups=(desk.catalog.source_N, sources),
+                advance=advance, is_wanted=is_wanted,
+            )  # fmt: skip
+
+        def watched() -> Iterator[tuple[int, Tensor]]:
+            for start, scores_QN in shard_scores(asked.store, asked.ready, asked.norms_Q, roots=asked.roots):
+                if not is_wanted():
+                    return
+                yield start, scores_QN
+                for asker in askers:
+                    asker.report("scan", start + scores_QN.shape[1], len(asked.store))
+
+        groups = (torch.from_numpy(desk.catalog.source_N), sources)
+        found = both_ends(watched(), asked.ready[0], k, progress=progress, keep=allowed, groups=groups)
+        return found if progress.done == len(asked.store) else None
 
 
-def _scan_by(
-    workers: Workers, desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]
-) -> tuple[Top, Top, ShareSums] | None:
-    """What `_scan` gives, from workers."""
-    with meter("scan", len(asked.store), quiet=True) as progress:
-
-        def advance(rows: int) -> None:
-            progress.advance(rows)
-            for asker in askers:
-                asker.report("scan", progress.done, len(asked.store))
-
-        found = workers.top_scores(
-            asked.store, asked.ready, max(asker.question.k for asker in askers), norms_Q=asked.norms_Q, roots=asked.roots,
-            keep={place: mask.numpy() for place, mask in enumerate(keep) if mask is not None},
-            groups=(desk.catalog.source_N, len(desk.catalog.sources)),
-            advance=advance, is_wanted=lambda: any(asker.is_wanted for asker in askers),
-        )  # fmt: skip
-    if found is None or found.up_QG is None or found.down_QG is None:
-        return None
-    sums = ShareSums(desk.catalog.sources, desk.catalog.source_N, len(askers))
-    sums.sums_QS2 = torch.stack([found.up_QG, found.down_QG], 2)
-    return found.high, found.low, sums
-
-
-def _left_out(keep: Sequence[Tensor | None], start: int, shape: torch.Size) -> Tensor:
-    out_QN = torch.zeros(shape, dtype=torch.bool)
-    for place, mask in enumerate(keep):
-        if mask is not None:
-            out_QN[place] = ~mask[start : start + shape[1]]
-    return out_QN
-
-
-def _sides(asked: Asked, asker: Asker, place: int, high: Top, low: Top) -> list[list[dict[str, Any]]] | None:
+def _sides(asked: Asked, asker: Asker, place: int, ends: Ends) -> list[list[dict[str, Any]]] | None:
     """Both sides of one question's ranking; None if nobody waits for it any more."""
     k, done = asker.question.k, 0
     found = []
-    for top, sign in ((high, 1), (low, -1)):
+    for top, sign in ((ends.high, 1), (ends.low, -1)):
         pairs = zip(top.scores_QK[place, :k].tolist(), top.rows_QK[place, :k].tolist(), strict=True)
         side = []
         # A row that a filter leaves out has the score that no hit has.

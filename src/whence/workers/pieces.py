@@ -13,7 +13,7 @@ from torch import Tensor
 from whence.distributed import Ranks
 from whence.errors import StoreMismatch
 from whence.progress import meter
-from whence.score.scan import Top, joined_shards, merged_top, shard_scores
+from whence.score import both_ends, shard_scores
 from whence.store import Store, open_store
 from whence.store.remote import is_remote
 
@@ -99,16 +99,14 @@ class Part:
         high: Scores, strongest first, and their rows in the store, shapes (Q, K).
         low: The same of the lowest scores.
         group_H: The groups that occur, if sums are wanted.
-        up_QH: Sums of their positive scores, float64.
-        down_QH: Sums of their negative scores, float64.
+        sums_QH2: Sums of their positive and of their negative scores, float64.
         scores_QN: Every score.
     """
 
     high: tuple[np.ndarray, np.ndarray] | None = None
     low: tuple[np.ndarray, np.ndarray] | None = None
     group_H: np.ndarray | None = None
-    up_QH: np.ndarray | None = None
-    down_QH: np.ndarray | None = None
+    sums_QH2: np.ndarray | None = None
     scores_QN: np.ndarray | None = None
 
 
@@ -161,19 +159,15 @@ class Scanner:
         scores = shard_scores(some, self.queries, self.norms_Q, roots=self.roots, weighted=self.round.weighted)
         if self.round.k is None:
             return Part(scores_QN=np.concatenate([scores_QN.numpy() for _, scores_QN in scores], 1))
-        high = low = Top(
-            self.queries[0].new_zeros(len(self.queries[0]), 0), torch.zeros(len(self.queries[0]), 0, dtype=torch.long)
-        )
-        sums = None if job.group_N is None else _Sums(job.group_N, job.num_groups, len(self.queries[0]))
+        groups = None if job.group_N is None else (tensor_of(job.group_N), job.num_groups)
+        keep = {query: tensor_of(keep_N) for query, keep_N in job.keep.items()}
         with meter("scan", len(some), quiet=True) as progress:
-            for start, scores_QN in joined_shards(scores, progress):
-                if sums is not None:
-                    sums.add(start, scores_QN)
-                up_QN, down_QN = _allowed(scores_QN, job.keep, start)
-                high = merged_top(high, up_QN, start, self.round.k, largest=True)
-                low = merged_top(low, down_QN, start, self.round.k, largest=False)
-        sides = [(top.scores_QK.numpy(), top.rows_QK.numpy() + job.piece.rows.start) for top in (high, low)]
-        return Part(sides[0], sides[1]) if sums is None else Part(sides[0], sides[1], *sums.found())
+            ends = both_ends(scores, self.queries[0], self.round.k, progress=progress, keep=keep, groups=groups)
+        high, low = ((top.scores_QK.numpy(), top.rows_QK.numpy() + job.piece.rows.start) for top in (ends.high, ends.low))
+        if groups is None or ends.sums_QG2 is None:
+            return Part(high, low)
+        group_H = torch.bincount(groups[0].long(), minlength=job.num_groups).nonzero()[:, 0]
+        return Part(high, low, group_H.numpy(), ends.sums_QG2[:, group_H].numpy())
 
     def _store(self, asked: Round, owner: int) -> Store:
         """The store that is asked about, the shards of the piece's owner checked.
@@ -208,31 +202,3 @@ def tensor_of(array: np.ndarray) -> Tensor:
     """A tensor that has travelled."""
     # What comes out of shared memory cannot be written.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-class _Sums:
-    """Sums of the scores of groups, row by row as a scan goes on."""
-
-    def __init__(self, group_N: np.ndarray, num_groups: int, queries: int):
-        self.group_N = torch.from_numpy(group_N.astype(np.int64))
-        self.up_QG = torch.zeros(queries, num_groups, dtype=torch.float64)
-        self.down_QG = torch.zeros(queries, num_groups, dtype=torch.float64)
-
-    def add(self, start: int, scores_QN: Tensor) -> None:
-        group_N, scores_QN = self.group_N[start : start + scores_QN.shape[1]], scores_QN.double()
-        self.up_QG.index_add_(1, group_N, scores_QN.clamp_min(0))
-        self.down_QG.index_add_(1, group_N, scores_QN.clamp_max(0))
-
-    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        group_H = torch.bincount(self.group_N, minlength=self.up_QG.shape[1]).nonzero()[:, 0]
-        return group_H.numpy(), self.up_QG[:, group_H].numpy(), self.down_QG[:, group_H].numpy()
-
-
-def _allowed(scores_QN: Tensor, keep: Mapping[int, np.ndarray], start: int) -> tuple[Tensor, Tensor]:
-    """The scores for either side, where a row that may be no hit comes after all others."""
-    if not keep:
-        return scores_QN, scores_QN
-    out_QN = torch.zeros(scores_QN.shape, dtype=torch.bool)
-    for query, keep_N in keep.items():
-        out_QN[query] = torch.from_numpy(~keep_N[start : start + scores_QN.shape[1]])
-    return scores_QN.masked_fill(out_QN, -torch.inf), scores_QN.masked_fill(out_QN, torch.inf)

@@ -5,14 +5,14 @@ Axes: Q queries, N rows, K hits, G groups of rows, H of them in a piece.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from whence.errors import BadInput
-from whence.score.scan import Top, united_top
+from whence.score import Ends, Top, united_top
 from whence.store import Store
 from whence.store.remote import is_remote
 from whence.workers.actors import Actors
@@ -20,24 +20,7 @@ from whence.workers.pieces import Job, Part, Piece, Round, Scanner, array_of, pi
 from whence.workers.processes import Processes
 from whence.workers.seats import Seats
 
-__all__ = ["Gathered", "Workers"]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What workers found in a whole store.
-
-    Args:
-        high: Highest first; equal scores in row order.
-        low: Lowest first; equal scores in row order.
-        up_QG: Sums of positive scores by group of rows, float64; None if there are no groups.
-        down_QG: Sums of negative scores.
-    """
-
-    high: Top
-    low: Top
-    up_QG: Tensor | None = None
-    down_QG: Tensor | None = None
+__all__ = ["Workers"]
 
 
 class Workers:
@@ -96,7 +79,7 @@ class Workers:
         groups: tuple[np.ndarray, int] | None = None,
         advance: Callable[[int], object] | None = None,
         is_wanted: Callable[[], bool] | None = None,
-    ) -> Gathered | None:
+    ) -> Ends | None:
         """The k highest and the k lowest scores of every query.
 
         Args:
@@ -136,7 +119,7 @@ class Workers:
                     advance(len(piece.rows))
         if len(parts) < len(pieces):
             return None
-        return Gathered(high, low) if groups is None else Gathered(high, low, *_added(parts, num_queries, num_groups))
+        return Ends(high, low, None if groups is None else _added(parts, num_queries, num_groups))
 
     def all_scores(
         self,
@@ -178,12 +161,11 @@ class Workers:
         )
 
 
-def _added(parts: Mapping[int, Part], queries: int, groups: int) -> tuple[Tensor, Tensor]:
+def _added(parts: Mapping[int, Part], queries: int, groups: int) -> Tensor:
     """Sums of all pieces, in the order of rows, so that they do not depend on who was first."""
-    up_QG, down_QG = torch.zeros(queries, groups, dtype=torch.float64), torch.zeros(queries, groups, dtype=torch.float64)
+    sums_QG2 = torch.zeros(queries, groups, 2, dtype=torch.float64)
     for number in sorted(parts):
         part = parts[number]
-        assert part.group_H is not None and part.up_QH is not None and part.down_QH is not None
-        up_QG[:, tensor_of(part.group_H)] += tensor_of(part.up_QH)
-        down_QG[:, tensor_of(part.group_H)] += tensor_of(part.down_QH)
-    return up_QG, down_QG
+        assert part.group_H is not None and part.sums_QH2 is not None
+        sums_QG2[:, tensor_of(part.group_H)] += tensor_of(part.sums_QH2)
+    return sums_QG2
