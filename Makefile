@@ -50,8 +50,9 @@ check: .venv-test/ready  ## format, lint, types, import ladder
 	.venv-test/bin/basedpyright --pythonpath .venv-test/bin/python
 	.venv-test/bin/lint-imports
 
-torture: .venv-test/ready  ## a thousand kills at random moments, and what they leave; ten minutes
+torture: .venv-test/ready  ## a thousand kills at random moments, and as many damaged or hostile folders; fifteen minutes
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.torture
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.hostile
 
 bench: .venv-test/ready  ## print the tables of docs/results.md; about an hour the first time, for the banks
 	.venv-test/bin/python benchmarks/build_speed.py

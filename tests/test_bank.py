@@ -27,6 +27,7 @@ from whence.evaluate import (
     read_array,
     save_bank,
 )
+from whence.store import write_record
 
 VALUES = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -158,6 +159,11 @@ def test_a_kill_loses_the_runs_in_flight_only(tmp_path):
     assert torch.equal(whole.values_MSQ[:, 0, 0], whole.masks_MN.sum(1).double())
 
 
+def without_seal(content):
+    """A record whose author seals it again."""
+    return {name: value for name, value in content.items() if name != "seal"}
+
+
 def test_bank_files_are_checked(tmp_path):
     with pytest.raises(BadInput, match="no bank in"):
         open_bank(tmp_path / "nowhere")
@@ -171,6 +177,9 @@ def test_bank_files_are_checked(tmp_path):
         open_bank(tmp_path)
     content = json.loads((tmp_path / "bank.json").read_text())
     (tmp_path / "bank.json").write_text(json.dumps({**content, "format": "whence bank 99"}))
+    with pytest.raises(BadInput, match="it is not what was written"):
+        open_bank(tmp_path)
+    write_record(tmp_path / "bank.json", {**without_seal(content), "format": "whence bank 99"})
     with pytest.raises(BadInput, match="format 'whence bank 99'"):
         open_bank(tmp_path)
 

@@ -81,7 +81,7 @@ def test_exact_and_stored_scores_are_averaged_in_their_own_unit(tmp_path, name, 
     assert (found.unit, found.method) == (tables[0].unit, f"{tables[0].method}, 2 models")
 
 
-@pytest.mark.parametrize("last_write", ["write_tensors", "write_json"])
+@pytest.mark.parametrize("last_write", ["write_tensors", "write_record"])
 def test_a_kill_leaves_the_members_that_were_in(tmp_path, monkeypatch, last_write):
     ensemble = whence.Ensemble(tmp_path / "e")
     ensemble.add(member(0), member="0")

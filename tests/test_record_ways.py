@@ -247,10 +247,12 @@ def test_processes_record_their_own_examples(tmp_path):
 
     with pytest.raises(StoreMismatch, match=r"found a run of 2 process\(es\) in .*; needed one of 1"):
         record = json.loads((tmp_path / "cut" / "run.json").read_text())
+        del record["seal"]
         (tmp_path / "cut" / "run.json").write_text(json.dumps({**record, "finished": False}))
         whence.Recorder(tmp_path / "cut", model, optimizer, every=2).__enter__()
     place = tmp_path / "whole" / "rank-00001"
     log = json.loads((place / "run.json").read_text())
+    del log["seal"]
     (place / "run.json").write_text(json.dumps({**log, "logs": log["logs"][:-1], "steps": log["logs"][-2]["stop"]}))
     with pytest.raises(StoreCorrupt, match="found 4 steps in .*rank-00001 of a run of 6; needed as many"):
         whence.open_run(tmp_path / "whole")

@@ -204,6 +204,7 @@ def test_an_optimizer_with_another_state_is_refused_by_what_it_lacks(tmp_path):
 def test_an_optimizer_that_keeps_no_tensors_is_refused(tmp_path):
     task = trained(tmp_path / "r", nn.functional.cross_entropy, make=Renamed, lr=0.03)
     record = json.loads((tmp_path / "r" / "run.json").read_text())
+    del record["seal"]
     from whence.store import read_tensors, write_tensors
 
     for kept in record["checkpoints"]:

@@ -1,8 +1,10 @@
 """The work that is killed: whatever leaves files that later commands go on with or trust."""
 
 import os
+import signal
 import sqlite3
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +86,7 @@ def _repaired() -> Job:
 
 
 def _by_two() -> Job:
-    """Two processes build one store; the killed one is rank 0, and rank 1 ends when it does."""
+    """Two processes build one store; whichever comes to the moment first is killed, and the other ends with it."""
 
     def run(folder: Path) -> None:
         parent = os.getpid()
@@ -92,11 +94,14 @@ def _by_two() -> Job:
             try:
                 build(folder, "lorif", make_records(ROWS), ranks=Ranks(1, 2))
             except BaseException:
+                folder.with_name(f"{folder.name}.other").write_text(traceback.format_exc(limit=-6))
                 os._exit(1)
             os._exit(0)
         build(folder, "lorif", make_records(ROWS), ranks=Ranks(0, 2))
         _, status = os.waitpid(pid, 0)
-        assert status == 0 and parent == os.getpid()
+        if os.WIFSIGNALED(status):  # it came to the moment first
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert status == 0 and parent == os.getpid(), folder.with_name(f"{folder.name}.other").read_text()
 
     return Job("two ranks", run, look=_whole_store_or_none({ROWS}))
 

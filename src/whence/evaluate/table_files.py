@@ -106,8 +106,9 @@ def _read(folder: Path) -> _Record:
     Raises:
         BadInput: If it is missing, or says something else.
     """
+    path = path_in_set(folder, "table.json")
     try:
-        content = read_json(path_in_set(folder, "table.json"))
+        content = read_json(path)
         names = {field.name for field in fields(_Record)}
         # Another program may have more to say.
         return record_of(_Record, {name: value for name, value in dict(content).items() if name in names})

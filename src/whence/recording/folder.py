@@ -13,7 +13,7 @@ from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.recording.ranks import Ranks, rank_folder
 from whence.recording.record import VERSION, read_run
 from whence.recording.steps import Steps
-from whence.store.files import read_tensors, tensor_shapes, write_json, write_tensors
+from whence.store.files import read_tensors, tensor_shapes, write_json, write_record, write_tensors
 from whence.tasks import Structure
 
 __all__ = ["RunFolder", "check_structure"]
@@ -150,7 +150,7 @@ class RunFolder:
             write_json(self.folder / "ids.json", list(self.log.ids))
         self.record["steps"] = stop
         self.record["settings"] = self.log.settings
-        write_json(self.folder / "run.json", self.record)
+        write_record(self.folder / "run.json", self.record)
         for path in self._replaced:
             with contextlib.suppress(OSError):  # left over: it does no harm
                 path.unlink()

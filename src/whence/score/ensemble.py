@@ -25,7 +25,7 @@ from whence.store import (
     read_json,
     read_tensors,
     record_of,
-    write_json,
+    write_record,
     write_tensors,
 )
 from whence.tasks import Structure, differences
@@ -131,7 +131,7 @@ class Ensemble:
             known["members"] = {**known["members"], member: _told(table) | kept}
             known["sum"] = f"sum-{len(known['members'])}.safetensors"
             known["sha256"] = write_tensors(self.folder / known["sum"], total)
-            write_json(self.folder / "ensemble.json", known)
+            write_record(self.folder / "ensemble.json", known)
             self._clean(known)
 
     def check_structure(self, member: str, structure: Structure) -> None:

@@ -14,6 +14,7 @@ from whence.store.files import (
     sha256_of,
     write_bytes,
     write_json,
+    write_record,
     write_tensors,
 )
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
@@ -72,6 +73,7 @@ __all__ = [
     "verify_store",
     "write_bytes",
     "write_json",
+    "write_record",
     "write_left_out",
     "write_store",
     "write_tensors",

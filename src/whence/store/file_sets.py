@@ -18,7 +18,7 @@ import numpy as np
 from whence.durable import disk_errors, write_file
 from whence.errors import BadInput
 from whence.plain_files import check_name
-from whence.store.files import refuse_linked, sha256_of, write_json
+from whence.store.files import refuse_linked, sha256_of, write_record
 
 __all__ = ["array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
 
@@ -59,7 +59,7 @@ def write_set(folder: Path, parts: Mapping[str, Iterable[bytes | memoryview]], r
         _remove(begun)
         try:
             files = {name: write_file(begun / name, chunks) for name, chunks in parts.items()}
-            write_json(begun / record, {**content, "files": files})
+            write_record(begun / record, {**content, "files": files})
         except BaseException:
             _remove(begun)
             raise

@@ -39,10 +39,13 @@ __all__ = [
     "tensor_shapes",
     "write_bytes",
     "write_json",
+    "write_record",
     "write_tensors",
 ]
 
 Record = TypeVar("Record")
+SEAL = "seal"
+"""Under this name a record has the checksum of the rest of it."""
 _LONGEST_LINE = 64 << 20
 # Direct reads need aligned payloads; the safetensors library itself aligns to 8 bytes only.
 _ALIGNMENT = 4096
@@ -96,6 +99,16 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 def write_json(path: Path, content: Any) -> str:
     """Write a JSON file atomically; returns its SHA-256."""
     return write_bytes(path, [json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"])
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> str:
+    """Write a JSON object with its own checksum, by which `read_json` notices a changed letter; returns the file's SHA-256."""
+    plain = json.loads(json.dumps(dict(content)))
+    return write_json(path, {**plain, SEAL: _seal_of(plain)})
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -211,16 +224,22 @@ def read_json(path: Path, *, any_number: bool = False) -> Any:
         any_number: Whether NaN, infinities and whole numbers of any length are let through.
 
     Raises:
-        StoreCorrupt: If it is missing, not a file, or no such JSON.
+        StoreCorrupt: If it is missing, not a file, no such JSON, or not what `write_record` wrote there.
     """
     try:
-        return parse_json(read_content(path), any_number=any_number)
-    except (OSError, ValueError) as error:
-        raise StoreCorrupt(
-            found=f"{path.name} missing or unreadable in {path.parent} ({reason(error)})",
-            needed="a whole file of the kind that is written there",
-            do="restore the folder from a copy, or make it again by the command that made it",
-        ) from error
+        content = parse_json(read_content(path), any_number=any_number)
+        # Other programs, and records whose checksum is kept elsewhere, have none.
+        if not isinstance(content, dict) or SEAL not in content or content.pop(SEAL) == _seal_of(content):
+            return content
+        error = None
+        why = "it is not what was written"
+    except (OSError, ValueError) as found:
+        error, why = found, reason(found)
+    raise StoreCorrupt(
+        found=f"{path.name} missing or unreadable in {path.parent} ({why})",
+        needed="a whole file of the kind that is written there",
+        do="restore the folder from a copy, or make it again by the command that made it",
+    ) from error
 
 
 def read_record(kind: type[Record], path: Path, *, any_number: bool = False) -> Record:

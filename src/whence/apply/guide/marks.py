@@ -3,6 +3,7 @@
 Axes: B examples, T tokens.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from whence.strict_json import record_of
 __all__ = ["Marked", "Marks", "open_marks"]
 
 _FORMAT = "whence marks 1"
+# In the first line, the checksum of everything else.
+_SEAL = "seal"
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ class Marks:
     def save(self, path: str | Path) -> None:
         """Write the mask file: JSON lines, the first one about the whole, then one per example with marks; whole or not at all."""
         head = {"format": _FORMAT, **self.about}
-        lines = [json.dumps(head), *(json.dumps(asdict(marked)) for marked in self.examples.values())]
-        write_bytes(Path(path), ["\n".join([*lines, ""]).encode()])
+        lines = [asdict(marked) for marked in self.examples.values()]
+        texts = map(json.dumps, [head | {_SEAL: _seal_of(head, lines)}, *lines])
+        write_bytes(Path(path), ["\n".join([*texts, ""]).encode()])
 
 
 def open_marks(path: str | Path) -> Marks:
@@ -138,8 +142,12 @@ def _parsed(lines: Iterator[Any]) -> Marks:
     head = next(lines, None)
     if not isinstance(head, dict) or head.pop("format", None) != _FORMAT:
         raise ValueError("its first line does not say so")
+    rest = list(lines)
+    seal = head.pop(_SEAL, None)
+    if seal is not None and seal != _seal_of({"format": _FORMAT, **head}, rest):  # other programs write none
+        raise ValueError("it is not what was written")
     examples: dict[str, Marked] = {}
-    for line in lines:
+    for line in rest:
         marked = record_of(Marked, line)
         ends = [-1, *marked.places, marked.length]
         if len(marked.places) != len(marked.tokens) or any(one >= other for one, other in pairwise(ends)):
@@ -148,3 +156,7 @@ def _parsed(lines: Iterator[Any]) -> Marks:
             raise ValueError(f"{marked.id[:80]!r} is there twice")
         examples[marked.id] = marked
     return Marks(examples, head)
+
+
+def _seal_of(head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([head, *lines], sort_keys=True).encode()).hexdigest()

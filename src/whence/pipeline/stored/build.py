@@ -190,6 +190,7 @@ def _built(
             if is_finished:
                 writer.check_others()
                 writer.forget()
+                _drop_fit(folder)
                 report(f"{folder} is complete: nothing to do")
                 return _opened(folder, ranks)
             with first_then_others(ranks) if ranks.in_step else nullcontext():
@@ -208,10 +209,14 @@ def _built(
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
                 finish_store(writer, files, quiet)
-                # What the code was learned with is inside it; the stages of the fit were for going on after a stop.
-                if not is_remote(folder):
-                    shutil.rmtree(folder / "factors", ignore_errors=True)
+                _drop_fit(folder)
     return _opened(folder, ranks)
+
+
+def _drop_fit(folder: Path) -> None:
+    """Remove the stages of a fit, which were for going on after a stop: what the code was learned with is inside it."""
+    if not is_remote(folder):
+        shutil.rmtree(folder / "factors", ignore_errors=True)
 
 
 def _earlier(folder: Path, weights: str) -> Blueprint | None:

@@ -1,0 +1,1 @@
+"""Folders that somebody damaged, or made to do harm: see `__main__`."""

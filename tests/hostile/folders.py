@@ -1,0 +1,202 @@
+"""The folders that whence reads back: how each is made, and how it is read by whoever uses it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import whence
+from tests.test_bank import Additive, same
+from tests.test_ensemble import member
+from tests.test_select import table as planted
+from tests.test_shares import SOURCES, drawn, table
+from tests.test_store import SMALL, make_records, make_task
+from tests.torture.jobs import recorded
+from whence.apply.guide.marks import Marked
+from whence.apply.shares.verify import verify_shares
+from whence.errors import BadInput
+from whence.evaluate import load_table, make_bank, open_bank, random_subsets, save_table
+from whence.evaluate.table_files import origin_of_table
+from whence.pipeline import spool
+from whence.store import open_store, verify_store
+
+ROWS = 10
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder.
+
+    Args:
+        name: What it is called.
+        make: Makes one.
+        read: Reads it as its users do; the answer, to be compared.
+    """
+
+    name: str
+    make: Callable[[Path], object]
+    read: Callable[[Path], Any]
+
+
+def digest(*parts: Any) -> str:
+    """Of an answer: text, numbers, tensors, nested."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.detach().cpu().contiguous().numpy()
+        if isinstance(part, np.ndarray):
+            part = f"{part.dtype} {part.shape} ".encode() + part.tobytes()
+        elif isinstance(part, dict):
+            part = digest(*(one for item in part.items() for one in item))
+        elif isinstance(part, list | tuple):
+            part = digest(*part)
+        found.update(b"|" + (part if isinstance(part, bytes) else repr(part).encode()))
+    return found.hexdigest()
+
+
+def _store(method: dict[str, Any]) -> Kind:
+    def make(folder: Path) -> None:
+        whence.build(make_task(), make_records(ROWS), folder / "store", **method, **SMALL)
+
+    def read(folder: Path) -> Any:
+        store = open_store(folder / "store")
+        hits = whence.query(store, make_task(), make_records(2, first=50), quiet=True)
+        verify_store(store)  # which says what it finds
+        return digest(str(hits.to_dict()))
+
+    return Kind(f"store of {method['method']}", make, read)
+
+
+def _bank(folder: Path) -> None:
+    options = {"seeds": (0, 1), "fingerprint": "f", "values": "measurement", "quiet": True}
+    make_bank(Additive(0.1), same, random_subsets(12, 4), folder=folder / "bank", **options)
+
+
+def _read_bank(folder: Path) -> Any:
+    bank = open_bank(folder / "bank")
+    return digest(
+        bank.masks_MN, bank.values_MSQ, bank.full_SQ, bank.seeds, bank.train_ids, bank.query_ids, bank.unit, dict(bank.facts)
+    )
+
+
+def _table(folder: Path) -> None:
+    save_table(replace(table(drawn()), notes=("a note",)), folder / "table", origin={"models": ["m"], "data": ["d"]})
+
+
+def _read_table(folder: Path) -> Any:
+    found = load_table(folder / "table")
+    facts = [found.query_ids, found.train_ids, found.unit, found.method, found.notes, found.tuned_on, found.seconds]
+    return digest(found.scores, facts, dict(found.provenance), found.is_weighted, origin_of_table(folder / "table"))
+
+
+def _run(folder: Path) -> None:
+    recorded(folder)
+
+
+def _read_run(folder: Path) -> Any:
+    run = whence.open_run(folder / "run")
+    log = run.log
+    tensors = [run.tensors(step) for step in run.checkpoints]
+    return digest(
+        run.ids, run.losses, tensors, log.members, log.weights, log.rates, log.factors, run.recipe(), run.preconditioner([10])
+    )
+
+
+def _fit(folder: Path) -> None:
+    whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+
+
+def _read_fit(folder: Path) -> Any:
+    found = whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+    return digest(found.note, [(block.outputs_OO, block.inputs_II, block.values_OI) for block in found.blocks], found.kfac)
+
+
+def _selection(folder: Path) -> None:
+    scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
+    whence.select(scores, by="loss", keep=4).save(folder / "chosen")
+
+
+def _read_selection(folder: Path) -> Any:
+    found = whence.load_selection(folder / "chosen")
+    return digest(str(found.decisions), str(found.summary()), found.keep, found.weights)
+
+
+def _marks(folder: Path) -> None:
+    marked = [Marked(f"t{n}", 9, (1, 4, 7), (5, n, 3), 0.5 * n, 3, 1.25) for n in range(5)]
+    (folder / "guide").mkdir()
+    whence.Marks({one.id: one for one in marked}, {"method": "ekfac", "examples": 9}).save(folder / "guide" / "marks.jsonl")
+
+
+def _read_marks(folder: Path) -> Any:
+    found = whence.open_marks(folder / "guide" / "marks.jsonl")
+    rows = found.rows(["t1"], torch.tensor([[0, 5, 0, 0, 1, 0, 0, 3, 0]]))
+    return digest(str(dict(found.examples)), str(dict(found.about)), rows)
+
+
+def _ensemble(folder: Path) -> None:
+    ensemble = whence.Ensemble(folder / "ensemble", settings={"method": "kfac"})
+    for seed in range(2):
+        ensemble.add(member(seed), member=f"m{seed}")
+
+
+def _read_ensemble(folder: Path) -> Any:
+    ensemble = whence.Ensemble(folder / "ensemble", settings={"method": "kfac"})
+    found = ensemble.table()
+    return digest(ensemble.members, found.scores, found.query_ids, found.train_ids, found.unit, found.method, found.notes)
+
+
+def _shares(folder: Path) -> None:
+    save_table(table(drawn()), folder / "table", origin={"models": ["m"]})
+    found = whence.shares([folder / "table"], SOURCES, payout="100.00 EUR", draws=50)
+    whence.write_shares(found, folder / "report", inputs={"table": folder / "table"})
+
+
+def _read_shares(folder: Path) -> Any:
+    found = verify_shares(folder / "report")
+    if found.faults:  # said, which is what it is for
+        raise BadInput(found=found.faults[0], do="look")
+    return digest(found.sources, found.queries)
+
+
+def _study(folder: Path) -> None:
+    _studied(folder)
+
+
+def _studied(folder: Path) -> Any:
+    records = {"a": make_records(2, first=50)}
+    found = whence.study(make_task(), make_records(ROWS), records, folder / "study", method="kfac", quiet=True)
+    return digest(str(found.to_dict()))
+
+
+def _spool(folder: Path) -> None:
+    spool(make_task(), make_records(ROWS), folder / "spool", source="s", quiet=True)
+
+
+def _read_spool(folder: Path) -> Any:
+    found = spool(make_task(), make_records(ROWS), folder / "spool", source="s", quiet=True)
+    return digest(
+        found.fingerprint, [(one.id, one.length, one.source, one.text, one.scored, one.fields) for one in found.examples]
+    )
+
+
+def kinds() -> list[Kind]:
+    """All of them."""
+    return [
+        _store({"method": "lorif", "factor_rank": 1}),
+        _store({"method": "logra-pca"}),
+        _store({"method": "aligned"}),
+        Kind("bank", _bank, _read_bank),
+        Kind("table", _table, _read_table),
+        Kind("run", _run, _read_run),
+        Kind("fit", _fit, _read_fit),
+        Kind("selection", _selection, _read_selection),
+        Kind("marks", _marks, _read_marks),
+        Kind("ensemble", _ensemble, _read_ensemble),
+        Kind("share report", _shares, _read_shares),
+        Kind("study", _study, _studied),
+        Kind("spool", _spool, _read_spool),
+    ]
