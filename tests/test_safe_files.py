@@ -1,8 +1,10 @@
 """Folders of strangers: nothing is read or written through their links, and what a reader notes stays with the reader."""
 
 import os
+import re
 import stat
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +171,44 @@ def test_json_keeps_its_meaning_without_steering():
     content = {"text": "a\x1b[2J\x9b\x7f\u202e\u2028 \u00e9 \u4e2d"}
     text = json_text(content)
     assert json.loads(text) == content and "\u00e9" in text and not set(text) & set("\x1b\x9b\x7f\u202e\u2028")
+
+
+# Who may read or write bytes in another way than through the strict readers and the durable writer, and why.
+OPENERS = {
+    "capture/memory.py": "the system's own figures",
+    "commands/study.py": "what this very process has written",
+    "commands/truth.py": "programs that the person named, for a digest",
+    "commands/select_inputs.py": "programs that the person named, for a digest",
+    "demo/corpus.py": "Python's own library, as text",
+    "durable.py": "the writer",
+    "evaluate/command.py": "a folder of its own for a command that the person named",
+    "evaluate/imports.py": "arrays that the person named, without pickles",
+    "load/arrays.py": "arrays that the person named, without pickles",
+    "plain_files.py": "the readers",
+    "report/html.py": "the package's own style",
+    "serve/app.py": "the package's own page",
+    "store/examples.py": "a line that a reader has read",
+    "store/files.py": "the readers",
+    "store/file_sets.py": "folders, to be synced",
+    "store/tensor_bytes.py": "the readers",
+    "strict_json.py": "the readers",
+    "tasks/causal_lm.py": "a tokenizer in memory",
+    "cli.py": "the null device",
+}
+RAW = re.compile(
+    r"""json\.loads?\((?!json\.dumps)|np\.(?:load|save|memmap|fromfile)\(|torch\.(?:load|save|from_file)\(|safe_open|load_file|save_file|mmap\.mmap
+    |\.(?:read|write)_(?:text|bytes)\(|(?<![\w.])open\(|os\.open\(|pickle\.loads?\(|Image\.open\((?!io\.BytesIO)""",
+    re.VERBOSE,
+)
+
+
+def test_everything_is_read_and_written_through_the_strict_readers():
+    package = Path(whence.__file__).parent
+    found = {
+        str(path.relative_to(package)): match[0]
+        for path in package.rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if (match := RAW.search(line.partition("  #")[0])) and not line.lstrip().startswith(("#", ">>>"))
+    }
+    assert {name: what for name, what in found.items() if name not in OPENERS} == {}
+    assert OPENERS.keys() <= found.keys()  # a name that is no longer needed goes

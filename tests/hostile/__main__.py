@@ -33,7 +33,7 @@ _STEERING = set("\x1b\x07\x9b\u202e")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None, help="drawn, and printed, if it is not given")
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of names of kinds")

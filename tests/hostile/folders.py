@@ -10,16 +10,15 @@ import numpy as np
 import torch
 
 import whence
-from tests.test_bank import Additive, same
 from tests.test_ensemble import member
 from tests.test_select import table as planted
 from tests.test_shares import SOURCES, drawn, table
 from tests.test_store import SMALL, make_records, make_task
-from tests.torture.jobs import recorded
+from tests.torture.jobs import bank, recorded
 from whence.apply.guide.marks import Marked
 from whence.apply.shares.verify import verify_shares
 from whence.errors import BadInput
-from whence.evaluate import load_table, make_bank, open_bank, random_subsets, save_table
+from whence.evaluate import load_table, open_bank, save_table
 from whence.evaluate.table_files import origin_of_table
 from whence.pipeline import spool
 from whence.store import open_store, verify_store
@@ -72,14 +71,20 @@ def _store(method: dict[str, Any]) -> Kind:
 
 
 def _bank(folder: Path) -> None:
-    options = {"seeds": (0, 1), "fingerprint": "f", "values": "measurement", "quiet": True}
-    make_bank(Additive(0.1), same, random_subsets(12, 4), folder=folder / "bank", **options)
+    bank(folder, 4)
 
 
 def _read_bank(folder: Path) -> Any:
-    bank = open_bank(folder / "bank")
+    found = open_bank(folder / "bank")
     return digest(
-        bank.masks_MN, bank.values_MSQ, bank.full_SQ, bank.seeds, bank.train_ids, bank.query_ids, bank.unit, dict(bank.facts)
+        found.masks_MN,
+        found.values_MSQ,
+        found.full_SQ,
+        found.seeds,
+        found.train_ids,
+        found.query_ids,
+        found.unit,
+        dict(found.facts),
     )
 
 

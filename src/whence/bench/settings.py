@@ -3,7 +3,6 @@
 Axes: N training examples, Q queries, M subsets.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whence.bench.data import diabetes, digits, documents
@@ -25,6 +23,7 @@ from whence.errors import UnknownOption
 from whence.evaluate import Bank, BankConfig, Retraining, flip_labels, make_bank, random_subsets
 from whence.pipeline import sample_images
 from whence.records import Recipe
+from whence.store import read_json, read_record, read_tensors, write_json, write_tensors
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
 
 __all__ = ["ONLY_NAMED", "SETTINGS", "Setting", "load_setting", "prepare"]
@@ -83,11 +82,11 @@ class Setting:
             weights.parent.mkdir(parents=True, exist_ok=True)
             model, found = self.fit(seed)
             parameters = {name: value.detach().contiguous() for name, value in model.named_parameters()}
-            save_file(parameters, weights)
-            recipe.write_text(json.dumps(asdict(found)), encoding="utf-8")
+            write_tensors(weights, parameters)
+            write_json(recipe, asdict(found))
         model = self.empty()
-        model.load_state_dict(load_file(weights), strict=False)
-        return self.task_of(model.eval(), Recipe(**json.loads(recipe.read_text("utf-8"))))
+        model.load_state_dict(read_tensors(weights), strict=False)
+        return self.task_of(model.eval(), read_record(Recipe, recipe))
 
     def bank(self, *, workers: int = 1, quiet: bool = False) -> Bank:
         """Random halves retrained; only what is missing in the folder is done."""
@@ -127,14 +126,14 @@ def prepare(name: str, folder: str | Path) -> Setting:
         raise UnknownOption(found=f"the setting {name!r}", needed=f"one of: {', '.join(SETTINGS)}", do="pick one")
     place = Path(folder) / name
     place.mkdir(parents=True, exist_ok=True)
-    (place / "setting.json").write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
+    write_json(place / "setting.json", {"name": name})
     return SETTINGS[name](place)
 
 
 def load_setting(folder: str | Path) -> Setting:
     """The setting that `prepare` put into a folder."""
     folder = Path(folder)
-    return prepare(json.loads((folder / "setting.json").read_text("utf-8"))["name"], folder.parent)
+    return prepare(str(dict(read_json(folder / "setting.json")).get("name")), folder.parent)
 
 
 def _small(
@@ -271,9 +270,9 @@ def _digits_diffusion(folder: Path) -> Setting:
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         records = sample_images(denoising(retrain(everything, 0), settings), _GENERATED, (1, 8, 8))
-        save_file({"images": torch.stack([record["image"] for record in records])}, made)
+        write_tensors(made, {"images": torch.stack([record["image"] for record in records])})
     plain = denoising(new_denoiser(settings, 0), settings)
-    queries = plain.prepare({"id": f"generated-{n}", "image": image} for n, image in enumerate(load_file(made)["images"]))
+    queries = plain.prepare({"id": f"generated-{n}", "image": image} for n, image in enumerate(read_tensors(made)["images"]))
     return Setting(
         "digits-diffusion",
         plain.prepare(

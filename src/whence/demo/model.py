@@ -1,6 +1,5 @@
 """The demo's model: a small GPT-2 with its own tokenizer, and the folder it is kept in."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from whence.errors import BadInput
 from whence.records import Recipe
+from whence.store import read_record, write_json
 
 __all__ = ["DEFAULTS", "Settings", "load", "new_model", "save", "train_tokenizer"]
 
@@ -107,7 +107,7 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, recipe: Rec
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-        (beside / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+        write_json(beside / "recipe.json", asdict(recipe))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(beside, folder)
@@ -127,7 +127,7 @@ def load(folder: str | Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, 
     path = Path(folder) / "recipe.json"
     if not path.is_file():
         raise BadInput(found=f"no {path}", needed="a model that the demo saved", do="run `whence demo` again")
-    recipe = Recipe(**json.loads(path.read_text(encoding="utf-8")))
+    recipe = read_record(Recipe, path)
     model = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer, recipe
