@@ -156,7 +156,7 @@ def test_a_token_is_asked_about_alone(page):
     page.wait_for_selector("[aria-pressed=true]")
     done(page)
     assert "this token only" in page.inner_text("#measured") and page.inner_text("#measured") != whole
-    assert page.evaluate("document.activeElement.dataset.token") == "2"
+    assert page.evaluate("document.activeElement.dataset.token") == "3"
     page.click("#whole")
     page.wait_for_selector("[aria-pressed=true]", state="detached")
     assert page.inner_text("#measured") == whole

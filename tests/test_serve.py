@@ -134,7 +134,7 @@ def test_the_scores_of_tokens_add_up_to_the_completions(service, store, task):
     """The measurement is a sum over tokens, and so is each example's score."""
     client = service()
     whole = posted(client, {**ASKED, "k": 9})
-    singles = [posted(client, {**ASKED, "k": 9, "token": place}) for place in range(4)]
+    singles = [posted(client, {**ASKED, "k": 9, "token": place + 1}) for place in range(4)]
     assert [(token["start"], token["stop"]) for token in whole["tokens"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert sum(one["measurement"] for one in singles) == pytest.approx(whole["measurement"], rel=1e-5)
 
@@ -465,14 +465,14 @@ def test_limits(service):
         posted(client, {"prompt": "a", "k": 2, "max_tokens": 4}, "ask", status=400),
         posted(client, {"prompt": "a" * 33, "completion": "b", "k": 2}, status=400),
         posted(client, {"prompt": "a" * 40, "k": 2, "max_tokens": 2}, "ask", status=400),
-        posted(client, {**ASKED, "k": 2, "token": 4}, status=400),
-        posted(client, {"completion": "cat", "k": 2, "token": 0}, status=400),
+        posted(client, {**ASKED, "k": 2, "token": 5}, status=400),
+        posted(client, {"completion": "cat", "k": 2, "token": 1}, status=400),
         posted(client, {**ASKED, "k": 2, "filter": {"sources": ["nobody"]}}, status=400),
         posted(client, {**ASKED, "k": 2, "filter": {"since": "yesterday"}}, status=400),
     ]
     assert [one["error"]["found"] for one in told] == [
         "51 characters", "6 hits on each side", "4 tokens to write", "example 'question' of 34 tokens", "a prompt of 40 tokens",
-        "token 4 of a completion with 4", "token 0 of a completion with 3", "no source 'nobody'", "the time 'yesterday'",
+        "token 5 of a completion with 4", "token 1 of a completion with 3", "no source 'nobody'", "the time 'yesterday'",
     ]  # fmt: skip
     for body in (
         {"completion": ""},

@@ -99,7 +99,7 @@ class Client:
         Args:
             completion: What is asked about.
             prompt: What comes before; empty to ask about a whole text.
-            token: Only this token of the completion, counted from 0.
+            token: Only this token of the completion, counted from 1.
             store: As in `ask`.
             k: As in `ask`.
             tokens: As in `ask`.

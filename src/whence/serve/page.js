@@ -191,7 +191,7 @@ function said(answer) {
     if (token.start > at) parts.push(slice(answer.completion, at, token.start));
     at = token.stop;
     if (!token.is_scored) { parts.push(text); return; }
-    const button = make("span", { role: "button", tabindex: "0", "aria-pressed": String(answer.token === place), "data-token": place,
+    const button = make("span", { role: "button", tabindex: "0", "aria-pressed": String(answer.token === place + 1), "data-token": place + 1,
       "aria-label": "token " + (text.trim() || "space"), title: "Where does this token come from?" }, text);
     parts.push(button);
   });

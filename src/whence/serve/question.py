@@ -36,7 +36,7 @@ class Question:
         prompt: What comes before; empty to ask about a whole text.
         completion: What is asked about; None to have the model write it first.
         item: A text or an image with a label, instead of a prompt and its completion.
-        token: Only this token of the completion, counted from 0; None for all of them.
+        token: Only this token of the completion, counted from 1; None for all of them.
         k: Hits on each side.
         tokens: Whether hits get a score per token.
         filter: Which examples may be hits.

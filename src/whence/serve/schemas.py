@@ -75,7 +75,7 @@ class Attribute(BaseModel):
     )
     prompt: str = Field(default="", pattern=_TEXT, description="What comes before; empty to ask about a whole text.")
     completion: str = Field(min_length=1, pattern=_TEXT)
-    token: int | None = Field(default=None, ge=0, lt=_MANY, description="Only this token of the completion, counted from 0.")
+    token: int | None = Field(default=None, ge=1, lt=_MANY, description="Only this token of the completion, counted from 1.")
     k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
     tokens: bool = Field(default=False, description="Score the tokens of every hit: the model runs on each again.")
     filter: Filtering = Filtering()

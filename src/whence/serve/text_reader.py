@@ -69,13 +69,13 @@ class TextReader:
         tokens = _tokens(example, len(question.prompt))
         if question.token is None:
             return example, _told(question, tokens)
-        if not 0 <= question.token < len(tokens) or not tokens[question.token].is_scored:
+        if not 1 <= question.token <= len(tokens) or not tokens[question.token - 1].is_scored:
             raise BadInput(
                 found=f"token {question.token} of a completion with {len(tokens)}",
-                needed="a token after the first one of the text" if question.token == 0 and tokens else "one of its tokens",
-                do="count them from 0, as an answer lists them",
+                needed="a token after the first one of the text" if question.token == 1 and tokens else "one of its tokens",
+                do="count them from 1, as an answer lists them",
             )
-        position = tokens[question.token].position
+        position = tokens[question.token - 1].position
         labels = np.full(example.length, IGNORED, np.int32)
         labels[position] = example.fields["labels"][position]
         return dataclasses.replace(example, fields={**example.fields, "labels": labels}), _told(question, tokens)
