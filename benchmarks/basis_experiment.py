@@ -118,7 +118,7 @@ def scores():
     from whence.capture import plan_units
     from whence.curvature import ResolvedDamping
     from whence.curvature.ekfac import fit_values
-    from whence.curvature.kfac import prepare_fit, solve_bases
+    from whence.curvature.kfac import FitRun, prepare_fit, solve_bases
     from whence.data import Dataset
     from whence.evaluate import spearman
     from whence.methods import exact_method_named
@@ -133,7 +133,7 @@ def scores():
     positions = 2048
 
     def fit_of(one, dataset, seed=0):
-        return prepare_fit(one, plan_units(one), dataset, FitConfig(seed=seed), positions, True)
+        return prepare_fit(one, plan_units(one), dataset, FitConfig(seed=seed), FitRun(max_positions=positions, quiet=True))
 
     fit = fit_of(task, train)
     ready = Prepared(task, plan, train, None, positions, exact_method_named("ekfac"), True, footprint=None, folder=None)

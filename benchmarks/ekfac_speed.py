@@ -1,6 +1,6 @@
 """Exact attribution against plain training arithmetic: fitting EK-FAC and scoring, in passes of forward and backward, in one run.
 
-    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64 --largest-side 1024]
+    python benchmarks/ekfac_speed.py [--layers 2 --width 96 --vocabulary 2048 --length 64 --documents 256 --queries 64 --largest-side 4096]
 
 The unit is one forward and backward pass over the same documents with gradients of all weights, in batches of the same size. Every part
 takes turns with it, so that a busy machine slows both; the ratio is the median over rounds. Capture alone freezes the weights, so two thirds
@@ -39,12 +39,12 @@ def make(arguments):
     return task, dataset.examples[: arguments.documents], dataset.examples[arguments.documents :]
 
 
-def parts_of(task, examples, queries, positions, largest_side=1024):
+def parts_of(task, examples, queries, positions, largest_side=4096):
     """The parts by name, in an order in which each has what it needs."""
     from whence.capture import capture, plan_units
     from whence.curvature import ResolvedDamping
     from whence.curvature.ekfac import fit_values
-    from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
+    from whence.curvature.kfac import FitRun, fit_factors, prepare_fit, solve_bases
     from whence.data import Dataset, batches
     from whence.pipeline.exact.prepare import Prepared
     from whence.pipeline.exact.query_gradients import query_gradients
@@ -53,7 +53,7 @@ def parts_of(task, examples, queries, positions, largest_side=1024):
     from whence.settings import FitConfig
 
     plan, train = plan_units(task), Dataset(examples)
-    fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), positions, True)
+    fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), FitRun(max_positions=positions, quiet=True))
     held = {}
 
     def plain():
@@ -127,7 +127,7 @@ def main():
         "length": 64,
         "documents": 256,
         "queries": 64,
-        "largest-side": 1024,
+        "largest-side": 4096,
     }
     for name, value in {**defaults, "positions": 4096, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)

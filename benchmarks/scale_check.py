@@ -25,7 +25,7 @@ from whence.capture import plan_units  # noqa: E402
 from whence.compress import Aligned  # noqa: E402
 from whence.curvature import Code, ResolvedDamping, code_axes, whiten  # noqa: E402
 from whence.curvature.ekfac import fit_values  # noqa: E402
-from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases  # noqa: E402
+from whence.curvature.kfac import FitRun, fit_factors, prepare_fit, solve_bases  # noqa: E402
 from whence.pipeline import forecast_build, forecast_scale  # noqa: E402
 from whence.pipeline.forecast.hardware import ModelShape  # noqa: E402
 from whence.pipeline.stored.encoders import random_encoder  # noqa: E402
@@ -82,7 +82,7 @@ def rows_seconds(task, plan, encoder, dataset):
 
 def aligned_seconds(task, plan, dataset, rank):
     """Processor seconds of each part of an aligned build, by name."""
-    fit, found = prepare_fit(task, plan, dataset, FitConfig(), 1024, True), {}
+    fit, found = prepare_fit(task, plan, dataset, FitConfig(), FitRun(max_positions=1024, quiet=True)), {}
 
     def timed(name, make):
         started = time.process_time()

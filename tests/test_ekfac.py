@@ -14,6 +14,7 @@ from tests.reference.ekfac import (
     linear_moments,
     objective_gradients,
 )
+from tests.reference.reflections import written_out
 from whence.capture import capture, plan_units
 from whence.curvature import ResolvedDamping, fit_ekfac, fit_kfac
 from whence.curvature.kfac import _eigenvectors
@@ -53,7 +54,8 @@ def test_eigenvalues_are_the_mean_squares_of_dense_gradients_in_the_bases(name, 
         close(block.values_OI, corrected_values(labels, block.outputs_OO, block.inputs_II))
         for basis, size in ((block.outputs_OO, block.unit.outputs), (block.inputs_II, block.unit.inputs)):
             if basis is not None:
-                close(basis.T @ basis, torch.eye(size).double())
+                columns = written_out(basis)
+                close(columns.T @ columns, torch.eye(size).double())
     exact = sum(float(fisher(labels).trace()) for labels in gradients)
     assert found.trace() == pytest.approx(exact)
 
@@ -314,6 +316,8 @@ def test_impossible_settings():
         FitConfig(sharing="both")
     with pytest.raises(BadInput, match="found largest_side=0; needed 1 or more"):
         FitConfig(largest_side=0)
+    with pytest.raises(BadInput, match="found directions=-1; needed 0 or more"):
+        FitConfig(directions=-1)
 
 
 def test_vectors_of_other_units_are_refused():

@@ -7,7 +7,7 @@ from torch import nn
 import whence
 from tests import zoo
 from whence.capture import plan_units
-from whence.curvature.kfac import fit_factors, prepare_fit
+from whence.curvature.kfac import FitRun, fit_factors, prepare_fit
 from whence.errors import BadInput, NonFinite, StoreMismatch, Unsupported
 from whence.progress import meter
 from whence.settings import FitConfig
@@ -130,7 +130,7 @@ def test_factors_are_those_of_a_fit(tmp_path):
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.0), log, count=3)
     log.finish()
     train = task.prepare(records)
-    fit = prepare_fit(task, plan_units(task), train, FitConfig(labels="dataset"), 64, True)
+    fit = prepare_fit(task, plan_units(task), train, FitConfig(labels="dataset"), FitRun(max_positions=64, quiet=True))
     with meter("factors", len(train), quiet=True) as progress:
         wanted = fit_factors(fit, progress)
     found = read_tensors(tmp_path / "factors" / "factors.safetensors")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.gradients import unit_gradients
+from tests.reference.reflections import evened, written_out
 
 
 def label_gradients(task, plan, examples) -> list[list[Tensor]]:
@@ -42,19 +43,22 @@ def fisher(gradients: list[Tensor]) -> Tensor:
 
 def corrected_values(gradients: list[Tensor], left: Tensor | None, right: Tensor | None) -> Tensor:
     """Mean over examples of the squares of left^T G right, one example and label at a time."""
+    bases = left, right
+    left, right = written_out(left), written_out(right)
     total = torch.zeros(gradients[0].shape[1:]).double()
     for labels in gradients:
         for gradient in labels:
             rotated = gradient if left is None else left.T @ gradient
             rotated = rotated if right is None else rotated @ right
             total += rotated**2
-    return total / len(gradients)
+    return evened(evened(total, bases[0]).T, bases[1]).T / len(gradients)
 
 
 def dense_inverse(block, damping: float) -> Tensor:
     """(sum over i, j of value_ij (l_i x r_j)(l_i x r_j)^T + damping)^-1, formed."""
-    left = torch.eye(block.unit.outputs).double() if block.outputs_OO is None else block.outputs_OO.double()
-    right = torch.eye(block.unit.inputs).double() if block.inputs_II is None else block.inputs_II.double()
+    left, right = written_out(block.outputs_OO), written_out(block.inputs_II)
+    left = torch.eye(block.unit.outputs).double() if left is None else left.double()
+    right = torch.eye(block.unit.inputs).double() if right is None else right.double()
     basis = torch.kron(left, right)
     return torch.linalg.inv(basis @ torch.diag(block.values_OI.double().flatten() + damping) @ basis.T)
 

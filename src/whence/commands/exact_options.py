@@ -23,7 +23,8 @@ class FactoredOptions:
         labels: Over which labels the curvature is averaged.
         samples: Draws of labels where they are drawn; 1 if left out.
         sharing: For positions that share a weight, in the Kronecker factors.
-        largest_side: A longer side of a weight keeps the identity as its basis; 1,024 if left out.
+        largest_side: A longer side of a weight gets its leading eigenvectors only; by memory and time if left out.
+        directions: How many eigenvectors such a side gets; 1,024 if left out, and 0 for the axes themselves.
         seed: Of everything random; 0 if left out.
         fit_on: Fit the curvature on so many training examples instead of all.
         factors: Folder where the fitted curvature is kept, to go on after a stop and to use again.
@@ -37,6 +38,7 @@ class FactoredOptions:
     samples: int | None = None
     sharing: Literal["expand", "reduce"] | None = None
     largest_side: int | None = None
+    directions: int | None = None
     seed: int | None = None
     fit_on: int | None = None
     factors: Path | None = None

@@ -23,13 +23,13 @@ class FitOptions:
             all if there are fewer.
         samples: Draws of labels where they are drawn; 1 if left out.
         seed: Of the draws.
-        largest_side: A longer side of a weight keeps the identity as its basis.
+        largest_side: A longer side of a weight gets its leading eigenvectors only; by memory and time if left out.
     """
 
     fit_on: int | None = None
     samples: int | None = FitConfig.samples
     seed: int = FitConfig.seed
-    largest_side: int = FitConfig.largest_side
+    largest_side: int | None = FitConfig.largest_side
 
 
 def curvature(

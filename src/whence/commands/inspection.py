@@ -58,7 +58,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         store: Folder made by `whence build`.
         as_json: Print everything as JSON.
     """
-    from whence.store import fidelity_notes, open_store, read_fidelity
+    from whence.store import fidelity_notes, open_store, read_fidelity, sizes_told
 
     opened = open_store(store, check=False)
     blueprint = opened.blueprint
@@ -68,6 +68,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "shards": len(opened.seals),
         "bytes_per_row": opened.codec.row_bytes(),
         "fidelity": {name: asdict(found) for name, found in read_fidelity(opened).items()},
+        "shared_bytes": opened.shared_bytes(),
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
@@ -90,6 +91,11 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
     for note in fidelity_notes(opened):
         tell(f"{'fidelity':>16}  {note}")
+    shared = content["shared_bytes"]
+    if shared is not None:
+        tell(f"{'disk':>16}  {sizes_told(len(opened), content['bytes_per_row'], shared)}")
+    if "bases" in blueprint.task:
+        tell(f"{'curvature':>16}  {blueprint.task['bases']}")
     for why in content["needs_trust"]:
         tell(f"{'with --trust':>16}  {why}")
     tell(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")

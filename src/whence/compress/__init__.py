@@ -6,7 +6,7 @@ from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
 from whence.compress.masked import ChannelMask, EntryMask, entries_of
-from whence.compress.projection import AxesSketch, Random, random_matrix
+from whence.compress.projection import AxesSketch, Random, nystroem_directions, random_matrix
 from whence.compress.quantize import quantize, to_integers, unpack
 from whence.compress.quantized_codec import QuantizedCodec
 from whence.compress.sparse import SparseSketch, random_places
@@ -39,6 +39,7 @@ __all__ = [
     "factorize",
     "joined_unit",
     "projected_shape",
+    "nystroem_directions",
     "random_matrix",
     "random_places",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whence.compress.projection import Random, random_matrix
 from whence.records import Dense, OneHot, Pair, Side, Unit
+from whence.reflections import Basis
 
 __all__ = ["Kronecker", "RowSums", "projected_shape"]
 
@@ -41,14 +42,14 @@ class Kronecker:
 
     Args:
         units: The units.
-        outputs: Per unit, shape (O, P) or None.
-        inputs: Per unit, shape (I, R) or None.
+        outputs: Per unit, shape (O, P) or None; a whole basis may be one of reflections.
+        inputs: Per unit, shape (I, R) or None; the same.
     """
 
     units: tuple[Unit, ...]
-    outputs: tuple[Tensor | None, ...]
-    inputs: tuple[Tensor | None, ...]
-    casts: dict[tuple[int, bool, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    outputs: tuple[Basis | None, ...]
+    inputs: tuple[Basis | None, ...]
+    casts: dict[tuple[int, bool, torch.dtype], Basis] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def random(
@@ -76,7 +77,8 @@ class Kronecker:
             inputs: Per unit, shape (I,).
         """
 
-        def times(scale: Tensor, matrix: Tensor | None) -> Tensor:
+        def times(scale: Tensor, matrix: Basis | None) -> Tensor:
+            assert matrix is None or isinstance(matrix, Tensor)  # of a random projection
             return torch.diag(scale).float() if matrix is None else (scale[:, None] * matrix).float()
 
         return Kronecker(
@@ -94,11 +96,7 @@ class Kronecker:
 
     def gains(self) -> list[float]:
         """Mean diagonal of P^T P per unit, by which an absolute damping has to be multiplied in the projected space."""
-        return [
-            (1.0 if left is None else float(left.square().sum() / left.shape[1]))
-            * (1.0 if right is None else float(right.square().sum() / right.shape[1]))
-            for left, right in zip(self.outputs, self.inputs, strict=True)
-        ]
+        return [_gain(left) * _gain(right) for left, right in zip(self.outputs, self.inputs, strict=True)]
 
     def rows(self, num_examples: int) -> "RowSums":
         """A fresh consumer for a batch."""
@@ -131,7 +129,16 @@ class Kronecker:
         key = (index, is_output, dtype)
         if key not in self.casts:
             self.casts[key] = matrix.to(dtype)
-        return side.times(self.casts[key])
+        cast = self.casts[key]
+        if not isinstance(cast, Tensor):
+            return cast.rows(side.ids_BT, side.dtype) if isinstance(side, OneHot) else cast.after(side.dense())
+        return side.times(cast)
+
+
+def _gain(matrix: Basis | None) -> float:
+    if not isinstance(matrix, Tensor):
+        return 1.0
+    return float(matrix.square().sum() / matrix.shape[1])
 
 
 class RowSums:

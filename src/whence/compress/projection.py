@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.records import OneHot, Side
 
-__all__ = ["AxesSketch", "Random", "random_matrix"]
+__all__ = ["AxesSketch", "Random", "nystroem_directions", "random_matrix"]
 
 Random = Literal["gaussian", "rademacher"]
 
@@ -84,13 +84,26 @@ class AxesSketch:
 
     def axes(self) -> Tensor:
         """Orthonormal columns, shape (N, D), largest eigenvalue first, float32."""
-        small = self.omega.T @ self.sketch
-        small = (small + small.T) / 2
-        values, vectors = torch.linalg.eigh(small)
-        keep = values > values[-1].clamp_min(0) * 1e-12
-        half = self.sketch @ (vectors[:, keep] / values[keep].sqrt())
+        half = nystroem_directions(self.omega, self.sketch)
         found = torch.linalg.svd(half, full_matrices=False)[0]
         found = torch.nn.functional.pad(found, (0, max(0, self.width_D - found.shape[1])))[:, : self.width_D]
         # The sign of an eigenvector is free: make its largest entry positive, so that runs agree.
         largest = found.gather(0, found.abs().argmax(0, keepdim=True))
         return (found * torch.where(largest < 0, -1.0, 1.0)).float()
+
+
+def nystroem_directions(omega_NK: Tensor, sketch_NK: Tensor, *, least: float = 1e-12) -> Tensor:
+    """A half of the Nystroem approximation of a second moment S from S Omega: columns H with H H^T nearest S (Halko et al. 2011, 5.5).
+
+    Args:
+        omega_NK: Omega.
+        sketch_NK: S Omega.
+        least: Share of the largest eigenvalue below which one is rounding of the sketch.
+
+    Returns:
+        Shape (N, at most K): directions below rounding are left out.
+    """
+    small_KK = omega_NK.T @ sketch_NK
+    values_K, vectors_KK = torch.linalg.eigh((small_KK + small_KK.T) / 2)
+    keep_K = values_K > values_K[-1].clamp_min(0) * least
+    return sketch_NK @ (vectors_KK[:, keep_K] / values_K[keep_K].sqrt())

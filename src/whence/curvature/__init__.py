@@ -24,13 +24,15 @@ from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
-from whence.curvature.kfac import fit_factors, fit_kfac, prepare_fit, solve_bases
+from whence.curvature.kfac import FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
+from whence.curvature.labels import class_count
 from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.pooled import Weights, fit_ekfac_pooled
 from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.second_moments import fit_second_moments, side_scales
+from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, resolved
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
@@ -53,6 +55,7 @@ __all__ = [
     "Damped",
     "ResolvedDamping",
     "Fisher",
+    "FitRun",
     "Kind",
     "KroneckerBlock",
     "KroneckerCurvature",
@@ -63,7 +66,12 @@ __all__ = [
     "Weights",
     "added",
     "choose_damping",
+    "class_count",
+    "basis_notes",
+    "basis_plan",
+    "cut_note",
     "dense",
+    "directions_of",
     "fit_axes",
     "fit_ekfac",
     "fit_ekfac_pooled",
@@ -81,6 +89,7 @@ __all__ = [
     "mask_objective",
     "number_bytes",
     "random_like",
+    "resolved",
     "ranges_of",
     "recipe_damping",
     "rounding_share",

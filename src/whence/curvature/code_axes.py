@@ -12,7 +12,9 @@ from torch import Tensor
 from whence.compress import TURNED, Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, turn, unpack
 from whence.curvature.damping import ResolvedDamping
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.sides import as_basis, basis_tensors
 from whence.records import Unit
+from whence.reflections import Basis
 
 __all__ = [
     "Code",
@@ -149,8 +151,10 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
 
 def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
     """Tensors to be written, for `load_whitened`."""
-    named = (("outputs", whitened.bases.outputs), ("inputs", whitened.bases.inputs), ("kept", whitened.kept))
-    tensors = {f"{name}.{i}": value for name, values in named for i, value in enumerate(values) if value is not None}
+    tensors = {f"kept.{i}": value for i, value in enumerate(whitened.kept) if value is not None}
+    for side, bases in (("outputs", whitened.bases.outputs), ("inputs", whitened.bases.inputs)):
+        for index, basis in enumerate(bases):
+            tensors |= basis_tensors(basis, side, index)
     return {**tensors, **{f"weights.{i}": value for i, value in enumerate(whitened.weights)}}
 
 
@@ -159,14 +163,20 @@ def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: 
 
     def named(name: str) -> tuple[Tensor | None, ...]:
         found = [tensors.get(f"{name}.{index}") for index in range(len(units))]
-        # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
-        return tuple(
-            value if value is None else value.to(device).clone(memory_format=torch.contiguous_format) for value in found
-        )
+        return tuple(value if value is None else _laid_out(value, device) for value in found)
 
-    bases = Kronecker(tuple(units), named("outputs"), named("inputs"))
+    def side(name: str) -> tuple[Basis | None, ...]:
+        here = {key: _laid_out(value, device) for key, value in tensors.items() if key.split(".")[0].split("_")[0] == name}
+        return tuple(as_basis(here, name, index) for index in range(len(units)))
+
+    bases = Kronecker(tuple(units), side("outputs"), side("inputs"))
     weights = tuple(value for value in named("weights") if value is not None)
     return Whitened(bases, weights, named("kept"))
+
+
+def _laid_out(value: Tensor, device: torch.device) -> Tensor:
+    # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
+    return value.to(device).clone(memory_format=torch.contiguous_format)
 
 
 def save_axes(axes: Axes) -> dict[str, Tensor]:

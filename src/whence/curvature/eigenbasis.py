@@ -13,6 +13,7 @@ from whence.curvature.damping import ResolvedDamping
 from whence.errors import BadInput
 from whence.matmul import times_transposed
 from whence.records import Unit
+from whence.reflections import Basis
 
 __all__ = ["KroneckerBlock", "KroneckerCurvature"]
 
@@ -26,14 +27,14 @@ class KroneckerBlock:
 
     Args:
         unit: The unit.
-        outputs_OO: Orthonormal columns; None for the identity.
+        outputs_OO: Orthonormal columns, (O, O); None for the identity.
         inputs_II: The same for the inputs.
         values_OI: Eigenvalues, not damped, in the curvature of the per-example loss.
     """
 
     unit: Unit
-    outputs_OO: Tensor | None
-    inputs_II: Tensor | None
+    outputs_OO: Basis | None
+    inputs_II: Basis | None
     values_OI: Tensor
 
     @property
@@ -48,18 +49,25 @@ class KroneckerBlock:
 
     def into(self, rows_QOI: Tensor) -> Tensor:
         """Coordinates in the basis: outputs^T rows inputs."""
-        return _between(rows_QOI, self.outputs_OO, None if self.inputs_II is None else self.inputs_II.T)
+        return _into(_into(rows_QOI.mT, self.outputs_OO).mT, self.inputs_II)
 
     def back(self, rows_QOI: Tensor) -> Tensor:
         """From coordinates in the basis to parameters: outputs rows inputs^T."""
-        return _between(rows_QOI, None if self.outputs_OO is None else self.outputs_OO.T, self.inputs_II)
+        return _back(_back(rows_QOI.mT, self.outputs_OO).mT, self.inputs_II)
 
 
-def _between(rows_QOI: Tensor, left_OO: Tensor | None, right_II: Tensor | None) -> Tensor:
-    """left^T rows right^T, either of them left out where it is None."""
-    if left_OO is not None:
-        rows_QOI = times_transposed(rows_QOI.mT, left_OO.T.to(rows_QOI)).mT
-    return rows_QOI if right_II is None else times_transposed(rows_QOI, right_II.to(rows_QOI))
+def _into(rows_N: Tensor, basis: Basis | None) -> Tensor:
+    """Vectors along the last axis, in coordinates of the basis."""
+    if basis is None:
+        return rows_N
+    return times_transposed(rows_N, basis.T.to(rows_N)) if isinstance(basis, Tensor) else basis.after(rows_N)
+
+
+def _back(rows_N: Tensor, basis: Basis | None) -> Tensor:
+    """The way back."""
+    if basis is None:
+        return rows_N
+    return times_transposed(rows_N, basis.to(rows_N)) if isinstance(basis, Tensor) else basis.back(rows_N)
 
 
 @dataclass(frozen=True)

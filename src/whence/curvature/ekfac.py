@@ -4,7 +4,8 @@ George et al. 2018; Grosse et al. 2023, section 2.4. Axes: N examples, B of a ba
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from torch import Tensor
 from whence.capture import Plan, capture, in_halves
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units
-from whence.curvature.kfac import Fit, blamed, fit_bases, prepare_fit, refuse_sum
+from whence.curvature.kfac import Fit, FitRun, blamed, fit_bases, prepare_fit, refuse_sum
 from whence.curvature.labels import numbered, objectives
+from whence.curvature.sides import even_rest
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import stages
 from whence.data import Dataset, Example
-from whence.distributed import Ranks
 from whence.progress import Meter
 from whence.settings import FitConfig
 from whence.tasks import AbstractTask, Batch
@@ -30,12 +31,8 @@ def fit_ekfac(
     plan: Plan,
     dataset: Dataset,
     config: FitConfig | None = None,
-    *,
-    max_positions: int | None = None,
-    folder: str | Path | None = None,
-    room_bytes: int | None = None,
-    quiet: bool = False,
-    ranks: Ranks = Ranks(),
+    run: FitRun = FitRun(),
+    **options: Any,
 ) -> KroneckerCurvature:
     """Fit EK-FAC in two passes over the data.
 
@@ -48,26 +45,23 @@ def fit_ekfac(
         plan: Its units.
         dataset: What the curvature is averaged over.
         config: Labels, seed and sizes.
-        max_positions: Positions per batch; None measures what fits.
-        folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
-        room_bytes: Sums of second moments and of squares held at a time, in bytes: more are made in groups of units, two passes over the
-            data each. None makes all in two passes.
-        quiet: No progress on stderr.
-        ranks: As in `fit_kfac`.
+        run: As in `fit_kfac`.
+        **options: The fields of `FitRun` by name.
 
     Returns:
         The curvature, not damped; `uncorrected()` gives K-FAC's.
     """
-    with ranks.connected():
-        fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes, ranks)
-        with stages(None if folder is None else Path(folder), fit.identity, ranks) as run:
-            bases = fit_bases(fit, run)
+    run = replace(run, **options)
+    with run.ranks.connected():
+        fit = prepare_fit(task, plan, dataset, config, run)
+        with stages(run.folder, fit.identity, run.ranks) as kept:
+            bases = fit_bases(fit, kept)
 
             def make(ending: str, units: range) -> dict[str, Tensor]:
                 with fit.meter(f"eigenvalues{ending}") as progress:
                     return fit_values(fit, bases, progress, units)
 
-            return fit.finish(bases, in_groups(run, "values", fit.costs("values"), fit.room_bytes, make), run.notes)
+            return fit.finish(bases, in_groups(kept, "values", fit.costs("values"), fit.room_bytes, make), kept.notes)
 
 
 def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
@@ -107,7 +101,10 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
     for index in units:
         unit = fit.plan.units[index]
         sums.setdefault(f"values.{index}", torch.zeros(unit.outputs, unit.inputs))
-    return {name: value / len(fit.dataset) for name, value in sums.items()}
+    found = {name: value.div_(len(fit.dataset)) for name, value in sums.items()}
+    for index, block in blocks.items():
+        even_rest(found[f"values.{index}"], block.outputs_OO, block.inputs_II)
+    return found
 
 
 def _not_finite(sums: Mapping[int, Tensor], plan: Plan) -> str | None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from whence.capture import Plan
 from whence.capture.hooks import Consume
+from whence.curvature.sides import LONG_SIDE, directions_of
 from whence.curvature.stages import Stages
 from whence.records import Pair
+from whence.settings import FitConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["POOLED", "Make", "UnitBytes", "in_groups", "number_bytes", "of_units", "unit_bytes"]
@@ -24,8 +26,8 @@ Make = Callable[[str, range], dict[str, Tensor]]
 POOLED = 1.5
 """Times as much as a fit a pooled one takes: it adds up sums over sets of weights beside those of a pass."""
 
-# Double copies of a side's moment and the workspace of its eigendecomposition, in squares of the side.
-_DECOMPOSITION = 6
+# Copies of a side's moment and the workspace of its eigendecomposition, in squares of the side; and of a sketch, in times the sketch.
+_DECOMPOSITION, _SKETCH = 7, 5
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class UnitBytes:
         return max(2 * self.factors, self.factors + self.bases) if stage == "bases" else self.bases + 2 * self.values
 
 
-def unit_bytes(task: AbstractTask, plan: Plan, largest_side: int) -> list[UnitBytes]:
+def unit_bytes(task: AbstractTask, plan: Plan, config: FitConfig, classes: int = 0) -> list[UnitBytes]:
     """What the fit of every unit takes.
 
     Args:
         task: Model, for the type of its numbers.
         plan: Its units.
-        largest_side: As in `FitConfig`.
+        config: Of the fit, resolved.
+        classes: How many the task's outputs tell apart, if a side of them is cut; see `Probes`.
 
     Returns:
         One per unit.
@@ -65,14 +68,28 @@ def unit_bytes(task: AbstractTask, plan: Plan, largest_side: int) -> list[UnitBy
     found = []
     for unit in plan.units:
         kinds = {_is_lookup(modules[name]) for name in unit.layers} or {False}
-        full = [size * size if 1 < size <= largest_side else 0 for size in (unit.outputs, unit.inputs)]
-        factors = sum((unit.outputs if lookup or not full[0] else full[0]) + (full[1] or unit.inputs) for lookup in kinds)
-        if kinds == {True}:  # one-hot sides have diagonal moments, so no basis
-            full[0] = 0
-        bases = sum(full) + len(kinds) * (unit.outputs + unit.inputs)
-        work = 8 * (sum(full) + _DECOMPOSITION * max(full))
+        sizes = (unit.outputs, unit.inputs)
+        kept = [directions_of(size, config) for size in sizes]
+        # Of a one-hot side there is a diagonal only, which is its own basis; of a sketched one the diagonal and the sketch.
+        shapes = [size * size if width == size else size + size * width for size, width in zip(sizes, kept, strict=True)]
+        numbers = [size * width for size, width in zip(sizes, kept, strict=True)]
+        is_block = unit.outputs == classes and 0 < kept[0] < unit.outputs
+        if is_block:
+            shapes[0], numbers[0] = unit.outputs + kept[0] ** 2, kept[0] ** 2 + unit.outputs + kept[0]
+        factors = sum((unit.outputs if lookup else shapes[0]) + shapes[1] for lookup in kinds) + is_block * kept[0]
+        if kinds == {True}:
+            kept[0] = numbers[0] = 0
+        bases = sum(numbers) + len(kinds) * sum(sizes)
+        work = max(_work_bytes(kept[0] if is_block else sizes[0], kept[0]), _work_bytes(sizes[1], kept[1]))
         found.append(UnitBytes(number * factors, number * bases, number * unit.outputs * unit.inputs, work))
     return found
+
+
+def _work_bytes(size: int, width: int) -> int:
+    """What finding a side's basis takes besides the sums: copies, workspace and vectors."""
+    if width == size:
+        return (8 if size <= LONG_SIDE else 4) * _DECOMPOSITION * size * size
+    return 8 * _SKETCH * size * width
 
 
 def number_bytes(task: AbstractTask) -> int:

@@ -5,9 +5,9 @@ Martens and Grosse 2015; for positions that share a weight Eschenhagen et al. 20
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,19 +15,33 @@ from torch import Tensor
 from whence.capture import Head, ModelRecord, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.groups import in_groups, of_units, unit_bytes
-from whence.curvature.labels import LabelRule, check_outputs, choose_labels, numbered, objectives
+from whence.curvature.labels import LabelRule, check_outputs, choose_labels, class_count, likely_classes, numbered, objectives
 from whence.curvature.moments import FactorSums
+from whence.curvature.sides import (
+    LONG_SIDE,
+    Probes,
+    as_basis,
+    basis_notes,
+    basis_tensors,
+    blocked_basis,
+    cut_note,
+    directions_of,
+    reflected_basis,
+    resolved,
+)
 from whence.curvature.stages import MODEL, Stages, stages
 from whence.data import Dataset, batches
 from whence.distributed import Ranks
 from whence.errors import NonFinite
 from whence.progress import Meter, meter
+from whence.reflections import Blocked, Reflected
 from whence.settings import FitConfig
 from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask
 
 __all__ = [
     "Fit",
+    "FitRun",
     "blamed",
     "fit_bases",
     "fit_factors",
@@ -38,6 +52,26 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitRun:
+    """How a fit runs; what it depends on is in `FitConfig`.
+
+    Args:
+        max_positions: Positions per batch; None measures what fits.
+        folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
+        room_bytes: Sums held at a time, in bytes: more are made in groups of units, a pass over the data each. None makes all at once.
+        quiet: No progress on stderr.
+        ranks: Processes that fit together: each takes its own batches, their sums are added up, and units are spread over them for their
+            eigenvectors.
+    """
+
+    max_positions: int | None = None
+    folder: Path | None = None
+    room_bytes: int | None = None
+    quiet: bool = False
+    ranks: Ranks = Ranks()
+
+
 @dataclass(frozen=True)
 class Fit:
     """A fit under way: what all of its stages share.
@@ -46,10 +80,12 @@ class Fit:
         task: Model and likelihood.
         plan: Its units.
         dataset: What the curvature is averaged over.
-        config: Labels, seed and sizes.
+        config: Labels, seed and sizes, resolved.
         rule: Which labels.
         max_positions: Positions per batch.
         quiet: No progress on stderr.
+        probes: What long sides are sketched with.
+        head: A head that can be left out, for labels that are not taken all.
         room_bytes: For the units of a group; None takes all at once.
         ranks: Connected processes that fit together, each on its own batches.
     """
@@ -61,6 +97,7 @@ class Fit:
     rule: LabelRule
     max_positions: int
     quiet: bool
+    probes: Probes
     head: Head | None = None
     room_bytes: int | None = None
     ranks: Ranks = Ranks()
@@ -94,11 +131,11 @@ class Fit:
 
     def costs(self, stage: str) -> list[int]:
         """Bytes that each unit takes in a stage."""
-        return [unit.of_stage(stage) for unit in unit_bytes(self.task, self.plan, self.config.largest_side)]
+        return [unit.of_stage(stage) for unit in unit_bytes(self.task, self.plan, self.config, self.probes.classes)]
 
     def block(self, index: int, bases: dict[str, Tensor], values_OI: Tensor) -> KroneckerBlock:
         """One unit's curvature, on the model's device."""
-        left, right = bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}")
+        left, right = (as_basis(bases, side, index) for side in ("outputs", "inputs"))
         return KroneckerBlock(self.plan.units[index], left, right, values_OI).on(self.task.device)
 
     def finish(
@@ -108,12 +145,19 @@ class Fit:
 
         What had to be fitted in groups stays on the CPU, mapped from its files; each unit goes to the model's device when it is needed.
         """
-        blocks, kfac = [], []
+        blocks, kfac, cut = [], [], []
         for index, unit in enumerate(self.plan.units):
             left_KO, right_KI = bases[f"outputs_values.{index}"], bases[f"inputs_values.{index}"]
             values_OI = left_KO.T @ right_KI if values is None else values[f"values.{index}"]
-            blocks.append(KroneckerBlock(unit, bases.get(f"outputs.{index}"), bases.get(f"inputs.{index}"), values_OI))
+            left, right = (as_basis(bases, side, index) for side in ("outputs", "inputs"))
+            blocks.append(KroneckerBlock(unit, left, right, values_OI))
             kfac.append((left_KO, right_KI))
+            for side, basis, values_KN in (("outputs", left, left_KO), ("inputs", right, right_KI)):
+                if isinstance(basis, Reflected | Blocked):
+                    cut.append(cut_note(unit, side, basis, values_KN.sum(0)))
+                elif values_KN.shape[1] > 1 and directions_of(values_KN.shape[1], self.config) == 0:
+                    cut.append(f"{side} of {unit.name}: {values_KN.shape[1]:,} axes")
+        notes = [*basis_notes(cut), *notes]
         note = "; ".join([f"{self.rule}, {len(self.dataset):,} examples", *notes])
         found = KroneckerCurvature(tuple(blocks), tuple(kfac), note)
         return found.on(self.task.device) if self.room_bytes is None else found
@@ -124,12 +168,8 @@ def fit_kfac(
     plan: Plan,
     dataset: Dataset,
     config: FitConfig | None = None,
-    *,
-    max_positions: int | None = None,
-    folder: str | Path | None = None,
-    room_bytes: int | None = None,
-    quiet: bool = False,
-    ranks: Ranks = Ranks(),
+    run: FitRun = FitRun(),
+    **options: Any,
 ) -> KroneckerCurvature:
     """Fit K-FAC in one pass over the data.
 
@@ -143,42 +183,45 @@ def fit_kfac(
         plan: Its units.
         dataset: What the curvature is averaged over.
         config: Labels, seed and sizes.
-        max_positions: Positions per batch; None measures what fits.
-        folder: Where the stages are kept, for going on after a stop and for use again; None keeps nothing.
-        room_bytes: Sums of second moments held at a time, in bytes: more are made in groups of units, one pass over the data each. None
-            makes all in one pass.
-        quiet: No progress on stderr.
-        ranks: Processes that fit together: each takes its own batches, their sums are added up, and units are spread over them for their
-            eigenvectors. The same numbers but for the order of sums, on every process.
+        run: How the fit runs. Processes that fit together give the same numbers but for the order of sums, on every one of them.
+        **options: The fields of `FitRun` by name.
 
     Returns:
         The curvature, not damped.
     """
-    with ranks.connected():
-        fit = prepare_fit(task, plan, dataset, config or FitConfig(), max_positions, quiet, room_bytes, ranks)
-        with stages(None if folder is None else Path(folder), fit.identity, ranks) as run:
-            return fit.finish(fit_bases(fit, run), None, run.notes)
+    run = replace(run, **options)
+    with run.ranks.connected():
+        fit = prepare_fit(task, plan, dataset, config, run)
+        with stages(run.folder, fit.identity, run.ranks) as kept:
+            return fit.finish(fit_bases(fit, kept), None, kept.notes)
 
 
-def prepare_fit(
-    task: AbstractTask,
-    plan: Plan,
-    dataset: Dataset,
-    config: FitConfig,
-    max_positions: int | None,
-    quiet: bool,
-    room_bytes: int | None = None,
-    ranks: Ranks = Ranks(),
-) -> Fit:
-    """Decide on labels, batch size and, for several connected processes, the same for all."""
-    rule = choose_labels(task, dataset.examples, config.labels, samples=config.samples, seed=config.seed)
+def prepare_fit(task: AbstractTask, plan: Plan, dataset: Dataset, config: FitConfig | None, run: FitRun) -> Fit:
+    """Decide on labels, batch size and sides and, for several connected processes, the same for all."""
+    length = sum(example.length for example in dataset.examples)
+    sized = resolved(config, plan.units, device=task.device, positions=length, folder=run.folder)
+    rule = choose_labels(task, dataset.examples, sized.labels, samples=sized.samples, seed=sized.seed)
     if rule.kind != "dataset":
         check_outputs(task, dataset.examples)
-    if max_positions is None:
-        max_positions = forecast(task, plan, dataset.examples).batch_positions
+    positions = run.max_positions or forecast(task, plan, dataset.examples).batch_positions
     head = None if rule.kind == "exact" else separate_head(task, plan, dataset.examples)
-    positions, room = ranks.of_first((max_positions, room_bytes))
-    return Fit(task, plan, dataset, config, rule, positions, quiet, head, room, ranks)
+    classes, places_K = class_count(task, plan, dataset.examples, sized), None
+    if classes:
+        places_K = likely_classes(task, dataset, directions_of(classes, sized))
+    positions, room, sized, places_K = run.ranks.of_first((positions, run.room_bytes, sized, places_K))
+    return Fit(
+        task,
+        plan,
+        dataset,
+        sized,
+        rule,
+        positions,
+        run.quiet,
+        Probes(plan.units, sized, places_K, classes),
+        head,
+        room,
+        run.ranks,
+    )
 
 
 def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
@@ -206,7 +249,7 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
         batch = fit.task.collate(chosen)
         mask = fit.task.positions(batch)
         padded = None if mask is None or bool(mask.all()) else mask
-        sums = FactorSums(fit.plan, fit.config.sharing, fit.config.largest_side, padded, fit.task.draws)
+        sums = FactorSums(fit.plan, fit.config.sharing, fit.probes, padded, fit.task.draws)
         labelled = numbered(batch, len(chosen), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):
             capture(
@@ -234,7 +277,9 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
     sums = fit.ranks.added_up(totals)
     if (unit := _not_finite(sums, fit.plan)) is not None:
         refuse_sum(unit, "factor", f"all {len(fit.dataset):,} examples")
-    return sums
+    # Which classes a block is of belongs to it.
+    places = {index: fit.probes.block(index, "outputs") for index in group}
+    return sums | {f"outputs_places.{index}": place.double() for index, place in places.items() if place is not None}
 
 
 def blamed(fit: Fit, items: Sequence[int], unit: str, what: str, unit_of: Callable[[Sequence[int]], str | None]) -> NonFinite:
@@ -296,40 +341,59 @@ def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: ra
     found: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units
     for place in fit.ranks.balanced([_decomposition(factors, index) for index in group]):
-        index = group[place]
-        unit = fit.plan.units[index]
-        roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
-        left = [factors[f"outputs.{index}.{role}"].double() for role in roles]
-        right = [factors[f"inputs.{index}.{role}"].double() for role in roles]
-        # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
-        # No position at all reaches an expert that is given none: its moments are zero, whatever they are divided by.
-        counts = [max(1.0, float(factors[f"count.{index}.{role}"])) for role in roles]
-        scales = [1.0 / (len(fit.dataset) * count) for count in counts]
-        for side, mine, others, size in (("outputs", left, right, unit.outputs), ("inputs", right, left, unit.inputs)):
-            dtype = factors[f"{side}.{index}.{roles[0]}"].dtype if roles else torch.float32
-            weights = [scale * float(_diagonal(other).sum()) for scale, other in zip(scales, others, strict=True)]
-            basis_NN = _eigenvectors(mine, weights, dtype) if any(moment.ndim == 2 for moment in mine) else None
-            values_KN = (
-                torch.stack([_diagonal_in(moment, basis_NN) for moment in mine]) if mine else torch.zeros(1, size).double()
-            )
-            if side == "outputs" and scales:
-                values_KN = values_KN * torch.tensor(scales, dtype=torch.float64, device=values_KN.device)[:, None]
-            found[f"{side}_values.{index}"] = values_KN.to(dtype)
-            if basis_NN is not None:
-                found[f"{side}.{index}"] = basis_NN.to(dtype).contiguous()
+        found |= _solve_unit(fit, factors, group[place])
         progress.advance()
     # Sent, not solved by every process: eigenvectors have signs, and other machines round otherwise.
     return fit.ranks.added_up(found)
 
 
+def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Both bases of a unit, and K-FAC's eigenvalues in them."""
+    unit, found = fit.plan.units[index], {}
+    roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
+    sides = {side: [factors[f"{side}.{index}.{role}"] for role in roles] for side in ("outputs", "inputs")}
+    # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
+    # No position at all reaches an expert that is given none: its moments are zero, whatever they are divided by.
+    scales = [1.0 / (len(fit.dataset) * max(1.0, float(factors[f"count.{index}.{role}"]))) for role in roles]
+    for side, other, size in (("outputs", "inputs", unit.outputs), ("inputs", "outputs", unit.inputs)):
+        dtype = sides[side][0].dtype if roles else torch.float32
+        # Where the factors come from a file they are on the CPU.
+        mine = [_wide(moment.to(fit.task.device)) for moment in sides[side]]
+        traces = [float(_diagonal(moment).double().sum()) for moment in sides[other]]
+        weights = [scale * trace for scale, trace in zip(scales, traces, strict=True)]
+        sketches, blocks = ([factors.get(f"{side}_{kind}.{index}.{role}") for role in roles] for kind in ("sketch", "block"))
+        omega_NK, places_K = fit.probes.omega(index, side), factors.get(f"{side}_places.{index}")
+        whole: Tensor | None = None
+        if any(moment.ndim == 2 for moment in mine):
+            basis = whole = _eigenvectors(mine, weights, dtype)
+        elif places_K is not None and any(block is not None for block in blocks):
+            basis, values_KN = blocked_basis(places_K.round().long(), blocks, mine, weights)
+        elif omega_NK is not None and any(sketch is not None for sketch in sketches):
+            basis, values_KN = reflected_basis(omega_NK, sketches, mine, weights)
+        else:
+            basis = None
+        if basis is whole:
+            values_KN = torch.stack([_diagonal_in(moment, whole) for moment in mine]) if mine else torch.zeros(1, size).double()
+        if side == "outputs" and scales:
+            values_KN = values_KN * torch.tensor(scales, dtype=values_KN.dtype, device=values_KN.device)[:, None]
+        found[f"{side}_values.{index}"] = values_KN.to(dtype)
+        found |= basis_tensors(basis, side, index, dtype)
+    return found
+
+
+def _wide(moment: Tensor) -> Tensor:
+    """In float64, but for a long side."""
+    return moment if moment.ndim == 2 and len(moment) > LONG_SIDE else moment.double()
+
+
 def _decomposition(factors: dict[str, Tensor], index: int) -> int:
-    """What the eigenvectors of a unit cost, in cubes of its sides; nothing where a side's factor is a diagonal."""
+    """What the bases of a unit cost, in cubes of its sides; nothing where a side's factor is a diagonal."""
     sides = {
-        name.split(".")[0]: len(value)
+        name.split(".")[0]: value.shape[0] * value.shape[1] ** 2
         for name, value in factors.items()
         if value.ndim == 2 and name.split(".")[1] == str(index)
     }
-    return sum(side**3 for side in sides.values())
+    return sum(sides.values())
 
 
 def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from whence.capture import Head, Objective, frozen, telling_examples
+from whence.capture import Head, Objective, Plan, frozen, telling_examples
+from whence.curvature.sides import directions_of
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
-from whence.settings import LabelChoice
+from whence.settings import FitConfig, LabelChoice
 from whence.tasks import AbstractTask, Batch, Outputs
 
-__all__ = ["LabelRule", "check_outputs", "choose_labels", "numbered", "objectives"]
+__all__ = ["LabelRule", "check_outputs", "choose_labels", "class_count", "likely_classes", "numbered", "objectives"]
 
 # Every class costs a backward pass, so beyond this many a draw is the better buy.
 _FEW_CLASSES = 32
@@ -156,6 +157,30 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
                 needed="the same loss, or the curvature would be that of another one",
                 do="correct the outputs function (rows, owners, targets, likelihood), or use labels='dataset'",
             )
+
+
+def class_count(task: AbstractTask, plan: Plan, examples: Sequence[Example], config: FitConfig) -> int:
+    """How many classes a task's outputs tell apart, if that is the length of a side too long for all of its eigenvectors; else 0."""
+    cut = {unit.outputs for unit in plan.units if directions_of(unit.outputs, config) not in (0, unit.outputs)}
+    if not cut:
+        return 0
+    try:
+        found = _outputs_alone(task, [min(examples, key=lambda example: example.length)])[0]
+    except Unsupported:  # a loss that does not say what it is a likelihood of
+        return 0
+    classes = found.values_MC.shape[1]
+    return classes if found.likelihood == "categorical" and classes in cut else 0
+
+
+def likely_classes(task: AbstractTask, dataset: Dataset, count: int) -> Tensor:
+    """The classes whose logits have the largest gradients, E[p (1 - p)], on some examples from all over the data; rising, shape (count,)."""
+    total: Tensor | None = None
+    for example in dataset.spread(min(_LOOKED_AT, len(dataset))).examples:
+        p_MC = _outputs_alone(task, [example])[0].values_MC.float().softmax(-1)
+        sums_C = (p_MC * (1 - p_MC)).sum(0).double().cpu()
+        total = sums_C if total is None else total + sums_C
+    assert total is not None
+    return total.argsort(descending=True, stable=True)[:count].sort()[0]
 
 
 def _outputs_alone(task: AbstractTask, examples: Sequence[Example]) -> list[Outputs]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.records import OneHot, Pair, Side
+from whence.curvature.sides import Probes, directions_of
+from whence.records import Dense, OneHot, Pair
 from whence.settings import Sharing
 
 __all__ = ["FactorSums"]
@@ -29,15 +30,17 @@ class FactorSums:
         plan: The units.
         sharing: How positions that share a weight are treated (Eschenhagen et al. 2023, section 3): "expand" takes each as an example of its
             own, "reduce" sums output gradients and averages inputs over an example's positions first.
-        largest_side: A longer side, and one that is one-hot, keeps only the diagonal of its second moment.
+        probes: What sides that are too long for a whole second moment are sketched with, beside its diagonal; one-hot sides have no more than
+            that.
         mask_BT: True at real positions; padding has no output gradient, but it does have inputs.
         draws: Independent inputs per example, whose positions are reduced apart.
-        sums: `outputs.i.role` and `inputs.i.role`, shape (N, N) or, for a diagonal, (N,), and the positions counted, `count.i.role`.
+        sums: `outputs.i.role` and `inputs.i.role`, shape (N, N) or, for a diagonal, (N,), with what `Probes.sums` adds of a
+            cut side; and the positions counted, `count.i.role`.
     """
 
     plan: Plan
     sharing: Sharing
-    largest_side: int
+    probes: Probes
     mask_BT: Tensor | None
     draws: int = 1
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -55,39 +58,52 @@ class FactorSums:
         has_mask = pair.is_by_position and self.mask_BT is not None and self.mask_BT.numel() == batch * length
         real_BT = self.mask_BT.view(batch, length) if has_mask and self.mask_BT is not None else None
         for name, side in (("outputs", pair.outputs), ("inputs", pair.inputs)):
-            moment = self._reduced(side, real_BT, name) if is_reduced else self._expanded(side, real_BT)
-            self._add(f"{name}.{index}.{role}", moment)
+            if isinstance(side, OneHot):
+                counts_N = _counts_of_examples(side, real_BT) if is_reduced else _counts(side, real_BT)
+                self._add(f"{name}.{index}.{role}", counts_N)
+                continue
+            rows_RN = _reduced(side, real_BT, name) if is_reduced else _expanded(side, real_BT)
+            is_full = directions_of(side.size, self.probes.config) == side.size
+            self._add(f"{name}.{index}.{role}", _gram(rows_RN) if is_full else rows_RN.square().sum(0))
+            for more, value in self.probes.sums(index, name, rows_RN).items():
+                self._add(f"{more}.{index}.{role}", value)
         counted = batch if is_reduced else batch * length if real_BT is None else int(real_BT.sum())
         self._add(f"count.{index}.{role}", torch.tensor(counted, dtype=torch.float64))
 
-    def _expanded(self, side: Side, real_BT: Tensor | None) -> Tensor:
-        if isinstance(side, OneHot):
-            ids_R = side.ids_BT.flatten() if real_BT is None else side.ids_BT[real_BT]
-            return torch.bincount(ids_R, minlength=side.size).to(side.dtype)
-        values_BTN = side.dense()
-        return self._moment(values_BTN.flatten(0, 1) if real_BT is None else values_BTN[real_BT])
-
-    def _reduced(self, side: Side, real_BT: Tensor | None, name: str) -> Tensor:
-        if isinstance(side, OneHot):
-            first_B1 = torch.arange(len(side.ids_BT), device=side.ids_BT.device)[:, None] * side.size
-            keys_BT = side.ids_BT + first_B1
-            keys, counts = torch.unique(keys_BT.flatten() if real_BT is None else keys_BT[real_BT], return_counts=True)
-            squares = counts.to(side.dtype).square()
-            return squares.new_zeros(side.size).index_add_(0, keys % side.size, squares)
-        values_BTN = side.dense()
-        if real_BT is not None:
-            values_BTN = values_BTN * real_BT[..., None]
-        total_BN = values_BTN.sum(1)
-        if name == "inputs":
-            total_BN = total_BN / (values_BTN.shape[1] if real_BT is None else real_BT.sum(1, keepdim=True).clamp_min(1))
-        return self._moment(total_BN)
-
-    def _moment(self, rows_RN: Tensor) -> Tensor:
-        is_full = 1 < rows_RN.shape[1] <= self.largest_side
-        return _gram(rows_RN) if is_full else rows_RN.square().sum(0)
-
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = value if name not in self.sums else self.sums[name] + value
+
+
+def _counts(side: OneHot, real_BT: Tensor | None) -> Tensor:
+    """The diagonal of a one-hot side's second moment, which is all of it."""
+    ids_R = side.ids_BT.flatten() if real_BT is None else side.ids_BT[real_BT]
+    return torch.bincount(ids_R, minlength=side.size).to(side.dtype)
+
+
+def _counts_of_examples(side: OneHot, real_BT: Tensor | None) -> Tensor:
+    """The same of sums over an example's positions."""
+    first_B1 = torch.arange(len(side.ids_BT), device=side.ids_BT.device)[:, None] * side.size
+    keys_BT = side.ids_BT + first_B1
+    keys, counts = torch.unique(keys_BT.flatten() if real_BT is None else keys_BT[real_BT], return_counts=True)
+    squares = counts.to(side.dtype).square()
+    return squares.new_zeros(side.size).index_add_(0, keys % side.size, squares)
+
+
+def _expanded(side: Dense, real_BT: Tensor | None) -> Tensor:
+    """Every real position's vector."""
+    values_BTN = side.dense()
+    return values_BTN.flatten(0, 1) if real_BT is None else values_BTN[real_BT]
+
+
+def _reduced(side: Dense, real_BT: Tensor | None, name: str) -> Tensor:
+    """Every example's sum of output gradients or mean of inputs."""
+    values_BTN = side.dense()
+    if real_BT is not None:
+        values_BTN = values_BTN * real_BT[..., None]
+    total_BN = values_BTN.sum(1)
+    if name == "inputs":
+        total_BN = total_BN / (values_BTN.shape[1] if real_BT is None else real_BT.sum(1, keepdim=True).clamp_min(1))
+    return total_BN
 
 
 def _gram(rows_RN: Tensor) -> Tensor:

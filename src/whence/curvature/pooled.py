@@ -5,7 +5,8 @@ Averaging eigenvectors would make no sense, so every stage of the fit is average
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerCurvature
 from whence.curvature.ekfac import fit_values
 from whence.curvature.groups import POOLED, in_groups
-from whence.curvature.kfac import fit_factors, prepare_fit, solve_bases
+from whence.curvature.kfac import FitRun, fit_factors, prepare_fit, solve_bases
 from whence.curvature.stages import stages
 from whence.data import Dataset
 from whence.progress import Meter, meter
@@ -32,11 +33,8 @@ def fit_ekfac_pooled(
     dataset: Dataset,
     weights: Sequence[Weights],
     config: FitConfig | None = None,
-    *,
-    max_positions: int | None = None,
-    folder: str | Path | None = None,
-    room_bytes: int | None = None,
-    quiet: bool = False,
+    run: FitRun = FitRun(),
+    **options: Any,
 ) -> KroneckerCurvature:
     """Fit EK-FAC to the mean of the curvatures at several sets of weights, two passes over the data for each, or for each group of units.
 
@@ -46,24 +44,15 @@ def fit_ekfac_pooled(
         dataset: What the curvature is averaged over.
         weights: The sets of weights; the draws of labels are the same for all.
         config: Labels, seed and sizes.
-        max_positions: Positions per batch; None measures what fits.
-        folder: Where the stages are kept.
-        room_bytes: Sums held at a time, in bytes, those over the sets of weights included: more are made in groups of units, with passes of
-            their own. None makes all at once.
-        quiet: No progress on stderr.
+        run: As in `fit_kfac`, in one process; the sums over the sets of weights count, too.
+        **options: The fields of `FitRun` by name.
 
     Returns:
         The curvature, not damped.
     """
-    fit = prepare_fit(
-        task,
-        plan,
-        dataset,
-        config or FitConfig(),
-        max_positions,
-        quiet,
-        None if room_bytes is None else int(room_bytes / POOLED),
-    )
+    run = replace(run, **options)
+    room = None if run.room_bytes is None else int(run.room_bytes / POOLED)
+    fit = prepare_fit(task, plan, dataset, config, replace(run, room_bytes=room))
 
     def identity() -> dict[str, object]:
         found = fit.identity(weights="")
@@ -75,7 +64,7 @@ def fit_ekfac_pooled(
 
     def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
-        with meter(name, len(dataset) * len(weights), quiet=quiet) as progress:
+        with meter(name, len(dataset) * len(weights), quiet=run.quiet) as progress:
             for enter in weights:
                 with enter():
                     found = make(progress)
@@ -83,20 +72,20 @@ def fit_ekfac_pooled(
                     totals[name] = totals[name] + value / len(weights) if name in totals else value / len(weights)
         return totals
 
-    with stages(None if folder is None else Path(folder), identity) as run:
+    with stages(run.folder, identity) as kept:
 
         def make_bases(ending: str, units: range) -> dict[str, Tensor]:
             def make_factors() -> dict[str, Tensor]:
                 return pooled(f"factors{ending}", lambda progress: fit_factors(fit, progress, units))
 
-            factors = run.run(f"factors{ending}", make_factors)
-            with meter(f"bases{ending}", len(units), quiet=quiet) as progress:
+            factors = kept.run(f"factors{ending}", make_factors)
+            with meter(f"bases{ending}", len(units), quiet=run.quiet) as progress:
                 return solve_bases(fit, factors, progress, units)
 
         def make_values(ending: str, units: range) -> dict[str, Tensor]:
             return pooled(f"eigenvalues{ending}", lambda progress: fit_values(fit, bases, progress, units))
 
-        bases = in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
-        values = in_groups(run, "values", fit.costs("values"), fit.room_bytes, make_values)
-        found = fit.finish(bases, values, run.notes)
+        bases = in_groups(kept, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
+        values = in_groups(kept, "values", fit.costs("values"), fit.room_bytes, make_values)
+        found = fit.finish(bases, values, kept.notes)
     return KroneckerCurvature(found.blocks, found.kfac, f"{found.note}, mean over {len(weights)} checkpoints")

@@ -13,6 +13,7 @@ from whence.capture import Plan
 from whence.curvature.eigenbasis import KroneckerBlock
 from whence.matmul import times_transposed
 from whence.records import OneHot, Pair, Side
+from whence.reflections import Basis
 
 __all__ = ["SquaredGradients", "Taker", "held_examples", "shared_units"]
 
@@ -111,14 +112,13 @@ def _chunks(examples: int, numbers: int) -> Iterator[tuple[int, int]]:
 def _rotated(block: KroneckerBlock, pair: Pair) -> Tensor:
     """Per-example gradients in the basis, shape (B, O, I), in the cheaper of two orders."""
     outputs, inputs = block.unit.outputs, block.unit.inputs
-    width_left = outputs if block.outputs_OO is not None else 0
-    width_right = inputs if block.inputs_II is not None else 0
+    width_left, width_right = _operations(block.outputs_OO), _operations(block.inputs_II)
     sides_first = pair.shape[1] * (outputs * width_left + inputs * width_right)
     if sides_first > outputs * inputs * (width_left + width_right):
         return block.into(pair.gradient())
     if isinstance(pair.outputs, OneHot) and block.outputs_OO is None:
         rows_BOI = pair.gradient()
-        return rows_BOI if block.inputs_II is None else rows_BOI @ block.inputs_II.to(rows_BOI)
+        return block.into(rows_BOI)
     left_BTO, right_BTI = _sides(block, pair)
     return torch.bmm(left_BTO.transpose(1, 2), right_BTI)
 
@@ -127,10 +127,17 @@ def _sides(block: KroneckerBlock, pair: Pair) -> tuple[Tensor, Tensor]:
     return _turned(pair.outputs, block.outputs_OO), _turned(pair.inputs, block.inputs_II)
 
 
-def _turned(side: Side, basis_NN: Tensor | None) -> Tensor:
+def _operations(basis: Basis | None) -> int:
+    """What turning a vector into a basis takes, per number of it."""
+    return 0 if basis is None else len(basis) if isinstance(basis, Tensor) else 2 * basis.directions
+
+
+def _turned(side: Side, basis_NN: Basis | None) -> Tensor:
     """A side's vectors in a basis, shape (B, T, N)."""
     if basis_NN is None:
         return side.dense()
+    if not isinstance(basis_NN, Tensor):
+        return basis_NN.rows(side.ids_BT, side.dtype) if isinstance(side, OneHot) else basis_NN.after(side.dense())
     if isinstance(side, OneHot):
         return side.times(basis_NN)
     columns_NN = basis_NN.to(side.values_BTN).T

@@ -63,18 +63,21 @@ class FitConfig:
         seed: Of the draws.
         sharing: "expand" or "reduce", for positions that share a weight, in the factors; the eigenvalues of EK-FAC never depend on it, only
             its bases.
-        largest_side: A longer side of a unit keeps the identity as its basis, since its second moment has the square of that many numbers.
+        largest_side: A longer side of a unit, a joined bias not counted, gets the leading eigenvectors of its second moment only, found from
+            a sketch, and an isotropic rest. None chooses by memory and time.
+        directions: Eigenvectors of a longer side; 0 keeps its axes. None takes 1,024.
 
     Raises:
         UnknownOption: If labels or sharing are none of the choices.
-        BadInput: If `largest_side` is not positive.
+        BadInput: If `largest_side` is not positive, or `directions` is negative.
     """
 
     labels: LabelChoice = "auto"
     samples: int | None = None
     seed: int = 0
     sharing: Sharing = "expand"
-    largest_side: int = 1024
+    largest_side: int | None = None
+    directions: int | None = None
 
     def __post_init__(self):
         for name, choices in (("labels", get_args(LabelChoice)), ("sharing", get_args(Sharing))):
@@ -82,5 +85,7 @@ class FitConfig:
                 raise UnknownOption(
                     found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(choices)}", do="pick one"
                 )
-        if self.largest_side < 1:
+        if self.directions is not None and self.directions < 0:
+            raise BadInput(found=f"directions={self.directions}", needed="0 or more", do="correct it")
+        if self.largest_side is not None and self.largest_side < 1:
             raise BadInput(found=f"largest_side={self.largest_side}", needed="1 or more", do="correct it")

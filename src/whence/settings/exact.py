@@ -353,7 +353,7 @@ _KINDS: dict[str, type[ExactSettings]] = {kind.name: kind for kind in get_args(E
 
 # Options by name on the way to nested settings.
 _DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute"}
-_FIT = ("labels", "samples", "sharing", "largest_side")
+_FIT = ("labels", "samples", "sharing", "largest_side", "directions")
 _POSITIVE = (
     "iterations",
     "tolerance",

@@ -24,7 +24,7 @@ from whence.store.reader import Store, open_store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.verify import verify_store
-from whence.store.writer import Writer, enough_disk, open_writer, write_store
+from whence.store.writer import Writer, enough_disk, open_writer, sizes_told, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "write_fidelity",
     "bits_named",
     "enough_disk",
+    "sizes_told",
     "FORMAT_VERSION",
     "Blueprint",
     "Leases",

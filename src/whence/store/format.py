@@ -292,7 +292,7 @@ def _impossible(found: Blueprint) -> str:
             return f"{name} is {value:,}"
     if found.seed < 0 or found.projection not in _PROJECTIONS or found.autocast not in _AUTOCASTS:
         return f"seed {found.seed}, projection {found.projection[:40]!r} and autocast {str(found.autocast)[:40]!r}"
-    if not isinstance(found.task.get("logged", ""), str) or not isinstance(found.task.get("kind", ""), str):
+    if not all(isinstance(found.task.get(name, ""), str) for name in ("logged", "kind", "bases")):
         return "task is not what a build writes"
     if not found.units or len({unit.name for unit in found.units}) < len(found.units):
         return f"{len(found.units):,} units, not all with a name of their own" if found.units else "no units"

@@ -293,6 +293,10 @@ class Store:
         """
         return dataclasses.replace(self, kept=Kept(int(_RESERVE * available_bytes(torch.device("cpu")))))
 
+    def shared_bytes(self) -> int | None:
+        """Size of the files that all rows share, on disk; None in an object store."""
+        return None if is_remote(self.folder) else sum((self.folder / name).stat().st_size for name in self.files)
+
     @cached_property
     def _files(self) -> SealedFiles:
         return self.opened or SealedFiles(self.folder, self._sealed(range(len(self.seals))), held=tuple(self.files))

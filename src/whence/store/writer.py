@@ -30,7 +30,10 @@ from whence.store.resume import (
     shards_to_make,
 )
 
-__all__ = ["Writer", "enough_disk", "open_writer", "write_store"]
+__all__ = ["Writer", "enough_disk", "open_writer", "sizes_told", "write_store"]
+
+# What rows share may be so many times themselves, or so many bytes, before it is said that a store is not the way.
+_MUCH_SHARED, _LITTLE_BYTES = 16, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,15 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
             needed=f"{_told(needed)} for {rows:,} rows",
             do="free some space, choose another folder, or a smaller rank",
         )
+
+
+def sizes_told(rows: int, row_bytes: int, shared_bytes: int) -> str:
+    """Rows and what they share, apart, with what to do where the one is out of proportion to the other; arguments as in `enough_disk`."""
+    own = rows * row_bytes
+    said = f"{_told(own)} of rows ({row_bytes:,} bytes each) and {_told(shared_bytes)} shared by all of them"
+    if shared_bytes <= max(_MUCH_SHARED * own, _LITTLE_BYTES):
+        return said
+    return f"{said}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"
 
 
 def _told(size: int) -> str:

@@ -13,6 +13,7 @@ from whence.capture import Blocks
 from whence.curvature import KroneckerBlock, KroneckerCurvature, top_eigenvalue
 from whence.errors import Unsupported
 from whence.records import Unit
+from whence.reflections import Basis
 from whence.settings import Form
 from whence.unroll.exponential import chebyshev, decayed, expanded, gained, shrinkage
 from whence.unroll.scaling import Elementwise, Scaling
@@ -157,5 +158,9 @@ def _diagonal(block: KroneckerBlock) -> Tensor:
     """Diagonal of the curvature in parameters, shape (O, I)."""
     found_OI = block.values_OI.clamp_min(0)
     if block.outputs_OO is not None:
-        found_OI = block.outputs_OO.square().to(found_OI) @ found_OI
-    return found_OI if block.inputs_II is None else found_OI @ block.inputs_II.square().to(found_OI).T
+        found_OI = _squares_times(block.outputs_OO, found_OI)
+    return found_OI if block.inputs_II is None else _squares_times(block.inputs_II, found_OI.T).T
+
+
+def _squares_times(basis: Basis, values_NM: Tensor) -> Tensor:
+    return basis.square().to(values_NM) @ values_NM if isinstance(basis, Tensor) else basis.squares_times(values_NM)

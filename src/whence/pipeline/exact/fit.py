@@ -1,13 +1,14 @@
 """Fitting curvature on its own, ahead of the builds and queries that use it, by one process or several."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whence.capture import available_bytes, check_task, forecast, plan_units
 from whence.curvature import KroneckerCurvature, fit_ekfac
 from whence.data import Dataset
-from whence.pipeline.exact.prepare import fit_data
+from whence.pipeline.exact.prepare import fit_data, sized
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.lockstep import stepping
 from whence.progress import say
@@ -48,7 +49,7 @@ def fit_curvature(
         The curvature, not damped, on every process.
     """
     runtime, rest = split_runtime(runtime, options)
-    settings = exact_settings(EKFAC(fit=fit) if not rest else "ekfac", rest)
+    settings = replace(exact_settings(EKFAC(fit=fit) if not rest else "ekfac", rest), factors=Path(folder))
     ranks = stepping(task.model, runtime.ranks)
     dataset = as_dataset(task, data)
     plan = plan_units(task)
@@ -60,7 +61,8 @@ def fit_curvature(
         say(f"{len(chosen):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    settings = ranks.of_first(sized(settings, task, plan, chosen, room))
     return fit_ekfac(
         task, plan, chosen, fit_of(settings),
-        max_positions=positions, folder=folder, room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
+        max_positions=positions, folder=Path(folder), room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
     )  # fmt: skip

@@ -156,7 +156,7 @@ class Footprint:
             raise OutOfMemory(
                 found=f"{gib(fit.dearest_bytes)} of memory for the curvature of {fit.dearest!r} alone, with {gib(free)} to be had",
                 needed="room for one unit at a time",
-                do="pass a smaller largest_side, so that long sides keep the identity, or ignore=[...] to the task",
+                do="pass a smaller largest_side, so that longer sides get their leading eigenvectors only, or ignore=[...] to the task",
             )
         if self.table > rest:
             raise OutOfMemory(

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whence.capture import Forecast, Plan, available_bytes
-from whence.curvature import POOLED, UnitBytes, held_examples, number_bytes, ranges_of, shared_units, unit_bytes
+from whence.curvature import (
+    POOLED,
+    UnitBytes,
+    class_count,
+    held_examples,
+    number_bytes,
+    ranges_of,
+    resolved,
+    shared_units,
+    unit_bytes,
+)
 from whence.data import Example
 from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.exact.footprint import Demand, FitBytes, Footprint, made_at_once
@@ -48,7 +58,7 @@ def measure(
         task: Model and loss.
         plan: Its units.
         examples: The training data.
-        settings: What is fitted, what solves, and where the curvature is kept.
+        settings: What is fitted, resolved, what solves, and where the curvature is kept.
         batch: What a batch takes.
         demand: What is asked.
         room: Bytes that may be taken besides the model.
@@ -58,7 +68,7 @@ def measure(
         The footprint; `refuse` says whether it fits.
     """
     method, folder = exact_method_named(settings.name), factors_folder(settings)
-    units = unit_bytes(task, plan, fit_of(settings).largest_side)
+    units = _unit_bytes(task, plan, examples, settings)
     parameters = sum(unit.values for unit in units)
     longest = max(example.length for example in examples)
     positions = min(max(batch_positions or batch.batch_positions, longest), len(examples) * longest)
@@ -119,6 +129,11 @@ def measure(
         passes=demand.passes,
         free_disk=_free_disk(folder),
     )
+
+
+def _unit_bytes(task: AbstractTask, plan: Plan, examples: Sequence[Example], settings: ExactSettings) -> list[UnitBytes]:
+    config = resolved(fit_of(settings), plan.units, device=task.device, positions=0)
+    return unit_bytes(task, plan, config, class_count(task, plan, examples, config))
 
 
 def room_bytes(task: AbstractTask, memory_gib: float | None) -> int:

@@ -1,12 +1,12 @@
 """What every exact question needs first: checked inputs, the curvature, and its damping."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.curvature import KroneckerCurvature, ResolvedDamping, choose_damping, fit_ekfac, fit_kfac
+from whence.curvature import KroneckerCurvature, ResolvedDamping, choose_damping, fit_ekfac, fit_kfac, resolved
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -19,7 +19,7 @@ from whence.settings import Damping, ExactSettings, Runtime, factors_folder, fit
 from whence.sharded_weights import refuse_sharded, refuse_spread
 from whence.tasks import AbstractTask
 
-__all__ = ["Prepared", "fit_data", "prepare"]
+__all__ = ["Prepared", "fit_data", "prepare", "sized"]
 
 # Shares of the mean eigenvalue. Factors approximate, and on digits and text they rank better with this than with the training recipe's
 # value, which is right for the Gauss-Newton matrix itself (docs/log.md).
@@ -139,6 +139,8 @@ def prepare(
         say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    data = fit_data(task, dataset, getattr(settings, "fit_on", None))
+    settings = ranks.of_first(sized(settings, task, plan, data, room))
     need = measure(task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions)
     need = ranks.of_first(need)
     if not quiet:
@@ -147,12 +149,30 @@ def prepare(
     curvature = None
     if chosen.factors is not None and not chosen.needs_run:  # a run's curvature is fitted segment by segment
         fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac
-        data = fit_data(task, dataset, getattr(settings, "fit_on", None))
         curvature = fit(
             task, plan, data, fit_of(settings),
             max_positions=positions, folder=factors_folder(settings), room_bytes=need.fit.group_bytes, quiet=quiet, ranks=ranks,
         )  # fmt: skip
     return Prepared(task, plan, dataset, curvature, settings, positions, need, runtime)
+
+
+def sized(settings: ExactSettings, task: AbstractTask, plan: Plan, data: Dataset, room: int) -> ExactSettings:
+    """The settings with the sizes of bases that memory and time allow, where they were left to be chosen.
+
+    Args:
+        settings: As asked.
+        task: Model and loss.
+        plan: Its units.
+        data: That the curvature is fitted on.
+        room: Bytes that may be taken besides the model.
+    """
+    if not hasattr(settings, "fit"):
+        return settings
+    length = sum(example.length for example in data.examples)
+    fit = resolved(
+        fit_of(settings), plan.units, device=task.device, positions=length, room_bytes=room, folder=factors_folder(settings)
+    )
+    return replace(settings, fit=fit)  # pyright: ignore[reportCallIssue]
 
 
 def fit_data(task: AbstractTask, train: Dataset, fit_on: Dataset | Iterable[Any] | int | None) -> Dataset:

@@ -12,10 +12,11 @@ from whence.pipeline.forecast.code import timed, timed_code
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.build import make_blueprint
 from whence.pipeline.stored.encoders import random_encoder
-from whence.pipeline.stored.learn_code import code_size
+from whence.pipeline.stored.learn_code import code_size, sized_fit
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
-from whence.settings import BuildConfig
+from whence.settings import BuildConfig, FitConfig
+from whence.store import sizes_told
 from whence.tasks import AbstractTask
 
 __all__ = ["BuildForecast", "forecast_build"]
@@ -51,10 +52,7 @@ class BuildForecast:
     learning_seconds: float = 0.0
 
     def __str__(self) -> str:
-        disk = (
-            f"disk: {self.row_bytes:,} bytes a row, {self.row_bytes * self.rows / 2**20:,.1f} MiB for {self.rows:,} rows in shards of "
-            f"{self.rows_per_shard:,}, and {self.shared_bytes / 2**20:,.1f} MiB shared by all rows"
-        )
+        disk = f"disk: {sizes_told(self.rows, self.row_bytes, self.shared_bytes)}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
@@ -97,12 +95,14 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
     positions = config.batch_positions or memory.batch_positions
     encoder: Encoder = random_encoder(plan, config, task.device)
-    code = code_size(plan.units, len(dataset), config) if method_named(config.method).encoder == "aligned" else None
+    is_aligned = method_named(config.method).encoder == "aligned"
+    fit = sized_fit(task, plan, dataset, config) if is_aligned else FitConfig()
+    code = code_size(plan.units, len(dataset), config, fit) if is_aligned else None
     blueprint = make_blueprint(task, plan, encoder, config, positions, "")
     sample = _batch(dataset, positions)
     codec, before = blueprint.codec(), 0.0
     if code is not None:
-        before, encoder = timed_code(task, plan, dataset, sample, config, code, positions)
+        before, encoder = timed_code(task, plan, dataset, sample, config, fit, code, positions)
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:

@@ -8,12 +8,12 @@ import torch
 
 from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, Encoder
-from whence.curvature import ResolvedDamping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
+from whence.curvature import FitRun, ResolvedDamping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
 from whence.data import Dataset, Example
-from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, fit_config, relative_damping
+from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, relative_damping
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
-from whence.settings import BuildConfig
+from whence.settings import BuildConfig, FitConfig
 from whence.tasks import AbstractTask
 
 __all__ = ["timed", "timed_code"]
@@ -31,6 +31,7 @@ def timed_code(
     dataset: Dataset,
     few: Sequence[Example],
     config: BuildConfig,
+    fitted: FitConfig,
     size: CodeSize,
     positions: int,
 ) -> tuple[float, Encoder]:
@@ -42,13 +43,14 @@ def timed_code(
         dataset: What the store would be built from.
         few: Some of it, as many as a batch has.
         config: The build's options.
+        fitted: How the curvature would be fitted, resolved.
         size: Of the code.
         positions: Positions per batch.
 
     Returns:
         Seconds before the first row, and the encoder, of the widest code that the bytes allow.
     """
-    fit = prepare_fit(task, plan, Dataset(few), fit_config(task, dataset, config), positions, True)
+    fit = prepare_fit(task, plan, Dataset(few), fitted, FitRun(max_positions=positions, quiet=True))
     with meter("", len(few), quiet=True) as progress:
         factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
         bases, before = timed(lambda: solve_bases(fit, factors, progress))

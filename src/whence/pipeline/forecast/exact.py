@@ -5,14 +5,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whence.capture import Coverage, forecast, plan_units
+from whence.curvature import basis_notes, basis_plan
 from whence.data import Dataset
 from whence.errors import BadInput
+from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
+from whence.pipeline.exact.prepare import fit_data, sized
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, split_runtime
+from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, fit_of, split_runtime
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
@@ -26,13 +29,15 @@ class ExactForecast:
     Args:
         coverage: What would be attributed.
         footprint: In memory and on disk, and how it would be cut.
+        cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
     """
 
     coverage: Coverage
     footprint: Footprint
+    cut_bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.coverage}\n{self.footprint}"
+        return "\n".join((str(self.coverage), str(self.footprint), *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them; sizes in bytes."""
@@ -43,6 +48,7 @@ class ExactForecast:
             "peak_memory_bytes": found.peak,
             "available_memory_bytes": found.room,
             "passes_to_fit": found.fit.factor_passes + found.fit.value_passes,
+            "cut_bases": list(self.cut_bases),
             "passes_to_score": found.chunks * found.passes,
             **asdict(found),
         }
@@ -83,6 +89,7 @@ def forecast_exact(
     settings, dataset = exact_settings(method, rest), as_dataset(task, train)
     plan, room = plan_units(task), room_bytes(task, runtime.memory_gib)
     batch = forecast(task, plan, dataset.examples, room_bytes=room)
+    settings = sized(settings, task, plan, fit_data(task, dataset, getattr(settings, "fit_on", None)), room)
     cut = cut_for(settings)
     demand = Demand(rows=queries, queries=queries, query_rank=getattr(settings, "query_rank", None))
     demand = demand if cut is None else cut.demanded(demand)
@@ -92,4 +99,5 @@ def forecast_exact(
     footprint = measure(
         task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions
     )
-    return ExactForecast(plan.coverage, footprint)
+    has_curvature = exact_method_named(settings.name).factors is not None
+    return ExactForecast(plan.coverage, footprint, tuple(basis_plan(plan.units, fit_of(settings)) if has_curvature else ()))

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
+import torch
+
 from whence.compress import QuantizedCodec, RowCodec, projected_shape
+from whence.curvature import directions_of, resolved
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
@@ -131,7 +134,8 @@ def forecast_scale(
     shape = MODEL_SHAPES[model] if isinstance(model, str) else model
     method, units = method_named(config.method), _chosen(shape.units(), track, ignore)
     examples, tokens, speed = load.examples, load.tokens_per_example, cluster.operations_per_second
-    code = code_size(units, examples, config) if method.encoder == "aligned" else None
+    sides = resolved(None, units, device=torch.device("cuda"), positions=min(examples, FIT_EXAMPLES) * tokens)
+    code = code_size(units, examples, config, sides) if method.encoder == "aligned" else None
     codec = _codec(units, method, config, None if code is None else max(choice.width for choice in code.choices))
 
     # Bytes. With a budget of them the sample chooses the type: at most so many.
@@ -140,9 +144,11 @@ def forecast_scale(
     widths = [prod(one) for one in codec.shapes]
 
     # Operations: of the network and of what turns its pairs into a row; of a fit before it; of a scan.
-    compress = _compress_operations(units, codec, method, tokens, 0 if code is None else code.coordinates)
+    compress = _compress_operations(units, codec, method, tokens)
+    if code is not None:
+        compress += tokens * _turn_operations(units, sides) + 2.0 * code.coordinates * prod(codec.shapes[0])
     per_example = tokens * shape.network_operations(tokens) + compress
-    fit = _Fit(0.0, 0.0, 0) if code is None else _fit(units, shape, load, code.samples * per_example)
+    fit = _Fit(0.0, 0.0, 0) if code is None else _fit(units, shape, load, sides, code.samples * per_example)
     multiplying = 2.0 * examples * sum(widths) * load.queries / speed
 
     # Times: whatever is slower, the arithmetic or the disk.
@@ -184,13 +190,13 @@ class _Fit:
     sum_bytes: int
 
 
-def _fit(units: Sequence[Unit], shape: ModelShape, load: Load, sample_operations: float) -> _Fit:
+def _fit(units: Sequence[Unit], shape: ModelShape, load: Load, sides: FitConfig, sample_operations: float) -> _Fit:
     """Two passes, one with half a square per side for second moments and one that turns every gradient, and the sample's third."""
     tracked = sum(unit.outputs * unit.inputs for unit in units)
-    both = 2 * shape.network_operations(load.tokens_per_example) + 1.5 * _turn_operations(units) + 2.0 * tracked
+    both = 2 * shape.network_operations(load.tokens_per_example) + 1.5 * _turn_operations(units, sides) + 2.0 * tracked
     operations = min(load.examples, FIT_EXAMPLES) * load.tokens_per_example * both + sample_operations
-    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
-    return _Fit(operations, sample_operations, 4 * (tracked + sum(side * side if side <= 1024 else side for side in sides)))
+    moments = [size * (1 + directions_of(size, sides)) for unit in units for size in (unit.outputs, unit.inputs)]
+    return _Fit(operations, sample_operations, 4 * (tracked + sum(moments)))
 
 
 def _chosen(units: list[Unit], track: Sequence[str], ignore: Sequence[str]) -> list[Unit]:
@@ -226,14 +232,12 @@ def _curvature_bytes(widths: Sequence[int], method: Method, config: BuildConfig)
     return 4 * sum(width * min(width, rank or width) for width in widths)
 
 
-def _compress_operations(
-    units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int, coordinates: int
-) -> float:
-    """What turns one example's pairs into a row, on top of the network."""
+def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int) -> float:
+    """What turns one example's pairs into a row, on top of the network; for method aligned the gradients only."""
     gradients = 2.0 * tokens * sum(unit.outputs * unit.inputs for unit in units)
     width = prod(codec.shapes[0])
     if method.encoder == "aligned":
-        return gradients + tokens * _turn_operations(units) + 2.0 * coordinates * width
+        return gradients
     if method.encoder == "whole":
         return gradients + gradients / tokens * width
     if method.encoder == "entries":
@@ -245,10 +249,10 @@ def _compress_operations(
     return tokens * (sides + sum(2.0 * p * r for p, r in kept))
 
 
-def _turn_operations(units: Sequence[Unit]) -> float:
-    """What turns both sides of every unit's pair into the curvature's bases, per token; long sides have none."""
-    sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
-    return 2.0 * sum(side * side for side in sides)
+def _turn_operations(units: Sequence[Unit], fit: FitConfig) -> float:
+    """What turns both sides of every unit's pair into the curvature's bases, per token."""
+    sides = [(side, directions_of(side, fit)) for unit in units for side in (unit.outputs, unit.inputs)]
+    return sum((2.0 if width == side else 4.0) * side * width for side, width in sides)
 
 
 def size_text(count: float) -> str:

@@ -23,7 +23,7 @@ from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
-from whence.pipeline.stored.learn_code import code_sample
+from whence.pipeline.stored.learn_code import code_sample, cut_bases, relative_damping
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
@@ -50,6 +50,7 @@ from whence.store import (
     read_tensors,
     rows_type,
     sha256_of,
+    sizes_told,
     write_fidelity,
     write_left_out,
     write_tensors,
@@ -209,6 +210,10 @@ def _built(
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
                 finish_store(writer, files, quiet)
+                shared = sum(tensor.nbytes for tensors in learned.values() for tensor in tensors.values())
+                report(
+                    f"disk: {sizes_told(len(dataset), blueprint.codec().row_bytes(), shared or blueprint.curvature_bytes())}"
+                )
                 _drop_fit(folder)
     return _opened(folder, ranks)
 
@@ -366,6 +371,9 @@ def make_blueprint(
     width, dtype = config.rank or method.rank, method.dtype if config.dtype == "method" else config.dtype
     if isinstance(encoder, Aligned):
         width, dtype = encoder.shapes()[0][1], encoder.dtype
+    said: list[str] = []
+    if isinstance(encoder, Aligned):
+        said = cut_bases(encoder.whitened, relative_damping(config))
     recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
     made = Blueprint(
         method=method.name,
@@ -381,7 +389,7 @@ def make_blueprint(
         autocast=None if config.autocast == "none" else config.autocast,
         model=weights,
         preprocessing=task.preprocessing,
-        task={"kind": task.kind, **(origin or {})},
+        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(said)} if said else {})},
         units=units,
         recipe=recipe,
         libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},

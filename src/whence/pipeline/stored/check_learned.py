@@ -93,8 +93,16 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
     coordinates = 0
     for index, unit in enumerate(units):
         for name, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
-            if f"{name}.{index}" in shapes and (why := _misfit(shapes, f"{name}.{index}", (size, size), _FLOATS)):
+            key = f"{name}.{index}"
+            if key in shapes and (why := _misfit(shapes, key, (None, None), _FLOATS)):
                 return why
+            if f"{name}_places.{index}" in shapes:
+                if why := _unlike_block(tensors, shapes, name, index, size):
+                    return why
+                continue
+            # A square matrix, or the vectors of fewer reflections than the side is long.
+            if key in shapes and (shapes[key][0][0] != size or not 0 < shapes[key][0][1] <= size):
+                return f"{key} has the shape {tuple(shapes[key][0])}, not ({size}, {size} or less)"
         kept, size = f"kept.{index}", unit.outputs * unit.inputs
         if why := _misfit(shapes, f"weights.{index}", (unit.outputs, unit.inputs), _FLOATS):
             return why
@@ -117,6 +125,18 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
         or _misfit(shapes, "scales", (rows,), _FLOATS)
         or _misfit(shapes, "damping", (), _FLOATS)
     )
+
+
+def _unlike_block(tensors: Mapping[str, Tensor], shapes: Shapes, name: str, index: int, size: int) -> str:
+    """Of a basis that is a block among axes."""
+    places, bands = f"{name}_places.{index}", f"{name}_bands.{index}"
+    why = _misfit(shapes, places, (None,), (torch.int64,)) or _misfit(shapes, bands, (size,), (torch.int64,))
+    why = why or _unlike_places(tensors, places, size)
+    count = shapes[places][0][0]
+    why = why or _misfit(shapes, f"{name}.{index}", (count, count), _FLOATS)
+    if not why and not -1 <= int(tensors[bands].min()) <= int(tensors[bands].max()) < size:
+        why = f"{bands} has numbers that are no bands"
+    return why
 
 
 def _misfit(shapes: Shapes, name: str, shape: tuple[int | None, ...], types: Sequence[torch.dtype]) -> str:

@@ -113,7 +113,9 @@ class GradientLog:
         self._lock = ExitStack()
         self._lock.enter_context(locked(self.folder / "logged"))
         self._open()
-        self._factors = None if factors is None else LoggedFactors(Path(factors), self._plan, FitConfig(labels="dataset"))
+        self._factors = (
+            None if factors is None else LoggedFactors(Path(factors), self._plan, FitConfig(labels="dataset"), task.device)
+        )
         self._is_checked = False
 
     @contextmanager

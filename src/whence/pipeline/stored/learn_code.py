@@ -15,11 +15,15 @@ from whence.compress import Aligned, Whitened
 from whence.curvature import (
     Code,
     ResolvedDamping,
+    basis_notes,
     code_axes,
+    cut_note,
+    directions_of,
     fit_ekfac,
     load_axes,
     load_whitened,
     most_bits,
+    resolved,
     save_axes,
     save_whitened,
     whiten,
@@ -45,9 +49,11 @@ __all__ = [
     "code_choices",
     "code_sample",
     "code_size",
+    "cut_bases",
     "fit_config",
     "learn_code",
     "relative_damping",
+    "sized_fit",
 ]
 
 AXES_BYTES = 256 << 20
@@ -101,8 +107,8 @@ class CodeSize:
         return max(-(-choice.width * choice.bits // 8) for choice in self.choices) + _SCALE_BYTES
 
 
-def code_size(units: Sequence[Unit], examples: int, config: BuildConfig) -> CodeSize:
-    """What a build of so many examples would take to learn its code."""
+def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: FitConfig | None = None) -> CodeSize:
+    """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
     parameters = sum(unit.outputs * unit.inputs for unit in units)
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     widest = max(choice.width for choice in code_choices(config, samples))
@@ -113,13 +119,14 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig) -> Code
     width = max(choice.width for choice in choices)
     axes_bytes = coordinates * width * most_bits(coordinates, width, AXES_BYTES) // 8
     wide = 4 * samples * coordinates
-    sides = [side for unit in units for side in (unit.outputs, unit.inputs) if 1 < side <= FitConfig().largest_side]
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
+    bases = 0 if fit is None else sum(side * directions_of(side, fit) for side in sides)
     return CodeSize(
         samples,
         coordinates,
         choices,
         (wide if wide <= _WIDE_BYTES else wide // 2) + axes_bytes,
-        axes_bytes + 4 * (parameters + sum(side * side for side in sides)),
+        axes_bytes + 4 * (parameters + bases),
     )
 
 
@@ -160,8 +167,8 @@ def learn_code(
     """
     relative = relative_damping(config)
     fit_on = dataset.spread(FIT_EXAMPLES)
-    fit = fit_config(task, fit_on, config)
-    size = code_size(plan.units, len(dataset), config)
+    fit = sized_fit(task, plan, dataset, config, folder)
+    size = code_size(plan.units, len(dataset), config, fit)
     room = available_bytes(torch.device("cpu")) // ranks.local_count
     if size.sample_bytes > room:
         raise OutOfMemory(
@@ -193,6 +200,14 @@ def relative_damping(config: BuildConfig) -> float:
     return config.relative_damping or method_named(config.method).relative_damping
 
 
+def sized_fit(task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, folder: Path | None = None) -> FitConfig:
+    """How the curvature is fitted, with the sizes of bases that memory and time allow; `folder` is that of a fit that may have begun."""
+    fit_on = dataset.spread(FIT_EXAMPLES)
+    length, room = sum(example.length for example in fit_on.examples), available_bytes(task.device)
+    fit = fit_config(task, fit_on, config)
+    return resolved(fit, plan.units, device=task.device, positions=length, room_bytes=room, folder=folder)
+
+
 def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> FitConfig:
     """How the curvature is fitted: with the model's own labels, or the dataset's for a loss that does not say what it is a likelihood of."""
     try:
@@ -207,6 +222,26 @@ def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: 
     """The encoder that `learn_code` learned."""
     dtype = STORED_TYPES[int(tensors["dtype"])]
     return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)
+
+
+def cut_bases(whitened: Whitened, relative: float) -> list[str]:
+    """What is to be said of the bases inside a code: which are cut, and the share of the trace that their directions hold.
+
+    Args:
+        whitened: Half of the damped inverse.
+        relative: Its damping, as a share of each unit's mean eigenvalue.
+    """
+    sides = []
+    for unit, left, right, weights_OI in zip(
+        whitened.units, whitened.bases.outputs, whitened.bases.inputs, whitened.weights, strict=True
+    ):
+        # A weight is (eigenvalue + damping)^-1/2, and the damping a share of the mean eigenvalue.
+        damped_OI = weights_OI.double() ** -2
+        values_OI = (damped_OI - damped_OI.mean() * relative / (1 + relative)).clamp_min(0)
+        for side, basis, values_N in (("outputs", left, values_OI.sum(1)), ("inputs", right, values_OI.sum(0))):
+            if basis is not None and not isinstance(basis, Tensor):
+                sides.append(cut_note(unit, side, basis, values_N))
+    return basis_notes(sides)
 
 
 def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> None:

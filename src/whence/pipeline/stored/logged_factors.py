@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.curvature.kfac import prepare_fit
+from whence.curvature.kfac import FitRun, prepare_fit
 from whence.curvature.moments import FactorSums
+from whence.curvature.sides import Probes, resolved
 from whence.curvature.stages import stages
 from whence.data import Dataset
 from whence.settings import FitConfig
@@ -22,16 +24,19 @@ class LoggedFactors:
         folder: Where a fit finds them.
         plan: The units.
         config: As the fit will have it.
+        device: Of the model.
     """
 
-    def __init__(self, folder: Path, plan: Plan, config: FitConfig):
-        self.folder, self.plan, self.config = folder, plan, config
+    def __init__(self, folder: Path, plan: Plan, config: FitConfig, device: torch.device):
+        self.folder, self.plan = folder, plan
+        self.config = resolved(config, plan.units, device=device, positions=0)
+        self.probes = Probes(plan.units, self.config)
         self.totals: dict[str, Tensor] = {}
         self.visits = 0
 
     def sums(self, mask_BT: Tensor | None) -> FactorSums:
         """A fresh consumer for a batch."""
-        return FactorSums(self.plan, self.config.sharing, self.config.largest_side, mask_BT)
+        return FactorSums(self.plan, self.config.sharing, self.probes, mask_BT)
 
     def add(self, sums: FactorSums, examples: int) -> None:
         """Add a batch."""
@@ -47,7 +52,7 @@ class LoggedFactors:
             train: The data that the fit is of.
             max_positions: Positions per batch.
         """
-        fit = prepare_fit(task, self.plan, train, self.config, max_positions, quiet=True)
+        fit = prepare_fit(task, self.plan, train, self.config, FitRun(max_positions=max_positions, quiet=True))
         share = len(train) / self.visits
         with stages(self.folder, fit.identity) as run:
             run.run("factors", lambda: {name: value * share for name, value in self.totals.items()})

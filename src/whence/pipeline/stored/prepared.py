@@ -100,9 +100,9 @@ class Warm:
     def ask(self, dataset: Dataset, *, quiet: bool) -> "Asked":
         """Take the queries' gradients and precondition them."""
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
-        logged = store.blueprint.task.get("logged")
+        logged = [store.blueprint.task[name] for name in ("logged", "bases") if name in store.blueprint.task]
         notes = (
-            f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *([logged] if logged else []),
+            f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *logged,
             *fidelity_notes(store), *left_out_notes(store), *skipped_note("queries", dataset.skipped),
             *self.notes,
         )  # fmt: skip

@@ -1,0 +1,129 @@
+"""EK-FAC at real widths: agreement of cut bases with all eigenvectors, time and memory of a fit, and what was forecast of it.
+
+    python benchmarks/widths.py [--width 1024] [--part agreement|cost|vocabulary]   # one width, 100 documents of 32 tokens, two layers
+
+The model is a GPT-2 shape with random weights, trained for a few steps on the words of Python's own documentation; a vocabulary of 512 (4,096
+for the part `vocabulary`). Agreement is Spearman's correlation of a query's scores with those of full bases, mean over queries that are other
+documents. Seconds are of a process on a machine that may be busy: look at the ratios.
+"""
+
+import argparse
+import re
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+_LENGTH, _QUERIES = 32, 20
+
+
+def make(width, vocabulary, documents, layers=2):
+    """Task, training data and queries."""
+    import pydoc_data.topics
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    import whence
+
+    words = re.findall(r"\w+|[^\w\s]|\n", " ".join(pydoc_data.topics.topics.values()))
+    ids = {word: place + 1 for place, (word, _) in enumerate(Counter(words).most_common(vocabulary - 1))}
+    tokens = [ids.get(word, 0) for word in words]
+    texts = [tokens[start : start + _LENGTH] for start in range(0, len(tokens) - _LENGTH, _LENGTH)]
+    torch.manual_seed(0)
+    texts = [texts[place] for place in torch.randperm(len(texts)).tolist()]
+    config = GPT2Config(
+        n_layer=layers, n_embd=width, n_head=max(1, width // 64), vocab_size=vocabulary, n_positions=_LENGTH,
+        bos_token_id=None, eos_token_id=None, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for start in range(0, min(documents, 64), 8):
+        batch = torch.tensor(texts[start : start + 8])
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    task = whence.CausalLM(model.eval(), tokenizer=None)
+    train, asked = texts[:documents], texts[documents : documents + _QUERIES]
+    return task, *(task.prepare([{"input_ids": text} for text in part]) for part in (train, asked))
+
+
+def spearman(found, wanted):
+    """Mean over rows."""
+    ranks = [scores.double().argsort(1).argsort(1).double() for scores in (found, wanted)]
+    ranks = [rank - rank.mean(1, keepdim=True) for rank in ranks]
+    return float(((ranks[0] * ranks[1]).sum(1) / (ranks[0].norm(dim=1) * ranks[1].norm(dim=1))).mean())
+
+
+def agreement(arguments):
+    """Scores with cut bases against those with all eigenvectors: the default first, then fewer directions, then the axes themselves."""
+    import whence
+
+    vocabulary = 4096 if arguments.part == "vocabulary" else 512
+    task, train, queries = make(arguments.width, vocabulary, arguments.documents)
+
+    def scores(**options):
+        start = time.process_time()
+        table = whence.attribute(task, train, queries, quiet=True, batch_positions=1024, **options)
+        return table.scores, time.process_time() - start, next((note for note in table.notes if "sampled label" in note), "")
+
+    wanted, seconds, _ = scores(largest_side=10**6)
+    print(f"hidden {arguments.width}, vocabulary {vocabulary}, {len(train)} documents: all eigenvectors {seconds:.1f} s")
+    # The vocabulary alone is cut, or every side that is longer than the hidden size.
+    longest = 4 * arguments.width if arguments.part == "vocabulary" else arguments.width
+    settings = [("default", {})]
+    settings += [
+        (f"sides above {longest:,}: {few:,}", {"largest_side": longest, "directions": few}) for few in arguments.directions
+    ]
+    for name, options in settings:
+        found, took, note = scores(**options)
+        print(f"{name:34} agreement {spearman(found, wanted):.4f}  time {took / seconds:.2f}  {note}", flush=True)
+
+
+def cost(arguments):
+    """Forecast against actual of attribute, curvature and build: memory over the model, disk, processor seconds."""
+    import whence
+    from whence.pipeline import forecast_build, forecast_exact
+
+    task, train, queries = make(arguments.width, 512, arguments.documents)
+    with TemporaryDirectory() as place:
+        told = {
+            "attribute": forecast_exact(task, train, len(queries), batch_positions=1024),
+            "curvature": forecast_exact(task, train, 0, factors=Path(place) / "fit", batch_positions=1024),
+            "build": forecast_build(task, train, whence.BuildConfig(batch_positions=1024)),
+        }
+        runs = {
+            "attribute": lambda: whence.attribute(task, train, queries, quiet=True, batch_positions=1024),
+            "curvature": lambda: whence.fit_curvature(task, train, Path(place) / "fit", quiet=True, batch_positions=1024),
+            "build": lambda: whence.build(task, train, Path(place) / "store", quiet=True, batch_positions=1024),
+        }
+        print(f"hidden {arguments.width}, {len(train)} documents; forecast, actual")
+        for name in arguments.verbs:
+            before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+            runs[name]()
+            took, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            folder = Path(place) / {"attribute": "none", "curvature": "fit", "build": "store"}[name]
+            disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            print(f"{name:10} {told[name]}")
+            print(
+                f"{'':10} actual: peak {peak / 2**10:,.0f} MiB more than before, disk {disk / 2**20:,.1f} MiB, {took:,.1f} s",
+                flush=True,
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--part", choices=("agreement", "vocabulary", "cost"), default="agreement")
+    parser.add_argument("--directions", type=int, nargs="*", default=[1024, 512, 256, 0])
+    parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cost(arguments) if arguments.part == "cost" else agreement(arguments)
+
+
+if __name__ == "__main__":
+    main()
