@@ -166,7 +166,7 @@ def test_forecast(run, store, model_folder, data_file):
     found = run("forecast", model_folder, data_file, *OPTIONS)
     assert "tracking" in found and "memory:" in found
     per_row = json.loads(run("inspect", store, "--json"))["bytes_per_row"]
-    assert f"disk: {per_row:,} bytes a row" in found and "for 12 rows" in found and "time: about" in found
+    assert f"of rows ({per_row:,} bytes each)" in found and "12 rows in shards" in found and "time: about" in found
     numbers = json.loads(run("forecast", model_folder, data_file, *OPTIONS, "--json"))
     assert numbers["row_bytes"] == per_row and numbers["rows"] == 12 and numbers["gradient_seconds"] > 0
     assert abs(numbers["curvature_bytes"] - (store / "curvature.safetensors").stat().st_size) < 16384
