@@ -71,7 +71,7 @@ def start_images(start, pictures):
     def run(token):
         (pictures / "token").write_text(token or "")
         return start(
-            "--log", ":memory:", *(["--token-file", pictures / "token"] if token else []),
+            "--trust", "--log", ":memory:", *(["--token-file", pictures / "token"] if token else []),
             store=pictures / "images", questions=pictures / "questions.jsonl",
         )  # fmt: skip
 
