@@ -4,7 +4,6 @@ A stage may be cut into runs of neighbouring items (units of parameters, queries
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -215,7 +214,7 @@ def stages(
     check_writable(folder)
     with locked(folder):
         path = folder / "fit.json"
-        record = _read(path) if os.path.lexists(path) else {"identity": wanted, "stages": {}}
+        record = _read(path) if path.exists() else {"identity": wanted, "stages": {}}
         check_identity(record["identity"], wanted, what, folder)
         write_json(path, record)
         ranks.of_first(record)

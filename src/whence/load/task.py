@@ -147,6 +147,8 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
         images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
         if images:
             return [_labelled_image(path, file) for file in images]
+    elif path.exists() and not path.is_dir():
+        raise BadInput(found=f"data at {path}, which is a pipe or a device", needed="a file or folder", do="save it as a file")
     elif not path.exists() and (
         data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt", ".npz")
     ):

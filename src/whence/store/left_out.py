@@ -1,6 +1,5 @@
 """Which records a store was built without, because they could not be used: kept beside its rows, and told in every answer."""
 
-import os
 from pathlib import Path
 
 from whence.data import Dataset, Skipped, skipped_note
@@ -24,7 +23,7 @@ def write_left_out(folder: Path, dataset: Dataset) -> dict[str, str]:
     Returns:
         Name and SHA-256 of the file that holds them, for the manifest; nothing if there are none.
     """
-    known = _read(folder / _NAME) if os.path.lexists(folder / _NAME) else {}
+    known = _read(folder / _NAME) if (folder / _NAME).exists() else {}
     if dataset.skipped:
         known = {**known, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
     return {_NAME: write_json(folder / _NAME, known)} if known else {}

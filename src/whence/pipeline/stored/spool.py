@@ -4,7 +4,6 @@ A chunk of examples is a safetensors file of their fields laid end to end and a 
 """
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,7 +130,7 @@ def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, sou
     identity = {"preprocessing": task.preprocessing, "kind": task.kind, "source": source, **options}
     with locked(folder, wait=True):
         done = folder / "spool.json"
-        if os.path.lexists(done):
+        if done.exists():
             known = asdict(read_record(_Record, done))
             if known["identity"] != identity:
                 raise BadInput(
