@@ -143,7 +143,7 @@ class QueryLog:
         """
         with self._read():
             found = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
-        return None if found is None else parse_json(found[0])
+        return None if found is None else parse_json(found[0], any_number=True)
 
     def shares(self, digest: str, since: float, until: float, limit: int) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.
