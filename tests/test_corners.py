@@ -236,3 +236,23 @@ def test_a_gradient_of_rounding_alone_moves_scores_by_little(method, tmp_path):
 
     found, wanted = scored(functional=["gain"]), scored(ignore=["gain"])
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-3
+
+
+def saturated(scale):
+    """A classifier that is certain of every example, and wrong of the first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[2].weight.mul_(scale)
+        records = [(inputs, int(model(inputs[None]).argmax())) for inputs, _ in pairs(4, count=12)]
+    return whence.Classification(model), [(records[0][0], (records[0][1] + 1) % 3), *records[1:]]
+
+
+@pytest.mark.parametrize("method", ["ekfac", "pcg", "datainf"])
+def test_scores_that_mean_nothing_are_said_to_with_the_examples(method):
+    for scale, is_absurd in ((1.0, False), (1e4, True)):
+        task, records = saturated(scale)
+        table = whence.attribute(task, records, records[:2], method=method, quiet=True)
+        told = [note for note in table.notes if "mean nothing beside measurements of up to" in note]
+        assert bool(told) == is_absurd
+        assert not told or "examples: '0'" in told[0]
