@@ -139,6 +139,48 @@ def test_a_group_norm_in_channels_last_behind_frozen_layers():
     assert len(set(run.stdout.splitlines())) == 1
 
 
+class Quiet(nn.Module):
+    """Adds a branch that no gradient goes through, but that tangents do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.other, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, inputs):
+        hidden = self.layer(inputs).tanh()
+        with torch.no_grad():
+            hidden = hidden + 3 * self.other(hidden)
+        return self.out(hidden)
+
+
+def test_tangents_do_not_go_where_no_gradient_comes_from():
+    """Forwards derivatives pass `torch.no_grad()`: the matrix would not be symmetric, and conjugate gradients go astray."""
+    task, records = whence.Classification(Quiet()), pairs(4)
+    options = {"absolute_damping": 0.1, "tolerance": 1e-10, "iterations": 500}
+    rows, labels = rows_of(task, records), []
+    parameters = [value for name, value in sorted(task.model.named_parameters()) if name in task.tracked]
+    for inputs, _ in records:
+        logits = task.model.requires_grad_(True)(inputs[None])[0]
+        p = logits.detach().softmax(-1)
+        for label in range(3):
+            weight = p[label].sqrt() * (p - nn.functional.one_hot(torch.tensor(label), 3))
+            found = torch.autograd.grad((logits * weight).sum(), parameters, retain_graph=True, allow_unused=True)
+            labels.append(
+                torch.cat(
+                    [
+                        torch.zeros_like(a).flatten() if b is None else b.flatten()
+                        for a, b in zip(parameters, found, strict=True)
+                    ]
+                )
+            )
+    matrix = torch.stack(labels).T @ torch.stack(labels) / len(records)
+    wanted = rows[:2] @ torch.linalg.solve(matrix + 0.1 * torch.eye(len(matrix)).double(), rows.T) / len(rows)
+    for method in ("cg", "pcg"):
+        assert float((scores(task, records, method, **options) - wanted).abs().max() / wanted.abs().max()) < 1e-6
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -236,6 +278,18 @@ def test_a_gradient_of_rounding_alone_moves_scores_by_little(method, tmp_path):
 
     found, wanted = scored(functional=["gain"]), scored(ignore=["gain"])
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-3
+
+
+def test_a_checkpoint_behind_what_is_left_out_is_not_taken_for_no_gradient():
+    torch.manual_seed(0)
+    records = [(torch.tensor([number % 5, 1]), number % 3) for number in range(5)]
+    with pytest.raises(Unsupported, match="a captured gradient of 'layer.weight' that differs from autograd's"):
+        scores(whence.Classification(Checkpointed(), ignore=["table.*"]), records, "grad-dot-exact")
+    torch.manual_seed(0)
+    task = whence.Classification(Checkpointed(), ignore=["table.*"], functional=True)
+    rows = rows_of(task, records)
+    found = scores(task, records, "grad-dot-exact").double()
+    torch.testing.assert_close(found, rows[:2] @ rows.T / len(rows), rtol=1e-9, atol=1e-12)
 
 
 def saturated(scale):

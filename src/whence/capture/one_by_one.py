@@ -1,5 +1,6 @@
 """Plain autograd, one example at a time: what captured gradients are held against."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture.blocks import as_block
-from whence.capture.frozen import frozen
+from whence.capture.frozen import LEFT_OUT, frozen
 from whence.capture.halves import is_out_of_memory
 from whence.capture.hooks import Objective, capture, not_reached, objective_function
 from whence.capture.units import Plan
@@ -90,18 +91,43 @@ class Trial:
         return self._by_autograd(self.chosen).probed
 
     def _by_autograd(self, examples: Sequence[Example]) -> "_Gradients":
-        """Of the sum of the objective over one batch."""
+        """Of the sum of the objective over one batch.
+
+        Raises:
+            UserWarning: That of the model itself, where warnings are errors.
+        """
+        try:
+            return self._of_tracked(examples)
+        except UserWarning as warning:
+            if not re.match(LEFT_OUT, str(warning)):
+                raise
+            # Reentrant checkpointing leaves out a stretch whose inputs ask for none, as they do where all is trained.
+            return self._of_tracked(examples, every=True)
+
+    def _of_tracked(self, examples: Sequence[Example], *, every: bool = False) -> "_Gradients":
         task, plan, probes = self.task, self.plan, self._probes()
         function = objective_function(task, self.objective)
         with frozen(task.model), torch.enable_grad(), loaded_copies(task.model) as copies:
             # Asked each time: offloaded ones are other objects after a pass.
-            parameters = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
+            parameters = {
+                name: value
+                for name, value in task.model.named_parameters()
+                if name in task.tracked or (every and (value.is_floating_point() or value.is_complex()))
+            }
             held = {name: value.grad for name, value in parameters.items()}
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
-            with torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                values = _values(task, function, examples)
+            autocast = torch.autocast(task.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+            try:
+                with autocast, warnings.catch_warnings():
+                    if not every:
+                        warnings.filterwarnings("error", message=LEFT_OUT)
+                    values = _values(task, function, examples)
+            except UserWarning:
+                for name, parameter in parameters.items():
+                    parameter.grad = held[name]
+                raise
             is_reached = values.requires_grad
             if is_reached:
                 _backward(values.sum())
@@ -154,7 +180,7 @@ def _values(task: AbstractTask, function: Callable[[nn.Module, Batch], Tensor], 
         do = f"{error.do} (seen in the example {example.id!r})"
         raise BadInput(found=error.found, needed=error.needed, do=do) from error
     except Exception as error:
-        if isinstance(error, WhenceError) or is_sharded(task.model) or is_out_of_memory(error):
+        if isinstance(error, WhenceError | UserWarning) or is_sharded(task.model) or is_out_of_memory(error):
             raise error
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise BadInput(

@@ -75,6 +75,7 @@ class Route:
         side_by_side: Whether the twin may run examples under `vmap`.
         has_twin: Whether the task lets the twin make units of layers that have rules.
         has_tangents: Whether forward-mode derivatives go through the model; found out by the first product that fails.
+        are_tangents_known: Whether they were held against derivatives that go back.
         uses: By layer, the ways in which it was seen used, see `whence.capture.hooks`.
         is_checked: Whether those are proven, so that another one is not let pass any more.
     """
@@ -83,6 +84,7 @@ class Route:
     side_by_side: bool = True
     has_twin: bool = False
     has_tangents: bool = True
+    are_tangents_known: bool = False
     uses: dict[str, set[str]] = field(default_factory=dict)
     is_checked: bool = False
 

@@ -35,6 +35,7 @@ from whence.curvature.vectors import flatten, split
 from whence.data import Example, batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, UnknownOption, Unsupported, WhenceError
+from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask, Outputs
 
 __all__ = ["Curvature", "Kind"]
@@ -254,11 +255,36 @@ def _through_model(
             first = first or error
         else:
             operator.plan.route.has_tangents = product is forwards
+            if product is forwards and not _agree(forwards, backwards, operator, examples, blocks):
+                operator.plan.route.has_tangents = False
+                with _differentiable(operator):
+                    found = backwards(operator, examples, blocks)
             return found
     assert first is not None
     if isinstance(first, Unsupported):
         raise first
     raise Unsupported(**_closed(operator, first)) from first
+
+
+def _agree(forwards: "Product", backwards: "Product", operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> bool:
+    """Whether tangents go where gradients come from, looked at once: forwards they pass `torch.no_grad()`, backwards nothing does."""
+    route = operator.plan.route
+    if route.are_tangents_known or is_sharded(operator.task.model):
+        return True
+    one = [block[:1] for block in blocks]
+    try:
+        with _differentiable(operator):
+            found, wanted = (product(operator, examples[:1], one) for product in (forwards, backwards))
+    except Exception as error:  # no second derivatives to hold them against
+        if is_out_of_memory(error):
+            raise
+        return True
+    apart, size = (
+        torch.cat([block.flatten() for block in part]).double().norm()
+        for part in ([a - b for a, b in zip(found, wanted, strict=True)], wanted)
+    )
+    route.are_tangents_known = bool(size > 0)
+    return bool(apart <= (1e-6 if blocks[0].dtype == torch.float64 else 1e-2) * size)
 
 
 def _empirical_fisher(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
