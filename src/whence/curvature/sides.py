@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 DIRECTIONS = 1024
-"""Kept of a side that is too long for all of its eigenvectors: see docs/results.md for what fewer cost."""
+"""Kept of a side that is too long for all of its eigenvectors; `benchmarks/widths.py` measures what fewer cost."""
 LONG_SIDE = 2048
 """Sides up to this have their eigenvectors found in float64; on longer ones that takes 2.6 times as long."""
 # Seconds that eigenvectors may take if the passes over the data take less.
@@ -259,8 +259,7 @@ def blocked_basis(
 def even_rest(values_OI: Tensor, outputs: Basis | None, inputs: Basis | None) -> Tensor:
     """Eigenvalues with a mean in place of each of those that belong to no direction of a cut basis, in place.
 
-    As they are measured they would be those of axes that mean nothing: with the mean, scores are nearer to those of all eigenvectors
-    (docs/results.md).
+    As they are measured they would be those of axes that mean nothing: with the mean, scores are nearer to those of all eigenvectors.
     """
     if isinstance(outputs, Reflected | Blocked):
         outputs.even(values_OI)
