@@ -25,6 +25,7 @@ from whence.serve import queue as line_module
 from whence.serve.answer import Masks
 from whence.serve.app import create_app
 from whence.serve.catalog import Catalog, Filter
+from whence.serve.client import HitFilter
 from whence.serve.config import ServeConfig, check_token
 from whence.serve.hosted_store import Desk
 from whence.serve.log import QueryLog
@@ -32,6 +33,7 @@ from whence.serve.metrics import Metrics
 from whence.serve.question import Question
 from whence.serve.queue import Full, Job, Line
 from whence.serve.run import named_folders, run_app
+from whence.settings import Writing
 from whence.store import reader as reader_module
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -699,13 +701,13 @@ def test_the_client_gives_what_query_gives(live, store, task):
         assert [hit.id for hit in mine] == [hit.id for hit in theirs]
         assert [hit.score for hit in mine] == pytest.approx([hit.score for hit in theirs], rel=1e-4)
     events = []
-    answer = client.ask("a cat", max_tokens=3, k=2, tokens=True, on_progress=events.append)
+    answer = client.ask("a cat", writing=Writing(max_new_tokens=3), k=2, tokens=True, on_progress=events.append)
     assert [event["event"] for event in events][0] == "begun"
     assert {event.get("phase") for event in events} >= {"writing", "written", "gradients", "scan", "tokens"}
     assert client.answer(answer["id"])["completion"] == answer["completion"] == events_of(events, "written")["completion"]
     assert client.example("t5")["text"] == HOSTILE
     assert client.shares()["questions"] == 3 and client.stores()[0]["num_examples"] == 9
-    assert client.attribute(" sat", prompt="a cat", sources=["book"], k=9)["num_allowed"] == 4
+    assert client.attribute(" sat", prompt="a cat", among=HitFilter(sources=["book"]), k=9)["num_allowed"] == 4
 
 
 def events_of(events, name):

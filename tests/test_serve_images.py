@@ -16,6 +16,7 @@ from whence.cli import main
 from whence.errors import BadInput, Unsupported
 from whence.load import load_task
 from whence.serve.app import create_app
+from whence.serve.client import HitFilter
 from whence.serve.config import ServeConfig
 from whence.serve.hosted_store import Desk
 from whence.serve.pictures import pixels_of, values_of
@@ -211,7 +212,7 @@ def test_the_client_asks_about_items(service, pictures, monkeypatch):
     monkeypatch.setattr(client, "_asked", lambda store, verb, body, chosen, _: posted(inside, store, body | chosen, verb=verb))
     path = pictures / "dog" / "1.png"
     found = [
-        client.attribute_item(image=image, label="cat", k=3, store="files", sources=["dog"])
+        client.attribute_item(image=image, label="cat", k=3, store="files", among=HitFilter(sources=["dog"]))
         for image in (path, path.read_bytes())
     ]
     assert found[0]["proponents"] == found[1]["proponents"] and found[0]["num_allowed"] == 3

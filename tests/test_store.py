@@ -533,8 +533,10 @@ def test_two_builders_at_once(tmp_path):
 
 
 def test_config_and_options_together():
-    with pytest.raises(BadInput, match="found config and options; needed one of them; do this: put rank into the config"):
-        whence.build(make_task(), make_records(), "never", config=BuildConfig(), rank=3)
+    with pytest.raises(
+        BadInput, match=r"found rank beside config=; needed one of the two; do this: write config=BuildConfig\(rank=...\)"
+    ):
+        whence.build(make_task(), make_records(), "never", config=BuildConfig(seed=1), rank=3)
 
 
 # Laws

@@ -29,7 +29,7 @@ from whence.load import load_task
 from whence.pipeline.stored.prepared import Asked
 from whence.progress import meter
 from whence.score import all_scores, top_scores
-from whence.workers import Processes, Workers, pieces
+from whence.workers import Processes, RowChoice, Workers, pieces
 from whence.workers.pieces import pieces_of
 
 METHODS = {
@@ -133,7 +133,7 @@ def test_masks_and_sums_are_those_of_a_sort(stores, pool):
     draw = np.random.default_rng(0)
     keep = {0: draw.random(RECORDS) < 0.5, 2: np.arange(RECORDS) == 41}
     group_N, advanced = draw.integers(0, 5, RECORDS), []
-    found = by(pool, asked, 6, keep=keep, groups=(group_N, 7), advance=advanced.append)
+    found = by(pool, asked, 6, choice=RowChoice(keep, (group_N, 7)), advance=advanced.append)
     assert found is not None and sum(advanced) == RECORDS
     for top, sign in ((found.high, 1), (found.low, -1)):
         pairs = [
@@ -224,9 +224,9 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(stores, monkeypatc
     asked, draw = asked_of(stores["trackstar"]), random.Random(seed)
     group_N = np.arange(RECORDS) % 3
     with workers_of(scanners.Slow, 2, monkeypatch) as workers:
-        calm = by(workers, asked, 5, groups=(group_N, 3))
+        calm = by(workers, asked, 5, choice=RowChoice(groups=(group_N, 3)))
         thread = kill_after(draw.random() * 5 * scanners.PAUSE, workers, draw.randrange(2))
-        found = by(workers, asked, 5, groups=(group_N, 3))
+        found = by(workers, asked, 5, choice=RowChoice(groups=(group_N, 3)))
         thread.join()
         assert workers.losses == 1
         assert is_same(found, alone(asked, 5)) and is_same(by(workers, asked, 5), alone(asked, 5))

@@ -140,14 +140,14 @@ def _small(
     name: str,
     folder: Path,
     settings: SmallSettings,
-    train: tuple[Tensor, Tensor],
-    queries: tuple[Tensor, Tensor],
+    data: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
     kind: type[Classification] | type[Regression] = Classification,
     seeds: int = 4,
     second_stage: int | None = None,
     flipped_N: Tensor | None = None,
 ) -> Setting:
+    train, queries = data
     retrain = SmallRetrain(*train, settings, second_stage)
 
     def task_of(model: nn.Module, recipe: Recipe) -> AbstractTask:
@@ -184,18 +184,18 @@ def _small(
 
 
 def _digits_mlp(folder: Path) -> Setting:
-    return _small("digits-mlp", folder, SmallSettings(), *digits())
+    return _small("digits-mlp", folder, SmallSettings(), digits())
 
 
 def _digits_cnn(folder: Path) -> Setting:
-    return _small("digits-cnn", folder, SmallSettings(network="cnn", learning_rate=0.1), *digits(), seeds=3)
+    return _small("digits-cnn", folder, SmallSettings(network="cnn", learning_rate=0.1), digits(), seeds=3)
 
 
 def _digits_noisy(folder: Path) -> Setting:
     (images, labels), queries = digits()
     noisy, flipped_N = flip_labels(labels, _FLIPPED, 10, seed=0)
     settings = SmallSettings(weight_decay=3e-3)
-    return _small("digits-noisy", folder, settings, (images, noisy), queries, seeds=3, flipped_N=flipped_N)
+    return _small("digits-noisy", folder, settings, ((images, noisy), queries), seeds=3, flipped_N=flipped_N)
 
 
 def _digits_stages(folder: Path) -> Setting:
@@ -204,17 +204,17 @@ def _digits_stages(folder: Path) -> Setting:
     half = len(labels) // 2
     turned = torch.rot90(images[half:].view(-1, 8, 8), 1, (1, 2)).flatten(1)
     data = (torch.cat([images[:half], turned]), labels)
-    return _small("digits-stages", folder, SmallSettings(epochs=20), data, queries, seeds=3, second_stage=half)
+    return _small("digits-stages", folder, SmallSettings(epochs=20), (data, queries), seeds=3, second_stage=half)
 
 
 def _digits_early(folder: Path) -> Setting:
     """Stopped long before it is converged, which methods that look at the end of a run do not know."""
-    return _small("digits-early", folder, SmallSettings(epochs=3, learning_rate=0.02), *digits(), seeds=3)
+    return _small("digits-early", folder, SmallSettings(epochs=3, learning_rate=0.02), digits(), seeds=3)
 
 
 def _table(folder: Path) -> Setting:
     settings = SmallSettings(network="table", epochs=60, learning_rate=0.02, weight_decay=1e-2)
-    return _small("table", folder, settings, *diabetes(), kind=Regression, seeds=3)
+    return _small("table", folder, settings, diabetes(), kind=Regression, seeds=3)
 
 
 def _language(name: str, folder: Path, settings: Settings, subsets: int) -> Setting:

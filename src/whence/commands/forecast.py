@@ -25,7 +25,6 @@ class ExactForecastOptions:
         exact: An exact method of `whence methods`, as --method of attribute, instead of a build.
         queries: As in attribute; for --exact.
         query_rank: As in attribute.
-        factors: As in attribute.
         largest_side: As in attribute.
         memory_gib: As in attribute.
         run: As in attribute.
@@ -35,14 +34,13 @@ class ExactForecastOptions:
     exact: str | None = None
     queries: str | None = None
     query_rank: int | None = None
-    factors: Path | None = None
     largest_side: int | None = None
     memory_gib: float | None = None
     run: Path | None = None
     segments: int | None = None
 
     def given(self) -> dict[str, Any]:
-        """What was said of the run, by name, as `whence.attribute` takes it."""
+        """What was said of the run, by name, as `whence.attribute` takes it, without the folder of a fit, which a build has, too."""
         return {name: value for name, value in asdict(self).items() if name not in ("exact", "queries")}
 
 
@@ -116,7 +114,7 @@ def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOp
 
     if exact.exact is None:
         refuse_given(exact, where="for a build", needed="--exact METHOD with it", do="add it, or leave the other out")
-    elif exact.queries is None or config != BuildConfig():
+    elif exact.queries is None or replace(config, factors=None) != BuildConfig():
         raise BadInput(
             found=f"--exact {exact.exact} {'without --queries' if exact.queries is None else 'with options of a build'}",
             needed="queries, and no options of a build",
@@ -127,7 +125,7 @@ def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOp
     if exact.exact is None:
         return forecast_build(task, records, config)
     queries = task.prepare(load_records(str(exact.queries)))
-    return forecast_exact(task, records, len(queries), method=exact.exact, **exact.given())
+    return forecast_exact(task, records, len(queries), method=exact.exact, factors=config.factors, **exact.given())
 
 
 def _at_scale(

@@ -35,7 +35,6 @@ def build(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     append: bool = False,
-    factors: Path | None = None,
     spool: Path | None = None,
     reading: Reading = TaskOptions(),
     placement: Placed = Placement(),
@@ -49,7 +48,6 @@ def build(
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: .jsonl, .json, .csv, .tsv, .txt or .npz file, folder of texts or images, dataset folder or hub name, or file.py:function.
         output: Folder of the store, or a URL such as s3://bucket/store.
-        factors: For method aligned, folder of a curvature fit of the same model and data, as attribute keeps it: used if there, kept if not.
         spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
             .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
         append: Add these examples to a store of other data.
@@ -83,7 +81,7 @@ def build(
         origin |= {"data": place, "split": reading.split}
         if isinstance(records, Shards):
             records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
-        store = run(loaded, records, output, append=append, factors=factors, origin=origin, ranks=ranks, config=config)
+        store = run(loaded, records, output, append=append, origin=origin, config=config, runtime=Runtime(ranks=ranks))
     if ranks.rank == 0:
         tell_json({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()})
 

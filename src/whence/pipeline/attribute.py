@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from whence.capture import check_task
@@ -18,7 +18,16 @@ from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
 from whence.pipeline.through.through_run import through_run
 from whence.records import ScoreTable
-from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, final_settings, split_runtime
+from whence.settings import (
+    ExactSettings,
+    Runtime,
+    TableConfig,
+    Unroll,
+    exact_settings,
+    final_settings,
+    split_options,
+    split_runtime,
+)
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
@@ -31,9 +40,7 @@ def attribute(
     queries: Dataset | Iterable[Any],
     *,
     method: str | ExactSettings = "ekfac",
-    groups: Mapping[str, Mapping[str, float]] | None = None,
-    per_unit: bool = False,
-    tokens_of: Sequence[str] = (),
+    config: TableConfig = TableConfig(),
     runtime: Runtime = Runtime(),
     **options: Any,
 ) -> ScoreTable:
@@ -55,12 +62,10 @@ def attribute(
         train: Training examples, as `task.prepare` takes them, or already prepared.
         queries: The same of the queries.
         method: Settings of an exact method, such as `whence.EKFAC(damping=whence.Damping(relative=0.1))`, or the name of one.
-        groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
-            then has one row per group.
-        per_unit: Whether the table also has each unit's part of the scores.
-        tokens_of: Ids of training examples of which the table also has each position's part.
+        config: Whether the table has rows for groups of queries, and parts of scores.
         runtime: How the job runs.
-        **options: With the name of a method, its settings by name (`relative_damping=0.1`, `iterations=50`); and the fields of `Runtime`.
+        **options: By name: with the name of a method its settings (`relative_damping=0.1`, `iterations=50`); the fields of `TableConfig`
+            (`per_unit=True`) and of `Runtime`.
 
     Returns:
         The table.
@@ -71,6 +76,7 @@ def attribute(
     """
     started = time.monotonic()
     runtime, rest = split_runtime(runtime, options)
+    config, rest = split_options(config, rest, "config")
     settings = exact_settings(method, rest)
     if runtime.ranks.count > 1 and exact_method_named(settings.name).needs_run:
         raise BadInput(
@@ -80,7 +86,7 @@ def attribute(
         )
     refuse_sharded(task.model, "whole gradients")
     asked, dataset = as_dataset(task, queries), as_dataset(task, train)
-    wanted = Wanted.of(asked, dataset, groups=groups, per_unit=per_unit, tokens_of=tokens_of)
+    wanted = Wanted.of(asked, dataset, config)
     cut = cut_for(settings)
     if cut is not None:
         return _through(task, dataset, wanted, cut, runtime)

@@ -3,7 +3,7 @@
 What needs FastAPI is in `whence.serve.app` and is imported by whoever starts a server; the client needs nothing but Python.
 """
 
-from whence.serve.client import Client
+from whence.serve.client import Client, HitFilter
 from whence.serve.config import ServeConfig
 
-__all__ = ["Client", "ServeConfig"]
+__all__ = ["Client", "HitFilter", "ServeConfig"]

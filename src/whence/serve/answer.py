@@ -19,6 +19,7 @@ from whence.score import Ends, both_ends, shard_scores
 from whence.serve.hosted_store import Desk
 from whence.serve.question import Question
 from whence.serve.shares import share_lines
+from whence.workers import RowChoice
 
 __all__ = ["Asker", "Masks", "answered"]
 
@@ -141,7 +142,7 @@ def _scan(desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tens
 
             return desk.warm.workers.top_scores(
                 asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots,
-                keep={place: mask.numpy() for place, mask in allowed.items()}, groups=(desk.catalog.source_N, sources),
+                choice=RowChoice({place: mask.numpy() for place, mask in allowed.items()}, (desk.catalog.source_N, sources)),
                 advance=advance, is_wanted=is_wanted,
             )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
@@ -10,10 +11,32 @@ from whence.errors import BadInput
 from whence.plain_files import read_plain
 from whence.report import Hit, Hits
 from whence.serve.transport import Transport
+from whence.settings import Writing
 
-__all__ = ["Client"]
+__all__ = ["Client", "HitFilter"]
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitFilter:
+    """Which training examples may be hits. What is left empty lets all through.
+
+    Args:
+        sources: Names of sources, or patterns with * and ?.
+        text: What their text has to contain.
+        since: Earliest time, in ISO 8601.
+        until: The first time that is too late.
+    """
+
+    sources: Sequence[str] = ()
+    text: str = ""
+    since: str | None = None
+    until: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the service takes it."""
+        return {"filter": {"sources": list(self.sources), "text": self.text, "since": self.since, "until": self.until}}
 
 
 class Client:
@@ -46,15 +69,10 @@ class Client:
         prompt: str,
         *,
         store: str | None = None,
-        max_tokens: int = 40,
-        temperature: float = 0.0,
-        seed: int | None = None,
+        writing: Writing = Writing(),
         k: int = 10,
         tokens: bool = False,
-        sources: Sequence[str] = (),
-        text: str = "",
-        since: str | None = None,
-        until: str | None = None,
+        among: HitFilter = HitFilter(),
         on_progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Have the model complete a prompt, and its answer attributed.
@@ -62,22 +80,18 @@ class Client:
         Args:
             prompt: What the model goes on from.
             store: Name of the store; may be left out where there is one.
-            max_tokens: Tokens to write at most.
-            temperature: 0 for the likeliest token at each step; else tokens are drawn, at 1 as often as the model says.
-            seed: Of the draws; None for a new one, which the answer names.
+            writing: How the model writes. With a temperature another seed draws other tokens; the answer names it.
             k: Hits on each side.
             tokens: Whether hits get a score per token.
-            sources: Only examples of these sources (or patterns with * and ?) are hits.
-            text: Only examples that contain this are hits.
-            since: Only examples from then on, in ISO 8601.
-            until: Only examples before then.
+            among: Which training examples may be hits.
             on_progress: Called with each event on the way.
 
         Returns:
             The answer, as docs/serve.md describes it.
         """
-        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "k": k, "tokens": tokens}
-        return self._asked(store, "ask", body, _filter(sources, text, since, until), on_progress)
+        drawn = {"seed": writing.seed} if writing.temperature else {}
+        body = {"prompt": prompt, "max_tokens": writing.max_new_tokens, "temperature": writing.temperature, **drawn}
+        return self._asked(store, "ask", body | {"k": k, "tokens": tokens}, among.body(), on_progress)
 
     def attribute(
         self,
@@ -88,10 +102,7 @@ class Client:
         store: str | None = None,
         k: int = 10,
         tokens: bool = False,
-        sources: Sequence[str] = (),
-        text: str = "",
-        since: str | None = None,
-        until: str | None = None,
+        among: HitFilter = HitFilter(),
         on_progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Have a given completion attributed, or one token of it.
@@ -103,17 +114,14 @@ class Client:
             store: As in `ask`.
             k: As in `ask`.
             tokens: As in `ask`.
-            sources: As in `ask`.
-            text: As in `ask`.
-            since: As in `ask`.
-            until: As in `ask`.
+            among: As in `ask`.
             on_progress: As in `ask`.
 
         Returns:
             As `ask` does.
         """
         body = {"prompt": prompt, "completion": completion, "token": token, "k": k, "tokens": tokens}
-        return self._asked(store, "attribute", body, _filter(sources, text, since, until), on_progress)
+        return self._asked(store, "attribute", body, among.body(), on_progress)
 
     def attribute_item(
         self,
@@ -124,9 +132,7 @@ class Client:
         label: str | int | None = None,
         store: str | None = None,
         k: int = 10,
-        sources: Sequence[str] = (),
-        since: str | None = None,
-        until: str | None = None,
+        among: HitFilter = HitFilter(),
         on_progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Have the label of a text or of an image attributed, or an image of a diffusion model; one of text, image and example.
@@ -138,9 +144,7 @@ class Client:
             label: A class by name or number; None for the one that the model sees.
             store: As in `ask`.
             k: As in `ask`.
-            sources: As in `ask`.
-            since: As in `ask`.
-            until: As in `ask`.
+            among: As in `ask`, but for `text`.
             on_progress: As in `ask`.
 
         Returns:
@@ -158,7 +162,7 @@ class Client:
                 do="check the path",
             ) from error
         body = {"text": text, "image": content, "example": example, "label": label, "k": k}
-        return self._asked(store, "attribute-item", body, _filter(sources, "", since, until), on_progress)
+        return self._asked(store, "attribute-item", body, among.body(), on_progress)
 
     def query(self, queries: Iterable[Any], *, store: str | None = None, k: int = 10, tokens: bool = False) -> Hits:
         """What `whence.query` gives, from the service.
@@ -243,10 +247,6 @@ class Client:
         if not isinstance(answer, Mapping) or name not in answer:
             raise self.transport.foreign()
         return answer[name]
-
-
-def _filter(sources: Sequence[str], text: str, since: str | None, until: str | None) -> dict[str, Any]:
-    return {"filter": {"sources": list(sources), "text": text, "since": since, "until": until}}
 
 
 def _hits(answers: Sequence[Mapping[str, Any]]) -> Hits:

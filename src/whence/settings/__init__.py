@@ -32,7 +32,7 @@ from whence.settings.exact import (
 from whence.settings.options import only_options, split_options
 from whence.settings.runtime import Runtime, only_runtime, split_runtime
 from whence.settings.scale import GPUS, Cluster, Load
-from whence.settings.stored import Rerank, stored_options
+from whence.settings.stored import QueryConfig, Rerank, stored_options
 from whence.settings.uses import (
     Amount,
     By,
@@ -43,6 +43,7 @@ from whence.settings.uses import (
     Several,
     SharesConfig,
     StudyConfig,
+    TableConfig,
     Writing,
 )
 
@@ -75,6 +76,7 @@ __all__ = [
     "Normalize",
     "Nystroem",
     "Placement",
+    "QueryConfig",
     "Rerank",
     "Runtime",
     "RuleName",
@@ -84,6 +86,7 @@ __all__ = [
     "Sharing",
     "Source",
     "StudyConfig",
+    "TableConfig",
     "TracIn",
     "Unroll",
     "Writing",

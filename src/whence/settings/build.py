@@ -1,13 +1,18 @@
 """The knobs of a build and of loading a model, checked at birth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
 from whence.methods import method_named
 
 __all__ = ["BuildConfig", "Placement"]
+
+
+_Projection = Literal["method", "rademacher", "gaussian", "sparse"]
+_Stored = Literal["method", "bfloat16", "float32", "float16", "float64", "int8", "int4", "int2", "int1"]
+_Autocast = Literal["none", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,8 @@ class BuildConfig:
         autocast: Type of the model's arithmetic; "none" takes the model's own.
         axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's.
         relative_damping: For methods that whiten rows, the share of each unit's mean eigenvalue; 0 takes the method's.
+        factors: For method aligned, folder of an EK-FAC fit of the same model and data, as attribute keeps it: used if there, kept if not.
+            Without one it lies in the store's folder until that is finished.
         bytes_per_example: For methods that whiten rows, bytes of a code, a number or one like 2k: chooses rank and dtype; 0
             leaves them alone.
 
@@ -41,33 +48,54 @@ class BuildConfig:
     rank: int = 0
     factor_rank: int = 0
     curvature_rank: int = 0
-    projection: Literal["method", "rademacher", "gaussian", "sparse"] = "method"
-    dtype: Literal["method", "bfloat16", "float32", "float16", "float64", "int8", "int4", "int2", "int1"] = "method"
+    projection: _Projection = "method"
+    dtype: _Stored = "method"
     seed: int = 0
     batch_positions: int = 0
     rows_per_shard: int = 0
-    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    autocast: _Autocast = "none"
     axes_examples: int = 0
     relative_damping: float = 0.0
     bytes_per_example: int | str = 0
+    factors: str | Path | None = None
 
     def __post_init__(self):
-        method = method_named(self.method)
         if isinstance(self.bytes_per_example, str):
             object.__setattr__(self, "bytes_per_example", _bytes_named(self.bytes_per_example))
-        for name in (
-            "rank",
-            "factor_rank",
-            "curvature_rank",
-            "batch_positions",
-            "rows_per_shard",
-            "seed",
-            "axes_examples",
-            "relative_damping",
-            "bytes_per_example",
-        ):
-            if getattr(self, name) < 0:
-                raise BadInput(found=f"{name}={getattr(self, name)}", needed="0 or more", do=f"correct {name}")
+        self._check_numbers()
+        self._check_method()
+        for name, choices in (("projection", _Projection), ("dtype", _Stored), ("autocast", _Autocast)):
+            if getattr(self, name) not in get_args(choices):
+                raise UnknownOption(
+                    found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(get_args(choices))}", do="pick one"
+                )
+
+    def _check_numbers(self) -> None:
+        """What numbers may be, of any method.
+
+        Raises:
+            BadInput: If one is none of that.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and value < 0:
+                raise BadInput(found=f"{field.name}={value}", needed="0 or more", do=f"correct {field.name}")
+        if self.bytes_per_example and (self.rank or self.dtype != "method"):
+            raise BadInput(
+                found=f"bytes_per_example={self.bytes_per_example} with a rank or a dtype",
+                needed="one of them: the bytes decide both",
+                do="leave rank and dtype out",
+            )
+        if 0 < int(self.bytes_per_example) < 16:
+            raise BadInput(found=f"bytes_per_example={self.bytes_per_example}", needed="16 or more", do="raise it")
+
+    def _check_method(self) -> None:
+        """Refuse what the method has no use for.
+
+        Raises:
+            BadInput: If there is such an option.
+        """
+        method = method_named(self.method)
         for name in ("factor_rank", "curvature_rank"):
             if getattr(self, name) and getattr(method, name) is None:
                 raise BadInput(
@@ -82,38 +110,21 @@ class BuildConfig:
                     needed="a method that whitens its rows",
                     do="take method aligned, or leave it out: other methods are damped when they are asked, and have a rank",
                 )
-        if self.bytes_per_example and (self.rank or self.dtype != "method"):
-            raise BadInput(
-                found=f"bytes_per_example={self.bytes_per_example} with a rank or a dtype",
-                needed="one of them: the bytes decide both",
-                do="leave rank and dtype out",
-            )
-        if 0 < int(self.bytes_per_example) < 16:
-            raise BadInput(found=f"bytes_per_example={self.bytes_per_example}", needed="16 or more", do="raise it")
+        if self.factors is not None and method.encoder != "aligned":
+            raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
         if self.projection != "method" and method.projection == "pca":
             raise BadInput(
                 found=f"projection={self.projection} for {self.method}, which learns its axes",
                 needed="a method with a random projection",
                 do="leave projection out, or take logra",
             )
-        if self.projection != "method" and (
-            method.mask is not None or (self.projection == "sparse" and method.encoder != "whole")
-        ):
+        is_sparse_layer = self.projection == "sparse" and method.encoder != "whole"
+        if self.projection != "method" and (method.mask is not None or is_sparse_layer):
             raise BadInput(
                 found=f"projection={self.projection} for {self.method}",
                 needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where entries are chosen",
                 do="leave projection out, or take trak with projection=sparse",
             )
-        choices = {
-            "projection": ("method", "rademacher", "gaussian", "sparse"),
-            "dtype": ("method", "bfloat16", "float32", "float16", "float64", "int8", "int4", "int2", "int1"),
-            "autocast": ("none", "bfloat16", "float16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UnknownOption(
-                    found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(allowed)}", do="pick one"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

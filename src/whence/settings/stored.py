@@ -8,7 +8,7 @@ from whence.errors import BadInput
 from whence.settings.curvature import Damping
 from whence.settings.runtime import Runtime, split_runtime
 
-__all__ = ["Rerank", "stored_options"]
+__all__ = ["QueryConfig", "Rerank", "stored_options"]
 
 # Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
 _SHORTLIST, _SHORTEST = 10, 400
@@ -50,6 +50,33 @@ class Rerank:
                 found=f"shortlist={self.shortlist} for k={k}", needed="at least k", do="keep more, or ask for fewer hits"
             )
         return self.shortlist or max(_SHORTLIST * k, _SHORTEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """What is asked of a store.
+
+    Args:
+        k: Hits on each side at most; proponents have positive scores, opponents negative ones.
+        damping: Of the store's curvature; the method's own share of the mean eigenvalue if nothing is said. It is the first stage's; a
+            second store takes its method's own.
+        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
+            A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
+            says so.
+        second: A second stage for the shortlist.
+
+    Raises:
+        BadInput: If k is not positive.
+    """
+
+    k: int = 10
+    damping: Damping = Damping()
+    tokens: bool = False
+    second: Rerank | None = None
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise BadInput(found=f"k={self.k}", needed="1 or more", do="ask for at least one hit")
 
 
 def stored_options(

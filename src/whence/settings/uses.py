@@ -1,6 +1,6 @@
 """What people set of the uses of scores: what a model writes, which tokens and examples are chosen, what is read off, who gets what."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ __all__ = [
     "Several",
     "SharesConfig",
     "StudyConfig",
+    "TableConfig",
     "Writing",
 ]
 
@@ -205,3 +206,19 @@ class SharesConfig:
             raise BadInput(found=f"draws={self.draws}", needed="1 or more", do="leave it out for 1,000")
         if self.payout is None and self.minimum is not None:
             raise BadInput(found="a minimum without a payout", needed="an amount to split", do="pass payout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """What a table of scores has besides one row per query.
+
+    Args:
+        groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
+            then has one row per group.
+        per_unit: Whether the table also has each unit's part of the scores.
+        tokens_of: Ids of training examples of which the table also has each position's part.
+    """
+
+    groups: Mapping[str, Mapping[str, float]] | None = None
+    per_unit: bool = False
+    tokens_of: Sequence[str] = ()

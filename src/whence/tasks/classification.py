@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.functions import identity_of
+from whence.settings import split_options
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
 from whence.tasks.fields import class_number
@@ -22,7 +24,30 @@ from whence.tasks.prepared import SameInputs, examples_from
 from whence.tasks.stacking import stacked
 from whence.tasks.token_inputs import context_length
 
-__all__ = ["Classification", "Regression"]
+__all__ = ["Classification", "Regression", "TextLimits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLimits:
+    """How long a text may be.
+
+    Args:
+        long: What to do with a text longer than the context: refuse it, or cut it as a truncating tokenizer does.
+        max_length: Tokens per text at most; None takes the model's context or the tokenizer's limit, whichever is less.
+
+    Raises:
+        BadInput: If `max_length` is not positive.
+        UnknownOption: If `long` is neither.
+    """
+
+    long: Literal["error", "truncate"] = "error"
+    max_length: int | None = None
+
+    def __post_init__(self):
+        if self.long not in ("error", "truncate"):
+            raise UnknownOption(found=f"long={self.long!r}", needed="one of: error, truncate", do="pick one")
+        if self.max_length is not None and self.max_length < 1:
+            raise BadInput(found=f"max_length={self.max_length}", needed="1 or more", do="correct it, or leave it out")
 
 
 class Classification(AbstractTask):
@@ -38,8 +63,7 @@ class Classification(AbstractTask):
         model: Called with the input, or with the mapping's inputs as keywords; returns logits (B, classes), a record or a mapping with
             `logits`, or a tuple with that one tensor.
         tokenizer: A Hugging Face tokenizer, for records with `text`.
-        long: What to do with a text longer than the context: refuse it, or cut it as a truncating tokenizer does.
-        max_length: Tokens per text at most; None takes the model's context or the tokenizer's limit, whichever is less.
+        texts: How long a text may be.
         measure: What a query asks about: "loss" (minus the cross-entropy, the log-probability of the label) or "margin",
             log p / (1 - p) of the label, which does not saturate (Park et al. 2023, section 3); or a function of model and batch that gives
             one value per query, shape (B,). The batch is a mapping: `inputs` by keyword and `target`.
@@ -47,11 +71,11 @@ class Classification(AbstractTask):
             image; None takes its channels between 0 and 1, shape (3, height, width). The same image has to give the same result.
         labels: Names of the classes in order, for records whose label is a name; None takes those of the model's configuration.
         unit: What a measurement of one's own is counted in.
-        **options: See `AbstractTask`.
+        **options: See `AbstractTask`; or, by name, the fields of `TextLimits` instead of `texts`.
 
     Raises:
-        BadInput: If `unit` is given for one of the named measurements, which have their own, or `max_length` is not positive.
-        UnknownOption: If `measure` or `long` is none of these.
+        BadInput: If `unit` is given for one of the named measurements, which have their own.
+        UnknownOption: If `measure` is none of these.
     """
 
     kind = "classification"
@@ -61,26 +85,22 @@ class Classification(AbstractTask):
         model: nn.Module,
         tokenizer: Any = None,
         *,
-        long: Literal["error", "truncate"] = "error",
-        max_length: int | None = None,
+        texts: TextLimits = TextLimits(),
         measure: Literal["loss", "margin"] | Measure = "loss",
         preprocess: Preprocess | None = None,
         labels: Sequence[str] | None = None,
         unit: str | None = None,
         **options: Any,
     ):
+        texts, options = split_options(texts, options, "texts")
         super().__init__(model, **options)
         units = {"loss": "nats of the label's log-probability", "margin": "log-odds of the label"}
         self.measure, self.unit = chosen_measure(measure, unit, units)
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.labels = labels
-        if long not in ("error", "truncate"):
-            raise UnknownOption(found=f"long={long!r}", needed="one of: error, truncate", do="pick one")
-        if max_length is not None and max_length < 1:
-            raise BadInput(found=f"max_length={max_length}", needed="1 or more", do="correct it, or leave it out")
         limit = min(context_length(model, tokenizer), int(getattr(tokenizer, "model_max_length", 1 << 20)))
-        self.long, self.max_length = long, limit if max_length is None else min(max_length, limit)
+        self.long, self.max_length = texts.long, limit if texts.max_length is None else min(texts.max_length, limit)
 
     @property
     def preprocessing(self) -> str:

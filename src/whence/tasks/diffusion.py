@@ -6,6 +6,7 @@ Axes: B examples, K draws of an example, R = B x K rows that the network sees, C
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
+from whence.settings import split_options
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
@@ -20,7 +22,7 @@ from whence.tasks.noise import Prediction, schedule_from
 from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 
-__all__ = ["Diffusion", "DiffusionMeasure"]
+__all__ = ["Diffusion", "DiffusionMeasure", "Draws", "Measured"]
 
 DiffusionMeasure = Literal["loss", "loss_at", "simple_elbo", "elbo", "square_norm", "trajectory"]
 
@@ -34,6 +36,43 @@ _UNITS = {
 }
 # What only schedules in steps have.
 _IN_STEPS = ("simple_elbo", "elbo", "trajectory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The times and noise that an example's loss is a mean over.
+
+    Args:
+        draws: Draws per example: the error of each gradient falls with their root, time grows with their number.
+        shared: Whether all examples have the same draws, so that what chance adds is the same in all gradients; otherwise each has its own.
+        stratified: Whether draw k takes its time from the k-th of `draws` equal parts; otherwise from all times.
+        seed: Of the draws.
+    """
+
+    draws: int = 16
+    shared: bool = True
+    stratified: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured of a diffusion model.
+
+    Args:
+        measure: What a query asks about: "loss" (negated), "loss_at" a time (negated), "simple_elbo" (Ho et al. 2020, equation 14), "elbo",
+            "square_norm" (of the prediction, Zheng et al. 2024), or "trajectory", the log-probability of the noisy images that led to a
+            generated one.
+        clip: Where estimates of the image are cut off, in sampling and in the trajectory's log-probability, such as 1.0; None leaves them.
+        time: For "loss_at": a step number, or from 0 to 1 for flow matching.
+        output: What TRAK linearises: "loss" (negated), or "square_norm" for D-TRAK (Zheng et al. 2024, section 4), which goes with the
+            measurement of that name.
+    """
+
+    measure: DiffusionMeasure = "loss"
+    clip: float | None = None
+    time: float | None = None
+    output: Literal["loss", "square_norm"] = "loss"
 
 
 class Diffusion(AbstractTask):
@@ -54,18 +93,9 @@ class Diffusion(AbstractTask):
             the image has, the first half is the prediction, the second a variance that is left alone.
         schedule: "linear", "cosine" or "flow", a `NoiseSchedule`, or a scheduler of diffusers.
         prediction: "noise", "v" (Salimans and Ho 2022, section 4) or "flow", the velocity noise - image; None takes the schedule's.
-        draws: Draws per example: the error of each gradient falls with their root, time grows with their number.
-        shared: Whether all examples have the same draws, so that what chance adds is the same in all gradients; otherwise each has its own.
-        stratified: Whether draw k takes its time from the k-th of `draws` equal parts; otherwise from all times.
-        seed: Of the draws.
-        measure: What a query asks about: "loss" (negated), "loss_at" a time (negated), "simple_elbo" (Ho et al. 2020, equation 14), "elbo",
-            "square_norm" (of the prediction, Zheng et al. 2024), or "trajectory", the log-probability of the noisy images that led to a
-            generated one.
-        clip: Where estimates of the image are cut off, in sampling and in the trajectory's log-probability, such as 1.0; None leaves them.
-        time: For "loss_at": a step number, or from 0 to 1 for flow matching.
-        output: What TRAK linearises: "loss" (negated), or "square_norm" for D-TRAK (Zheng et al. 2024, section 4), which goes with the
-            measurement of that name.
-        **options: See `AbstractTask`.
+        noised: Times and noise.
+        measured: What is measured.
+        **options: See `AbstractTask`; or, by name, the fields of `Draws` and `Measured` (`draws=32`, `measure="elbo"`).
 
     Raises:
         BadInput: If the number of draws or the clip is not positive, a time is given and not used, missing, or out of range.
@@ -81,35 +111,34 @@ class Diffusion(AbstractTask):
         *,
         schedule: Any = "linear",
         prediction: Prediction | None = None,
-        draws: int = 16,
-        shared: bool = True,
-        stratified: bool = True,
-        seed: int = 0,
-        measure: DiffusionMeasure = "loss",
-        clip: float | None = None,
-        time: float | None = None,
-        output: Literal["loss", "square_norm"] = "loss",
+        noised: Draws = Draws(),
+        measured: Measured = Measured(),
         **options: Any,
     ):
+        noised, options = split_options(noised, options, "noised")
+        measured, options = split_options(measured, options, "measured")
         super().__init__(model, **options)
         self.schedule = schedule_from(schedule)
         self.prediction: Prediction = prediction or self.schedule.prediction
         choices = (
             ("prediction", self.prediction, ("noise", "v", "flow")),
-            ("measure", measure, tuple(_UNITS)),
-            ("output", output, ("loss", "square_norm")),
+            ("measure", measured.measure, tuple(_UNITS)),
+            ("output", measured.output, ("loss", "square_norm")),
         )
         for name, value, known in choices:
             if value not in known:
                 raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {', '.join(known)}", do="pick one")
-        if draws < 1 or (clip is not None and clip <= 0):
+        if noised.draws < 1 or (measured.clip is not None and measured.clip <= 0):
             raise BadInput(
-                found=f"draws={draws}, clip={clip}", needed="1 draw or more, and a positive clip or none", do="correct it"
+                found=f"draws={noised.draws}, clip={measured.clip}",
+                needed="1 draw or more, and a positive clip or none",
+                do="correct it",
             )
-        self.draws, self.shared, self.stratified, self.seed = draws, shared, stratified, seed
-        self.measure, self.clip, self.time, self.output = measure, clip, time, output
+        self.draws, self.shared, self.stratified, self.seed = noised.draws, noised.shared, noised.stratified, noised.seed
+        self.measure, self.clip = measured.measure, measured.clip
+        self.time, self.output = measured.time, measured.output
         self._check_together()
-        self.unit = _UNITS[measure].format(time=time)
+        self.unit = _UNITS[measured.measure].format(time=measured.time)
         parameters = inspect.signature(model.forward).parameters
         self._names = ("timestep", "class_labels") if "timestep" in parameters else None
 

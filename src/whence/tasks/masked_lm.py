@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
+from whence.settings import split_options
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
@@ -19,7 +20,37 @@ from whence.tasks.prepared import examples_from
 from whence.tasks.token_inputs import vocabulary_size
 from whence.tasks.token_loss import IGNORED, token_losses
 
-__all__ = ["MaskedLM"]
+__all__ = ["Hiding", "MaskedLM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hiding:
+    """Which tokens are hidden.
+
+    Args:
+        share: Of an example's tokens that are hidden; one at least. Special tokens never are.
+        masked: Of those, the share that the mask token stands for.
+        random: Of those, the share that a random token stands for; the rest stay as they are.
+        seed: Of the draws.
+        mask_id: The mask token's id; None takes the tokenizer's.
+
+    Raises:
+        BadInput: If a share is none.
+    """
+
+    share: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    seed: int = 0
+    mask_id: int | None = None
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1 or self.masked < 0 or self.random < 0 or self.masked + self.random > 1 + 1e-9:
+            raise BadInput(
+                found=f"share={self.share}, masked={self.masked}, random={self.random}",
+                needed="a share above 0, and two parts of it that are at most 1 together",
+                do="correct them",
+            )
 
 
 class MaskedLM(AbstractTask):
@@ -35,16 +66,12 @@ class MaskedLM(AbstractTask):
     Args:
         model: Called with `input_ids` and `attention_mask`; returns a record with `.logits`.
         tokenizer: Its Hugging Face tokenizer; None for ready `input_ids`.
-        share: Of an example's tokens that are hidden; one at least. Special tokens never are.
-        masked: Of those, the share that the mask token stands for.
-        random: Of those, the share that a random token stands for; the rest stay as they are.
-        seed: Of the draws.
-        mask_id: The mask token's id; None takes the tokenizer's.
+        hiding: Which tokens are hidden.
         long: As in `CausalLM`.
         max_length: As in `CausalLM`; None takes the model's context or the tokenizer's limit, whichever is less.
         measure: As in `CausalLM`.
         unit: What a measurement of one's own is counted in.
-        **options: See `AbstractTask`.
+        **options: See `AbstractTask`; or, by name, the fields of `Hiding` instead of `hiding`.
 
     Raises:
         BadInput: If a share is none, there is no mask token, or `unit` is given for the named measurement.
@@ -57,32 +84,24 @@ class MaskedLM(AbstractTask):
         model: nn.Module,
         tokenizer: Any,
         *,
-        share: float = 0.15,
-        masked: float = 0.8,
-        random: float = 0.1,
-        seed: int = 0,
-        mask_id: int | None = None,
+        hiding: Hiding = Hiding(),
         long: Long = "error",
         max_length: int | None = None,
         measure: Literal["loss"] | Measure = "loss",
         unit: str | None = None,
         **options: Any,
     ):
+        hiding, options = split_options(hiding, options, "hiding")
         super().__init__(model, **options)
         self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the hidden tokens' log-probability"})
-        if not 0 < share <= 1 or masked < 0 or random < 0 or masked + random > 1 + 1e-9:
-            raise BadInput(
-                found=f"share={share}, masked={masked}, random={random}",
-                needed="a share above 0, and two parts of it that are at most 1 together",
-                do="correct them",
-            )
         limit = int(getattr(tokenizer, "model_max_length", 1 << 20))
         # Reads, cuts and pads texts; it never runs.
         self._texts = CausalLM(
             model, tokenizer, long=long, max_length=min(limit if max_length is None else max_length, limit, 1 << 20)
         )
-        self.tokenizer, self.share, self.masked, self.random, self.seed = tokenizer, share, masked, random, seed
-        known = getattr(tokenizer, "mask_token_id", None) if mask_id is None else mask_id
+        self.tokenizer, self.share, self.masked, self.random = tokenizer, hiding.share, hiding.masked, hiding.random
+        self.seed = hiding.seed
+        known = getattr(tokenizer, "mask_token_id", None) if hiding.mask_id is None else hiding.mask_id
         if known is None:
             raise BadInput(
                 found="no mask token",

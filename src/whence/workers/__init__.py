@@ -3,6 +3,6 @@
 from whence.workers.actors import Actors
 from whence.workers.engine import READY, Doer, Engine, Lost, Worker
 from whence.workers.processes import Processes
-from whence.workers.workers import Workers
+from whence.workers.workers import RowChoice, Workers
 
-__all__ = ["Actors", "Doer", "Engine", "Lost", "Processes", "READY", "Worker", "Workers"]
+__all__ = ["Actors", "Doer", "Engine", "Lost", "Processes", "READY", "RowChoice", "Worker", "Workers"]

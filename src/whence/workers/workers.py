@@ -5,7 +5,7 @@ Axes: Q queries, N rows, K hits, G groups of rows, H of them in a piece.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,21 @@ from whence.workers.pieces import Job, Part, Piece, Round, Scanner, array_of, pi
 from whence.workers.processes import Processes
 from whence.workers.seats import Seats
 
-__all__ = ["Workers"]
+__all__ = ["RowChoice", "Workers"]
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """Which rows may be hits, and in which groups all of them are.
+
+    Args:
+        keep: By query which rows may be its hits, boolean, shape (N,); all for a query that is not in it. Others come last, with infinite
+            scores.
+        groups: The group of each row, shape (N,), and how many groups there are, to sum scores over; of all rows, whatever may be a hit.
+    """
+
+    keep: Mapping[int, np.ndarray] = field(default_factory=dict)
+    groups: tuple[np.ndarray, int] | None = None
 
 
 class Workers:
@@ -75,8 +89,7 @@ class Workers:
         *,
         norms_Q: Tensor | None,
         roots: Sequence[Tensor] | None = None,
-        keep: Mapping[int, np.ndarray] | None = None,
-        groups: tuple[np.ndarray, int] | None = None,
+        choice: RowChoice = RowChoice(),
         advance: Callable[[int], object] | None = None,
         is_wanted: Callable[[], bool] | None = None,
     ) -> Ends | None:
@@ -88,23 +101,20 @@ class Workers:
             k: Hits wanted on each side.
             norms_Q: For cosines the norms of the queries; None for inner products.
             roots: For cosines of whitened rows what whitens them, per unit; None takes the norms that are stored.
-            keep: By query which rows may be its hits, boolean, shape (N,); all for a query that is not in it. Others come last, with
-                infinite scores.
-            groups: The group of each row, shape (N,), and how many groups there are, to sum scores over; of all rows, whatever may be a hit.
+            choice: Which rows may be hits, and the groups that scores are summed over.
             advance: Told how many more rows are done.
             is_wanted: Asked now and then; once it says no the scan is given up.
 
         Returns:
             Hits and sums; None if it was given up.
         """
-        keep = keep or {}
-        group_N, num_groups = groups or (None, 0)
+        group_N, num_groups = choice.groups or (None, 0)
 
         def job_of(told: Round | None, piece: Piece) -> Job:
             inside = slice(piece.rows.start, piece.rows.stop)
             # A byte a row where groups are few: they are sent with every question.
             group_P = None if group_N is None else group_N[inside].astype(np.min_scalar_type(max(num_groups - 1, 0)))
-            return Job(told, piece, {query: keep_N[inside] for query, keep_N in keep.items()}, group_P, num_groups)
+            return Job(told, piece, {query: keep_N[inside] for query, keep_N in choice.keep.items()}, group_P, num_groups)
 
         num_queries, pieces = len(queries[0]), pieces_of(store, self.count)
         high = low = Top(queries[0].new_zeros(num_queries, 0), torch.zeros(num_queries, 0, dtype=torch.long))
@@ -119,7 +129,7 @@ class Workers:
                     advance(len(piece.rows))
         if len(parts) < len(pieces):
             return None
-        return Ends(high, low, None if groups is None else _added(parts, num_queries, num_groups))
+        return Ends(high, low, None if choice.groups is None else _added(parts, num_queries, num_groups))
 
     def all_scores(
         self,

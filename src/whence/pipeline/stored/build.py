@@ -1,10 +1,10 @@
 """Building a store from a model and its training data."""
 
-import dataclasses
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepp
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import Batching, gradient_rows
-from whence.settings import BuildConfig, only_options
+from whence.settings import BuildConfig, Runtime, only_runtime, split_options
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
@@ -70,11 +70,9 @@ def build(
     folder: str | Path,
     *,
     append: bool = False,
-    factors: str | Path | None = None,
     origin: dict[str, Any] | None = None,
-    quiet: bool = False,
-    ranks: Ranks = Ranks(),
     config: BuildConfig = BuildConfig(),
+    runtime: Runtime = Runtime(),
     **options: Any,
 ) -> Store:
     """Compress the gradient of every training example into a store on disk.
@@ -88,14 +86,12 @@ def build(
         data: Training examples, as `task.prepare` takes them, or already prepared.
         folder: Where the store goes: a path, or a URL such as s3://bucket/store.
         append: Whether a store of other data gets these examples in addition.
-        factors: For method aligned, folder of an EK-FAC fit of the same model and data, as `attribute` keeps it: used if there, kept if not.
         origin: Where model and data came from, for the command line to load them again; recorded, not compared.
-        quiet: No progress on stderr.
-        ranks: Processes that build it together on folders that all of them see; `Ranks.launched()` under torchrun. They send no messages: a
-            process that is lost loses only its unfinished shard, which another one makes. Only where a model is split over them do they
-            exchange its weights, and need each other.
-        config: All options at once.
-        **options: Or some of them: the fields of `BuildConfig`, such as method="logra" and rank=32.
+        config: What the store holds.
+        runtime: How the job runs: `quiet`, and `ranks` that build it together on folders that all of them see, `Ranks.launched()` under
+            torchrun. They send no messages: a process that is lost loses only its unfinished shard, which another one makes. Only where a
+            model is split over them do they exchange its weights, and need each other.
+        **options: By name, the fields of `BuildConfig` instead of `config`, such as method="logra" and rank=32; and `quiet` and `ranks`.
 
     Returns:
         The finished store.
@@ -105,18 +101,26 @@ def build(
         StoreMismatch: If the folder holds a store of something else.
         UnknownOption: If there is no such option.
     """
-    config = only_options(config, options, "config")
+    config, rest = split_options(config, options, "config")
+    runtime = only_runtime(runtime, rest)
+    unused = [name for name in ("batch_positions", "memory_gib", "workers") if getattr(runtime, name) is not None]
+    if unused:
+        raise BadInput(
+            found=f"{unused[0]} in the runtime of a build",
+            needed="batch_positions in its config, and a build takes no other memory",
+            do="leave it out",
+        )
     folder = located(folder)
     check_writable(folder)
-    if is_remote(folder) and factors is None and method_named(config.method).encoder == "aligned":
+    if is_remote(folder) and config.factors is None and method_named(config.method).encoder == "aligned":
         raise BadInput(
             found=f"method aligned for {folder} without factors",
             needed="a folder on a disk for the curvature that it fits first",
             do="pass factors (--factors) with a local folder, or another method",
         )
-    ranks = stepping(task.model, ranks)
-    with lost_ranks(ranks):
-        return _built(task, data, folder, append, factors, origin, quiet, ranks, config)
+    runtime = replace(runtime, ranks=stepping(task.model, runtime.ranks))
+    with lost_ranks(runtime.ranks):
+        return _built(task, data, folder, append, origin, config, runtime)
 
 
 def _built(
@@ -124,52 +128,25 @@ def _built(
     data: Dataset | Iterable[Any],
     folder: Path,
     append: bool,
-    factors: str | Path | None,
     origin: dict[str, Any] | None,
-    quiet: bool,
-    ranks: Ranks,
     config: BuildConfig,
+    runtime: Runtime,
 ) -> Store:
-    weights = task.weights
+    weights, ranks, quiet = task.weights, runtime.ranks, runtime.is_quiet
     _earlier(folder, weights)
     dataset = as_dataset(task, data)
-    method = method_named(config.method)
-    if factors is not None and method.encoder != "aligned":
-        raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
-    plan = plan_units(task)
-    autocast = autocast_named(config.autocast)
-    quiet = quiet or ranks.rank > 0
+    plan, autocast = plan_units(task), autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
-    report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
-    for note in skipped_note("training records", dataset.skipped):
-        report(f"note: {note}")
-
-    moody = (*DROPOUTS, *BATCH_NORMS)
-    if any(module.training and isinstance(module, moody) for module in task.model.modules()):
-        report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
-    untouched = check_task(task, plan, dataset.examples, objective=objective_of(method), autocast=autocast)
-    if untouched:
-        report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+    _say_what_is_built(task, plan, dataset, config, report)
     with leases(folder, ranks.rank, ranks.count) as held:
         # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
         with nullcontext() if ranks.in_step else held.alone():
             earlier = _earlier(folder, weights)
             positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
-            if not positions:
-                room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
-                predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
-                report(str(predicted))
-                positions = predicted.batch_positions
+            positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
             if ranks.in_step:
                 positions = min(ranks.gathered(positions))
-
-            def encode() -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
-                fitted = None if factors is None else Path(factors)
-                return make_encoder(
-                    task, plan, dataset, folder, config, factors=fitted, max_positions=positions, quiet=quiet, ranks=ranks
-                )
-
-            encoder, learned = encode()
+            encoder, learned = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
             blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
             seals, kept = read_seals(folder), _kept_probe(folder, earlier)
             if earlier is not None:
@@ -199,7 +176,8 @@ def _built(
                     if not (folder / name).exists():
                         write_tensors(folder / name, tensors)
             if ranks.in_step and len(learned) > len(learned.keys() & {PROBE_FILE}):
-                encoder, _ = encode()  # from the file: other machines may have rounded otherwise
+                # From the file: other machines may have rounded otherwise.
+                encoder, _ = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
         _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
         with held.alone():
             if not writer.is_finished():
@@ -222,6 +200,37 @@ def _drop_fit(folder: Path) -> None:
     """Remove the stages of a fit, which were for going on after a stop: what the code was learned with is inside it."""
     if not is_remote(folder):
         shutil.rmtree(folder / "factors", ignore_errors=True)
+
+
+def _say_what_is_built(
+    task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, report: Callable[[str], object]
+) -> None:
+    """Check a few examples against autograd, and say what a reader should know before anything long."""
+    report(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
+    for note in skipped_note("training records", dataset.skipped):
+        report(f"note: {note}")
+    moody = (*DROPOUTS, *BATCH_NORMS)
+    if any(module.training and isinstance(module, moody) for module in task.model.modules()):
+        report("note: the model has dropout or batch statistics in training mode; gradients are taken in evaluation mode")
+    objective, autocast = objective_of(method_named(config.method)), autocast_named(config.autocast)
+    untouched = check_task(task, plan, dataset.examples, objective=objective, autocast=autocast)
+    if untouched:
+        report(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
+
+
+def _fitting_positions(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    autocast: torch.dtype | None,
+    ranks: Ranks,
+    report: Callable[[str], object],
+) -> int:
+    """Positions per batch by a forecast from free memory."""
+    room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
+    predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
+    report(str(predicted))
+    return predicted.batch_positions
 
 
 def _earlier(folder: Path, weights: str) -> Blueprint | None:
@@ -374,7 +383,7 @@ def make_blueprint(
     said: list[str] = []
     if isinstance(encoder, Aligned):
         said = cut_bases(encoder.whitened, relative_damping(config))
-    recipe = None if task.recipe is None else dataclasses.asdict(task.recipe)
+    recipe = None if task.recipe is None else asdict(task.recipe)
     made = Blueprint(
         method=method.name,
         method_version=method.version,
@@ -400,4 +409,4 @@ def make_blueprint(
     dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in encoder.shapes())
     rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
     # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
-    return dataclasses.replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))
+    return replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

@@ -18,7 +18,7 @@ from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.check_learned import check_learned, check_sizes
 from whence.pipeline.stored.learn_code import aligned_encoder, check_code, code_choices, learn_code
 from whence.progress import meter
-from whence.settings import BuildConfig
+from whence.settings import BuildConfig, Runtime
 from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
@@ -32,10 +32,8 @@ def make_encoder(
     folder: Path,
     config: BuildConfig,
     *,
-    factors: Path | None,
-    max_positions: int,
-    quiet: bool,
-    ranks: Ranks = Ranks(),
+    positions: int,
+    runtime: Runtime,
 ) -> tuple[Encoder, dict[str, dict[str, Tensor]]]:
     """What shrinks the gradients of a build.
 
@@ -45,10 +43,8 @@ def make_encoder(
         dataset: Where axes and masks are learned.
         folder: The store; a resumed or appended build takes what was learned from there.
         config: The build's options.
-        factors: Folder of a curvature fit, to be used or made; None keeps it in the store's until that is finished.
-        max_positions: Positions per batch.
-        quiet: No progress on stderr.
-        ranks: For a model that is split over processes, these, in step; otherwise it is learned by this one alone.
+        positions: Per batch.
+        runtime: How the job runs. A model that is split over processes is learned by them in step; another by this process alone.
 
     Returns:
         The encoder, and by name of a file the tensors that were learned; empty for a random one.
@@ -79,8 +75,8 @@ def make_encoder(
                 needed=f"the same {path.stem} for the rows to be added",
                 do="restore that file from a copy, or build into another folder",
             )
-        place = factors or folder / "factors"
-        learned = _learn(task, plan, dataset, config, method, place, max_positions, quiet, ranks)
+        factors = Path(config.factors) if config.factors is not None else folder / "factors"
+        learned = _learn(task, plan, dataset, config, factors, positions, runtime)
     rank = config.rank or method.rank
     kind = method.projection if config.projection == "method" else config.projection
     return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
@@ -140,12 +136,11 @@ def _learn(
     plan: Plan,
     dataset: Dataset,
     config: BuildConfig,
-    method: Method,
     factors: Path,
     max_positions: int,
-    quiet: bool,
-    ranks: Ranks,
+    runtime: Runtime,
 ) -> dict[str, Tensor]:
+    method, quiet, ranks = method_named(config.method), runtime.is_quiet, runtime.ranks
     if method.encoder == "aligned":
         alike = ranks if ranks.in_step else Ranks()
         return learn_code(task, plan, dataset, config, factors, max_positions=max_positions, quiet=quiet, ranks=alike)

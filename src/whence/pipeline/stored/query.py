@@ -18,7 +18,7 @@ from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
 from whence.score import Top, all_scores, mean_table, top_scores
-from whence.settings import Damping, Rerank, Runtime, stored_options
+from whence.settings import Damping, QueryConfig, Runtime, split_options, stored_options
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
 
@@ -35,42 +35,33 @@ def query(
     task: AbstractTask,
     queries: Dataset | Iterable[Any],
     *,
-    k: int = 10,
-    damping: Damping = Damping(),
-    tokens: bool = False,
-    second: Rerank | None = None,
+    config: QueryConfig = QueryConfig(),
     runtime: Runtime = Runtime(),
     **options: Any,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
 
-    With `second` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example that the scan
-    does not shortlist is not found.
+    With `second=` or `rerank=` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example
+    that the scan does not shortlist is not found.
 
     Args:
         store: A store or its folder.
         task: The model that the store was built with.
         queries: As `task.prepare` takes them, or already prepared.
-        k: Hits on each side at most; proponents have positive scores, opponents negative ones.
-        damping: Of the store's curvature; the method's own share of the mean eigenvalue if nothing is said. It is the first stage's; a
-            second store takes its method's own.
-        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
-            A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
-            says so.
-        second: A second stage for the shortlist.
+        config: How many hits, with which damping, and whether there is a second stage or scores of tokens.
         runtime: How the job runs. Processes scan their own shards each; all of them return the answer, which is that of one process.
-        **options: Flat, by name: `relative_damping`, `absolute_damping`, `damping_rule`; `rerank`, `train`, `shortlist`; the fields of
-            `Runtime`.
+        **options: Flat, by name: the fields of `QueryConfig`; `relative_damping`, `absolute_damping`, `damping_rule`; `rerank`, `train`,
+            `shortlist`; the fields of `Runtime`.
 
     Returns:
         Both tails per query.
 
     Raises:
-        BadInput: If k is not positive, tokens are to be scored that the task cannot place in a text, or ranks are given workers.
+        BadInput: If tokens are to be scored that the task cannot place in a text, or ranks are given workers.
     """
-    if k < 1:
-        raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
-    damping, second, runtime = stored_options(damping, second, runtime, options)
+    config, rest = split_options(config, options, "config")
+    k, tokens = config.k, config.tokens
+    damping, second, runtime = stored_options(config.damping, config.second, runtime, rest)
     ranks, quiet = runtime.ranks, runtime.is_quiet
     size = k if second is None else second.rows_kept(k)
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
