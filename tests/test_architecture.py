@@ -5,8 +5,6 @@ import ast
 from tests.pages import ROOT
 
 MOST = 8
-# Left over; take them out here when they are mended.
-LEFT = {"fit_ekfac", "fit_ekfac_pooled", "fit_kfac"}
 
 
 def count_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
