@@ -10,7 +10,7 @@ from whence.capture import plan_units
 from whence.cli import main
 from whence.curvature import fit_ekfac, fit_kfac, load_whitened, resolved, save_whitened, whiten
 from whence.curvature.damping import ResolvedDamping
-from whence.curvature.sides import Probes, directions_of
+from whence.curvature.sides import Probes, directions_of, units_of_classes
 from whence.data import Dataset
 from whence.pipeline.forecast.exact import forecast_exact
 from whence.records import Unit
@@ -211,3 +211,15 @@ def test_a_store_says_which_bases_are_cut_and_how_large_it_is(tmp_path, monkeypa
     exact = whence.attribute(task, train, train, quiet=True, largest_side=5, directions=4, batch_positions=64).scores
     found = whence.score_table(store, task, train, quiet=True).scores
     assert torch.corrcoef(torch.stack([exact.flatten(), found.flatten()]))[0, 1] > 0.99
+
+
+def test_a_layer_as_long_as_the_vocabulary_is_no_head():
+    units = [
+        Unit("wte", 30, 8, ("wte",)),
+        Unit("mlp", 30, 8, ("mlp",)),
+        Unit("head", 30, 8, ("head",)),
+        Unit("norm", 1, 8, ("norm",)),
+    ]
+    assert units_of_classes(units, 30) == {2}
+    tied = [Unit("wte", 30, 8, ("wte",), ("wte", "head")), *units[1:2]]
+    assert units_of_classes(tied, 30) == {0}

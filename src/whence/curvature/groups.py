@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whence.capture import Plan
 from whence.capture.hooks import Consume
-from whence.curvature.sides import LONG_SIDE, directions_of
+from whence.curvature.sides import LONG_SIDE, directions_of, units_of_classes
 from whence.curvature.stages import Stages
 from whence.records import Pair
 from whence.settings import FitConfig
@@ -66,14 +66,15 @@ def unit_bytes(task: AbstractTask, plan: Plan, config: FitConfig, classes: int =
     number = number_bytes(task)
     modules = {layer.name: layer.module for layer in plan.layers}
     found = []
-    for unit in plan.units:
+    class_units = units_of_classes(plan.units, classes)
+    for index, unit in enumerate(plan.units):
         kinds = {_is_lookup(modules[name]) for name in unit.layers} or {False}
         sizes = (unit.outputs, unit.inputs)
         kept = [directions_of(size, config) for size in sizes]
         # Of a one-hot side there is a diagonal only, which is its own basis; of a sketched one the diagonal and the sketch.
         shapes = [size * size if width == size else size + size * width for size, width in zip(sizes, kept, strict=True)]
         numbers = [size * width for size, width in zip(sizes, kept, strict=True)]
-        is_block = unit.outputs == classes and 0 < kept[0] < unit.outputs
+        is_block = index in class_units and 0 < kept[0] < unit.outputs
         if is_block:
             shapes[0], numbers[0] = unit.outputs + kept[0] ** 2, kept[0] ** 2 + unit.outputs + kept[0]
         factors = sum((unit.outputs if lookup else shapes[0]) + shapes[1] for lookup in kinds) + is_block * kept[0]

@@ -38,6 +38,7 @@ __all__ = [
     "even_rest",
     "reflected_basis",
     "resolved",
+    "units_of_classes",
 ]
 
 DIRECTIONS = 1024
@@ -132,6 +133,13 @@ def directions_of(size: int, config: FitConfig) -> int:
     return size if size <= config.largest_side + 1 else min(config.directions, size - 1)
 
 
+def units_of_classes(units: Sequence[Unit], classes: int) -> frozenset[int]:
+    """Whose outputs are the classes, by index: a table that the head shares, or else the last unit of that many outputs."""
+    found = [index for index, unit in enumerate(units) if unit.outputs == classes]
+    shared = [index for index in found if len(units[index].layers) > 1]
+    return frozenset(shared or found[-1:])
+
+
 @dataclass(frozen=True)
 class Probes:
     """What is added up of long sides instead of a whole second moment.
@@ -152,7 +160,7 @@ class Probes:
 
     def block(self, index: int, side: str) -> Tensor | None:
         """Places of the likely classes, (K,), for a cut side of classes; None for another."""
-        is_classes = side == "outputs" and self.classes == self.units[index].outputs
+        is_classes = side == "outputs" and index in units_of_classes(self.units, self.classes)
         return self.places_K if is_classes and self._is_cut(index, side) else None
 
     def omega(self, index: int, side: str) -> Tensor | None:
