@@ -18,7 +18,6 @@ from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
-from whence.evaluate.surrogate import SurrogateChoice, choose_by_surrogate
 from whence.evaluate.table_files import load_table, origin_of_table, save_table
 from whence.evaluate.tail_patch import TailPatch, TailSteps, tail_patch
 from whence.evaluate.tuning import Tuned, held_out, judged_queries, tune
@@ -48,7 +47,6 @@ __all__ = [
     "Retraining",
     "Row",
     "Run",
-    "SurrogateChoice",
     "TailPatch",
     "TailSteps",
     "Train",
@@ -58,7 +56,6 @@ __all__ = [
     "as_reported",
     "brittleness",
     "calibration",
-    "choose_by_surrogate",
     "detection",
     "evaluate",
     "fact_tracing",
