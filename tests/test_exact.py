@@ -388,3 +388,14 @@ def test_a_score_that_is_not_finite_is_named(monkeypatch):
         whence.attribute(task, train, queries, quiet=True)
     with pytest.raises(NonFinite, match="found a NaN or infinite gradient norm of the example '4'"):
         whence.self_influence(task, train, quiet=True)
+
+
+def test_a_damping_below_rounding_is_raised_and_told():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    task = whence.Classification(network)
+    train = task.prepare([(torch.randn(4), place % 3) for place in range(20)])
+    told = "is raised to what rounding adds to their eigenvalues"
+    assert not any(told in note for note in attribute(task, train, train).notes)
+    notes = attribute(task, train, train, relative_damping=1e-30).notes
+    assert any(note.startswith("damping of 2 units ('0.weight' first)") and note.endswith(told) for note in notes), notes

@@ -14,7 +14,7 @@ from tests import zoo
 from tests.reference.influence import inverse_fisher, projected_rows, scores, truncated
 from whence.capture import plan_units
 from whence.data import Dataset
-from whence.errors import BadInput
+from whence.errors import BadInput, NonFinite
 from whence.methods import METHODS
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import meter
@@ -331,3 +331,22 @@ def test_a_gradient_of_nothing_but_rounding_is_not_blown_up(tmp_path, method, dt
 
     found, wanted = scores(), scores(ignore=["key.bias"])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_a_score_that_is_not_finite_names_its_example(tmp_path):
+    from whence.pipeline.stored.prepared import Asked
+    from whence.progress import meter
+    from whence.score import all_scores, row_scores
+
+    task, dataset = zoo.make("linear", count=8)
+    store = built(tmp_path, task, dataset, method="logra", rank=3, rows_per_shard=3)
+    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
+    bad = [torch.stack([unit[0], torch.full_like(unit[1], torch.nan)]) for unit in asked.ready]
+    first = store.example(0)["id"]
+    with (
+        meter("scan", 8, quiet=True) as progress,
+        pytest.raises(NonFinite, match=f"query 1 for the example {first!r} that is NaN"),
+    ):
+        all_scores(store, bad, norms_Q=None, progress=progress)
+    with pytest.raises(NonFinite, match=f"for the example {store.example(5)['id']!r} that is NaN"):
+        row_scores(store, bad, [5, 7], norms_Q=None)

@@ -106,6 +106,14 @@ class KroneckerCurvature:
         least = damping.least(means, self.blocks[0].values_OI.dtype)
         return [max(damping.of_unit(block.unit, mean), least) for block, mean in zip(self.blocks, means, strict=True)]
 
+    def floor_note(self, damping: ResolvedDamping) -> str:
+        """Which units get more damping than was asked for, since rounding needs it; empty if none does."""
+        pairs = zip(self.blocks, self.dampings(damping), strict=True)
+        raised = [block.unit.name for block, value in pairs if value > damping.of_unit(block.unit, block.mean_eigenvalue)]
+        if not raised:
+            return ""
+        return f"damping of {len(raised)} units ({raised[0]!r} first) is raised to what rounding adds to their eigenvalues"
+
     def solve(self, rows: Sequence[Tensor], damping: ResolvedDamping, *, in_place: bool = False) -> list[Tensor]:
         """(H + damping)^-1 applied to vectors in parameter space (George et al. 2018, section 3.2; Grosse et al. 2023, equation 20).
 

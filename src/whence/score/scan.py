@@ -63,7 +63,9 @@ def shard_scores(
     """
     score = _scorer(store, queries, norms_Q, roots, weighted=weighted)
     for start, tensors in store.shards(ranks=ranks):
-        yield start, score(tensors)
+        scores_QN = score(tensors)
+        _check_finite(store, scores_QN, range(start, start + scores_QN.shape[1]))
+        yield start, scores_QN
 
 
 def top_scores(
@@ -201,7 +203,9 @@ def row_scores(
         In the order of the rows.
     """
     score = _scorer(store, queries, norms_Q, roots, weighted=True)
-    return torch.cat([score(tensors) for tensors in store.rows(rows)], 1)
+    scores_QN = torch.cat([score(tensors) for tensors in store.rows(rows)], 1)
+    _check_finite(store, scores_QN, rows)
+    return scores_QN
 
 
 def _joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Iterator[tuple[int, Tensor]]:
@@ -296,18 +300,22 @@ def _scorer(
             scores_QN = scores_QN / (norms_Q[:, None] * norms_N.to(scores_QN)).clamp_min(tiny)
         if weighted and "weights" in tensors:
             scores_QN = scores_QN * tensors["weights"].to(scores_QN)
-        _check_finite(scores_QN)
         return scores_QN
 
     return score
 
 
-def _check_finite(scores_QN: Tensor) -> None:
+def _check_finite(store: Store, scores_QN: Tensor, rows: Sequence[int]) -> None:
+    """Refuse scores that are no numbers.
+
+    Raises:
+        NonFinite: Naming the first example that has one.
+    """
     # The sum is not finite if one score is not, and takes one pass; it may also have grown too large by itself.
     if not bool(scores_QN.sum().isfinite()) and not bool(torch.isfinite(scores_QN).all()):
-        query = int((~torch.isfinite(scores_QN)).any(1).nonzero()[0])
+        query, column = (~torch.isfinite(scores_QN)).nonzero()[0].tolist()
         raise NonFinite(
-            found=f"a score of query {query} that is NaN or infinite",
+            found=f"a score of query {query} for the example {store.example(rows[column])['id']!r} that is NaN or infinite",
             needed="finite scores",
             do="raise the damping, and check the store with `whence verify`",
         )

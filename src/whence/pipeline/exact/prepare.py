@@ -98,7 +98,10 @@ class Prepared:
         """What else a reader should know of the scores."""
         known = [self.curvature.note] if self.curvature is not None else []
         left_out = skipped_note("training records", self.train.skipped)
-        return (f"{self.plan.coverage}", *known, *([damping.note] if damping is not None else []), *left_out)
+        added = [] if damping is None else [damping.note]
+        if damping is not None and self.curvature is not None and (floor := self.curvature.floor_note(damping)):
+            added.append(floor)
+        return (f"{self.plan.coverage}", *known, *added, *left_out)
 
 
 def prepare(
