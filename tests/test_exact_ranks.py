@@ -114,17 +114,17 @@ def _walked(ranks, place):
     import whence.score.exact as scan
 
     seen = {"scan": [], "products": []}
-    run, product = scan._run, products._PRODUCTS["gauss_newton"]
+    part, product = scan._Scan.part, products._PRODUCTS["gauss_newton"]
 
-    def scanned(task, plan, batch, chosen, *rest):
-        seen["scan"] += [example.id for example in chosen]
-        return run(task, plan, batch, chosen, *rest)
+    def scanned(self, examples, items):
+        seen["scan"] += [examples[item].id for item in items]
+        return part(self, examples, items)
 
     def multiplied(operator, examples, blocks):
         seen["products"] += [example.id for example in examples]
         return product(operator, examples, blocks)
 
-    scan._run, products._PRODUCTS["gauss_newton"] = scanned, multiplied
+    scan._Scan.part, products._PRODUCTS["gauss_newton"] = scanned, multiplied
     task, train, queries = case("linear")
     whence.attribute(task, train, queries, method="cg", iterations=1, quiet=True, ranks=ranks)
     return seen, train.ids
@@ -203,9 +203,9 @@ def _decomposed(ranks, folder):
 
     sides, solve = [], kfac._eigenvectors
 
-    def counted(moments, weights):
+    def counted(moments, weights, dtype):
         sides.append(len(moments[0]))
-        return solve(moments, weights)
+        return solve(moments, weights, dtype)
 
     kfac._eigenvectors = counted
     torch.manual_seed(0)

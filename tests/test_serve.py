@@ -860,7 +860,13 @@ def test_nothing_is_lost_when_killed_and_a_stop_finishes_what_it_began(folder, t
         begun = [threading.Event() for _ in range(6)]
         asked = [
             pool.submit(
-                client.ask, "a cat", max_tokens=9, k=9, tokens=True, store="store", on_progress=lambda _, one=one: one.set()
+                client.ask,
+                "a cat",
+                writing=Writing(max_new_tokens=9),
+                k=9,
+                tokens=True,
+                store="store",
+                on_progress=lambda _, one=one: one.set(),
             )
             for one in begun
         ]

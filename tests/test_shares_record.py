@@ -357,7 +357,7 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
         ([*new], "0 tables, no store and no queries"),
         ([day, "--store", store, "--queries", queries, *new], "1 tables, a store and some queries"),
         (["--queries", queries, *new], "needed tables, or a store and queries"),
-        ([day, "--model", "m", *mine], "--model goes with the latter"),
+        ([day, "--model", "m", *mine], "found --model without --queries"),
         ([day, "--store", store, "--split", "test", *new], "found --split without --records; needed records of a Hugging Face"),
         ([day, "--draws", "0", *mine], "found draws=0; needed 1 or more"),
         ([day, *new], "nothing that says whose an example is"),

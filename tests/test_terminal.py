@@ -2,11 +2,9 @@
 
 import ast
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -89,9 +87,12 @@ def test_warnings_logs_and_tracebacks_go_the_same_way(tmp_path):
     assert all(word in done.stderr for word in ("[31mwarned", "[31mlogged", "[31mcaught", "[31mraised", "Traceback"))
 
 
-def test_warnings_and_logs_of_a_library_stay_its_users(capsys):
+def test_warnings_and_logs_of_a_library_stay_its_users():
     """Only the command line is a process of our own."""
-    assert warnings.showwarning is not terminal._warn and logging.getLogRecordFactory() is logging.LogRecord
+    code = "import logging, warnings; import whence, whence.terminal as terminal; whence.attribute\n"
+    code += "print(warnings.showwarning is not terminal._warn and logging.getLogRecordFactory() is logging.LogRecord)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.fixture

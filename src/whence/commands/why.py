@@ -131,6 +131,8 @@ def _of_store(store: Path, asked: WhyOptions, where: WhereOptions, factored: Fac
 def _of_data(asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
     from whence.load import load_records
 
+    if where.recorded.trust:
+        raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
     model = where.recorded.model
     if model is None or not where.train:
         raise BadInput(
@@ -138,8 +140,6 @@ def _of_data(asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, 
             needed="where to look",
             do="name the folder of a store, or pass --model and --train",
         )
-    if where.recorded.trust:
-        raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
     task, _ = work.reading.load(model)
     settings = {"method": factored.method, **factored.given(), "memory_gib": work.memory_gib, "shortlist": where.shortlist}

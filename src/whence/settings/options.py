@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from whence.errors import BadInput, UnknownOption
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 __all__ = ["only_options", "split_options"]
 
-Record = TypeVar("Record", bound="DataclassInstance")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Record = TypeVar("Record", bound=_Dataclass)
 
 
 def split_options(record: Record, options: Mapping[str, Any], name: str) -> tuple[Record, dict[str, Any]]:
@@ -53,6 +55,6 @@ def only_options(record: Record, options: Mapping[str, Any], name: str) -> Recor
     if rest:
         known = ", ".join(field.name for field in fields(record))
         raise UnknownOption(
-            found=f"an option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it"
+            found=f"the option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it"
         )
     return record

@@ -61,8 +61,9 @@ def fit_curvature(
         say(f"{len(chosen):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
-    settings = ranks.of_first(sized(settings, task, plan, chosen, room))
-    return fit_ekfac(
-        task, plan, chosen, fit_of(settings),
-        max_positions=positions, folder=Path(folder), room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
-    )  # fmt: skip
+    with ranks.connected():
+        settings = ranks.of_first(sized(settings, task, plan, chosen, room))
+        return fit_ekfac(
+            task, plan, chosen, fit_of(settings),
+            max_positions=positions, folder=Path(folder), room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
+        )  # fmt: skip
