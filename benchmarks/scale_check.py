@@ -100,7 +100,7 @@ def aligned_seconds(task, plan, dataset, rank):
             "sample", lambda: gradient_rows(task, plan, whitened, dataset.examples, batching=Batching(1024), progress=progress)
         )
     choices = [Code(min(rank, len(dataset)), "int8", 8)]
-    axes, _ = timed("axes", lambda: code_axes([row[:, 0] for row in rows.units], choices, most_bytes=1 << 40, seed=0))
+    axes, _, _ = timed("axes", lambda: code_axes([row[:, 0] for row in rows.units], choices, most_bytes=1 << 40, seed=0))
     found["rows"] = rows_seconds(task, plan, Aligned(whitened, axes, "int8", 0), dataset)
     return found
 

@@ -117,7 +117,7 @@ def test_rounding_of_the_axes_keeps_the_size_of_codes(most_bytes):
     torch.manual_seed(0)
     size = (TURNED + 400, 900)
     rows = [torch.randn(40, size[0]).double() * torch.linspace(2, 0.1, size[0]).double(), torch.randn(40, size[1]).double()]
-    axes, code = code_axes(rows, [Code(40, "float64", 64)], most_bytes=most_bytes, seed=0)
+    axes, code, _ = code_axes(rows, [Code(40, "float64", 64)], most_bytes=most_bytes, seed=0)
     assert axes.bits == most_bits(sum(size), 40, most_bytes) and code == Code(40, "float64", 64)
     whole = torch.cat(rows, 1)
     turned = whole if axes.bits == 32 else turn(whole, 0, seed=0)

@@ -63,6 +63,18 @@ def test_a_code_that_keeps_everything_agrees(tmp_path):
     assert min(found.learned.pearson) > 0.999
 
 
+def test_members_of_the_sample_stand_in_for_queries_from_outside(tmp_path):
+    asked = task()
+    data, new = asked.prepare(records(120)), asked.prepare(records(40, seed=3))
+    store = whence.build(asked, data, tmp_path, rank=120, dtype="int2", quiet=True)
+    found = read_fidelity(store)[data.fingerprint].learned
+    outside = by_hand(store, asked, new.examples, data.examples, data)
+    inside = by_hand(store, asked, data.examples[::8], data.examples, data)
+    # A member's own direction makes its code too long: rounding would seem to cost more, or, with its own row, less.
+    assert found.pearson[0] == pytest.approx(outside[1], abs=0.05)
+    assert abs(found.spearman[0] - outside[0]) < abs(inside[0] - outside[0])
+
+
 def test_answers_and_inspect_tell(tmp_path, capsys):
     asked = task()
     data, more = asked.prepare(records(60)), asked.prepare(records(40, seed=1))

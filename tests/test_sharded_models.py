@@ -141,8 +141,16 @@ def test_a_split_model_gives_the_bytes_of_the_whole_one(processes, tmp_path, alo
     """Random, learned and fitted encoders; the head is tied to the embedding; shards have two batches or four."""
     found = together(processes, _build_and_ask, tmp_path / "split", method, checkpointing, count=count)
     wanted, scores, hits = alone[method]
-    assert bytes_of(tmp_path / "split") == wanted
+    assert without_fidelity(bytes_of(tmp_path / "split")) == without_fidelity(wanted)
+    hits["notes"] = [note for note in hits["notes"] if not note.startswith("stored against exact")]
     assert all(mine == (scores, hits) for mine in found)
+
+
+def without_fidelity(files):
+    """A store's files but for its agreement with exact scores, which takes whole gradients and is not measured on a split model."""
+    manifest = json.loads(files["manifest.json"])
+    manifest["files"].pop("fidelity.json", None)
+    return {name: data for name, data in files.items() if name != "fidelity.json"} | {"manifest.json": manifest}
 
 
 def _write_slowly(ranks, folder, pause):

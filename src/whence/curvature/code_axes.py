@@ -107,7 +107,9 @@ class Code:
     bits: int
 
 
-def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int) -> tuple[Axes, Code]:
+def code_axes(
+    rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int, asked: Sequence[int] = ()
+) -> tuple[Axes, Code, Tensor]:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
     The Gram matrix of the sample has the same spectrum (Heo et al. 2026, section 3.3); axes are Z^T V / sigma. They are turned by a random
@@ -121,9 +123,10 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
         choices: Sizes of code; wider ones than the sample has directions are cut to that.
         most_bytes: That the axes of all units may take.
         seed: Of the rotation.
+        asked: Places of examples that are to stand in for queries from outside.
 
     Returns:
-        The axes, and the size.
+        The axes, the size, and the codes that the asked examples would have as queries from outside the sample, shape (asked, K).
     """
     gram_SS = sum((_gram(row) for row in rows), torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64))
     values_S, vectors_SS = torch.linalg.eigh(gram_SS)
@@ -146,7 +149,12 @@ def code_axes(rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: in
     # Rounding shortens axes, all by nearly the same factor.
     size = 1.0 if bits == 32 else float((found_FK * exact_FK).sum() / found_FK.square().sum().clamp_min(_TINY))
     axes = Axes(torch.cat([one.codes for one in made]), torch.cat([one.scales_M for one in made]) * size, bits, width)
-    return axes, Code(width, choices[best].dtype, choices[best].bits)
+    chosen = torch.tensor(asked, dtype=torch.long)
+    # What of an example no other one has, squared: the Schur complement of the others in the Gram matrix. Axes hold it by the example's mix.
+    least = values_S[-1] * _NOISE
+    own_A = 1 / (vectors_SS[chosen].square() / (values_S.clamp_min(0) + least)).sum(1) - least
+    outside_AK = gram_SS[chosen] @ mix_SK - own_A.clamp_min(0)[:, None] * mix_SK[chosen]
+    return axes, Code(width, choices[best].dtype, choices[best].bits), outside_AK
 
 
 def save_whitened(whitened: Whitened) -> dict[str, Tensor]:

@@ -23,12 +23,12 @@ from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
-from whence.pipeline.stored.learn_code import code_sample, cut_bases, relative_damping
+from whence.pipeline.stored.learn_code import STAND_INS, code_sample, cut_bases, relative_damping
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
 from whence.score import Batching, gradient_rows
-from whence.settings import BuildConfig, Runtime, only_runtime, split_options
+from whence.settings import BuildConfig, Runtime, only_options, split_options, split_runtime
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
@@ -102,7 +102,8 @@ def build(
         UnknownOption: If there is no such option.
     """
     config, rest = split_options(config, options, "config")
-    runtime = only_runtime(runtime, rest)
+    runtime, rest = split_runtime(runtime, rest)
+    only_options(BuildConfig(), rest, "config")  # refuses them
     unused = [name for name in ("batch_positions", "memory_gib", "workers") if getattr(runtime, name) is not None]
     if unused:
         raise BadInput(
@@ -184,7 +185,8 @@ def _built(
                 files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
                 if isinstance(encoder, Aligned) and not is_sharded(task.model):
                     sample = code_sample(plan, dataset, config) if is_first else ()
-                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, quiet=quiet)
+                    asked = next((tensors[STAND_INS] for tensors in learned.values() if STAND_INS in tensors), None)
+                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, asked, quiet=quiet)
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
                 finish_store(writer, files, quiet)

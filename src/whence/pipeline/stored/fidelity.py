@@ -14,6 +14,7 @@ from whence.curvature import solve_whitened
 from whence.data import Dataset, Example
 from whence.evaluate import mean_interval, pearson, spearman
 from whence.pipeline.inputs import autocast_named
+from whence.pipeline.stored.learn_code import stand_ins
 from whence.progress import meter
 from whence.score import Batching, exact_scores, gradient_rows
 from whence.store import Agreement, Blueprint, Fidelity
@@ -21,7 +22,7 @@ from whence.tasks import AbstractTask
 
 __all__ = ["measure_fidelity"]
 
-_QUERIES, _DOCUMENTS = 16, 128
+_DOCUMENTS = 128
 # Fewer say nothing about a correlation.
 _FEWEST = 8
 # Whole gradients of a query on the way to its preconditioned one, and the share of the free memory that they may take.
@@ -35,13 +36,16 @@ def measure_fidelity(
     blueprint: Blueprint,
     dataset: Dataset,
     learned: Sequence[Example],
+    stand_in_codes: Tensor | None,
     *,
     quiet: bool,
 ) -> Fidelity | None:
     """Correlation between the scores that a store gives and those of its EK-FAC without any code.
 
     Gradients of a few documents' losses stand in for queries. Where there are documents that the code was not learned from, they are taken
-    from those, as queries from outside are. Costs a pass over 16 and up to 256 documents, and more passes where few whole gradients fit.
+    from those, as queries from outside are. Elsewhere their codes are those that they would have from outside: with the part of an axis that
+    is theirs alone they would be several times too long, and rounding would seem to cost far more than it does. Costs a pass over 16 and up
+    to 256 documents, and more passes where few whole gradients fit.
 
     Args:
         task: Model and loss.
@@ -50,6 +54,7 @@ def measure_fidelity(
         blueprint: How they are stored.
         dataset: What was built.
         learned: Those of its documents that the code was learned from.
+        stand_in_codes: Their codes as queries from outside the sample, of the documents that `stand_ins` names.
         quiet: No progress on stderr.
 
     Returns:
@@ -57,22 +62,22 @@ def measure_fidelity(
     """
     known = {example.id for example in learned}
     outside = [example for example in dataset.examples if example.id not in known]
-    source = outside if len(outside) >= 2 * _FEWEST else list(learned)
-    count = min(_QUERIES, len(source) // _FEWEST)
-    if count < 2:
+    is_outside = len(outside) >= 2 * _FEWEST
+    queries = [(outside if is_outside else learned)[place] for place in stand_ins(len(outside if is_outside else learned))]
+    if not queries:
         return None
-    queries = Dataset(source).spread(count).examples
     asked = {example.id for example in queries}
     parts = ([example for example in part if example.id not in asked] for part in (learned, outside))
     chosen = [Dataset(part).spread(min(len(part), _DOCUMENTS)).examples if len(part) >= _FEWEST else () for part in parts]
     examples = [*chosen[0], *chosen[1]]
-    stored_QN = _stored(task, plan, encoder, blueprint, queries, examples)
+    own = None if is_outside else stand_in_codes
+    stored_QN = _stored(task, plan, encoder, blueprint, queries, examples, own)
     exact_QN = _exact(task, plan, encoder, blueprint, queries, examples, quiet=quiet)
     found = [
         _agreement(stored_QN[:, columns], exact_QN[:, columns])
         for columns in (slice(len(chosen[0])), slice(len(chosen[0]), len(examples)))
     ]
-    return Fidelity(count, *found) if any(found) else None
+    return Fidelity(len(queries), *found) if any(found) else None
 
 
 def _stored(
@@ -82,8 +87,9 @@ def _stored(
     blueprint: Blueprint,
     queries: Sequence[Example],
     examples: Sequence[Example],
+    query_codes: Tensor | None,
 ) -> Tensor:
-    """Scores as a scan of the store gives them, but for their scale, shape (Q, N)."""
+    """Scores as a scan of the store gives them, but for their scale, shape (Q, N); queries with codes of their own if they are given."""
     autocast = autocast_named(blueprint.autocast)
 
     def rows(some: Sequence[Example]) -> list[Tensor]:
@@ -93,7 +99,9 @@ def _stored(
             ).units
 
     codec = blueprint.codec()
-    return codec.scorer(rows(queries))(codec.encode(rows(examples))).double()
+    encoded = rows(examples)
+    ready = rows(queries) if query_codes is None else [query_codes.view(len(queries), 1, -1).to(encoded[0])]
+    return codec.scorer(ready)(codec.encode(encoded)).double()
 
 
 def _exact(

@@ -47,15 +47,19 @@ __all__ = [
     "aligned_encoder",
     "check_code",
     "code_choices",
+    "STAND_INS",
     "code_sample",
     "code_size",
     "cut_bases",
     "fit_config",
     "learn_code",
+    "stand_ins",
     "relative_damping",
     "sized_fit",
 ]
 
+STAND_INS = "stand_ins"
+"""Among the learned tensors: the codes of `stand_ins` as queries from outside the sample, shape (documents, K)."""
 AXES_BYTES = 256 << 20
 """Axes are shared by all rows of a store and take at most this, by fewer bits a number first and then by fewer coordinates."""
 # Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
@@ -135,6 +139,12 @@ def code_sample(plan: Plan, dataset: Dataset, config: BuildConfig) -> Sequence[E
     return dataset.spread(code_size(plan.units, len(dataset), config).samples).examples
 
 
+def stand_ins(documents: int) -> range:
+    """Places of the documents of so many that stand in for queries, spread evenly: 16, or an eighth where there are fewer."""
+    count = min(16, documents // 8)
+    return range(0, count * (documents // count), documents // count) if count > 1 else range(0)
+
+
 def learn_code(
     task: AbstractTask,
     plan: Plan,
@@ -190,8 +200,13 @@ def learn_code(
             needed="examples that the loss reaches the model with",
             do="check the loss and the tracked parameters",
         )
-    axes, code = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed)
-    known = {"damping": torch.tensor(relative, dtype=torch.float64), "dtype": torch.tensor(STORED_TYPES.index(code.dtype))}
+    sample = code_sample(plan, dataset, config)
+    axes, code, asked_AK = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed, asked=stand_ins(len(sample)))
+    known = {
+        "damping": torch.tensor(relative, dtype=torch.float64),
+        "dtype": torch.tensor(STORED_TYPES.index(code.dtype)),
+        STAND_INS: asked_AK.float(),
+    }
     return {**save_whitened(whitened), **save_axes(axes), **known}
 
 
