@@ -74,8 +74,13 @@ def test_every_public_name_is_there():
 
 def test_readme_examples_run(reader, capsys):
     """The blocks are run as they stand, in one namespace, with the tiny model where the reader's own would be."""
-    run_blocks("README.md", 7)
+    run_blocks("README.md", 2)
     assert "nats of the query's log-probability" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "count"), [("docs/start.md", 3), ("docs/scores.md", 2), ("docs/truth.md", 1)])
+def test_the_examples_of_the_first_pages_run(page, count, reader):
+    run_blocks(page, count)
 
 
 def test_the_rooms_are_listed_in_the_order_of_the_import_rule():
