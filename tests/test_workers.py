@@ -353,7 +353,7 @@ def test_what_a_worker_finds_wrong_is_said_here(tmp_path, pool):
     with pytest.raises(StoreCorrupt, match=r"found a damaged file .*00002.safetensors \(its checksum is not the sealed one\)"):
         by(pool, asked, 4)
     good = asked_of(whence.build(make_task(), make_records(10), tmp_path / "good", **{**SMALL, **METHODS["lorif"]}))
-    with pytest.raises(NonFinite, match="found a score of query 1 that is NaN or infinite"):
+    with pytest.raises(NonFinite, match=r"found a score of query 1 for the example 'r\d' that is NaN or infinite"):
         pool.top_scores(
             good.store, [unit * torch.tensor([1, torch.nan, 1])[:, None, None] for unit in good.ready], 4, norms_Q=None
         )
