@@ -11,7 +11,7 @@ import torch
 
 from whence.errors import BadInput
 
-__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of", "skipped_note"]
+__all__ = ["Dataset", "Example", "Skipped", "batches", "digest_of", "skipped_note", "spread_places"]
 
 # Skipped records that a note names one by one.
 _NAMED = 20
@@ -103,8 +103,7 @@ class Dataset:
 
     def spread(self, count: int) -> "Dataset":
         """So many of the examples at most, evenly over all of them."""
-        count = min(count, len(self))
-        return Dataset([self.examples[place * len(self) // count] for place in range(count)])
+        return Dataset([self.examples[place] for place in spread_places(len(self), count)])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +112,16 @@ class Dataset:
         for example in self.examples:
             digest.update(example.digest)
         return digest.hexdigest()
+
+
+def spread_places(total: int, count: int) -> list[int]:
+    """So many places of a sequence at most, evenly over all of it.
+
+    >>> spread_places(10, 4)
+    [0, 2, 5, 7]
+    """
+    count = min(count, total)
+    return [place * total // count for place in range(count)]
 
 
 def skipped_note(what: str, skipped: Sequence[Skipped]) -> tuple[str, ...]:

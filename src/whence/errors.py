@@ -15,6 +15,7 @@ __all__ = [
     "Unsupported",
     "WhenceError",
     "WorkerLost",
+    "first_line",
     "printable",
 ]
 
@@ -25,6 +26,11 @@ _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066
 def printable(text: str) -> str:
     """A text that cannot steer a terminal: controls, marks that turn the reading direction and halves of characters are replaced."""
     return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def first_line(error: Exception) -> str:
+    """What another library says, at most 160 characters of its first line; the kind of error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 class WhenceError(Exception):

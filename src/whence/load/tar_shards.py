@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from whence.errors import BadInput
+from whence.errors import BadInput, first_line
 from whence.load.unpacked import LONGEST_RECORD, lines_of, unpacked
 from whence.strict_json import parse_json
 
@@ -51,9 +51,8 @@ class Shards:
                     # By file and row or key: a file that is added later leaves the ids of the others alone.
                     yield {"id": f"{name}#{key}", "source": name, **record}
             except (ValueError, OSError, EOFError, RecursionError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0][:160]
                 raise BadInput(
-                    found=f"{file}, which cannot be read after {number + 1:,} records ({first})",
+                    found=f"{file}, which cannot be read after {number + 1:,} records ({first_line(error)})",
                     needed=f"a whole file of {', '.join(_KINDS)}",
                     do="mend the file, or move it away",
                 ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.distributed import Ranks
-from whence.errors import BadInput, UnknownOption
+from whence.errors import BadInput, UnknownOption, first_line
 from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
 from whence.load.placement import in_turn, load_options, placed
@@ -174,7 +174,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (ValueError, csv.Error, OSError, RecursionError) as error:
         raise BadInput(
-            found=f"{path}, which cannot be read ({_first_line(error)})", needed=f"valid {path.suffix}", do="mend the file"
+            found=f"{path}, which cannot be read ({first_line(error)})", needed=f"valid {path.suffix}", do="mend the file"
         ) from error
 
 
@@ -245,7 +245,7 @@ def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> 
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=is_plain)
     except Exception as error:  # a damaged folder fails in as many ways as there are files in it
         raise BadInput(
-            found=f"model {model!r}, which cannot be loaded ({_first_line(error)})",
+            found=f"model {model!r}, which cannot be loaded ({first_line(error)})",
             needed="a folder written by save_pretrained with its tokenizer, or a hub name within reach",
             do="check the path, and that all files were copied",
         ) from error
@@ -299,7 +299,7 @@ def _adapted(folder: Path, kind: str, placement: Placement, is_plain: bool) -> t
             )
     except Exception as error:  # as above
         raise BadInput(
-            found=f"an adapter in {folder} that does not load onto {base!r} ({_first_line(error)})",
+            found=f"an adapter in {folder} that does not load onto {base!r} ({first_line(error)})",
             needed="an adapter of that model, whole",
             do="check that all of its files were copied, and that the base model is the one it was trained on",
         ) from error
@@ -324,14 +324,10 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
         return found[split] if isinstance(found, dict) else found
     except Exception as error:  # the hub, the format and the split can each fail in their own way
         raise BadInput(
-            found=f"data {name!r}, which cannot be loaded ({_first_line(error)})",
+            found=f"data {name!r}, which cannot be loaded ({first_line(error)})",
             needed="a file, a folder of texts, a saved dataset or a hub name within reach",
             do="check the path and the split",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _jsonl(path: Path) -> Iterator[Any]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whence.errors import BadInput
+from whence.errors import BadInput, first_line
 
 __all__ = ["Ranges", "prompt_of", "rendered"]
 
@@ -85,9 +85,8 @@ def _text(where: str, record: Mapping[str, Any], tokenizer: Any, messages: Seque
             list(messages), tools=record.get("tools"), tokenize=False, add_generation_prompt=prompts
         )
     except Exception as error:  # templates raise whatever their authors thought of
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise BadInput(
-            found=f"{where}, which the chat template refuses ({line})",
+            found=f"{where}, which the chat template refuses ({first_line(error)})",
             needed="a conversation as the model was trained on",
             do="correct the order and the fields of the messages",
         ) from error

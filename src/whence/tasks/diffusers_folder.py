@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from whence.errors import BadInput, Unsupported
+from whence.errors import BadInput, Unsupported, first_line
 from whence.plain_files import read_plain
 from whence.strict_json import fitted, parse_json
 from whence.tasks.diffusion import Diffusion
@@ -69,7 +69,7 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
         schedule = options.pop("schedule", None) or scheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except Exception as error:  # a damaged folder fails in as many ways as there are files in it
         raise BadInput(
-            found=f"{folder}, which cannot be loaded ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})",
+            found=f"{folder}, which cannot be loaded ({first_line(error)})",
             needed="the network's configuration and weights as safetensors, and the scheduler's configuration",
             do="save it with pipeline.save_pretrained(folder)",
         ) from error

@@ -23,7 +23,7 @@ from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
-from whence.pipeline.stored.learn_code import STAND_INS, code_sample, cut_bases, relative_damping
+from whence.pipeline.stored.learn_code import STAND_INS, cut_bases, relative_damping, sample_places
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.progress import meter, say
@@ -183,8 +183,12 @@ def _built(
         with held.alone():
             if not writer.is_finished():
                 files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
-                if isinstance(encoder, Aligned) and not is_sharded(task.model):
-                    sample = code_sample(plan, dataset, config) if is_first else ()
+                if isinstance(encoder, Aligned) and is_sharded(task.model):
+                    report(
+                        "a model that is split over processes gives no whole gradients: stored scores were not held against exact ones"
+                    )
+                elif isinstance(encoder, Aligned):
+                    sample = sample_places(plan, len(dataset), config) if is_first else ()
                     asked = next((tensors[STAND_INS] for tensors in learned.values() if STAND_INS in tensors), None)
                     fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, asked, quiet=quiet)
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.capture import Plan, available_bytes
-from whence.compress import Aligned, Kronecker
-from whence.curvature import solve_whitened
-from whence.data import Dataset, Example
+from whence.capture import Plan
+from whence.compress import Aligned
+from whence.data import Dataset, Example, spread_places
 from whence.evaluate import mean_interval, pearson, spearman
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.learn_code import stand_ins
+from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
-from whence.score import Batching, exact_scores, gradient_rows
+from whence.score import Batching, gradient_rows
 from whence.store import Agreement, Blueprint, Fidelity
 from whence.tasks import AbstractTask
 
@@ -25,8 +25,6 @@ __all__ = ["measure_fidelity"]
 _DOCUMENTS = 128
 # Fewer say nothing about a correlation.
 _FEWEST = 8
-# Whole gradients of a query on the way to its preconditioned one, and the share of the free memory that they may take.
-_COPIES, _SHARE = 4, 0.5
 
 
 def measure_fidelity(
@@ -35,7 +33,7 @@ def measure_fidelity(
     encoder: Aligned,
     blueprint: Blueprint,
     dataset: Dataset,
-    learned: Sequence[Example],
+    learned: Sequence[int],
     stand_in_codes: Tensor | None,
     *,
     quiet: bool,
@@ -53,43 +51,23 @@ def measure_fidelity(
         encoder: What makes the codes.
         blueprint: How they are stored.
         dataset: What was built.
-        learned: Those of its documents that the code was learned from.
+        learned: Places of its documents that the code was learned from.
         stand_in_codes: Their codes as queries from outside the sample, of the documents that `stand_ins` names.
         quiet: No progress on stderr.
 
     Returns:
         The correlations; None where there are too few documents.
     """
-    known = {example.id for example in learned}
-    outside = [example for example in dataset.examples if example.id not in known]
+    known = set(learned)
+    outside = [place for place in range(len(dataset)) if place not in known]
     is_outside = len(outside) >= 2 * _FEWEST
-    queries = [(outside if is_outside else learned)[place] for place in stand_ins(len(outside if is_outside else learned))]
-    if not queries:
+    source = outside if is_outside else learned
+    asked = [source[place] for place in stand_ins(len(source))]
+    if not asked:
         return None
-    asked = {example.id for example in queries}
-    parts = ([example for example in part if example.id not in asked] for part in (learned, outside))
-    chosen = [Dataset(part).spread(min(len(part), _DOCUMENTS)).examples if len(part) >= _FEWEST else () for part in parts]
-    examples = [*chosen[0], *chosen[1]]
-    own = None if is_outside else stand_in_codes
-    stored_QN = _stored(task, plan, encoder, blueprint, queries, examples, own)
-    exact_QN = _exact(task, plan, encoder, blueprint, queries, examples, quiet=quiet)
-    found = [
-        _agreement(stored_QN[:, columns], exact_QN[:, columns])
-        for columns in (slice(len(chosen[0])), slice(len(chosen[0]), len(examples)))
-    ]
-    return Fidelity(len(queries), *found) if any(found) else None
-
-
-def _stored(
-    task: AbstractTask,
-    plan: Plan,
-    encoder: Aligned,
-    blueprint: Blueprint,
-    queries: Sequence[Example],
-    examples: Sequence[Example],
-    query_codes: Tensor | None,
-) -> Tensor:
-    """Scores as a scan of the store gives them, but for their scale, shape (Q, N); queries with codes of their own if they are given."""
+    taken = set(asked)
+    groups = [_some([place for place in part if place not in taken]) for part in (learned, outside)]
+    queries, examples = ([dataset.examples[place] for place in places] for places in (asked, [*groups[0], *groups[1]]))
     autocast = autocast_named(blueprint.autocast)
 
     def rows(some: Sequence[Example]) -> list[Tensor]:
@@ -98,38 +76,31 @@ def _stored(
                 task, plan, encoder, some, batching=Batching(blueprint.batch_positions), progress=progress, autocast=autocast
             ).units
 
-    codec = blueprint.codec()
-    encoded = rows(examples)
-    ready = rows(queries) if query_codes is None else [query_codes.view(len(queries), 1, -1).to(encoded[0])]
-    return codec.scorer(ready)(codec.encode(encoded)).double()
+    codec, encoded = blueprint.codec(), rows(examples)
+    own = None if is_outside else stand_in_codes
+    ready = rows(queries) if own is None else [own.view(len(queries), 1, -1).to(encoded[0])]
+    # As a scan of the store gives them, but for their scale.
+    stored_QN = codec.scorer(ready)(codec.encode(encoded)).double()
+    exact_QN = _exact(WholeGradients(task, plan, encoder, blueprint.batch_positions), queries, examples, quiet)
+    parts = (slice(len(groups[0])), slice(len(groups[0]), len(examples)))
+    found = [_agreement(stored_QN[:, part], exact_QN[:, part]) for part in parts]
+    return Fidelity(len(queries), *found) if any(found) else None
 
 
-def _exact(
-    task: AbstractTask,
-    plan: Plan,
-    encoder: Aligned,
-    blueprint: Blueprint,
-    queries: Sequence[Example],
-    examples: Sequence[Example],
-    *,
-    quiet: bool,
-) -> Tensor:
-    """The same from whole gradients, shape (Q, N)."""
-    size = sum(weight.numel() * weight.element_size() for weight in encoder.whitened.weights)
-    at_once = max(1, int(_SHARE * available_bytes(task.device)) // (_COPIES * size))
-    whole = Kronecker(plan.units, (None,) * len(plan.units), (None,) * len(plan.units))
-    parts = []
-    with meter("fidelity", len(examples) * -(-len(queries) // at_once), quiet=quiet) as progress:
-        for start in range(0, len(queries), at_once):
-            with meter("queries", at_once, quiet=True) as silent:
-                rows = gradient_rows(
-                    task, plan, whole, queries[start : start + at_once],
-                    batching=Batching(blueprint.batch_positions), progress=silent,
-                )  # fmt: skip
-            blocks = solve_whitened(encoder.whitened, [row.to(task.device) for row in rows.units])
-            parts.append(
-                exact_scores(task, plan, examples, blocks, max_positions=blueprint.batch_positions, progress=progress).scores_QN
-            )
+def _some(places: Sequence[int]) -> list[int]:
+    """At most so many of them as are scored; none where they say nothing."""
+    return [places[place] for place in spread_places(len(places), _DOCUMENTS)] if len(places) >= _FEWEST else []
+
+
+def _exact(gradients: WholeGradients, queries: Sequence[Example], examples: Sequence[Example], quiet: bool) -> Tensor:
+    """Scores from whole gradients, shape (Q, N), a pass over the examples for as many queries as fit."""
+    step = gradients.at_once
+    with meter("fidelity", len(examples) * -(-len(queries) // step), quiet=quiet) as progress:
+        starts = range(0, len(queries), step)
+        parts = [
+            gradients.scores(gradients.preconditioned(queries[start : start + step], "loss"), examples, progress)
+            for start in starts
+        ]
     return torch.cat(parts).double()
 
 

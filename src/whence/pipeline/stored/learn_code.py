@@ -28,7 +28,7 @@ from whence.curvature import (
     save_whitened,
     whiten,
 )
-from whence.data import Dataset, Example
+from whence.data import Dataset, Example, spread_places
 from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
@@ -48,13 +48,13 @@ __all__ = [
     "check_code",
     "code_choices",
     "STAND_INS",
-    "code_sample",
     "code_size",
     "cut_bases",
     "fit_config",
     "learn_code",
     "stand_ins",
     "relative_damping",
+    "sample_places",
     "sized_fit",
 ]
 
@@ -134,15 +134,15 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     )
 
 
-def code_sample(plan: Plan, dataset: Dataset, config: BuildConfig) -> Sequence[Example]:
-    """The examples of a dataset that a code is learned from."""
-    return dataset.spread(code_size(plan.units, len(dataset), config).samples).examples
+def sample_places(plan: Plan, examples: int, config: BuildConfig) -> list[int]:
+    """Places of the examples, of so many, that a code is learned from."""
+    return spread_places(examples, code_size(plan.units, examples, config).samples)
 
 
-def stand_ins(documents: int) -> range:
-    """Places of the documents of so many that stand in for queries, spread evenly: 16, or an eighth where there are fewer."""
+def stand_ins(documents: int) -> list[int]:
+    """Places of the documents, of so many, that stand in for queries: 16, or an eighth where there are fewer; none for one alone."""
     count = min(16, documents // 8)
-    return range(0, count * (documents // count), documents // count) if count > 1 else range(0)
+    return spread_places(documents, count) if count > 1 else []
 
 
 def learn_code(
@@ -193,14 +193,14 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates)
-    rows = _sample_rows(task, plan, whitened, code_sample(plan, dataset, config), config, max_positions, quiet)
+    sample = dataset.spread(size.samples).examples
+    rows = _sample_rows(task, plan, whitened, sample, config, max_positions, quiet)
     if not any(bool(row.any()) for row in rows):
         raise BadInput(
             found=f"gradients that are zero in all {size.samples:,} examples of the sample",
             needed="examples that the loss reaches the model with",
             do="check the loss and the tracked parameters",
         )
-    sample = code_sample(plan, dataset, config)
     axes, code, asked_AK = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed, asked=stand_ins(len(sample)))
     known = {
         "damping": torch.tensor(relative, dtype=torch.float64),

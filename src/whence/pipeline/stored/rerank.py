@@ -10,23 +10,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from whence.capture import available_bytes, check_task
-from whence.compress import Aligned, Kronecker
-from whence.curvature import solve_whitened
+from whence.capture import check_task
+from whence.compress import Aligned
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
 from whence.report import Hit
-from whence.score import Batching, Top, exact_scores, gradient_rows, token_scores
+from whence.score import Top, token_scores
 from whence.sharded_weights import refuse_sharded
 from whence.store import Store
 
 __all__ = ["ExactStage", "Stage", "check_same_rows", "matched", "reranked"]
-
-# Whole gradients of a query on the way to its preconditioned one, and the share of the free memory that they may take.
-_COPIES, _SHARE = 4, 0.5
 
 
 class Stage(Protocol):
@@ -89,19 +86,21 @@ class ExactStage:
         return cls(asked, asked.encoder, examples, quiet)
 
     @property
+    def gradients(self) -> WholeGradients:
+        """What exact scores are made of."""
+        return WholeGradients(self.asked.task, self.asked.plan, self.encoder, self.asked.store.blueprint.batch_positions)
+
+    @property
     def at_once(self) -> int:
         """Queries whose whole gradients fit."""
-        size = sum(weight.numel() * weight.element_size() for weight in self.encoder.whitened.weights)
-        return max(1, int(_SHARE * available_bytes(self.asked.task.device)) // (_COPIES * size))
+        return self.gradients.at_once
 
     def scores(self, places: range, rows: Sequence[int]) -> Tensor:
         """-(1/N) grad m^T (H + damping)^-1 grad loss_i, shape (Q, S), float64; the model runs on these rows' examples again."""
         examples = [self.examples[row] for row in rows]
+        blocks = self.blocks(self.asked.dataset.examples[places.start : places.stop])
         with meter("rerank", len(examples), quiet=self.quiet) as progress:
-            return exact_scores(
-                self.asked.task, self.asked.plan, examples, self.blocks(self.asked.dataset.examples[places.start : places.stop]),
-                max_positions=self.asked.store.blueprint.batch_positions, progress=progress,
-            ).scores_QN  # fmt: skip
+            return self.gradients.scores(blocks, examples, progress)
 
     def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
         """The hit with a score per token, if it is known where its tokens are; these are exact."""
@@ -111,24 +110,14 @@ class ExactStage:
         if place not in self.seen:
             self.seen.clear()
             self.seen[place] = [block_QOI[0] for block_QOI in self.blocks(self.asked.dataset.examples[place : place + 1])]
-        parts_T = token_scores(self.asked.task, self.asked.plan, self._whole(), example, self.seen[place])
+        parts_T = token_scores(self.asked.task, self.asked.plan, self.gradients.whole, example, self.seen[place])
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
 
     def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
         """Preconditioned queries, per unit of shape (Q, O, I), on the model's device: their products with gradients are scores."""
-        asked = self.asked
-        with meter("queries", len(queries), quiet=True) as progress:
-            rows = gradient_rows(
-                asked.task, asked.plan, self._whole(), queries,
-                batching=Batching(asked.store.blueprint.batch_positions), progress=progress, objective="measurement",
-            )  # fmt: skip
-        blocks = solve_whitened(self.encoder.whitened, [row.to(asked.task.device) for row in rows.units])
-        return [block * (-1.0 / len(asked.store)) for block in blocks]
-
-    def _whole(self) -> Kronecker:
-        units = self.asked.plan.units
-        return Kronecker(units, (None,) * len(units), (None,) * len(units))
+        scale = -1.0 / len(self.asked.store)
+        return [block * scale for block in self.gradients.preconditioned(queries, "measurement")]
 
 
 def reranked(stage: Stage, high: Top, low: Top, k: int) -> tuple[Top, Top, int]:

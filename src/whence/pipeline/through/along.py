@@ -102,7 +102,8 @@ def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: Alon
     for number, point in enumerate(points):
         if not runtime.is_quiet:
             say(f"checkpoint {number + 1} of {len(points)}: step {point.step:,} of {run.steps:,}")
-        met = Dataset([example for example in train.examples if example.id in point.shares])
+        is_all = len(point.shares) == len(train)  # a run's examples are all in the data
+        met = train if is_all else Dataset([example for example in train.examples if example.id in point.shares])
         own = replace(settings, run=None, factors=None if folder is None else folder / f"step-{point.step}")
         tokens = {train.examples[place].id for place in wanted.tokens}
         asked = replace(wanted, tokens=[place for place, example in enumerate(met.examples) if example.id in tokens])
@@ -114,13 +115,8 @@ def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: Alon
         f"mean over {len(points)} of {len(run.checkpoints) - 1} checkpoints of a recorded run of {run.steps:,} steps, after {steps} steps, "
         "weighted by the learning rate",
         *notes,
+        *run.notes_of_data(unseen),
     ]
-    if unseen:
-        notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
-    if run.record.get("fingerprint") is None:
-        notes.append(
-            "examples were compared with the run's by id only; a recorder given data=task.prepare(records) compares contents"
-        )
     first, seconds = tables[0], time.monotonic() - started
     return ScoreTable(
         torch.stack([table.scores for table in tables]).sum(0), first.query_ids, train.ids, first.unit,

@@ -96,11 +96,5 @@ def through_run(
         )  # fmt: skip
 
     chunks = in_chunks(ready, make, identity)
-    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_before]
-    if unseen:
-        notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
-    if cut.run.record.get("fingerprint") is None:
-        notes.append(
-            "examples were compared with the run's by id only; a recorder given data=task.prepare(records) compares contents"
-        )
+    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_before, *cut.run.notes_of_data(unseen)]
     return ExactScores.joined([tensors for tensors, _ in chunks]), notes
