@@ -17,7 +17,7 @@ from tests.reference.ekfac import (
 from tests.reference.reflections import written_out
 from whence.capture import capture, plan_units
 from whence.curvature import ResolvedDamping, fit_ekfac, fit_kfac
-from whence.curvature.kfac import _eigenvectors
+from whence.curvature.eigenvectors import eigenvectors
 from whence.curvature.labels import check_outputs, choose_labels, numbered, objectives
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, UnknownOption, Unsupported
 from whence.settings import FitConfig
@@ -420,7 +420,7 @@ def test_rounding_does_not_choose_the_basis_of_the_null_space(rank):
     generator = torch.Generator().manual_seed(rank)
     rows = torch.randn(rank, 12, generator=generator, dtype=torch.float64)
     noise = 1e-16 * torch.randn(2, 12, 12, generator=generator, dtype=torch.float64) * float((rows * rows).sum())
-    first, second = (_eigenvectors([rows.T @ rows + one + one.T], [1.0], torch.float64) for one in noise)
+    first, second = (eigenvectors([rows.T @ rows + one + one.T], [1.0], torch.float64) for one in noise)
     torch.testing.assert_close(first.T @ first, torch.eye(12, dtype=torch.float64))
     torch.testing.assert_close((first.T @ second).abs(), torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-10)
     inside = first.T @ (rows.T @ rows) @ first

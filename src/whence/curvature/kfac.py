@@ -14,11 +14,11 @@ from torch import Tensor
 
 from whence.capture import Head, ModelRecord, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.eigenvectors import diagonal, diagonal_in, eigenvectors, wide
 from whence.curvature.groups import in_groups, of_units, unit_bytes
 from whence.curvature.labels import LabelRule, check_outputs, choose_labels, class_count, likely_classes, numbered, objectives
 from whence.curvature.moments import FactorSums
 from whence.curvature.sides import (
-    LONG_SIDE,
     Probes,
     as_basis,
     basis_notes,
@@ -358,14 +358,14 @@ def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, T
     for side, other, size in (("outputs", "inputs", unit.outputs), ("inputs", "outputs", unit.inputs)):
         dtype = sides[side][0].dtype if roles else torch.float32
         # Where the factors come from a file they are on the CPU.
-        mine = [_wide(moment.to(fit.task.device)) for moment in sides[side]]
-        traces = [float(_diagonal(moment).double().sum()) for moment in sides[other]]
+        mine = [wide(moment.to(fit.task.device)) for moment in sides[side]]
+        traces = [float(diagonal(moment).double().sum()) for moment in sides[other]]
         weights = [scale * trace for scale, trace in zip(scales, traces, strict=True)]
         sketches, blocks = ([factors.get(f"{side}_{kind}.{index}.{role}") for role in roles] for kind in ("sketch", "block"))
         omega_NK, places_K = fit.probes.omega(index, side), factors.get(f"{side}_places.{index}")
         whole: Tensor | None = None
         if any(moment.ndim == 2 for moment in mine):
-            basis = whole = _eigenvectors(mine, weights, dtype)
+            basis = whole = eigenvectors(mine, weights, dtype)
         elif places_K is not None and any(block is not None for block in blocks):
             basis, values_KN = blocked_basis(places_K.round().long(), blocks, mine, weights)
         elif omega_NK is not None and any(sketch is not None for sketch in sketches):
@@ -373,17 +373,12 @@ def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, T
         else:
             basis = None
         if basis is whole:
-            values_KN = torch.stack([_diagonal_in(moment, whole) for moment in mine]) if mine else torch.zeros(1, size).double()
+            values_KN = torch.stack([diagonal_in(moment, whole) for moment in mine]) if mine else torch.zeros(1, size).double()
         if side == "outputs" and scales:
             values_KN = values_KN * torch.tensor(scales, dtype=values_KN.dtype, device=values_KN.device)[:, None]
         found[f"{side}_values.{index}"] = values_KN.to(dtype)
         found |= basis_tensors(basis, side, index, dtype)
     return found
-
-
-def _wide(moment: Tensor) -> Tensor:
-    """In float64, but for a long side."""
-    return moment if moment.ndim == 2 and len(moment) > LONG_SIDE else moment.double()
 
 
 def _decomposition(factors: dict[str, Tensor], index: int) -> int:
@@ -394,43 +389,3 @@ def _decomposition(factors: dict[str, Tensor], index: int) -> int:
         if value.ndim == 2 and name.split(".")[1] == str(index)
     }
     return sum(sides.values())
-
-
-def _eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N); `dtype` is what they were summed in."""
-    total_NN = sum(
-        weight * (moment if moment.ndim == 2 else torch.diag(moment)) for moment, weight in zip(moments, weights, strict=True)
-    )
-    assert isinstance(total_NN, Tensor)
-    values_N, vectors_NN = torch.linalg.eigh((total_NN + total_NN.T) / 2)
-    return _with_settled_null_space(values_N, vectors_NN, dtype)
-
-
-def _with_settled_null_space(values_N: Tensor, vectors_NN: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same eigenvectors, but those of eigenvalue zero chosen by a rule where rounding would choose them.
-
-    Where there are fewer gradients than a side is long, any basis of the null space will do for the factor. The corrected eigenvalues there
-    are not zero where labels are drawn anew for them, and scores would differ between machines (by 2e-3 in a case of ours). The rule: the
-    basis in which a fixed ramp over the coordinates is diagonal.
-    """
-    size = len(values_N)
-    # Of the factor's own type, since that is what its sum was rounded to.
-    is_null_N = values_N <= 8 * size**0.5 * torch.finfo(dtype).eps * values_N[-1]
-    if is_null_N.sum() < 2:
-        return vectors_NN
-    null_NZ = vectors_NN[:, is_null_N]
-    ramp_N = torch.arange(1, size + 1, dtype=null_NZ.dtype, device=null_NZ.device) / size
-    turn_ZZ = torch.linalg.eigh(null_NZ.T @ (ramp_N[:, None] * null_NZ))[1]
-    return torch.cat([null_NZ @ turn_ZZ, vectors_NN[:, ~is_null_N]], 1)
-
-
-def _diagonal(moment: Tensor) -> Tensor:
-    return moment.diagonal() if moment.ndim == 2 else moment
-
-
-def _diagonal_in(moment: Tensor, basis_NN: Tensor | None) -> Tensor:
-    """Diagonal of basis^T moment basis, clamped to what a second moment can have."""
-    if basis_NN is None:
-        return _diagonal(moment)
-    inside_NN = moment @ basis_NN if moment.ndim == 2 else moment[:, None] * basis_NN
-    return (basis_NN * inside_NN).sum(0).clamp_min(0)

@@ -21,6 +21,8 @@ from whence.settings.exact import (
     Source,
     TracIn,
     Unroll,
+)
+from whence.settings.exact_by_name import (
     exact_settings,
     factors_folder,
     final_settings,

@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,22 +17,21 @@ from whence.compress import Aligned, Encoder
 from whence.curvature import fit_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
-from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
 from whence.pipeline.stored.learn_code import STAND_INS, cut_bases, relative_damping, sample_places
-from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping, turns
+from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
+from whence.pipeline.stored.write_rows import write_rows
 from whence.progress import meter, say
-from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, Runtime, only_options, split_options, split_runtime
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
-    Pending,
     Seal,
     Store,
     StoredUnit,
@@ -48,7 +47,6 @@ from whence.store import (
     open_writer,
     read_seals,
     read_tensors,
-    rows_type,
     sha256_of,
     sizes_told,
     write_fidelity,
@@ -57,7 +55,7 @@ from whence.store import (
 )
 from whence.tasks import AbstractTask, structure_of
 
-__all__ = ["build", "finish_store", "make_blueprint", "refuse_not_held"]
+__all__ = ["build", "finish_store", "make_blueprint"]
 
 # Of a shard on disk, and of its projected gradients in memory before they are cut to factors.
 _SHARD_BYTES = 32 << 20
@@ -179,7 +177,7 @@ def _built(
             if ranks.in_step and len(learned) > len(learned.keys() & {PROBE_FILE}):
                 # From the file: other machines may have rounded otherwise.
                 encoder, _ = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
-        _write_rows(task, plan, encoder, writer, positions, autocast, quiet, ranks)
+        write_rows(task, plan, encoder, writer, positions=positions, quiet=quiet, ranks=ranks)
         with held.alone():
             if not writer.is_finished():
                 files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
@@ -306,65 +304,6 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
             fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
         files = {**files, "curvature.safetensors": write_tensors(writer.folder / "curvature.safetensors", fisher)}
     writer.finish(files)
-
-
-def _write_rows(task, plan, encoder, writer: Writer, positions: int, autocast, quiet: bool, ranks: Ranks) -> None:
-    dataset, codec = writer.dataset, writer.blueprint.codec()
-    objective = objective_of(method_named(writer.blueprint.method))
-    norm_type = rows_type(writer.blueprint.dtype)
-    missing = sum(shard.stop - shard.start for shard in writer.pending)
-    # Of several processes each counts its own: about so many.
-    title, total, done = "gradients", len(dataset), len(dataset) - missing
-    if ranks.count > 1:
-        title, total, done = f"gradients (rank {ranks.rank} of {ranks.count})", -(-missing // ranks.count), 0
-    with meter(title, total, done=done, quiet=quiet) as progress:
-        for shard, is_kept, calls in _shards(writer, positions, ranks):
-            examples = dataset.examples[shard.start : shard.stop]
-            rows = gradient_rows(
-                task, plan, encoder, examples,
-                batching=Batching(positions, calls=calls), progress=progress, objective=objective, autocast=autocast,
-            )  # fmt: skip
-            if not is_kept:
-                continue
-            tensors = codec.encode(rows.units)
-            refuse_not_held(tensors, [example.id for example in examples], writer.blueprint.dtype)
-            columns = {"norms": rows.norms(), "weights": rows.weights}
-            kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
-            writer.write(shard, {**tensors, **kept})
-
-
-def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: str) -> None:
-    """Refuse rows that the stored type turned into infinities.
-
-    Args:
-        tensors: Of a shard, each with a leading axis of rows.
-        ids: Of the rows' examples.
-        dtype: The stored type, for the message.
-
-    Raises:
-        NonFinite: If a row is one, naming its example.
-    """
-    is_bad_N = torch.stack([~torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in tensors.values()]).any(0)
-    if bool(is_bad_N.any()):
-        raise NonFinite(
-            found=f"a gradient of the example {ids[int(is_bad_N.nonzero()[0])]!r} that {dtype} cannot hold",
-            needed="finite gradients, and a stored type of wide enough range",
-            do="drop this example, or store in another folder with dtype bfloat16 or float32",
-        )
-
-
-def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
-    """What this process runs.
-
-    Yields:
-        A shard, whether it is this process's to write, and how many batches to run at least.
-    """
-    if ranks.in_step:
-        for turn in turns(writer.pending, writer.dataset.examples, positions, ranks):
-            yield turn.shard, turn.is_kept, turn.calls
-        ranks.wait()
-    # Of ranks in step all shards are there by now, and are only looked at.
-    yield from ((shard, True, 0) for shard in writer.claims())
 
 
 def make_blueprint(

@@ -21,11 +21,12 @@ from whence.errors import BadInput, Unsupported
 from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.stored.build import finish_store, make_blueprint, refuse_not_held
+from whence.pipeline.stored.build import finish_store, make_blueprint
 from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.logged_factors import LoggedFactors
 from whence.pipeline.stored.logged_rows import check_rows
 from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
+from whence.pipeline.stored.write_rows import refuse_not_held
 from whence.progress import say
 from whence.settings import BuildConfig, FitConfig
 from whence.store import Store, check_writable, open_store, rows_type, write_store

@@ -103,7 +103,7 @@ def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: Alon
         if not runtime.is_quiet:
             say(f"checkpoint {number + 1} of {len(points)}: step {point.step:,} of {run.steps:,}")
         is_all = len(point.shares) == len(train)  # a run's examples are all in the data
-        met = train if is_all else Dataset([example for example in train.examples if example.id in point.shares])
+        met = train if is_all else Dataset([example for example in train.examples if example.id in point.shares], train.skipped)
         own = replace(settings, run=None, factors=None if folder is None else folder / f"step-{point.step}")
         tokens = {train.examples[place].id for place in wanted.tokens}
         asked = replace(wanted, tokens=[place for place, example in enumerate(met.examples) if example.id in tokens])

@@ -1,0 +1,59 @@
+"""Eigenvectors of second moments, and second moments in a basis.
+
+Axes: N coordinates of a side of a unit, Z of its null space.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from whence.curvature.sides import LONG_SIDE
+
+__all__ = ["diagonal", "diagonal_in", "eigenvectors", "wide"]
+
+
+def eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N); `dtype` is what they were summed in."""
+    total_NN = sum(
+        weight * (moment if moment.ndim == 2 else torch.diag(moment)) for moment, weight in zip(moments, weights, strict=True)
+    )
+    assert isinstance(total_NN, Tensor)
+    values_N, vectors_NN = torch.linalg.eigh((total_NN + total_NN.T) / 2)
+    return _with_settled_null_space(values_N, vectors_NN, dtype)
+
+
+def _with_settled_null_space(values_N: Tensor, vectors_NN: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same eigenvectors, but those of eigenvalue zero chosen by a rule where rounding would choose them.
+
+    Where there are fewer gradients than a side is long, any basis of the null space will do for the factor. The corrected eigenvalues there
+    are not zero where labels are drawn anew for them, and scores would differ between machines (by 2e-3 in a case of ours). The rule: the
+    basis in which a fixed ramp over the coordinates is diagonal.
+    """
+    size = len(values_N)
+    # Of the factor's own type, since that is what its sum was rounded to.
+    is_null_N = values_N <= 8 * size**0.5 * torch.finfo(dtype).eps * values_N[-1]
+    if is_null_N.sum() < 2:
+        return vectors_NN
+    null_NZ = vectors_NN[:, is_null_N]
+    ramp_N = torch.arange(1, size + 1, dtype=null_NZ.dtype, device=null_NZ.device) / size
+    turn_ZZ = torch.linalg.eigh(null_NZ.T @ (ramp_N[:, None] * null_NZ))[1]
+    return torch.cat([null_NZ @ turn_ZZ, vectors_NN[:, ~is_null_N]], 1)
+
+
+def diagonal(moment: Tensor) -> Tensor:
+    """Of a second moment, shape (N,), which may be all there is of it."""
+    return moment.diagonal() if moment.ndim == 2 else moment
+
+
+def diagonal_in(moment: Tensor, basis_NN: Tensor | None) -> Tensor:
+    """Diagonal of basis^T moment basis, clamped to what a second moment can have."""
+    if basis_NN is None:
+        return diagonal(moment)
+    inside_NN = moment @ basis_NN if moment.ndim == 2 else moment[:, None] * basis_NN
+    return (basis_NN * inside_NN).sum(0).clamp_min(0)
+
+
+def wide(moment: Tensor) -> Tensor:
+    """In float64, but for a long side."""
+    return moment if moment.ndim == 2 and len(moment) > LONG_SIDE else moment.double()
