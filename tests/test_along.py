@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import whence
-from tests.test_source import COUNT, data, network, queries_of, train
+from tests.test_source import COUNT, data, network, queries_of, train, train_in_stages
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline.through.along import Point, points_of
@@ -108,20 +108,8 @@ def test_they_are_means_of_tables_at_the_recorded_weights(tmp_path, method):
 
 
 def test_stages_count_by_what_was_met_in_them(tmp_path):
-    inputs, labels = data()
-    model = network("mlp")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with whence.Recorder(tmp_path, model, optimizer, every=3) as run:
-        for stage, places in (("first", range(30)), ("second", range(20, 50))):
-            run.stage(stage, optimizer)
-            for step in range(6):
-                batch = list(places)[step % 2 :: 2]
-                run.batch(batch)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
-                optimizer.step()
-    task = whence.Classification(model)
-    train_set = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
+    stages = {"first": range(30), "second": range(20, 50)}
+    task, train_set = train_in_stages(tmp_path, stages, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     queries = queries_of(task, 2)
     table = along(task, tmp_path, train_set, queries, checkpoints=1, tokens_of=["25"])
     points = points_of(whence.open_run(tmp_path), 1)
@@ -169,3 +157,10 @@ def test_where_there_is_no_table_it_is_refused(tmp_path):
     other = whence.Classification(network("softmax", seed=4))
     with pytest.raises(StoreMismatch, match="is not what the run in .* ended with"):
         along(other, tmp_path, train_set, queries)
+
+
+def test_a_run_that_never_learned_has_no_middle(tmp_path):
+    stages = {"still": range(60)}
+    task, train_set = train_in_stages(tmp_path, stages, lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    with pytest.raises(BadInput, match="found a run whose learning rates are all 0; needed a step that moved the weights"):
+        along(task, tmp_path, train_set, queries_of(task, 2))

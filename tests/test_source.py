@@ -64,6 +64,25 @@ def train(folder, name, *, kind="softmax", epochs=6, size=10, every=6, falling=F
     return model, task, task.prepare(records), (start, batches, rates)
 
 
+def train_in_stages(folder, stages, new_optimizer):
+    """A recorded run of six steps a stage, each stage on examples of its own; returns its task and the training examples."""
+    inputs, labels = data()
+    model = network("mlp")
+    optimizer = new_optimizer(model.parameters())
+    with whence.Recorder(folder, model, optimizer, every=3) as run:
+        for stage, places in stages.items():
+            optimizer = new_optimizer(model.parameters())
+            run.stage(stage, optimizer)
+            for step in range(6):
+                batch = list(places)[step % 2 :: 2]
+                run.batch(batch)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+                optimizer.step()
+    task = whence.Classification(model)
+    return task, task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
+
+
 def queries_of(task, count=12):
     inputs, labels = data(5, count)
     return task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
@@ -267,21 +286,8 @@ def test_mean_weights_make_one_fit_per_segment(tmp_path):
 
 
 def test_stages_are_attributed_to_their_own_examples(tmp_path):
-    inputs, labels = data()
-    model = network("mlp")
-    optimizer = OPTIMIZERS["momentum"](model.parameters())
-    with whence.Recorder(tmp_path, model, optimizer, every=3) as run:
-        for stage, places in (("first", range(30)), ("second", range(20, 60))):
-            optimizer = OPTIMIZERS["momentum"](model.parameters())
-            run.stage(stage, optimizer)
-            for step in range(6):
-                batch = list(places)[step % 2 :: 2]
-                run.batch(batch)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
-                optimizer.step()
-    task = whence.Classification(model)
-    train_set = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
+    stages = {"first": range(30), "second": range(20, 60)}
+    task, train_set = train_in_stages(tmp_path, stages, OPTIMIZERS["momentum"])
     found = whence.open_run(tmp_path).segments(3)
     assert [(one.start, one.stop, one.checkpoints) for one in found] == [
         (0, 3, (3,)), (3, 6, (6,)), (6, 9, (9,)), (9, 12, (12,)),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset
+from whence.errors import BadInput
 from whence.pipeline.exact.scorer import Wanted, fit_scorer
 from whence.progress import say
 from whence.records import ScoreTable
@@ -52,9 +53,17 @@ def points_of(run: Run, count: int) -> list[Point]:
 
     Returns:
         In order of steps.
+
+    Raises:
+        BadInput: If no step had a learning rate.
     """
-    rates = run.mean_rates()
-    done = [0.0, *accumulate(rates)]
+    done = [0.0, *accumulate(run.mean_rates())]
+    if not done[-1]:
+        raise BadInput(
+            found="a run whose learning rates are all 0",
+            needed="a step that moved the weights",
+            do="leave run out, or pass the folder of another run",
+        )
     found: list[Point] = []
     for start, stop in run.stages:
         inside = [step for step in run.checkpoints if start < step <= stop]
