@@ -11,7 +11,7 @@ TEST = OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
 LOWEST = $(addprefix tests/test_, $(addsuffix .py, internals matmul capture compress quantize scores exact ekfac store tasks lm_records \
   record record_lightning cli))
 
-.PHONY: help demo page test test-all test-browser test-lowest fuzz check bench docs clean
+.PHONY: help demo page test test-all test-browser test-lowest fuzz check bench docs site clean
 help:            ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -63,6 +63,10 @@ bench: .venv-test/ready  ## print the tables of docs/results.md; about an hour t
 	.venv-test/bin/whence bench -o whence-bench
 	.venv-test/bin/python benchmarks/bench_tables.py whence-bench
 
+site: .venv-site/ready  ## the documentation as a site that needs no server: site/index.html
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet
+	@echo "open site/index.html"
+
 docs: .venv-test/ready  ## write the generated pages
 	.venv-test/bin/python docs/generate.py
 
@@ -78,6 +82,11 @@ docs: .venv-test/ready  ## write the generated pages
 	.venv-test/bin/python $(PIP) --editable '.[dev]'
 	@touch $@
 
+.venv-site/ready: constraints.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/python $(PIP) mkdocs-material
+	@touch $@
+
 .venv-lowest/ready: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
@@ -87,4 +96,4 @@ docs: .venv-test/ready  ## write the generated pages
 	@touch $@
 
 clean:           ## remove environments and caches; keeps whence-demo
-	rm -rf .venv .venv-test .venv-lowest .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-test .venv-lowest .venv-site site .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
