@@ -21,7 +21,7 @@ import torch
 
 from whence.bench import load_setting
 from whence.data import Dataset, Example
-from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.prepared import PreparedQuery
 from whence.progress import meter
 from whence.score import top_scores
 from whence.settings import Damping
@@ -90,7 +90,9 @@ def main():
     torch.set_num_threads(1)
     like, setting = open_store(arguments.store), load_setting(arguments.setting)
     queries = Dataset(setting.queries.examples[: arguments.queries])
-    ready_QK = Asked.prepare(like, setting.task, queries, Damping(), True).ready[0].flatten(1).float().contiguous()
+    ready_QK = (
+        PreparedQuery.prepare(like, setting.task, queries, Damping(), True).preconditioned[0].flatten(1).float().contiguous()
+    )
     real_NK = torch.cat([like.codec.decode(tensors, 0).flatten(1) for _, tensors in like.shards()]).float()
     print("| rows | shortlist by | recall of 100 | ms a query | to make, s | MiB in memory |")
     print("|---|---|---|---|---|---|")

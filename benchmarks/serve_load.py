@@ -25,7 +25,7 @@ import torch
 import whence
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, save, train_tokenizer
-from whence.pipeline.stored.prepared import Warm
+from whence.pipeline.stored.prepared import PreparedStore
 from whence.progress import meter, say
 from whence.records import Recipe
 from whence.score import top_scores
@@ -54,7 +54,7 @@ def make_store(folder, rows, rank):
 
 def bare(store, task, users, seconds):
     """Seconds of one round of as many queries as there are users, warm, without a service; and processor seconds of a query."""
-    warm = Warm.of(store, task)
+    warm = PreparedStore.of(store, task)
     queries = task.prepare([{"id": str(user), **question(user)} for user in range(users)])
     found, until, spent = [], time.monotonic() + seconds, time.process_time()
     while not found or time.monotonic() < until:

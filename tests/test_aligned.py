@@ -149,15 +149,15 @@ def test_bytes_per_example_are_kept(tmp_path, size, most):
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.stored.prepared import Asked
+    from whence.pipeline.stored.prepared import PreparedQuery
 
     task, dataset = zoo.make(name, count=8)
     store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)
-    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
+    asked = PreparedQuery.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:2]), quiet=True)
     for place in (1, 0):  # one query after the other: what is kept of the last one is not used for the next
         for row, example in enumerate(dataset.examples):
-            parts = token_scores(task, asked.plan, asked.encoder, example, [unit[place] for unit in asked.ready])
+            parts = token_scores(task, asked.plan, asked.encoder, example, [unit[place] for unit in asked.preconditioned])
             assert float(parts.sum()) == pytest.approx(float(table.scores[place, row]), rel=1e-6, abs=1e-10)
 
 

@@ -156,15 +156,15 @@ def test_equal_scores_come_in_row_order():
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
 def test_token_scores_add_up(tmp_path, name):
-    from whence.pipeline.stored.prepared import Asked
+    from whence.pipeline.stored.prepared import PreparedQuery
     from whence.score import token_scores
 
     task, dataset = zoo.make(name, count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3)
-    asked = Asked.prepare(store, task, Dataset(dataset.examples[:1]), whence.Damping(relative=0.1), True)
+    asked = PreparedQuery.prepare(store, task, Dataset(dataset.examples[:1]), whence.Damping(relative=0.1), True)
     table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
     for row, example in enumerate(dataset.examples):
-        parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.ready])
+        parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.preconditioned])
         assert parts.shape == (example.length,)
         assert float(parts.sum()) == pytest.approx(float(table.scores[0, row]), rel=1e-8, abs=1e-12)
 
@@ -334,14 +334,14 @@ def test_a_gradient_of_nothing_but_rounding_is_not_blown_up(tmp_path, method, dt
 
 
 def test_a_score_that_is_not_finite_names_its_example(tmp_path):
-    from whence.pipeline.stored.prepared import Asked
+    from whence.pipeline.stored.prepared import PreparedQuery
     from whence.progress import meter
     from whence.score import all_scores, row_scores
 
     task, dataset = zoo.make("linear", count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3, rows_per_shard=3)
-    asked = Asked.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
-    bad = [torch.stack([unit[0], torch.full_like(unit[1], torch.nan)]) for unit in asked.ready]
+    asked = PreparedQuery.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
+    bad = [torch.stack([unit[0], torch.full_like(unit[1], torch.nan)]) for unit in asked.preconditioned]
     first = store.example(0)["id"]
     with (
         meter("scan", 8, quiet=True) as progress,

@@ -98,7 +98,7 @@ def test_few_chunks_are_held(tmp_path):
     dataset = whence.spool(make_task(), make_records(60), tmp_path / "spool", quiet=True)
     assert isinstance(dataset.examples, Spooled)
     assert [example.id for example in dataset.examples] == [f"r{number}" for number in range(60)]
-    assert len(dataset.examples._held) == spool_module._HELD < 60 // 5
+    assert len(dataset.examples._in_memory) == spool_module._FILES_IN_MEMORY < 60 // 5
 
 
 def test_a_finished_folder_is_used_again_and_an_unfinished_one_is_made_again(tmp_path):

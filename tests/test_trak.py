@@ -12,7 +12,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.pipeline import forecast_build
 from whence.pipeline.stored.encoders import stored_encoder
-from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.prepared import PreparedQuery
 from whence.score import token_scores
 from whence.store import verify_store
 
@@ -126,13 +126,13 @@ def test_ensembles_average_scores_and_weights_apart(tmp_path, method):
 def test_token_scores_add_up(tmp_path, name, method):
     task, _, asked, _ = made(tmp_path, name, method=method, rank=3)
     store = whence.open_store(tmp_path / "store")
-    ready = Asked.prepare(store, task, asked, whence.Damping(relative=0.1), True)
+    ready = PreparedQuery.prepare(store, task, asked, whence.Damping(relative=0.1), True)
     table = whence.score_table(store, task, asked, relative_damping=0.1, quiet=True)
     weights = torch.cat([tensors.get("weights", torch.ones(len(tensors["norms"]))) for _, tensors in store.shards()])
     examples = zoo.make(name, count=14)[1].examples[3:]
     for row, example in enumerate(examples):
         # The parts are of the loss's gradient, weights included.
-        parts = token_scores(task, ready.plan, ready.encoder, example, [unit[0] for unit in ready.ready])
+        parts = token_scores(task, ready.plan, ready.encoder, example, [unit[0] for unit in ready.preconditioned])
         assert float(parts.sum()) == pytest.approx(float(table.scores[0, row]), rel=1e-8, abs=1e-12), weights[row]
 
 

@@ -26,7 +26,7 @@ from whence.cli import main
 from whence.distributed import Ranks
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, WorkerLost
 from whence.load import load_task
-from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.prepared import PreparedQuery
 from whence.progress import meter
 from whence.score import all_scores, top_scores
 from whence.workers import Processes, RowChoice, Workers, pieces
@@ -67,16 +67,16 @@ def pool():
 
 
 def asked_of(store, queries=QUERIES):
-    return Asked.prepare(store, make_task(), queries, whence.Damping(), True)
+    return PreparedQuery.prepare(store, make_task(), queries, whence.Damping(), True)
 
 
 def alone(asked, k):
     with meter("", len(asked.store), quiet=True) as progress:
-        return top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+        return top_scores(asked.store, asked.preconditioned, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
 
 
 def by(workers, asked, k, **more):
-    return workers.top_scores(asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots, **more)
+    return workers.top_scores(asked.store, asked.preconditioned, k, norms_Q=asked.norms_Q, roots=asked.roots, **more)
 
 
 def is_same(found, wanted):
@@ -123,13 +123,13 @@ def test_workers_find_what_one_process_finds(stores, pool, method, k):
 def test_every_score_is_that_of_one_process(stores, pool, method):
     asked = asked_of(stores[method])
     with meter("", RECORDS, quiet=True) as progress:
-        wanted = all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
-    assert torch.equal(pool.all_scores(asked.store, asked.ready, norms_Q=asked.norms_Q, roots=asked.roots), wanted)
+        wanted = all_scores(asked.store, asked.preconditioned, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+    assert torch.equal(pool.all_scores(asked.store, asked.preconditioned, norms_Q=asked.norms_Q, roots=asked.roots), wanted)
 
 
 def test_masks_and_sums_are_those_of_a_sort(stores, pool):
     asked = asked_of(stores["lorif"])
-    scores_QN = pool.all_scores(asked.store, asked.ready, norms_Q=None)
+    scores_QN = pool.all_scores(asked.store, asked.preconditioned, norms_Q=None)
     draw = np.random.default_rng(0)
     keep = {0: draw.random(RECORDS) < 0.5, 2: np.arange(RECORDS) == 41}
     group_N, advanced = draw.integers(0, 5, RECORDS), []
@@ -355,7 +355,7 @@ def test_what_a_worker_finds_wrong_is_said_here(tmp_path, pool):
     good = asked_of(whence.build(make_task(), make_records(10), tmp_path / "good", **{**SMALL, **METHODS["lorif"]}))
     with pytest.raises(NonFinite, match=r"found a score of query 1 for the example 'r\d' that is NaN or infinite"):
         pool.top_scores(
-            good.store, [unit * torch.tensor([1, torch.nan, 1])[:, None, None] for unit in good.ready], 4, norms_Q=None
+            good.store, [unit * torch.tensor([1, torch.nan, 1])[:, None, None] for unit in good.preconditioned], 4, norms_Q=None
         )
     assert is_same(by(pool, good, 4), alone(good, 4))
 

@@ -36,12 +36,12 @@ class Whitened:
     Args:
         bases: The curvature's bases, as projections that keep all directions.
         weights: Per unit (eigenvalue + damping)^-1/2, shape (O, I).
-        kept: Per unit which of its O x I coordinates are kept, ascending; None for all.
+        coordinates_kept: Per unit which of its O x I coordinates are kept, ascending; None for all.
     """
 
     bases: Kronecker
     weights: tuple[Tensor, ...]
-    kept: tuple[Tensor | None, ...]
+    coordinates_kept: tuple[Tensor | None, ...]
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -50,7 +50,10 @@ class Whitened:
 
     def shapes(self) -> list[tuple[int, int]]:
         """One row of coordinates per unit."""
-        return [(1, len(kept) if kept is not None else w.numel()) for kept, w in zip(self.kept, self.weights, strict=True)]
+        return [
+            (1, len(kept_K) if kept_K is not None else w.numel())
+            for kept_K, w in zip(self.coordinates_kept, self.weights, strict=True)
+        ]
 
     def gains(self) -> list[float]:
         """Damping is inside."""
@@ -63,15 +66,15 @@ class Whitened:
     def coordinates(self, index: int, rows_BOI: Tensor) -> Tensor:
         """From a unit's gradients in the bases to what is kept of them, shape (B, U)."""
         rows_BU = (rows_BOI * self.weights[index].to(rows_BOI)).flatten(1)
-        kept = self.kept[index]
-        return rows_BU if kept is None else rows_BU[:, kept]
+        kept_K = self.coordinates_kept[index]
+        return rows_BU if kept_K is None else rows_BU[:, kept_K]
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
-        weights_OI, kept = self.weights[index], self.kept[index]
+        weights_OI, kept_K = self.weights[index], self.coordinates_kept[index]
         query_U = queries[index].flatten()
-        if kept is not None:
-            query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept.cpu(), query_U)
+        if kept_K is not None:
+            query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept_K.cpu(), query_U)
         back_OI = query_U.view(weights_OI.shape) * weights_OI.to(query_U)
         return self.bases.position_scores(index, pair, {index: back_OI})
 
@@ -160,14 +163,14 @@ class Aligned:
         axes: A.
         dtype: How its numbers are to be stored.
         seed: Of the turning of rounded axes.
-        seen: The last query, and what it is behind the axes per unit of the plan.
+        last_query: The last query, and what it is behind the axes per unit of the plan.
     """
 
     whitened: Whitened
     axes: Axes
     dtype: str
     seed: int
-    seen: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    last_query: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -216,9 +219,9 @@ class Aligned:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
         query_K = queries[0].flatten()
         # Going back through the axes takes longer than a pass over an example, and all hits of a query share it.
-        if not self.seen or not torch.equal(self.seen[0], query_K):
-            self.seen[:] = [query_K.clone(), *self.back(query_K)]
-        return self.whitened.position_scores(index, pair, self.seen[1:])
+        if not self.last_query or not torch.equal(self.last_query[0], query_K):
+            self.last_query[:] = [query_K.clone(), *self.back(query_K)]
+        return self.whitened.position_scores(index, pair, self.last_query[1:])
 
 
 class _Codes:

@@ -69,12 +69,12 @@ class RowCodec:
 
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Name and shape per row of every tensor of a shard, in the order they are written."""
-        found: dict[str, tuple[int, ...]] = {name: (stop - start,) for name, start, stop in self._slabs()}
+        widths: dict[str, tuple[int, ...]] = {name: (stop - start,) for name, start, stop in self._slabs()}
         for index, (rank, (p, r)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
             if rank is not None:
-                found[f"left.{index}"] = (rank, p)
-                found[f"right.{index}"] = (rank, r)
-        return found
+                widths[f"left.{index}"] = (rank, p)
+                widths[f"right.{index}"] = (rank, r)
+        return widths
 
     def types(self) -> dict[str, torch.dtype]:
         """Type of every tensor of a shard."""

@@ -97,14 +97,14 @@ def _orthonormal(columns_NRC: Tensor) -> Tensor:
     A column that vanishes (a matrix of lower rank) becomes zero and stays so, which is right: it has nothing to hold.
     """
     tiny = torch.finfo(columns_NRC.dtype).tiny
-    kept: list[Tensor] = []
+    columns: list[Tensor] = []
     for column_NR in columns_NRC.unbind(2):
         before = column_NR.norm(dim=1, keepdim=True)
         for _ in range(2):
-            for other_NR in kept:
+            for other_NR in columns:
                 column_NR = column_NR - (column_NR * other_NR).sum(1, keepdim=True) * other_NR
         norm = column_NR.norm(dim=1, keepdim=True)
         # Below this share of the column only rounding is left, and its direction means nothing.
         real = norm > 10 * torch.finfo(columns_NRC.dtype).eps * before
-        kept.append(torch.where(real, column_NR / norm.clamp_min(tiny), torch.zeros_like(column_NR)))
-    return torch.stack(kept, 2)
+        columns.append(torch.where(real, column_NR / norm.clamp_min(tiny), torch.zeros_like(column_NR)))
+    return torch.stack(columns, 2)

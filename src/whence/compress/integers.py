@@ -135,8 +135,8 @@ def _planes(codes_NB: Tensor, bits: int, room: Tensor) -> Tensor:
         torch.bitwise_and(codes_NB, 0xF0, out=rest[0])
     else:
         first_NB.copy_(codes_NB)
-        for place, plane_NB in enumerate(rest, start=1):
-            torch.bitwise_right_shift(codes_NB, place * bits, out=plane_NB)
+        for plane, plane_NB in enumerate(rest, start=1):
+            torch.bitwise_right_shift(codes_NB, plane * bits, out=plane_NB)
         room_NPB.bitwise_and_(2**bits - 1)
     return room_NPB.flatten(1).view(torch.int8)
 

@@ -157,14 +157,14 @@ class RowSums:
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
         rows_BPR = self.kronecker.project(index, pair)
-        held = self.rows[index]
-        self.rows[index] = rows_BPR if held is None else held + rows_BPR
+        row = self.rows[index]
+        self.rows[index] = rows_BPR if row is None else row + rows_BPR
 
     def finished(self) -> list[Tensor]:
         """Per unit the projected gradients, shape (B, P, R); zeros for a unit that the loss did not reach."""
-        known = next((row for row in self.rows if row is not None), None)
-        dtype = torch.float32 if known is None else known.dtype
-        device = "cpu" if known is None else known.device
+        some_row = next((row for row in self.rows if row is not None), None)
+        dtype = torch.float32 if some_row is None else some_row.dtype
+        device = "cpu" if some_row is None else some_row.device
         return [
             torch.zeros(self.num_examples, *shape, dtype=dtype, device=device) if row is None else row
             for row, shape in zip(self.rows, self.kronecker.shapes(), strict=True)

@@ -179,7 +179,7 @@ class ChannelMask:
 
     def shapes(self) -> list[tuple[int, int]]:
         """(1, K) of every unit, or (P, R) where all that is kept fits without slots."""
-        return [one.shape for one in self.channels]
+        return [channels.shape for channels in self.channels]
 
     def gains(self) -> list[float]:
         """The squared scales of all kept entries add up to as many as the unit has."""
@@ -193,10 +193,12 @@ class ChannelMask:
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
-        one = self.channels[index]
-        left_TP, right_TR = _kept(pair.outputs, one.outputs_P)[0], _kept(pair.inputs, one.inputs_R)[0]
+        channels = self.channels[index]
+        left_TP, right_TR = _at_indices(pair.outputs, channels.outputs_P)[0], _at_indices(pair.inputs, channels.inputs_R)[0]
         query = queries[index].flatten().to(left_TP.device)
-        weights_PR = (query if one.sketch is None else one.sketch.back(query)).view(left_TP.shape[1], -1) * one.scale
+        weights_PR = (query if channels.sketch is None else channels.sketch.back(query)).view(
+            left_TP.shape[1], -1
+        ) * channels.scale
         return torch.einsum("tp,pr,tr->t", left_TP.to(query), weights_PR, right_TR.to(query))
 
 
@@ -206,33 +208,33 @@ class _ChannelRows:
     def __init__(self, mask: ChannelMask, num_examples: int):
         self.mask = mask
         self.num_examples = num_examples
-        self.kept: list[Tensor | None] = [None] * len(mask.units)
+        self.rows: list[Tensor | None] = [None] * len(mask.units)
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
-        one = self.mask.channels[index]
-        if isinstance(pair.outputs, OneHot) and one.outputs_P is None and one.inputs_R is None:
+        channels = self.mask.channels[index]
+        if isinstance(pair.outputs, OneHot) and channels.outputs_P is None and channels.inputs_R is None:
             kept_BPR = pair.wide().gradient()
         else:
-            left_BTP, right_BTR = _kept(pair.outputs, one.outputs_P), _kept(pair.inputs, one.inputs_R)
+            left_BTP, right_BTR = _at_indices(pair.outputs, channels.outputs_P), _at_indices(pair.inputs, channels.inputs_R)
             wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
             kept_BPR = torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))
-        held = self.kept[index]
-        self.kept[index] = kept_BPR if held is None else held + kept_BPR
+        rows_BPR = self.rows[index]
+        self.rows[index] = kept_BPR if rows_BPR is None else rows_BPR + kept_BPR
 
     def finished(self) -> list[Tensor]:
         """Per unit the rows; zeros for a unit that the loss did not reach."""
-        known = next((kept for kept in self.kept if kept is not None), torch.zeros(()))
-        found = []
-        for one, kept_BPR in zip(self.mask.channels, self.kept, strict=True):
+        some_rows = next((rows for rows in self.rows if rows is not None), torch.zeros(()))
+        finished = []
+        for channels, kept_BPR in zip(self.mask.channels, self.rows, strict=True):
             if kept_BPR is None:
-                found.append(known.new_zeros(self.num_examples, *one.shape))
-            elif one.sketch is None:
-                found.append(kept_BPR * one.scale)
+                finished.append(some_rows.new_zeros(self.num_examples, *channels.shape))
+            elif channels.sketch is None:
+                finished.append(kept_BPR * channels.scale)
             else:
-                found.append(one.sketch.times(kept_BPR.flatten(1)).mul_(one.scale)[:, None])
-        return found
+                finished.append(channels.sketch.times(kept_BPR.flatten(1)).mul_(channels.scale)[:, None])
+        return finished
 
 
-def _kept(side: Side, places: Tensor | None) -> Tensor:
-    return side.dense() if places is None else side.columns(places)
+def _at_indices(side: Side, indices: Tensor | None) -> Tensor:
+    return side.dense() if indices is None else side.columns(indices)

@@ -85,11 +85,11 @@ class AxesSketch:
     def axes(self) -> Tensor:
         """Orthonormal columns, shape (N, D), largest eigenvalue first, float32."""
         half = nystroem_directions(self.omega, self.sketch)
-        found = torch.linalg.svd(half, full_matrices=False)[0]
-        found = torch.nn.functional.pad(found, (0, max(0, self.width_D - found.shape[1])))[:, : self.width_D]
+        axes = torch.linalg.svd(half, full_matrices=False)[0]
+        axes = torch.nn.functional.pad(axes, (0, max(0, self.width_D - axes.shape[1])))[:, : self.width_D]
         # The sign of an eigenvector is free: make its largest entry positive, so that runs agree.
-        largest = found.gather(0, found.abs().argmax(0, keepdim=True))
-        return (found * torch.where(largest < 0, -1.0, 1.0)).float()
+        largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+        return (axes * torch.where(largest < 0, -1.0, 1.0)).float()
 
 
 def nystroem_directions(omega_NK: Tensor, sketch_NK: Tensor, *, least: float = 1e-12) -> Tensor:

@@ -112,9 +112,9 @@ def _quantize_by_quarters(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
         least_N1 = torch.minimum(least_N1, error_N1)
     levels = ((best_ND + 3) / 2).to(torch.uint8).cpu().numpy()
     packed = np.zeros((len(levels), packed_width(levels.shape[1], 2)), dtype=np.uint8)
-    for place in range(4):
-        column = levels[:, place::4]
-        packed[:, : column.shape[1]] |= column << (2 * place)
+    for quarter in range(4):
+        column = levels[:, quarter::4]
+        packed[:, : column.shape[1]] |= column << (2 * quarter)
     return torch.from_numpy(packed), _unshortened(rows_ND, rows_ND * best_ND)
 
 

@@ -48,20 +48,20 @@ class QuantizedCodec:
     @cached_property
     def _sides(self) -> list[tuple[str, tuple[int, ...], int]]:
         """Name of each tensor of codes, its leading axes after the rows, and the numbers coded together."""
-        found: list[tuple[str, tuple[int, ...], int]] = []
+        sides: list[tuple[str, tuple[int, ...], int]] = []
         for index, (rank, (p, r)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
-            found += [(f"dense.{index}", (), p * r)] if rank is None else []
-            found += [(f"left.{index}", (rank,), p), (f"right.{index}", (rank,), r)] if rank is not None else []
-        return found
+            sides += [(f"dense.{index}", (), p * r)] if rank is None else []
+            sides += [(f"left.{index}", (rank,), p), (f"right.{index}", (rank,), r)] if rank is not None else []
+        return sides
 
     @cached_property
     def _scales(self) -> dict[str, slice]:
         """Where in a row's scales those of each tensor of codes are."""
-        found, at = {}, 0
+        slices, at = {}, 0
         for name, leading, _ in self._sides:
-            found[name] = slice(at, at + prod(leading))
-            at = found[name].stop
-        return found
+            slices[name] = slice(at, at + prod(leading))
+            at = slices[name].stop
+        return slices
 
     def row_bytes(self) -> int:
         """Bytes that one row takes, its scales counted in."""

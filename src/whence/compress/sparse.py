@@ -68,10 +68,10 @@ def random_places(size_N: int, count_M: int, *, seed: int, name: str) -> Tensor:
     while True:
         more = (stream.random_raw(2 * count_M) % np.uint64(size_N)).astype(np.int64)
         drawn = np.concatenate([drawn, more])
-        places, first = np.unique(drawn, return_index=True)
-        if len(places) >= count_M:
+        entries, first = np.unique(drawn, return_index=True)
+        if len(entries) >= count_M:
             # Those drawn first, so that every set is as likely as any other.
-            return torch.from_numpy(np.sort(places[np.argsort(first)[:count_M]]))
+            return torch.from_numpy(np.sort(entries[np.argsort(first)[:count_M]]))
 
 
 def _stream(kind: str, seed: int, size: int, width: int, name: str) -> np.random.Philox:

@@ -44,15 +44,15 @@ def turn_back(rows_BM: Tensor, first: int, *, seed: int) -> Tensor:
 
 
 def _signs(first: int, rows_BM: Tensor, seed: int) -> Tensor:
-    places = range(first, first + rows_BM.shape[1], TURNED)
+    starts = range(first, first + rows_BM.shape[1], TURNED)
     return torch.cat(
-        [random_matrix("rademacher", TURNED, 1, seed=seed, name=f"signs of coordinates from {place}")[:, 0] for place in places]
+        [random_matrix("rademacher", TURNED, 1, seed=seed, name=f"signs of coordinates from {start}")[:, 0] for start in starts]
     ).to(rows_BM)
 
 
 def _hadamard() -> Tensor:
     """Sylvester's, symmetric and orthogonal."""
-    found = torch.ones(1, 1)
-    while len(found) < _SIDE:
-        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found / _SIDE**0.5
+    signs = torch.ones(1, 1)
+    while len(signs) < _SIDE:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    return signs / _SIDE**0.5

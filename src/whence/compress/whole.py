@@ -62,7 +62,7 @@ class WholeProjection:
         kind: Dense entries of either distribution, or one random sign per parameter.
         seed: The run's seed.
         device: Where it works.
-        kept: Blocks drawn so far, if all of them fit.
+        blocks_drawn: Blocks drawn so far, if all of them fit.
     """
 
     plan_units: tuple[Unit, ...]
@@ -70,7 +70,7 @@ class WholeProjection:
     kind: Random | Literal["sparse"]
     seed: int
     device: torch.device
-    kept: dict[tuple[int, int], _Dense | SparseSketch] = field(default_factory=dict, repr=False, compare=False)
+    blocks_drawn: dict[tuple[int, int], _Dense | SparseSketch] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -126,8 +126,8 @@ class WholeProjection:
             yield start, min(start + step, unit.outputs)
 
     def _block(self, index: int, start: int, stop: int) -> "_Dense | SparseSketch":
-        if (index, start) in self.kept:
-            return self.kept[index, start]
+        if (index, start) in self.blocks_drawn:
+            return self.blocks_drawn[index, start]
         unit = self.plan_units[index]
         size, name = (stop - start) * unit.inputs, f"{unit.name}:rows from {start}"
         if self.kind == "sparse":
@@ -137,7 +137,7 @@ class WholeProjection:
             block = _Dense(matrix_NK.to(self.device))
         # 12 bytes a parameter for a slot and its sign.
         if self.units[0].inputs * (12 if self.kind == "sparse" else 4 * self.width_K) <= _KEPT_BYTES:
-            self.kept[index, start] = block
+            self.blocks_drawn[index, start] = block
         return block
 
 

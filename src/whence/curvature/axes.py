@@ -56,7 +56,7 @@ def fit_axes(
         mask = task.positions(batch)
 
         # Added only when the batch went through: one that did not fit is done again in halves.
-        found: dict[str, Tensor] = {}
+        axes: dict[str, Tensor] = {}
 
         def consume(index: int, pair: Pair) -> None:
             for side in ("outputs", "inputs"):
@@ -64,7 +64,7 @@ def fit_axes(
                 if name in sketches:
                     values = pair.outputs if side == "outputs" else pair.inputs
                     product = sketches[name].product(values, mask if pair.is_by_position else None)
-                    found[name] = product if name not in found else found[name] + product
+                    axes[name] = product if name not in axes else axes[name] + product
 
         capture(
             task,
@@ -72,10 +72,10 @@ def fit_axes(
             batch,
             consume,
             num_examples=len(chosen),
-            alone=lambda place: task.collate([chosen[place]]),
+            alone=lambda number: task.collate([chosen[number]]),
             autocast=autocast,
         )
-        for name, product in found.items():
+        for name, product in axes.items():
             sketches[name].sketch += product
         progress.advance(len(chosen))
 

@@ -50,18 +50,18 @@ def whiten(curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordin
     """
     values = [block.values_OI + value for block, value in zip(curvature.blocks, curvature.dampings(damping), strict=True)]
     shares = [(block.values_OI / value).flatten() for block, value in zip(curvature.blocks, values, strict=True)]
-    kept: list[Tensor | None] = [None] * len(values)
+    coordinates: list[Tensor | None] = [None] * len(values)
     if sum(map(len, shares)) > most_coordinates:
         # Ties at the threshold fall to the first ones.
         order = torch.cat(shares).argsort(descending=True, stable=True)[:most_coordinates]
         chosen = torch.zeros(sum(map(len, shares)), dtype=torch.bool).index_fill(0, order.cpu(), True)
-        kept = [part.nonzero()[:, 0] for part in chosen.split([len(share) for share in shares])]
+        coordinates = [part.nonzero()[:, 0] for part in chosen.split([len(share) for share in shares])]
     bases = Kronecker(
         tuple(block.unit for block in curvature.blocks),
         tuple(block.outputs_OO for block in curvature.blocks),
         tuple(block.inputs_II for block in curvature.blocks),
     )
-    return Whitened(bases, tuple(value.rsqrt() for value in values), tuple(kept))
+    return Whitened(bases, tuple(value.rsqrt() for value in values), tuple(coordinates))
 
 
 def solve_whitened(whitened: Whitened, rows: Sequence[Tensor]) -> list[Tensor]:
@@ -108,7 +108,7 @@ class Code:
 
 
 def code_axes(
-    rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int, asked: Sequence[int] = ()
+    rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int, query_rows: Sequence[int] = ()
 ) -> tuple[Axes, Code, Tensor]:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
@@ -123,7 +123,7 @@ def code_axes(
         choices: Sizes of code; wider ones than the sample has directions are cut to that.
         most_bytes: That the axes of all units may take.
         seed: Of the rotation.
-        asked: Places of examples that are to stand in for queries from outside.
+        query_rows: Places of examples that are to stand in for queries from outside.
 
     Returns:
         The axes, the size, and the codes that the asked examples would have as queries from outside the sample, shape (asked, K).
@@ -137,19 +137,21 @@ def code_axes(
     mix_SK, width = mixes[best], mixes[best].shape[1]
     bits = most_bits(sum(row.shape[1] for row in rows), width, most_bytes)
     few = slice(None, None, max(1, len(gram_SS) // _MEASURED))
-    exact_FK, made = gram_SS[few] @ mix_SK, []
+    exact_FK, by_block = gram_SS[few] @ mix_SK, []
     found_FK = torch.zeros_like(exact_FK)
     for first, block_SM in _blocks(rows):
         wide = torch.promote_types(block_SM.dtype, torch.float32)
-        made.append(Axes.of(block_SM.T.to(wide) @ mix_SK.to(wide), bits, first, seed=seed))
+        by_block.append(Axes.of(block_SM.T.to(wide) @ mix_SK.to(wide), bits, first, seed=seed))
         if bits < 32:
             turned_FM = turn(block_SM[few].to(wide), first, seed=seed)
-            for chosen, numbers_MK in made[-1].blocks():
+            for chosen, numbers_MK in by_block[-1].blocks():
                 found_FK += (turned_FM[:, chosen] @ numbers_MK.to(wide)).double()
     # Rounding shortens axes, all by nearly the same factor.
     size = 1.0 if bits == 32 else float((found_FK * exact_FK).sum() / found_FK.square().sum().clamp_min(_TINY))
-    axes = Axes(torch.cat([one.codes for one in made]), torch.cat([one.scales_M for one in made]) * size, bits, width)
-    chosen = torch.tensor(asked, dtype=torch.long)
+    axes = Axes(
+        torch.cat([block.codes for block in by_block]), torch.cat([block.scales_M for block in by_block]) * size, bits, width
+    )
+    chosen = torch.tensor(query_rows, dtype=torch.long)
     # What of an example no other one has, squared: the Schur complement of the others in the Gram matrix. Axes hold it by the example's mix.
     least = values_S[-1] * _NOISE
     own_A = 1 / (vectors_SS[chosen].square() / (values_S.clamp_min(0) + least)).sum(1) - least
@@ -159,7 +161,7 @@ def code_axes(
 
 def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
     """Tensors to be written, for `load_whitened`."""
-    tensors = {f"kept.{i}": value for i, value in enumerate(whitened.kept) if value is not None}
+    tensors = {f"kept.{i}": value for i, value in enumerate(whitened.coordinates_kept) if value is not None}
     for side, bases in (("outputs", whitened.bases.outputs), ("inputs", whitened.bases.inputs)):
         for index, basis in enumerate(bases):
             tensors |= basis_tensors(basis, side, index)
@@ -170,12 +172,14 @@ def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: 
     """What `save_whitened` took apart."""
 
     def named(name: str) -> tuple[Tensor | None, ...]:
-        found = [tensors.get(f"{name}.{index}") for index in range(len(units))]
-        return tuple(value if value is None else _laid_out(value, device) for value in found)
+        tensors_of = [tensors.get(f"{name}.{index}") for index in range(len(units))]
+        return tuple(value if value is None else _laid_out(value, device) for value in tensors_of)
 
     def side(name: str) -> tuple[Basis | None, ...]:
-        here = {key: _laid_out(value, device) for key, value in tensors.items() if key.split(".")[0].split("_")[0] == name}
-        return tuple(as_basis(here, name, index) for index in range(len(units)))
+        own_tensors = {
+            key: _laid_out(value, device) for key, value in tensors.items() if key.split(".")[0].split("_")[0] == name
+        }
+        return tuple(as_basis(own_tensors, name, index) for index in range(len(units)))
 
     bases = Kronecker(tuple(units), side("outputs"), side("inputs"))
     weights = tuple(value for value in named("weights") if value is not None)
@@ -240,7 +244,7 @@ def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         The place of the first, and the coordinates (S, at most TURNED).
     """
     widths = [row.shape[1] for row in rows]
-    ends = [sum(widths[: place + 1]) for place in range(len(widths))]
+    ends = [sum(widths[: index + 1]) for index in range(len(widths))]
     for first in range(0, ends[-1], TURNED):
         cuts = [
             row[:, max(0, first - end + width) : max(0, first + TURNED - end + width)]
@@ -252,9 +256,9 @@ def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 def _gram(row_SU: Tensor) -> Tensor:
     """Inner products of a unit's rows, in blocks of coordinates: each in the rows' own precision, their sum in float64."""
-    found = torch.zeros(len(row_SU), len(row_SU), dtype=torch.float64)
+    gram_SS = torch.zeros(len(row_SU), len(row_SU), dtype=torch.float64)
     for start in range(0, row_SU.shape[1], 1 << 14):
         block = row_SU[:, start : start + (1 << 14)]
         wide = block.to(torch.promote_types(block.dtype, torch.float32))
-        found += (wide @ wide.T).double().cpu()
-    return found
+        gram_SS += (wide @ wide.T).double().cpu()
+    return gram_SS

@@ -143,7 +143,7 @@ def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -
         Unsupported: If the state of one is another.
     """
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {}
+    by_unit = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
@@ -155,31 +155,31 @@ def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -
                 )
             if state and id(parameter) in name_of:
                 corrected = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
-                found[name_of[id(parameter)]] = float((corrected.sqrt() + group["eps"]).mean())
-    return found
+                by_unit[name_of[id(parameter)]] = float((corrected.sqrt() + group["eps"]).mean())
+    return by_unit
 
 
-def choose_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> ResolvedDamping:
+def choose_damping(recipe: Recipe | None, requested: Damping, *, default: float) -> ResolvedDamping:
     """What the user asked for, else what the recipe implies, else the method's default.
 
     Args:
         recipe: The training run, if known.
-        asked: What was asked for.
+        requested: What was asked for.
         default: The method's relative damping, taken without a recipe, and with one that lacks an adaptive optimizer's second moments.
 
     Returns:
         The choice, with a note that says where it comes from.
     """
-    if (number := _number(asked)) is not None:
+    if (number := _number(requested)) is not None:
         return number
-    if recipe is not None and (found := _of_recipe(recipe)) is not None:
-        return found
+    if recipe is not None and (recipe_damping := _of_recipe(recipe)) is not None:
+        return recipe_damping
     why = "no training recipe known" if recipe is None else f"the recipe says {recipe.optimizer} but not its second moments"
     note = f"damping {default:g} x mean eigenvalue, the method's default: {why}"
     return ResolvedDamping(default, None, note, label="default damping")
 
 
-def stored_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> ResolvedDamping:
+def stored_damping(recipe: Recipe | None, requested: Damping, *, default: float) -> ResolvedDamping:
     """Damping of a store's curvature: what the user asked for, else the method's share of the mean eigenvalue.
 
     The rules: "mean" .1 x the mean eigenvalue over all directions (Choe et al. 2024); "lorif" .5 x the same, trace / D (the code of Li et
@@ -189,7 +189,7 @@ def stored_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> 
 
     Args:
         recipe: The training run, if known.
-        asked: What was asked for.
+        requested: What was asked for.
         default: The method's relative damping.
 
     Returns:
@@ -198,12 +198,12 @@ def stored_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> 
     Raises:
         BadInput: If the rule needs a recipe and there is none.
     """
-    if asked.rule is None:
+    if requested.rule is None:
         note = f"damping {default:g} x mean eigenvalue, the method's default"
-        return _number(asked) or ResolvedDamping(default, None, note, label="default damping")
-    if asked.rule == "recipe":
-        found = None if recipe is None else _of_recipe(recipe)
-        if found is None:
+        return _number(requested) or ResolvedDamping(default, None, note, label="default damping")
+    if requested.rule == "recipe":
+        recipe_damping = None if recipe is None else _of_recipe(recipe)
+        if recipe_damping is None:
             raise BadInput(
                 found="damping_rule='recipe' without a known training run"
                 if recipe is None
@@ -211,21 +211,21 @@ def stored_damping(recipe: Recipe | None, asked: Damping, *, default: float) -> 
                 needed="a recipe that tells the damping",
                 do="pass recipe=whence.Recipe(...) to the task, or name another rule",
             )
-        return found
-    share, of_kept, source = _RULES[asked.rule]
+        return recipe_damping
+    share, of_kept, source = _RULES[requested.rule]
     base = "mean kept eigenvalue" if of_kept else "mean eigenvalue"
-    label = f"{asked.rule} damping"
+    label = f"{requested.rule} damping"
     return ResolvedDamping(share, None, f"damping {share:g} x {base} ({source})", label=label, of_kept=of_kept)
 
 
-def _number(asked: Damping) -> ResolvedDamping | None:
+def _number(requested: Damping) -> ResolvedDamping | None:
     """The number that was asked for; None if none was."""
-    if asked.relative is not None:
-        label = f"damping {asked.relative:g} x mean"
-        return ResolvedDamping(asked.relative, None, f"{label} eigenvalue, as asked", label=label)
-    if asked.absolute is not None:
-        label = f"damping {asked.absolute:g}"
-        return ResolvedDamping(None, asked.absolute, f"{label}, as asked", label=label)
+    if requested.relative is not None:
+        label = f"damping {requested.relative:g} x mean"
+        return ResolvedDamping(requested.relative, None, f"{label} eigenvalue, as asked", label=label)
+    if requested.absolute is not None:
+        label = f"damping {requested.absolute:g}"
+        return ResolvedDamping(None, requested.absolute, f"{label}, as asked", label=label)
     return None
 
 

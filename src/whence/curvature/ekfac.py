@@ -54,14 +54,16 @@ def fit_ekfac(
     run = replace(run, **options)
     with run.ranks.connected():
         fit = prepare_fit(task, plan, dataset, config, run)
-        with stages(run.folder, fit.identity, run.ranks) as kept:
-            bases = fit_bases(fit, kept)
+        with stages(run.folder, fit.identity, run.ranks) as fit_stages:
+            bases = fit_bases(fit, fit_stages)
 
             def make(ending: str, units: range) -> dict[str, Tensor]:
                 with fit.meter(f"eigenvalues{ending}") as progress:
                     return fit_values(fit, bases, progress, units)
 
-            return fit.finish(bases, in_groups(kept, "values", fit.costs("values"), fit.room_bytes, make), kept.notes)
+            return fit.finish(
+                bases, in_groups(fit_stages, "values", fit.costs("values"), fit.room_bytes, make), fit_stages.notes
+            )
 
 
 def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range) -> dict[str, Tensor]:
@@ -78,17 +80,17 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
     def sums_of(items: Sequence[int]) -> dict[int, Tensor]:
         chosen = [fit.dataset.examples[item] for item in items]
         labelled = numbered(fit.task.collate(chosen), len(chosen), fit.task.device)
-        found = _squares(fit, blocks, chosen, labelled, shared)
-        while found is None:
-            found = _squares(fit, blocks, chosen, labelled, shared)
-        return found
+        squares = _squares(fit, blocks, chosen, labelled, shared)
+        while squares is None:
+            squares = _squares(fit, blocks, chosen, labelled, shared)
+        return squares
 
     def run(items: Sequence[int]) -> None:
         # Added only when the batch went through: one that did not fit is done again in halves.
-        found = sums_of(items)
-        if (unit := _not_finite(found, fit.plan)) is not None:
+        sums = sums_of(items)
+        if (unit := _not_finite(sums, fit.plan)) is not None:
             raise blamed(fit, items, unit, "squared gradient", lambda some: _not_finite(sums_of(some), fit.plan))
-        for index, value in found.items():
+        for index, value in sums.items():
             totals[index] = value if index not in totals else totals[index].add_(value)
         progress.advance(len(items))
 
@@ -101,10 +103,10 @@ def fit_values(fit: Fit, bases: dict[str, Tensor], progress: Meter, units: range
     for index in units:
         unit = fit.plan.units[index]
         sums.setdefault(f"values.{index}", torch.zeros(unit.outputs, unit.inputs))
-    found = {name: value.div_(len(fit.dataset)) for name, value in sums.items()}
+    means = {name: value.div_(len(fit.dataset)) for name, value in sums.items()}
     for index, block in blocks.items():
-        even_rest(found[f"values.{index}"], block.outputs_OO, block.inputs_II)
-    return found
+        even_rest(means[f"values.{index}"], block.outputs_OO, block.inputs_II)
+    return means
 
 
 def _not_finite(sums: Mapping[int, Tensor], plan: Plan) -> str | None:
@@ -126,7 +128,7 @@ def _squares(
             labelled,
             consume,
             num_examples=len(chosen),
-            alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
+            alone=lambda index: numbered(fit.task.collate([chosen[index]]), 1, fit.task.device, first=index),
             objective=objective,
         )
         if not squares.finish():

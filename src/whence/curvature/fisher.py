@@ -103,7 +103,7 @@ def load_fishers(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Fi
     Raises:
         StoreCorrupt: If they are not of such rows.
     """
-    found = []
+    fishers = []
     for index, size in enumerate(sizes):
         vectors_DK, values_K, traces = (tensors.get(name) for name in (f"vectors.{index}", f"values.{index}", "traces"))
         if vectors_DK is None or values_K is None or traces is None or traces.shape != (len(sizes),):
@@ -113,10 +113,10 @@ def load_fishers(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Fi
         elif not (vectors_DK.is_floating_point() and values_K.dtype == vectors_DK.dtype and traces.is_floating_point()):
             why = f"vectors.{index} are of {vectors_DK.dtype}, values.{index} of {values_K.dtype}"
         else:
-            found.append(Fisher(vectors_DK, values_K, float(traces[index])))
+            fishers.append(Fisher(vectors_DK, values_K, float(traces[index])))
             continue
         raise StoreCorrupt(**damaged(Path("curvature.safetensors"), why))
-    return found
+    return fishers
 
 
 def leading_directions(
@@ -148,7 +148,7 @@ def leading_directions(
             vectors.flip(1).to(dtype).contiguous(), values.flip(0).clamp_min(0).to(dtype), float(total_DD.trace()) / num_rows
         )
 
-    kept = min(rank, num_rows)
+    num_kept = min(rank, num_rows)
     basis = random_matrix("gaussian", size_D, min(rank + _OVERSAMPLING, size_D), seed=seed, name=f"fisher of {name}").double()
     for _ in range(1 + _POWER_ITERATIONS):
         basis = torch.linalg.qr(_times_gram(rows, basis))[0]
@@ -160,8 +160,8 @@ def leading_directions(
         trace += float(block.double().square().sum())
         dtype = block.dtype
     values, vectors = torch.linalg.eigh(small / num_rows)
-    leading = (basis @ vectors).flip(1)[:, :kept]
-    return Fisher(leading.to(dtype).contiguous(), values.flip(0)[:kept].clamp_min(0).to(dtype), trace / num_rows)
+    leading = (basis @ vectors).flip(1)[:, :num_kept]
+    return Fisher(leading.to(dtype).contiguous(), values.flip(0)[:num_kept].clamp_min(0).to(dtype), trace / num_rows)
 
 
 def _times_gram(rows: Callable[[], Iterator[Tensor]], basis: Tensor) -> Tensor:

@@ -65,25 +65,33 @@ def unit_bytes(task: AbstractTask, plan: Plan, config: FitConfig, classes: int =
     """
     number = number_bytes(task)
     modules = {layer.name: layer.module for layer in plan.layers}
-    found = []
+    sizes_by_unit = []
     class_units = units_of_classes(plan.units, classes)
     for index, unit in enumerate(plan.units):
         kinds = {_is_lookup(modules[name]) for name in unit.layers} or {False}
         sizes = (unit.outputs, unit.inputs)
-        kept = [directions_of(size, config) for size in sizes]
+        direction_counts = [directions_of(size, config) for size in sizes]
         # Of a one-hot side there is a diagonal only, which is its own basis; of a sketched one the diagonal and the sketch.
-        shapes = [size * size if width == size else size + size * width for size, width in zip(sizes, kept, strict=True)]
-        numbers = [size * width for size, width in zip(sizes, kept, strict=True)]
-        is_block = index in class_units and 0 < kept[0] < unit.outputs
+        shapes = [
+            size * size if width == size else size + size * width for size, width in zip(sizes, direction_counts, strict=True)
+        ]
+        numbers = [size * width for size, width in zip(sizes, direction_counts, strict=True)]
+        is_block = index in class_units and 0 < direction_counts[0] < unit.outputs
         if is_block:
-            shapes[0], numbers[0] = unit.outputs + kept[0] ** 2, kept[0] ** 2 + unit.outputs + kept[0]
-        factors = sum((unit.outputs if lookup else shapes[0]) + shapes[1] for lookup in kinds) + is_block * kept[0]
+            shapes[0], numbers[0] = (
+                unit.outputs + direction_counts[0] ** 2,
+                direction_counts[0] ** 2 + unit.outputs + direction_counts[0],
+            )
+        factors = sum((unit.outputs if lookup else shapes[0]) + shapes[1] for lookup in kinds) + is_block * direction_counts[0]
         if kinds == {True}:
-            kept[0] = numbers[0] = 0
+            direction_counts[0] = numbers[0] = 0
         bases = sum(numbers) + len(kinds) * sum(sizes)
-        work = max(_work_bytes(kept[0] if is_block else sizes[0], kept[0]), _work_bytes(sizes[1], kept[1]))
-        found.append(UnitBytes(number * factors, number * bases, number * unit.outputs * unit.inputs, work))
-    return found
+        work = max(
+            _work_bytes(direction_counts[0] if is_block else sizes[0], direction_counts[0]),
+            _work_bytes(sizes[1], direction_counts[1]),
+        )
+        sizes_by_unit.append(UnitBytes(number * factors, number * bases, number * unit.outputs * unit.inputs, work))
+    return sizes_by_unit
 
 
 def _work_bytes(size: int, width: int) -> int:
@@ -116,10 +124,10 @@ def in_groups(run: Stages, stage: str, costs: list[int], room_bytes: int | None,
         The tensors of all units.
     """
     parts = run.parts(stage, costs, float("inf") if room_bytes is None else room_bytes)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, units in parts.items():
-        found |= run.run(name, lambda name=name, units=units: make(name.removeprefix(stage), units))
-    return found
+        tensors |= run.run(name, lambda name=name, units=units: make(name.removeprefix(stage), units))
+    return tensors
 
 
 def of_units(consume: Consume, units: Container[int]) -> Consume:

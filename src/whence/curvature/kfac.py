@@ -159,8 +159,8 @@ class Fit:
                     cut.append(f"{side} of {unit.name}: {values_KN.shape[1]:,} axes")
         notes = [*basis_notes(cut), *notes]
         note = "; ".join([f"{self.rule}, {len(self.dataset):,} examples", *notes])
-        found = KroneckerCurvature(tuple(blocks), tuple(kfac), note)
-        return found.on(self.task.device) if self.room_bytes is None else found
+        curvature = KroneckerCurvature(tuple(blocks), tuple(kfac), note)
+        return curvature.on(self.task.device) if self.room_bytes is None else curvature
 
 
 def fit_kfac(
@@ -192,8 +192,8 @@ def fit_kfac(
     run = replace(run, **options)
     with run.ranks.connected():
         fit = prepare_fit(task, plan, dataset, config, run)
-        with stages(run.folder, fit.identity, run.ranks) as kept:
-            return fit.finish(fit_bases(fit, kept), None, kept.notes)
+        with stages(run.folder, fit.identity, run.ranks) as fit_stages:
+            return fit.finish(fit_bases(fit, fit_stages), None, fit_stages.notes)
 
 
 def prepare_fit(task: AbstractTask, plan: Plan, dataset: Dataset, config: FitConfig | None, run: FitRun) -> Fit:
@@ -258,17 +258,17 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
                 labelled,
                 of_units(sums, group),
                 num_examples=len(chosen),
-                alone=lambda place: numbered(fit.task.collate([chosen[place]]), 1, fit.task.device, first=place),
+                alone=lambda index: numbered(fit.task.collate([chosen[index]]), 1, fit.task.device, first=index),
                 objective=objective,
             )
         return sums.sums
 
     def run(items: Sequence[int]) -> None:
         # Added only when the batch went through: one that did not fit is done again in halves.
-        found = sums_of(items)
-        if (unit := _not_finite(found, fit.plan)) is not None:
+        sums = sums_of(items)
+        if (unit := _not_finite(sums, fit.plan)) is not None:
             raise blamed(fit, items, unit, "factor", lambda some: _not_finite(sums_of(some), fit.plan))
-        for name, value in found.items():
+        for name, value in sums.items():
             totals[name] = value if name not in totals else totals[name].add_(value)
         progress.advance(len(items))
 
@@ -278,8 +278,10 @@ def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[s
     if (unit := _not_finite(sums, fit.plan)) is not None:
         refuse_sum(unit, "factor", f"all {len(fit.dataset):,} examples")
     # Which classes a block is of belongs to it.
-    places = {index: fit.probes.block(index, "outputs") for index in group}
-    return sums | {f"outputs_places.{index}": place.double() for index, place in places.items() if place is not None}
+    outputs_indices = {index: fit.probes.block(index, "outputs") for index in group}
+    return sums | {
+        f"outputs_places.{index}": indices.double() for index, indices in outputs_indices.items() if indices is not None
+    }
 
 
 def blamed(fit: Fit, items: Sequence[int], unit: str, what: str, unit_of: Callable[[Sequence[int]], str | None]) -> NonFinite:
@@ -338,18 +340,18 @@ def _not_finite(sums: dict[str, Tensor], plan: Plan) -> str | None:
 
 def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
     """Eigenvectors of the factors, and what K-FAC's own eigenvalues are products of."""
-    found: dict[str, Tensor] = {}
+    bases: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units
-    for place in fit.ranks.balanced([_decomposition(factors, index) for index in group]):
-        found |= _solve_unit(fit, factors, group[place])
+    for position in fit.ranks.balanced([_decomposition(factors, index) for index in group]):
+        bases |= _solve_unit(fit, factors, group[position])
         progress.advance()
     # Sent, not solved by every process: eigenvectors have signs, and other machines round otherwise.
-    return fit.ranks.added_up(found)
+    return fit.ranks.added_up(bases)
 
 
 def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """Both bases of a unit, and K-FAC's eigenvalues in them."""
-    unit, found = fit.plan.units[index], {}
+    unit, bases = fit.plan.units[index], {}
     roles = [name.split(".")[2] for name in factors if name.startswith(f"count.{index}.")]
     sides = {side: [factors[f"{side}.{index}.{role}"] for role in roles] for side in ("outputs", "inputs")}
     # F = (1/N) sum over positions of (d d^T) x (a a^T), the two taken as independent over all positions.
@@ -376,9 +378,9 @@ def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, T
             values_KN = torch.stack([diagonal_in(moment, whole) for moment in mine]) if mine else torch.zeros(1, size).double()
         if side == "outputs" and scales:
             values_KN = values_KN * torch.tensor(scales, dtype=values_KN.dtype, device=values_KN.device)[:, None]
-        found[f"{side}_values.{index}"] = values_KN.to(dtype)
-        found |= basis_tensors(basis, side, index, dtype)
-    return found
+        bases[f"{side}_values.{index}"] = values_KN.to(dtype)
+        bases |= basis_tensors(basis, side, index, dtype)
+    return bases
 
 
 def _decomposition(factors: dict[str, Tensor], index: int) -> int:

@@ -85,9 +85,9 @@ def choose_labels(
     ends = [min(examples, key=lambda example: example.length), max(examples, key=lambda example: example.length)]
     outputs = _outputs_alone(task, ends)
     width = outputs[0].values_MC.shape[1]
-    is_one_row = all(len(found.values_MC) == 1 for found in outputs)
+    is_one_row = all(len(of_example.values_MC) == 1 for of_example in outputs)
     if labels == "exact" and not is_one_row:
-        raise Unsupported(**_several_rows(max(len(found.values_MC) for found in outputs)))
+        raise Unsupported(**_several_rows(max(len(of_example.values_MC) for of_example in outputs)))
     if labels == "exact" or (is_one_row and width <= _FEW_CLASSES and _is_one_row_each(task, examples)):
         return LabelRule("exact", width, seed)
     return LabelRule("sampled", 1, seed)
@@ -125,7 +125,7 @@ def objectives(
                 residuals_MC = _weighted_residuals(outputs, number, len(numbers_B))
             else:
                 outputs = task.outputs(model, inner) if head is None else head.rows(model, inner)
-                generators = [torch.Generator().manual_seed(seeds[place]) for place in numbers_B.tolist()]
+                generators = [torch.Generator().manual_seed(seeds[drawn]) for drawn in numbers_B.tolist()]
                 residuals_MC = outputs.sampled(generators).residuals()
             products_M = (outputs.values_MC * residuals_MC).sum(1)
             if rule.kind == "sampled":  # a mean over draws
@@ -150,10 +150,10 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
     with frozen(task.model), torch.no_grad():
         batch = task.collate(chosen)
         losses_B, told_B = task.loss(task.model, batch), task.outputs(task.model, batch).losses(len(chosen))
-    for example, loss, told in zip(chosen, losses_B.tolist(), told_B.tolist(), strict=True):
-        if abs(told - loss) > 1e-2 * abs(loss) + 1e-3:
+    for example, loss, told_loss in zip(chosen, losses_B.tolist(), told_B.tolist(), strict=True):
+        if abs(told_loss - loss) > 1e-2 * abs(loss) + 1e-3:
             raise BadInput(
-                found=f"outputs whose likelihood gives example {example.id!r} a loss of {told:.5g}, where the task's is {loss:.5g}",
+                found=f"outputs whose likelihood gives example {example.id!r} a loss of {told_loss:.5g}, where the task's is {loss:.5g}",
                 needed="the same loss, or the curvature would be that of another one",
                 do="correct the outputs function (rows, owners, targets, likelihood), or use labels='dataset'",
             )
@@ -165,11 +165,11 @@ def class_count(task: AbstractTask, plan: Plan, examples: Sequence[Example], con
     if not cut:
         return 0
     try:
-        found = _outputs_alone(task, [min(examples, key=lambda example: example.length)])[0]
+        outputs = _outputs_alone(task, [min(examples, key=lambda example: example.length)])[0]
     except Unsupported:  # a loss that does not say what it is a likelihood of
         return 0
-    classes = found.values_MC.shape[1]
-    return classes if found.likelihood == "categorical" and classes in cut else 0
+    classes = outputs.values_MC.shape[1]
+    return classes if outputs.likelihood == "categorical" and classes in cut else 0
 
 
 def likely_classes(task: AbstractTask, dataset: Dataset, count: int) -> Tensor:

@@ -58,10 +58,10 @@ def fit_mask(
     Returns:
         `places`, rising, int64: entries counted over all units one after the other, each row by row.
     """
-    kept = _KEPT_PER_NUMBER * width
+    num_candidates = _KEPT_PER_NUMBER * width
     size = joined_unit(plan.units).inputs
-    candidates_C = random_places(size, _CANDIDATES_PER_KEPT * kept, seed=seed, name="candidates for the mask")
-    if len(candidates_C) <= kept:
+    candidates_C = random_places(size, _CANDIDATES_PER_KEPT * num_candidates, seed=seed, name="candidates for the mask")
+    if len(candidates_C) <= num_candidates:
         progress.advance(len(examples))
         return {"places": candidates_C}
     chosen = examples[:: max(1, len(examples) // _EXAMPLES)][:_EXAMPLES]
@@ -74,7 +74,7 @@ def fit_mask(
         with torch.enable_grad():
             (-mask_objective(entries_NC, raw_NN, logits_C)).backward()
         optimizer.step()
-    best = logits_C.detach().cpu().topk(kept).indices
+    best = logits_C.detach().cpu().topk(num_candidates).indices
     return {"places": candidates_C[best].sort().values}
 
 
@@ -132,10 +132,10 @@ def _gradients(
 
     def run(items: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = [examples[item] for item in items]
-        kept, sums = entries.rows(len(chosen)), sketch.rows(len(chosen))
+        entry_rows, sums = entries.rows(len(chosen)), sketch.rows(len(chosen))
 
         def consume(index: int, pair: Pair) -> None:
-            kept(index, pair)
+            entry_rows(index, pair)
             sums(index, pair)
 
         batch = task.collate(chosen)
@@ -145,16 +145,16 @@ def _gradients(
             batch,
             consume,
             num_examples=len(chosen),
-            alone=lambda place: task.collate([chosen[place]]),
+            alone=lambda number: task.collate([chosen[number]]),
             objective="negated output",
             autocast=autocast,
         )
         progress.advance(len(chosen))
-        return kept.finished()[0][:, 0], sums.finished()[0][:, 0]
+        return entry_rows.finished()[0][:, 0], sums.finished()[0][:, 0]
 
     for batch in batches([example.length for example in examples], max_positions=max_positions):
         parts.extend(in_halves(batch, run, task.model))
         order.extend(batch)
     back = torch.tensor(order).argsort()
-    entries_NC, whole_NK = (torch.cat([part[place] for part in parts])[back.to(device)] for place in range(2))
+    entries_NC, whole_NK = (torch.cat([part[which] for part in parts])[back.to(device)] for which in range(2))
     return entries_NC, whole_NK @ whole_NK.T

@@ -73,8 +73,8 @@ class Damped:
 
     def times(self, blocks: Blocks, chosen: Sequence[int] | None = None) -> Blocks:
         """The mean over the chosen examples plus damping, applied to every vector."""
-        found = self.operator.times(blocks, chosen)
-        return [product + value * block for product, block, value in zip(found, blocks, self.damping, strict=True)]
+        undamped = self.operator.times(blocks, chosen)
+        return [product + value * block for product, block, value in zip(undamped, blocks, self.damping, strict=True)]
 
 
 def dense(operator: Operator) -> Tensor:
@@ -150,11 +150,11 @@ def top_eigenvalue(
         if diagonal:
             length = square**0.5
             beside.append(length)
-        here, direction = scaled(residual, square**-0.5), scaled(turned, square**-0.5)
+        unit_residual, direction = scaled(residual, square**-0.5), scaled(turned, square**-0.5)
         residual = added(operator.times(direction, chosen), before, -length)
         diagonal.append(float(inner(residual, direction)))
-        residual, before = added(residual, here, -diagonal[-1]), here
+        residual, before = added(residual, unit_residual, -diagonal[-1]), unit_residual
     tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for place, value in enumerate(beside):
-        tridiagonal[place, place + 1] = tridiagonal[place + 1, place] = value
+    for index, value in enumerate(beside):
+        tridiagonal[index, index + 1] = tridiagonal[index + 1, index] = value
     return float(torch.linalg.eigvalsh(tridiagonal)[-1]) if diagonal else 0.0

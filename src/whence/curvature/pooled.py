@@ -55,37 +55,37 @@ def fit_ekfac_pooled(
     fit = prepare_fit(task, plan, dataset, config, replace(run, room_bytes=room))
 
     def identity() -> dict[str, object]:
-        found = fit.identity(weights="")
+        identity = fit.identity(weights="")
         digests = []
         for enter in weights:
             with enter():
                 digests.append(task.weights)
-        return {**found, "weights": digests}
+        return {**identity, "weights": digests}
 
     def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
         with meter(name, len(dataset) * len(weights), quiet=run.quiet) as progress:
             for enter in weights:
                 with enter():
-                    found = make(progress)
-                for name, value in found.items():
+                    tensors = make(progress)
+                for name, value in tensors.items():
                     totals[name] = totals[name] + value / len(weights) if name in totals else value / len(weights)
         return totals
 
-    with stages(run.folder, identity) as kept:
+    with stages(run.folder, identity) as fit_stages:
 
         def make_bases(ending: str, units: range) -> dict[str, Tensor]:
             def make_factors() -> dict[str, Tensor]:
                 return pooled(f"factors{ending}", lambda progress: fit_factors(fit, progress, units))
 
-            factors = kept.run(f"factors{ending}", make_factors)
+            factors = fit_stages.run(f"factors{ending}", make_factors)
             with meter(f"bases{ending}", len(units), quiet=run.quiet) as progress:
                 return solve_bases(fit, factors, progress, units)
 
         def make_values(ending: str, units: range) -> dict[str, Tensor]:
             return pooled(f"eigenvalues{ending}", lambda progress: fit_values(fit, bases, progress, units))
 
-        bases = in_groups(kept, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
-        values = in_groups(kept, "values", fit.costs("values"), fit.room_bytes, make_values)
-        found = fit.finish(bases, values, kept.notes)
-    return KroneckerCurvature(found.blocks, found.kfac, f"{found.note}, mean over {len(weights)} checkpoints")
+        bases = in_groups(fit_stages, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
+        values = in_groups(fit_stages, "values", fit.costs("values"), fit.room_bytes, make_values)
+        curvature = fit.finish(bases, values, fit_stages.notes)
+    return KroneckerCurvature(curvature.blocks, curvature.kfac, f"{curvature.note}, mean over {len(weights)} checkpoints")

@@ -140,7 +140,7 @@ class Curvature:
         """
         self.ranks.check_alike(blocks, "vectors to be multiplied")
         total = [torch.zeros_like(block) for block in blocks]
-        mine = [examples[place] for place in self.ranks.balanced([example.length for example in examples])]
+        mine = [examples[index] for index in self.ranks.balanced([example.length for example in examples])]
         for batch in batches([example.length for example in mine], max_positions=self.max_positions):
             for part in in_halves(batch, lambda items: run([mine[item] for item in items]), self.task.model):
                 for block, more in zip(total, part, strict=True):
@@ -161,23 +161,23 @@ class Curvature:
 
 def _gauss_newton(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
     model, weights, batch = operator.task.model, _weights(operator), operator.task.collate(examples)
-    seen: list[Outputs] = []
+    outputs_seen: list[Outputs] = []
 
     def values(chosen: Parameters) -> Tensor:
-        seen.append(with_weights(model, chosen, lambda: operator.task.outputs(model, batch)))
-        return seen[-1].values_MC
+        outputs_seen.append(with_weights(model, chosen, lambda: operator.task.outputs(model, batch)))
+        return outputs_seen[-1].values_MC
 
     def push(vector: Parameters) -> Tensor:
         return jvp(values, (weights,), (vector,))[1]
 
     values_MC, pull, *_ = vjp(values, weights)
-    outputs = replace(seen[0], values_MC=values_MC.detach())
+    outputs = replace(outputs_seen[0], values_MC=values_MC.detach())
     _check_finite(outputs, examples)
-    found = []
+    products = []
     for vectors in _chunks(operator, blocks, examples, outputs):
         cotangents_QMC = outputs.hessian_times(vmap(push)(vectors))
-        found.append(as_blocks(operator.plan, vmap(pull)(cotangents_QMC)[0]))
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        products.append(as_blocks(operator.plan, vmap(pull)(cotangents_QMC)[0]))
+    return [torch.cat(parts) for parts in zip(*products, strict=True)]
 
 
 def _gauss_newton_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
@@ -213,8 +213,8 @@ def _hessian(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -
 
     outputs = operator.task.outputs(model, batch)
     _check_finite(outputs, examples)
-    found = [as_blocks(operator.plan, vmap(times)(vectors)) for vectors in _chunks(operator, blocks, examples, outputs)]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+    products = [as_blocks(operator.plan, vmap(times)(vectors)) for vectors in _chunks(operator, blocks, examples, outputs)]
+    return [torch.cat(parts) for parts in zip(*products, strict=True)]
 
 
 def _hessian_backwards(operator: Curvature, examples: Sequence[Example], blocks: Blocks) -> Blocks:
@@ -248,7 +248,7 @@ def _through_model(
     for product in [forwards] * operator.plan.route.has_tangents + [backwards]:
         try:
             with _differentiable(operator):
-                found = product(operator, examples, blocks)
+                products = product(operator, examples, blocks)
         except Exception as error:
             if is_out_of_memory(error) or (isinstance(error, WhenceError) and not isinstance(error, Unsupported)):
                 raise error
@@ -258,8 +258,8 @@ def _through_model(
             if product is forwards and not _agree(forwards, backwards, operator, examples, blocks):
                 operator.plan.route.has_tangents = False
                 with _differentiable(operator):
-                    found = backwards(operator, examples, blocks)
-            return found
+                    products = backwards(operator, examples, blocks)
+            return products
     assert first is not None
     if isinstance(first, Unsupported):
         raise first
@@ -271,17 +271,17 @@ def _agree(forwards: "Product", backwards: "Product", operator: Curvature, examp
     route = operator.plan.route
     if route.are_tangents_known or is_sharded(operator.task.model):
         return True
-    one = [block[:1] for block in blocks]
+    vectors = [block[:1] for block in blocks]
     try:
         with _differentiable(operator):
-            found, wanted = (product(operator, examples[:1], one) for product in (forwards, backwards))
+            by_forwards, by_backwards = (product(operator, examples[:1], vectors) for product in (forwards, backwards))
     except Exception as error:  # no second derivatives to hold them against
         if is_out_of_memory(error):
             raise
         return True
     apart, size = (
         torch.cat([block.flatten() for block in part]).double().norm()
-        for part in ([a - b for a, b in zip(found, wanted, strict=True)], wanted)
+        for part in ([a - b for a, b in zip(by_forwards, by_backwards, strict=True)], by_backwards)
     )
     route.are_tangents_known = bool(size > 0)
     return bool(apart <= (1e-6 if blocks[0].dtype == torch.float64 else 1e-2) * size)
@@ -318,27 +318,29 @@ def _with_leaves(operator: Curvature, run: Callable[[Parameters], Iterator[Block
     """What `run` gives part by part, for a model with weights that autograd follows."""
     leaves = {name: value.clone().requires_grad_() for name, value in _weights(operator).items()}
     with torch.enable_grad():
-        found = with_weights(operator.task.model, leaves, lambda: list(run(leaves)))
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        results = with_weights(operator.task.model, leaves, lambda: list(run(leaves)))
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
 def _written_out(operator: Curvature, leaves: Parameters, rows: Sequence[Tensor | None], count: int) -> Blocks:
-    found = zip(leaves.items(), rows, strict=True)
+    pairs = zip(leaves.items(), rows, strict=True)
     return as_blocks(
         operator.plan,
-        {name: leaf.new_zeros(count, *leaf.shape) if row is None else row.detach() for (name, leaf), row in found},
+        {name: leaf.new_zeros(count, *leaf.shape) if row is None else row.detach() for (name, leaf), row in pairs},
     )
 
 
 def _differentiable(operator: Curvature) -> AbstractContextManager[None]:
-    wanted = _closed(operator, None)
-    return forward_mode(operator.task.model, purpose=f"the {operator.kind} matrix", needed=wanted["needed"], do=wanted["do"])
+    reference = _closed(operator, None)
+    return forward_mode(
+        operator.task.model, purpose=f"the {operator.kind} matrix", needed=reference["needed"], do=reference["do"]
+    )
 
 
 def _closed(operator: Curvature, error: Exception | None) -> dict[str, str]:
-    line = (str(error).splitlines() or [""])[0]
+    first_line = (str(error).splitlines() or [""])[0]
     return {
-        "found": f"a model that the {operator.kind} matrix cannot go through: {line or type(error).__name__}",
+        "found": f"a model that the {operator.kind} matrix cannot go through: {first_line or type(error).__name__}",
         "needed": "operations with forward-mode derivatives that run side by side under torch.func.vmap, or else with second derivatives",
         "do": "switch off gradient checkpointing and custom kernels, or take a method that needs gradients only, such as ekfac "
         "(in whence.curvature.Curvature: kind='empirical_fisher')",

@@ -45,7 +45,7 @@ def gradient_pairs(
         task.collate(examples),
         keep,
         num_examples=len(examples),
-        alone=lambda place: task.collate([examples[place]]),
+        alone=lambda number: task.collate([examples[number]]),
         autocast=autocast,
     )
     return pairs

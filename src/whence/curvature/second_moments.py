@@ -42,10 +42,10 @@ def fit_second_moments(
     Returns:
         `outputs.i` of shape (O,) and `inputs.i` of shape (I,), float64: the mean of each row and of each column.
     """
-    found = {}
+    moments = {}
     for index, unit in enumerate(plan.units):
-        found[f"outputs.{index}"] = torch.zeros(unit.outputs, dtype=torch.float64)
-        found[f"inputs.{index}"] = torch.zeros(unit.inputs, dtype=torch.float64)
+        moments[f"outputs.{index}"] = torch.zeros(unit.outputs, dtype=torch.float64)
+        moments[f"inputs.{index}"] = torch.zeros(unit.inputs, dtype=torch.float64)
 
     def run(items: Sequence[int]) -> dict[str, Tensor]:
         chosen = [examples[item] for item in items]
@@ -61,8 +61,8 @@ def fit_second_moments(
     for batch in batches([example.length for example in examples], max_positions=max_positions):
         for sums in in_halves(batch, run, task.model):
             for name, value in sums.items():
-                found[name] += value.cpu()
-    return {name: value / len(examples) for name, value in found.items()}
+                moments[name] += value.cpu()
+    return {name: value / len(examples) for name, value in moments.items()}
 
 
 def side_scales(outputs_O: Tensor, inputs_I: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -100,8 +100,8 @@ def _begun(folder: Path | None) -> dict[str, int]:
     """The sizes that a fit in a folder was begun with; what is no such record is refused where the fit is read."""
     if folder is None or not (folder / "fit.json").exists():
         return {}
-    known = read_json(folder / "fit.json")
-    identity = known.get("identity") if isinstance(known, dict) else None
+    earlier = read_json(folder / "fit.json")
+    identity = earlier.get("identity") if isinstance(earlier, dict) else None
     return {name: value for name, value in (identity or {}).items() if type(value) is int and value >= 0}
 
 
@@ -110,13 +110,13 @@ def _longest(sides: Sequence[int], parameters: int, device: torch.device, positi
     # Two passes, each of a forward pass and a backward pass to every layer, and products of the sides.
     rate = _RATE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
     patience = max(_PATIENCE, 2 * 6.0 * positions * parameters / rate)
-    found, spent = 1, 0.0
+    longest, spent = 1, 0.0
     for size in sorted(set(sides)):
         spent += sides.count(size) * _DECOMPOSITION_SECONDS[kind] * size**3
         if spent > patience or 4 * _COPIES * size * size > room_bytes / 2:
-            return found
-        found = size
-    return found
+            return longest
+        longest = size
+    return longest
 
 
 def directions_of(size: int, config: FitConfig) -> int:
@@ -135,9 +135,9 @@ def directions_of(size: int, config: FitConfig) -> int:
 
 def units_of_classes(units: Sequence[Unit], classes: int) -> frozenset[int]:
     """Whose outputs are the classes, by index: a table that the head shares, or else the last unit of that many outputs."""
-    found = [index for index, unit in enumerate(units) if unit.outputs == classes]
-    shared = [index for index in found if len(units[index].layers) > 1]
-    return frozenset(shared or found[-1:])
+    indices = [index for index, unit in enumerate(units) if unit.outputs == classes]
+    shared = [index for index in indices if len(units[index].layers) > 1]
+    return frozenset(shared or indices[-1:])
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ class Probes:
         config: Resolved.
         places_K: The likely classes, for the units whose outputs are classes; None if no such side is cut.
         classes: How many classes there are; 0 if no such side is cut.
-        made: Random matrices, once they were made.
+        drawn: Random matrices, once they were made.
     """
 
     units: Sequence[Unit]
     config: FitConfig
     places_K: Tensor | None = None
     classes: int = 0
-    made: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+    drawn: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
 
     def block(self, index: int, side: str) -> Tensor | None:
         """Places of the likely classes, (K,), for a cut side of classes; None for another."""
@@ -169,11 +169,11 @@ class Probes:
             return None
         unit = self.units[index]
         size = unit.outputs if side == "outputs" else unit.inputs
-        if (index, side) not in self.made:
+        if (index, side) not in self.drawn:
             name = f"{unit.name}:{side}:basis"
             width = directions_of(size, self.config)
-            self.made[index, side] = random_matrix("gaussian", size, width, seed=self.config.seed, name=name)
-        return self.made[index, side]
+            self.drawn[index, side] = random_matrix("gaussian", size, width, seed=self.config.seed, name=name)
+        return self.drawn[index, side]
 
     def sums(self, index: int, side: str, rows_RN: Tensor) -> dict[str, Tensor]:
         """What is added up beside the diagonal: `side_sketch`, S Omega (N, K), or `side_block`, the second moment of the likely classes."""
@@ -183,7 +183,7 @@ class Probes:
             return {f"{side}_block": few_RK.T @ few_RK}
         if omega_NK is None:
             return {}
-        omega_NK = self.made[index, side] = omega_NK.to(rows_RN)
+        omega_NK = self.drawn[index, side] = omega_NK.to(rows_RN)
         return {f"{side}_sketch": rows_RN.T @ (rows_RN @ omega_NK)}
 
     def _is_cut(self, index: int, side: str) -> bool:
@@ -254,8 +254,8 @@ def blocked_basis(
     total_N[places_K] = -1.0
     bands_N = torch.full_like(total_N, -1, dtype=torch.int64)
     rest = total_N.argsort(descending=True, stable=True)[: len(total_N) - len(places_K)]
-    for band, places in enumerate(rest.chunk(_BANDS)):
-        bands_N[places] = band
+    for band, indices in enumerate(rest.chunk(_BANDS)):
+        bands_N[indices] = band
     basis = Blocked(block_KK, places_K, bands_N)
     values = [
         basis.even(diagonal.index_copy(0, places_K, (block_KK * (moment @ block_KK)).sum(0).clamp_min(0))[:, None])[:, 0]
@@ -289,8 +289,8 @@ def basis_tensors(basis: Basis | None, side: str, index: int, dtype: torch.dtype
     if basis is None:
         return {}
     if isinstance(basis, Blocked):
-        places = {f"{side}_places.{index}": basis.places_K, f"{side}_bands.{index}": basis.bands_N}
-        return {f"{side}.{index}": basis.block_KK.to(dtype or basis.block_KK.dtype).contiguous(), **places}
+        tensors = {f"{side}_places.{index}": basis.places_K, f"{side}_bands.{index}": basis.bands_N}
+        return {f"{side}.{index}": basis.block_KK.to(dtype or basis.block_KK.dtype).contiguous(), **tensors}
     whole = basis.vectors_NK if isinstance(basis, Reflected) else basis
     return {f"{side}.{index}": whole.to(dtype or whole.dtype).contiguous()}
 

@@ -55,29 +55,29 @@ class SquaredGradients:
         self, blocks: Sequence[KroneckerBlock] | Mapping[int, KroneckerBlock], num_examples: int, shared: set[int], taker: Taker
     ):
         self.blocks, self.num_examples, self.shared, self.taker = blocks, num_examples, shared, taker
-        self.seen: set[int] = set()
-        self.held: dict[int, Tensor] = {}
+        self.units_seen: set[int] = set()
+        self.partial: dict[int, Tensor] = {}
         self.must_repeat = False
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Take one pair."""
         pair = pair.wide()
         if index in self.shared:
-            held = self.held.get(index)
+            partial = self.partial.get(index)
             rotated_BOI = _rotated(self.blocks[index], pair)
-            self.held[index] = rotated_BOI if held is None else held.add_(rotated_BOI)
-        elif index in self.seen:
+            self.partial[index] = rotated_BOI if partial is None else partial.add_(rotated_BOI)
+        elif index in self.units_seen:
             self.shared.add(index)
             self.must_repeat = True
         else:
-            self.seen.add(index)
+            self.units_seen.add(index)
             self._take(index, pair)
 
     def finish(self) -> bool:
         """Hand out what was held; False if a unit turned out to be shared, so that what was handed out is wrong."""
-        for index, rotated_BOI in self.held.items():
+        for index, rotated_BOI in self.partial.items():
             self.taker.dense(index, 0, rotated_BOI.square_())
-        self.held.clear()
+        self.partial.clear()
         return not self.must_repeat
 
     def _take(self, index: int, pair: Pair) -> None:

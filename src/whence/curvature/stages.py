@@ -75,16 +75,16 @@ class Stages:
             StoreCorrupt: If the stage's file is not what was written.
         """
         if self.folder is None:
-            made = make()
+            tensors = make()
             give_back()
-            return made
+            return tensors
         file = self.folder / f"{name}.safetensors"
         if name not in self.record["stages"]:
-            made = make()
+            tensors = make()
             if self.ranks.rank == 0:
-                self.record["stages"][name] = write_tensors(file, made)
+                self.record["stages"][name] = write_tensors(file, tensors)
                 write_json(self.folder / "fit.json", self.record)
-            del made
+            del tensors
             give_back()
             # Also waits until the file is there.
             self.record["stages"][name] = self.ranks.of_first(self.record["stages"].get(name))
@@ -132,26 +132,26 @@ def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> li
     >>> ranges_of([3, 3, 3, 9, 1, 1], 6, done=[4])
     [range(0, 2), range(2, 3), range(3, 4), range(5, 6)]
     """
-    found: list[range] = []
+    ranges: list[range] = []
     total, left_out = 0.0, set(done)
     for item, cost in enumerate(costs):
         if item in left_out:
             continue
         total += cost
-        if found and found[-1].stop == item and total <= room:
-            found[-1] = range(found[-1].start, item + 1)
+        if ranges and ranges[-1].stop == item and total <= room:
+            ranges[-1] = range(ranges[-1].start, item + 1)
         else:
-            found.append(range(item, item + 1))
+            ranges.append(range(item, item + 1))
             total = cost
-    return found
+    return ranges
 
 
-def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], what: str, folder: Path) -> list[str]:
+def check_identity(recorded: Mapping[str, Any], current: Mapping[str, Any], what: str, folder: Path) -> list[str]:
     """Refuse to go on with results that depend on something else.
 
     Args:
-        there: What they depend on, as recorded.
-        here: What they would depend on now; under "model" a `ModelRecord` as JSON, which rounding may change.
+        recorded: What they depend on, as recorded.
+        current: What they would depend on now; under "model" a `ModelRecord` as JSON, which rounding may change.
         what: They, for the message.
         folder: Where they are kept.
 
@@ -162,23 +162,23 @@ def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], what: str,
         StoreMismatch: If they do.
         StoreCorrupt: If what is recorded is no record.
     """
-    if not isinstance(there, dict):
+    if not isinstance(recorded, dict):
         raise StoreCorrupt(
             found=f"an unreadable record of {what} in {folder}",
             needed="what it was made with",
             do="delete the folder and make it again",
         )
-    keys = (there.keys() | here.keys()) - {MODEL}
-    different = sorted(key for key in keys if there.get(key) != here.get(key))
+    keys = (recorded.keys() | current.keys()) - {MODEL}
+    different = sorted(key for key in keys if recorded.get(key) != current.get(key))
     if different:
         raise StoreMismatch(
             found=f"{what} with another {', another '.join(different)} in {folder}",
             needed="one of the same model, data and settings",
             do="choose another folder, or ask as it was made",
         )
-    if MODEL not in there or MODEL not in here:
+    if MODEL not in recorded or MODEL not in current:
         return []
-    return check_model(ModelRecord.from_json(there[MODEL]), ModelRecord.from_json(here[MODEL]), f"{what} in {folder}")
+    return check_model(ModelRecord.from_json(recorded[MODEL]), ModelRecord.from_json(current[MODEL]), f"{what} in {folder}")
 
 
 @contextmanager
@@ -207,15 +207,15 @@ def stages(
         yield Stages(None, {"stages": {}}, ranks)
         return
     # Weights that are split over ranks in step are read by all of them together.
-    wanted = json.loads(json.dumps(dict(identity()))) if ranks.in_step or ranks.rank == 0 else {}
+    identity_now = json.loads(json.dumps(dict(identity()))) if ranks.in_step or ranks.rank == 0 else {}
     if ranks.rank > 0:
         yield Stages(folder, ranks.of_first(None), ranks)
         return
     check_writable(folder)
     with locked(folder):
         path = folder / "fit.json"
-        record = _read(path) if path.exists() else {"identity": wanted, "stages": {}}
-        check_identity(record["identity"], wanted, what, folder)
+        record = _read(path) if path.exists() else {"identity": identity_now, "stages": {}}
+        check_identity(record["identity"], identity_now, what, folder)
         write_json(path, record)
         ranks.of_first(record)
         yield Stages(folder, record, ranks)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whence.data import Dataset, Example
 from whence.errors import NonFinite
-from whence.pipeline.stored.prepared import Asked, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.progress import meter
 from whence.score import Ends, both_ends, shard_scores
 from whence.serve.hosted_store import Desk
@@ -88,7 +88,7 @@ def answered(
     keep = [masks.of(asker.question) for asker in askers]
     for asker in askers:
         asker.report("gradients", 0, 1)
-    asked = desk.warm.ask(Dataset(examples), quiet=True)
+    asked = desk.warm.prepare(Dataset(examples), quiet=True)
     ends = _scan(desk, asked, askers, keep)
     if ends is None or ends.sums_QG2 is None:
         return [None] * len(askers)
@@ -123,7 +123,7 @@ def answered(
     return found
 
 
-def _scan(desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tensor | None]) -> Ends | None:
+def _scan(desk: Desk, asked: PreparedQuery, askers: Sequence[Asker], keep: Sequence[Tensor | None]) -> Ends | None:
     """Both ends of every question's ranking and the sums of its sources; None once nobody waits for any of them."""
     k = max(asker.question.k for asker in askers)
     allowed = {place: mask for place, mask in enumerate(keep) if mask is not None}
@@ -141,13 +141,13 @@ def _scan(desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tens
                     asker.report("scan", progress.done, len(asked.store))
 
             return desk.warm.workers.top_scores(
-                asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots,
+                asked.store, asked.preconditioned, k, norms_Q=asked.norms_Q, roots=asked.roots,
                 choice=RowChoice({place: mask.numpy() for place, mask in allowed.items()}, (desk.catalog.source_N, sources)),
                 advance=advance, is_wanted=is_wanted,
             )  # fmt: skip
 
         def watched() -> Iterator[tuple[int, Tensor]]:
-            for start, scores_QN in shard_scores(asked.store, asked.ready, asked.norms_Q, roots=asked.roots):
+            for start, scores_QN in shard_scores(asked.store, asked.preconditioned, asked.norms_Q, roots=asked.roots):
                 if not is_wanted():
                     return
                 yield start, scores_QN
@@ -155,11 +155,11 @@ def _scan(desk: Desk, asked: Asked, askers: Sequence[Asker], keep: Sequence[Tens
                     asker.report("scan", start + scores_QN.shape[1], len(asked.store))
 
         groups = (torch.from_numpy(desk.catalog.source_N), sources)
-        found = both_ends(watched(), asked.ready[0], k, progress=progress, keep=allowed, groups=groups)
+        found = both_ends(watched(), asked.preconditioned[0], k, progress=progress, keep=allowed, groups=groups)
         return found if progress.done == len(asked.store) else None
 
 
-def _sides(asked: Asked, asker: Asker, place: int, ends: Ends) -> list[list[dict[str, Any]]] | None:
+def _sides(asked: PreparedQuery, asker: Asker, place: int, ends: Ends) -> list[list[dict[str, Any]]] | None:
     """Both sides of one question's ranking; None if nobody waits for it any more."""
     k, done = asker.question.k, 0
     found = []

@@ -77,5 +77,5 @@ class Health:
 
 def _changed(store: Store) -> str:
     """What is no longer as it was of what the store reads from its files; what it keeps in memory does not depend on them."""
-    in_memory = store.kept.tensors if store.kept is not None else {}
+    in_memory = store.memory.tensors if store.memory is not None else {}
     return "; ".join(f"{name}: {why}" for name, why in store.faults().items() if name not in in_memory)

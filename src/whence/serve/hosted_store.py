@@ -9,7 +9,7 @@ from typing import Any
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.methods import method_named
-from whence.pipeline.stored.prepared import Warm
+from whence.pipeline.stored.prepared import PreparedStore
 from whence.serve.catalog import Catalog
 from whence.serve.item_reader import ItemReader
 from whence.serve.question import Kind, Question
@@ -37,7 +37,7 @@ class Desk:
     """
 
     name: str
-    warm: Warm
+    warm: PreparedStore
     catalog: Catalog
     reader: TextReader | ItemReader
     questions: tuple[Mapping[str, str], ...] = ()
@@ -96,7 +96,7 @@ class Desk:
                 needed="a causal language model with a tokenizer, a classifier or a diffusion model",
                 do="ask it with `whence query` or from Python",
             )
-        warm = Warm.of(store, task)
+        warm = PreparedStore.open(store, task)
         warm.check(first)
         return cls(name, warm, catalog, reader, tuple(questions))
 

@@ -13,20 +13,20 @@ _NEEDED = {"id", "length"}
 
 def example_line(example: Example) -> bytes:
     """The line of an example, with its break."""
-    known: dict[str, object] = {"id": example.id, "length": example.length}
+    fields: dict[str, object] = {"id": example.id, "length": example.length}
     if example.source:
-        known["source"] = example.source
+        fields["source"] = example.source
     if example.text:
-        known["text"] = example.text
+        fields["text"] = example.text
     if example.span is not None:
-        known["span"] = list(example.span)
+        fields["span"] = list(example.span)
     if example.prompt:
-        known["prompt"] = example.prompt
+        fields["prompt"] = example.prompt
     if example.scored:
-        known["scored"] = [list(pair) for pair in example.scored]
+        fields["scored"] = [list(pair) for pair in example.scored]
     if example.image:
-        known["image"] = example.image
-    return json.dumps(known, ensure_ascii=False).encode() + b"\n"
+        fields["image"] = example.image
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 
 def read_example(line: bytes) -> dict[str, Any]:
@@ -36,12 +36,12 @@ def read_example(line: bytes) -> dict[str, Any]:
         ValueError: If it says something else than `example_line` would.
     """
     try:
-        known = json.loads(line)
+        fields = json.loads(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(known, dict) or not known.keys() >= _NEEDED:
+    if not isinstance(fields, dict) or not fields.keys() >= _NEEDED:
         raise ValueError("it has no id or no length")
-    for name, value in known.items():
+    for name, value in fields.items():
         if name in _TYPES:
             if type(value) is not _TYPES[name] or type(value) is int and not 0 <= value < 1 << 63:
                 raise ValueError(f"{name} is not what an example has there")
@@ -53,8 +53,8 @@ def read_example(line: bytes) -> dict[str, Any]:
         else:
             raise ValueError(f"it has an unknown field {name[:40]!r}")
     if b"\\ud" in line or b"\\uD" in line:  # halves of characters can only come from escapes
-        json.dumps(known, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
-    return known
+        json.dumps(fields, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
+    return fields
 
 
 def _check_pair(value: Any) -> None:

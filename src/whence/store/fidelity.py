@@ -53,21 +53,21 @@ class Fidelity:
         return "stored against exact EK-FAC scores: " + "; ".join(parts)
 
 
-def write_fidelity(folder: Path, fingerprint: str, found: Fidelity | None) -> dict[str, str]:
+def write_fidelity(folder: Path, fingerprint: str, fidelity: Fidelity | None) -> dict[str, str]:
     """Add what was measured of a dataset to what is known of those that are in the store already.
 
     Args:
         folder: The store.
         fingerprint: Of the dataset.
-        found: None if nothing could be measured.
+        fidelity: None if nothing could be measured.
 
     Returns:
         Name and SHA-256 of the file, for the manifest; nothing if there is none.
     """
-    known = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
-    if found is not None:
-        known = {**known, fingerprint: asdict(found)}
-    return {_NAME: write_json(folder / _NAME, known)} if known else {}
+    by_dataset = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
+    if fidelity is not None:
+        by_dataset = {**by_dataset, fingerprint: asdict(fidelity)}
+    return {_NAME: write_json(folder / _NAME, by_dataset)} if by_dataset else {}
 
 
 def read_fidelity(store: Store) -> Mapping[str, Fidelity]:
@@ -79,19 +79,19 @@ def read_fidelity(store: Store) -> Mapping[str, Fidelity]:
     if _NAME not in store.files:
         return {}
     path = store.folder / _NAME
-    known = read_json(path)
+    by_dataset = read_json(path)
     try:
-        return {name: record_of(Fidelity, content) for name, content in known.items()}
+        return {name: record_of(Fidelity, content) for name, content in by_dataset.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise StoreCorrupt(**damaged(path, f"it is not what a build writes: {error}")) from error
 
 
 def fidelity_notes(store: Store) -> tuple[str, ...]:
     """What an answer says of it."""
-    known = read_fidelity(store)
+    by_dataset = read_fidelity(store)
     datasets = store.datasets()
-    found = []
+    notes = []
     for name, rows in datasets:
-        if name in known:
-            found.append(f"{known[name]}" + (f" ({rows:,} rows)" if len(datasets) > 1 else ""))
-    return tuple(found)
+        if name in by_dataset:
+            notes.append(f"{by_dataset[name]}" + (f" ({rows:,} rows)" if len(datasets) > 1 else ""))
+    return tuple(notes)

@@ -71,11 +71,11 @@ def check_writable(folder: Path) -> None:
     """
     if is_remote(folder):  # a right to write shows when something is written
         return
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = f"no right to write in {there}" if there.is_dir() else f"{there} is a file"
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = f"no right to write in {parent}" if parent.is_dir() else f"{parent} is a file"
         raise BadInput(**unwritable(folder, why))
 
 
@@ -237,8 +237,8 @@ def read_json(path: Path, *, any_number: bool = False) -> Any:
             return content
         error = None
         why = "it is not what was written"
-    except (OSError, ValueError) as found:
-        error, why = found, reason(found)
+    except (OSError, ValueError) as cause:
+        error, why = cause, reason(cause)
     raise StoreCorrupt(
         found=f"{path.name} missing or unreadable in {path.parent} ({why})",
         needed="a whole file of the kind that is written there",

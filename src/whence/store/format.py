@@ -143,10 +143,10 @@ class Blueprint:
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""
-        found = {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
+        content = {"format": _format_of(self.dtype), **json.loads(json.dumps(asdict(self)))}
         if self.structure is None:  # the digests of earlier stores are without it
-            del found["structure"]
-        return found
+            del content["structure"]
+        return content
 
     def digest(self) -> str:
         """Digest of the whole record."""
@@ -172,24 +172,24 @@ class Blueprint:
             )
         try:
             structure = content.pop("structure", None)
-            found = record_of(cls, content)
+            blueprint = record_of(cls, content)
             if structure is not None:
-                found = replace(found, structure=Structure.from_json(structure))
-            if found.recipe is not None:
-                record_of(Recipe, found.recipe)
+                blueprint = replace(blueprint, structure=Structure.from_json(structure))
+            if blueprint.recipe is not None:
+                record_of(Recipe, blueprint.recipe)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(**_incomplete(folder, str(error))) from error
-        version = method_named(found.method).version
-        if found.method_version != version:
+        version = method_named(blueprint.method).version
+        if blueprint.method_version != version:
             raise StoreMismatch(
-                found=f"rows of {found.method} version {found.method_version} in {folder}",
+                found=f"rows of {blueprint.method} version {blueprint.method_version} in {folder}",
                 needed=f"version {version}",
                 do="build the store again: the numbers of this method have changed",
             )
-        why = _impossible(found)
+        why = _impossible(blueprint)
         if why:
             raise StoreCorrupt(**damaged(folder / "blueprint.json", why))
-        return found
+        return blueprint
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def row_codec(
     if dtype in _BITS:
         return QuantizedCodec(tuple(names), tuple(shapes), factor_rank, _BITS[dtype], seed)
     if dtype not in _DTYPES:
-        known = ", ".join((*_DTYPES, *_BITS))
-        raise UnknownOption(found=f"dtype {dtype!r}", needed=f"one of: {known}", do="pick one")
+        dtypes = ", ".join((*_DTYPES, *_BITS))
+        raise UnknownOption(found=f"dtype {dtype!r}", needed=f"one of: {dtypes}", do="pick one")
     return RowCodec(tuple(names), tuple(shapes), factor_rank, _DTYPES[dtype], seed)
 
 
@@ -280,23 +280,23 @@ def _incomplete(folder: Path, why: str) -> dict[str, str]:
     }
 
 
-def _impossible(found: Blueprint) -> str:
+def _impossible(blueprint: Blueprint) -> str:
     """What no build writes into a blueprint, such as sizes that no model has; empty if there is nothing."""
-    row_codec([], [], None, found.dtype, 0)  # an error that names the types there are
+    row_codec([], [], None, blueprint.dtype, 0)  # an error that names the types there are
     at_least = {
-        "rank": found.rank, "factor_rank": found.factor_rank, "curvature_rank": found.curvature_rank, "rows_per_shard": found.rows_per_shard,
-        "batch_positions": found.batch_positions,
+        "rank": blueprint.rank, "factor_rank": blueprint.factor_rank, "curvature_rank": blueprint.curvature_rank,
+        "rows_per_shard": blueprint.rows_per_shard, "batch_positions": blueprint.batch_positions,
     }  # fmt: skip
     for name, value in at_least.items():
         if value is not None and not 1 <= value <= _LONGEST:
             return f"{name} is {value:,}"
-    if found.seed < 0 or found.projection not in _PROJECTIONS or found.autocast not in _AUTOCASTS:
-        return f"seed {found.seed}, projection {found.projection[:40]!r} and autocast {str(found.autocast)[:40]!r}"
-    if not all(isinstance(found.task.get(name, ""), str) for name in ("logged", "kind", "bases")):
+    if blueprint.seed < 0 or blueprint.projection not in _PROJECTIONS or blueprint.autocast not in _AUTOCASTS:
+        return f"seed {blueprint.seed}, projection {blueprint.projection[:40]!r} and autocast {str(blueprint.autocast)[:40]!r}"
+    if not all(isinstance(blueprint.task.get(name, ""), str) for name in ("logged", "kind", "bases")):
         return "task is not what a build writes"
-    if not found.units or len({unit.name for unit in found.units}) < len(found.units):
-        return f"{len(found.units):,} units, not all with a name of their own" if found.units else "no units"
-    for unit in found.units:
+    if not blueprint.units or len({unit.name for unit in blueprint.units}) < len(blueprint.units):
+        return f"{len(blueprint.units):,} units, not all with a name of their own" if blueprint.units else "no units"
+    for unit in blueprint.units:
         for sides in ((unit.outputs, unit.inputs), unit.projected):
             if min(sides) < 1 or max(sides) > _LONGEST or math.prod(sides) > _LARGEST:
                 return f"the unit {unit.name[:80]!r} of {sides[0]:,} x {sides[1]:,} numbers"

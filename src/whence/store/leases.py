@@ -26,11 +26,11 @@ class Leases:
 
     Args:
         file: Whose bytes are locked; None for a process that has the folder to itself.
-        place: Where among the shards this process begins, as a share of them, so that several begin in different places.
+        start_share: Where among the shards this process begins, as a share of them, so that several begin in different places.
     """
 
     file: IO[bytes] | None = None
-    place: float = 0.0
+    start_share: float = 0.0
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -23,18 +23,18 @@ def write_left_out(folder: Path, dataset: Dataset) -> dict[str, str]:
     Returns:
         Name and SHA-256 of the file that holds them, for the manifest; nothing if there are none.
     """
-    known = _read(folder / _NAME) if (folder / _NAME).exists() else {}
+    by_dataset = _read(folder / _NAME) if (folder / _NAME).exists() else {}
     if dataset.skipped:
-        known = {**known, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
-    return {_NAME: write_json(folder / _NAME, known)} if known else {}
+        by_dataset = {**by_dataset, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
+    return {_NAME: write_json(folder / _NAME, by_dataset)} if by_dataset else {}
 
 
 def left_out_notes(store: Store) -> tuple[str, ...]:
     """What an answer says of the records that a store was built without."""
     if _NAME not in store.files:
         return ()
-    known = _read(store.folder / _NAME)
-    records = [Skipped(name, reason) for data, _ in store.datasets() for name, reason in known.get(data, ())]
+    by_dataset = _read(store.folder / _NAME)
+    records = [Skipped(name, reason) for data, _ in store.datasets() for name, reason in by_dataset.get(data, ())]
     return skipped_note("training records", records)
 
 

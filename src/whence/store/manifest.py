@@ -44,33 +44,36 @@ def read_manifest(folder: Path, blueprint: Blueprint) -> Manifest:
     path = folder / "manifest.json"
     content = read_json(path)
     try:
-        found = record_of(Manifest, content)
-        for name in found.files:
+        manifest = record_of(Manifest, content)
+        for name in manifest.files:
             check_name(name)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
-    if found.blueprint != blueprint.digest():
+    if manifest.blueprint != blueprint.digest():
         raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
-    why = _impossible(found, blueprint)
+    why = _impossible(manifest, blueprint)
     if why:
         raise StoreCorrupt(**damaged(path, why))
-    return found
+    return manifest
 
 
-def _impossible(found: Manifest, blueprint: Blueprint) -> str:
+def _impossible(manifest: Manifest, blueprint: Blueprint) -> str:
     """What cannot be in a manifest of a store with such rows; empty if nothing."""
-    if not found.shards or [seal.number for seal in found.shards] != list(range(len(found.shards))):
+    if not manifest.shards or [seal.number for seal in manifest.shards] != list(range(len(manifest.shards))):
         return "its shards are not numbered from 0 without gaps"
-    if found.rows != sum(seal.rows for seal in found.shards):
-        return f"its shards have not the {found.rows:,} rows that it speaks of"
+    if manifest.rows != sum(seal.rows for seal in manifest.shards):
+        return f"its shards have not the {manifest.rows:,} rows that it speaks of"
     row_bytes = blueprint.codec().row_bytes()
-    for seal in found.shards:
+    for seal in manifest.shards:
         # Every row has an id, so that no shard can have more rows than its files have room for.
         if not 0 < seal.rows <= seal.examples_bytes or seal.rows * row_bytes > seal.tensors_bytes:
             return f"shard {seal.number} cannot hold {seal.rows:,} rows"
         if not 0 <= seal.first <= seal.data_rows - seal.rows:
             return f"shard {seal.number} begins at row {seal.first:,} of {seal.data_rows:,}"
-    sums = [*found.files.values(), *(each for seal in found.shards for each in (seal.tensors_sha256, seal.examples_sha256))]
+    sums = [
+        *manifest.files.values(),
+        *(each for seal in manifest.shards for each in (seal.tensors_sha256, seal.examples_sha256)),
+    ]
     if any(len(each) != 64 or not _HEX.issuperset(each) for each in sums):
         return "a checksum in it is none"
     return ""

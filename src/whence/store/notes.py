@@ -28,10 +28,10 @@ def read_notes(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """
     path = _path(folder, ranks)
     try:
-        found = {} if path is None else parse_json(read_plain(path))
+        notes = {} if path is None else parse_json(read_plain(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return notes if isinstance(notes, dict) else {}
 
 
 def write_notes(folder: Path, ranks: Ranks, notes: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ _RESERVE = 0.25
 
 
 @dataclass(frozen=True)
-class Kept:
+class InMemory:
     """Tensors that stay in memory, for whoever asks again and again.
 
     Args:
@@ -70,7 +70,7 @@ class Store:
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
         opened: Its files as they were when it was opened; made when they are first read if it is None. An object store has none.
-        kept: What stays in memory of what was read; None for nothing, see `in_memory`.
+        memory: What stays in memory of what was read; None for nothing, see `in_memory`.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Store:
     seals: tuple[Seal, ...]
     files: dict[str, str]
     opened: SealedFiles | None = field(default=None, repr=False, compare=False)
-    kept: Kept | None = field(default=None, repr=False, compare=False)
+    memory: InMemory | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(seal.rows for seal in self.seals)
@@ -114,16 +114,16 @@ class Store:
             The number of the shard's first row and its tensors, each with a leading axis of rows.
         """
         wanted = list(names) if names is not None else [*self.codec.layout(), *self.blueprint.columns()]
-        places = ranks.part(len(self.seals))
-        if len(places) < 2 or all(self._is_kept(self.seals[place], wanted) for place in places):
-            for place in places:
-                yield self.starts[place], self.tensors(self.seals[place], wanted)
+        numbers = ranks.part(len(self.seals))
+        if len(numbers) < 2 or all(self._is_kept(self.seals[number], wanted) for number in numbers):
+            for number in numbers:
+                yield self.starts[number], self.tensors(self.seals[number], wanted)
             return
         ahead = _FETCHED_AHEAD if is_remote(self.folder) else _READ_AHEAD
         with ThreadPoolExecutor(ahead, "whence-read") as pool:
             coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
-            for place in places:
-                coming.append((self.starts[place], pool.submit(self.tensors, self.seals[place], wanted)))
+            for number in numbers:
+                coming.append((self.starts[number], pool.submit(self.tensors, self.seals[number], wanted)))
                 if len(coming) > ahead:
                     start, shard = coming.popleft()
                     yield start, shard.result()
@@ -194,16 +194,16 @@ class Store:
         Raises:
             StoreCorrupt: If it is not where the offsets say.
         """
-        found: dict[int, dict[str, Any]] = {}
-        for place, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
-            seal, first = self.seals[place], self.starts[place]
+        by_row: dict[int, dict[str, Any]] = {}
+        for number, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
+            seal, first = self.seals[number], self.starts[number]
             offsets = self.tensors(seal, ["offsets"])["offsets"]
             for row in inside:
                 start, stop = offsets[row - first : row - first + 2].tolist()
                 if not 0 <= start < stop <= seal.examples_bytes:
                     raise StoreCorrupt(**damaged(self.folder / _tensors_of(seal), "offsets that no examples have"))
-                found[row] = self._example(seal, self._content(seal, start, stop))
-        return found
+                by_row[row] = self._example(seal, self._content(seal, start, stop))
+        return by_row
 
     def row(self, row: int) -> dict[str, Tensor]:
         """The tensors of one row, with a leading axis of one."""
@@ -254,16 +254,16 @@ class Store:
 
     def bad_files(self) -> dict[Path, str]:
         """Files that are not what was sealed, and why."""
-        found = {}
+        faults = {}
         for name, sha256 in self._sealed(range(len(self.seals))).items():
             try:
                 if sha256_of(self.folder / name) != sha256:
-                    found[self.folder / name] = "its checksum is not the sealed one"
+                    faults[self.folder / name] = "its checksum is not the sealed one"
             except FileNotFoundError:
-                found[self.folder / name] = "it is missing"
+                faults[self.folder / name] = "it is missing"
             except OSError as error:
-                found[self.folder / name] = reason(error)
-        return found
+                faults[self.folder / name] = reason(error)
+        return faults
 
     def check_unchanged(self, ranks: Ranks = Ranks()) -> None:
         """Refuse altered files. Each is read once; later calls compare inode, size and times of change with notes in the user's cache.
@@ -276,10 +276,10 @@ class Store:
         """
         if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
             return
-        known = read_notes(self.folder, ranks)
-        checked = {name: self._files.check(name, known.get(name)) for name in self._sealed(ranks.part(len(self.seals)))}
+        earlier_notes = read_notes(self.folder, ranks)
+        checked = {name: self._files.check(name, earlier_notes.get(name)) for name in self._sealed(ranks.part(len(self.seals)))}
         fresh = {name: note for name, note in checked.items() if note is not None}
-        if not known or fresh != known:
+        if not earlier_notes or fresh != earlier_notes:
             write_notes(self.folder, ranks, fresh)
 
     def faults(self) -> dict[str, str]:
@@ -291,7 +291,7 @@ class Store:
 
         What is kept no longer depends on the files.
         """
-        return dataclasses.replace(self, kept=Kept(int(_RESERVE * available_bytes(torch.device("cpu")))))
+        return dataclasses.replace(self, kept=InMemory(int(_RESERVE * available_bytes(torch.device("cpu")))))
 
     def shared_bytes(self) -> int | None:
         """Size of the files that all rows share, on disk; None in an object store."""
@@ -299,32 +299,32 @@ class Store:
 
     @cached_property
     def _files(self) -> SealedFiles:
-        return self.opened or SealedFiles(self.folder, self._sealed(range(len(self.seals))), held=tuple(self.files))
+        return self.opened or SealedFiles(self.folder, self._sealed(range(len(self.seals))), shared=tuple(self.files))
 
-    def _sealed(self, places: range) -> dict[str, str]:
+    def _sealed(self, shards: range) -> dict[str, str]:
         """SHA-256 by name of the files of some shards, and of those beside them."""
-        found = {}
-        for seal in self.seals[places.start : places.stop]:
-            found |= {_tensors_of(seal): seal.tensors_sha256, _examples_of(seal): seal.examples_sha256}
-        return {**found, **self.files}
+        checksums = {}
+        for seal in self.seals[shards.start : shards.stop]:
+            checksums |= {_tensors_of(seal): seal.tensors_sha256, _examples_of(seal): seal.examples_sha256}
+        return {**checksums, **self.files}
 
     def _read(self, name: str, names: Sequence[str] | None, size: int) -> dict[str, Tensor]:
         """Tensors of a file of about so many bytes."""
-        known = {} if self.kept is None else self.kept.tensors.get(name, {})
-        if names is None and known:
-            return dict(known)
-        missing = names if names is None else [tensor for tensor in names if tensor not in known]
+        cached = {} if self.memory is None else self.memory.tensors.get(name, {})
+        if names is None and cached:
+            return dict(cached)
+        missing = names if names is None else [tensor for tensor in names if tensor not in cached]
         if missing is not None and not missing:
-            return {tensor: known[tensor] for tensor in names or ()}
-        is_kept = self.kept is not None and self.kept.has_room(size)
+            return {tensor: cached[tensor] for tensor in names or ()}
+        is_kept = self.memory is not None and self.memory.has_room(size)
         if is_remote(self.folder):
-            found = read_tensors(self.folder / name, missing)
+            tensors = read_tensors(self.folder / name, missing)
         else:
-            found = self._files.tensors(name, missing, fresh_memory if is_kept else None)
-        if self.kept is not None and is_kept:
-            self.kept.tensors.setdefault(name, {}).update(found)
-        found = {**known, **found}
-        return found if names is None else {tensor: found[tensor] for tensor in names}
+            tensors = self._files.tensors(name, missing, fresh_memory if is_kept else None)
+        if self.memory is not None and is_kept:
+            self.memory.tensors.setdefault(name, {}).update(tensors)
+        tensors = {**cached, **tensors}
+        return tensors if names is None else {tensor: tensors[tensor] for tensor in names}
 
     @cached_property
     def _layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -347,7 +347,7 @@ class Store:
         return tensors
 
     def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
-        return self.kept is not None and self.kept.tensors.get(_tensors_of(seal), {}).keys() >= set(names)
+        return self.memory is not None and self.memory.tensors.get(_tensors_of(seal), {}).keys() >= set(names)
 
     def _content(self, seal: Seal, start: int, stop: int) -> bytes:
         """Bytes of a shard's examples."""

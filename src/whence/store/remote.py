@@ -36,10 +36,10 @@ def located(folder: str | Path) -> Path:
     Raises:
         BadInput: If the packages for it are not installed, or it cannot be reached.
     """
-    found = _URL.fullmatch(str(folder))
-    if found is None or is_remote(folder):
+    match = _URL.fullmatch(str(folder))
+    if match is None or is_remote(folder):
         return cast(Path, folder) if is_remote(folder) else Path(folder)
-    scheme, rest = found.groups()
+    scheme, rest = match.groups()
     if scheme == "file":
         return Path("/" + rest)
     url = f"{scheme}://{rest.rstrip('/')}"
@@ -113,24 +113,28 @@ def fetch_tensors(path: Any, names: Sequence[str] | None) -> dict[str, Tensor]:
     """
     with remote_errors(path):
         size = int(path.fs.info(path.path)["size"])
-        known = path.fs.cat_file(path.path, start=0, end=min(size, _HEADER_GUESS))
+        header_bytes = path.fs.cat_file(path.path, start=0, end=min(size, _HEADER_GUESS))
 
         def read(start: int, stop: int) -> bytes:
-            return known[start:stop] if stop <= len(known) else path.fs.cat_file(path.path, start=start, end=min(stop, size))
+            return (
+                header_bytes[start:stop]
+                if stop <= len(header_bytes)
+                else path.fs.cat_file(path.path, start=start, end=min(stop, size))
+            )
 
         spans = spans_of(read, size)
         missing = [name for name in names or () if name not in spans]
         if missing:
             raise ValueError(f"it has no tensor {missing[0][:80]!r}")
-        wanted = {name: spans[name] for name in (spans if names is None else names)}
-        first = min((span.start for span in wanted.values()), default=0)
-        last = max((span.stop for span in wanted.values()), default=0)
+        spans_wanted = {name: spans[name] for name in (spans if names is None else names)}
+        first = min((span.start for span in spans_wanted.values()), default=0)
+        last = max((span.stop for span in spans_wanted.values()), default=0)
         data = path.fs.cat_file(path.path, start=first, end=last) if last > first else b""
     if len(data) != last - first:
         raise ValueError("it ends too early")
-    found = {}
-    for name, span in wanted.items():
+    tensors = {}
+    for name, span in spans_wanted.items():
         memory = fresh_memory(span.size)
         memory[: span.size] = data[span.start - first : span.stop - first]
-        found[name] = tensor_at(memory, 0, span)
-    return found
+        tensors[name] = tensor_at(memory, 0, span)
+    return tensors

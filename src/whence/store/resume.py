@@ -108,20 +108,20 @@ def intact(folder: Path, seals: Mapping[int, Seal], files: Mapping[str, str]) ->
         for number, seal in seals.items()
     }
     sealed = SealedFiles(folder, {**files, **{name: sha256 for shard in of_shards.values() for name, sha256 in shard.items()}})
-    known = read_notes(folder, Ranks())
-    found, notes = set(), {}
+    earlier_notes = read_notes(folder, Ranks())
+    good_shards, notes = set(), {}
     for name in sealed.sealed:
         try:
-            note = sealed.check(name, known.get(name))
+            note = sealed.check(name, earlier_notes.get(name))
         except (StoreCorrupt, StoreChanged):
             continue
-        found.add(name)
+        good_shards.add(name)
         notes |= {} if note is None else {name: note}
-    if {name: known.get(name) for name in notes} != notes:
-        write_notes(folder, Ranks(), {**known, **notes})
+    if {name: earlier_notes.get(name) for name in notes} != notes:
+        write_notes(folder, Ranks(), {**earlier_notes, **notes})
     return (
-        {number: seals[number] for number, shard in of_shards.items() if found >= shard.keys()},
-        {name: sha256 for name, sha256 in files.items() if name in found},
+        {number: seals[number] for number, shard in of_shards.items() if good_shards >= shard.keys()},
+        {name: sha256 for name, sha256 in files.items() if name in good_shards},
     )
 
 
@@ -142,13 +142,13 @@ def layouts(folder: Path, rows_per_shard: int) -> dict[str, Layout]:
     """
     listed = [seal for manifest in _manifests(folder) for seal in manifest["shards"]]
     names = sorted(name for name in file_sizes(folder / "shards") if name.endswith(".json"))
-    found: dict[str, Layout] = {}
+    by_data: dict[str, Layout] = {}
     for seal in (*listed, *(_seal(folder / "shards" / name) for name in names)):
         if seal is not None and seal.first % rows_per_shard == 0 and seal.number >= seal.first // rows_per_shard:
             first = seal.number - seal.first // rows_per_shard
             numbers = range(first, first + -(-seal.data_rows // rows_per_shard))
-            found.setdefault(seal.data, Layout(numbers, seal.data_rows))
-    return found
+            by_data.setdefault(seal.data, Layout(numbers, seal.data_rows))
+    return by_data
 
 
 def _manifests(folder: Path) -> Iterator[dict[str, Any]]:
@@ -204,14 +204,19 @@ def check_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
 
 
 def check_data(
-    folder: Path, seals: Mapping[int, Seal], known: Mapping[str, Layout], dataset: Dataset, rows_per_shard: int, append: bool
+    folder: Path,
+    seals: Mapping[int, Seal],
+    layouts_by_data: Mapping[str, Layout],
+    dataset: Dataset,
+    rows_per_shard: int,
+    append: bool,
 ) -> None:
     """Refuse to mix datasets, unless these examples are to be added to those of another that is whole, or are in the store already.
 
     Args:
         folder: The store.
         seals: Shards that are whole.
-        known: Where the shards of each dataset lie.
+        layouts_by_data: Where the shards of each dataset lie.
         dataset: The examples to add.
         rows_per_shard: Of every shard but the last.
         append: Whether a store of other data may get these in addition.
@@ -221,15 +226,15 @@ def check_data(
         StoreCorrupt: If a seal or an example is none that a build writes.
     """
     _check_seals(folder, seals, dataset, rows_per_shard)
-    if dataset.fingerprint in known or not known:
+    if dataset.fingerprint in layouts_by_data or not layouts_by_data:
         return
-    if not append and _gap(known, _num_shards(dataset, rows_per_shard)) is None:
+    if not append and _gap(layouts_by_data, _num_shards(dataset, rows_per_shard)) is None:
         raise StoreMismatch(
             found=f"a store of other data in {folder} ({sum(seal.rows for seal in seals.values()):,} rows)",
             needed="the same dataset to go on with",
             do="pass append=True (--append) to add these examples as new shards, or build into another folder",
         )
-    if any(number not in seals for layout in known.values() for number in layout.numbers):
+    if any(number not in seals for layout in layouts_by_data.values() for number in layout.numbers):
         raise StoreMismatch(
             found=f"an unfinished build of other data in {folder}",
             needed="one dataset after the other",
@@ -285,13 +290,13 @@ def _ids(folder: Path, seal: Seal) -> Iterator[str]:
 
 
 def shards_to_make(
-    seals: Mapping[int, Seal], known: Mapping[str, Layout], dataset: Dataset, rows_per_shard: int
+    seals: Mapping[int, Seal], layouts_by_data: Mapping[str, Layout], dataset: Dataset, rows_per_shard: int
 ) -> tuple[Pending, ...]:
     """Shards that are missing, in order.
 
     Args:
         seals: Those that are whole.
-        known: Where the shards of each dataset lie.
+        layouts_by_data: Where the shards of each dataset lie.
         dataset: The examples to add.
         rows_per_shard: Of every shard but the last.
 
@@ -299,13 +304,13 @@ def shards_to_make(
         A number and rows for each.
     """
     starts = range(0, len(dataset), rows_per_shard)
-    if dataset.fingerprint in known:
-        offset = known[dataset.fingerprint].numbers.start
+    if dataset.fingerprint in layouts_by_data:
+        offset = layouts_by_data[dataset.fingerprint].numbers.start
     else:
         # Where nothing says where a dataset was, it fills a gap of its length.
-        gap = _gap(known, len(starts))
-        offset = max((layout.numbers.stop for layout in known.values()), default=0) if gap is None else gap
-    shards = (Pending(offset + place, start, min(start + rows_per_shard, len(dataset))) for place, start in enumerate(starts))
+        gap = _gap(layouts_by_data, len(starts))
+        offset = max((layout.numbers.stop for layout in layouts_by_data.values()), default=0) if gap is None else gap
+    shards = (Pending(offset + number, start, min(start + rows_per_shard, len(dataset))) for number, start in enumerate(starts))
     return tuple(
         shard
         for shard in shards
@@ -323,12 +328,12 @@ def _num_shards(dataset: Dataset, rows_per_shard: int) -> int:
     return -(-len(dataset) // rows_per_shard)
 
 
-def _gap(known: Mapping[str, Layout], length: int) -> int | None:
+def _gap(layouts_by_data: Mapping[str, Layout], length: int) -> int | None:
     """First number of a run of exactly `length` shards that belong to no dataset, before some that do; None if there is none."""
-    taken = {number for layout in known.values() for number in layout.numbers}
+    numbers = {number for layout in layouts_by_data.values() for number in layout.numbers}
     missing = 0
-    for number in range(max(taken, default=-1) + 1):
-        if number not in taken:
+    for number in range(max(numbers, default=-1) + 1):
+        if number not in numbers:
             missing += 1
         elif missing == length:
             return number - missing

@@ -39,32 +39,32 @@ class RowFile:
             self.file.close()
             raise StoreCorrupt(**damaged(path, f"it has {size:,} bytes, not those of {length:,} rows"))
 
-    def write(self, places: Sequence[int], rows: Tensor) -> None:
+    def write(self, numbers: Sequence[int], rows: Tensor) -> None:
         """Rows (K, ...) to their places.
 
         Raises:
             DiskFull: If there is no room.
         """
-        content = rows.to(self.like.dtype).contiguous().view(torch.uint8).reshape(len(places), -1).numpy()
+        content = rows.to(self.like.dtype).contiguous().view(torch.uint8).reshape(len(numbers), -1).numpy()
         with disk_errors(self.path):
-            for place, row in zip(places, content, strict=True):
-                os.pwrite(self.file.fileno(), row.data, place * self.row_bytes)
+            for number, row in zip(numbers, content, strict=True):
+                os.pwrite(self.file.fileno(), row.data, number * self.row_bytes)
 
-    def read(self, places: Sequence[int]) -> Tensor:
+    def read(self, numbers: Sequence[int]) -> Tensor:
         """The rows at some places, shape (K, ...).
 
         Raises:
             StoreCorrupt: If the file has been cut.
         """
-        memory = bytearray(self.row_bytes * len(places))
+        memory = bytearray(self.row_bytes * len(numbers))
         view = memoryview(memory)
-        for number, place in enumerate(places):
+        for number, row in enumerate(numbers):
             part = view[number * self.row_bytes : (number + 1) * self.row_bytes]
-            if part.nbytes and os.preadv(self.file.fileno(), [part], place * self.row_bytes) != part.nbytes:
+            if part.nbytes and os.preadv(self.file.fileno(), [part], row * self.row_bytes) != part.nbytes:
                 raise StoreCorrupt(**damaged(self.path, "it ends too early"))
         if not memory:
-            return torch.empty((len(places), *self.like.shape), dtype=self.like.dtype)
-        return torch.frombuffer(memory, dtype=self.like.dtype).view(len(places), *self.like.shape)
+            return torch.empty((len(numbers), *self.like.shape), dtype=self.like.dtype)
+        return torch.frombuffer(memory, dtype=self.like.dtype).view(len(numbers), *self.like.shape)
 
     def close(self) -> None:
         """Close the file, which stays."""

@@ -63,21 +63,21 @@ class SealedFiles:
         held: Names of those that are kept open from the first look on: what is put in their place later is not read.
     """
 
-    def __init__(self, folder: Path, sealed: Mapping[str, str], held: Sequence[str] = ()):
+    def __init__(self, folder: Path, sealed: Mapping[str, str], shared: Sequence[str] = ()):
         self.folder, self.sealed = folder, dict(sealed)
         self.marks: dict[str, Mark] = {}
-        self._held: dict[str, int | None] = dict.fromkeys(held)
-        self._seen: set[tuple[str, str]] = set()
+        self._descriptors: dict[str, int | None] = dict.fromkeys(shared)
+        self._summed: set[tuple[str, str]] = set()
         self._memory = Memory()
         self._lock = threading.Lock()
-        weakref.finalize(self, _close, self._held)
+        weakref.finalize(self, _close, self._descriptors)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which opens the files itself and finds them the same or not."""
-        return {"folder": self.folder, "sealed": self.sealed, "marks": dict(self.marks), "held": tuple(self._held)}
+        return {"folder": self.folder, "sealed": self.sealed, "marks": dict(self.marks), "shared": tuple(self._descriptors)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"], state["sealed"], state["held"])
+        self.__init__(state["folder"], state["sealed"], state["shared"])
         self.marks.update(state["marks"])
 
     def check(self, name: str, noted: Any = None) -> Any:
@@ -124,22 +124,24 @@ class SealedFiles:
 
         def copied(file: int, mark: Mark) -> dict[str, Tensor]:
             chosen = self._chosen(name, mark, names)
-            places, size = {}, 0
+            starts, size = {}, 0
             for tensor, span in chosen.items():
-                places[tensor] = size
+                starts[tensor] = size
                 size += -(-span.size // ALIGNED) * ALIGNED
             memory = (take or self._memory.take)(size)
             if size > _PIECE and hasattr(os, "posix_fadvise"):
                 first, last = min(span.start for span in chosen.values()), max(span.stop for span in chosen.values())
                 os.posix_fadvise(file, first, last - first, os.POSIX_FADV_WILLNEED)
             for tensor, span in chosen.items():
-                wanted = None if (name, tensor) in self._seen else mark.checksums.get(tensor)
-                found = _copied(file, span, memory[places[tensor] : places[tensor] + span.size], is_summed=wanted is not None)
-                if found != wanted:
+                wanted = None if (name, tensor) in self._summed else mark.checksums.get(tensor)
+                copied_bytes = _copied(
+                    file, span, memory[starts[tensor] : starts[tensor] + span.size], is_summed=wanted is not None
+                )
+                if copied_bytes != wanted:
                     raise _Damaged(f"the tensor {tensor} has not its checksum")
                 if wanted is not None and not _is_young(mark.identity):
-                    self._seen.add((name, tensor))
-            return {tensor: tensor_at(memory, places[tensor], span) for tensor, span in chosen.items()}
+                    self._summed.add((name, tensor))
+            return {tensor: tensor_at(memory, starts[tensor], span) for tensor, span in chosen.items()}
 
         return self._read(name, copied)
 
@@ -152,17 +154,17 @@ class SealedFiles:
         """
 
         def copied(file: int, mark: Mark) -> dict[str, Tensor]:
-            found = {}
+            tensors = {}
             for tensor, span in self._chosen(name, mark, names).items():
                 if rows and not 0 <= min(rows) <= max(rows) < (span.shape[0] if span.shape else 0):
                     raise _Damaged(f"the tensor {tensor} has not the rows that were sealed")
                 size = span.row_bytes
                 memory = memoryview(bytearray(size * len(rows)))
-                for place, row in enumerate(rows):
+                for index, row in enumerate(rows):
                     at = span.start + row * size
-                    _copied(file, Span(torch.uint8, (size,), at, at + size), memory[place * size : (place + 1) * size])
-                found[tensor] = tensor_at(memory, 0, span.of_rows(len(rows)))
-            return found
+                    _copied(file, Span(torch.uint8, (size,), at, at + size), memory[index * size : (index + 1) * size])
+                tensors[tensor] = tensor_at(memory, 0, span.of_rows(len(rows)))
+            return tensors
 
         return self._read(name, copied)
 
@@ -186,18 +188,18 @@ class SealedFiles:
 
     def faults(self) -> dict[str, str]:
         """Files that can no longer be read as they were when the store was opened, and why. Only those that changed are read."""
-        found = {}
+        faults = {}
         for name, mark in list(self.marks.items()):
-            if self._held.get(name) is not None:
+            if self._descriptors.get(name) is not None:
                 continue
             try:
                 if _identity(os.lstat(self.folder / name)) != mark.identity:
                     self._read(name, lambda *_: None)
             except OSError as error:
-                found[name] = reason(error)
+                faults[name] = reason(error)
             except (StoreChanged, StoreCorrupt) as error:
-                found[name] = error.found
-        return found
+                faults[name] = error.found
+        return faults
 
     def _read(self, name: str, action: Callable[[int, Mark], Result]) -> Result:
         """What is made of a file that was the same one before and after.
@@ -299,9 +301,9 @@ class SealedFiles:
             StoreCorrupt: If it cannot be opened.
             StoreChanged: If it could be before.
         """
-        held = self._held.get(name)
-        if held is not None:
-            yield held
+        descriptor = self._descriptors.get(name)
+        if descriptor is not None:
+            yield descriptor
             return
         try:
             opened = open_plain(self.folder / name)
@@ -311,10 +313,10 @@ class SealedFiles:
                 raise StoreChanged(**self._changed(name, why)) from error
             raise StoreCorrupt(**damaged(self.folder / name, why)) from error
         with opened:
-            if name in self._held:
+            if name in self._descriptors:
                 with self._lock:
-                    if self._held[name] is None:
-                        self._held[name] = os.dup(opened.fileno())
+                    if self._descriptors[name] is None:
+                        self._descriptors[name] = os.dup(opened.fileno())
             yield opened.fileno()
 
     def _changed(self, name: str, why: str) -> dict[str, str]:
@@ -376,7 +378,7 @@ def _all_of(spans: Mapping[str, Span], size: int) -> Iterator[tuple[str | None, 
         yield None, Span(torch.uint8, (size - at,), at, size)
 
 
-def _close(held: Mapping[str, int | None]) -> None:
-    for file in held.values():
+def _close(descriptors: Mapping[str, int | None]) -> None:
+    for file in descriptors.values():
         if file is not None:
             os.close(file)

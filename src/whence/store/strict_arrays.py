@@ -52,11 +52,11 @@ def read_npy(path: Path, *, is_named: bool = False) -> np.ndarray:
         numbers = np.empty(math.prod(shape), dtype)
         if file.readinto(numbers.view(np.uint8).data) != numbers.nbytes:
             raise ValueError("it ends too early")
-    found = numbers.reshape(shape, order="F" if by_columns else "C")
-    found = found.astype(dtype.newbyteorder("="), copy=False)
-    if dtype.kind == "b" and bool((found.view(np.uint8) > 1).any()):
+    array = numbers.reshape(shape, order="F" if by_columns else "C")
+    array = array.astype(dtype.newbyteorder("="), copy=False)
+    if dtype.kind == "b" and bool((array.view(np.uint8) > 1).any()):
         raise ValueError("truth values that are neither 0 nor 1")
-    return found
+    return array
 
 
 def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
@@ -66,11 +66,11 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
         ValueError: If it says something else.
     """
     try:
-        said = ast.literal_eval(text.decode("latin-1").strip())
-        kind, shape, by_columns = said["descr"], said["shape"], said["fortran_order"]
+        header = ast.literal_eval(text.decode("latin-1").strip())
+        kind, shape, by_columns = header["descr"], header["shape"], header["fortran_order"]
     except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError("its header cannot be read") from error
-    if len(said) != 3 or not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or type(by_columns) is not bool:
+    if len(header) != 3 or not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or type(by_columns) is not bool:
         raise ValueError(f"it holds {str(kind)[:40]}, not plain numbers")
     whole = isinstance(shape, tuple) and len(shape) <= _MOST_AXES
     if not whole or any(type(axis) is not int or not 0 <= axis <= _LONGEST_AXIS for axis in shape):

@@ -110,11 +110,11 @@ def spans_of(read: Callable[[int, int], bytes], size: int) -> dict[str, Span]:
         raise ValueError("its header is not there")
     try:
         header = parse_json(read(8, 8 + length))
-        found = {name: _span(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
+        spans = {name: _span(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("its header cannot be read") from error
-    in_order = sorted(found.items(), key=lambda item: item[1].start)
-    if any(one.stop > other.start for (_, one), (_, other) in pairwise(in_order)):
+    in_order = sorted(spans.items(), key=lambda item: item[1].start)
+    if any(span.stop > other.start for (_, span), (_, other) in pairwise(in_order)):
         raise ValueError("tensors that overlap")
     return dict(in_order)
 
@@ -159,20 +159,20 @@ def tensors_of(file: IO[bytes], names: Sequence[str] | None = None) -> dict[str,
     if missing:
         raise ValueError(f"it has no tensor {missing[0][:80]!r}")
     chosen = {name: spans[name] for name in (spans if names is None else names)}
-    places, size = {}, 0
+    starts, size = {}, 0
     for name, span in chosen.items():
-        places[name] = size
+        starts[name] = size
         size += -(-span.size // ALIGNED) * ALIGNED
     memory = fresh_memory(size)
     for name, span in chosen.items():
         done = 0
         while done < span.size:
-            rest = memory[places[name] + done : places[name] + min(done + _PIECE, span.size)]
+            rest = memory[starts[name] + done : starts[name] + min(done + _PIECE, span.size)]
             count = os.preadv(number, [rest], span.start + done)
             if not count:
                 raise ValueError("it ends too early")
             done += count
-    return {name: tensor_at(memory, places[name], span) for name, span in chosen.items()}
+    return {name: tensor_at(memory, starts[name], span) for name, span in chosen.items()}
 
 
 def rows_of(file: IO[bytes], name: str, rows: range) -> Tensor:
@@ -255,12 +255,12 @@ class Memory:
         """So many bytes or more, the caller's for as long as it holds the view or a tensor of it."""
         with self._lock:
             fitting = (
-                place
-                for place, (memory, user) in enumerate(self._pieces)
+                index
+                for index, (memory, user) in enumerate(self._pieces)
                 if user() is None and size <= len(memory) <= 2 * size + _LARGE
             )
-            place = next(fitting, None)
-            memory = _fresh(size) if place is None else self._pieces.pop(place)[0]
+            index = next(fitting, None)
+            memory = _fresh(size) if index is None else self._pieces.pop(index)[0]
             view = memoryview(memory)
             self._pieces = [(memory, weakref.ref(view)), *self._pieces[: _PIECES - 1]]
             return view

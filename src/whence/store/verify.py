@@ -60,13 +60,13 @@ def _mark(name: str) -> int:
 
 def _twice(store: Store, suspects: set[int]) -> list[str]:
     """Faults of ids that occur twice, among those whose mark does."""
-    seen: set[str] = set()
+    ids_seen: set[str] = set()
     faults = []
     for row, example in enumerate(store.examples()):
         name = example["id"]
         if _mark(name) in suspects:
-            if name in seen:
-                place = bisect_right(store.starts, row) - 1
-                faults.append(f"{store.folder / shard_stem(store.seals[place].number)}: the id {name!r} occurs twice")
-            seen.add(name)
+            if name in ids_seen:
+                number = bisect_right(store.starts, row) - 1
+                faults.append(f"{store.folder / shard_stem(store.seals[number].number)}: the id {name!r} occurs twice")
+            ids_seen.add(name)
     return faults

@@ -47,7 +47,7 @@ class Writer:
         pending: Shards to make, in order.
         dataset: The examples being added.
         leases: Which of them this process may make.
-        known: Where the shards of each dataset lie.
+        layouts_by_data: Where the shards of each dataset lie.
         damaged: Numbers of shards and names of files beside them that were there and had other bytes than the sealed ones.
     """
 
@@ -57,7 +57,7 @@ class Writer:
     pending: tuple[Pending, ...]
     dataset: Dataset
     leases: Leases = Leases()
-    known: Mapping[str, Layout] = field(default_factory=dict)
+    layouts_by_data: Mapping[str, Layout] = field(default_factory=dict)
     damaged: tuple[int | str, ...] = ()
 
     def claims(self) -> Iterator[Pending]:
@@ -72,7 +72,7 @@ class Writer:
         Raises:
             StoreMismatch: If a process with other data is adding to the store at the same time.
         """
-        first = int(self.leases.place * len(self.pending))
+        first = int(self.leases.start_share * len(self.pending))
         for wait in (False, True):
             for shard in (*self.pending[first:], *self.pending[:first]):
                 if shard.number in self.seals:
@@ -135,10 +135,13 @@ class Writer:
         Raises:
             StoreCorrupt: If there are some.
         """
-        others = {
-            number for data, layout in self.known.items() if data != self.dataset.fingerprint for number in layout.numbers
+        folders = {
+            number
+            for data, layout in self.layouts_by_data.items()
+            if data != self.dataset.fingerprint
+            for number in layout.numbers
         }
-        missing = sorted(others - self.seals.keys())
+        missing = sorted(folders - self.seals.keys())
         if missing:
             names = f"{', '.join(map(str, missing[:8]))}{' and more' if len(missing) > 8 else ''}"
             raise StoreCorrupt(
@@ -204,13 +207,13 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         stored = Blueprint.read(folder)
         check_blueprint(stored, blueprint, folder)
         blueprint = stored
-    found, listed = read_seals(folder), listed_files(folder) or {}
-    known = layouts(folder, blueprint.rows_per_shard)
+    intact_seals, listed = read_seals(folder), listed_files(folder) or {}
+    layouts_by_data = layouts(folder, blueprint.rows_per_shard)
     # Of several processes each would read everything.
     is_checked = leases.file is None and not is_remote(folder)
-    seals, files = intact(folder, found, listed) if is_checked else (found, listed)
-    check_data(folder, seals, known, dataset, blueprint.rows_per_shard, append)
-    pending = shards_to_make(seals, known, dataset, blueprint.rows_per_shard)
+    seals, files = intact(folder, intact_seals, listed) if is_checked else (intact_seals, listed)
+    check_data(folder, seals, layouts_by_data, dataset, blueprint.rows_per_shard, append)
+    pending = shards_to_make(seals, layouts_by_data, dataset, blueprint.rows_per_shard)
     rows = sum(shard.stop - shard.start for shard in pending)
     enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
     if not (folder / "blueprint.json").exists():
@@ -224,11 +227,11 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
                 write_bytes(folder / BEFORE, [read_content(folder / "manifest.json")])
             (folder / "manifest.json").unlink(missing_ok=True)
     spoilt = tuple(name for name in listed if name not in files and (folder / name).exists())
-    damaged = (*(shard.number for shard in pending if shard.number in found), *spoilt)
+    damaged = (*(shard.number for shard in pending if shard.number in intact_seals), *spoilt)
     with disk_errors(folder):
         for what in damaged:  # which then counts as absent
             (folder / (what if isinstance(what, str) else f"{shard_stem(what)}.json")).unlink()
-    return Writer(folder, blueprint, seals, pending, dataset, leases, known, damaged)
+    return Writer(folder, blueprint, seals, pending, dataset, leases, layouts_by_data, damaged)
 
 
 def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:
@@ -248,8 +251,8 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
     needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(
-            found=f"{_told(free)} free at {folder}",
-            needed=f"{_told(needed)} for {rows:,} rows",
+            found=f"{_size_text(free)} free at {folder}",
+            needed=f"{_size_text(needed)} for {rows:,} rows",
             do="free some space, choose another folder, or a smaller rank",
         )
 
@@ -257,11 +260,11 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
 def sizes_told(rows: int, row_bytes: int, shared_bytes: int) -> str:
     """Rows and what they share, apart, with what to do where the one is out of proportion to the other; arguments as in `enough_disk`."""
     own = rows * row_bytes
-    said = f"{_told(own)} of rows ({row_bytes:,} bytes each) and {_told(shared_bytes)} shared by all of them"
+    text = f"{_size_text(own)} of rows ({row_bytes:,} bytes each) and {_size_text(shared_bytes)} shared by all of them"
     if shared_bytes <= max(_MUCH_SHARED * own, _LITTLE_BYTES):
-        return said
-    return f"{said}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"
+        return text
+    return f"{text}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"
 
 
-def _told(size: int) -> str:
+def _size_text(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"

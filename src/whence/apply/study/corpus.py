@@ -19,7 +19,7 @@ from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.stored.prepared import Asked, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.progress import Meter
 from whence.report import Hit
 from whence.score import Metric, QueryBlock
@@ -49,13 +49,13 @@ def corpus_of_store(store: Store, task: AbstractTask, queries: Dataset, damping:
         damping: As in `whence.query`.
         quiet: No progress on stderr.
     """
-    asked = Asked.prepare(store, task, queries, damping, quiet)
+    asked = PreparedQuery.prepare(store, task, queries, damping, quiet)
     method = method_named(store.blueprint.method)
     is_code, is_cosine = method.encoder == "aligned", asked.norms_Q is not None
 
     def score(number: int, progress: Meter) -> tuple[Tensor, Tensor | None]:
         shard = dataclasses.replace(store, seals=store.seals[number : number + 1])
-        ((_, scores_QS),) = shard_scores(shard, asked.ready, asked.norms_Q, roots=asked.roots)
+        ((_, scores_QS),) = shard_scores(shard, asked.preconditioned, asked.norms_Q, roots=asked.roots)
         progress.advance(scores_QS.shape[1])
         return scores_QS, None if is_cosine else _row_norms(shard, is_code)
 

@@ -19,7 +19,7 @@ from whence.pipeline import query
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.scorer import FittedScorer, fit_scorer
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.prepared import PreparedQuery
 from whence.pipeline.stored.rerank import ExactStage
 from whence.progress import meter
 from whence.report import Hit, Hits
@@ -182,7 +182,7 @@ class FromStore:
         """Match store, model and training data."""
         check_store(store)
         data = as_dataset(task, train)
-        ready = Asked.prepare(store, task, Dataset([asked.whole]), Damping(), quiet)
+        ready = PreparedQuery.prepare(store, task, Dataset([asked.whole]), Damping(), quiet)
         stage = ExactStage.prepare(ready, data, quiet)
         return cls(stage, store, data, shortlist, stage.examples)
 
@@ -194,7 +194,7 @@ class FromStore:
     @property
     def plan(self) -> Plan:
         """Units of the model."""
-        return self.stage.asked.plan
+        return self.stage.prepared.plan
 
     @property
     def max_positions(self) -> int:
@@ -208,7 +208,7 @@ class FromStore:
     def hits(self, asked: Example, k: int) -> Hits:
         """Ask in two stages."""
         return query(
-            self.store, self.stage.asked.task, Dataset([asked]), k=k, rerank="exact", train=self.train,
+            self.store, self.stage.prepared.task, Dataset([asked]), k=k, rerank="exact", train=self.train,
             shortlist=self.shortlist, quiet=self.stage.quiet,
         )  # fmt: skip
 

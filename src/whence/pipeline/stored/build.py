@@ -137,9 +137,9 @@ def _built(
     plan, autocast = plan_units(task), autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
     _say_what_is_built(task, plan, dataset, config, report)
-    with leases(folder, ranks.rank, ranks.count) as held:
+    with leases(folder, ranks.rank, ranks.count) as shard_leases:
         # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
-        with nullcontext() if ranks.in_step else held.alone():
+        with nullcontext() if ranks.in_step else shard_leases.alone():
             earlier = _earlier(folder, weights)
             positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
             positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
@@ -147,20 +147,20 @@ def _built(
                 positions = min(ranks.gathered(positions))
             encoder, learned = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
             blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
-            seals, kept = read_seals(folder), _kept_probe(folder, earlier)
+            seals, earlier_probe = read_seals(folder), _earlier_probe(folder, earlier)
             if earlier is not None:
                 check_blueprint(earlier, blueprint, folder)
-                for note in check_store_model(task, plan, encoder, earlier, kept, store=_whole_store(folder, seals)):
+                for note in check_store_model(task, plan, encoder, earlier, earlier_probe, store=_whole_store(folder, seals)):
                     report(f"note: {note}")
             is_first = all(seal.data == dataset.fingerprint for seal in seals.values())
-            probe = kept or probe_tensors(task, plan, blueprint, dataset.examples, has_rows=is_first)
+            probe = earlier_probe or probe_tensors(task, plan, blueprint, dataset.examples, has_rows=is_first)
             learned = learned | ({PROBE_FILE: probe} if probe else {})
             if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
                 report(
                     f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
                 )
             with first_then_others(ranks) if ranks.in_step else nullcontext():
-                writer = open_writer(folder, blueprint, dataset, append=append, leases=held)
+                writer = open_writer(folder, blueprint, dataset, append=append, leases=shard_leases)
                 is_finished = writer.is_finished()
             if writer.damaged:
                 report(f"damaged, and made again from its data: {', '.join(map(str, writer.damaged))}")
@@ -178,7 +178,7 @@ def _built(
                 # From the file: other machines may have rounded otherwise.
                 encoder, _ = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
         write_rows(task, plan, encoder, writer, positions=positions, quiet=quiet, ranks=ranks)
-        with held.alone():
+        with shard_leases.alone():
             if not writer.is_finished():
                 files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
                 if isinstance(encoder, Aligned) and is_sharded(task.model):
@@ -187,8 +187,8 @@ def _built(
                     )
                 elif isinstance(encoder, Aligned):
                     sample = sample_places(plan, len(dataset), config) if is_first else ()
-                    asked = next((tensors[STAND_INS] for tensors in learned.values() if STAND_INS in tensors), None)
-                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, asked, quiet=quiet)
+                    stand_in_codes = next((tensors[STAND_INS] for tensors in learned.values() if STAND_INS in tensors), None)
+                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, stand_in_codes, quiet=quiet)
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
                 finish_store(writer, files, quiet)
@@ -265,7 +265,7 @@ def _whole_store(folder: Path, seals: Mapping[int, Seal]) -> Store | None:
     return None
 
 
-def _kept_probe(folder: Path, earlier: Blueprint | None) -> dict[str, Tensor] | None:
+def _earlier_probe(folder: Path, earlier: Blueprint | None) -> dict[str, Tensor] | None:
     """What an earlier build in the folder kept of its model.
 
     Raises:
@@ -325,11 +325,11 @@ def make_blueprint(
     width, dtype = config.rank or method.rank, method.dtype if config.dtype == "method" else config.dtype
     if isinstance(encoder, Aligned):
         width, dtype = encoder.shapes()[0][1], encoder.dtype
-    said: list[str] = []
+    cut_notes: list[str] = []
     if isinstance(encoder, Aligned):
-        said = cut_bases(encoder.whitened, relative_damping(config))
+        cut_notes = cut_bases(encoder.whitened, relative_damping(config))
     recipe = None if task.recipe is None else asdict(task.recipe)
-    made = Blueprint(
+    blueprint = Blueprint(
         method=method.name,
         method_version=method.version,
         projection=method.projection if config.projection == "method" else config.projection,
@@ -343,15 +343,15 @@ def make_blueprint(
         autocast=None if config.autocast == "none" else config.autocast,
         model=weights,
         preprocessing=task.preprocessing,
-        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(said)} if said else {})},
+        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(cut_notes)} if cut_notes else {})},
         units=units,
         recipe=recipe,
         libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},
         structure=structure_of(task.model),
     )
     if config.rows_per_shard or earlier:
-        return made
+        return blueprint
     dense_bytes = 4 * sum(outputs * inputs for outputs, inputs in encoder.shapes())
-    rows = min(_SHARD_BYTES // made.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
+    rows = min(_SHARD_BYTES // blueprint.codec().row_bytes(), _DENSE_BYTES // dense_bytes)
     # A power of two keeps every slab aligned; between 64 rows, for bucketing by length, and 4096, for resuming.
-    return replace(made, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))
+    return replace(blueprint, rows_per_shard=1 << max(6, min(rows.bit_length() - 1, 12)))

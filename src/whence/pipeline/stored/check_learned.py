@@ -103,13 +103,13 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
             # A square matrix, or the vectors of fewer reflections than the side is long.
             if key in shapes and (shapes[key][0][0] != size or not 0 < shapes[key][0][1] <= size):
                 return f"{key} has the shape {tuple(shapes[key][0])}, not ({size}, {size} or less)"
-        kept, size = f"kept.{index}", unit.outputs * unit.inputs
+        kept_name, size = f"kept.{index}", unit.outputs * unit.inputs
         if why := _misfit(shapes, f"weights.{index}", (unit.outputs, unit.inputs), _FLOATS):
             return why
-        if kept in shapes:
-            if why := _misfit(shapes, kept, (None,), (torch.int64,)) or _unlike_places(tensors, kept, size):
+        if kept_name in shapes:
+            if why := _misfit(shapes, kept_name, (None,), (torch.int64,)) or _unlike_places(tensors, kept_name, size):
                 return why
-            size = shapes[kept][0][0]
+            size = shapes[kept_name][0][0]
         coordinates += size
     numbers = {"axes_bits": _BITS, "axes_width": (rank,), "dtype": range(len(STORED_TYPES))}
     for name, allowed in numbers.items():
@@ -129,25 +129,25 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
 
 def _unlike_block(tensors: Mapping[str, Tensor], shapes: Shapes, name: str, index: int, size: int) -> str:
     """Of a basis that is a block among axes."""
-    places, bands = f"{name}_places.{index}", f"{name}_bands.{index}"
-    why = _misfit(shapes, places, (None,), (torch.int64,)) or _misfit(shapes, bands, (size,), (torch.int64,))
-    why = why or _unlike_places(tensors, places, size)
-    count = shapes[places][0][0]
+    indices_name, bands_name = f"{name}_places.{index}", f"{name}_bands.{index}"
+    why = _misfit(shapes, indices_name, (None,), (torch.int64,)) or _misfit(shapes, bands_name, (size,), (torch.int64,))
+    why = why or _unlike_places(tensors, indices_name, size)
+    count = shapes[indices_name][0][0]
     why = why or _misfit(shapes, f"{name}.{index}", (count, count), _FLOATS)
-    if not why and not -1 <= int(tensors[bands].min()) <= int(tensors[bands].max()) < size:
-        why = f"{bands} has numbers that are no bands"
+    if not why and not -1 <= int(tensors[bands_name].min()) <= int(tensors[bands_name].max()) < size:
+        why = f"{bands_name} has numbers that are no bands"
     return why
 
 
 def _misfit(shapes: Shapes, name: str, shape: tuple[int | None, ...], types: Sequence[torch.dtype]) -> str:
     if name not in shapes:
         return f"it has no tensor {name}"
-    found, dtype = shapes[name]
-    fits = len(found) == len(shape) and all(due in (None, size) for due, size in zip(shape, found, strict=True))
+    stored_shape, dtype = shapes[name]
+    fits = len(stored_shape) == len(shape) and all(due in (None, size) for due, size in zip(shape, stored_shape, strict=True))
     if fits and dtype in types:
         return ""
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
-    return f"{name} has the shape {tuple(found)} of {dtype}, not ({sizes}) of {types[0]}"
+    return f"{name} has the shape {tuple(stored_shape)} of {dtype}, not ({sizes}) of {types[0]}"
 
 
 def _unlike_places(tensors: Mapping[str, Tensor], name: str, size: int) -> str:

@@ -58,16 +58,16 @@ def measure_fidelity(
     Returns:
         The correlations; None where there are too few documents.
     """
-    known = set(learned)
-    outside = [place for place in range(len(dataset)) if place not in known]
+    learned_rows = set(learned)
+    outside = [row for row in range(len(dataset)) if row not in learned_rows]
     is_outside = len(outside) >= 2 * _FEWEST
     source = outside if is_outside else learned
-    asked = [source[place] for place in stand_ins(len(source))]
-    if not asked:
+    query_rows = [source[row] for row in stand_ins(len(source))]
+    if not query_rows:
         return None
-    taken = set(asked)
-    groups = [_some([place for place in part if place not in taken]) for part in (learned, outside)]
-    queries, examples = ([dataset.examples[place] for place in places] for places in (asked, [*groups[0], *groups[1]]))
+    query_set = set(query_rows)
+    groups = [_some([row for row in part if row not in query_set]) for part in (learned, outside)]
+    queries, examples = ([dataset.examples[row] for row in chosen] for chosen in (query_rows, [*groups[0], *groups[1]]))
     autocast = autocast_named(blueprint.autocast)
 
     def rows(some: Sequence[Example]) -> list[Tensor]:
@@ -78,18 +78,18 @@ def measure_fidelity(
 
     codec, encoded = blueprint.codec(), rows(examples)
     own = None if is_outside else stand_in_codes
-    ready = rows(queries) if own is None else [own.view(len(queries), 1, -1).to(encoded[0])]
+    preconditioned = rows(queries) if own is None else [own.view(len(queries), 1, -1).to(encoded[0])]
     # As a scan of the store gives them, but for their scale.
-    stored_QN = codec.scorer(ready)(codec.encode(encoded)).double()
+    stored_QN = codec.scorer(preconditioned)(codec.encode(encoded)).double()
     exact_QN = _exact(WholeGradients(task, plan, encoder, blueprint.batch_positions), queries, examples, quiet)
     parts = (slice(len(groups[0])), slice(len(groups[0]), len(examples)))
-    found = [_agreement(stored_QN[:, part], exact_QN[:, part]) for part in parts]
-    return Fidelity(len(queries), *found) if any(found) else None
+    agreements = [_agreement(stored_QN[:, part], exact_QN[:, part]) for part in parts]
+    return Fidelity(len(queries), *agreements) if any(agreements) else None
 
 
-def _some(places: Sequence[int]) -> list[int]:
+def _some(rows: Sequence[int]) -> list[int]:
     """At most so many of them as are scored; none where they say nothing."""
-    return [places[place] for place in spread_places(len(places), _DOCUMENTS)] if len(places) >= _FEWEST else []
+    return [rows[index] for index in spread_places(len(rows), _DOCUMENTS)] if len(rows) >= _FEWEST else []
 
 
 def _exact(gradients: WholeGradients, queries: Sequence[Example], examples: Sequence[Example], quiet: bool) -> Tensor:
@@ -113,5 +113,5 @@ def _agreement(stored_QN: Tensor, exact_QN: Tensor) -> Agreement | None:
 
 def _interval(values_Q: Tensor) -> tuple[float, float, float]:
     """Mean and 95 % interval, to digits that another batch size does not move."""
-    found = mean_interval(values_Q)
-    return round(found.mean, 3), round(max(-1.0, found.low), 3), round(min(1.0, found.high), 3)
+    interval = mean_interval(values_Q)
+    return round(interval.mean, 3), round(max(-1.0, interval.low), 3), round(min(1.0, interval.high), 3)

@@ -92,7 +92,7 @@ class GradientLog:
         _check_model(task.model)
         self.folder, self.task, self._quiet = Path(folder), task, quiet
         self._train = as_dataset(task, train)
-        self._places = {name: place for place, name in enumerate(self._train.ids)}
+        self._row_of = {name: row for row, name in enumerate(self._train.ids)}
         self._plan = plan_units(task)
         if self._plan.functional:
             raise Unsupported(
@@ -138,7 +138,7 @@ class GradientLog:
             NonFinite: If a gradient is NaN or infinite.
         """
         names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
-        unknown = [name for name in names if name not in self._places]
+        unknown = [name for name in names if name not in self._row_of]
         if unknown or not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
                 found=f"a batch of {len(names)} examples with divided_by={divided_by}"
@@ -167,12 +167,12 @@ class GradientLog:
                 do="put the forward and the backward pass into it",
             )
         rows = [row.cpu() for row in sums.finished()]
-        places = [self._places[name] for name in names]
+        numbers = [self._row_of[name] for name in names]
         if not self._is_checked:
-            examples = [self._train.examples[place] for place in places[:2]]
+            examples = [self._train.examples[number] for number in numbers[:2]]
             check_rows(self.task, self._plan, self._encoder, examples, rows, self._config)
             self._is_checked = True
-        self._keep(places, rows)
+        self._keep(numbers, rows)
         if moments is not None and self._factors is not None:
             self._factors.add(moments, len(names))
 
@@ -190,7 +190,7 @@ class GradientLog:
             raise BadInput(found="a log without a batch", needed="at least one", do="train inside `with log.batch(ids):`")
         if len(met) < len(self._train) and not self._quiet:
             say(f"note: {len(self._train) - len(met):,} examples were never met and have no row")
-        dataset = Dataset([self._train.examples[place] for place in met])
+        dataset = Dataset([self._train.examples[row] for row in met])
         positions = self._config.batch_positions
         if not positions:
             positions = forecast(self.task, self._plan, dataset.examples).batch_positions
@@ -198,27 +198,27 @@ class GradientLog:
         with write_store(self.folder, blueprint, dataset, append=False) as writer:
             for shard in writer.pending:
                 rows = met[shard.start : shard.stop]
-                writer.write(shard, {name: file.read(rows) for name, file in self._kept.items()})
+                writer.write(shard, {name: file.read(rows) for name, file in self._row_files.items()})
             probe = probe_tensors(self.task, self._plan, blueprint, dataset.examples, has_rows=False)
             sealed = {PROBE_FILE: write_tensors(self.folder / PROBE_FILE, probe)} if probe else {}
             finish_store(writer, sealed, self._quiet)
         if self._factors is not None:
             self._factors.write(self.task, self._train, positions)
-        for file in (*self._kept.values(), self._met):
+        for file in (*self._row_files.values(), self._met):
             file.close()
-        self._kept.clear()
+        self._row_files.clear()
         self._lock.close()
         shutil.rmtree(self.folder / "logged", ignore_errors=True)
         return open_store(self.folder)
 
-    def _keep(self, places: list[int], rows: list[Tensor]) -> None:
+    def _keep(self, numbers: list[int], rows: list[Tensor]) -> None:
         norms_B = sum((row.flatten(1).square().sum(1) for row in rows), torch.zeros(())).sqrt()
         # The norm of a row that is NaN is, too, while codes of whole numbers are not.
         tensors = {**self._codec.encode(rows), "norms": norms_B.to(rows_type(self._blueprint.dtype))}
-        refuse_not_held(tensors, [self._train.ids[place] for place in places], self._blueprint.dtype)
+        refuse_not_held(tensors, [self._train.ids[number] for number in numbers], self._blueprint.dtype)
         for name, tensor in tensors.items():
-            self._kept[name].write(places, tensor)
-        self._met.write(places, torch.ones(len(places), dtype=torch.bool))  # last: a row counts when it is there
+            self._row_files[name].write(numbers, tensor)
+        self._met.write(numbers, torch.ones(len(numbers), dtype=torch.bool))  # last: a row counts when it is there
 
     def _open(self) -> None:
         """Open the files that rows wait in, new or from a process that was stopped.
@@ -226,19 +226,21 @@ class GradientLog:
         Raises:
             StoreMismatch: If they are of another log.
         """
-        place = self.folder / "logged"
+        logged_folder = self.folder / "logged"
         self._codec = self._blueprint.codec()
         what = {**self._blueprint.to_json(), "model": None, "libraries": None, "structure": None}
         # Its weights change while it is trained, so that no example gives what it gave.
         model = ModelRecord.of(self.task).to_json()
         identity = json.loads(json.dumps({"blueprint": what, "data": self._train.fingerprint, MODEL: model}))
-        if not (place / "log.json").exists():
-            write_json(place / "log.json", identity)
-        check_identity(read_json(place / "log.json"), identity, "a log", self.folder)
-        one = self._codec.encode([torch.zeros(1, *shape) for shape in self._encoder.shapes()])
-        one["norms"] = torch.zeros(1, dtype=rows_type(self._blueprint.dtype))
-        self._kept = {name: RowFile(place / name, len(self._train), tensor) for name, tensor in one.items()}
-        self._met = RowFile(place / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
+        if not (logged_folder / "log.json").exists():
+            write_json(logged_folder / "log.json", identity)
+        check_identity(read_json(logged_folder / "log.json"), identity, "a log", self.folder)
+        example_row = self._codec.encode([torch.zeros(1, *shape) for shape in self._encoder.shapes()])
+        example_row["norms"] = torch.zeros(1, dtype=rows_type(self._blueprint.dtype))
+        self._row_files = {
+            name: RowFile(logged_folder / name, len(self._train), tensor) for name, tensor in example_row.items()
+        }
+        self._met = RowFile(logged_folder / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
 
 
 def _check_model(model: nn.Module) -> None:

@@ -201,13 +201,15 @@ def learn_code(
             needed="examples that the loss reaches the model with",
             do="check the loss and the tracked parameters",
         )
-    axes, code, asked_AK = code_axes(rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed, asked=stand_ins(len(sample)))
-    known = {
+    axes, code, asked_AK = code_axes(
+        rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed, query_rows=stand_ins(len(sample))
+    )
+    about_code = {
         "damping": torch.tensor(relative, dtype=torch.float64),
         "dtype": torch.tensor(STORED_TYPES.index(code.dtype)),
         STAND_INS: asked_AK.float(),
     }
-    return {**save_whitened(whitened), **save_axes(axes), **known}
+    return {**save_whitened(whitened), **save_axes(axes), **about_code}
 
 
 def relative_damping(config: BuildConfig) -> float:
@@ -289,7 +291,7 @@ def _sample_rows(
     """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
     widths = [width for _, width in whitened.shapes()]
     autocast = autocast_named(config.autocast)
-    held: list[Tensor] = []
+    rows_by_unit: list[Tensor] = []
     step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
     with meter("sample", len(sample), quiet=quiet) as progress:
         for start in range(0, len(sample), step):
@@ -297,10 +299,10 @@ def _sample_rows(
             rows = gradient_rows(
                 task, plan, whitened, chunk, batching=Batching(max_positions), progress=progress, autocast=autocast
             )
-            if not held:
+            if not rows_by_unit:
                 wide = rows.units[0].dtype
                 is_large = len(sample) * sum(widths) * wide.itemsize > _WIDE_BYTES
-                held = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_large else wide) for width in widths]
-            for kept, row in zip(held, rows.units, strict=True):
-                kept[start : start + len(chunk)] = row[:, 0]
-    return held
+                rows_by_unit = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_large else wide) for width in widths]
+            for unit_rows, row in zip(rows_by_unit, rows.units, strict=True):
+                unit_rows[start : start + len(chunk)] = row[:, 0]
+    return rows_by_unit

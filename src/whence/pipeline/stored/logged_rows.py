@@ -46,8 +46,8 @@ def check_rows(
     is_half = autocast is not None or next(task.model.parameters()).dtype in (torch.bfloat16, torch.float16)
     with meter("check", len(examples), quiet=True) as progress:
         own = gradient_rows(task, plan, encoder, examples, batching=Batching(1), progress=progress, autocast=autocast)
-    for place, example in enumerate(examples):
-        mine, theirs = (torch.cat([unit[place].flatten().double().cpu() for unit in units]) for units in (rows, own.units))
+    for row, example in enumerate(examples):
+        mine, theirs = (torch.cat([unit[row].flatten().double().cpu() for unit in units]) for units in (rows, own.units))
         if float((mine - theirs).norm()) <= (_HALF_TOLERANCE if is_half else _TOLERANCE) * float(theirs.norm()) + 1e-12:
             continue
         ratio = float(mine @ theirs / theirs.square().sum().clamp_min(1e-300))

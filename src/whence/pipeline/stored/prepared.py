@@ -25,14 +25,14 @@ from whence.store import Store, fidelity_notes, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
 
-__all__ = ["Asked", "Warm", "hit_of"]
+__all__ = ["PreparedQuery", "PreparedStore", "hit_of"]
 
 # Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
 _FARTHEST = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Warm:
+class PreparedStore:
     """A store and its model, held against each other once and ready for any number of queries.
 
     Args:
@@ -54,12 +54,12 @@ class Warm:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(
+    def open(
         cls,
         store: Store | str | Path,
         task: AbstractTask,
-        asked: Damping = Damping(),
-    ) -> "Warm":
+        requested: Damping = Damping(),
+    ) -> "PreparedStore":
         """Load what queries need; arguments as in `whence.query`.
 
         Raises:
@@ -72,8 +72,8 @@ class Warm:
         damping = None
         if method.curvature == "fisher":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
-            damping = stored_damping(recipe, asked, default=method.relative_damping)
-        elif asked != Damping():
+            damping = stored_damping(recipe, requested, default=method.relative_damping)
+        elif requested != Damping():
             inside = method.curvature == "ekfac"
             raise BadInput(
                 found=f"damping for a store of {method.name}",
@@ -89,15 +89,15 @@ class Warm:
                 do="pass the same track, ignore and functional to the task as at the build",
             )
         encoder = stored_encoder(store, plan, task)
-        said = check_store_model(task, plan, encoder, blueprint, probe_file(store), store=store)
-        return cls(store, task, plan, encoder, damping, notes=tuple(said))
+        model_notes = check_store_model(task, plan, encoder, blueprint, probe_file(store), store=store)
+        return cls(store, task, plan, encoder, damping, notes=tuple(model_notes))
 
     def check(self, dataset: Dataset) -> None:
         """Hold the gradients of a few examples against autograd, see `whence.capture.check_task`."""
         autocast = autocast_named(self.store.blueprint.autocast)
         check_task(self.task, self.plan, dataset.examples, objective="measurement", autocast=autocast)
 
-    def ask(self, dataset: Dataset, *, quiet: bool) -> "Asked":
+    def prepare(self, dataset: Dataset, *, quiet: bool) -> "PreparedQuery":
         """Take the queries' gradients and precondition them."""
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
         logged = [store.blueprint.task[name] for name in ("logged", "bases") if name in store.blueprint.task]
@@ -114,24 +114,28 @@ class Warm:
             )  # fmt: skip
         roots = None
         if method.whitened and damping is not None:
-            found = whiten(store, rows, damping)
-            ready, norms_Q, roots = found.units, found.norms_Q, found.roots
+            whitened = whiten(store, rows, damping)
+            ready, norms_Q, roots = whitened.units, whitened.norms_Q, whitened.roots
             moments = (
                 "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
             )
-            notes = (*notes, moments, f"whitened by {found.share:.2g} of the queries' second moments and the rest of the rows'")
+            notes = (
+                *notes,
+                moments,
+                f"whitened by {whitened.share:.2g} of the queries' second moments and the rest of the rows'",
+            )
         else:
             ready = precondition(store, rows, damping)
             norms_Q = rows.norms() / len(store) if method.cosine else None
         plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
         unit = "cosine" if method.cosine else plain
-        return Asked(
+        return PreparedQuery(
             store, task, self.plan, self.encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PreparedQuery:
     """Queries made ready against one store.
 
     Args:
@@ -141,7 +145,7 @@ class Asked:
         encoder: What made the rows.
         dataset: The queries.
         rows: Their encoded gradients, and measurements.
-        ready: Preconditioned, per stored unit of shape (Q, P, R).
+        preconditioned: Preconditioned, per stored unit of shape (Q, P, R).
         norms_Q: For cosines.
         unit: What one unit of score means.
         method: Name of the method.
@@ -156,7 +160,7 @@ class Asked:
     encoder: Encoder
     dataset: Dataset
     rows: Rows
-    ready: list[Tensor]
+    preconditioned: list[Tensor]
     norms_Q: Tensor | None
     unit: str
     method: str
@@ -167,25 +171,25 @@ class Asked:
     @classmethod
     def prepare(
         cls, store: Store | str | Path, task: AbstractTask, queries: Dataset | Iterable[Any], damping: Damping, quiet: bool
-    ) -> "Asked":
+    ) -> "PreparedQuery":
         """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
-        warm = Warm.of(store, task, damping)
+        prepared = PreparedStore.open(store, task, damping)
         dataset = as_dataset(task, queries)
-        warm.check(dataset)
-        return warm.ask(dataset, quiet=quiet)
+        prepared.check(dataset)
+        return prepared.prepare(dataset, quiet=quiet)
 
     @property
     def at_once(self) -> int:
         """All queries: they are as small as rows."""
         return len(self.dataset)
 
-    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+    def scores(self, queries: range, rows: Sequence[int]) -> Tensor:
         """Scores of some queries for some rows of the store only, shape (Q, rows); rows ascending."""
-        chosen = slice(places.start, places.stop)
+        chosen = slice(queries.start, queries.stop)
         norms_Q = None if self.norms_Q is None else self.norms_Q[chosen]
-        return row_scores(self.store, [unit[chosen] for unit in self.ready], rows, norms_Q=norms_Q, roots=self.roots)
+        return row_scores(self.store, [unit[chosen] for unit in self.preconditioned], rows, norms_Q=norms_Q, roots=self.roots)
 
-    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+    def with_tokens(self, hit: Hit, query: int) -> tuple[Hit, bool]:
         """The hit with a score per token, and whether it has none because its row is too far from its gradient.
 
         A text that does not give the tokens that the row was built from has none either.
@@ -193,30 +197,30 @@ class Asked:
         example = remade(self.store, self.task, hit.row) if hit.text else None
         if example is None or example.token_spans is None:
             return hit, False
-        asked = [unit[place] for unit in self.ready]
+        factored = [unit[query] for unit in self.preconditioned]
         for index, right_CR in self.store.right_factors(hit.row).items():
             # A factored row is G V^T V, the gradient seen through its own right factors: put them into the query instead.
-            asked[index] = asked[index] @ right_CR.T.to(asked[index]) @ right_CR.to(asked[index])
-        parts = token_scores(self.task, self.plan, self.encoder, example, asked)
-        total, stored = float(parts.sum()), self._stored_score(hit, place)
+            factored[index] = factored[index] @ right_CR.T.to(factored[index]) @ right_CR.to(factored[index])
+        parts = token_scores(self.task, self.plan, self.encoder, example, factored)
+        total, stored = float(parts.sum()), self._stored_score(hit, query)
         if not 1 / _FARTHEST <= total / stored <= _FARTHEST:
             return hit, True
         parts = parts * (hit.score / total)
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist())), False
 
-    def _stored_score(self, hit: Hit, place: int) -> float:
+    def _stored_score(self, hit: Hit, query: int) -> float:
         """What the stored row scores before it is divided by norms, which is what the parts of a gradient add up to."""
         if self.norms_Q is None:
             return hit.score
         row = self.store.row(hit.row)
-        inner = float(self.store.codec.scorer([unit[place : place + 1] for unit in self.ready])(row))
+        inner = float(self.store.codec.scorer([unit[query : query + 1] for unit in self.preconditioned])(row))
         return inner * float(row["weights"]) if "weights" in row else inner
 
 
-def hit_of(store: Store, row: int, score: float, known: Mapping[str, Any] | None = None) -> Hit:
-    """What is known of a row, with its score; `known` is what `Store.example` gives, for whoever has read it."""
-    known = store.example(row) if known is None else known
-    span = tuple(known["span"]) if "span" in known else None
-    words = known.get("source", ""), known.get("text", "")
-    return Hit(known["id"], row, score, *words, span, image=known.get("image", ""))
+def hit_of(store: Store, row: int, score: float, example: Mapping[str, Any] | None = None) -> Hit:
+    """What is known of a row, with its score; `example` is what `Store.example` gives, for whoever has read it."""
+    example = store.example(row) if example is None else example
+    span = tuple(example["span"]) if "span" in example else None
+    words = example.get("source", ""), example.get("text", "")
+    return Hit(example["id"], row, score, *words, span, image=example.get("image", ""))

@@ -12,7 +12,7 @@ from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import method_named
-from whence.pipeline.stored.prepared import Asked, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
@@ -65,8 +65,8 @@ def query(
     ranks, quiet = runtime.ranks, runtime.is_quiet
     size = k if second is None else second.rows_kept(k)
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    asked = Asked.prepare(store, task, queries, damping, quiet)
-    if tokens and not any(example.token_spans is not None for example in asked.dataset.examples):
+    prepared = PreparedQuery.prepare(store, task, queries, damping, quiet)
+    if tokens and not any(example.token_spans is not None for example in prepared.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
             needed="queries with text, a language model and a fast tokenizer",
@@ -75,29 +75,31 @@ def query(
     stage: Stage | None = None
     if second is not None:
         is_exact = second.by == "exact"
-        stage = ExactStage.prepare(asked, second.train, quiet) if is_exact else _larger(asked, second.by, quiet)
-    high, low = _scanned(asked, size, runtime)
-    unit, method, notes = asked.unit, asked.method, asked.notes
+        stage = ExactStage.prepare(prepared, second.train, quiet) if is_exact else _larger(prepared, second.by, quiet)
+    high, low = _scanned(prepared, size, runtime)
+    unit, method, notes = prepared.unit, prepared.method, prepared.notes
     if stage is not None:
         high, low, count = reranked(stage, high, low, k)
         by = "exact EK-FAC" if isinstance(stage, ExactStage) else stage.method
         unit = unit if isinstance(stage, ExactStage) else stage.unit
-        method = f"{asked.method}, then {by}"
-        row = f"{asked.method} rows of {asked.store.codec.row_bytes():,} bytes"
-        share = f"the strongest {min(size, len(asked.store)):,} of each side of each query by {row}, {count:,} examples in all"
+        method = f"{prepared.method}, then {by}"
+        row = f"{prepared.method} rows of {prepared.store.codec.row_bytes():,} bytes"
+        share = (
+            f"the strongest {min(size, len(prepared.store)):,} of each side of each query by {row}, {count:,} examples in all"
+        )
         notes = (*notes, f"scores by {by}, of {share}")
-    hits, withheld = _both_sides(asked.store, stage or asked, high, low, tokens=tokens, quiet=quiet)
+    hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
     return Hits(
-        queries=tuple(_title(example) for example in asked.dataset.examples),
+        queries=tuple(_title(example) for example in prepared.dataset.examples),
         proponents=tuple(up for up, _ in hits),
         opponents=tuple(down for _, down in hits),
-        measurements=tuple(asked.rows.values.tolist()),
-        query_images=tuple(example.image for example in asked.dataset.examples),
+        measurements=tuple(prepared.rows.values.tolist()),
+        query_images=tuple(example.image for example in prepared.dataset.examples),
         unit=unit,
         method=method,
-        num_examples=len(asked.store),
+        num_examples=len(prepared.store),
         notes=notes,
         measurement_unit=task.unit,
         stage="scan" if stage is None else "exact" if isinstance(stage, ExactStage) else "store",
@@ -186,34 +188,34 @@ def _table(
     ranks, workers, quiet = runtime.ranks, runtime.workers, runtime.is_quiet
     started = time.monotonic()
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    asked = Asked.prepare(store, task, queries, damping, quiet)
-    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
+    prepared = PreparedQuery.prepare(store, task, queries, damping, quiet)
+    with ranks.connected(), _scan_meter(prepared.store, ranks, quiet) as progress:
         if workers is not None:
             scores = workers.all_scores(
-                asked.store, asked.ready,
-                norms_Q=asked.norms_Q, roots=asked.roots, weighted=weighted, advance=progress.advance,
+                prepared.store, prepared.preconditioned,
+                norms_Q=prepared.norms_Q, roots=prepared.roots, weighted=weighted, advance=progress.advance,
             )  # fmt: skip
         else:
             scores = all_scores(
-                asked.store, asked.ready,
-                norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, weighted=weighted, ranks=ranks,
+                prepared.store, prepared.preconditioned,
+                norms_Q=prepared.norms_Q, progress=progress, roots=prepared.roots, weighted=weighted, ranks=ranks,
             )  # fmt: skip
-    blueprint = asked.store.blueprint
+    blueprint = prepared.store.blueprint
     settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
-    settings += [asked.damping.label] if asked.damping is not None else []
+    settings += [prepared.damping.label] if prepared.damping is not None else []
     weights = None
     has_weights = "weights" in blueprint.columns()
     if has_weights and not weighted:
-        weights = torch.cat([shard["weights"] for _, shard in asked.store.shards(["weights"])]).to(scores)
+        weights = torch.cat([shard["weights"] for _, shard in prepared.store.shards(["weights"])]).to(scores)
     return ScoreTable(
         scores,
-        asked.dataset.ids,
-        asked.store.ids(),
-        asked.unit,
-        f"{asked.method} {', '.join(settings)}",
-        asked.notes,
-        bytes_per_example=asked.store.codec.row_bytes(),
+        prepared.dataset.ids,
+        prepared.store.ids(),
+        prepared.unit,
+        f"{prepared.method} {', '.join(settings)}",
+        prepared.notes,
+        bytes_per_example=prepared.store.codec.row_bytes(),
         seconds=time.monotonic() - started,
         is_weighted=has_weights and weighted,
         weights=weights,
@@ -232,52 +234,58 @@ def _one_stage(damping: Damping, runtime: Runtime, options: Mapping[str, Any]) -
     return damping, runtime
 
 
-def _scanned(asked: Asked, k: int, runtime: Runtime) -> tuple[Top, Top]:
+def _scanned(prepared: PreparedQuery, k: int, runtime: Runtime) -> tuple[Top, Top]:
     ranks, workers, quiet = runtime.ranks, runtime.workers, runtime.is_quiet
-    with ranks.connected(), _scan_meter(asked.store, ranks, quiet) as progress:
+    with ranks.connected(), _scan_meter(prepared.store, ranks, quiet) as progress:
         if workers is None:
             return top_scores(
-                asked.store, asked.ready, k, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots, ranks=ranks
+                prepared.store,
+                prepared.preconditioned,
+                k,
+                norms_Q=prepared.norms_Q,
+                progress=progress,
+                roots=prepared.roots,
+                ranks=ranks,
             )
-        found = workers.top_scores(
-            asked.store, asked.ready, k, norms_Q=asked.norms_Q, roots=asked.roots, advance=progress.advance
+        top = workers.top_scores(
+            prepared.store, prepared.preconditioned, k, norms_Q=prepared.norms_Q, roots=prepared.roots, advance=progress.advance
         )
-        assert found is not None  # a scan that nobody gives up
-        return found.high, found.low
+        assert top is not None  # a scan that nobody gives up
+        return top.high, top.low
 
 
 def _scan_meter(store: Store, ranks: Ranks, quiet: bool) -> AbstractContextManager[Meter]:
-    places = ranks.part(len(store.seals))
-    rows = sum(seal.rows for seal in store.seals[places.start : places.stop])
+    shards = ranks.part(len(store.seals))
+    rows = sum(seal.rows for seal in store.seals[shards.start : shards.stop])
     return meter("scan" if ranks.count == 1 else f"scan (rank {ranks.rank} of {ranks.count})", rows, quiet=quiet)
 
 
-def _larger(asked: Asked, rerank: Store | str | Path, quiet: bool) -> Asked:
+def _larger(prepared: PreparedQuery, rerank: Store | str | Path, quiet: bool) -> PreparedQuery:
     larger = rerank if isinstance(rerank, Store) else open_store(rerank)
-    check_same_rows(asked.store, larger)
-    return Asked.prepare(larger, asked.task, asked.dataset, Damping(), quiet)
+    check_same_rows(prepared.store, larger)
+    return PreparedQuery.prepare(larger, prepared.task, prepared.dataset, Damping(), quiet)
 
 
 def _both_sides(
     store: Store, stage: Stage, high: Top, low: Top, *, tokens: bool, quiet: bool
 ) -> tuple[list[tuple[tuple[Hit, ...], tuple[Hit, ...]]], int]:
     """Proponents and opponents of each query, and how many of them have no token scores since these would mean nothing."""
-    found, withheld = [], 0
+    by_side, withheld = [], 0
     with meter("tokens", high.rows_QK.numel() + low.rows_QK.numel(), quiet=quiet or not tokens) as progress:
-        for place in range(len(high.rows_QK)):
+        for query in range(len(high.rows_QK)):
             sides = []
             for top, sign in ((high, 1), (low, -1)):
-                pairs = zip(top.scores_QK[place].tolist(), top.rows_QK[place].tolist(), strict=True)
+                pairs = zip(top.scores_QK[query].tolist(), top.rows_QK[query].tolist(), strict=True)
                 # An example that raises the measurement is no opponent, however few lower it.
                 hits = [hit_of(store, row, score) for score, row in pairs if score * sign > 0]
                 if tokens:
-                    judged = [stage.with_tokens(hit, place) for hit in hits]
-                    hits = [hit for hit, _ in judged]
-                    withheld += sum(is_far for _, is_far in judged)
+                    explained = [stage.with_tokens(hit, query) for hit in hits]
+                    hits = [hit for hit, _ in explained]
+                    withheld += sum(is_far for _, is_far in explained)
                     progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(hits))
-            found.append((sides[0], sides[1]))
-    return found, withheld
+            by_side.append((sides[0], sides[1]))
+    return by_side, withheld
 
 
 def _title(example: Example) -> str:

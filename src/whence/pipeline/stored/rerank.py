@@ -15,7 +15,7 @@ from whence.compress import Aligned
 from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline.inputs import as_dataset
-from whence.pipeline.stored.prepared import Asked
+from whence.pipeline.stored.prepared import PreparedQuery
 from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
 from whence.report import Hit
@@ -34,11 +34,11 @@ class Stage(Protocol):
         """Queries answered at a time."""
         ...
 
-    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+    def scores(self, queries: range, rows: Sequence[int]) -> Tensor:
         """Scores of some queries for some rows of the store, shape (Q, S)."""
         ...
 
-    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+    def with_tokens(self, hit: Hit, query: int) -> tuple[Hit, bool]:
         """The hit with a score per token, and whether it has none because its row is too far from its gradient."""
         ...
 
@@ -48,29 +48,29 @@ class ExactStage:
     """Influence under the EK-FAC inside a store of codes, from whole gradients of the model.
 
     Args:
-        asked: The queries, made ready against the store.
+        prepared: The queries, made ready against the store.
         encoder: What made its codes; its halves of the damped inverse are taken whole.
         examples: The training examples in the order of the store's rows.
         quiet: No progress on stderr.
-        seen: The last query whose tokens were asked for, preconditioned.
+        last_query: The last query whose tokens were asked for, preconditioned.
     """
 
-    asked: Asked
+    prepared: PreparedQuery
     encoder: Aligned
     examples: Sequence[Example]
     quiet: bool
-    seen: dict[int, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    last_query: dict[int, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def prepare(cls, asked: Asked, train: Dataset | Iterable[Any] | None, quiet: bool) -> "ExactStage":
+    def prepare(cls, prepared: PreparedQuery, train: Dataset | Iterable[Any] | None, quiet: bool) -> "ExactStage":
         """Match the training data with the store, and check the model on two of its examples.
 
         Raises:
             BadInput: If there is no training data, or no EK-FAC in the store.
         """
-        if not isinstance(asked.encoder, Aligned):
+        if not isinstance(prepared.encoder, Aligned):
             raise BadInput(
-                found=f"rerank='exact' for a store of {asked.method}",
+                found=f"rerank='exact' for a store of {prepared.method}",
                 needed="a store of aligned, whose codes hold EK-FAC and its damping",
                 do="pass a larger store of the same data as rerank, or ask whence.attribute",
             )
@@ -80,43 +80,47 @@ class ExactStage:
                 needed="the data that the store was built from, since its gradients are taken again",
                 do="pass train=, on the command line --train",
             )
-        refuse_sharded(asked.task.model, "rerank='exact'")
-        examples = matched(asked.store, as_dataset(asked.task, train))
-        check_task(asked.task, asked.plan, examples)
-        return cls(asked, asked.encoder, examples, quiet)
+        refuse_sharded(prepared.task.model, "rerank='exact'")
+        examples = matched(prepared.store, as_dataset(prepared.task, train))
+        check_task(prepared.task, prepared.plan, examples)
+        return cls(prepared, prepared.encoder, examples, quiet)
 
     @property
     def gradients(self) -> WholeGradients:
         """What exact scores are made of."""
-        return WholeGradients(self.asked.task, self.asked.plan, self.encoder, self.asked.store.blueprint.batch_positions)
+        return WholeGradients(
+            self.prepared.task, self.prepared.plan, self.encoder, self.prepared.store.blueprint.batch_positions
+        )
 
     @property
     def at_once(self) -> int:
         """Queries whose whole gradients fit."""
         return self.gradients.at_once
 
-    def scores(self, places: range, rows: Sequence[int]) -> Tensor:
+    def scores(self, queries: range, rows: Sequence[int]) -> Tensor:
         """-(1/N) grad m^T (H + damping)^-1 grad loss_i, shape (Q, S), float64; the model runs on these rows' examples again."""
         examples = [self.examples[row] for row in rows]
-        blocks = self.blocks(self.asked.dataset.examples[places.start : places.stop])
+        blocks = self.blocks(self.prepared.dataset.examples[queries.start : queries.stop])
         with meter("rerank", len(examples), quiet=self.quiet) as progress:
             return self.gradients.scores(blocks, examples, progress)
 
-    def with_tokens(self, hit: Hit, place: int) -> tuple[Hit, bool]:
+    def with_tokens(self, hit: Hit, query: int) -> tuple[Hit, bool]:
         """The hit with a score per token, if it is known where its tokens are; these are exact."""
         example = self.examples[hit.row]
         if example.token_spans is None:
             return hit, False
-        if place not in self.seen:
-            self.seen.clear()
-            self.seen[place] = [block_QOI[0] for block_QOI in self.blocks(self.asked.dataset.examples[place : place + 1])]
-        parts_T = token_scores(self.asked.task, self.asked.plan, self.gradients.whole, example, self.seen[place])
+        if query not in self.last_query:
+            self.last_query.clear()
+            self.last_query[query] = [
+                block_QOI[0] for block_QOI in self.blocks(self.prepared.dataset.examples[query : query + 1])
+            ]
+        parts_T = token_scores(self.prepared.task, self.prepared.plan, self.gradients.whole, example, self.last_query[query])
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
 
     def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
         """Preconditioned queries, per unit of shape (Q, O, I), on the model's device: their products with gradients are scores."""
-        scale = -1.0 / len(self.asked.store)
+        scale = -1.0 / len(self.prepared.store)
         return [block * scale for block in self.gradients.preconditioned(queries, "measurement")]
 
 
@@ -134,19 +138,19 @@ def reranked(stage: Stage, high: Top, low: Top, k: int) -> tuple[Top, Top, int]:
     Returns:
         Highest first, lowest first (equal scores in row order), and how many rows were scored.
     """
-    found: list[tuple[Tensor, ...]] = []
+    best: list[tuple[Tensor, ...]] = []
     count = 0
     for start in range(0, len(high.rows_QK), stage.at_once):
-        places = range(start, min(start + stage.at_once, len(high.rows_QK)))
-        shortlists = [torch.cat([high.rows_QK[place], low.rows_QK[place]]).unique() for place in places]
+        queries = range(start, min(start + stage.at_once, len(high.rows_QK)))
+        shortlists = [torch.cat([high.rows_QK[query], low.rows_QK[query]]).unique() for query in queries]
         rows_S = torch.cat(shortlists).unique()
-        scores_QS = stage.scores(places, rows_S.tolist())
+        scores_QS = stage.scores(queries, rows_S.tolist())
         count += len(rows_S)
         for scores_S, rows_L in zip(scores_QS, shortlists, strict=True):
             scores_L = scores_S[torch.searchsorted(rows_S, rows_L)]
             up, down = scores_L.argsort(descending=True, stable=True)[:k], scores_L.argsort(stable=True)[:k]
-            found.append((scores_L[up], rows_L[up], scores_L[down], rows_L[down]))
-    up_scores, up_rows, down_scores, down_rows = (torch.stack(part) for part in zip(*found, strict=True))
+            best.append((scores_L[up], rows_L[up], scores_L[down], rows_L[down]))
+    up_scores, up_rows, down_scores, down_rows = (torch.stack(part) for part in zip(*best, strict=True))
     return Top(up_scores, up_rows), Top(down_scores, down_rows), count
 
 
@@ -167,26 +171,30 @@ def matched(store: Store, train: Dataset) -> Sequence[Example]:
     if datasets == [(train.fingerprint, len(train))]:
         return train.examples
     by_id = {example.id: example for example in train.examples}
-    found = []
-    for known in store.examples():
-        example = by_id.get(known["id"])
+    matching = []
+    for stored in store.examples():
+        example = by_id.get(stored["id"])
         if example is None:
             raise StoreMismatch(
-                found=f"training data of {len(train):,} examples without {known['id']!r}",
+                found=f"training data of {len(train):,} examples without {stored['id']!r}",
                 needed=f"all {len(store):,} that {store.folder} was built from",
                 do="pass the same data (--train); where more was appended, all of it together",
             )
-        if (example.text, example.length, example.prompt) != (known.get("text", ""), known["length"], known.get("prompt", 0)):
+        if (example.text, example.length, example.prompt) != (
+            stored.get("text", ""),
+            stored["length"],
+            stored.get("prompt", 0),
+        ):
             raise StoreMismatch(**_changed(store, f"another text or length of the training example {example.id!r}"))
-        found.append(example)
+        matching.append(example)
     start = 0
     for fingerprint, rows in datasets:
         # Not everything has a text: this covers tensors too.
-        if Dataset(found[start : start + rows]).fingerprint != fingerprint:
+        if Dataset(matching[start : start + rows]).fingerprint != fingerprint:
             what = f"the ids but not the contents of rows {start:,} to {start + rows - 1:,} in the training data"
             raise StoreMismatch(**_changed(store, what))
         start += rows
-    return found
+    return matching
 
 
 def check_same_rows(store: Store, larger: Store) -> None:

@@ -59,8 +59,8 @@ def probe_tensors(
     Returns:
         The tensors of the file; none if the inputs are too large, or not made of tensors, numbers and texts.
     """
-    places = probe_examples(examples)
-    batches = [task.collate([examples[place]]) for place in places]
+    indices = probe_examples(examples)
+    batches = [task.collate([examples[chosen]]) for chosen in indices]
     tensors: dict[str, Tensor] = {}
     try:
         trees = [_packed(batch, f"inputs.{number}", tensors, task.device) for number, batch in enumerate(batches)]
@@ -68,15 +68,15 @@ def probe_tensors(
         return {}
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_BYTES:
         return {}
-    found = probed(
-        task, plan, batches, [examples[place].id for place in places],
+    probe = probed(
+        task, plan, batches, [examples[chosen].id for chosen in indices],
         objective=objective_of(method_named(blueprint.method)), autocast=autocast_named(blueprint.autocast),
     )  # fmt: skip
-    if not found.is_finite:
+    if not probe.is_finite:
         return {}
     # Units that the check before the build had made in a slower way are made so again: which they are is not seen on every example.
     twin = sorted(plan.units[index].name for index in plan.route.twin)
-    about = {"probe": asdict(found), "inputs": trees, "rows": places if has_rows else None, **({"twin": twin} if twin else {})}
+    about = {"probe": asdict(probe), "inputs": trees, "rows": indices if has_rows else None, **({"twin": twin} if twin else {})}
     return {"about": torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8), **tensors}
 
 
@@ -110,15 +110,15 @@ def check_store_model(
         is_checked = store is not None and _row_of_text(task, plan, encoder, store)
         compared = "weights and data, and a row made again from its text," if is_checked else "weights and data"
         return [f"the store was built before it was recorded what the model computes: only {compared} were compared"]
-    there, here, made, rows, notes = None, None, [], None, [_WITHOUT]
+    stored_probe, own_probe, remade_rows, rows, notes = None, None, [], None, [_WITHOUT]
     if tensors is not None:
-        there, rows, batches, twin = _read(tensors, task.device)
+        stored_probe, rows, batches, twin = _read(tensors, task.device)
         plan.route.twin |= {index for index, unit in enumerate(plan.units) if plan.route.has_twin and unit.name in twin}
-        here, made, notes = _again(task, plan, encoder, blueprint, there, batches)
-    record = ModelRecord(blueprint.structure, None if here is None else there)
-    notes += check_model(record, ModelRecord(structure_of(task.model), here), "a store")
-    if store is not None and there is not None and here is not None and rows is not None:
-        _check_rows(store, rows, there.examples, made, _rounding(there, here))
+        own_probe, remade_rows, notes = _again(task, plan, encoder, blueprint, stored_probe, batches)
+    record = ModelRecord(blueprint.structure, None if own_probe is None else stored_probe)
+    notes += check_model(record, ModelRecord(structure_of(task.model), own_probe), "a store")
+    if store is not None and stored_probe is not None and own_probe is not None and rows is not None:
+        _check_rows(store, rows, stored_probe.examples, remade_rows, _rounding(stored_probe, own_probe))
     return notes
 
 
@@ -128,34 +128,34 @@ def probe_file(store: Store) -> dict[str, Tensor] | None:
 
 
 def _again(
-    task: AbstractTask, plan: Plan, encoder: Encoder, blueprint: Blueprint, there: Probe, batches: Sequence[Batch]
+    task: AbstractTask, plan: Plan, encoder: Encoder, blueprint: Blueprint, stored_probe: Probe, batches: Sequence[Batch]
 ) -> tuple[Probe | None, list[list[Tensor]], list[str]]:
     """The probe of the model at hand, None if the inputs cannot be run; the rows of the same examples; and what is to be said."""
     sums = [encoder.rows(1) for _ in batches]
     try:
-        here = probed(
-            task, plan, batches, there.examples,
+        own_probe = probed(
+            task, plan, batches, stored_probe.examples,
             objective=objective_of(method_named(blueprint.method)), autocast=autocast_named(blueprint.autocast), also=sums,
         )  # fmt: skip
     except _CANNOT_RUN as error:
         why = f"the examples that the store keeps of its model cannot be run ({type(error).__name__}: {error})"
         return None, [], [f"{why[:200]}: only weights, settings and data were compared"]
-    return here, [[row.cpu() for row in one.finished()] for one in sums], []
+    return own_probe, [[row.cpu() for row in row_sums.finished()] for row_sums in sums], []
 
 
 def remade(store: Store, task: AbstractTask, row: int) -> Example | None:
     """The example of a row, made again from what the store keeps of its text; None where that does not give the tokens it was built from."""
-    known = store.example(row)
-    text = known.get("text", "")
+    stored = store.example(row)
+    text = stored.get("text", "")
     if not text:
         return None
-    record: dict[str, object] = {"text": text, "scored_spans": known["scored"]} if "scored" in known else {"text": text}
-    prompt = known.get("prompt", 0)
-    if prompt and "scored" not in known:
+    record: dict[str, object] = {"text": text, "scored_spans": stored["scored"]} if "scored" in stored else {"text": text}
+    prompt = stored.get("prompt", 0)
+    if prompt and "scored" not in stored:
         record = {"prompt": text[:prompt], "completion": text[prompt:]}
     example = task.prepare([record]).examples[0]
     # A window of a split text may begin inside a word, or without the mark that the tokenizer puts at the start.
-    return None if example.token_spans is None or example.length != known["length"] else example
+    return None if example.token_spans is None or example.length != stored["length"] else example
 
 
 def _row_of_text(task: AbstractTask, plan: Plan, encoder: Encoder, store: Store) -> bool:
@@ -169,11 +169,11 @@ def _row_of_text(task: AbstractTask, plan: Plan, encoder: Encoder, store: Store)
     if example is None:
         return False
     sums = encoder.rows(1)
-    found = probed(
+    probe = probed(
         task, plan, [task.collate([example])], [store.example(0)["id"]],
         objective=objective_of(method_named(blueprint.method)), autocast=autocast_named(blueprint.autocast), also=[sums],
     )  # fmt: skip
-    _check_rows(store, [0], found.examples, [[row.cpu() for row in sums.finished()]], _rounding(found, found))
+    _check_rows(store, [0], probe.examples, [[row.cpu() for row in sums.finished()]], _rounding(probe, probe))
     return True
 
 
@@ -182,26 +182,28 @@ def _rounding(*probes: Probe) -> float:
     return _WHOLE if {probe.dtype for probe in probes} <= {"float64", "float32"} else _HALF
 
 
-def _check_rows(store: Store, rows: Sequence[int], names: Sequence[str], made: Sequence[list[Tensor]], rounding: float) -> None:
+def _check_rows(
+    store: Store, rows: Sequence[int], names: Sequence[str], remade_rows: Sequence[list[Tensor]], rounding: float
+) -> None:
     """Hold rows made again against the stored ones, with what their type and the arithmetic round.
 
     Raises:
         StoreMismatch: If they are others, though the model computes what it did.
     """
-    for name, row, units in zip(names, rows, made, strict=True):
+    for name, row, units in zip(names, rows, remade_rows, strict=True):
         stored, own = store.row(row), store.codec.encode(units)
         parts = [
             (store.codec.decode(stored, index), store.codec.decode(own, index), unit.flatten(1))
             for index, unit in enumerate(units)
         ]
-        apart, lost, size = (
+        apart, rounded, size = (
             torch.cat([difference.double() for difference in column], 1).norm()
-            for column in zip(*((there - whole, mine - whole, whole) for there, mine, whole in parts), strict=True)
+            for column in zip(*((theirs - whole, mine - whole, whole) for theirs, mine, whole in parts), strict=True)
         )
-        if not apart <= _TIMES * lost + rounding * size:
+        if not apart <= _TIMES * rounded + rounding * size:
             raise StoreMismatch(
                 found=f"a stored row of {name!r} that is {float(apart / size):.2g} of its length from the gradient made again, where its "
-                f"type loses {float(lost / size):.2g}",
+                f"type loses {float(rounded / size):.2g}",
                 needed="rows of this model, made as this version makes them",
                 do="check the store with `whence verify`, or build it again",
             )

@@ -25,10 +25,10 @@ __all__ = ["Spooled", "spool"]
 
 _CHUNK = 1024
 # Files in memory at a time: the one in use, and those that a pass over a sample or a shard touches again.
-_HELD = 4
+_FILES_IN_MEMORY = 4
 # Chunks between two lines that say how far it is.
-_TOLD = 100
-_KNOWN = ("id", "length", "source", "text", "prompt", "span", "scored")
+_CHUNKS_PER_MESSAGE = 100
+_PLAIN_FIELDS = ("id", "length", "source", "text", "prompt", "span", "scored")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Spooled(Sequence[Example]):
     folder: Path
     length: int
     checksums: tuple[tuple[str, str], ...]
-    _held: OrderedDict[int, list[Example]] = field(default_factory=OrderedDict, compare=False, repr=False)
+    _in_memory: OrderedDict[int, list[Example]] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.length
@@ -70,26 +70,26 @@ class Spooled(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self.length))]
+            return [self[row] for row in range(*index.indices(self.length))]
         if not -self.length <= index < self.length:
             raise IndexError(index)
-        place = index % self.length
-        return self._chunk(place // _CHUNK)[place % _CHUNK]
+        row = index % self.length
+        return self._chunk(row // _CHUNK)[row % _CHUNK]
 
     def _chunk(self, number: int) -> list[Example]:
-        if number not in self._held:
+        if number not in self._in_memory:
             stem = self.folder / f"{number:05d}"
             try:
-                self._held[number] = self._read(stem, *self.checksums[number])
+                self._in_memory[number] = self._read(stem, *self.checksums[number])
             except (StoreCorrupt, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
                 raise StoreCorrupt(
                     found=f"a damaged file {stem}.safetensors or {stem.name}.json of prepared examples", needed="the bytes that were written",
                     do=f"delete the folder {self.folder} and run the same command again",
                 ) from error  # fmt: skip
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
-        self._held.move_to_end(number)
-        return self._held[number]
+            if len(self._in_memory) > _FILES_IN_MEMORY:
+                self._in_memory.popitem(last=False)
+        self._in_memory.move_to_end(number)
+        return self._in_memory[number]
 
     def _read(self, stem: Path, tensors: str, lines: str) -> list[Example]:
         """The examples of a chunk, of whose files these are the sums.
@@ -131,19 +131,21 @@ def spool(task: AbstractTask, records: Iterable[Any], folder: str | Path, *, sou
     with locked(folder, wait=True):
         done = folder / "spool.json"
         if done.exists():
-            known = asdict(read_record(_Record, done))
-            if known["identity"] != identity:
+            record = asdict(read_record(_Record, done))
+            if record["identity"] != identity:
                 raise BadInput(
                     found=f"examples prepared from other data, by another tokenizer or cut otherwise in {folder}",
                     needed="those of this data",
                     do="delete the folder, or keep the examples in another",
                 )
         else:
-            known = {"identity": identity, **_written(task, records, folder, quiet)}
-            write_json(done, known)
-    skipped = tuple(Skipped(name, reason) for name, reason in known.get("skipped", ()))
-    dataset = Dataset(Spooled(folder, known["count"], tuple((one, two) for one, two in known["checksums"])), skipped)
-    dataset.__dict__["fingerprint"] = known["fingerprint"]  # of which another pass would make the same
+            record = {"identity": identity, **_written(task, records, folder, quiet)}
+            write_json(done, record)
+    skipped = tuple(Skipped(name, reason) for name, reason in record.get("skipped", ()))
+    dataset = Dataset(
+        Spooled(folder, record["count"], tuple((tensors, lines) for tensors, lines in record["checksums"])), skipped
+    )
+    dataset.__dict__["fingerprint"] = record["fingerprint"]  # of which another pass would make the same
     return dataset
 
 
@@ -165,12 +167,12 @@ def _written(task: AbstractTask, records: Iterable[Any], folder: Path, quiet: bo
             (write_tensors(stem.with_suffix(".safetensors"), tensors), write_json(stem.with_suffix(".json"), lines))
         )
         count += len(chunk)
-        if not quiet and len(checksums) % _TOLD == 0:  # how many there will be is not known
+        if not quiet and len(checksums) % _CHUNKS_PER_MESSAGE == 0:  # how many there will be is not known
             say(f"prepared: {count:,} examples")
     if not count:
         raise BadInput(found="no records", needed="at least one", do="check the path and the field names")
-    told = {"skipped": [[record.id, record.reason] for record in skipped]} if skipped else {}
-    return {"count": count, "checksums": checksums, "fingerprint": digest.hexdigest(), **told}
+    skipped_entry = {"skipped": [[record.id, record.reason] for record in skipped]} if skipped else {}
+    return {"count": count, "checksums": checksums, "fingerprint": digest.hexdigest(), **skipped_entry}
 
 
 def _prepared(task: AbstractTask, records: Iterable[Any], skipped: list[Skipped]) -> Iterator[Example]:
@@ -201,48 +203,48 @@ def _prepared(task: AbstractTask, records: Iterable[Any], skipped: list[Skipped]
             yield from task.prepare([record]).examples
         except BadInput as error:
             # To the task, which gets one at a time, each is the first.
-            found = error.found.replace("record 0 ", f"record {number} ", 1)
+            found_text = error.found.replace("record 0 ", f"record {number} ", 1)
             if not task.skip_bad:
                 raise BadInput(
-                    found=found, needed=error.needed, do=f"{error.do}; or pass skip_bad=True (--skip-bad)"
+                    found=found_text, needed=error.needed, do=f"{error.do}; or pass skip_bad=True (--skip-bad)"
                 ) from error
-            skipped.append(Skipped(str(record["id"]), found))
+            skipped.append(Skipped(str(record["id"]), found_text))
 
 
 def _packed(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """What JSON holds of the examples, and their arrays laid end to end by name."""
-    lines: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     flat: dict[str, list[Tensor]] = {}
     for example in examples:
-        line: dict[str, Any] = {name: getattr(example, name) for name in _KNOWN}
-        line["plain"], line["shapes"] = {}, {}
+        entry: dict[str, Any] = {name: getattr(example, name) for name in _PLAIN_FIELDS}
+        entry["plain"], entry["shapes"] = {}, {}
         arrays = dict(example.fields)
         if example.token_spans is not None:
             arrays["token spans"] = example.token_spans
         for name, value in arrays.items():
             if value is None or isinstance(value, str | int | float | bool):
-                line["plain"][name] = value
+                entry["plain"][name] = value
                 continue
             tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
             kind = str(tensor.dtype).removeprefix("torch.")
-            line["shapes"][name] = [kind, *tensor.shape]
+            entry["shapes"][name] = [kind, *tensor.shape]
             flat.setdefault(f"{name}:{kind}", []).append(tensor.cpu().flatten())
-        lines.append(line)
-    return lines, {name: torch.cat(parts) for name, parts in flat.items()}
+        entries.append(entry)
+    return entries, {name: torch.cat(parts) for name, parts in flat.items()}
 
 
-def _unpacked(lines: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Example]:
+def _unpacked(entries: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Example]:
     at = dict.fromkeys(tensors, 0)
     examples = []
-    for line in lines:
-        fields: dict[str, Any] = dict(line["plain"])
-        for name, (kind, *shape) in line["shapes"].items():
+    for entry in entries:
+        fields: dict[str, Any] = dict(entry["plain"])
+        for name, (kind, *shape) in entry["shapes"].items():
             key, size = f"{name}:{kind}", int(np.prod(shape, dtype=np.int64))
             fields[name] = tensors[key][at[key] : at[key] + size].view(shape)
             at[key] += size
         spans = fields.pop("token spans", None)
-        known = {name: line[name] for name in _KNOWN}
-        known["span"] = None if known["span"] is None else tuple(known["span"])
-        known["scored"] = tuple((a, b) for a, b in known["scored"])
-        examples.append(Example(fields=fields, token_spans=None if spans is None else spans.numpy(), **known))
+        described = {name: entry[name] for name in _PLAIN_FIELDS}
+        described["span"] = None if described["span"] is None else tuple(described["span"])
+        described["scored"] = tuple((a, b) for a, b in described["scored"])
+        examples.append(Example(fields=fields, token_spans=None if spans is None else spans.numpy(), **described))
     return examples

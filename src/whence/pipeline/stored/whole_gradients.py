@@ -61,5 +61,5 @@ class WholeGradients:
 
     def scores(self, blocks: Sequence[Tensor], examples: Sequence[Example], progress: Meter) -> Tensor:
         """Inner products of preconditioned queries with the examples' gradients, shape (Q, N), float64."""
-        found = exact_scores(self.task, self.plan, examples, blocks, max_positions=self.positions, progress=progress)
-        return found.scores_QN
+        exact = exact_scores(self.task, self.plan, examples, blocks, max_positions=self.positions, progress=progress)
+        return exact.scores_QN

@@ -65,8 +65,8 @@ def write_rows(
             tensors = codec.encode(rows.units)
             refuse_not_held(tensors, [example.id for example in examples], writer.blueprint.dtype)
             columns = {"norms": rows.norms(), "weights": rows.weights}
-            kept = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
-            writer.write(shard, {**tensors, **kept})
+            extra_columns = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
+            writer.write(shard, {**tensors, **extra_columns})
 
 
 def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: str) -> None:
