@@ -61,7 +61,9 @@ def bare(store, task, users, seconds):
         started = time.monotonic()
         asked = warm.ask(Dataset(queries.examples), quiet=True)
         with meter("scan", len(store), quiet=True) as progress:
-            high, low = top_scores(asked.store, asked.ready, 10, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots)
+            high, low = top_scores(
+                asked.store, asked.preconditioned, 10, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots
+            )
         store.examples_of(torch.cat([high.rows_QK, low.rows_QK], 1).flatten().tolist())
         found.append(time.monotonic() - started)
     return found, (time.process_time() - spent) / len(found) / users

@@ -112,7 +112,7 @@ def run(name, recipe, dtype):
         removed, derivative = truths(recipe, inputs, labels, measure, left_out)
         recorded = whence.open_run(folder)
         replay = Replay(task, train_set, recorded, max_positions=1 << 20)
-        with replay.ready():
+        with replay.prepared_model():
             state = replay.load(0)
             started = time.process_time()
             for step in range(recorded.steps):

@@ -307,7 +307,8 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small
 
 def test_a_table_that_cannot_fit_is_refused():
     need = Footprint(
-        room=10 << 20, batch=1 << 20, fit=FitBytes(at_once=1 << 20, kept=1 << 20), fixed=0, whole=0, scan=0, row=1, held=1, table=9 << 20,
+        room=10 << 20, batch=1 << 20, fit=FitBytes(at_once=1 << 20, result=1 << 20), fixed=0, whole=0, scan=0, row=1, per_row=1,
+        table=9 << 20,
         rows=5, rows_at_once=1, whole_at_once=1, free_disk=0,
     )  # fmt: skip
     with pytest.raises(

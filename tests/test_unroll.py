@@ -292,7 +292,7 @@ def test_cuts_do_not_show(tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
     replay = Replay(task, train_set, run, max_positions=5)
     rows = {name: torch.randn(3, *value.shape).double() for name, value in task.model.named_parameters()}
-    with replay.ready(), meter("", 1, quiet=True) as progress:
+    with replay.prepared_model(), meter("", 1, quiet=True) as progress:
         verify(replay, progress)
         assert replay.fresh == {7}
         cuts = [(1, 1), (2, 2), (3, 64), (100, 1)]
@@ -598,6 +598,6 @@ def test_the_forecast_holds(tmp_path, rows):
     room = measure_sweep(task, run, examples.examples, rows, room_bytes=1 << 30)
     replay = Replay(task, examples, run, max_positions=room.max_positions)
     wanted = {name: torch.randn(rows, *value.shape).double() for name, value in task.model.named_parameters()}
-    with replay.ready(), meter("", 1, quiet=True) as progress, LiveBytes() as live:
+    with replay.prepared_model(), meter("", 1, quiet=True) as progress, LiveBytes() as live:
         metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress)
     assert 0.3 * room.peak_bytes < live.peak < room.peak_bytes

@@ -11,7 +11,7 @@ from whence.errors import BadInput
 from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
-from whence.pipeline.exact.scorer import Wanted, as_table, fit_scorer
+from whence.pipeline.exact.scorer import TableRequest, as_table, fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, along_run
 from whence.pipeline.through.cut import CutRun, cut_for
@@ -85,8 +85,8 @@ def attribute(
             do="start it without torchrun, or pass method='ekfac'",
         )
     refuse_sharded(task.model, "whole gradients")
-    asked, dataset = as_dataset(task, queries), as_dataset(task, train)
-    wanted = Wanted.of(asked, dataset, config)
+    query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
+    wanted = TableRequest.of(query_data, dataset, config)
     cut = cut_for(settings)
     if cut is not None:
         return _through(task, dataset, wanted, cut, runtime)
@@ -126,7 +126,7 @@ def self_influence(
         return fit_scorer(task, train, final_settings(method, rest), demand, runtime).self_influence()
 
 
-def _through(task: AbstractTask, train: Dataset, wanted: Wanted, cut: CutRun, runtime: Runtime) -> ScoreTable:
+def _through(task: AbstractTask, train: Dataset, wanted: TableRequest, cut: CutRun, runtime: Runtime) -> ScoreTable:
     """The table of a method that goes back through a recorded run.
 
     Raises:
@@ -143,14 +143,14 @@ def _through(task: AbstractTask, train: Dataset, wanted: Wanted, cut: CutRun, ru
         return unrolled_table(
             task, train, wanted.queries, cut.run, names=wanted.names, weights_RQ=wanted.weights_GQ, runtime=runtime
         )
-    ready = prepare(task, train, settings, cut.demanded(wanted.demand(settings)), runtime)
-    check_task(task, ready.plan, wanted.queries.examples, objective="measurement")
+    prepared = prepare(task, train, settings, cut.demanded(wanted.demand(settings)), runtime)
+    check_task(task, prepared.plan, wanted.queries.examples, objective="measurement")
     scores, notes = through_run(
-        ready, cut, wanted.queries, weights_GQ=wanted.weights_GQ, per_unit=wanted.per_unit, tokens=wanted.tokens
+        prepared, cut, wanted.queries, weights_GQ=wanted.weights_GQ, per_unit=wanted.per_unit, tokens=wanted.tokens
     )
-    notes = (*ready.notes(None), *notes, *skipped_note("queries", wanted.queries.skipped))
+    notes = (*prepared.notes(None), *notes, *skipped_note("queries", wanted.queries.skipped))
     return as_table(
-        ready, scores, wanted.names,
-        label=ready.describe(*cut.labels), notes=notes, seconds=time.monotonic() - started,
+        prepared, scores, wanted.names,
+        label=prepared.describe(*cut.labels), notes=notes, seconds=time.monotonic() - started,
         part_names=cut.names if cut.per_segment else None,
     )  # fmt: skip

@@ -66,12 +66,12 @@ def sample_images(
         given = None if labels is None else torch.tensor([labels[number] for number in numbers], device=task.device)
         generators = [_generator(seed, number) for number in numbers]
         path = _path(task, generators, tuple(shape), steps, given)
-        for place, number in enumerate(numbers):
-            record: dict[str, Any] = {"id": f"generated-{number}", "image": path[-1][place].cpu()}
+        for index, number in enumerate(numbers):
+            record: dict[str, Any] = {"id": f"generated-{number}", "image": path[-1][index].cpu()}
             if labels is not None:
                 record["label"] = int(labels[number])
             if kept_S is not None:
-                record["trajectory"] = torch.stack([images[place].cpu() for images in path])
+                record["trajectory"] = torch.stack([images[index].cpu() for images in path])
                 record["steps"] = _times(task, steps)
             records.append(record)
     return records
@@ -90,17 +90,17 @@ def _path(
     times = _times(task, steps)
     path = [noise()]
     with frozen(task.model), torch.no_grad():
-        for place, time in enumerate(times):
+        for index, time in enumerate(times):
             now = time.to(task.device).expand(len(generators))
             noisy = path[-1]
             if task.schedule.kept_S is None:
                 path.append(noisy - task.predict(task.model, noisy, now, labels) / steps)
                 continue
             estimate = task.denoised(task.model)(noisy, now, labels)
-            if place == len(times) - 1:
+            if index == len(times) - 1:
                 path.append(estimate)
                 continue
-            mean, variance = step_back(task.schedule, noisy, estimate, now, times[place + 1].to(task.device).expand(len(now)))
+            mean, variance = step_back(task.schedule, noisy, estimate, now, times[index + 1].to(task.device).expand(len(now)))
             path.append(mean + variance.sqrt() * noise())
     return path
 

@@ -33,14 +33,14 @@ class RunFolder:
         known: What is known of the run from the start: goes into the record, and is compared where a run goes on.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, known: Mapping[str, Any]):
+    def __init__(self, folder: Path, ranks: Ranks, identity: Mapping[str, Any]):
         self.run, self.ranks = folder, ranks
         self.folder = folder if ranks.rank == 0 else folder / rank_folder(ranks.rank)
         self.log = Steps()
         self._replaced: list[Path] = []
         self.record: dict[str, Any] = {
             "version": VERSION, "finished": False, "steps": 0, "ranks": ranks.count, "skipped": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], **known,
+            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], **identity,
         }  # fmt: skip
 
     @property
@@ -53,14 +53,14 @@ class RunFolder:
         """Keep the weights after a step; those that were kept of it before are replaced once the record is written."""
         file = f"{kind}-{step:09d}.safetensors"
         digest = write_tensors(self.folder / file, tensors)
-        others = [kept for kept in self.record["checkpoints"] if kept["step"] != step]
-        old = [kept["file"] for kept in self.record["checkpoints"] if kept["step"] == step]
+        others = [entry for entry in self.record["checkpoints"] if entry["step"] != step]
+        old = [entry["file"] for entry in self.record["checkpoints"] if entry["step"] == step]
         self._replaced = [self.folder / name for name in old if name != file]
         self.record["checkpoints"] = [*others, {"step": step, "file": file, "sha256": digest}]
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the weights after a step are kept."""
-        return any(kept["step"] == step for kept in self.record["checkpoints"])
+        return any(entry["step"] == step for entry in self.record["checkpoints"])
 
     def last_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """The last step whose weights are kept, and what is kept of it.
@@ -90,11 +90,11 @@ class RunFolder:
             self.ranks.wait()
         self.log.cut(step)
         record = self.record
-        record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
-        record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
-        record["losses"] = [kept for kept in record.get("losses", []) if kept["step"] < step]
-        record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
-        record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
+        record["checkpoints"] = [entry for entry in record["checkpoints"] if entry["step"] <= step]
+        record["stages"] = [entry for entry in record["stages"] if entry["start"] <= step]
+        record["losses"] = [entry for entry in record.get("losses", []) if entry["step"] < step]
+        record["logs"] = [entry for entry in record["logs"] if entry["stop"] <= step]
+        record["steps"] = max((entry["stop"] for entry in record["logs"]), default=0)
         self._write()
         if self.ranks.rank == 0:
             self.ranks.wait()
@@ -123,9 +123,9 @@ class RunFolder:
                 do="go on with as many as it began with, or record into another folder",
             )
         if record["checkpoints"]:
-            kept = tensor_shapes(self.folder / record["checkpoints"][0]["file"])
+            shapes = tensor_shapes(self.folder / record["checkpoints"][0]["file"])
             mine = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}
-            if {name: shape for name, (shape, _) in kept.items() if name.startswith("model.")} != mine:
+            if {name: shape for name, (shape, _) in shapes.items() if name.startswith("model.")} != mine:
                 raise StoreMismatch(
                     found=f"a run of a model with other weights in {self.folder}",
                     needed="the model whose run it is",

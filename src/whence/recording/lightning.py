@@ -237,7 +237,7 @@ def _refuse(trainer: Any, module: Any) -> None:
     elif trainer.overfit_batches:
         found = "a Trainer with overfit_batches", "a run on the data that its loader has"
     else:
-        averaging = [type(one).__name__ for one in trainer.callbacks if type(one).__name__ in _AVERAGING]
+        averaging = [type(callback).__name__ for callback in trainer.callbacks if type(callback).__name__ in _AVERAGING]
         if averaging:
             found = f"a Trainer with {averaging[0]}", "a run that ends with the weights of its last step"
     if found is not None:

@@ -92,15 +92,15 @@ def read_run(folder: Path, do: str) -> dict[str, Any]:
     if isinstance(content, dict) and (type(version) is not int or version != VERSION):
         raise StoreMismatch(found=f"a run of version {str(version)[:40]} in {folder}", needed=f"version {VERSION}", do=do)
     try:
-        found = record_of(_Run, content)
-        for name in (*(kept.file for kept in found.checkpoints), *(log.file for log in found.logs)):
+        record = record_of(_Run, content)
+        for name in (*(entry.file for entry in record.checkpoints), *(log.file for log in record.logs)):
             check_name(name)
-        for settings in found.settings:
+        for settings in record.settings:
             for group in settings.groups:
                 _check_group(group)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
-    why = _impossible(found)
+    why = _impossible(record)
     if why:
         raise StoreCorrupt(**damaged(path, why))
     return content
@@ -120,25 +120,25 @@ def _check_group(group: dict[str, Any]) -> None:
         fitted(tuple[float, float], group["betas"], "betas")
 
 
-def _impossible(found: _Run) -> str:
+def _impossible(record: _Run) -> str:
     """What no recorder writes; empty if there is nothing."""
-    if not found.steps >= 0 or not 1 <= found.ranks <= _MOST_RANKS:
-        return f"{found.steps:,} steps of {found.ranks:,} processes"
-    if not _follow([log.start for log in found.logs], [log.stop for log in found.logs], found.steps):
-        return f"its logs are not those of {found.steps:,} steps"
-    steps = [kept.step for kept in found.checkpoints]
-    if steps and (steps[0] != 0 or found.finished and steps[-1] != found.steps):  # only the first process keeps any
+    if not record.steps >= 0 or not 1 <= record.ranks <= _MOST_RANKS:
+        return f"{record.steps:,} steps of {record.ranks:,} processes"
+    if not _follow([log.start for log in record.logs], [log.stop for log in record.logs], record.steps):
+        return f"its logs are not those of {record.steps:,} steps"
+    steps = [entry.step for entry in record.checkpoints]
+    if steps and (steps[0] != 0 or record.finished and steps[-1] != record.steps):  # only the first process keeps any
         return "its checkpoints are not those of a whole run"
-    if any(not 0 <= one < other for one, other in zip(steps, steps[1:], strict=False)):
+    if any(not 0 <= before < after for before, after in zip(steps, steps[1:], strict=False)):
         return "its checkpoints are not in order"
-    starts = [settings.start for settings in found.settings]
-    if found.steps and (
-        not starts or starts[0] != 0 or any(one >= other for one, other in zip(starts, starts[1:], strict=False))
+    starts = [settings.start for settings in record.settings]
+    if record.steps and (
+        not starts or starts[0] != 0 or any(before >= after for before, after in zip(starts, starts[1:], strict=False))
     ):
         return "its settings do not begin with the first step, or are not in order"
-    if any(not settings.groups for settings in found.settings):
+    if any(not settings.groups for settings in record.settings):
         return "an optimizer without parameters"
-    if any(not 0 <= stage.start <= found.steps for stage in found.stages):
+    if any(not 0 <= stage.start <= record.steps for stage in record.stages):
         return "a stage that begins outside of the run"
     return ""
 

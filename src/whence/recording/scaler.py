@@ -26,9 +26,9 @@ def watched_scaler(scaler: Any, after: Callable[[torch.optim.Optimizer], None]) 
     step = scaler.step
 
     def stepped(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        found = step(optimizer, *args, **kwargs)
+        result = step(optimizer, *args, **kwargs)
         after(optimizer)
-        return found
+        return result
 
     scaler.step = stepped
     try:
@@ -39,5 +39,5 @@ def watched_scaler(scaler: Any, after: Callable[[torch.optim.Optimizer], None]) 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step that was called did nothing: fused optimizers look for overflows themselves."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)

@@ -104,19 +104,19 @@ class Steps:
         """The steps from one on, as they lie in a file."""
         lengths = torch.tensor([len(members) for members in self.members[start:]])
         return {
-            "members_M": torch.tensor([one for members in self.members[start:] for one in members]),
-            "weights_M": torch.tensor([one for weights in self.weights[start:] for one in weights], dtype=torch.float64),
+            "members_M": torch.tensor([number for members in self.members[start:] for number in members]),
+            "weights_M": torch.tensor([number for weights in self.weights[start:] for number in weights], dtype=torch.float64),
             "ends_S": lengths.cumsum(0),
             "groups_S": torch.tensor([len(rates) for rates in self.rates[start:]]),
-            "rates": torch.tensor([one for rates in self.rates[start:] for one in rates], dtype=torch.float64),
+            "rates": torch.tensor([number for rates in self.rates[start:] for number in rates], dtype=torch.float64),
             "factors_S": torch.tensor(self.factors[start:], dtype=torch.float64),
         }
 
     def cut(self, stop: int) -> None:
         """Forget the steps from one on."""
-        for kept in (self.members, self.weights, self.rates, self.factors):
-            del kept[stop:]
-        self.settings = [kept for kept in self.settings if kept["start"] < stop]
+        for values in (self.members, self.weights, self.rates, self.factors):
+            del values[stop:]
+        self.settings = [entry for entry in self.settings if entry["start"] < stop]
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
@@ -125,19 +125,19 @@ class Steps:
         Raises:
             StoreCorrupt: If the steps of a process are missing or not what was written.
         """
-        found = cls.read_own(folder, record)
+        steps = cls.read_own(folder, record)
         for rank in range(1, record.get("ranks", 1)):
-            place = folder / rank_folder(rank)
-            other = cls.read_own(place, read_run(place, _RECORD_AGAIN))
-            if other.stop != found.stop:
+            rank_path = folder / rank_folder(rank)
+            other = cls.read_own(rank_path, read_run(rank_path, _RECORD_AGAIN))
+            if other.stop != steps.stop:
                 raise StoreCorrupt(
-                    found=f"{other.stop:,} steps in {place} of a run of {found.stop:,}", needed="as many", do=_RECORD_AGAIN
+                    found=f"{other.stop:,} steps in {rank_path} of a run of {steps.stop:,}", needed="as many", do=_RECORD_AGAIN
                 )
-            number_of = [found.ids.setdefault(name, len(found.ids)) for name in other.ids]
-            for step in range(found.stop):
-                found.members[step] += [number_of[member] for member in other.members[step]]
-                found.weights[step] += other.weights[step]
-        return found
+            numbers = [steps.ids.setdefault(name, len(steps.ids)) for name in other.ids]
+            for step in range(steps.stop):
+                steps.members[step] += [numbers[member] for member in other.members[step]]
+                steps.weights[step] += other.weights[step]
+        return steps
 
     @classmethod
     def read_own(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
@@ -146,19 +146,19 @@ class Steps:
         Raises:
             StoreCorrupt: If they are missing or not what was written.
         """
-        found = cls(settings=list(record["settings"]))
+        steps = cls(settings=list(record["settings"]))
         path = folder / "ids.json"
         try:
             if record["logs"]:
-                found.ids = _numbered(fitted(tuple[str, ...], read_json(path), "ids"))
+                steps.ids = _numbered(fitted(tuple[str, ...], read_json(path), "ids"))
             for log in record["logs"]:
                 path = folder / log["file"]
-                found._add(read_tensors(path, sha256=log["sha256"]), log["stop"] - log["start"])
+                steps._add(read_tensors(path, sha256=log["sha256"]), log["stop"] - log["start"])
         except StoreCorrupt as error:
             raise StoreCorrupt(found=error.found, needed=error.needed, do=_RECORD_AGAIN) from error
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(**{**damaged(path, str(error)), "do": _RECORD_AGAIN}) from error
-        return found
+        return steps
 
     def _add(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Take up steps from their file.
@@ -193,10 +193,10 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: If a name is there twice.
     """
-    found = {name: number for number, name in enumerate(names)}
-    if len(found) < len(names):
+    number_of = {name: number for number, name in enumerate(names)}
+    if len(number_of) < len(names):
         raise ValueError("it has an id twice")
-    return found
+    return number_of
 
 
 def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

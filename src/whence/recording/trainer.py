@@ -134,16 +134,16 @@ class _Numbered(torch.utils.data.Dataset):
 class _Collator:
     """Takes the numbers off the examples, drops what the model does not take, and puts the numbers on the batch."""
 
-    def __init__(self, inner: Any, kept: set[str] | None):
-        self.inner, self.kept = inner, kept
+    def __init__(self, inner: Any, columns: set[str] | None):
+        self.inner, self.columns = inner, columns
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        kept = [
-            {key: value for key, value in example.items() if key != _NUMBERS and (self.kept is None or key in self.kept)}
+        features = [
+            {key: value for key, value in example.items() if key != _NUMBERS and (self.columns is None or key in self.columns)}
             for example in examples
         ]
         numbers = [example.get(_NUMBERS, -1) for example in examples]  # those of an evaluation have none
-        batch = dict(self.inner(kept))
+        batch = dict(self.inner(features))
         return batch if numbers[0] < 0 else {**batch, _NUMBERS: torch.tensor(numbers)}
 
 
@@ -202,17 +202,17 @@ class _Mean:
         """Whether the first label of each row is nothing to the loss, since labels are shifted against predictions."""
         others = inputs["labels"].clone()
         others[:, 0] = IGNORED
-        kept, left = self._losses(model, [(inputs, num_items), ({**inputs, "labels": others}, num_items)])
-        return abs(kept - left) <= 1e-6 * abs(kept)
+        with_labels, left = self._losses(model, [(inputs, num_items), ({**inputs, "labels": others}, num_items)])
+        return abs(with_labels - left) <= 1e-6 * abs(with_labels)
 
-    def _losses(self, model: Any, asked: Sequence[tuple[Mapping[str, Any], Any]]) -> list[float]:
+    def _losses(self, model: Any, calls: Sequence[tuple[Mapping[str, Any], Any]]) -> list[float]:
         """Looked at in evaluation mode, with the random numbers put back, so that the run goes on as it would have."""
         modes = [(module, module.training) for module in model.modules()]
         try:
             for module, _ in modes:
                 module.training = False
             with torch.no_grad(), torch.random.fork_rng():
-                losses = [self.trainer.compute_loss(model, dict(inputs), num_items_in_batch=items) for inputs, items in asked]
+                losses = [self.trainer.compute_loss(model, dict(inputs), num_items_in_batch=items) for inputs, items in calls]
         finally:
             for module, mode in modes:
                 module.training = mode

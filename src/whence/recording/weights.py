@@ -42,13 +42,13 @@ def checkpoint_tensors(
         The tensors.
     """
     parameters = parameters_of(model)
-    found = {f"model.{name}": value.detach() for name, value in parameters.items() if name not in without}
-    found |= {f"model.{name}": value for name, value in _buffers_of(model).items()}
+    saved = {f"model.{name}": value.detach() for name, value in parameters.items() if name not in without}
+    saved |= {f"model.{name}": value for name, value in _buffers_of(model).items()}
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     for parameter, state in optimizer.state.items():
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        found |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in tensors.items()}
-    return {name: found[name].detach() for name in sorted(found)}  # the same bytes, whatever the order of the states
+        saved |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in tensors.items()}
+    return {name: saved[name].detach() for name in sorted(saved)}  # the same bytes, whatever the order of the states
 
 
 def load_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -291,7 +291,7 @@ class Store:
 
         What is kept no longer depends on the files.
         """
-        return dataclasses.replace(self, kept=InMemory(int(_RESERVE * available_bytes(torch.device("cpu")))))
+        return dataclasses.replace(self, memory=InMemory(int(_RESERVE * available_bytes(torch.device("cpu")))))
 
     def shared_bytes(self) -> int | None:
         """Size of the files that all rows share, on disk; None in an object store."""

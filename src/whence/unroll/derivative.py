@@ -44,12 +44,12 @@ def backward(
     """
     update = replay.update(step)
 
-    def stepped(values: Values, found: Rows) -> Values:
-        return update(values, found, state.counts)
+    def stepped(values: Values, rows: Rows) -> Values:
+        return update(values, rows, state.counts)
 
     pull = vjp(stepped, state.values, dict(gradients))[1]
-    found: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
-    before, by_gradient = found
+    pulled: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
+    before, by_gradient = pulled
 
     def run(leaves: Rows) -> None:
         for part, scale_B, outputs in _graphs(replay, leaves, step):
@@ -63,7 +63,7 @@ def backward(
             scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
 
     _with_leaves(replay, state, run)
-    return _kept(before, state)
+    return _without_fresh_state(before, state)
 
 
 def forward(
@@ -84,7 +84,7 @@ def forward(
         The derivative of weights and state after the step.
     """
     update = replay.update(step)
-    tangents = _kept(_complete(tangents, state.values), state)
+    tangents = _without_fresh_state(_complete(tangents, state.values), state)
     count = len(next(iter(tangents["weights"].values())))
     change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
 
@@ -101,11 +101,11 @@ def forward(
 
     _with_leaves(replay, state, run)
 
-    def stepped(values: Values, found: Rows) -> Values:
-        return update(values, found, state.counts)
+    def stepped(values: Values, rows: Rows) -> Values:
+        return update(values, rows, state.counts)
 
-    def push(values: Values, found: Rows) -> Values:
-        return jvp(stepped, (state.values, dict(gradients)), (values, found))[1]
+    def push(values: Values, rows: Rows) -> Values:
+        return jvp(stepped, (state.values, dict(gradients)), (values, rows))[1]
 
     return vmap(push)(tangents, change)
 
@@ -160,8 +160,12 @@ def _graphs(replay: Replay, leaves: Rows, step: int):
         for part in replay.parts(step):
             scale_B = torch.ones_like(part.weights_B).requires_grad_()
             total = (part.losses_B * part.weights_B * scale_B).sum()
-            found = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
-            yield part, scale_B, {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
+            gradients = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
+            yield (
+                part,
+                scale_B,
+                {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None},
+            )
 
 
 def _pulled(outputs: Rows, inputs: Sequence[Tensor], rows: Rows, at_once: int) -> list[Tensor | None]:
@@ -185,18 +189,18 @@ def _complete(rows: Values, values: Values) -> Values:
     return {
         kind: {
             name: rows[kind][name] if name in rows.get(kind, {}) else value.new_zeros(count, *value.shape)
-            for name, value in found.items()
+            for name, value in given.items()
         }
-        for kind, found in values.items()
+        for kind, given in values.items()
     }
 
 
-def _kept(rows: Values, state: State) -> Values:
+def _without_fresh_state(rows: Values, state: State) -> Values:
     """Nothing depends on a state that starts from zero here."""
     return {
         kind: {
             name: torch.zeros_like(row) if kind != "weights" and not state.counts.get(name, 0) else row
-            for name, row in found.items()
+            for name, row in of_kind.items()
         }
-        for kind, found in rows.items()
+        for kind, of_kind in rows.items()
     }

@@ -36,8 +36,8 @@ def chebyshev(function: Callable[[Tensor], Tensor], top: float, tolerance: float
     """
     digits = math.log(1 / tolerance)
     most = min(_MOST, 2 ** math.ceil(math.log2(16 + 4 * math.sqrt(max(top, digits) * digits))))
-    places = torch.cos(math.pi * torch.arange(most + 1, dtype=torch.float64) / most)
-    values = function((places + 1) * (top / 2))
+    nodes = torch.cos(math.pi * torch.arange(most + 1, dtype=torch.float64) / most)
+    values = function((nodes + 1) * (top / 2))
     found_K = torch.fft.rfft(torch.cat([values, values[1:-1].flip(0)])).real / most
     found_K[0], found_K[-1] = found_K[0] / 2, found_K[-1] / 2
     dropped_K = found_K.abs().flip(0).cumsum(0).flip(0)
@@ -56,15 +56,15 @@ def expanded(times: Callable[[Tensor], Tensor], start: Tensor, top: float, coeff
     Returns:
         Per function, shape (Q, O, I).
     """
-    found = [start * float(terms_K[0]) for terms_K in coefficients]
+    sums = [start * float(terms_K[0]) for terms_K in coefficients]
     before, here = start, start
     for term in range(1, max(map(len, coefficients))):
         turned = times(here) * (2 / top) - here if top > 0 else -here
         before, here = here, turned if term == 1 else 2 * turned - before
-        for total, terms_K in zip(found, coefficients, strict=True):
+        for total, terms_K in zip(sums, coefficients, strict=True):
             if term < len(terms_K):
                 total.add_(here, alpha=float(terms_K[term]))
-    return found
+    return sums
 
 
 def gained(decay: float) -> Callable[[Tensor], Tensor]:

@@ -25,13 +25,13 @@ def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[
     Returns:
         Per unit, in the curvature of the per-example loss; None for a unit that the segment did not move.
     """
-    found: list[float | None] = []
+    dampings: list[float | None] = []
     for index, unit in enumerate(units):
         reach, decay = of_unit(unit, segment.reach), of_unit(unit, segment.decay)
         inverse = 1.0 if scaling is None else scaling[index].mean_inverse()
         if reach == 0 or inverse is None:
-            found.append(None)
+            dampings.append(None)
             continue
-        held = decay * inverse if segment.is_decoupled or scaling is None else decay
-        found.append((inverse + held) / reach)
-    return found
+        scaled_decay = decay * inverse if segment.is_decoupled or scaling is None else decay
+        dampings.append((inverse + scaled_decay) / reach)
+    return dampings

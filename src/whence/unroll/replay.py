@@ -72,12 +72,12 @@ class Replay:
         self.task, self.train, self.run, self.max_positions = task, train, run, max_positions
         self.limit: float | None = None
         self.fresh: set[int] = set()
-        place_of = {name: place for place, name in enumerate(train.ids)}
-        self._places = [place_of[name] for name in run.ids]
-        used = {name for kept in run.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+        row_of = {name: row for row, name in enumerate(train.ids)}
+        self._rows = [row_of[name] for name in run.ids]
+        used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
         values = dict(task.model.named_parameters())
-        for kept in run.record["settings"]:
-            update_of(kept, [0.0] * len(kept["groups"]), 1.0)
+        for entry in run.record["settings"]:
+            update_of(entry, [0.0] * len(entry["groups"]), 1.0)
         if left := sorted(used - task.tracked):
             raise BadInput(
                 found=f"a task that leaves out {left[0]!r}, which the run has changed",
@@ -100,7 +100,7 @@ class Replay:
         return list(zip(steps, steps[1:], strict=False))
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def prepared_model(self) -> Iterator[None]:
         """The model as a replay needs it, for a while.
 
         Yields:
@@ -114,8 +114,8 @@ class Replay:
 
     def update(self, step: int) -> Update:
         """What the optimizer does in a step."""
-        found = settings_at(self.run.record, step)
-        return update_of(found, self.run.log.rates[step], self.run.log.factors[step], self.limit)
+        settings = settings_at(self.run.record, step)
+        return update_of(settings, self.run.log.rates[step], self.run.log.factors[step], self.limit)
 
     def load(self, step: int) -> State:
         """Where the run was after so many steps, from its checkpoint."""
@@ -129,9 +129,9 @@ class Replay:
             weight = tensors[f"model.{name}"].to(device)
             values["weights"][name] = weight
             state = state_of(before, name, tensors) if step else {}
-            found = {kind: state.get(keys[kind]) for kind in update.kinds(name)}
-            is_kept = step not in self.fresh and bool(found) and all(value is not None for value in found.values())
-            for kind, value in found.items():
+            loaded = {kind: state.get(keys[kind]) for kind in update.kinds(name)}
+            is_kept = step not in self.fresh and bool(loaded) and all(value is not None for value in loaded.values())
+            for kind, value in loaded.items():
                 values[kind][name] = value.to(weight) if is_kept and value is not None else torch.zeros_like(weight)
             counts[name] = int(state["step"]) if is_kept and update.is_adaptive else int(is_kept)
         # Weights that this stage leaves alone may belong to another: the derivative by them passes through.
@@ -141,13 +141,13 @@ class Replay:
 
     def renewed(self, state: State, step: int) -> State:
         """A state that did not come from a checkpoint, as the step after one finds it: with a new optimizer where the run had one."""
-        known = self.load(step)
+        loaded = self.load(step)
         values: Values = {"weights": state.values["weights"]}
         for kind in ("first", "second"):
             values[kind] = {
-                name: state.values[kind][name] if known.counts[name] else zero for name, zero in known.values[kind].items()
+                name: state.values[kind][name] if loaded.counts[name] else zero for name, zero in loaded.values[kind].items()
             }
-        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
+        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in loaded.counts.items()})
 
     def parts(self, step: int) -> Iterator[Part]:
         """The losses of a step's examples, at the weights that the model has just then: `with_weights` puts others there.
@@ -159,11 +159,11 @@ class Replay:
             Some examples at a time.
         """
         members, factors = self.run.log.members[step], self.run.log.weights[step]
-        places = [self._places[member] for member in members]
-        for some in _cut([self.train.examples[place].length for place in places], self.max_positions):
-            losses_B = self._losses([self.train.examples[places[index]] for index in some])
+        rows = [self._rows[member] for member in members]
+        for some in _cut([self.train.examples[row].length for row in rows], self.max_positions):
+            losses_B = self._losses([self.train.examples[rows[index]] for index in some])
             weights_B = torch.tensor([factors[index] for index in some], dtype=losses_B.dtype, device=losses_B.device)
-            yield Part(torch.tensor([places[index] for index in some]), weights_B, losses_B)
+            yield Part(torch.tensor([rows[index] for index in some]), weights_B, losses_B)
 
     def gradients(self, state: State, step: int, scale_N: Tensor | None = None) -> dict[str, Tensor]:
         """Gradient of the loss that a step lowers.
@@ -186,8 +186,8 @@ class Replay:
                 if scale_N is not None:
                     weights_B = weights_B * scale_N[part.places_B].to(weights_B)
                 wanted = [leaves[name] for name in names]
-                found = torch.autograd.grad((part.losses_B * weights_B).sum(), wanted, allow_unused=True)
-                for name, gradient in zip(names, found, strict=True):
+                gradients = torch.autograd.grad((part.losses_B * weights_B).sum(), wanted, allow_unused=True)
+                for name, gradient in zip(names, gradients, strict=True):
                     if gradient is not None:
                         total[name] = total[name] + gradient if name in total else gradient
 

@@ -101,31 +101,33 @@ def measure_sweep(
     positions = max_positions or max(longest.length, int(0.25 * room_bytes / (2 * per_position)))
     positions = min(max(positions, longest.length), most)
     at_once = max(1, min(rows, _AT_ONCE, int(0.5 * room_bytes / (positions * per_position)) - 1))
-    used = {name for kept in run.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+    used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
     weights = sum(value.numel() * value.element_size() for name, value in task.model.named_parameters() if name in used)
-    kinds = max(2 if kept["optimizer"] != "SGD" else 1 for kept in run.record["settings"])
+    kinds = max(2 if entry["optimizer"] != "SGD" else 1 for entry in run.record["settings"])
     row = _ROW_COPIES * (1 + kinds) * weights
     at_a_time = max(1, min(rows, int(0.25 * room_bytes / row)))
     checkpoints = run.checkpoints
     steps = max(stop - start for start, stop in zip(checkpoints, checkpoints[1:], strict=False))
     state = (2 + kinds) * weights  # with the step's gradients
     length = steps if steps * state <= 0.25 * room_bytes else math.isqrt(steps - 1) + 1
-    held = length if length == steps else 2 * length
+    states_held = length if length == steps else 2 * length
     return Room(
         positions, at_a_time, min(at_once, at_a_time), length,
-        int(positions * per_position * (1 + min(at_once, at_a_time))), at_a_time * row, held * state, room_bytes,
+        int(positions * per_position * (1 + min(at_once, at_a_time))), at_a_time * row, states_held * state, room_bytes,
     )  # fmt: skip
 
 
 def _graph_bytes(task: AbstractTask, example: Example) -> float:
     """What autograd keeps of the loss of one example and of its gradient."""
-    kept: dict[int, int] = {}
-    known = {value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)}
+    saved: dict[int, int] = {}
+    parameters_seen = {
+        value.untyped_storage().data_ptr() for value in task.model.state_dict().values() if isinstance(value, Tensor)
+    }
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameters_seen:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     values = {name: value for name, value in task.model.named_parameters() if name in task.tracked}
@@ -136,6 +138,6 @@ def _graph_bytes(task: AbstractTask, example: Example) -> float:
             loss = task.loss(task.model, batch).sum()
             return torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
 
-        found = with_weights(task.model, leaves, gradients)
-        del found
-    return _SLACK * sum(kept.values())
+        results = with_weights(task.model, leaves, gradients)
+        del results
+    return _SLACK * sum(saved.values())

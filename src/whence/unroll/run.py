@@ -51,7 +51,7 @@ class Run:
     @property
     def losses(self) -> dict[int, float]:
         """The loss that a step lowered, by how many steps were before it, where the recorder was told; at checkpoints only."""
-        return {kept["step"]: kept["loss"] for kept in self.record.get("losses", []) if kept["step"] in self.checkpoints}
+        return {entry["step"]: entry["loss"] for entry in self.record.get("losses", []) if entry["step"] in self.checkpoints}
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class Run:
     @property
     def checkpoints(self) -> tuple[int, ...]:
         """Steps after which weights were kept, the first being 0."""
-        return tuple(kept["step"] for kept in self.record["checkpoints"])
+        return tuple(entry["step"] for entry in self.record["checkpoints"])
 
     def tensors(self, step: int) -> dict[str, Tensor]:
         """What was kept after a step: `model.NAME`, and `state_KEY.NAME` of the optimizer.
@@ -69,14 +69,14 @@ class Run:
         Raises:
             StoreCorrupt: If the file is not what was written.
         """
-        kept = self._kept(step)
+        entry = self._checkpoint(step)
         try:
-            return read_tensors(self.folder / kept["file"], sha256=kept["sha256"])
+            return read_tensors(self.folder / entry["file"], sha256=entry["sha256"])
         except StoreCorrupt as error:
             raise StoreCorrupt(found=error.found, needed=error.needed, do=_RECORD_AGAIN) from error
 
-    def _kept(self, step: int) -> Mapping[str, Any]:
-        return next(kept for kept in self.record["checkpoints"] if kept["step"] == step)
+    def _checkpoint(self, step: int) -> Mapping[str, Any]:
+        return next(entry for entry in self.record["checkpoints"] if entry["step"] == step)
 
     @contextmanager
     def weights(self, model: nn.Module, steps: Sequence[int]) -> Iterator[None]:
@@ -88,15 +88,15 @@ class Run:
         refuse_spread(model)  # writing into a weight that is elsewhere changes nothing
         values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         before = {name: value.detach().clone() for name, value in values.items()}
-        found: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for step in steps:
             for key, value in self.tensors(step).items():
                 kind, _, name = key.partition(".")
                 if kind == "model" and value.is_floating_point():
-                    found[name] = found[name] + value / len(steps) if name in found else value / len(steps)
+                    means[name] = means[name] + value / len(steps) if name in means else value / len(steps)
         try:
             with torch.no_grad():
-                for name, value in found.items():
+                for name, value in means.items():
                     values[name].copy_(value)
             yield
         finally:
@@ -110,7 +110,7 @@ class Run:
         Args:
             steps: Of the checkpoints.
         """
-        found: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         start = self.tensors(self.checkpoints[0])
         for step in self._with_state(steps):
             tensors = self.tensors(step)
@@ -127,11 +127,11 @@ class Run:
                     part = 1.0 / (corrected.sqrt() + group_of[name]["eps"])
                 elif name in group_of and not state and key in start:
                     check_moved(settings, name, start[key], weight)
-                found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
+                means[name] = means.get(name, torch.zeros_like(part)) + part / len(steps)
         for key, value in self.tensors(self.checkpoints[-1]).items():  # which alone has the weights that never moved
             if key.startswith("model."):
-                found.setdefault(key.removeprefix("model."), torch.zeros_like(value))
-        return found
+                means.setdefault(key.removeprefix("model."), torch.zeros_like(value))
+        return means
 
     def _with_state(self, steps: Sequence[int]) -> list[int]:
         """The checkpoints that P can be read off, as many as were asked for.
@@ -142,17 +142,17 @@ class Run:
             Unsupported: If none has a state.
         """
         starts = {stage["start"] for stage in self.record["stages"]}
-        found = [step for step in steps if step not in starts or self._has_state(step)]
-        if not found:
+        with_state = [step for step in steps if step not in starts or self._has_state(step)]
+        if not with_state:
             raise Unsupported(
                 found=f"checkpoints after {', '.join(map(str, steps))} steps without the state of the optimizer that came there",
                 needed="one that has it",
                 do="record the run again, or cut it into fewer segments",
             )
-        return (found * len(steps))[: len(steps)]
+        return (with_state * len(steps))[: len(steps)]
 
     def _has_state(self, step: int) -> bool:
-        return any(key.startswith("state_") for key in tensor_shapes(self.folder / self._kept(step)["file"]))
+        return any(key.startswith("state_") for key in tensor_shapes(self.folder / self._checkpoint(step)["file"]))
 
     @property
     def stages(self) -> list[tuple[int, int]]:
@@ -165,20 +165,20 @@ class Run:
 
     def mean_rates(self) -> list[float]:
         """The learning rate of every step, the mean over groups of parameters weighted by their size, times what gradients were scaled by."""
-        numbers, found = self._group_shares(), []
+        numbers, means = self._group_shares(), []
         for step, (rates, factor) in enumerate(zip(self.log.rates, self.log.factors, strict=True)):
             settings = settings_at(self.record, step)
             parts = zip(numbers[settings["start"]], rates, settings["groups"], strict=True)
-            found.append(factor * sum(share * rate * (1 - group.get("dampening", 0.0)) for share, rate, group in parts))
-        return found
+            means.append(factor * sum(share * rate * (1 - group.get("dampening", 0.0)) for share, rate, group in parts))
+        return means
 
     def _group_shares(self) -> dict[int, list[float]]:
         """By the first step of the optimizer's settings, each group's share of the parameters."""
-        tensors, found = self.tensors(self.checkpoints[-1]), {}
+        tensors, shares = self.tensors(self.checkpoints[-1]), {}
         for settings in self.record["settings"]:
             sizes = [sum(tensors[f"model.{name}"].numel() for name in group["parameters"]) for group in settings["groups"]]
-            found[settings["start"]] = [size / sum(sizes) for size in sizes]
-        return found
+            shares[settings["start"]] = [size / sum(sizes) for size in sizes]
+        return shares
 
     def segments(self, per_stage: int) -> list[Segment]:
         """The run cut at checkpoints, see `cut_run`."""
@@ -213,9 +213,9 @@ class Run:
 
     def unrecorded(self, names: Iterable[str]) -> list[str]:
         """Parameters that moved though the recorded optimizer never stepped them: another did, of which nothing is known."""
-        stepped = {name for kept in self.record["settings"] for group in kept["groups"] for name in group["parameters"]}
+        stepped = {name for entry in self.record["settings"] for group in entry["groups"] for name in group["parameters"]}
         left = [name for name in names if name not in stepped]
-        first, last = (self.tensors(self.checkpoints[place]) for place in (0, -1)) if left else ({}, {})
+        first, last = (self.tensors(self.checkpoints[which]) for which in (0, -1)) if left else ({}, {})
         return [name for name in left if not torch.equal(first[f"model.{name}"], last[f"model.{name}"])]
 
     def check_computed(self, model: nn.Module) -> list[str]:
@@ -270,10 +270,10 @@ class Run:
                 needed="every example that the run met, with the id that it was recorded with",
                 do=f"pass the data that was trained on, with ids such as {self.ids[0]!r}",
             )
-        known = self.record.get("fingerprint")
-        if known is not None and known != train.fingerprint:
+        fingerprint = self.record.get("fingerprint")
+        if fingerprint is not None and fingerprint != train.fingerprint:
             raise StoreMismatch(
-                found=f"training data with the fingerprint {train.fingerprint[:12]}, and a run in {self.folder} of {known[:12]}",
+                found=f"training data with the fingerprint {train.fingerprint[:12]}, and a run in {self.folder} of {fingerprint[:12]}",
                 needed="the same examples in the same order, prepared alike",
                 do="pass the data that was trained on",
             )
@@ -317,13 +317,13 @@ def _check_checkpoints(folder: Path, record: Mapping[str, Any]) -> None:
     """
     why, path = "it has no checkpoints", folder / "run.json"
     shapes = []
-    for kept in record["checkpoints"]:
-        path = folder / kept["file"]
+    for entry in record["checkpoints"]:
+        path = folder / entry["file"]
         shapes.append({name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith("model.")})
         why = ""
     if not why and any(shapes[-1].get(name) != shape for each in shapes for name, shape in each.items()):
         why = "it has other weights than an earlier checkpoint"
-    used = {f"model.{name}" for kept in record["settings"] for group in kept["groups"] for name in group["parameters"]}
+    used = {f"model.{name}" for entry in record["settings"] for group in entry["groups"] for name in group["parameters"]}
     if not why and used - shapes[-1].keys():
         why = f"it has no {min(used - shapes[-1].keys())[:80]!r}, which was trained"
     if why:

@@ -65,11 +65,11 @@ def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: i
 
 
 def _check_losses(task: AbstractTask, train: Dataset, run: Run, max_positions: int) -> None:
-    place_of = {name: place for place, name in enumerate(train.ids)}
+    row_of = {name: row for row, name in enumerate(train.ids)}
     dropout, pairs = dropout_of(task.model), []
     for step, recorded in sorted(run.losses.items()):
         members = zip(run.log.members[step], run.log.weights[step], strict=True)
-        weight_of = [(train.examples[place_of[run.ids[member]]], weight) for member, weight in members]
+        weight_of = [(train.examples[row_of[run.ids[member]]], weight) for member, weight in members]
         with run.weights(task.model, [step]):
             if dropout:
                 with _dropping(task.model):
@@ -95,9 +95,9 @@ def _loss(task: AbstractTask, weight_of: list, max_positions: int, seed: int) ->
     total = []
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for places in batches([example.length for example, _ in weight_of], max_positions=max_positions):
-            losses_B = task.loss(task.model, task.collate([weight_of[place][0] for place in places])).double().tolist()
-            total += [weight_of[place][1] * loss for place, loss in zip(places, losses_B, strict=True)]
+        for batch in batches([example.length for example, _ in weight_of], max_positions=max_positions):
+            losses_B = task.loss(task.model, task.collate([weight_of[row][0] for row in batch])).double().tolist()
+            total += [weight_of[row][1] * loss for row, loss in zip(batch, losses_B, strict=True)]
     return math.fsum(total)
 
 
@@ -130,7 +130,7 @@ def _check_way(task: AbstractTask, train: Dataset, run: Run, max_positions: int,
         return False
     try:
         replay = Replay(task, train, run, max_positions=max_positions)
-        with replay.ready(), meter("the run's loss", stop - start, quiet=quiet) as progress:
+        with replay.prepared_model(), meter("the run's loss", stop - start, quiet=quiet) as progress:
             apart = interval_difference(replay, start, stop, progress)
     except (BadInput, Unsupported):  # parameters that are left out, an optimizer without a formula, half precision
         return False

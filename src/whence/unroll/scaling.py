@@ -123,8 +123,8 @@ class Mean:
 
     def mean_inverse(self) -> float | None:
         """Mean of 1 / P where it is not zero; None where all of it is."""
-        found = [value for part in self.parts if (value := part.mean_inverse()) is not None]
-        return sum(found) / len(found) if found else None
+        inverses = [value for part in self.parts if (value := part.mean_inverse()) is not None]
+        return sum(inverses) / len(inverses) if inverses else None
 
 
 def scaling_of(run: Run, plan: Plan, steps: Sequence[int]) -> list[Scaling]:
@@ -141,8 +141,8 @@ def scaling_of(run: Run, plan: Plan, steps: Sequence[int]) -> list[Scaling]:
     if settings_at(run.record, steps[0] - 1)["optimizer"] == "Muon":
         by_step = [_muon(run, plan, step) for step in steps]
         return [Mean(parts) for parts in zip(*by_step, strict=True)]
-    found = run.preconditioner(steps)
-    like = {name: found[name][None] for unit in plan.units for name in unit.parameters}
+    preconditioner = run.preconditioner(steps)
+    like = {name: preconditioner[name][None] for unit in plan.units for name in unit.parameters}
     return [Elementwise(block[0]) for block in as_blocks(plan, like)]
 
 
@@ -156,10 +156,10 @@ def _muon(run: Run, plan: Plan, step: int) -> list[Scaling]:
     for name, state in states.items():
         if not state:
             check_moved(settings, name, start[f"model.{name}"], tensors[f"model.{name}"])
-    kept = {name: state["momentum_buffer"] for name, state in states.items() if state}
-    buffers = as_blocks(plan, {name: kept.get(name, zeros[name])[None] for name in names})
-    masks = as_blocks(plan, {name: (zeros[name] + (name in kept))[None] for name in names})
-    found: list[Scaling] = []
+    momenta = {name: state["momentum_buffer"] for name, state in states.items() if state}
+    buffers = as_blocks(plan, {name: momenta.get(name, zeros[name])[None] for name in names})
+    masks = as_blocks(plan, {name: (zeros[name] + (name in momenta))[None] for name in names})
+    scalings: list[Scaling] = []
     for unit, buffer_1OI, mask_1OI in zip(plan.units, buffers, masks, strict=True):
         left_OM, singular_M, right_MI = torch.linalg.svd(buffer_1OI[0].double(), full_matrices=False)
         group, least, gain = group_of.get(unit.parameters[0]), 0.0, 1.0
@@ -167,8 +167,8 @@ def _muon(run: Run, plan: Plan, step: int) -> list[Scaling]:
             slope = float(group["ns_coefficients"][0]) ** group["ns_steps"]
             least = float(singular_M.square().sum().sqrt()) / slope
             gain = _gain(group, tensors[f"model.{unit.parameters[0]}"].shape)
-        found.append(Orthogonal(left_OM, right_MI.T, singular_M, least, gain, mask_1OI[0]))
-    return found
+        scalings.append(Orthogonal(left_OM, right_MI.T, singular_M, least, gain, mask_1OI[0]))
+    return scalings
 
 
 def _gain(group: Mapping[str, Any], shape: torch.Size) -> float:

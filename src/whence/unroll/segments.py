@@ -69,7 +69,7 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
                 needed="SGD, Adam, AdamW or Muon of torch.optim, without amsgrad and maximize",
                 do="choose another method, such as ekfac",
             )
-    found = []
+    segments = []
     for start, stop in stages_of(record, log):
         shares = shares_of(log, start, stop)
         inside = [step for step in checkpoints if start < step <= stop]
@@ -78,9 +78,9 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
         first = start
         for left, right in zip(bounds, bounds[1:], strict=False):
             chosen = tuple(inside[left:right])
-            found.append(_segment(record, log, first, chosen, shares))
+            segments.append(_segment(record, log, first, chosen, shares))
             first = chosen[-1]
-    return found
+    return segments
 
 
 def stages_of(record: Mapping[str, Any], log: Steps) -> list[tuple[int, int]]:
@@ -99,7 +99,7 @@ def is_decoupled(optimizer: str, group: Mapping[str, Any]) -> bool:
 def settings_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any]:
     """The optimizer's settings in a step: its kind and groups."""
     settings = record["settings"]
-    return settings[bisect_right(settings, step, key=lambda kept: kept["start"]) - 1]
+    return settings[bisect_right(settings, step, key=lambda entry: entry["start"]) - 1]
 
 
 def shares_of(log: Steps, start: int, stop: int) -> dict[str, float]:
@@ -131,18 +131,18 @@ def _segment(
             names = tuple(group["parameters"])
             reach[names] += rate * gain * weight
             decay[names] += rate * gain * group["weight_decay"]
-    sums = [_by_parameter(found) for found in (reach, decay)]
+    sums = [_by_parameter(values) for values in (reach, decay)]
     return Segment(start, stop, checkpoints, name != "SGD", bypasses, sums[0], sums[1], shares)
 
 
 def _groups(record: Mapping[str, Any], start: int, stop: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    used = [settings_at(record, start), *(kept for kept in record["settings"] if start < kept["start"] < stop)]
+    used = [settings_at(record, start), *(entry for entry in record["settings"] if start < entry["start"] < stop)]
     return ((settings["optimizer"], group) for settings in used for group in settings["groups"])
 
 
 def _by_parameter(sums: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     for names, value in sums.items():
         for name in names:
-            found[name] += value
-    return dict(found)
+            totals[name] += value
+    return dict(totals)

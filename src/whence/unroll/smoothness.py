@@ -72,8 +72,8 @@ def smoothness_of(replay: Replay, *, share: float, h: float, seed: int, progress
         The smoothness.
     """
     run = replay.run
-    place_of = {name: place for place, name in enumerate(replay.train.ids)}
-    met = torch.tensor([place_of[name] for name in run.ids])
+    row_of = {name: row for row, name in enumerate(replay.train.ids)}
+    met = torch.tensor([row_of[name] for name in run.ids])
     count = max(1, round(share * len(met)))
     chosen = met[torch.randperm(len(met), generator=torch.Generator().manual_seed(seed))[:count]]
     last = run.tensors(run.checkpoints[-1])

@@ -71,13 +71,13 @@ def verify(replay: Replay, progress: Meter) -> Verified:
     worst = 0.0
     stages = {stage["start"] for stage in replay.run.record["stages"]}
     for start, stop in replay.intervals:
-        found, norms = _interval(replay, start, stop, progress)
-        difference, tolerance = _difference(replay, start, stop, found)
+        state, norms = _interval(replay, start, stop, progress)
+        difference, tolerance = _difference(replay, start, stop, state)
         # A new optimizer of the same kind leaves no other mark in the record.
         if start in stages and difference > tolerance:
             replay.fresh.add(start)
-            found, norms = _interval(replay, start, stop, None)
-            difference, tolerance = _difference(replay, start, stop, found)
+            state, norms = _interval(replay, start, stop, None)
+            difference, tolerance = _difference(replay, start, stop, state)
         if not difference <= tolerance:
             raise StoreMismatch(
                 found=f"a replay of the steps {start:,} to {stop:,} that ends {difference:.2g} of their way from the recorded weights",
@@ -106,12 +106,12 @@ def interval_difference(replay: Replay, start: int, stop: int, progress: Meter |
         The distance as a share of the way of the weights, or of the mean of gradients that an adaptive optimizer keeps, which tells apart
         losses that differ by a factor; the larger one.
     """
-    found, _ = _interval(replay, start, stop, progress)
-    apart = max(_difference(replay, start, stop, found)[0], _means_apart(replay, stop, found))
+    state, _ = _interval(replay, start, stop, progress)
+    apart = max(_difference(replay, start, stop, state)[0], _means_apart(replay, stop, state))
     if apart > max(_TOLERANCE.values()) and start in {stage["start"] for stage in replay.run.record["stages"]}:
         replay.fresh.add(start)
-        found, _ = _interval(replay, start, stop, None)
-        apart = max(_difference(replay, start, stop, found)[0], _means_apart(replay, stop, found))
+        state, _ = _interval(replay, start, stop, None)
+        apart = max(_difference(replay, start, stop, state)[0], _means_apart(replay, stop, state))
     return apart
 
 
@@ -177,25 +177,25 @@ def _interval(replay: Replay, start: int, stop: int, progress: Meter | None) -> 
     return state, norms
 
 
-def _difference(replay: Replay, start: int, stop: int, found: State) -> tuple[float, float]:
+def _difference(replay: Replay, start: int, stop: int, state: State) -> tuple[float, float]:
     """Distance from the recorded weights over the way that they went, and what is allowed."""
     before, after = replay.run.tensors(start), replay.run.tensors(stop)
     apart = way = 0.0
-    for name, value in found.values["weights"].items():
+    for name, value in state.values["weights"].items():
         there = after[f"model.{name}"].to(value)
         apart += float((value - there).square().sum())
         way += float((there - before[f"model.{name}"].to(value)).square().sum())
-    tolerance = max(_TOLERANCE[value.dtype] for value in found.values["weights"].values())
+    tolerance = max(_TOLERANCE[value.dtype] for value in state.values["weights"].values())
     if way == 0:
         return (0.0 if apart == 0 else math.inf), tolerance
     return math.sqrt(apart / way), tolerance
 
 
-def _means_apart(replay: Replay, stop: int, found: State) -> float:
+def _means_apart(replay: Replay, stop: int, state: State) -> float:
     """Distance from the recorded means of gradients, as a share of their length; 0 for an optimizer without."""
     there = replay.run.tensors(stop)
     apart = length = 0.0
-    for name, value in found.values.get("first", {}).items():
+    for name, value in state.values.get("first", {}).items():
         mean, square = there.get(f"state_exp_avg.{name}"), there.get(f"state_exp_avg_sq.{name}")
         if mean is not None and square is not None:
             apart += float((value - mean.to(value)).square().sum())
@@ -212,8 +212,8 @@ def _check_buffers(replay: Replay) -> None:
     """
     mine = dict(replay.task.model.named_buffers())
     for step in replay.run.checkpoints:
-        kept = replay.run.tensors(step)
-        other = [name for name, value in mine.items() if not torch.equal(kept[f"model.{name}"].to(value), value)]
+        recorded = replay.run.tensors(step)
+        other = [name for name, value in mine.items() if not torch.equal(recorded[f"model.{name}"].to(value), value)]
         if other:
             raise StoreMismatch(
                 found=f"a run that changed the buffer {other[0]!r} up to step {step:,}, as batch normalisation does",
@@ -225,16 +225,16 @@ def _check_buffers(replay: Replay) -> None:
 def dropout_of(model: nn.Module) -> str:
     """The first place where a model has dropout, a module or an entry of its configuration; empty if it has none."""
     config = getattr(model, "config", None)
-    found = [name for name, module in model.named_modules() if isinstance(module, DROPOUTS) and module.p > 0]
-    found += [key for key in _RATES if isinstance(getattr(config, key, None), float) and getattr(config, key)]
-    return found[0] if found else ""
+    names = [name for name, module in model.named_modules() if isinstance(module, DROPOUTS) and module.p > 0]
+    names += [key for key in _RATES if isinstance(getattr(config, key, None), float) and getattr(config, key)]
+    return names[0] if names else ""
 
 
 def _causes(model: nn.Module, stages: list) -> str:
     """What to look for, the likely first."""
     causes = []
-    if place := dropout_of(model):
-        causes.append(f"dropout ({place!r} has some: record a run with none)")
+    if dropout := dropout_of(model):
+        causes.append(f"dropout ({dropout!r} has some: record a run with none)")
     causes += [
         "augmentation or noise in the data, other contents of examples with the same ids",
         "another loss than the task's, such as a factor, or a mean that divided_by of batch() should tell",

@@ -53,13 +53,13 @@ class Update:
             counts: By parameter, how many steps its state has seen.
         """
         factor = self._factor(gradients)
-        made: Values = {kind: dict(found) for kind, found in values.items()}
+        stepped: Values = {kind: dict(rows) for kind, rows in values.items()}
         step = self._adam if self.is_adaptive else self._sgd
         for name, gradient in gradients.items():
             before = {kind: values[kind][name] for kind in ("weights", *self.kinds(name))}
             for kind, value in step(before, gradient * factor, self.groups[name], counts.get(name, 0)).items():
-                made[kind][name] = value
-        return made
+                stepped[kind][name] = value
+        return stepped
 
     def _factor(self, gradients: Mapping[str, Tensor]) -> Tensor | float:
         if self.limit is None:
@@ -83,17 +83,17 @@ class Update:
     @staticmethod
     def _adam(before: Mapping[str, Tensor], gradient: Tensor, group: Mapping[str, Any], count: int) -> dict[str, Tensor]:
         weight, rate, decay = before["weights"], group["lr"], group["weight_decay"]
-        one, two = group["betas"]
+        beta1, beta2 = group["betas"]
         if group["decoupled_weight_decay"]:
             weight = weight * (1 - rate * decay)
         else:
             gradient = gradient + decay * weight
-        first = one * before["first"] + (1 - one) * gradient
-        second = two * before["second"] + (1 - two) * gradient * gradient
+        first = beta1 * before["first"] + (1 - beta1) * gradient
+        second = beta2 * before["second"] + (1 - beta2) * gradient * gradient
         # As torch orders it, so that a replay in single precision stays near the run.
-        root = _root(second) / math.sqrt(1 - two ** (count + 1))
+        root = _root(second) / math.sqrt(1 - beta2 ** (count + 1))
         moved = first / (root + group["eps"])
-        return {"weights": weight - rate / (1 - one ** (count + 1)) * moved, "first": first, "second": second}
+        return {"weights": weight - rate / (1 - beta1 ** (count + 1)) * moved, "first": first, "second": second}
 
 
 def update_of(settings: Mapping[str, Any], rates: list[float], factor: float, limit: float | None = None) -> Update:

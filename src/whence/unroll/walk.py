@@ -55,24 +55,24 @@ def carry(
     Returns:
         What the segment's gradients are multiplied with, and what is wanted of the parameters at its start.
     """
-    made = []
+    carried = []
     for index, (block, row) in enumerate(zip(curvature.blocks, rows, strict=True)):
         reach, decay = of_unit(block.unit, segment.reach), of_unit(block.unit, segment.decay)
         if scaling is None:
             inside = block.into(row)
             x_OI = reach * block.values_OI.to(row).clamp_min(0) + decay
-            made.append((block.back(inside * (reach * shrinkage(x_OI))), block.back(inside * torch.exp(-x_OI))))
+            carried.append((block.back(inside * (reach * shrinkage(x_OI))), block.back(inside * torch.exp(-x_OI))))
         elif form == "full":
-            made.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled))
+            carried.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled))
         else:
-            made.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled))
-    return [taken for taken, _ in made], [left for _, left in made]
+            carried.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled))
+    return [taken for taken, _ in carried], [left for _, left in carried]
 
 
 def of_unit(unit: Unit, values: Mapping[str, float]) -> float:
     """A joined bias counts as one column of its weight; the vectors of a norm weigh the same. 0 for what the optimizer left alone."""
-    found: Sequence[float] = [values.get(name, 0.0) for name in unit.parameters]
-    return sum(found) / len(found) if unit.outputs == 1 else found[0]
+    numbers: Sequence[float] = [values.get(name, 0.0) for name in unit.parameters]
+    return sum(numbers) / len(numbers) if unit.outputs == 1 else numbers[0]
 
 
 def _full(

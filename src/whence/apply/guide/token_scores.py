@@ -139,7 +139,7 @@ def contrast_scores(
         raise BadInput(found=f"query_rank={rank} for token scores", needed="the whole of the one query", do="leave it out")
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))
     scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
-    ready, damping, quiet = scorer.ready, scorer.damping, runtime.quiet
+    ready, damping, quiet = scorer.prepared, scorer.damping, runtime.quiet
 
     def identity() -> dict[str, Any]:
         fitted_on = getattr(settings, "fit_on", None)

@@ -90,7 +90,7 @@ def corpus_of_data(task: AbstractTask, train: Dataset, queries: Dataset, setting
     query_rank = getattr(settings, "query_rank", None)
     demand = Demand(rows=len(queries), queries=len(queries), query_rank=query_rank, norms=True)
     scorer = fit_scorer(task, train, settings, demand, runtime)
-    ready = scorer.ready
+    ready = scorer.prepared
     at_once = ready.footprint.rows_at_once
     if at_once < len(queries):
         raise BadInput(

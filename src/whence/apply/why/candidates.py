@@ -96,28 +96,28 @@ class FromData:
             )
         rows = len(asked.tokens)
         scorer = fit_scorer(task, train, settings, Demand(rows=rows, queries=rows, per_unit=True), runtime)
-        check_task(task, scorer.ready.plan, [asked.whole], objective="measurement")
+        check_task(task, scorer.prepared.plan, [asked.whole], objective="measurement")
         return cls(scorer)
 
     @property
     def examples(self) -> Sequence[Example]:
         """The training data."""
-        return self.scorer.ready.train.examples
+        return self.scorer.prepared.train.examples
 
     @property
     def at_once(self) -> int:
         """Queries that fit into the memory that the run may take."""
-        return self.scorer.ready.footprint.rows_at_once
+        return self.scorer.prepared.footprint.rows_at_once
 
     @property
     def plan(self) -> Plan:
         """Units of the model."""
-        return self.scorer.ready.plan
+        return self.scorer.prepared.plan
 
     @property
     def max_positions(self) -> int:
         """Positions per batch."""
-        return self.scorer.ready.max_positions
+        return self.scorer.prepared.max_positions
 
     def blocks(self, queries: Sequence[Example]) -> Sequence[QueryBlock]:
         """Preconditioned queries."""
@@ -126,7 +126,7 @@ class FromData:
     def hits(self, asked: Example, k: int) -> Hits:
         """Rank everything."""
         scorer = self.scorer
-        with meter("scan", len(self.examples), quiet=scorer.ready.quiet) as progress:
+        with meter("scan", len(self.examples), quiet=scorer.prepared.quiet) as progress:
             scores_N = scorer.scores(self.examples, self.blocks([asked]), progress).scores_QN[0]
         sides = []
         for sign in (1, -1):
@@ -141,7 +141,7 @@ class FromData:
             method=scorer.label,
             num_examples=len(self.examples),
             notes=scorer.notes,
-            measurement_unit=scorer.ready.task.unit,
+            measurement_unit=scorer.prepared.task.unit,
             stage="exact",
         )
 

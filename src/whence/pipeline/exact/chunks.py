@@ -27,46 +27,48 @@ Chunk = tuple[dict[str, Tensor], list[str]]
 """What a pass over the training data found for some rows, by name, and what there is to say of it."""
 
 
-def in_chunks(ready: Prepared, make: Callable[[range], Chunk], identity: Callable[[], Mapping[str, Any]]) -> list[Chunk]:
+def in_chunks(prepared: Prepared, make: Callable[[range], Chunk], identity: Callable[[], Mapping[str, Any]]) -> list[Chunk]:
     """Make the rows of a table, all at once if they fit.
 
     If they do not, and the curvature has a folder, finished chunks are kept in it, so that a run that was stopped goes on after the last of
     them. They are removed when all are done.
 
     Args:
-        ready: With the number of rows and how many fit.
+        prepared: With the number of rows and how many fit.
         make: Makes some rows.
         identity: What the rows depend on besides the fit, as JSON.
 
     Returns:
         The chunks in order.
     """
-    need = ready.footprint
+    need = prepared.footprint
     if need.rows_at_once >= need.rows:
         return [make(range(need.rows))]
-    folder, found = None, []
-    if ready.folder is not None:
+    folder, chunks = None, []
+    if prepared.folder is not None:
         exact = {name: value for name, value in identity().items() if name != MODEL}
         mark = hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:16]
-        folder = ready.folder / f"rows-{ready.ranks.of_first(mark)}"
-    with stages(folder, identity, ready.ranks) as run:
+        folder = prepared.folder / f"rows-{prepared.ranks.of_first(mark)}"
+    with stages(folder, identity, prepared.ranks) as run:
         parts = run.parts("scores", [1] * need.rows, need.rows_at_once)
-        started, made = monotonic(), 0
+        started, num_made = monotonic(), 0
         todo = sum(len(rows) for name, rows in parts.items() if name not in run.record["stages"])
-        if not ready.quiet:
+        if not prepared.quiet:
             say(f"{need.rows:,} rows in {len(parts)} passes over the training data, {need.rows - todo:,} rows done before")
         for name, rows in parts.items():
             is_done = name in run.record["stages"]
             tensors = run.run(name, lambda rows=rows: _with_notes(*make(rows)))
-            made += 0 if is_done else len(rows)
-            if not (is_done or ready.quiet or made == todo):
-                left = (monotonic() - started) / made * (todo - made)
-                say(f"rows {rows.start:,} to {rows.stop - 1:,} done, about {left:,.0f} s left for the other {todo - made:,}")
-            found.append(_without_notes(tensors))
-    ready.ranks.wait()  # until all have read
-    if folder is not None and ready.ranks.rank == 0:
+            num_made += 0 if is_done else len(rows)
+            if not (is_done or prepared.quiet or num_made == todo):
+                left = (monotonic() - started) / num_made * (todo - num_made)
+                say(
+                    f"rows {rows.start:,} to {rows.stop - 1:,} done, about {left:,.0f} s left for the other {todo - num_made:,}"
+                )
+            chunks.append(_without_notes(tensors))
+    prepared.ranks.wait()  # until all have read
+    if folder is not None and prepared.ranks.rank == 0:
         shutil.rmtree(folder)
-    return found
+    return chunks
 
 
 def joined(chunks: list[Chunk], name: str, axis: int) -> Tensor:
@@ -74,18 +76,18 @@ def joined(chunks: list[Chunk], name: str, axis: int) -> Tensor:
     return chunks[0][0][name] if len(chunks) == 1 else torch.cat([tensors[name] for tensors, _ in chunks], axis)
 
 
-def question(ready: Prepared, queries: Dataset, dampings: list[ResolvedDamping | None], **settings: Any) -> dict[str, Any]:
+def question(prepared: Prepared, queries: Dataset, dampings: list[ResolvedDamping | None], **settings: Any) -> dict[str, Any]:
     """What the rows of a table depend on, as JSON. Code of the user's shows in what it gives for an example."""
     return {
         "version": 1,
-        MODEL: ModelRecord.of(ready.task).to_json(),
-        "method": ready.settings.name,
-        "settings": settings_record(ready.settings),
-        "train": ready.train.fingerprint,
+        MODEL: ModelRecord.of(prepared.task).to_json(),
+        "method": prepared.settings.name,
+        "settings": settings_record(prepared.settings),
+        "train": prepared.train.fingerprint,
         "queries": queries.fingerprint,
-        "dampings": [None if known is None else _numbers(known) for known in dampings],
-        "loss": _value(ready, ready.train.examples[0], "loss"),
-        "measurement": _value(ready, queries.examples[0], "measurement"),
+        "dampings": [None if damping is None else _numbers(damping) for damping in dampings],
+        "loss": _value(prepared, prepared.train.examples[0], "loss"),
+        "measurement": _value(prepared, queries.examples[0], "measurement"),
         **settings,
     }
 
@@ -95,9 +97,9 @@ def _numbers(damping: ResolvedDamping) -> list[Any]:
     return [damping.relative, damping.absolute, dict(damping.scales), *constant]
 
 
-def _value(ready: Prepared, example: Example, name: str) -> str:
-    with frozen(ready.task.model), torch.no_grad():
-        return f"{float(getattr(ready.task, name)(ready.task.model, ready.task.collate([example]))):.4g}"
+def _value(prepared: Prepared, example: Example, name: str) -> str:
+    with frozen(prepared.task.model), torch.no_grad():
+        return f"{float(getattr(prepared.task, name)(prepared.task.model, prepared.task.collate([example]))):.4g}"
 
 
 def _with_notes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:

@@ -78,35 +78,40 @@ def damping_sweep(
             needed="different dampings, and a method with curvature that names none itself",
             do="correct them, or use `attribute` for a single one",
         )
-    asked, train = as_dataset(task, queries), as_dataset(task, train)
-    scorer = fit_scorer(task, train, settings, Demand(rows=len(asked), queries=len(asked), dampings=len(values)), runtime)
-    ready = scorer.ready
-    dampings = [ready.damping(Damping(relative=value)) for value in values]
-    check_task(task, ready.plan, asked.examples, objective="measurement")
+    query_data, train = as_dataset(task, queries), as_dataset(task, train)
+    scorer = fit_scorer(
+        task, train, settings, Demand(rows=len(query_data), queries=len(query_data), dampings=len(values)), runtime
+    )
+    prepared = scorer.prepared
+    dampings = [prepared.damping(Damping(relative=value)) for value in values]
+    check_task(task, prepared.plan, query_data.examples, objective="measurement")
 
     def make(some: range) -> Chunk:
-        rows = query_gradients(ready, Dataset(asked.examples[some.start : some.stop]))
-        solved = [preconditioned(ready, rows, damping) for damping in dampings]
-        blocks = [torch.cat(stack) for stack in zip(*(found for found, _ in solved), strict=True)]
-        with meter("scan", len(train), quiet=ready.quiet) as progress:
-            found = scorer.scores(train.examples, blocks, progress)
-        scores_DQN = found.scores_QN.view(len(values), len(some), len(train))
+        rows = query_gradients(prepared, Dataset(query_data.examples[some.start : some.stop]))
+        solved = [preconditioned(prepared, rows, damping) for damping in dampings]
+        blocks = [torch.cat(stack) for stack in zip(*(block for block, _ in solved), strict=True)]
+        with meter("scan", len(train), quiet=prepared.quiet) as progress:
+            scores = scorer.scores(train.examples, blocks, progress)
+        scores_DQN = scores.scores_QN.view(len(values), len(some), len(train))
         # A note per damping, empty without a solver.
-        return {"scores_DQN": scores_DQN}, ["" if told is None else f"{ready.method.solver}: {told}" for _, told in solved]
+        return {"scores_DQN": scores_DQN}, ["" if note is None else f"{prepared.method.solver}: {note}" for _, note in solved]
 
-    chunks = in_chunks(ready, make, lambda: question(ready, asked, dampings))
+    chunks = in_chunks(prepared, make, lambda: question(prepared, query_data, dampings))
     scores_DQN = joined(chunks, "scores_DQN", 1)
-    told = [tuple(said[place] for _, said in chunks if said and said[place]) for place in range(len(values))]
+    notes_of = [
+        tuple(chunk_notes[index] for _, chunk_notes in chunks if chunk_notes and chunk_notes[index])
+        for index in range(len(values))
+    ]
     tables = {
         value: ScoreTable(
             scores_QN,
-            asked.ids,
-            ready.train.ids,
+            query_data.ids,
+            prepared.train.ids,
             task.unit,
-            ready.describe(damping.label if damping else ""),
-            (*ready.notes(damping), *notes, *skipped_note("queries", asked.skipped)),
+            prepared.describe(damping.label if damping else ""),
+            (*prepared.notes(damping), *notes, *skipped_note("queries", query_data.skipped)),
         )
-        for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, told, strict=True)
+        for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, notes_of, strict=True)
     }
     agreement = spearman(scores_DQN[:-1], scores_DQN[1:]).mean(1)
     return DampingSweep(tables, tuple(agreement.tolist()))

@@ -52,7 +52,7 @@ class FitBytes:
         group_bytes: What the units of a group may take together; None for a fit in one go.
         factor_passes: Passes over the data for the factors.
         value_passes: Passes over the data for the eigenvalues.
-        kept: Curvature that stays in memory; with a folder most is mapped from there instead.
+        result: Curvature that stays in memory; with a folder most is mapped from there instead.
         disk: What the factors folder will hold; 0 without one.
     """
 
@@ -62,7 +62,7 @@ class FitBytes:
     group_bytes: int | None = None
     factor_passes: int = 0
     value_passes: int = 0
-    kept: int = 0
+    result: int = 0
     disk: int = 0
 
     @property
@@ -83,7 +83,7 @@ class Footprint:
         whole: Whole gradients of some queries, where rows are their factors or sums; gone before the scan.
         scan: What a pass for the scores takes, a few examples at a time.
         row: A row of the table, at its highest, when it is preconditioned.
-        held: What is left of it for the scan.
+        per_row: What is left of it for the scan.
         table: The scores.
         rows: Rows of the table.
         rows_at_once: Rows per pass over the training data.
@@ -99,7 +99,7 @@ class Footprint:
     whole: int
     scan: int
     row: int
-    held: int
+    per_row: int
     table: int
     rows: int
     rows_at_once: int
@@ -111,8 +111,8 @@ class Footprint:
     def peak(self) -> int:
         """The most at any time."""
         rows = self.rows_at_once if self.rows else 0
-        asked = max(rows * self.row + self.whole, self.batch + rows * self.held + self.scan)
-        return max(self.batch + self.fit.peak, self.fit.kept + self.fixed + self.table + asked)
+        solving = max(rows * self.row + self.whole, self.batch + rows * self.per_row + self.scan)
+        return max(self.batch + self.fit.peak, self.fit.result + self.fixed + self.table + solving)
 
     @property
     def chunks(self) -> int:
@@ -121,7 +121,7 @@ class Footprint:
 
     def __str__(self) -> str:
         fit = self.fit
-        passes = f", fit {gib(fit.peak)}, curvature kept {gib(fit.kept)}" if fit.at_once else ""
+        passes = f", fit {gib(fit.peak)}, curvature kept {gib(fit.result)}" if fit.at_once else ""
         rows = f", {self.rows_at_once:,} of {self.rows:,} rows at a time of {gib(self.row)}" if self.rows else ""
         spent = f"{fit.factor_passes} + {fit.value_passes} passes to fit, " if fit.at_once else ""
         disk = f"; disk: {gib(fit.disk)} of {gib(self.free_disk)} free" if fit.disk else ""
@@ -138,8 +138,8 @@ class Footprint:
             DiskFull: If the disk does not hold the factors.
         """
         fit, free = self.fit, self.room - self.batch
-        rest = free - fit.kept - self.fixed
-        on_disk = "pass factors='folder', where the curvature is kept, or " if fit.kept and not fit.disk else ""
+        rest = free - fit.result - self.fixed
+        on_disk = "pass factors='folder', where the curvature is kept, or " if fit.result and not fit.disk else ""
         if free < 0:
             raise OutOfMemory(
                 found=f"{gib(self.batch)} of memory for a batch, with {gib(self.room)} to be had",
@@ -164,10 +164,10 @@ class Footprint:
                 needed="room for the table",
                 do=f"{on_disk}ask fewer queries at a time",
             )
-        least = max(self.row + self.whole, self.held + self.scan)
+        least = max(self.row + self.whole, self.per_row + self.scan)
         if self.rows and least > rest - self.table:
             raise OutOfMemory(
-                found=f"{gib(least + self.fixed)} of memory for one query, with {gib(max(free - fit.kept - self.table, 0))} to be had",
+                found=f"{gib(least + self.fixed)} of memory for one query, with {gib(max(free - fit.result - self.table, 0))} to be had",
                 needed="room for one query at a time",
                 do=f"{on_disk}track fewer parameters, with ignore=[...] to the task",
             )

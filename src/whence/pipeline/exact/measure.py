@@ -86,42 +86,44 @@ def measure(
     # One, preconditioned in place; or one for every damping besides, joined unit by unit at the end. A unit that is solved for is rotated
     # out of place, and decomposed where only factors are kept.
     copies = 1 if demand.dampings == 1 else 1 + demand.dampings
-    held = demand.dampings * parameters
+    held_per_row = demand.dampings * parameters
     rotated = (3 if demand.query_rank is None else 4) * demand.dampings
     if method.solver is not None:
         copies = _SOLVER_COPIES + demand.dampings
     if method.needs_run:
-        copies, held, rotated = _RUN_COPIES, _RUN_HELD * parameters, _UNIT_COPIES
+        copies, held_per_row, rotated = _RUN_COPIES, _RUN_HELD * parameters, _UNIT_COPIES
     query = copies * parameters + rotated * largest
     fixed = solver_vectors(settings) * parameters + (parameters if demand.norms else 0)
     scan = 2 * min(_SCAN_NUMBERS * number_bytes(task), examples_at_once * largest)
     scan = max(scan, sum(squares) if demand.norms else 0)
-    made = made_at_once(plan.units)
-    free = room - batch_bytes - fit.kept - fixed - table
+    gradients_at_once = made_at_once(plan.units)
+    free = room - batch_bytes - fit.result - fixed - table
     row, whole, whole_at_once = query, 0, max(demand.rows, 1)
     if demand.query_rank is not None or demand.is_summed:
         most = _WHOLE_NUMBERS * number_bytes(task) // parameters
         whole_at_once = max(1, min(most, demand.queries, free // 2 // query))
-        whole = whole_at_once * query + min(made, whole_at_once) * parameters
+        whole = whole_at_once * query + min(gradients_at_once, whole_at_once) * parameters
     if demand.query_rank is not None:
         sides = [(unit.outputs, unit.inputs) for unit in plan.units]
         numbers = sum(min(demand.query_rank * (left + right), left * right) for left, right in sides)
-        row, held = 2 * numbers * number_bytes(task), numbers * number_bytes(task)
+        row, held_per_row = 2 * numbers * number_bytes(task), numbers * number_bytes(task)
         # Where factors are not the cheaper way, some queries are written out for the scan.
         scan += min(demand.rows * largest, max(DENSE_NUMBERS * number_bytes(task), largest))
     row += scores * _SCORE_COPIES
-    held += scores * _SCORE_COPIES
-    making = max(min(made, free // (held + parameters)), (free - made * parameters) // held)
-    fits = max(1, min(demand.rows, (free - whole) // row, (free - scan) // held, making))
+    held_per_row += scores * _SCORE_COPIES
+    making = max(
+        min(gradients_at_once, free // (held_per_row + parameters)), (free - gradients_at_once * parameters) // held_per_row
+    )
+    fits = max(1, min(demand.rows, (free - whole) // row, (free - scan) // held_per_row, making))
     return Footprint(
         room=room,
         batch=batch_bytes,
         fit=fit,
         fixed=fixed,
         whole=whole,
-        scan=max(scan, min(made, fits) * parameters),  # or while the gradients of queries are made
+        scan=max(scan, min(gradients_at_once, fits) * parameters),  # or while the gradients of queries are made
         row=row,
-        held=held,
+        per_row=held_per_row,
         table=table,
         rows=demand.rows,
         rows_at_once=fits,
@@ -158,9 +160,9 @@ def _fit_bytes(
     demand: Demand,
 ) -> FitBytes:
     stages = ("bases", "values") if method.factors == "ekfac" else ("bases",)
-    made, held = squares
+    num_made, shared_rows = squares
     # What a stage takes besides its sums: one unit at a time, or a few examples.
-    besides = {"bases": max(unit.decomposition for unit in units), "values": made + held}
+    besides = {"bases": max(unit.decomposition for unit in units), "values": num_made + shared_rows}
     pooled = POOLED if method.needs_run else 1
 
     def held_by(unit: UnitBytes, stage: str) -> int:
@@ -170,13 +172,13 @@ def _fit_bytes(
     shared = shared_units(plan)
     alone = []
     for index, unit in enumerate(units):
-        squared = held_by(unit, "values") + made + (2 * unit.values if index in shared else 0)
+        squared = held_by(unit, "values") + num_made + (2 * unit.values if index in shared else 0)
         alone.append(max(held_by(unit, "bases") + unit.decomposition, squared if method.factors == "ekfac" else 0))
     group = None
     if at_once > free:
-        group = max(1, free - max(besides["bases"], made if method.factors == "ekfac" else 0))
+        group = max(1, free - max(besides["bases"], num_made if method.factors == "ekfac" else 0))
         group = (
-            max(1, group // 2) if held else group
+            max(1, group // 2) if shared_rows else group
         )  # the gradients of shared units are held, of so few examples that they fit
     passes = [len(ranges_of([held_by(unit, stage) for unit in units], group or float("inf"))) for stage in stages]
     factors, bases, values = (sum(getattr(unit, name) for unit in units) for name in ("factors", "bases", "values"))
@@ -189,7 +191,7 @@ def _fit_bytes(
         group_bytes=group,
         factor_passes=passes[0] * demand.passes,
         value_passes=sum(passes[1:]) * demand.passes,
-        kept=in_memory,
+        result=in_memory,
         disk=0 if folder is None else demand.fits * (factors + bases + (values if method.factors == "ekfac" else 0)),
     )
 
@@ -197,9 +199,9 @@ def _fit_bytes(
 def _squares_bytes(task: AbstractTask, plan: Plan, units: list[UnitBytes], examples: int) -> tuple[int, int]:
     """Per-example gradients of a few examples, and those of shared units, which are held until a pass is over."""
     shared = shared_units(plan)
-    made = min(_SQUARES * number_bytes(task), examples * max(unit.values for unit in units))
-    held = min(held_examples(plan, shared), examples) * sum(units[index].values for index in shared)
-    return _SQUARES_COPIES * made, _SQUARES_COPIES * held
+    num_made = min(_SQUARES * number_bytes(task), examples * max(unit.values for unit in units))
+    shared_rows = min(held_examples(plan, shared), examples) * sum(units[index].values for index in shared)
+    return _SQUARES_COPIES * num_made, _SQUARES_COPIES * shared_rows
 
 
 def _free_disk(folder: Path | None) -> int:
@@ -209,5 +211,5 @@ def _free_disk(folder: Path | None) -> int:
     while not there.exists():
         there = there.parent
     return shutil.disk_usage(there).free + sum(
-        file.stat().st_size for kept in ("*.safetensors", "segment-*/*.safetensors") for file in folder.glob(kept)
+        file.stat().st_size for pattern in ("*.safetensors", "segment-*/*.safetensors") for file in folder.glob(pattern)
     )

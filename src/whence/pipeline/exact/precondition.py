@@ -16,12 +16,12 @@ __all__ = ["preconditioned"]
 
 
 def preconditioned(
-    ready: Prepared, rows: list[Tensor], damping: ResolvedDamping | None, *, in_place: bool = False
+    prepared: Prepared, rows: list[Tensor], damping: ResolvedDamping | None, *, in_place: bool = False
 ) -> tuple[list[Tensor], Solution | None]:
     """-(1/N) (H + damping)^-1 rows, on the model's device: inner products with these are scores.
 
     Args:
-        ready: Curvature, training data and method.
+        prepared: Curvature, training data and method.
         rows: Gradients of the queries' measurements, per unit of shape (Q, O, I).
         damping: None without curvature.
         in_place: Whether the rows may be written over: whole gradients are what memory is short of.
@@ -30,25 +30,25 @@ def preconditioned(
         Per unit, shape (Q, O, I); and what the solver says of its work, None without one.
     """
     solution = None
-    rows = [row.to(ready.task.device) for row in rows]
-    if ready.curvature is None or damping is None:
-        found = rows if in_place else [row.clone() for row in rows]
-    elif ready.method.solver is None:
-        found = ready.curvature.solve(rows, damping, in_place=in_place)
+    rows = [row.to(prepared.task.device) for row in rows]
+    if prepared.curvature is None or damping is None:
+        blocks = rows if in_place else [row.clone() for row in rows]
+    elif prepared.method.solver is None:
+        blocks = prepared.curvature.solve(rows, damping, in_place=in_place)
     else:
-        solution = _solved(ready, rows, damping)
-        found = solution.blocks
-    return [block_QOI.mul_(-1.0 / len(ready.train)) for block_QOI in found], solution
+        solution = _solved(prepared, rows, damping)
+        blocks = solution.blocks
+    return [block_QOI.mul_(-1.0 / len(prepared.train)) for block_QOI in blocks], solution
 
 
-def _solved(ready: Prepared, rows: list[Tensor], damping: ResolvedDamping) -> Solution:
-    curvature, settings = ready.curvature, ready.settings
+def _solved(prepared: Prepared, rows: list[Tensor], damping: ResolvedDamping) -> Solution:
+    curvature, settings = prepared.curvature, prepared.settings
     assert curvature is not None
     examples = getattr(settings, "examples", None)
-    chosen = ready.train.spread(examples or len(ready.train)).examples
+    chosen = prepared.train.spread(examples or len(prepared.train)).examples
     matrix = Curvature(
-        ready.task, ready.plan, chosen, getattr(settings, "matrix", "gauss_newton"),
-        max_positions=ready.max_positions, ranks=ready.ranks,
+        prepared.task, prepared.plan, chosen, getattr(settings, "matrix", "gauss_newton"),
+        max_positions=prepared.max_positions, ranks=prepared.ranks,
     )  # fmt: skip
     values = curvature.dampings(damping)
 

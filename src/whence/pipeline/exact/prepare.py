@@ -76,19 +76,19 @@ class Prepared:
         """Singular directions kept of every query's gradient; None for all."""
         return getattr(self.settings, "query_rank", None)
 
-    def damping(self, asked: Damping | None = None) -> ResolvedDamping | None:
+    def damping(self, requested: Damping | None = None) -> ResolvedDamping | None:
         """The damping to use, None without curvature.
 
         Args:
-            asked: Another than that of the settings.
+            requested: Another than that of the settings.
         """
-        asked = asked or getattr(self.settings, "damping", None)
-        if self.curvature is None or asked is None:
+        requested = requested or getattr(self.settings, "damping", None)
+        if self.curvature is None or requested is None:
             return None
-        if self.method.solver is None and asked == Damping():
+        if self.method.solver is None and requested == Damping():
             note = f"damping {_FACTOR_DAMPING:g} x mean eigenvalue, the default of Kronecker-factored curvature"
             return ResolvedDamping(_FACTOR_DAMPING, None, note, label="default damping")
-        return choose_damping(self.task.recipe, asked, default=_SOLVER_DAMPING)
+        return choose_damping(self.task.recipe, requested, default=_SOLVER_DAMPING)
 
     def describe(self, *settings: str) -> str:
         """The method with its settings, in a few words."""
@@ -96,12 +96,12 @@ class Prepared:
 
     def notes(self, damping: ResolvedDamping | None) -> tuple[str, ...]:
         """What else a reader should know of the scores."""
-        known = [self.curvature.note] if self.curvature is not None else []
+        curvature_notes = [self.curvature.note] if self.curvature is not None else []
         left_out = skipped_note("training records", self.train.skipped)
         added = [] if damping is None else [damping.note]
         if damping is not None and self.curvature is not None and (floor := self.curvature.floor_note(damping)):
             added.append(floor)
-        return (f"{self.plan.coverage}", *known, *added, *left_out)
+        return (f"{self.plan.coverage}", *curvature_notes, *added, *left_out)
 
 
 def prepare(

@@ -27,11 +27,11 @@ from whence.score import ExactScores, Metric, Parts, QueryBlock, exact_scores
 from whence.settings import ExactSettings, Runtime, TableConfig, refuse_along
 from whence.tasks import AbstractTask
 
-__all__ = ["FittedScorer", "Wanted", "as_table", "fit_scorer"]
+__all__ = ["FittedScorer", "TableRequest", "as_table", "fit_scorer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class TableRequest:
     """The rows of a table, and which parts of its scores are kept.
 
     Args:
@@ -49,7 +49,7 @@ class Wanted:
     tokens: Sequence[int] = ()
 
     @classmethod
-    def of(cls, queries: Dataset, train: Dataset, config: TableConfig) -> "Wanted":
+    def of(cls, queries: Dataset, train: Dataset, config: TableConfig) -> "TableRequest":
         """By names, as people give them.
 
         Args:
@@ -63,7 +63,7 @@ class Wanted:
         unknown = sorted(set(config.tokens_of) - set(train.ids))
         if unknown:
             raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
-        tokens = [place for place, name in enumerate(train.ids) if name in set(config.tokens_of)]
+        tokens = [row for row, name in enumerate(train.ids) if name in set(config.tokens_of)]
         weights_GQ, names = _weights(queries, config.groups)
         return cls(queries=queries, names=names, weights_GQ=weights_GQ, per_unit=config.per_unit, tokens=tokens)
 
@@ -90,18 +90,18 @@ class FittedScorer:
     """A model, its training data and a curvature fitted on it, ready to be asked.
 
     Args:
-        ready: Checked inputs and the curvature.
+        prepared: Checked inputs and the curvature.
         damping: What is added to its eigenvalues; None without curvature.
     """
 
-    ready: Prepared
+    prepared: Prepared
     damping: ResolvedDamping | None
 
     @property
     def label(self) -> str:
         """The method with its settings, in a few words."""
-        rank, normalize = self.ready.query_rank, getattr(self.ready.settings, "normalize", None)
-        return self.ready.describe(
+        rank, normalize = self.prepared.query_rank, getattr(self.prepared.settings, "normalize", None)
+        return self.prepared.describe(
             "" if self.damping is None else self.damping.label,
             "" if rank is None else f"queries of rank {rank}",
             normalize or "",
@@ -110,12 +110,12 @@ class FittedScorer:
     @property
     def notes(self) -> tuple[str, ...]:
         """What else a reader should know of the scores."""
-        return self.ready.notes(self.damping)
+        return self.prepared.notes(self.damping)
 
     @property
     def unit(self) -> str:
         """Of a score."""
-        return unit_of(self.ready)
+        return unit_of(self.prepared)
 
     def blocks(self, queries: Dataset, weights_GQ: Tensor | None = None) -> tuple[list[QueryBlock], list[str]]:
         """Preconditioned queries: their products with gradients are scores.
@@ -127,7 +127,7 @@ class FittedScorer:
         Returns:
             Per unit of the model, shape (Q, O, I) or its factors; and what a solver says of its work.
         """
-        blocks, _, notes = query_blocks(self.ready, queries, self.damping, weights_GQ)
+        blocks, _, notes = query_blocks(self.prepared, queries, self.damping, weights_GQ)
         return blocks, notes
 
     def scores(
@@ -151,12 +151,12 @@ class FittedScorer:
             metric: For the examples' norms.
         """
         return exact_scores(
-            self.ready.task, self.ready.plan, examples, blocks,
-            max_positions=self.ready.max_positions, progress=progress, ranks=self.ready.ranks,
+            self.prepared.task, self.prepared.plan, examples, blocks,
+            max_positions=self.prepared.max_positions, progress=progress, ranks=self.prepared.ranks,
             parts=Parts(per_unit=per_unit, tokens=tokens, metric=metric),
         )  # fmt: skip
 
-    def table(self, wanted: Wanted) -> ScoreTable:
+    def table(self, wanted: TableRequest) -> ScoreTable:
         """Every training example's score for every row, a few rows at a time where memory is short.
 
         Args:
@@ -165,67 +165,67 @@ class FittedScorer:
         Returns:
             The table.
         """
-        started, ready = time.monotonic(), self.ready
-        check_task(ready.task, ready.plan, wanted.queries.examples, objective="measurement")
-        normalize = getattr(ready.settings, "normalize", None)
+        started, prepared = time.monotonic(), self.prepared
+        check_task(prepared.task, prepared.plan, wanted.queries.examples, objective="measurement")
+        normalize = getattr(prepared.settings, "normalize", None)
         metric = self._metric(normalize)
 
         def make(rows: range) -> Chunk:
             some, weights = wanted.rows(rows)
             own = metric if normalize == "cosine" else None
-            blocks, norms_Q, notes = query_blocks(ready, some, self.damping, weights, own)
-            with meter("scan", -(-len(ready.train) // ready.ranks.count), quiet=ready.quiet) as progress:
-                found = self.scores(
-                    ready.train.examples, blocks, progress, per_unit=wanted.per_unit, tokens=wanted.tokens,
+            blocks, norms_Q, notes = query_blocks(prepared, some, self.damping, weights, own)
+            with meter("scan", -(-len(prepared.train) // prepared.ranks.count), quiet=prepared.quiet) as progress:
+                scores = self.scores(
+                    prepared.train.examples, blocks, progress, per_unit=wanted.per_unit, tokens=wanted.tokens,
                     metric=metric if rows.start == 0 else None,  # norms are the same for all rows
                 )  # fmt: skip
-            return found.to_tensors() | ({} if norms_Q is None else {"norms_Q": norms_Q}), notes
+            return scores.to_tensors() | ({} if norms_Q is None else {"norms_Q": norms_Q}), notes
 
         def identity() -> dict[str, Any]:
             return question(
-                ready, wanted.queries, [self.damping],
+                prepared, wanted.queries, [self.damping],
                 per_unit=wanted.per_unit, tokens=list(wanted.tokens),
                 groups=None if wanted.weights_GQ is None else [*wanted.names, wanted.weights_GQ.tolist()],
             )  # fmt: skip
 
-        chunks = in_chunks(ready, make, identity)
+        chunks = in_chunks(prepared, make, identity)
         scores = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
         left_out = skipped_note("queries", wanted.queries.skipped)
         weight = 1.0 if wanted.weights_GQ is None else float(wanted.weights_GQ.abs().sum(1).max())
-        absurd = absurd_scores(ready, wanted.queries, scores.scores_QN, max(1.0, weight))
-        notes = (*self.notes, *(note for _, said in chunks for note in said), *absurd, *left_out)
-        if not ready.quiet:
+        absurd = absurd_scores(prepared, wanted.queries, scores.scores_QN, max(1.0, weight))
+        notes = (*self.notes, *(note for _, chunk_notes in chunks for note in chunk_notes), *absurd, *left_out)
+        if not prepared.quiet:
             for note in notes[1:]:
                 say(note)
         seconds = time.monotonic() - started
-        table = as_table(ready, scores, wanted.names, label=self.label, notes=notes, seconds=seconds)
+        table = as_table(prepared, scores, wanted.names, label=self.label, notes=notes, seconds=seconds)
         return _normalized(table, scores, norms_Q, normalize)
 
     def self_influence(self) -> ScoreTable:
         """What every training example does to itself, (1/N) grad loss^T (H + damping)^-1 grad loss, as a table with one row."""
-        ready = self.ready
-        with meter("scan", -(-len(ready.train) // ready.ranks.count), quiet=ready.quiet) as progress:
-            found = self.scores(ready.train.examples, [], progress, metric=self._metric("relatif"))
-        assert found.squared_norms_N is not None
+        prepared = self.prepared
+        with meter("scan", -(-len(prepared.train) // prepared.ranks.count), quiet=prepared.quiet) as progress:
+            scores = self.scores(prepared.train.examples, [], progress, metric=self._metric("relatif"))
+        assert scores.squared_norms_N is not None
         return ScoreTable(
-            found.squared_norms_N[None] / len(ready.train), ("self-influence",), ready.train.ids,
+            scores.squared_norms_N[None] / len(prepared.train), ("self-influence",), prepared.train.ids,
             "loss of the example itself, negated", self.label, self.notes,
         )  # fmt: skip
 
     def _metric(self, normalize: str | None) -> Metric | None:
-        ready = self.ready
+        prepared = self.prepared
         if normalize is None:
             return None
-        if ready.method.solver is not None:
+        if prepared.method.solver is not None:
             raise BadInput(
-                found=f"a norm of every training gradient in the inverse of {ready.method.name}",
+                found=f"a norm of every training gradient in the inverse of {prepared.method.name}",
                 needed="a method whose inverse is a formula, since a solver would have to run for each example",
                 do="pass method='ekfac' or 'kfac'",
             )
-        if ready.curvature is None or self.damping is None:
-            return Metric.euclidean(ready.plan)
-        curvature = ready.curvature.on(ready.task.device)
+        if prepared.curvature is None or self.damping is None:
+            return Metric.euclidean(prepared.plan)
+        curvature = prepared.curvature.on(prepared.task.device)
         return Metric.inverse(curvature, self.damping, power=2 if normalize == "theta-relatif" else 1)
 
 
@@ -249,12 +249,12 @@ def fit_scorer(
         What answers.
     """
     refuse_along(settings)
-    ready = prepare(task, train, settings, demand, runtime)
-    return FittedScorer(ready, ready.damping())
+    prepared = prepare(task, train, settings, demand, runtime)
+    return FittedScorer(prepared, prepared.damping())
 
 
 def as_table(
-    ready: Prepared,
+    prepared: Prepared,
     scores: ExactScores,
     names: tuple[str, ...],
     *,
@@ -266,7 +266,7 @@ def as_table(
     """Scores as a table.
 
     Args:
-        ready: Model and training data.
+        prepared: Model and training data.
         scores: The scores and their parts.
         names: Of the rows.
         label: The method with its settings.
@@ -274,18 +274,18 @@ def as_table(
         seconds: What it took.
         part_names: Of the parts; None for units.
     """
-    ids = ready.train.ids
-    labels = [unit.name for unit in ready.plan.units] if part_names is None else part_names
+    ids = prepared.train.ids
+    labels = [unit.name for unit in prepared.plan.units] if part_names is None else part_names
     parts = {} if scores.units_UQN is None else dict(zip(labels, scores.units_UQN, strict=True))
-    tokens = {ids[place]: parts_QT for place, parts_QT in sorted(scores.tokens.items())}
-    return ScoreTable(scores.scores_QN, names, ids, unit_of(ready), label, notes, parts, tokens, seconds=seconds)
+    tokens = {ids[row]: parts_QT for row, parts_QT in sorted(scores.tokens.items())}
+    return ScoreTable(scores.scores_QN, names, ids, unit_of(prepared), label, notes, parts, tokens, seconds=seconds)
 
 
-def unit_of(ready: Prepared) -> str:
+def unit_of(prepared: Prepared) -> str:
     """Of a score: the measurement's, or what a plain product of gradients is."""
-    if ready.curvature is None and not ready.method.needs_run:
-        return f"inner product of gradients / {len(ready.train):,}"
-    return ready.task.unit
+    if prepared.curvature is None and not prepared.method.needs_run:
+        return f"inner product of gradients / {len(prepared.train):,}"
+    return prepared.task.unit
 
 
 def _normalized(table: ScoreTable, scores: ExactScores, norms_Q: Tensor | None, normalize: str | None) -> ScoreTable:
@@ -298,13 +298,13 @@ def _normalized(table: ScoreTable, scores: ExactScores, norms_Q: Tensor | None, 
     if norms_Q is not None:
         scale_QN = scale_QN * len(table.train_ids) * _inverse(norms_Q)[:, None]
         unit = "cosine"
-    place = {name: number for number, name in enumerate(table.train_ids)}
+    number_of = {name: number for number, name in enumerate(table.train_ids)}
     return dataclasses.replace(
         table,
         scores=table.scores * scale_QN,
         unit=unit,
         parts={name: part * scale_QN for name, part in table.parts.items()},
-        tokens={name: parts_QT * scale_QN[:, place[name], None] for name, parts_QT in table.tokens.items()},
+        tokens={name: parts_QT * scale_QN[:, number_of[name], None] for name, parts_QT in table.tokens.items()},
     )
 
 
@@ -323,15 +323,15 @@ def _weights(queries: Dataset, groups: Mapping[str, Mapping[str, float]] | None)
             needed="by name of a group, weights by id of a query",
             do="such as groups={'a - b': {'a': 1, 'b': -1}}",
         )
-    place = {name: number for number, name in enumerate(ids)}
+    number_of = {name: number for number, name in enumerate(ids)}
     weights_GQ = torch.zeros(len(groups), len(ids), dtype=torch.float64)
     for row, (group, members) in enumerate(groups.items()):
         for name, weight in members.items():
-            if name not in place:
+            if name not in number_of:
                 raise BadInput(
                     found=f"the group {group!r} with the query {name!r}",
                     needed=f"ids of queries, such as {ids[0]!r}",
                     do="correct it; queries without ids are numbered from 0",
                 )
-            weights_GQ[row, place[name]] = weight
+            weights_GQ[row, number_of[name]] = weight
     return weights_GQ, tuple(groups)

@@ -106,11 +106,11 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:
-            found = gradient_rows(
+            rows = gradient_rows(
                 task, plan, encoder, sample, batching=Batching(positions), progress=progress, autocast=autocast
             )
         if code is None:
-            codec.encode(found.units)
+            codec.encode(rows.units)
 
     per_position = timed(rows)[1] / sum(example.length for example in sample)
     return BuildForecast(
@@ -128,9 +128,9 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
 
 def _batch(dataset: Dataset, positions: int) -> list[Example]:
     """Examples from all over the data, as many as fit in a batch, and 64 at most."""
-    found: list[Example] = []
+    examples: list[Example] = []
     for example in dataset.spread(_TIMED_EXAMPLES).examples:
-        if found and sum(one.length for one in found) + example.length > positions:
+        if examples and sum(chosen.length for chosen in examples) + example.length > positions:
             break
-        found.append(example)
-    return found
+        examples.append(example)
+    return examples

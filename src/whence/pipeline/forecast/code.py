@@ -70,11 +70,11 @@ def timed_code(
 
 def timed(make: Callable[[], Made]) -> tuple[Made, float]:
     """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
-    made, best = _once(make)
+    result, best = _once(make)
     for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
-        made, seconds = _once(make)
+        result, seconds = _once(make)
         best = min(best, seconds)
-    return made, best
+    return result, best
 
 
 def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[Axes, float]:
@@ -83,20 +83,20 @@ def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[
     block = torch.randn(samples, min(TURNED, coordinates))
     mix = torch.randn(samples, width)
     _, gram_seconds = timed(lambda: (block @ block.T).double())
-    one, axes_seconds = timed(lambda: Axes.of(block.T @ mix, bits, 0, seed=seed))
+    made_axes, axes_seconds = timed(lambda: Axes.of(block.T @ mix, bits, 0, seed=seed))
     side = min(samples, _TIMED_SIDE)
     square = torch.randn(side, side, dtype=torch.float64)
     _, eigen_seconds = timed(lambda: torch.linalg.eigh(square + square.T))
     blocks = -(-coordinates // TURNED)
-    rows = coordinates if bits == 32 else blocks * len(one.codes)
-    axes = Axes(one.codes.repeat(blocks, 1)[:rows], one.scales_M.repeat(blocks)[:rows], bits, width)
+    rows = coordinates if bits == 32 else blocks * len(made_axes.codes)
+    axes = Axes(made_axes.codes.repeat(blocks, 1)[:rows], made_axes.scales_M.repeat(blocks)[:rows], bits, width)
     return axes, (gram_seconds + axes_seconds) * coordinates / block.shape[1] + eigen_seconds * (samples / side) ** 3
 
 
 def _once(make: Callable[[], Made]) -> tuple[Made, float]:
     started = time.perf_counter()
-    made = make()
-    return made, time.perf_counter() - started
+    result = make()
+    return result, time.perf_counter() - started
 
 
 def _positions(examples: Sequence[Example]) -> int:

@@ -41,16 +41,16 @@ class ExactForecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them; sizes in bytes."""
-        found = self.footprint
+        footprint = self.footprint
         return {
             "tracked_parameters": self.coverage.tracked,
             "parameters": self.coverage.total,
-            "peak_memory_bytes": found.peak,
-            "available_memory_bytes": found.room,
-            "passes_to_fit": found.fit.factor_passes + found.fit.value_passes,
+            "peak_memory_bytes": footprint.peak,
+            "available_memory_bytes": footprint.room,
+            "passes_to_fit": footprint.fit.factor_passes + footprint.fit.value_passes,
             "cut_bases": list(self.cut_bases),
-            "passes_to_score": found.chunks * found.passes,
-            **asdict(found),
+            "passes_to_score": footprint.chunks * footprint.passes,
+            **asdict(footprint),
         }
 
 

@@ -141,7 +141,7 @@ def forecast_scale(
     # Bytes. With a budget of them the sample chooses the type: at most so many.
     row_bytes = code.row_bytes if code is not None and config.bytes_per_example else codec.row_bytes()
     store_bytes, text_bytes = examples * row_bytes, int(examples * (_TEXT_BYTES_PER_TOKEN * tokens + _TEXT_BYTES))
-    widths = [prod(one) for one in codec.shapes]
+    widths = [prod(unit_shape) for unit_shape in codec.shapes]
 
     # Operations: of the network and of what turns its pairs into a row; of a fit before it; of a scan.
     compress = _compress_operations(units, codec, method, tokens)
@@ -207,11 +207,11 @@ def _chosen(units: list[Unit], track: Sequence[str], ignore: Sequence[str]) -> l
                 needed=f"a pattern for names such as {units[1].name}",
                 do="correct it",
             )
-    kept = [unit for unit in units if not track or any(fnmatch.fnmatch(unit.name, pattern) for pattern in track)]
-    kept = [unit for unit in kept if not any(fnmatch.fnmatch(unit.name, pattern) for pattern in ignore)]
-    if not kept:
+    chosen = [unit for unit in units if not track or any(fnmatch.fnmatch(unit.name, pattern) for pattern in track)]
+    chosen = [unit for unit in chosen if not any(fnmatch.fnmatch(unit.name, pattern) for pattern in ignore)]
+    if not chosen:
         raise BadInput(found="patterns that leave no weight", needed="at least one", do="correct track and ignore")
-    return kept
+    return chosen
 
 
 def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: int | None) -> RowCodec | QuantizedCodec:
@@ -242,11 +242,11 @@ def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec
         return gradients + gradients / tokens * width
     if method.encoder == "entries":
         return 2.0 * tokens * 4 * width
-    kept = [(p, r) for p, r in codec.shapes]
+    shapes = [(p, r) for p, r in codec.shapes]
     if method.encoder == "channels":  # picked, not multiplied; four times the rank on both sides
-        return sum(2.0 * tokens * 16 * p * r for p, r in kept)
-    sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, kept, strict=True))
-    return tokens * (sides + sum(2.0 * p * r for p, r in kept))
+        return sum(2.0 * tokens * 16 * p * r for p, r in shapes)
+    sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, shapes, strict=True))
+    return tokens * (sides + sum(2.0 * p * r for p, r in shapes))
 
 
 def _turn_operations(units: Sequence[Unit], fit: FitConfig) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.data import Dataset
 from whence.errors import BadInput
-from whence.pipeline.exact.scorer import Wanted, fit_scorer
+from whence.pipeline.exact.scorer import TableRequest, fit_scorer
 from whence.progress import say
 from whence.records import ScoreTable
 from whence.settings import ASTRA, EKFAC, KFAC, PCG, Runtime
@@ -64,7 +64,7 @@ def points_of(run: Run, count: int) -> list[Point]:
             needed="a step that moved the weights",
             do="leave run out, or pass the folder of another run",
         )
-    found: list[Point] = []
+    points: list[Point] = []
     for start, stop in run.stages:
         inside = [step for step in run.checkpoints if start < step <= stop]
         shares = run.shares(start, stop)
@@ -78,11 +78,13 @@ def points_of(run: Run, count: int) -> list[Point]:
         edges = [done[start], *((done[left] + done[right]) / 2 for left, right in pairwise(chosen))]
         edges.append(done[stop])
         parts = zip(chosen, pairwise(edges), strict=True)
-        found += [Point(step, (right - left) / done[-1], shares) for step, (left, right) in parts]
-    return found
+        points += [Point(step, (right - left) / done[-1], shares) for step, (left, right) in parts]
+    return points
 
 
-def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: AlongSettings, runtime: Runtime) -> ScoreTable:
+def along_run(
+    task: AbstractTask, train: Dataset, wanted: TableRequest, settings: AlongSettings, runtime: Runtime
+) -> ScoreTable:
     """Scores of a method of the final weights, averaged over a run.
 
     score_i = N sum_k w_k s_ki score_i(weights k), with w_k the checkpoint's share of the learning rates and s_ki the example's share of what
@@ -114,10 +116,10 @@ def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: Alon
         is_all = len(point.shares) == len(train)  # a run's examples are all in the data
         met = train if is_all else Dataset([example for example in train.examples if example.id in point.shares], train.skipped)
         own = replace(settings, run=None, factors=None if folder is None else folder / f"step-{point.step}")
-        tokens = {train.examples[place].id for place in wanted.tokens}
-        asked = replace(wanted, tokens=[place for place, example in enumerate(met.examples) if example.id in tokens])
+        tokens = {train.examples[row].id for row in wanted.tokens}
+        met_request = replace(wanted, tokens=[row for row, example in enumerate(met.examples) if example.id in tokens])
         with run.weights(task.model, [point.step]):
-            table = fit_scorer(task, met, own, asked.demand(own), runtime).table(asked)
+            table = fit_scorer(task, met, own, met_request.demand(own), runtime).table(met_request)
         tables.append(_weighted(table, point, train.ids))
     steps = ", ".join(f"{point.step:,}" for point in points)
     notes = [
@@ -136,8 +138,8 @@ def along_run(task: AbstractTask, train: Dataset, wanted: Wanted, settings: Alon
 
 def _weighted(table: ScoreTable, point: Point, ids: Sequence[str]) -> ScoreTable:
     """A table at one checkpoint as its part of the sum, with a column for every training example."""
-    place = {name: number for number, name in enumerate(ids)}
-    columns = torch.tensor([place[name] for name in table.train_ids])
+    number_of = {name: number for number, name in enumerate(ids)}
+    columns = torch.tensor([number_of[name] for name in table.train_ids])
     weights_N = torch.tensor(
         [point.weight * len(columns) * point.shares[name] for name in table.train_ids], dtype=torch.float64
     )
@@ -157,9 +159,9 @@ def _weighted(table: ScoreTable, point: Point, ids: Sequence[str]) -> ScoreTable
     )
 
 
-def _sums(found: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _sums(sums: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    for tensors in found:
+    for tensors in sums:
         for name, value in tensors.items():
             total[name] = total[name] + value if name in total else value
     return total

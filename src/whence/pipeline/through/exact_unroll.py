@@ -71,7 +71,7 @@ def unrolled_table(
     started = time.monotonic()
     replay, room, notes = _prepared(task, train, run, len(names), runtime)
     parts = []
-    with replay.ready():
+    with replay.prepared_model():
         for start in range(0, len(names), room.rows):
             rows = slice(start, start + room.rows)
             wanted = _wanted(replay, queries, weights_RQ, rows)
@@ -124,32 +124,32 @@ def group_effects(
         raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
     refuse_sharded(task.model, "a run's derivative")
     started = time.monotonic()
-    train, asked = as_dataset(task, train), as_dataset(task, queries)
+    train, query_data = as_dataset(task, train), as_dataset(task, queries)
     opened = open_run(run)
     names, groups_N = _groups(train, by)
-    is_forward = mode == "forward" or (mode == "auto" and len(names) < len(asked))
-    rows = len(names) if is_forward else len(asked)
+    is_forward = mode == "forward" or (mode == "auto" and len(names) < len(query_data))
+    rows = len(names) if is_forward else len(query_data)
     replay, room, notes = _prepared(task, train, opened, rows, runtime)
     parts = []
-    with replay.ready():
+    with replay.prepared_model():
         for start in range(0, rows, room.rows):
             stop = min(start + room.rows, rows)
             with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=runtime.quiet) as progress:
                 if is_forward:
                     own_N = torch.where((groups_N >= start) & (groups_N < stop), groups_N - start, -1)
                     tangent = tangents(replay, own_N, stop - start, at_once=room.at_once, progress=progress)
-                    parts.append(_along(replay, asked, tangent))
+                    parts.append(_along(replay, query_data, tangent))
                 else:
-                    wanted = _wanted(replay, asked, None, slice(start, stop))
+                    wanted = _wanted(replay, query_data, None, slice(start, stop))
                     found_RN = metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress)
                     members_NG = torch.nn.functional.one_hot(groups_N + 1, len(names) + 1)[:, 1:]
                     parts.append(found_RN @ members_NG.to(found_RN))
     scores_QG = torch.cat(parts, 1 if is_forward else 0)
-    _check_finite(scores_QG, asked.ids)
+    _check_finite(scores_QG, query_data.ids)
     return ScoreTable(
-        scores_QG, asked.ids, names, task.unit,
+        scores_QG, query_data.ids, names, task.unit,
         f"unroll of {len(names):,} groups, {'forward' if is_forward else 'reverse'}, {opened.steps:,} steps",
-        (*notes, *skipped_note("queries", asked.skipped)),
+        (*notes, *skipped_note("queries", query_data.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def smoothness(
         )
     train, opened = as_dataset(task, train), open_run(run)
     replay, *_ = _verified(task, train, opened, 1, runtime)
-    with replay.ready(), meter("smoothness", 2 * opened.steps, quiet=runtime.quiet) as progress:
+    with replay.prepared_model(), meter("smoothness", 2 * opened.steps, quiet=runtime.quiet) as progress:
         return smoothness_of(replay, share=share, h=h, seed=seed, progress=progress)
 
 
@@ -206,10 +206,10 @@ def _prepared(
     runtime: Runtime,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    replay, (unseen, said), (room, verified) = _verified(task, train, run, rows, runtime)
-    with replay.ready(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
+    replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime)
+    with replay.prepared_model(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
-    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *said]
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *data_notes]
     if not runtime.quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
@@ -224,7 +224,7 @@ def _verified(
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
     unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     replay = Replay(task, train, run, max_positions=1)
-    with replay.ready():
+    with replay.prepared_model():
         room = measure_sweep(
             task,
             run,
@@ -249,11 +249,11 @@ def _wanted(replay: Replay, queries: Dataset, weights_RQ: Tensor | None, rows: s
         weights_RQ = torch.eye(len(queries), dtype=torch.float64)
     chosen = weights_RQ[rows]
     total = {name: value.new_zeros(len(chosen), *value.shape) for name, value in weights.items()}
-    for place in chosen.any(0).nonzero()[:, 0].tolist():
-        found = _gradients(replay, weights, queries.examples[place])
-        for name, gradient in zip(weights, found, strict=True):
+    for row in chosen.any(0).nonzero()[:, 0].tolist():
+        gradients = _gradients(replay, weights, queries.examples[row])
+        for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
-                total[name] += chosen[:, place].to(gradient).view(-1, *[1] * gradient.ndim) * gradient
+                total[name] += chosen[:, row].to(gradient).view(-1, *[1] * gradient.ndim) * gradient
     return total
 
 
@@ -271,12 +271,12 @@ def _gradients(replay: Replay, weights: Mapping[str, Tensor], query: Example) ->
 
 def _along(replay: Replay, queries: Dataset, tangent: Mapping[str, Tensor]) -> Tensor:
     """Change of every query's measurement along changes of the final weights, shape (Q, G)."""
-    found = []
+    products = []
     for start in range(len(queries)):
         wanted = _wanted(replay, queries, None, slice(start, start + 1))
         parts = [(tangent[name].double() * row.double()).reshape(len(tangent[name]), -1).sum(1) for name, row in wanted.items()]
-        found.append(torch.stack(parts).sum(0).cpu())
-    return torch.stack(found)
+        products.append(torch.stack(parts).sum(0).cpu())
+    return torch.stack(products)
 
 
 def _final(replay: Replay) -> dict[str, Tensor]:
@@ -303,21 +303,21 @@ def _groups(train: Dataset, by: str | Mapping[str, Sequence[str]]) -> tuple[tupl
                 do="give the records a field 'source', or pass by={'name': [ids]}",
             )
         names = tuple(dict.fromkeys(example.source for example in train.examples))
-        place_of = {name: place for place, name in enumerate(names)}
-        return names, torch.tensor([place_of[example.source] for example in train.examples])
+        row_of = {name: row for row, name in enumerate(names)}
+        return names, torch.tensor([row_of[example.source] for example in train.examples])
     if not by or not all(by.values()):
         raise BadInput(found=f"by={dict(by)!r}"[:200], needed="ids of examples by name of the group", do="fill it")
-    place_of = {name: place for place, name in enumerate(train.ids)}
+    row_of = {name: row for row, name in enumerate(train.ids)}
     groups_N = torch.full((len(train),), -1)
     for group, members in enumerate(by.values()):
         for name in members:
-            if name not in place_of or groups_N[place_of[name]] not in (-1, group):
+            if name not in row_of or groups_N[row_of[name]] not in (-1, group):
                 raise BadInput(
-                    found=f"the example {name!r} {'in two groups' if name in place_of else 'which is not in the training data'}",
+                    found=f"the example {name!r} {'in two groups' if name in row_of else 'which is not in the training data'}",
                     needed="ids of training examples, each in one group at most",
                     do="correct it",
                 )
-            groups_N[place_of[name]] = group
+            groups_N[row_of[name]] = group
     return tuple(by), groups_N
 
 

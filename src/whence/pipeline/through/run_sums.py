@@ -30,7 +30,7 @@ class RunSums:
 
     def __init__(
         self,
-        ready: Prepared,
+        prepared: Prepared,
         rows: int,
         segments: Sequence[Segment],
         *,
@@ -38,12 +38,12 @@ class RunSums:
         per_unit: bool,
         tokens: Sequence[int],
     ):
-        self.ready, self.segments, self.places = ready, segments, set(tokens)
+        self.prepared, self.segments, self.token_rows = prepared, segments, set(tokens)
         self.per_segment, self.per_unit = per_segment, per_unit
-        parts = len(segments) if per_segment else len(ready.plan.units) if per_unit else 1
-        self.scores_UQN = torch.zeros(parts, rows, len(ready.train), dtype=torch.float64)
-        lengths = {place: ready.train.examples[place].length for place in tokens}
-        self.tokens = {place: torch.zeros(rows, length, dtype=torch.float64) for place, length in lengths.items()}
+        parts = len(segments) if per_segment else len(prepared.plan.units) if per_unit else 1
+        self.scores_UQN = torch.zeros(parts, rows, len(prepared.train), dtype=torch.float64)
+        lengths = {row: prepared.train.examples[row].length for row in tokens}
+        self.tokens = {row: torch.zeros(rows, length, dtype=torch.float64) for row, length in lengths.items()}
 
     def add(self, number: int, blocks: Blocks) -> None:
         """One pass at the weights that the model has now.
@@ -52,21 +52,21 @@ class RunSums:
             number: Of the segment.
             blocks: What its gradients are multiplied with, per unit (Q, O, I).
         """
-        ready, shares = self.ready, self.segments[number].shares
-        order = [place for place, example in enumerate(ready.train.examples) if example.id in shares]
-        chosen = [ready.train.examples[place] for place in order]
+        prepared, shares = self.prepared, self.segments[number].shares
+        order = [row for row, example in enumerate(prepared.train.examples) if example.id in shares]
+        chosen = [prepared.train.examples[row] for row in order]
         shares_N = torch.tensor([shares[example.id] for example in chosen], dtype=torch.float64)
-        with meter("scan", len(chosen), quiet=ready.quiet) as progress:
-            found = exact_scores(
-                ready.task, ready.plan, chosen, blocks, max_positions=ready.max_positions, progress=progress,
+        with meter("scan", len(chosen), quiet=prepared.quiet) as progress:
+            scores = exact_scores(
+                prepared.task, prepared.plan, chosen, blocks, max_positions=prepared.max_positions, progress=progress,
                 parts=Parts(
-                    per_unit=self.per_unit, tokens=[position for position, place in enumerate(order) if place in self.places]
+                    per_unit=self.per_unit, tokens=[position for position, row in enumerate(order) if row in self.token_rows]
                 ),
             )  # fmt: skip
-        part_UQN = found.scores_QN[None] if found.units_UQN is None else found.units_UQN
+        part_UQN = scores.scores_QN[None] if scores.units_UQN is None else scores.units_UQN
         mine = slice(number, number + 1) if self.per_segment else slice(None)
         self.scores_UQN[mine, :, order] += part_UQN * shares_N
-        for position, parts_QT in found.tokens.items():
+        for position, parts_QT in scores.tokens.items():
             self.tokens[order[position]] += parts_QT * shares_N[position]
 
     def finished(self) -> ExactScores:

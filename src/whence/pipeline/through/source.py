@@ -24,7 +24,7 @@ __all__ = ["source_scores", "tracin_scores"]
 
 
 def source_scores(
-    ready: Prepared,
+    prepared: Prepared,
     cut: CutRun,
     queries: Dataset,
     sums: RunSums,
@@ -34,7 +34,7 @@ def source_scores(
     """SOURCE (Bae et al. 2024): score = -sum over segments of share_i w_l^T grad loss_i, w_l the query carried back to segment l.
 
     Args:
-        ready: Checked task and data, with the weights that the run ended with.
+        prepared: Checked task and data, with the weights that the run ended with.
         cut: The run, cut into segments.
         queries: The queries.
         sums: Takes the scores.
@@ -45,34 +45,34 @@ def source_scores(
     """
     settings, run, segments, notes = cut.settings, cut.run, sums.segments, []
     assert isinstance(settings, Source | AstraSource)
-    rows = row_gradients(ready, queries, weights_GQ)
+    rows = row_gradients(prepared, queries, weights_GQ)
     for number in reversed(range(len(segments))):
         segment = segments[number]
-        if not ready.quiet:
+        if not prepared.quiet:
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
-        curvature = _curvature(ready, cut, segment)
-        scaling = scaling_of(run, ready.plan, segment.checkpoints) if segment.is_adaptive else None
+        curvature = _curvature(prepared, cut, segment)
+        scaling = scaling_of(run, prepared.plan, segment.checkpoints) if segment.is_adaptive else None
         wanted = rows
-        found, rows = carry(curvature, segment, wanted, scaling, settings.form)
+        carried, rows = carry(curvature, segment, wanted, scaling, settings.form)
         if isinstance(settings, AstraSource):
-            found, said = _refined(ready, run, segment, curvature, scaling, wanted, settings)
-            notes.append(f"steps {segment.start:,} to {segment.stop:,}: {said}")
+            carried, refine_notes = _refined(prepared, run, segment, curvature, scaling, wanted, settings)
+            notes.append(f"steps {segment.start:,} to {segment.stop:,}: {refine_notes}")
         groups = cut.groups(segment)
         for steps in groups:
-            with run.weights(ready.task.model, steps):
-                sums.add(number, scaled(found, -1.0 / len(groups)))
+            with run.weights(prepared.task.model, steps):
+                sums.add(number, scaled(carried, -1.0 / len(groups)))
     checkpoints = sum(len(segment.checkpoints) for segment in segments)
     mean = "mean weights of " if settings.average_weights else ""
     return [f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {mean}{checkpoints} checkpoints", *reversed(notes)]
 
 
-def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *, weights_GQ: Tensor | None) -> list[str]:
+def tracin_scores(prepared: Prepared, run: Run, queries: Dataset, sums: RunSums, *, weights_GQ: Tensor | None) -> list[str]:
     """TracInCP (Pruthi et al. 2020, section 3.2): score = -sum over checkpoints of share_i reach_k grad m^T grad loss_i, both at k.
 
     reach_k is the sum of learning rates since the checkpoint before, times what momentum makes of them.
 
     Args:
-        ready: Checked task and data.
+        prepared: Checked task and data.
         run: The run.
         queries: The queries.
         sums: Takes the scores; a segment per checkpoint.
@@ -81,12 +81,12 @@ def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *,
     Returns:
         What a reader should know.
     """
-    units = ready.plan.units
+    units = prepared.plan.units
     for number, segment in enumerate(sums.segments):
-        if not ready.quiet:
+        if not prepared.quiet:
             say(f"checkpoint {number + 1} of {len(sums.segments)}: step {segment.stop:,}")
-        with run.weights(ready.task.model, segment.checkpoints):
-            rows = row_gradients(ready, queries, weights_GQ)
+        with run.weights(prepared.task.model, segment.checkpoints):
+            rows = row_gradients(prepared, queries, weights_GQ)
             sums.add(number, [row * -of_unit(unit, segment.reach) for unit, row in zip(units, rows, strict=True)])
     notes = [f"TracIn over {len(sums.segments)} checkpoints of {run.steps:,} steps"]
     if any(segment.is_adaptive for segment in sums.segments):
@@ -94,21 +94,21 @@ def tracin_scores(ready: Prepared, run: Run, queries: Dataset, sums: RunSums, *,
     return notes
 
 
-def _curvature(ready: Prepared, cut: CutRun, segment: Segment) -> KroneckerCurvature:
-    weights = [partial(cut.run.weights, ready.task.model, steps) for steps in cut.groups(segment)]
-    folder = None if ready.folder is None else ready.folder / f"segment-{segment.start}-{segment.stop}"
+def _curvature(prepared: Prepared, cut: CutRun, segment: Segment) -> KroneckerCurvature:
+    weights = [partial(cut.run.weights, prepared.task.model, steps) for steps in cut.groups(segment)]
+    folder = None if prepared.folder is None else prepared.folder / f"segment-{segment.start}-{segment.stop}"
     return fit_ekfac_pooled(
-        ready.task, ready.plan, Dataset(_met(ready, segment)), weights, fit_of(ready.settings),
-        max_positions=ready.max_positions, folder=folder, room_bytes=ready.footprint.fit.group_bytes, quiet=ready.quiet,
+        prepared.task, prepared.plan, Dataset(_met(prepared, segment)), weights, fit_of(prepared.settings),
+        max_positions=prepared.max_positions, folder=folder, room_bytes=prepared.footprint.fit.group_bytes, quiet=prepared.quiet,
     )  # fmt: skip
 
 
-def _met(ready: Prepared, segment: Segment) -> list:
-    return [example for example in ready.train.examples if example.id in segment.shares]
+def _met(prepared: Prepared, segment: Segment) -> list:
+    return [example for example in prepared.train.examples if example.id in segment.shares]
 
 
 def _refined(
-    ready: Prepared,
+    prepared: Prepared,
     run: Run,
     segment: Segment,
     curvature: KroneckerCurvature,
@@ -120,19 +120,19 @@ def _refined(
 
     What is left of a change, exp(-X), stays with EK-FAC: refining it, too, showed no benefit there.
     """
-    dampings = implicit_damping(ready.plan.units, segment, scaling)
+    dampings = implicit_damping(prepared.plan.units, segment, scaling)
     moves = [float(damping is not None) for damping in dampings]
     values = [1.0 if damping is None else damping for damping in dampings]
     right = [row * moved for row, moved in zip(wanted, moves, strict=True)]
-    examples = _met(ready, segment)
+    examples = _met(prepared, segment)
     chosen = Dataset(examples).spread(min(settings.examples or len(examples), len(examples))).examples
 
     def inverse(blocks: Blocks) -> Blocks:
-        known = zip(curvature.blocks, blocks, values, strict=True)
-        return [block.back(block.into(row) / (block.values_OI.to(row).clamp_min(0) + value)) for block, row, value in known]
+        by_unit = zip(curvature.blocks, blocks, values, strict=True)
+        return [block.back(block.into(row) / (block.values_OI.to(row).clamp_min(0) + value)) for block, row, value in by_unit]
 
-    with run.weights(ready.task.model, segment.checkpoints):
-        matrix = Curvature(ready.task, ready.plan, chosen, max_positions=ready.max_positions)
+    with run.weights(prepared.task.model, segment.checkpoints):
+        matrix = Curvature(prepared.task, prepared.plan, chosen, max_positions=prepared.max_positions)
         solution = solve_astra(
             matrix, right, values, inverse, batch_size=min(settings.batch_examples, len(chosen)),
             iterations=settings.iterations, tolerance=settings.tolerance, seed=settings.seed,

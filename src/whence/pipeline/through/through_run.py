@@ -22,7 +22,7 @@ __all__ = ["through_run"]
 
 
 def through_run(
-    ready: Prepared,
+    prepared: Prepared,
     cut: CutRun,
     queries: Dataset,
     *,
@@ -33,7 +33,7 @@ def through_run(
     """Scores through a run.
 
     Args:
-        ready: Checked task and data, with the weights that the run ended with.
+        prepared: Checked task and data, with the weights that the run ended with.
         cut: The run.
         queries: The queries.
         weights_GQ: Weights of the sums of queries to score instead of the queries.
@@ -54,24 +54,26 @@ def through_run(
             needed="one of them: the parts of a table add up to it",
             do="ask for each by itself",
         )
-    need = ready.footprint
-    if need.rows_at_once < need.rows and ready.method.factors is not None and ready.folder is None:
+    need = prepared.footprint
+    if need.rows_at_once < need.rows and prepared.method.factors is not None and prepared.folder is None:
         raise OutOfMemory(
             found=f"room for {need.rows_at_once:,} of {need.rows:,} queries at a time",
             needed="room for all, or a place where each segment's curvature is kept between them",
             do="pass factors='folder', or ask fewer queries at a time",
         )
-    moved = cut.run.unrecorded(name for unit in ready.plan.units for name in unit.parameters)
+    moved = cut.run.unrecorded(name for unit in prepared.plan.units for name in unit.parameters)
     if moved:
         raise Unsupported(
             found=f"a run whose {moved[0]!r} moved though the recorded optimizer never stepped it",
             needed="one optimizer for every tracked parameter: what others did was not recorded",
             do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
-    unseen = cut.run.check(ready.task.model, ready.train)
-    said_before = cut.run.check_computed(ready.task.model)
+    unseen = cut.run.check(prepared.task.model, prepared.train)
+    said_before = cut.run.check_computed(prepared.task.model)
     if not getattr(cut.settings, "any_loss", False):
-        said_before += check_loss(ready.task, ready.train, cut.run, max_positions=ready.max_positions, quiet=ready.quiet)
+        said_before += check_loss(
+            prepared.task, prepared.train, cut.run, max_positions=prepared.max_positions, quiet=prepared.quiet
+        )
     else:
         said_before.append("whether the task's loss is the one that the run lowered was not compared, as asked")
 
@@ -79,22 +81,26 @@ def through_run(
         some = queries if weights_GQ is not None else Dataset(queries.examples[rows.start : rows.stop])
         weights = None if weights_GQ is None else weights_GQ[rows.start : rows.stop]
         sums = RunSums(
-            ready, len(rows), cut.segments, per_segment=cut.per_segment, per_unit=per_unit, tokens=tokens
+            prepared, len(rows), cut.segments, per_segment=cut.per_segment, per_unit=per_unit, tokens=tokens
         )  # fmt: skip
-        if ready.method.factors is None:
-            notes = tracin_scores(ready, cut.run, some, sums, weights_GQ=weights)
+        if prepared.method.factors is None:
+            notes = tracin_scores(prepared, cut.run, some, sums, weights_GQ=weights)
         else:
-            notes = source_scores(ready, cut, some, sums, weights_GQ=weights)
+            notes = source_scores(prepared, cut, some, sums, weights_GQ=weights)
         return sums.finished().to_tensors(), notes
 
     def identity() -> dict[str, Any]:
         return question(
-            ready, queries, [],
-            run=[kept["sha256"] for kept in (*cut.run.record["logs"], *cut.run.record["checkpoints"])],
+            prepared, queries, [],
+            run=[entry["sha256"] for entry in (*cut.run.record["logs"], *cut.run.record["checkpoints"])],
             per_unit=per_unit, tokens=list(tokens),
             groups=None if weights_GQ is None else weights_GQ.tolist(),
         )  # fmt: skip
 
-    chunks = in_chunks(ready, make, identity)
-    notes = [*dict.fromkeys(note for _, said in chunks for note in said), *said_before, *cut.run.notes_of_data(unseen)]
+    chunks = in_chunks(prepared, make, identity)
+    notes = [
+        *dict.fromkeys(note for _, chunk_notes in chunks for note in chunk_notes),
+        *said_before,
+        *cut.run.notes_of_data(unseen),
+    ]
     return ExactScores.joined([tensors for tensors, _ in chunks]), notes
