@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-_LENGTH, _QUERIES = 32, 20
+_LENGTH = 32
 
 
-def make(width, vocabulary, documents, layers=2):
+def make(width, vocabulary, documents, queries=20, layers=2):
     """Task, training data and queries."""
     import pydoc_data.topics
 
@@ -46,7 +46,7 @@ def make(width, vocabulary, documents, layers=2):
         optimizer.step()
         optimizer.zero_grad()
     task = whence.CausalLM(model.eval(), tokenizer=None)
-    train, asked = texts[:documents], texts[documents : documents + _QUERIES]
+    train, asked = texts[:documents], texts[documents : documents + queries]
     return task, *(task.prepare([{"input_ids": text} for text in part]) for part in (train, asked))
 
 
@@ -62,7 +62,7 @@ def agreement(arguments):
     import whence
 
     vocabulary = 4096 if arguments.part == "vocabulary" else 512
-    task, train, queries = make(arguments.width, vocabulary, arguments.documents)
+    task, train, queries = make(arguments.width, vocabulary, arguments.documents, arguments.queries)
 
     def scores(**options):
         start = time.process_time()
@@ -71,12 +71,14 @@ def agreement(arguments):
 
     wanted, seconds, _ = scores(largest_side=10**6)
     print(f"hidden {arguments.width}, vocabulary {vocabulary}, {len(train)} documents: all eigenvectors {seconds:.1f} s")
-    # The vocabulary alone is cut, or every side that is longer than the hidden size.
-    longest = 4 * arguments.width if arguments.part == "vocabulary" else arguments.width
-    settings = [("default", {})]
-    settings += [
-        (f"sides above {longest:,}: {few:,}", {"largest_side": longest, "directions": few}) for few in arguments.directions
+    # The vocabulary alone is cut, or every side that is longer than the hidden size, or what was asked for.
+    longest = [4 * arguments.width] if arguments.part == "vocabulary" else arguments.longest or [arguments.width]
+    settings = [
+        (f"sides above {side:,}: {few:,}", {"largest_side": side, "directions": few})
+        for side in longest
+        for few in arguments.directions
     ]
+    settings = settings if arguments.only_cut else [("default", {}), *settings]
     for name, options in settings:
         found, took, note = scores(**options)
         print(f"{name:34} agreement {spearman(found, wanted):.4f}  time {took / seconds:.2f}  {note}", flush=True)
@@ -87,7 +89,7 @@ def cost(arguments):
     import whence
     from whence.pipeline import forecast_build, forecast_exact
 
-    task, train, queries = make(arguments.width, 512, arguments.documents)
+    task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
     with TemporaryDirectory() as place:
         told = {
             "attribute": forecast_exact(task, train, len(queries), batch_positions=1024),
@@ -117,6 +119,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--longest", type=int, nargs="*", help="sides above these are cut; the hidden size if not said")
+    parser.add_argument("--only-cut", action="store_true", help="leave the default out, where it keeps all eigenvectors")
     parser.add_argument("--part", choices=("agreement", "vocabulary", "cost"), default="agreement")
     parser.add_argument("--directions", type=int, nargs="*", default=[1024, 512, 256, 0])
     parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"])

@@ -35,7 +35,9 @@ _TINY = torch.finfo(torch.float64).tiny
 _MEASURED = 128
 
 
-def whiten(curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordinates: int) -> Whitened:
+def whiten(
+    curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordinates: int, device: torch.device | None = None
+) -> Whitened:
     """Half of a damped inverse, restricted to the coordinates that carry most variance.
 
     A whitened coordinate has the variance eigenvalue / (eigenvalue + damping) under the curvature's own distribution of gradients.
@@ -44,6 +46,7 @@ def whiten(curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordin
         curvature: The factors.
         damping: What is added to its eigenvalues.
         most_coordinates: How many are kept at most, over all units.
+        device: Where rows will be whitened; None for where the factors are. Those that a fit reads from its folder are in memory.
 
     Returns:
         What whitens rows.
@@ -56,12 +59,17 @@ def whiten(curvature: KroneckerCurvature, damping: ResolvedDamping, most_coordin
         order = torch.cat(shares).argsort(descending=True, stable=True)[:most_coordinates]
         chosen = torch.zeros(sum(map(len, shares)), dtype=torch.bool).index_fill(0, order.cpu(), True)
         coordinates = [part.nonzero()[:, 0] for part in chosen.split([len(share) for share in shares])]
+
+    def there(found: Basis | None) -> Basis | None:
+        return found if found is None or device is None else found.to(device)
+
     bases = Kronecker(
         tuple(block.unit for block in curvature.blocks),
-        tuple(block.outputs_OO for block in curvature.blocks),
-        tuple(block.inputs_II for block in curvature.blocks),
+        tuple(there(block.outputs_OO) for block in curvature.blocks),
+        tuple(there(block.inputs_II) for block in curvature.blocks),
     )
-    return Whitened(bases, tuple(value.rsqrt() for value in values), tuple(coordinates))
+    weights = tuple(value.rsqrt() if device is None else value.rsqrt().to(device) for value in values)
+    return Whitened(bases, weights, tuple(part if part is None or device is None else part.to(device) for part in coordinates))
 
 
 def solve_whitened(whitened: Whitened, rows: Sequence[Tensor]) -> list[Tensor]:

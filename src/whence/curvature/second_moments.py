@@ -53,7 +53,7 @@ def fit_second_moments(
         for index, pairs in gradient_pairs(task, plan, chosen, autocast=autocast).items():
             # A unit that the loss did not reach has none.
             rows = unit_rows([pair.wide() for pair in pairs]) if pairs else ()
-            squares_OI = sum((rows_BOI.double().square().sum(0) for _, rows_BOI in rows), torch.zeros(1, 1))
+            squares_OI = sum((rows_BOI.double().square().sum(0) for _, rows_BOI in rows), torch.zeros(1, 1, device=task.device))
             sums[f"outputs.{index}"], sums[f"inputs.{index}"] = squares_OI.mean(1), squares_OI.mean(0)
         progress.advance(len(chosen))
         return sums

@@ -12,14 +12,13 @@ __all__ = ["added", "flatten", "inner", "random_like", "scaled", "split"]
 
 
 def inner(left: Blocks, right: Blocks) -> Tensor:
-    """Inner product of each pair of vectors over all units, shape (Q,), float64, on the CPU.
+    """Inner product of each pair of vectors over all units, shape (Q,), float64, on the CPU, where solvers keep their books.
 
     >>> inner([torch.ones(2, 1, 3)], [torch.full((2, 1, 3), 2.0)])
     tensor([6., 6.], dtype=torch.float64)
     """
-    return torch.stack(
-        [torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double() for a, b in zip(left, right, strict=True)]
-    ).sum(0)
+    parts = [torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double() for a, b in zip(left, right, strict=True)]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(0).cpu()
 
 
 def scaled(blocks: Blocks, factors: Tensor | float) -> Blocks:

@@ -192,7 +192,7 @@ def learn_code(
         task, plan, fit_on, fit,
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
-    whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates)
+    whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates, task.device)
     sample = dataset.spread(size.samples).examples
     rows = _sample_rows(task, plan, whitened, sample, config, max_positions, quiet)
     if not any(bool(row.any()) for row in rows):
