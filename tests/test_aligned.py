@@ -9,9 +9,10 @@ from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
 from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back, unpack
-from whence.curvature import Code, code_axes, fit_ekfac, most_bits
+from whence.curvature import Choosing, Code, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
+from whence.pipeline.stored import code_size as sizes
 from whence.pipeline.stored import learn_code as codes_module
 from whence.score import token_scores
 from whence.settings import FitConfig
@@ -66,8 +67,8 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
     """Axes of 1 bit that take half of the parameters: the others are left out, and a score keeps its size."""
     task, train, queries = split(name)
     size = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
-    monkeypatch.setattr(codes_module, "AXES_BYTES", size // 2 * len(train) // 8)
-    kept = 8 * codes_module.AXES_BYTES // len(train)
+    monkeypatch.setattr(sizes, "AXES_BYTES", size // 2 * len(train) // 8)
+    kept = 8 * sizes.AXES_BYTES // len(train)
     store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
     curvature = fitted(task, train)
     masks = best_coordinates(curvature, 0.1, kept)
@@ -117,7 +118,8 @@ def test_rounding_of_the_axes_keeps_the_size_of_codes(most_bytes):
     torch.manual_seed(0)
     size = (TURNED + 400, 900)
     rows = [torch.randn(40, size[0]).double() * torch.linspace(2, 0.1, size[0]).double(), torch.randn(40, size[1]).double()]
-    axes, code, _ = code_axes(rows, [Code(40, "float64", 64)], most_bytes=most_bytes, seed=0)
+    learned = code_axes(rows, [row[:0] for row in rows], Choosing([Code(40, "float64", 64)], most_bytes, 0))
+    axes, code = learned.axes, learned.code
     assert axes.bits == most_bits(sum(size), 40, most_bytes) and code == Code(40, "float64", 64)
     whole = torch.cat(rows, 1)
     turned = whole if axes.bits == 32 else turn(whole, 0, seed=0)
@@ -132,7 +134,7 @@ def test_the_code_is_chosen_by_what_the_sample_loses():
     choices = [Code(64, "int4", 4), Code(32, "int8", 8)]
     steep = torch.randn(64, 400).double() * torch.logspace(0, -6, 400).double()
     flat = torch.randn(64, 400).double()
-    chosen = [code_axes([rows], choices, most_bytes=1 << 20, seed=0)[1].dtype for rows in (steep, flat)]
+    chosen = [code_axes([rows], [rows[:0]], Choosing(choices, 1 << 20, 0)).code.dtype for rows in (steep, flat)]
     assert chosen == ["int8", "int4"]
 
 
@@ -180,7 +182,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_a_large_sample_is_held_in_half_the_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(codes_module, "_WIDE_BYTES", 0)
+    monkeypatch.setattr(sizes, "_WIDE_BYTES", 0)
     task, train, queries = split("gpt2")
     found = whence.score_table(whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN), task, queries, quiet=True)
     monkeypatch.undo()

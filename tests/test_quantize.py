@@ -112,7 +112,7 @@ def test_integer_products_of_long_rows(bits, monkeypatch):
     torch.testing.assert_close(scored(query, codes, bits), values @ query.T, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [(8,) * 5, (4,) * 5, (2,) * 5, (1,) * 5, (4, 1, 8, 1, 2)])
 @pytest.mark.parametrize("num_queries", [1, 3, 9])
 @pytest.mark.parametrize("factor_rank", [None, 1, 2])
 def test_scores_are_inner_products_of_decoded_rows(monkeypatch, bits, factor_rank, num_queries):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.gradients import dense_gradients, unit_gradients
+from whence.compress import turn
 
 
 def whitened_rows(task, plan, curvature, relative: float, examples, objective="loss") -> list[Tensor]:
@@ -38,3 +39,15 @@ def low_rank_scores(sample: Tensor, train: Tensor, queries: Tensor, width: int) 
     """-(1/N) q^T V V^T t with V the leading right singular vectors of the sample's rows, shape (Q, N)."""
     directions = torch.linalg.svd(sample, full_matrices=False).Vh[:width]
     return -(queries @ directions.T) @ (train @ directions.T).T / len(train)
+
+
+def codes_with_rest(encoder, rows: Tensor) -> Tensor:
+    """x = A^T z and root (S z - S A x) side by side, S and S A as dense matrices; shape (B, K + R)."""
+    turned = turn(rows, 0, seed=encoder.seed)
+    axes = torch.cat([block for _, block in encoder.axes.blocks()]).double()
+    codes = (turned if encoder.axes.bits < 32 else rows) @ axes
+    rest = encoder.residual
+    sketch = torch.zeros(rest.width_R, turned.shape[1]).double()
+    sketch[rest.sketch.slots_N, torch.arange(turned.shape[1])] = rest.sketch.signs_N.double()
+    along = torch.stack([rest.back(row) for row in torch.eye(rest.width_R).double()]) / rest.root
+    return torch.cat([codes, rest.root * (turned @ sketch.T - codes @ along.T)], 1)

@@ -94,8 +94,9 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     shared = content["shared_bytes"]
     if shared is not None:
         tell(f"{'disk':>16}  {sizes_told(len(opened), content['bytes_per_row'], shared)}")
-    if "bases" in blueprint.task:
-        tell(f"{'curvature':>16}  {blueprint.task['bases']}")
+    for name, title in (("bases", "curvature"), ("code", "code")):
+        if name in blueprint.task:
+            tell(f"{title:>16}  {blueprint.task[name]}")
     for why in content["needs_trust"]:
         tell(f"{'with --trust':>16}  {why}")
     tell(f"{'units':>16}  {len(blueprint.units)}: {', '.join(unit.name for unit in blueprint.units[:3])} ...")

@@ -1,6 +1,6 @@
 """Shrinking gradients: projections, rank-c factors, and how rows lie in tensors."""
 
-from whence.compress.aligned import Aligned, Axes, Whitened
+from whence.compress.aligned import REST, Aligned, Axes, Whitened
 from whence.compress.codec import RowCodec
 from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
@@ -9,6 +9,7 @@ from whence.compress.masked import ChannelMask, EntryMask, entries_of
 from whence.compress.projection import AxesSketch, Random, nystroem_directions, random_matrix
 from whence.compress.quantize import quantize, to_integers, unpack
 from whence.compress.quantized_codec import QuantizedCodec
+from whence.compress.residual import Residual
 from whence.compress.sparse import SparseSketch, random_places
 from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import WholeProjection, joined_unit
@@ -20,6 +21,7 @@ __all__ = [
     "quantize",
     "to_integers",
     "unpack",
+    "REST",
     "Aligned",
     "Axes",
     "Whitened",
@@ -30,6 +32,7 @@ __all__ = [
     "Kronecker",
     "QuantizedCodec",
     "Random",
+    "Residual",
     "RowCodec",
     "RowConsumer",
     "RowSums",

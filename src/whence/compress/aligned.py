@@ -1,22 +1,26 @@
 """Gradients whitened by half of a Kronecker-factored curvature, and learned codes of them.
 
 Axes: B batch, T positions, O x I a unit's coordinates in the curvature's bases, U coordinates kept of a unit, M of all units,
-K numbers of a code.
+K numbers of a code, R mixtures of what the axes leave.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from whence.compress.kronecker import Kronecker
 from whence.compress.quantize import INT4_CUTS, quantize, to_integers, unpack
+from whence.compress.residual import Residual
 from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
 
-__all__ = ["Aligned", "Axes", "Whitened"]
+__all__ = ["REST", "Aligned", "Axes", "Whitened"]
+
+REST = "what the axes leave"
+"""Name of a code's second part."""
 
 # Numbers of the axes written out at a time.
 _BLOCK_NUMBERS = 1 << 22
@@ -156,13 +160,14 @@ class Axes:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A learned code of all whitened coordinates together: x = A^T z.
+    """A learned code of all whitened coordinates together: x = A^T z, and where there is room for it a sketch of z - A x.
 
     Args:
         whitened: Makes z.
         axes: A.
         dtype: How its numbers are to be stored.
-        seed: Of the turning of rounded axes.
+        seed: Of the turning of coordinates.
+        residual: What sketches the rest; None where it is left out.
         last_query: The last query, and what it is behind the axes per unit of the plan.
     """
 
@@ -170,57 +175,78 @@ class Aligned:
     axes: Axes
     dtype: str
     seed: int
+    residual: Residual | None = None
     last_query: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """The one stored unit."""
-        return (joined_unit(self.whitened.units),)
+        """What lies along the axes, and what they leave: both of all parameters."""
+        joined = joined_unit(self.whitened.units)
+        return (joined,) if self.residual is None else (joined, replace(joined, name=f"{joined.name}: {REST}"))
 
     def shapes(self) -> list[tuple[int, int]]:
-        """One row."""
-        return [(1, self.axes.width_K)]
+        """One row each."""
+        widths = [self.axes.width_K] if self.residual is None else [self.axes.width_K, self.residual.width_R]
+        return [(1, width) for width in widths]
 
     def gains(self) -> list[float]:
         """Damping is inside."""
-        return [1.0]
+        return [1.0] * len(self.shapes())
 
     def rows(self, num_examples: int) -> "_Codes":
         """A fresh consumer for a batch."""
         return _Codes(self, num_examples)
 
-    def encode(self, rows_BM: Tensor) -> Tensor:
+    def encode(self, rows_BM: Tensor) -> list[Tensor]:
         """Codes of whitened coordinates, those of all units one after the other.
 
         Args:
             rows_BM: The coordinates.
 
         Returns:
-            Shape (B, K).
+            Numbers along the axes, shape (B, K), and where there is a residual its mixtures, shape (B, R).
         """
         found_BK = rows_BM.new_zeros(len(rows_BM), self.axes.width_K)
+        rest = self.residual
+        sketched_BR = None if rest is None else rows_BM.new_zeros(len(rows_BM), rest.width_R)
         for chosen, block_MK in self.axes.blocks():
             part_BM = rows_BM[:, chosen]
-            if self.axes.bits < 32:
-                part_BM = turn(part_BM, chosen.start, seed=self.seed)
-            found_BK.addmm_(part_BM, block_MK.to(rows_BM))
-        return found_BK
+            turned_BM = turn(part_BM, chosen.start, seed=self.seed) if self.axes.bits < 32 or rest is not None else part_BM
+            found_BK.addmm_(turned_BM if self.axes.bits < 32 else part_BM, block_MK.to(rows_BM))
+            if rest is not None and sketched_BR is not None:
+                start = chosen.start
+                sketched_BR += rest.part(slice(start, start + turned_BM.shape[1])).times(turned_BM)
+        return [found_BK] if rest is None or sketched_BR is None else [found_BK, rest.less_axes(sketched_BR, found_BK)]
 
-    def back(self, query_K: Tensor) -> list[Tensor]:
-        """A query taken back through the axes: per unit of the plan, shape (1, U)."""
-        parts = []
+    def back(self, queries: Sequence[Tensor]) -> list[Tensor]:
+        """A query taken back through the code: per unit of the plan, shape (1, U).
+
+        Args:
+            queries: Per stored unit, its numbers.
+        """
+        query_K, rest, parts = queries[0], self.residual, []
+        query_R = None if rest is None else queries[1]
+        if rest is not None and query_R is not None:
+            query_K = query_K - rest.back(query_R)
         for chosen, block_MK in self.axes.blocks():
             part_1M = (block_MK.to(query_K) @ query_K)[None]
+            if rest is not None and query_R is not None:
+                size = -(-part_1M.shape[1] // TURNED) * TURNED
+                left_1M = rest.root * rest.part(slice(chosen.start, chosen.start + size)).back(query_R)[None]
+                if self.axes.bits == 32:
+                    part_1M = part_1M + turn_back(left_1M, chosen.start, seed=self.seed)[:, : part_1M.shape[1]]
+                else:
+                    part_1M = part_1M + left_1M
             parts.append(part_1M if self.axes.bits == 32 else turn_back(part_1M, chosen.start, seed=self.seed))
         widths = [width for _, width in self.whitened.shapes()]
         return list(torch.cat(parts, 1)[:, : sum(widths)].split(widths, 1))
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
-        query_K = queries[0].flatten()
+        numbers = [query.flatten() for query in queries]
         # Going back through the axes takes longer than a pass over an example, and all hits of a query share it.
-        if not self.last_query or not torch.equal(self.last_query[0], query_K):
-            self.last_query[:] = [query_K.clone(), *self.back(query_K)]
+        if not self.last_query or not torch.equal(self.last_query[0], torch.cat(numbers)):
+            self.last_query[:] = [torch.cat(numbers), *self.back(numbers)]
         return self.whitened.position_scores(index, pair, self.last_query[1:])
 
 
@@ -235,6 +261,6 @@ class _Codes:
         self.rows(index, pair)
 
     def finished(self) -> list[Tensor]:
-        """The one stored unit, shape (B, 1, K)."""
+        """Per stored unit, shape (B, 1, K) and (B, 1, R)."""
         rows_BM = torch.cat([row[:, 0] for row in self.rows.finished()], 1)
-        return [self.encoder.encode(rows_BM)[:, None]]
+        return [part[:, None] for part in self.encoder.encode(rows_BM)]

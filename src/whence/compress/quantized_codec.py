@@ -30,14 +30,14 @@ class QuantizedCodec:
         names: Names of the units.
         shapes: Projected (outputs, inputs) of each.
         factor_rank: Factors kept per row and unit; None keeps everything dense.
-        bits: 8, 4, 2 or 1 per number.
+        bits: 8, 4, 2 or 1 per number, for each unit.
         seed: The run's seed, for the factors' start.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, int], ...]
     factor_rank: int | None
-    bits: int
+    bits: tuple[int, ...]
     seed: int
 
     @cached_property
@@ -46,39 +46,38 @@ class QuantizedCodec:
         return factor_ranks(self.shapes, self.factor_rank)
 
     @cached_property
-    def _sides(self) -> list[tuple[str, tuple[int, ...], int]]:
-        """Name of each tensor of codes, its leading axes after the rows, and the numbers coded together."""
-        sides: list[tuple[str, tuple[int, ...], int]] = []
-        for index, (rank, (p, r)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
-            sides += [(f"dense.{index}", (), p * r)] if rank is None else []
-            sides += [(f"left.{index}", (rank,), p), (f"right.{index}", (rank,), r)] if rank is not None else []
+    def _sides(self) -> list[tuple[str, tuple[int, ...], int, int]]:
+        """Name of each tensor of codes, its leading axes after the rows, the numbers coded together, and bits of each."""
+        sides: list[tuple[str, tuple[int, ...], int, int]] = []
+        for index, (rank, (p, r), bits) in enumerate(zip(self.ranks, self.shapes, self.bits, strict=True)):
+            sides += [(f"dense.{index}", (), p * r, bits)] if rank is None else []
+            sides += [(f"left.{index}", (rank,), p, bits), (f"right.{index}", (rank,), r, bits)] if rank is not None else []
         return sides
 
     @cached_property
     def _scales(self) -> dict[str, slice]:
         """Where in a row's scales those of each tensor of codes are."""
         slices, at = {}, 0
-        for name, leading, _ in self._sides:
+        for name, leading, _, _ in self._sides:
             slices[name] = slice(at, at + prod(leading))
             at = slices[name].stop
         return slices
 
     def row_bytes(self) -> int:
         """Bytes that one row takes, its scales counted in."""
-        codes = sum(prod(leading) * packed_width(width, self.bits) for _, leading, width in self._sides)
-        return codes + _SCALE_BYTES * sum(prod(leading) for _, leading, _ in self._sides)
+        return sum(prod(leading) * (packed_width(width, bits) + _SCALE_BYTES) for _, leading, width, bits in self._sides)
 
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Name and shape per row of every tensor of a shard, in the order they are written."""
         codes: dict[str, tuple[int, ...]] = {
-            name: (*leading, packed_width(width, self.bits)) for name, leading, width in self._sides
+            name: (*leading, packed_width(width, bits)) for name, leading, width, bits in self._sides
         }
         return {**codes, "scales": (max(chosen.stop for chosen in self._scales.values()),)}
 
     def types(self) -> dict[str, torch.dtype]:
         """Type of every tensor of a shard."""
-        codes = torch.int8 if self.bits == 8 else torch.uint8
-        return {name: torch.bfloat16 if name == "scales" else codes for name in self.layout()}
+        codes = {name: torch.int8 if bits == 8 else torch.uint8 for name, _, _, bits in self._sides}
+        return {name: codes.get(name, torch.bfloat16) for name in self.layout()}
 
     def encode(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Tensors of a shard.
@@ -97,8 +96,8 @@ class QuantizedCodec:
                 factors = factorize(rows[index], rank, seed=self.seed, name=self.names[index])
                 numbers[f"left.{index}"], numbers[f"right.{index}"] = factors
         tensors, scales = {}, []
-        for name, leading, width in self._sides:
-            codes, scale = quantize(numbers[name].reshape(-1, width), self.bits)
+        for name, leading, width, bits in self._sides:
+            codes, scale = quantize(numbers[name].reshape(-1, width), bits)
             tensors[name] = codes.view(len(rows[0]), *leading, -1)
             scales.append(scale.view(len(rows[0]), -1))
         return {**tensors, "scales": torch.cat(scales, 1)}
@@ -135,16 +134,15 @@ class QuantizedCodec:
             From a shard's tensors to scores of shape (Q, N), in the queries' type.
         """
         wide, num_queries = queries[0].dtype, len(queries[0])
-        dense = [index for index, rank in enumerate(self.ranks) if rank is None]
-        dense_scales = [self._scales[f"dense.{index}"].start for index in dense]
-        score_dense = IntegerScorer([queries[index].flatten(1) for index in dense], self.bits) if dense else None
+        dense = [self._dense_of(bits, queries) for bits in sorted({*self.bits}, reverse=True)]
 
         def score(tensors: Mapping[str, Tensor]) -> Tensor:
             count = len(tensors["scales"])
             scores_NQ = torch.zeros(count, num_queries, dtype=wide)
-            if score_dense is not None:
-                scales_UN = tensors["scales"].T[dense_scales].to(wide)
-                scores_NQ += score_dense([tensors[f"dense.{index}"] for index in dense], scales_UN)
+            for names, scorer in dense:
+                if scorer is not None:
+                    scales_UN = tensors["scales"].T[[self._scales[name].start for name in names]].to(wide)
+                    scores_NQ += scorer([tensors[name] for name in names], scales_UN)
             for index, rank in enumerate(self.ranks):
                 if rank is not None:
                     read = {name: tensors[name] for name in self.tensors_of(index)}
@@ -159,6 +157,12 @@ class QuantizedCodec:
 
         return score
 
+    def _dense_of(self, bits: int, queries: Sequence[Tensor]) -> tuple[list[str], IntegerScorer | None]:
+        """Names of the codes of dense units of so many bits, and what multiplies them."""
+        places = [index for index, rank in enumerate(self.ranks) if rank is None and self.bits[index] == bits]
+        scorer = IntegerScorer([queries[index].flatten(1) for index in places], bits) if places else None
+        return [f"dense.{index}" for index in places], scorer
+
     def _widths(self, index: int) -> tuple[tuple[str, int], tuple[str, int]]:
         return ("left", self.shapes[index][0]), ("right", self.shapes[index][1])
 
@@ -168,6 +172,7 @@ class QuantizedCodec:
     def _numbers(self, tensors: Mapping[str, Tensor], name: str, width: int) -> Tensor:
         """Codes times scales, in float32, in the shape of the codes but for the last axis."""
         codes, scales_NS = tensors[name], tensors["scales"][:, self._scales[name]].float()
-        unpacked = unpack(codes.reshape(-1, codes.shape[-1]), self.bits)[:, :width]
-        numbers = to_integers(unpacked, self.bits) * scales_NS.reshape(-1, 1)
+        bits = self.bits[int(name.split(".")[1])]
+        unpacked = unpack(codes.reshape(-1, codes.shape[-1]), bits)[:, :width]
+        numbers = to_integers(unpacked, bits) * scales_NS.reshape(-1, 1)
         return numbers.view(*codes.shape[:-1], width)

@@ -2,15 +2,23 @@
 
 from whence.curvature.axes import fit_axes
 from whence.curvature.code_axes import (
-    Code,
+    Choosing,
+    LearnedCode,
     code_axes,
-    load_axes,
-    load_whitened,
     most_bits,
-    save_axes,
-    save_whitened,
     solve_whitened,
+    streamed_code,
     whiten,
+)
+from whence.curvature.code_choice import Code
+from whence.curvature.code_tensors import (
+    load_axes,
+    load_rest,
+    load_whitened,
+    rest_bits,
+    save_axes,
+    save_rest,
+    save_whitened,
 )
 from whence.curvature.damping import (
     ResolvedDamping,
@@ -40,7 +48,13 @@ from whence.curvature.vectors import added, flatten, inner, random_like, scaled,
 __all__ = [
     "POOLED",
     "Code",
+    "Choosing",
+    "LearnedCode",
     "code_axes",
+    "streamed_code",
+    "load_rest",
+    "rest_bits",
+    "save_rest",
     "most_bits",
     "load_axes",
     "load_whitened",

@@ -1,38 +1,44 @@
-"""Axes for codes of whitened gradients: the principal ones of a sample, through its Gram matrix, turned at random.
+"""Axes for codes of whitened gradients: the principal ones of a sample, turned at random, and which code of them to keep.
 
-Axes: S examples of the sample, U coordinates of a unit, K axes.
+Axes: S examples of the sample, H held-out ones, U coordinates of a unit, M of all units, K axes, R mixtures of what they leave.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from whence.compress import TURNED, Axes, Kronecker, Whitened, quantize, random_matrix, to_integers, turn, unpack
+from whence.compress import TURNED, Axes, Kronecker, Residual, SparseSketch, Whitened, turn
+from whence.curvature.code_choice import Code, HeldOut, correlation, rotation, rounded
 from whence.curvature.damping import ResolvedDamping
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
-from whence.curvature.sides import as_basis, basis_tensors
-from whence.records import Unit
+from whence.curvature.range_finder import Chunks, streamed_axes
 from whence.reflections import Basis
 
 __all__ = [
-    "Code",
+    "REST_BITS",
+    "Choosing",
+    "LearnedCode",
     "code_axes",
-    "load_axes",
-    "load_whitened",
     "most_bits",
-    "save_axes",
-    "save_whitened",
     "solve_whitened",
+    "streamed_code",
     "whiten",
 ]
 
+REST_BITS = 4
+"""Bits of a number in the sketches of axes: errors of fewer would be as large as what is kept of the rest."""
 # Eigenvalues of the Gram matrix below this share of the largest are rounding.
 _NOISE = 1e-12
 _TINY = torch.finfo(torch.float64).tiny
 # Examples of the sample that the size of rounded axes is measured on.
 _MEASURED = 128
+# And that sizes of code are judged on.
+_JUDGED = 512
+# Share of the stored documents below which it does not matter what a code is worth on those of the sample.
+_FEW_MEMBERS = 0.02
+_NOTHING = Axes(torch.zeros(0, 0), torch.zeros(0), 32, 0)
 
 
 def whiten(
@@ -101,148 +107,241 @@ def most_bits(coordinates: int, width_K: int, most_bytes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Code:
-    """How large a code is.
+class LearnedCode:
+    """What a sample taught.
 
     Args:
-        width: Numbers.
-        dtype: How each is stored; see `whence.compress.quantize` for those of 8 bits and less.
-        bits: The same in bits.
+        axes: Turned, and rounded to the bits that their room allows.
+        code: The size that was chosen.
+        rest_axes_RK: Sketches of the axes as they were before rounding; None where nothing is kept of what they leave.
+        slots: Of the sketch that the mixtures are the first of.
+        share: Of the variance of the rest's sketched scores that is signal.
+        expected: Correlation with exact scores that was measured with this size: on held-out documents and those of the sample, each for its
+            share of what is to be stored.
+        stand_ins: Codes that the asked examples would have as queries from outside the sample, shape (asked, K + R).
     """
 
-    width: int
-    dtype: str
-    bits: int
+    axes: Axes
+    code: Code
+    rest_axes_RK: Tensor | None
+    slots: int
+    share: float
+    expected: float
+    stand_ins: Tensor
 
 
-def code_axes(
-    rows: Sequence[Tensor], choices: Sequence[Code], *, most_bytes: int, seed: int, query_rows: Sequence[int] = ()
-) -> tuple[Axes, Code, Tensor]:
+@dataclass(frozen=True)
+class Choosing:
+    """How a code is chosen.
+
+    Args:
+        choices: Sizes of code; wider ones than the sample has directions are cut to that.
+        most_bytes: That the axes of all units may take.
+        seed: Of the rotation, the turning and the sketch.
+        slots: Of the sketch of the rest, 0 where no choice has one.
+        members: Share of the documents to be stored that are in the sample.
+    """
+
+    choices: Sequence[Code]
+    most_bytes: int
+    seed: int
+    slots: int = 0
+    members: float = 1.0
+
+    def room(self, code: Code) -> int:
+        """Bytes that are left for axes beside their sketches, of `REST_BITS` a number where axes have fewer."""
+        return self.most_bytes - code.width * code.rest * REST_BITS // 8
+
+
+def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, query_rows: Sequence[int] = ()) -> LearnedCode:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
     The Gram matrix of the sample has the same spectrum (Heo et al. 2026, section 3.3); axes are Z^T V / sigma. They are turned by a random
     rotation of the K axes among themselves, which keeps every inner product and spreads each row evenly over its numbers: few bits then lose
     far less. Rounding shrinks the axes; one factor makes the sample's codes come out at their exact size again.
 
-    Of several sizes of code the one is taken with which the sample's examples, as each other's queries, find each other's scores best.
+    Of several sizes of code the one is taken whose scores agree best with exact ones, over the sample's examples and the held-out ones, each
+    for its share of what is to be stored.
 
     Args:
         rows: Per unit, shape (S, U), of the sample.
-        choices: Sizes of code; wider ones than the sample has directions are cut to that.
-        most_bytes: That the axes of all units may take.
-        seed: Of the rotation.
+        held: Per unit, shape (H, U), of documents that are stored and not in the sample; H may be 0.
+        how: Sizes, room and seed.
         query_rows: Places of examples that are to stand in for queries from outside.
 
     Returns:
-        The axes, the size, and the codes that the asked examples would have as queries from outside the sample, shape (asked, K).
+        Axes, size, and what goes with them.
     """
-    gram_SS = sum((_gram(row) for row in rows), torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64))
+    gram_SS = _products(rows, rows)
     values_S, vectors_SS = torch.linalg.eigh(gram_SS)
     directions = max(1, int((values_S > values_S[-1] * _NOISE).sum()))
-    mixes = [_mix(values_S, vectors_SS, min(choice.width, directions), seed) for choice in choices]
-    quality = [_agreement(gram_SS, mix_SK, choice.bits) for mix_SK, choice in zip(mixes, choices, strict=True)]
-    best = quality.index(max(quality)) if len(choices) > 1 else 0
-    mix_SK, width = mixes[best], mixes[best].shape[1]
-    bits = most_bits(sum(row.shape[1] for row in rows), width, most_bytes)
+    choices = [replace(choice, width=min(choice.width, directions)) for choice in how.choices]
+    mix_SK = _mix(values_S, vectors_SS, max(choice.width for choice in choices))
+    sketched = [_sketched(part, how, max(choice.rest for choice in choices)) if how.slots else None for part in (held, rows)]
+    out = None
+    if len(held[0]):
+        out = HeldOut(_products(held, held), _products(held, rows) @ mix_SK, *_sketches(sketched, mix_SK), how.seed)
+    chosen = _chosen(choices, out, how.members, lambda choice: _agreement(gram_SS, mix_SK, choice, how.seed))
+    code = chosen.code
+    turned_SK = mix_SK[:, : code.width] @ rotation(code.width, how.seed)
     few = slice(None, None, max(1, len(gram_SS) // _MEASURED))
-    exact_FK, by_block = gram_SS[few] @ mix_SK, []
-    found_FK = torch.zeros_like(exact_FK)
-    for first, block_SM in _blocks(rows):
-        wide = torch.promote_types(block_SM.dtype, torch.float32)
-        by_block.append(Axes.of(block_SM.T.to(wide) @ mix_SK.to(wide), bits, first, seed=seed))
-        if bits < 32:
-            turned_FM = turn(block_SM[few].to(wide), first, seed=seed)
-            for chosen, numbers_MK in by_block[-1].blocks():
-                found_FK += (turned_FM[:, chosen] @ numbers_MK.to(wide)).double()
-    # Rounding shortens axes, all by nearly the same factor.
-    size = 1.0 if bits == 32 else float((found_FK * exact_FK).sum() / found_FK.square().sum().clamp_min(_TINY))
-    axes = Axes(
-        torch.cat([block.codes for block in by_block]), torch.cat([block.scales_M for block in by_block]) * size, bits, width
-    )
-    chosen = torch.tensor(query_rows, dtype=torch.long)
+    axes = _rounded_axes(
+        ((first, block_SM.T.to(_wide(block_SM)) @ turned_SK.to(_wide(block_SM)), block_SM[few]) for first, block_SM in _blocks(rows)),
+        gram_SS[few] @ turned_SK, sum(row.shape[1] for row in rows), how.room(code), how.seed,
+    )  # fmt: skip
+    places = torch.tensor(query_rows, dtype=torch.long)
     # What of an example no other one has, squared: the Schur complement of the others in the Gram matrix. Axes hold it by the example's mix.
     least = values_S[-1] * _NOISE
-    own_A = 1 / (vectors_SS[chosen].square() / (values_S.clamp_min(0) + least)).sum(1) - least
-    outside_AK = gram_SS[chosen] @ mix_SK - own_A.clamp_min(0)[:, None] * mix_SK[chosen]
-    return axes, Code(width, choices[best].dtype, choices[best].bits), outside_AK
+    own_A = 1 / (vectors_SS[places].square() / (values_S.clamp_min(0) + least)).sum(1) - least
+    outside_AK = gram_SS[places] @ turned_SK - own_A.clamp_min(0)[:, None] * turned_SK[places]
+    rest_RK = None
+    if code.rest and sketched[1] is not None:
+        rest_RK = sketched[1][:, : code.rest].T.double() @ turned_SK * (how.slots / code.rest) ** 0.5
+    return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots, stand_ins=outside_AK)
 
 
-def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
-    """Tensors to be written, for `load_whitened`."""
-    tensors = {f"kept.{i}": value for i, value in enumerate(whitened.coordinates_kept) if value is not None}
-    for side, bases in (("outputs", whitened.bases.outputs), ("inputs", whitened.bases.inputs)):
-        for index, basis in enumerate(bases):
-            tensors |= basis_tensors(basis, side, index)
-    return {**tensors, **{f"weights.{i}": value for i, value in enumerate(whitened.weights)}}
+def streamed_code(chunks: Chunks, held: Sequence[Tensor], how: Choosing, probes: int) -> LearnedCode:
+    """The same from more documents than fit in memory: see `streamed_axes`, of which the leading half and more are worth keeping.
+
+    Args:
+        chunks: Whitened coordinates of the sample, all units one after the other, twice the same.
+        held: Per unit, shape (H, U), of documents that are not in it.
+        how: Sizes, room and seed; `members` plays no part, since so many documents leave no trace of their own in so few axes.
+        probes: Random mixtures of documents.
+    """
+    coordinates = sum(part.shape[1] for part in held)
+    axes_MP, _ = streamed_axes(chunks, coordinates, probes, seed=how.seed, device=torch.device("cpu"))
+    choices = [replace(choice, width=min(choice.width, axes_MP.shape[1])) for choice in how.choices]
+    whole_HM = torch.cat(list(held), 1).to(axes_MP)
+    rest = max(choice.rest for choice in choices)
+    sketched_HR = _sketched(held, how, rest) if how.slots else None
+    axes_RP = None
+    if how.slots:
+        sketch = Residual.sketch_of(coordinates, how.slots, how.slots, seed=how.seed, device=torch.device("cpu"))
+        axes_RP = torch.zeros(rest, axes_MP.shape[1])
+        for first in range(0, coordinates, TURNED):
+            turned_PM = turn(axes_MP[first : first + TURNED].T, first, seed=how.seed)
+            axes_RP += _part(sketch, first, turned_PM.shape[1]).times(turned_PM)[:, :rest].T
+    nothing = torch.zeros(len(whole_HM), 0)
+    out = HeldOut(
+        _products(held, held), whole_HM @ axes_MP,
+        nothing if sketched_HR is None else sketched_HR, nothing[:0].T if axes_RP is None else axes_RP.T, how.seed,
+    )  # fmt: skip
+    chosen = _chosen(choices, out, 0.0, lambda choice: 0.0)
+    code = chosen.code
+    turn_KK = rotation(code.width, how.seed).to(axes_MP)
+    axes = _rounded_axes(
+        (
+            (first, axes_MP[first : first + TURNED, : code.width] @ turn_KK, whole_HM[:, first : first + TURNED])
+            for first in range(0, coordinates, TURNED)
+        ),
+        (out.codes_HK[:, : code.width] @ turn_KK).double(), coordinates, how.room(code), how.seed,
+    )  # fmt: skip
+    rest_RK = None if axes_RP is None or not code.rest else axes_RP[: code.rest, : code.width] @ turn_KK
+    if rest_RK is not None:
+        rest_RK = rest_RK * (how.slots / code.rest) ** 0.5
+    return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots)
 
 
-def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: torch.device) -> Whitened:
-    """What `save_whitened` took apart."""
+def _chosen(choices: Sequence[Code], out: HeldOut | None, members: float, inside: Callable[[Code], float]) -> LearnedCode:
+    """The best choice, without its axes yet.
 
-    def named(name: str) -> tuple[Tensor | None, ...]:
-        tensors_of = [tensors.get(f"{name}.{index}") for index in range(len(units))]
-        return tuple(value if value is None else _laid_out(value, device) for value in tensors_of)
-
-    def side(name: str) -> tuple[Basis | None, ...]:
-        own_tensors = {
-            key: _laid_out(value, device) for key, value in tensors.items() if key.split(".")[0].split("_")[0] == name
-        }
-        return tuple(as_basis(own_tensors, name, index) for index in range(len(units)))
-
-    bases = Kronecker(tuple(units), side("outputs"), side("inputs"))
-    weights = tuple(value for value in named("weights") if value is not None)
-    return Whitened(bases, weights, named("kept"))
-
-
-def _laid_out(value: Tensor, device: torch.device) -> Tensor:
-    # Fitted and read back from disk they lie differently in memory, which moves the last bits of a product.
-    return value.to(device).clone(memory_format=torch.contiguous_format)
-
-
-def save_axes(axes: Axes) -> dict[str, Tensor]:
-    """Tensors to be written, for `load_axes`."""
-    return {
-        "axes": axes.codes,
-        "scales": axes.scales_M,
-        "axes_bits": torch.tensor(axes.bits),
-        "axes_width": torch.tensor(axes.width_K),
-    }
+    Args:
+        choices: Sizes.
+        out: Documents that are stored and not in the sample; None where there are none.
+        members: Share of the stored documents that are in it.
+        inside: What a choice is worth on those.
+    """
+    best, known = None, {}
+    for choice in choices:
+        value, share = (0.0, 0.0) if out is None else out.agreement(choice)
+        alone = replace(choice, rest=0)
+        if members > _FEW_MEMBERS and alone not in known:
+            known[alone] = inside(alone) if len(choices) > 1 else 0.0
+        value = known.get(alone, value) if out is None else members * known.get(alone, value) + (1 - members) * value
+        # Mixtures of which nothing is signal are left out.
+        choice = choice if share > 0 else alone
+        if best is None or value > best.expected:
+            best = LearnedCode(_NOTHING, choice, None, 0, share, value, torch.zeros(0))
+    assert best is not None, "there is a choice"
+    return best
 
 
-def load_axes(tensors: Mapping[str, Tensor]) -> Axes:
-    """What `save_axes` took apart."""
-    return Axes(tensors["axes"], tensors["scales"], int(tensors["axes_bits"]), int(tensors["axes_width"]))
+def _rounded_axes(
+    blocks: Iterable[tuple[int, Tensor, Tensor]], exact_FK: Tensor, coordinates: int, most_bytes: int, seed: int
+) -> Axes:
+    """Axes of all coordinates, rounded to the bits that fit.
+
+    Args:
+        blocks: Place of the first of some coordinates, their axes (M, K), and what a few examples have there (F, M).
+        exact_FK: Codes of these examples by the axes before rounding.
+        coordinates: Of all blocks.
+        most_bytes: Room.
+        seed: Of the turning.
+    """
+    width = exact_FK.shape[1]
+    bits = most_bits(coordinates, width, most_bytes)
+    by_block, rounded_FK = [], torch.zeros_like(exact_FK)
+    for first, axes_MK, few_FM in blocks:
+        by_block.append(Axes.of(axes_MK, bits, first, seed=seed))
+        if bits < 32:
+            turned_FM = turn(few_FM.to(axes_MK), first, seed=seed)
+            for chosen, numbers_MK in by_block[-1].blocks():
+                rounded_FK += (turned_FM[:, chosen] @ numbers_MK.to(axes_MK)).double()
+    # Rounding shortens axes, all by nearly the same factor.
+    size = 1.0 if bits == 32 else float((rounded_FK * exact_FK).sum() / rounded_FK.square().sum().clamp_min(_TINY))
+    scales_M = torch.cat([block.scales_M for block in by_block]) * size
+    return Axes(torch.cat([block.codes for block in by_block]), scales_M, bits, width)
 
 
-def _mix(values_S: Tensor, vectors_SS: Tensor, width_K: int, seed: int) -> Tensor:
-    """What the Gram matrix, and the rows, are multiplied with: turned axes of unit length, shape (S, K)."""
+def _sketched(rows: Sequence[Tensor], how: Choosing, width_R: int) -> Tensor:
+    """The first mixtures of rows' coordinates, shape (S, R), of all slots' gain: not made longer for those left out."""
+    coordinates = sum(row.shape[1] for row in rows)
+    sketch = Residual.sketch_of(coordinates, how.slots, how.slots, seed=how.seed, device=torch.device("cpu"))
+    sketched_SR = torch.zeros(len(rows[0]), how.slots)
+    for first, block_SM in _blocks(rows) if len(rows[0]) else ():
+        turned_SM = turn(block_SM.to(_wide(block_SM)), first, seed=how.seed)
+        sketched_SR = sketched_SR + _part(sketch, first, turned_SM.shape[1]).times(turned_SM)
+    return sketched_SR[:, :width_R]
+
+
+def _sketches(sketched: Sequence[Tensor | None], mix_SK: Tensor) -> tuple[Tensor, Tensor]:
+    """Of held-out documents, and of the axes that a sample's rows are mixed to, shape (K, R)."""
+    held_HR, rows_SR = sketched
+    if held_HR is None or rows_SR is None:
+        return torch.zeros(0, 0), torch.zeros(mix_SK.shape[1], 0)
+    return held_HR, mix_SK.T.to(rows_SR) @ rows_SR
+
+
+def _part(sketch: SparseSketch, first: int, size: int) -> SparseSketch:
+    return SparseSketch(sketch.slots_N[first : first + size], sketch.signs_N[first : first + size], sketch.width_K)
+
+
+def _wide(rows: Tensor) -> torch.dtype:
+    return torch.promote_types(rows.dtype, torch.float32)
+
+
+def _mix(values_S: Tensor, vectors_SS: Tensor, width_K: int) -> Tensor:
+    """What the Gram matrix, and the rows, are multiplied with: axes of unit length, largest first, shape (S, K)."""
     values_K, vectors_SK = values_S.flip(0)[:width_K], vectors_SS.flip(1)[:, :width_K]
     # The sign of an eigenvector is free: make its largest entry positive, so that runs agree.
     largest_1K = vectors_SK.gather(0, vectors_SK.abs().argmax(0, keepdim=True))
     vectors_SK = vectors_SK * torch.where(largest_1K < 0, -1.0, 1.0)
-    turn_KK = torch.linalg.qr(random_matrix("gaussian", width_K, width_K, seed=seed, name="rotation of codes").double())[0]
-    return (vectors_SK / values_K.clamp_min(_TINY).sqrt()) @ turn_KK
+    return vectors_SK / values_K.clamp_min(_TINY).sqrt()
 
 
-def _agreement(gram_SS: Tensor, mix_SK: Tensor, bits: int) -> float:
-    """Mean over the sample's examples, each as a query, of the correlation of scores by codes with exact scores of the others.
+def _agreement(gram_SS: Tensor, mix_SK: Tensor, code: Code, seed: int) -> float:
+    """Mean over some of the sample's examples, each as a query, of the correlation of scores by codes with exact scores of the others.
 
     A real query is not in the sample: its code has no part of an axis' own example. Leaving the diagonal out of the Gram matrix on the
     query's side gives such codes; with it they would be several times too long, and rounding would seem to cost far more than it does.
     """
-    hollow_SS = gram_SS - torch.diag(gram_SS.diagonal())
-    rounded_SK = codes_SK = gram_SS @ mix_SK
-    if bits <= 8:
-        integers, scales_S = quantize(codes_SK, bits)
-        rounded_SK = to_integers(unpack(integers, bits)[:, : codes_SK.shape[1]], bits).double() * scales_S.double()[:, None]
-    found_SS = (hollow_SS @ mix_SK) @ rounded_SK.T
-    # An example's own score is far larger than all others, and nobody asks for it.
-    others_SS = ~torch.eye(len(gram_SS), dtype=torch.bool)
-    a, b = (
-        (part * others_SS) - (part * others_SS).sum(1, keepdim=True) / max(1, len(part) - 1) for part in (gram_SS, found_SS)
-    )
-    a, b = a * others_SS, b * others_SS
-    return float(((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).clamp_min(_TINY).sqrt()).mean())
+    turned_SK = mix_SK[:, : code.width] @ rotation(code.width, seed)
+    few = torch.arange(0, len(gram_SS), max(1, len(gram_SS) // _JUDGED))
+    gram_FS = gram_SS[few]
+    codes_FK = gram_FS @ turned_SK
+    hollow_FK = codes_FK - gram_SS.diagonal()[few, None] * turned_SK[few]
+    return correlation(hollow_FK @ rounded(codes_FK, code.bits).T, gram_FS[:, few])
 
 
 def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -262,11 +361,12 @@ def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         yield first, torch.cat(cuts, 1)
 
 
-def _gram(row_SU: Tensor) -> Tensor:
-    """Inner products of a unit's rows, in blocks of coordinates: each in the rows' own precision, their sum in float64."""
-    gram_SS = torch.zeros(len(row_SU), len(row_SU), dtype=torch.float64)
-    for start in range(0, row_SU.shape[1], 1 << 14):
-        block = row_SU[:, start : start + (1 << 14)]
-        wide = block.to(torch.promote_types(block.dtype, torch.float32))
-        gram_SS += (wide @ wide.T).double().cpu()
-    return gram_SS
+def _products(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Inner products of rows over all units, in blocks of coordinates: each in the rows' own precision, their sum in float64."""
+    products_AB = torch.zeros(len(some[0]), len(others[0]), dtype=torch.float64)
+    for left_AU, right_BU in zip(some, others, strict=True):
+        for start in range(0, left_AU.shape[1], 1 << 14):
+            chosen = slice(start, start + (1 << 14))
+            wide = _wide(left_AU)
+            products_AB += (left_AU[:, chosen].to(wide) @ right_BU[:, chosen].to(wide).T).double().cpu()
+    return products_AB

@@ -38,6 +38,8 @@ class BuildConfig:
             Without one it lies in the store's folder until that is finished.
         bytes_per_example: For methods that whiten rows, bytes of a code, a number or one like 2k: chooses rank and dtype; 0
             leaves them alone.
+        shared_bytes: For methods that whiten rows, bytes of everything that rows share (bases, axes and what goes with them), a number or one
+            like 8m; 0 keeps axes to 256 MiB.
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.
@@ -57,11 +59,13 @@ class BuildConfig:
     axes_examples: int = 0
     relative_damping: float = 0.0
     bytes_per_example: int | str = 0
+    shared_bytes: int | str = 0
     factors: str | Path | None = None
 
     def __post_init__(self):
-        if isinstance(self.bytes_per_example, str):
-            object.__setattr__(self, "bytes_per_example", _bytes_named(self.bytes_per_example))
+        for name in ("bytes_per_example", "shared_bytes"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, _bytes_named(getattr(self, name), name))
         self._check_numbers()
         self._check_method()
         for name, choices in (("projection", _Projection), ("dtype", _Stored), ("autocast", _Autocast)):
@@ -103,7 +107,7 @@ class BuildConfig:
                     needed=f"a method that uses {name}",
                     do=f"leave {name} out, or take another method (`whence methods`)",
                 )
-        for name in ("relative_damping", "bytes_per_example"):
+        for name in ("relative_damping", "bytes_per_example", "shared_bytes"):
             if getattr(self, name) and method.encoder != "aligned":
                 raise BadInput(
                     found=f"{name}={getattr(self, name)} for the method {self.method}",
@@ -164,7 +168,7 @@ class Placement:
             )
 
 
-def _bytes_named(text: str) -> int:
+def _bytes_named(text: str, name: str) -> int:
     """Bytes as people write them, k and m for 1,024 and its square.
 
     Raises:
@@ -176,6 +180,4 @@ def _bytes_named(text: str) -> int:
     try:
         return int(float(digits) * factor)
     except ValueError:
-        raise BadInput(
-            found=f"bytes_per_example={text!r}", needed="a number of bytes, such as 512 or 2k", do="correct it"
-        ) from None
+        raise BadInput(found=f"{name}={text!r}", needed="a number of bytes, such as 512 or 2k", do="correct it") from None

@@ -115,7 +115,11 @@ class Blueprint:
     def codec(self) -> RowCodec | QuantizedCodec:
         """How rows lie in shards."""
         names, shapes = [unit.name for unit in self.units], [unit.projected for unit in self.units]
-        return row_codec(names, shapes, self.factor_rank, self.dtype, self.seed)
+        codec = row_codec(names, shapes, self.factor_rank, self.dtype, self.seed)
+        if isinstance(codec, QuantizedCodec) and method_named(self.method).encoder == "aligned":
+            # What the axes leave is kept as signs whatever the axes' numbers are.
+            return replace(codec, bits=(*codec.bits[:1], *(1 for _ in codec.bits[1:])))
+        return codec
 
     def columns(self) -> tuple[str, ...]:
         """Tensors of a shard with one number a row, besides those of the codec."""
@@ -237,7 +241,7 @@ def row_codec(
         UnknownOption: If there is no stored type of that name.
     """
     if dtype in _BITS:
-        return QuantizedCodec(tuple(names), tuple(shapes), factor_rank, _BITS[dtype], seed)
+        return QuantizedCodec(tuple(names), tuple(shapes), factor_rank, (_BITS[dtype],) * len(names), seed)
     if dtype not in _DTYPES:
         dtypes = ", ".join((*_DTYPES, *_BITS))
         raise UnknownOption(found=f"dtype {dtype!r}", needed=f"one of: {dtypes}", do="pick one")
@@ -292,7 +296,7 @@ def _impossible(blueprint: Blueprint) -> str:
             return f"{name} is {value:,}"
     if blueprint.seed < 0 or blueprint.projection not in _PROJECTIONS or blueprint.autocast not in _AUTOCASTS:
         return f"seed {blueprint.seed}, projection {blueprint.projection[:40]!r} and autocast {str(blueprint.autocast)[:40]!r}"
-    if not all(isinstance(blueprint.task.get(name, ""), str) for name in ("logged", "kind", "bases")):
+    if not all(isinstance(blueprint.task.get(name, ""), str) for name in ("logged", "kind", "bases", "code")):
         return "task is not what a build writes"
     if not blueprint.units or len({unit.name for unit in blueprint.units}) < len(blueprint.units):
         return f"{len(blueprint.units):,} units, not all with a name of their own" if blueprint.units else "no units"

@@ -11,8 +11,9 @@ from whence.methods import method_named
 from whence.pipeline.forecast.code import timed, timed_code
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.build import make_blueprint
+from whence.pipeline.stored.code_size import code_size
 from whence.pipeline.stored.encoders import random_encoder
-from whence.pipeline.stored.learn_code import code_size, sized_fit
+from whence.pipeline.stored.learn_code import sized_fit
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig

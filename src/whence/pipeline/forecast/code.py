@@ -10,7 +10,8 @@ from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, Encoder
 from whence.curvature import FitRun, ResolvedDamping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
 from whence.data import Dataset, Example
-from whence.pipeline.stored.learn_code import AXES_BYTES, FIT_EXAMPLES, CodeSize, relative_damping
+from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize
+from whence.pipeline.stored.learn_code import FIT_EXAMPLES, relative_damping
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig

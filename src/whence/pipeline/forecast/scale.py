@@ -17,7 +17,8 @@ from whence.curvature import directions_of, resolved
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
-from whence.pipeline.stored.learn_code import FIT_EXAMPLES, code_size
+from whence.pipeline.stored.code_size import code_size
+from whence.pipeline.stored.learn_code import FIT_EXAMPLES
 from whence.records import Unit
 from whence.settings import GPUS, BuildConfig, Cluster, FitConfig, Load
 from whence.store import row_codec

@@ -23,7 +23,7 @@ from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
-from whence.pipeline.stored.learn_code import STAND_INS, cut_bases, relative_damping, sample_places
+from whence.pipeline.stored.learn_code import SAMPLE, STAND_INS, cut_bases, relative_damping
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.pipeline.stored.write_rows import write_rows
@@ -186,8 +186,9 @@ def _built(
                         "a model that is split over processes gives no whole gradients: stored scores were not held against exact ones"
                     )
                 elif isinstance(encoder, Aligned):
-                    sample = sample_places(plan, len(dataset), config) if is_first else ()
-                    stand_in_codes = next((tensors[STAND_INS] for tensors in learned.values() if STAND_INS in tensors), None)
+                    code = next((tensors for tensors in learned.values() if STAND_INS in tensors), {})
+                    sample = code[SAMPLE].tolist() if is_first and SAMPLE in code else ()
+                    stand_in_codes = code.get(STAND_INS)
                     fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, stand_in_codes, quiet=quiet)
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
@@ -326,8 +327,10 @@ def make_blueprint(
     if isinstance(encoder, Aligned):
         width, dtype = encoder.shapes()[0][1], encoder.dtype
     cut_notes: list[str] = []
+    rest_note = {}
     if isinstance(encoder, Aligned):
         cut_notes = cut_bases(encoder.whitened, relative_damping(config))
+        rest_note = {"code": encoder.residual.note(width, dtype)} if encoder.residual is not None else {}
     recipe = None if task.recipe is None else asdict(task.recipe)
     blueprint = Blueprint(
         method=method.name,
@@ -343,7 +346,7 @@ def make_blueprint(
         autocast=None if config.autocast == "none" else config.autocast,
         model=weights,
         preprocessing=task.preprocessing,
-        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(cut_notes)} if cut_notes else {})},
+        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(cut_notes)} if cut_notes else {}), **rest_note},
         units=units,
         recipe=recipe,
         libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -15,7 +15,7 @@ from whence.compress.quantize import packed_width
 from whence.compress.turn import TURNED
 from whence.errors import StoreCorrupt
 from whence.methods import Method
-from whence.pipeline.stored.learn_code import STORED_TYPES
+from whence.pipeline.stored.code_size import STORED_TYPES
 from whence.records import Unit
 from whence.store import Blueprint, damaged
 
@@ -24,6 +24,8 @@ __all__ = ["check_learned", "check_sizes"]
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BITS = (32, 8, 4, 1)
+# Of a sketch: rows of a gigabyte would have as many.
+_MOST_SLOTS = 1 << 33
 
 
 def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], folder: Path) -> None:
@@ -40,7 +42,10 @@ def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], fol
     """
     joined = method.encoder in ("whole", "entries", "aligned")
     due = [blueprint.rank] if joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
-    if [math.prod(unit.projected) for unit in blueprint.units] != due:
+    found = [math.prod(unit.projected) for unit in blueprint.units]
+    if method.encoder == "aligned":  # signs of what the axes leave may follow
+        found = found[:1] if len(found) <= 2 else found
+    if found != due:
         raise StoreCorrupt(
             **damaged(folder / "blueprint.json", f"rows of other sizes than {method.name} makes at rank {blueprint.rank:,}")
         )
@@ -124,7 +129,24 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
         _misfit(shapes, "axes", *codes)
         or _misfit(shapes, "scales", (rows,), _FLOATS)
         or _misfit(shapes, "damping", (), _FLOATS)
+        or ("rest_axes" in shapes and _rest(tensors, shapes, rank))
+        or ""
     )
+
+
+def _rest(tensors: Mapping[str, Tensor], shapes: Shapes, rank: int) -> str:
+    """Of what the axes leave."""
+    for name, dtypes in (("rest_bits", (torch.int64,)), ("rest_slots", (torch.int64,)), ("rest_share", (torch.float64,))):
+        if why := _misfit(shapes, name, (), dtypes):
+            return why
+    bits, slots, share = int(tensors["rest_bits"]), int(tensors["rest_slots"]), float(tensors["rest_share"])
+    if bits not in (32, 8, 4) or not 0 < share <= 1:
+        return f"rest_bits is {bits:,} and rest_share {share:g}"
+    codes = ((None, rank), _FLOATS) if bits == 32 else ((None, packed_width(rank, bits)), (torch.int8, torch.uint8))
+    why = _misfit(shapes, "rest_axes", *codes)
+    mixtures = 0 if why else shapes["rest_axes"][0][0]
+    why = why or _misfit(shapes, "rest_scales", (mixtures,), _FLOATS)
+    return why or ("" if 0 < mixtures <= slots <= _MOST_SLOTS else f"{mixtures:,} mixtures of {slots:,} slots")
 
 
 def _unlike_block(tensors: Mapping[str, Tensor], shapes: Shapes, name: str, index: int, size: int) -> str:

@@ -16,7 +16,8 @@ from whence.errors import StoreCorrupt
 from whence.methods import Method, method_named
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.check_learned import check_learned, check_sizes
-from whence.pipeline.stored.learn_code import aligned_encoder, check_code, code_choices, learn_code
+from whence.pipeline.stored.code_size import code_choices
+from whence.pipeline.stored.learn_code import aligned_encoder, check_code, learn_code
 from whence.progress import meter
 from whence.settings import BuildConfig, Runtime
 from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of

@@ -13,7 +13,7 @@ from whence.compress import Aligned
 from whence.data import Dataset, Example, spread_places
 from whence.evaluate import mean_interval, pearson, spearman
 from whence.pipeline.inputs import autocast_named
-from whence.pipeline.stored.learn_code import stand_ins
+from whence.pipeline.stored.code_size import stand_ins
 from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
 from whence.score import Batching, gradient_rows

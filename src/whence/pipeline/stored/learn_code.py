@@ -4,7 +4,7 @@ Axes: S examples of the sample, U coordinates of a unit, K numbers of a code.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -13,27 +13,29 @@ from torch import Tensor
 from whence.capture import Plan, available_bytes, frozen
 from whence.compress import Aligned, Whitened
 from whence.curvature import (
+    Choosing,
     Code,
     ResolvedDamping,
     basis_notes,
     code_axes,
     cut_note,
-    directions_of,
     fit_ekfac,
     load_axes,
+    load_rest,
     load_whitened,
-    most_bits,
     resolved,
     save_axes,
+    save_rest,
     save_whitened,
     whiten,
 )
-from whence.data import Dataset, Example, spread_places
+from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
-from whence.progress import meter
+from whence.pipeline.stored.code_size import STORED_TYPES, code_choices, code_size, fits, sample_places, stand_ins
+from whence.progress import Meter, meter
 from whence.records import Unit
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
@@ -41,108 +43,26 @@ from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
 
 __all__ = [
-    "AXES_BYTES",
     "FIT_EXAMPLES",
-    "CodeSize",
+    "SAMPLE",
+    "STAND_INS",
     "aligned_encoder",
     "check_code",
-    "code_choices",
-    "STAND_INS",
-    "code_size",
     "cut_bases",
     "fit_config",
     "learn_code",
-    "stand_ins",
     "relative_damping",
-    "sample_places",
     "sized_fit",
 ]
 
 STAND_INS = "stand_ins"
 """Among the learned tensors: the codes of `stand_ins` as queries from outside the sample, shape (documents, K)."""
-AXES_BYTES = 256 << 20
-"""Axes are shared by all rows of a store and take at most this, by fewer bits a number first and then by fewer coordinates."""
-# Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
-_WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
-_FEWEST_SAMPLES = 256
+SAMPLE = "sample"
+"""Among the learned tensors: places of the first dataset's documents that the axes were learned from, int64."""
 FIT_EXAMPLES = 8192
 """That the curvature is fitted on: factors of other documents of the same kind serve as well (docs/log.md), more only take time."""
 # Numbers of whitened gradients taken at a time.
 _CHUNK_NUMBERS = 1 << 26
-# In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
-STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
-_CHOSEN = STORED_TYPES[:5]
-_SCALE_BYTES = 2
-
-
-def code_choices(config: BuildConfig, most: int) -> list[Code]:
-    """Sizes of code to choose from: the one asked for, or those that fit in the bytes, of at most so many numbers."""
-    method = method_named(config.method)
-    if not config.bytes_per_example:
-        dtype = method.dtype if config.dtype == "method" else config.dtype
-        return [Code(min(config.rank or method.rank, most), dtype, bits_named(dtype))]
-    assert isinstance(config.bytes_per_example, int)  # the config has read it
-    room = 8 * (config.bytes_per_example - _SCALE_BYTES)
-    sized = [(dtype, bits_named(dtype)) for dtype in _CHOSEN]
-    return [Code(min(room // bits, most), dtype, bits) for dtype, bits in sized if bits <= room]
-
-
-@dataclass(frozen=True)
-class CodeSize:
-    """What learning a code takes, from sizes alone.
-
-    Args:
-        samples: Examples that the axes are learned from.
-        coordinates: Of a whitened gradient that are kept.
-        choices: Sizes of code.
-        sample_bytes: Of memory, for the sample's whitened gradients and the axes made of them.
-        shared_bytes: On disk, for the curvature's bases and the axes.
-    """
-
-    samples: int
-    coordinates: int
-    choices: list[Code]
-    sample_bytes: int
-    shared_bytes: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Of the largest code that may be chosen."""
-        return max(-(-choice.width * choice.bits // 8) for choice in self.choices) + _SCALE_BYTES
-
-
-def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: FitConfig | None = None) -> CodeSize:
-    """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
-    parameters = sum(unit.outputs * unit.inputs for unit in units)
-    samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
-    widest = max(choice.width for choice in code_choices(config, samples))
-    # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
-    coordinates = min(parameters, 8 * AXES_BYTES // widest, _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
-    samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
-    choices = code_choices(config, samples)
-    width = max(choice.width for choice in choices)
-    axes_bytes = coordinates * width * most_bits(coordinates, width, AXES_BYTES) // 8
-    wide = 4 * samples * coordinates
-    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
-    bases = 0 if fit is None else sum(side * directions_of(side, fit) for side in sides)
-    return CodeSize(
-        samples,
-        coordinates,
-        choices,
-        (wide if wide <= _WIDE_BYTES else wide // 2) + axes_bytes,
-        axes_bytes + 4 * (parameters + bases),
-    )
-
-
-def sample_places(plan: Plan, examples: int, config: BuildConfig) -> list[int]:
-    """Places of the examples, of so many, that a code is learned from."""
-    return spread_places(examples, code_size(plan.units, examples, config).samples)
-
-
-def stand_ins(documents: int) -> list[int]:
-    """Places of the documents, of so many, that stand in for queries: 16, or an eighth where there are fewer; none for one alone."""
-    count = min(16, documents // 8)
-    return spread_places(documents, count) if count > 1 else []
 
 
 def learn_code(
@@ -193,23 +113,31 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates, task.device)
-    sample = dataset.spread(size.samples).examples
-    rows = _sample_rows(task, plan, whitened, sample, config, max_positions, quiet)
+    places, held_places = sample_places(len(dataset), size)
+
+    def rows_of(chosen: Sequence[int], name: str) -> list[Tensor]:
+        examples = [dataset.examples[place] for place in chosen]
+        return _sample_rows(
+            task, plan, whitened, examples, config, max_positions, meter(name, len(chosen), quiet=quiet), size.is_halved
+        )
+
+    rows = rows_of(places, "sample")
     if not any(bool(row.any()) for row in rows):
         raise BadInput(
             found=f"gradients that are zero in all {size.samples:,} examples of the sample",
             needed="examples that the loss reaches the model with",
             do="check the loss and the tracked parameters",
         )
-    axes, code, asked_AK = code_axes(
-        rows, size.choices, most_bytes=AXES_BYTES, seed=config.seed, query_rows=stand_ins(len(sample))
-    )
-    about_code = {
+    held = rows_of(held_places, "held out") if held_places else [row[:0] for row in rows]
+    how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(places) / len(dataset))
+    learned = code_axes(rows, held, how, stand_ins(len(places)))
+    known = {
         "damping": torch.tensor(relative, dtype=torch.float64),
-        "dtype": torch.tensor(STORED_TYPES.index(code.dtype)),
-        STAND_INS: asked_AK.float(),
+        "dtype": torch.tensor(STORED_TYPES.index(learned.code.dtype)),
+        STAND_INS: learned.stand_ins.float(),
+        SAMPLE: torch.tensor(places, dtype=torch.int64),
     }
-    return {**save_whitened(whitened), **save_axes(axes), **about_code}
+    return {**save_whitened(whitened), **save_axes(learned.axes), **save_rest(learned), **known}
 
 
 def relative_damping(config: BuildConfig) -> float:
@@ -238,7 +166,9 @@ def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> Fit
 def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: int, device: torch.device) -> Aligned:
     """The encoder that `learn_code` learned."""
     dtype = STORED_TYPES[int(tensors["dtype"])]
-    return Aligned(load_whitened(units, tensors, device), load_axes(tensors), dtype, seed)
+    whitened = load_whitened(units, tensors, device)
+    coordinates = sum(width for _, width in whitened.shapes())
+    return Aligned(whitened, load_axes(tensors), dtype, seed, load_rest(tensors, coordinates, seed, device))
 
 
 def cut_bases(whitened: Whitened, relative: float) -> list[str]:
@@ -269,8 +199,9 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
     """
     stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), STORED_TYPES[int(tensors["dtype"])]
     wanted = relative_damping(config)
+    code = Code(width, dtype, bits_named(dtype), len(tensors.get("rest_axes", ())))
     choices = code_choices(config, width)
-    if stored != wanted or not any(choice.dtype == dtype and choice.width >= width for choice in choices):
+    if stored != wanted or not fits(code, choices, config):
         sizes = " or ".join(f"{choice.width:,} of {choice.dtype}" for choice in choices)
         raise StoreMismatch(
             found=f"a code of {width:,} numbers of {dtype} with damping {stored:g} x mean in {path.parent}",
@@ -286,23 +217,23 @@ def _sample_rows(
     sample: Sequence[Example],
     config: BuildConfig,
     max_positions: int,
-    quiet: bool,
+    progress: AbstractContextManager[Meter],
+    is_halved: bool,
 ) -> list[Tensor]:
     """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
     widths = [width for _, width in whitened.shapes()]
     autocast = autocast_named(config.autocast)
     rows_by_unit: list[Tensor] = []
     step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
-    with meter("sample", len(sample), quiet=quiet) as progress:
+    with progress as told:
         for start in range(0, len(sample), step):
             chunk = sample[start : start + step]
             rows = gradient_rows(
-                task, plan, whitened, chunk, batching=Batching(max_positions), progress=progress, autocast=autocast
+                task, plan, whitened, chunk, batching=Batching(max_positions), progress=told, autocast=autocast
             )
             if not rows_by_unit:
                 wide = rows.units[0].dtype
-                is_large = len(sample) * sum(widths) * wide.itemsize > _WIDE_BYTES
-                rows_by_unit = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_large else wide) for width in widths]
-            for unit_rows, row in zip(rows_by_unit, rows.units, strict=True):
-                unit_rows[start : start + len(chunk)] = row[:, 0]
-    return rows_by_unit
+                held = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_halved else wide) for width in widths]
+            for kept, row in zip(held, rows.units, strict=True):
+                kept[start : start + len(chunk)] = row[:, 0]
+    return held

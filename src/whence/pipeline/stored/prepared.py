@@ -81,7 +81,11 @@ class PreparedStore:
                 do="leave damping out" + (", or build with another relative_damping" if inside else ""),
             )
         plan = plan_units(task)
-        tracked, stored = ([name for unit in units for name in unit.parameters] for units in (plan.units, blueprint.units))
+        tracked, stored = (
+            # Parts of one code are of the same parameters.
+            list(dict.fromkeys(name for unit in units for name in unit.parameters))
+            for units in (plan.units, blueprint.units)
+        )
         if tracked != stored:
             raise StoreMismatch(
                 found=f"a store of {len(blueprint.units)} units and a task with {len(plan.units)}",
@@ -100,7 +104,7 @@ class PreparedStore:
     def prepare(self, dataset: Dataset, *, quiet: bool) -> "PreparedQuery":
         """Take the queries' gradients and precondition them."""
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
-        logged = [store.blueprint.task[name] for name in ("logged", "bases") if name in store.blueprint.task]
+        logged = [store.blueprint.task[name] for name in ("logged", "bases", "code") if name in store.blueprint.task]
         notes = (
             f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *logged,
             *fidelity_notes(store), *left_out_notes(store), *skipped_note("queries", dataset.skipped),

@@ -1,0 +1,170 @@
+"""How large the code of a store may be, what learning it takes, and from which documents it is learned.
+
+Axes: K numbers along axes, R mixtures of what they leave.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whence.curvature import Code, directions_of, most_bits, rest_bits
+from whence.data import spread_places
+from whence.methods import method_named
+from whence.records import Unit
+from whence.settings import BuildConfig, FitConfig
+from whence.store import bits_named
+
+__all__ = [
+    "AXES_BYTES",
+    "STORED_TYPES",
+    "CodeSize",
+    "code_choices",
+    "code_size",
+    "fits",
+    "sample_places",
+    "stand_ins",
+]
+
+AXES_BYTES = 256 << 20
+"""Axes are shared by all rows of a store and take at most this, by fewer bits a number first and then by fewer coordinates; with
+`shared_bytes` all that is shared takes at most that, by fewer axes before fewer coordinates."""
+# Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
+_WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
+_FEWEST_SAMPLES = 256
+# Axes that are given up before coordinates are, where shared bytes are few.
+_FEWEST_AXES = 1024
+# In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
+STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
+_CHOSEN, _WITH_REST = STORED_TYPES[:5], STORED_TYPES[:4]
+_SCALE_BYTES = 2
+# Of a row's bits, for signs of what the axes leave.
+_REST_PARTS = (0.125, 0.25, 0.5, 0.75, 0.875, 0.9375)
+# Documents that nothing is learned from and sizes of code are judged on; fewer than the second say nothing.
+_HELD, _FEWEST_HELD = 256, 32
+
+
+@dataclass(frozen=True)
+class CodeSize:
+    """What learning a code takes, from sizes alone.
+
+    Args:
+        samples: Examples that the axes are learned from.
+        held: Examples that sizes of code are judged on.
+        coordinates: Of a whitened gradient that are kept.
+        choices: Sizes of code.
+        axes_bytes: Room for the axes and their sketches.
+        is_halved: Whether the sample's whitened gradients are held as bfloat16.
+        sample_bytes: Of memory, for the sample's whitened gradients and the axes made of them.
+        shared_bytes: On disk, for the curvature's bases and the axes.
+    """
+
+    samples: int
+    held: int
+    coordinates: int
+    choices: list[Code]
+    axes_bytes: int
+    is_halved: bool
+    sample_bytes: int
+    shared_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the largest code that may be chosen."""
+        return max(_row_bytes(choice) for choice in self.choices)
+
+    @property
+    def slots(self) -> int:
+        """Mixtures of the widest rest."""
+        return max(choice.rest for choice in self.choices)
+
+
+def code_choices(config: BuildConfig, most: int, *, coordinates: int = 0, axes_bytes: int = AXES_BYTES) -> list[Code]:
+    """Sizes of code to choose from: the one asked for, or those that fit in the bytes.
+
+    Args:
+        config: The build's options.
+        most: Numbers along axes, at most.
+        coordinates: Of a whitened gradient, where documents are held out that signs of the rest can be judged on; 0 leaves the rest out.
+        axes_bytes: Room for axes and their sketches, for choices with a rest.
+    """
+    method = method_named(config.method)
+    if not config.bytes_per_example:
+        dtype = method.dtype if config.dtype == "method" else config.dtype
+        return [Code(min(config.rank or method.rank, most), dtype, bits_named(dtype))]
+    assert isinstance(config.bytes_per_example, int)  # the config has read it
+    room = 8 * (config.bytes_per_example - _SCALE_BYTES)
+    sized = [(dtype, bits_named(dtype)) for dtype in _CHOSEN]
+    choices = [Code(min(room // bits, most), dtype, bits) for dtype, bits in sized if bits <= room]
+    room -= 8 * _SCALE_BYTES
+    for dtype in _WITH_REST if coordinates else ():
+        for part in _REST_PARTS:
+            bits = bits_named(dtype)
+            # Axes of a bit, and their sketches of four.
+            fitting = 8 * axes_bytes // (coordinates + rest_bits(1) * int(room * part))
+            width = min(int(room * (1 - part)) // bits, most, fitting) // 8 * 8
+            if width:
+                choices.append(Code(width, dtype, bits, room - width * bits))
+    return list(dict.fromkeys(choices))
+
+
+def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: FitConfig | None = None) -> CodeSize:
+    """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
+    parameters = sum(unit.outputs * unit.inputs for unit in units)
+    samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
+    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
+    bases = 4 * (parameters + (0 if fit is None else sum(side * directions_of(side, fit) for side in sides)))
+    axes_bytes = max(1, int(config.shared_bytes) - bases) if config.shared_bytes else AXES_BYTES
+    widest = max(choice.width for choice in code_choices(config, samples))
+    if config.shared_bytes:
+        widest = min(widest, max(_FEWEST_AXES, 8 * axes_bytes // parameters))
+    # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
+    coordinates = min(parameters, max(1, 8 * axes_bytes // widest), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
+    samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
+    held = min(_HELD, examples - samples)
+    held = held if held >= _FEWEST_HELD else 0
+    fitting = max(1, 8 * axes_bytes // coordinates) if config.shared_bytes else samples
+    choices = code_choices(config, min(samples, fitting), coordinates=coordinates if held else 0, axes_bytes=axes_bytes)
+    taken = max(_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
+    slots = max(choice.rest for choice in choices)
+    wide = 4 * samples * coordinates
+    return CodeSize(
+        samples,
+        held,
+        coordinates,
+        choices,
+        axes_bytes,
+        wide > _WIDE_BYTES,
+        (wide // 2 if wide > _WIDE_BYTES else wide) + 4 * (samples + held) * slots + taken,
+        taken + bases,
+    )
+
+
+def sample_places(examples: int, size: CodeSize) -> tuple[list[int], list[int]]:
+    """Places of the examples, of so many, that a code is learned from, and of those that its size is judged on."""
+    learned = spread_places(examples, size.samples)
+    known = set(learned)
+    others = [place for place in range(examples) if place not in known] if size.held else []
+    return learned, [others[place] for place in spread_places(len(others), size.held)]
+
+
+def fits(code: Code, choices: Sequence[Code], config: BuildConfig) -> bool:
+    """Whether a code is one that a build with these options might have chosen."""
+    if code.rest:
+        return 0 < _row_bytes(code) <= int(config.bytes_per_example)
+    return any(choice.dtype == code.dtype and choice.width >= code.width for choice in choices)
+
+
+def stand_ins(documents: int) -> list[int]:
+    """Places of the documents, of so many, that stand in for queries: 16, or an eighth where there are fewer; none for one alone."""
+    count = min(16, documents // 8)
+    return spread_places(documents, count) if count > 1 else []
+
+
+def _row_bytes(choice: Code) -> int:
+    rest = choice.rest // 8 + _SCALE_BYTES if choice.rest else 0
+    return -(-choice.width * choice.bits // 8) + _SCALE_BYTES + rest
+
+
+def _axes_bytes(choice: Code, coordinates: int, most: int) -> int:
+    sketches = choice.width * choice.rest * rest_bits(1) // 8
+    bits = most_bits(coordinates, choice.width, most - sketches)
+    return coordinates * choice.width * bits // 8 + choice.width * choice.rest * rest_bits(bits) // 8
