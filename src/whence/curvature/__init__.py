@@ -29,10 +29,11 @@ from whence.curvature.damping import (
     stored_damping,
 )
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
+from whence.curvature.eigenvectors import eigenvectors
 from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
-from whence.curvature.kfac import FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
+from whence.curvature.kfac import Fit, FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
 from whence.curvature.labels import class_count
 from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
@@ -61,6 +62,8 @@ __all__ = [
     "save_axes",
     "save_whitened",
     "whiten",
+    "Fit",
+    "eigenvectors",
     "fit_factors",
     "fit_values",
     "prepare_fit",

@@ -6,9 +6,11 @@ from typing import Any
 
 from whence.capture import Coverage, Forecast, forecast, plan_units
 from whence.compress import Encoder
-from whence.data import Dataset, Example
+from whence.curvature import basis_notes, basis_plan
+from whence.data import Dataset
 from whence.methods import method_named
-from whence.pipeline.forecast.code import timed, timed_code
+from whence.pipeline.forecast.code import timed_code
+from whence.pipeline.forecast.timing import timed, timed_sample
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.build import make_blueprint
 from whence.pipeline.stored.code_size import code_size
@@ -21,9 +23,6 @@ from whence.store import sizes_told
 from whence.tasks import AbstractTask
 
 __all__ = ["BuildForecast", "forecast_build"]
-
-# Examples timed at most: enough to fill a batch of short ones, few enough to wait for.
-_TIMED_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class BuildForecast:
         rows_per_shard: Rows in a file.
         seconds: For the rows, from a batch on this machine; the curvature of finished rows comes on top.
         learning_seconds: Before them, for the curvature and the axes of method aligned.
+        cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
     """
 
     coverage: Coverage
@@ -51,15 +51,15 @@ class BuildForecast:
     rows_per_shard: int
     seconds: float
     learning_seconds: float = 0.0
+    cut_bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         disk = f"disk: {sizes_told(self.rows, self.row_bytes, self.shared_bytes)}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
-        return "\n".join(
-            (str(self.coverage), str(self.memory), disk, f"time: about {before}{self.seconds:,.0f} s for the rows")
-        )
+        time = f"time: about {before}{self.seconds:,.0f} s for the rows"
+        return "\n".join((str(self.coverage), str(self.memory), disk, time, *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -76,6 +76,7 @@ class BuildForecast:
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
             "learning_seconds": self.learning_seconds,
+            "cut_bases": list(self.cut_bases),
         }
 
 
@@ -100,7 +101,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     fit = sized_fit(task, plan, dataset, config) if is_aligned else FitConfig()
     code = code_size(plan.units, len(dataset), config, fit) if is_aligned else None
     blueprint = make_blueprint(task, plan, encoder, config, positions, "")
-    sample = _batch(dataset, positions)
+    sample = timed_sample(dataset, positions, plan.coverage.tracked)
     codec, before = blueprint.codec(), 0.0
     if code is not None:
         before, encoder = timed_code(task, plan, dataset, sample, config, fit, code, positions)
@@ -124,14 +125,5 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         rows_per_shard=blueprint.rows_per_shard,
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
+        cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
     )
-
-
-def _batch(dataset: Dataset, positions: int) -> list[Example]:
-    """Examples from all over the data, as many as fit in a batch, and 64 at most."""
-    examples: list[Example] = []
-    for example in dataset.spread(_TIMED_EXAMPLES).examples:
-        if examples and sum(chosen.length for chosen in examples) + example.length > positions:
-            break
-        examples.append(example)
-    return examples

@@ -1,15 +1,14 @@
 """How long a build of method aligned takes before its rows, and for them: its parts, timed on a batch."""
 
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 
 from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, Encoder
-from whence.curvature import FitRun, ResolvedDamping, fit_factors, fit_values, most_bits, prepare_fit, solve_bases, whiten
+from whence.curvature import ResolvedDamping, most_bits, whiten
 from whence.data import Dataset, Example
+from whence.pipeline.forecast.timing import positions_of, timed, timed_fit
 from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES, relative_damping
 from whence.progress import meter
@@ -17,11 +16,8 @@ from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
 from whence.tasks import AbstractTask
 
-__all__ = ["timed", "timed_code"]
+__all__ = ["timed_code"]
 
-Made = TypeVar("Made")
-# Runs of each part, unless they take too long.
-_RUNS, _ENOUGH_SECONDS = 3, 5.0
 # Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
 _TIMED_SIDE = 512
 
@@ -51,31 +47,18 @@ def timed_code(
     Returns:
         Seconds before the first row, and the encoder, of the widest code that the bytes allow.
     """
-    fit = prepare_fit(task, plan, Dataset(few), fitted, FitRun(max_positions=positions, quiet=True))
+    fit, curvature = timed_fit(task, plan, few, fitted, positions)
     with meter("", len(few), quiet=True) as progress:
-        factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
-        bases, before = timed(lambda: solve_bases(fit, factors, progress))
-        values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
-        whitened = whiten(fit.finish(bases, values), ResolvedDamping(relative_damping(config), None, ""), size.coordinates)
+        whitened = whiten(curvature, ResolvedDamping(relative_damping(config), None, ""), size.coordinates, task.device)
         _, sample_seconds = timed(
             lambda: gradient_rows(task, plan, whitened, few, batching=Batching(positions), progress=progress)
         )
-    per_position = 1 / _positions(few)
-    before += (factor_seconds + value_seconds) * per_position * _positions(dataset.spread(FIT_EXAMPLES).examples)
-    before += sample_seconds * per_position * _positions(dataset.spread(size.samples).examples)
+    before = fit.total(positions_of(dataset.spread(FIT_EXAMPLES).examples))
+    before += sample_seconds / positions_of(few) * positions_of(dataset.spread(size.samples).examples)
     coordinates = sum(width for _, width in whitened.shapes())
     widest = max(size.choices, key=lambda choice: choice.width)
     axes, seconds = _timed_axes(coordinates, size.samples, widest.width, config.seed)
     return before + seconds, Aligned(whitened, axes, widest.dtype, config.seed)
-
-
-def timed(make: Callable[[], Made]) -> tuple[Made, float]:
-    """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
-    result, best = _once(make)
-    for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
-        result, seconds = _once(make)
-        best = min(best, seconds)
-    return result, best
 
 
 def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[Axes, float]:
@@ -92,13 +75,3 @@ def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[
     rows = coordinates if bits == 32 else blocks * len(made_axes.codes)
     axes = Axes(made_axes.codes.repeat(blocks, 1)[:rows], made_axes.scales_M.repeat(blocks)[:rows], bits, width)
     return axes, (gram_seconds + axes_seconds) * coordinates / block.shape[1] + eigen_seconds * (samples / side) ** 3
-
-
-def _once(make: Callable[[], Made]) -> tuple[Made, float]:
-    started = time.perf_counter()
-    result = make()
-    return result, time.perf_counter() - started
-
-
-def _positions(examples: Sequence[Example]) -> int:
-    return sum(example.length for example in examples)

@@ -12,6 +12,7 @@ from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
 from whence.pipeline.exact.prepare import fit_data, sized
+from whence.pipeline.forecast.exact_time import ExactSeconds, timed_exact
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
@@ -30,14 +31,17 @@ class ExactForecast:
         coverage: What would be attributed.
         footprint: In memory and on disk, and how it would be cut.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
+        seconds: Time; None for solvers, which stop when they have converged, and for what goes through a run.
     """
 
     coverage: Coverage
     footprint: Footprint
     cut_bases: tuple[str, ...] = ()
+    seconds: ExactSeconds | None = None
 
     def __str__(self) -> str:
-        return "\n".join((str(self.coverage), str(self.footprint), *basis_notes(self.cut_bases)))
+        told = "time: not told of solvers and runs" if self.seconds is None else str(self.seconds)
+        return "\n".join((str(self.coverage), str(self.footprint), told, *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them; sizes in bytes."""
@@ -50,6 +54,7 @@ class ExactForecast:
             "passes_to_fit": footprint.fit.factor_passes + footprint.fit.value_passes,
             "cut_bases": list(self.cut_bases),
             "passes_to_score": footprint.chunks * footprint.passes,
+            "seconds": None if self.seconds is None else {**asdict(self.seconds), "total": self.seconds.total},
             **asdict(footprint),
         }
 
@@ -63,7 +68,7 @@ def forecast_exact(
     runtime: Runtime = Runtime(),
     **options: Any,
 ) -> ExactForecast:
-    """Memory and disk of `attribute`, and into how many passes it would be cut; runs one example, writes nothing.
+    """Memory, disk and time of `attribute`, and into how many passes it would be cut; runs a few examples, writes nothing.
 
     Args:
         task: Model and per-example loss.
@@ -99,5 +104,17 @@ def forecast_exact(
     footprint = measure(
         task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions
     )
-    has_curvature = exact_method_named(settings.name).factors is not None
-    return ExactForecast(plan.coverage, footprint, tuple(basis_plan(plan.units, fit_of(settings)) if has_curvature else ()))
+    cut_bases = basis_plan(plan.units, fit_of(settings)) if exact_method_named(settings.name).factors is not None else []
+    seconds = None
+    if _is_timed(settings, footprint):
+        positions = runtime.batch_positions or batch.batch_positions
+        seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions)
+    return ExactForecast(plan.coverage, footprint, tuple(cut_bases), seconds)
+
+
+def _is_timed(settings: ExactSettings, footprint: Footprint) -> bool:
+    """Whether time is a sum of passes, of which some can be had in memory."""
+    method = exact_method_named(settings.name)
+    is_along = isinstance(settings, AlongSettings) and settings.run is not None
+    in_memory = footprint.peak <= footprint.room and max(footprint.fit.factor_passes, footprint.fit.value_passes) <= 1
+    return in_memory and method.solver is None and not method.needs_run and not is_along

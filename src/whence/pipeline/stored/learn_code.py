@@ -223,7 +223,7 @@ def _sample_rows(
     """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
     widths = [width for _, width in whitened.shapes()]
     autocast = autocast_named(config.autocast)
-    rows_by_unit: list[Tensor] = []
+    held: list[Tensor] = []
     step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
     with progress as told:
         for start in range(0, len(sample), step):
@@ -231,7 +231,7 @@ def _sample_rows(
             rows = gradient_rows(
                 task, plan, whitened, chunk, batching=Batching(max_positions), progress=told, autocast=autocast
             )
-            if not rows_by_unit:
+            if not held:
                 wide = rows.units[0].dtype
                 held = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_halved else wide) for width in widths]
             for kept, row in zip(held, rows.units, strict=True):

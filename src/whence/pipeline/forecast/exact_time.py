@@ -1,0 +1,112 @@
+"""How long an exact run takes: its passes timed on a few examples, its queries on one.
+
+Axes: Q queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whence.capture import Plan
+from whence.data import Dataset, Example
+from whence.methods import exact_method_named
+from whence.pipeline.exact.footprint import Footprint
+from whence.pipeline.exact.precondition import preconditioned
+from whence.pipeline.exact.prepare import Prepared, fit_data
+from whence.pipeline.exact.query_gradients import query_gradients
+from whence.pipeline.forecast.timing import positions_of, timed, timed_fit, timed_sample
+from whence.progress import meter
+from whence.score import QueryBlock, exact_scores, truncate
+from whence.settings import ExactSettings, Runtime, fit_of
+from whence.tasks import AbstractTask
+
+__all__ = ["ExactSeconds", "timed_exact"]
+
+# Queries that a scan is timed with, besides one alone.
+_FEW_QUERIES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactSeconds:
+    """What an exact run takes on the clock, if the machine does nothing else.
+
+    Args:
+        fit: Passes over the data for the curvature, and all eigenvectors.
+        queries: Gradients of the queries, preconditioned.
+        scan: Passes over the data for the scores.
+        timed: Examples that this was measured on.
+    """
+
+    fit: float
+    queries: float
+    scan: float
+    timed: int
+
+    @property
+    def total(self) -> float:
+        """All of it, besides checks."""
+        return self.fit + self.queries + self.scan
+
+    def __str__(self) -> str:
+        parts = f"fit {self.fit:,.0f} s, queries {self.queries:,.0f} s, scores {self.scan:,.0f} s"
+        return f"time: about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
+
+
+def timed_exact(
+    task: AbstractTask, plan: Plan, train: Dataset, queries: int, settings: ExactSettings, footprint: Footprint, positions: int
+) -> ExactSeconds:
+    """What an exact run would take.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        train: The training data.
+        queries: How many would be asked.
+        settings: Of a method whose inverse is a formula, resolved.
+        footprint: How the run is cut.
+        positions: Per batch.
+    """
+    few = timed_sample(train, positions, plan.coverage.tracked)
+    curvature, fit = None, 0.0
+    factors = exact_method_named(settings.name).factors
+    if factors is not None:
+        data = fit_data(task, train, getattr(settings, "fit_on", None))
+        sample = timed_sample(data, positions, plan.coverage.tracked)
+        seconds, curvature = timed_fit(task, plan, sample, fit_of(settings), positions, has_values=factors == "ekfac")
+        fit = seconds.total(positions_of(data.examples))
+    runtime = Runtime(quiet=True)
+    prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
+    asking, scanning = _asked(prepared, few, queries) if queries else (0.0, 0.0)
+    passes = footprint.chunks * footprint.passes
+    return ExactSeconds(
+        fit=fit,
+        queries=asking * queries,
+        scan=scanning * positions_of(train.examples) / positions_of(few) * passes,
+        timed=len(few),
+    )
+
+
+def _asked(prepared: Prepared, few: Sequence[Example], queries: int) -> tuple[float, float]:
+    """Seconds of a query, and of a scan of the few examples with as many rows as are asked at once."""
+    asked = Dataset(list(few[:1]))
+    rows, gradient_seconds = timed(lambda: query_gradients(prepared, asked))
+    # Written over, so that no time goes into a copy that a run does not make.
+    (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True))
+    at_once = min(queries, prepared.footprint.rows_at_once)
+
+    def scan(count: int) -> float:
+        many: list[QueryBlock] = [
+            part
+            for block in blocks
+            for part in truncate([block.expand(count, *block.shape[1:]).contiguous()], prepared.query_rank)
+        ]
+        with meter("", len(few), quiet=True) as progress:
+            return timed(
+                lambda: exact_scores(
+                    prepared.task, prepared.plan, few, many, max_positions=prepared.max_positions, progress=progress
+                )
+            )[1]
+
+    one = scan(1)
+    most = min(at_once, _FEW_QUERIES)
+    each = (scan(most) - one) / (most - 1) if most > 1 else 0.0
+    return gradient_seconds + solve_seconds, one + max(each, 0.0) * (at_once - 1)

@@ -1,0 +1,200 @@
+"""Seconds of a fit and of exact scores, from a few batches at the model's own width and a cost model of decompositions.
+
+Passes over the data are timed on some of it and scaled by positions. Eigenvectors are not found for a forecast, which would take as long as
+the run: bases of the right shapes are made of chance, for the passes that turn gradients into them, and the time of real ones is that of a
+smaller matrix of the fit's own, scaled by the cube of the side.
+
+Axes: N length of a side, K directions.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from whence.capture import Plan
+from whence.curvature import Fit, FitRun, KroneckerCurvature, eigenvectors, fit_factors, fit_values, prepare_fit
+from whence.curvature.sides import LONG_SIDE, basis_tensors, reflected_basis
+from whence.data import Dataset, Example
+from whence.progress import meter
+from whence.reflections import Blocked, Reflected
+from whence.settings import FitConfig
+from whence.tasks import AbstractTask
+
+__all__ = ["FitSeconds", "positions_of", "timed", "timed_fit", "timed_sample"]
+
+Made = TypeVar("Made")
+# Runs of each part, unless they take too long.
+_RUNS, _ENOUGH_SECONDS = 3, 5.0
+# Examples timed at most: enough to fill a batch of short ones, few enough to wait for.
+_EXAMPLES = 64
+# Positions times parameters that are timed at most, but for two examples: some seconds of a processor's pass over the data.
+_NUMBERS = 3e10
+# Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
+_TIMED_SIDE = 768
+
+
+@dataclass(frozen=True)
+class FitSeconds:
+    """What a fit takes.
+
+    Args:
+        factors: Of a position, in the pass for second moments.
+        bases: For all eigenvectors.
+        values: Of a position, in the pass for eigenvalues; 0 where there is none.
+    """
+
+    factors: float
+    bases: float
+    values: float
+
+    def total(self, positions: int, factor_passes: int = 1, value_passes: int = 1) -> float:
+        """Of a fit on so many positions."""
+        return self.bases + positions * (self.factors * factor_passes + self.values * value_passes)
+
+
+def timed_sample(dataset: Dataset, positions: int, parameters: int) -> list[Example]:
+    """Examples from all over the data, as many as fit in a batch and can be waited for, two at least.
+
+    Args:
+        dataset: The data.
+        positions: Per batch.
+        parameters: Of the model that are tracked.
+    """
+    most = min(positions, int(_NUMBERS / parameters))
+    sample: list[Example] = []
+    for example in dataset.spread(min(_EXAMPLES, len(dataset))).examples:
+        if len(sample) > 1 and positions_of(sample) + example.length > most:
+            break
+        sample.append(example)
+    return sample
+
+
+def timed_fit(
+    task: AbstractTask, plan: Plan, few: Sequence[Example], config: FitConfig, positions: int, *, has_values: bool = True
+) -> tuple[FitSeconds, KroneckerCurvature]:
+    """What a fit would take, and a curvature of its shapes that is made of chance.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        few: Some of the data.
+        config: Resolved.
+        positions: Per batch.
+        has_values: Whether eigenvalues are corrected in a pass of their own.
+    """
+    fit = prepare_fit(task, plan, Dataset(list(few)), config, FitRun(max_positions=positions, quiet=True))
+    with meter("", len(few), quiet=True) as progress:
+        factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
+        bases = _chance_bases(fit, factors)
+        values, value_seconds = None, 0.0
+        if has_values:
+            values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
+    count = positions_of(few)
+    return FitSeconds(factor_seconds / count, _basis_seconds(fit, factors), value_seconds / count), fit.finish(bases, values)
+
+
+def positions_of(examples: Sequence[Example]) -> int:
+    """Positions of all of them together."""
+    return sum(example.length for example in examples)
+
+
+def timed(make: Callable[[], Made]) -> tuple[Made, float]:
+    """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
+    made, best = _once(make)
+    for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
+        made, seconds = _once(make)
+        best = min(best, seconds)
+    return made, best
+
+
+def _once(make: Callable[[], Made]) -> tuple[Made, float]:
+    started = time.perf_counter()
+    made = make()
+    return made, time.perf_counter() - started
+
+
+def _sides(fit: Fit, factors: dict[str, Tensor]) -> list[tuple[int, str, int, str]]:
+    """Of each side its unit, its name, its length, and what is found of its basis: "whole", "sketch", "block" or nothing."""
+    found = []
+    for index, unit in enumerate(fit.plan.units):
+        for side, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
+            names = [name for name in factors if name.split(".")[:2] == [side, str(index)]]
+            kinds = [
+                kind for kind in ("sketch", "block") if any(name.startswith(f"{side}_{kind}.{index}.") for name in factors)
+            ]
+            whole = ["whole"] if any(factors[name].ndim == 2 for name in names) else []
+            found.append((index, side, size, (whole + kinds + [""])[0]))
+    return found
+
+
+def _chance_bases(fit: Fit, factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bases of the shapes that the fit would find, with K-FAC's eigenvalues of one."""
+    bases: dict[str, Tensor] = {}
+    for index, side, size, kind in _sides(fit, factors):
+        roles = max(1, sum(name.startswith(f"count.{index}.") for name in factors))
+        bases[f"{side}_values.{index}"] = torch.ones(roles, size, device=fit.task.device)
+        basis: Tensor | Reflected | Blocked | None = None
+        if kind == "whole":
+            basis = _chance(size, size).to(fit.task.device)
+        elif kind == "sketch":
+            omega_NK = fit.probes.omega(index, side)
+            assert omega_NK is not None
+            basis = Reflected.of(_chance(size, omega_NK.shape[1]).to(fit.task.device))
+        elif kind == "block":
+            places_K = factors[f"{side}_places.{index}"].round().long()
+            rest_N = torch.ones(size, dtype=torch.bool).index_fill(0, places_K.cpu(), False)
+            bands_N = torch.where(rest_N, torch.arange(size) % 8, -1).to(fit.task.device)
+            basis = Blocked(_chance(len(places_K), len(places_K)).to(fit.task.device), places_K, bands_N)
+        bases |= basis_tensors(basis, side, index)
+    return bases
+
+
+def _chance(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / rows**0.5
+
+
+def _basis_seconds(fit: Fit, factors: dict[str, Tensor]) -> float:
+    """Of all eigenvectors: one side of a kind is found, shorter than it is where it is long, and the others are scaled from it."""
+    rates: dict[tuple[str, bool], float] = {}
+    total = 0.0
+    for index, side, size, kind in _sides(fit, factors):
+        if not kind:
+            continue
+        width = size if kind == "whole" else min(size, _width(fit, index, side))
+        key = (kind, size > LONG_SIDE)
+        if key not in rates:
+            rates[key] = _rate(fit, factors, index, side, kind, width)
+        total += rates[key] * (size * width**2 if kind == "sketch" else width**3)
+    return total
+
+
+def _width(fit: Fit, index: int, side: str) -> int:
+    places_K, omega_NK = fit.probes.block(index, side), fit.probes.omega(index, side)
+    return len(places_K) if places_K is not None else 0 if omega_NK is None else omega_NK.shape[1]
+
+
+def _rate(fit: Fit, factors: dict[str, Tensor], index: int, side: str, kind: str, width: int) -> float:
+    """Seconds per cube of a side, or per length and square of directions."""
+    moments = [value for name, value in factors.items() if name.split(".")[:2] == [side, str(index)]]
+    size = len(moments[0])
+    short = min(width, _TIMED_SIDE)
+    if kind == "sketch":
+        rows = min(size, max(4 * short, _TIMED_SIDE))
+        sketches = [value for name, value in factors.items() if name.startswith(f"{side}_sketch.{index}.")]
+        omega_NK = fit.probes.omega(index, side)
+        assert omega_NK is not None
+        cut = [sketch[:rows, :short].contiguous() for sketch in sketches]
+        diagonals = [moment[:rows] for moment in moments[: len(cut)]]
+        _, seconds = timed(lambda: reflected_basis(omega_NK[:rows, :short].contiguous(), cut, diagonals, [1.0] * len(cut)))
+        return seconds / (rows * short**2)
+    whole = next((moment for moment in moments if moment.ndim == 2), torch.eye(short))
+    square = whole[:short, :short].contiguous()
+    # A matrix of full rank, as enough data has, in the type that sides of this length are decomposed in.
+    square = square + torch.diag(square.diagonal().mean().expand(short)) * torch.linspace(0.1, 1, short, device=square.device)
+    square = square if size > LONG_SIDE else square.double()
+    _, seconds = timed(lambda: eigenvectors([square], [1.0], square.dtype))
+    return seconds / short**3
