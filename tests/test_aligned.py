@@ -190,6 +190,15 @@ def test_a_large_sample_is_held_in_half_the_bytes(tmp_path, monkeypatch):
     assert torch.corrcoef(torch.stack([found.scores.flatten(), wanted.scores.flatten()]))[0, 1] > 0.999
 
 
+def test_a_sample_is_taken_in_parts(tmp_path, monkeypatch):
+    task, train, queries = split("linear")
+    monkeypatch.setattr(codes_module, "CHUNK_NUMBERS", 3 * 48)
+    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
+    wanted = whence.attribute(task, train, queries, method="ekfac", relative_damping=0.1, batch_positions=40, quiet=True)
+    scores = whence.score_table(store, task, queries, quiet=True).scores
+    torch.testing.assert_close(scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
+
+
 def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):
     model = torch.nn.Linear(6, 3).double()
     task = whence.Custom(

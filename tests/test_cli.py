@@ -179,13 +179,21 @@ def test_forecast_of_a_code_counts_what_comes_before_the_rows(run, model_folder,
         run("forecast", model_folder, data_file),
     )
     numbers = json.loads(run("forecast", model_folder, data_file, "--bytes-per-example", "64", "--json"))
-    assert numbers["learning_seconds"] > 0 and numbers["gradient_seconds"] > 0
+    assert (
+        min(numbers["learning_seconds"], numbers["gradient_seconds"], numbers["fidelity_seconds"])
+        >= 0
+        < numbers["learning_seconds"]
+    )
 
 
 def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path):
     arguments = ("forecast", model_folder, data_file, "--exact", "ekfac", "--queries", data_file, "--factors", tmp_path / "f")
     found = run(*arguments)
     assert "tracking" in found and "memory: about" in found and "12 of 12 rows at a time" in found and "; disk: " in found
+    assert re.search(r"time: about [\d,]+ s by \d+ examples and a smaller side's eigenvectors \(fit [\d,]+ s, queries", found)
+    seconds = json.loads(run(*arguments, "--json"))["seconds"]
+    assert seconds["total"] == seconds["fit"] + seconds["queries"] + seconds["scan"] and min(seconds.values()) > 0
+    assert "time: not told of solvers" in run(*(word if word != "ekfac" else "pcg" for word in arguments))
     numbers = json.loads(run(*arguments, "--memory-gib", "0.01", "--json"))
     assert numbers["available_memory_bytes"] == int(0.01 * 2**30) and numbers["passes_to_fit"] >= 2
     assert not (tmp_path / "f").exists()

@@ -4,18 +4,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from whence.capture import Coverage, Forecast, forecast, plan_units
+from whence.capture import Coverage, Forecast, Plan, forecast, plan_units
 from whence.compress import Encoder
-from whence.curvature import basis_notes, basis_plan
+from whence.curvature import basis_notes, basis_plan, directions_of
 from whence.data import Dataset
 from whence.methods import method_named
-from whence.pipeline.forecast.code import timed_code
-from whence.pipeline.forecast.timing import timed, timed_sample
+from whence.pipeline.forecast.code import timed_code, timed_fidelity
+from whence.pipeline.forecast.timing import positions_of, timed, timed_sample
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.build import make_blueprint
-from whence.pipeline.stored.code_size import code_size
+from whence.pipeline.stored.code_size import CodeSize, code_size
 from whence.pipeline.stored.encoders import random_encoder
-from whence.pipeline.stored.learn_code import sized_fit
+from whence.pipeline.stored.fidelity import FIDELITY_DOCUMENTS
+from whence.pipeline.stored.learn_code import CHUNK_NUMBERS, sized_fit
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
@@ -39,6 +40,7 @@ class BuildForecast:
         rows_per_shard: Rows in a file.
         seconds: For the rows, from a batch on this machine; the curvature of finished rows comes on top.
         learning_seconds: Before them, for the curvature and the axes of method aligned.
+        fidelity_seconds: After them, for exact scores that stored ones are held against.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
     """
 
@@ -51,6 +53,7 @@ class BuildForecast:
     rows_per_shard: int
     seconds: float
     learning_seconds: float = 0.0
+    fidelity_seconds: float = 0.0
     cut_bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -58,7 +61,8 @@ class BuildForecast:
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
-        time = f"time: about {before}{self.seconds:,.0f} s for the rows"
+        after = f" and {self.fidelity_seconds:,.0f} s to hold stored scores against exact ones" if self.learning_bytes else ""
+        time = f"time: about {before}{self.seconds:,.0f} s for the rows{after}"
         return "\n".join((str(self.coverage), str(self.memory), disk, time, *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class BuildForecast:
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
             "learning_seconds": self.learning_seconds,
+            "fidelity_seconds": self.fidelity_seconds,
             "cut_bases": list(self.cut_bases),
         }
 
@@ -102,9 +107,10 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     code = code_size(plan.units, len(dataset), config, fit) if is_aligned else None
     blueprint = make_blueprint(task, plan, encoder, config, positions, "")
     sample = timed_sample(dataset, positions, plan.coverage.tracked)
-    codec, before = blueprint.codec(), 0.0
+    codec, before, exact_seconds = blueprint.codec(), 0.0, 0.0
     if code is not None:
         before, encoder = timed_code(task, plan, dataset, sample, config, fit, code, positions)
+        exact_seconds = timed_fidelity(task, plan, encoder, dataset, sample, positions)
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:
@@ -115,15 +121,26 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
             codec.encode(rows.units)
 
     per_position = timed(rows)[1] / sum(example.length for example in sample)
+    # Stored scores are made of rows of their own.
+    scored = dataset.spread(FIDELITY_DOCUMENTS).examples if exact_seconds else []
+    after = exact_seconds + per_position * positions_of(scored)
     return BuildForecast(
         coverage=plan.coverage,
         memory=memory,
         rows=len(dataset),
         row_bytes=codec.row_bytes() if code is None else code.row_bytes,
         shared_bytes=blueprint.curvature_bytes() if code is None else code.shared_bytes,
-        learning_bytes=0 if code is None else code.sample_bytes,
+        learning_bytes=0 if code is None else code.sample_bytes + _learning_bytes(plan, code, fit),
         rows_per_shard=blueprint.rows_per_shard,
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
+        fidelity_seconds=after,
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
     )
+
+
+def _learning_bytes(plan: Plan, code: CodeSize, fit: FitConfig) -> int:
+    """Of memory beside the sample and its axes: the curvature, its half and its bases, and the gradients that are on their way."""
+    parameters = sum(unit.outputs * unit.inputs for unit in plan.units)
+    bases = sum(size * directions_of(size, fit) for unit in plan.units for size in (unit.outputs, unit.inputs))
+    return 4 * (2 * parameters + bases + min(code.samples * code.coordinates, max(CHUNK_NUMBERS, code.coordinates)))

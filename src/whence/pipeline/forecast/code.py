@@ -5,21 +5,25 @@ from collections.abc import Sequence
 import torch
 
 from whence.capture import Plan
-from whence.compress import TURNED, Aligned, Axes, Encoder
+from whence.compress import TURNED, Aligned, Axes, turn
 from whence.curvature import ResolvedDamping, most_bits, whiten
 from whence.data import Dataset, Example
-from whence.pipeline.forecast.timing import positions_of, timed, timed_fit
-from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize
+from whence.pipeline.forecast.timing import positions_of, scan_seconds, timed, timed_fit
+from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, stand_ins
+from whence.pipeline.stored.fidelity import FIDELITY_DOCUMENTS
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES, relative_damping
+from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
 from whence.tasks import AbstractTask
 
-__all__ = ["timed_code"]
+__all__ = ["timed_code", "timed_fidelity"]
 
 # Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
 _TIMED_SIDE = 512
+# Examples of the sample that rounded axes are held against (`whence.curvature.code_axes`).
+_MEASURED = 128
 
 
 def timed_code(
@@ -31,7 +35,7 @@ def timed_code(
     fitted: FitConfig,
     size: CodeSize,
     positions: int,
-) -> tuple[float, Encoder]:
+) -> tuple[float, Aligned]:
     """What learning a code takes, and one of its size that is made of chance, to time rows with.
 
     Args:
@@ -61,6 +65,20 @@ def timed_code(
     return before + seconds, Aligned(whitened, axes, widest.dtype, config.seed)
 
 
+def timed_fidelity(
+    task: AbstractTask, plan: Plan, encoder: Aligned, dataset: Dataset, few: Sequence[Example], positions: int
+) -> float:
+    """What exact scores take that stored ones are held against at the end of a build."""
+    queries = len(stand_ins(len(dataset)))
+    if not queries:
+        return 0.0
+    gradients = WholeGradients(task, plan, encoder, positions)
+    blocks, asking = timed(lambda: gradients.preconditioned(few[:1], "loss"))
+    at_once = min(queries, gradients.at_once)
+    scanning = scan_seconds(task, plan, few, blocks, at_once, positions) * -(-queries // at_once)
+    return queries * asking + scanning * positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples) / positions_of(few)
+
+
 def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[Axes, float]:
     """Axes made of chance, and how long real ones take: one block of coordinates is timed, and eigenvectors of a smaller matrix."""
     bits = most_bits(coordinates, width, AXES_BYTES)
@@ -68,10 +86,14 @@ def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[
     mix = torch.randn(samples, width)
     _, gram_seconds = timed(lambda: (block @ block.T).double())
     made_axes, axes_seconds = timed(lambda: Axes.of(block.T @ mix, bits, 0, seed=seed))
+    few = block[: min(samples, _MEASURED)]
+    _, again_seconds = timed(lambda: [turn(few, 0, seed=seed) @ numbers for _, numbers in made_axes.blocks()])
     side = min(samples, _TIMED_SIDE)
     square = torch.randn(side, side, dtype=torch.float64)
     _, eigen_seconds = timed(lambda: torch.linalg.eigh(square + square.T))
     blocks = -(-coordinates // TURNED)
     rows = coordinates if bits == 32 else blocks * len(made_axes.codes)
     axes = Axes(made_axes.codes.repeat(blocks, 1)[:rows], made_axes.scales_M.repeat(blocks)[:rows], bits, width)
-    return axes, (gram_seconds + axes_seconds) * coordinates / block.shape[1] + eigen_seconds * (samples / side) ** 3
+    return axes, (gram_seconds + axes_seconds + again_seconds) * coordinates / block.shape[1] + eigen_seconds * (
+        samples / side
+    ) ** 3

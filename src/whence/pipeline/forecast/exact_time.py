@@ -13,16 +13,11 @@ from whence.pipeline.exact.footprint import Footprint
 from whence.pipeline.exact.precondition import preconditioned
 from whence.pipeline.exact.prepare import Prepared, fit_data
 from whence.pipeline.exact.query_gradients import query_gradients
-from whence.pipeline.forecast.timing import positions_of, timed, timed_fit, timed_sample
-from whence.progress import meter
-from whence.score import QueryBlock, exact_scores, truncate
+from whence.pipeline.forecast.timing import positions_of, scan_seconds, timed, timed_fit, timed_sample
 from whence.settings import ExactSettings, Runtime, fit_of
 from whence.tasks import AbstractTask
 
 __all__ = ["ExactSeconds", "timed_exact"]
-
-# Queries that a scan is timed with, besides one alone.
-_FEW_QUERIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +87,5 @@ def _asked(prepared: Prepared, few: Sequence[Example], queries: int) -> tuple[fl
     # Written over, so that no time goes into a copy that a run does not make.
     (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True))
     at_once = min(queries, prepared.footprint.rows_at_once)
-
-    def scan(count: int) -> float:
-        many: list[QueryBlock] = [
-            part
-            for block in blocks
-            for part in truncate([block.expand(count, *block.shape[1:]).contiguous()], prepared.query_rank)
-        ]
-        with meter("", len(few), quiet=True) as progress:
-            return timed(
-                lambda: exact_scores(
-                    prepared.task, prepared.plan, few, many, max_positions=prepared.max_positions, progress=progress
-                )
-            )[1]
-
-    one = scan(1)
-    most = min(at_once, _FEW_QUERIES)
-    each = (scan(most) - one) / (most - 1) if most > 1 else 0.0
-    return gradient_seconds + solve_seconds, one + max(each, 0.0) * (at_once - 1)
+    scanning = scan_seconds(prepared.task, prepared.plan, few, blocks, at_once, prepared.max_positions, prepared.query_rank)
+    return gradient_seconds + solve_seconds, scanning

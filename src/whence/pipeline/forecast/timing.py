@@ -21,10 +21,11 @@ from whence.curvature.sides import LONG_SIDE, basis_tensors, reflected_basis
 from whence.data import Dataset, Example
 from whence.progress import meter
 from whence.reflections import Blocked, Reflected
+from whence.score import exact_scores, truncate
 from whence.settings import FitConfig
 from whence.tasks import AbstractTask
 
-__all__ = ["FitSeconds", "positions_of", "timed", "timed_fit", "timed_sample"]
+__all__ = ["FitSeconds", "positions_of", "scan_seconds", "timed", "timed_fit", "timed_sample"]
 
 Made = TypeVar("Made")
 # Runs of each part, unless they take too long.
@@ -33,6 +34,8 @@ _RUNS, _ENOUGH_SECONDS = 3, 5.0
 _EXAMPLES = 64
 # Positions times parameters that are timed at most, but for two examples: some seconds of a processor's pass over the data.
 _NUMBERS = 3e10
+# Rows that a scan is timed with, besides one alone.
+_FEW_ROWS = 4
 # Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
 _TIMED_SIDE = 768
 
@@ -95,6 +98,37 @@ def timed_fit(
             values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
     count = positions_of(few)
     return FitSeconds(factor_seconds / count, _basis_seconds(fit, factors), value_seconds / count), fit.finish(bases, values)
+
+
+def scan_seconds(
+    task: AbstractTask,
+    plan: Plan,
+    few: Sequence[Example],
+    blocks: Sequence[Tensor],
+    rows: int,
+    positions: int,
+    query_rank: int | None = None,
+) -> float:
+    """Of exact scores of a few examples for so many rows: timed for one and for a few, and a straight line from there.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        few: The examples.
+        blocks: One query, per unit of shape (1, O, I).
+        rows: Of the score table, asked at once.
+        positions: Per batch.
+        query_rank: Singular directions kept of every row.
+    """
+
+    def scan(count: int) -> float:
+        many = truncate([block.expand(count, *block.shape[1:]).contiguous() for block in blocks], query_rank)
+        with meter("", len(few), quiet=True) as progress:
+            return timed(lambda: exact_scores(task, plan, few, many, max_positions=positions, progress=progress))[1]
+
+    one, most = scan(1), min(rows, _FEW_ROWS)
+    each = (scan(most) - one) / (most - 1) if most > 1 else 0.0
+    return one + max(each, 0.0) * (rows - 1)
 
 
 def positions_of(examples: Sequence[Example]) -> int:

@@ -20,9 +20,11 @@ from whence.score import Batching, gradient_rows
 from whence.store import Agreement, Blueprint, Fidelity
 from whence.tasks import AbstractTask
 
-__all__ = ["measure_fidelity"]
+__all__ = ["FIDELITY_DOCUMENTS", "measure_fidelity"]
 
 _DOCUMENTS = 128
+FIDELITY_DOCUMENTS = 2 * _DOCUMENTS
+"""That are scored at most: some that the code was learned from, and some others."""
 # Fewer say nothing about a correlation.
 _FEWEST = 8
 

@@ -43,6 +43,7 @@ from whence.store import bits_named, enough_disk
 from whence.tasks import AbstractTask
 
 __all__ = [
+    "CHUNK_NUMBERS",
     "FIT_EXAMPLES",
     "SAMPLE",
     "STAND_INS",
@@ -61,8 +62,8 @@ SAMPLE = "sample"
 """Among the learned tensors: places of the first dataset's documents that the axes were learned from, int64."""
 FIT_EXAMPLES = 8192
 """That the curvature is fitted on: factors of other documents of the same kind serve as well (docs/log.md), more only take time."""
-# Numbers of whitened gradients taken at a time.
-_CHUNK_NUMBERS = 1 << 26
+CHUNK_NUMBERS = 1 << 26
+"""Of whitened gradients, taken at a time."""
 
 
 def learn_code(
@@ -224,7 +225,7 @@ def _sample_rows(
     widths = [width for _, width in whitened.shapes()]
     autocast = autocast_named(config.autocast)
     held: list[Tensor] = []
-    step = max(1, _CHUNK_NUMBERS // max(1, sum(widths)))
+    step = max(1, CHUNK_NUMBERS // max(1, sum(widths)))
     with progress as told:
         for start in range(0, len(sample), step):
             chunk = sample[start : start + step]
