@@ -304,7 +304,7 @@ def test_two_optimizers_in_one_stage_are_refused(tmp_path):
     first, second = (MAKERS[name](model.parameters()) for name in MAKERS)
     with whence.Recorder(tmp_path, model, first, every=4) as run:
         for optimizer in (first, second):
-            run._watch(optimizer)
+            run._watch((optimizer,))
             run.batch([0, 1])
             step(model, optimizer, inputs, labels, [0, 1])
     with pytest.raises(Unsupported, match="found more than one optimizer in the steps 0 to 2; needed one per stage"):

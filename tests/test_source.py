@@ -355,18 +355,35 @@ def test_what_does_not_fit_is_refused(tmp_path):
         whence.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
 
 
-def test_an_unknown_optimizer_is_refused(tmp_path):
+def recorded_once(folder, make):
     inputs, labels = data()
-    kin = [type(name, (torch.optim.SGD,), {}) for name in ("AdamWScheduleFree", "SOAP", "DistributedShampoo")]
-    for number, make in enumerate((torch.optim.RMSprop, lambda ps: torch.optim.AdamW(ps, amsgrad=True), *kin)):
-        model = network("softmax")
-        optimizer = make(model.parameters())
-        with whence.Recorder(tmp_path / str(number), model, optimizer, every=1) as run:
+    model = network("softmax")
+    optimizer = make(model.parameters())
+    with whence.Recorder(folder, model, optimizer, every=1) as run:
+        for _ in range(3):
             run.batch(range(COUNT))
+            optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-        with pytest.raises(
-            Unsupported,
-            match="found a run with (RMSprop|AdamW with amsgrad|AdamWSch.*|SOAP|Dist.*); needed SGD, Adam, AdamW or Muon of torch.optim",
-        ):
-            whence.open_run(tmp_path / str(number)).segments(1)
+    return whence.open_run(folder)
+
+
+def test_an_unknown_optimizer_is_refused(tmp_path):
+    for number, (make, why) in enumerate([
+        (lambda ps: torch.optim.RMSprop(ps, lr=0.1), "RMSprop, whose state is square_avg, step: its steps follow no rule"),
+        (lambda ps: torch.optim.AdamW(ps, amsgrad=True), "AdamW with amsgrad, whose state is exp_avg, exp_avg_sq, max_"),
+        (lambda ps: torch.optim.NAdam(ps, lr=0.1), "NAdam, whose state is exp_avg, exp_avg_sq, mu_product, step: its steps follow"),
+        (lambda ps: torch.optim.RAdam(ps, lr=0.1), "RAdam, whose state is exp_avg, exp_avg_sq, step: its steps follow no rule"),
+        (lambda ps: torch.optim.Adafactor(ps, lr=0.1), "Adafactor, whose state is col_var, row_var, step, variance: of how long"),
+    ]):  # fmt: skip
+        run = recorded_once(tmp_path / str(number), make)
+        with pytest.raises(Unsupported, match=f"found a run with {why}.*needed steps of SGD, Adam"):
+            run.segments(1)
+
+
+def test_names_promise_nothing(tmp_path):
+    """An AdamW that is an SGD is taken for what it does."""
+    for name in ("AdamW", "SOAP", "DistributedShampoo"):
+        run = recorded_once(tmp_path / name, lambda ps, name=name: type(name, (torch.optim.SGD,), {})(ps, lr=0.1))
+        (segment,) = run.segments(1)
+        assert not segment.is_adaptive and segment.reach["0.weight"] == pytest.approx(0.3)

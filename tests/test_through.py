@@ -63,7 +63,7 @@ def test_astra_source_solves_with_the_matrix_itself(tmp_path, name):
         iterations=4000, batch_examples=COUNT, tolerance=1e-9,
     )  # fmt: skip
     (segment,) = run.segments(1)
-    scaling = scaling_of(run, plan, segment.checkpoints) if segment.is_adaptive else None
+    scaling = scaling_of(run, plan, segment) if segment.is_adaptive else None
     values = implicit_damping(plan.units, segment, scaling)
     reach, decay = segment.reach["0.weight"], segment.decay["0.weight"]
     if scaling is None:

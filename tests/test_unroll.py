@@ -448,7 +448,7 @@ def test_half_precision_and_other_optimizers_are_refused(tmp_path):
         (
             torch.optim.RMSprop,
             torch.float64,
-            "found a run with RMSprop; needed SGD, Adam or AdamW, without amsgrad and maximize",
+            "found a run with RMSprop, whose state is square_avg, step: its steps follow no rule known here; needed steps of SGD, Adam",
         ),
         (lambda ps: torch.optim.AdamW(ps, amsgrad=True), torch.float64, "found a run with AdamW with amsgrad"),
         (

@@ -112,6 +112,45 @@ def source(
     return total
 
 
+def source_averaged(task, run, train, queries, segments, curvatures, scales=None) -> Tensor:
+    """SOURCE through a Schedule-Free run, shape (Q, N): every step's matrix on fast weights and average formed, one after the other.
+
+    Args:
+        task: The task, with the final weights.
+        run: Puts weights into the model.
+        train: Examples.
+        queries: Queries.
+        segments: Of each segment its checkpoints, b, and per step (reach, decay, share of the average); all examples have the same share.
+        curvatures: As for `source`.
+        scales: As for `source`.
+    """
+    from whence.capture import plan_units
+
+    plan = plan_units(task)
+    total = torch.zeros(len(queries), len(train)).double()
+    asked = unit_gradients(task, plan, dense_gradients(task, queries, "measurement"))
+    for unit, rows in enumerate(asked):
+        average_QP = rows.flatten(1)
+        fast_QP = torch.zeros_like(average_QP)
+        for number in reversed(range(len(segments))):
+            checkpoints, b, steps = segments[number]
+            matrix = _dense(curvatures[number].blocks[unit])
+            eye = torch.eye(len(matrix)).double()
+            p = eye if scales is None else torch.diag(scales[number][unit])
+            taken_QP = 0
+            for reach, decay, share in reversed(steps):
+                x = reach * p @ matrix + decay * eye
+                u = eye - torch.matrix_exp(-x)
+                into_QP = fast_QP + share * average_QP
+                taken_QP = taken_QP + into_QP @ _phi(x) @ p * reach
+                fast_QP, average_QP = into_QP @ (eye - (1 - b) * u), (1 - share) * average_QP - b * into_QP @ u
+            for step in checkpoints:
+                with run.weights(task.model, [step]):
+                    gradients = unit_gradients(task, plan, dense_gradients(task, train))[unit].flatten(1)
+                total -= taken_QP @ gradients.T / len(train) / len(checkpoints)
+    return total
+
+
 def _dense(block) -> Tensor:
     left = torch.eye(block.unit.outputs).double() if block.outputs_OO is None else block.outputs_OO.double()
     right = torch.eye(block.unit.inputs).double() if block.inputs_II is None else block.inputs_II.double()

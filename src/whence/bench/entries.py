@@ -88,7 +88,7 @@ def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options
         fitted = place if options.get("average_weights") or not EXACT_METHODS[method].needs_run else first
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
         run = open_run(folder)
-        with run.weights(task.model, run.checkpoints[-1:]):
+        with run.weights(task.model, run.checkpoints[-1:], at="measurements"):
             return attribute(
                 task, setting.train, setting.queries,
                 method=method, run=folder, factors=factors, quiet=True, **options,

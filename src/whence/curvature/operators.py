@@ -135,17 +135,20 @@ def top_eigenvalue(
         # Once through the matrix: a unit that it hardly knows, and that P makes up for, would be all that P sees of a random start.
         residual, iterations = operator.times(residual, chosen), max(1, iterations - 1)
     before = scaled(residual, 0.0)
-    length = 0.0
+    length = largest = 0.0
     for _ in range(iterations):
         turned = apply(residual)
         square = float(inner(residual, turned))
-        if square < 0:
+        # P may be 0 in some directions; what it makes of a vector there is rounding.
+        own = float(inner(residual, residual))
+        largest = max(largest, square / own if own else 0.0)
+        if square < -1e-6 * largest * own:
             raise BadInput(
                 found=f"a preconditioner with {square:g} for x^T P x",
                 needed="a symmetric positive definite one",
                 do="give it positive damping",
             )
-        if square**0.5 <= 1e-10 * max(map(abs, diagonal), default=0.0):
+        if max(0.0, square) ** 0.5 <= 1e-10 * max(map(abs, diagonal), default=0.0):
             break  # the start lies in fewer directions than there are iterations, or in none
         if diagonal:
             length = square**0.5

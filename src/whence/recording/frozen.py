@@ -1,5 +1,7 @@
 """Weights that a run does not train: written once, and held to be what they were."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from whence.errors import StoreMismatch, Unsupported
 from whence.internals import version_of
 from whence.recording.weights import digest_of_weights, parameters_of
 
-__all__ = ["Frozen", "check_optimizer"]
+__all__ = ["Frozen", "check_optimizers"]
 
 
 class Frozen:
@@ -15,11 +17,12 @@ class Frozen:
 
     Args:
         model: The model.
-        optimizer: The first optimizer of the run.
+        optimizers: The first of the run.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]):
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        stepped = {id(parameter) for group in groups for parameter in group["params"]}
         self.model = model
         self.parameters = {
             name: value for name, value in parameters_of(model).items() if not value.requires_grad and id(value) not in stepped
@@ -62,14 +65,15 @@ class Frozen:
             )
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: Frozen) -> None:
-    """Refuse an optimizer of parameters that checkpoints do not have.
+def check_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], frozen: Frozen) -> None:
+    """Refuse optimizers of parameters that checkpoints do not have.
 
     Raises:
-        Unsupported: If it is one.
+        Unsupported: If one is, or two step the same parameter.
     """
     name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
-    for group in optimizer.param_groups:
+    stepped: set[str] = set()
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         for parameter in group["params"]:
             name = name_of.get(id(parameter))
             if name is None:
@@ -84,3 +88,10 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: 
                     needed="all that is trained in every checkpoint",
                     do="make the recorder while it still asks for a gradient, or with the optimizer that has it",
                 )
+            if name in stepped:
+                raise Unsupported(
+                    found=f"two optimizers that step {name!r}",
+                    needed="one for every parameter",
+                    do="take it out of one of them",
+                )
+            stepped.add(name)

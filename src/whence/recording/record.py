@@ -14,7 +14,7 @@ __all__ = ["VERSION", "read_run"]
 
 VERSION = 1
 _MOST_RANKS = 1 << 20
-_NUMBERS = ("momentum", "dampening", "eps", "weight_decay")
+_NUMBERS = ("momentum", "dampening", "weight_decay", "r", "weight_lr_power", "matrix_eps")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class _Loss:
 
 
 @dataclass(frozen=True)
+class _Rules:
+    start: int
+    groups: tuple[tuple[str, ...] | None, ...]
+    states: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class _Run:
     version: int
     finished: bool
@@ -63,6 +70,8 @@ class _Run:
     settings: tuple[_Settings, ...]
     stages: tuple[_Stage, ...]
     losses: tuple[_Loss, ...] = ()
+    rules: tuple[_Rules, ...] = ()
+    unrestored: str = ""
     ranks: int = 1
     skipped: int = 0
     seed: int | None = None
@@ -116,6 +125,7 @@ def _check_group(group: dict[str, Any]) -> None:
     fitted(list[str], group["parameters"], "parameters")
     for name in _NUMBERS:
         fitted(float, group.get(name, 0.0), name)
+    fitted(float | list[float | None], group.get("eps", 0.0), "eps")  # Adafactor has two
     if "betas" in group:
         fitted(tuple[float, float], group["betas"], "betas")
 

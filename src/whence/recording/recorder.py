@@ -4,7 +4,7 @@ Axes: S steps, G groups of parameters, M members of batches.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset
-from whence.errors import BadInput
+from whence.errors import BadInput, Unsupported
+from whence.optimizers import Watch
 from whence.recording.folder import VERSION, RunFolder
-from whence.recording.frozen import Frozen, check_optimizer
+from whence.recording.frozen import Frozen, check_optimizers
 from whence.recording.ranks import ranks_of
 from whence.recording.scaler import overflowed, watched_scaler
+from whence.recording.step_hooks import StepHooks, several
 from whence.recording.steps import Steps, optimizer_settings, settings_seen
-from whence.recording.weights import bare, checkpoint_tensors, load_checkpoint
+from whence.recording.weights import bare, checkpoint_tensors, load_checkpoint, lost_state
 from whence.store.files import check_writable, locked
 from whence.tasks import structure_of
 
 __all__ = ["VERSION", "Recorder"]
+
+# Steps of an optimizer that are held against what is known of optimizers; the first alone does not tell all of them apart.
+_LOOKS = 3
 
 
 class Recorder:
@@ -48,7 +53,8 @@ class Recorder:
     Args:
         folder: Where the run is kept; made if it is not there.
         model: The model that is trained; compiled or in `DistributedDataParallel` it is kept under the names of the model inside.
-        optimizer: Any of torch's; SOURCE knows what SGD, Adam, AdamW and Muon do.
+        optimizer: Any of torch's base class, or several that each step parameters of their own, such as Muon and AdamW. What it does
+            is told by its state and its first steps, whatever its name; docs/recording.md says which are understood.
         every: Steps between checkpoints, counted from the start of a stage. A sixth of the run is what Bae et al. (2024) take.
         seed: Of the run, for the record.
         scaler: The `torch.amp.GradScaler` of a run in float16. A step that it skips is not a step of the record; without it the examples of a
@@ -65,7 +71,7 @@ class Recorder:
         self,
         folder: str | Path,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         every: int,
         seed: int | None = None,
@@ -86,13 +92,12 @@ class Recorder:
         self._stack = ExitStack()
         self._pending: list[tuple[list[str], float | None]] = []
         self._losses: list[float] = []
-        self._inside = 0
         self._factor = 1.0
         self._must_restore = False
-        self._hooks: list[Any] = []
-        self._optimizer = optimizer
-        self._frozen = Frozen(self.model, optimizer)
-        check_optimizer(self.model, optimizer, self._frozen)
+        self._hooks: StepHooks | None = None
+        self._optimizers = several(optimizer)
+        self._frozen = Frozen(self.model, self._optimizers)
+        self._check_optimizers()
 
     @property
     def log(self) -> Steps:
@@ -119,13 +124,13 @@ class Recorder:
                 self._must_restore = True
             stack.enter_context(watched_scaler(self._scaler, self._after_scaler))
             self._stack = stack.pop_all()
-        self._watch(self._optimizer)
+        self._watch(self._optimizers)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
         try:
             if kind is None and not self._must_restore:
                 self.checkpoint(finished=True)
@@ -153,7 +158,8 @@ class Recorder:
                 do="pass the ids of the batch's examples",
             )
         self._pending.append((names, divided_by))
-        self._inside = 0  # a step that raised was not left
+        if self._hooks is not None:
+            self._hooks.forget()
 
     def loss(self, value: Tensor | float) -> None:
         """Say what goes backward, as it is minimised, after each `batch`: attribution then sees whether it is the task's loss.
@@ -183,7 +189,7 @@ class Recorder:
         self.scaled(min(1.0, max_norm / (float(norm) + 1e-6)))
         return norm
 
-    def stage(self, name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def stage(self, name: str, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> None:
         """Begin a stage of training on other data: pretraining, then fine-tuning.
 
         Every stage is attributed to the examples that it was trained on. Where a stopped run goes on, call it again for the stage that
@@ -191,7 +197,7 @@ class Recorder:
 
         Args:
             name: Of the stage that begins, for people; one that is there already is not begun again.
-            optimizer: If it is a new one.
+            optimizer: If it is a new one, or new ones.
         """
         self._check_open()
         is_begun = any(stage["name"] == name for stage in self._run.record["stages"])
@@ -200,7 +206,7 @@ class Recorder:
             if self.steps:
                 self.checkpoint()  # with the state of the optimizer that came there
         if optimizer is not None:
-            self._watch(optimizer)
+            self._watch(several(optimizer))
         if not is_begun:
             self._run.record["stages"].append({"name": name, "start": self.steps, "is_new": optimizer is not None})
 
@@ -213,10 +219,12 @@ class Recorder:
         if self._ranks.rank == 0:
             self._frozen.check_unchanged()
             if finished and self._frozen.parameters:
-                self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizer), "final")
+                self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizers), "final")
             elif not self._run.has_checkpoint(self.steps):
                 self._run.add_checkpoint(self.steps, self._tensors())
             self._run.record["finished"] = finished
+            if lost := lost_state(self._optimizers):
+                self._run.record["unrestored"] = lost
         self.flush()
 
     def flush(self) -> None:
@@ -230,12 +238,21 @@ class Recorder:
 
         Returns:
             The step to go on from; 0 for a new run.
+
+        Raises:
+            Unsupported: If the optimizer keeps what the checkpoint has no place for.
         """
         step, tensors = self._run.last_checkpoint()
+        if step and (lost := self._run.record.get("unrestored")):
+            raise Unsupported(
+                found=f"a run in {self.folder} whose {lost}, which a checkpoint of the run has no place for",
+                needed="all of the optimizer's state",
+                do="load a checkpoint of your own and call resume(step) with its step",
+            )
         if any(stage["start"] == step and stage.get("is_new") for stage in self._run.record["stages"]):
             # What is kept there is of the optimizer before.
             tensors = {key: value for key, value in tensors.items() if key.startswith("model.")}
-        load_checkpoint(self.model, self._optimizer, tensors)
+        load_checkpoint(self.model, self._optimizers, tensors)
         self.resume(step)
         return step
 
@@ -269,7 +286,7 @@ class Recorder:
         Raises:
             BadInput: If the recorder is not open.
         """
-        if not self._hooks:
+        if self._hooks is None:
             raise BadInput(
                 found="a recorder that is not open",
                 needed="one that watches the optimizer",
@@ -289,25 +306,27 @@ class Recorder:
                 do="call restore(), which loads its last checkpoint, or resume(step) if you loaded one of your own, before the first batch",
             )
 
-    def _watch(self, optimizer: torch.optim.Optimizer) -> None:
-        check_optimizer(self.model, optimizer, self._frozen)
-        self._optimizer, self._seen = optimizer, None
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._enter_step()),
-            optimizer.register_step_post_hook(lambda *_: self._leave_step()),
-        ]
+    def _check_optimizers(self) -> None:
+        """Refuse optimizers that a record cannot hold.
 
-    def _enter_step(self) -> None:
-        self._inside += 1
-        if self._inside == 1:  # of a subclass whose step calls that of its base, both have hooks
-            self._before_step()
+        Raises:
+            Unsupported: If a scaler would leave out the steps of one of several.
+        """
+        check_optimizers(self.model, self._optimizers, self._frozen)
+        if len(self._optimizers) > 1 and self._scaler is not None:
+            raise Unsupported(
+                found="a scaler that steps several optimizers",
+                needed="one, since it may leave out the step of one and not the other's",
+                do="train in bfloat16 or float32",
+            )
 
-    def _leave_step(self) -> None:
-        self._inside -= 1
-        if self._inside == 0:
-            self._after_step()
+    def _watch(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers, self._seen = optimizers, None
+        self._looks, self._watches = 0, None
+        self._check_optimizers()
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
 
     def _before_step(self) -> None:
         if not self._pending:
@@ -317,36 +336,49 @@ class Recorder:
                 do="call batch(ids) of the recorder before optimizer.step()",
             )
         # Now, since a schedule may change them before the step is written down.
-        seen = settings_seen(self._optimizer)
+        seen = settings_seen(self._optimizers)
         self._settings = None
         if seen != self._seen:
-            check_optimizer(self.model, self._optimizer, self._frozen)
-            self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizer)
-        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+            self._check_optimizers()
+            self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizers)
+        self._rates = [float(group["lr"]) for group in self._groups]
+        self._watches = [Watch(one) for one in self._optimizers] if self._looks < _LOOKS else None
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _after_step(self) -> None:
-        if overflowed(self._optimizer):
+        if any(overflowed(optimizer) for optimizer in self._optimizers):
             self._skip()
             return
+        if self._watches is not None:
+            fitting = [fits for watch in self._watches for fits in watch.fitting()]
+            states = [keys for watch in self._watches for keys in watch.states()]
+            self._run.add_rules(self.steps, fitting, states, is_new=self._looks == 0)
+            self._looks += any(fits is not None for fits in fitting)
+            self._watches = None
         if len(self._losses) == len(self._pending) and self._ranks.count == 1:
             self._run.record["losses"].append({"step": self.steps, "loss": math.fsum(self._losses)})
-        self.log.add(self._pending, self._rates, self._factor, self._settings, processes=self._ranks.count)
+        # What a warmup inside the optimizer made of the learning rate.
+        rates = [float(group.get("scheduled_lr", rate)) for group, rate in zip(self._groups, self._rates, strict=True)]
+        self.log.add(self._pending, rates, self._factor, self._settings, processes=self._ranks.count)
         self._pending, self._losses, self._factor = [], [], 1.0
         stages = self._run.record["stages"]
         if (self.steps - (stages[-1]["start"] if stages else 0)) % self.every == 0:
             self.checkpoint()
 
     def _after_scaler(self, optimizer: torch.optim.Optimizer) -> None:
-        if optimizer is self._optimizer and self._pending:  # it was not called
+        if optimizer is self._optimizers[0] and self._pending:  # it was not called
             self._skip()
 
     def _skip(self) -> None:
         """Forget what was said of a step that changed nothing."""
-        self._pending, self._losses, self._factor, self._seen = [], [], 1.0, None
+        self._pending, self._losses, self._factor, self._seen, self._watches = [], [], 1.0, None, None
         self._run.record["skipped"] = self._run.record.get("skipped", 0) + 1
 
     def _tensors(self) -> dict[str, Tensor]:
-        return checkpoint_tensors(self.model, self._optimizer, without=self._frozen.parameters)
+        return checkpoint_tensors(self.model, self._optimizers, without=self._frozen.parameters)
 
 
 def _plain(name: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import StoreCorrupt
+from whence.optimizers import SETTINGS
 from whence.recording.ranks import rank_folder
 from whence.recording.record import read_run
 from whence.recording.weights import parameters_of
@@ -20,20 +21,6 @@ from whence.strict_json import fitted
 
 __all__ = ["Steps", "optimizer_settings", "settings_seen"]
 
-_SETTINGS = (
-    "momentum",
-    "dampening",
-    "nesterov",
-    "betas",
-    "eps",
-    "weight_decay",
-    "amsgrad",
-    "maximize",
-    "decoupled_weight_decay",
-    "ns_coefficients",
-    "ns_steps",
-    "adjust_lr_fn",
-)
 # How the tensors of a file of steps are typed.
 _TYPES = {
     "members_M": torch.int64,
@@ -199,26 +186,36 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
     return number_of
 
 
-def optimizer_settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer does besides its learning rate, as JSON.
+def optimizer_settings(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """What optimizers do besides their learning rate, as JSON.
 
     Args:
         model: Gives the parameters their names.
-        optimizer: The optimizer.
+        optimizers: All that a step is made by.
 
     Returns:
-        Its kind, where that is from, and, per group, its settings and the names of its parameters.
+        Their kind, where that is from, and, per group, its settings and the names of its parameters; of several optimizers every group says
+        whose it is.
     """
     name_of = {id(parameter): name for name, parameter in parameters_of(model).items()}
-    groups = [
-        {key: list(group[key]) if isinstance(group[key], tuple) else group[key] for key in _SETTINGS if key in group}
-        | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    kind = type(optimizer)
-    return {"optimizer": kind.__name__, "module": kind.__module__, "groups": groups}
+    groups = []
+    for optimizer in optimizers:
+        own = {"optimizer": type(optimizer).__name__, "module": type(optimizer).__module__} if len(optimizers) > 1 else {}
+        for group in optimizer.param_groups:
+            kept = {key: _plain(group[key]) for key in SETTINGS if key in group}
+            groups.append(kept | own | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]})
+    kinds = [type(optimizer) for optimizer in optimizers]
+    joined = (" + ".join(dict.fromkeys(getattr(kind, name) for kind in kinds)) for name in ("__name__", "__module__"))
+    return {**dict(zip(("optimizer", "module"), joined, strict=True)), "groups": groups}
 
 
-def settings_seen(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+def settings_seen(optimizers: Sequence[torch.optim.Optimizer]) -> list[tuple[Any, ...]]:
     """The same without names: cheap enough to be looked at every step, to see whether anything has changed."""
-    return [(*(group.get(key) for key in _SETTINGS), *map(id, group["params"])) for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [(*(group.get(key) for key in SETTINGS), *map(id, group["params"])) for group in groups]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    return [*map(_plain, value)] if isinstance(value, tuple) else value

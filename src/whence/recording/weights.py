@@ -1,15 +1,21 @@
 """Weights and optimizer state as the tensors of a checkpoint, and back."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from whence.internals import COMPILED
+from whence.optimizers import SETTINGS, flat_state
 
-__all__ = ["bare", "checkpoint_tensors", "digest_of_weights", "load_checkpoint", "parameters_of"]
+__all__ = ["bare", "checkpoint_tensors", "digest_of_weights", "load_checkpoint", "lost_state", "parameters_of"]
+
+# Names of what schedules of the learning rate keep in a group, which is the caller's to restore.
+_OWN_RATES = ("scheduled_lr",)  # of the optimizer itself
+_SCHEDULED = ("lr", "_momentum", "foreach", "fused", "capturable", "differentiable")
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -29,13 +35,16 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def checkpoint_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, without: Collection[str] = ()
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, without: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """What a checkpoint keeps: `model.NAME` of parameters and buffers, `state_KEY.NAME` of the optimizer.
+    """What a checkpoint keeps of a model and its optimizers.
+
+    `model.NAME` of parameters and buffers, `state_KEY.NAME` of the optimizers, with KEY[0], KEY[1] for the tensors of a list, and
+    `group_KEY.NUMBER` of what a group counts by itself, such as its steps.
 
     Args:
         model: The model, without wrappers.
-        optimizer: Whose state is kept, of the parameters that it has one for.
+        optimizers: Whose state is kept, of the parameters that they have one for.
         without: Names of parameters to leave out.
 
     Returns:
@@ -45,31 +54,90 @@ def checkpoint_tensors(
     saved = {f"model.{name}": value.detach() for name, value in parameters.items() if name not in without}
     saved |= {f"model.{name}": value for name, value in _buffers_of(model).items()}
     name_of = {id(parameter): name for name, parameter in parameters.items()}
-    for parameter, state in optimizer.state.items():
-        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        saved |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in tensors.items()}
-    return {name: saved[name].detach() for name in sorted(saved)}  # the same bytes, whatever the order of the states
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            found |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in flat_state(state).items()}
+    for number, (optimizer, group) in enumerate(_groups(optimizers)):
+        found |= {
+            f"group_{key}.{number}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+            for key, value in _counters(optimizer, group).items()
+        }
+    return {name: found[name].detach() for name in sorted(found)}  # the same bytes, whatever the order of the states
 
 
-def load_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `checkpoint_tensors` gave into a model and an optimizer."""
+def lost_state(optimizers: Sequence[torch.optim.Optimizer]) -> str:
+    """What optimizers keep of a parameter that a checkpoint has no place for; empty if there is nothing."""
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            odd = [key for key, value in state.items() if not isinstance(value, Tensor) and not _is_list_of_tensors(value)]
+            if odd:
+                return f"{type(optimizer).__name__} keeps {', '.join(map(str, odd))}"
+    return ""
+
+
+def load_checkpoint(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Put what `checkpoint_tensors` gave into a model and its optimizers."""
     parameters = parameters_of(model)
     values = {**parameters, **_buffers_of(model)}
     states: dict[str, dict[str, Tensor]] = {}
+    counters: dict[int, dict[str, Any]] = {}
     with torch.no_grad():
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "model":
                 values[name].copy_(value)
+            elif kind.startswith("group_"):
+                counters.setdefault(int(name), {})[kind.removeprefix("group_")] = value.item()
             else:
                 states.setdefault(name, {})[kind.removeprefix("state_")] = value
-    optimizer.state.clear()
-    for name, state in states.items():
-        parameter = parameters[name]
-        # Step counters stay on the CPU, as torch keeps them.
-        optimizer.state[parameter] = {
-            key: value.clone() if key == "step" else value.to(parameter, copy=True) for key, value in state.items()
-        }
+    for optimizer in optimizers:
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = next(name for name, value in parameters.items() if value is parameter)
+                if name in states:
+                    optimizer.state[parameter] = _listed(
+                        # Step counters stay on the CPU, as torch keeps them.
+                        {
+                            key: value.clone() if key == "step" else value.to(parameter, copy=True)
+                            for key, value in states[name].items()
+                        }
+                    )
+    for number, (optimizer, group) in enumerate(_groups(optimizers)):
+        known = {key: value for key, value in optimizer.defaults.items() if key in _counters(optimizer, group)}
+        group.update({**known, **counters.get(number, {})})
+
+
+def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+    return [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group of parameters has come to hold that was not set: numbers that differ from those it began with."""
+    return {
+        key: value
+        for key, value in group.items()
+        if isinstance(value, bool | int | float)
+        and key not in SETTINGS
+        and (key in _OWN_RATES or not key.endswith(_SCHEDULED))
+        and (key not in optimizer.defaults or optimizer.defaults[key] != value)
+    }
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, Tensor) for part in value)
+
+
+def _listed(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A state whose KEY[0], KEY[1] are lists again."""
+    found: dict[str, Any] = {}
+    for key in sorted(state, key=lambda key: (len(key), key)):
+        name, bracket, _ = key.partition("[")
+        if bracket:
+            found.setdefault(name, []).append(state[key])
+        else:
+            found[key] = state[key]
+    return found
 
 
 def digest_of_weights(model: nn.Module, names: Collection[str]) -> str:

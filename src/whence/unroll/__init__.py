@@ -10,7 +10,7 @@ from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
 from whence.unroll.smoothness import Smoothness, smoothness_of
 from whence.unroll.sweep import Verified, metagradients, tangents, verify
-from whence.unroll.walk import carry, of_unit
+from whence.unroll.walk import carry, carry_averaged, of_unit
 
 __all__ = [
     "Replay",
@@ -21,6 +21,7 @@ __all__ = [
     "Smoothness",
     "Verified",
     "carry",
+    "carry_averaged",
     "check_loss",
     "implicit_damping",
     "measure_sweep",

@@ -32,6 +32,6 @@ def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[
         if reach == 0 or inverse is None:
             dampings.append(None)
             continue
-        scaled_decay = decay * inverse if segment.is_decoupled or scaling is None else decay
-        dampings.append((inverse + scaled_decay) / reach)
-    return dampings
+        held = decay * inverse if segment.is_decoupled(unit) or scaling is None else decay
+        found.append((inverse + held) / reach)
+    return found

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.capture import frozen, with_weights
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
+from whence.optimizers import counted
 from whence.tasks import AbstractTask
 from whence.unroll.run import Run
-from whence.unroll.segments import settings_at
-from whence.unroll.states import state_of
+from whence.unroll.states import counters_of, settings_at, state_of
 from whence.unroll.update import Update, Values, update_of
 
 __all__ = ["Part", "Replay", "State", "trainable"]
@@ -76,8 +76,14 @@ class Replay:
         self._rows = [row_of[name] for name in run.ids]
         used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
         values = dict(task.model.named_parameters())
-        for entry in run.record["settings"]:
-            update_of(entry, [0.0] * len(entry["groups"]), 1.0)
+        for kept in run.record["settings"]:
+            update_of(kept, run.groups(kept["start"]), [0.0] * len(kept["groups"]), 1.0)
+        if any(group["rule"].is_averaged for group in run.groups(0)) and len(run.stages) > 1:
+            raise Unsupported(
+                found="a run of several stages with a Schedule-Free optimizer",
+                needed="one stage: what a new average begins from is not told",
+                do="record the stages as runs of their own",
+            )
         if left := sorted(used - task.tracked):
             raise BadInput(
                 found=f"a task that leaves out {left[0]!r}, which the run has changed",
@@ -114,40 +120,40 @@ class Replay:
 
     def update(self, step: int) -> Update:
         """What the optimizer does in a step."""
-        settings = settings_at(self.run.record, step)
-        return update_of(settings, self.run.log.rates[step], self.run.log.factors[step], self.limit)
+        found, run = settings_at(self.run.record, step), self.run
+        return update_of(found, run.groups(step), run.log.rates[step], run.log.factors[step], self.limit)
 
     def load(self, step: int) -> State:
         """Where the run was after so many steps, from its checkpoint."""
-        tensors, update = self.run.tensors(step), self.update(step)
-        device = self.task.device
-        values: Values = {"weights": {}, "first": {}, "second": {}}
+        tensors = self.run.tensors(step)
+        weights = self.run.values(step, "gradients")
+        update, device = self.update(min(step, self.run.steps - 1)), self.task.device
+        values: Values = {"weights": {}}
         counts = {}
-        keys = {"first": "exp_avg" if update.is_adaptive else "momentum_buffer", "second": "exp_avg_sq"}
         before = settings_at(self.run.record, max(step - 1, 0))  # what wrote the checkpoint
+        wrote = {name: group for group in self.run.groups(max(step - 1, 0)) for name in group["parameters"]}
         for name in update.groups:
-            weight = tensors[f"model.{name}"].to(device)
+            weight = weights[name].to(device)
             values["weights"][name] = weight
-            state = state_of(before, name, tensors) if step else {}
-            loaded = {kind: state.get(keys[kind]) for kind in update.kinds(name)}
-            is_kept = step not in self.fresh and bool(loaded) and all(value is not None for value in loaded.values())
-            for kind, value in loaded.items():
-                values[kind][name] = value.to(weight) if is_kept and value is not None else torch.zeros_like(weight)
-            counts[name] = int(state["step"]) if is_kept and update.is_adaptive else int(is_kept)
+            state = state_of(before, wrote[name], name, tensors) if step and name in wrote else {}
+            needed = update.rule(name).keys(weight.ndim)
+            is_kept = step not in self.fresh and bool(needed) and all(key in state for key in needed)
+            for key in needed:
+                values.setdefault(key, {})[name] = state[key].to(weight) if is_kept else _empty(key, weight)
+            counts[name] = counted(state, counters_of(wrote[name], tensors)) if is_kept else 0
         # Weights that this stage leaves alone may belong to another: the derivative by them passes through.
         for name in set(self.names) - set(update.groups):
-            values["weights"][name] = tensors[f"model.{name}"].to(device)
+            values["weights"][name] = weights[name].to(device)
         return State(values, counts)
 
     def renewed(self, state: State, step: int) -> State:
         """A state that did not come from a checkpoint, as the step after one finds it: with a new optimizer where the run had one."""
         loaded = self.load(step)
         values: Values = {"weights": state.values["weights"]}
-        for kind in ("first", "second"):
-            values[kind] = {
-                name: state.values[kind][name] if loaded.counts[name] else zero for name, zero in loaded.values[kind].items()
-            }
-        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in loaded.counts.items()})
+        for kind, found in known.values.items():
+            if kind != "weights":
+                values[kind] = {name: state.values[kind][name] if known.counts[name] else zero for name, zero in found.items()}
+        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
 
     def parts(self, step: int) -> Iterator[Part]:
         """The losses of a step's examples, at the weights that the model has just then: `with_weights` puts others there.
@@ -240,6 +246,14 @@ class Replay:
                 do="use reduction='none' and sum over positions only",
             )
         return losses_B
+
+
+def _empty(key: str, weight: Tensor) -> Tensor:
+    """A state that is made by the first step: as large as the weights, a matrix for a side, or a number."""
+    if "pre_cond_" in key:
+        size = weight.shape[int(key.rpartition("_")[2])]
+        return weight.new_zeros(size, size)
+    return weight.new_zeros(()) if key == "trust_ratio" else torch.zeros_like(weight)
 
 
 def trainable(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

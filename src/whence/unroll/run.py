@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
+from whence.optimizers import Averaging, averaging_of, counted, weights_averaged, weights_stepped
 from whence.recording.folder import check_structure
 from whence.recording.record import read_run
 from whence.recording.steps import Steps
@@ -21,10 +22,12 @@ from whence.records import Recipe
 from whence.sharded_weights import refuse_spread
 from whence.store.files import damaged, read_tensors, tensor_shapes
 from whence.tasks import structure_of
-from whence.unroll.segments import Segment, cut_run, is_decoupled, settings_at, shares_of, stages_of
-from whence.unroll.states import check_moved, state_of
+from whence.unroll.segments import Segment, cut_run, shares_of, stages_of
+from whence.unroll.states import RuledGroup, check_moved, counters_of, groups_at, settings_at, state_of
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Place", "Run", "open_run"]
+
+Place = Literal["gradients", "measurements"]
 
 _RECORD_AGAIN = "restore the folder from a copy, or record again"
 
@@ -79,8 +82,13 @@ class Run:
         return next(entry for entry in self.record["checkpoints"] if entry["step"] == step)
 
     @contextmanager
-    def weights(self, model: nn.Module, steps: Sequence[int]) -> Iterator[None]:
+    def weights(self, model: nn.Module, steps: Sequence[int], *, at: Place = "gradients") -> Iterator[None]:
         """Put the weights after a step, or the mean of those after several, into a model for a while.
+
+        Args:
+            model: The run's.
+            steps: Of the checkpoints.
+            at: Where a run whose optimizer tells both apart took its gradients, or where its model is used ("measurements").
 
         Yields:
             Nothing.
@@ -90,10 +98,9 @@ class Run:
         before = {name: value.detach().clone() for name, value in values.items()}
         means: dict[str, Tensor] = {}
         for step in steps:
-            for key, value in self.tensors(step).items():
-                kind, _, name = key.partition(".")
-                if kind == "model" and value.is_floating_point():
-                    means[name] = means[name] + value / len(steps) if name in means else value / len(steps)
+            for name, value in self.values(step, at).items():
+                if value.is_floating_point():
+                    found[name] = found[name] + value / len(steps) if name in found else value / len(steps)
         try:
             with torch.no_grad():
                 for name, value in means.items():
@@ -104,8 +111,60 @@ class Run:
                 for name, value in before.items():
                     values[name].copy_(value)
 
+    def values(self, step: int, at: Place) -> dict[str, Tensor]:
+        """Parameters and buffers after a step by name: where gradients are taken, or where the model is used.
+
+        Args:
+            step: Of the checkpoint.
+            at: Schedule-Free optimizers take gradients between their fast weights and the average that the model is used at, and turn one
+                into the other in `train()` and `eval()`; for all others it is the same.
+        """
+        tensors = self.tensors(step)
+        found = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        for group in self.groups(max(step - 1, 0)):
+            if not group["rule"].is_averaged:
+                continue
+            is_training = bool(counters_of(group, tensors).get("train_mode", False))
+            if is_training == (at == "gradients"):
+                continue
+            turned = weights_stepped if at == "gradients" else weights_averaged
+            for name in group["parameters"]:
+                if f"state_z.{name}" in tensors:
+                    found[name] = turned(found[name], tensors[f"state_z.{name}"], group)
+        return found
+
+    def groups(self, step: int) -> list[RuledGroup]:
+        """The optimizer's groups in a step, with the rules that they followed, and what a Schedule-Free one put into its average then."""
+        return [
+            {**group, "share": share}
+            for group, share in zip(groups_at(self.record, step), self._average_shares[step], strict=True)
+        ]
+
+    @cached_property
+    def _average_shares(self) -> list[list[float]]:
+        """By step and group, the share of the step's weights in the average that a Schedule-Free optimizer keeps; 0 of others."""
+        found: list[list[float]] = []
+        known: list[Averaging] = []
+        for step, rates in enumerate(self.log.rates):
+            groups = groups_at(self.record, step)
+            if not any("weight_lr_power" in group for group in groups):
+                found.append([0.0] * len(groups))
+                continue
+            if step == 0:
+                tensors = self.tensors(0)
+                known = [averaging_of(counters_of(group, tensors)) for group in groups]
+            stepped = [
+                one.step(group, rate) if "weight_lr_power" in group else (0.0, one)
+                for one, group, rate in zip(known, groups, rates, strict=True)
+            ]
+            found.append([share for share, _ in stepped])
+            known = [after for _, after in stepped]
+        return found
+
     def preconditioner(self, steps: Sequence[int]) -> dict[str, Tensor]:
-        """1 / (sqrt(v) + eps) of an adaptive optimizer, v bias-corrected, by parameter, mean over checkpoints; 0 where it has no state.
+        """The diagonal of what an optimizer multiplies gradients with, by parameter, mean over checkpoints.
+
+        1 / (sqrt(v) + eps) of Adam, v bias-corrected; 0 of a parameter without state, and of one that is multiplied with another matrix.
 
         Args:
             steps: Of the checkpoints.
@@ -115,23 +174,26 @@ class Run:
         for step in self._with_state(steps):
             tensors = self.tensors(step)
             settings = settings_at(self.record, max(step - 1, 0))
-            group_of = {name: group for group in settings["groups"] for name in group["parameters"]}
+            group_of = {name: group for group in self.groups(max(step - 1, 0)) for name in group["parameters"]}
             for key, weight in tensors.items():
                 kind, _, name = key.partition(".")
                 if kind != "model":
                     continue
-                part = torch.zeros_like(weight)
-                state = state_of(settings, name, tensors) if name in group_of else {}
-                if "exp_avg_sq" in state:
-                    corrected = state["exp_avg_sq"] / (1 - group_of[name]["betas"][1] ** float(state["step"]))
-                    part = 1.0 / (corrected.sqrt() + group_of[name]["eps"])
-                elif name in group_of and not state and key in start:
-                    check_moved(settings, name, start[key], weight)
-                means[name] = means.get(name, torch.zeros_like(part)) + part / len(steps)
+                part, group = torch.zeros_like(weight), group_of.get(name)
+                state = {} if group is None else state_of(settings, group, name, tensors)
+                if group is not None and group["rule"].diagonal is not None and state:
+                    part = group["rule"].diagonal(state, group, counted(state, counters_of(group, tensors)))
+                elif group is not None and not state and key in start:
+                    check_moved(settings, group, name, start[key], weight)
+                found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
         for key, value in self.tensors(self.checkpoints[-1]).items():  # which alone has the weights that never moved
             if key.startswith("model."):
                 means.setdefault(key.removeprefix("model."), torch.zeros_like(value))
         return means
+
+    @property
+    def _is_averaged(self) -> bool:
+        return any(group["rule"].is_averaged for group in self.groups(self.steps - 1))
 
     def _with_state(self, steps: Sequence[int]) -> list[int]:
         """The checkpoints that P can be read off, as many as were asked for.
@@ -182,33 +244,36 @@ class Run:
 
     def segments(self, per_stage: int) -> list[Segment]:
         """The run cut at checkpoints, see `cut_run`."""
-        return cut_run(self.record, self.log, self.checkpoints, per_stage)
+        return cut_run(self.record, self.log, self.checkpoints, per_stage, self.groups)
 
     def recipe(self) -> Recipe:
         """The run as damping rules need it; what differs between groups of parameters is their mean, weighted by size.
 
-        Learning rates are added up over all stages, each by the groups that its optimizer had; the rest is of the last optimizer.
+        Learning rates are added up over all stages, each by the groups that its optimizer had; the rest is of the last optimizer. Of a
+        Schedule-Free run they count half: the average that its model is used at follows a constant gradient half as far (for a constant
+        rate the response over K steps is within 10 to 28 % of 1 / (s + 2 / (rate K)), s the curvature).
         """
-        kind = settings_at(self.record, self.steps - 1)
+        kind, groups = settings_at(self.record, self.steps - 1), self.groups(self.steps - 1)
         numbers = self._group_shares()[kind["start"]]
-        first = kind["groups"][0]
-        inverse = None
-        if kind["optimizer"] != "SGD":
-            preconditioner = self.preconditioner(self.checkpoints[-1:])
+        first, inverse = groups[0], None
+        is_plain = all(group["rule"].is_plain for group in groups)
+        if not is_plain:
+            diagonals = self.preconditioner(self.checkpoints[-1:])
             inverse = {
                 name: float((1 / value).mean())
-                for name, value in preconditioner.items()
+                for name, value in diagonals.items()
                 if bool(value.all()) and value.is_floating_point()
             } or None
+        rates = math.fsum(self.mean_rates()) * (0.5 if first["rule"].is_averaged else 1.0)
         return Recipe(
-            kind["optimizer"].lower(),
-            math.fsum(self.mean_rates()),
+            "sgd" if is_plain else kind["optimizer"].lower(),
+            rates,
             # Others' momentum is a mean of gradients, which is as long as they are.
-            momentum=first.get("momentum", 0.0) if kind["optimizer"] == "SGD" else 0.0,
-            weight_decay=sum(number * group["weight_decay"] for number, group in zip(numbers, kind["groups"], strict=True)),
+            momentum=first["momentum"] if is_plain and "dampening" in first else 0.0,
+            weight_decay=sum(number * group["weight_decay"] for number, group in zip(numbers, groups, strict=True)),
             loss_divisor=self.steps / sum(sum(weights) for weights in self.log.weights),
             inverse_preconditioner=inverse,
-            decoupled_weight_decay=None if kind["optimizer"] == "SGD" else is_decoupled(kind["optimizer"], first),
+            decoupled_weight_decay=None if is_plain else first["rule"].is_decoupled(first),
         )
 
     def unrecorded(self, names: Iterable[str]) -> list[str]:
@@ -252,16 +317,15 @@ class Run:
         Raises:
             StoreMismatch: If either is another.
         """
-        last = self.tensors(self.checkpoints[-1])
-        mine = dict(model.named_parameters())
-        theirs = {name.removeprefix("model."): value for name, value in last.items() if name.startswith("model.")}
+        mine, theirs = dict(model.named_parameters()), self.values(self.checkpoints[-1], "measurements")
         other = [name for name, value in mine.items() if name not in theirs or theirs[name].shape != value.shape]
         other = other or [name for name, value in mine.items() if not torch.equal(theirs[name].to(value), value.detach())]
         if other:
             raise StoreMismatch(
                 found=f"a model whose {other[0]!r} is not what the run in {self.folder} ended with",
                 needed="the model that came out of that run",
-                do="load those weights, or pass the folder of the run that made this model",
+                do="load those weights, or pass the folder of the run that made this model"
+                + (", in whose optimizer's eval() mode it is to be used" if self._is_averaged else ""),
             )
         missing = sorted(set(self.ids) - set(train.ids))
         if missing:

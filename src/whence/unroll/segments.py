@@ -1,19 +1,21 @@
 """A recorded run cut into segments: how far each moved the weights, and on which examples."""
 
 import math
-from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from whence.errors import BadInput, Unsupported
+from whence.optimizers import mix_of
 from whence.recording.steps import Steps
+from whence.records import Unit
+from whence.unroll.averaged import AverageSteps
+from whence.unroll.states import RuledGroup
 
-__all__ = ["Segment", "cut_run", "is_decoupled", "settings_at", "shares_of", "stages_of"]
+__all__ = ["Segment", "cut_run", "shares_of", "stages_of"]
 
-_KINDS = ("SGD", "Adam", "AdamW", "Muon")
-_DECOUPLED = ("AdamW", "Muon")
+GroupsOf = Callable[[int], Sequence[RuledGroup]]
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,38 @@ class Segment:
         start: Its first step.
         stop: The step after its last.
         checkpoints: Steps of the checkpoints in it.
-        is_adaptive: Whether the optimizer multiplies gradients with a matrix, as all but SGD do.
-        is_decoupled: Whether weight decay bypasses it.
+        plain: Parameters whose gradients the optimizer multiplies with nothing but the learning rate, as SGD does.
+        decoupled: Those whose weight decay bypasses what gradients are multiplied with.
         reach: By parameter, the sum over its steps of the learning rate times the weight of the mean of the examples' summed losses in the
             loss that was minimised; heavy-ball momentum multiplies by 1 / (1 - momentum).
         decay: By parameter, the sum of the learning rate times weight decay, with momentum the same.
         shares: By example id, its share of what the segment's stage was trained on; they add up to 1.
+        averaging: By parameter of a Schedule-Free optimizer, its steps.
     """
 
     start: int
     stop: int
     checkpoints: tuple[int, ...]
-    is_adaptive: bool
-    is_decoupled: bool
+    plain: frozenset[str]
+    decoupled: frozenset[str]
     reach: Mapping[str, float]
     decay: Mapping[str, float]
     shares: Mapping[str, float]
+    averaging: Mapping[str, AverageSteps] = field(default_factory=dict)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the optimizer multiplies gradients of some parameter with a matrix, as all but SGD do."""
+        return bool(self.reach.keys() - self.plain)
+
+    def is_decoupled(self, unit: Unit) -> bool:
+        """Whether weight decay of a unit bypasses that matrix."""
+        return unit.parameters[0] in self.decoupled
 
 
-def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], per_stage: int) -> list[Segment]:
+def cut_run(
+    record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], per_stage: int, groups: GroupsOf
+) -> list[Segment]:
     """A run cut at checkpoints, every stage by itself, in stretches of about as many checkpoints each.
 
     Args:
@@ -50,6 +65,7 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
         log: Its steps.
         checkpoints: Steps after which weights were kept.
         per_stage: Segments of a stage that has as many checkpoints; fewer if it has not.
+        groups: The optimizer's groups in a step, see `Run.groups`.
 
     Returns:
         The segments, in order.
@@ -60,16 +76,14 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
     """
     if per_stage < 1:
         raise BadInput(found=f"segments={per_stage}", needed="1 or more", do="correct it")
-    for settings in record["settings"]:
-        is_foreign = settings["optimizer"] == "Muon" and not all("ns_coefficients" in group for group in settings["groups"])
-        odd = [name for name in ("amsgrad", "maximize") if any(group.get(name) for group in settings["groups"])]
-        if settings["optimizer"] not in _KINDS or odd or is_foreign:
-            raise Unsupported(
-                found=f"a run with {settings['optimizer']}{' with ' + odd[0] if odd else ' of another package' if is_foreign else ''}",
-                needed="SGD, Adam, AdamW or Muon of torch.optim, without amsgrad and maximize",
-                do="choose another method, such as ekfac",
-            )
-    segments = []
+    known = [group for settings in record["settings"] for group in groups(settings["start"])]
+    if len(stages_of(record, log)) > 1 and any(group["rule"].is_averaged for group in known):
+        raise Unsupported(
+            found="a run of several stages with a Schedule-Free optimizer",
+            needed="one stage: whether the next began at its average or its fast weights is not told",
+            do="record the stages as runs of their own",
+        )
+    found = []
     for start, stop in stages_of(record, log):
         shares = shares_of(log, start, stop)
         inside = [step for step in checkpoints if start < step <= stop]
@@ -78,7 +92,7 @@ def cut_run(record: Mapping[str, Any], log: Steps, checkpoints: Sequence[int], p
         first = start
         for left, right in zip(bounds, bounds[1:], strict=False):
             chosen = tuple(inside[left:right])
-            segments.append(_segment(record, log, first, chosen, shares))
+            found.append(_segment(log, first, chosen, shares, groups))
             first = chosen[-1]
     return segments
 
@@ -91,17 +105,6 @@ def stages_of(record: Mapping[str, Any], log: Steps) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], log.stop], strict=True))
 
 
-def is_decoupled(optimizer: str, group: Mapping[str, Any]) -> bool:
-    """Whether weight decay bypasses what the optimizer multiplies gradients with."""
-    return bool(group.get("decoupled_weight_decay", optimizer in _DECOUPLED))
-
-
-def settings_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-    """The optimizer's settings in a step: its kind and groups."""
-    settings = record["settings"]
-    return settings[bisect_right(settings, step, key=lambda entry: entry["start"]) - 1]
-
-
 def shares_of(log: Steps, start: int, stop: int) -> dict[str, float]:
     """By how often each example was met: the mean over the orders in which a stage could have met them."""
     counts = Counter(member for members in log.members[start:stop] for member in members)
@@ -109,35 +112,54 @@ def shares_of(log: Steps, start: int, stop: int) -> dict[str, float]:
     return {ids[member]: count / total for member, count in counts.items()}
 
 
-def _segment(
-    record: Mapping[str, Any], log: Steps, start: int, checkpoints: tuple[int, ...], shares: Mapping[str, float]
-) -> Segment:
+def _segment(log: Steps, start: int, checkpoints: tuple[int, ...], shares: Mapping[str, float], groups: GroupsOf) -> Segment:
     stop = checkpoints[-1]
     reach: dict[tuple[str, ...], float] = defaultdict(float)
     decay: dict[tuple[str, ...], float] = defaultdict(float)
-    kinds = {(name, is_decoupled(name, group)) for name, group in _groups(record, start, stop)}
-    if len({name == "SGD" for name, _ in kinds}) > 1 or len({decoupled for _, decoupled in kinds}) > 1:
+    plain, decoupled = _alike(map(groups, range(start, stop)), start, stop)
+    steps: dict[tuple[str, ...], list[tuple[float, float, float, float]]] = defaultdict(list)
+    for step in range(start, stop):
+        weight = math.fsum(log.weights[step]) * log.factors[step]
+        for group, rate in zip(groups(step), log.rates[step], strict=True):
+            gain = group["rule"].gain(group)
+            names = tuple(group["parameters"])
+            reach[names] += rate * gain * weight
+            decay[names] += rate * gain * group["weight_decay"]
+            if group["rule"].is_averaged:
+                steps[names].append((mix_of(group), rate * weight, rate * group["weight_decay"], group["share"]))
+    sums = [_by_parameter(found) for found in (reach, decay)]
+    return Segment(start, stop, checkpoints, plain, decoupled, sums[0], sums[1], shares, _averaging(steps))
+
+
+def _averaging(steps: Mapping[tuple[str, ...], Sequence[tuple[float, float, float, float]]]) -> dict[str, AverageSteps]:
+    found = {}
+    for names, rows in steps.items():
+        mixes, reaches, decays, shares = zip(*rows, strict=True)
+        found |= dict.fromkeys(names, AverageSteps(sum(mixes) / len(mixes), reaches, decays, shares))
+    return found
+
+
+def _alike(groups: Iterable[Sequence[RuledGroup]], start: int, stop: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Parameters whose gradients are multiplied with nothing, and those whose weight decay bypasses what they are multiplied with.
+
+    Raises:
+        Unsupported: If one is, and is not, in different steps.
+    """
+    plain: dict[str, set[bool]] = defaultdict(set)
+    decoupled: dict[str, set[bool]] = defaultdict(set)
+    for group in (group for some in groups for group in some):
+        for name in group["parameters"]:
+            plain[name].add(group["rule"].is_plain)
+            decoupled[name].add(group["rule"].is_decoupled(group))
+    if any(len(kinds) > 1 for kinds in (*plain.values(), *decoupled.values())):
         raise Unsupported(
             found=f"more than one optimizer in the steps {start:,} to {stop:,}",
             needed="one per stage",
             do="call stage(name, optimizer) of the recorder where the optimizer changes",
         )
-    (name, bypasses), *_ = kinds
-    for step in range(start, stop):
-        weight = math.fsum(log.weights[step]) * log.factors[step]
-        for group, rate in zip(settings_at(record, step)["groups"], log.rates[step], strict=True):
-            # Terminal velocity (Bae et al. 2024, appendix D.2); Adam's mean of gradients has it at once.
-            gain = (1 - group.get("dampening", 0.0)) / (1 - group.get("momentum", 0.0)) if name == "SGD" else 1.0
-            names = tuple(group["parameters"])
-            reach[names] += rate * gain * weight
-            decay[names] += rate * gain * group["weight_decay"]
-    sums = [_by_parameter(values) for values in (reach, decay)]
-    return Segment(start, stop, checkpoints, name != "SGD", bypasses, sums[0], sums[1], shares)
-
-
-def _groups(record: Mapping[str, Any], start: int, stop: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    used = [settings_at(record, start), *(entry for entry in record["settings"] if start < entry["start"] < stop)]
-    return ((settings["optimizer"], group) for settings in used for group in settings["groups"])
+    return frozenset(n for n, kinds in plain.items() if True in kinds), frozenset(
+        n for n, kinds in decoupled.items() if True in kinds
+    )
 
 
 def _by_parameter(sums: Mapping[tuple[str, ...], float]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def smoothness_of(replay: Replay, *, share: float, h: float, seed: int, progress
     met = torch.tensor([row_of[name] for name in run.ids])
     count = max(1, round(share * len(met)))
     chosen = met[torch.randperm(len(met), generator=torch.Generator().manual_seed(seed))[:count]]
-    last = run.tensors(run.checkpoints[-1])
+    last = run.values(run.checkpoints[-1], "gradients")
     ends: list[dict[str, Tensor]] = []
     for times in (1, 2):
         scale_N = torch.ones(len(replay.train), dtype=torch.float64)
@@ -84,7 +84,7 @@ def smoothness_of(replay: Replay, *, share: float, h: float, seed: int, progress
         ends.append(_retrained(replay, scale_N, progress))
     straight = total = 0.0
     for name, once in ends[0].items():
-        first, second = once - last[f"model.{name}"].to(once), ends[1][name] - once
+        first, second = once - last[name].to(once), ends[1][name] - once
         straight += float((first.abs() * first.sign() * second.sign()).sum(dtype=torch.float64))
         total += float(first.abs().sum(dtype=torch.float64))
     return Smoothness(straight / total if total else 1.0, count, h, run.steps)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from whence.errors import StoreMismatch
 from whence.internals import DROPOUTS
+from whence.optimizers import mix_of, weights_averaged
 from whence.progress import Meter
 from whence.unroll.derivative import backward, check_second_derivatives, forward
 from whence.unroll.replay import Replay, State
@@ -130,7 +131,7 @@ def metagradients(replay: Replay, wanted: Mapping[str, Tensor], *, length: int, 
     """
     rows = len(next(iter(wanted.values())))
     scores_RN = torch.zeros(rows, len(replay.train), dtype=torch.float64)
-    carried: Values = {"weights": dict(wanted)}
+    carried = _at_end(replay, wanted)
     for start, stop in reversed(replay.intervals):
         for step, state, gradients in replay.backwards(start, stop, length):
             carried = backward(replay, state, gradients, step, carried, scores_RN, at_once)
@@ -162,7 +163,27 @@ def tangents(replay: Replay, groups_N: Tensor, count: int, *, at_once: int, prog
             carried = forward(replay, state, gradients, step, carried, groups_N, at_once)
             state = replay.advance(state, gradients, step)
             progress.advance()
-    return carried["weights"]
+    return _used(replay, carried)
+
+
+def _at_end(replay: Replay, wanted: Mapping[str, Tensor]) -> Values:
+    """Derivatives by the weights that the model is used at, as those by what the last step made: an average is y / b + (1 - 1 / b) z."""
+    groups = replay.update(replay.run.steps - 1).groups
+    mixes = {name: mix_of(group) for name, group in groups.items() if group["rule"].is_averaged}
+    found: Values = {"weights": {name: row / mixes.get(name, 1.0) for name, row in wanted.items()}}
+    if mixes:
+        found["z"] = {name: wanted[name] * (1 - 1 / mix) for name, mix in mixes.items()}
+    return found
+
+
+def _used(replay: Replay, rows: Values) -> dict[str, Tensor]:
+    """What the last step made, as the weights that the model is used at."""
+    groups = replay.update(replay.run.steps - 1).groups
+    found = dict(rows["weights"])
+    for name, group in groups.items():
+        if group["rule"].is_averaged:
+            found[name] = weights_averaged(found[name], rows["z"][name], group)
+    return found
 
 
 def _interval(replay: Replay, start: int, stop: int, progress: Meter | None) -> tuple[State, list[float]]:
@@ -179,13 +200,13 @@ def _interval(replay: Replay, start: int, stop: int, progress: Meter | None) -> 
 
 def _difference(replay: Replay, start: int, stop: int, state: State) -> tuple[float, float]:
     """Distance from the recorded weights over the way that they went, and what is allowed."""
-    before, after = replay.run.tensors(start), replay.run.tensors(stop)
+    before, after = (replay.run.values(step, "gradients") for step in (start, stop))
     apart = way = 0.0
-    for name, value in state.values["weights"].items():
-        there = after[f"model.{name}"].to(value)
+    for name, value in found.values["weights"].items():
+        there = after[name].to(value)
         apart += float((value - there).square().sum())
-        way += float((there - before[f"model.{name}"].to(value)).square().sum())
-    tolerance = max(_TOLERANCE[value.dtype] for value in state.values["weights"].values())
+        way += float((there - before[name].to(value)).square().sum())
+    tolerance = max(_TOLERANCE[value.dtype] for value in found.values["weights"].values())
     if way == 0:
         return (0.0 if apart == 0 else math.inf), tolerance
     return math.sqrt(apart / way), tolerance
@@ -195,7 +216,7 @@ def _means_apart(replay: Replay, stop: int, state: State) -> float:
     """Distance from the recorded means of gradients, as a share of their length; 0 for an optimizer without."""
     there = replay.run.tensors(stop)
     apart = length = 0.0
-    for name, value in state.values.get("first", {}).items():
+    for name, value in found.values.get("exp_avg", {}).items():
         mean, square = there.get(f"state_exp_avg.{name}"), there.get(f"state_exp_avg_sq.{name}")
         if mean is not None and square is not None:
             apart += float((value - mean.to(value)).square().sum())

@@ -15,11 +15,12 @@ from whence.errors import Unsupported
 from whence.records import Unit
 from whence.reflections import Basis
 from whence.settings import Form
+from whence.unroll.averaged import Pair, averaged_filters, through_average
 from whence.unroll.exponential import chebyshev, decayed, expanded, gained, shrinkage
 from whence.unroll.scaling import Elementwise, Scaling
 from whence.unroll.segments import Segment
 
-__all__ = ["carry", "of_unit"]
+__all__ = ["carry", "carry_averaged", "of_unit"]
 
 # Share of the mean eigenvalue added to the inverse of the diagonal form: as good as none, and never a division by zero.
 _TINY_DAMPING = 1e-8
@@ -63,10 +64,45 @@ def carry(
             x_OI = reach * block.values_OI.to(row).clamp_min(0) + decay
             carried.append((block.back(inside * (reach * shrinkage(x_OI))), block.back(inside * torch.exp(-x_OI))))
         elif form == "full":
-            carried.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled))
+            made.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
         else:
-            carried.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled))
-    return [taken for taken, _ in carried], [left for _, left in carried]
+            made.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
+    return [taken for taken, _ in made], [left for _, left in made]
+
+
+def carry_averaged(
+    curvature: KroneckerCurvature, segment: Segment, rows: Sequence[Pair], scaling: Sequence[Scaling] | None
+) -> tuple[Blocks, list[Pair]]:
+    """One segment of a Schedule-Free run, backwards; see `whence.unroll.averaged`.
+
+    Args:
+        curvature: As for `carry`.
+        segment: As for `carry`.
+        rows: What is wanted of the fast weights and of their average at its end, per unit.
+        scaling: As for `carry`.
+
+    Returns:
+        What the segment's gradients are multiplied with, and what is wanted at its start.
+    """
+    made: list[tuple[Tensor, Pair]] = []
+    for index, (block, wanted) in enumerate(zip(curvature.blocks, rows, strict=True)):
+        steps, row = segment.averaging.get(block.unit.parameters[0]), wanted[1]
+        if steps is None:  # left alone by the optimizer
+            made.append((torch.zeros_like(row), wanted))
+            continue
+        values_OI = block.values_OI.to(row).clamp_min(0)
+        if scaling is None:
+            filters = averaged_filters(steps, values_OI.double()).to(row)
+            inside = [block.into(one) for one in wanted]
+            taken, fast, average = (inside[0] * filters[0, part] + inside[1] * filters[1, part] for part in range(3))
+            made.append((block.back(taken), (block.back(fast), block.back(average))))
+            continue
+        scale = _alive(scaling[index], block)
+        top, curved = _top(block, scale, row, 1.0, 0.0)
+        tolerance = max(1e-10, 16 * torch.finfo(row.dtype).eps)
+        taken, left = through_average(steps, lambda one, s=scale, c=curved: c(s.times(one)), wanted, top, tolerance)
+        made.append((scale.times(taken), left))
+    return [taken for taken, _ in made], [left for _, left in made]
 
 
 def of_unit(unit: Unit, values: Mapping[str, float]) -> float:
@@ -83,23 +119,28 @@ def _full(
     Products with P (reach phi(X^T) and exp(-X^T)) share their terms. X is similar to a symmetric matrix, so an expansion of it is one of its
     eigenvalues, and neither a root nor an inverse of P is needed.
     """
-    values_OI = block.values_OI.to(row_QOI).clamp_min(0)
     inside, beside = (0.0, decay) if is_decoupled else (decay, 0.0)
     scale = _alive(scale, block)
+    tolerance = max(1e-10, 16 * torch.finfo(row_QOI.dtype).eps)
+    top, curved = _top(block, scale, row_QOI, reach, inside)
+    terms = [chebyshev(function(beside), top, tolerance) for function in (gained, decayed)]
+    gain, left = expanded(lambda rows: curved(scale.times(rows)), row_QOI, top, terms)
+    return reach * scale.times(gain), left
+
+
+def _top(
+    block: KroneckerBlock, scale: Scaling, row_QOI: Tensor, reach: float, inside: float
+) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """A bound of the eigenvalues of P (reach H + inside), and the product with what is in brackets."""
+    values_OI = block.values_OI.to(row_QOI).clamp_min(0)
 
     def curved(rows: Tensor) -> Tensor:
         return reach * block.back(block.into(rows) * values_OI) + inside * rows
 
-    tolerance = max(1e-10, 16 * torch.finfo(row_QOI.dtype).eps)
-    top = 0.0
-    if reach and scale.mean_inverse() is not None and bool(values_OI.any()):
-        matrix = _Products(curved, row_QOI)
-        top = _MARGIN * top_eigenvalue(
-            matrix, lambda blocks: [scale.times(blocks[0])], iterations=min(_LANCZOS, row_QOI[0].numel())
-        )
-    terms = [chebyshev(function(beside), top, tolerance) for function in (gained, decayed)]
-    gain, left = expanded(lambda rows: curved(scale.times(rows)), row_QOI, top, terms)
-    return reach * scale.times(gain), left
+    if not reach or scale.mean_inverse() is None or not bool(values_OI.any()):
+        return 0.0, curved
+    matrix, iterations = _Products(curved, row_QOI), min(_LANCZOS, row_QOI[0].numel())
+    return _MARGIN * top_eigenvalue(matrix, lambda blocks: [scale.times(blocks[0])], iterations=iterations), curved
 
 
 def _alive(scale: Scaling, block: KroneckerBlock) -> Scaling:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from whence.errors import BadInput
+from whence.errors import BadInput, Unsupported
 from whence.pipeline.exact.footprint import Demand
 from whence.settings import AstraSource, ExactSettings, Source, TracIn, Unroll
 from whence.unroll import Run, Segment, open_run
@@ -72,6 +72,7 @@ def cut_for(settings: ExactSettings) -> CutRun | None:
 
     Raises:
         BadInput: If the form is for another kind of optimizer than the run's.
+        Unsupported: If the method has no formula for the run's optimizer.
     """
     if not isinstance(settings, RunSettings):
         return None
@@ -85,5 +86,11 @@ def cut_for(settings: ExactSettings) -> CutRun | None:
             found="form='diagonal' for a run with SGD",
             needed="an optimizer that multiplies gradients with a matrix, such as Adam",
             do="leave form out",
+        )
+    if isinstance(settings, AstraSource) and any(segment.averaging for segment in segments):
+        raise Unsupported(
+            found="astra-source for a run with a Schedule-Free optimizer",
+            needed="an optimizer whose segments are each one damped inverse; an average's are not",
+            do="choose method='source'",
         )
     return CutRun(settings, opened, segments)
