@@ -65,8 +65,8 @@ def _lamb(before: State, gradient: Tensor, group: Group, count: int) -> dict[str
     length = root(weight.square().sum()).clamp(max=_LONGEST)
     own = root(moved.square().sum())
     ratio = torch.where((length > 0) & (own > 0), length / (own + group["eps"]), 1.0)
-    found = {"exp_avg": first, "exp_avg_sq": second, "trust_ratio": ratio}
-    return {"weights": weight - rate / (1 - one ** (count + 1)) * ratio * moved, **found}
+    state_after = {"exp_avg": first, "exp_avg_sq": second, "trust_ratio": ratio}
+    return {"weights": weight - rate / (1 - one ** (count + 1)) * ratio * moved, **state_after}
 
 
 # Length of weights from which on LAMB's steps grow no more.

@@ -61,9 +61,9 @@ def inverse_root(matrix_SS: Tensor, order: int) -> Tensor:
     tensor([[0.5000, 0.0000],
             [0.0000, 0.5000]], dtype=torch.float64)
     """
-    found = _InverseRoot.apply(matrix_SS, order)
-    assert found is not None
-    return found[0]
+    factors = _InverseRoot.apply(matrix_SS, order)
+    assert factors is not None
+    return factors[0]
 
 
 def _shampoo(before: State, gradient: Tensor, group: Group, count: int) -> dict[str, Tensor]:
@@ -73,16 +73,16 @@ def _shampoo(before: State, gradient: Tensor, group: Group, count: int) -> dict[
         weight = weight * (1 - rate * decay)
     else:
         gradient = gradient + decay * weight
-    moved, found = gradient, {}
+    moved, factors = gradient, {}
     for axis in range(gradient.ndim):
         rows = gradient.movedim(axis, 0).flatten(1) if gradient.ndim > 1 else gradient[:, None]
         # Where nothing is kept yet it begins with a small multiple of the identity.
-        known = before[f"pre_cond_{axis}"] if count else group["matrix_eps"] * torch.eye(len(rows)).to(rows)
-        factor = known + rows @ rows.mT
+        earlier = before[f"pre_cond_{axis}"] if count else group["matrix_eps"] * torch.eye(len(rows)).to(rows)
+        factor = earlier + rows @ rows.mT
         inverse = inverse_root(factor, 2 * gradient.ndim)
         moved = _applied(inverse, moved, axis)
-        found |= {f"pre_cond_{axis}": factor, f"inv_pre_cond_{axis}": inverse}
-    return {"weights": weight - rate * moved, **found}
+        factors |= {f"pre_cond_{axis}": factor, f"inv_pre_cond_{axis}": inverse}
+    return {"weights": weight - rate * moved, **factors}
 
 
 def _soap(before: State, gradient: Tensor, group: Group, count: int) -> dict[str, Tensor]:

@@ -25,22 +25,22 @@ _DOUBLE, _HALF = 1e-6, 0.05
 
 def flat_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a parameter's state, those in lists as KEY[0], KEY[1], and so on."""
-    found = {}
+    tensors = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
-            found[key] = value
+            tensors[key] = value
         elif isinstance(value, list | tuple):
-            found |= {f"{key}[{place}]": part for place, part in enumerate(value) if isinstance(part, Tensor)}
-    return found
+            tensors |= {f"{key}[{place}]": part for place, part in enumerate(value) if isinstance(part, Tensor)}
+    return tensors
 
 
 def counted(state: Mapping[str, Any], counters: Mapping[str, Any]) -> int:
     """How many steps a state has seen, as it says itself or its group does; of one that does not say, whether it saw any."""
     if not state:
         return 0
-    for known, key in ((state, "step"), (counters, "step"), (counters, "k")):
-        if key in known:
-            return int(known[key])
+    for counter, key in ((state, "step"), (counters, "step"), (counters, "k")):
+        if key in counter:
+            return int(counter[key])
     return 1
 
 
@@ -72,11 +72,11 @@ class Watch:
 
     def states(self) -> list[list[str]]:
         """After the step, per group the keys that the state of its parameters has."""
-        kept = [[self.optimizer.state.get(p, {}) for p in group["params"]] for group in self.groups]
-        return [sorted({str(key) for state in some for key in state}) for some in kept]
+        by_group = [[self.optimizer.state.get(p, {}) for p in group["params"]] for group in self.groups]
+        return [sorted({str(key) for state in some for key in state}) for some in by_group]
 
     def _of_group(self, number: int) -> list[str] | None:
-        group, found = {**self.groups[number]}, None
+        group, fitting = {**self.groups[number]}, None
         if "weight_lr_power" in group and "scheduled_lr" in group:
             group["lr"] = float(self.optimizer.param_groups[number]["scheduled_lr"])
             group["share"], _ = averaging_of(group).step(group, group["lr"])
@@ -84,8 +84,8 @@ class Watch:
             after = flat_state(self.optimizer.state.get(seen.parameter, {}))
             fits = fitting_rules(seen.weights, seen.parameter.detach(), seen.gradient, (seen.state, after), group, seen.count)
             if fits is not None:
-                found = fits if found is None else [name for name in found if name in fits]
-        return found
+                fitting = fits if fitting is None else [name for name in fitting if name in fits]
+        return fitting
 
 
 def _chosen(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -101,8 +101,8 @@ def _seen(optimizer: torch.optim.Optimizer, p: Tensor, group: Mapping[str, Any],
     assert p.grad is not None
     state = optimizer.state.get(p, {})
     gradient = p.grad.detach().clone() if scale is None else p.grad.detach() / scale.to(p.grad)
-    kept = {key: value.detach().clone() for key, value in flat_state(state).items()}
-    return _Seen(p, gradient, p.detach().clone(), kept, counted(state, group))
+    copies = {key: value.detach().clone() for key, value in flat_state(state).items()}
+    return _Seen(p, gradient, p.detach().clone(), copies, counted(state, group))
 
 
 def fitting_rules(
@@ -135,21 +135,21 @@ def _fits(
     rule: Rule, before: Tensor, after: Tensor, gradient: Tensor, states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     group: Mapping[str, Any], count: int,
 ) -> bool:  # fmt: skip
-    kept, made = states
-    known = {key: kept.get(key, torch.zeros_like(made[key])) for key in rule.keys(before.ndim)}
+    recorded, after_state = states
+    before_state = {key: recorded.get(key, torch.zeros_like(after_state[key])) for key in rule.keys(before.ndim)}
     try:
-        found = rule.step({"weights": before, **known}, gradient.to(before.dtype), group, count)
+        predicted = rule.step({"weights": before, **before_state}, gradient.to(before.dtype), group, count)
     except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError):  # settings of these names that mean something else
         return False
     allowed = {torch.float64: _DOUBLE, torch.float32: rule.tolerance}.get(before.dtype, _HALF)
     if before.dtype == torch.float64 and rule.tolerance > _HALF / 5:
         allowed = rule.tolerance
     for key in ("weights", *(rule.keys(before.ndim) if rule.checked is None else rule.checked)):
-        if key not in found or not torch.is_floating_point(found[key]):
+        if key not in predicted or not torch.is_floating_point(predicted[key]):
             continue
-        there = after if key == "weights" else made[key]
-        start = before if key == "weights" else known[key]
-        apart, way = float((found[key] - there).double().norm()), float((there - start).double().norm())
+        there = after if key == "weights" else after_state[key]
+        start = before if key == "weights" else before_state[key]
+        apart, way = float((predicted[key] - there).double().norm()), float((there - start).double().norm())
         if not apart <= allowed * way + 4 * torch.finfo(there.dtype).eps * float(there.double().norm()):
             return False
     return True

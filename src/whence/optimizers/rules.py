@@ -60,5 +60,5 @@ def what_it_lacks(keys: Collection[str]) -> str:
     """Why a state is that of no rule here, where that is known; else that the step does not tell."""
     own = set(keys) - {"step"}
     exact = _LACKS.get(frozenset(own))
-    inside = [why for known, why in _LACKS.items() if len(known) > 1 and known <= own]
+    inside = [why for keys_lacking, why in _LACKS.items() if len(keys_lacking) > 1 and keys_lacking <= own]
     return exact or (inside[0] if inside else "its steps follow no rule known here")

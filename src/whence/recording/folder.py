@@ -40,7 +40,7 @@ class RunFolder:
         self._replaced: list[Path] = []
         self.record: dict[str, Any] = {
             "version": VERSION, "finished": False, "steps": 0, "ranks": ranks.count, "skipped": 0,
-            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], "rules": [], **known,
+            "checkpoints": [], "logs": [], "settings": [], "stages": [], "losses": [], "rules": [], **identity,
         }  # fmt: skip
 
     @property
@@ -71,18 +71,18 @@ class RunFolder:
             states: Per group the keys that its optimizer keeps of a parameter.
             is_new: Whether it is the first step that is watched of an optimizer: another may have made those before.
         """
-        kept = self.record["rules"]
+        entries = self.record["rules"]
         begins = is_new and step in {0, *(stage["start"] for stage in self.record["stages"])}
-        if kept and not begins and len(kept[-1]["groups"]) == len(fitting):
+        if entries and not begins and len(entries[-1]["groups"]) == len(fitting):
             both = [
                 one if two is None else two if one is None else [name for name in one if name in two]
-                for one, two in zip(kept[-1]["groups"], fitting, strict=True)
+                for one, two in zip(entries[-1]["groups"], fitting, strict=True)
             ]
-            is_other = is_new and any(not left and one for left, one in zip(both, kept[-1]["groups"], strict=True))
+            is_other = is_new and any(not left and one for left, one in zip(both, entries[-1]["groups"], strict=True))
             if not is_other:
-                kept[-1].update(groups=both, states=list(states))
+                entries[-1].update(groups=both, states=list(states))
                 return
-        kept.append({"start": step, "groups": list(fitting), "states": list(states)})
+        entries.append({"start": step, "groups": list(fitting), "states": list(states)})
 
     def last_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """The last step whose weights are kept, and what is kept of it.
@@ -112,12 +112,12 @@ class RunFolder:
             self.ranks.wait()
         self.log.cut(step)
         record = self.record
-        record["checkpoints"] = [kept for kept in record["checkpoints"] if kept["step"] <= step]
-        record["stages"] = [kept for kept in record["stages"] if kept["start"] <= step]
-        record["losses"] = [kept for kept in record.get("losses", []) if kept["step"] < step]
-        record["rules"] = [kept for kept in record.get("rules", []) if kept["start"] < step]
-        record["logs"] = [kept for kept in record["logs"] if kept["stop"] <= step]
-        record["steps"] = max((kept["stop"] for kept in record["logs"]), default=0)
+        record["checkpoints"] = [entry for entry in record["checkpoints"] if entry["step"] <= step]
+        record["stages"] = [entry for entry in record["stages"] if entry["start"] <= step]
+        record["losses"] = [entry for entry in record.get("losses", []) if entry["step"] < step]
+        record["rules"] = [entry for entry in record.get("rules", []) if entry["start"] < step]
+        record["logs"] = [entry for entry in record["logs"] if entry["stop"] <= step]
+        record["steps"] = max((entry["stop"] for entry in record["logs"]), default=0)
         self._write()
         if self.ranks.rank == 0:
             self.ranks.wait()

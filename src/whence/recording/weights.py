@@ -56,13 +56,13 @@ def checkpoint_tensors(
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
-            found |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in flat_state(state).items()}
+            saved |= {f"state_{key}.{name_of[id(parameter)]}": value for key, value in flat_state(state).items()}
     for number, (optimizer, group) in enumerate(_groups(optimizers)):
-        found |= {
+        saved |= {
             f"group_{key}.{number}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
             for key, value in _counters(optimizer, group).items()
         }
-    return {name: found[name].detach() for name in sorted(found)}  # the same bytes, whatever the order of the states
+    return {name: saved[name].detach() for name in sorted(saved)}  # the same bytes, whatever the order of the states
 
 
 def lost_state(optimizers: Sequence[torch.optim.Optimizer]) -> str:
@@ -130,14 +130,14 @@ def _is_list_of_tensors(value: Any) -> bool:
 
 def _listed(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """A state whose KEY[0], KEY[1] are lists again."""
-    found: dict[str, Any] = {}
+    lists: dict[str, Any] = {}
     for key in sorted(state, key=lambda key: (len(key), key)):
         name, bracket, _ = key.partition("[")
         if bracket:
-            found.setdefault(name, []).append(state[key])
+            lists.setdefault(name, []).append(state[key])
         else:
-            found[key] = state[key]
-    return found
+            lists[key] = state[key]
+    return lists
 
 
 def digest_of_weights(model: nn.Module, names: Collection[str]) -> str:

@@ -85,13 +85,13 @@ def through_average(
     Returns:
         What gradients are multiplied with, before P, and what is wanted at the segment's start.
     """
-    found: list[list[Tensor]] = []
+    carried: list[list[Tensor]] = []
     for kind, rows in enumerate(wanted):
         scales = (steps.reach or 1.0, 1.0, 1.0)
         terms = [chebyshev(_of(steps, kind, part, scale), top, tolerance) for part, scale in enumerate(scales)]
         made: Sequence[Tensor] = expanded(times, rows, top, terms)
-        found.append([one * scale for one, scale in zip(made, scales, strict=True)])
-    taken, fast, average = (one + other for one, other in zip(*found, strict=True))
+        carried.append([one * scale for one, scale in zip(made, scales, strict=True)])
+    taken, fast, average = (one + other for one, other in zip(*carried, strict=True))
     return taken, (fast, average)
 
 

@@ -33,5 +33,5 @@ def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[
             dampings.append(None)
             continue
         held = decay * inverse if segment.is_decoupled(unit) or scaling is None else decay
-        found.append((inverse + held) / reach)
-    return found
+        dampings.append((inverse + held) / reach)
+    return dampings

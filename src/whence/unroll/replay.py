@@ -76,8 +76,8 @@ class Replay:
         self._rows = [row_of[name] for name in run.ids]
         used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
         values = dict(task.model.named_parameters())
-        for kept in run.record["settings"]:
-            update_of(kept, run.groups(kept["start"]), [0.0] * len(kept["groups"]), 1.0)
+        for entry in run.record["settings"]:
+            update_of(entry, run.groups(entry["start"]), [0.0] * len(entry["groups"]), 1.0)
         if any(group["rule"].is_averaged for group in run.groups(0)) and len(run.stages) > 1:
             raise Unsupported(
                 found="a run of several stages with a Schedule-Free optimizer",
@@ -120,8 +120,8 @@ class Replay:
 
     def update(self, step: int) -> Update:
         """What the optimizer does in a step."""
-        found, run = settings_at(self.run.record, step), self.run
-        return update_of(found, run.groups(step), run.log.rates[step], run.log.factors[step], self.limit)
+        settings, run = settings_at(self.run.record, step), self.run
+        return update_of(settings, run.groups(step), run.log.rates[step], run.log.factors[step], self.limit)
 
     def load(self, step: int) -> State:
         """Where the run was after so many steps, from its checkpoint."""
@@ -150,10 +150,10 @@ class Replay:
         """A state that did not come from a checkpoint, as the step after one finds it: with a new optimizer where the run had one."""
         loaded = self.load(step)
         values: Values = {"weights": state.values["weights"]}
-        for kind, found in known.values.items():
+        for kind, rows in loaded.values.items():
             if kind != "weights":
-                values[kind] = {name: state.values[kind][name] if known.counts[name] else zero for name, zero in found.items()}
-        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in known.counts.items()})
+                values[kind] = {name: state.values[kind][name] if loaded.counts[name] else zero for name, zero in rows.items()}
+        return State(values, {name: state.counts.get(name, 0) if count else 0 for name, count in loaded.counts.items()})
 
     def parts(self, step: int) -> Iterator[Part]:
         """The losses of a step's examples, at the weights that the model has just then: `with_weights` puts others there.

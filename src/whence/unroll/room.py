@@ -103,8 +103,8 @@ def measure_sweep(
     at_once = max(1, min(rows, _AT_ONCE, int(0.5 * room_bytes / (positions * per_position)) - 1))
     used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
     weights = sum(value.numel() * value.element_size() for name, value in task.model.named_parameters() if name in used)
-    kept = [group["rule"].keys(2) for settings in run.record["settings"] for group in run.groups(settings["start"])]
-    kinds = max(1, *(sum(key != "trust_ratio" for key in keys) for keys in kept))
+    state_keys = [group["rule"].keys(2) for entry in run.record["settings"] for group in run.groups(entry["start"])]
+    kinds = max(1, *(sum(key != "trust_ratio" for key in keys) for keys in state_keys))
     row = _ROW_COPIES * (1 + kinds) * weights
     at_a_time = max(1, min(rows, int(0.25 * room_bytes / row)))
     checkpoints = run.checkpoints

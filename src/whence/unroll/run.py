@@ -100,7 +100,7 @@ class Run:
         for step in steps:
             for name, value in self.values(step, at).items():
                 if value.is_floating_point():
-                    found[name] = found[name] + value / len(steps) if name in found else value / len(steps)
+                    means[name] = means[name] + value / len(steps) if name in means else value / len(steps)
         try:
             with torch.no_grad():
                 for name, value in means.items():
@@ -120,7 +120,7 @@ class Run:
                 into the other in `train()` and `eval()`; for all others it is the same.
         """
         tensors = self.tensors(step)
-        found = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        values = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         for group in self.groups(max(step - 1, 0)):
             if not group["rule"].is_averaged:
                 continue
@@ -130,8 +130,8 @@ class Run:
             turned = weights_stepped if at == "gradients" else weights_averaged
             for name in group["parameters"]:
                 if f"state_z.{name}" in tensors:
-                    found[name] = turned(found[name], tensors[f"state_z.{name}"], group)
-        return found
+                    values[name] = turned(values[name], tensors[f"state_z.{name}"], group)
+        return values
 
     def groups(self, step: int) -> list[RuledGroup]:
         """The optimizer's groups in a step, with the rules that they followed, and what a Schedule-Free one put into its average then."""
@@ -143,23 +143,23 @@ class Run:
     @cached_property
     def _average_shares(self) -> list[list[float]]:
         """By step and group, the share of the step's weights in the average that a Schedule-Free optimizer keeps; 0 of others."""
-        found: list[list[float]] = []
-        known: list[Averaging] = []
+        shares: list[list[float]] = []
+        averages: list[Averaging] = []
         for step, rates in enumerate(self.log.rates):
             groups = groups_at(self.record, step)
             if not any("weight_lr_power" in group for group in groups):
-                found.append([0.0] * len(groups))
+                shares.append([0.0] * len(groups))
                 continue
             if step == 0:
                 tensors = self.tensors(0)
-                known = [averaging_of(counters_of(group, tensors)) for group in groups]
+                averages = [averaging_of(counters_of(group, tensors)) for group in groups]
             stepped = [
                 one.step(group, rate) if "weight_lr_power" in group else (0.0, one)
-                for one, group, rate in zip(known, groups, rates, strict=True)
+                for one, group, rate in zip(averages, groups, rates, strict=True)
             ]
-            found.append([share for share, _ in stepped])
-            known = [after for _, after in stepped]
-        return found
+            shares.append([share for share, _ in stepped])
+            averages = [after for _, after in stepped]
+        return shares
 
     def preconditioner(self, steps: Sequence[int]) -> dict[str, Tensor]:
         """The diagonal of what an optimizer multiplies gradients with, by parameter, mean over checkpoints.
@@ -185,7 +185,7 @@ class Run:
                     part = group["rule"].diagonal(state, group, counted(state, counters_of(group, tensors)))
                 elif group is not None and not state and key in start:
                     check_moved(settings, group, name, start[key], weight)
-                found[name] = found.get(name, torch.zeros_like(part)) + part / len(steps)
+                means[name] = means.get(name, torch.zeros_like(part)) + part / len(steps)
         for key, value in self.tensors(self.checkpoints[-1]).items():  # which alone has the weights that never moved
             if key.startswith("model."):
                 means.setdefault(key.removeprefix("model."), torch.zeros_like(value))

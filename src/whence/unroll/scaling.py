@@ -214,16 +214,16 @@ class Beside:
         """P applied to every vector."""
         outputs = rows_QOI.shape[1]
         pieces = rows_QOI.split([math.prod(shape) // outputs for shape in self.shapes], -1)
-        found = [
+        products = [
             part.times(piece.reshape(-1, *shape)).reshape(piece.shape)
             for part, piece, shape in zip(self.parts, pieces, self.shapes, strict=True)
         ]
-        return torch.cat(found, -1)
+        return torch.cat(products, -1)
 
     def mean_inverse(self) -> float | None:
         """Mean of 1 / P where it is not zero, weighted by size; None where all of it is."""
-        found = [(part.mean_inverse(), math.prod(shape)) for part, shape in zip(self.parts, self.shapes, strict=True)]
-        alive = [(value, size) for value, size in found if value is not None]
+        inverses = [(part.mean_inverse(), math.prod(shape)) for part, shape in zip(self.parts, self.shapes, strict=True)]
+        alive = [(value, size) for value, size in inverses if value is not None]
         return sum(value * size for value, size in alive) / sum(size for _, size in alive) if alive else None
 
 
@@ -248,31 +248,31 @@ def scaling_of(run: Run, plan: Plan, segment: Segment) -> list[Scaling]:
     tensors = [run.tensors(step) for step in segment.checkpoints]
     groups = {name: group for group in run.groups(segment.stop - 1) for name in group["parameters"]}
     settings, start = settings_at(run.record, segment.stop - 1), run.tensors(run.checkpoints[0])
-    found: list[Scaling] = []
+    scalings: list[Scaling] = []
     for unit in plan.units:
         gains = {name: _relative_reach(segment, unit, name) for name in unit.parameters}
         mixed = [name for name in unit.parameters if name in groups and not _is_elementwise(groups[name]["rule"])]
         plain = {name for name in unit.parameters if name in groups and groups[name]["rule"].is_plain}
         values = {name: torch.ones_like(diagonals[name]) if name in plain else diagonals[name] for name in unit.parameters}
         if not mixed:
-            found.append(Elementwise(as_block(plan, unit, {name: (values[name] * gains[name])[None] for name in values})[0]))
+            scalings.append(Elementwise(as_block(plan, unit, {name: (values[name] * gains[name])[None] for name in values})[0]))
             continue
         parts = []
-        for kept in tensors:
+        for checkpoint in tensors:
             own = []
             for name in unit.parameters:
-                value = kept[f"model.{name}"]
+                value = checkpoint[f"model.{name}"]
                 if name not in mixed:
                     own.append(Elementwise(values[name].reshape(-1, value.shape[-1] if value.ndim == 2 else value.numel())))
                     continue
-                state = state_of(settings, groups[name], name, kept)
+                state = state_of(settings, groups[name], name, checkpoint)
                 if not state:
                     check_moved(settings, groups[name], name, start[f"model.{name}"], value)
-                count = counted(state, counters_of(groups[name], kept))
+                count = counted(state, counters_of(groups[name], checkpoint))
                 own.append(_of_parameter(groups[name], name, state, value, count))
-            parts.append(_joined(plan, unit, own, kept))
-        found.append(parts[0] if len(parts) == 1 else Mean(parts))
-    return found
+            parts.append(_joined(plan, unit, own, checkpoint))
+        scalings.append(parts[0] if len(parts) == 1 else Mean(parts))
+    return scalings
 
 
 def _is_elementwise(rule: Rule) -> bool:

@@ -76,14 +76,14 @@ def cut_run(
     """
     if per_stage < 1:
         raise BadInput(found=f"segments={per_stage}", needed="1 or more", do="correct it")
-    known = [group for settings in record["settings"] for group in groups(settings["start"])]
-    if len(stages_of(record, log)) > 1 and any(group["rule"].is_averaged for group in known):
+    all_groups = [group for settings in record["settings"] for group in groups(settings["start"])]
+    if len(stages_of(record, log)) > 1 and any(group["rule"].is_averaged for group in all_groups):
         raise Unsupported(
             found="a run of several stages with a Schedule-Free optimizer",
             needed="one stage: whether the next began at its average or its fast weights is not told",
             do="record the stages as runs of their own",
         )
-    found = []
+    segments = []
     for start, stop in stages_of(record, log):
         shares = shares_of(log, start, stop)
         inside = [step for step in checkpoints if start < step <= stop]
@@ -92,7 +92,7 @@ def cut_run(
         first = start
         for left, right in zip(bounds, bounds[1:], strict=False):
             chosen = tuple(inside[left:right])
-            found.append(_segment(log, first, chosen, shares, groups))
+            segments.append(_segment(log, first, chosen, shares, groups))
             first = chosen[-1]
     return segments
 
@@ -127,16 +127,16 @@ def _segment(log: Steps, start: int, checkpoints: tuple[int, ...], shares: Mappi
             decay[names] += rate * gain * group["weight_decay"]
             if group["rule"].is_averaged:
                 steps[names].append((mix_of(group), rate * weight, rate * group["weight_decay"], group["share"]))
-    sums = [_by_parameter(found) for found in (reach, decay)]
+    sums = [_by_parameter(values) for values in (reach, decay)]
     return Segment(start, stop, checkpoints, plain, decoupled, sums[0], sums[1], shares, _averaging(steps))
 
 
 def _averaging(steps: Mapping[tuple[str, ...], Sequence[tuple[float, float, float, float]]]) -> dict[str, AverageSteps]:
-    found = {}
+    averaging = {}
     for names, rows in steps.items():
         mixes, reaches, decays, shares = zip(*rows, strict=True)
-        found |= dict.fromkeys(names, AverageSteps(sum(mixes) / len(mixes), reaches, decays, shares))
-    return found
+        averaging |= dict.fromkeys(names, AverageSteps(sum(mixes) / len(mixes), reaches, decays, shares))
+    return averaging
 
 
 def _alike(groups: Iterable[Sequence[RuledGroup]], start: int, stop: int) -> tuple[frozenset[str], frozenset[str]]:

@@ -20,7 +20,7 @@ _BY_NAME = {rule.name: rule for rule in RULES}
 def settings_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any]:
     """The optimizer's settings in a step: its kind and groups."""
     settings = record["settings"]
-    return settings[max(0, bisect_right(settings, step, key=lambda kept: kept["start"]) - 1)]
+    return settings[max(0, bisect_right(settings, step, key=lambda entry: entry["start"]) - 1)]
 
 
 def kind_of(settings: Mapping[str, Any], group: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def groups_at(record: Mapping[str, Any], step: int) -> list[RuledGroup]:
         Unsupported: If one followed none that is known here.
     """
     settings, seen = settings_at(record, step), _rules_at(record, step)
-    found = []
+    groups = []
     for number, group in enumerate(settings["groups"]):
         is_seen = seen is not None and len(seen["groups"]) == len(seen["states"]) == len(settings["groups"])
         names = seen["groups"][number] if seen is not None and is_seen else None
@@ -47,14 +47,14 @@ def groups_at(record: Mapping[str, Any], step: int) -> list[RuledGroup]:
                 needed=f"steps of {NAMES}",
                 do="choose another method, such as ekfac",
             )
-        found.append({**group, "rule": rule, "number": number})
-    return found
+        groups.append({**group, "rule": rule, "number": number})
+    return groups
 
 
 def _rules_at(record: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    kept = record.get("rules", [])
-    place = bisect_right(kept, step, key=lambda one: one["start"]) - 1
-    return kept[place] if place >= 0 else None
+    entries = record.get("rules", [])
+    number = bisect_right(entries, step, key=lambda entry: entry["start"]) - 1
+    return entries[number] if number >= 0 else None
 
 
 def _chosen(settings: Mapping[str, Any], group: Mapping[str, Any], names: Sequence[str] | None) -> Rule | None:

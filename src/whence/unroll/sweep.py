@@ -170,20 +170,20 @@ def _at_end(replay: Replay, wanted: Mapping[str, Tensor]) -> Values:
     """Derivatives by the weights that the model is used at, as those by what the last step made: an average is y / b + (1 - 1 / b) z."""
     groups = replay.update(replay.run.steps - 1).groups
     mixes = {name: mix_of(group) for name, group in groups.items() if group["rule"].is_averaged}
-    found: Values = {"weights": {name: row / mixes.get(name, 1.0) for name, row in wanted.items()}}
+    rows: Values = {"weights": {name: row / mixes.get(name, 1.0) for name, row in wanted.items()}}
     if mixes:
-        found["z"] = {name: wanted[name] * (1 - 1 / mix) for name, mix in mixes.items()}
-    return found
+        rows["z"] = {name: wanted[name] * (1 - 1 / mix) for name, mix in mixes.items()}
+    return rows
 
 
 def _used(replay: Replay, rows: Values) -> dict[str, Tensor]:
     """What the last step made, as the weights that the model is used at."""
     groups = replay.update(replay.run.steps - 1).groups
-    found = dict(rows["weights"])
+    weights = dict(rows["weights"])
     for name, group in groups.items():
         if group["rule"].is_averaged:
-            found[name] = weights_averaged(found[name], rows["z"][name], group)
-    return found
+            weights[name] = weights_averaged(weights[name], rows["z"][name], group)
+    return weights
 
 
 def _interval(replay: Replay, start: int, stop: int, progress: Meter | None) -> tuple[State, list[float]]:
@@ -202,11 +202,11 @@ def _difference(replay: Replay, start: int, stop: int, state: State) -> tuple[fl
     """Distance from the recorded weights over the way that they went, and what is allowed."""
     before, after = (replay.run.values(step, "gradients") for step in (start, stop))
     apart = way = 0.0
-    for name, value in found.values["weights"].items():
+    for name, value in state.values["weights"].items():
         there = after[name].to(value)
         apart += float((value - there).square().sum())
         way += float((there - before[name].to(value)).square().sum())
-    tolerance = max(_TOLERANCE[value.dtype] for value in found.values["weights"].values())
+    tolerance = max(_TOLERANCE[value.dtype] for value in state.values["weights"].values())
     if way == 0:
         return (0.0 if apart == 0 else math.inf), tolerance
     return math.sqrt(apart / way), tolerance
@@ -216,7 +216,7 @@ def _means_apart(replay: Replay, stop: int, state: State) -> float:
     """Distance from the recorded means of gradients, as a share of their length; 0 for an optimizer without."""
     there = replay.run.tensors(stop)
     apart = length = 0.0
-    for name, value in found.values.get("exp_avg", {}).items():
+    for name, value in state.values.get("exp_avg", {}).items():
         mean, square = there.get(f"state_exp_avg.{name}"), there.get(f"state_exp_avg_sq.{name}")
         if mean is not None and square is not None:
             apart += float((value - mean.to(value)).square().sum())

@@ -44,13 +44,13 @@ class Update:
             counts: By parameter, how many steps its state has seen.
         """
         factor = self._factor(gradients)
-        made: Values = {kind: dict(found) for kind, found in values.items()}
+        stepped: Values = {kind: dict(rows) for kind, rows in values.items()}
         for name, gradient in gradients.items():
-            before = {kind: found[name] for kind, found in values.items() if name in found}
+            before = {kind: rows[name] for kind, rows in values.items() if name in rows}
             after = self.rule(name).step(before, gradient * factor, self.groups[name], counts.get(name, 0))
             for kind in before:
-                made[kind][name] = after.get(kind, before[kind])
-        return made
+                stepped[kind][name] = after.get(kind, before[kind])
+        return stepped
 
     def _factor(self, gradients: Mapping[str, Tensor]) -> Tensor | float:
         if self.limit is None:

@@ -42,7 +42,7 @@ def carry(
 
     Training moves parameters by -X (theta - optimum) per unit of time, X = reach H + decay over the whole segment, so that of a change
     at its start exp(-X) is left at its end, and a constant gradient g adds up to X^-1 (1 - exp(-X)) reach g. An optimizer that multiplies
-    gradients with a matrix P has P H instead of H. Then the exponential is that of a product of two matrices that do not commute: made
+    gradients with a matrix P has P H instead of H. Then the exponential is that of a product of two matrices that do not commute: carried
     from products with both by a Chebyshev expansion ("full"), or of the diagonal of X alone, with the inverse of all of it ("diagonal",
     Bae et al. 2024, equation 43).
 
@@ -64,10 +64,10 @@ def carry(
             x_OI = reach * block.values_OI.to(row).clamp_min(0) + decay
             carried.append((block.back(inside * (reach * shrinkage(x_OI))), block.back(inside * torch.exp(-x_OI))))
         elif form == "full":
-            made.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
+            carried.append(_full(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
         else:
-            made.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
-    return [taken for taken, _ in made], [left for _, left in made]
+            carried.append(_diagonal_form(block, scaling[index], row, reach, decay, segment.is_decoupled(block.unit)))
+    return [taken for taken, _ in carried], [left for _, left in carried]
 
 
 def carry_averaged(
@@ -84,25 +84,25 @@ def carry_averaged(
     Returns:
         What the segment's gradients are multiplied with, and what is wanted at its start.
     """
-    made: list[tuple[Tensor, Pair]] = []
+    carried: list[tuple[Tensor, Pair]] = []
     for index, (block, wanted) in enumerate(zip(curvature.blocks, rows, strict=True)):
         steps, row = segment.averaging.get(block.unit.parameters[0]), wanted[1]
         if steps is None:  # left alone by the optimizer
-            made.append((torch.zeros_like(row), wanted))
+            carried.append((torch.zeros_like(row), wanted))
             continue
         values_OI = block.values_OI.to(row).clamp_min(0)
         if scaling is None:
             filters = averaged_filters(steps, values_OI.double()).to(row)
             inside = [block.into(one) for one in wanted]
             taken, fast, average = (inside[0] * filters[0, part] + inside[1] * filters[1, part] for part in range(3))
-            made.append((block.back(taken), (block.back(fast), block.back(average))))
+            carried.append((block.back(taken), (block.back(fast), block.back(average))))
             continue
         scale = _alive(scaling[index], block)
         top, curved = _top(block, scale, row, 1.0, 0.0)
         tolerance = max(1e-10, 16 * torch.finfo(row.dtype).eps)
         taken, left = through_average(steps, lambda one, s=scale, c=curved: c(s.times(one)), wanted, top, tolerance)
-        made.append((scale.times(taken), left))
-    return [taken for taken, _ in made], [left for _, left in made]
+        carried.append((scale.times(taken), left))
+    return [taken for taken, _ in carried], [left for _, left in carried]
 
 
 def of_unit(unit: Unit, values: Mapping[str, float]) -> float:

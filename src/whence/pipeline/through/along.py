@@ -116,10 +116,10 @@ def along_run(
         is_all = len(point.shares) == len(train)  # a run's examples are all in the data
         met = train if is_all else Dataset([example for example in train.examples if example.id in point.shares], train.skipped)
         own = replace(settings, run=None, factors=None if folder is None else folder / f"step-{point.step}")
-        tokens = {train.examples[place].id for place in wanted.tokens}
-        asked = replace(wanted, tokens=[place for place, example in enumerate(met.examples) if example.id in tokens])
+        tokens = {train.examples[row].id for row in wanted.tokens}
+        met_request = replace(wanted, tokens=[row for row, example in enumerate(met.examples) if example.id in tokens])
         with run.weights(task.model, [point.step], at="measurements"):
-            table = fit_scorer(task, met, own, asked.demand(own), runtime).table(asked)
+            table = fit_scorer(task, met, own, met_request.demand(own), runtime).table(met_request)
         tables.append(_weighted(table, point, train.ids))
     steps = ", ".join(f"{point.step:,}" for point in points)
     notes = [

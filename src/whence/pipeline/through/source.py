@@ -46,19 +46,19 @@ def source_scores(
     """
     settings, run, segments, notes = cut.settings, cut.run, sums.segments, []
     assert isinstance(settings, Source | AstraSource)
-    rows = row_gradients(ready, queries, weights_GQ)
+    rows = row_gradients(prepared, queries, weights_GQ)
     pairs = [(torch.zeros_like(row), row) for row in rows]  # of a Schedule-Free run, which is used at its average
     for number in reversed(range(len(segments))):
         segment = segments[number]
         if not prepared.quiet:
             say(f"segment {number + 1} of {len(segments)}: steps {segment.start:,} to {segment.stop:,}")
-        curvature = _curvature(ready, cut, segment)
-        scaling = scaling_of(run, ready.plan, segment) if segment.is_adaptive else None
+        curvature = _curvature(prepared, cut, segment)
+        scaling = scaling_of(run, prepared.plan, segment) if segment.is_adaptive else None
         wanted = rows
         if segment.averaging:
-            found, pairs = carry_averaged(curvature, segment, pairs, scaling)
+            carried, pairs = carry_averaged(curvature, segment, pairs, scaling)
         else:
-            found, rows = carry(curvature, segment, wanted, scaling, settings.form)
+            carried, rows = carry(curvature, segment, wanted, scaling, settings.form)
         if isinstance(settings, AstraSource):
             carried, refine_notes = _refined(prepared, run, segment, curvature, scaling, wanted, settings)
             notes.append(f"steps {segment.start:,} to {segment.stop:,}: {refine_notes}")
@@ -90,9 +90,9 @@ def tracin_scores(prepared: Prepared, run: Run, queries: Dataset, sums: RunSums,
     for number, segment in enumerate(sums.segments):
         if not prepared.quiet:
             say(f"checkpoint {number + 1} of {len(sums.segments)}: step {segment.stop:,}")
-        with run.weights(ready.task.model, segment.checkpoints, at="measurements"):
-            rows = row_gradients(ready, queries, weights_GQ)
-        with run.weights(ready.task.model, segment.checkpoints):
+        with run.weights(prepared.task.model, segment.checkpoints, at="measurements"):
+            rows = row_gradients(prepared, queries, weights_GQ)
+        with run.weights(prepared.task.model, segment.checkpoints):
             sums.add(number, [row * -of_unit(unit, segment.reach) for unit, row in zip(units, rows, strict=True)])
     notes = [f"TracIn over {len(sums.segments)} checkpoints of {run.steps:,} steps"]
     if any(segment.is_adaptive for segment in sums.segments):
