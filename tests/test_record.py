@@ -415,6 +415,38 @@ def test_every_step_of_the_trainer_is_the_one_that_is_written(tmp_path):
         torch.testing.assert_close(value, end[name], rtol=1e-4, atol=1e-5)
 
 
+def test_labels_that_a_collator_hides_are_told(tmp_path):
+    """Padding that is also the end of a text: its last token has a label in the task and none in the run."""
+    end = 29
+    texts = [
+        {**one, "input_ids": torch.cat([one["input_ids"].clamp(max=28).repeat(4), torch.tensor([end])])} for one in documents()
+    ]
+    for one in texts:
+        one["input_ids"] = one["input_ids"][-16:]
+
+    def hiding(examples):
+        batch = collate(examples)
+        return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == end, -100)}
+
+    notes = {}
+    for name, collator in (("hidden", hiding), ("whole", collate)):
+        trainer = hf_trainer(tmp_path, data=texts, collator=collator, weight_decay=0.0)
+        whence.record_trainer(trainer, tmp_path / name, checkpoints=3)
+        trainer.train()
+        model = trainer.model
+        with torch.no_grad():
+            task = whence.CausalLM(model, tokenizer=None)
+        train = task.prepare(
+            [{"id": one["id"], "input_ids": one["input_ids"].tolist(), "labels": one["input_ids"].tolist()} for one in texts]
+        )
+        try:
+            table = whence.attribute(task, train, Dataset(train.examples[:1]), method="tracin", run=tmp_path / name, quiet=True)
+            notes[name] = [note for note in table.notes if "differs from the task's" in note]
+        except StoreMismatch as error:
+            notes[name] = [str(error)]
+    assert notes["hidden"] and not notes["whole"], notes
+
+
 class Bare(nn.Module):
     """A language model of one's own: it takes no number of items, and means over the tokens that it predicts."""
 

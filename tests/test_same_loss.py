@@ -107,6 +107,19 @@ def test_a_run_of_another_loss_is_refused(tmp_path, method, make, says):
     assert any("was not compared, as asked" in note for note in found.notes)
 
 
+def test_a_small_difference_of_the_loss_is_told(tmp_path):
+    """As of labels that a collator hides: too little to refuse, too much for rounding."""
+    for name, factor, is_told in (("same", 1.0, False), ("near", 1.005, True)):
+        task = trained(
+            tmp_path / name,
+            lambda outputs, labels, f=factor: f * nn.functional.cross_entropy(outputs, labels),
+            says=True,
+            lr=0.3,
+        )
+        notes = [note for note in scores(task, tmp_path / name, "tracin").notes if "differs from the task's by 0.50%" in note]
+        assert bool(notes) == is_told
+
+
 def test_a_loss_with_dropout_is_compared_as_one_of_many(tmp_path):
     task = trained(tmp_path / "same", nn.functional.cross_entropy, says=True, dropout=0.4, lr=0.3)
     assert not any("not compared" in note for note in scores(task, tmp_path / "same").notes)
