@@ -66,7 +66,11 @@ def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: i
 
 
 def _check_losses(task: AbstractTask, train: Dataset, run: Run, max_positions: int) -> list[str]:
-    """Refuse another loss; a difference that is small, but more than rounding of single precision, is told."""
+    """Refuse another loss; a difference that is small, but more than rounding of single precision, is told.
+
+    Raises:
+        StoreMismatch: If it is another.
+    """
     row_of = {name: row for row, name in enumerate(train.ids)}
     dropout, pairs = dropout_of(task.model), []
     for step, recorded in sorted(run.losses.items()):
