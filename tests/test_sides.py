@@ -193,8 +193,10 @@ def test_answers_and_forecasts_say_which_bases_are_cut():
 
 
 def test_rows_and_what_they_share_are_told_apart():
-    assert sizes_told(1000, 1024, 3 << 20) == "1,000 KiB of rows (1,024 bytes each) and 3,072 KiB shared by all of them"
-    assert sizes_told(10**6, 1024, 4 << 30).endswith("4,096 MiB shared by all of them")
+    assert sizes_told(1000, 1024, 3 << 20) == (
+        "1,000 KiB of rows (1,024 bytes each) and 3,072 KiB shared by all of them, 4,072 KiB together"
+    )
+    assert sizes_told(10**6, 1024, 4 << 30).endswith("4,096 MiB shared by all of them, 5,073 MiB together")
     assert "times the rows; with so few examples attribute gives the scores without a store" in sizes_told(48, 40, 1200 << 20)
 
 

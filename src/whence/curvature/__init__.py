@@ -41,7 +41,7 @@ from whence.curvature.pooled import Weights, fit_ekfac_pooled
 from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.second_moments import fit_second_moments, side_scales
-from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, resolved
+from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, kept_numbers, resolved
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
@@ -89,6 +89,7 @@ __all__ = [
     "cut_note",
     "dense",
     "directions_of",
+    "kept_numbers",
     "fit_axes",
     "fit_ekfac",
     "fit_ekfac_pooled",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from whence.compress import Axes, Kronecker, Residual, Whitened
 from whence.curvature.code_axes import REST_BITS, LearnedCode
-from whence.curvature.sides import as_basis, basis_tensors
+from whence.curvature.sides import as_basis, basis_tensors, value_groups
 from whence.records import Unit
 from whence.reflections import Basis
 
@@ -20,7 +20,28 @@ def save_whitened(whitened: Whitened) -> dict[str, Tensor]:
     for side, bases in (("outputs", whitened.bases.outputs), ("inputs", whitened.bases.inputs)):
         for index, basis in enumerate(bases):
             tensors |= basis_tensors(basis, side, index)
-    return {**tensors, **{f"weights.{i}": value for i, value in enumerate(whitened.weights)}}
+    return {**tensors, **{f"weights.{i}": _one_of_each(whitened, i) for i in range(len(whitened.weights))}}
+
+
+def _one_of_each(whitened: Whitened, index: int) -> Tensor:
+    """A unit's weights, of coordinates that have one eigenvalue one: with cut bases, a small part of them."""
+    weights_OI = whitened.weights[index]
+    for axis, basis in enumerate((whitened.bases.outputs[index], whitened.bases.inputs[index])):
+        groups_N = value_groups(basis, weights_OI.shape[axis])
+        firsts = torch.zeros(int(groups_N.max()) + 1, dtype=torch.int64)
+        # Written backwards, so that the first of each stays.
+        firsts[groups_N.flip(0)] = torch.arange(len(groups_N)).flip(0)
+        if len(firsts) < len(groups_N):
+            weights_OI = weights_OI.index_select(axis, firsts.to(weights_OI.device))
+    return weights_OI.contiguous()
+
+
+def _of_all(weights: Tensor, unit: Unit, outputs: Basis | None, inputs: Basis | None) -> Tensor:
+    """The weights of all coordinates, of one of each; stores of before have all."""
+    for axis, (basis, size) in enumerate(((outputs, unit.outputs), (inputs, unit.inputs))):
+        if weights.shape[axis] < size:
+            weights = weights.index_select(axis, value_groups(basis, size).to(weights.device))
+    return weights
 
 
 def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: torch.device) -> Whitened:
@@ -37,7 +58,8 @@ def load_whitened(units: Sequence[Unit], tensors: Mapping[str, Tensor], device: 
         return tuple(as_basis(own_tensors, name, index) for index in range(len(units)))
 
     bases = Kronecker(tuple(units), side("outputs"), side("inputs"))
-    weights = tuple(value for value in named("weights") if value is not None)
+    sides = zip(units, named("weights"), bases.outputs, bases.inputs, strict=True)
+    weights = tuple(_of_all(value, unit, left, right) for unit, value, left, right in sides if value is not None)
     return Whitened(bases, weights, named("kept"))
 
 

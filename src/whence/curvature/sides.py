@@ -36,9 +36,11 @@ __all__ = [
     "cut_note",
     "directions_of",
     "even_rest",
+    "kept_numbers",
     "reflected_basis",
     "resolved",
     "units_of_classes",
+    "value_groups",
 ]
 
 DIRECTIONS = 1024
@@ -131,6 +133,38 @@ def directions_of(size: int, config: FitConfig) -> int:
         return 0
     # One more is let through: a bias that is joined to a weight decides nothing.
     return size if size <= config.largest_side + 1 else min(config.directions, size - 1)
+
+
+def kept_numbers(units: Sequence[Unit], config: FitConfig) -> int:
+    """Numbers of bases and of one weight per group of eigenvalues, as a store keeps them; more than enough for a cut side of classes.
+
+    Args:
+        units: The units.
+        config: Resolved.
+    """
+    total = 0
+    for unit in units:
+        sizes = (unit.outputs, unit.inputs)
+        widths = [directions_of(size, config) for size in sizes]
+        # What is cut has an eigenvalue for every direction, and one, or one of every band, for the rest.
+        groups = [min(size, width + _BANDS) if width else size for size, width in zip(sizes, widths, strict=True)]
+        total += sum(size * width for size, width in zip(sizes, widths, strict=True)) + groups[0] * groups[1]
+    return total
+
+
+def value_groups(basis: Basis | None, size: int) -> Tensor:
+    """Which coordinates of a side have one eigenvalue, shape (N,): every direction its own, the rest of a cut side together or by bands.
+
+    Args:
+        basis: The side's.
+        size: N.
+    """
+    if isinstance(basis, Reflected):
+        return torch.arange(size).clamp_max(basis.directions)
+    if isinstance(basis, Blocked):
+        groups_N = basis.bands_N.cpu() + basis.directions
+        return groups_N.index_copy(0, basis.places_K.cpu(), torch.arange(basis.directions))
+    return torch.arange(size)
 
 
 def units_of_classes(units: Sequence[Unit], classes: int) -> frozenset[int]:

@@ -39,7 +39,8 @@ class BuildConfig:
         bytes_per_example: For methods that whiten rows, bytes of a code, a number or one like 2k: chooses rank and dtype; 0
             leaves them alone.
         shared_bytes: For methods that whiten rows, bytes of everything that rows share (bases, axes and what goes with them), a number or one
-            like 8m; 0 keeps axes to 256 MiB.
+            like 8m; 0 takes as many as the rows take and a quarter of the parameters', 320 MiB at least, 256 MiB of them for axes. What does
+            not fit is cut: directions of bases, then axes and coordinates.
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.

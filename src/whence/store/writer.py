@@ -260,7 +260,10 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
 def sizes_told(rows: int, row_bytes: int, shared_bytes: int) -> str:
     """Rows and what they share, apart, with what to do where the one is out of proportion to the other; arguments as in `enough_disk`."""
     own = rows * row_bytes
-    text = f"{_size_text(own)} of rows ({row_bytes:,} bytes each) and {_size_text(shared_bytes)} shared by all of them"
+    text = (
+        f"{_size_text(own)} of rows ({row_bytes:,} bytes each) and {_size_text(shared_bytes)} shared by all of them, "
+        f"{_size_text(own + shared_bytes)} together"
+    )
     if shared_bytes <= max(_MUCH_SHARED * own, _LITTLE_BYTES):
         return text
     return f"{text}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"

@@ -13,10 +13,11 @@ from whence.pipeline.forecast.code import timed_code, timed_fidelity
 from whence.pipeline.forecast.timing import positions_of, timed, timed_sample
 from whence.pipeline.inputs import as_dataset, autocast_named
 from whence.pipeline.stored.build import make_blueprint
-from whence.pipeline.stored.code_size import CodeSize, code_size
+from whence.pipeline.stored.code_size import CodeSize
 from whence.pipeline.stored.encoders import random_encoder
 from whence.pipeline.stored.fidelity import FIDELITY_DOCUMENTS
-from whence.pipeline.stored.learn_code import CHUNK_NUMBERS, sized_fit
+from whence.pipeline.stored.learn_code import CHUNK_NUMBERS, sized_code
+from whence.pipeline.stored.shared_budget import budget_note
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
@@ -42,6 +43,7 @@ class BuildForecast:
         learning_seconds: Before them, for the curvature and the axes of method aligned.
         fidelity_seconds: After them, for exact scores that stored ones are held against.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
+        budget: What is given up so that all rows share no more than is proper; empty if nothing is.
     """
 
     coverage: Coverage
@@ -55,6 +57,7 @@ class BuildForecast:
     learning_seconds: float = 0.0
     fidelity_seconds: float = 0.0
     cut_bases: tuple[str, ...] = ()
+    budget: str = ""
 
     def __str__(self) -> str:
         disk = f"disk: {sizes_told(self.rows, self.row_bytes, self.shared_bytes)}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
@@ -63,7 +66,16 @@ class BuildForecast:
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
         after = f" and {self.fidelity_seconds:,.0f} s to hold stored scores against exact ones" if self.learning_bytes else ""
         time = f"time: about {before}{self.seconds:,.0f} s for the rows{after}"
-        return "\n".join((str(self.coverage), str(self.memory), disk, time, *basis_notes(self.cut_bases)))
+        return "\n".join(
+            (
+                str(self.coverage),
+                str(self.memory),
+                disk,
+                time,
+                *([self.budget] if self.budget else []),
+                *basis_notes(self.cut_bases),
+            )
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -82,6 +94,7 @@ class BuildForecast:
             "learning_seconds": self.learning_seconds,
             "fidelity_seconds": self.fidelity_seconds,
             "cut_bases": list(self.cut_bases),
+            "budget": self.budget,
         }
 
 
@@ -103,8 +116,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     positions = config.batch_positions or memory.batch_positions
     encoder: Encoder = random_encoder(plan, config, task.device)
     is_aligned = method_named(config.method).encoder == "aligned"
-    fit = sized_fit(task, plan, dataset, config) if is_aligned else FitConfig()
-    code = code_size(plan.units, len(dataset), config, fit) if is_aligned else None
+    fit, code = sized_code(task, plan, dataset, config) if is_aligned else (FitConfig(), None)
     blueprint = make_blueprint(task, plan, encoder, config, positions, "")
     sample = timed_sample(dataset, positions, plan.coverage.tracked)
     codec, before, exact_seconds = blueprint.codec(), 0.0, 0.0
@@ -136,6 +148,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         learning_seconds=before,
         fidelity_seconds=after,
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
+        budget="" if code is None else budget_note(plan.units, config, fit, code),
     )
 
 

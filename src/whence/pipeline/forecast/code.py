@@ -9,7 +9,7 @@ from whence.compress import TURNED, Aligned, Axes, turn
 from whence.curvature import ResolvedDamping, most_bits, whiten
 from whence.data import Dataset, Example
 from whence.pipeline.forecast.timing import positions_of, scan_seconds, timed, timed_fit
-from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, stand_ins
+from whence.pipeline.stored.code_size import CodeSize, stand_ins
 from whence.pipeline.stored.fidelity import FIDELITY_DOCUMENTS
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES, relative_damping
 from whence.pipeline.stored.whole_gradients import WholeGradients
@@ -61,7 +61,7 @@ def timed_code(
     before += sample_seconds / positions_of(few) * positions_of(dataset.spread(size.samples).examples)
     coordinates = sum(width for _, width in whitened.shapes())
     widest = max(size.choices, key=lambda choice: choice.width)
-    axes, seconds = _timed_axes(coordinates, size.samples, widest.width, config.seed)
+    axes, seconds = _timed_axes(coordinates, size.samples, widest.width, size.axes_bytes, config.seed)
     return before + seconds, Aligned(whitened, axes, widest.dtype, config.seed)
 
 
@@ -79,9 +79,9 @@ def timed_fidelity(
     return queries * asking + scanning * positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples) / positions_of(few)
 
 
-def _timed_axes(coordinates: int, samples: int, width: int, seed: int) -> tuple[Axes, float]:
+def _timed_axes(coordinates: int, samples: int, width: int, most_bytes: int, seed: int) -> tuple[Axes, float]:
     """Axes made of chance, and how long real ones take: one block of coordinates is timed, and eigenvectors of a smaller matrix."""
-    bits = most_bits(coordinates, width, AXES_BYTES)
+    bits = most_bits(coordinates, width, most_bytes)
     block = torch.randn(samples, min(TURNED, coordinates))
     mix = torch.randn(samples, width)
     _, gram_seconds = timed(lambda: (block @ block.T).double())

@@ -17,8 +17,8 @@ from whence.curvature import directions_of, resolved
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
 from whence.pipeline.forecast.hardware import MODEL_SHAPES, ModelShape
-from whence.pipeline.stored.code_size import code_size
 from whence.pipeline.stored.learn_code import FIT_EXAMPLES
+from whence.pipeline.stored.shared_budget import within_budget
 from whence.records import Unit
 from whence.settings import GPUS, BuildConfig, Cluster, FitConfig, Load
 from whence.store import row_codec
@@ -136,7 +136,9 @@ def forecast_scale(
     method, units = method_named(config.method), _chosen(shape.units(), track, ignore)
     examples, tokens, speed = load.examples, load.tokens_per_example, cluster.operations_per_second
     sides = resolved(None, units, device=torch.device("cuda"), positions=min(examples, FIT_EXAMPLES) * tokens)
-    code = code_size(units, examples, config, sides) if method.encoder == "aligned" else None
+    code = None
+    if method.encoder == "aligned":
+        sides, code = within_budget(units, examples, config, sides)
     codec = _codec(units, method, config, None if code is None else max(choice.width for choice in code.choices))
 
     # Bytes. With a budget of them the sample chooses the type: at most so many.

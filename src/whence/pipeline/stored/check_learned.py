@@ -97,22 +97,33 @@ def _mask(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], 
 def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit], rank: int) -> str:
     coordinates = 0
     for index, unit in enumerate(units):
+        # Of a cut side one weight of every direction and one, or one of every band, for the rest.
+        groups: list[int] = []
         for name, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
             key = f"{name}.{index}"
+            groups.append(size)
             if key in shapes and (why := _misfit(shapes, key, (None, None), _FLOATS)):
                 return why
             if f"{name}_places.{index}" in shapes:
                 if why := _unlike_block(tensors, shapes, name, index, size):
                     return why
+                groups[-1] = min(size, shapes[key][0][0] + int(tensors[f"{name}_bands.{index}"].max()) + 1)
                 continue
             # A square matrix, or the vectors of fewer reflections than the side is long.
             if key in shapes and (shapes[key][0][0] != size or not 0 < shapes[key][0][1] <= size):
                 return f"{key} has the shape {tuple(shapes[key][0])}, not ({size}, {size} or less)"
+            if key in shapes:
+                groups[-1] = min(size, shapes[key][0][1] + 1)
         kept_name, size = f"kept.{index}", unit.outputs * unit.inputs
-        if why := _misfit(shapes, f"weights.{index}", (unit.outputs, unit.inputs), _FLOATS):
+        whole = (unit.outputs, unit.inputs)
+        if why := _misfit(shapes, f"weights.{index}", tuple(groups), _FLOATS) and _misfit(
+            shapes, f"weights.{index}", whole, _FLOATS
+        ):
             return why
         if kept_name in shapes:
-            if why := _misfit(shapes, kept_name, (None,), (torch.int64,)) or _unlike_places(tensors, kept_name, size):
+            why = _misfit(shapes, kept_name, (None,), (torch.int64,))
+            # Of some units none may be kept.
+            if why := why or (_unlike_places(tensors, kept_name, size) if shapes[kept_name][0][0] else ""):
                 return why
             size = shapes[kept_name][0][0]
         coordinates += size

@@ -6,7 +6,7 @@ Axes: K numbers along axes, R mixtures of what they leave.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whence.curvature import Code, directions_of, most_bits, rest_bits
+from whence.curvature import Code, kept_numbers, most_bits, rest_bits
 from whence.data import spread_places
 from whence.methods import method_named
 from whence.records import Unit
@@ -36,6 +36,8 @@ _FEWEST_AXES = 1024
 STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
 _CHOSEN, _WITH_REST = STORED_TYPES[:5], STORED_TYPES[:4]
 _SCALE_BYTES = 2
+# Of a coordinate's place, where not all are kept.
+_PLACE_BYTES = 8
 # Of a row's bits, for signs of what the axes leave.
 _REST_PARTS = (0.125, 0.25, 0.5, 0.75, 0.875, 0.9375)
 # Documents that nothing is learned from and sizes of code are judged on; fewer than the second say nothing.
@@ -110,19 +112,22 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
     parameters = sum(unit.outputs * unit.inputs for unit in units)
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
-    sides = [side for unit in units for side in (unit.outputs, unit.inputs)]
-    bases = 4 * (parameters + (0 if fit is None else sum(side * directions_of(side, fit) for side in sides)))
+    bases = 4 * (parameters if fit is None else kept_numbers(units, fit))
     axes_bytes = max(1, int(config.shared_bytes) - bases) if config.shared_bytes else AXES_BYTES
     widest = max(choice.width for choice in code_choices(config, samples))
     if config.shared_bytes:
         widest = min(widest, max(_FEWEST_AXES, 8 * axes_bytes // parameters))
     # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
-    coordinates = min(parameters, max(1, 8 * axes_bytes // widest), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
+    fitting = 8 * axes_bytes // widest
+    if config.shared_bytes and fitting < parameters:  # and where each one is
+        fitting = 8 * axes_bytes // (widest + 8 * _PLACE_BYTES)
+        axes_bytes = max(1, axes_bytes - _PLACE_BYTES * max(1, fitting))
+    coordinates = min(parameters, max(1, fitting), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
     samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
     held = min(_HELD, examples - samples)
     held = held if held >= _FEWEST_HELD else 0
-    fitting = max(1, 8 * axes_bytes // coordinates) if config.shared_bytes else samples
-    choices = code_choices(config, min(samples, fitting), coordinates=coordinates if held else 0, axes_bytes=axes_bytes)
+    most_axes = max(1, 8 * axes_bytes // coordinates) if config.shared_bytes else samples
+    choices = code_choices(config, min(samples, most_axes), coordinates=coordinates if held else 0, axes_bytes=axes_bytes)
     taken = max(_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
     slots = max(choice.rest for choice in choices)
     wide = 4 * samples * coordinates
@@ -134,7 +139,7 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
         axes_bytes,
         wide > _WIDE_BYTES,
         (wide // 2 if wide > _WIDE_BYTES else wide) + 4 * (samples + held) * slots + taken,
-        taken + bases,
+        taken + bases + (_PLACE_BYTES * coordinates if coordinates < parameters else 0),
     )
 
 

@@ -3,6 +3,7 @@
 Axes: S examples of the sample, U coordinates of a unit, K numbers of a code.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,8 +35,9 @@ from whence.distributed import Ranks
 from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
-from whence.pipeline.stored.code_size import STORED_TYPES, code_choices, code_size, fits, sample_places, stand_ins
-from whence.progress import Meter, meter
+from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, sample_places, stand_ins
+from whence.pipeline.stored.shared_budget import budget_note, within_budget
+from whence.progress import Meter, meter, say
 from whence.records import Unit
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
@@ -53,7 +55,7 @@ __all__ = [
     "fit_config",
     "learn_code",
     "relative_damping",
-    "sized_fit",
+    "sized_code",
 ]
 
 STAND_INS = "stand_ins"
@@ -98,8 +100,10 @@ def learn_code(
     """
     relative = relative_damping(config)
     fit_on = dataset.spread(FIT_EXAMPLES)
-    fit = sized_fit(task, plan, dataset, config, folder)
-    size = code_size(plan.units, len(dataset), config, fit)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fit, size = sized_code(task, plan, dataset, config, folder)
+    if (note := budget_note(plan.units, config, fit, size)) and not quiet:
+        say(note)
     room = available_bytes(torch.device("cpu")) // ranks.local_count
     if size.sample_bytes > room:
         raise OutOfMemory(
@@ -107,7 +111,6 @@ def learn_code(
             needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
             do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     enough_disk(folder.parent, len(dataset), size.row_bytes, size.shared_bytes)
     curvature = fit_ekfac(
         task, plan, fit_on, fit,
@@ -146,12 +149,25 @@ def relative_damping(config: BuildConfig) -> float:
     return config.relative_damping or method_named(config.method).relative_damping
 
 
-def sized_fit(task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, folder: Path | None = None) -> FitConfig:
-    """How the curvature is fitted, with the sizes of bases that memory and time allow; `folder` is that of a fit that may have begun."""
+def sized_code(
+    task: AbstractTask, plan: Plan, dataset: Dataset, config: BuildConfig, folder: Path | None = None
+) -> tuple[FitConfig, CodeSize]:
+    """How the curvature is fitted, with the sizes of bases that memory, time and the budget of shared bytes allow, and how large the code is.
+
+    Args:
+        task: Model and likelihood.
+        plan: Its units.
+        dataset: What the store is built from.
+        config: The build's options.
+        folder: Of a fit that may have begun, in a folder that is there; None for a forecast.
+    """
     fit_on = dataset.spread(FIT_EXAMPLES)
     length, room = sum(example.length for example in fit_on.examples), available_bytes(task.device)
     fit = fit_config(task, fit_on, config)
-    return resolved(fit, plan.units, device=task.device, positions=length, room_bytes=room, folder=folder)
+    fit = resolved(fit, plan.units, device=task.device, positions=length, room_bytes=room, folder=folder)
+    free = float("inf") if folder is None else float(shutil.disk_usage(folder.parent).free)
+    is_begun = folder is not None and (folder / "fit.json").exists()
+    return within_budget(plan.units, len(dataset), config, fit, free_bytes=free, is_begun=is_begun)
 
 
 def fit_config(task: AbstractTask, dataset: Dataset, config: BuildConfig) -> FitConfig:
@@ -173,7 +189,7 @@ def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: 
 
 
 def cut_bases(whitened: Whitened, relative: float) -> list[str]:
-    """What is to be said of the bases inside a code: which are cut, and the share of the trace that their directions hold.
+    """What is to be said of a code: which bases are cut, the share of the trace that their directions hold, and coordinates left out.
 
     Args:
         whitened: Half of the damped inverse.
@@ -189,7 +205,12 @@ def cut_bases(whitened: Whitened, relative: float) -> list[str]:
         for side, basis, values_N in (("outputs", left, values_OI.sum(1)), ("inputs", right, values_OI.sum(0))):
             if basis is not None and not isinstance(basis, Tensor):
                 sides.append(cut_note(unit, side, basis, values_N))
-    return basis_notes(sides)
+    made_of = sum(width for _, width in whitened.shapes())
+    parameters = sum(weights.numel() for weights in whitened.weights)
+    return [
+        *basis_notes(sides),
+        *([f"codes are made of {made_of:,} of {parameters:,} coordinates"] if made_of < parameters else []),
+    ]
 
 
 def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> None:

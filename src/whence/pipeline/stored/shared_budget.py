@@ -1,0 +1,106 @@
+"""What all rows of a store may share on disk, chosen from sizes, and the bases that fit in it.
+
+Few documents do not need what they share to be smaller by mathematics: with N of them, N numbers each hold all inner products among them (the
+root of their Gram matrix), and no axes. But a new query's code is made of its inner products with all N, and those take either the axes or
+every document's gradient and the whole curvature again. So what is shared is cut, and what that costs is measured and told.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from whence.curvature import kept_numbers
+from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, code_size
+from whence.records import Unit
+from whence.settings import BuildConfig, FitConfig
+
+__all__ = ["budget_note", "default_budget", "within_budget"]
+
+# Beyond as much as the rows take: of the bytes of the parameters in float32, and what nobody minds.
+_SHARE, _LEAST_BYTES = 0.25, AXES_BYTES + (64 << 20)
+# Of the budget, for bases; the rest is for axes.
+_FOR_BASES = 0.5
+_DIRECTIONS = (1024, 512, 256, 128, 64, 32, 16)
+
+
+def default_budget(units: Sequence[Unit], rows_bytes: int) -> int:
+    """Bytes that all rows may share unless more is asked for: as many as theirs, and a quarter of the parameters', 320 MiB at least.
+
+    Args:
+        units: The units.
+        rows_bytes: Of all rows.
+    """
+    parameters = sum(unit.outputs * unit.inputs for unit in units)
+    return rows_bytes + max(_LEAST_BYTES, int(_SHARE * 4 * parameters))
+
+
+def within_budget(
+    units: Sequence[Unit],
+    examples: int,
+    config: BuildConfig,
+    fit: FitConfig,
+    *,
+    free_bytes: float = float("inf"),
+    is_begun: bool = False,
+) -> tuple[FitConfig, CodeSize]:
+    """How the curvature is fitted and how large the code is, with what is shared inside its budget.
+
+    Bases give way to half of the budget by fewer directions a side, the axes to what is left by fewer bits, axes and coordinates. What was
+    asked for (`shared_bytes`) is the budget if it is given; a fit in a folder of its own, or one that has begun, keeps its bases.
+
+    Args:
+        units: The units.
+        examples: To be stored.
+        config: The build's options.
+        fit: How the curvature would be fitted without a budget, resolved.
+        free_bytes: On the store's disk.
+        is_begun: Whether the fit lies in its folder already.
+
+    Returns:
+        The fit and the size of the code.
+    """
+    size = code_size(units, examples, config, fit)
+    asked = int(config.shared_bytes)
+    budget = asked or default_budget(units, examples * size.row_bytes)
+    budget = int(min(budget, max(free_bytes / 2, 1.0)))
+    if size.shared_bytes <= budget:
+        return fit, size
+    if config.factors is None and not is_begun:
+        fit = _fitting(units, fit, int(_FOR_BASES * budget))
+    # Axes for more coordinates would leave memory for fewer examples to learn them from.
+    most = budget if asked else min(budget, 4 * kept_numbers(units, fit) + AXES_BYTES)
+    return fit, code_size(units, examples, replace(config, shared_bytes=most), fit)
+
+
+def budget_note(units: Sequence[Unit], config: BuildConfig, fit: FitConfig, size: CodeSize) -> str:
+    """What was given up for the budget, and how to have it; empty if nothing was.
+
+    Args:
+        units: The units.
+        config: The build's options.
+        fit: As `within_budget` gave it.
+        size: As `within_budget` gave it.
+    """
+    parameters = sum(unit.outputs * unit.inputs for unit in units)
+    longest = max(size for unit in units for size in (unit.outputs, unit.inputs))
+    lost = []
+    if fit.largest_side is not None and longest > fit.largest_side + 1:
+        lost.append(f"sides above {fit.largest_side:,} have {fit.directions:,} directions")
+    if size.coordinates < parameters:
+        lost.append(f"codes are made of {size.coordinates:,} of {parameters:,} coordinates")
+    if not lost:
+        return ""
+    rule = (
+        "as asked"
+        if config.shared_bytes
+        else "as much as the rows and a quarter of the parameters, 320 MiB at least, by default"
+    )
+    return f"shared files take about {size.shared_bytes / 2**20:,.0f} MiB ({rule}; shared_bytes asks for another size): {'; '.join(lost)}"
+
+
+def _fitting(units: Sequence[Unit], fit: FitConfig, room: int) -> FitConfig:
+    """The fit with as many directions a side as fit, or with the fewest there are."""
+    cuts = [fit]
+    for width in _DIRECTIONS:
+        longest = min(fit.largest_side or width, width)
+        cuts.append(replace(fit, largest_side=longest, directions=min(width, fit.directions or width)))
+    return next((cut for cut in cuts if 4 * kept_numbers(units, cut) <= room), cuts[-1])
