@@ -1,5 +1,6 @@
 """Runs that are cut into parts that fit: the same numbers, stops in the middle, forecasts against what is really taken, refusals."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -303,6 +304,19 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small
     refused("MiB of factors, with 1.0 MiB free on disk; needed room in the factors folder; do this: pass another folder",
             DiskFull, factors=tmp_path / "b")  # fmt: skip
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_a_refusal_names_two_settings_that_fit(tmp_path, monkeypatch, small_chunks):
+    task, train = wide()
+    with pytest.raises(OutOfMemory) as refusal:
+        whence.attribute(task, train, train[:20], quiet=True, memory_gib=0.008)
+    near = re.search(r"what would fit: (.+) or (.+)$", str(refusal.value))
+    assert near is not None
+    monkeypatch.chdir(tmp_path)
+    for text in near.groups():
+        options = {name: value.strip("'") for name, value in (part.split("=") for part in text.split(" with "))}
+        numbers = {name: int(value) if value.isdigit() else value for name, value in options.items()}
+        whence.attribute(task, train, train[:20], quiet=True, memory_gib=0.008, **numbers)
 
 
 def test_a_table_that_cannot_fit_is_refused():

@@ -9,6 +9,7 @@ from whence.cli import main
 from whence.compress import Kronecker, Whitened
 from whence.curvature import kept_numbers, load_whitened, save_whitened
 from whence.data import Dataset
+from whence.errors import DiskFull, OutOfMemory
 from whence.pipeline import forecast_build
 from whence.pipeline.forecast.hardware import ModelShape
 from whence.pipeline.stored import shared_budget
@@ -93,3 +94,18 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
     scores = whence.score_table(store, task, train, quiet=True).scores
     exact = whence.attribute(task, train, train, quiet=True, largest_side=2, directions=2, batch_positions=64).scores
     assert torch.corrcoef(torch.stack([scores.flatten(), exact.flatten()]))[0, 1] > 0.8  # of a few coordinates
+
+
+def test_refusals_of_a_build_name_options_that_fit(tmp_path, monkeypatch):
+    task, train = zoo.make("gpt2", count=16)
+    options = {"method": "aligned", "batch_positions": 64, "quiet": True}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 40_000}))
+    monkeypatch.setattr(shared_budget, "_LITTLE_BYTES", 1)
+    with pytest.raises(DiskFull, match="needed .* for 16 rows; do this: .*; what would fit: ") as refusal:
+        whence.build(task, train, tmp_path / "disk", shared_bytes=100_000, rank=8, **options)
+    name, value = str(refusal.value).split("what would fit: ")[1].split(" or ")[-1].split("=")
+    whence.build(task, train, tmp_path / "again", **{"shared_bytes": 100_000, "rank": 8, name: int(value)}, **options)
+    monkeypatch.undo()
+    monkeypatch.setattr("whence.pipeline.stored.learn_code.available_bytes", lambda device: 60_000)
+    with pytest.raises(OutOfMemory, match=r"learned from; do this: .*; what would fit: axes_examples=\d+"):
+        whence.build(task, train, tmp_path / "memory", **options)

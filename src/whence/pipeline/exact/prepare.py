@@ -13,6 +13,7 @@ from whence.errors import BadInput
 from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
+from whence.pipeline.exact.nearest import refused_with_what_fits
 from whence.pipeline.inputs import as_dataset
 from whence.progress import say
 from whence.settings import Damping, ExactSettings, Runtime, factors_folder, fit_of
@@ -144,11 +145,14 @@ def prepare(
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     data = fit_data(task, dataset, getattr(settings, "fit_on", None))
     settings = ranks.of_first(sized(settings, task, plan, data, room))
-    need = measure(task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions)
-    need = ranks.of_first(need)
+
+    def measured(other: ExactSettings, batch_positions: int | None) -> Footprint:
+        return measure(task, plan, dataset.examples, other, batch, demand, room=room, batch_positions=batch_positions)
+
+    need = ranks.of_first(measured(settings, runtime.batch_positions))
     if not quiet:
         say(str(need))
-    need.refuse()
+    refused_with_what_fits(need, settings, positions, max(example.length for example in dataset.examples), measured)
     curvature = None
     if chosen.factors is not None and not chosen.needs_run:  # a run's curvature is fitted segment by segment
         fit = fit_ekfac if chosen.factors == "ekfac" else fit_kfac

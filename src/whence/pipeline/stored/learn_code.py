@@ -32,11 +32,11 @@ from whence.curvature import (
 )
 from whence.data import Dataset, Example
 from whence.distributed import Ranks
-from whence.errors import BadInput, OutOfMemory, StoreMismatch, Unsupported
+from whence.errors import BadInput, DiskFull, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, sample_places, stand_ins
-from whence.pipeline.stored.shared_budget import budget_note, within_budget
+from whence.pipeline.stored.shared_budget import budget_note, nearest_sizes, within_budget
 from whence.progress import Meter, meter, say
 from whence.records import Unit
 from whence.score import Batching, gradient_rows
@@ -109,9 +109,10 @@ def learn_code(
         raise OutOfMemory(
             found=f"{room / 2**20:,.0f} MiB of free memory",
             needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
-            do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters",
+            do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters"
+            + nearest_sizes(plan.units, len(dataset), config, fit, lambda other: other.sample_bytes <= room),
         )
-    enough_disk(folder.parent, len(dataset), size.row_bytes, size.shared_bytes)
+    _enough_disk(folder.parent, plan, len(dataset), config, fit, size)
     curvature = fit_ekfac(
         task, plan, fit_on, fit,
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
@@ -142,6 +143,22 @@ def learn_code(
         SAMPLE: torch.tensor(places, dtype=torch.int64),
     }
     return {**save_whitened(whitened), **save_axes(learned.axes), **save_rest(learned), **known}
+
+
+def _enough_disk(folder: Path, plan: Plan, examples: int, config: BuildConfig, fit: FitConfig, size: CodeSize) -> None:
+    """Refuse a store that the disk does not hold, with the options that it would hold.
+
+    Raises:
+        DiskFull: If there is less room.
+    """
+    try:
+        enough_disk(folder, examples, size.row_bytes, size.shared_bytes)
+    except DiskFull as error:
+        free = shutil.disk_usage(folder).free
+        near = nearest_sizes(
+            plan.units, examples, config, fit, lambda other: examples * other.row_bytes + other.shared_bytes <= free
+        )
+        raise DiskFull(found=error.found, needed=error.needed, do=error.do + near) from None
 
 
 def relative_damping(config: BuildConfig) -> float:

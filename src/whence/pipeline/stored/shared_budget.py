@@ -5,7 +5,7 @@ root of their Gram matrix), and no axes. But a new query's code is made of its i
 every document's gradient and the whole curvature again. So what is shared is cut, and what that costs is measured and told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whence.curvature import kept_numbers
@@ -13,12 +13,14 @@ from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, code_size
 from whence.records import Unit
 from whence.settings import BuildConfig, FitConfig
 
-__all__ = ["budget_note", "default_budget", "within_budget"]
+__all__ = ["budget_note", "default_budget", "nearest_sizes", "within_budget"]
 
 # Beyond as much as the rows take: of the bytes of the parameters in float32, and what nobody minds.
 _SHARE, _LEAST_BYTES = 0.25, AXES_BYTES + (64 << 20)
 # Of the budget, for bases; the rest is for axes.
 _FOR_BASES = 0.5
+# Of shared bytes that are proposed, the least.
+_LITTLE_BYTES = 1 << 20
 _DIRECTIONS = (1024, 512, 256, 128, 64, 32, 16)
 
 
@@ -60,8 +62,7 @@ def within_budget(
     """
     size = code_size(units, examples, config, fit)
     asked = int(config.shared_bytes)
-    budget = asked or default_budget(units, examples * size.row_bytes)
-    budget = int(min(budget, max(free_bytes / 2, 1.0)))
+    budget = asked or int(min(default_budget(units, examples * size.row_bytes), max(free_bytes / 2, 1.0)))
     if size.shared_bytes <= budget:
         return fit, size
     if config.factors is None and not is_begun:
@@ -95,6 +96,37 @@ def budget_note(units: Sequence[Unit], config: BuildConfig, fit: FitConfig, size
         else "as much as the rows and a quarter of the parameters, 320 MiB at least, by default"
     )
     return f"shared files take about {size.shared_bytes / 2**20:,.0f} MiB ({rule}; shared_bytes asks for another size): {'; '.join(lost)}"
+
+
+def nearest_sizes(
+    units: Sequence[Unit], examples: int, config: BuildConfig, fit: FitConfig, fits: Callable[[CodeSize], bool]
+) -> str:
+    """The two nearest options of a build with which its code fits where it did not, in words; empty if there are none.
+
+    Args:
+        units: The units.
+        examples: To be stored.
+        config: The build's options.
+        fit: How the curvature is fitted.
+        fits: Whether a size does.
+    """
+    size = code_size(units, examples, config, fit)
+    shared = [size.shared_bytes >> shift for shift in range(1, 20)]
+    options = {
+        "axes_examples": [size.samples >> shift for shift in range(1, 12)],
+        "shared_bytes": [bytes_ for bytes_ in shared if bytes_ >= _LITTLE_BYTES],
+        "rank": []
+        if config.bytes_per_example
+        else [max(choice.width for choice in size.choices) >> shift for shift in range(1, 12)],
+    }
+    found = []
+    for name, values in options.items():
+        for value in values:
+            other = replace(config, **{name: value}) if value else config
+            if value and fits(within_budget(units, examples, other, fit)[1]):
+                found.append(f"{name}={value}")
+                break
+    return f"; what would fit: {' or '.join(found[:2])}" if found else ""
 
 
 def _fitting(units: Sequence[Unit], fit: FitConfig, room: int) -> FitConfig:
