@@ -336,6 +336,25 @@ def test_unrolling_muon_is_the_oracle(tmp_path):
         assert float(table.notes[0].split("within ")[1].split()[0]) < 1e-6
 
 
+def test_a_step_that_computes_its_own_gradients_is_told_by_them(tmp_path):
+    """As Lightning steps: forward and backward pass are in a closure."""
+    inputs, labels = data()
+    model = network("mlp")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
+        for _ in range(4):
+            run.batch(range(COUNT))
+            optimizer.step(closure)
+    assert whence.open_run(tmp_path).record["rules"][0]["groups"] == [["adamw"]]
+
+
 def test_formulas_tell_each_other_apart():
     """A step of Adam fits no formula of AdamW, and half a step none at all."""
     torch.manual_seed(0)

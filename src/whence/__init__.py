@@ -54,6 +54,7 @@ _HOMES = {
     "Proof": "whence.apply.select",
     "Ranks": "whence.distributed",
     "Recipe": "whence.records",
+    "OnlineCurvature": "whence.recording",
     "Recorder": "whence.recording",
     "Regression": "whence.tasks",
     "Run": "whence.unroll",
@@ -158,6 +159,7 @@ __all__ = [  # noqa: PLE0604
     "Proof",
     "Ranks",
     "Recipe",
+    "OnlineCurvature",
     "Recorder",
     "Regression",
     "Run",
@@ -255,7 +257,7 @@ if TYPE_CHECKING:
         smoothness,
         spool,
     )
-    from whence.recording import Recorder, record_lightning, record_trainer
+    from whence.recording import OnlineCurvature, Recorder, record_lightning, record_trainer
     from whence.records import Recipe, ScoreTable
     from whence.report import Hit, Hits
     from whence.score import Ensemble

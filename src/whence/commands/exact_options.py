@@ -104,6 +104,7 @@ class ExactOptions:
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
             its diagonal, which takes fewer products.
         per_segment: Write the part of each segment of that run, too: a table each, in a subfolder of the output.
+        online_bases: For source, take the curvature's bases that the recorder of that run followed.
         any_loss: Do not hold the task's loss against what that run lowered: where examples were augmented it was another one.
     """
 
@@ -116,6 +117,7 @@ class ExactOptions:
     form: Literal["full", "diagonal"] | None = None
     per_segment: Annotated[bool, Parameter(negative="")] = False
     any_loss: Annotated[bool, Parameter(negative="")] = False
+    online_bases: Annotated[bool, Parameter(negative="")] = False
 
     @property
     def method(self) -> str:

@@ -42,6 +42,7 @@ from whence.curvature.products import Curvature, Kind
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.second_moments import fit_second_moments, side_scales
 from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, kept_numbers, resolved
+from whence.curvature.spectral import SpectralFactor
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
 from whence.curvature.stages import ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
@@ -49,6 +50,7 @@ from whence.curvature.vectors import added, flatten, inner, random_like, scaled,
 __all__ = [
     "POOLED",
     "Code",
+    "SpectralFactor",
     "Choosing",
     "LearnedCode",
     "code_axes",

@@ -239,7 +239,7 @@ def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
     return in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make)
 
 
-def fit_factors(fit: Fit, progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+def fit_factors(fit: Fit, progress: Meter, units: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Sums of second moments of both sides in one pass over the data, with the number of positions; of some units, or of all."""
     totals: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units
@@ -338,7 +338,7 @@ def _not_finite(sums: dict[str, Tensor], plan: Plan) -> str | None:
     return None
 
 
-def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: range | None = None) -> dict[str, Tensor]:
+def solve_bases(fit: Fit, factors: dict[str, Tensor], progress: Meter, units: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Eigenvectors of the factors, and what K-FAC's own eigenvalues are products of."""
     bases: dict[str, Tensor] = {}
     group = range(len(fit.plan.units)) if units is None else units

@@ -3,11 +3,14 @@
 Averaging eigenvectors would make no sense, so every stage of the fit is averaged before the next begins (Bae et al. 2024, section 3.3).
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan
@@ -34,6 +37,8 @@ def fit_ekfac_pooled(
     weights: Sequence[Weights],
     config: FitConfig | None = None,
     run: FitRun = FitRun(),
+    *,
+    online: Mapping[str, Tensor] = MappingProxyType({}),
     **options: Any,
 ) -> KroneckerCurvature:
     """Fit EK-FAC to the mean of the curvatures at several sets of weights, two passes over the data for each, or for each group of units.
@@ -45,6 +50,8 @@ def fit_ekfac_pooled(
         weights: The sets of weights; the draws of labels are the same for all.
         config: Labels, seed and sizes.
         run: As in `fit_kfac`, in one process; the sums over the sets of weights count, too.
+        online: Bases that are there already, as `whence.OnlineCurvature` keeps them: their units are neither passed over for factors nor
+            decomposed.
         **options: The fields of `FitRun` by name.
 
     Returns:
@@ -54,13 +61,16 @@ def fit_ekfac_pooled(
     room = None if run.room_bytes is None else int(run.room_bytes / POOLED)
     fit = prepare_fit(task, plan, dataset, config, replace(run, room_bytes=room))
 
+    known = _bases_of(plan, online)
+
     def identity() -> dict[str, object]:
         identity = fit.identity(weights="")
         digests = []
         for enter in weights:
             with enter():
                 digests.append(task.weights)
-        return {**identity, "weights": digests}
+        digest = hashlib.sha256(b"".join(known[name].double().numpy().tobytes() for name in sorted(known))).hexdigest()
+        return {**identity, "weights": digests, **({"online": digest} if known else {})}
 
     def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
@@ -75,12 +85,17 @@ def fit_ekfac_pooled(
     with stages(run.folder, identity) as fit_stages:
 
         def make_bases(ending: str, units: range) -> dict[str, Tensor]:
+            missing = [index for index in units if f"outputs_values.{index}" not in known]
+            mine = {name: value for name, value in known.items() if int(name.rpartition(".")[2]) in units}
+            if not missing:
+                return mine
+
             def make_factors() -> dict[str, Tensor]:
-                return pooled(f"factors{ending}", lambda progress: fit_factors(fit, progress, units))
+                return pooled(f"factors{ending}", lambda progress: fit_factors(fit, progress, missing))
 
             factors = fit_stages.run(f"factors{ending}", make_factors)
-            with meter(f"bases{ending}", len(units), quiet=run.quiet) as progress:
-                return solve_bases(fit, factors, progress, units)
+            with meter(f"bases{ending}", len(missing), quiet=run.quiet) as progress:
+                return mine | solve_bases(fit, factors, progress, missing)
 
         def make_values(ending: str, units: range) -> dict[str, Tensor]:
             return pooled(f"eigenvalues{ending}", lambda progress: fit_values(fit, bases, progress, units))
@@ -88,4 +103,26 @@ def fit_ekfac_pooled(
         bases = in_groups(fit_stages, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
         values = in_groups(fit_stages, "values", fit.costs("values"), fit.room_bytes, make_values)
         curvature = fit.finish(bases, values, fit_stages.notes)
-    return KroneckerCurvature(curvature.blocks, curvature.kfac, f"{curvature.note}, mean over {len(weights)} checkpoints")
+    count = sum(f"outputs_values.{index}" in known for index in range(len(plan.units)))
+    online_note = f", bases of {count} of {len(plan.units)} units followed along the run" if known else ""
+    return KroneckerCurvature(
+        curvature.blocks, curvature.kfac, f"{curvature.note}, mean over {len(weights)} checkpoints{online_note}"
+    )
+
+
+def _bases_of(plan: Plan, online: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bases and values of the units that are known on all sides longer than 1, in the form of a fit's."""
+    bases: dict[str, Tensor] = {}
+    for index, unit in enumerate(plan.units):
+        sides = {"outputs": unit.outputs, "inputs": unit.inputs}
+        if any(size > 1 and f"{side}.{index}" not in online for side, size in sides.items()):
+            continue
+        for side, size in sides.items():
+            if size > 1:
+                # Orthonormal to the last bit again, after many small turns.
+                basis_NN, signs_NN = torch.linalg.qr(online[f"{side}.{index}"])
+                bases[f"{side}.{index}"] = basis_NN * signs_NN.diagonal().sign()
+                bases[f"{side}_values.{index}"] = online[f"{side}_values.{index}"][None]
+            else:
+                bases[f"{side}_values.{index}"] = torch.ones(1, 1)
+    return bases

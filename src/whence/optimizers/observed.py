@@ -47,7 +47,7 @@ def counted(state: Mapping[str, Any], counters: Mapping[str, Any]) -> int:
 @dataclass(frozen=True)
 class _Seen:
     parameter: Tensor
-    gradient: Tensor
+    gradient: Tensor | None
     weights: Tensor
     state: dict[str, Tensor]
     count: int
@@ -58,13 +58,21 @@ class Watch:
 
     Args:
         optimizer: About to step.
+        has_closure: Whether the step computes its gradients itself.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
+    def __init__(self, optimizer: torch.optim.Optimizer, has_closure: bool = False):
         self.optimizer = optimizer
         self.groups = [dict(group) for group in optimizer.param_groups]
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
-        self._seen = [[_seen(optimizer, p, group, scale) for p in _chosen(group["params"])] for group in self.groups]
+        self._scale = None if scale is None else scale.detach().clone()
+        self._seen = [
+            [
+                _seen(optimizer, p, group, None if has_closure else _unscaled(p, scale))
+                for p in _chosen(group["params"], has_closure)
+            ]
+            for group in self.groups
+        ]
 
     def fitting(self) -> list[list[str] | None]:
         """After the step, per group the names of the rules that it followed; None where nothing moved."""
@@ -82,25 +90,35 @@ class Watch:
             group["share"], _ = averaging_of(group).step(group, group["lr"])
         for seen in self._seen[number]:
             after = flat_state(self.optimizer.state.get(seen.parameter, {}))
-            fits = fitting_rules(seen.weights, seen.parameter.detach(), seen.gradient, (seen.state, after), group, seen.count)
+            fits = None
+            # As it was before the step; if it was not there yet, or the step's own hooks changed it, as it is after.
+            for gradient in (seen.gradient, _unscaled(seen.parameter, self._scale)):
+                if gradient is not None and not fits:
+                    states = (seen.state, after)
+                    fits = fitting_rules(seen.weights, seen.parameter.detach(), gradient, states, group, seen.count)
             if fits is not None:
                 fitting = fits if fitting is None else [name for name in fitting if name in fits]
         return fitting
 
 
-def _chosen(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The smallest with one axis and the smallest with more, of those that have a gradient."""
-    alive = [p for p in parameters if isinstance(p.grad, Tensor) and not p.grad.is_sparse and not p.is_complex()]
+def _chosen(parameters: Sequence[Tensor], has_closure: bool) -> list[Tensor]:
+    """The smallest with one axis and the smallest with more, of those that have a gradient, or will have."""
+    alive = [p for p in parameters if not p.is_complex() and (p.requires_grad if has_closure else p.grad is not None)]
     kinds = [[p for p in alive if (p.ndim > 1) == is_matrix] for is_matrix in (False, True)]
     smallest = [min(kind, key=lambda p: p.numel()) for kind in kinds if kind]
     small = [p for p in smallest if p.numel() <= _LARGE]
     return small or smallest[:1]
 
 
-def _seen(optimizer: torch.optim.Optimizer, p: Tensor, group: Mapping[str, Any], scale: Tensor | None) -> _Seen:
-    assert p.grad is not None
+def _unscaled(p: Tensor, scale: Tensor | None) -> Tensor | None:
+    """A copy of a parameter's gradient, without the scale of a gradient scaler."""
+    if p.grad is None or p.grad.is_sparse:
+        return None
+    return p.grad.detach().clone() if scale is None else p.grad.detach() / scale.to(p.grad)
+
+
+def _seen(optimizer: torch.optim.Optimizer, p: Tensor, group: Mapping[str, Any], gradient: Tensor | None) -> _Seen:
     state = optimizer.state.get(p, {})
-    gradient = p.grad.detach().clone() if scale is None else p.grad.detach() / scale.to(p.grad)
     copies = {key: value.detach().clone() for key, value in flat_state(state).items()}
     return _Seen(p, gradient, p.detach().clone(), copies, counted(state, group))
 

@@ -58,6 +58,17 @@ class RunFolder:
         self._replaced = [self.folder / name for name in old if name != file]
         self.record["checkpoints"] = [*others, {"step": step, "file": file, "sha256": digest}]
 
+    def add_bases(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the curvature's bases after a step."""
+        file = f"bases-{step:09d}.safetensors"
+        others = [entry for entry in self.record.get("bases", []) if entry["step"] != step]
+        self.record["bases"] = [*others, {"step": step, "file": file, "sha256": write_tensors(self.folder / file, tensors)}]
+
+    def bases(self, step: int) -> dict[str, Tensor]:
+        """The curvature's bases after a step; none where none were kept."""
+        entries = [entry for entry in self.record.get("bases", []) if entry["step"] == step]
+        return read_tensors(self.run / entries[0]["file"], sha256=entries[0]["sha256"]) if entries else {}
+
     def has_checkpoint(self, step: int) -> bool:
         """Whether the weights after a step are kept."""
         return any(entry["step"] == step for entry in self.record["checkpoints"])
@@ -113,6 +124,8 @@ class RunFolder:
         self.log.cut(step)
         record = self.record
         record["checkpoints"] = [entry for entry in record["checkpoints"] if entry["step"] <= step]
+        if "bases" in record:
+            record["bases"] = [entry for entry in record["bases"] if entry["step"] <= step]
         record["stages"] = [entry for entry in record["stages"] if entry["start"] <= step]
         record["losses"] = [entry for entry in record.get("losses", []) if entry["step"] < step]
         record["rules"] = [entry for entry in record.get("rules", []) if entry["start"] < step]

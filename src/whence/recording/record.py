@@ -72,6 +72,7 @@ class _Run:
     losses: tuple[_Loss, ...] = ()
     rules: tuple[_Rules, ...] = ()
     unrestored: str = ""
+    bases: tuple[_Kept, ...] = ()
     ranks: int = 1
     skipped: int = 0
     seed: int | None = None
@@ -102,7 +103,7 @@ def read_run(folder: Path, do: str) -> dict[str, Any]:
         raise StoreMismatch(found=f"a run of version {str(version)[:40]} in {folder}", needed=f"version {VERSION}", do=do)
     try:
         record = record_of(_Run, content)
-        for name in (*(entry.file for entry in record.checkpoints), *(log.file for log in record.logs)):
+        for name in (*(entry.file for entry in (*record.checkpoints, *record.bases)), *(log.file for log in record.logs)):
             check_name(name)
         for settings in record.settings:
             for group in settings.groups:

@@ -18,6 +18,7 @@ from whence.errors import BadInput, Unsupported
 from whence.optimizers import Watch
 from whence.recording.folder import VERSION, RunFolder
 from whence.recording.frozen import Frozen, check_optimizers
+from whence.recording.online import OnlineCurvature
 from whence.recording.ranks import ranks_of
 from whence.recording.scaler import overflowed, watched_scaler
 from whence.recording.step_hooks import StepHooks, several
@@ -61,6 +62,7 @@ class Recorder:
             skipped step would be counted with the next one's.
         data: The training data as `task.prepare` makes it: a stopped run goes on with the same only, and attribution refuses another, down to
             the contents of an example. A text that tells it from another serves the first.
+        curvature: Keeps bases of the curvature along the run, see `whence.OnlineCurvature`; None keeps none.
 
     Raises:
         BadInput: If `every` is not positive.
@@ -77,6 +79,7 @@ class Recorder:
         seed: int | None = None,
         scaler: Any = None,
         data: Dataset | str | None = None,
+        curvature: OnlineCurvature | None = None,
     ):
         if every < 1:
             raise BadInput(found=f"every={every}", needed="1 or more steps between checkpoints", do="correct it")
@@ -95,6 +98,7 @@ class Recorder:
         self._factor = 1.0
         self._must_restore = False
         self._hooks: StepHooks | None = None
+        self._curvature = curvature
         self._optimizers = several(optimizer)
         self._frozen = Frozen(self.model, self._optimizers)
         self._check_optimizers()
@@ -131,6 +135,8 @@ class Recorder:
         if self._hooks is not None:
             self._hooks.remove()
         self._hooks = None
+        if self._curvature is not None:
+            self._curvature.close()
         try:
             if kind is None and not self._must_restore:
                 self.checkpoint(finished=True)
@@ -158,6 +164,8 @@ class Recorder:
                 do="pass the ids of the batch's examples",
             )
         self._pending.append((names, divided_by))
+        if self._curvature is not None:
+            self._curvature.watch(len(names), self.steps)
         if self._hooks is not None:
             self._hooks.forget()
 
@@ -222,6 +230,8 @@ class Recorder:
                 self._run.add_checkpoint(self.steps, checkpoint_tensors(self.model, self._optimizers), "final")
             elif not self._run.has_checkpoint(self.steps):
                 self._run.add_checkpoint(self.steps, self._tensors())
+            if self._curvature is not None and (bases := self._curvature.tensors()):
+                self._run.add_bases(self.steps, bases)
             self._run.record["finished"] = finished
             if lost := lost_state(self._optimizers):
                 self._run.record["unrestored"] = lost
@@ -253,6 +263,8 @@ class Recorder:
             # What is kept there is of the optimizer before.
             tensors = {key: value for key, value in tensors.items() if key.startswith("model.")}
         load_checkpoint(self.model, self._optimizers, tensors)
+        if self._curvature is not None:
+            self._curvature.load(self._run.bases(step))
         self.resume(step)
         return step
 
@@ -335,6 +347,8 @@ class Recorder:
                 needed="to know which examples it was computed on",
                 do="call batch(ids) of the recorder before optimizer.step()",
             )
+        if self._curvature is not None:
+            self._curvature.step()
         # Now, since a schedule may change them before the step is written down.
         seen = settings_seen(self._optimizers)
         self._settings = None
@@ -342,7 +356,11 @@ class Recorder:
             self._check_optimizers()
             self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizers)
         self._rates = [float(group["lr"]) for group in self._groups]
-        self._watches = [Watch(one) for one in self._optimizers] if self._looks < _LOOKS else None
+        self._watches = [Watch(one, self._has_closure) for one in self._optimizers] if self._looks < _LOOKS else None
+
+    @property
+    def _has_closure(self) -> bool:
+        return self._hooks is not None and self._hooks.has_closure
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

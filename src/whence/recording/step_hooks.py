@@ -22,15 +22,18 @@ class StepHooks:
         optimizers: All that a step is made of.
         before: Called when a step begins.
         after: Called when it has ended.
+
+    `has_closure` says whether the step that was entered last computes its gradients itself, from a closure that it was given.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], before: Callable[[], None], after: Callable[[], None]):
         self.optimizers, self._before, self._after = optimizers, before, after
         self._stepped: list[torch.optim.Optimizer] = []
         self._inside = 0
+        self.has_closure = False
         self._hooks: list[Any] = []
         for one in optimizers:
-            self._hooks.append(one.register_step_pre_hook(lambda optimizer, *_: self._enter(optimizer)))
+            self._hooks.append(one.register_step_pre_hook(lambda optimizer, *given: self._enter(optimizer, given)))
             self._hooks.append(one.register_step_post_hook(lambda optimizer, *_: self._leave(optimizer)))
 
     def remove(self) -> None:
@@ -42,7 +45,7 @@ class StepHooks:
         """A step that raised was not left."""
         self._inside = 0
 
-    def _enter(self, optimizer: torch.optim.Optimizer) -> None:
+    def _enter(self, optimizer: torch.optim.Optimizer, given: Sequence[Any]) -> None:
         self._inside += 1
         if self._inside > 1:  # of a subclass whose step calls that of its base, both have hooks
             return
@@ -52,6 +55,8 @@ class StepHooks:
                 needed="all of them in every step",
                 do="step all optimizers that the recorder was given, or begin a stage with those that go on: stage(name, optimizers)",
             )
+        args, kwargs = given
+        self.has_closure = any(callable(value) for value in (*args, *kwargs.values()))
         if not self._stepped:
             self._before()
 

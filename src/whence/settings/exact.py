@@ -270,6 +270,8 @@ class Source:
         form: For optimizers that multiply gradients with a matrix, such as Adam: "full" takes the exponential of the whole product of that
             matrix and the curvature, "diagonal" of its diagonal (equation 43).
         per_segment: Whether the table also has each segment's part of the scores, by name "steps 0 to 500": when an example mattered.
+        online_bases: Whether the curvature's bases that the run's recorder followed replace a pass over the data and their decompositions;
+            eigenvalues are measured in them as ever.
     """
 
     name: ClassVar[str] = "source"
@@ -281,6 +283,7 @@ class Source:
     form: Form = "full"
     per_segment: bool = False
     any_loss: bool = False
+    online_bases: bool = False
 
     def __post_init__(self):
         _check(self)

@@ -78,6 +78,15 @@ class Run:
         except StoreCorrupt as error:
             raise StoreCorrupt(found=error.found, needed=error.needed, do=_RECORD_AGAIN) from error
 
+    def bases(self, step: int) -> dict[str, Tensor]:
+        """The curvature's bases that the recorder followed, after a step; none where it kept none.
+
+        Raises:
+            StoreCorrupt: If the file is not what was written.
+        """
+        entry = next((entry for entry in self.record.get("bases", []) if entry["step"] == step), None)
+        return {} if entry is None else read_tensors(self.folder / entry["file"], sha256=entry["sha256"])
+
     def _checkpoint(self, step: int) -> Mapping[str, Any]:
         return next(entry for entry in self.record["checkpoints"] if entry["step"] == step)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from whence.capture import Blocks
 from whence.curvature import Curvature, KroneckerCurvature, fit_ekfac_pooled, scaled
 from whence.data import Dataset
+from whence.errors import BadInput
 from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.exact.query_gradients import row_gradients
 from whence.pipeline.through.cut import CutRun
@@ -103,8 +104,17 @@ def tracin_scores(prepared: Prepared, run: Run, queries: Dataset, sums: RunSums,
 def _curvature(prepared: Prepared, cut: CutRun, segment: Segment) -> KroneckerCurvature:
     weights = [partial(cut.run.weights, prepared.task.model, steps) for steps in cut.groups(segment)]
     folder = None if prepared.folder is None else prepared.folder / f"segment-{segment.start}-{segment.stop}"
+    online = {}
+    if getattr(cut.settings, "online_bases", False):
+        online = cut.run.bases(segment.checkpoints[-1])
+        if not online:
+            raise BadInput(
+                found=f"online_bases for a run without bases after step {segment.checkpoints[-1]:,}",
+                needed="one recorded with curvature=whence.OnlineCurvature(task)",
+                do="record the run again, look at it more often (every=), or leave online_bases out",
+            )
     return fit_ekfac_pooled(
-        prepared.task, prepared.plan, Dataset(_met(prepared, segment)), weights, fit_of(prepared.settings),
+        prepared.task, prepared.plan, Dataset(_met(prepared, segment)), weights, fit_of(prepared.settings), online=online,
         max_positions=prepared.max_positions, folder=folder, room_bytes=prepared.footprint.fit.group_bytes, quiet=prepared.quiet,
     )  # fmt: skip
 
