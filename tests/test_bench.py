@@ -21,7 +21,9 @@ def small(folder):
     return replace(prepare("table", folder), subsets=4, seeds=2)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("text", "text-long", "digits-diffusion")])
+@pytest.mark.parametrize(
+    "name", [name for name in SETTINGS if name not in ("text", "text-long", "text-labels", "digits-diffusion")]
+)
 def test_a_setting_trains_on_what_is_kept_and_nothing_else(name, tmp_path):
     setting = prepare(name, tmp_path)
     settings = replace(setting.retrain.settings, epochs=1)

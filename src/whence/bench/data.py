@@ -3,6 +3,7 @@
 Axes: N training examples, Q queries, D inputs.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 from whence.demo.corpus import python_docs
 from whence.errors import BadInput
 
-__all__ = ["diabetes", "digits", "documents"]
+__all__ = ["diabetes", "digits", "documents", "labelled_texts"]
+
+_TEXTS, _TEXT_QUERIES = 300, 80
 
 Split = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -44,6 +47,25 @@ def documents() -> list[dict[str, str]]:
     """Passages of Python's own documentation, longer than the demo's, in a fixed random order."""
     found = python_docs(max_documents=6000, max_characters=420, min_characters=200, per_topic=40, per_source=12, per_module=200)
     return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+
+
+def labelled_texts(words: int, length: int) -> Split:
+    """300 texts to train on and 80 queries: documentation of four modules of Python's library, and which of them it is.
+
+    Args:
+        words: Numbers of words; 0 is for the rarer ones.
+        length: Words of a text, after the name of what it documents, which would give the module away.
+
+    Returns:
+        (word numbers (N, length), classes), and the same of the queries.
+    """
+    texts = [(record["source"].split(".")[0], record["text"].split(":", 1)[-1].lower().split()) for record in documents()]
+    commonest = [word for word, _ in Counter(word for _, text in texts for word in text).most_common(words - 1)]
+    numbers = {word: number for number, word in enumerate(commonest, 1)}
+    modules = [module for module, _ in Counter(module for module, text in texts if len(text) >= length).most_common(4)]
+    chosen = [(modules.index(module), text[:length]) for module, text in texts if module in modules and len(text) >= length]
+    inputs_NL = torch.tensor([[numbers.get(word, 0) for word in text] for _, text in chosen])
+    return _split(inputs_NL, torch.tensor([label for label, _ in chosen]), _TEXTS, _TEXT_QUERIES)
 
 
 def _split(inputs_ND: Tensor, targets_N: Tensor, train: int, queries: int) -> Split:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.bench.data import diabetes, digits, documents
+from whence.bench.data import diabetes, digits, documents, labelled_texts
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
-from whence.bench.small import SmallLosses, SmallRetrain, SmallSettings, new_network
+from whence.bench.small import READER_LENGTH, READER_WORDS, SmallLosses, SmallRetrain, SmallSettings, new_network
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
@@ -144,6 +144,7 @@ def _small(
     *,
     kind: type[Classification] | type[Regression] = Classification,
     seeds: int = 4,
+    subsets: int = 100,
     second_stage: int | None = None,
     flipped_N: Tensor | None = None,
 ) -> Setting:
@@ -176,7 +177,7 @@ def _small(
         lambda: new_network(settings.network, 0),
         retrain,
         SmallLosses(*queries),
-        100,
+        subsets,
         seeds,
         folder,
         flipped_N,
@@ -189,6 +190,19 @@ def _digits_mlp(folder: Path) -> Setting:
 
 def _digits_cnn(folder: Path) -> Setting:
     return _small("digits-cnn", folder, SmallSettings(network="cnn", learning_rate=0.1), digits(), seeds=3)
+
+
+def _digits_certain(folder: Path) -> Setting:
+    """Trained until nothing is left of the loss, which leaves next to nothing of gradients and curvature."""
+    return _small("digits-certain", folder, SmallSettings(epochs=100, weight_decay=0.0), digits(), seeds=3)
+
+
+def _text_labels(folder: Path) -> Setting:
+    """A language model's classifier, trained until nothing is left of the loss."""
+    settings = SmallSettings(
+        network="reader", optimizer="adamw", epochs=16, batch_examples=16, learning_rate=2e-3, weight_decay=0.0
+    )
+    return _small("text-labels", folder, settings, labelled_texts(READER_WORDS, READER_LENGTH), seeds=4, subsets=50)
 
 
 def _digits_noisy(folder: Path) -> Setting:
@@ -291,8 +305,8 @@ def _digits_diffusion(folder: Path) -> Setting:
     )
 
 
-ONLY_NAMED = ("text-long",)
-"""Settings that take hours, left out where none is named."""
+ONLY_NAMED = ("text-long", "digits-certain", "text-labels")
+"""Settings that take long, left out where none is named."""
 
 SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-mlp": _digits_mlp,
@@ -304,4 +318,6 @@ SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-early": _digits_early,
     "digits-noisy": _digits_noisy,
     "digits-diffusion": _digits_diffusion,
+    "digits-certain": _digits_certain,
+    "text-labels": _text_labels,
 }

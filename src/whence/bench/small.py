@@ -18,27 +18,32 @@ from whence.data import Dataset, digest_of
 from whence.recording import Recorder
 from whence.records import Recipe
 
-__all__ = ["SmallLosses", "SmallRetrain", "SmallSettings", "new_network"]
+__all__ = ["READER_LENGTH", "READER_WORDS", "SmallLosses", "SmallRetrain", "SmallSettings", "new_network"]
+
+READER_WORDS, READER_LENGTH = 2000, 40
+"""Words that the reader knows, and how many of a text it reads."""
 
 # Of a stage, as many as Bae et al. (2024) take of a run.
 _CHECKPOINTS = 6
 
-Network = Literal["mlp", "cnn", "table"]
+Network = Literal["mlp", "cnn", "table", "reader"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallSettings:
-    """Network and training run: SGD with momentum, the learning rate falling to zero along a cosine.
+    """Network and training run: SGD with momentum or AdamW, the learning rate falling to zero along a cosine.
 
     Args:
+        optimizer: "sgd" or "adamw".
         network: See `new_network`.
         epochs: Passes over what is kept.
         batch_examples: Examples per step.
         learning_rate: At the start.
-        momentum: Heavy-ball coefficient.
+        momentum: Heavy-ball coefficient of SGD.
         weight_decay: L2 coefficient.
     """
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     network: Network = "mlp"
     epochs: int = 30
     batch_examples: int = 32
@@ -48,7 +53,8 @@ class SmallSettings:
 
     def recipe(self, num_examples: int) -> Recipe:
         """What damping needs to know of a run on so many examples."""
-        return Recipe("sgd", sum(self.rates(num_examples)), momentum=self.momentum, weight_decay=self.weight_decay)
+        momentum = self.momentum if self.optimizer == "sgd" else 0.0
+        return Recipe(self.optimizer, sum(self.rates(num_examples)), momentum=momentum, weight_decay=self.weight_decay)
 
     def rates(self, num_examples: int) -> Sequence[float]:
         """Learning rate of every step of a run on so many examples."""
@@ -61,13 +67,15 @@ def new_network(network: Network, seed: int) -> nn.Module:
 
     Args:
         network: "mlp" (flat 8 x 8 images, 64-64-32-10, ReLU), "cnn" (two convolutions with pooling, one linear layer), or "table" (10
-            columns, 10-16-1, tanh).
+            columns, 10-16-1, tanh), or "reader" (a GPT-2 of two layers and width 48 that reads 40 words and tells four classes by the mean of its states).
         seed: Of the initial weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if network == "table":
             return nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 1))
+        if network == "reader":
+            return _Reader()
         if network == "mlp":
             return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         return nn.Sequential(
@@ -81,6 +89,23 @@ def new_network(network: Network, seed: int) -> nn.Module:
             nn.Flatten(),
             nn.Linear(96, 10),
         )
+
+
+class _Reader(nn.Module):
+    """Word numbers (B, L) to logits (B, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        from transformers import GPT2Config, GPT2Model
+
+        sizes = {"vocab_size": READER_WORDS, "n_positions": READER_LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 4}
+        config = GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)
+        self.network = GPT2Model(config)
+        self.classes = nn.Linear(48, 4)
+
+    def forward(self, words_BL: Tensor) -> Tensor:
+        """Logits, shape (B, 4)."""
+        return self.classes(self.network(words_BL).last_hidden_state.mean(1))
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,8 @@ class SmallRetrain:
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         settings = self.settings
+        if settings.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         return torch.optim.SGD(
             model.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )

@@ -29,7 +29,7 @@ def bench(
 
     Args:
         settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all of them if
-            left out. Or text-long, whose bank takes hours.
+            left out. Or text-long, digits-certain or text-labels, which take long.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.
