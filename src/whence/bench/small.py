@@ -66,8 +66,9 @@ def new_network(network: Network, seed: int) -> nn.Module:
     """An untrained network whose weights depend on nothing but the arguments.
 
     Args:
-        network: "mlp" (flat 8 x 8 images, 64-64-32-10, ReLU), "cnn" (two convolutions with pooling, one linear layer), or "table" (10
-            columns, 10-16-1, tanh), or "reader" (a GPT-2 of two layers and width 48 that reads 40 words and tells four classes by the mean of its states).
+        network: "mlp" (flat 8 x 8 images, 64-64-32-10, ReLU), "cnn" (two convolutions with pooling, one linear layer), "table" (10
+            columns, 10-16-1, tanh), or "reader" (a GPT-2 of two layers and width 48 that reads 40 words and tells four classes by the
+            mean of its states).
         seed: Of the initial weights.
     """
     with torch.random.fork_rng(devices=[]):
