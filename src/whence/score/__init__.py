@@ -7,6 +7,7 @@ from whence.score.exact import ExactScores, Metric, Parts, exact_scores
 from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.representation import representation_similarity
 from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shard_scores, top_scores, united_top
+from whence.score.sizes import RELATIVE, believable_unit, impossible_sizes
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 
@@ -17,16 +18,19 @@ __all__ = [
     "LowRank",
     "Metric",
     "Parts",
+    "RELATIVE",
     "QueryBlock",
     "Rows",
     "Top",
     "Whitened",
     "all_scores",
     "by_label",
+    "believable_unit",
     "bm25",
     "combine",
     "exact_scores",
     "gradient_rows",
+    "impossible_sizes",
     "Ends",
     "loss_scores",
     "mean_table",

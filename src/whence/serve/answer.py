@@ -15,7 +15,7 @@ from whence.data import Dataset, Example
 from whence.errors import NonFinite
 from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.progress import meter
-from whence.score import Ends, both_ends, shard_scores
+from whence.score import Ends, believable_unit, both_ends, shard_scores
 from whence.serve.hosted_store import Desk
 from whence.serve.question import Question
 from whence.serve.shares import share_lines
@@ -101,19 +101,22 @@ def answered(
             found.append(None)
             continue
         question, told, allowed = asker.question, prepared[place][1], keep[place]
+        value_1 = asked.rows.values[place : place + 1]
+        largest_1 = torch.tensor([max((abs(hit["score"]) for side in sides for hit in side), default=0.0)])
+        unit, sizes = believable_unit(asked.unit, desk.warm.task, value_1, largest_1)
         found.append(
             {
                 "store": desk.name,
                 **told,
                 "k": question.k,
                 "filter": dataclasses.asdict(question.filter),
-                "measurement": float(asked.rows.values[place]),
+                "measurement": float(value_1),
                 "measurement_unit": desk.warm.task.unit,
-                "unit": asked.unit,
+                "unit": unit,
                 "method": asked.method,
                 "num_examples": len(asked.store),
                 "num_allowed": len(asked.store) if allowed is None else int(allowed.sum()),
-                "notes": list(asked.notes),
+                "notes": [*asked.notes, *sizes],
                 "proponents": sides[0],
                 "opponents": sides[1],
                 "shares": share_lines(desk.catalog.sources, ends.sums_QG2[place]),

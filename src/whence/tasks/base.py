@@ -97,6 +97,11 @@ class AbstractTask(ABC):
         """What a query asks about, shape (B,): by default the log-probability of its target, which is minus the loss."""
         return -self.loss(model, batch)
 
+    @property
+    def highest_measurement(self) -> float | None:
+        """What a measurement can be at most: 0 for a log-probability; None where nothing is known."""
+        return None
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """What the loss is a convex function of, for curvature: logits or means, one row per scored position.
 

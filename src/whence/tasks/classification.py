@@ -145,6 +145,11 @@ class Classification(AbstractTask):
             return self.measure(model, batch)
         return -self.loss(model, batch) if self.measure == "loss" else self.output_function(model, batch)
 
+    @property
+    def highest_measurement(self) -> float | None:
+        """0 for the log-probability, None for any other measurement."""
+        return 0.0 if self.measure == "loss" else None
+
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of each label, log p / (1 - p), shape (B,) (Park et al. 2023, section 3)."""
         log_p = nn.functional.log_softmax(self._logits(model, batch), -1)
@@ -251,6 +256,11 @@ class Regression(AbstractTask):
             return -self.loss(model, batch)
         prediction = model_outputs(model, batch)
         return prediction.reshape(len(batch["target"]), -1).mean(1)
+
+    @property
+    def highest_measurement(self) -> float | None:
+        """0 for minus the squared error, None for any other measurement."""
+        return 0.0 if self.measure == "loss" else None
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the distance to the target, shape (B,): for one target the prediction itself, up to a sign that scores do not see.

@@ -141,6 +141,11 @@ class MaskedLM(AbstractTask):
         """Log-probability of each query's hidden tokens, or what one's own function gives, shape (B,)."""
         return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
 
+    @property
+    def highest_measurement(self) -> float | None:
+        """0 for the log-probability, None for any other measurement."""
+        return 0.0 if self.measure == "loss" else None
+
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of the hidden tokens' geometric mean probability, times their number, shape (B,)."""
         return mean_log_odds(self.loss(model, batch), _num_hidden(batch))

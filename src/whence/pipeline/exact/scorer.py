@@ -16,7 +16,7 @@ from whence.capture import check_task
 from whence.curvature import ResolvedDamping
 from whence.data import Dataset, Example, skipped_note
 from whence.errors import BadInput
-from whence.pipeline.exact.cautions import absurd_scores
+from whence.pipeline.exact.cautions import size_notes
 from whence.pipeline.exact.chunks import Chunk, in_chunks, joined, question
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import Prepared, prepare
@@ -192,9 +192,8 @@ class FittedScorer:
         scores = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
         left_out = skipped_note("queries", wanted.queries.skipped)
-        weight = 1.0 if wanted.weights_GQ is None else float(wanted.weights_GQ.abs().sum(1).max())
-        absurd = absurd_scores(prepared, wanted.queries, scores.scores_QN, max(1.0, weight))
-        notes = (*self.notes, *(note for _, chunk_notes in chunks for note in chunk_notes), *absurd, *left_out)
+        sizes = size_notes(prepared, wanted.queries, scores.scores_QN, wanted.weights_GQ)
+        notes = (*self.notes, *(note for _, chunk_notes in chunks for note in chunk_notes), *sizes, *left_out)
         if not prepared.quiet:
             for note in notes[1:]:
                 say(note)

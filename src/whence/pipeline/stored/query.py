@@ -17,7 +17,7 @@ from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, re
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
-from whence.score import Top, all_scores, mean_table, top_scores
+from whence.score import Top, all_scores, believable_unit, mean_table, top_scores
 from whence.settings import Damping, QueryConfig, Runtime, split_options, stored_options
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask
@@ -91,6 +91,8 @@ def query(
     hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
+    largest_Q = torch.tensor([max((abs(hit.score) for hit in (*up, *down)), default=0.0) for up, down in hits])
+    unit, sizes = believable_unit(unit, task, prepared.rows.values, largest_Q)
     return Hits(
         queries=tuple(_title(example) for example in prepared.dataset.examples),
         proponents=tuple(up for up, _ in hits),
@@ -100,7 +102,7 @@ def query(
         unit=unit,
         method=method,
         num_examples=len(prepared.store),
-        notes=notes,
+        notes=(*notes, *sizes),
         measurement_unit=task.unit,
         stage="scan" if stage is None else "exact" if isinstance(stage, ExactStage) else "store",
     )
