@@ -312,7 +312,7 @@ def test_damping_is_chosen_and_told(capsys):
     task, _, train, queries = case("linear")
     table = whence.attribute(task, train, queries)
     assert table.method == "ekfac, default damping"
-    assert table.notes[1:] == (
+    assert table.notes[1:3] == (
         "all labels, weighted, 11 examples",
         "damping 0.1 x mean eigenvalue, the default of Kronecker-factored curvature",
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.apply.why.answer import DocumentParts, Why
@@ -16,6 +17,7 @@ from whence.apply.why.question import Question, question, texts_of
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
+from whence.score import believable_unit
 from whence.settings import Runtime, Writing, final_settings, split_runtime
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
@@ -123,10 +125,14 @@ def _answer(task: CausalLM, asked: Question, numbers: tuple[int, ...], source: S
         parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
         shown[row] = (text, spans, scores_AT)
     values = [asked.log_probabilities[number - 1] for number in numbers]
+    largest = max((abs(hit.score) for side in sides for hit in side), default=0.0)
+    unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), torch.tensor([largest]))
     hits = replace(
         hits,
         queries=(asked.whole.text,),
         measurements=(sum(values),),
+        unit=unit,
+        notes=(*hits.notes, *sizes),
         proponents=(tuple(_with_tokens(hit, *shown[hit.row]) for hit in sides[0]),),
         opponents=(tuple(_with_tokens(hit, *shown[hit.row]) for hit in sides[1]),),
     )
