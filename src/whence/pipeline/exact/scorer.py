@@ -193,7 +193,7 @@ class FittedScorer:
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
         left_out = skipped_note("queries", wanted.queries.skipped)
         sizes = size_notes(prepared, wanted.queries, scores.scores_QN, wanted.weights_GQ)
-        notes = (*self.notes, *(note for _, chunk_notes in chunks for note in chunk_notes), *sizes, *left_out)
+        notes = (*self.notes, *sizes, *(note for _, chunk_notes in chunks for note in chunk_notes), *left_out)
         if not prepared.quiet:
             for note in notes[1:]:
                 say(note)
