@@ -77,7 +77,9 @@ def test_a_query_is_answered_from_its_own_shortlist(tmp_path, monkeypatch, name,
     lists = [shortlisted(first, place, 3) for place in range(3)]
     assert_hits(hits, lambda place: {row: float(wanted[place, row]) for row in lists[place]}, 2)
     count = sum(len(set().union(*lists[start : start + at_once])) for start in range(0, 3, at_once))
-    assert f"the strongest 3 of each side of each query by aligned rows of 3 bytes, {count} examples in all" in "; ".join(hits.notes)
+    assert f"the strongest 3 of each side of each query by aligned rows of 3 bytes, {count} examples in all" in "; ".join(
+        hits.notes
+    )
 
 
 def test_the_inverse_is_whole_where_codes_leave_coordinates_out(tmp_path, monkeypatch):
