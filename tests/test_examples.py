@@ -37,3 +37,23 @@ def test_the_others(name, least, capsys):
         found
     )
     assert capsys.readouterr().out.count("\n") == len(least) - (name == "two_heads")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shows"),
+    [
+        ("why", "json.dumps#1"),
+        ("curate", r"trained without the suspects 8\d"),
+        ("truth", r"EK-FAC +LDS 0\.[45]"),
+    ],
+)
+def test_notebooks_run_and_show_what_they_say(name, shows):
+    pytest.importorskip("sklearn")
+    path = FOLDER / "notebooks" / "execute.py"
+    spec = importlib.util.spec_from_file_location("execute", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    notebook = module.execute(path.with_name(f"{name}.ipynb"))
+    printed = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    assert re.search(shows, "".join("".join(output.get("text", ())) for output in printed))
