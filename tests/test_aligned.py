@@ -64,7 +64,7 @@ def test_fewer_numbers_are_the_leading_directions(tmp_path, name, width, sample)
 
 @pytest.mark.parametrize("name", ["linear", "gpt2"])
 def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, name):
-    """Axes of 1 bit that take half of the parameters: the others are left out, and a score keeps its size."""
+    """Axes that have room for half of the parameters, at 1 bit: the others are left out, and a score keeps its size."""
     task, train, queries = split(name)
     size = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
     monkeypatch.setattr(sizes, "AXES_BYTES", size // 2 * len(train) // 8)
@@ -74,7 +74,7 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
     masks = best_coordinates(curvature, 0.1, kept)
     tensors = store.file("codes.safetensors")
     assert [tensors[f"kept.{index}"].tolist() for index in range(len(masks))] == [m.nonzero()[:, 0].tolist() for m in masks]
-    assert int(tensors["axes_bits"]) == 1 and sum(int(mask.sum()) for mask in masks) == kept
+    assert sum(int(mask.sum()) for mask in masks) == kept
     table = whence.score_table(store, task, queries, quiet=True)
     mask = torch.cat(masks)
     rows, asked = rows_of(task, curvature, train.examples), rows_of(task, curvature, queries.examples, "measurement")
@@ -216,6 +216,7 @@ def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"bytes_per_example": 64, "shared_bytes": "much"}, "found shared_bytes='much'; needed a number of bytes"),
         ({"bytes_per_example": 15}, "found bytes_per_example=15; needed 16 or more"),
         ({"bytes_per_example": 64, "rank": 4}, "found bytes_per_example=64 with a rank or a dtype; needed one of them"),
         ({"bytes_per_example": 64, "method": "logra"}, "for the method logra; needed a method that whitens its rows"),
@@ -248,3 +249,17 @@ def test_gradients_of_zero_have_no_code(tmp_path):
     records = [{"inputs": record["inputs"]} for record in make_records()]
     with pytest.raises(BadInput, match="found gradients that are zero in all 10 examples of the sample"):
         whence.build(dead, records, tmp_path / "s", **PLAIN)
+
+
+def test_shared_bytes_are_kept(tmp_path):
+    """By fewer directions of bases, by fewer axes, and those by fewer bits."""
+    made = torch.Generator().manual_seed(0)
+    task = whence.Classification(torch.nn.Linear(300, 150))
+    records = [{"inputs": torch.randn(300, generator=made), "label": place % 150} for place in range(30)]
+    kept = {}
+    for most in (600_000, 800_000, 1_400_000, 8_000_000):
+        store = whence.build(task, records, tmp_path / str(most), bytes_per_example=64, shared_bytes=most, **PLAIN)
+        tensors = store.file("codes.safetensors")
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= most + 4096, most
+        kept[most] = int(tensors["axes_width"]), int(tensors["axes_bits"])
+    assert kept[8_000_000] == (30, 32) and kept[600_000][1] < 32, kept

@@ -11,7 +11,7 @@ import whence
 from whence.cli import app
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
-from whence.store import open_store, read_fidelity
+from whence.store import fidelity_notes, open_store, read_fidelity
 
 WIDTH, CLASSES = 12, 4
 
@@ -108,3 +108,14 @@ def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "fidelity.json").write_text(content)
     with pytest.raises(StoreCorrupt):
         read_fidelity(open_store(store.folder, check=False))
+
+
+def test_rows_that_are_added_and_scored_less_well_are_told(tmp_path):
+    """The code holds the first documents' own directions; those of others of another kind are not among them."""
+    asked = task()
+    store = whence.build(asked, records(40), tmp_path / "s", method="aligned", rank=40, quiet=True)
+    assert not any("added" in note for note in fidelity_notes(store))
+    shifted = [{**record, "id": f"new-{record['id']}", "inputs": record["inputs"] * 5 + 3} for record in records(60, seed=4)]
+    store = whence.build(asked, shifted, store.folder, method="aligned", rank=40, append=True, quiet=True)
+    told = [note for note in fidelity_notes(store) if "rows that were added agree less" in note]
+    assert len(told) == 1 and "into another folder" in told[0]

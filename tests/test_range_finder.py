@@ -1,11 +1,13 @@
-"""Streamed axes: exact where there are as many probes as directions, the formula elsewhere, the same however the rows are divided."""
+"""Streamed axes: exact where sketches lose nothing, the formula elsewhere, the same however the rows are divided."""
 
 import threading
 
 import pytest
 import torch
 
-from tests.reference.range_finder import exact_axes, found_axes
+from tests.reference.range_finder import exact_axes, mixed_axes, share
+from whence.compress import SparseSketch
+from whence.curvature import range_finder
 from whence.curvature.range_finder import streamed_axes
 from whence.distributed import Ranks
 
@@ -23,33 +25,49 @@ def in_chunks(rows, size, first=0):
     )
 
 
+def axes_of(rows, width, size=7, **options):
+    return streamed_axes(in_chunks(rows, size), len(rows), rows.shape[1], width, seed=1, device=CPU, **options)
+
+
 def projector(axes, width):
     return axes[:, :width] @ axes[:, :width].T
 
 
-def test_as_many_probes_as_rows_give_the_singular_vectors():
-    rows = decaying(12, 50)
-    axes, values = streamed_axes(in_chunks(rows, 5), 50, 20, seed=3, device=CPU)
-    wanted, squares = exact_axes(rows)
-    assert axes.shape == (50, 12)
-    torch.testing.assert_close(values, squares, rtol=1e-9, atol=0.0)
-    for width in (1, 4, 12):
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_short_rows_give_the_singular_vectors(size):
+    """Sketches are the rows themselves."""
+    rows = decaying(40, 60)
+    axes, wanted = axes_of(rows, 9, size), exact_axes(rows)
+    assert axes.shape == (60, 9)
+    for width in (1, 4, 9):
         torch.testing.assert_close(projector(axes, width), projector(wanted, width), rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", [1, 7, 40])
-def test_fewer_probes_are_the_formula(size):
-    rows = decaying(40, 60)
-    axes, values = streamed_axes(in_chunks(rows, size), 60, 9, seed=1, device=CPU)
-    wanted, squares = found_axes(rows, 9, seed=1)
-    torch.testing.assert_close(values, squares, rtol=1e-9, atol=0.0)
-    torch.testing.assert_close(projector(axes, 6), projector(wanted, 6), rtol=0.0, atol=1e-8)
-    torch.testing.assert_close(axes.T @ axes, torch.eye(9).double(), rtol=0.0, atol=1e-12)
+def test_as_many_axes_as_rows_are_all_directions_however_short_sketches_are(monkeypatch):
+    monkeypatch.setattr(range_finder, "SKETCHED", 30)
+    rows = decaying(12, 50)
+    axes = axes_of(rows, 20)
+    assert axes.shape == (50, 12)
+    torch.testing.assert_close(projector(axes, 12), projector(exact_axes(rows), 12), rtol=0.0, atol=1e-8)
+
+
+def test_longer_rows_are_mixed_as_their_sketches_say(monkeypatch):
+    monkeypatch.setattr(range_finder, "SKETCHED", 64)
+    rows = decaying(40, 200)
+    sketch = SparseSketch.random(200, 64, seed=1, name="sketches of documents", device=CPU)
+    dense = torch.zeros(200, 64).double()
+    dense[torch.arange(200), sketch.slots_N] = sketch.signs_N.double()
+    axes, wanted = axes_of(rows, 10), mixed_axes(rows, dense, 10)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(10).double(), rtol=0.0, atol=1e-12)
+    for width in (3, 10):
+        torch.testing.assert_close(projector(axes, width), projector(wanted, width), rtol=0.0, atol=1e-8)
+    by_chance = torch.linalg.qr(rows.T @ torch.randn(40, 10, generator=torch.Generator().manual_seed(0)).double())[0]
+    assert share(rows, exact_axes(rows)[:, :10]) > share(rows, axes) > 1.1 * share(rows, by_chance)
 
 
 def test_single_precision_stays_orthonormal_on_a_steep_spectrum():
-    rows = (decaying(30, 400) * torch.logspace(0, -4, 400).double()).float()
-    axes, _ = streamed_axes(in_chunks(rows, 8), 400, 12, seed=0, device=CPU)
+    rows = (decaying(30, 400) * torch.logspace(0, -2, 400).double()).float()
+    axes = axes_of(rows, 12)
     assert axes.dtype == torch.float32
     torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1]), rtol=0.0, atol=1e-5)
 
@@ -60,28 +78,27 @@ class Paired(Ranks):
     def added_up(self, tensors):
         held[self.rank] = tensors
         barrier.wait()
-        found = {name: held[0][name] + held[1][name] for name in tensors}
+        sums = {name: held[0][name] + held[1][name] for name in tensors}
         barrier.wait()
-        return found
+        return sums
 
 
 held: dict = {}
 barrier = threading.Barrier(2, timeout=30)
 
 
-def test_processes_find_together_what_one_finds():
-    rows, found = decaying(30, 40), {}
+def test_processes_find_together_what_one_finds(monkeypatch):
+    monkeypatch.setattr(range_finder, "SKETCHED", 30)
+    rows, axes = decaying(30, 40), {}
 
     def run(rank):
-        part = rows[rank * 15 : rank * 15 + 15]
-        found[rank] = streamed_axes(in_chunks(part, 4, rank * 15), 40, 8, seed=2, device=CPU, ranks=Paired(rank, 2))
+        part = in_chunks(rows[rank * 15 : rank * 15 + 15], 4, rank * 15)
+        axes[rank] = streamed_axes(part, 30, 40, 8, seed=1, device=CPU, ranks=Paired(rank, 2))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    wanted, values = streamed_axes(in_chunks(rows, 30), 40, 8, seed=2, device=CPU)
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    torch.testing.assert_close(found[0][1], values)
-    torch.testing.assert_close(projector(found[0][0], 5), projector(wanted, 5), rtol=0.0, atol=1e-9)
+    assert torch.equal(axes[0], axes[1])
+    torch.testing.assert_close(projector(axes[0], 5), projector(axes_of(rows, 8, 30), 5), rtol=0.0, atol=1e-9)

@@ -11,7 +11,7 @@ from tests import zoo
 from tests.test_store import make_records, make_task
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
-from whence.pipeline.stored import learn_code as codes_module
+from whence.pipeline.stored import code_size as sizes
 from whence.pipeline.stored import rerank as rerank_module
 from whence.score import RELATIVE
 from whence.store import open_store
@@ -84,7 +84,7 @@ def test_a_query_is_answered_from_its_own_shortlist(tmp_path, monkeypatch, name,
 
 def test_the_inverse_is_whole_where_codes_leave_coordinates_out(tmp_path, monkeypatch):
     task, train, queries = split("gpt2")
-    monkeypatch.setattr(codes_module, "AXES_BYTES", 200)
+    monkeypatch.setattr(sizes, "AXES_BYTES", 200)
     store = whence.build(task, train, tmp_path / "s", **CRUDE)
     assert "kept.0" in store.file("codes.safetensors")
     hits = whence.query(store, task, queries, k=11, rerank="exact", train=train, quiet=True)

@@ -7,22 +7,23 @@ import torch
 
 import whence
 from tests import zoo
-from tests.reference.aligned import codes_with_rest, whitened_rows
-from tests.test_store import make_records, make_task
+from tests.reference.aligned import codes_with_rest, low_rank_scores, whitened_rows
+from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
-from whence.compress import TURNED, Aligned, Axes, Kronecker, Residual, Whitened
-from whence.curvature import Choosing, Code, code_axes, fit_ekfac
+from whence.compress import TURNED, Aligned, Axes, Kronecker, Residual, Whitened, turn
+from whence.curvature import Choosing, Code, code_axes, fit_ekfac, load_axes
 from whence.curvature.code_choice import HeldOut, rest_share, rounded
 from whence.data import Dataset
 from whence.errors import StoreMismatch
 from whence.pipeline.stored import code_size as sizes
+from whence.pipeline.stored import learn_code as codes_module
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.pipeline.stored.prepared import PreparedQuery
 from whence.progress import Meter
 from whence.records import Unit
 from whence.score import Batching, gradient_rows, token_scores
 from whence.settings import FitConfig
-from whence.store import verify_store
+from whence.store import read_fidelity, verify_store
 
 PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4, "quiet": True}
 
@@ -143,3 +144,49 @@ def test_the_share_is_that_of_least_error():
     noisy = exact + 2 * torch.randn(80, 80, generator=made).double()
     assert rest_share(noisy, exact) == pytest.approx(0.2, abs=0.03)
     assert rest_share(exact, exact) == pytest.approx(1.0) and rest_share(-noisy, exact) == 0
+
+
+def streamed(monkeypatch):
+    """Of 60 documents 30 teach the axes, one pass after the other, and 8 judge the code."""
+    for name, value in {"_MANY": 1, "_STREAMED": 30, "_HELD": 8, "_FEWEST_HELD": 4}.items():
+        monkeypatch.setattr(sizes, name, value)
+    monkeypatch.setattr(codes_module, "CHUNK_NUMBERS", 1 << 13)
+
+
+def test_axes_of_many_documents_are_the_leading_directions(tmp_path, monkeypatch):
+    """Where sketches are the rows themselves."""
+    streamed(monkeypatch)
+    task, data = zoo.make("linear", count=64)
+    train, queries = Dataset(data.examples[4:]), Dataset(data.examples[:4])
+    store = whence.build(task, train, tmp_path / "s", dtype="float64", rank=9, **PLAIN)
+    places = store.file("codes.safetensors")["sample"].tolist()
+    assert places == [place * 60 // 30 for place in range(30)]
+    curvature = fit_ekfac(task, plan_units(task), train, FitConfig(), max_positions=40, quiet=True)
+    rows, asked = (
+        torch.cat(whitened_rows(task, plan_units(task), curvature, 0.1, part.examples, objective), 1)
+        for part, objective in ((train, "loss"), (queries, "measurement"))
+    )
+    wanted = low_rank_scores(rows[places], rows, asked, 9)
+    table = whence.score_table(store, task, queries, quiet=True)
+    torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))
+
+
+def test_many_documents_teach_a_code_with_a_rest(tmp_path, monkeypatch):
+    with_rest(monkeypatch)
+    streamed(monkeypatch)
+    monkeypatch.setattr("whence.curvature.range_finder.SKETCHED", 40)
+    task, data = zoo.make("gpt2", count=60)
+    store = whence.build(task, data, tmp_path / "s", bytes_per_example=40, **PLAIN)
+    again = whence.build(task, data, tmp_path / "t", bytes_per_example=40, **PLAIN)
+    assert contents(store.folder) == contents(again.folder) and verify_store(store) == []
+    # The sketch of the axes is that of the axes: where they hold all of a document nothing is left of it.
+    tensors = store.file("codes.safetensors")
+    axes, made = load_axes(tensors), stored_encoder(store, plan_units(task), task)
+    numbers = torch.cat([block for _, block in axes.blocks()])
+    turned = numbers.T if axes.bits < 32 else turn(numbers.T, 0, seed=0)
+    sketched = made.residual.sketch.times(turned)
+    left = made.residual.less_axes(sketched, numbers.T @ numbers)
+    assert float(left.norm() / sketched.norm()) < 1e-4
+    fidelity = next(iter(read_fidelity(store).values()))
+    assert fidelity.learned.documents == 30 and fidelity.others is not None
+    assert any("signs of" in note for note in whence.query(store, task, Dataset(data.examples[:2]), quiet=True).notes)

@@ -1,20 +1,20 @@
-"""Principal axes by the formulas: the singular vectors of all rows at once, or of all rows behind a basis of random mixtures of them."""
+"""Principal axes by the formulas: the singular vectors of all rows at once, or a basis of mixtures of rows that sketches of them suggest."""
 
 import torch
 from torch import Tensor
 
-from whence.compress import random_matrix
+
+def exact_axes(rows_NM: Tensor) -> Tensor:
+    """Right singular vectors as columns."""
+    return torch.linalg.svd(rows_NM, full_matrices=False).Vh.T
 
 
-def exact_axes(rows_NM: Tensor) -> tuple[Tensor, Tensor]:
-    """Right singular vectors as columns, and squared singular values."""
-    _, values, right = torch.linalg.svd(rows_NM, full_matrices=False)
-    return right.T, values.square()
+def mixed_axes(rows_NM: Tensor, sketch_MR: Tensor, width: int) -> Tensor:
+    """Q of Z^T U, with U the leading left singular vectors of Z S."""
+    left = torch.linalg.svd(rows_NM @ sketch_MR, full_matrices=False).U[:, :width]
+    return torch.linalg.qr(rows_NM.T @ left)[0]
 
 
-def found_axes(rows_NM: Tensor, probes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Halko, Martinsson and Tropp 2011, algorithm 5.1: Y = Z^T O, Q = orth(Y), the SVD of Z Q; every row's part of O from its place."""
-    mixes = [random_matrix("rademacher", 1, probes, seed=seed, name=f"probes of document {n}")[0] for n in range(len(rows_NM))]
-    basis = torch.linalg.qr(rows_NM.T @ torch.stack(mixes).to(rows_NM))[0]
-    _, values, right = torch.linalg.svd(rows_NM @ basis, full_matrices=False)
-    return basis @ right.T, values.square()
+def share(rows_NM: Tensor, axes_MK: Tensor) -> float:
+    """Of the rows' sum of squares, what lies along axes."""
+    return float((rows_NM @ axes_MK).square().sum() / rows_NM.square().sum())

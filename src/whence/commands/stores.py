@@ -134,7 +134,8 @@ class RerankOptions:
         rerank: Ask in two stages: the store leaves a shortlist, and this scores it. "exact" runs the model again on the examples of the
             shortlist (for stores of method aligned); the folder of another store of the same data takes their rows there.
         train: For --rerank exact, where the training data is now, if not where it was at the build; repeated for data that was appended.
-        shortlist: Training examples kept on each side of every query; 10 k if left out, and 400 at least.
+        shortlist: Training examples kept on each side of every query; if left out 10 k, 400 at least, and as many as are
+            expected to hold 95 % of the best 100, up to a tenth of all.
     """
 
     rerank: str | None = None

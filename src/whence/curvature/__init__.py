@@ -39,6 +39,7 @@ from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
 from whence.curvature.pooled import Weights, fit_ekfac_pooled
 from whence.curvature.products import Curvature, Kind
+from whence.curvature.range_finder import SKETCHED
 from whence.curvature.rows import gradient_pairs, unit_rows
 from whence.curvature.second_moments import fit_second_moments, side_scales
 from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, kept_numbers, resolved
@@ -51,6 +52,7 @@ __all__ = [
     "POOLED",
     "Code",
     "SpectralFactor",
+    "SKETCHED",
     "Choosing",
     "LearnedCode",
     "code_axes",

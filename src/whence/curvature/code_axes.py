@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.compress import TURNED, Axes, Kronecker, Residual, SparseSketch, Whitened, turn
-from whence.curvature.code_choice import Code, HeldOut, correlation, rotation, rounded
+from whence.curvature.code_choice import Code, HeldOut, correlation, evened, rotation, rounded
 from whence.curvature.damping import ResolvedDamping
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.range_finder import Chunks, streamed_axes
@@ -103,7 +103,11 @@ def most_bits(coordinates: int, width_K: int, most_bytes: int) -> int:
     >>> most_bits(1000, 100, 10**6), most_bits(10**6, 1000, 256 << 20)
     (32, 1)
     """
-    return next((bits for bits in (32, 8, 4) if coordinates * width_K * bits <= 8 * most_bytes), 1)
+    filled_up = -(-coordinates // TURNED) * TURNED
+    sizes = {32: coordinates, 8: filled_up, 4: filled_up}
+    # With their scales, axes of one bit of a few coordinates take more than the numbers themselves.
+    fewest = 32 if 32 * coordinates * width_K < filled_up * (width_K + 32) else 1
+    return next((bits for bits, size in sizes.items() if size * width_K * bits <= 8 * most_bytes), fewest)
 
 
 @dataclass(frozen=True)
@@ -200,46 +204,39 @@ def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, que
     return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots, stand_ins=outside_AK)
 
 
-def streamed_code(chunks: Chunks, held: Sequence[Tensor], how: Choosing, probes: int) -> LearnedCode:
-    """The same from more documents than fit in memory: see `streamed_axes`, of which the leading half and more are worth keeping.
+def streamed_code(chunks: Chunks, examples: int, held: Sequence[Tensor], how: Choosing, device: torch.device) -> LearnedCode:
+    """The same from more documents than fit in memory: see `streamed_axes`.
 
     Args:
         chunks: Whitened coordinates of the sample, all units one after the other, twice the same.
-        held: Per unit, shape (H, U), of documents that are not in it.
+        examples: In the sample.
+        held: Per unit, shape (H, U), of documents that are stored and not in the sample.
         how: Sizes, room and seed; `members` plays no part, since so many documents leave no trace of their own in so few axes.
-        probes: Random mixtures of documents.
+        device: Where the axes are found.
     """
-    coordinates = sum(part.shape[1] for part in held)
-    axes_MP, _ = streamed_axes(chunks, coordinates, probes, seed=how.seed, device=torch.device("cpu"))
-    choices = [replace(choice, width=min(choice.width, axes_MP.shape[1])) for choice in how.choices]
-    whole_HM = torch.cat(list(held), 1).to(axes_MP)
-    rest = max(choice.rest for choice in choices)
-    sketched_HR = _sketched(held, how, rest) if how.slots else None
-    axes_RP = None
+    coordinates, width = sum(part.shape[1] for part in held), max(choice.width for choice in how.choices)
+    axes_MK = streamed_axes(chunks, examples, coordinates, width, seed=how.seed, device=device).cpu()
+    choices = [replace(choice, width=min(choice.width, axes_MK.shape[1])) for choice in how.choices]
+    whole_HM = torch.cat(list(held), 1).to(axes_MK)
+    sketches = [torch.zeros(len(whole_HM), 0), torch.zeros(axes_MK.shape[1], 0)]
     if how.slots:
-        sketch = Residual.sketch_of(coordinates, how.slots, how.slots, seed=how.seed, device=torch.device("cpu"))
-        axes_RP = torch.zeros(rest, axes_MP.shape[1])
-        for first in range(0, coordinates, TURNED):
-            turned_PM = turn(axes_MP[first : first + TURNED].T, first, seed=how.seed)
-            axes_RP += _part(sketch, first, turned_PM.shape[1]).times(turned_PM)[:, :rest].T
-    nothing = torch.zeros(len(whole_HM), 0)
-    out = HeldOut(
-        _products(held, held), whole_HM @ axes_MP,
-        nothing if sketched_HR is None else sketched_HR, nothing[:0].T if axes_RP is None else axes_RP.T, how.seed,
-    )  # fmt: skip
+        mixtures = max(choice.rest for choice in choices)
+        # Axes lie as rows do, one coordinate after the other.
+        sketches = [_sketched(part, how, mixtures) for part in (held, [axes_MK.T])]
+    out = HeldOut(_products(held, held), whole_HM @ axes_MK, *sketches, how.seed)
     chosen = _chosen(choices, out, 0.0, lambda choice: 0.0)
     code = chosen.code
-    turn_KK = rotation(code.width, how.seed).to(axes_MP)
+    turn_KK = rotation(code.width, how.seed).to(axes_MK)
     axes = _rounded_axes(
         (
-            (first, axes_MP[first : first + TURNED, : code.width] @ turn_KK, whole_HM[:, first : first + TURNED])
+            (first, axes_MK[first : first + TURNED, : code.width] @ turn_KK, whole_HM[:, first : first + TURNED])
             for first in range(0, coordinates, TURNED)
         ),
         (out.codes_HK[:, : code.width] @ turn_KK).double(), coordinates, how.room(code), how.seed,
     )  # fmt: skip
-    rest_RK = None if axes_RP is None or not code.rest else axes_RP[: code.rest, : code.width] @ turn_KK
-    if rest_RK is not None:
-        rest_RK = rest_RK * (how.slots / code.rest) ** 0.5
+    rest_RK = None
+    if code.rest:
+        rest_RK = sketches[1][: code.width, : code.rest].T.to(turn_KK) @ turn_KK * (how.slots / code.rest) ** 0.5
     return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots)
 
 
@@ -336,12 +333,11 @@ def _agreement(gram_SS: Tensor, mix_SK: Tensor, code: Code, seed: int) -> float:
     A real query is not in the sample: its code has no part of an axis' own example. Leaving the diagonal out of the Gram matrix on the
     query's side gives such codes; with it they would be several times too long, and rounding would seem to cost far more than it does.
     """
-    turned_SK = mix_SK[:, : code.width] @ rotation(code.width, seed)
     few = torch.arange(0, len(gram_SS), max(1, len(gram_SS) // _JUDGED))
-    gram_FS = gram_SS[few]
-    codes_FK = gram_FS @ turned_SK
-    hollow_FK = codes_FK - gram_SS.diagonal()[few, None] * turned_SK[few]
-    return correlation(hollow_FK @ rounded(codes_FK, code.bits).T, gram_FS[:, few])
+    gram_FS, mix_SK = gram_SS[few], mix_SK[:, : code.width]
+    codes_FK = gram_FS @ mix_SK
+    hollow_FK = codes_FK - gram_SS.diagonal()[few, None] * mix_SK[few]
+    return correlation(evened(hollow_FK, seed) @ rounded(evened(codes_FK, seed), code.bits).T, gram_FS[:, few])
 
 
 def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:

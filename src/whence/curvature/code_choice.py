@@ -6,13 +6,16 @@ Axes: H held-out documents, K axes, largest first, R mixtures of what they leave
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whence.compress import quantize, random_matrix, to_integers, unpack
 
-__all__ = ["Code", "HeldOut", "correlation", "rest_share", "rotation", "rounded"]
+__all__ = ["Code", "HeldOut", "correlation", "evened", "rest_share", "rotation", "rounded"]
 
+# Axes that are mixed with each other where sizes of code are judged.
+_TOGETHER = 256
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -61,7 +64,7 @@ class HeldOut:
             Mean over documents, each as a query to the others, and the share, 0 without a rest.
         """
         codes_HK = self.codes_HK[:, : code.width].double()
-        turned_HK = codes_HK @ rotation(code.width, self.seed)
+        turned_HK = evened(codes_HK, self.seed)
         found_HH = turned_HK @ rounded(turned_HK, code.bits).T
         if not code.rest:
             return correlation(found_HH, self.gram_HH), 0.0
@@ -110,7 +113,17 @@ def rounded(rows_HK: Tensor, bits: int) -> Tensor:
     return numbers_HK.to(rows_HK) * scales_H.to(rows_HK)[:, None]
 
 
-@lru_cache(maxsize=2)
+def evened(codes_HK: Tensor, seed: int) -> Tensor:
+    """Codes turned among some of their numbers at a time: as good as `rotation` to judge rounding by, and found at once for any width."""
+    chance = np.random.Generator(np.random.Philox(seed))
+    # The first round spreads what is large over the numbers it is turned with, the second over all.
+    for _ in range(2):
+        parts = codes_HK[:, torch.from_numpy(chance.permutation(codes_HK.shape[1]))].split(_TOGETHER, 1)
+        codes_HK = torch.cat([part_HK @ rotation(part_HK.shape[1], seed).to(part_HK) for part_HK in parts], 1)
+    return codes_HK
+
+
+@lru_cache(maxsize=4)
 def rotation(width_K: int, seed: int) -> Tensor:
     """A random one of the axes among themselves: it keeps every inner product and spreads each row evenly over its numbers."""
     return torch.linalg.qr(random_matrix("gaussian", width_K, width_K, seed=seed, name="rotation of codes").double())[0]

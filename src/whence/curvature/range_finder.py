@@ -1,6 +1,6 @@
-"""Principal axes of more rows than fit in memory: a randomised range finder that goes through them twice and keeps sums only.
+"""Principal axes of more rows than fit in memory: two passes that keep sketches of the rows first, and then sums over rows only.
 
-Axes: B rows of a chunk, M coordinates, P probes.
+Axes: N rows in all, B rows of a chunk, M coordinates, R numbers of a sketch, K axes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -8,85 +8,99 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from whence.compress import random_matrix
+from whence.compress import SparseSketch
 from whence.distributed import Ranks
 
-__all__ = ["Chunks", "streamed_axes"]
+__all__ = ["SKETCHED", "Chunks", "streamed_axes"]
 
 Chunks = Callable[[], Iterable[tuple[Sequence[int], Tensor]]]
 """One pass over rows: places of some of them in the whole sample, and the rows, shape (B, M)."""
-
+SKETCHED = 1 << 15
+"""Numbers of a row's sketch, for which mixtures are found: with 16,384 axes of gradients of text are worth .01 less, with 65,536 as much."""
 # Of a Gram matrix, the share of its largest eigenvalue below which one is rounding.
-_NOISE = 1e-12
-# Numbers of the axes that are multiplied at a time.
+_NOISE = 1e-9
+# Numbers that are multiplied at a time.
 _BLOCK_NUMBERS = 1 << 24
 
 
 def streamed_axes(
-    chunks: Chunks, coordinates_M: int, probes_P: int, *, seed: int, device: torch.device, ranks: Ranks = Ranks()
-) -> tuple[Tensor, Tensor]:
-    """Orthonormal principal axes of rows Z, by Y = Z^T O, Q = orth(Y), and the eigenvectors of (Z Q)^T (Z Q).
+    chunks: Chunks,
+    rows_N: int,
+    coordinates_M: int,
+    width_K: int,
+    *,
+    seed: int,
+    device: torch.device,
+    ranks: Ranks = Ranks(),
+) -> Tensor:
+    """Orthonormal axes that hold nearly as much of rows Z as the leading singular vectors do, in the order of what they hold.
 
-    Memory is M P numbers however many rows there are (Halko, Martinsson and Tropp 2011, algorithm 5.1, without a pass for a power). With
-    at least as many probes as rows have directions the axes are the exact ones; else the last of them are worth less than exact ones would
-    be, so a code takes the first of them only. Everything that is kept is a sum over rows: processes that each go through some of them get
-    the same axes as one that goes through all.
+    Y = Z^T O for mixtures O of the rows, then Q = orth(Y) (Halko, Martinsson and Tropp 2011, algorithm 4.1). Random mixtures would have to be
+    several times as many as axes, or be followed by passes for a power, since the spectrum of gradients decays slowly. These are the leading
+    eigenvectors of the Gram matrix of sketches of the rows, which are small enough to be kept: as many mixtures as axes then do. With as many
+    axes as rows have directions, or rows no longer than sketches, they are the exact ones.
+
+    Memory is N R numbers and then M K, never N M. Everything that is kept is a sum over rows: processes that each go through some of
+    them get the same axes as one that goes through all.
 
     Args:
         chunks: The rows of this process, twice the same.
+        rows_N: Of all processes.
         coordinates_M: Their length.
-        probes_P: Random mixtures of rows that are kept.
-        seed: Of the mixtures; the part of a row in them depends on its place only.
+        width_K: Axes, at most.
+        seed: Of the sketch.
         device: Where the sums live.
         ranks: Whose sums are added up.
 
     Returns:
-        Axes (M, at most P), of the rows' precision, and the sum of squares of the rows along each, largest first, float64.
+        Shape (M, at most K), of the rows' precision, float32 at least.
     """
-    dtype, axes_MP = torch.float32, torch.zeros(coordinates_M, probes_P, device=device)
+    sketch = None
+    if coordinates_M > SKETCHED:
+        sketch = SparseSketch.random(coordinates_M, SKETCHED, seed=seed, name="sketches of documents", device=device)
+    sketches_NR = None
     for places, rows_BM in chunks():
-        if torch.promote_types(rows_BM.dtype, dtype) != dtype:
-            dtype = rows_BM.dtype
-            axes_MP = axes_MP.to(dtype)
-        rows_BM = rows_BM.to(device, dtype)
-        axes_MP.addmm_(rows_BM.T, _probes(places, probes_P, seed).to(rows_BM))
-    axes_MP = ranks.added_up({"axes": axes_MP})["axes"]
-    # Twice: what the first round leaves of the steep spectrum of the mixtures, the second makes orthonormal to rounding.
+        wide_BM = rows_BM.to(device, torch.promote_types(rows_BM.dtype, torch.float32))
+        sketched_BR = (wide_BM if sketch is None else sketch.times(wide_BM)).cpu()
+        if sketches_NR is None:
+            sketches_NR = sketched_BR.new_zeros(rows_N, sketched_BR.shape[1])
+        sketches_NR[torch.tensor(list(places))] = sketched_BR
+    sketches = ranks.added_up({} if sketches_NR is None else {"sketches": sketches_NR})
+    mix_NK = _mixtures(sketches["sketches"], width_K)
+    del sketches, sketches_NR
+    axes_MK = torch.zeros(coordinates_M, mix_NK.shape[1], device=device)
+    for places, rows_BM in chunks():
+        wide_BM = rows_BM.to(device, torch.promote_types(rows_BM.dtype, torch.float32))
+        axes_MK = axes_MK.to(wide_BM.dtype)
+        axes_MK.addmm_(wide_BM.T, mix_NK[torch.tensor(list(places))].to(wide_BM))
+    axes_MK = ranks.added_up({"axes": axes_MK})["axes"]
+    # Twice: rounding of the first round is gone after the second.
     for _ in range(2):
-        axes_MP = _turned(axes_MP, _to_orthonormal(_gram(axes_MP)))
-    gram_PP = torch.zeros(axes_MP.shape[1], axes_MP.shape[1], dtype=torch.float64)
-    for _, rows_BM in chunks():
-        found_BP = (rows_BM.to(axes_MP) @ axes_MP).double().cpu()
-        gram_PP.addmm_(found_BP.T, found_BP)
-    gram_PP = ranks.added_up({"gram": gram_PP})["gram"]
-    values_P, vectors_PP = torch.linalg.eigh(gram_PP)
-    return _turned(axes_MP, vectors_PP.flip(1)), values_P.flip(0).clamp_min(0)
+        _make_orthonormal(axes_MK)
+    return axes_MK
 
 
-def _probes(places: Sequence[int], probes_P: int, seed: int) -> Tensor:
-    """What some rows are multiplied with in every mixture, shape (B, P)."""
-    rows = [random_matrix("rademacher", 1, probes_P, seed=seed, name=f"probes of document {place}") for place in places]
-    return torch.cat(rows)
+def _mixtures(sketches_NR: Tensor, width_K: int) -> Tensor:
+    """Leading eigenvectors of the sketches' Gram matrix over the roots of their eigenvalues: mixed rows are nearly of unit length."""
+    gram_NN = torch.zeros(len(sketches_NR), len(sketches_NR), dtype=torch.float64)
+    for block_NR in sketches_NR.split(max(1, _BLOCK_NUMBERS // len(sketches_NR)), 1):
+        gram_NN += (block_NR @ block_NR.T).double()
+    values_N, vectors_NN = torch.linalg.eigh(gram_NN)
+    width = min(width_K, max(1, int((values_N > values_N[-1] * _NOISE).sum())))
+    vectors_NK = vectors_NN.flip(1)[:, :width]
+    # The sign of an eigenvector is free: make its largest entry positive, so that runs agree.
+    largest_1K = vectors_NK.gather(0, vectors_NK.abs().argmax(0, keepdim=True))
+    return vectors_NK * torch.where(largest_1K < 0, -1.0, 1.0) / values_N.flip(0)[:width].sqrt()
 
 
-def _gram(axes_MP: Tensor) -> Tensor:
-    found_PP = torch.zeros(axes_MP.shape[1], axes_MP.shape[1], dtype=torch.float64)
-    for block_MP in axes_MP.split(max(1, _BLOCK_NUMBERS // axes_MP.shape[1])):
-        found_PP += (block_MP.T @ block_MP).double().cpu()
-    return found_PP
-
-
-def _to_orthonormal(gram_PP: Tensor) -> Tensor:
-    """What makes columns with this Gram matrix orthonormal, directions of rounding left out, shape (P, at most P)."""
-    values_P, vectors_PP = torch.linalg.eigh(gram_PP)
-    is_kept_P = values_P > values_P[-1].clamp_min(torch.finfo(torch.float64).tiny) * _NOISE
-    return (vectors_PP[:, is_kept_P] / values_P[is_kept_P].sqrt()).flip(1)
-
-
-def _turned(axes_MP: Tensor, turn_PK: Tensor) -> Tensor:
-    """Columns mixed, in the memory that they have: whole axes are there once only."""
-    turn_PK = turn_PK.to(axes_MP)
-    width = turn_PK.shape[1]
-    for block_MP in axes_MP.split(max(1, _BLOCK_NUMBERS // axes_MP.shape[1])):
-        block_MP[:, :width] = block_MP @ turn_PK
-    return axes_MP[:, :width]
+def _make_orthonormal(axes_MK: Tensor) -> None:
+    """Columns made orthonormal one after the other (Cholesky QR), in the memory that they have: whole axes are there once only."""
+    blocks = axes_MK.split(max(1, _BLOCK_NUMBERS // axes_MK.shape[1]))
+    gram_KK = torch.zeros(axes_MK.shape[1], axes_MK.shape[1], dtype=torch.float64)
+    for block_MK in blocks:
+        gram_KK += (block_MK.T @ block_MK).double().cpu()
+    lower_KK = torch.linalg.cholesky(gram_KK)
+    one_KK = torch.eye(len(gram_KK), dtype=torch.float64)
+    to_orthonormal_KK = torch.linalg.solve_triangular(lower_KK, one_KK, upper=False).T.to(axes_MK)
+    for block_MK in blocks:
+        block_MK.copy_(block_MK @ to_orthonormal_KK)

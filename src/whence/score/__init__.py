@@ -5,6 +5,7 @@ from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
 from whence.score.query import Batching, Rows, gradient_rows, precondition
+from whence.score.recall import expected_recall, shortlist_for
 from whence.score.representation import representation_similarity
 from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shard_scores, top_scores, united_top
 from whence.score.sizes import RELATIVE, believable_unit, impossible_sizes
@@ -29,6 +30,7 @@ __all__ = [
     "bm25",
     "combine",
     "exact_scores",
+    "expected_recall",
     "gradient_rows",
     "impossible_sizes",
     "Ends",
@@ -41,6 +43,7 @@ __all__ = [
     "representation_similarity",
     "row_scores",
     "shard_scores",
+    "shortlist_for",
     "token_scores",
     "top_scores",
     "truncate",

@@ -32,7 +32,8 @@ class BuildConfig:
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
-        axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's.
+        axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's, and
+            for method aligned 8,192 of a store of 32,768 and more, which then go by twice.
         relative_damping: For methods that whiten rows, the share of each unit's mean eigenvalue; 0 takes the method's.
         factors: For method aligned, folder of an EK-FAC fit of the same model and data, as attribute keeps it: used if there, kept if not.
             Without one it lies in the store's folder until that is finished.

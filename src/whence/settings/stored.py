@@ -12,6 +12,8 @@ __all__ = ["QueryConfig", "Rerank", "stored_options"]
 
 # Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
 _SHORTLIST, _SHORTEST = 10, 400
+# Of the rows, at most as many as one in so many, unless hits call for more.
+_SHARE = 10
 _DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute", "damping_rule": "rule"}
 
 
@@ -23,7 +25,8 @@ class Rerank:
         by: "exact" for whole gradients of the model with the EK-FAC and the damping inside a store of aligned; or another store of the same
             data, or its folder.
         train: For "exact", at least the examples that the store was built from, in any order. The model runs on the shortlist only.
-        shortlist: Rows kept of each query on each side; None for 10 for each hit, and 400 at least.
+        shortlist: Rows kept of each query on each side; None for 10 for each hit, and 400 at least, and where the store's agreement with
+            exact scores is known as many as are expected to hold 95 % of the best 100, up to a tenth of the rows.
 
     Raises:
         BadInput: If there is training data for a second store.
@@ -39,8 +42,13 @@ class Rerank:
                 found="train for a second store", needed="nothing but the store", do="leave train out, or pass rerank='exact'"
             )
 
-    def rows_kept(self, k: int) -> int:
+    def rows_kept(self, k: int, rows: int, wanted: int = 0) -> int:
         """Rows of each side that the scan keeps for k hits.
+
+        Args:
+            k: Hits.
+            rows: Of the store.
+            wanted: As many as its agreement with exact scores calls for.
 
         Raises:
             BadInput: If the shortlist is shorter than that.
@@ -49,7 +57,7 @@ class Rerank:
             raise BadInput(
                 found=f"shortlist={self.shortlist} for k={k}", needed="at least k", do="keep more, or ask for fewer hits"
             )
-        return self.shortlist or max(_SHORTLIST * k, _SHORTEST)
+        return self.shortlist or max(_SHORTLIST * k, _SHORTEST, min(wanted, rows // _SHARE))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """How far a store's scores agree with exact ones, measured when it was built: kept beside its rows, and told in every answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,4 +94,17 @@ def fidelity_notes(store: Store) -> tuple[str, ...]:
     for name, rows in datasets:
         if name in by_dataset:
             notes.append(f"{by_dataset[name]}" + (f" ({rows:,} rows)" if len(datasets) > 1 else ""))
-    return tuple(notes)
+    return (*notes, *_rebuild_notes([by_dataset[name] for name, _ in datasets if name in by_dataset]))
+
+
+def _rebuild_notes(by_age: Sequence[Fidelity]) -> tuple[str, ...]:
+    """Whether rows that were added are scored less well, beyond chance, than those that the code was learned for."""
+    first, *added = [fidelity.learned or fidelity.others for fidelity in by_age] or [None]
+    low = first.spearman[0] if first else 0.0
+    worse = [agreement.spearman[0] for agreement in added if agreement and first and agreement.spearman[2] < first.spearman[1]]
+    if not worse:
+        return ()
+    return (
+        f"rows that were added agree less with exact scores (Spearman {min(worse):.3f}) than those that the code was learned for "
+        f"({low:.3f}): a store built of all of them into another folder would score them better",
+    )

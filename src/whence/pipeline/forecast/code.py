@@ -6,7 +6,7 @@ import torch
 
 from whence.capture import Plan
 from whence.compress import TURNED, Aligned, Axes, turn
-from whence.curvature import ResolvedDamping, most_bits, whiten
+from whence.curvature import SKETCHED, ResolvedDamping, most_bits, whiten
 from whence.data import Dataset, Example
 from whence.pipeline.forecast.timing import positions_of, scan_seconds, timed, timed_fit
 from whence.pipeline.stored.code_size import CodeSize, stand_ins
@@ -58,10 +58,11 @@ def timed_code(
             lambda: gradient_rows(task, plan, whitened, few, batching=Batching(positions), progress=progress)
         )
     before = fit.total(positions_of(dataset.spread(FIT_EXAMPLES).examples))
-    before += sample_seconds / positions_of(few) * positions_of(dataset.spread(size.samples).examples)
+    passes = 2 if size.is_streamed else 1
+    before += passes * sample_seconds / positions_of(few) * positions_of(dataset.spread(size.samples).examples)
     coordinates = sum(width for _, width in whitened.shapes())
     widest = max(size.choices, key=lambda choice: choice.width)
-    axes, seconds = _timed_axes(coordinates, size.samples, widest.width, size.axes_bytes, config.seed)
+    axes, seconds = _timed_axes(coordinates, size, widest.width, config.seed)
     return before + seconds, Aligned(whitened, axes, widest.dtype, config.seed)
 
 
@@ -79,9 +80,9 @@ def timed_fidelity(
     return queries * asking + scanning * positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples) / positions_of(few)
 
 
-def _timed_axes(coordinates: int, samples: int, width: int, most_bytes: int, seed: int) -> tuple[Axes, float]:
+def _timed_axes(coordinates: int, size: CodeSize, width: int, seed: int) -> tuple[Axes, float]:
     """Axes made of chance, and how long real ones take: one block of coordinates is timed, and eigenvectors of a smaller matrix."""
-    bits = most_bits(coordinates, width, most_bytes)
+    bits, samples = most_bits(coordinates, width, size.axes_bytes), size.samples
     block = torch.randn(samples, min(TURNED, coordinates))
     mix = torch.randn(samples, width)
     _, gram_seconds = timed(lambda: (block @ block.T).double())
@@ -99,6 +100,6 @@ def _timed_axes(coordinates: int, samples: int, width: int, most_bytes: int, see
     blocks = -(-coordinates // TURNED)
     rows = coordinates if bits == 32 else blocks * len(made_axes.codes)
     axes = Axes(made_axes.codes.repeat(blocks, 1)[:rows], made_axes.scales_M.repeat(blocks)[:rows], bits, width)
-    return axes, (gram_seconds + axes_seconds + again_seconds) * coordinates / block.shape[1] + eigen_seconds * (
-        samples / side
-    ) ** 3
+    multiplied = min(SKETCHED, coordinates) if size.is_streamed else coordinates
+    seconds = (gram_seconds * multiplied + (axes_seconds + again_seconds) * coordinates) / block.shape[1]
+    return axes, seconds + eigen_seconds * (samples / side) ** 3

@@ -6,7 +6,8 @@ Axes: K numbers along axes, R mixtures of what they leave.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whence.curvature import Code, kept_numbers, most_bits, rest_bits
+from whence.compress import TURNED
+from whence.curvature import SKETCHED, Code, kept_numbers, most_bits, rest_bits
 from whence.data import spread_places
 from whence.methods import method_named
 from whence.records import Unit
@@ -30,12 +31,14 @@ AXES_BYTES = 256 << 20
 # Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
 _WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
 _FEWEST_SAMPLES = 256
+# Of so many times more documents than the sample holds, what is kept of its members is worth less than axes that more documents taught.
+_MANY, _STREAMED = 8, 8192
 # Axes that are given up before coordinates are, where shared bytes are few.
 _FEWEST_AXES = 1024
 # In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
 STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
 _CHOSEN, _WITH_REST = STORED_TYPES[:5], STORED_TYPES[:4]
-_SCALE_BYTES = 2
+_SCALE_BYTES, _SCALE_OF_AXES = 2, 4
 # Of a coordinate's place, where not all are kept.
 _PLACE_BYTES = 8
 # Of a row's bits, for signs of what the axes leave.
@@ -54,6 +57,7 @@ class CodeSize:
         coordinates: Of a whitened gradient that are kept.
         choices: Sizes of code.
         axes_bytes: Room for the axes and their sketches.
+        is_streamed: Whether the sample is gone through twice instead of being held.
         is_halved: Whether the sample's whitened gradients are held as bfloat16.
         sample_bytes: Of memory, for the sample's whitened gradients and the axes made of them.
         shared_bytes: On disk, for the curvature's bases and the axes.
@@ -64,6 +68,7 @@ class CodeSize:
     coordinates: int
     choices: list[Code]
     axes_bytes: int
+    is_streamed: bool
     is_halved: bool
     sample_bytes: int
     shared_bytes: int
@@ -111,36 +116,38 @@ def code_choices(config: BuildConfig, most: int, *, coordinates: int = 0, axes_b
 def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: FitConfig | None = None) -> CodeSize:
     """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
     parameters = sum(unit.outputs * unit.inputs for unit in units)
-    samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     bases = 4 * (parameters if fit is None else kept_numbers(units, fit))
     axes_bytes = max(1, int(config.shared_bytes) - bases) if config.shared_bytes else AXES_BYTES
+    samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     widest = max(choice.width for choice in code_choices(config, samples))
+    fitting = 8 * axes_bytes // widest
     if config.shared_bytes:
         widest = min(widest, max(_FEWEST_AXES, 8 * axes_bytes // parameters))
+        fitting, axes_bytes = _fitting(parameters, widest, axes_bytes)
     # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
-    fitting = 8 * axes_bytes // widest
-    if config.shared_bytes and fitting < parameters:  # and where each one is
-        fitting = 8 * axes_bytes // (widest + 8 * _PLACE_BYTES)
-        axes_bytes = max(1, axes_bytes - _PLACE_BYTES * max(1, fitting))
     coordinates = min(parameters, max(1, fitting), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
-    samples = min(samples, _SAMPLE_BYTES // (2 * coordinates))
+    at_once, axes_at_once = _SAMPLE_BYTES // (2 * coordinates), max(1, _SAMPLE_BYTES // (4 * coordinates))
+    # More documents than are held go by twice, if the axes that were asked for, or those that bytes may be spent on, can be held.
+    streamed = min(examples - _HELD, config.axes_examples or _STREAMED)
+    is_many = streamed > at_once if config.axes_examples else examples >= _MANY * samples
+    is_streamed = is_many and bool(config.bytes_per_example or widest <= axes_at_once)
+    samples = streamed if is_streamed else min(samples, at_once)
     held = min(_HELD, examples - samples)
     held = held if held >= _FEWEST_HELD else 0
-    most_axes = max(1, 8 * axes_bytes // coordinates) if config.shared_bytes else samples
-    choices = code_choices(config, min(samples, most_axes), coordinates=coordinates if held else 0, axes_bytes=axes_bytes)
+    most = min(samples, axes_at_once if is_streamed else samples)
+    if config.shared_bytes and 4 * most * coordinates > axes_bytes:
+        most = min(most, max(1, 8 * axes_bytes // _filled_up(coordinates), axes_bytes // (4 * coordinates)))
+    choices = code_choices(config, most, coordinates=_filled_up(coordinates) if held else 0, axes_bytes=axes_bytes)
     taken = max(_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
-    slots = max(choice.rest for choice in choices)
-    wide = 4 * samples * coordinates
+    slots, widest = (max(numbers) for numbers in zip(*((choice.rest, choice.width) for choice in choices), strict=True))
+    wide = 4 * max(samples * SKETCHED, widest * coordinates) if is_streamed else 4 * samples * coordinates
+    is_halved = wide > _WIDE_BYTES and not is_streamed
+    places = _PLACE_BYTES * coordinates if coordinates < parameters else 0
     return CodeSize(
-        samples,
-        held,
-        coordinates,
-        choices,
-        axes_bytes,
-        wide > _WIDE_BYTES,
-        (wide // 2 if wide > _WIDE_BYTES else wide) + 4 * (samples + held) * slots + taken,
-        taken + bases + (_PLACE_BYTES * coordinates if coordinates < parameters else 0),
-    )
+        samples, held, coordinates, choices, axes_bytes, is_streamed, is_halved,
+        sample_bytes=(wide // 2 if is_halved else wide) + 4 * (samples + held) * slots + taken,
+        shared_bytes=taken + bases + places,
+    )  # fmt: skip
 
 
 def sample_places(examples: int, size: CodeSize) -> tuple[list[int], list[int]]:
@@ -172,4 +179,24 @@ def _row_bytes(choice: Code) -> int:
 def _axes_bytes(choice: Code, coordinates: int, most: int) -> int:
     sketches = choice.width * choice.rest * rest_bits(1) // 8
     bits = most_bits(coordinates, choice.width, most - sketches)
-    return coordinates * choice.width * bits // 8 + choice.width * choice.rest * rest_bits(bits) // 8
+    rows = coordinates if bits == 32 else _filled_up(coordinates)
+    return rows * (choice.width * bits // 8 + _SCALE_OF_AXES) + choice.width * choice.rest * rest_bits(bits) // 8
+
+
+def _fitting(parameters: int, width: int, axes_bytes: int) -> tuple[int, int]:
+    """Coordinates of so many axes of one bit that fit, and the bytes that are left for the axes' numbers."""
+    if 4 * parameters * width <= axes_bytes:
+        return parameters, axes_bytes
+    # Rounded axes have a scale for every coordinate, and where not all are kept its place is.
+    besides = _SCALE_OF_AXES + (_PLACE_BYTES if 8 * axes_bytes < parameters * (width + 8 * _SCALE_OF_AXES) else 0)
+    fitting = 8 * axes_bytes // (width + 8 * besides)
+    if fitting < TURNED:  # not one square of them: numbers as they are take less
+        fitting, besides = axes_bytes // (4 * width + _PLACE_BYTES), _PLACE_BYTES
+    else:
+        fitting = fitting // TURNED * TURNED
+    return fitting, max(1, axes_bytes - besides * min(fitting, _filled_up(parameters)))
+
+
+def _filled_up(coordinates: int) -> int:
+    """Coordinates of rounded axes, which are turned in squares."""
+    return -(-coordinates // TURNED) * TURNED

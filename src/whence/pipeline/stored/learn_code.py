@@ -4,8 +4,7 @@ Axes: S examples of the sample, U coordinates of a unit, K numbers of a code.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from whence.compress import Aligned, Whitened
 from whence.curvature import (
     Choosing,
     Code,
+    LearnedCode,
     ResolvedDamping,
     basis_notes,
     code_axes,
@@ -28,16 +28,17 @@ from whence.curvature import (
     save_axes,
     save_rest,
     save_whitened,
+    streamed_code,
     whiten,
 )
-from whence.data import Dataset, Example
+from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import BadInput, DiskFull, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, sample_places, stand_ins
 from whence.pipeline.stored.shared_budget import budget_note, nearest_sizes, within_budget
-from whence.progress import Meter, meter, say
+from whence.progress import meter, say
 from whence.records import Unit
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
@@ -118,24 +119,7 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates, task.device)
-    places, held_places = sample_places(len(dataset), size)
-
-    def rows_of(chosen: Sequence[int], name: str) -> list[Tensor]:
-        examples = [dataset.examples[place] for place in chosen]
-        return _sample_rows(
-            task, plan, whitened, examples, config, max_positions, meter(name, len(chosen), quiet=quiet), size.is_halved
-        )
-
-    rows = rows_of(places, "sample")
-    if not any(bool(row.any()) for row in rows):
-        raise BadInput(
-            found=f"gradients that are zero in all {size.samples:,} examples of the sample",
-            needed="examples that the loss reaches the model with",
-            do="check the loss and the tracked parameters",
-        )
-    held = rows_of(held_places, "held out") if held_places else [row[:0] for row in rows]
-    how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(places) / len(dataset))
-    learned = code_axes(rows, held, how, stand_ins(len(places)))
+    learned, places = _learned(task, plan, dataset, whitened, size, config, max_positions, quiet)
     known = {
         "damping": torch.tensor(relative, dtype=torch.float64),
         "dtype": torch.tensor(STORED_TYPES.index(learned.code.dtype)),
@@ -159,6 +143,56 @@ def _enough_disk(folder: Path, plan: Plan, examples: int, config: BuildConfig, f
             plan.units, examples, config, fit, lambda other: examples * other.row_bytes + other.shared_bytes <= free
         )
         raise DiskFull(found=error.found, needed=error.needed, do=error.do + near) from None
+
+
+def _learned(
+    task: AbstractTask,
+    plan: Plan,
+    dataset: Dataset,
+    whitened: Whitened,
+    size: CodeSize,
+    config: BuildConfig,
+    max_positions: int,
+    quiet: bool,
+) -> tuple[LearnedCode, list[int]]:
+    """Axes and size of a code, and the places of the documents that taught them.
+
+    Raises:
+        BadInput: If no example of the sample has a gradient.
+    """
+    places, held_places = sample_places(len(dataset), size)
+
+    def chunks(name: str, chosen: Sequence[int]) -> Iterator[tuple[range, list[Tensor]]]:
+        examples, step = [dataset.examples[place] for place in chosen], max(1, CHUNK_NUMBERS // max(1, size.coordinates))
+        with meter(name, len(chosen), quiet=quiet) as progress:
+            for start in range(0, len(examples), step):
+                some = examples[start : start + step]
+                rows = gradient_rows(
+                    task, plan, whitened, some,
+                    batching=Batching(max_positions), progress=progress, autocast=autocast_named(config.autocast),
+                )  # fmt: skip
+                yield range(start, start + len(some)), [row[:, 0] for row in rows.units]
+
+    def check(is_zero: bool) -> None:
+        if is_zero:
+            raise BadInput(
+                found=f"gradients that are zero in all {size.samples:,} examples of the sample",
+                needed="examples that the loss reaches the model with",
+                do="check the loss and the tracked parameters",
+            )
+
+    how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(places) / len(dataset))
+    held = _together(chunks("held out", held_places), len(held_places), False) if held_places else None
+    if size.is_streamed and held is not None:
+        check(not any(bool(row.any()) for row in held))
+        passes = iter(("sketches", "axes"))
+        return streamed_code(
+            lambda: ((where, torch.cat(rows, 1)) for where, rows in chunks(next(passes), places)),
+            len(places), held, how, task.device,
+        ), places  # fmt: skip
+    rows = _together(chunks("sample", places), len(places), size.is_halved)
+    check(not any(bool(row.any()) for row in rows))
+    return code_axes(rows, held or [row[:0] for row in rows], how, stand_ins(len(places))), places
 
 
 def relative_damping(config: BuildConfig) -> float:
@@ -249,30 +283,13 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
         )
 
 
-def _sample_rows(
-    task: AbstractTask,
-    plan: Plan,
-    whitened: Whitened,
-    sample: Sequence[Example],
-    config: BuildConfig,
-    max_positions: int,
-    progress: AbstractContextManager[Meter],
-    is_halved: bool,
-) -> list[Tensor]:
-    """Whitened gradients of the sample, per unit of shape (S, U), on the CPU."""
-    widths = [width for _, width in whitened.shapes()]
-    autocast = autocast_named(config.autocast)
-    held: list[Tensor] = []
-    step = max(1, CHUNK_NUMBERS // max(1, sum(widths)))
-    with progress as told:
-        for start in range(0, len(sample), step):
-            chunk = sample[start : start + step]
-            rows = gradient_rows(
-                task, plan, whitened, chunk, batching=Batching(max_positions), progress=told, autocast=autocast
-            )
-            if not held:
-                wide = rows.units[0].dtype
-                held = [torch.empty(len(sample), width, dtype=torch.bfloat16 if is_halved else wide) for width in widths]
-            for kept, row in zip(held, rows.units, strict=True):
-                kept[start : start + len(chunk)] = row[:, 0]
-    return held
+def _together(chunks: Iterable[tuple[range, list[Tensor]]], count: int, is_halved: bool) -> list[Tensor]:
+    """Whitened gradients of a sample, per unit of shape (S, U), on the CPU."""
+    rows_by_unit: list[Tensor] = []
+    for where, rows in chunks:
+        if not rows_by_unit:
+            dtype = torch.bfloat16 if is_halved else rows[0].dtype
+            rows_by_unit = [torch.empty(count, row.shape[1], dtype=dtype) for row in rows]
+        for unit_rows, row in zip(rows_by_unit, rows, strict=True):
+            unit_rows[where.start : where.stop] = row
+    return rows_by_unit

@@ -14,6 +14,7 @@ from whence.errors import BadInput
 from whence.methods import method_named
 from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
+from whence.pipeline.stored.shortlist import recall_note, shortlist_wanted
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits
@@ -63,8 +64,8 @@ def query(
     k, tokens = config.k, config.tokens
     damping, second, runtime = stored_options(config.damping, config.second, runtime, rest)
     ranks, quiet = runtime.ranks, runtime.is_quiet
-    size = k if second is None else second.rows_kept(k)
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
+    size = k if second is None else second.rows_kept(k, len(store), shortlist_wanted(store))
     prepared = PreparedQuery.prepare(store, task, queries, damping, quiet)
     if tokens and not any(example.token_spans is not None for example in prepared.dataset.examples):
         raise BadInput(
@@ -87,7 +88,8 @@ def query(
         share = (
             f"the strongest {min(size, len(prepared.store)):,} of each side of each query by {row}, {count:,} examples in all"
         )
-        notes = (*notes, f"scores by {by}, of {share}")
+        held = recall_note(store, size) if isinstance(stage, ExactStage) else ()
+        notes = (*notes, *held, f"scores by {by}, of {share}")
     hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
