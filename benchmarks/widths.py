@@ -1,6 +1,6 @@
 """EK-FAC at real widths: agreement of cut bases with all eigenvectors, time and memory of a fit, and what was forecast of it.
 
-    python benchmarks/widths.py [--width 1024] [--part agreement|cost|vocabulary]   # one width, 100 documents of 32 tokens, two layers
+    python benchmarks/widths.py [--width 1024] [--part agreement|cost|vocabulary|bf16]   # one width, 100 documents of 32 tokens, two layers
 
 The model is a GPT-2 shape with random weights, trained for a few steps on the words of Python's own documentation; a vocabulary of 512 (4,096
 for the part `vocabulary`). Agreement is Spearman's correlation of a query's scores with those of full bases, mean over queries that are other
@@ -126,6 +126,34 @@ def cost(arguments):
             print("\n".join(str(found).split("\n")[1:]), file=sys.stderr, flush=True)
 
 
+def bf16(arguments):
+    """Scores from bfloat16 weights against those from float32 weights of the same values."""
+    import whence
+
+    def scores(dtype, name):
+        task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
+        task.model.to(torch.bfloat16).to(dtype)  # the same rounded weights in both types
+        runs = {"quiet": True, "batch_positions": 1024}
+        method, _, rest = name.partition(" ")
+        if method in whence.METHODS:
+            with TemporaryDirectory() as place:
+                store = whence.build(task, train, Path(place) / "store", method=method, **runs)
+                return whence.score_table(store, task, queries, quiet=True).scores
+        options = {"data labels": {"labels": "dataset"}, "sampled labels": {}, "": {}}[rest]
+        return whence.attribute(task, train, queries, method=method, **runs, **options).scores
+
+    print(f"hidden {arguments.width}, {arguments.documents} documents, {arguments.queries} queries")
+    print("| scores | agreement of bfloat16 with float32 | relative difference |\n|---|---|---|", flush=True)
+    for name in ("grad-dot-exact", "kfac data labels", "ekfac data labels", "ekfac sampled labels", "logra", "aligned"):
+        wanted, found = scores(torch.float32, name), scores(torch.bfloat16, name)
+        print(f"| {name} | {spearman(found, wanted):.4f} | {float((found - wanted).norm() / wanted.norm()):.4f} |", flush=True)
+    task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
+    one, other = (whence.attribute(task, train, queries, quiet=True, seed=seed, batch_positions=1024).scores for seed in (0, 1))
+    print(
+        f"| ekfac sampled labels, both float32, another seed | {spearman(other, one):.4f} | {float((other - one).norm() / one.norm()):.4f} |"
+    )
+
+
 def measured(make):
     """What is made, processor seconds, and the most memory over what was there before, in bytes (Linux)."""
 
@@ -148,12 +176,12 @@ def main():
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--longest", type=int, nargs="*", help="sides above these are cut; the hidden size if not said")
     parser.add_argument("--only-cut", action="store_true", help="leave the default out, where it keeps all eigenvectors")
-    parser.add_argument("--part", choices=("agreement", "vocabulary", "cost"), default="agreement")
+    parser.add_argument("--part", choices=("agreement", "vocabulary", "cost", "bf16"), default="agreement")
     parser.add_argument("--directions", type=int, nargs="*", default=[1024, 512, 256, 0])
     parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cost(arguments) if arguments.part == "cost" else agreement(arguments)
+    {"cost": cost, "bf16": bf16}.get(arguments.part, agreement)(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -315,7 +316,7 @@ def test_a_refusal_names_two_settings_that_fit(tmp_path, monkeypatch, small_chun
     monkeypatch.chdir(tmp_path)
     for text in near.groups():
         options = {name: value.strip("'") for name, value in (part.split("=") for part in text.split(" with "))}
-        numbers = {name: int(value) if value.isdigit() else value for name, value in options.items()}
+        numbers: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in options.items()}
         whence.attribute(task, train, train[:20], quiet=True, memory_gib=0.008, **numbers)
 
 

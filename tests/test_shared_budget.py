@@ -1,5 +1,7 @@
 """What rows share is kept in proportion to them: sizes by a rule, cut bases in little room on disk, and what was given up told."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -98,7 +100,7 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
 
 def test_refusals_of_a_build_name_options_that_fit(tmp_path, monkeypatch):
     task, train = zoo.make("gpt2", count=16)
-    options = {"method": "aligned", "batch_positions": 64, "quiet": True}
+    options: dict[str, Any] = {"method": "aligned", "batch_positions": 64, "quiet": True}
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 40_000}))
     monkeypatch.setattr(shared_budget, "_LITTLE_BYTES", 1)
     with pytest.raises(DiskFull, match="needed .* for 16 rows; do this: .*; what would fit: ") as refusal:

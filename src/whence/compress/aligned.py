@@ -80,7 +80,7 @@ class Whitened:
         if kept_K is not None:
             query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept_K.cpu(), query_U)
         back_OI = query_U.view(weights_OI.shape) * weights_OI.to(query_U)
-        return self.bases.position_scores(index, pair, {index: back_OI})
+        return self.bases.position_scores(index, pair.wide(), {index: back_OI})
 
 
 class _Rows:
@@ -96,7 +96,7 @@ class _Rows:
         parts = []
         for start in range(0, self.num_examples, step):
             some = pair.examples(start, min(start + step, self.num_examples))
-            parts.append(self.encoder.coordinates(index, self.encoder.bases.project(index, some)))
+            parts.append(self.encoder.coordinates(index, self.encoder.bases.project(index, some.wide())))
         rows_BU = torch.cat(parts)
         self.rows[index] = rows_BU if index not in self.rows else self.rows[index].add_(rows_BU)
 
