@@ -218,13 +218,22 @@ def by_unit(bank: Bank, documents: int, bytes_: int) -> tuple[Tensor, float]:
     """EOGP's rule (Heo et al. 2026): principal axes of each unit, signs, one scale; as many for every unit."""
     width, found, shared = _even_width(bank, bytes_), torch.zeros_like(bank.exact), 0.0
     for unit, gram in zip(bank.rows, bank.by_unit, strict=True):
-        values, vectors = torch.linalg.eigh(gram[:documents, :documents].double())
-        kept = min(width, int((values > values[-1] * 1e-6).sum()))
-        mix = (vectors.flip(1)[:, :kept] / values.flip(0)[:kept].sqrt()).float()
+        mix = leading(gram[:documents, :documents], min(width, unit.shape[1]))
+        kept = mix.shape[1]
         asked, codes = (gram[part, :documents] @ mix for part in (bank.queries, bank.candidates))
         found += asked @ (codes.sign() * codes.abs().mean(1, keepdim=True)).T
         shared += 2 * kept * unit.shape[1] / 2**20
     return found, shared
+
+
+def leading(gram: Tensor, width: int, rounds: int = 6) -> Tensor:
+    """Leading principal axes as mixtures of documents, by iteration on a subspace: all eigenvectors of every unit would take hours."""
+    basis = torch.linalg.qr(torch.randn(len(gram), width, generator=torch.Generator().manual_seed(0)))[0]
+    for _ in range(rounds):
+        basis = torch.linalg.qr(gram @ basis)[0]
+    values, vectors = torch.linalg.eigh((basis.T @ (gram @ basis)).double())
+    kept = values > values[-1] * 1e-6
+    return (basis.double() @ (vectors[:, kept] / values[kept].sqrt())).float()
 
 
 def by_hadamard(bank: Bank, bytes_: int) -> Tensor:
