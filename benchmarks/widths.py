@@ -1,6 +1,6 @@
 """EK-FAC at real widths: agreement of cut bases with all eigenvectors, time and memory of a fit, and what was forecast of it.
 
-    python benchmarks/widths.py [--width 1024] [--part agreement|cost|vocabulary|bf16]   # one width, 100 documents of 32 tokens, two layers
+    python benchmarks/widths.py [--width 1024] [--part agreement|cost|vocabulary|bf16|shared]   # 100 documents, two layers
 
 The model is a GPT-2 shape with random weights, trained for a few steps on the words of Python's own documentation; a vocabulary of 512 (4,096
 for the part `vocabulary`). Agreement is Spearman's correlation of a query's scores with those of full bases, mean over queries that are other
@@ -130,16 +130,17 @@ def bf16(arguments):
     """Scores from bfloat16 weights against those from float32 weights of the same values."""
     import whence
 
-    def scores(dtype, name):
+    def scores(dtype, name, seed=0):
         task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
         task.model.to(torch.bfloat16).to(dtype)  # the same rounded weights in both types
         runs = {"quiet": True, "batch_positions": 1024}
         method, _, rest = name.partition(" ")
         if method in whence.METHODS:
             with TemporaryDirectory() as place:
-                store = whence.build(task, train, Path(place) / "store", method=method, **runs)
+                store = whence.build(task, train, Path(place) / "store", method=method, seed=seed, **runs)
                 return whence.score_table(store, task, queries, quiet=True).scores
         options = {"data labels": {"labels": "dataset"}, "sampled labels": {}, "": {}}[rest]
+        options = options if method == "grad-dot-exact" else {"seed": seed, **options}
         return whence.attribute(task, train, queries, method=method, **runs, **options).scores
 
     print(f"hidden {arguments.width}, {arguments.documents} documents, {arguments.queries} queries")
@@ -147,11 +148,28 @@ def bf16(arguments):
     for name in ("grad-dot-exact", "kfac data labels", "ekfac data labels", "ekfac sampled labels", "logra", "aligned"):
         wanted, found = scores(torch.float32, name), scores(torch.bfloat16, name)
         print(f"| {name} | {spearman(found, wanted):.4f} | {float((found - wanted).norm() / wanted.norm()):.4f} |", flush=True)
-    task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
-    one, other = (whence.attribute(task, train, queries, quiet=True, seed=seed, batch_positions=1024).scores for seed in (0, 1))
-    print(
-        f"| ekfac sampled labels, both float32, another seed | {spearman(other, one):.4f} | {float((other - one).norm() / one.norm()):.4f} |"
-    )
+    for name in ("ekfac sampled labels", "aligned"):
+        wanted, found = (scores(torch.float32, name, seed) for seed in (0, 1))
+        relative = float((found - wanted).norm() / wanted.norm())
+        print(f"| {name}, both float32, another seed | {spearman(found, wanted):.4f} | {relative:.4f} |", flush=True)
+
+
+def shared(arguments):
+    """What all rows of a store share, by sizes alone: two layers of a Llama shape."""
+    from whence.pipeline.forecast.hardware import ModelShape
+    from whence.pipeline.stored.code_size import code_size
+    from whence.pipeline.stored.shared_budget import within_budget
+    from whence.settings import BuildConfig, FitConfig
+
+    width = arguments.width
+    units = ModelShape(layers=2, hidden=width, intermediate=11 * width // 4, key_values=width, vocabulary=512).units()
+    whole, config = FitConfig(largest_side=10**6, directions=1024), BuildConfig()
+    print("| documents | rows MiB | shared without a budget, MiB | shared, MiB | directions a side |\n|---|---|---|---|---|")
+    for documents in (48, 10_000, 10**6):
+        fit, size = within_budget(units, documents, config, whole)
+        before = code_size(units, documents, config, whole).shared_bytes
+        rows, sizes = documents * size.row_bytes / 2**20, f"{before / 2**20:,.0f} | {size.shared_bytes / 2**20:,.0f}"
+        print(f"| {documents:,} | {rows:,.2f} | {sizes} | {fit.directions} |")
 
 
 def measured(make):
@@ -176,12 +194,12 @@ def main():
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--longest", type=int, nargs="*", help="sides above these are cut; the hidden size if not said")
     parser.add_argument("--only-cut", action="store_true", help="leave the default out, where it keeps all eigenvectors")
-    parser.add_argument("--part", choices=("agreement", "vocabulary", "cost", "bf16"), default="agreement")
+    parser.add_argument("--part", choices=("agreement", "vocabulary", "cost", "bf16", "shared"), default="agreement")
     parser.add_argument("--directions", type=int, nargs="*", default=[1024, 512, 256, 0])
     parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"cost": cost, "bf16": bf16}.get(arguments.part, agreement)(arguments)
+    {"cost": cost, "bf16": bf16, "shared": shared}.get(arguments.part, agreement)(arguments)
 
 
 if __name__ == "__main__":
