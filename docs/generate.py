@@ -83,9 +83,10 @@ complex numbers counts as two of real ones, its parts. Refused before anything l
 that need the other examples of the batch, since there an example has no gradient of its own; embeddings with `max_norm` or
 `scale_grad_by_freq`; parameters in modules of `torch.jit`.
 
-Curvature covers every parameter, but not every side of it alike. A side up to the length that memory and time allow has all of its eigenvectors;
-a longer one its leading directions and one eigenvalue for the rest, a vocabulary its likely tokens and bands of the others, and a store cuts
-further to keep what its rows share in proportion to them. Answers, stores, `inspect` and `forecast` name these sides; docs/results.md says what it costs.
+Curvature covers every parameter, but not every side of it alike. A side up to the length that memory and time allow has all of its
+eigenvectors; a longer one its leading directions and one eigenvalue for the rest, a vocabulary its likely tokens and bands of the others,
+and a store cuts further to keep what its rows share in proportion to them. Answers, stores, `inspect` and `forecast` name these sides;
+docs/results.md says what it costs.
 
 Hooks see rows, not whose they are. The check before a run sees how each layer's rows belong to the examples, and a layer that is used
 otherwise later is not let pass: one that is given only some of the positions, such as an expert written as an `nn.Linear` or the tail of an
