@@ -45,7 +45,7 @@ def main():
 def recorded(setting, folder):
     if not (folder / "run.json").exists():
         setting.retrain.recorded(0, folder, setting.train)
-    return whence.open_run(folder)
+    return whence.runs.open_run(folder)
 
 
 def table_of(setting, run, folder, name, step, options):

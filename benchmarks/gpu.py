@@ -96,7 +96,7 @@ def fit(arguments):
     tokens = len(examples) * arguments.length
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        whence.fit_curvature(task, examples, f"{folder}/fit", quiet=True)
+        whence.pipeline.fit_curvature(task, examples, f"{folder}/fit", quiet=True)
         print(f"fit of EK-FAC: {tokens:,} tokens in {time.perf_counter() - started:,.1f} s")
         started = time.perf_counter()
         whence.build(task, examples, f"{folder}/store", quiet=True)

@@ -89,7 +89,7 @@ def scores():
         with tempfile.TemporaryDirectory() as folder:
             model = network(64)
             task = task_of(model)
-            train(model, tokens[:256], folder, whence.OnlineCurvature(task, every=every, share=share))
+            train(model, tokens[:256], folder, whence.runs.OnlineCurvature(task, every=every, share=share))
             train_set, queries = records(tokens[:256]), records(tokens[256:], 256)
             tables, seconds = {}, {}
             for name, options in (("online", {"online_bases": True}), ("fitted", {}), ("other labels", {"seed": 1})):
@@ -108,7 +108,7 @@ def cost(width, steps=6):
     tokens, seconds = torch.randint(512, (16 * steps, 64)), []
     for is_online in (False, True):
         model = network(width)
-        online = whence.OnlineCurvature(task_of(model), every=1, first=1) if is_online else None
+        online = whence.runs.OnlineCurvature(task_of(model), every=1, first=1) if is_online else None
         with tempfile.TemporaryDirectory() as folder:
             train(model, tokens, folder, online, epochs=1, is_timed=seconds)
     return seconds[1] / seconds[0] - 1

@@ -5,7 +5,8 @@
 The target is GPT-2 with 2 layers of width 96 (the setting's first model). Every proxy attributes the same 1,024 documents for the same 64
 queries with EK-FAC. LDS is against the bank of models retrained like the target, 95 % interval over queries and subsets; "behind" is paired
 with the target's own table. Spearman and top 10 are agreement with the target's own table, t-interval over queries; "probe" is the same
-Spearman as `whence.proxy_agreement` would find it on 256 documents and 16 queries. Models and tables are kept: a second run takes seconds.
+Spearman as `whence.proxy.proxy_agreement` would find it on 256 documents and 16 queries. Models and tables are kept: a
+second run takes seconds.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from whence.records import Recipe
 from whence.report import print_table
 
 HALF = replace(TEXT, width=TEXT.width // 2)
-DISTILLED = whence.DistilConfig(epochs=TEXT.epochs, batch_examples=TEXT.batch_examples, learning_rate=TEXT.learning_rate)
+DISTILLED = whence.settings.DistilConfig(
+    epochs=TEXT.epochs, batch_examples=TEXT.batch_examples, learning_rate=TEXT.learning_rate
+)
 SAMPLED = replace(DISTILLED, is_sampled=True)
 
 
@@ -39,7 +42,7 @@ def proxies(setting):
 
     def distilled(settings, config):
         model = new_model(words, 7, settings).eval()
-        found = whence.distil(target, setting.task_of(model, Recipe("adamw", 1.0)), data, config, quiet=True)
+        found = whence.proxy.distil(target, setting.task_of(model, Recipe("adamw", 1.0)), data, config, quiet=True)
         say(f"   distance per token after each epoch: {', '.join(f'{loss:.2f}' for loss in found.losses)}")
         return model
 
@@ -79,7 +82,7 @@ def table_of(setting, name, task, target):
     folder = setting.folder / "proxies" / f"table-{name.replace(', ', '-').replace(' ', '-')}"
     if not (folder / "table.json").exists():
         say(f"attributing: {name}")
-        save_table(whence.proxy_table(task, target, setting.train, setting.queries, name=name, quiet=True), folder)
+        save_table(whence.proxy.proxy_table(task, target, setting.train, setting.queries, name=name, quiet=True), folder)
     return load_table(folder)
 
 
@@ -87,7 +90,7 @@ def probe_of(setting, name, task, target):
     """Agreement on a few documents and queries, made at the first call."""
     file = setting.folder / "proxies" / f"probe-{name.replace(', ', '-').replace(' ', '-')}.json"
     if not file.exists():
-        found = whence.proxy_agreement(task, target, setting.train, setting.queries, quiet=True)
+        found = whence.proxy.proxy_agreement(task, target, setting.train, setting.queries, quiet=True)
         file.write_text(json.dumps(found.to_dict()))
     return json.loads(file.read_text())["spearman"]
 

@@ -120,7 +120,7 @@ def sizes():
 
 def stored(setting, judge, bytes_asked):
     """All of our stores."""
-    everyone = min(len(setting.train), whence.METHODS["aligned"].axes_examples)
+    everyone = min(len(setting.train), whence.methods.METHODS["aligned"].axes_examples)
     for curve, axes in (("aligned", everyone), (f"aligned, axes from {_QUARTER} documents", _QUARTER)):
         options = {} if axes == everyone else {"axes_examples": axes}
         for size in sorted(bytes_asked):

@@ -49,7 +49,7 @@ def work(what, task, train, queries, folder, ranks):
     if what == "build":
         build(task, train, folder, ranks)
     elif what == "curvature":
-        whence.fit_curvature(task, train, folder, batch_positions=1024, **options)
+        whence.pipeline.fit_curvature(task, train, folder, batch_positions=1024, **options)
     else:
         solving = {"iterations": 3} if what == "pcg" else {}
         whence.attribute(task, train, queries, method=what, factors=folder, batch_positions=1024, **solving, **options)
@@ -160,7 +160,7 @@ def main():
         with contextlib.redirect_stdout(sys.stderr):
             import whence
 
-            whence.fit_curvature(task, train, factors, batch_positions=1024, quiet=True)
+            whence.pipeline.fit_curvature(task, train, factors, batch_positions=1024, quiet=True)
         print("| work | one process, s | two, s | ratio |\n|---|---|---|---|", flush=True)
         for what in ("build", "curvature", "ekfac", "pcg"):
             pairs = []

@@ -1,4 +1,4 @@
-"""What watching a training run costs: the same training plain, with `whence.Recorder`, and with `whence.GradientLog`, in turn.
+"""What watching a training run costs: the same training plain, with `whence.Recorder`, and with `whence.pipeline.GradientLog`, in turn.
 
 Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop: with all checkpoints for the
 recorder, without `finish()` for the log. A figure is the median over rounds of the ratio of neighbouring runs.
@@ -71,7 +71,7 @@ def train(make, steps, watch, folder):
     log = None
     if watch not in ("plain", "recorder"):
         factors = folder / "factors" if watch.endswith("factors") else None
-        log = whence.GradientLog(
+        log = whence.pipeline.GradientLog(
             folder / "log", task, records, method=watch.split()[0], rank=int(watch.split()[1]), factors=factors, quiet=True
         )
     recorder = whence.Recorder(folder / "run", model, optimizer, every=-(-steps // 6)) if watch == "recorder" else None

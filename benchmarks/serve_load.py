@@ -78,7 +78,7 @@ class Service:
             [sys.executable, "-m", "whence.cli", "serve", str(folder / "store"), "--port", "0", "--json", "--max-waiting", "256", *given],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self.client = whence.Client(json.loads(self.process.stdout.readline())["url"], seconds=120)
+        self.client = whence.serve.Client(json.loads(self.process.stdout.readline())["url"], seconds=120)
 
     def memory(self):
         """MiB of the process that are its own: not the files of the store that it maps."""

@@ -110,7 +110,7 @@ def run(name, recipe, dtype):
                 return task.measurement(other, batch).double()
 
         removed, derivative = truths(recipe, inputs, labels, measure, left_out)
-        recorded = whence.open_run(folder)
+        recorded = whence.runs.open_run(folder)
         replay = Replay(task, train_set, recorded, max_positions=1 << 20)
         with replay.prepared_model():
             state = replay.load(0)
@@ -118,8 +118,8 @@ def run(name, recipe, dtype):
             for step in range(recorded.steps):
                 replay.gradients(state, step)
             one_pass = (time.process_time() - started) / recipe.epochs
-        smooth = whence.smoothness(task, train_set, folder, quiet=True)
-        small = whence.smoothness(task, train_set, folder, share=1 / EXAMPLES, quiet=True)
+        smooth = whence.runs.smoothness(task, train_set, folder, quiet=True)
+        small = whence.runs.smoothness(task, train_set, folder, share=1 / EXAMPLES, quiet=True)
         print(
             f"\n{name}: {recorded.steps} steps, {recipe.epochs} passes; smoothness {smooth.value:.2f} with {smooth.examples} examples "
             f"out, {small.value:.2f} with {small.examples}"

@@ -106,7 +106,7 @@ def cost(arguments):
         }
         verbs = {
             "attribute": lambda: whence.attribute(task, train, queries, **runs),
-            "curvature": lambda: whence.fit_curvature(task, train, fit, **runs),
+            "curvature": lambda: whence.pipeline.fit_curvature(task, train, fit, **runs),
             "build": lambda: whence.build(task, train, store, **runs),
         }
         for name in arguments.verbs:

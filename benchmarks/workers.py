@@ -65,7 +65,7 @@ def round_trips(store, queries, engines, rounds):
     )
     for name, ray in engines:
         for workers in (1, 2):
-            with whence.Workers(workers, ray=ray) as pool:
+            with whence.workers.Workers(workers, ray=ray) as pool:
                 for count in COUNTS:
                     some = [unit[:count] for unit in queries]
                     for _ in range(3):  # each worker maps its own shards
@@ -112,7 +112,7 @@ def recoveries(store, queries, engines, rounds):
     for name, ray in engines:
         for count in (1, 2):
             calm, disturbed = [], []
-            with whence.Workers(count, ray=ray) as pool:
+            with whence.workers.Workers(count, ray=ray) as pool:
                 for _ in range(3):
                     ask(pool, store, some)
                 for _ in range(rounds):
@@ -124,7 +124,7 @@ def recoveries(store, queries, engines, rounds):
                     killer.join()
                     if pool.losses > before:  # else the answer was there first
                         disturbed.append(spent)
-                    while pool._seats.seats[0].worker is None or not pool._seats.seats[0].is_ready:
+                    while pool._assignment.slots[0].worker is None or not pool._assignment.slots[0].is_ready:
                         ask(pool, store, some)
             if disturbed:
                 a, b = statistics.median(calm), statistics.median(disturbed)
@@ -136,7 +136,7 @@ def recoveries(store, queries, engines, rounds):
 
 
 def kill_first(pool):
-    worker = pool._seats.seats[0].worker
+    worker = pool._assignment.slots[0].worker
     if hasattr(worker, "process"):
         os.kill(worker.process.pid, signal.SIGKILL)
     else:

@@ -1,11 +1,13 @@
 """Write the generated pages, docs/cli.md, docs/api.md and docs/coverage.md. `tests/test_docs.py` holds them against the code."""
 
+import ast
+import dataclasses
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 import whence
-import whence.evaluate
 from whence.capture import check_task, plan_units
 from whence.cli import app
 
@@ -24,25 +26,73 @@ def cli_page() -> str:
     return f"{MARK}\n\n{body.strip()}\n"
 
 
+# What people do, and the names that they do it with: of the face of the package, and of the rooms one level down.
+API = {
+    "Say what is attributed": "CausalLM MaskedLM Classification Regression Diffusion Custom tasks",
+    "Read data": "load_records load_arrays load",
+    "Build a store and ask it": "build query score_table open_store BuildConfig Rerank Store Hits",
+    "Ask the data itself": "attribute self_influence EKFAC Source FitConfig pipeline",
+    "Settings of every method and job": "Damping Runtime settings methods",
+    "Scores": "ScoreTable score",
+    "Record a training run and go back through it": "Recorder Recipe runs",
+    "Explain an answer token by token": "why",
+    "Choose training data, and prove the choice": "select clusters",
+    "Share credit": "shares",
+    "Train against a behaviour": "guide",
+    "Study a corpus": "study",
+    "Use another model's gradients": "proxy",
+    "Hold scores against retraining": "evaluate",
+    "Serve, and scan with several processes": "serve workers distributed",
+    "Errors": "WhenceError",
+}
+# Rooms of which only what people call is shown; of the others, everything.
+SHOWN = {
+    "load": ("stream_records",),
+    "pipeline": ("GradientLog", "damping_sweep", "ensemble_table", "fit_curvature", "sample_images", "spool"),
+    "methods": ("METHODS", "EXACT_METHODS"),
+    "score": ("Ensemble",),
+    "serve": ("Client", "ServeConfig"),
+    "distributed": ("Ranks",),
+    "workers": ("Workers",),
+    "tasks": ("AbstractTask", "NoiseSchedule", "load_diffusion"),
+    "clusters": ("Clusters", "clusters", "write_clusters"),
+    "shares": ("ShareCheck", "ShareLine", "Shares", "named_sources", "shares", "verify_shares", "write_shares"),
+}
+
+
 def api_page() -> str:
-    """docs/api.md as it should be: signature and docstring of every public name, methods of classes included."""
-    parts = [MARK, "", "# Python reference", "", "Everything below is in the `whence` namespace.", ""]
-    for name in sorted(whence.__all__, key=str.lower):
-        value = getattr(whence, name)
-        if not callable(value):
-            parts += [f"## {name}", "", f"The table of methods, by name: {', '.join(value)}.", ""]
-            continue
-        parts += _entry("##", name, value)
-        for member, function in sorted(vars(value).items()) if inspect.isclass(value) else ():
-            inner = getattr(function, "fget", None) or getattr(function, "func", function)
-            if not member.startswith("_") and inspect.isfunction(inner):
-                parts += _entry("###", f"{name}.{member}", inner)
-    parts += ["# Evaluation", "", "Everything below is in the `whence.evaluate` namespace.", ""]
-    for name in sorted(whence.evaluate.__all__, key=str.lower):
-        value = getattr(whence.evaluate, name)
-        if inspect.isclass(value) or inspect.isfunction(value):
-            parts += _entry("##", name, value)
+    """docs/api.md as it should be: signature and docstring of public names by what people do, methods of classes included."""
+    parts = [MARK, "", "# Python reference", ""]
+    parts += [f"- [{title}](#{_anchor(title)})" for title in API]
+    shown: set[int] = set()
+    for title, names in API.items():
+        parts += ["", f"## {title}", ""]
+        for name in names.split():
+            value = getattr(whence, name)
+            if not inspect.ismodule(value):
+                shown.add(id(value))
+                parts += _described(f"whence.{name}", value)
+                continue
+            for inner in sorted(SHOWN.get(name, value.__all__), key=str.lower):
+                if id(getattr(value, inner)) not in shown:
+                    parts += _described(f"whence.{name}.{inner}", getattr(value, inner))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _described(name: str, value) -> list[str]:
+    """An entry for a name, and one for each public method."""
+    if not callable(value):
+        return [f"### {name}", "", f"The table of methods, by name: {', '.join(value)}.", ""] if isinstance(value, dict) else []
+    parts = _entry("###", name, value)
+    for member, function in sorted(vars(value).items()) if inspect.isclass(value) else ():
+        inner = getattr(function, "fget", None) or getattr(function, "func", None) or getattr(function, "__func__", function)
+        if not member.startswith("_") and inspect.isfunction(inner):
+            parts += _entry("####", f"{name}.{member}", inner)
+    return parts
+
+
+def _anchor(title: str) -> str:
+    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
 
 
 def coverage_page() -> str:
@@ -103,12 +153,37 @@ of the tiny model's parameters, where tables and tokens weigh more than in a rea
 
 
 def _entry(level: str, name: str, value) -> list[str]:
-    # Without annotations, which Python versions print differently; the docstrings say what is meant.
-    parameters = [
-        parameter.replace(annotation=inspect.Parameter.empty) for parameter in inspect.signature(value).parameters.values()
-    ]
-    shown = str(inspect.Signature([parameter for parameter in parameters if parameter.name != "self"]))
-    return [f"{level} {name}", "", "```text", f"{name}{shown}", "", inspect.getdoc(value) or "", "```", ""]
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+    except (OSError, TypeError):  # a name for a type
+        return []
+    is_class = isinstance(node, ast.ClassDef)
+    made_by = next((part for part in node.body if getattr(part, "name", "") == "__init__"), None) if is_class else node
+    if made_by is not None:
+        shown, returns = _arguments(made_by.args), made_by.returns
+    else:
+        shown, returns = str(inspect.signature(value)).partition(" -> ")[0], None
+        fields = {part.target.id: ast.unparse(part.annotation) for part in node.body if isinstance(part, ast.AnnAssign)}
+        given = inspect.signature(value).parameters.values()
+        shown = ", ".join(_field(parameter, fields.get(parameter.name)) for parameter in given)
+    arrow = "" if is_class or returns is None else f" -> {ast.unparse(returns)}"
+    return [f"{level} {name}", "", "```text", f"{name}({shown}){arrow}", "", inspect.getdoc(value) or "", "```", ""]
+
+
+def _arguments(arguments: ast.arguments) -> str:
+    """As the source says them, which is the same in every version of Python; without self and cls."""
+    for names in (arguments.posonlyargs, arguments.args):
+        names[:] = [name for name in names if name.arg not in ("self", "cls")]
+    return ast.unparse(arguments)
+
+
+def _field(parameter: inspect.Parameter, annotation: str | None) -> str:
+    text, default = parameter.name if annotation is None else f"{parameter.name}: {annotation}", parameter.default
+    if default is parameter.empty:
+        return text
+    is_record = dataclasses.is_dataclass(default)
+    made = "..." if "factory" in repr(default) else f"{type(default).__name__}()" if is_record else repr(default)
+    return f"{text}={made}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def along(task, folder, train_set, queries, method="ekfac", **options):
 def at_step(folder, kind, step):
     """The run's network as it was, read from the file by hand."""
     model = network(kind)
-    kept = whence.open_run(folder).tensors(step)
+    kept = whence.runs.open_run(folder).tensors(step)
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(kept[f"model.{name}"])
@@ -87,7 +87,7 @@ def test_they_are_means_of_tables_at_the_recorded_weights(tmp_path, method):
     )
     for name, value in model.named_parameters():
         assert torch.equal(value, before[name])
-    points = points_of(whence.open_run(tmp_path / "run"), 3)
+    points = points_of(whence.runs.open_run(tmp_path / "run"), 3)
     parts = [
         whence.attribute(
             whence.Classification(at_step(tmp_path / "run", "mlp", point.step)), train_set, queries,
@@ -112,7 +112,7 @@ def test_stages_count_by_what_was_met_in_them(tmp_path):
     task, train_set = train_in_stages(tmp_path, stages, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     queries = queries_of(task, 2)
     table = along(task, tmp_path, train_set, queries, checkpoints=1, tokens_of=["25"])
-    points = points_of(whence.open_run(tmp_path), 1)
+    points = points_of(whence.runs.open_run(tmp_path), 1)
     assert [(point.step, round(point.weight, 6), len(point.shares)) for point in points] == [(3, 0.5, 30), (9, 0.5, 30)]
     first, second = (
         whence.attribute(
@@ -131,7 +131,7 @@ def test_stages_count_by_what_was_met_in_them(tmp_path):
 
 def test_points_stand_for_equal_sums_of_learning_rates(tmp_path):
     train(tmp_path, "sgd", epochs=8, every=2, falling=True)
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     points = points_of(run, 3)
     assert all(isinstance(point, Point) for point in points)
     assert [point.step for point in points] == [4, 14, 28]  # of 48: rates fall, so the middles lie early
@@ -146,7 +146,7 @@ def test_where_there_is_no_table_it_is_refused(tmp_path):
     queries = queries_of(task, 2)
     for ask in (
         lambda: whence.self_influence(task, train_set, run=tmp_path, quiet=True),
-        lambda: whence.damping_sweep(task, train_set, queries, [0.1], method=whence.EKFAC(run=tmp_path), quiet=True),
+        lambda: whence.pipeline.damping_sweep(task, train_set, queries, [0.1], method=whence.EKFAC(run=tmp_path), quiet=True),
     ):
         with pytest.raises(BadInput, match="needed the final weights alone: only tables of scores are averaged over a run"):
             ask()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from whence.apply.select.selection import load_selection
+from whence.select.selection import load_selection
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 
 import whence
 from tests.reference.selecting import leaders, lloyd
-from whence.apply.clusters.directions import directions, principal
-from whence.apply.clusters.spherical_kmeans import refine, spherical_kmeans
-from whence.apply.clusters.words import distinctive_words, words_of
-from whence.apply.select.duplicates import _leaders
+from whence.clusters.directions import directions, principal
+from whence.clusters.spherical_kmeans import refine, spherical_kmeans
+from whence.clusters.words import distinctive_words, words_of
 from whence.errors import BadInput
+from whence.select.duplicates import _leaders
 from whence.store import open_store
 
 TOPICS = {"cooking": "boil the rice", "sailing": "hoist the sail", "chess": "move the rook"}
@@ -52,7 +52,7 @@ def store(tmp_path_factory):
 
 
 def test_planted_groups_come_back(store):
-    found = whence.clusters(store, k=3, central=2, quiet=True)
+    found = whence.clusters.clusters(store, k=3, central=2, quiet=True)
     assert [cluster.size for cluster in found.clusters] == [10, 10, 10]
     assert [len(set(found.labels[topic::3])) for topic in range(3)] == [1, 1, 1] and len(set(found.labels)) == 3
     for cluster in found.clusters:
@@ -63,12 +63,12 @@ def test_planted_groups_come_back(store):
         assert cluster.central[0].source == source and cluster.central[0].text.startswith(TOPICS[source])
         assert cluster.name == ", ".join(word for word, _ in cluster.words[:3])
     assert found.to_dict()["examples"]["t0"] == found.labels[0]
-    again = whence.clusters(store.folder, k=3, central=2, quiet=True)
+    again = whence.clusters.clusters(store.folder, k=3, central=2, quiet=True)
     assert again == found
 
 
 def test_the_most_central_are_nearest_to_the_middle(store):
-    found = whence.clusters(store, k=2, central=15, shared=4, quiet=True)
+    found = whence.clusters.clusters(store, k=2, central=15, shared=4, quiet=True)
     rows, labels = principal(directions(store), 4), torch.tensor(found.labels)
     for number, cluster in enumerate(found.clusters):
         middle = torch.nn.functional.normalize(rows[labels == number].sum(0), dim=0)
@@ -82,7 +82,7 @@ def test_clusters_know_which_queries_they_help(store):
     for number, record in enumerate(asked):
         record["id"] = f"q{number}"
     table = whence.score_table(store, task(), asked, quiet=True)
-    found = whence.clusters(store, k=3, table=table, quiet=True)
+    found = whence.clusters.clusters(store, k=3, table=table, quiet=True)
     for cluster in found.clusters:
         query = list(TOPICS).index(cluster.sources[0][0])
         assert cluster.helps[0][0] == f"q{query}"
@@ -90,7 +90,7 @@ def test_clusters_know_which_queries_they_help(store):
         row = table.scores[query].double()
         assert cluster.helps[0][1] == pytest.approx(float(row[members].sum() / row.abs().sum()))
     negated = whence.ScoreTable(-table.scores, table.query_ids, table.train_ids, "", "")
-    assert whence.clusters(store, k=3, table=negated, quiet=True).clusters[0].harms[0] == (
+    assert whence.clusters.clusters(store, k=3, table=negated, quiet=True).clusters[0].harms[0] == (
         found.clusters[0].helps[0][0],
         pytest.approx(-found.clusters[0].helps[0][1]),
     )
@@ -120,11 +120,11 @@ def test_examples_without_a_gradient_are_in_no_cluster(tmp_path):
     made = as_double(records())
     made[4]["inputs"] = torch.zeros(9, dtype=torch.float64)
     store = whence.build(task(), made, tmp_path / "store", method="aligned", quiet=True)
-    found = whence.clusters(store, k=3, quiet=True)
+    found = whence.clusters.clusters(store, k=3, quiet=True)
     assert found.labels[4] == -1 and sum(cluster.size for cluster in found.clusters) == 29
-    page = whence.write_clusters(tmp_path / "page.html", found).read_text()
+    page = whence.clusters.write_clusters(tmp_path / "page.html", found).read_text()
     assert "1 examples teach nothing any more" in page
-    assert "t4" not in whence.near_duplicates(store, cosine=0.5, quiet=True)
+    assert "t4" not in whence.select.near_duplicates(store, cosine=0.5, quiet=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -186,10 +186,10 @@ def test_copies_are_found_and_the_best_of_them_kept(tmp_path):
     made = as_double(records(24))
     copies = [{**made[place], "id": f"copy {number} of {place}"} for number, place in enumerate((3, 3, 10))]
     store = whence.build(task(), made + copies, tmp_path / "store", method="aligned", quiet=True)
-    found = whence.near_duplicates(store, cosine=1.0, quiet=True)
+    found = whence.select.near_duplicates(store, cosine=1.0, quiet=True)
     assert found == {"copy 0 of 3": "t3", "copy 1 of 3": "t3", "copy 2 of 10": "t10"}
-    table = whence.value_table(task(), made + copies, "loss", quiet=True)
-    chosen = whence.select(table, by="loss", keep=24, duplicates=found)
+    table = whence.select.value_table(task(), made + copies, "loss", quiet=True)
+    chosen = whence.select.select(table, by="loss", keep=24, duplicates=found)
     assert len(chosen.dropped) == 3 == chosen.summary()["duplicates_dropped"]
 
 
@@ -213,19 +213,19 @@ def test_what_cannot_be_clustered_is_said(store, tmp_path):
         ({"restarts": 0}, "found restarts=0"),
     ):
         with pytest.raises(BadInput, match=text):
-            whence.clusters(store, **options)
+            whence.clusters.clusters(store, **options)
     for cosine in (0.0, 1.1):
         with pytest.raises(BadInput, match=f"found cosine={cosine}; needed above 0 and up to 1"):
-            whence.near_duplicates(store, cosine=cosine)
+            whence.select.near_duplicates(store, cosine=cosine)
     other = whence.build(task(), as_double(records()), tmp_path / "store", method="logra", quiet=True)
-    for call in (whence.clusters, whence.near_duplicates):
+    for call in (whence.clusters.clusters, whence.select.near_duplicates):
         with pytest.raises(BadInput, match="found a store of logra .*needed rows whose inner products are influences"):
             call(other)
 
 
 def test_the_page_holds_everything_and_escapes_it(store, tmp_path):
-    found = whence.clusters(store, k=3, quiet=True)
-    page = whence.write_clusters(tmp_path / "page.html", found, title="A <b> title").read_text()
+    found = whence.clusters.clusters(store, k=3, quiet=True)
+    page = whence.clusters.write_clusters(tmp_path / "page.html", found, title="A <b> title").read_text()
     assert "A &lt;b&gt; title" in page and "30 training examples in 3 clusters" in page
     for cluster in found.clusters:
         assert all(one.id in page for one in cluster.central) and cluster.name in page
@@ -234,5 +234,5 @@ def test_the_page_holds_everything_and_escapes_it(store, tmp_path):
 
 def test_a_store_is_not_changed_by_looking(store):
     before = open_store(store.folder).files
-    whence.clusters(store, k=2, quiet=True)
+    whence.clusters.clusters(store, k=2, quiet=True)
     assert open_store(store.folder).files == before

@@ -59,10 +59,10 @@ def test_layers_that_no_position_reaches_change_nothing(method, functional):
     torch.testing.assert_close(found, wanted, rtol=1e-3 if method in ("lissa", "astra") else 1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", sorted(whence.METHODS))
+@pytest.mark.parametrize("method", sorted(whence.methods.METHODS))
 def test_stores_hold_layers_that_no_position_reaches(method, tmp_path):
     task, records = whence.Classification(Tailed()), pairs(3, 4)
-    options = {"rank": 4} if whence.METHODS[method].encoder == "sides" else {}
+    options = {"rank": 4} if whence.methods.METHODS[method].encoder == "sides" else {}
     store = whence.build(task, records, tmp_path / "store", method=method, quiet=True, **options)
     found = whence.score_table(store, task, records[:2], quiet=True).scores
     assert bool(torch.isfinite(found).all()) and found[0].argmax() == 0 and found[1].argmax() == 1

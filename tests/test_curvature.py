@@ -154,7 +154,7 @@ def test_scores_after_adam_with_weight_decay_are_those_of_the_closed_form(tmp_pa
             optimizer.zero_grad()
             (0.5 * (model(inputs) - targets).square()).mean().backward()
             optimizer.step()
-    recipe = whence.open_run(tmp_path).recipe()
+    recipe = whence.runs.open_run(tmp_path).recipe()
     assert recipe.decoupled_weight_decay is False
     task = whence.Regression(model, recipe=recipe)
     records = list(zip(inputs, targets, strict=True))
@@ -169,11 +169,11 @@ def test_scores_after_adam_with_weight_decay_are_those_of_the_closed_form(tmp_pa
 def test_what_is_no_state_of_adam_is_refused():
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(model.parameters())
-    assert whence.inverse_preconditioner(model, optimizer) == {}
+    assert whence.curvature.inverse_preconditioner(model, optimizer) == {}
     for parameter in model.parameters():
         optimizer.state[parameter] = {"state1": torch.zeros(2), "state2": torch.zeros(2), "step": 3}
     with pytest.raises(Unsupported, match="a AdamW whose state is state1, state2, step; needed exp_avg_sq and step"):
-        whence.inverse_preconditioner(model, optimizer)
+        whence.curvature.inverse_preconditioner(model, optimizer)
 
 
 def test_impossible_recipes():

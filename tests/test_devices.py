@@ -32,7 +32,7 @@ def same(found, wanted, rtol=1e-9):
 
 
 def stored(task, examples, queries, folder, method, **options):
-    rank: dict[str, Any] = {"rank": 64} if whence.METHODS[method].encoder in ("whole", "entries") else {}
+    rank: dict[str, Any] = {"rank": 64} if whence.methods.METHODS[method].encoder in ("whole", "entries") else {}
     store = whence.build(task, examples, folder, method=method, quiet=True, **rank)
     return whence.score_table(store, task, queries, quiet=True, **options)
 

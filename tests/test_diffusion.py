@@ -213,7 +213,7 @@ def test_measurements_are_those_of_one_draw_at_a_time(measure, way):
 def test_the_elbo_is_the_sum_of_the_divergences_of_every_step():
     """With one stratified draw per step the bound is that of Ho et al. 2020, equation 5, term by term."""
     steps = 6
-    schedule = whence.NoiseSchedule.linear(steps, 0.1, 0.5)
+    schedule = whence.tasks.NoiseSchedule.linear(steps, 0.1, 0.5)
     task, dataset = made(1, schedule=schedule, draws=steps, measure="elbo")
     example = dataset.examples[0]
     drawn = twin.draws(task, example)
@@ -230,9 +230,9 @@ def test_the_elbo_is_the_sum_of_the_divergences_of_every_step():
 
 @pytest.mark.parametrize("way", ["noise", "v"])
 def test_a_trajectory_has_the_probability_of_its_draws(way):
-    schedule = whence.NoiseSchedule.cosine(20)
+    schedule = whence.tasks.NoiseSchedule.cosine(20)
     task, _ = made(1, schedule=schedule, prediction=way, measure="trajectory", clip=2.0)
-    records = whence.sample_images(task, 3, SHAPE, steps=7, seed=1)
+    records = whence.pipeline.sample_images(task, 3, SHAPE, steps=7, seed=1)
     queries = task.prepare(records)
     plan, found = gradients(task, queries, "measurement")
     check_task(task, plan, queries.examples, objective="measurement")
@@ -257,14 +257,14 @@ def test_a_trajectory_has_the_probability_of_its_draws(way):
 
 
 def test_sampled_images_do_not_depend_on_their_number_or_batch():
-    task, _ = made(1, schedule=whence.NoiseSchedule.linear(10))
-    first = whence.sample_images(task, 5, SHAPE, batch_images=2)
-    again = whence.sample_images(task, 2, SHAPE)
+    task, _ = made(1, schedule=whence.tasks.NoiseSchedule.linear(10))
+    first = whence.pipeline.sample_images(task, 5, SHAPE, batch_images=2)
+    again = whence.pipeline.sample_images(task, 2, SHAPE)
     for a, b in zip(first, again, strict=False):
         close(a["image"], b["image"])
     assert first[0]["trajectory"].shape == (11, *SHAPE) and torch.equal(first[0]["image"], first[0]["trajectory"][-1])
     flow, _ = made(1, schedule="flow", classes=2)
-    (record,) = whence.sample_images(flow, 1, SHAPE, steps=3, labels=[1])
+    (record,) = whence.pipeline.sample_images(flow, 1, SHAPE, steps=3, labels=[1])
     noisy = torch.randn(SHAPE, generator=_first_generator(), dtype=torch.float64)[None]
     with torch.no_grad():
         for time in (1.0, 2 / 3, 1 / 3):
@@ -281,7 +281,7 @@ def _first_generator():
 
 def test_a_step_back_has_the_mean_and_variance_of_bayes():
     """Of x_j given x_t and the image: two Gaussians multiplied."""
-    schedule = whence.NoiseSchedule.linear(50)
+    schedule = whence.tasks.NoiseSchedule.linear(50)
     now, then = schedule.kept_S[30], schedule.kept_S[12]
     noisy, image = torch.randn(1, 3).double(), torch.randn(1, 3).double()
     mean, variance = step_back(schedule, noisy, image, torch.tensor([30]), torch.tensor([12]))
@@ -310,18 +310,18 @@ def test_draws_belong_to_id_seed_and_number():
 
 
 def test_schedules_are_those_of_the_papers():
-    linear = whence.NoiseSchedule.linear()
+    linear = whence.tasks.NoiseSchedule.linear()
     betas = np.linspace(1e-4, 0.02, 1000)
     np.testing.assert_allclose(linear.kept_S, np.cumprod(1 - betas))
-    cosine = whence.NoiseSchedule.cosine(100)
+    cosine = whence.tasks.NoiseSchedule.cosine(100)
     level = np.cos((np.arange(101) / 100 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(cosine.kept_S[:99], (level / level[0])[1:100])
     signal, noise = linear.mix(torch.tensor([0, 500]))
     close(signal.square() + noise.square(), torch.ones(2).double())
-    flow = whence.NoiseSchedule.flow(1000.0)
+    flow = whence.tasks.NoiseSchedule.flow(1000.0)
     assert flow.mix(torch.tensor([0.25]))[0].item() == 0.75
     assert flow.for_network(torch.tensor([0.25]), torch.float32).item() == 250.0
-    assert linear.digest != cosine.digest != flow.digest != whence.NoiseSchedule.flow().digest
+    assert linear.digest != cosine.digest != flow.digest != whence.tasks.NoiseSchedule.flow().digest
     assert int(linear.times(torch.tensor(0.9999999))) == 999
 
 
@@ -424,17 +424,17 @@ def test_records_that_cannot_be_used_are_refused():
     with pytest.raises(BadInput, match="labels on some images; needed images of one shape, and labels on all or none"):
         task.collate(some.examples)
     asking, _ = made(measure="trajectory")
-    with pytest.raises(BadInput, match=r"a query without the trajectory that led to it.*whence.sample_images"):
+    with pytest.raises(BadInput, match=r"a query without the trajectory that led to it.*whence.pipeline.sample_images"):
         asking.measurement(asking.model, asking.collate(dataset.examples))
     with pytest.raises(Unsupported, match=r"a schedule without steps \(flow matching\)"):
-        whence.NoiseSchedule.flow().steps()
+        whence.tasks.NoiseSchedule.flow().steps()
     for options, text in (
         ({"count": 0}, "count=0, steps=1000, batch_images=64"),
         ({"count": 2, "steps": 1001}, "at most the 1,000 steps of the schedule"),
         ({"count": 2, "labels": [1]}, "1 labels for 2 images"),
     ):
         with pytest.raises(BadInput) as caught:
-            whence.sample_images(task, shape=SHAPE, **options)
+            whence.pipeline.sample_images(task, shape=SHAPE, **options)
         assert text in str(caught.value)
 
 
@@ -474,12 +474,12 @@ def test_a_pipeline_from_its_folder(tmp_path):
     network = _unet()
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, prediction_type="v_prediction")
     diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "made")
-    task = whence.load_diffusion(tmp_path / "made", draws=2)
+    task = whence.tasks.load_diffusion(tmp_path / "made", draws=2)
     assert task.prediction == "v" and task.schedule.name == "DDPMScheduler, 50 steps" and task.draws == 2
     assert task.weights == whence.Diffusion(network).weights
     close(task.schedule.kept_S, scheduler.alphas_cumprod.double())
-    assert whence.load_diffusion(tmp_path / "made", schedule="linear").prediction == "noise"
-    flow = whence.NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert whence.tasks.load_diffusion(tmp_path / "made", schedule="linear").prediction == "noise"
+    flow = whence.tasks.NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
     assert flow.prediction == "flow" and flow.time_scale == 1000.0
     with pytest.raises(Unsupported, match="a DDPMScheduler with the prediction type 'sample'"):
         whence.Diffusion(network, schedule=diffusers.DDPMScheduler(prediction_type="sample"))
@@ -507,7 +507,7 @@ def test_folders_that_cannot_be_loaded_are_refused(index, kind, text, tmp_path):
     if index is not None:
         (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(kind) as caught:
-        whence.load_diffusion(tmp_path)
+        whence.tasks.load_diffusion(tmp_path)
     assert text in str(caught.value)
 
 
@@ -557,4 +557,4 @@ def test_a_pipeline_without_diffusers_says_what_to_install(tmp_path, monkeypatch
     index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match=r"found no diffusers; .*pip install 'whence-tda\[diffusion\]'"):
-        whence.load_diffusion(tmp_path)
+        whence.tasks.load_diffusion(tmp_path)

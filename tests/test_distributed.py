@@ -54,7 +54,7 @@ def bytes_of(folder):
 def processes():
     """Children of one process that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_distributed", "whence.pipeline", "whence.apply"])
+    context.set_forkserver_preload(["tests.test_distributed", "whence.pipeline", "whence.runs"])
     return context
 
 
@@ -386,7 +386,7 @@ def test_every_stage_of_a_fit_over_ranks(processes, tmp_path, name, labels):
 
 def _fit_and_build(ranks, folder):
     task, records = make_task(), make_records(RECORDS)
-    whence.fit_curvature(task, records, folder / "factors", quiet=True, ranks=ranks)
+    whence.pipeline.fit_curvature(task, records, folder / "factors", quiet=True, ranks=ranks)
     options = {**SMALL, **METHODS["aligned"], "factors": folder / "factors", "ranks": ranks}
     whence.build(task, records, folder / "store", **options)
 

@@ -66,8 +66,16 @@ def test_commands_and_targets_exist(page):
 
 
 def test_every_public_name_is_there():
-    for name in whence.__all__:
+    for name in dir(whence):
         assert getattr(whence, name) is not None
+    assert set(whence.__all__) < set(dir(whence)) and len(whence.__all__) <= 30
+    for name, home in (
+        ("PCG", "whence.settings.PCG"),
+        ("write_shares", "whence.shares.write_shares"),
+        ("open_run", "whence.runs"),
+    ):
+        with pytest.raises(AttributeError, match=f"module 'whence' has no attribute '{name}'; it is {home}"):
+            getattr(whence, name)
     with pytest.raises(AttributeError, match="module 'whence' has no attribute 'nope'; it has: "):
         whence.nope  # noqa: B018
 

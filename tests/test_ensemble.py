@@ -38,8 +38,8 @@ def test_the_mean_is_that_of_the_tables(tmp_path):
         member(2),
     ]
     for count in (1, 2, 3):
-        whence.Ensemble(tmp_path / "e").add(tables[count - 1], member=f"seed {count}")
-        found = whence.Ensemble(tmp_path / "e")
+        whence.score.Ensemble(tmp_path / "e").add(tables[count - 1], member=f"seed {count}")
+        found = whence.score.Ensemble(tmp_path / "e")
         same(found.table(), mean_table(tables[:count]))
         assert len(found) == count and found.members == tuple(f"seed {number + 1}" for number in range(count))
     assert "seed 2" in found and "seed 4" not in found
@@ -65,7 +65,7 @@ def models_of_one_kind(name):
 @pytest.mark.parametrize("method", ["ekfac", "logra"])
 def test_exact_and_stored_scores_are_averaged_in_their_own_unit(tmp_path, name, method):
     tasks, train, queries = models_of_one_kind(name)
-    ensemble, tables = whence.Ensemble(tmp_path / "e"), []
+    ensemble, tables = whence.score.Ensemble(tmp_path / "e"), []
     for number, task in enumerate(tasks):
         if method == "ekfac":
             tables.append(whence.attribute(task, train, queries, quiet=True))
@@ -83,7 +83,7 @@ def test_exact_and_stored_scores_are_averaged_in_their_own_unit(tmp_path, name, 
 
 @pytest.mark.parametrize("last_write", ["write_tensors", "write_record"])
 def test_a_kill_leaves_the_members_that_were_in(tmp_path, monkeypatch, last_write):
-    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble = whence.score.Ensemble(tmp_path / "e")
     ensemble.add(member(0), member="0")
 
     def killed(*arguments):
@@ -103,18 +103,18 @@ def test_a_kill_leaves_the_members_that_were_in(tmp_path, monkeypatch, last_writ
 
 def test_several_writers_lose_nothing(tmp_path):
     def add(seed):
-        whence.Ensemble(tmp_path / "e").add(member(seed), member=str(seed))
+        whence.score.Ensemble(tmp_path / "e").add(member(seed), member=str(seed))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(16)))
-    found = whence.Ensemble(tmp_path / "e").table()
+    found = whence.score.Ensemble(tmp_path / "e").table()
     torch.testing.assert_close(
         found.scores, mean_table([member(seed) for seed in range(16)]).scores.double(), rtol=0, atol=1e-6
     )
 
 
 def test_what_does_not_belong_is_refused(tmp_path):
-    ensemble = whence.Ensemble(tmp_path / "e", settings={"seed": 0})
+    ensemble = whence.score.Ensemble(tmp_path / "e", settings={"seed": 0})
     with pytest.raises(BadInput, match="no member in"):
         ensemble.table()
     ensemble.add(member(0), member="0")
@@ -130,12 +130,12 @@ def test_what_does_not_belong_is_refused(tmp_path):
     with pytest.raises(NonFinite, match="NaN or infinite scores of '1'"):
         ensemble.add(replace(member(1), scores=torch.full((3, 5), torch.nan)), member="1")
     with pytest.raises(BadInput, match="seed=1 for the ensemble in .* made with 0"):
-        whence.Ensemble(tmp_path / "e", settings={"seed": 1})
-    same(whence.Ensemble(tmp_path / "e").table(), mean_table([member(0)]))
+        whence.score.Ensemble(tmp_path / "e", settings={"seed": 1})
+    same(whence.score.Ensemble(tmp_path / "e").table(), mean_table([member(0)]))
 
 
 def test_damage_is_seen(tmp_path):
-    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble = whence.score.Ensemble(tmp_path / "e")
     ensemble.add(member(0), member="0")
     path = tmp_path / "e" / "sum-1.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -145,7 +145,7 @@ def test_damage_is_seen(tmp_path):
         ensemble.add(member(1), member="1")
     (tmp_path / "e" / "ensemble.json").write_text('{"format": "something else"}')
     with pytest.raises(StoreCorrupt, match="the format 'something else'"):
-        whence.Ensemble(tmp_path / "e")
+        whence.score.Ensemble(tmp_path / "e")
 
 
 def test_the_command_line_averages_models(tmp_path, capsys, model_folder, other_model_folder, data_file):
@@ -206,14 +206,14 @@ def test_scores_and_weights_are_averaged_apart(tmp_path, method):
     expected = sum(table.scores for table in apart) / 2 * sum(table.weights for table in apart) / 2
     products = sum(table.scores for table in inside) / 2
     assert float((products - expected).abs().max() / expected.abs().max()) > 0.01  # or the test could not tell
-    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble = whence.score.Ensemble(tmp_path / "e")
     for number, table in enumerate(apart):
         torch.testing.assert_close(table.scores * table.weights, inside[number].scores)
         ensemble.add(table, member=str(number))
-    for found in (ensemble.table(), mean_table(apart), whence.ensemble_table(stores, tasks, queries, quiet=True)):
+    for found in (ensemble.table(), mean_table(apart), whence.pipeline.ensemble_table(stores, tasks, queries, quiet=True)):
         torch.testing.assert_close(found.scores, expected, rtol=1e-12, atol=0)
         assert found.is_weighted and found.weights is None and "averaged apart" in found.notes[-1]
-    with whence.Workers(1) as workers:
+    with whence.workers.Workers(1) as workers:
         found = whence.score_table(stores[0], tasks[0], queries, weighted=False, quiet=True, workers=workers)
         torch.testing.assert_close(found.scores, apart[0].scores, rtol=0, atol=0)
 
@@ -225,18 +225,18 @@ def test_products_of_scores_and_weights_are_not_averaged(tmp_path):
     save_table(inside, tmp_path / "inside")
     for table in (inside, load_table(tmp_path / "inside")):
         with pytest.raises(BadInput, match="a table of trak .* with the examples' weights multiplied into its scores"):
-            whence.Ensemble(tmp_path / "e").add(table, member="0")
+            whence.score.Ensemble(tmp_path / "e").add(table, member="0")
         with pytest.raises(BadInput, match="weights multiplied into its scores"):
             mean_table([table, table])
         with pytest.raises(BadInput, match="as one of several models"):
-            whence.shares({"a": table, "b": table}, dict.fromkeys(table.train_ids, "x"), several="models", quiet=True)
+            whence.shares.shares({"a": table, "b": table}, dict.fromkeys(table.train_ids, "x"), several="models", quiet=True)
     with pytest.raises(BadInput, match="weights that are not multiplied in"):
         save_table(apart, tmp_path / "apart")
     with pytest.raises(BadInput, match="weights that are not multiplied in"):
         checked(apart)
     with pytest.raises(BadInput, match="tables with and without weights"):
         mean_table([apart, replace(apart, weights=None)])
-    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble = whence.score.Ensemble(tmp_path / "e")
     ensemble.add(apart, member="0")
     with pytest.raises(BadInput, match="a table without weights for the ensemble"):
         ensemble.add(replace(apart, weights=None), member="1")
@@ -244,7 +244,7 @@ def test_products_of_scores_and_weights_are_not_averaged(tmp_path):
 
 def test_an_ensemble_of_products_on_disk_is_refused(tmp_path):
     """As earlier versions made them, with what the command line records of its members."""
-    old = whence.Ensemble(tmp_path / "e", settings={"method": "trak"})
+    old = whence.score.Ensemble(tmp_path / "e", settings={"method": "trak"})
     old.add(member(0), member="0")
     with pytest.raises(StoreMismatch, match="an ensemble of trak in .* whose members' weights are multiplied"):
         old.table()
@@ -262,7 +262,7 @@ def test_the_command_line_gives_the_numbers_of_ensemble_table(
         run("build", folder, data_file, "-o", stores[-1], "--method", method, "--rank", "16", "--dtype", "float32")
         run("score", stores[-1], queries, "-o", tmp_path / "mean", "--ensemble", tmp_path / "e")
         tasks.append(load_task(str(folder))[0])
-    expected = whence.ensemble_table(stores, tasks, whence.load_records(str(queries)), quiet=True)
+    expected = whence.pipeline.ensemble_table(stores, tasks, whence.load_records(str(queries)), quiet=True)
     found = load_table(tmp_path / "mean")
     torch.testing.assert_close(found.scores, expected.scores.float(), rtol=1e-5, atol=0)
     assert (found.method, found.notes, found.is_weighted) == (expected.method, expected.notes, True)

@@ -328,7 +328,7 @@ def test_damping_is_chosen_and_told(capsys):
 @pytest.mark.parametrize("name", ["linear", "gpt2"])
 def test_a_sweep_is_one_table_per_damping(name):
     task, _, train, queries = case(name)
-    found = whence.damping_sweep(task, train, queries, [1.0, 1e-3, 1e-2], samples=1, batch_positions=BATCH, quiet=True)
+    found = whence.pipeline.damping_sweep(task, train, queries, [1.0, 1e-3, 1e-2], samples=1, batch_positions=BATCH, quiet=True)
     assert list(found.tables) == [1e-3, 1e-2, 1.0] and len(found.agreement) == 2
     tables = [attribute(task, train, queries, relative_damping=value) for value in found.tables]
     for table, wanted in zip(found.tables.values(), tables, strict=True):
@@ -339,9 +339,9 @@ def test_a_sweep_is_one_table_per_damping(name):
         assert agreement == pytest.approx(sum(each) / len(each))
     for wrong in ([], [0.1, 0.1]):
         with pytest.raises(BadInput, match="needed different dampings, and a method with curvature"):
-            whence.damping_sweep(task, train, queries, wrong, quiet=True)
+            whence.pipeline.damping_sweep(task, train, queries, wrong, quiet=True)
     with pytest.raises(BadInput, match=r"found relative_dampings=\[0.1\] for grad-dot-exact"):
-        whence.damping_sweep(task, train, queries, [0.1], method="grad-dot-exact", quiet=True)
+        whence.pipeline.damping_sweep(task, train, queries, [0.1], method="grad-dot-exact", quiet=True)
 
 
 def test_settings_without_an_effect_are_refused():

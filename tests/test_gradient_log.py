@@ -69,7 +69,7 @@ def test_where_the_learning_rate_is_0_the_store_is_the_one_that_is_built(tmp_pat
     options = {"method": method, "rank": 2, "dtype": "float64"}
     built = whence.build(task, records, tmp_path / "built", quiet=True, batch_positions=64, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    log = whence.GradientLog(tmp_path / "logged", task, records, quiet=True, batch_positions=64, **options)
+    log = whence.pipeline.GradientLog(tmp_path / "logged", task, records, quiet=True, batch_positions=64, **options)
     epochs(model, records, optimizer, log, count=2, **scale)
     logged = log.finish()
     assert logged.ids() == built.ids() and logged.blueprint.model == built.blueprint.model
@@ -95,7 +95,7 @@ def test_other_layers(tmp_path, name):
     task = whence.Classification(model)
     records = [(one, number % 3) for number, one in enumerate(inputs)]
     built = whence.build(task, records, tmp_path / "built", method="logra", rank=2, dtype="float64", quiet=True)
-    log = whence.GradientLog(tmp_path / "logged", task, records, rank=2, dtype="float64", quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "logged", task, records, rank=2, dtype="float64", quiet=True)
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.0), log)
     mine, theirs = rows_of(log.finish()), rows_of(built)
     for key, value in theirs.items():
@@ -106,7 +106,7 @@ def test_training_is_as_it_would_be_and_rows_are_of_their_step(tmp_path):
     plain, _, records = problem()
     epochs(plain, records, torch.optim.SGD(plain.parameters(), lr=0.5), count=2)
     model, task, _ = problem()
-    log = whence.GradientLog(tmp_path / "log", task, records, rank=2, dtype="float64", quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "log", task, records, rank=2, dtype="float64", quiet=True)
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.5), log, count=2)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     logged = rows_of(log.finish())["slab.0"]
@@ -126,7 +126,7 @@ def test_training_is_as_it_would_be_and_rows_are_of_their_step(tmp_path):
 
 def test_factors_are_those_of_a_fit(tmp_path):
     model, task, records = problem()
-    log = whence.GradientLog(tmp_path / "log", task, records, factors=tmp_path / "factors", quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "log", task, records, factors=tmp_path / "factors", quiet=True)
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.0), log, count=3)
     log.finish()
     train = task.prepare(records)
@@ -146,37 +146,37 @@ def test_factors_are_those_of_a_fit(tmp_path):
 def test_a_stopped_log_goes_on(tmp_path):
     model, task, records = problem()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    log = whence.GradientLog(tmp_path / "log", task, records, quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
     epochs(model, records[:10], optimizer, log)
     with pytest.raises(BadInput, match="found another build writing to .*logged; needed one at a time"):
-        whence.GradientLog(tmp_path / "log", task, records, quiet=True)
+        whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
     log._lock.close()  # what the system does when a process is killed
     with pytest.raises(StoreMismatch, match="found a log with another (blueprint|data)"):
-        whence.GradientLog(tmp_path / "log", task, records, rank=3, quiet=True)
-    log = whence.GradientLog(tmp_path / "log", task, records, quiet=True)
+        whence.pipeline.GradientLog(tmp_path / "log", task, records, rank=3, quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
     with log.batch([15]):
         nn.functional.cross_entropy(model(records[15][0][None]), torch.tensor([records[15][1]])).backward()
     store = log.finish()
     assert store.ids() == (*map(str, range(10)), "15")
     with pytest.raises(BadInput, match="found a finished store in .*; needed a folder of its own for every log"):
-        whence.GradientLog(tmp_path / "log", task, records, quiet=True)
+        whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
 
 
 def test_what_cannot_be_logged_is_told(tmp_path):
     model, task, records = problem()
     for method in ("aligned", "logra-pca", "trak", "trackstar", "grass"):
         with pytest.raises(BadInput, match=f"found method {method}, which learns from the data before it stores|found method"):
-            whence.GradientLog(tmp_path / "a", task, records, method=method)
+            whence.pipeline.GradientLog(tmp_path / "a", task, records, method=method)
     with pytest.raises(Unsupported, match="found a compiled model; needed layers that can be watched"):
-        whence.GradientLog(tmp_path / "a", whence.Classification(torch.compile(model)), records)
+        whence.pipeline.GradientLog(tmp_path / "a", whence.Classification(torch.compile(model)), records)
     normed = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     with pytest.raises(Unsupported, match="found a BatchNorm1d, whose statistics mix the examples of a batch; needed a grad"):
-        whence.GradientLog(tmp_path / "a", whence.Classification(normed), [(torch.randn(4), 0)])
+        whence.pipeline.GradientLog(tmp_path / "a", whence.Classification(normed), [(torch.randn(4), 0)])
     torch.manual_seed(0)
     scaled = whence.Classification(zoo.Scaled().double(), functional=True)
     with pytest.raises(Unsupported, match="found 'gain', a parameter that no layer rule covers; needed layers that"):
-        whence.GradientLog(tmp_path / "a", scaled, [(torch.randn(4, 6).double(), 0)])
-    log = whence.GradientLog(tmp_path / "b", task, records, quiet=True)
+        whence.pipeline.GradientLog(tmp_path / "a", scaled, [(torch.randn(4, 6).double(), 0)])
+    log = whence.pipeline.GradientLog(tmp_path / "b", task, records, quiet=True)
     with pytest.raises(BadInput, match="found a log without a batch; needed at least one"):
         log.finish()
     with (
@@ -212,7 +212,7 @@ def test_under_autocast_and_with_dropout(tmp_path):
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     task = whence.Classification(model)
     records = [(torch.randn(6), number % 3) for number in range(12)]
-    log = whence.GradientLog(tmp_path / "half", task, records, autocast="bfloat16", dtype="float32", quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "half", task, records, autocast="bfloat16", dtype="float32", quiet=True)
     inputs, labels = torch.stack([one for one, _ in records]), torch.tensor([label for _, label in records])
     with log.batch(range(12)), torch.autocast("cpu", torch.bfloat16):
         nn.functional.cross_entropy(model(inputs).float(), labels).backward()
@@ -220,7 +220,7 @@ def test_under_autocast_and_with_dropout(tmp_path):
     theirs = rows_of(whence.build(task, records, tmp_path / "whole", method="logra", dtype="float32", quiet=True))["slab.0"]
     assert float((mine - theirs).norm() / theirs.norm()) < 0.02
     model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-    log = whence.GradientLog(tmp_path / "dropout", whence.Classification(model), records, quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "dropout", whence.Classification(model), records, quiet=True)
     with log.batch(range(12)):
         nn.functional.cross_entropy(model(inputs), labels).backward()
     assert len(log.finish()) == 12

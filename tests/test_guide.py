@@ -15,13 +15,13 @@ from tests.pages import ROOT, page_commands, run_blocks
 from tests.reference import guide as slow
 from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
-from whence.apply.guide.choose_tokens import rank_examples, upper_quantile
-from whence.apply.guide.token_scores import TokenScores
 from whence.capture import plan_units
 from whence.cli import main
 from whence.curvature import fit_ekfac
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch, Unsupported
+from whence.guide.choose_tokens import rank_examples, upper_quantile
+from whence.guide.token_scores import TokenScores
 from whence.load import load_task
 from whence.settings import FitConfig
 from whence.store import write_tensors
@@ -38,7 +38,7 @@ def case(name="gpt2", queries=4, count=12):
 
 def scores_of(task, train, harmful, safe, folder, **options):
     options = {"relative_damping": 0.1, "batch_positions": BATCH, "quiet": True, **options}
-    return whence.contrast_scores(task, train, harmful, safe, folder, **options)
+    return whence.guide.contrast_scores(task, train, harmful, safe, folder, **options)
 
 
 def as_files(folder, rows, cut=2):
@@ -101,8 +101,8 @@ def test_unscored_prompts_have_no_score_and_other_methods_work(tmp_path, model_f
 def test_a_stopped_run_goes_on_and_files_do_not_show(tmp_path, monkeypatch):
     task, train, harmful, safe = case()
     whole = torch.cat(list(scores_of(task, train, harmful, safe, tmp_path / "whole").examples()))
-    monkeypatch.setattr("whence.apply.guide.token_scores._FILE_TOKENS", 12)
-    done, file = [], sys.modules["whence.apply.guide.token_scores"]._file
+    monkeypatch.setattr("whence.guide.token_scores._FILE_TOKENS", 12)
+    done, file = [], sys.modules["whence.guide.token_scores"]._file
 
     def stopping(ready, blocks, places, progress):
         if len(done) == 2:
@@ -110,13 +110,11 @@ def test_a_stopped_run_goes_on_and_files_do_not_show(tmp_path, monkeypatch):
         done.append(places)
         return file(ready, blocks, places, progress)
 
-    monkeypatch.setattr("whence.apply.guide.token_scores._file", stopping)
+    monkeypatch.setattr("whence.guide.token_scores._file", stopping)
     with pytest.raises(KeyboardInterrupt):
         scores_of(task, train, harmful, safe, tmp_path / "cut")
     again = []
-    monkeypatch.setattr(
-        "whence.apply.guide.token_scores._file", lambda ready, *rest: again.append(rest[1]) or file(ready, *rest)
-    )
+    monkeypatch.setattr("whence.guide.token_scores._file", lambda ready, *rest: again.append(rest[1]) or file(ready, *rest))
     scores = scores_of(task, train, harmful, safe, tmp_path / "cut")
     assert len(done) == 2 and len(again) == len(scores.files) - 2 and not set(done) & set(again)
     torch.testing.assert_close(torch.cat(list(scores.examples())), whole, equal_nan=True, rtol=1e-5, atol=1e-9)
@@ -142,7 +140,7 @@ def test_tasks_and_methods_without_token_scores_are_refused(tmp_path):
 
 def test_a_score_that_is_no_number_names_its_example(tmp_path, monkeypatch):
     task, train, harmful, safe = case()
-    from whence.apply.guide import token_scores
+    from whence.guide import token_scores
 
     broken = token_scores._batch
 
@@ -162,7 +160,7 @@ def test_a_model_without_forward_mode_is_refused(tmp_path, monkeypatch):
     def jvp(*args):
         raise NotImplementedError("Trying to use forward AD with flash that does not support it")
 
-    monkeypatch.setattr("whence.apply.guide.token_scores.jvp", jvp)
+    monkeypatch.setattr("whence.guide.token_scores.jvp", jvp)
     with pytest.raises(Unsupported, match="a model that a tangent, which gives all token scores at once, cannot go through"):
         scores_of(task, train, harmful, safe, tmp_path)
 
@@ -175,7 +173,7 @@ def test_selection_equals_the_loops(seed, tmp_path):
         row[0] = np.nan
         row[generator.random(len(row)) < 0.2] = np.nan
     settings = {"quantile": float(generator.choice([0.5, 0.9, 0.97])), "window": seed % 3, "budget": 0.02 + 0.05 * seed}
-    found = whence.select_tokens(as_files(tmp_path, rows), whence.GuideConfig(**settings))
+    found = whence.guide.select_tokens(as_files(tmp_path, rows), whence.settings.GuideConfig(**settings))
     threshold, ranks, marked = slow.selection(rows, **settings)
     assert found.threshold == threshold
     np.testing.assert_allclose(found.ranking.ranks_N, ranks, atol=1e-12)
@@ -204,26 +202,28 @@ def test_ranks_need_many_tokens_and_strong_ones():
 def test_settings_out_of_range_and_tiny_budgets_are_refused(tmp_path):
     for wrong in ({"quantile": 1.0}, {"window": -1}, {"budget": 0.0}, {"budget": 1.5}, {"quantile": float("nan")}):
         with pytest.raises(BadInput, match="needed a quantile from 0 to below 1, a window of 0 or more tokens"):
-            whence.GuideConfig(**wrong)
+            whence.settings.GuideConfig(**wrong)
     with pytest.raises(BadInput, match="found a budget of 0.1 of 5 scored tokens; needed room for one token"):
-        whence.select_tokens(as_files(tmp_path, [np.arange(5.0)]), whence.GuideConfig(budget=0.1))
+        whence.guide.select_tokens(as_files(tmp_path, [np.arange(5.0)]), whence.settings.GuideConfig(budget=0.1))
 
 
 def test_copies_of_one_document_are_not_passed_over_in_silence(tmp_path):
     with pytest.raises(BadInput, match="found no token above the quantile 0.9, since several share the highest score"):
-        whence.select_tokens(as_files(tmp_path, [np.arange(5.0)] * 4), whence.GuideConfig(quantile=0.9, budget=0.5))
+        whence.guide.select_tokens(
+            as_files(tmp_path, [np.arange(5.0)] * 4), whence.settings.GuideConfig(quantile=0.9, budget=0.5)
+        )
 
 
 def example_marks():
-    from whence.apply.guide.marks import Marked
+    from whence.guide.marks import Marked
 
-    return whence.Marks({"b": Marked("b", 3, (1, 2), (7, 8), 1.0, 2, 0.5)}, {"method": "made up"})
+    return whence.guide.Marks({"b": Marked("b", 3, (1, 2), (7, 8), 1.0, 2, 0.5)}, {"method": "made up"})
 
 
 def test_marks_survive_their_file_and_land_on_their_tokens(tmp_path):
     marks = example_marks()
     marks.save(tmp_path / "marks.jsonl")
-    assert whence.open_marks(tmp_path / "marks.jsonl") == marks and len(marks) == 2
+    assert whence.guide.open_marks(tmp_path / "marks.jsonl") == marks and len(marks) == 2
     ids = torch.tensor([[1, 2, 3, 4], [6, 7, 8, 0]])
     assert marks.rows(["a", "b"], ids).tolist() == [[False] * 4, [False, True, True, False]]
     assert marks.rows(["b"], torch.tensor([[0, 6, 7, 8]]), padding="left").tolist() == [[False, False, True, True]]
@@ -244,12 +244,12 @@ def test_marks_on_other_tokens_are_refused(tmp_path):
 
 def test_what_is_no_mask_file_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"found no mask file at .*; needed marks\.jsonl"):
-        whence.open_marks(tmp_path / "none.jsonl")
+        whence.guide.open_marks(tmp_path / "none.jsonl")
     path = tmp_path / "marks.jsonl"
     for text in ("", "{}", "no json", '{"format": "whence marks 1"}\n{"id": "a"}', "[]"):
         path.write_text(text)
         with pytest.raises(StoreCorrupt, match="which is no mask file"):
-            whence.open_marks(path)
+            whence.guide.open_marks(path)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
@@ -259,29 +259,31 @@ def test_the_objective_equals_the_loop_with_its_gradient(strength):
     labels = torch.randint(9, (3, 6), generator=generator)
     labels[1, 3:] = -100
     marks = torch.rand(3, 6, generator=generator) < 0.3
-    found = whence.suppress_marked(logits, labels, marks, strength=strength)
+    found = whence.guide.suppress_marked(logits, labels, marks, strength=strength)
     wanted = slow.objective(logits, labels, marks, strength)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, wanted)))
-    torch.testing.assert_close(whence.suppress_marked(logits, labels, marks, strength=strength, divisor=2) * 2, wanted * 12)
+    torch.testing.assert_close(
+        whence.guide.suppress_marked(logits, labels, marks, strength=strength, divisor=2) * 2, wanted * 12
+    )
 
 
 def test_the_objective_refuses_what_does_not_fit():
     logits, labels = torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.long)
     marks = torch.zeros(1, 3, dtype=torch.bool)
     with pytest.raises(BadInput, match=r"found logits \(1, 3, 2\), labels \(1, 3\), marks \(1, 2\) of type torch.bool"):
-        whence.suppress_marked(logits, labels, marks[:, 1:])
+        whence.guide.suppress_marked(logits, labels, marks[:, 1:])
     with pytest.raises(BadInput, match="found strength=-1; needed 0 or more"):
-        whence.suppress_marked(logits, labels, marks, strength=-1)
+        whence.guide.suppress_marked(logits, labels, marks, strength=-1)
     with pytest.raises(BadInput, match="found a batch without a scored token"):
-        whence.suppress_marked(logits, labels.fill_(-100), marks)
+        whence.guide.suppress_marked(logits, labels.fill_(-100), marks)
 
 
 @pytest.fixture
 def trained(tmp_path, model_folder):
     """Makes a Trainer on four texts, two of them marked, and the same examples and marks for a loop."""
     transformers = pytest.importorskip("transformers")
-    from whence.apply.guide.marks import Marked
+    from whence.guide.marks import Marked
 
     def make(**arguments):
         task, _ = load_task(str(model_folder))
@@ -303,7 +305,7 @@ def trained(tmp_path, model_folder):
         )  # fmt: skip
         collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
         trainer = transformers.Trainer(task.model, settings, train_dataset=data, eval_dataset=data, data_collator=collator)
-        return trainer, task, dataset, whence.Marks(marks)
+        return trainer, task, dataset, whence.guide.Marks(marks)
 
     return make
 
@@ -315,7 +317,7 @@ def weights_of(model):
 @pytest.mark.parametrize("arguments", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}])
 def test_the_trainer_takes_the_steps_of_a_loop(trained, arguments):
     trainer, *_, marks = trained(**arguments)
-    whence.suppress_in_trainer(trainer, marks)
+    whence.guide.suppress_in_trainer(trainer, marks)
     loss, divisors = trainer.compute_loss, []
 
     def watched(model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -332,7 +334,7 @@ def test_the_trainer_takes_the_steps_of_a_loop(trained, arguments):
         optimizer.zero_grad()
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         rows = marks.rows(dataset.ids, batch["input_ids"])
-        whence.suppress_marked(logits, batch["labels"], rows, divisor=divisors[0]).backward()
+        whence.guide.suppress_marked(logits, batch["labels"], rows, divisor=divisors[0]).backward()
         optimizer.step()
     torch.testing.assert_close(weights_of(trainer.model), weights_of(model), rtol=1e-4, atol=1e-6)
 
@@ -341,7 +343,7 @@ def test_without_marks_the_trainer_trains_as_ever(trained):
     ordinary, *_ = trained()
     ordinary.train()
     trainer, *_ = trained()
-    whence.suppress_in_trainer(trainer, whence.Marks({}))
+    whence.guide.suppress_in_trainer(trainer, whence.guide.Marks({}))
     trainer.train()
     torch.testing.assert_close(weights_of(trainer.model), weights_of(ordinary.model), rtol=1e-5, atol=1e-7)
 
@@ -349,7 +351,7 @@ def test_without_marks_the_trainer_trains_as_ever(trained):
 def test_the_trainers_evaluation_stays_as_it_is(trained):
     trainer, *_, marks = trained()
     before = trainer.evaluate()["eval_loss"]
-    whence.suppress_in_trainer(trainer, marks)
+    whence.guide.suppress_in_trainer(trainer, marks)
     trainer.get_train_dataloader()
     assert trainer.evaluate()["eval_loss"] == before
 
@@ -357,13 +359,13 @@ def test_the_trainers_evaluation_stays_as_it_is(trained):
 def test_a_trainer_with_a_loss_or_data_of_its_own_is_refused(trained):
     trainer, *_, marks = trained(label_smoothing_factor=0.1)
     with pytest.raises(Unsupported, match="found a Trainer with label smoothing or a compute_loss_func"):
-        whence.suppress_in_trainer(trainer, marks)
+        whence.guide.suppress_in_trainer(trainer, marks)
     trainer, *_ = trained()
     trainer.train_dataset = None
     with pytest.raises(BadInput, match="found a Trainer without training data"):
-        whence.suppress_in_trainer(trainer, marks)
+        whence.guide.suppress_in_trainer(trainer, marks)
     trainer, *_ = trained()
-    whence.suppress_in_trainer(trainer, marks, id_field="name")
+    whence.guide.suppress_in_trainer(trainer, marks, id_field="name")
     with pytest.raises(BadInput, match="found a training example with the fields id, input_ids; needed its id in 'name'"):
         next(iter(trainer.get_train_dataloader()))
 
@@ -382,12 +384,12 @@ def test_the_verb_writes_marks_and_a_page(tmp_path, model_folder, data_file, que
     command = ["guide", str(model_folder), str(data_file), "--harmful", harmful, "--safe", safe, "-o", str(tmp_path / "out")]
     assert main([*command, "--quantile", "0.9", "--budget", "0.1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    marks = whence.open_marks(said["marks"])
+    marks = whence.guide.open_marks(said["marks"])
     assert said["marked_tokens"] == len(marks) == int(0.1 * said["scored_tokens"]) and said["examples"] == 12
     page = Path(said["report"]).read_text()
     assert "Which training tokens does the behaviour come from?" in page and '<mark class="n5">' in page
     first = next(iter(marks.examples.values()))
-    assert page.count('<mark class="n5">') >= len(first.places) and first.id in page
+    assert page.count('<mark class="n5">') >= len(first.positions) and first.id in page
     assert main([*command, "--budget", "0.1", "--quantile", "0.9"]) == 0
     out, err = capsys.readouterr()
     assert "tokens marked, in" in out and "marked" not in err

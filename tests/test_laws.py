@@ -12,7 +12,7 @@ from torch import nn
 import whence
 
 EXACT = ("ekfac", "kfac", "pcg", "cg", "lissa", "astra", "nystroem", "arnoldi", "datainf", "grad-dot-exact")
-STORED = tuple(sorted(whence.METHODS))
+STORED = tuple(sorted(whence.methods.METHODS))
 COUNT = 7
 few = settings(
     max_examples=3, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -53,7 +53,7 @@ def scores(method, records, queries, folder, *, positions=64):
         return whence.attribute(
             task, records, queries, method=method, batch_positions=positions, quiet=True, **options
         ).scores.double()
-    known, options = whence.METHODS[method], {}
+    known, options = whence.methods.METHODS[method], {}
     if known.encoder in ("sides", "whole", "entries"):
         options["rank"] = 4 if known.encoder == "sides" else 32
     dtype = "float32" if method == "aligned" else str(task.model.out.weight.dtype).removeprefix("torch.")

@@ -161,9 +161,9 @@ def test_queries_in_chunks_score_as_all_at_once(tmp_path, monkeypatch, name, cho
 def test_a_sweep_and_self_influence_in_parts(tmp_path, monkeypatch, rows):
     task, train, queries = case("gpt2")
     options = {"quiet": True, "batch_positions": 1000, "samples": 1}
-    wanted, own = whence.damping_sweep(task, train, queries, **options), whence.self_influence(task, train, **options)
+    wanted, own = whence.pipeline.damping_sweep(task, train, queries, **options), whence.self_influence(task, train, **options)
     cut(monkeypatch, rows, 1)
-    found = whence.damping_sweep(task, train, queries, factors=tmp_path, **options)
+    found = whence.pipeline.damping_sweep(task, train, queries, factors=tmp_path, **options)
     for value, table in wanted.tables.items():
         close(found.tables[value].scores, table.scores, 1e-8)
         assert found.tables[value].notes == table.notes

@@ -60,7 +60,7 @@ def recorded(folder, *, curvature=True, stop=None):
     model = network("mlp")
     task = whence.Classification(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
-    online = whence.OnlineCurvature(task, every=1, first=4) if curvature else None
+    online = whence.runs.OnlineCurvature(task, every=1, first=4) if curvature else None
     generator = torch.Generator().manual_seed(1)
     batches = [one for _ in range(5) for one in torch.randperm(COUNT, generator=generator).split(10)]
     with (
@@ -88,7 +88,7 @@ def test_watching_changes_nothing_and_its_bases_serve_source(tmp_path):
     plain, _ = recorded(tmp_path / "plain", curvature=False)
     model, task = recorded(tmp_path / "online")
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
-    run, train_set, queries = whence.open_run(tmp_path / "online"), examples_of(task), queries_of(task)
+    run, train_set, queries = whence.runs.open_run(tmp_path / "online"), examples_of(task), queries_of(task)
     bases = run.bases(run.steps)
     for unit, (outputs, inputs) in enumerate(((5, 5), (3, 6))):
         assert bases[f"outputs.{unit}"].shape == (outputs, outputs) and bases[f"inputs.{unit}"].shape == (inputs, inputs)
@@ -106,7 +106,7 @@ def test_a_stopped_run_keeps_the_same_bases(tmp_path):
     recorded(tmp_path / "whole")
     recorded(tmp_path / "cut", stop=15)
     recorded(tmp_path / "cut")
-    whole, cut = (whence.open_run(tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (whence.runs.open_run(tmp_path / name) for name in ("whole", "cut"))
     for step in (12, 18, 30):
         for name, value in whole.bases(step).items():
             torch.testing.assert_close(cut.bases(step)[name], value)
@@ -116,4 +116,4 @@ def test_numbers_out_of_range_are_refused():
     task = whence.Classification(network("mlp"))
     for options in ({"every": 0}, {"share": 1.0}, {"first": 0}):
         with pytest.raises(BadInput, match="needed at least one step and look, and a share between 0 and 1"):
-            whence.OnlineCurvature(task, **options)
+            whence.runs.OnlineCurvature(task, **options)

@@ -95,14 +95,14 @@ def test_unrolling_is_the_derivative_of_the_run(tmp_path, name):
     assert float(table.notes[0].split("within ")[1].split()[0]) < 1e-9
     places = [0, 17, 44]
     torch.testing.assert_close(table.scores[:, places], derivative(name, queries, places), rtol=2e-5, atol=2e-8)
-    groups = whence.group_effects(task, train_set, queries, tmp_path, by={"a": ["t0", "t17"]}, mode="forward", quiet=True)
+    groups = whence.runs.group_effects(task, train_set, queries, tmp_path, by={"a": ["t0", "t17"]}, mode="forward", quiet=True)
     torch.testing.assert_close(groups.scores[:, 0], table.scores[:, [0, 17]].sum(1), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_rule_is_told_by_state_and_steps(tmp_path, name):
     run_of(name, tmp_path, epochs=1)
-    (rules,) = whence.open_run(tmp_path).record["rules"]
+    (rules,) = whence.runs.open_run(tmp_path).record["rules"]
     assert rules["groups"] == [[name.split(",")[0]]] and rules["start"] == 0
 
 
@@ -127,7 +127,7 @@ def test_source_follows_the_run(tmp_path, name, least):
 @pytest.mark.parametrize("name", ["schedule-free adamw", "schedule-free sgd"])
 def test_source_through_an_average_equals_dense_matrices(tmp_path, name, kind):
     task, train_set = task_of(run_of(name, tmp_path, kind=kind, epochs=4, every=4))
-    run, queries = whence.open_run(tmp_path), queries_of(task, 3)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task, 3)
     table = source_table(task, tmp_path, train_set, queries)
     (group,) = run.record["settings"][0]["groups"]
     b = group["betas"][0] if "betas" in group else group["momentum"]
@@ -163,7 +163,7 @@ def _scales(run, task, checkpoints):
 @pytest.mark.parametrize("name", ["schedule-free adamw", "schedule-free sgd"])
 def test_fast_weights_average_and_gradients_are_told_apart(tmp_path, name):
     model = run_of(name, tmp_path, every=6)
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     last = run.tensors(24)
     (group,) = run.groups(23)
     b = group["betas"][0] if "betas" in group else group["momentum"]
@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_to_the_same_record(tmp_path, name):
     cut = run_of(name, tmp_path / "cut", every=6)
     for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
         assert torch.equal(one, other)
-    records = [whence.open_run(tmp_path / place).record for place in ("whole", "cut")]
+    records = [whence.runs.open_run(tmp_path / place).record for place in ("whole", "cut")]
     assert [kept["sha256"] for kept in records[0]["checkpoints"]] == [kept["sha256"] for kept in records[1]["checkpoints"]]
     assert records[0]["rules"] == records[1]["rules"]
 
@@ -241,7 +241,7 @@ def test_eight_bits_are_refused(tmp_path):
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         pytest.skip(f"no 8-bit step on this device: {error}")
     with pytest.raises(Unsupported, match="state1, state2.*: it keeps moments in few bits"):
-        whence.open_run(tmp_path).segments(1)
+        whence.runs.open_run(tmp_path).segments(1)
 
 
 def test_muon_and_adamw_in_one_run(tmp_path):
@@ -269,7 +269,7 @@ def test_muon_and_adamw_in_one_run(tmp_path):
         return model
 
     task, train_set = task_of(trained(tmp_path))
-    run, queries = whence.open_run(tmp_path), queries_of(task, 3)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task, 3)
     (settings,) = run.record["settings"]
     assert settings["optimizer"] == "Muon + AdamW" and [group["optimizer"] for group in settings["groups"]] == ["Muon", "AdamW"]
     assert [names[0] for names in run.record["rules"][0]["groups"]] == ["muon", "adamw"]
@@ -352,7 +352,7 @@ def test_a_step_that_computes_its_own_gradients_is_told_by_them(tmp_path):
         for _ in range(4):
             run.batch(range(COUNT))
             optimizer.step(closure)
-    assert whence.open_run(tmp_path).record["rules"][0]["groups"] == [["adamw"]]
+    assert whence.runs.open_run(tmp_path).record["rules"][0]["groups"] == [["adamw"]]
 
 
 def test_formulas_tell_each_other_apart():

@@ -135,14 +135,14 @@ def python(site, *words):
 
 def test_alone_it_says_nothing(site):
     assert mixed_files(str(site / "whence")) is None
-    done = python(site, "-W", "error", "-c", "import whence; print(whence.__file__, whence.METHODS['lorif'].name)")
+    done = python(site, "-W", "error", "-c", "import whence; print(whence.__file__, whence.methods.METHODS['lorif'].name)")
     assert done.returncode == 0 and done.stdout == f"{site}/whence/__init__.py lorif\n" and done.stderr == ""
 
 
 def test_another_package_beneath_this_one_is_warned_of(site):
     (site / "whence-1.0.0.dist-info").mkdir()
     text = f"found files of whence 1.0.0, another package, among those of {DISTRIBUTION}; do this: pip uninstall -y whence whence-tda"
-    done = python(site, "-c", "import whence; whence.METHODS; whence.METHODS")
+    done = python(site, "-c", "import whence; whence.methods.METHODS; whence.methods.METHODS")
     assert done.returncode == 0 and done.stderr.count(text) == 1
     done = python(site, "-m", "whence", "methods", "--json")
     assert done.returncode == 0 and done.stdout.startswith("[") and done.stderr.startswith(f"whence: {text}")

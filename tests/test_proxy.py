@@ -35,7 +35,7 @@ def language_task(folder, **options):
 
 def test_a_proxy_attributes_as_it_would_for_itself_and_says_for_whom(tmp_path):
     target, proxy, records = classifiers()
-    table = whence.proxy_table(proxy, target, records, records[:2], name="narrow", quiet=True)
+    table = whence.proxy.proxy_table(proxy, target, records, records[:2], name="narrow", quiet=True)
     own = whence.attribute(proxy, records, records[:2], quiet=True)
     assert torch.equal(table.scores, own.scores) and table.train_ids == own.train_ids
     assert table.method == f"{own.method}, by proxy narrow"
@@ -48,8 +48,8 @@ def test_a_proxy_attributes_as_it_would_for_itself_and_says_for_whom(tmp_path):
 
 def test_several_proxies_average_and_are_all_named(tmp_path):
     target, proxy, records = classifiers()
-    tables = [whence.proxy_table(one, target, records, records[:2], name="narrow", quiet=True) for one in (target, proxy)]
-    ensemble = whence.Ensemble(tmp_path / "both")
+    tables = [whence.proxy.proxy_table(one, target, records, records[:2], name="narrow", quiet=True) for one in (target, proxy)]
+    ensemble = whence.score.Ensemble(tmp_path / "both")
     for place, table in enumerate(tables):
         ensemble.add(table, member=str(place))
     for mean in (ensemble.table(), mean_table(tables)):
@@ -60,7 +60,7 @@ def test_several_proxies_average_and_are_all_named(tmp_path):
 
 def test_a_target_that_cannot_be_loaded_is_named():
     _, proxy, records = classifiers()
-    table = whence.proxy_table(proxy, "a closed model", records, records[:1], method="grad-dot-exact", quiet=True)
+    table = whence.proxy.proxy_table(proxy, "a closed model", records, records[:1], method="grad-dot-exact", quiet=True)
     assert table.provenance["target"] == "a closed model" and "for the model a closed model" in table.notes[0]
     assert table.method.endswith(f"by proxy {proxy.weights[:8]}")
 
@@ -68,7 +68,7 @@ def test_a_target_that_cannot_be_loaded_is_named():
 def test_windows_of_another_tokenizer_are_added_up_by_record(model_folder, other_tokenizer_folder):
     target, proxy = language_task(model_folder), language_task(other_tokenizer_folder, long="split", max_length=6)
     queries = [{"id": "q0", "text": "a bird sat"}, {"id": "q1", "text": "dogs"}]
-    table = whence.proxy_table(proxy, target, TEXTS, queries, quiet=True)
+    table = whence.proxy.proxy_table(proxy, target, TEXTS, queries, quiet=True)
     whole = whence.attribute(proxy, TEXTS, queries, quiet=True)
     assert table.train_ids == ("t0", "t1", "t2") and table.query_ids == ("q0", "q1")
     assert table.scores.shape == (2, 3) and len(whole.train_ids) == 9 and len(whole.query_ids) == 3
@@ -87,7 +87,7 @@ def test_windows_of_another_tokenizer_are_added_up_by_record(model_folder, other
 def test_ids_that_hold_a_number_sign_stay_whole(model_folder):
     task = language_task(model_folder)
     records = [{"id": f"doc#{number}", "text": one["text"]} for number, one in enumerate(TEXTS)]
-    table = whence.proxy_table(task, "x", records, records[:1], method="grad-dot-exact", quiet=True)
+    table = whence.proxy.proxy_table(task, "x", records, records[:1], method="grad-dot-exact", quiet=True)
     assert table.train_ids == ("doc#0", "doc#1", "doc#2")
 
 
@@ -96,49 +96,51 @@ def test_prepared_data_of_another_tokenizer_is_refused(model_folder, other_token
     with pytest.raises(
         BadInput, match="prepared data for a proxy and a target with different tokenizers; .*; do this: pass the texts"
     ):
-        whence.proxy_table(proxy, target, target.prepare(TEXTS), TEXTS, quiet=True)
+        whence.proxy.proxy_table(proxy, target, target.prepare(TEXTS), TEXTS, quiet=True)
 
 
 def test_a_task_that_renames_records_is_refused():
     _, proxy, records = classifiers()
     renamed = [{"id": number, "inputs": row, "label": label} for number, (row, label) in enumerate(records)]
-    whence.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
+    whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
     proxy.prepare = lambda given: type(proxy).prepare(proxy, [{**one, "id": f"z{one['id']}"} for one in given])
     with pytest.raises(BadInput, match="an example 'z0' of no record, such as '0'"):
-        whence.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
+        whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
 
 
 def test_one_text_is_no_data():
     _, proxy, records = classifiers()
     with pytest.raises(BadInput, match="one string as data"):
-        whence.proxy_table(proxy, "x", "train.jsonl", records, quiet=True)
+        whence.proxy.proxy_table(proxy, "x", "train.jsonl", records, quiet=True)
 
 
 def test_a_model_agrees_with_itself_and_less_with_another():
     target, proxy, records = classifiers()
-    same = whence.proxy_agreement(target, target, records, records[:3], k=3, quiet=True)
+    same = whence.proxy.proxy_agreement(target, target, records, records[:3], k=3, quiet=True)
     assert same.spearman.mean == pytest.approx(1) and same.top.mean == 1 and same.num_examples == 12
-    other = whence.proxy_agreement(proxy, target, records, records, num_train=8, num_queries=4, k=2, quiet=True)
+    other = whence.proxy.proxy_agreement(proxy, target, records, records, num_train=8, num_queries=4, k=2, quiet=True)
     assert other.num_examples == 8 and len(other.query_ids) == 4
     assert -1 <= other.spearman.low <= other.spearman.mean < 1
 
 
 def test_a_probe_keeps_the_ids_of_its_records(model_folder):
     task = language_task(model_folder)
-    named = whence.proxy_agreement(task, task, TEXTS, TEXTS, num_train=2, num_queries=2, k=1, quiet=True)
+    named = whence.proxy.proxy_agreement(task, task, TEXTS, TEXTS, num_train=2, num_queries=2, k=1, quiet=True)
     assert named.query_ids == ("t0", "t1")
     plain = [{"text": one["text"]} for one in TEXTS]
-    assert whence.proxy_agreement(task, task, plain, plain[1:], num_train=2, num_queries=1, k=1, quiet=True).query_ids == ("0",)
+    assert whence.proxy.proxy_agreement(
+        task, task, plain, plain[1:], num_train=2, num_queries=1, k=1, quiet=True
+    ).query_ids == ("0",)
     prepared = task.prepare(TEXTS)
-    assert whence.proxy_agreement(task, task, prepared, prepared, num_train=2, num_queries=1, k=1, quiet=True).query_ids == (
-        "t0",
-    )
+    assert whence.proxy.proxy_agreement(
+        task, task, prepared, prepared, num_train=2, num_queries=1, k=1, quiet=True
+    ).query_ids == ("t0",)
 
 
 def test_a_probe_that_ranks_nothing_is_refused():
     target, proxy, records = classifiers()
     with pytest.raises(BadInput, match="a probe of 1 training records and 3 queries"):
-        whence.proxy_agreement(proxy, target, records, records, num_train=1, num_queries=3, quiet=True)
+        whence.proxy.proxy_agreement(proxy, target, records, records, num_train=1, num_queries=3, quiet=True)
 
 
 @pytest.mark.parametrize("name", ["linear", "gpt2", "regression"])
@@ -151,9 +153,9 @@ def test_the_first_step_goes_down_the_distance(name):
     for value in proxy.model.parameters():
         value.data += 0.3 * torch.randn_like(value)
     twin = copy.deepcopy(proxy.model)
-    config = whence.DistilConfig(epochs=1, batch_examples=len(dataset), learning_rate=1e-2)
+    config = whence.settings.DistilConfig(epochs=1, batch_examples=len(dataset), learning_rate=1e-2)
     order = np.random.default_rng(0).permutation(len(dataset))
-    found = whence.distil(target, proxy, dataset, config, quiet=True)
+    found = whence.proxy.distil(target, proxy, dataset, config, quiet=True)
     batch = target.collate([dataset.examples[place] for place in order])
     with torch.no_grad():
         wanted = target.outputs(target.model.eval(), batch).values_MC
@@ -180,8 +182,8 @@ def test_distillation_reaches_the_target_and_repeats(is_sampled):
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
         proxy = whence.Classification(model)
         before = target.weights
-        config = whence.DistilConfig(epochs=20, learning_rate=0.05, is_sampled=is_sampled)
-        found = whence.distil(target, proxy, records, config, quiet=True)
+        config = whence.settings.DistilConfig(epochs=20, learning_rate=0.05, is_sampled=is_sampled)
+        found = whence.proxy.distil(target, proxy, records, config, quiet=True)
         inputs = torch.stack([row for row, _ in records])
         with torch.no_grad():
             logs = target.model(inputs).log_softmax(1), model(inputs).log_softmax(1)
@@ -194,21 +196,21 @@ def test_distillation_reaches_the_target_and_repeats(is_sampled):
 def test_distillation_refuses_what_it_cannot_do(model_folder, other_tokenizer_folder):
     target, proxy, records = classifiers()
     with pytest.raises(BadInput, match="0 epochs of batches of 16"):
-        whence.DistilConfig(epochs=0)
+        whence.settings.DistilConfig(epochs=0)
     with pytest.raises(BadInput, match="a proxy and a target with different tokenizers; needed answers over the same tokens"):
-        whence.distil(language_task(model_folder), language_task(other_tokenizer_folder), TEXTS)
+        whence.proxy.distil(language_task(model_folder), language_task(other_tokenizer_folder), TEXTS)
     with pytest.raises(BadInput, match="a proxy that shares weights with its target"):
-        whence.distil(target, target, records)
+        whence.proxy.distil(target, target, records)
     frozen = whence.Classification(copy.deepcopy(proxy.model))
     frozen.model.requires_grad_(False)
     with pytest.raises(BadInput, match="a proxy without trainable weights"):
-        whence.distil(target, frozen, records)
+        whence.proxy.distil(target, frozen, records)
     wide = whence.Classification(nn.Linear(6, 4).double())
     with pytest.raises(BadInput, match=r"answers of shape \(12, 3\) \(categorical\) of the target and \(12, 4\)"):
-        whence.distil(target, wide, records, quiet=True)
+        whence.proxy.distil(target, wide, records, quiet=True)
     proxy.model[0].weight.data.fill_(float("nan"))
     with pytest.raises(NonFinite, match="a distance of nan between proxy and target"):
-        whence.distil(target, proxy, records, quiet=True)
+        whence.proxy.distil(target, proxy, records, quiet=True)
 
 
 def test_the_command_attributes_distils_and_probes(tmp_path, run, model_folder, other_model_folder, data_file):
@@ -227,7 +229,7 @@ def test_the_command_attributes_distils_and_probes(tmp_path, run, model_folder, 
     ask[5] = tmp_path / "trained"
     text = run(*ask, *learn, "--probe", 2, "--probe-train", 8)
     assert "for the model" in text and "distance from the target" in text and "on 2 queries and 8 examples" in text
-    assert whence.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
+    assert whence.proxy.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
     ask[5] = tmp_path / "named"
     named = json.loads(run(*ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
     assert named["provenance"]["target"] == "closed"

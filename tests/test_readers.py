@@ -80,8 +80,8 @@ READS = {
     "rows": lambda store: list(store.rows([1, 5, 9])),
     "a row": lambda store: store.row(5),
     "examples": lambda store: list(store.examples()),
-    "clusters": lambda store: whence.clusters(store, k=2, central=2, quiet=True),
-    "study": lambda store: whence.study(make_task(), store, {"a": QUERIES}, store.folder.parent / "study", quiet=True),
+    "clusters": lambda store: whence.clusters.clusters(store, k=2, central=2, quiet=True),
+    "study": lambda store: whence.study.study(make_task(), store, {"a": QUERIES}, store.folder.parent / "study", quiet=True),
 }
 
 

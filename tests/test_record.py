@@ -57,7 +57,7 @@ def run_of(folder, name, *, steps=10, every=4, kill_at=None):
 
 def test_what_a_run_keeps(tmp_path):
     model = run_of(tmp_path, "momentum")
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     assert run.steps == 10 and run.checkpoints == (0, 4, 8, 10) and run.record["seed"] == 7
     assert [[run.ids[one] for one in members] for members in run.log.members] == [
         [str(one) for one in batch_of(number).tolist()] for number in range(10)
@@ -86,9 +86,9 @@ def test_a_run_moves_nothing(tmp_path):
         step(model, optimizer, inputs, labels, batch_of(number))
     recorded = run_of(tmp_path, "adamw")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), recorded.parameters(), strict=True))
-    recipe = whence.open_run(tmp_path).recipe()
+    recipe = whence.runs.open_run(tmp_path).recipe()
     assert recipe.optimizer == "adamw" and recipe.weight_decay == 0.01
-    assert recipe.inverse_preconditioner == pytest.approx(whence.inverse_preconditioner(model, optimizer))
+    assert recipe.inverse_preconditioner == pytest.approx(whence.curvature.inverse_preconditioner(model, optimizer))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -98,10 +98,10 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path, name, kill_at):
     with pytest.raises(Killed):
         run_of(tmp_path / "cut", name, kill_at=kill_at)
     with pytest.raises(BadInput, match=r"that stopped after \d steps; needed a finished run"):
-        whence.open_run(tmp_path / "cut")
+        whence.runs.open_run(tmp_path / "cut")
     again = run_of(tmp_path / "cut", name)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
-    first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "cut")
+    first, second = whence.runs.open_run(tmp_path / "whole"), whence.runs.open_run(tmp_path / "cut")
     assert first.log == second.log and first.record["checkpoints"] == second.record["checkpoints"]
 
 
@@ -130,7 +130,7 @@ def test_a_caller_may_go_on_from_a_checkpoint_of_its_own(tmp_path):
         run.resume(5)
         run.batch(batch_of(5))
         step(model, optimizer, inputs, labels, batch_of(5))
-    found = whence.open_run(tmp_path)
+    found = whence.runs.open_run(tmp_path)
     assert found.steps == 6 and found.checkpoints == (0, 4, 6)
     assert [[found.ids[one] for one in members] for members in found.log.members] == [
         [str(one) for one in batch_of(number).tolist()] for number in range(6)
@@ -148,7 +148,7 @@ def test_going_back_drops_what_came_after(tmp_path):
         assert run.steps == 5
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["steps"] == 5 and [kept["step"] for kept in record["checkpoints"]] == [0, 4, 5]
-    assert whence.open_run(tmp_path).log.members == whence.open_run(tmp_path).log.members[:5]
+    assert whence.runs.open_run(tmp_path).log.members == whence.runs.open_run(tmp_path).log.members[:5]
 
 
 def test_stages_are_taken_up_again(tmp_path):
@@ -176,7 +176,7 @@ def test_stages_are_taken_up_again(tmp_path):
     (tmp_path / "False").rename(tmp_path / "True")
     again = train()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
-    first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "True")
+    first, second = whence.runs.open_run(tmp_path / "whole"), whence.runs.open_run(tmp_path / "True")
     begun = [{"name": "first", "start": 0, "is_new": True}, {"name": "second", "start": 3, "is_new": True}]
     assert first.record["stages"] == second.record["stages"] == begun
     assert first.checkpoints == second.checkpoints == (0, 2, 3, 5, 7)
@@ -218,7 +218,7 @@ def test_accumulation_clipping_and_divisors(tmp_path):
             factor = float(after / before)
             optimizer.step()
             assert run.log.factors[-1] == pytest.approx(factor) and factor <= 1
-    found = whence.open_run(tmp_path)
+    found = whence.runs.open_run(tmp_path)
     assert [weights[0] for weights in found.log.weights] == pytest.approx([0.2, 1.0, 1 / 30])
     (segment,) = found.segments(1)
     weight = sum(5 * weights[0] * factor for weights, factor in zip(found.log.weights, found.log.factors, strict=True))
@@ -263,7 +263,7 @@ def test_forgotten_lines_are_told(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(BadInput, match="found no run.json in .*; needed a folder that whence.Recorder wrote"):
-        whence.open_run(tmp_path)
+        whence.runs.open_run(tmp_path)
     with pytest.raises(Killed):
         run_of(tmp_path / "a", "momentum", kill_at=5)
     small = nn.Linear(4, 3).double()
@@ -277,7 +277,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "a" / "run.json").write_text(json.dumps({**record, "version": 9}))
     model, _, _ = problem()
     for enter in (
-        lambda: whence.open_run(tmp_path / "a"),
+        lambda: whence.runs.open_run(tmp_path / "a"),
         lambda: whence.Recorder(tmp_path / "a", model, MAKERS["momentum"](model.parameters()), every=1).__enter__(),
     ):
         with pytest.raises(StoreMismatch, match="found a run of version 9 in .*; needed version 1"):
@@ -286,7 +286,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_damaged_files_are_told(tmp_path):
     run_of(tmp_path, "momentum")
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     kept = tmp_path / run.record["checkpoints"][1]["file"]
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(StoreCorrupt, match="found a damaged file .*checkpoint-000000004.safetensors"):
@@ -296,7 +296,7 @@ def test_damaged_files_are_told(tmp_path):
         run.tensors(4)
     (tmp_path / run.record["logs"][0]["file"]).unlink()
     with pytest.raises(StoreCorrupt, match="found a damaged file .*steps-000000000-000000004.safetensors"):
-        whence.open_run(tmp_path)
+        whence.runs.open_run(tmp_path)
 
 
 def test_two_optimizers_in_one_stage_are_refused(tmp_path):
@@ -308,7 +308,7 @@ def test_two_optimizers_in_one_stage_are_refused(tmp_path):
             run.batch([0, 1])
             step(model, optimizer, inputs, labels, [0, 1])
     with pytest.raises(Unsupported, match="found more than one optimizer in the steps 0 to 2; needed one per stage"):
-        whence.open_run(tmp_path).segments(1)
+        whence.runs.open_run(tmp_path).segments(1)
 
 
 def test_files_are_plain_safetensors(tmp_path):
@@ -365,10 +365,10 @@ def test_the_trainer_is_recorded_as_it_trains(tmp_path):
     plain = hf_trainer(tmp_path)
     plain.train()
     trainer = hf_trainer(tmp_path)
-    whence.record_trainer(trainer, tmp_path / "run", checkpoints=3)
+    whence.runs.record_trainer(trainer, tmp_path / "run", checkpoints=3)
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), trainer.model.parameters(), strict=True))
-    run = whence.open_run(tmp_path / "run")
+    run = whence.runs.open_run(tmp_path / "run")
     assert run.steps == trainer.state.global_step == 9 and run.checkpoints == (0, 3, 6, 9)
     lengths = {example["id"]: len(example["input_ids"]) for example in documents()}
     for epoch in range(3):
@@ -398,10 +398,10 @@ def test_every_step_of_the_trainer_is_the_one_that_is_written(tmp_path):
     trainer = hf_trainer(tmp_path, **options)
     model, _ = trainer.model, None
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    whence.record_trainer(trainer, tmp_path / "run")
+    whence.runs.record_trainer(trainer, tmp_path / "run")
     trainer.train()
     end = {name: value.clone() for name, value in model.state_dict().items()}
-    run, by_id = whence.open_run(tmp_path / "run"), {example["id"]: example for example in documents()}
+    run, by_id = whence.runs.open_run(tmp_path / "run"), {example["id"]: example for example in documents()}
     model.load_state_dict(start)
     for members, weights, rates, factor in zip(run.log.members, run.log.weights, run.log.rates, run.log.factors, strict=True):
         model.zero_grad()
@@ -431,7 +431,7 @@ def test_labels_that_a_collator_hides_are_told(tmp_path):
     notes = {}
     for name, collator in (("hidden", hiding), ("whole", collate)):
         trainer = hf_trainer(tmp_path, data=texts, collator=collator, weight_decay=0.0)
-        whence.record_trainer(trainer, tmp_path / name, checkpoints=3)
+        whence.runs.record_trainer(trainer, tmp_path / name, checkpoints=3)
         trainer.train()
         model = trainer.model
         with torch.no_grad():
@@ -484,9 +484,9 @@ def test_a_divisor_is_what_the_trainers_losses_are_means_over(tmp_path, kind, la
         model=Bare(shifts=kind == "bare") if "bare" in kind else None, compute_loss_func=own_loss if kind == "own loss" else None,
         gradient_accumulation_steps=accumulated, collator=labelled,
     )  # fmt: skip
-    whence.record_trainer(trainer, tmp_path / "run", every=1)
+    whence.runs.record_trainer(trainer, tmp_path / "run", every=1)
     trainer.train()
-    run, model = whence.open_run(tmp_path / "run"), trainer.model.eval().requires_grad_(False)
+    run, model = whence.runs.open_run(tmp_path / "run"), trainer.model.eval().requires_grad_(False)
     by_id = {example["id"]: example for example in documents()}
     logged = {entry["step"] - 1: float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry}
     assert len(logged) == run.steps and set(run.losses) == set(logged)
@@ -509,11 +509,11 @@ def test_a_divisor_is_what_the_trainers_losses_are_means_over(tmp_path, kind, la
 @pytest.mark.skipif(int(torch.__version__.split(".")[1]) < 6, reason="resuming the Trainer needs torch 2.6")
 def test_the_trainer_goes_on_where_it_stopped(tmp_path):
     whole = hf_trainer(tmp_path, save_strategy="steps", save_steps=2)
-    whence.record_trainer(whole, tmp_path / "whole")
+    whence.runs.record_trainer(whole, tmp_path / "whole")
     whole.train()
 
     cut = hf_trainer(tmp_path / "cut", save_strategy="steps", save_steps=2)
-    whence.record_trainer(cut, tmp_path / "run")
+    whence.runs.record_trainer(cut, tmp_path / "run")
     inner, calls = cut.training_step, []
 
     def killed(*args, **kwargs):
@@ -526,9 +526,9 @@ def test_the_trainer_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(Killed):
         cut.train()
     again = hf_trainer(tmp_path / "cut", save_strategy="steps", save_steps=2)
-    whence.record_trainer(again, tmp_path / "run")
+    whence.runs.record_trainer(again, tmp_path / "run")
     again.train(resume_from_checkpoint=True)
-    first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "run")
+    first, second = whence.runs.open_run(tmp_path / "whole"), whence.runs.open_run(tmp_path / "run")
     assert [[first.ids[one] for one in members] for members in first.log.members] == [
         [second.ids[one] for one in members] for members in second.log.members
     ]
@@ -543,15 +543,15 @@ def test_trainers_that_cannot_be_recorded(tmp_path):
         for key, value in options.items():
             setattr(trainer.args, key, value)
         with pytest.raises(Unsupported, match=f"found a Trainer with {told}; needed a run that ends"):
-            whence.record_trainer(trainer, tmp_path / "run")
+            whence.runs.record_trainer(trainer, tmp_path / "run")
     trainer = hf_trainer(tmp_path)
     trainer.args.fp16 = True
     with pytest.raises(Unsupported, match=r"found a Trainer with fp16=True on 1 device\(s\); needed one device"):
-        whence.record_trainer(trainer, tmp_path / "run")
+        whence.runs.record_trainer(trainer, tmp_path / "run")
     trainer = hf_trainer(tmp_path)
     trainer.train_dataset = iter(())
     with pytest.raises(BadInput, match="found a Trainer without training data of known length"):
-        whence.record_trainer(trainer, tmp_path / "run")
+        whence.runs.record_trainer(trainer, tmp_path / "run")
 
 
 def test_a_changed_dataset_is_refused_by_content_where_the_recorder_saw_it(tmp_path):
@@ -569,7 +569,7 @@ def test_a_changed_dataset_is_refused_by_content_where_the_recorder_saw_it(tmp_p
             ).backward()
             optimizer.step()
             optimizer.zero_grad()
-    found = whence.open_run(tmp_path / "run")
+    found = whence.runs.open_run(tmp_path / "run")
     assert found.check(model, dataset) == []
     changed = task.prepare([(records[0][0] + 1, 0), *records[1:]])
     with pytest.raises(
@@ -588,7 +588,7 @@ def test_a_run_that_stopped_before_its_first_step_is_begun_again(tmp_path):
         run.batch([0, 1])
         model(torch.randn(2, 3)).sum().backward()
         optimizer.step()
-    assert whence.open_run(tmp_path).steps == 1
+    assert whence.runs.open_run(tmp_path).steps == 1
 
 
 def test_learning_rates_of_a_recipe_are_those_of_each_stages_own_groups(tmp_path):
@@ -607,7 +607,7 @@ def test_learning_rates_of_a_recipe_are_those_of_each_stages_own_groups(tmp_path
             model(torch.randn(1, 3)).sum().backward()
             optimizer.step()
     wanted = 0.5 + (16 * 0.1 + 10 * 0.3) / 26 + 0.2
-    assert whence.open_run(tmp_path).recipe().learning_rate_sum == pytest.approx(wanted)
+    assert whence.runs.open_run(tmp_path).recipe().learning_rate_sum == pytest.approx(wanted)
 
 
 def test_a_run_without_a_step_is_begun_again(tmp_path):
@@ -618,12 +618,12 @@ def test_a_run_without_a_step_is_begun_again(tmp_path):
     with pytest.raises(
         BadInput, match="a run in .* that stopped after 0 steps; .*train on with the recorder on the same folder"
     ):
-        whence.open_run(tmp_path)
+        whence.runs.open_run(tmp_path)
     with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
         run.batch([0, 1])
         model(torch.randn(2, 3)).sum().backward()
         optimizer.step()
-    assert whence.open_run(tmp_path).steps == 1
+    assert whence.runs.open_run(tmp_path).steps == 1
 
 
 def test_clipping_of_a_step_that_was_not_taken_is_forgotten(tmp_path):
@@ -637,7 +637,7 @@ def test_clipping_of_a_step_that_was_not_taken_is_forgotten(tmp_path):
                 run.restore()
                 run.batch(batch_of(number))
             step(model, optimizer, inputs, labels, batch_of(number))
-    assert whence.open_run(tmp_path).log.factors == [1.0, 1.0]
+    assert whence.runs.open_run(tmp_path).log.factors == [1.0, 1.0]
 
 
 def test_a_stage_does_not_open_a_recorder(tmp_path):

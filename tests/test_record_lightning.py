@@ -68,7 +68,7 @@ def trainer_of(tmp_path, *callbacks, **options):
 def record(tmp_path, folder="run", module=None, data=None, workers=0, part="network", **options):
     lightning.seed_everything(3, verbose=False)
     module = module or Module()
-    callback = whence.record_lightning(tmp_path / folder, part=part, checkpoints=3)
+    callback = whence.runs.record_lightning(tmp_path / folder, part=part, checkpoints=3)
     trainer_of(tmp_path, callback, **options).fit(module, loader(workers, data))
     return module
 
@@ -82,7 +82,7 @@ def test_every_step_of_lightning_is_the_one_that_is_written(tmp_path, workers):
     module = record(tmp_path, workers=workers)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters(), strict=True))
 
-    run, data = whence.open_run(tmp_path / "run"), Points()
+    run, data = whence.runs.open_run(tmp_path / "run"), Points()
     assert run.steps == 6 and run.checkpoints == (0, 2, 4, 6) and run.record["seed"] == 3
     met = [torch.stack([data.inputs[int(run.ids[one])] for one in members]) for members in run.log.members]
     theirs = [torch.cat(module.met[start : start + 2]) for epoch in (0, 5) for start in (epoch, epoch + 2)]
@@ -115,7 +115,7 @@ def test_lightning_goes_on_where_it_stopped(tmp_path):
     def fit(folder, *callbacks, ckpt_path=None, count=14):
         module = Module("adamw")
         data = DataLoader(Points(count), batch_size=3)
-        callback = whence.record_lightning(tmp_path / folder, part="network", every=2)
+        callback = whence.runs.record_lightning(tmp_path / folder, part="network", every=2)
         trainer = trainer_of(tmp_path, callback, saved(), *callbacks, enable_checkpointing=True)
         trainer.fit(module, data, ckpt_path=ckpt_path)
 
@@ -126,7 +126,7 @@ def test_lightning_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(StoreMismatch, match="found a run of other training data in .*; needed examples with the ids"):
         fit("cut", ckpt_path=str(own), count=15)
     fit("cut", ckpt_path=str(own))
-    first, second = whence.open_run(tmp_path / "whole"), whence.open_run(tmp_path / "cut")
+    first, second = whence.runs.open_run(tmp_path / "whole"), whence.runs.open_run(tmp_path / "cut")
     assert first.log == second.log
     for name, value in first.tensors(6).items():
         torch.testing.assert_close(second.tensors(6)[name], value, rtol=1e-12, atol=1e-12)
@@ -147,28 +147,30 @@ def test_what_of_lightning_cannot_be_recorded(tmp_path):
         (Module(), (), {"overfit_batches": 1}, "a Trainer with overfit_batches"),
         (Module(), (swa,), {}, "a Trainer with StochasticWeightAveraging"),
     ):
-        trainer = trainer_of(tmp_path, whence.record_lightning(tmp_path / "run"), *callbacks, **options)
+        trainer = trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run"), *callbacks, **options)
         with pytest.raises(Unsupported, match=f"found {told}.*; do this: train so, or record a loop"):
             trainer.fit(module, loader())
-    trainer = trainer_of(tmp_path, whence.record_lightning(tmp_path / "run"))
+    trainer = trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run"))
     trainer.strategy.precision_plugin.scaler = torch.amp.GradScaler("cpu")
     with pytest.raises(Unsupported, match="found a Trainer with precision=32-true, whose steps may be skipped; needed float32"):
         trainer.fit(Module(), loader())
-    trainer = trainer_of(tmp_path, whence.record_lightning(tmp_path / "run"))
+    trainer = trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run"))
     type(trainer).world_size, held = property(lambda self: 2), type(trainer).world_size
     try:
         with pytest.raises(Unsupported, match="found a Trainer on 2 devices; needed one device"):
-            whence.record_lightning(tmp_path / "run").setup(trainer, Module(), "fit")
+            whence.runs.record_lightning(tmp_path / "run").setup(trainer, Module(), "fit")
     finally:
         type(trainer).world_size = held
     with pytest.raises(Unsupported, match="found training data in a list; needed one torch DataLoader"):
-        trainer_of(tmp_path, whence.record_lightning(tmp_path / "run")).fit(Module(), [loader(), loader()])
+        trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run")).fit(Module(), [loader(), loader()])
     with pytest.raises(Unsupported, match="found a DataLoader that does not plan its batches; needed a dataset of known"):
-        trainer_of(tmp_path, whence.record_lightning(tmp_path / "run")).fit(Module(), DataLoader(Points(), batch_size=None))
+        trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run")).fit(
+            Module(), DataLoader(Points(), batch_size=None)
+        )
     with pytest.raises(BadInput, match="found a run of a length that is not known; needed the steps between checkpoints"):
-        trainer_of(tmp_path, whence.record_lightning(tmp_path / "run"), max_epochs=-1).fit(Module(), loader())
+        trainer_of(tmp_path, whence.runs.record_lightning(tmp_path / "run"), max_epochs=-1).fit(Module(), loader())
     with pytest.raises(Unsupported, match="found a batch that the DataLoader's sampler did not plan; needed batches in the"):
-        whence.record_lightning(tmp_path / "run").on_train_batch_start(None, None, None, 0)
+        whence.runs.record_lightning(tmp_path / "run").on_train_batch_start(None, None, None, 0)
 
 
 def test_without_lightning_the_way_out_is_told(tmp_path, monkeypatch):
@@ -176,7 +178,7 @@ def test_without_lightning_the_way_out_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(place, "_PACKAGES", ("no_such_package",))
     with pytest.raises(BadInput, match="found no Lightning; needed pytorch-lightning; do this: pip install"):
-        whence.record_lightning(tmp_path)
+        whence.runs.record_lightning(tmp_path)
 
 
 TEXTS = [f"{animal} {verb}" for animal in ("a cat", "the dog", "one bird") for verb in ("sat", "ran off", "sleeps", "é")]
@@ -212,7 +214,7 @@ def collate(examples):
 
 def through_lightning(folder, run):
     module = Language(folder)
-    callback = whence.record_lightning(
+    callback = whence.runs.record_lightning(
         run, part="model", checkpoints=2, divided_by=lambda batch: float(batch["labels"][:, 1:].ne(-100).sum())
     )
     data = DataLoader(encoded(folder), batch_size=4, shuffle=True, collate_fn=collate)
@@ -230,7 +232,7 @@ def through_trainer(folder, run):
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=encoded(folder), data_collator=collate)
-    whence.record_trainer(trainer, run, checkpoints=2)
+    whence.runs.record_trainer(trainer, run, checkpoints=2)
     trainer.train()
     return model
 
@@ -248,7 +250,7 @@ def test_a_run_is_attributed_from_the_command_line(tmp_path, train, capsys):
     source = ["--method", "source", "--run", str(tmp_path / "run")]
     assert main(["attribute", *arguments, *source]) == 0, capsys.readouterr().err
     scores = torch.from_numpy(np.load(tmp_path / "table" / "scores.npy"))
-    run = whence.open_run(tmp_path / "run")
+    run = whence.runs.open_run(tmp_path / "run")
     assert sorted(run.ids) == sorted(f"t{number}" for number in range(12)) and run.steps == 9
     task, _ = load_task(str(folder))
     train_set, queries = (task.prepare(load_records(str(path))) for path in (data, asked))

@@ -20,7 +20,7 @@ from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 
 def record_of(folder):
     """Everything a run is, but for the bytes of files that its parts were written to."""
-    run = whence.open_run(folder)
+    run = whence.runs.open_run(folder)
     return run.log, [(kept["step"], kept["sha256"]) for kept in run.record["checkpoints"]], run.record["settings"]
 
 
@@ -48,7 +48,7 @@ def skipping_run(folder, *, fused, overflows=()):
 def test_steps_that_a_scaler_skips_are_not_recorded(tmp_path, fused):
     run = skipping_run(tmp_path, fused=fused, overflows=(0, 3))
     assert run.steps == 4
-    found = whence.open_run(tmp_path)
+    found = whence.runs.open_run(tmp_path)
     assert [[found.ids[one] for one in members] for members in found.log.members] == [
         [str(one) for one in batch_of(number).tolist()] for number in (1, 2, 4, 5)
     ]
@@ -118,7 +118,7 @@ def lora_run(folder, *, model=None, steps=8, kill_at=None):
 
 def test_frozen_weights_are_written_once(tmp_path):
     model = lora_run(tmp_path / "run")
-    run = whence.open_run(tmp_path / "run")
+    run = whence.runs.open_run(tmp_path / "run")
     sizes = {kept["step"]: (tmp_path / "run" / kept["file"]).stat().st_size for kept in run.record["checkpoints"]}
     frozen = sum(4 * one.numel() for one in model.parameters() if not one.requires_grad)
     trained = sum(4 * one.numel() for one in model.parameters() if one.requires_grad)
@@ -154,7 +154,7 @@ def test_a_run_may_be_said_to_be_finished_before_its_end(tmp_path):
         run.batch(batch_of(0))
         step(model, optimizer, inputs.float(), labels, batch_of(0))
         run.checkpoint(finished=True)
-    found = whence.open_run(tmp_path)
+    found = whence.runs.open_run(tmp_path)
     assert found.checkpoints == (0, 1)
     assert all(torch.equal(found.tensors(1)[f"model.{name}"], value) for name, value in model.named_parameters())
 
@@ -235,7 +235,7 @@ def test_processes_record_their_own_examples(tmp_path):
         for number in range(6):
             run.batch(batch_of(number))
             step(model, optimizer, inputs, labels, batch_of(number))
-    alone, whole, cut = (whence.open_run(tmp_path / name) for name in ("alone", "whole", "cut"))
+    alone, whole, cut = (whence.runs.open_run(tmp_path / name) for name in ("alone", "whole", "cut"))
     for found in (whole, cut):
         assert sum(found.log.weights, []) == pytest.approx(sum(alone.log.weights, []))
         assert found.log.rates == alone.log.rates
@@ -255,10 +255,10 @@ def test_processes_record_their_own_examples(tmp_path):
     del log["seal"]
     (place / "run.json").write_text(json.dumps({**log, "logs": log["logs"][:-1], "steps": log["logs"][-2]["stop"]}))
     with pytest.raises(StoreCorrupt, match="found 4 steps in .*rank-00001 of a run of 6; needed as many"):
-        whence.open_run(tmp_path / "whole")
+        whence.runs.open_run(tmp_path / "whole")
     (place / log["logs"][0]["file"]).write_bytes(b"")
     with pytest.raises(StoreCorrupt, match="found a damaged file .*rank-00001.*its checksum is another"):
-        whence.open_run(tmp_path / "whole")
+        whence.runs.open_run(tmp_path / "whole")
 
 
 def slow_run(folder, progress=None):

@@ -160,7 +160,7 @@ def test_losses_are_those_of_the_steps_that_are_kept(tmp_path):
     del said[4 * 2 :]
     with whence.Recorder(tmp_path, model, optimizer, every=2) as run:
         train(run, run.restore(), 6)
-    found = whence.open_run(tmp_path).losses
+    found = whence.runs.open_run(tmp_path).losses
     assert found == {step: pytest.approx(sum(value for number, value in said if number == step)) for step in (0, 2, 4)}
 
 
@@ -187,9 +187,9 @@ def test_the_loss_of_a_trainer_is_compared(tmp_path, model_folder):
         ("plain", {}, True), ("dropping", {"dropout": 0.1}, True), ("smoothed", {"label_smoothing_factor": 0.4}, False),
     ):  # fmt: skip
         trainer, data = trainer_of(tmp_path, model_folder, **options)
-        whence.record_trainer(trainer, tmp_path / name)
+        whence.runs.record_trainer(trainer, tmp_path / name)
         trainer.train()
-        run = whence.open_run(tmp_path / name)
+        run = whence.runs.open_run(tmp_path / name)
         assert sorted(run.losses) == list(run.checkpoints[:-1])
         task = whence.Classification(trainer.model)
         own = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "label": row["labels"]} for row in data]
@@ -206,7 +206,7 @@ def test_the_loss_of_a_trainer_is_compared(tmp_path, model_folder):
 
 def test_an_optimizer_with_another_state_is_refused_by_what_it_lacks(tmp_path):
     task = trained(tmp_path / "r", nn.functional.cross_entropy, make=Renamed, lr=0.03)
-    assert whence.open_run(tmp_path / "r").record["settings"][0]["module"] == "tests.test_same_loss"
+    assert whence.runs.open_run(tmp_path / "r").record["settings"][0]["module"] == "tests.test_same_loss"
     for method in ("source", "astra-source", "unroll"):
         with pytest.raises(
             Unsupported,
@@ -251,7 +251,7 @@ def test_a_stage_with_a_new_optimizer_keeps_the_state_of_the_one_before(tmp_path
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-    found = whence.open_run(tmp_path)
+    found = whence.runs.open_run(tmp_path)
     assert found.checkpoints == (0, 4, 6, 10, 12)
     whole = found.preconditioner([4, 6])
     assert all(bool((value > found.preconditioner([4])[name] / 2 * 1.01).all()) for name, value in whole.items())

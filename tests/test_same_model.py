@@ -369,16 +369,16 @@ def test_a_stopped_run_and_a_stopped_log_refuse_another_model(tmp_path):
     with refused("a run in"), whence.Recorder(tmp_path / "r", task.model, optimizer, every=1):
         pass
     task = task_of()
-    log = whence.GradientLog(tmp_path / "l", task, records(), quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "l", task, records(), quiet=True)
     log._lock.close()
     with refused("a log in"):
-        whence.GradientLog(tmp_path / "l", task_of(Net, eps=1e-3), records(), quiet=True)
-    assert whence.GradientLog(tmp_path / "l", task_of(), records(), quiet=True)
+        whence.pipeline.GradientLog(tmp_path / "l", task_of(Net, eps=1e-3), records(), quiet=True)
+    assert whence.pipeline.GradientLog(tmp_path / "l", task_of(), records(), quiet=True)
 
 
 def test_a_gradient_log_knows_the_model_it_ended_with(tmp_path):
     task = task_of()
-    log = whence.GradientLog(tmp_path / "l", task, records(), quiet=True)
+    log = whence.pipeline.GradientLog(tmp_path / "l", task, records(), quiet=True)
     dataset = task.prepare(records())
     with log.batch(dataset.ids):
         task.loss(task.model, task.collate(dataset.examples)).mean().backward()
@@ -390,7 +390,7 @@ def test_a_gradient_log_knows_the_model_it_ended_with(tmp_path):
 
 def test_an_ensemble_refuses_another_model_under_a_members_name(tmp_path):
     table = whence.attribute(task_of(), records(), records(2), method="grad-dot-exact", quiet=True)
-    ensemble = whence.Ensemble(tmp_path / "e")
+    ensemble = whence.score.Ensemble(tmp_path / "e")
     ensemble.add(table, member="0", structure=structure_of(task_of().model))
     ensemble.check_structure("0", structure_of(task_of(Net, torch.tanh).model))  # nothing that structure shows
     with pytest.raises(BadInput, match="a model with the weights of a member of .* eps=1e-05 there and eps=0.001 here"):

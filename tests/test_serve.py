@@ -27,11 +27,11 @@ from whence.serve.app import create_app
 from whence.serve.catalog import Catalog, Filter
 from whence.serve.client import HitFilter
 from whence.serve.config import ServeConfig, check_token
-from whence.serve.hosted_store import Desk
+from whence.serve.hosted_store import HostedStore
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.question import Question
-from whence.serve.queue import Full, Job, Line
+from whence.serve.queue import Full, Job, QuestionQueue
 from whence.serve.run import named_folders, run_app
 from whence.settings import Writing
 from whence.store import reader as reader_module
@@ -72,7 +72,7 @@ def store(folder):
 
 @pytest.fixture(scope="module")
 def desk(store, task):
-    return Desk.of("store", store, task, metadata=METADATA, questions=[{"prompt": "a cat", "completion": ""}])
+    return HostedStore.open("store", store, task, metadata=METADATA, questions=[{"prompt": "a cat", "completion": ""}])
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_shares_are_sums_per_source(service, store, task):
 
 def test_sources_beyond_those_listed_are_one_line(service, task, tmp_path):
     many = [{"id": str(number), "source": f"s{number}", "text": f"text {number}"} for number in range(60)]
-    client = service([Desk.of("many", whence.build(task, many, tmp_path / "many", **BUILD), task)])
+    client = service([HostedStore.open("many", whence.build(task, many, tmp_path / "many", **BUILD), task)])
     found = posted(client, ASKED, store="many")["shares"]
     assert len(found) == 51 and found[-1]["source"] == "(other sources)"
     assert sum(one["share"] for one in found) == pytest.approx(1)
@@ -289,7 +289,7 @@ def test_questions_that_wait_together_share_a_scan(service, gate):
 
 def test_those_who_were_answered_together_are_waited_for(desk):
     metrics = Metrics()
-    line = Line({"store": desk}, QueryLog(":memory:", retention_days=1), metrics, max_waiting=9, batch=9)
+    line = QuestionQueue({"store": desk}, QueryLog(":memory:", retention_days=1), metrics, max_waiting=9, batch=9)
 
     def seconds_of(count, company, patience):
         line.company, line.patient_until = company, time.monotonic() + patience
@@ -312,7 +312,7 @@ def test_those_who_were_answered_together_are_waited_for(desk):
 
 def test_where_answers_depend_on_each_other_nothing_is_shared(task, tmp_path):
     whitened = whence.build(task, records(), tmp_path / "w", **{**BUILD, "method": "trackstar"})
-    assert Desk.of("w", whitened, task).at_once == 1
+    assert HostedStore.open("w", whitened, task).at_once == 1
 
 
 def test_one_bad_question_does_not_take_others_along(service, gate, monkeypatch, desk):
@@ -356,7 +356,7 @@ def test_what_takes_too_long_is_given_up(service, gate):
 def test_closing_finishes_what_waits(desk, gate, tmp_path):
     path = str(tmp_path / "log.sqlite")
     log = QueryLog(path, retention_days=1)
-    line = Line({"store": desk}, log, Metrics(), max_waiting=9, batch=1)
+    line = QuestionQueue({"store": desk}, log, Metrics(), max_waiting=9, batch=1)
     jobs = [Job(f"j{number}", desk, Question(**ASKED), time.monotonic() + 20) for number in range(3)]
     for job in jobs:
         line.put(job)
@@ -381,7 +381,7 @@ def test_nothing_piles_up_with_requests(service, desk, monkeypatch):
     masks = Masks(desk)
     for number in range(40):
         masks.of(Question(**ASKED, filter=Filter(since=float(number))))
-    assert len(masks.known) == 32
+    assert len(masks.masks) == 32
 
 
 # --- what is closed
@@ -491,7 +491,7 @@ def test_limits(service):
 
 
 def test_times_have_to_be_known(service, store, task):
-    client = service([Desk.of("plain", store, task)])
+    client = service([HostedStore.open("plain", store, task)])
     found = posted(client, {**ASKED, "filter": {"since": "2024-01-01"}}, store="plain", status=400)
     assert found["error"]["found"] == "a filter by time for a store without times"
 
@@ -562,21 +562,21 @@ def test_what_cannot_be_asked_is_not_served(task, store, tmp_path):
     other, dataset = zoo.make("linear")
     built = whence.build(other, dataset, tmp_path / "c", method="logra", rank=2, quiet=True)
     with pytest.raises(Unsupported, match="does not say in which files its images are; .*pass --train"):
-        Desk.of("c", built, other)
+        HostedStore.open("c", built, other)
     two, pairs = zoo.make("two_inputs")
     with pytest.raises(Unsupported, match="found training examples with the inputs ids, values"):
-        Desk.of("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
+        HostedStore.open("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
     with pytest.raises(BadInput, match="found --train for a store of a language model"):
-        Desk.of("s", store, task, train=dataset)
+        HostedStore.open("s", store, task, train=dataset)
     with pytest.raises(BadInput, match="found --pixels for a store of a language model"):
-        Desk.of("s", store, task, pixels=(0.0, 1.0))
+        HostedStore.open("s", store, task, pixels=(0.0, 1.0))
     regression, targets = zoo.make("regression")
     built = whence.build(regression, targets, tmp_path / "r", method="logra", rank=2, quiet=True)
     with pytest.raises(Unsupported, match="found a store of a regression task"):
-        Desk.of("r", built, regression)
+        HostedStore.open("r", built, regression)
     ids = [{"id": text, "input_ids": task.tokenizer(text)["input_ids"]} for text in ("a cat", "a dog")]
     with pytest.raises(Unsupported, match="found a store without texts"):
-        Desk.of("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)
+        HostedStore.open("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)
 
 
 def test_ids_are_found_even_where_digests_agree(store, monkeypatch):
@@ -605,9 +605,9 @@ def test_answers_are_found_again(service, desk, tmp_path):
 def test_an_answer_of_a_store_that_changed_is_not_shown(service, task, tmp_path):
     path = str(tmp_path / "log.sqlite")
     old = whence.build(task, records(), tmp_path / "old", **BUILD)
-    found = posted(service([Desk.of("store", old, task)], log=path), ASKED)
+    found = posted(service([HostedStore.open("store", old, task)], log=path), ASKED)
     other = whence.build(task, records(), tmp_path / "other", **{**BUILD, "rank": 4})
-    assert service([Desk.of("store", other, task)], log=path).get(f"/v1/answers/{found['id']}").status_code == 404
+    assert service([HostedStore.open("store", other, task)], log=path).get(f"/v1/answers/{found['id']}").status_code == 404
 
 
 def logged(name, time, shares):
@@ -693,7 +693,7 @@ def live(desk, tmp_path):
 
 
 def test_the_client_gives_what_query_gives(live, store, task):
-    client = whence.Client(live())
+    client = whence.serve.Client(live())
     found = client.query([ASKED, "the dog sat"], k=3, tokens=True)
     wanted = whence.query(store, task, [ASKED, "the dog sat"], k=3, tokens=True, quiet=True)
     assert found.queries == wanted.queries and found.method == wanted.method and found.num_examples == 9
@@ -715,7 +715,7 @@ def events_of(events, name):
 
 
 def test_an_answer_can_be_cancelled(live, gate):
-    client = whence.Client(live())
+    client = whence.serve.Client(live())
     seen = threading.Event()
     begun = {}
 
@@ -742,8 +742,8 @@ def test_whoever_goes_away_is_not_worked_for(live, gate, monkeypatch):
     from urllib.parse import urlsplit
 
     jobs = []
-    real = line_module.Line.put
-    monkeypatch.setattr(line_module.Line, "put", lambda self, job: (jobs.append(job), real(self, job))[1])
+    real = line_module.QuestionQueue.put
+    monkeypatch.setattr(line_module.QuestionQueue, "put", lambda self, job: (jobs.append(job), real(self, job))[1])
     for accept in ("application/json", "text/event-stream"):
         connection = http.client.HTTPConnection(urlsplit(live()).netloc)
         headers = {"Content-Type": "application/json", "Accept": accept}
@@ -760,7 +760,7 @@ def test_whoever_goes_away_is_not_worked_for(live, gate, monkeypatch):
 
 def test_the_client_tells_mistakes(live):
     url = live(max_k=5)
-    client = whence.Client(url, seconds=5)
+    client = whence.serve.Client(url, seconds=5)
     with pytest.raises(BadInput, match="found 6 hits on each side; needed at most 5; do this: ask for less"):
         client.attribute("a cat", k=6)
     with pytest.raises(BadInput, match="found no query"):
@@ -768,14 +768,14 @@ def test_the_client_tells_mistakes(live):
     with pytest.raises(BadInput, match="found query 0 without a text"):
         client.query([{"prompt": "a"}])
     with pytest.raises(BadInput, match="found the address 'nowhere'"):
-        whence.Client("nowhere")
+        whence.serve.Client("nowhere")
     with pytest.raises(BadInput, match=r"found no answer from http://127.0.0.1:9 \(.*refused"):
-        whence.Client("http://127.0.0.1:9").stores()
+        whence.serve.Client("http://127.0.0.1:9").stores()
 
 
 def test_several_stores_at_once(live, desk, task, tmp_path):
-    other = Desk.of("other", whence.build(task, records()[:4], tmp_path / "o", **BUILD), task)
-    client = whence.Client(live([desk, other]))
+    other = HostedStore.open("other", whence.build(task, records()[:4], tmp_path / "o", **BUILD), task)
+    client = whence.serve.Client(live([desk, other]))
     assert client.attribute("a cat", store="other")["num_examples"] == 4
     assert client.attribute("a cat", store="store")["num_examples"] == 9
     with pytest.raises(BadInput, match="found 2 stores at .*; needed one of: store, other"):
@@ -825,7 +825,7 @@ def started(folder, log, *options):
     )  # fmt: skip
     line = process.stdout.readline()
     assert line, process.stderr.read()
-    return process, whence.Client(json.loads(line)["url"])
+    return process, whence.serve.Client(json.loads(line)["url"])
 
 
 def test_nothing_is_lost_when_killed_and_a_stop_finishes_what_it_began(folder, tmp_path):

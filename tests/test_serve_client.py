@@ -77,7 +77,7 @@ def test_a_token_goes_to_no_other_address(foreign, status):
         "\x1b[31m",
     ):
         server = foreign(lambda handler, place=place: reply(handler, status, b"", Location=place))
-        client = whence.Client(server.url, token=TOKEN)
+        client = whence.serve.Client(server.url, token=TOKEN)
         with pytest.raises(BadInput, match="found a redirect from .* to .*a token is for nobody else") as told:
             client.stores()
         assert "\x1b" not in str(told.value)
@@ -103,7 +103,7 @@ def test_nothing_is_unpacked(foreign):
     for status in (200, 400):
         server = foreign(lambda handler, status=status: reply(handler, status, bomb, Content_Encoding="gzip"))
         with pytest.raises(BadInput, match="found (a packed answer|status 400) from"):
-            whence.Client(server.url).stores()
+            whence.serve.Client(server.url).stores()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_nothing_is_unpacked(foreign):
     [b"", b"{", b"[]", b"3", b"null", b"{}", b'{"stores": 3}', b'{"stores": [3]}', b"[" * 100_000, b"\xff", b'{"stores": []}'],
 )
 def test_whoever_is_no_service_is_told_apart(foreign, content):
-    client = whence.Client(foreign(lambda handler: reply(handler, 200, content)).url)
+    client = whence.serve.Client(foreign(lambda handler: reply(handler, 200, content)).url)
     with pytest.raises(BadInput, match="that is not whence's|found 0 stores"):
         client.attribute("a")
     with pytest.raises(BadInput, match="that is not whence's"):
@@ -120,7 +120,7 @@ def test_whoever_is_no_service_is_told_apart(foreign, content):
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"{}", b'{"error": "no"}', b'{"error": {"found": 3}}', b'{"error": {}}'])
 def test_errors_of_others_are_told_by_their_status(foreign, content):
-    client = whence.Client(foreign(lambda handler: reply(handler, 418, content)).url)
+    client = whence.serve.Client(foreign(lambda handler: reply(handler, 418, content)).url)
     with pytest.raises(BadInput, match="found (status 418|an answer) from"):
         client.stores()
 
@@ -137,7 +137,7 @@ def test_an_answer_has_an_end(foreign, monkeypatch):
         except OSError:
             pass
 
-    client = whence.Client(foreign(endless).url)
+    client = whence.serve.Client(foreign(endless).url)
     for listener in (None, print):
         with pytest.raises(BadInput, match="found an answer of more than 1 MiB from"):
             client.attribute("a", store="store", on_progress=listener)
@@ -154,7 +154,7 @@ def test_an_answer_has_a_time(foreign):
         except OSError:
             pass
 
-    client = whence.Client(foreign(slow).url, seconds=0.5)
+    client = whence.serve.Client(foreign(slow).url, seconds=0.5)
     for listener in (None, print):
         started = time.monotonic()
         with pytest.raises(BadInput, match="it did not end within 0.5 s"):
@@ -163,7 +163,7 @@ def test_an_answer_has_a_time(foreign):
 
 
 def test_half_an_answer_is_none(foreign):
-    client = whence.Client(foreign(lambda handler: reply(handler, 200, STORES, Content_Length="500")).url)
+    client = whence.serve.Client(foreign(lambda handler: reply(handler, 200, STORES, Content_Length="500")).url)
     with pytest.raises(BadInput, match="the answer ended before its end"):
         client.stores()
 
@@ -172,11 +172,11 @@ def test_half_an_answer_is_none(foreign):
 def test_a_full_service_is_asked_again_no_more_than_once_a_second(foreign, wait):
     server = foreign(lambda handler: reply(handler, 503, b"{}", Retry_After=wait))
     with pytest.raises(BadInput, match="found status 503|not whence's"):
-        whence.Client(server.url, seconds=1.5).stores()
+        whence.serve.Client(server.url, seconds=1.5).stores()
     assert len(server.seen) <= 2
 
 
 def test_a_token_fits_into_a_header():
     for token in ("a\r\nX: y" + TOKEN, "é" * 20, "\x00" * 20):
         with pytest.raises(BadInput, match="found a token that no header can hold"):
-            whence.Client("http://127.0.0.1:1", token=token)
+            whence.serve.Client("http://127.0.0.1:1", token=token)

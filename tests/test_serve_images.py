@@ -18,7 +18,7 @@ from whence.load import load_task
 from whence.serve.app import create_app
 from whence.serve.client import HitFilter
 from whence.serve.config import ServeConfig
-from whence.serve.hosted_store import Desk
+from whence.serve.hosted_store import HostedStore
 from whence.serve.pictures import pixels_of, values_of
 
 Image = pytest.importorskip("PIL.Image")
@@ -92,7 +92,7 @@ def files(pictures, tmp_path_factory):
         for path in sorted(pictures.rglob("*.png"))
     ]
     store = whence.build(task, records, tmp_path_factory.mktemp("files") / "store", **BUILD)
-    return Desk.of("files", store, task)
+    return HostedStore.open("files", store, task)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,9 @@ def drawn(tmp_path_factory):
         for number in range(5)
     ]
     data = task.prepare(records)
-    return Desk.of("drawn", whence.build(task, data, tmp_path_factory.mktemp("drawn") / "store", **BUILD), task, train=data)
+    return HostedStore.open(
+        "drawn", whence.build(task, data, tmp_path_factory.mktemp("drawn") / "store", **BUILD), task, train=data
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def texts(model_folder, tmp_path_factory):
     records = [
         {"id": f"t{n}", "text": text, "label": n % 2} for n, text in enumerate(("a cat", "a dog ran", "cats sit", "no dog"))
     ]
-    return Desk.of("texts", whence.build(task, records, tmp_path_factory.mktemp("texts") / "store", **BUILD), task)
+    return HostedStore.open("texts", whence.build(task, records, tmp_path_factory.mktemp("texts") / "store", **BUILD), task)
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def assert_same(found, wanted):
 def test_an_uploaded_image_is_asked_about_as_a_file_is(service, files, pictures):
     client, path = service(), pictures / "dog" / "1.png"
     found = posted(client, "files", {"image": encoded(path.read_bytes()), "label": "cat", "k": 3})
-    warm = files.warm
+    warm = files.prepared
     assert_same(found, whence.query(warm.store, warm.task, [{"image": str(path), "label": 0}], k=3, quiet=True))
     assert (found["item"]["label"], found["item"]["is_predicted"], found["completion"]) == ("cat", False, "cat")
     stored = posted(client, "files", {"example": "dog/1.png", "label": 0, "k": 3})
@@ -183,7 +185,7 @@ def test_images_go_out_small(service, pictures):
 
 
 def test_a_diffusion_model_is_asked_about_an_example_and_an_upload(service, drawn):
-    client, warm = service(), drawn.warm
+    client, warm = service(), drawn.prepared
     train = drawn.reader.examples
     found = posted(client, "drawn", {"example": "d2", "k": 2})
     record = {"image": train[2].fields["image"], "label": 2, "id": "question"}
@@ -200,7 +202,7 @@ def test_a_diffusion_model_is_asked_about_an_example_and_an_upload(service, draw
 
 
 def test_a_classifier_of_texts(service, texts):
-    client, warm = service(), texts.warm
+    client, warm = service(), texts.prepared
     found = posted(client, "texts", {"text": "a cat ran", "label": "dog", "k": 2})
     assert_same(found, whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, quiet=True))
     assert found["prompt"] == "a cat ran" and found["proponents"][0]["text"]
@@ -208,7 +210,7 @@ def test_a_classifier_of_texts(service, texts):
 
 
 def test_the_client_asks_about_items(service, pictures, monkeypatch):
-    inside, client = service(), whence.Client("http://127.0.0.1:1")
+    inside, client = service(), whence.serve.Client("http://127.0.0.1:1")
     monkeypatch.setattr(client, "_asked", lambda store, verb, body, chosen, _: posted(inside, store, body | chosen, verb=verb))
     path = pictures / "dog" / "1.png"
     found = [
@@ -294,11 +296,13 @@ def test_pixels():
 
 
 def test_mistakes_of_who_starts_it(files, drawn, tmp_path):
-    warm = files.warm
+    warm = files.prepared
     with pytest.raises(BadInput, match="found pixels from 0 to 1 for"):
-        Desk.of("files", warm.store, warm.task, pixels=(0.0, 1.0))
+        HostedStore.open("files", warm.store, warm.task, pixels=(0.0, 1.0))
     with pytest.raises(BadInput, match="found pixels from 1 to 1 for"):
-        Desk.of("d", drawn.warm.store, drawn.warm.task, train=whence.data.Dataset(drawn.reader.examples), pixels=(1.0, 1.0))
+        HostedStore.open(
+            "d", drawn.prepared.store, drawn.prepared.task, train=whence.data.Dataset(drawn.reader.examples), pixels=(1.0, 1.0)
+        )
 
 
 MODEL = """

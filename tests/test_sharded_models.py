@@ -310,7 +310,7 @@ def test_only_what_another_rank_broke_is_called_a_lost_rank():
 
 def _fit(ranks, folder):
     with ranks.connected():
-        whence.fit_curvature(task_of(split(gpt2(), ranks)), examples(12), folder, quiet=True, ranks=ranks)
+        whence.pipeline.fit_curvature(task_of(split(gpt2(), ranks)), examples(12), folder, quiet=True, ranks=ranks)
 
 
 def test_curvature_of_a_split_model_is_used_by_the_whole_one(processes, tmp_path):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import whence
 from tests.reference.shares import largest_remainders, query_shares, total_shares
-from whence.apply.shares import WHOLE
-from whence.apply.shares.files import content_of, csv_text, queries_rows, shares_rows
-from whence.apply.shares.payout import Payout, apportion
 from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.shares import WHOLE
+from whence.shares.files import content_of, csv_text, queries_rows, shares_rows
+from whence.shares.payout import Payout, apportion
 
 RULES = [{"rule": "positive"}, {"rule": "signed"}, {"rule": "softmax", "temperature": 0.5}]
 
@@ -48,7 +48,7 @@ def test_rules_equal_the_slow_twin(options, floor):
     models = [drawn(seed=seed) + drawn(seed=9) for seed in range(4)]
     weights = [1.0, 0.5, 2.0, 0.0, 3.25]
     several = "models"
-    found = whence.shares(
+    found = whence.shares.shares(
         [table(scores) for scores in models], SOURCES, several=several,
         weights={f"q{n}": weight for n, weight in enumerate(weights)}, quiet=True, **options, **floor,
     )  # fmt: skip
@@ -66,29 +66,29 @@ def test_rules_equal_the_slow_twin(options, floor):
 def test_rules_by_hand():
     scores = table([[3.0, 1.0, -2.0, -1.0]])
     sources = {"d0": "a", "d1": "b", "d2": "a", "d3": "b"}
-    assert [line.share for line in whence.shares(scores, sources).lines[:2]] == [0.75, 0.25]
-    signed = whence.shares(scores, sources, rule="signed").lines
+    assert [line.share for line in whence.shares.shares(scores, sources).lines[:2]] == [0.75, 0.25]
+    signed = whence.shares.shares(scores, sources, rule="signed").lines
     assert [(line.name, line.share) for line in signed[:2]] == [("a", 1.0), ("b", 0.0)]  # a: 3 - 2; b: 1 - 1
     assert (signed[0].raised, signed[0].lowered) == (3.0, -2.0)
-    softmax = whence.shares(scores, sources, rule="softmax", temperature=1.0).lines
+    softmax = whence.shares.shares(scores, sources, rule="softmax", temperature=1.0).lines
     powers = np.exp(np.array([3.0, 1.0, -2.0, -1.0]) / np.std([3.0, 1.0, -2.0, -1.0]))
     assert softmax[0].share == pytest.approx((powers[0] + powers[2]) / powers.sum(), abs=1e-12)
 
 
 def test_scale_and_order_change_nothing():
     scores = drawn()
-    first = {line.name: line.share for line in whence.shares(table(scores), SOURCES).lines}
-    assert first == {line.name: line.share for line in whence.shares(table(scores * 8), SOURCES).lines}
+    first = {line.name: line.share for line in whence.shares.shares(table(scores), SOURCES).lines}
+    assert first == {line.name: line.share for line in whence.shares.shares(table(scores * 8), SOURCES).lines}
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     turned = whence.ScoreTable(scores[:, order], table(scores).query_ids, tuple(f"d{n}" for n in order.tolist()), "nats", "m")
-    assert {line.name: line.share for line in whence.shares(turned, SOURCES).lines} == pytest.approx(first, abs=2e-12)
+    assert {line.name: line.share for line in whence.shares.shares(turned, SOURCES).lines} == pytest.approx(first, abs=2e-12)
 
 
 def test_merging_two_sources_adds_their_shares_up():
     """A source gains nothing by going under two names."""
-    found = by_line(whence.shares(table(drawn()), SOURCES))
+    found = by_line(whence.shares.shares(table(drawn()), SOURCES))
     merged = {name: source.replace("source 1", "source 0") for name, source in SOURCES.items()}
-    together = by_line(whence.shares(table(drawn()), merged))
+    together = by_line(whence.shares.shares(table(drawn()), merged))
     apart = found["source", "source 0"].share + found["source", "source 1"].share
     assert together["source", "source 0"].share == pytest.approx(apart, abs=2e-12)
 
@@ -98,17 +98,17 @@ def test_merging_two_sources_adds_their_shares_up():
 
 def test_the_unknown_is_a_line_of_its_own_and_spread_over_nobody():
     scores = drawn()
-    found = by_line(whence.shares(table(scores), SOURCES))
-    named = by_line(whence.shares(table(scores), {f"d{n}": SOURCES.get(f"d{n}") or "nobody" for n in range(40)}))
+    found = by_line(whence.shares.shares(table(scores), SOURCES))
+    named = by_line(whence.shares.shares(table(scores), {f"d{n}": SOURCES.get(f"d{n}") or "nobody" for n in range(40)}))
     assert found["unknown", ""].share == named["source", "nobody"].share > 0.05
     for name in ("source 0", "source 1", "source 2", "source 3"):
         assert found["source", name] == named["source", name]
-    assert found["unknown", ""].examples == 7 and whence.shares(table(scores), SOURCES).unlisted == 2
+    assert found["unknown", ""].examples == 7 and whence.shares.shares(table(scores), SOURCES).unlisted == 2
 
 
 def test_noise_and_queries_without_a_proponent():
     scores = table([[2.0, 0.1, 0.1, -1.0], [-1.0, -2.0, -0.5, -0.3]])
-    found = by_line(whence.shares(scores, {"d0": "a", "d1": "b", "d2": "b", "d3": "b"}, floor=0.5))
+    found = by_line(whence.shares.shares(scores, {"d0": "a", "d1": "b", "d2": "b", "d3": "b"}, floor=0.5))
     assert found["none", ""].share == 0.5
     assert found["noise", ""].share == pytest.approx(0.5 * 0.2 / 2.2, abs=1e-7)
     assert found["source", "b"].share == 0.0 and sum(line.share for line in found.values()) == pytest.approx(1)
@@ -116,15 +116,15 @@ def test_noise_and_queries_without_a_proponent():
 
 def test_a_query_without_differences_is_nobodys():
     for options in RULES[1:]:
-        found = by_line(whence.shares(table([[0.0] * 4]), {"d0": "a"}, **options))
+        found = by_line(whence.shares.shares(table([[0.0] * 4]), {"d0": "a"}, **options))
         assert found["none", ""].share == 1.0
-    found = by_line(whence.shares(table([[0.1] * 7]), {"d0": "a"}, rule="softmax", temperature=1.0))
+    found = by_line(whence.shares.shares(table([[0.1] * 7]), {"d0": "a"}, rule="softmax", temperature=1.0))
     assert found["none", ""].share == 1.0
 
 
 def test_a_split_document_counts_for_its_record():
     scores = whence.ScoreTable(torch.ones(1, 4), ("q",), ("book#0", "book#1", "page", "note#2"), "nats", "m")
-    found = by_line(whence.shares(scores, {"book": "press", "page": "web", "note#2": "radio", "note": "web"}))
+    found = by_line(whence.shares.shares(scores, {"book": "press", "page": "web", "note#2": "radio", "note": "web"}))
     assert {name: line.examples for (kind, name), line in found.items() if kind == "source"} == {
         "press": 2,
         "web": 1,
@@ -134,8 +134,8 @@ def test_a_split_document_counts_for_its_record():
 
 def test_sources_by_any_field():
     records = [{"id": "a", "licence": " MIT "}, {"licence": None}, {"id": "c", "licence": 7}]
-    assert whence.named_sources(records, by="licence") == {"a": "MIT", "1": "", "c": "7"}
-    assert whence.named_sources(records, by="id") == {"a": "a", "1": "1", "c": "c"}
+    assert whence.shares.named_sources(records, by="licence") == {"a": "MIT", "1": "", "c": "7"}
+    assert whence.shares.named_sources(records, by="id") == {"a": "a", "1": "1", "c": "c"}
 
 
 # Money
@@ -167,7 +167,7 @@ def test_a_payout_adds_up_to_the_cent(scores, total, minimum, carried, rule, cur
     """Whatever the scores: nothing is lost, nothing made, in amounts, in shares and in the files."""
     money = Payout(0, currency)
     sources = {"d0": "a", "d1": "b", "d2": "c", "d3": "a", "d4": ""}
-    found = whence.shares(
+    found = whence.shares.shares(
         table(torch.tensor(scores).float()), sources, payout=f"{money.text(total)} {currency}", minimum=money.text(minimum),
         carried={name: money.text(units) for name, units in zip(("a", "c", "gone"), carried, strict=True)}, draws=3, **rule,
     )  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_payout_adds_up_to_the_cent(scores, total, minimum, carried, rule, cur
 
 
 def test_the_split_can_be_redone_from_the_file_by_hand():
-    found = whence.shares(table(drawn()), SOURCES, payout="1234.56 EUR")
+    found = whence.shares.shares(table(drawn()), SOURCES, payout="1234.56 EUR")
     rows = list(csv.DictReader(io.StringIO(csv_text(shares_rows(found)))))
     whole = [int(row["share"].replace(".", "")) for row in rows]
     assert [Payout(0, "EUR").units(row["amount"]) for row in rows] == largest_remainders(123456, whole)
@@ -200,22 +200,22 @@ def test_the_split_can_be_redone_from_the_file_by_hand():
 def test_what_is_held_back_is_due_next_time():
     scores = table([[90.0, 10.0]])
     sources = {"d0": "large", "d1": "small"}
-    first = whence.shares(scores, sources, payout="100 EUR", minimum="15")
+    first = whence.shares.shares(scores, sources, payout="100 EUR", minimum="15")
     assert first.held() == {"small": "10.00"}
-    second = by_line(whence.shares(scores, sources, payout="100 EUR", minimum="15", carried=first.held()))
-    assert second["source", "small"].settled.paid == 2000 and whence.shares(scores, sources).held() == {}
+    second = by_line(whence.shares.shares(scores, sources, payout="100 EUR", minimum="15", carried=first.held()))
+    assert second["source", "small"].settled.paid == 2000 and whence.shares.shares(scores, sources).held() == {}
 
 
 def test_who_is_owed_from_before_has_a_line_without_any_example():
     found = by_line(
-        whence.shares(table([[1.0, 1.0]]), {"d0": "a", "d1": "a"}, payout="1 EUR", carried={"gone": "7.50", "zero": "0"})
+        whence.shares.shares(table([[1.0, 1.0]]), {"d0": "a", "d1": "a"}, payout="1 EUR", carried={"gone": "7.50", "zero": "0"})
     )
     assert found["source", "gone"].settled.paid == 750 and ("source", "zero") not in found
 
 
 def test_many_sources_of_a_query_end_in_one_row():
     scores = table(torch.arange(1, 151).float()[None])
-    found = whence.shares(scores, {f"d{n}": f"s{n}" for n in range(150)})
+    found = whence.shares.shares(scores, {f"d{n}": f"s{n}" for n in range(150)})
     rows = list(csv.DictReader(io.StringIO(csv_text(queries_rows(found)))))
     assert len(rows) == 101 and rows[-1]["kind"] == "others" and rows[-1]["name"] == "50 more sources"
     assert float(rows[-1]["share"]) == pytest.approx(sum(range(1, 51)) / sum(range(1, 151)))
@@ -226,16 +226,16 @@ def test_many_sources_of_a_query_end_in_one_row():
 
 def test_a_month_of_tables():
     days = {"monday": table(drawn(2, seed=1)), "tuesday": table(drawn(3, seed=2))}
-    found = whence.shares(days, SOURCES, several="queries")
+    found = whence.shares.shares(days, SOURCES, several="queries")
     assert found.query_ids == ("monday:q0", "monday:q1", "tuesday:q0", "tuesday:q1", "tuesday:q2")
-    once = whence.shares(table(torch.cat([one.scores for one in days.values()])), SOURCES)
+    once = whence.shares.shares(table(torch.cat([one.scores for one in days.values()])), SOURCES)
     assert found.lines == once.lines
 
 
 def test_weights_are_numbers_of_askings():
     scores = drawn(2)
-    weighed = whence.shares(table(scores), SOURCES, weights={"q0": 3, "q1": 1})
-    asked = whence.shares(table(scores[[0, 0, 0, 1]]), SOURCES)
+    weighed = whence.shares.shares(table(scores), SOURCES, weights={"q0": 3, "q1": 1})
+    asked = whence.shares.shares(table(scores[[0, 0, 0, 1]]), SOURCES)
     for one, other in zip(weighed.lines, asked.lines, strict=True):
         assert one.name == other.name and one.share == pytest.approx(other.share, abs=2e-12)
 
@@ -245,7 +245,7 @@ def test_weights_are_numbers_of_askings():
 
 def test_the_interval_over_models_is_the_jackknife():
     models = [drawn(seed=seed) + 2 * drawn(seed=9) for seed in range(5)]
-    found = by_line(whence.shares([table(scores) for scores in models], SOURCES, several="models"))
+    found = by_line(whence.shares.shares([table(scores) for scores in models], SOURCES, several="models"))
 
     def again(chosen):
         per_query = [query_shares([scores[q].tolist() for scores in chosen], OWNERS) for q in range(5)]
@@ -265,10 +265,12 @@ def test_the_interval_over_models_covers_what_more_models_say():
     """Half the noise of a model's scores is its own: of many ensembles of five, most intervals hold the share of all hundred."""
     shared, sources = drawn(3, 30, seed=7), {f"d{n}": f"s{n % 3}" for n in range(30)}
     models = [table(shared + drawn(3, 30, seed=100 + m)) for m in range(100)]
-    truth = by_line(whence.shares(models, sources, several="models"))["source", "s0"].share
+    truth = by_line(whence.shares.shares(models, sources, several="models"))["source", "s0"].share
     held = 0
     for first in range(0, 100, 5):
-        low, high = by_line(whence.shares(models[first : first + 5], sources, several="models"))["source", "s0"].over_models
+        low, high = by_line(whence.shares.shares(models[first : first + 5], sources, several="models"))[
+            "source", "s0"
+        ].over_models
         held += low <= truth <= high
     assert held >= 16  # of 20; 95 % would be 19, and a mean of five keeps some of the bias of noise
 
@@ -276,7 +278,7 @@ def test_the_interval_over_models_covers_what_more_models_say():
 def test_the_interval_over_queries_is_the_bootstrap():
     weights = [1.0, 2.0, 0.0, 4.0, 1.0]
     named = {f"q{n}": weight for n, weight in enumerate(weights)}
-    found = whence.shares(table(drawn()), SOURCES, weights=named, draws=200, seed=3)
+    found = whence.shares.shares(table(drawn()), SOURCES, weights=named, draws=200, seed=3)
     generator, means = random.Random(3), []
     for _ in range(200):
         chosen = [int(generator.random() * 5) for _ in range(5)]
@@ -287,7 +289,7 @@ def test_the_interval_over_queries_is_the_bootstrap():
     for place, line in enumerate(found.lines):
         assert line.over_queries == pytest.approx((low[place], high[place]))
         assert line.over_models is None
-    assert whence.shares(table(drawn(1)), SOURCES).lines[0].over_queries is None
+    assert whence.shares.shares(table(drawn(1)), SOURCES).lines[0].over_queries is None
 
 
 # Refusals
@@ -322,7 +324,7 @@ def test_the_interval_over_queries_is_the_bootstrap():
 )  # fmt: skip
 def test_options_that_do_not_fit(options, says):
     with pytest.raises((BadInput, UnknownOption), match=says):
-        whence.shares(table(drawn()), SOURCES, **options)
+        whence.shares.shares(table(drawn()), SOURCES, **options)
 
 
 def test_tables_that_do_not_fit(tmp_path):
@@ -337,14 +339,14 @@ def test_tables_that_do_not_fit(tmp_path):
         (tmp_path, None, "no score table"),
     ):
         with pytest.raises(BadInput, match=says):
-            whence.shares(others, SOURCES, several=several)
+            whence.shares.shares(others, SOURCES, several=several)
     with pytest.raises(NonFinite, match="a NaN or infinite score"):
-        whence.shares(replace(first, scores=first.scores / 0), SOURCES)
+        whence.shares.shares(replace(first, scores=first.scores / 0), SOURCES)
 
 
 def test_sources_that_do_not_fit():
     with pytest.raises(BadInput, match="no source for any of the 40 training examples, such as 'd0'; .* such as 'x'"):
-        whence.shares(table(drawn()), {"x": "a"})
+        whence.shares.shares(table(drawn()), {"x": "a"})
     for records, says in (
         (["text"], "record 0, a str; needed a mapping"),
         ([{"id": "a"}, {"id": "a"}], "two records with the id 'a'"),
@@ -352,7 +354,7 @@ def test_sources_that_do_not_fit():
         ([{"text": "a"}], "no record with the field 'source', of 1"),
     ):
         with pytest.raises(BadInput, match=says):
-            whence.named_sources(records)
+            whence.shares.named_sources(records)
 
 
 def test_parts_that_cannot_be_split_by():

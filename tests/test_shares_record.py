@@ -38,9 +38,9 @@ def records(tmp_path):
 def report(tmp_path, records):
     """A report of three models, with its seal."""
     tables = [saved(tmp_path / f"t{m}", table(drawn(seed=m) + drawn(seed=9)), model=f"w{m}") for m in range(3)]
-    found = whence.shares(tables, SOURCES, several="models", payout="1000.00 EUR", minimum="200", carried={"x": "3"})
+    found = whence.shares.shares(tables, SOURCES, several="models", payout="1000.00 EUR", minimum="200", carried={"x": "3"})
     folder = tmp_path / "report"
-    return folder, whence.write_shares(found, folder, inputs={"records": records}, signed_off_by="A. Auditor")
+    return folder, whence.shares.write_shares(found, folder, inputs={"records": records}, signed_off_by="A. Auditor")
 
 
 FILES = (
@@ -52,7 +52,7 @@ FILES = (
 def test_a_report_that_holds(report, run):
     folder, seal = report
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(FILES)
-    assert whence.verify_shares(folder, seal=seal) == whence.ShareCheck((), (), 5, 5)
+    assert whence.shares.verify_shares(folder, seal=seal) == whence.shares.ShareCheck((), (), 5, 5)
     assert "5 sources, 5 queries; all files as recorded, all figures computed again" in run("verify", folder, "--seal", seal)
     assert json.loads(run("verify", folder, "--json"))["faults"] == []
     assert "note: no seal was given" in run("verify", folder)
@@ -95,7 +95,7 @@ def test_no_damage_to_the_record_is_missed_or_ends_in_a_traceback(report):
     for place in range(0, len(content), 29):
         (folder / "record.json").write_bytes(content[:place] + bytes([content[place] ^ 3]) + content[place + 1 :])
         try:
-            faults = whence.verify_shares(folder).faults
+            faults = whence.shares.verify_shares(folder).faults
         except BadInput as error:
             faults = (str(error),)
         assert "record" in faults[0]
@@ -104,9 +104,9 @@ def test_no_damage_to_the_record_is_missed_or_ends_in_a_traceback(report):
 def test_a_file_too_many_is_found_but_a_signature_is_not(report):
     folder, _ = report
     (folder / "record.json.sig").write_text("signature")
-    assert whence.verify_shares(folder).faults == ()
+    assert whence.shares.verify_shares(folder).faults == ()
     (folder / "tables" / "more.csv").write_text("1")
-    assert [fault.partition(": ")[2] for fault in whence.verify_shares(folder).faults] == ["it is not in the record"]
+    assert [fault.partition(": ")[2] for fault in whence.shares.verify_shares(folder).faults] == ["it is not in the record"]
 
 
 def sealed_again(folder):
@@ -125,10 +125,10 @@ def test_figures_that_do_not_follow_are_found_under_a_seal_of_their_own(report):
     content["lines"][1]["payout"]["paid"] = "999.99"
     (folder / "shares.json").write_text(json.dumps(content))
     sealed_again(folder)
-    assert whence.verify_shares(folder).faults == (
+    assert whence.shares.verify_shares(folder).faults == (
         f"{folder / 'shares.json'}: lines[1].payout.paid does not follow from the scores",
     )
-    faults = whence.verify_shares(folder, seal=seal).faults
+    faults = whence.shares.verify_shares(folder, seal=seal).faults
     assert len(faults) == 2 and "not the one that was kept" in faults[0]
 
 
@@ -139,10 +139,10 @@ def test_a_row_that_does_not_follow_is_found(report, name):
     rows[2] = rows[2].replace("source ", "sauce ", 1)
     (folder / name).write_text("\r\n".join(rows) + "\r\n")
     sealed_again(folder)
-    assert whence.verify_shares(folder).faults == (f"{folder / name}: line 3 does not follow from the scores",)
+    assert whence.shares.verify_shares(folder).faults == (f"{folder / name}: line 3 does not follow from the scores",)
     (folder / name).write_text("\r\n".join(rows[:2]) + "\r\n")
     sealed_again(folder)
-    assert whence.verify_shares(folder).faults == (f"{folder / name}: line 3 does not follow from the scores",)
+    assert whence.shares.verify_shares(folder).faults == (f"{folder / name}: line 3 does not follow from the scores",)
 
 
 def test_other_scores_other_sources_and_other_settings_are_found(report):
@@ -151,21 +151,23 @@ def test_other_scores_other_sources_and_other_settings_are_found(report):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         (folder / name).write_text((folder / name).read_text().replace(old, new))
         sealed_again(folder)
-        assert any("does not follow from the scores" in fault for fault in whence.verify_shares(folder).faults)
+        assert any("does not follow from the scores" in fault for fault in whence.shares.verify_shares(folder).faults)
         for path, content in before.items():
             path.write_bytes(content)
     save_table(load_table(folder / "tables" / "1"), folder / "tables" / "1")
     sealed_again(folder)
-    assert whence.verify_shares(folder).faults == (), "an equal table is an equal table"
+    assert whence.shares.verify_shares(folder).faults == (), "an equal table is an equal table"
     save_table(table(drawn(seed=5)), folder / "tables" / "1")
     sealed_again(folder)
-    assert any("shares.json" in fault for fault in whence.verify_shares(folder).faults)
+    assert any("shares.json" in fault for fault in whence.shares.verify_shares(folder).faults)
 
 
 def test_scores_that_cannot_be_read_again(report):
     folder, _ = report
     (folder / "sources.jsonl").write_text('{"id": "d0"}\n')
-    assert any("cannot be computed again (found a line without id and source" in f for f in whence.verify_shares(folder).faults)
+    assert any(
+        "cannot be computed again (found a line without id and source" in f for f in whence.shares.verify_shares(folder).faults
+    )
 
 
 def test_figures_that_are_not_json(report):
@@ -174,17 +176,17 @@ def test_figures_that_are_not_json(report):
     said = (
         "cannot be computed again (found a file that cannot be read, or has another content than a report's; needed the files"
     )
-    assert any(said in fault for fault in whence.verify_shares(folder).faults)
+    assert any(said in fault for fault in whence.shares.verify_shares(folder).faults)
 
 
 def test_inputs_changed_and_gone(report, records):
     folder, seal = report
     content = records.read_text()
     records.write_text(content.replace("source 1", "source 2"))
-    assert whence.verify_shares(folder, seal=seal).faults == (f"{records}: the input records is no longer what it was",)
+    assert whence.shares.verify_shares(folder, seal=seal).faults == (f"{records}: the input records is no longer what it was",)
     records.unlink()
     shutil.rmtree(records.parent / "t0")
-    found = whence.verify_shares(folder, seal=seal)
+    found = whence.shares.verify_shares(folder, seal=seal)
     assert found.faults == () and len(found.notes) == 2
     assert all("is not there to be checked" in note for note in found.notes)
 
@@ -203,58 +205,58 @@ def test_no_record(tmp_path, run):
         message = run("verify", tmp_path, status=2)
         assert f"which is no record of shares: {why}; needed" in message and "Traceback" not in message
     with pytest.raises(BadInput, match="no record of shares: it cannot be read; needed"):
-        whence.verify_shares(tmp_path / "nowhere")
+        whence.shares.verify_shares(tmp_path / "nowhere")
 
 
 def test_refusals(tmp_path, report):
     folder, _ = report
-    found = whence.shares(table(drawn()), SOURCES)
+    found = whence.shares.shares(table(drawn()), SOURCES)
     with pytest.raises(BadInput, match="something at .*report already; needed a new folder"):
-        whence.write_shares(found, folder)
-    same = whence.shares([tmp_path / "t0", saved(tmp_path / "u", table(drawn()), model="w0")], SOURCES, several="models")
+        whence.shares.write_shares(found, folder)
+    same = whence.shares.shares([tmp_path / "t0", saved(tmp_path / "u", table(drawn()), model="w0")], SOURCES, several="models")
     with pytest.raises(BadInput, match="two tables of one and the same model"):
-        whence.write_shares(same, tmp_path / "new")
+        whence.shares.write_shares(same, tmp_path / "new")
     (tmp_path / "evaluation.json").write_text('{"rows": [{"method": "other"}]}')
     with pytest.raises(BadInput, match="evaluation.json, which is no evaluation of 'm'; needed what"):
-        whence.write_shares(found, tmp_path / "new", validated=tmp_path / "evaluation.json")
+        whence.shares.write_shares(found, tmp_path / "new", validated=tmp_path / "evaluation.json")
     assert not (tmp_path / "new" / "record.json").exists()
 
 
 def test_evidence_is_named_with_its_figures(tmp_path):
     row = {"method": "m", "lds": {"mean": 0.5, "low": 0.4, "high": 0.6}}
     (tmp_path / "e.json").write_text(json.dumps({"rows": [row], "num_subsets": 64, "summary": "64 subsets"}))
-    found = whence.shares(table(drawn()), SOURCES)
-    whence.write_shares(found, tmp_path / "r", validated=tmp_path / "e.json")
+    found = whence.shares.shares(table(drawn()), SOURCES)
+    whence.shares.write_shares(found, tmp_path / "r", validated=tmp_path / "e.json")
     page = (tmp_path / "r" / "report.html").read_text()
     assert "over 64 subsets" in page and "0.500 [0.400, 0.600]" in page and "Not validated" not in page
-    whence.write_shares(found, tmp_path / "s")
+    whence.shares.write_shares(found, tmp_path / "s")
     assert "Not validated by retraining" in (tmp_path / "s" / "report.html").read_text()
 
 
 def test_names_from_the_data_can_do_no_harm(tmp_path):
     hostile = "<script>alert(1)</script>"
-    found = whence.shares(table([[2.0, 1.0, 1.0]]), {"d0": hostile, "d1": '=HYPERLINK("http://x")', "d2": "-1+1"})
-    whence.write_shares(found, tmp_path / "r")
+    found = whence.shares.shares(table([[2.0, 1.0, 1.0]]), {"d0": hostile, "d1": '=HYPERLINK("http://x")', "d2": "-1+1"})
+    whence.shares.write_shares(found, tmp_path / "r")
     page = (tmp_path / "r" / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "HYPERLINK(&quot;http://x&quot;)" in page
     names = [row["name"] for row in csv.DictReader((tmp_path / "r" / "shares.csv").open(newline=""))][:3]
     assert set(names) == {hostile, '\'=HYPERLINK("http://x")', "'-1+1"}
-    assert whence.verify_shares(tmp_path / "r").faults == ()
+    assert whence.shares.verify_shares(tmp_path / "r").faults == ()
 
 
 def test_a_page_for_each_kind_of_report(tmp_path):
     many = {f"d{n}": f"source {n}" for n in range(40)}
     for name, found, words in (
-        ("one", whence.shares(table(drawn(1)), SOURCES), ["there is no interval", "No noise floor was set"]),
-        ("many", whence.shares(table(drawn(60)), many, floor=0.5), ["15 more sources", "10 more queries", "than 0.5 (nats)"]),
-        ("paid", whence.shares(table(drawn()), SOURCES, payout="10 EUR", minimum="3"), ["Held back for", "bootstrap over 5"]),
+        ("one", whence.shares.shares(table(drawn(1)), SOURCES), ["there is no interval", "No noise floor was set"]),
+        ("many", whence.shares.shares(table(drawn(60)), many, floor=0.5), ["15 more sources", "10 more queries", "than 0.5 (nats)"]),
+        ("paid", whence.shares.shares(table(drawn()), SOURCES, payout="10 EUR", minimum="3"), ["Held back for", "bootstrap over 5"]),
         (
             "models",
-            whence.shares([table(drawn(seed=m)) for m in range(3)], SOURCES, several="models", floor_errors=1.0),
+            whence.shares.shares([table(drawn(seed=m)) for m in range(3)], SOURCES, several="models", floor_errors=1.0),
             ["jackknife over 3", "within 1 standard errors of zero"],
         ),
     ):  # fmt: skip
-        whence.write_shares(found, tmp_path / name)
+        whence.shares.write_shares(found, tmp_path / name)
         page = (tmp_path / name / "report.html").read_text()
         assert all(text in page for text in words), name
         assert "not recorded by the tables" in page
@@ -318,11 +320,11 @@ def test_attribute_says_what_its_table_is_of(run, tmp_path, model_folder, data_f
 def test_a_store_of_another(tmp_path, store, queries, data_file):
     opened = open_store(store)
     with pytest.raises(StoreMismatch, match="of other examples than the tables"):
-        whence.write_shares(whence.shares(table(drawn()), SOURCES), tmp_path / "r", store=opened)
+        whence.shares.write_shares(whence.shares.shares(table(drawn()), SOURCES), tmp_path / "r", store=opened)
     mine = whence.ScoreTable(torch.ones(1, 12), ("q",), opened.ids(), "nats", "m")
-    found = whence.shares(saved(tmp_path / "t", mine), {"t0": "a"})
+    found = whence.shares.shares(saved(tmp_path / "t", mine), {"t0": "a"})
     with pytest.raises(StoreMismatch, match="of model .*, and tables of weights"):
-        whence.write_shares(found, tmp_path / "r", store=opened)
+        whence.shares.write_shares(found, tmp_path / "r", store=opened)
 
 
 def test_a_month_of_files_with_weights_and_what_was_carried(run, tmp_path, records):
@@ -415,7 +417,7 @@ def test_the_example(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     done = module.main(tmp_path, modules=3, settings=replace(module.SETTINGS, epochs=4))
-    assert whence.verify_shares(tmp_path / "report", seal=done.seal).faults == ()
+    assert whence.shares.verify_shares(tmp_path / "report", seal=done.seal).faults == ()
     assert (
         set(done.rises) == {line.name for line in done.shares.lines if line.kind == "source"} and min(done.rises.values()) > 0
     )

@@ -67,7 +67,7 @@ def test_a_block_among_axes_is_its_matrix():
     close(basis.rows(ids, torch.float64), whole[ids])
     close(basis.squares_times(rows[0].T), whole.square() @ rows[0].T)
     close(basis.even(rows[0].T.clone()), evened(rows[0].T, basis))
-    close(basis.kept(rows[0, 0]), rows[0, 0, [1, 4, 5]])
+    close(basis.leading(rows[0, 0]), rows[0, 0, [1, 4, 5]])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

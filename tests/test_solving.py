@@ -103,9 +103,9 @@ def test_one_that_does_not_converge_says_so(capsys):
 
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(BadInput, match="iterations=0"):
-        whence.PCG(iterations=0)
+        whence.settings.PCG(iterations=0)
     with pytest.raises(BadInput, match="examples=0"):
-        whence.PCG(examples=0)
+        whence.settings.PCG(examples=0)
     task, _, train, queries = case("linear")
     with pytest.raises(BadInput, match="found normalize for pcg; needed what it takes"):
         whence.attribute(task, train, queries, method="pcg", normalize="relatif", quiet=True)
@@ -115,7 +115,7 @@ def test_a_solvers_settings_need_a_solver_and_a_sweep_says_how_it_went():
     task, _, train, queries = case("linear")
     with pytest.raises(BadInput, match="found iterations for kfac; needed what it takes"):
         whence.attribute(task, train, queries, method="kfac", iterations=5, quiet=True)
-    found = whence.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", quiet=True)
+    found = whence.pipeline.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", quiet=True)
     assert all("pcg: relative residual" in table.notes[-1] for table in found.tables.values())
     assert whence.attribute(task, train, queries, quiet=True).seconds > 0
     for groups in ({}, {"a": {}}, {"a": ["0"]}):

@@ -144,7 +144,7 @@ def pooled(task, run, segment, train_set, average=False):
 @pytest.mark.parametrize("kind", ["softmax", "mlp"])
 def test_scores_equal_dense_exponentials(tmp_path, name, form, kind):
     _, task, train_set, (_, _, rates) = train(tmp_path, name, kind=kind, epochs=4, every=4, falling=True)
-    run, queries = whence.open_run(tmp_path), queries_of(task, 3)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task, 3)
     table = source_table(task, tmp_path, train_set, queries, form=form)
     gain, decay = {"sgd": (1, 0), "momentum": (10, 0.01), "adam": (1, 0.01), "adamw": (1, 0.1)}[name]
     stops = (8, 16, 24)
@@ -184,7 +184,7 @@ def _scales(run, task, checkpoints):
 def test_with_the_exact_curvature_it_is_the_derivative_of_training(tmp_path, monkeypatch, name, epochs):
     """Softmax regression, exact unrolling as truth: what segments, shares and terminal velocity leave out is small."""
     model, task, train_set, rest = train(tmp_path, name, epochs=epochs, every=epochs)
-    run, queries = whence.open_run(tmp_path), queries_of(task)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task)
     monkeypatch.setattr("whence.pipeline.through.source.carry", _exact_carry(model, run))
     table = source_table(task, tmp_path, train_set, queries)
     wanted = truth(name, "softmax", task, queries, *rest, model)
@@ -228,7 +228,7 @@ def test_it_is_nearer_to_the_derivative_of_training_than_influence(tmp_path, nam
 
 def test_the_pooled_fit_is_that_of_the_mean_curvature(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", kind="mlp", epochs=3, every=6)
-    run, plan = whence.open_run(tmp_path), plan_units(task)
+    run, plan = whence.runs.open_run(tmp_path), plan_units(task)
     last = run.checkpoints[-1]
     twice = [lambda: run.weights(task.model, [last])] * 2
     single, double = fit_ekfac(task, plan, train_set, quiet=True), fit_ekfac_pooled(task, plan, train_set, twice, quiet=True)
@@ -258,7 +258,7 @@ def test_the_pooled_fit_is_that_of_the_mean_curvature(tmp_path):
 
 def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=2, every=12)
-    queries, run = queries_of(task, 3), whence.open_run(tmp_path)
+    queries, run = queries_of(task, 3), whence.runs.open_run(tmp_path)
     run.log.rates[:] = [[1e12]] * run.steps
     ready = {"segments": 1, "any_loss": True}  # no run could have had such rates
     with pytest.MonkeyPatch.context() as patch:
@@ -271,7 +271,7 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
 
 def test_mean_weights_make_one_fit_per_segment(tmp_path):
     _, task, train_set, (_, _, rates) = train(tmp_path, "momentum", kind="mlp", epochs=4, every=4)
-    run, queries = whence.open_run(tmp_path), queries_of(task, 2)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task, 2)
     table = source_table(task, tmp_path, train_set, queries, segments=2, average_weights=True)
     assert table.method == "source, 2 segments, mean weights"
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
@@ -288,7 +288,7 @@ def test_mean_weights_make_one_fit_per_segment(tmp_path):
 def test_stages_are_attributed_to_their_own_examples(tmp_path):
     stages = {"first": range(30), "second": range(20, 60)}
     task, train_set = train_in_stages(tmp_path, stages, OPTIMIZERS["momentum"])
-    found = whence.open_run(tmp_path).segments(3)
+    found = whence.runs.open_run(tmp_path).segments(3)
     assert [(one.start, one.stop, one.checkpoints) for one in found] == [
         (0, 3, (3,)), (3, 6, (6,)), (6, 9, (9,)), (9, 12, (12,)),
     ]  # fmt: skip
@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(BadInput, match="found segments=0 for source; needed a positive number"):
         whence.Source(run=folder, segments=0)
     with pytest.raises(BadInput, match="found segments=0; needed 1 or more"):
-        whence.open_run(folder).segments(0)
+        whence.runs.open_run(folder).segments(0)
     fewer = Dataset(train_set.examples[1:])
     with pytest.raises(StoreMismatch, match="found 1 of the run's 60 examples not in the training data, the first 't0'"):
         source_table(task, folder, fewer, queries)
@@ -352,7 +352,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     ):
         whence.self_influence(task, train_set, method="source", quiet=True)
     with pytest.raises(BadInput, match="found method='source', which goes back through a recorded run; needed"):
-        whence.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
+        whence.pipeline.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
 
 
 def recorded_once(folder, make):
@@ -365,7 +365,7 @@ def recorded_once(folder, make):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-    return whence.open_run(folder)
+    return whence.runs.open_run(folder)
 
 
 def test_an_unknown_optimizer_is_refused(tmp_path):

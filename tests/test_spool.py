@@ -62,7 +62,7 @@ RECORDS = {
 @pytest.mark.parametrize("kind", RECORDS)
 def test_the_dataset_is_that_of_prepare(language_task, tmp_path, kind):
     wanted = language_task.prepare(RECORDS[kind])
-    found = whence.spool(language_task, iter(RECORDS[kind]), tmp_path / "spool", quiet=True)
+    found = whence.pipeline.spool(language_task, iter(RECORDS[kind]), tmp_path / "spool", quiet=True)
     assert found.ids == wanted.ids and len(found) == len(wanted)
     assert found.fingerprint == wanted.fingerprint == Dataset(list(found.examples)).fingerprint
     for one, other in zip(found.examples, wanted.examples, strict=True):
@@ -76,7 +76,7 @@ def test_the_dataset_is_that_of_prepare(language_task, tmp_path, kind):
 def test_a_store_from_either_is_the_same_and_goes_on_with_the_other(tmp_path):
     task, records = make_task(), make_records(17)
     options = {"method": "lorif", "rank": 4, "rows_per_shard": 4, "quiet": True}
-    dataset = whence.spool(task, records, tmp_path / "spool", quiet=True)
+    dataset = whence.pipeline.spool(task, records, tmp_path / "spool", quiet=True)
     whence.build(task, dataset, tmp_path / "spooled", **options)
     whence.build(task, records, tmp_path / "held", **options)
     assert contents(tmp_path / "spooled") == contents(tmp_path / "held")
@@ -88,14 +88,14 @@ def test_a_store_from_either_is_the_same_and_goes_on_with_the_other(tmp_path):
 
 
 def test_texts_cut_otherwise_are_other_examples(language_task, tmp_path, monkeypatch):
-    whence.spool(language_task, texts(3), tmp_path, quiet=True)
+    whence.pipeline.spool(language_task, texts(3), tmp_path, quiet=True)
     monkeypatch.setattr(language_task, "long", "error")
     with pytest.raises(BadInput, match="cut otherwise"):
-        whence.spool(language_task, texts(3), tmp_path, quiet=True)
+        whence.pipeline.spool(language_task, texts(3), tmp_path, quiet=True)
 
 
 def test_few_chunks_are_held(tmp_path):
-    dataset = whence.spool(make_task(), make_records(60), tmp_path / "spool", quiet=True)
+    dataset = whence.pipeline.spool(make_task(), make_records(60), tmp_path / "spool", quiet=True)
     assert isinstance(dataset.examples, Spooled)
     assert [example.id for example in dataset.examples] == [f"r{number}" for number in range(60)]
     assert len(dataset.examples._in_memory) == spool_module._FILES_IN_MEMORY < 60 // 5
@@ -129,9 +129,9 @@ def test_what_cannot_be_spooled_says_so(tmp_path):
     task, dataset = zoo.make("linear")
     assert len(dataset) == 5
     with pytest.raises(BadInput, match="found record 0 of type tuple to be kept on a disk; needed texts or mappings"):
-        whence.spool(task, [(torch.randn(4, 6), 1)], tmp_path / "a", quiet=True)
+        whence.pipeline.spool(task, [(torch.randn(4, 6), 1)], tmp_path / "a", quiet=True)
     with pytest.raises(BadInput, match="found no records; needed at least one"):
-        whence.spool(task, [], tmp_path / "b", quiet=True)
+        whence.pipeline.spool(task, [], tmp_path / "b", quiet=True)
 
 
 # Files
@@ -335,16 +335,16 @@ def test_records_that_cannot_be_used_are_left_out_of_a_spool(language_task, tmp_
     records = [{"text": text, "id": f"x{place}"} for place, text in enumerate(texts(12))]
     records[4]["text"], records[7] = None, {"body": "?", "id": "x7"}
     held = language_task.prepare(records)
-    found = whence.spool(language_task, records, tmp_path / "spool", quiet=True)
+    found = whence.pipeline.spool(language_task, records, tmp_path / "spool", quiet=True)
     assert found.fingerprint == held.fingerprint and len(found) == 10
-    again = whence.spool(language_task, iter(()), tmp_path / "spool", quiet=True)
+    again = whence.pipeline.spool(language_task, iter(()), tmp_path / "spool", quiet=True)
     assert [record.id for record in again.skipped] == [record.id for record in found.skipped] == ["x4", "x7"]
     assert found.skipped[0].reason.startswith("record 4 with a 'text' of type NoneType")
     monkeypatch.setattr(language_task, "skip_bad", False)
     with pytest.raises(BadInput, match="cut otherwise"):
-        whence.spool(language_task, records, tmp_path / "spool", quiet=True)
+        whence.pipeline.spool(language_task, records, tmp_path / "spool", quiet=True)
     with pytest.raises(BadInput, match=r"record 4 with a 'text' of type NoneType \(id 'x4'\)"):
-        whence.spool(language_task, records, tmp_path / "other", quiet=True)
+        whence.pipeline.spool(language_task, records, tmp_path / "other", quiet=True)
 
 
 def test_a_dataset_that_answers_any_number_is_spooled_to_its_length(language_task, tmp_path):
@@ -355,7 +355,7 @@ def test_a_dataset_that_answers_any_number_is_spooled_to_its_length(language_tas
         def __getitem__(self, number):
             return "a cat sat"[number % 3 :]
 
-    assert len(whence.spool(language_task, Numbered(), tmp_path / "spool", quiet=True)) == 7
+    assert len(whence.pipeline.spool(language_task, Numbered(), tmp_path / "spool", quiet=True)) == 7
 
 
 def test_a_build_from_tar_files_goes_on_exactly(language_task, tmp_path):
@@ -364,12 +364,14 @@ def test_a_build_from_tar_files_goes_on_exactly(language_task, tmp_path):
     options = {"method": "logra", "rank": 2, "rows_per_shard": 4, "batch_positions": 64, "quiet": True}
     records = stream_records(tmp_path)
     whence.build(language_task, list(records), tmp_path / "held", **options)
-    dataset = whence.spool(language_task, records, tmp_path / "spool", source=records.identity, quiet=True)
+    dataset = whence.pipeline.spool(language_task, records, tmp_path / "spool", source=records.identity, quiet=True)
     whence.build(language_task, dataset, tmp_path / "store", **options)
     assert contents(tmp_path / "store") == contents(tmp_path / "held")
     for path in [*(tmp_path / "store").glob("shards/00002.*"), tmp_path / "store" / "manifest.json"]:
         path.unlink()
-    again = whence.spool(language_task, iter(()), tmp_path / "spool", source=records.identity, quiet=True)  # not read again
+    again = whence.pipeline.spool(
+        language_task, iter(()), tmp_path / "spool", source=records.identity, quiet=True
+    )  # not read again
     store = whence.build(language_task, again, tmp_path / "store", **options)
     assert contents(tmp_path / "store") == contents(tmp_path / "held") and store.ids()[11] == "p-1.tar#000"
 
@@ -380,5 +382,5 @@ def test_a_dataset_that_can_only_be_iterated_over(language_task, tmp_path):
     stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
     held = language_task.prepare(rows)
     assert language_task.prepare(stream).fingerprint == held.fingerprint
-    spooled = whence.spool(language_task, stream, tmp_path / "spool", quiet=True)
+    spooled = whence.pipeline.spool(language_task, stream, tmp_path / "spool", quiet=True)
     assert spooled.fingerprint == held.fingerprint and spooled.ids == held.ids

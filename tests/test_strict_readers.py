@@ -127,7 +127,7 @@ def test_a_fit_outlives_its_file(tmp_path):
 
 def test_a_run_that_is_cut_while_it_is_read_is_refused(tmp_path):
     recorded(tmp_path)
-    run = whence.open_run(tmp_path / "run")
+    run = whence.runs.open_run(tmp_path / "run")
     path = tmp_path / "run" / run.record["checkpoints"][-1]["file"]
     held = run.tensors(10)
     os.truncate(path, 5000)
@@ -219,7 +219,7 @@ def test_only_networks_and_schedulers_of_diffusers_are_loaded(tmp_path, name):
         json.dumps({"unet": ["evil", name], "scheduler": ["diffusers", "DDPMScheduler"]})
     )
     with pytest.raises(BadInput, match="needed a ModelMixin that diffusers has"):
-        whence.load_diffusion(tmp_path)
+        whence.tasks.load_diffusion(tmp_path)
 
 
 def test_a_share_report_opens_nothing_elsewhere(tmp_path):
@@ -228,14 +228,14 @@ def test_a_share_report_opens_nothing_elsewhere(tmp_path):
 
     save_table(table(drawn()), tmp_path / "far" / "table")
     (tmp_path / "near").mkdir()
-    found = whence.shares(tmp_path / "far" / "table", SOURCES, draws=20)
-    whence.write_shares(found, tmp_path / "near" / "report")
+    found = whence.shares.shares(tmp_path / "far" / "table", SOURCES, draws=20)
+    whence.shares.write_shares(found, tmp_path / "near" / "report")
     place = tmp_path / "far" / "table"
     (place / "more").write_text("changed")
-    (note,) = (note for note in whence.verify_shares(tmp_path / "near" / "report").notes if "was not opened" in note)
+    (note,) = (note for note in whence.shares.verify_shares(tmp_path / "near" / "report").notes if "was not opened" in note)
     assert str(place) in note
     role = note.partition("input ")[2].partition(" lies")[0]
-    assert whence.verify_shares(tmp_path / "near" / "report", inputs={role: place}).faults == (
+    assert whence.shares.verify_shares(tmp_path / "near" / "report", inputs={role: place}).faults == (
         f"{place}: the input {role} is no longer what it was",
     )
 

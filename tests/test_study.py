@@ -13,12 +13,12 @@ import whence
 from tests import zoo
 from tests.pages import page_commands, run_blocks, run_example
 from tests.reference import study as slow
-from whence.apply.study import corpus, correlation, kept_scores, readouts
-from whence.apply.study import kinds as kinds_module
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.pipeline.exact import prepare, scorer
 from whence.progress import meter
+from whence.study import corpus, correlation, kept_scores, readouts
+from whence.study import kinds as kinds_module
 
 KINDS = ("book", "web", "web", "code")
 
@@ -46,7 +46,7 @@ def squared_norms(task, train):
 def studied(tmp_path_factory):
     task, train, sets = material()
     folder = tmp_path_factory.mktemp("study")
-    found = whence.study(task, train, sets, folder, k=4, quiet=True)
+    found = whence.study.study(task, train, sets, folder, k=4, quiet=True)
     queries = Dataset([one for some in sets.values() for one in some.examples])
     table = whence.attribute(task, train, queries, quiet=True)
     nats_Q = np.array([-float(task.measurement(task.model, task.collate([one])).detach()) for one in queries.examples])
@@ -61,8 +61,8 @@ def studied(tmp_path_factory):
 def test_raw_scores_and_both_divisors_are_kept(studied):
     found, table, nats_Q, norms_N, _ = studied
     for query, scores_N in enumerate(table.scores):
-        assert torch.allclose(found.kept.raw(query), scores_N, rtol=1e-9, atol=0)
-    assert np.allclose(found.nats, nats_Q, rtol=1e-12) and np.allclose(found.kept.norms_N, norms_N, rtol=1e-9)
+        assert torch.allclose(found.scores.raw(query), scores_N, rtol=1e-9, atol=0)
+    assert np.allclose(found.nats, nats_Q, rtol=1e-12) and np.allclose(found.scores.norms_N, norms_N, rtol=1e-9)
     assert found.query_ids[0] == "facts/40" and found.sets == {"facts": range(3), "code": range(3, 7)}
     assert found.corpus.norm == "the norm of its gradient"
 
@@ -169,7 +169,7 @@ def test_a_query_drawn_twice_makes_no_pair_with_itself():
 
 
 def test_blocks_of_ranks_give_the_same_matrix(studied):
-    kept = studied[0].kept
+    kept = studied[0].scores
     with meter("", 1, quiet=True) as progress:
         whole, cut = (correlation.correlations(kept, by_norm=True, progress=progress, numbers=n) for n in (1 << 20, 85))
     assert torch.allclose(whole, cut, rtol=0, atol=1e-15)
@@ -180,7 +180,7 @@ def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_n
     names = [f"{number:05d}.safetensors" for number in range(2)]
     parts = scores.split(3, dim=1)
     sums = {name: kept_scores.write_tensors(tmp_path / name, {"scores": part}) for name, part in zip(names, parts, strict=True)}
-    kept = kept_scores.Kept(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False, sums)
+    kept = kept_scores.StoredScores(tmp_path, (3, 3), 2, torch.tensor([1.0, 2.0]), False, sums)
     with meter("", 1, quiet=True) as progress:
         tails, mass, sizes = readouts.tails_and_mass(kept, 3, by_norm=False, progress=progress)
         matrix = correlation.correlations(kept, by_norm=False, progress=progress)
@@ -193,12 +193,12 @@ def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_n
 def test_any_cut_of_the_corpus_gives_the_same_study(studied, tmp_path, monkeypatch):
     task, train, sets = material()
     monkeypatch.setattr(corpus, "_SHARD", 7)
-    found = whence.study(task, train, sets, tmp_path, k=4, quiet=True)
-    assert found.kept.sizes == (7, 7, 7, 7, 7, 5)
+    found = whence.study.study(task, train, sets, tmp_path, k=4, quiet=True)
+    assert found.scores.sizes == (7, 7, 7, 7, 7, 5)
     one, other = (json.loads((folder / "study.json").read_text()) for folder in (tmp_path, studied[0].folder))
     assert one["readings"]["per nat"]["correlation"]["p_value"] == other["readings"]["per nat"]["correlation"]["p_value"]
     for query in range(7):
-        assert torch.allclose(found.kept.raw(query), studied[0].kept.raw(query), rtol=1e-9, atol=1e-18)
+        assert torch.allclose(found.scores.raw(query), studied[0].scores.raw(query), rtol=1e-9, atol=1e-18)
 
 
 def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch):
@@ -214,14 +214,14 @@ def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch)
 
     monkeypatch.setattr(scorer, "exact_scores", stopping)
     with pytest.raises(KeyboardInterrupt):
-        whence.study(task, train, sets, tmp_path, quiet=True)
+        whence.study.study(task, train, sets, tmp_path, quiet=True)
     assert not (tmp_path / "study.json").exists() and len(list((tmp_path / "scores").glob("0*"))) == 2
-    whence.study(task, train, sets, tmp_path, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, quiet=True)
     assert len(calls) == 5  # shards 2 and 3 only
     first = (tmp_path / "study.json").read_bytes()
-    whence.study(task, train, sets, tmp_path, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, quiet=True)
     assert len(calls) == 5 and (tmp_path / "study.json").read_bytes() == first
-    whence.study(task, train, sets, tmp_path, k=2, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, k=2, quiet=True)
     assert len(calls) == 5  # another reading of the same scores
 
 
@@ -233,10 +233,10 @@ def test_a_store_is_studied_by_its_rows(tmp_path, method):
     store = whence.build(task, train, tmp_path / "store", method=method, rows_per_shard=8, quiet=True, **options)
     queries = Dataset([one for some in sets.values() for one in some.examples])
     table = whence.score_table(store, task, queries, quiet=True)
-    found = whence.study(task, tmp_path / "store", sets, tmp_path / "study", k=3, quiet=True)
-    assert len(found.kept.sizes) == len(store.seals) > 1
+    found = whence.study.study(task, tmp_path / "store", sets, tmp_path / "study", k=3, quiet=True)
+    assert len(found.scores.sizes) == len(store.seals) > 1
     for query, scores_N in enumerate(table.scores):
-        assert torch.equal(found.kept.raw(query), scores_N)
+        assert torch.equal(found.scores.raw(query), scores_N)
     if method in ("grad-cos", "trackstar"):
         assert list(found.readings) == ["per nat"] and found.corpus.norm == ""
         return
@@ -248,7 +248,9 @@ def test_a_store_is_studied_by_its_rows(tmp_path, method):
     )
     if method == "trak":
         squares = squares * torch.cat([one["weights"] for _, one in store.shards()]).square()
-    assert torch.allclose(found.kept.norms_N, squares.sqrt().to(found.kept.norms_N), rtol=1e-5 if method == "aligned" else 2e-2)
+    assert torch.allclose(
+        found.scores.norms_N, squares.sqrt().to(found.scores.norms_N), rtol=1e-5 if method == "aligned" else 2e-2
+    )
     hits = found.hits(k=2)
     assert hits.proponents[0][0].id == store.ids()[int(found.readings["per nat"].tails.high_QK[0, 0])]
     assert hits.proponents[0][0].score == pytest.approx(float(table.scores[0].max()), rel=1e-5)
@@ -257,10 +259,10 @@ def test_a_store_is_studied_by_its_rows(tmp_path, method):
 def test_kinds_can_be_given_by_id(tmp_path):
     task, train, sets = material(documents=20)
     kinds = {name: "even" if int(name) % 2 == 0 else "odd" for name in train.ids}
-    found = whence.study(task, train, sets, tmp_path, kinds=kinds, method="grad-dot-exact", quiet=True)
+    found = whence.study.study(task, train, sets, tmp_path, kinds=kinds, method="grad-dot-exact", quiet=True)
     assert {one.kind for one in found.readings["per nat"].kinds} == {"even", "odd"} and found.k == 2
     with pytest.raises(BadInput, match="no kind of the document '1'"):
-        whence.study(task, train, sets, tmp_path, kinds={"0": "even"}, method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path, kinds={"0": "even"}, method="grad-dot-exact", quiet=True)
 
 
 def test_the_page_and_the_file_say_what_was_found(studied):
@@ -288,30 +290,30 @@ def test_a_classifier_is_studied_too(tmp_path):
     torch.manual_seed(0)
     task = whence.Classification(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
     records = [(torch.randn(4), number % 3) for number in range(30)]
-    found = whence.study(task, records, {"one": records[:2]}, tmp_path, quiet=True)
+    found = whence.study.study(task, records, {"one": records[:2]}, tmp_path, quiet=True)
     assert found.k == 3 and found.cells()[0][1:3] == ("one", "2") and (tmp_path / "study.html").exists()
 
 
 def test_what_is_refused(tmp_path):
     task, train, sets = material(documents=20)
     with pytest.raises(BadInput, match="found no sets of queries"):
-        whence.study(task, train, {}, tmp_path)
+        whence.study.study(task, train, {}, tmp_path)
     with pytest.raises(BadInput, match="k=11 for 20 documents; needed 1 to 10"):
-        whence.study(task, train, sets, tmp_path, k=11)
+        whence.study.study(task, train, sets, tmp_path, k=11)
     with pytest.raises(BadInput, match="method, query_rank for a store; needed training data"):
-        whence.study(task, tmp_path / "store", sets, tmp_path, method="kfac", query_rank=3)
+        whence.study.study(task, tmp_path / "store", sets, tmp_path, method="kfac", query_rank=3)
     with pytest.raises(BadInput, match="damping_rule for ekfac; needed what it takes"):
-        whence.study(task, train, sets, tmp_path, damping_rule="mean")
+        whence.study.study(task, train, sets, tmp_path, damping_rule="mean")
     with pytest.raises(BadInput, match="method='source', which goes back through a recorded run"):
-        whence.study(task, train, sets, tmp_path, method="source", quiet=True)
-    whence.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path, method="source", quiet=True)
+    whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
     with pytest.raises(StoreMismatch, match="scores with another dampings, another method"):
-        whence.study(task, train, sets, tmp_path / "made", method="ekfac", quiet=True)
+        whence.study.study(task, train, sets, tmp_path / "made", method="ekfac", quiet=True)
     with pytest.raises(StoreMismatch, match="scores with another queries"):
-        whence.study(task, train, {"facts": sets["facts"]}, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, {"facts": sets["facts"]}, tmp_path / "made", method="grad-dot-exact", quiet=True)
     (tmp_path / "made" / "scores" / "00000.safetensors").write_bytes(b"broken")
     with pytest.raises(StoreCorrupt, match="00000.safetensors .*delete it and run the study again"):
-        whence.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
 
 
 def test_queries_that_do_not_fit_at_once_are_refused(tmp_path, monkeypatch):
@@ -321,7 +323,7 @@ def test_queries_that_do_not_fit_at_once_are_refused(tmp_path, monkeypatch):
         prepare, "measure", lambda *given, **named: dataclasses.replace(measure(*given, **named), rows_at_once=3)
     )
     with pytest.raises(BadInput, match=r"7 queries, of which 3 fit in memory at once; .*query_rank=32"):
-        whence.study(task, train, sets, tmp_path, method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path, method="grad-dot-exact", quiet=True)
 
 
 def test_a_query_without_loss_is_refused(tmp_path):
@@ -329,7 +331,7 @@ def test_a_query_without_loss_is_refused(tmp_path):
     done = task.model(torch.stack([torch.as_tensor(train.examples[0].fields["inputs"])])).detach()[0]
     perfect = dataclasses.replace(train.examples[0], fields={**train.examples[0].fields, "target": done})
     with pytest.raises(BadInput, match="the query 'one/0' with a loss of 0; needed a positive number"):
-        whence.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
+        whence.study.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
 
 
 def page(folder):

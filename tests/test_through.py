@@ -21,7 +21,7 @@ def scored(task, folder, train_set, queries, method, **options):
 @pytest.mark.parametrize(("name", "gain"), [("sgd", 1.0), ("momentum", 10.0), ("adamw", 1.0)])
 def test_tracin_is_the_sum_over_checkpoints(tmp_path, name, gain):
     _, task, train_set, (_, _, rates) = train(tmp_path, name, kind="mlp", epochs=3, every=7, falling=True)
-    run, queries = whence.open_run(tmp_path), queries_of(task, 3)
+    run, queries = whence.runs.open_run(tmp_path), queries_of(task, 3)
     table = scored(task, tmp_path, train_set, queries, "tracin")
     wanted, before = 0, 0
     for step in run.checkpoints[1:]:
@@ -49,7 +49,7 @@ def test_parts_by_segment_add_up(tmp_path, method):
     if method != "source":
         return
     # The last part is what one segment there says of the query itself.
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     assert table.parts["steps 12 to 18"].abs().sum() > 0 and run.segments(3)[-1].start == 12
 
 
@@ -57,7 +57,7 @@ def test_parts_by_segment_add_up(tmp_path, method):
 def test_astra_source_solves_with_the_matrix_itself(tmp_path, name):
     """One segment: dense Gauss-Newton matrix at the mean weights, damped as the segment says, inverted."""
     _, task, train_set, _ = train(tmp_path, name, kind="mlp", epochs=3, every=6)
-    run, queries, plan = whence.open_run(tmp_path), queries_of(task, 2), plan_units(task)
+    run, queries, plan = whence.runs.open_run(tmp_path), queries_of(task, 2), plan_units(task)
     found = scored(
         task, tmp_path, train_set, queries, "astra-source", segments=1,
         iterations=4000, batch_examples=COUNT, tolerance=1e-9,
@@ -137,7 +137,7 @@ def test_short_of_memory_queries_go_in_chunks_and_units_in_groups(tmp_path, name
 
 def test_the_pooled_fit_in_groups_is_the_same(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", kind="mlp", epochs=2, every=6)
-    run, plan = whence.open_run(tmp_path), plan_units(task)
+    run, plan = whence.runs.open_run(tmp_path), plan_units(task)
     weights = [lambda step=step: run.weights(task.model, [step]) for step in run.checkpoints]
     whole = fit_ekfac_pooled(task, plan, train_set, weights, quiet=True)
     parts = fit_ekfac_pooled(task, plan, train_set, weights, room_bytes=1, quiet=True)

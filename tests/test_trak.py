@@ -105,7 +105,7 @@ def test_ensembles_average_scores_and_weights_apart(tmp_path, method):
         store = whence.build(task, train, tmp_path / f"{place}", method=method, rank=5, **OPTIONS)
         parts.append((task, train, asked, store))
     tasks, stores = [part[0] for part in parts], [part[3] for part in parts]
-    table = whence.ensemble_table(stores, tasks, parts[0][2], relative_damping=0.3, quiet=True)
+    table = whence.pipeline.ensemble_table(stores, tasks, parts[0][2], relative_damping=0.3, quiet=True)
     features, queries, weights = [], [], []
     for task, train, asked, store in parts:
         plan = plan_units(task)
@@ -140,7 +140,7 @@ def test_ensembles_need_as_many_tasks_as_stores(tmp_path):
     task, _, asked, store = made(tmp_path, "linear", method="trak", rank=3)
     for tasks, stores in (([task, task], [store]), ([], [])):
         with pytest.raises(BadInput, match=f"found {len(stores)} stores .* and {len(tasks)} tasks; needed as many of both"):
-            whence.ensemble_table(stores, tasks, asked, quiet=True)
+            whence.pipeline.ensemble_table(stores, tasks, asked, quiet=True)
 
 
 def test_a_task_without_an_output_function_is_refused(tmp_path):

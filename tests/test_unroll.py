@@ -150,7 +150,7 @@ def test_it_is_the_oracle(tmp_path, name, kind):
     torch.testing.assert_close(table.scores, wanted, rtol=1e-9, atol=1e-13)
     each = {name: [name] for name in train_set.ids}
     for mode in ("forward", "reverse"):
-        found = whence.group_effects(task, train_set, queries, tmp_path, by=each, mode=mode, quiet=True)
+        found = whence.runs.group_effects(task, train_set, queries, tmp_path, by=each, mode=mode, quiet=True)
         torch.testing.assert_close(found.scores, wanted, rtol=1e-9, atol=1e-13)
         assert found.train_ids == train_set.ids and mode in found.method
     assert table.method == "unroll, 24 steps" and table.unit == task.unit
@@ -165,12 +165,12 @@ def test_it_is_the_derivative_of_retraining(tmp_path, name):
     table = unrolled(task, tmp_path, train_set, queries)
     for place in (0, 7, 31):
         torch.testing.assert_close(table.scores[:, place], retrained_difference(case, queries, place), rtol=1e-5, atol=2e-8)
-    groups = whence.group_effects(task, train_set, queries, tmp_path, quiet=True)
+    groups = whence.runs.group_effects(task, train_set, queries, tmp_path, quiet=True)
     assert groups.train_ids == ("source 0", "source 1", "source 2")
     wanted = torch.stack([table.scores[:, start::3].sum(1) for start in range(3)], 1)
     torch.testing.assert_close(groups.scores, wanted, rtol=1e-9, atol=1e-13)
     if case.max_norm:
-        clipped = sum(factor < 1 for factor in whence.open_run(tmp_path).log.factors)
+        clipped = sum(factor < 1 for factor in whence.runs.open_run(tmp_path).log.factors)
         assert f"{clipped} clipped steps, their factors differentiated" in table.notes[0]
         assert (clipped == 7) == (name == "clipped") and clipped > 0
 
@@ -251,8 +251,8 @@ def test_one_step_and_a_convex_end_predict_removal(tmp_path):
     task, train_set = task_of(trained(case, tmp_path / "one"))
     queries = queries_of(task, 6)
     table = unrolled(task, tmp_path / "one", train_set, queries)
-    base, met = measured(task.model, queries), whence.open_run(tmp_path / "one").log.members[0]
-    places = [train_set.ids.index(whence.open_run(tmp_path / "one").ids[member]) for member in met]
+    base, met = measured(task.model, queries), whence.runs.open_run(tmp_path / "one").log.members[0]
+    places = [train_set.ids.index(whence.runs.open_run(tmp_path / "one").ids[member]) for member in met]
     scale = torch.ones(COUNT, dtype=torch.float64)
     scale[places[0]] = 0.0
     moved = measured(trained(case, scale=scale), queries) - base
@@ -284,7 +284,7 @@ def test_cuts_do_not_show(tmp_path):
     """Positions, rows and states at a time, and the root schedule, change no number."""
     case = CASES["a new optimizer"]
     task, train_set = task_of(trained(case, tmp_path))
-    queries, run = queries_of(task, 5), whence.open_run(tmp_path)
+    queries, run = queries_of(task, 5), whence.runs.open_run(tmp_path)
     wanted = unrolled(task, tmp_path, train_set, queries).scores
     for options in ({"batch_positions": 5}, {"memory_gib": 5e-5}, {"groups": {"a": {"1": 1.0}, "b": {"0": 2.0, "4": -1.0}}}):
         found = unrolled(task, tmp_path, train_set, queries, **options).scores
@@ -322,8 +322,8 @@ def rough(model):
 @pytest.mark.parametrize(("case", "steps"), [(CASES["sometimes clipped"], 7), (Case((rough, rough), every=7), 14)])
 def test_smoothness_is_that_of_three_runs(tmp_path, case, steps):
     task, train_set = task_of(trained(case, tmp_path))
-    found = whence.smoothness(task, train_set, tmp_path, share=0.3, h=0.25, seed=4, quiet=True)
-    met = whence.open_run(tmp_path).ids
+    found = whence.runs.smoothness(task, train_set, tmp_path, share=0.3, h=0.25, seed=4, quiet=True)
+    met = whence.runs.open_run(tmp_path).ids
     chosen = torch.randperm(len(met), generator=torch.Generator().manual_seed(4))[: found.examples]
     ends = []
     for times in range(3):
@@ -485,9 +485,9 @@ def test_settings_without_a_use_are_refused(tmp_path):
     with pytest.raises(BadInput, match="found a forecast of unroll, which depends on the recorded run"):
         forecast_exact(task, train_set, 2, method="unroll")
     with pytest.raises(BadInput, match="found share=0 and h=0.5; needed a share above 0"):
-        whence.smoothness(task, train_set, tmp_path, share=0.0)
+        whence.runs.smoothness(task, train_set, tmp_path, share=0.0)
     with pytest.raises(BadInput, match="found share=0.1 and h=0.7; needed a share above 0"):
-        whence.smoothness(task, train_set, tmp_path, h=0.7)
+        whence.runs.smoothness(task, train_set, tmp_path, h=0.7)
     wrong = (
         (UnknownOption, "found mode='sideways'; needed one of: auto, reverse, forward", {"mode": "sideways"}),
         (UnknownOption, "found by='author'; needed 'source', or ids", {"by": "author"}),
@@ -497,10 +497,10 @@ def test_settings_without_a_use_are_refused(tmp_path):
     )
     for kind, text, options in wrong:
         with pytest.raises(kind, match=text):
-            whence.group_effects(task, train_set, queries, tmp_path, quiet=True, **options)
+            whence.runs.group_effects(task, train_set, queries, tmp_path, quiet=True, **options)
     nameless = task.prepare([(torch.zeros(4), 0)])
     with pytest.raises(BadInput, match="found 1 examples without a source, the first '0'"):
-        whence.group_effects(task, nameless, queries, tmp_path, quiet=True)
+        whence.runs.group_effects(task, nameless, queries, tmp_path, quiet=True)
 
 
 def test_examples_that_were_never_met_score_zero(tmp_path):
@@ -508,7 +508,7 @@ def test_examples_that_were_never_met_score_zero(tmp_path):
     table = unrolled(task, tmp_path, train_set, queries_of(task, 2))
     assert int(table.scores.any(0).sum()) == 12 and "48 examples that the run never met score 0" in table.notes[-1]
     groups = {"all": train_set.ids[:30]}  # the rest is in no group
-    found = whence.group_effects(task, train_set, queries_of(task, 2), tmp_path, by=groups, quiet=True)
+    found = whence.runs.group_effects(task, train_set, queries_of(task, 2), tmp_path, by=groups, quiet=True)
     assert "forward" in found.method
     torch.testing.assert_close(found.scores[:, 0], table.scores[:, :30].sum(1))
 
@@ -594,7 +594,7 @@ def test_the_forecast_holds(tmp_path, rows):
         task.loss(task.model, task.collate(examples.examples)).mean().backward()
         optimizer.step()
     task.model.zero_grad(set_to_none=True)
-    run = whence.open_run(tmp_path)
+    run = whence.runs.open_run(tmp_path)
     room = measure_sweep(task, run, examples.examples, rows, room_bytes=1 << 30)
     replay = Replay(task, examples, run, max_positions=room.max_positions)
     wanted = {name: torch.randn(rows, *value.shape).double() for name, value in task.model.named_parameters()}

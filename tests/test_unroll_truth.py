@@ -39,7 +39,7 @@ def test_predicted_and_actual_changes_lie_on_one_line(tmp_path, monkeypatch, epo
     """One step, and a convex problem near its end with its exact curvature: the slope of actual on predicted changes is 1."""
     model, task, train_set, (start, batches, rates) = train(tmp_path, "sgd", epochs=epochs, size=size, every=every)
     if epochs > 1:
-        monkeypatch.setattr("whence.pipeline.through.source.carry", _exact_carry(model, whence.open_run(tmp_path)))
+        monkeypatch.setattr("whence.pipeline.through.source.carry", _exact_carry(model, whence.runs.open_run(tmp_path)))
     queries, places = queries_of(task, 6), range(0, COUNT, 4)
     predicted = source_table(task, tmp_path, train_set, queries).removal_effect()[:, ::4]
     losses, asked = losses_of(model), data(5, 6)

@@ -15,14 +15,14 @@ from tests.pages import page_commands, run_blocks, run_example
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.reference.token_map import label_parts
 from tests.test_lm_records import CHATML, bytes_task
-from whence.apply.why import DocumentParts, Why, candidates
-from whence.apply.why.question import question
 from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import RELATIVE, by_label
 from whence.settings import Writing
+from whence.why import DocumentParts, Why, candidates
+from whence.why.question import question
 
 DOCUMENTS = ["a cat sat on a mat", "the dog ran off", "é cat", "one bird sleeps", "cats and dogs", "what is it"]
 TRAIN = [{"id": f"d{number}", "source": "book", "text": text} for number, text in enumerate(DOCUMENTS)]
@@ -35,7 +35,7 @@ def task():
 
 
 def ask(task, prompt=PROMPT, completion=COMPLETION, **options):
-    return whence.why(task, prompt, completion, **{"train": TRAIN, "k": 6, "quiet": True, **options})
+    return whence.why.why(task, prompt, completion, **{"train": TRAIN, "k": 6, "quiet": True, **options})
 
 
 def found_in(why):
@@ -66,7 +66,7 @@ def test_every_pair_is_what_autograd_says(name):
     places = [t for t in range(1, len(labels)) if labels[t] != -100][:4]
     queries = [one_label(whole, place) for place in places]
     ready = candidates.FromData.prepare(
-        task, data, type("Asked", (), {"tokens": places, "whole": whole}), whence.GradDot(), whence.Runtime(quiet=True)
+        task, data, type("Asked", (), {"tokens": places, "whole": whole}), whence.settings.GradDot(), whence.Runtime(quiet=True)
     )
     maps, units_UQK = candidates.split_up(task, ready, queries, [1, 2], quiet=True)
     gradients = unit_gradients(task, plan, dense_gradients(task, queries, "measurement"))
@@ -205,13 +205,13 @@ def test_sampling_follows_its_seed_and_ends_at_the_end_mark(task, monkeypatch):
     assert torch.equal(state, torch.random.get_rng_state())
     assert same[0] == same[1] and same[2] == same[3] and same[0] != same[2] != same[4]
     first = question(task, PROMPT, Writing(seed=1, **options))
-    mark = first.whole.fields["input_ids"][first.places[5]]
-    before = next(i for i, place in enumerate(first.places) if first.whole.fields["input_ids"][place] == mark)
+    mark = first.whole.fields["input_ids"][first.positions[5]]
+    before = next(i for i, place in enumerate(first.positions) if first.whole.fields["input_ids"][place] == mark)
     monkeypatch.setattr(task.model.generation_config, "eos_token_id", [int(mark), 0])
     if before:
         cut = question(task, PROMPT, Writing(seed=1, **options)).whole.fields["input_ids"]
-        assert cut.tolist() == first.whole.fields["input_ids"][: len(cut)].tolist() and len(cut) == first.places[0] + before
-    monkeypatch.setattr(task.model.generation_config, "eos_token_id", int(first.whole.fields["input_ids"][first.places[0]]))
+        assert cut.tolist() == first.whole.fields["input_ids"][: len(cut)].tolist() and len(cut) == first.positions[0] + before
+    monkeypatch.setattr(task.model.generation_config, "eos_token_id", int(first.whole.fields["input_ids"][first.positions[0]]))
     with pytest.raises(BadInput, match="found a prompt after which the model ends at once; needed something to explain"):
         question(task, PROMPT, Writing(seed=1, **options))
     long = question(task, "x" * 40, Writing(max_new_tokens=30, temperature=3.0))
@@ -266,7 +266,7 @@ def test_only_language_models_with_tokenizers_speak():
         with pytest.raises(
             Unsupported, match=f"{text}.*needed a causal language model with its tokenizer" if "without" in text else "needed"
         ):
-            whence.why(task, "a", "b", train=TRAIN)
+            whence.why.why(task, "a", "b", train=TRAIN)
 
 
 def test_a_store_of_another_method_is_refused(task, tmp_path):

@@ -47,7 +47,7 @@ QUERIES = make_records(3, first=50)
 def forks():
     """One process that has imported everything, for these and for the ranks of other tests, which share it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_distributed", "tests.scanners", "whence.pipeline", "whence.apply"])
+    context.set_forkserver_preload(["tests.test_distributed", "tests.scanners", "whence.pipeline", "whence.runs"])
     forkserver.ensure_running()
 
 
@@ -96,7 +96,7 @@ def workers_of(scanner, count, monkeypatch, ray=None):
 
 
 def processes_of(workers):
-    return [seat.worker.process for seat in workers._seats.seats if seat.worker is not None]
+    return [slot.worker.process for slot in workers._assignment.slots if slot.worker is not None]
 
 
 def kill_after(seconds, workers, number):
@@ -152,11 +152,11 @@ def test_every_shard_is_in_one_piece(stores, monkeypatch, owners, piece_bytes):
     monkeypatch.setattr(pieces, "_PIECE_BYTES", piece_bytes)
     store = stores["lorif"]
     found = pieces_of(store, owners)
-    assert [place for piece in found for place in piece.places] == list(range(11))
+    assert [place for piece in found for place in piece.shards] == list(range(11))
     assert [row for piece in found for row in piece.rows] == list(range(RECORDS))
     assert [piece.number for piece in found] == list(range(len(found)))
     for owner in range(owners):
-        mine = [place for piece in found if piece.owner == owner for place in piece.places]
+        mine = [place for piece in found if piece.owner == owner for place in piece.shards]
         assert mine == list(Ranks(owner, owners).part(11))
     assert len(found) == (11 if piece_bytes == 1 else min(owners, 11)) or piece_bytes == 300
 

@@ -35,7 +35,7 @@ def pool(cluster):
 
 
 def actors_of(workers):
-    return [seat.worker.actor for seat in workers._seats.seats if seat.worker is not None]
+    return [slot.worker.actor for slot in workers._assignment.slots if slot.worker is not None]
 
 
 def kill_after(seconds, kill):
@@ -89,7 +89,7 @@ def test_killed_actors_cost_nothing_but_time(stores, pool, monkeypatch):  # noqa
 
 
 def test_a_mistake_in_an_actor_is_a_loss(stores, cluster, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("whence.workers.seats._MOST_LOSSES", 1)
+    monkeypatch.setattr("whence.workers.assignment._MOST_LOSSES", 1)
     said = pytest.raises(WorkerLost, match=r"found 1 workers that ended over shards 0 to 0 .*KeyError: 'a mistake'")
     with workers_of(scanners.Failing, 1, monkeypatch, ray="local") as workers, said:
         by(workers, asked_of(stores["lorif"]), 5)

@@ -19,7 +19,7 @@ from whence.load import load_task
 from whence.serve.answer import Masks, answered
 from whence.serve.catalog import Filter
 from whence.serve.config import ServeConfig
-from whence.serve.hosted_store import Desk, Question
+from whence.serve.hosted_store import HostedStore, Question
 from whence.store import open_store
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -55,11 +55,11 @@ def folder(tmp_path_factory, model_folder):
 
 @pytest.fixture(scope="module")
 def desk(folder, model_folder):
-    return Desk.of("store", open_store(folder), load_task(str(model_folder))[0], metadata=METADATA)
+    return HostedStore.open("store", open_store(folder), load_task(str(model_folder))[0], metadata=METADATA)
 
 
 def answers(desk, workers=None, patience=float("inf")):
-    desk = dataclasses.replace(desk, warm=dataclasses.replace(desk.warm, workers=workers))
+    desk = dataclasses.replace(desk, prepared=dataclasses.replace(desk.prepared, workers=workers))
     askers = [Asker(question, patience) for question in QUESTIONS]
     found = answered(desk, askers, [desk.example(question) for question in QUESTIONS], Masks(desk))
     return askers, [answer and {key: value for key, value in answer.items() if key != "seconds"} for answer in found]
@@ -111,7 +111,7 @@ def test_the_service_starts_and_ends_its_workers(folder, tmp_path):
     )  # fmt: skip
     try:
         assert service.stdout is not None
-        client = whence.Client(json.loads(service.stdout.readline())["url"], seconds=60)
+        client = whence.serve.Client(json.loads(service.stdout.readline())["url"], seconds=60)
         wanted = client.attribute(" sat", prompt="a cat", k=3)
         for pid in workers_below(service.pid):
             os.kill(pid, signal.SIGKILL)

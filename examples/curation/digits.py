@@ -55,17 +55,19 @@ def main(folder: Path, seeds: int, workers: int, share: float, judge: str) -> di
     train = task.prepare(list(zip(inputs_ND[:TRAIN], noisy_N, strict=True)))
     validation = list(zip(inputs_ND[held], labels_N[held], strict=True))
     chosen = {
-        "influence": whence.select(whence.value_table(task, train, validation=validation, quiet=True), drop=share),
-        "self-influence": whence.select(
-            whence.value_table(task, train, "self-influence", quiet=True), by="self-influence", drop=share
+        "influence": whence.select.select(
+            whence.select.value_table(task, train, validation=validation, quiet=True), drop=share
         ),
-        "loss": whence.select(whence.value_table(task, train, "loss", quiet=True), by="loss", drop=share),
+        "self-influence": whence.select.select(
+            whence.select.value_table(task, train, "self-influence", quiet=True), by="self-influence", drop=share
+        ),
+        "loss": whence.select.select(whence.select.value_table(task, train, "loss", quiet=True), by="loss", drop=share),
     }
     oracle = whence.ScoreTable(-flipped_N[None].double(), ("known",), train.ids, "1 for a wrong label", "the truth")
-    chosen["the wrong labels"] = whence.select(oracle, drop=share)
+    chosen["the wrong labels"] = whence.select.select(oracle, drop=share)
     first = chosen.pop("influence")
     first.save(folder / "influence")
-    proof = whence.prove(
+    proof = whence.select.prove(
         first, retrain, measure,
         Retraining(
             seeds=range(seeds), folder=folder / "runs", fingerprint=retrain.fingerprint + measure.losses.fingerprint, workers=workers

@@ -16,7 +16,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 import whence
-from whence.apply.clusters.spherical_kmeans import spherical_kmeans
+from whence.clusters.spherical_kmeans import spherical_kmeans
 
 SEEDS = range(3)
 _LEAST = 10
@@ -33,7 +33,7 @@ def main(folder: Path, k: int) -> dict[str, list[float]]:
     words_NW = torch.from_numpy(TfidfVectorizer().fit_transform([example["text"] for example in examples]).toarray()).float()
 
     def of_rows(shared: int, seed: int) -> Tensor:
-        return torch.tensor(whence.clusters(store, k=k, shared=shared, seed=seed, quiet=True).labels)
+        return torch.tensor(whence.clusters.clusters(store, k=k, shared=shared, seed=seed, quiet=True).labels)
 
     kinds = {
         "whole rows": lambda seed: of_rows(1 << 30, seed),

@@ -45,16 +45,16 @@ def main(folder: Path, seeds: int, workers: int) -> dict:
 
     tokens = [example.length for example in data.examples]
     budget = {"keep": f"{sum(tokens) // 2} tokens", "tokens": tokens, "per_token": True}
-    losses = whence.value_table(task, data, "loss")
-    chosen = whence.select(whence.value_table(task, data, validation=validation), **budget)
+    losses = whence.select.value_table(task, data, "loss")
+    chosen = whence.select.select(whence.select.value_table(task, data, validation=validation), **budget)
     rivals = {
-        "shared words": whence.select(bm25(data, validation), **budget),
-        "low loss": whence.select(losses, by="loss", **budget),
-        "high loss": whence.select(losses, by="loss", prefer="high", **budget),
+        "shared words": whence.select.select(bm25(data, validation), **budget),
+        "low loss": whence.select.select(losses, by="loss", **budget),
+        "high loss": whence.select.select(losses, by="loss", prefer="high", **budget),
     }
     chosen.save(folder / "influence")
     retrain, measure = Retrain(data, len(tokenizer), TEXT), PerToken(test)
-    proof = whence.prove(
+    proof = whence.select.prove(
         chosen, retrain, measure,
         Retraining(
             seeds=range(seeds), folder=folder / "runs", fingerprint=retrain.fingerprint + test.fingerprint, workers=workers

@@ -20,7 +20,7 @@ from torch import nn
 import whence
 from whence.report import images_section, table_section, write_page
 
-SCHEDULE = whence.NoiseSchedule.cosine(100)
+SCHEDULE = whence.tasks.NoiseSchedule.cosine(100)
 
 
 class Denoiser(nn.Module):
@@ -83,7 +83,7 @@ def main():
     images = torch.from_numpy(bunch.images[: asked.images] / 8.0 - 1.0).float()[:, None]
     records = [{"id": f"train-{n}", "image": image, "source": f"a {bunch.target[n]}"} for n, image in enumerate(images)]
     task = task_of(train(images, 0, asked.epochs))
-    made = whence.sample_images(task, asked.generated, (1, 8, 8))
+    made = whence.pipeline.sample_images(task, asked.generated, (1, 8, 8))
     dataset, queries = task.prepare(records), task.prepare(made)
     table = whence.attribute(task, dataset, queries)
 

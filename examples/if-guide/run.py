@@ -2,9 +2,9 @@
 
     python examples/if-guide/run.py -o guide-example
 
-A small GPT-2 is trained on Python's documentation, a part of which is followed by rude remarks. `whence.guide` gets the trained model and 80
-examples of the behaviour, finds the tokens that it comes from, and the model is trained again with these suppressed. As the remarks were
-planted, it is known which tokens are right. What is finished is kept in the folder and used again.
+A small GPT-2 is trained on Python's documentation, a part of which is followed by rude remarks. `whence.guide.guide` gets the trained model
+and 80 examples of the behaviour, finds the tokens that it comes from, and the model is trained again with these suppressed. As the remarks
+were planted, it is known which tokens are right. What is finished is kept in the folder and used again.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from planted import Planted, is_rude, plant
 from torch import nn
 
 import whence
-from whence.apply.guide.marks import Marked
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
+from whence.guide.marks import Marked
 from whence.progress import say
 
 SETTINGS = Settings(vocabulary=1024, epochs=4)
 PROXY = replace(SETTINGS, layers=1, width=24, heads=2)
 FINE_TUNING = replace(SETTINGS, epochs=2, learning_rate=SETTINGS.learning_rate / 10)
 # Scores belong to labels: the best ones lie on the behaviour itself, and a window would mark the full stop before it as well.
-NARROW = whence.GuideConfig(window=0, budget=0.01)
+NARROW = whence.settings.GuideConfig(window=0, budget=0.01)
 PLAIN = "no intervention"
 SAMPLES = 5
 SAMPLE_TOKENS = 24
@@ -52,7 +52,7 @@ class Condition:
 
     name: str
     examples: Dataset
-    marks: whence.Marks
+    marks: whence.guide.Marks
     strength: float = 1.0
     tuned: bool = False
 
@@ -107,12 +107,12 @@ def experiment(folder: Path, *, documents: int, epochs: int, seeds: int) -> dict
         model.load_state_dict(torch.load(file))
         return model.eval()
 
-    nothing = whence.Marks({})
+    nothing = whence.guide.Marks({})
     full = trained(Condition(PLAIN, dataset, nothing), settings, 0)
     small = trained(Condition("proxy itself", dataset, nothing), proxy, 0)
-    published = whence.guide(task(full), dataset, data.harmful, data.safe, folder / "guide")
-    marks = whence.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=NARROW)
-    from_proxy = whence.guide(task(small), dataset, data.harmful, data.safe, folder / "guide-proxy", config=NARROW)
+    published = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide")
+    marks = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=NARROW)
+    from_proxy = whence.guide.guide(task(small), dataset, data.harmful, data.safe, folder / "guide-proxy", config=NARROW)
     at_random = random_marks(dataset, len(marks))
     without = Dataset([example for example in dataset.examples if example.id not in marks.examples])
     conditions = (
@@ -172,7 +172,7 @@ def train(task: whence.CausalLM, condition: Condition, settings: Settings, seed:
         batch = task.collate(examples)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         marked = condition.marks.rows([example.id for example in examples], batch["input_ids"])
-        whence.suppress_marked(logits, batch["labels"], marked, strength=condition.strength).backward()
+        whence.guide.suppress_marked(logits, batch["labels"], marked, strength=condition.strength).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -213,7 +213,7 @@ def planted_tokens(dataset: Dataset, data: Planted) -> dict[str, set[int]]:
     return found
 
 
-def agreement(marks: whence.Marks, truth: Mapping[str, set[int]]) -> dict[str, float]:
+def agreement(marks: whence.guide.Marks, truth: Mapping[str, set[int]]) -> dict[str, float]:
     """Precision and recall of marked tokens, and the share of planted documents that have a mark."""
     right = sum(len(truth[name] & set(marked.places)) for name, marked in marks.examples.items())
     with_remark = {name for name, places in truth.items() if places}
@@ -225,7 +225,7 @@ def agreement(marks: whence.Marks, truth: Mapping[str, set[int]]) -> dict[str, f
     }
 
 
-def random_marks(dataset: Dataset, count: int) -> whence.Marks:
+def random_marks(dataset: Dataset, count: int) -> whence.guide.Marks:
     """As many tokens, anywhere."""
     every = [(place, at) for place, example in enumerate(dataset.examples) for at in range(1, example.length)]
     chosen: dict[int, list[int]] = {}
@@ -236,7 +236,7 @@ def random_marks(dataset: Dataset, count: int) -> whence.Marks:
         example = dataset.examples[place]
         tokens = tuple(int(example.fields["input_ids"][at]) for at in places)
         found[example.id] = Marked(example.id, example.length, tuple(places), tokens, 0.0, 0, 0.0)
-    return whence.Marks(found)
+    return whence.guide.Marks(found)
 
 
 def show(result: Mapping[str, Any]) -> None:

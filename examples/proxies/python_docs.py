@@ -43,16 +43,16 @@ def main():
     for name in ("untrained", "distilled"):
         proxy = whence.CausalLM(new_model(len(target.tokenizer), 1, small), target.tokenizer, long="truncate")
         if name == "distilled":
-            config = whence.DistilConfig(
+            config = whence.settings.DistilConfig(
                 epochs=settings.epochs, batch_examples=settings.batch_examples, learning_rate=settings.learning_rate
             )
-            found = whence.distil(target, proxy, documents, config)
+            found = whence.proxy.distil(target, proxy, documents, config)
             say(
                 f"distance from the target per token: {found.losses[0]:.2f} after the first epoch, {found.losses[-1]:.2f} after the last"
             )
-        table = whence.proxy_table(proxy, target, documents, queries, name=name, quiet=True)
+        table = whence.proxy.proxy_table(proxy, target, documents, queries, name=name, quiet=True)
         save_table(table, folder / name)
-        alike = whence.proxy_agreement(proxy, target, documents, queries, num_train=200, num_queries=QUERIES, quiet=True)
+        alike = whence.proxy.proxy_agreement(proxy, target, documents, queries, num_train=200, num_queries=QUERIES, quiet=True)
         rows.append((name, str(alike.spearman), str(alike.top), str(alike.bottom), f"{alike.chance:.2f}"))
     header = ("proxy of half the width", "rank correlation", "shared top 10", "shared bottom 10", "by chance")
     print_table(header, rows, title="Agreement with the target itself")

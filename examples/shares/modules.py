@@ -49,7 +49,7 @@ class Outcome:
         agreement: By rule, the rank correlation over modules of shares and rises; also that of the number of passages.
     """
 
-    shares: whence.Shares
+    shares: whence.shares.Shares
     seal: str
     lds: tuple[float, float, float]
     rises: dict[str, float]
@@ -87,7 +87,7 @@ def main(folder: Path, *, modules: int = 8, seeds: int = 3, settings: Settings =
         origin = {"models": [task.weights], "data": [dataset.fingerprint], "queries": asked.fingerprint}
         save_table(tables[-1], folder / f"scores-{seed}", origin=origin)
 
-    owners = whence.named_sources(train_records, by="module")
+    owners = whence.shares.named_sources(train_records, by="module")
     names = sorted({owner for owner in owners.values() if owner})
     masks = torch.tensor([[owners[name] != left_out for name in dataset.ids] for left_out in names])
     retrain, measure = Retrain(dataset, len(tokenizer), settings), QueryLosses(asked)
@@ -108,7 +108,9 @@ def main(folder: Path, *, modules: int = 8, seeds: int = 3, settings: Settings =
     seal = (report / "record.sha256").read_text().split()[0]
     if command_line(["verify", str(report), "--seal", seal]):
         raise SystemExit("the report does not hold")
-    make = partial(whence.shares, [folder / f"scores-{seed}" for seed in range(seeds)], owners, several="models", quiet=True)
+    make = partial(
+        whence.shares.shares, [folder / f"scores-{seed}" for seed in range(seeds)], owners, several="models", quiet=True
+    )
     return outcome({name: make(**options) for name, options in RULES.items()}, seal, judged, bank, names)
 
 
@@ -129,7 +131,7 @@ def month(modules: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return records, queries
 
 
-def outcome(found: dict[str, whence.Shares], seal: str, judged: Evaluation, bank: Bank, names: list[str]) -> Outcome:
+def outcome(found: dict[str, whence.shares.Shares], seal: str, judged: Evaluation, bank: Bank, names: list[str]) -> Outcome:
     """Hold the shares by each rule against what happened without each module."""
     assert bank.full_SQ is not None
     change_M = (bank.full_SQ.mean(0) - bank.actual_MQ).mean(1)

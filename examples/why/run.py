@@ -18,14 +18,14 @@ from whence.settings import Writing
 PROMPT = "json.dumps: If ``ensure_ascii``"
 
 
-def farthest(found: whence.Why) -> float:
+def farthest(found: whence.why.Why) -> float:
     """The largest distance between a document's score and the sum of its parts, by pairs of tokens and by layers, as a share of the score."""
     hits = (*found.hits.proponents[0], *found.hits.opponents[0])
     sums = [(hit.score, total) for hit in hits for total in _totals(found.parts[hit.id])]
     return max(abs(total - score) / abs(score) for score, total in sums)
 
 
-def _totals(parts: whence.DocumentParts) -> tuple[float, float]:
+def _totals(parts: whence.why.DocumentParts) -> tuple[float, float]:
     return float(parts.scores_AT.sum()), sum(parts.layers.values())
 
 
@@ -38,11 +38,11 @@ def main() -> None:
     documents = python_docs()[:: max(1, 1000 // arguments.documents)]
     task = trained_on(documents, arguments.folder / "model")
     options = {"train": documents, "factors": arguments.folder / "factors", "k": 5}
-    whole = whence.why(task, PROMPT, Writing(max_new_tokens=12), **options)
+    whole = whence.why.why(task, PROMPT, Writing(max_new_tokens=12), **options)
     whole.show()
     whole.page(arguments.folder / "greedy.html")
     least = min(range(len(whole.completion)), key=lambda place: whole.log_probabilities[place]) + 1
-    one = whence.why(task, PROMPT, "".join(whole.completion), token=least, **options)
+    one = whence.why.why(task, PROMPT, "".join(whole.completion), token=least, **options)
     one.page(arguments.folder / "token.html", title=f"Why {whole.completion[least - 1]!r}?")
     top = [hit.id for hit in whole.hits.proponents[0]]
     print(json.dumps({"wrote": "".join(whole.completion), "top": top, "token": least, "off": [farthest(whole), farthest(one)]}))

@@ -103,7 +103,7 @@ class Dataset:
 
     def spread(self, count: int) -> "Dataset":
         """So many of the examples at most, evenly over all of them."""
-        return Dataset([self.examples[place] for place in spread_places(len(self), count)])
+        return Dataset([self.examples[index] for index in spread_places(len(self), count)])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ def spread_places(total: int, count: int) -> list[int]:
     [0, 2, 5, 7]
     """
     count = min(count, total)
-    return [place * total // count for place in range(count)]
+    return [index * total // count for index in range(count)]
 
 
 def skipped_note(what: str, skipped: Sequence[Skipped]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 __all__ = ["digested_once", "kept_digest"]
 
 # By object: itself, so that it lives as long as the entry, its state, and the digest.
-_KEPT: ContextVar[dict[int, tuple[object, Hashable, str]] | None] = ContextVar("digests", default=None)
+_DIGESTS: ContextVar[dict[int, tuple[object, Hashable, str]] | None] = ContextVar("digests", default=None)
 
 
 @contextmanager
@@ -19,12 +19,12 @@ def digested_once() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    token = _KEPT.set({}) if _KEPT.get() is None else None
+    token = _DIGESTS.set({}) if _DIGESTS.get() is None else None
     try:
         yield
     finally:
         if token is not None:
-            _KEPT.reset(token)
+            _DIGESTS.reset(token)
 
 
 def kept_digest(of: object, state: Hashable | None, make: Callable[[], str]) -> str:
@@ -38,9 +38,9 @@ def kept_digest(of: object, state: Hashable | None, make: Callable[[], str]) -> 
     Returns:
         The digest.
     """
-    kept = _KEPT.get()
-    if kept is None or state is None:
+    digests = _DIGESTS.get()
+    if digests is None or state is None:
         return make()
-    if id(of) not in kept or kept[id(of)][1] != state:
-        kept[id(of)] = (of, state, make())
-    return kept[id(of)][2]
+    if id(of) not in digests or digests[id(of)][1] != state:
+        digests[id(of)] = (of, state, make())
+    return digests[id(of)][2]

@@ -44,9 +44,9 @@ def function_at(name: str) -> Callable[..., Any]:
     finally:
         sys.path.pop(0)
     if not callable(getattr(module, function, None)):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise BadInput(
-            found=f"no function {function!r} in {path}", needed=f"one of: {', '.join(known) or 'none there'}", do="correct it"
+            found=f"no function {function!r} in {path}", needed=f"one of: {', '.join(names) or 'none there'}", do="correct it"
         )
     return getattr(module, function)
 

@@ -192,7 +192,7 @@ class Recipe:
         loss_divisor: What one example's summed loss was divided by inside the mean that training minimised: 1 for a mean over
             examples, the mean number of tokens per example for a mean over tokens.
         inverse_preconditioner: For adaptive optimizers, by parameter name, the mean of sqrt(v) + eps over its entries at the end of
-            training, v bias-corrected (`whence.inverse_preconditioner` makes it); None if unknown.
+            training, v bias-corrected (`whence.curvature.inverse_preconditioner` makes it); None if unknown.
     """
 
     optimizer: str
@@ -224,7 +224,7 @@ class ScoreTable:
         bytes_per_example: What a store keeps of each training example, for stored methods; None where nothing is kept.
         seconds: What it took to make the table, all included; None if not measured.
         provenance: Who attributed for whom, where that is not one model: digests of the weights under "attributor" and "target" and of the
-            data under "train" and "queries"; see `whence.proxy_table`.
+            data under "train" and "queries"; see `whence.proxy.proxy_table`.
         is_weighted: Whether a weight of each example is multiplied into the scores, as TRAK's and GraSS's 1 - p is. Such tables cannot be
             averaged over models, which is done for scores and weights apart.
         weights: What each example's scores are still to be multiplied with, shape (train,), in tables made for an ensemble

@@ -61,7 +61,7 @@ class Reflected:
         """K."""
         return self.vectors_NK.shape[1]
 
-    def kept(self, values_N: Tensor) -> Tensor:
+    def leading(self, values_N: Tensor) -> Tensor:
         """Those of N numbers that belong to the directions."""
         return values_N[: self.directions]
 
@@ -88,8 +88,8 @@ class Reflected:
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of Q, shape (..., N): one-hot vectors in the basis."""
         here = self.to(dtype)
-        found = -(here.vectors_NK[ids] @ here.triangle_KK) @ here.vectors_NK.T
-        return found.scatter_add_(-1, ids[..., None], torch.ones_like(found[..., :1]))
+        rows = -(here.vectors_NK[ids] @ here.triangle_KK) @ here.vectors_NK.T
+        return rows.scatter_add_(-1, ids[..., None], torch.ones_like(rows[..., :1]))
 
     def squares_times(self, values_NM: Tensor) -> Tensor:
         """The product of Q's squared entries with a matrix, some rows of Q at a time."""
@@ -126,7 +126,7 @@ class Blocked:
         """K."""
         return len(self.places_K)
 
-    def kept(self, values_N: Tensor) -> Tensor:
+    def leading(self, values_N: Tensor) -> Tensor:
         """Those of N numbers that belong to the block."""
         return values_N[self.places_K.to(values_N.device)]
 

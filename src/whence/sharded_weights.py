@@ -126,7 +126,7 @@ def loaded_copies(model: nn.Module) -> Iterator[dict[str, list[nn.Parameter]]]:
     Yields:
         By name, one for each time that a layer ran, to be read while the block lasts.
     """
-    found: dict[str, list[nn.Parameter]] = {}
+    copies: dict[str, list[nn.Parameter]] = {}
     changed: list[tuple[Any, Any]] = []
     by_module: dict[int, tuple[Any, list[tuple[str, str]]]] = {}
     for name, module, _, key in _offloads(model):
@@ -134,8 +134,8 @@ def loaded_copies(model: nn.Module) -> Iterator[dict[str, list[nn.Parameter]]]:
     try:
         for module, names in by_module.values():
             changed.append((module, getattr(module, HOOK)))
-            setattr(module, HOOK, _Watched(getattr(module, HOOK), names, found))
-        yield found
+            setattr(module, HOOK, _Watched(getattr(module, HOOK), names, copies))
+        yield copies
     finally:
         for module, hook in changed:
             setattr(module, HOOK, hook)
@@ -228,8 +228,8 @@ def refuse_wrapped(model: nn.Module) -> None:
 class _Watched:
     """An accelerate hook that keeps the parameters it has loaded."""
 
-    def __init__(self, hook: Any, names: list[tuple[str, str]], found: dict[str, list[nn.Parameter]]):
-        self._hook, self._names, self._found = hook, names, found
+    def __init__(self, hook: Any, names: list[tuple[str, str]], copies: dict[str, list[nn.Parameter]]):
+        self._hook, self._names, self._copies = hook, names, copies
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hook, name)
@@ -239,7 +239,7 @@ class _Watched:
         loaded = dict(module.named_parameters())
         for name, key in self._names:
             if key in loaded:
-                self._found.setdefault(name, []).append(loaded[key])
+                self._copies.setdefault(name, []).append(loaded[key])
         return ready
 
 

@@ -123,7 +123,7 @@ def fitted(announced: Any, value: Any, name: str) -> Any:
     else:
         fits = isinstance(value, NoneType if announced is None else announced)
     if not fits:
-        raise TypeError(f"{name} is {reprlib.repr(value)}, not {_told(announced)}")
+        raise TypeError(f"{name} is {reprlib.repr(value)}, not {_described(announced)}")
     return value
 
 
@@ -147,19 +147,19 @@ def _sequence(outer: Any, inner: tuple[Any, ...], value: Any, name: str) -> Any:
     if inner[0] is str or inner[0] is int:  # the long ones: ids by the million
         if set(map(type, value)) - {inner[0]}:
             wrong = next(part for part in value if type(part) is not inner[0])
-            raise TypeError(f"{name} holds {reprlib.repr(wrong)}, not {_told(inner[0])}")
+            raise TypeError(f"{name} holds {reprlib.repr(wrong)}, not {_described(inner[0])}")
         return tuple(value) if outer is tuple else value
     parts = [fitted(inner[0], part, name) for part in value]
     return tuple(parts) if outer is tuple else parts
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the field {twice[:80]!r} twice in one object")
-    return found
+    return mapping
 
 
 def _integer(text: str) -> int:
@@ -189,7 +189,7 @@ def _check_depth(value: Any) -> None:
         level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
 
 
-def _told(announced: Any) -> str:
+def _described(announced: Any) -> str:
     choices = get_args(announced) if get_origin(announced) is Literal else ()
     if choices:
         return f"one of {', '.join(map(str, choices))}"

@@ -82,14 +82,14 @@ def tell_all_through_here() -> None:
     """Have what Python itself prints (warnings, logs, the end of a process that failed) come through here, in the process of a command."""
     warnings.showwarning = _warn
     sys.excepthook = _fail
-    made = logging.getLogRecordFactory()
+    factory = logging.getLogRecordFactory()
 
     def record(*arguments: Any, **more: Any) -> logging.LogRecord:
-        found = made(*arguments, **more)
-        found.msg, found.args = steerless(found.getMessage()), None
-        if found.exc_info and found.exc_info[0] is not None:
-            found.exc_text = steerless("".join(format_exception(*found.exc_info)).rstrip("\n"))
-        return found
+        record = factory(*arguments, **more)
+        record.msg, record.args = steerless(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = steerless("".join(format_exception(*record.exc_info)).rstrip("\n"))
+        return record
 
     logging.setLogRecordFactory(record)
 

@@ -59,11 +59,11 @@ class Program:
     queries: list[Record]
     shared: dict[str, Tensor]
 
-    def task(self, functional: Any, ignore: list[str], model: nn.Module | None = None) -> whence.AbstractTask:
+    def task(self, functional: Any, ignore: list[str], model: nn.Module | None = None) -> whence.tasks.AbstractTask:
         """The task of whence.
 
         Args:
-            functional: As `whence.AbstractTask` takes it.
+            functional: As `whence.tasks.AbstractTask` takes it.
             ignore: Names of parameters that are left out besides the case's own.
             model: Another model than the program's.
         """

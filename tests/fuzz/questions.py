@@ -46,7 +46,7 @@ class Asked:
     """
 
     program: Program
-    task: whence.AbstractTask
+    task: whence.tasks.AbstractTask
     train: Dataset
     queries: Dataset
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -175,7 +175,7 @@ def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
     plan, case = plan_units(asked.task), asked.program.case
     with tempfile.TemporaryDirectory() as folder:
         options = {"batch_positions": case.positions} if case.positions else {}
-        curvature = whence.fit_curvature(asked.task, asked.train, f"{folder}/factors", quiet=True, **options)
+        curvature = whence.pipeline.fit_curvature(asked.task, asked.train, f"{folder}/factors", quiet=True, **options)
         curvature = curvature.uncorrected() if case.method == "kfac" else curvature
     model = make_program(case).model
     gradients = label_gradients(asked.program, model, asked.program.plain(asked.program.train, asked.train))

@@ -32,13 +32,13 @@ def compute(folder):
     for model in MODELS:
         task, examples = zoo.make(model, EXAMPLES)
         queries = Dataset(examples.examples[:QUERIES])
-        for method in whence.METHODS:
+        for method in whence.methods.METHODS:
             path = folder / f"{model}-{method}"
-            options = {"rank": 64} if whence.METHODS[method].encoder in ("whole", "entries") else {}
+            options = {"rank": 64} if whence.methods.METHODS[method].encoder in ("whole", "entries") else {}
             store = whence.build(task, examples, path, method=method, quiet=True, **options)
             results[f"{model} store {method}"] = _flat(whence.score_table(store, task, queries, quiet=True))
             results[f"{model} bytes {method}"] = _digest(path)
-        for method, record in whence.EXACT_METHODS.items():
+        for method, record in whence.methods.EXACT_METHODS.items():
             if not record.needs_run:
                 results[f"{model} exact {method}"] = _flat(_exact(task, examples, queries, method=method))
         for method, normalize in NORMALIZED:

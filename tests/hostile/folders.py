@@ -15,12 +15,12 @@ from tests.test_select import table as planted
 from tests.test_shares import SOURCES, drawn, table
 from tests.test_store import SMALL, make_records, make_task
 from tests.torture.jobs import bank, recorded
-from whence.apply.guide.marks import Marked
-from whence.apply.shares.verify import verify_shares
 from whence.errors import BadInput
 from whence.evaluate import load_table, open_bank, save_table
 from whence.evaluate.table_files import origin_of_table
+from whence.guide.marks import Marked
 from whence.pipeline import spool
+from whence.shares.verify import verify_shares
 from whence.store import open_store, verify_store
 
 ROWS = 10
@@ -103,7 +103,7 @@ def _run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> Any:
-    run = whence.open_run(folder / "run")
+    run = whence.runs.open_run(folder / "run")
     log = run.log
     tensors = [run.tensors(step) for step in run.checkpoints]
     return digest(
@@ -112,52 +112,54 @@ def _read_run(folder: Path) -> Any:
 
 
 def _fit(folder: Path) -> None:
-    whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+    whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
 
 
 def _read_fit(folder: Path) -> Any:
-    found = whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+    found = whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
     return digest(found.note, [(block.outputs_OO, block.inputs_II, block.values_OI) for block in found.blocks], found.kfac)
 
 
 def _selection(folder: Path) -> None:
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
-    whence.select(scores, by="loss", keep=4).save(folder / "chosen")
+    whence.select.select(scores, by="loss", keep=4).save(folder / "chosen")
 
 
 def _read_selection(folder: Path) -> Any:
-    found = whence.load_selection(folder / "chosen")
+    found = whence.select.load_selection(folder / "chosen")
     return digest(str(found.decisions), str(found.summary()), found.keep, found.weights)
 
 
 def _marks(folder: Path) -> None:
     marked = [Marked(f"t{n}", 9, (1, 4, 7), (5, n, 3), 0.5 * n, 3, 1.25) for n in range(5)]
     (folder / "guide").mkdir()
-    whence.Marks({one.id: one for one in marked}, {"method": "ekfac", "examples": 9}).save(folder / "guide" / "marks.jsonl")
+    whence.guide.Marks({one.id: one for one in marked}, {"method": "ekfac", "examples": 9}).save(
+        folder / "guide" / "marks.jsonl"
+    )
 
 
 def _read_marks(folder: Path) -> Any:
-    found = whence.open_marks(folder / "guide" / "marks.jsonl")
+    found = whence.guide.open_marks(folder / "guide" / "marks.jsonl")
     rows = found.rows(["t1"], torch.tensor([[0, 5, 0, 0, 1, 0, 0, 3, 0]]))
     return digest(str(dict(found.examples)), str(dict(found.about)), rows)
 
 
 def _ensemble(folder: Path) -> None:
-    ensemble = whence.Ensemble(folder / "ensemble", settings={"method": "kfac"})
+    ensemble = whence.score.Ensemble(folder / "ensemble", settings={"method": "kfac"})
     for seed in range(2):
         ensemble.add(member(seed), member=f"m{seed}")
 
 
 def _read_ensemble(folder: Path) -> Any:
-    ensemble = whence.Ensemble(folder / "ensemble", settings={"method": "kfac"})
+    ensemble = whence.score.Ensemble(folder / "ensemble", settings={"method": "kfac"})
     found = ensemble.table()
     return digest(ensemble.members, found.scores, found.query_ids, found.train_ids, found.unit, found.method, found.notes)
 
 
 def _shares(folder: Path) -> None:
     save_table(table(drawn()), folder / "table", origin={"models": ["m"]})
-    found = whence.shares([folder / "table"], SOURCES, payout="100.00 EUR", draws=50)
-    whence.write_shares(found, folder / "report", inputs={"table": folder / "table"})
+    found = whence.shares.shares([folder / "table"], SOURCES, payout="100.00 EUR", draws=50)
+    whence.shares.write_shares(found, folder / "report", inputs={"table": folder / "table"})
 
 
 def _read_shares(folder: Path) -> Any:
@@ -173,7 +175,7 @@ def _study(folder: Path) -> None:
 
 def _studied(folder: Path) -> Any:
     records = {"a": make_records(2, first=50)}
-    found = whence.study(make_task(), make_records(ROWS), records, folder / "study", method="kfac", quiet=True)
+    found = whence.study.study(make_task(), make_records(ROWS), records, folder / "study", method="kfac", quiet=True)
     return digest(str(found.to_dict()))
 
 

@@ -145,7 +145,7 @@ def recorded(folder: Path) -> None:
 
 def _is_finished(folder: Path) -> bool:
     try:
-        run = whence.open_run(folder / "run")
+        run = whence.runs.open_run(folder / "run")
     except WhenceError:
         return False
     assert run.steps == 10 and run.tensors(10)
@@ -154,7 +154,7 @@ def _is_finished(folder: Path) -> bool:
 
 def _run_of(folder: Path) -> dict[str, bytes]:
     """A finished run is what its record names; a run that was stopped may have other files beside."""
-    run = whence.open_run(folder / "run")
+    run = whence.runs.open_run(folder / "run")
     named = {"run.json", "ids.json", *(kept["file"] for kept in (*run.record["checkpoints"], *run.record["logs"]))}
     return {name: (folder / "run" / name).read_bytes() for name in named}
 
@@ -206,26 +206,26 @@ def _old_or_new_table(folder: Path) -> None:
 
 def _selected(seed: int):
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)))
-    return whence.select(scores, by="loss", keep=4 + seed)
+    return whence.select.select(scores, by="loss", keep=4 + seed)
 
 
 def _old_or_new_selection(folder: Path) -> None:
-    found = whence.load_selection(folder / "chosen")
+    found = whence.select.load_selection(folder / "chosen")
     assert sum(decision.decision == "keep" for decision in found.decisions) in (4, 5)
 
 
 def _shared(folder: Path) -> None:
     if not (folder / "report").exists():
-        whence.write_shares(whence.shares([folder / "table"], SOURCES), folder / "report")
+        whence.shares.write_shares(whence.shares.shares([folder / "table"], SOURCES), folder / "report")
 
 
 def _whole_report_or_none(folder: Path) -> None:
     if (folder / "report").exists():
-        assert whence.verify_shares(folder / "report").faults == []
+        assert whence.shares.verify_shares(folder / "report").faults == []
 
 
 def _ensemble(folder: Path) -> None:
-    ensemble = whence.Ensemble(folder / "ensemble")
+    ensemble = whence.score.Ensemble(folder / "ensemble")
     for seed in range(4):
         if f"m{seed}" not in ensemble.members:
             ensemble.add(table(drawn(seed=seed)), member=f"m{seed}")
@@ -242,7 +242,7 @@ def jobs() -> list[Job]:
         Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),
         _grown_bank(),
         Job("recorder", recorded, look=_is_finished, content=_run_of),
-        Job("fit", lambda folder: whence.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)),
+        Job("fit", lambda folder: whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)),
         Job("query log", logs, look=_nothing_told_is_lost, content=_rows_of_log),
         Job("table", lambda folder: _saved(folder, 1), lambda folder: _saved(folder, 0), _old_or_new_table),
         Job("selection", lambda folder: _chosen(folder, 1), lambda folder: _chosen(folder, 0), _old_or_new_selection),
@@ -254,7 +254,7 @@ def jobs() -> list[Job]:
 
 
 def _studied(folder: Path) -> None:
-    whence.study(make_task(), folder / "store", {"a": make_records(2, first=50)}, folder / "study", quiet=True)
+    whence.study.study(make_task(), folder / "store", {"a": make_records(2, first=50)}, folder / "study", quiet=True)
 
 
 def _saved(folder: Path, seed: int) -> None:

@@ -45,8 +45,10 @@ def diabetes() -> Split:
 
 def documents() -> list[dict[str, str]]:
     """Passages of Python's own documentation, longer than the demo's, in a fixed random order."""
-    found = python_docs(max_documents=6000, max_characters=420, min_characters=200, per_topic=40, per_source=12, per_module=200)
-    return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+    records = python_docs(
+        max_documents=6000, max_characters=420, min_characters=200, per_topic=40, per_source=12, per_module=200
+    )
+    return [records[index] for index in np.random.default_rng(0).permutation(len(records))]
 
 
 def labelled_texts(words: int, length: int) -> Split:

@@ -47,11 +47,11 @@ class Entry:
 
 
 def _stored(method: str, **options: Any) -> Entry:
-    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
+    def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
         # One fit serves EK-FAC and all of its codes.
-        fitted = place.parent / place.name.replace(name, "ekfac") / "factors"
+        fitted = work.parent / work.name.replace(name, "ekfac") / "factors"
         fit = {"factors": fitted} if METHODS[method].encoder == "aligned" else {}
-        store = build(task, setting.train, place / "store", method=method, seed=0, quiet=True, **fit, **options)
+        store = build(task, setting.train, work / "store", method=method, seed=0, quiet=True, **fit, **options)
         return score_table(store, task, setting.queries, quiet=True, relative_damping=relative_damping)
 
     name = "-".join([method, *(f"{key.replace('_', '')}{value}" for key, value in options.items())])
@@ -61,14 +61,14 @@ def _stored(method: str, **options: Any) -> Entry:
 def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] = ()) -> Entry:
     has_factors, has_solver = EXACT_METHODS[method].factors is not None, EXACT_METHODS[method].solver is not None
 
-    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
+    def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
         return attribute(
             task,
             setting.train,
             setting.queries,
             method=method,
             relative_damping=relative_damping,
-            factors=place / "factors" if has_factors else None,
+            factors=work / "factors" if has_factors else None,
             quiet=True,
         )
 
@@ -79,13 +79,13 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
 def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options: Any) -> Entry:
     """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
-    def make(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
-        first = place.parent / place.name.replace(name, "source")
+    def make(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
+        first = work.parent / work.name.replace(name, "source")
         folder = first / "run"
         if not (folder / "run.json").exists() or not read_json(folder / "run.json")["finished"]:
             setting.retrain.recorded(0, folder, setting.train)
         # The fits at single checkpoints serve every method that takes them.
-        fitted = place if options.get("average_weights") or not EXACT_METHODS[method].needs_run else first
+        fitted = work if options.get("average_weights") or not EXACT_METHODS[method].needs_run else first
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
         run = open_run(folder)
         with run.weights(task.model, run.checkpoints[-1:], at="measurements"):
@@ -101,23 +101,23 @@ def _of_images(name: str, method: str, fit: Mapping[str, Any] | None = None, **o
     """An entry for generated images; `options` are of the task."""
     has_factors = method in EXACT_METHODS and EXACT_METHODS[method].factors is not None
 
-    def make(setting: Setting, task: AbstractTask, place: Path, relative_damping: float | None = None) -> ScoreTable:
-        asked = denoising(task.model, setting.retrain.settings, recipe=task.recipe, **options)
+    def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
+        denoiser = denoising(task.model, setting.retrain.settings, recipe=task.recipe, **options)
         if method in METHODS:
-            store = build(asked, setting.train, place / "store", method=method, seed=0, quiet=True)
-            found = score_table(store, asked, setting.queries, quiet=True, relative_damping=relative_damping)
+            store = build(denoiser, setting.train, work / "store", method=method, seed=0, quiet=True)
+            table = score_table(store, denoiser, setting.queries, quiet=True, relative_damping=relative_damping)
         else:
-            factors = place / "factors" if has_factors else None
-            found = attribute(
-                asked, setting.train, setting.queries, method=method, factors=factors, relative_damping=relative_damping,
+            factors = work / "factors" if has_factors else None
+            table = attribute(
+                denoiser, setting.train, setting.queries, method=method, factors=factors, relative_damping=relative_damping,
                 quiet=True, **(fit or {}),
             )  # fmt: skip
-        return replace(found, method=f"{name}; {found.method}")
+        return replace(table, method=f"{name}; {table.method}")
 
     return Entry(name, make, has_damping=has_factors or method in METHODS, is_ensembled=name == "ekfac-expand")
 
 
-def _pixels(setting: Setting, task: AbstractTask, place: Path) -> ScoreTable:
+def _pixels(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
     """Cosine of the images themselves: what a search for similar pictures would find."""
     train, queries = (
         torch.stack([torch.as_tensor(example.fields["image"]).flatten() for example in data.examples]).double()
@@ -133,8 +133,8 @@ def entries_of(setting: Setting) -> "tuple[Entry, ...]":
 
 
 DIFFUSION_ENTRIES = (
-    Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
-    Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
+    Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
+    Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
     Entry("pixels", _pixels),
     _of_images("grad-dot", "grad-dot-exact"),
     _of_images("trak", "trak"),
@@ -151,10 +151,10 @@ DIFFUSION_ENTRIES = (
 
 
 ENTRIES = (
-    Entry("random", lambda setting, task, place: random_scores(setting.train, setting.queries, seed=0)),
-    Entry("loss", lambda setting, task, place: loss_scores(task, setting.train, setting.queries)),
-    Entry("bm25", lambda setting, task, place: bm25(setting.train, setting.queries)),
-    Entry("similarity", lambda setting, task, place: representation_similarity(task, setting.train, setting.queries)),
+    Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
+    Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
+    Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
+    Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),

@@ -103,10 +103,10 @@ def mislabels(setting: Setting) -> MislabelReport | None:
     task, train = setting.task, setting.train
     losses_N = loss_scores(task, train, setting.queries, quiet=True).scores[0]
     factors = setting.folder / "work" / "mislabels"
-    found: Mapping[str, Tensor] = {
+    rankings: Mapping[str, Tensor] = {
         "self-influence, ekfac": self_influence(task, train, factors=factors, quiet=True).scores[0],
         "gradient norm": self_influence(task, train, method="grad-dot-exact", quiet=True).scores[0],
         # An example that pulls against the others of its class has a low score for the queries on average.
         "harm to the queries, ekfac": -attribute(task, train, setting.queries, factors=factors, quiet=True).scores.mean(0),
     }
-    return mislabel_report(found, losses_N, setting.flipped_N)
+    return mislabel_report(rankings, losses_N, setting.flipped_N)

@@ -63,12 +63,12 @@ class Bench:
         return {
             "evaluation": self.evaluation.to_dict(),
             "tuned": {
-                name: {"label": found.label, "method": found.table.method, "tuning_lds": dict(found.tuning_lds)}
-                for name, found in self.tuned.items()
+                name: {"label": entry.label, "method": entry.table.method, "tuning_lds": dict(entry.tuning_lds)}
+                for name, entry in self.tuned.items()
             },
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "curves": [curve.to_dict() for curve in self.curves],
-            "brittleness": [found.to_dict() for found in self.brittleness],
+            "brittleness": [entry.to_dict() for entry in self.brittleness],
             "mislabels": None if self.mislabels is None else self.mislabels.to_dict(),
         }
 
@@ -109,15 +109,15 @@ def run_setting(
         removed += [table] if entry.name in removal else []
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
-            found = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}
-            sweeps[table.method] = {label: swept for label, swept in found.items() if swept is not None}
+            by_damping = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}
+            sweeps[table.method] = {label: swept for label, swept in by_damping.items() if swept is not None}
         if entry.is_ensembled:
             members = [_table(setting, entry, f"member {seed}", member=seed) for seed in range(1, _MEMBERS)]
             tables.append(mean_table([table, *(member for member in members if member is not None)]))
     if extra is not None and extra.is_dir():
         tables += [load_table(folder) for folder in sorted(extra.iterdir()) if (folder / "table.json").is_file()]
     tuned = {name: tune(sweep, bank) for name, sweep in sweeps.items()}
-    pairs = [table for table in tables if table.method in tuned] + [found.table for found in tuned.values()]
+    pairs = [table for table in tables if table.method in tuned] + [by_damping.table for by_damping in tuned.values()]
     return Bench(
         evaluate(tables, bank),
         tuned,
@@ -139,10 +139,10 @@ def _table(
         return load_table(folder)
     task = setting.member(member)
     say(f"{setting.name}: {entry.name}, {label}")
-    found = _timed(lambda: entry.make(setting, task, work, **(damping or {})))
-    if found is not None:
-        save_table(found, folder)
-    return found
+    timed = _timed(lambda: entry.make(setting, task, work, **(damping or {})))
+    if timed is not None:
+        save_table(timed, folder)
+    return timed
 
 
 def _timed(make: Callable[[], ScoreTable]) -> ScoreTable | None:

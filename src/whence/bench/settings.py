@@ -80,10 +80,10 @@ class Setting:
         recipe = weights.with_suffix(".json")
         if not recipe.exists():
             weights.parent.mkdir(parents=True, exist_ok=True)
-            model, found = self.fit(seed)
+            model, run_recipe = self.fit(seed)
             parameters = {name: value.detach().contiguous() for name, value in model.named_parameters()}
             write_tensors(weights, parameters)
-            write_json(recipe, asdict(found))
+            write_json(recipe, asdict(run_recipe))
         model = self.empty()
         model.load_state_dict(read_tensors(weights), strict=False)
         return self.task_of(model.eval(), read_record(Recipe, recipe))
@@ -124,10 +124,10 @@ def prepare(name: str, folder: str | Path) -> Setting:
     """
     if name not in SETTINGS:
         raise UnknownOption(found=f"the setting {name!r}", needed=f"one of: {', '.join(SETTINGS)}", do="pick one")
-    place = Path(folder) / name
-    place.mkdir(parents=True, exist_ok=True)
-    write_json(place / "setting.json", {"name": name})
-    return SETTINGS[name](place)
+    setting_folder = Path(folder) / name
+    setting_folder.mkdir(parents=True, exist_ok=True)
+    write_json(setting_folder / "setting.json", {"name": name})
+    return SETTINGS[name](setting_folder)
 
 
 def load_setting(folder: str | Path) -> Setting:
@@ -280,13 +280,15 @@ def _digits_diffusion(folder: Path) -> Setting:
     images = (2 * inputs[:_DENOISED] - 1).view(-1, 1, 8, 8)
     retrain = DenoiserRetrain(images, settings)
     everything = torch.ones(len(images), dtype=torch.bool)
-    made = folder / "models" / f"{retrain.fingerprint[:16]}-generated.safetensors"
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
+    generated = folder / "models" / f"{retrain.fingerprint[:16]}-generated.safetensors"
+    if not generated.exists():
+        generated.parent.mkdir(parents=True, exist_ok=True)
         records = sample_images(denoising(retrain(everything, 0), settings), _GENERATED, (1, 8, 8))
-        write_tensors(made, {"images": torch.stack([record["image"] for record in records])})
+        write_tensors(generated, {"images": torch.stack([record["image"] for record in records])})
     plain = denoising(new_denoiser(settings, 0), settings)
-    queries = plain.prepare({"id": f"generated-{n}", "image": image} for n, image in enumerate(read_tensors(made)["images"]))
+    queries = plain.prepare(
+        {"id": f"generated-{n}", "image": image} for n, image in enumerate(read_tensors(generated)["images"])
+    )
     return Setting(
         "digits-diffusion",
         plain.prepare(

@@ -158,7 +158,7 @@ class SmallRetrain:
             for number, stage in enumerate(stages):
                 optimizer = self._optimizer(model)
                 run.stage(f"stage {number + 1}", optimizer)
-                self._fit(model, stage, generator, optimizer, lambda batch: run.batch(ids[place] for place in batch.tolist()))
+                self._fit(model, stage, generator, optimizer, lambda batch: run.batch(ids[row] for row in batch.tolist()))
         return model.eval()
 
     def _stages(self, keep: Tensor) -> list[Tensor]:

@@ -105,10 +105,10 @@ def mixes(name: str, chosen: Sequence[Example], together: Tensor, alone: Tensor)
         together: Values of all of them in one batch, shape (B,).
         alone: Values alone.
     """
-    place = int((together - alone).abs().argmax())
+    index = int((together - alone).abs().argmax())
     return {
-        "found": f"a {name} that depends on the other examples of its batch ({together[place]:.7g} of the example {chosen[place].id!r} "
-        f"in a batch of {len(chosen)}, {alone[place]:.7g} alone)",
+        "found": f"a {name} that depends on the other examples of its batch ({together[index]:.7g} of the example {chosen[index].id!r} "
+        f"in a batch of {len(chosen)}, {alone[index]:.7g} alone)",
         "needed": "each example's own loss",
         "do": "look for statistics over the batch (a norm over axis 0, in-batch negatives) and for attention over padding",
     }
@@ -149,11 +149,11 @@ class _Types(TorchFunctionMode):
         self.types: set[torch.dtype] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, tuple | list) else (found,):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 self.types.add(tensor.dtype.to_real())
-        return found
+        return result
 
 
 def are_equal(trial: Trial, together: Tensor, alone: Tensor, tolerance: float) -> bool:

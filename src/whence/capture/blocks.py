@@ -29,19 +29,19 @@ def as_parameters(plan: Plan, model: nn.Module, blocks: Blocks) -> dict[str, Ten
     Returns:
         By name of every parameter in the plan, shape (Q, *parameter).
     """
-    known = dict(model.named_parameters())
-    shapes = {name: parameter.shape for name, parameter in known.items()}
-    found = {}
+    parameters = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    values = {}
     for unit, block_QOI in zip(plan.units, blocks, strict=True):
         if _is_flat(plan, unit, shapes):
-            parts = block_QOI[:, 0].split([num_numbers(known[name]) for name in unit.parameters], 1)
-            found.update({name: _as_tensor(part, known[name]) for name, part in zip(unit.parameters, parts, strict=True)})
+            parts = block_QOI[:, 0].split([num_numbers(parameters[name]) for name in unit.parameters], 1)
+            values.update({name: _as_tensor(part, parameters[name]) for name, part in zip(unit.parameters, parts, strict=True)})
             continue
         weight, *bias = unit.parameters
         columns = unit.inputs - len(bias)
-        found[weight] = _rule(plan, unit).from_matrix(block_QOI[..., :columns], shapes[weight])
-        found.update(dict.fromkeys(bias, block_QOI[..., -1]))
-    return {name: value.to(known[name].dtype) for name, value in found.items()}
+        values[weight] = _rule(plan, unit).from_matrix(block_QOI[..., :columns], shapes[weight])
+        values.update(dict.fromkeys(bias, block_QOI[..., -1]))
+    return {name: value.to(parameters[name].dtype) for name, value in values.items()}
 
 
 def as_blocks(plan: Plan, tensors: Mapping[str, Tensor]) -> Blocks:

@@ -60,37 +60,37 @@ def check_task(
     # One at a time first: what is wrong with one example is said of that one.
     alone, expected, norms = trial.one_by_one()
     is_known, plan.route.is_checked = plan.route.is_checked, False
-    found, together = trial.captured()
+    captured, together = trial.captured()
     plain = unchanging(trial)
     tolerance = _TOLERANCE.get(autocast or precision(task.model), _HALF_TOLERANCE)
     shared = [layer for layer in plan.layers if "shared" in plan.route.uses.get(layer.name, ())]
     if shared and not any(are_equal(trial, together, plain, by) for by in (tolerance, _widened(trial, tolerance))):
-        found, together = _unshared(trial, shared)
+        captured, together = _unshared(trial, shared)
     others = companions(examples, chosen, parameters)
     try:
         check_values(trial, others, together, alone, tolerance)
     except BadInput:
         tolerance = _widened(trial, tolerance)
         check_values(trial, others, together, alone, tolerance)
-    if bool(_wrong(found, expected, norms, tolerance).any()):
+    if bool(_wrong(captured, expected, norms, tolerance).any()):
         tolerance = _widened(trial, tolerance)
-    while bool((wrong := _wrong(found, expected, norms, tolerance)).any()):
+    while bool((wrong := _wrong(captured, expected, norms, tolerance)).any()):
         units = wrong.any(1).nonzero()[:, 0].tolist()
         if not _rerouted(plan, units):
-            _refuse(trial, units, found, expected, norms, tolerance)
-        found, _ = trial.captured()
+            _refuse(trial, units, captured, expected, norms, tolerance)
+        captured, _ = trial.captured()
     plan.route.is_checked = is_known or len(chosen) > 1
     _doubt_shared(plan, norms)
     return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
 
 
-def _wrong(found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> Tensor:
+def _wrong(captured: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> Tensor:
     """Which units of which examples differ by more than rounding, shape (units, B)."""
     # Half precision rounds every layer's gradient with the noise of the whole backward pass, so the largest norm is its scale.
     scale = norms if tolerance < _HALF_TOLERANCE else norms.amax(0, keepdim=True)
     # A gradient that is zero but for rounding has the noise of the largest one.
     least = _ROUNDINGS * torch.finfo(torch.float32).eps / tolerance if tolerance >= _TOLERANCE[torch.float32] else 1e-6
-    apart = (found - expected).square().mean(2).sqrt()
+    apart = (captured - expected).square().mean(2).sqrt()
     return ~(apart <= tolerance * scale.clamp_min(1e-12 + least * norms.amax().item()))
 
 
@@ -144,7 +144,7 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
-def _refuse(trial: Trial, units: list[int], found: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> None:
+def _refuse(trial: Trial, units: list[int], captured: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> None:
     """Say why captured gradients are wrong: are the examples' own not even those of their sum?
 
     Raises:
@@ -154,8 +154,8 @@ def _refuse(trial: Trial, units: list[int], found: Tensor, expected: Tensor, nor
     task, plan, index = trial.task, trial.plan, units[0]
     total, added = trial.of_sum(), expected.sum(1)
     # Of the contractions the one that shows most.
-    place = int((found[index] - expected[index]).abs().amax(0).argmax())
-    seen, true = found[index, :, place], expected[index, :, place]
+    example = int((captured[index] - expected[index]).abs().amax(0).argmax())
+    seen, true = captured[index, :, example], expected[index, :, example]
     if bool(((total - added).square().mean(1).sqrt() > tolerance * norms.sum(1))[units].any()):
         raise BadInput(**mixes(f"gradient of {plan.units[index].name!r}", trial.chosen, seen, true))
     names = [name for unit in units for name in plan.units[unit].parameters]

@@ -49,7 +49,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     inplace: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
     sparse: list[Any] = [module for module in modules if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse]
     faster = [(module, name, forward) for module in modules if (name := own_forward(module)) and (forward := _faster(module))]
-    kept = [vars(module).get(name) for module, name, _ in faster]
+    own_forwards = [vars(module).get(name) for module, name, _ in faster]
     # The fused encoder layer of PyTorch skips the layers' own forward when nothing needs a gradient.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -85,7 +85,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.inplace = True
         for module in sparse:
             module.sparse = True
-        for (module, name, _), before in zip(faster, kept, strict=True):
+        for (module, name, _), before in zip(faster, own_forwards, strict=True):
             setattr(module, name, before) if before is not None else delattr(module, name)
 
 

@@ -56,13 +56,13 @@ def functional_pairs(
     values = {name: parameters[name].detach() for name in names}
     rows: dict[str, list[Tensor | None]] = {name: [None] * len(examples) for name in names}
     for group in _groups(examples):
-        found = _side_by_side(function, model, values, group) if plan.route.side_by_side else None
-        if found is None:
-            alone = [_alone(function, model, values, examples[place]) for place in group.places]
-            found = {name: torch.stack([one[name] for one in alone]) for name in names}
+        by_name = _side_by_side(function, model, values, group) if plan.route.side_by_side else None
+        if by_name is None:
+            alone = [_alone(function, model, values, examples[example_index]) for example_index in group.indices]
+            by_name = {name: torch.stack([gradients[name] for gradients in alone]) for name in names}
         for name in names:
-            for place, row in zip(group.places, found[name], strict=True):
-                rows[name][place] = row
+            for example_index, row in zip(group.indices, by_name[name], strict=True):
+                rows[name][example_index] = row
     for index in units:
         unit = plan.units[index]
         block_BOI = as_block(plan, unit, {name: torch.stack(rows.pop(name)) for name in unit.parameters})  # type: ignore[arg-type]
@@ -75,12 +75,12 @@ class _Group:
 
     Args:
         form: A batch with the number of each leaf in its place.
-        places: The examples.
+        indices: The examples.
         members: The leaves of each of them.
     """
 
     form: Any
-    places: list[int]
+    indices: list[int]
     members: list[list[Any]]
 
     def takes(self, form: Any, leaves: list[Any]) -> bool:
@@ -89,13 +89,13 @@ class _Group:
 
 def _groups(examples: Sequence[Batch]) -> list[_Group]:
     groups: list[_Group] = []
-    for place, batch in enumerate(examples):
+    for index, batch in enumerate(examples):
         form, leaves = _taken_apart(batch)
         group = next((group for group in groups if group.takes(form, leaves)), None)
         if group is None:
-            groups.append(_Group(form, [place], [leaves]))
+            groups.append(_Group(form, [index], [leaves]))
         else:
-            group.places.append(place)
+            group.indices.append(index)
             group.members.append(leaves)
     return groups
 
@@ -133,7 +133,7 @@ def _side_by_side(function: Function, model: nn.Module, values: Gradients, group
     own = [
         number
         for number, leaf in enumerate(group.members[0])
-        if isinstance(leaf, Tensor) and (len(group.places) == 1 or any(member[number] is not leaf for member in group.members))
+        if isinstance(leaf, Tensor) and (len(group.indices) == 1 or any(member[number] is not leaf for member in group.members))
     ]
     if not own:
         return None
@@ -163,8 +163,8 @@ def _alone(function: Function, model: nn.Module, values: Gradients, batch: Batch
             return _backward(function, model, values, batch)
     except UserWarning:
         every = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        found = _backward(function, model, every, batch)
-        return {name: found[name] for name in values}
+        gradients = _backward(function, model, every, batch)
+        return {name: gradients[name] for name in values}
 
 
 def _backward(function: Function, model: nn.Module, values: Gradients, batch: Batch) -> Gradients:
@@ -184,11 +184,11 @@ def _backward(function: Function, model: nn.Module, values: Gradients, batch: Ba
 
 
 def _value(function: Function, model: nn.Module, batch: Batch) -> Tensor:
-    found = function(model, batch)
-    if found.shape != (1,):
+    value = function(model, batch)
+    if value.shape != (1,):
         raise BadInput(
-            found=f"a function of shape {tuple(found.shape)} for a batch of one example",
+            found=f"a function of shape {tuple(value.shape)} for a batch of one example",
             needed="one value per example, shape (1,)",
             do="sum over everything but the batch axis",
         )
-    return found[0]
+    return value[0]

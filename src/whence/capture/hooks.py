@@ -89,7 +89,7 @@ def capture(
                 raise Unsupported(**not_reached(objective))
         if units:
             assert alone is not None
-            functional_pairs(function, task.model, plan, units, [alone(place) for place in range(num_examples)], consume)
+            functional_pairs(function, task.model, plan, units, [alone(index) for index in range(num_examples)], consume)
     return values.detach()
 
 

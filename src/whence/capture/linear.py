@@ -50,9 +50,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.weight_OI = weight_OI
-        found = times_transposed(input_NI, weight_OI, bias_O)
+        output = times_transposed(input_NI, weight_OI, bias_O)
         # The same numbers, but no view of others: models may not change one in place that an autograd function gave them.
-        return found.new_empty(0).set_(found)  # type: ignore[arg-type]
+        return output.new_empty(0).set_(output)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None]:
@@ -62,10 +62,13 @@ class _Product(torch.autograd.Function):
 def _is_plain(input: Tensor, weight: Any, bias: Any) -> bool:
     tensors = [input, weight] if bias is None else [input, weight, bias]
     return (
-        all(type(one) in (Tensor, nn.Parameter) and one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
-        and not any(one.requires_grad for one in tensors[1:])
+        all(
+            type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+            for tensor in tensors
+        )
+        and not any(tensor.requires_grad for tensor in tensors[1:])
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not is_transforming()
-        and not any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
+        and not any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
     )

@@ -96,7 +96,7 @@ def forecast(
         The forecast, with a batch size that fits.
     """
     longest = max(examples, key=lambda example: example.length)
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     state = [local(value) for value in task.model.state_dict().values() if isinstance(value, Tensor)]
     weights = {value.untyped_storage().data_ptr() for value in state}
 
@@ -105,7 +105,7 @@ def forecast(
         # Weights that are gathered or loaded for the pass are parameters, or views of them, in other places than the model's own.
         is_weight = any(isinstance(value, nn.Parameter) for value in (tensor, view_base(tensor)))
         if not is_weight and storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def ignore(index: int, pair: Pair) -> None:
@@ -115,7 +115,7 @@ def forecast(
         batch = task.collate([longest])
         capture(task, plan, batch, ignore, num_examples=1, alone=lambda _: batch, autocast=autocast)
     model_bytes = sum(value.numel() * value.element_size() for value in state if value.device.type != "meta")
-    per_position = int(_SLACK * sum(kept.values()) / longest.length) + 1
+    per_position = int(_SLACK * sum(saved.values()) / longest.length) + 1
     free = available_bytes(task.device) if room_bytes is None else min(room_bytes, available_bytes(task.device))
     fits = int(0.5 * free / per_position)
     enough = _ENOUGH_POSITIONS.get(task.device.type, 65536)

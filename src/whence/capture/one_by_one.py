@@ -54,21 +54,21 @@ class Trial:
         Returns:
             u'Gv, shape (units, B, K), and the objective's values, shape (B,); float64, on the CPU.
         """
-        found = torch.zeros(len(self.plan.units), len(self.chosen), _PROBES, dtype=torch.float64)
+        contractions = torch.zeros(len(self.plan.units), len(self.chosen), _PROBES, dtype=torch.float64)
         probes = self._probes()
 
         def consume(index: int, pair: Pair) -> None:
             left_OK, right_IK = probes[index]
             left_BTK = pair.outputs.times(left_OK).double()
             right_BTK = pair.inputs.times(right_IK).double()
-            found[index] += (left_BTK * right_BTK).sum(1).cpu()
+            contractions[index] += (left_BTK * right_BTK).sum(1).cpu()
 
         values = capture(
             self.task, self.plan, self.task.collate(self.chosen), consume,
-            num_examples=len(self.chosen), alone=lambda place: self.task.collate([self.chosen[place]]),
+            num_examples=len(self.chosen), alone=lambda number: self.task.collate([self.chosen[number]]),
             objective=self.objective, autocast=self.autocast,
         )  # fmt: skip
-        return found, values.double().cpu()
+        return contractions, values.double().cpu()
 
     def one_by_one(self) -> tuple[Tensor, Tensor, Tensor]:
         """By autograd, of each example alone.
@@ -114,7 +114,7 @@ class Trial:
                 for name, value in task.model.named_parameters()
                 if name in task.tracked or (every and (value.is_floating_point() or value.is_complex()))
             }
-            held = {name: value.grad for name, value in parameters.items()}
+            gradients_before = {name: value.grad for name, value in parameters.items()}
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
@@ -126,14 +126,14 @@ class Trial:
                     values = _values(task, function, examples)
             except UserWarning:
                 for name, parameter in parameters.items():
-                    parameter.grad = held[name]
+                    parameter.grad = gradients_before[name]
                 raise
             is_reached = values.requires_grad
             if is_reached:
                 _backward(values.sum())
         grads = {name: _gradients(name, parameter, copies) for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
-            parameter.grad = held[name]
+            parameter.grad = gradients_before[name]
         probed = torch.zeros(len(plan.units), _PROBES, dtype=torch.float64)
         norms = torch.zeros(len(plan.units), dtype=torch.float64)
         for index, unit in enumerate(plan.units):
@@ -146,14 +146,14 @@ class Trial:
 
     def _probes(self) -> list[tuple[Tensor, Tensor]]:
         dtype = torch.float64 if precision(self.task.model) == torch.float64 else torch.float32
-        found = []
+        probes = []
         for index, unit in enumerate(self.plan.units):
             generator = torch.Generator().manual_seed(index)
             left_OK, right_IK = (
                 torch.randn(size, _PROBES, generator=generator, dtype=dtype) for size in (unit.outputs, unit.inputs)
             )
-            found.append((left_OK.to(self.task.device), right_IK.to(self.task.device)))
-        return found
+            probes.append((left_OK.to(self.task.device), right_IK.to(self.task.device)))
+        return probes
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequenc
         RuntimeError: Whatever autograd raises for one vector.
     """
     chunks = zip(*(vector.split(at_once) for vector in vectors), strict=True)
-    found = [_together(outputs, inputs, chunk) for chunk in chunks]
-    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+    chunked = [_together(outputs, inputs, chunk) for chunk in chunks]
+    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*chunked, strict=True)]
 
 
 def _together(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -29,7 +29,7 @@ _CONTRACTIONS, _MOST_UNITS = 4, 64
 _TOLERANCES = {"float64": ((1e-7, 1e-5), (1e-6, 1e-4)), "float32": ((1e-4, 5e-3), (5e-3, 5e-2))}
 _HALF_TOLERANCES = ((3e-2, 0.3), (3e-2, 0.3))
 # Differences that a message lists.
-_TOLD = 3
+_MOST_NAMED = 3
 # Below this a loss is compared by its distance, and a gradient's size counts as this share of the largest unit's.
 _SMALL_LOSS, _SMALL_GRADIENT = 1e-2, 1e-3
 
@@ -126,7 +126,7 @@ class ModelRecord:
         """
         probe = None
         if plan is not None:
-            chosen = [examples[place] for place in probe_examples(examples)]
+            chosen = [examples[index] for index in probe_examples(examples)]
             probe = probed(task, plan, [task.collate([example]) for example in chosen], [example.id for example in chosen])
         return cls(structure_of(task.model), probe if probe is not None and probe.is_finite else None)
 
@@ -166,22 +166,24 @@ def check_model(there: ModelRecord, here: ModelRecord, what: str) -> list[str]:
     Raises:
         StoreMismatch: If it does, saying what differs.
     """
-    found = differences(there.structure, here.structure)
-    told, is_probed = "", False
+    changes = differences(there.structure, here.structure)
+    probe_difference, is_probed = "", False
     if there.probe is not None and here.probe is not None and there.probe.examples == here.probe.examples:
-        told, is_probed = there.probe.differs(here.probe), True
-    if told or any(difference.is_certain for difference in found):
-        why = [difference.what for difference in found if difference.is_certain or told]
-        more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""
+        probe_difference, is_probed = there.probe.differs(here.probe), True
+    if probe_difference or any(difference.is_certain for difference in changes):
+        why = [difference.what for difference in changes if difference.is_certain or probe_difference]
+        more = f" and {len(why) - _MOST_NAMED} more" if len(why) > _MOST_NAMED else ""
         raise StoreMismatch(
             found=f"{what} of a model with these weights that computes something else: "
-            + "; ".join([*why[:_TOLD], *([f"this one {told}"] if told else [])])
+            + "; ".join([*why[:_MOST_NAMED], *([f"this one {probe_difference}"] if probe_difference else [])])
             + more,
             needed="the model that it was made with, or the scores would mix two models",
             do="load it with the configuration and the code that it had then, or make this again with the model as it is now",
         )
-    if found and not is_probed:
-        return [f"what the model computes may not be what it did for {what}: {found[0].what}; no example could be run to tell"]
+    if changes and not is_probed:
+        return [
+            f"what the model computes may not be what it did for {what}: {changes[0].what}; no example could be run to tell"
+        ]
     return []
 
 
@@ -226,17 +228,17 @@ def _run(
     task: AbstractTask, plan: Plan, batch: Batch, objective: Objective, autocast: torch.dtype | None, also: Consume | None
 ) -> tuple[float, Tensor]:
     """One example's objective, and contractions of its gradient, shape (U, K), float64."""
-    place_of = {index: place for place, index in enumerate(_spread(plan))}
-    found_UK = torch.zeros(len(place_of), _CONTRACTIONS, dtype=torch.float64)
+    number_of = {index: number for number, index in enumerate(_spread(plan))}
+    found_UK = torch.zeros(len(number_of), _CONTRACTIONS, dtype=torch.float64)
 
     def consume(index: int, pair: Pair) -> None:
         if also is not None:
             also(index, pair)
-        if index in place_of:
+        if index in number_of:
             pair, unit = pair.wide(), plan.units[index]
             left_BTK = pair.outputs.times(_vectors(unit.outputs).to(task.device)).double()
             right_BTK = pair.inputs.times(_vectors(unit.inputs).to(task.device)).double()
-            found_UK[place_of[index]] += (left_BTK * right_BTK).sum((0, 1)).cpu()
+            found_UK[number_of[index]] += (left_BTK * right_BTK).sum((0, 1)).cpu()
 
     values = capture(task, plan, batch, consume, num_examples=1, alone=lambda _: batch, objective=objective, autocast=autocast)
     return float(values.sum()), found_UK
@@ -244,7 +246,7 @@ def _run(
 
 def _spread(plan: Plan) -> list[int]:
     count = min(len(plan.units), _MOST_UNITS)
-    return [place * len(plan.units) // count for place in range(count)]
+    return [index * len(plan.units) // count for index in range(count)]
 
 
 def _vectors(size: int) -> Tensor:

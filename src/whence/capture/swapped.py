@@ -50,10 +50,10 @@ def with_weights(model: nn.Module, values: Mapping[str, Tensor], run: Callable[[
         named = {f"model.{name}": taken_for_parameter(value) for name, value in values.items()}
         return functional_call(_Around(model, run), named, (), tie_weights=True)
     finally:
-        for module, known, kept in zip(modules, attributes, buffers, strict=True):
-            for name in vars(module).keys() - known.keys():
+        for module, attributes_of, buffers_of in zip(modules, attributes, buffers, strict=True):
+            for name in vars(module).keys() - attributes_of.keys():
                 del vars(module)[name]
-            vars(module).update(known)
-            for name, value in kept.items():
+            vars(module).update(attributes_of)
+            for name, value in buffers_of.items():
                 if getattr(module, name) is not value:
                     setattr(module, name, value)

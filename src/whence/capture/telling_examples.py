@@ -40,23 +40,23 @@ def telling_examples(examples: Sequence[Example], parameters: int) -> list[Examp
     traits = [_traits(example) for example in candidates]
     chosen: list[int] = []
     for name in _by_importance(traits):
-        known = {place: values[name] for place, values in enumerate(traits) if name in values}
-        order = sorted(known, key=lambda place: (isinstance(known[place], str), known[place], place))  # noqa: B023, used at once
+        by_index = {index: values[name] for index, values in enumerate(traits) if name in values}
+        order = sorted(by_index, key=lambda index: (isinstance(by_index[index], str), by_index[index], index))  # noqa: B023, used at once
         low, high = order[0], order[-1]
-        if known[low] != known[high]:
+        if by_index[low] != by_index[high]:
             chosen += [low, high]
     chosen = list(dict.fromkeys(chosen))[: _MOST - 1]
     chosen += _alike(traits, chosen)
-    spread = [place * len(candidates) // _MOST for place in range(_MOST)]
-    for place in dict.fromkeys([*spread, *range(min(len(candidates), _FEWEST))]):
-        if len(chosen) < _FEWEST and place not in chosen:
-            chosen.append(place)
-    kept, cost = [], 0.0
-    for place in chosen[:_MOST]:
-        cost += parameters * candidates[place].length
-        if len(kept) < 2 or cost <= _BUDGET:
-            kept.append(candidates[place])
-    return sorted(kept, key=lambda example: example.length)
+    spread = [index * len(candidates) // _MOST for index in range(_MOST)]
+    for index in dict.fromkeys([*spread, *range(min(len(candidates), _FEWEST))]):
+        if len(chosen) < _FEWEST and index not in chosen:
+            chosen.append(index)
+    examples_kept, cost = [], 0.0
+    for index in chosen[:_MOST]:
+        cost += parameters * candidates[index].length
+        if len(examples_kept) < 2 or cost <= _BUDGET:
+            examples_kept.append(candidates[index])
+    return sorted(examples_kept, key=lambda example: example.length)
 
 
 def companions(examples: Sequence[Example], chosen: Sequence[Example], parameters: int) -> list[Example]:
@@ -87,7 +87,7 @@ def _candidates(examples: Sequence[Example]) -> list[Example]:
     runs, length = 8, 32
     if len(examples) <= runs * length:
         return list(examples)
-    starts = [place * (len(examples) - length) // (runs - 1) for place in range(runs)]
+    starts = [index * (len(examples) - length) // (runs - 1) for index in range(runs)]
     return [example for start in starts for example in examples[start : start + length]]
 
 
@@ -100,23 +100,23 @@ def _affordable(candidates: list[Example], parameters: int) -> list[Example]:
 
 def _traits(example: Example) -> dict[str, Trait]:
     """What tells an example from others: by name, a number or a word."""
-    found: dict[str, Trait] = {"length": float(example.length)}
+    traits: dict[str, Trait] = {"length": float(example.length)}
     for name, value in example.fields.items():
         if isinstance(value, str):
-            found[f"is {name}"] = value
+            traits[f"is {name}"] = value
             continue
         array = _array(value)
         if array is None:
             continue
         if array.size == 1:
-            found[f"is {name}"] = _finite(array.item())
+            traits[f"is {name}"] = _finite(array.item())
             continue
-        found[f"size of {name}"] = float(array.size)
+        traits[f"size of {name}"] = float(array.size)
         head = array.reshape(-1)[:_NUMBERS]
         if head.size:
-            found[f"most of {name}"] = _finite(head.max())
-            found[f"sum of {name}"] = _finite(head.sum(dtype=np.float64))
-    return found
+            traits[f"most of {name}"] = _finite(head.max())
+            traits[f"sum of {name}"] = _finite(head.sum(dtype=np.float64))
+    return traits
 
 
 def _array(value: Any) -> np.ndarray | None:
@@ -151,8 +151,8 @@ def _alike(traits: Sequence[dict[str, Trait]], chosen: Sequence[int]) -> list[in
         values = [values.get(name) for values in traits]
         if not name.startswith("is ") or len(set(values)) in (1, len(values)):
             continue
-        taken = {values[place] for place in chosen}
+        taken = {values[index] for index in chosen}
         if len(taken) < len(set(chosen)):
             return []
-        return [place for place, value in enumerate(values) if value in taken and place not in chosen][:1]
+        return [index for index, value in enumerate(values) if value in taken and index not in chosen][:1]
     return []

@@ -258,12 +258,12 @@ def _own(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, nn.Module, Rule]]:
-    found = []
+    layers = []
     for name, module in model.named_modules():
         rule = rules.get(id(module))
         if rule is not None:
-            found.append((name, module, rule))
-    return found
+            layers.append((name, module, rule))
+    return layers
 
 
 def _unit_of(module: nn.Module, role: str, name_of: dict[int, str], unit_of: dict[str, int]) -> int | None:

@@ -43,16 +43,16 @@ def bench(
     results = {}
     for name in settings or [name for name in SETTINGS if name not in ONLY_NAMED]:
         setting = prepare(name, output)
-        found = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
-        results[name] = found.to_dict()
+        result = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
+        results[name] = result.to_dict()
         write_bytes(setting.folder / "results.json", [json.dumps(results[name], indent=1).encode() + b"\n"])
         series = {
             curve.method: [Point(fraction, *asdict(curve.rise(fraction)).values()) for fraction in curve.fractions]
-            for curve in found.curves
+            for curve in result.curves
         }
-        write_evaluation(setting.folder / "results.html", found.evaluation, title=f"The bench: {name}", curves=series)
+        write_evaluation(setting.folder / "results.html", result.evaluation, title=f"The bench: {name}", curves=series)
         if not as_json:
-            _show_bench(name, found)
+            _show_bench(name, result)
     if as_json:
         tell_json(results)
 
@@ -77,33 +77,37 @@ def demo(
     tell(output, k=k, seeds=seeds, seed=seed)
 
 
-def _show_bench(name: str, found: Any) -> None:
+def _show_bench(name: str, result: Any) -> None:
     from whence.report import print_table
 
-    show_evaluation(found.evaluation, output=None, as_json=False, title=name)
-    if found.tuning is not None:
-        show_evaluation(found.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned")
-    if found.curves:
-        fractions = found.curves[0].fractions
-        rows = [(curve.method, *(curve.over_random(fraction) for fraction in fractions)) for curve in found.curves]
+    show_evaluation(result.evaluation, output=None, as_json=False, title=name)
+    if result.tuning is not None:
+        show_evaluation(
+            result.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned"
+        )
+    if result.curves:
+        fractions = result.curves[0].fractions
+        rows = [(curve.method, *(curve.over_random(fraction) for fraction in fractions)) for curve in result.curves]
         title = f"{name}: rise of the queries' mean loss without the highest scored, over that without random ones"
         print_table(("method", *(f"{fraction:.0%}" for fraction in fractions)), rows, title=title)
-    if found.brittleness:
-        ks = found.brittleness[0].ks
+    if result.brittleness:
+        ks = result.brittleness[0].ks
         rows = [
             (f"{each.method}: {condition}", *(f"{each.share(condition, k).mean:.0%}" for k in ks))
-            for each in found.brittleness
-            for condition in (each.flipped_at if each is found.brittleness[0] else ("proponents",))
+            for each in result.brittleness
+            for condition in (each.flipped_at if each is result.brittleness[0] else ("proponents",))
         ]
-        kept = len(found.brittleness[0].query_ids)
+        num_queries = len(result.brittleness[0].query_ids)
         print_table(
-            ("removed", *map(str, ks)), rows, title=f"{name}: share of {kept} right queries that flip without their top k"
+            ("removed", *map(str, ks)),
+            rows,
+            title=f"{name}: share of {num_queries} right queries that flip without their top k",
         )
-    if found.mislabels is not None:
+    if result.mislabels is not None:
         rows = [
             (label, str(each.auc), f"{each.average_precision:.3f}", *(f"{share:.0%}" for share in each.found.values()))
-            for label, each in found.mislabels.detections.items()
+            for label, each in result.mislabels.detections.items()
         ]
-        shares = next(iter(found.mislabels.detections.values())).found
+        shares = next(iter(result.mislabels.detections.values())).found
         header = ("score", "AUC", "average precision", *(f"found in top {share:.0%}" for share in shares))
-        print_table(header, rows, title=f"{name}: {found.mislabels.num_flipped} wrong labels")
+        print_table(header, rows, title=f"{name}: {result.mislabels.num_flipped} wrong labels")

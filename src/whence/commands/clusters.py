@@ -52,8 +52,8 @@ def clusters(
     Raises:
         BadInput: If there is a model or trust without queries.
     """
-    from whence.apply.clusters import clusters as find
-    from whence.apply.clusters.page import show_clusters, write_clusters
+    from whence.clusters import clusters as find
+    from whence.clusters.page import show_clusters, write_clusters
     from whence.load import load_records
     from whence.pipeline import score_table
     from whence.store import open_store, write_json
@@ -64,12 +64,12 @@ def clusters(
     table = None
     if queries is not None:
         table = score_table(opened, task_of_store(opened, store, recorded.model, trust=recorded.trust), load_records(queries))
-    found = find(opened, table=table, **asdict(clustered))
+    clustering = find(opened, table=table, **asdict(clustered))
     if output is not None:
-        write_json(output, found.to_dict())
+        write_json(output, clustering.to_dict())
     if shown.html is not None:
-        write_clusters(shown.html, found)
+        write_clusters(shown.html, clustering)
     if shown.as_json:
-        tell_json(found.to_dict())
+        tell_json(clustering.to_dict())
     else:
-        show_clusters(found)
+        show_clusters(clustering)

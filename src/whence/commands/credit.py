@@ -39,8 +39,8 @@ class SourceOptions:
         Raises:
             BadInput: If nothing says that.
         """
-        from whence.apply.shares import named_sources
         from whence.load import load_records
+        from whence.shares import named_sources
 
         if self.records is not None:
             return named_sources(load_records(self.records, split=self.split), self.by)
@@ -123,26 +123,26 @@ def shares(
     Raises:
         BadInput: If options do not fit each other.
     """
-    from whence.apply.shares import check_new, content_of, write_shares
-    from whence.apply.shares import shares as make_shares
+    from whence.shares import check_new, content_of, write_shares
+    from whence.shares import shares as make_shares
     from whence.store import open_store
 
     _check_options(tables, scored)
     check_new(output)
     opened = None if scored.store is None else open_store(scored.store)
     sources = origin.names(opened)
-    carried = None if reported.carry is None else _held(reported.carry, config.payout)
+    carried = None if reported.carry is None else _carried_over(reported.carry, config.payout)
     weights = None if reported.weights is None else _weights(reported.weights)
-    made = make_shares(scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried)
+    report = make_shares(scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried)
     inputs = {"records": origin.records, "queries": scored.queries, "weights": reported.weights, "carried": reported.carry}
     seal = write_shares(
-        made, output, store=opened, inputs={name: place for name, place in inputs.items() if place is not None},
+        report, output, store=opened, inputs={name: path for name, path in inputs.items() if path is not None},
         validated=reported.validated, command=TYPED.get(), signed_off_by=reported.signed_off_by,
     )  # fmt: skip
     if as_json:
-        tell_json({"report": str(output), "seal": seal, **content_of(made)})
+        tell_json({"report": str(output), "seal": seal, **content_of(report)})
     else:
-        _show(made, output, seal)
+        _show(report, output, seal)
 
 
 def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
@@ -162,29 +162,29 @@ def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
         refuse_given(scored.recorded, where="without --queries", needed="queries, for which a model is loaded")
 
 
-def _show(found: Any, output: Path, seal: str) -> None:
+def _show(report: Any, output: Path, seal: str) -> None:
     from whence.report import print_table
 
     header = ["source", "examples", "share"]
-    sources = [line for line in found.lines if line.kind == "source"]
-    shown = [*sources[:_ROWS], *(line for line in found.lines if line.kind != "source")]
+    sources = [line for line in report.lines if line.kind == "source"]
+    shown = [*sources[:_ROWS], *(line for line in report.lines if line.kind != "source")]
     cells = [[line.name, f"{line.examples:,}", f"{line.share:.4%}"] for line in shown]
-    if found.payout is not None:
-        header += [f"amount, {found.payout.currency}", "paid", "held back"]
+    if report.payout is not None:
+        header += [f"amount, {report.payout.currency}", "paid", "held back"]
         for row, line in zip(cells, shown, strict=True):
-            row += [found.payout.text(getattr(line.settled, name)) for name in ("amount", "paid", "held")]
+            row += [report.payout.text(getattr(line.settled, name)) for name in ("amount", "paid", "held")]
     more = f", the first {_ROWS} of {len(sources):,} sources" if len(sources) > _ROWS else ""
-    print_table(header, cells, title=f"Shares in {len(found.query_ids):,} queries{more}")
+    print_table(header, cells, title=f"Shares in {len(report.query_ids):,} queries{more}")
     tell(f"report: {output / 'report.html'}", f"seal, to be kept elsewhere: {seal}")
 
 
-def _held(folder: Path, payout: str | None) -> dict[str, str]:
+def _carried_over(folder: Path, payout: str | None) -> dict[str, str]:
     """What a report held back, by name of a source.
 
     Raises:
         BadInput: If the report is damaged, or of another currency.
     """
-    from whence.apply.shares.verify import verify_shares
+    from whence.shares.verify import verify_shares
     from whence.store import parse_json, read_plain
 
     faults = verify_shares(folder).faults
@@ -209,7 +209,7 @@ def _weights(source: str) -> dict[str, float]:
     """
     from whence.load import load_records
 
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for number, record in enumerate(load_records(source)):
         try:
             name, weight = str(record["id"]), float(record["weight"])
@@ -219,7 +219,7 @@ def _weights(source: str) -> dict[str, float]:
                 needed="both, the weight being a number",
                 do="add them, a record per query",
             ) from error
-        if name in found:
+        if name in weights:
             raise BadInput(found=f"two weights for {name!r} in {source}", needed="one for each query", do="leave one out")
-        found[name] = weight
-    return found
+        weights[name] = weight
+    return weights

@@ -41,10 +41,10 @@ def select(
     Raises:
         BadInput: If options are missing, or have nothing to act on.
     """
-    from whence.apply.select import select as choose
-    from whence.apply.select.budget import Budget
     from whence.load import load_records
     from whence.report import print_table
+    from whence.select import select as choose
+    from whence.select.budget import Budget
 
     check_options(config, valued, grouped, proof)
     for amount in (config.keep, config.drop):

@@ -64,9 +64,9 @@ def curvature(
     records = load_records(data, split=reading.split)
     with connected_for(placement, ranks):
         loaded, _ = reading.load(model, placement, ranks)
-        found = fit_curvature(
+        fitted = fit_curvature(
             loaded, records, output,
             **asdict(fit), batch_positions=batch_positions, ranks=ranks,
         )  # fmt: skip
     if ranks.rank == 0:
-        tell_json({"factors": str(output), "units": len(found.blocks), "fitted": found.note})
+        tell_json({"factors": str(output), "units": len(fitted.blocks), "fitted": fitted.note})

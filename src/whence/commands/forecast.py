@@ -90,7 +90,7 @@ def forecast(
         BadInput: If options of the one are given for the other.
     """
     if sizes.model_shape is not None:
-        found: Any = _at_scale(model, exact, sizes, cluster, reading, config)
+        estimate: Any = _at_scale(model, exact, sizes, cluster, reading, config)
     elif model is None or data is None or flags_given(sizes, cluster):
         unused = next(iter(flags_given(sizes, cluster)), None)
         raise BadInput(
@@ -99,8 +99,8 @@ def forecast(
             do="such as: whence forecast MODEL DATA" if unused is None else "add --model-shape and --examples, or leave it out",
         )
     else:
-        found = _of_task(model, data, exact, reading, config)
-    tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
+        estimate = _of_task(model, data, exact, reading, config)
+    tell_json(estimate.to_dict()) if as_json else tell(*str(estimate).split("\n"))
 
 
 def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOptions, config: BuildConfig) -> Any:

@@ -42,8 +42,8 @@ def guide(
 ) -> None:
     """Find the training tokens that an unwanted behaviour comes from, for training to suppress (IF-Guide).
 
-    Writes marks.jsonl, for `whence.suppress_marked` in your own loop or `whence.suppress_in_trainer` with Hugging Face; report.html, to
-    look at before; and the score of every token, so that another quantile, window or budget takes seconds.
+    Writes marks.jsonl, for `whence.guide.suppress_marked` in your own loop or `whence.guide.suppress_in_trainer` with Hugging Face;
+    report.html, to look at before; and the score of every token, so that another quantile, window or budget takes seconds.
 
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task. A smaller model with the same tokenizer, trained on
@@ -59,7 +59,7 @@ def guide(
     Raises:
         BadInput: If both sets of queries are the same file.
     """
-    from whence.apply.guide import guide as find
+    from whence.guide import guide as find
     from whence.load import load_records
 
     if behaviour.harmful == behaviour.safe:

@@ -26,7 +26,7 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
     Raises:
         BadInput: If a seal is given for a store, or a report of shares has lost its record.
     """
-    from whence.apply.shares.verify import is_share_report
+    from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
     if is_share_report(folder):
@@ -67,7 +67,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "rows": len(opened),
         "shards": len(opened.seals),
         "bytes_per_row": opened.codec.row_bytes(),
-        "fidelity": {name: asdict(found) for name, found in read_fidelity(opened).items()},
+        "fidelity": {name: asdict(fidelity) for name, fidelity in read_fidelity(opened).items()},
         "shared_bytes": opened.shared_bytes(),
         "needs_trust": recorded_needs_trust(opened, store),
     }
@@ -117,18 +117,18 @@ def methods(*, as_json: Json = False) -> None:
 
 
 def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
-    from whence.apply.shares.verify import verify_shares
+    from whence.shares.verify import verify_shares
 
-    found = verify_shares(folder, seal=seal)
+    check = verify_shares(folder, seal=seal)
     if as_json:
-        tell_json(asdict(found))
-        return 1 if found.faults else 0
-    for fault in found.faults:
+        tell_json(asdict(check))
+        return 1 if check.faults else 0
+    for fault in check.faults:
         tell(fault)
-    for note in found.notes:
+    for note in check.notes:
         tell(f"note: {note}")
-    if not found.faults:
+    if not check.faults:
         tell(
-            f"{folder}: {found.sources:,} sources, {found.queries:,} queries; all files as recorded, all figures computed again"
+            f"{folder}: {check.sources:,} sources, {check.queries:,} queries; all files as recorded, all figures computed again"
         )
-    return 1 if found.faults else 0
+    return 1 if check.faults else 0

@@ -63,7 +63,7 @@ def _config(path: Path) -> dict[str, Any] | str:
     if not path.exists():
         return {}
     try:
-        found = parse_json(read_plain(path, is_named=True), any_number=True)
+        content = parse_json(read_plain(path, is_named=True), any_number=True)
     except (OSError, ValueError) as error:
         return f"whose {path.name} cannot be read ({error})"
-    return found if isinstance(found, dict) else f"whose {path.name} is no configuration"
+    return content if isinstance(content, dict) else f"whose {path.name} is no configuration"

@@ -50,7 +50,7 @@ class TargetOptions:
 
     def agreement(self, proxy: Any, target: Any, records: list[Any], queries: list[Any], **options: Any) -> Any:
         """What the probe says; None without one."""
-        from whence.apply.proxy import proxy_agreement
+        from whence.proxy import proxy_agreement
 
         if not self.probe:
             return None
@@ -90,7 +90,7 @@ class DistilOptions:
 
     def train(self, target: Any, proxy: Any, records: list[Any], seed: int) -> dict[str, Any]:
         """Train the proxy, and keep it if that was asked for; what there is to say of it."""
-        from whence.apply.proxy import distil
+        from whence.proxy import distil
         from whence.store import disk_errors
 
         config = self.config()
@@ -132,29 +132,29 @@ def proxy(
     Raises:
         BadInput: If it is not said which model the target is, or something is asked of one that is only named.
     """
-    from whence.apply.proxy import proxy_table
     from whence.evaluate import save_table
     from whence.load import load_records
+    from whence.proxy import proxy_table
 
     _check_options(aim, distilled)
-    records, asked = list(load_records(data, split=work.reading.split)), list(load_records(queries))
+    records, query_records = list(load_records(data, split=work.reading.split)), list(load_records(queries))
     task, _ = work.reading.load(model)
     target: Any = aim.target_name if aim.target is None else work.reading.load(aim.target)[0]
     if distilled.save_model is not None:
         _check_savable(task)
-    known = _known(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
-    known |= {"train": task.prepare(records).fingerprint, "queries": task.prepare(asked).fingerprint}
-    check_table_folder(table.output, known)
+    recorded = _origin_of(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
+    recorded |= {"train": task.prepare(records).fingerprint, "queries": task.prepare(query_records).fingerprint}
+    check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
     content |= distilled.train(target, task, records, factored.seed or 0)
     options = {"method": factored.method, "memory_gib": work.memory_gib, **factored.given()}
-    scores = proxy_table(task, target, records, asked, name=table.name, **options)
-    origin = {"models": (task.weights,), "data": [known["train"]], "queries": known["queries"], "whence": __version__}
-    save_table(scores, table.output, origin=origin | {"settings": known})
+    scores = proxy_table(task, target, records, query_records, name=table.name, **options)
+    origin = {"models": (task.weights,), "data": [recorded["train"]], "queries": recorded["queries"], "whence": __version__}
+    save_table(scores, table.output, origin=origin | {"settings": recorded})
     content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
     content["provenance"] = dict(scores.provenance)
     options.pop("factors", None)  # of all the data; the probe fits its own
-    agreement = aim.agreement(task, target, records, asked, **options)
+    agreement = aim.agreement(task, target, records, query_records, **options)
     if table.as_json:
         tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))
         return
@@ -194,17 +194,17 @@ def _check_options(aim: TargetOptions, distilled: DistilOptions) -> None:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
 
 
-def _known(task: Any, target: Any, factored: FactoredOptions, distilled: DistilOptions) -> dict[str, Any]:
+def _origin_of(task: Any, target: Any, factored: FactoredOptions, distilled: DistilOptions) -> dict[str, Any]:
     """What scores depend on besides the data, for the table to say."""
     from whence.tasks import structure_of
 
     config = distilled.config()
-    told = {name: value for name, value in factored.given().items() if name != "factors"}
-    known = {"method": factored.method, **told, "distil": None if config is None else asdict(config), "proxy": task.weights}
-    known["proxy_structure"] = asdict(structure_of(task.model))
+    options = {name: value for name, value in factored.given().items() if name != "factors"}
+    origin = {"method": factored.method, **options, "distil": None if config is None else asdict(config), "proxy": task.weights}
+    origin["proxy_structure"] = asdict(structure_of(task.model))
     if isinstance(target, str):
-        return known | {"target": target}
-    return known | {"target": target.weights, "target_structure": asdict(structure_of(target.model))}
+        return origin | {"target": target}
+    return origin | {"target": target.weights, "target_structure": asdict(structure_of(target.model))}
 
 
 def _check_savable(task: Any) -> None:
@@ -217,5 +217,5 @@ def _check_savable(task: Any) -> None:
         raise BadInput(
             found=f"--save-model for a {type(task.model).__name__}",
             needed="a Hugging Face model with a tokenizer",
-            do="leave it out, or call whence.distil from Python and save the model there",
+            do="leave it out, or call whence.proxy.distil from Python and save the model there",
         )

@@ -147,10 +147,10 @@ def needs_trust(role: str, name: str) -> str:
         return f"the {role} {name!r}, Python code that would be run"
     if not Path(name).is_absolute():
         return f"the {role} {name!r}, which would be looked up where the command runs and on the hub"
-    place = Path(name)
-    if place.exists() and not (place.is_file() or place.is_dir()):
+    path = Path(name)
+    if path.exists() and not (path.is_file() or path.is_dir()):
         return f"the {role} {name!r}, which is neither a file nor a folder"
-    more = asks_for(place) if role == "model" and place.exists() else ""
+    more = asks_for(path) if role == "model" and path.exists() else ""
     return f"the {role} {name!r}, {more}" if more else ""
 
 
@@ -193,40 +193,40 @@ def _as_built(origin: Mapping[str, Any]) -> dict[str, Any]:
     from whence.store import fitted, record_of
 
     names = ("model", "data", "task", "kind", "split", "dtype")
-    found: dict[str, Any] = {name: fitted(str, origin.get(name, ""), name) for name in names}
+    as_built: dict[str, Any] = {name: fitted(str, origin.get(name, ""), name) for name in names}
     options = dict(fitted(dict[str, Any], origin.get("options", {}), "options"))
     unknown = sorted(options.keys() - {"long", "max_length", "track", "ignore", "functional", "skip_bad"})
     read = record_of(TaskOptions, {name: value for name, value in options.items() if name not in unknown})
     wrong = {
-        "dtype": found["dtype"] not in ("", *_TYPES),
+        "dtype": as_built["dtype"] not in ("", *_TYPES),
         "max_length": (read.max_length or 1) < 1,
         **dict.fromkeys(unknown, True),
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
-            raise TypeError(f"{name} is {(found | options)[name]!r}")
-    return {**found, "kind": found["task"] or found["kind"], "split": found["split"] or "train", "options": options}
+            raise TypeError(f"{name} is {(as_built | options)[name]!r}")
+    return {**as_built, "kind": as_built["task"] or as_built["kind"], "split": as_built["split"] or "train", "options": options}
 
 
-def _check_there(recorded: str, gone: str, needed: str, option: str) -> None:
+def _check_there(recorded: str, missing: str, needed: str, option: str) -> None:
     """Refuse a place that is not there any more.
 
     Raises:
         BadInput: If it is not.
     """
-    place = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
-    if place.is_absolute() and not place.exists():
-        raise BadInput(found=gone, needed=needed, do=f"pass {option} with the place where it is now")
+    path = Path(recorded.rsplit(":", 1)[0] if ".py:" in recorded else recorded)
+    if path.is_absolute() and not path.exists():
+        raise BadInput(found=missing, needed=needed, do=f"pass {option} with the place where it is now")
 
 
-def _check_small(place: Path, store: Path, rows: int) -> None:
+def _check_small(path: Path, store: Path, rows: int) -> None:
     """Refuse a recorded folder that holds far more than the store has rows, such as a whole disk.
 
     Raises:
         BadInput: If it does.
     """
     count, at_most = 0, _FILES + _FILES_A_ROW * rows
-    for _, folders, files in os.walk(place):
+    for _, folders, files in os.walk(path):
         count += len(folders) + len(files)
         if count > at_most:
-            _refuse(f"the data {str(place)!r}, a folder of more than {at_most:,} files for {rows:,} rows", store, "--train")
+            _refuse(f"the data {str(path)!r}, a folder of more than {at_most:,} files for {rows:,} rows", store, "--train")

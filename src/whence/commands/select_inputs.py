@@ -59,9 +59,9 @@ class ValueOptions:
             train: The examples.
             by: What to rank by.
         """
-        from whence.apply.select import value_table
         from whence.evaluate import load_table
         from whence.load import load_records
+        from whence.select import value_table
 
         if self.table is not None:
             return _for_data(load_table(self.table), train.ids, self.table)
@@ -84,14 +84,14 @@ class GroupOptions:
     store: Path | None = None
 
     def facts(self, task: Any, records: Sequence[Any], train: Any) -> dict[str, Any]:
-        """Groups, lengths and near-duplicates of the examples, as `whence.select` takes them.
+        """Groups, lengths and near-duplicates of the examples, as `whence.select.select` takes them.
 
         Args:
             task: The task; None without a model, and then without lengths.
             records: Training data.
             train: The same prepared.
         """
-        from whence.apply.select import near_duplicates
+        from whence.select import near_duplicates
 
         alike = None if self.store is None or self.duplicates is None else near_duplicates(self.store, cosine=self.duplicates)
         return {
@@ -134,10 +134,10 @@ class ProofOptions:
             output: Folder for the finished runs and proof.json.
             first_seed: Of the training runs.
         """
-        from whence.apply.select import prove
         from whence.data import digest_of
         from whence.evaluate import CommandTrain, FileTrain, Retraining, as_reported
         from whence.functions import absolute, sources_of
+        from whence.select import prove
         from whence.store import write_json
 
         train = CommandTrain(self.command) if self.command is not None else FileTrain(absolute(str(self.prove)))
@@ -196,9 +196,9 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
         refuse_given(
             proof, where="without --prove", needed="options that go together", do="add --prove FILE:FUNCTION, or leave it out"
         )
-    for found, is_wrong, do in wrong:
+    for combination, is_wrong, do in wrong:
         if is_wrong:
-            raise BadInput(found=found, needed="options that go together", do=do)
+            raise BadInput(found=combination, needed="options that go together", do=do)
     for name in ("seeds", "workers"):
         if getattr(proof, name) < 1:
             raise BadInput(found=f"--{name} {getattr(proof, name)}", needed="1 or more", do="leave it out for the default")
@@ -226,8 +226,8 @@ def _for_data(table: Any, ids: Sequence[str], folder: Path) -> Any:
             needed="a table of the same data",
             do="score this data, or pass the data that was scored",
         )
-    place = {name: number for number, name in enumerate(table.train_ids)}
-    return replace(table, scores=table.scores[:, [place[name] for name in ids]], train_ids=tuple(ids))
+    number_of = {name: number for number, name in enumerate(table.train_ids)}
+    return replace(table, scores=table.scores[:, [number_of[name] for name in ids]], train_ids=tuple(ids))
 
 
 def _groups(records: Sequence[Any], train: Any, balance: str) -> list[str]:

@@ -100,11 +100,11 @@ def serve(
             webbrowser.open(url)
 
     with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
-        desks = _desks(folders, recorded, page, images, pool)
-        run_app(create_app(desks, config, token=token), config, ready)
+        hosted_stores = _hosted_stores(folders, recorded, page, images, pool)
+        run_app(create_app(hosted_stores, config, token=token), config, ready)
 
 
-def _desks(
+def _hosted_stores(
     folders: Mapping[str, Path], recorded: RecordedOptions, page: PageOptions, images: ImageOptions, pool: Any
 ) -> list[Any]:
     """The stores with their models, ready to be asked.
@@ -113,13 +113,13 @@ def _desks(
         BadInput: If something is said of images that no store has.
     """
     from whence.progress import say
-    from whence.serve.hosted_store import Desk
+    from whence.serve.hosted_store import HostedStore
     from whence.serve.item_reader import ItemReader
     from whence.store import open_store
 
-    prompts, known = _prompts(page.questions), _records(page.metadata)
+    prompts, metadata = _prompts(page.questions), _records(page.metadata)
     tasks: dict[str, Any] = {}
-    desks, num_arrays = [], 0
+    hosted_stores, num_arrays = [], 0
     for name, folder in folders.items():
         say(f"loading {folder}")
         opened = open_store(folder)
@@ -133,30 +133,30 @@ def _desks(
             records = train_records(opened, folder, images.train, trust=recorded.trust)
             arrays = {"train": task.prepare(records), "pixels": images.pixels}
             num_arrays += 1
-        desk = Desk.of(name, opened, task, metadata=known, questions=prompts, **arrays)
-        desks.append(replace(desk, warm=replace(desk.warm, workers=pool)))
+        hosted = HostedStore.open(name, opened, task, metadata=metadata, questions=prompts, **arrays)
+        hosted_stores.append(replace(hosted, prepared=replace(hosted.prepared, workers=pool)))
     if not num_arrays:
         refuse_given(
             images,
             where="for stores of texts or of images in files", needed="a store of images that are arrays of numbers",
         )  # fmt: skip
-    return desks
+    return hosted_stores
 
 
 def _prompts(questions: str | None) -> list[dict[str, str]]:
-    found = []
+    prompts = []
     for number, record in enumerate(_records(questions)):
-        known = {"prompt": record} if isinstance(record, str) else record
-        prompt, completion = known.get("prompt", known.get("text", "")), known.get("completion", "")
-        example, label = known.get("example", ""), known.get("label", "")
-        if not all(isinstance(one, str) for one in (prompt, completion, example)) or not (prompt or example):
+        fields = {"prompt": record} if isinstance(record, str) else record
+        prompt, completion = fields.get("prompt", fields.get("text", "")), fields.get("completion", "")
+        example, label = fields.get("example", ""), fields.get("label", "")
+        if not all(isinstance(value, str) for value in (prompt, completion, example)) or not (prompt or example):
             raise BadInput(
                 found=f"question {number} without a text",
                 needed="'prompt', or 'prompt' and 'completion'; for other models 'text' or 'example', and 'label'",
                 do="add it",
             )
-        found.append({"prompt": prompt, "completion": completion, "example": example, "label": str(label)})
-    return found
+        prompts.append({"prompt": prompt, "completion": completion, "example": example, "label": str(label)})
+    return prompts
 
 
 def _records(path: str | None) -> list[Any]:

@@ -37,14 +37,18 @@ def check_table_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
     if not (folder / "table.json").exists():
         return
-    known = origin_of_table(folder).get("settings")
+    made_with = origin_of_table(folder).get("settings")
     mine = json.loads(json.dumps(settings))
-    names = [] if not isinstance(known, dict) else [name for name in {**mine, **known} if not _is_same(name, known, mine)]
-    if isinstance(known, dict) and not names:
+    names = (
+        []
+        if not isinstance(made_with, dict)
+        else [name for name in {**mine, **made_with} if not _is_same(name, made_with, mine)]
+    )
+    if isinstance(made_with, dict) and not names:
         return
-    told = f"made with other settings ({', '.join(names)})" if names else "that does not say what it was made with"
+    difference = f"made with other settings ({', '.join(names)})" if names else "that does not say what it was made with"
     raise BadInput(
-        found=f"a table in {folder} {told}",
+        found=f"a table in {folder} {difference}",
         needed="a new folder, or one with a table that was made in the same way",
         do="choose another folder, or move that one away",
     )
@@ -58,7 +62,9 @@ def _is_same(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bo
         return name in there and name in here and there[name] == here[name]
     if name not in there or name not in here:
         return True
-    return not any(found.is_certain for found in differences(Structure.from_json(there[name]), Structure.from_json(here[name])))
+    return not any(
+        difference.is_certain for difference in differences(Structure.from_json(there[name]), Structure.from_json(here[name]))
+    )
 
 
 def read_token(path: Path) -> str:

@@ -75,10 +75,10 @@ def build(
         )
     # Data first: a wrong path should not wait for a large model.
     records = load_records(data, split=reading.split) if spool is None else stream_records(data)
-    place = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
+    source = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
     with connected_for(placement, ranks):
         loaded, origin = reading.load(model, placement, ranks)
-        origin |= {"data": place, "split": reading.split}
+        origin |= {"data": source, "split": reading.split}
         if isinstance(records, Shards):
             records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
         store = run(loaded, records, output, append=append, origin=origin, config=config, runtime=Runtime(ranks=ranks))
@@ -186,7 +186,7 @@ class AnswerOptions:
 def query(
     store: Path,
     *,
-    asked: Annotated[QueryOptions, Parameter(name="*")] = QueryOptions(),
+    options: Annotated[QueryOptions, Parameter(name="*")] = QueryOptions(),
     recorded: Recorded = RecordedOptions(),
     damped: Damped = DampingOptions(),
     second: Annotated[RerankOptions, Parameter(name="*")] = RerankOptions(),
@@ -198,7 +198,7 @@ def query(
 
     Args:
         store: Folder or URL made by `whence build`; with --url the name of a store there.
-        asked: What is asked.
+        options: What is asked.
         recorded: What is loaded of what the store records.
         damped: Damping of the store's curvature.
         second: A second stage.
@@ -215,14 +215,14 @@ def query(
     from whence.serve import Client
     from whence.store import open_store
 
-    queries, ranks, service, scanned = asked.queries(), Ranks.launched(), answered.service, answered.scanned
+    queries, ranks, service, scanned = options.queries(), Ranks.launched(), answered.service, answered.scanned
     if service.url is not None:
         refuse_given(
             recorded, damped, second, scanned, placement,
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
         token = None if service.token_file is None else read_token(service.token_file)
-        hits = Client(service.url, token=token).query(queries, store=str(store), k=asked.k, tokens=asked.tokens)
+        hits = Client(service.url, token=token).query(queries, store=str(store), k=options.k, tokens=options.tokens)
     else:
         refuse_given(service, where="without --url", needed="a service to show it to", do="add --url, or leave it out")
         opened = open_store(store, ranks=ranks)
@@ -231,7 +231,7 @@ def query(
         with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
             task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
             hits = run(
-                opened, task, queries, k=asked.k, damping=damped.damping(), tokens=asked.tokens, second=stage,
+                opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage,
                 runtime=Runtime(ranks=ranks, workers=pool),
             )  # fmt: skip
     if ranks.rank == 0:

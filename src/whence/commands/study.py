@@ -65,7 +65,7 @@ def study(
     data: str | None = None,
     /,
     *,
-    asked: Annotated[StudyOptions, Parameter(name="*")],
+    compared: Annotated[StudyOptions, Parameter(name="*")],
     output: Annotated[Path, Parameter(alias="-o")],
     recorded: Recorded = RecordedOptions(),
     exact: Final = FinalOptions(),
@@ -80,7 +80,7 @@ def study(
     Args:
         store: Folder made by `whence build`; or, with training data after it, a model as build takes it.
         data: Training data as build takes it, to go through it with whole gradients instead of a store.
-        asked: What is compared.
+        compared: What is compared.
         output: Folder of the study; all scores are kept there, 4 bytes for each query and document.
         recorded: For a store, what is loaded of what it records.
         exact: For training data, the method and its settings; a store takes its damping.
@@ -90,13 +90,13 @@ def study(
     Raises:
         BadInput: If a set is not named, or an option is given that has no use here.
     """
-    from whence.apply.study import study as run
     from whence.load import load_records
     from whence.report import print_table
     from whence.store import open_store
+    from whence.study import study as run
 
-    sets, config = asked.named(), asked.config(exact.factored.seed)
-    options: dict[str, Any] = exact.given() | {"damping_rule": asked.damping_rule}
+    sets, config = compared.named(), compared.config(exact.factored.seed)
+    options: dict[str, Any] = exact.given() | {"damping_rule": compared.damping_rule}
     if data is None:
         refuse_given(work, where="for a store", needed="what the other kind of corpus takes")
         corpus: Any = open_store(store)
@@ -110,12 +110,12 @@ def study(
         corpus = task.prepare(corpus)
         options["memory_gib"] = work.memory_gib
         method = exact.method
-    found = run(task, corpus, sets, output, config=config, method=method, **options)
+    result = run(task, corpus, sets, output, config=config, method=method, **options)
     if as_json:
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
-    print_table(found.header, found.cells())
-    for caution in found.cautions():
+    print_table(result.header, result.cells())
+    for caution in result.cautions():
         tell(f"note: {caution}")
     tell(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
 
@@ -126,9 +126,9 @@ def _kinds(file: str, records: Iterable[Any]) -> Mapping[str, str]:
     Raises:
         BadInput: If a record does not have both.
     """
-    found = {}
+    kinds = {}
     for number, record in enumerate(records):
         if not isinstance(record, dict) or not {"id", "kind"} <= record.keys():
             raise BadInput(found=f"record {number} of {file}", needed="mappings with 'id' and 'kind'", do="add the fields")
-        found[str(record["id"])] = str(record["kind"])
-    return found
+        kinds[str(record["id"])] = str(record["kind"])
+    return kinds

@@ -69,12 +69,12 @@ def score(
     opened = open_store(store, ranks=ranks)
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
         task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
-        asked = task.prepare(records)
+        query_data = task.prepare(records)
         damping = damped.damping()
-        kept = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-        settings = {name: getattr(opened.blueprint, name) for name in kept} | asdict(damped)
-        settings |= {"train": digest_of(*opened.ids()).hex(), "queries": asked.fingerprint}
-        origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], asked.fingerprint)
+        names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
+        settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
+        settings |= {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
+        origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], query_data.fingerprint)
         check_table_folder(output, origin["settings"])
         table, models = _counted_in(
             ensemble,
@@ -83,7 +83,7 @@ def score(
             lambda: score_table(
                 opened,
                 task,
-                asked,
+                query_data,
                 damping=damping,
                 weighted=ensemble is None,
                 runtime=Runtime(ranks=ranks, workers=pool),
@@ -159,23 +159,29 @@ def attribute(
     runtime = Runtime(ranks=Ranks.launched(), memory_gib=work.memory_gib)
     _refuse_several(runtime.ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     _refuse_several(runtime.ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
-    records, asked = load_records(data, split=work.reading.split), load_records(queries)
+    records, query_data = load_records(data, split=work.reading.split), load_records(queries)
     loaded, _ = work.reading.load(model)
-    train, asked = loaded.prepare(records), loaded.prepare(asked)
-    told = {name: value for name, value in exact.given().items() if name not in ("factors", "run")}
-    known = {"method": settings.name, **told, "by_source": by_source, "train": train.fingerprint, "queries": asked.fingerprint}
-    known["reading"] = flags_given(work.reading)
+    train, query_data = loaded.prepare(records), loaded.prepare(query_data)
+    options = {name: value for name, value in exact.given().items() if name not in ("factors", "run")}
+    recorded = {
+        "method": settings.name,
+        **options,
+        "by_source": by_source,
+        "train": train.fingerprint,
+        "queries": query_data.fingerprint,
+    }
+    recorded["reading"] = flags_given(work.reading)
     # The folder of the run tells apart runs that ended in the same weights.
     through = {"run": None if exact.run is None else str(exact.run.absolute()), "mode": sources.mode}
-    origin = _origin(known | through, loaded, ensemble, [train.fingerprint], asked.fingerprint)
+    origin = _origin(recorded | through, loaded, ensemble, [train.fingerprint], query_data.fingerprint)
     check_table_folder(output, origin["settings"])
 
     def make() -> Any:
         if by_source and exact.run is not None:
-            return group_effects(loaded, train, asked, exact.run, mode=sources.mode, runtime=runtime)
-        return score_all(loaded, train, asked, method=settings, runtime=runtime)
+            return group_effects(loaded, train, query_data, exact.run, mode=sources.mode, runtime=runtime)
+        return score_all(loaded, train, query_data, method=settings, runtime=runtime)
 
-    table, models = _counted_in(ensemble, known, loaded, make)
+    table, models = _counted_in(ensemble, recorded, loaded, make)
     if runtime.ranks.rank > 0:
         return
     parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
@@ -215,8 +221,8 @@ def smoothness(
 
     records = load_records(data, split=work.reading.split)
     loaded, _ = work.reading.load(model)
-    found = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=work.memory_gib)
-    tell_json(found.to_dict()) if as_json else tell(*str(found).split("\n"))
+    result = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=work.memory_gib)
+    tell_json(result.to_dict()) if as_json else tell(*str(result).split("\n"))
 
 
 def _refuse_several(ranks: Any, is_given: bool, name: str, why: str) -> None:

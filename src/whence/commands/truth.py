@@ -142,14 +142,14 @@ def bank(
     """
     _refuse_unused(trained, of, drawn)
     trained.check()
-    made = _retrained(output, trained, of, drawn) if trained.masks is None else _imported(output, trained, of)
-    shape = made.values_MSQ.shape
+    result = _retrained(output, trained, of, drawn) if trained.masks is None else _imported(output, trained, of)
+    shape = result.values_MSQ.shape
     content = {
         "bank": str(output),
         "subsets": shape[0],
         "seeds": shape[1],
         "queries": shape[2],
-        "examples": len(made.train_ids),
+        "examples": len(result.train_ids),
     }
     tell_json(content) if as_json else tell(", ".join(f"{name} {value}" for name, value in content.items()))
 
@@ -158,13 +158,13 @@ def _imported(output: Path, trained: TrainOptions, of: ExamplesOptions) -> Any:
     from whence.evaluate import import_bank, save_bank
 
     config = of.config({})
-    made = import_bank(
+    imported = import_bank(
         _array(str(trained.masks)), _array(str(trained.outcomes)),
         values=config.values, num_examples=of.examples if config.train_ids is None else len(config.train_ids),
         train_ids=config.train_ids, query_ids=config.query_ids, unit=config.unit,
     )  # fmt: skip
-    save_bank(made, output)
-    return made
+    save_bank(imported, output)
+    return imported
 
 
 def _retrained(output: Path, trained: TrainOptions, of: ExamplesOptions, drawn: SubsetOptions) -> Any:
@@ -213,24 +213,24 @@ def evaluate(
     from whence.evaluate import evaluate as run
     from whence.evaluate import load_table, open_bank, write_evaluation
 
-    found = run([load_table(table) for table in tables], open_bank(bank))
+    result = run([load_table(table) for table in tables], open_bank(bank))
     if html is not None:
-        write_evaluation(html, found)
-    show_evaluation(found, output=output, as_json=as_json)
+        write_evaluation(html, result)
+    show_evaluation(result, output=output, as_json=as_json)
 
 
-def show_evaluation(found: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:
+def show_evaluation(result: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:
     """Print an evaluation, and write it."""
     from whence.report import print_table
     from whence.store import write_bytes
 
     if output is not None:
-        write_bytes(output, [json.dumps(found.to_dict(), indent=1).encode() + b"\n"])
+        write_bytes(output, [json.dumps(result.to_dict(), indent=1).encode() + b"\n"])
     if as_json:
-        tell_json(found.to_dict())
+        tell_json(result.to_dict())
         return
-    print_table(found.header, found.cells(), title=title)
-    tell(*found.summary().split("\n"))
+    print_table(result.header, result.cells(), title=title)
+    tell(*result.summary().split("\n"))
 
 
 # What is decided by an option, so that others have nothing to say.

@@ -47,7 +47,7 @@ class WhyOptions:
     max_new_tokens: int = Writing.max_new_tokens
     temperature: float = Writing.temperature
 
-    def said(self, seed: int | None) -> str | Writing:
+    def text(self, seed: int | None) -> str | Writing:
         """The completion, or how the model writes it.
 
         Raises:
@@ -82,7 +82,7 @@ class WhereOptions:
 def why(
     store: Path | None = None,
     *,
-    asked: Annotated[WhyOptions, Parameter(name="*")],
+    request: Annotated[WhyOptions, Parameter(name="*")],
     where: Annotated[WhereOptions, Parameter(name="*")] = WhereOptions(),
     factored: Factored = FactoredOptions(),
     work: Work = WorkOptions(),
@@ -95,7 +95,7 @@ def why(
 
     Args:
         store: Folder made by `whence build`; leave it out to go through the training data itself.
-        asked: What is to be explained.
+        request: What is to be explained.
         where: Where documents are looked for.
         factored: Without a store: the method, one of ekfac, kfac and grad-dot-exact, and its settings.
         work: Without a store: how model and data are read, and what memory may be taken.
@@ -104,19 +104,19 @@ def why(
     Raises:
         BadInput: If it is not said where to look, or said twice.
     """
-    found = _of_data(asked, where, factored, work) if store is None else _of_store(store, asked, where, factored, work)
+    answer = _of_data(request, where, factored, work) if store is None else _of_store(store, request, where, factored, work)
     if shown.html is not None:
-        place = ", ".join(where.train) if store is None else str(store)
-        found.page(shown.html, intro=f"{found.hits.num_examples:,} training examples in {place}")
+        where_text = ", ".join(where.train) if store is None else str(store)
+        answer.page(shown.html, intro=f"{answer.hits.num_examples:,} training examples in {where_text}")
     if shown.as_json:
-        tell_json(found.to_dict())
+        tell_json(answer.to_dict())
     else:
-        found.show()
+        answer.show()
 
 
-def _of_store(store: Path, asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
-    from whence.apply.why.candidates import check_store
+def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
     from whence.store import open_store
+    from whence.why.candidates import check_store
 
     refuse_given(
         replace(factored, seed=None), work, where="with a store", needed="what the store was built with, which it knows"
@@ -125,10 +125,10 @@ def _of_store(store: Path, asked: WhyOptions, where: WhereOptions, factored: Fac
     check_store(opened)
     task = task_of_store(opened, store, where.recorded.model, trust=where.recorded.trust)
     train = train_records(opened, store, where.train, trust=where.recorded.trust)
-    return _explained(task, asked, train, factored.seed, store=opened, shortlist=where.shortlist)
+    return _explained(task, request, train, factored.seed, store=opened, shortlist=where.shortlist)
 
 
-def _of_data(asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
+def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
     from whence.load import load_records
 
     if where.recorded.trust:
@@ -143,11 +143,11 @@ def _of_data(asked: WhyOptions, where: WhereOptions, factored: FactoredOptions, 
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
     task, _ = work.reading.load(model)
     settings = {"method": factored.method, **factored.given(), "memory_gib": work.memory_gib, "shortlist": where.shortlist}
-    return _explained(task, asked, records, factored.seed, **settings)
+    return _explained(task, request, records, factored.seed, **settings)
 
 
-def _explained(task: Any, asked: WhyOptions, train: Any, seed: int | None, **options: Any) -> Any:
-    from whence.apply.why import why as explain
+def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, **options: Any) -> Any:
+    from whence.why import why as explain
 
-    prompt = [{"role": "user", "content": asked.prompt}] if asked.chat else asked.prompt
-    return explain(task, prompt, asked.said(seed), train=train, token=asked.token, k=asked.k, **options)
+    prompt = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
+    return explain(task, prompt, request.text(seed), train=train, token=request.token, k=request.k, **options)

@@ -159,9 +159,9 @@ class QuantizedCodec:
 
     def _dense_of(self, bits: int, queries: Sequence[Tensor]) -> tuple[list[str], IntegerScorer | None]:
         """Names of the codes of dense units of so many bits, and what multiplies them."""
-        places = [index for index, rank in enumerate(self.ranks) if rank is None and self.bits[index] == bits]
-        scorer = IntegerScorer([queries[index].flatten(1) for index in places], bits) if places else None
-        return [f"dense.{index}" for index in places], scorer
+        indices = [index for index, rank in enumerate(self.ranks) if rank is None and self.bits[index] == bits]
+        scorer = IntegerScorer([queries[index].flatten(1) for index in indices], bits) if indices else None
+        return [f"dense.{index}" for index in indices], scorer
 
     def _widths(self, index: int) -> tuple[tuple[str, int], tuple[str, int]]:
         return ("left", self.shapes[index][0]), ("right", self.shapes[index][1])

@@ -87,9 +87,9 @@ def rest_share(found_HH: Tensor, exact_HH: Tensor) -> float:
         exact_HH: What they stand for.
     """
     others_HH = ~torch.eye(len(found_HH), dtype=torch.bool)
-    found, exact = found_HH[others_HH], exact_HH[others_HH]
-    found, exact = found - found.mean(), exact - exact.mean()
-    return float(((found * exact).sum() / found.square().sum().clamp_min(_TINY)).clamp(0, 1))
+    estimated, exact = found_HH[others_HH], exact_HH[others_HH]
+    estimated, exact = estimated - estimated.mean(), exact - exact.mean()
+    return float(((estimated * exact).sum() / estimated.square().sum().clamp_min(_TINY)).clamp(0, 1))
 
 
 def correlation(found_HH: Tensor, exact_HH: Tensor) -> float:

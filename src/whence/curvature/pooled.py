@@ -50,7 +50,7 @@ def fit_ekfac_pooled(
         weights: The sets of weights; the draws of labels are the same for all.
         config: Labels, seed and sizes.
         run: As in `fit_kfac`, in one process; the sums over the sets of weights count, too.
-        online: Bases that are there already, as `whence.OnlineCurvature` keeps them: their units are neither passed over for factors nor
+        online: Bases that are there already, as `whence.runs.OnlineCurvature` keeps them: their units are neither passed over for factors nor
             decomposed.
         **options: The fields of `FitRun` by name.
 
@@ -61,7 +61,7 @@ def fit_ekfac_pooled(
     room = None if run.room_bytes is None else int(run.room_bytes / POOLED)
     fit = prepare_fit(task, plan, dataset, config, replace(run, room_bytes=room))
 
-    known = _bases_of(plan, online)
+    followed = _bases_of(plan, online)
 
     def identity() -> dict[str, object]:
         identity = fit.identity(weights="")
@@ -69,8 +69,8 @@ def fit_ekfac_pooled(
         for enter in weights:
             with enter():
                 digests.append(task.weights)
-        digest = hashlib.sha256(b"".join(known[name].double().numpy().tobytes() for name in sorted(known))).hexdigest()
-        return {**identity, "weights": digests, **({"online": digest} if known else {})}
+        digest = hashlib.sha256(b"".join(followed[name].double().numpy().tobytes() for name in sorted(followed))).hexdigest()
+        return {**identity, "weights": digests, **({"online": digest} if followed else {})}
 
     def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
@@ -85,8 +85,8 @@ def fit_ekfac_pooled(
     with stages(run.folder, identity) as fit_stages:
 
         def make_bases(ending: str, units: range) -> dict[str, Tensor]:
-            missing = [index for index in units if f"outputs_values.{index}" not in known]
-            mine = {name: value for name, value in known.items() if int(name.rpartition(".")[2]) in units}
+            missing = [index for index in units if f"outputs_values.{index}" not in followed]
+            mine = {name: value for name, value in followed.items() if int(name.rpartition(".")[2]) in units}
             if not missing:
                 return mine
 
@@ -103,8 +103,8 @@ def fit_ekfac_pooled(
         bases = in_groups(fit_stages, "bases", fit.costs("bases"), fit.room_bytes, make_bases)
         values = in_groups(fit_stages, "values", fit.costs("values"), fit.room_bytes, make_values)
         curvature = fit.finish(bases, values, fit_stages.notes)
-    count = sum(f"outputs_values.{index}" in known for index in range(len(plan.units)))
-    online_note = f", bases of {count} of {len(plan.units)} units followed along the run" if known else ""
+    count = sum(f"outputs_values.{index}" in followed for index in range(len(plan.units)))
+    online_note = f", bases of {count} of {len(plan.units)} units followed along the run" if followed else ""
     return KroneckerCurvature(
         curvature.blocks, curvature.kfac, f"{curvature.note}, mean over {len(weights)} checkpoints{online_note}"
     )

@@ -339,7 +339,7 @@ def cut_note(unit: Unit, side: str, basis: Reflected | Blocked, values_N: Tensor
         values_N: The diagonal of its second moment in the basis, up to a factor.
     """
     values_N = values_N.double()
-    share = float(basis.kept(values_N).sum() / values_N.sum().clamp_min(1e-300))
+    share = float(basis.leading(values_N).sum() / values_N.sum().clamp_min(1e-300))
     what = "likely classes" if isinstance(basis, Blocked) else "directions"
     return f"{side} of {unit.name}: {basis.directions:,} of {len(values_N):,} {what} with {share:.1%} of the trace"
 

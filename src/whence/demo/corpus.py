@@ -61,18 +61,20 @@ def python_docs(
         BadInput: If this Python was installed without the topics or without the sources of its standard library.
     """
     documents: list[dict[str, str]] = []
-    known: set[str] = set()
+    texts_taken: set[str] = set()
 
     def take(source: str, heading: str, paragraphs: Sequence[str], most: int) -> int:
-        found = [text for text in passages(paragraphs, max_characters - len(heading)) if len(text) >= min_characters]
-        kept = [text for text in found if text not in known][: max(most, 0)]
+        long_enough = [text for text in passages(paragraphs, max_characters - len(heading)) if len(text) >= min_characters]
+        new_texts = [text for text in long_enough if text not in texts_taken][: max(most, 0)]
         # Overloads and property setters repeat a name; the first one documents it.
-        if source in known or not kept:
+        if source in texts_taken or not new_texts:
             return 0
-        known.update([source, *kept])
-        names = [source] if len(kept) == 1 else [f"{source}#{number}" for number in range(len(kept))]
-        documents.extend({"id": name, "source": source, "text": heading + text} for name, text in zip(names, kept, strict=True))
-        return len(kept)
+        texts_taken.update([source, *new_texts])
+        names = [source] if len(new_texts) == 1 else [f"{source}#{number}" for number in range(len(new_texts))]
+        documents.extend(
+            {"id": name, "source": source, "text": heading + text} for name, text in zip(names, new_texts, strict=True)
+        )
+        return len(new_texts)
 
     for topic, paragraphs in _topics():
         take(f"topics/{topic}", "", paragraphs, min(per_topic, max_documents // 3 - len(documents)))
@@ -157,12 +159,12 @@ def _topics() -> list[tuple[str, list[str]]]:
         ) from None
     # The long topics repeat the short ones ("compound" holds all of "with"); whoever is specific keeps the paragraph.
     seen: set[str] = set()
-    kept: dict[str, list[str]] = {}
+    by_topic: dict[str, list[str]] = {}
     for topic in sorted(topics, key=lambda topic: (len(topics[topic]), topic)):
         fresh = [text for text in _paragraphs(topics[topic]) if text not in seen]
         seen.update(text for text in fresh if len(text) >= _LONG_PARAGRAPH)
-        kept[topic] = fresh
-    return list(kept.items())
+        by_topic[topic] = fresh
+    return list(by_topic.items())
 
 
 def _paragraphs(text: str) -> list[str]:

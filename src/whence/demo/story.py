@@ -122,13 +122,13 @@ def _proof_rows(queries: Dataset, result: RemovalResult) -> tuple[list[str], lis
     rows: list[list[object]] = []
     baseline = result.baseline_SQ.mean(0)
     top, random = result.conditions["top"], result.conditions["random"]
-    for place, example in enumerate(queries.examples):
+    for number, example in enumerate(queries.examples):
         rows.append(
             [
                 example.id,
-                f"{baseline[place]:.2f}",
-                f"{top.rises[place]:+.2f} ± {top.standard_errors[place]:.2f}",
-                f"{random.rises[place]:+.2f} ± {random.standard_errors[place]:.2f}",
+                f"{baseline[number]:.2f}",
+                f"{top.rises[number]:+.2f} ± {top.standard_errors[number]:.2f}",
+                f"{random.rises[number]:+.2f} ± {random.standard_errors[number]:.2f}",
             ]
         )
     return header, rows
@@ -148,8 +148,10 @@ def _sections(hits: Hits, result: RemovalResult, header, rows, removed: int) -> 
     bars = []
     for name, label in (("top", f"without the {removed} top documents"), ("random", f"without {removed} random ones")):
         overall = result.conditions[name].overall
-        known = overall.low == overall.low  # with one seed there is no interval
-        bars.append((label, overall.mean, overall.low if known else overall.mean, overall.high if known else overall.mean))
+        has_interval = overall.low == overall.low  # with one seed there is no interval
+        bars.append(
+            (label, overall.mean, overall.low if has_interval else overall.mean, overall.high if has_interval else overall.mean)
+        )
     proof = (
         f"<p>{_claim(result, removed)}.</p>"
         + bars_section("Rise of the questions' mean loss after retraining", bars, "nats")

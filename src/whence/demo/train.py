@@ -131,15 +131,15 @@ def train(
         BadInput: If nothing is kept, or `keep` does not fit the dataset.
         NonFinite: If the loss stops being a number.
     """
-    kept = list(range(len(dataset))) if keep is None else torch.nonzero(keep).flatten().tolist()
-    if not kept or (keep is not None and len(keep) != len(dataset)):
+    rows = list(range(len(dataset))) if keep is None else torch.nonzero(keep).flatten().tolist()
+    if not rows or (keep is not None and len(keep) != len(dataset)):
         raise BadInput(
-            found=f"{len(kept)} kept examples of {len(dataset)}, by a mask of {len(kept) if keep is None else len(keep)}",
+            found=f"{len(rows)} kept examples of {len(dataset)}, by a mask of {len(rows) if keep is None else len(keep)}",
             needed="one True or False per example, and at least one True",
             do="check the mask",
         )
-    tokens = sum(int((np.asarray(dataset.examples[i].fields["labels"])[1:] != _IGNORED).sum()) for i in kept)
-    tokens_per_example = tokens / len(kept)
+    tokens = sum(int((np.asarray(dataset.examples[i].fields["labels"])[1:] != _IGNORED).sum()) for i in rows)
+    tokens_per_example = tokens / len(rows)
     model = new_model(vocabulary, seed, settings)
     task = CausalLM(model, None)
     optimizer = torch.optim.AdamW(
@@ -150,7 +150,7 @@ def train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    num_steps = settings.epochs * -(-len(kept) // settings.batch_examples)
+    num_steps = settings.epochs * -(-len(rows) // settings.batch_examples)
     rates = _learning_rates(num_steps, settings)
     generator = np.random.default_rng(seed)
     losses = []
@@ -166,7 +166,7 @@ def train(
             recorder.resume(0)  # one that was stopped begins again
         for _ in range(settings.epochs):
             total = 0.0
-            for batch in _epoch(dataset, kept, settings.batch_examples, generator):
+            for batch in _epoch(dataset, rows, settings.batch_examples, generator):
                 optimizer.param_groups[0]["lr"] = next(rates)
                 if recorder is not None:
                     recorder.batch([dataset.examples[index].id for index in batch], divided_by=divisor)
@@ -208,10 +208,10 @@ def _learning_rates(num_steps: int, settings: Settings) -> Iterator[float]:
         yield settings.learning_rate * share
 
 
-def _epoch(dataset: Dataset, kept: Sequence[int], size: int, generator: np.random.Generator) -> list[list[int]]:
+def _epoch(dataset: Dataset, rows: Sequence[int], size: int, generator: np.random.Generator) -> list[list[int]]:
     # Drawn over all examples, so that leaving one out does not reshuffle the others.
     chosen = np.zeros(len(dataset), dtype=bool)
-    chosen[list(kept)] = True
+    chosen[list(rows)] = True
     order = [int(index) for index in generator.permutation(len(dataset)) if chosen[index]]
     batches = []
     for start in range(0, len(order), size * _WINDOW_BATCHES):

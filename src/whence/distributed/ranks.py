@@ -144,11 +144,11 @@ class Ranks:
             return list(range(len(costs)))
         loads = [(0.0, rank) for rank in range(self.count)]
         mine = []
-        for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
+        for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
             load, rank = loads[0]
-            heapq.heapreplace(loads, (load + costs[place], rank))
+            heapq.heapreplace(loads, (load + costs[index], rank))
             if rank == self.rank:
-                mine.append(place)
+                mine.append(index)
         return sorted(mine)
 
     def wait(self) -> None:
@@ -188,19 +188,19 @@ class Ranks:
         """
         if self.count == 1 or self.in_step:
             return dict(tensors)
-        known: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        layout: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for theirs in self.gathered({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}):
             for name, what in theirs.items():
-                known.setdefault(name, what)
-        found = {}
+                layout.setdefault(name, what)
+        totals = {}
         with self._together():
-            for name, (shape, dtype) in known.items():
+            for name, (shape, dtype) in layout.items():
                 mine = tensors.get(name)
                 device = torch.device("cpu") if mine is None else mine.device
                 sum_ = torch.zeros(shape, dtype=dtype) if mine is None else mine.detach().cpu().clone().contiguous()
                 dist.all_reduce(sum_)
-                found[name] = sum_.to(device)
-        return found
+                totals[name] = sum_.to(device)
+        return totals
 
     def check_alike(self, tensors: Sequence[Tensor], what: str) -> None:
         """Stop, on every rank, if the ranks hold different bits: from there on they would take different turns and wait for each other.

@@ -74,8 +74,8 @@ class Bank:
                 needed="boolean masks (subsets, examples) and values (subsets, seeds, queries)",
                 do="check the arrays and the ids",
             )
-        known = [self.values_MSQ] if self.full_SQ is None else [self.values_MSQ, self.full_SQ]
-        if not all(bool(torch.isfinite(values).all()) for values in known):
+        measured = [self.values_MSQ] if self.full_SQ is None else [self.values_MSQ, self.full_SQ]
+        if not all(bool(torch.isfinite(values).all()) for values in measured):
             raise BadInput(found="values that are NaN or infinite", needed="finite values", do="drop the subsets that failed")
 
     @property
@@ -94,15 +94,15 @@ class Bank:
         Raises:
             BadInput: If one is not in the bank.
         """
-        places = {query: place for place, query in enumerate(self.query_ids)}
-        missing = [query for query in query_ids if query not in places]
+        index_of = {query: index for index, query in enumerate(self.query_ids)}
+        missing = [query for query in query_ids if query not in index_of]
         if missing:
             raise BadInput(
                 found=f"{len(missing)} queries that the bank has no measurements of, such as {missing[0]!r}",
-                needed=f"queries among its {len(places)}",
+                needed=f"queries among its {len(index_of)}",
                 do="score the queries of the bank: their ids are in bank.json",
             )
-        chosen = torch.tensor([places[query] for query in query_ids], dtype=torch.long)
+        chosen = torch.tensor([index_of[query] for query in query_ids], dtype=torch.long)
         full_SQ = None if self.full_SQ is None else self.full_SQ[:, chosen]
         return replace(self, values_MSQ=self.values_MSQ[:, :, chosen], query_ids=tuple(query_ids), full_SQ=full_SQ)
 
@@ -184,9 +184,9 @@ def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:
         if not (folder / "runs").is_dir():
             raise
         return  # it is made again from its runs, of which all are kept
-    known = {mask_N.numpy().tobytes() for mask_N in masks_MN}
-    lost = sum(mask_N.numpy().tobytes() not in known for mask_N in there.masks_MN)
-    if lost or not set(there.seeds) <= set(seeds):
+    masks = {mask_N.numpy().tobytes() for mask_N in masks_MN}
+    missing = sum(mask_N.numpy().tobytes() not in masks for mask_N in there.masks_MN)
+    if missing or not set(there.seeds) <= set(seeds):
         raise BadInput(
             found=f"a finished bank of {len(there.masks_MN)} subsets and {len(there.seeds)} seeds in {folder}, not all of them in this one",
             needed="the same subsets and seeds, or more",
@@ -226,17 +226,18 @@ def open_bank(folder: str | Path) -> Bank:
             do="run the same `whence bank` command again to finish it" if unfinished else "check the path",
         )
     try:
-        said = read_record(_Record, record)
-        if said.format != FORMAT:
-            raise BadInput(found=f"format {said.format[:40]!r} in {folder}", needed=FORMAT, do="make the bank again")
-        names = ("masks", "values", "full") if said.has_full else ("masks", "values")
+        recorded = read_record(_Record, record)
+        if recorded.format != FORMAT:
+            raise BadInput(found=f"format {recorded.format[:40]!r} in {folder}", needed=FORMAT, do="make the bank again")
+        names = ("masks", "values", "full") if recorded.has_full else ("masks", "values")
         arrays = {name: read_array(path_in_set(folder, f"{name}.npy")) for name in names}
     except StoreCorrupt as error:
         raise BadInput(
             found=f"{folder}, which cannot be read ({error.found})", needed="whole files", do="copy it again"
         ) from error
     bank = Bank(
-        arrays["masks"], arrays["values"], said.seeds, said.train_ids, said.query_ids, said.unit, arrays.get("full"), said.facts
+        arrays["masks"], arrays["values"], recorded.seeds, recorded.train_ids, recorded.query_ids, recorded.unit,
+        arrays.get("full"), recorded.facts,
     )  # fmt: skip
-    check_set(folder, said.files)
+    check_set(folder, recorded.files)
     return bank

@@ -48,7 +48,7 @@ class Brittleness:
             condition: "proponents", "random, same label" or "random".
             k: Any number.
         """
-        flipped_Q = [found is not None and found <= k for found in self.flipped_at[condition]]
+        flipped_Q = [num_removed is not None and num_removed <= k for num_removed in self.flipped_at[condition]]
         return mean_interval(torch.tensor(flipped_Q, dtype=torch.float64))
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Brittleness:
                 condition: {str(k): self.share(condition, k).to_dict() for k in self.ks} for condition in self.flipped_at
             },
             "flipped_at": {
-                condition: dict(zip(self.query_ids, found, strict=True)) for condition, found in self.flipped_at.items()
+                condition: dict(zip(self.query_ids, flips, strict=True)) for condition, flips in self.flipped_at.items()
             },
         }
 
@@ -107,8 +107,8 @@ def brittleness(
     _check(scores_QN, labels, query_labels, ks)
 
     done = retraining.measured(train, correct, [Run((), seed) for seed in retraining.seeds], scores_QN.shape[1])
-    kept = _always_right(torch.stack([done[Run((), seed)] for seed in retraining.seeds]), len(scores_QN))
-    orders = _orders(scores_QN, labels, query_labels, kept, ks[-1], draw_seed)
+    right_queries = _always_right(torch.stack([done[Run((), seed)] for seed in retraining.seeds]), len(scores_QN))
+    orders = _orders(scores_QN, labels, query_labels, right_queries, ks[-1], draw_seed)
     flipped: dict[tuple[str, int], int] = {}
     for k in ks:
         standing = [key for key in orders if key not in flipped]
@@ -120,9 +120,9 @@ def brittleness(
     return Brittleness(
         table.method,
         ks,
-        tuple(table.query_ids[query] for query in kept),
+        tuple(table.query_ids[query] for query in right_queries),
         len(scores_QN),
-        {condition: tuple(flipped.get((condition, query)) for query in kept) for condition in CONDITIONS},
+        {condition: tuple(flipped.get((condition, query)) for query in right_queries) for condition in CONDITIONS},
         len(done),
     )
 
@@ -139,18 +139,18 @@ def _always_right(right_SQ: Tensor, num_queries: int) -> list[int]:
             needed="1 for each query that the model gets right and 0 for the others",
             do="let `correct` compare classes, in the order of the table",
         )
-    kept = right_SQ.bool().all(0).nonzero()[:, 0].tolist()
-    if not kept:
+    queries = right_SQ.bool().all(0).nonzero()[:, 0].tolist()
+    if not queries:
         raise BadInput(
             found=f"none of {num_queries} queries right in all {len(right_SQ)} full runs",
             needed="one or more",
             do="train longer, or ask about other queries",
         )
-    return kept
+    return queries
 
 
 def _orders(
-    scores_QN: Tensor, labels: Tensor, query_labels: Tensor, kept: Sequence[int], most: int, seed: int
+    scores_QN: Tensor, labels: Tensor, query_labels: Tensor, queries: Sequence[int], most: int, seed: int
 ) -> dict[tuple[str, int], list[int]]:
     """By condition and query, the examples in the order in which they are removed.
 
@@ -158,8 +158,8 @@ def _orders(
         BadInput: If a class has too few.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for query in kept:
+    orders = {}
+    for query in queries:
         same = (labels.cpu() == query_labels.cpu()[query]).nonzero()[:, 0]
         if len(same) < most:
             raise BadInput(
@@ -170,8 +170,8 @@ def _orders(
         best = scores_QN[query].sort(descending=True, stable=True).indices
         drawn = same[torch.randperm(len(same), generator=generator)], torch.randperm(len(labels), generator=generator)
         for condition, order in zip(CONDITIONS, (best, *drawn), strict=True):
-            found[condition, query] = order[:most].tolist()
-    return found
+            orders[condition, query] = order[:most].tolist()
+    return orders
 
 
 def _check(scores_QN: Tensor, labels: Tensor, query_labels: Tensor, ks: Sequence[int]) -> None:

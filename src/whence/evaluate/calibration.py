@@ -131,13 +131,13 @@ def calibration(
 
 def _moments(predicted_MQ: Tensor, actual_MQ: Tensor, counts_DM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of predicted x actual, predicted squared and actual squared in each draw, centred within it; shape (D, Q) each."""
-    found = []
+    moments = []
     for left_MQ, right_MQ in ((predicted_MQ, actual_MQ), (predicted_MQ, predicted_MQ), (actual_MQ, actual_MQ)):
         raw_DQ = counts_DM @ (left_MQ * right_MQ)
         centred_DQ = raw_DQ - (counts_DM @ left_MQ) * (counts_DM @ right_MQ) / len(left_MQ)
         # A draw of one subset again and again has no spread, only rounding.
-        found.append(torch.where(centred_DQ.abs() > 1e-12 * (counts_DM @ (left_MQ * right_MQ).abs()), centred_DQ, 0.0))
-    return found[0], found[1], found[2]
+        moments.append(torch.where(centred_DQ.abs() > 1e-12 * (counts_DM @ (left_MQ * right_MQ).abs()), centred_DQ, 0.0))
+    return moments[0], moments[1], moments[2]
 
 
 def _fits(product: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +149,8 @@ def _fits(product: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, T
 def _bins(predicted: Tensor, actual: Tensor, num_bins: int) -> tuple[Bin, ...]:
     order = predicted.argsort(stable=True)
     points = []
-    for places in order.tensor_split(min(num_bins, len(order))):
-        values = actual[places]
+    for indices in order.tensor_split(min(num_bins, len(order))):
+        values = actual[indices]
         error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-        points.append(Bin(float(predicted[places].mean()), float(values.mean()), error, len(values)))
+        points.append(Bin(float(predicted[indices].mean()), float(values.mean()), error, len(values)))
     return tuple(points)

@@ -19,7 +19,7 @@ from whence.store import fitted, parse_json, read_plain
 
 __all__ = ["CommandTrain", "FileTrain", "as_reported"]
 
-_PLACES = ("{keep}", "{seed}", "{result}")
+_PLACEHOLDERS = ("{keep}", "{seed}", "{result}")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class CommandTrain:
     command: str
 
     def __post_init__(self):
-        missing = [place for place in _PLACES if place not in self.command]
+        missing = [placeholder for placeholder in _PLACEHOLDERS if placeholder not in self.command]
         if missing:
             raise BadInput(
                 found=f"a command without {', '.join(missing)}",
-                needed="all of " + ", ".join(_PLACES),
+                needed="all of " + ", ".join(_PLACEHOLDERS),
                 do="such as: 'python train.py --keep {keep} --seed {seed} --out {result}'",
             )
 
@@ -52,12 +52,12 @@ class CommandTrain:
             BadInput: If it fails or reports no list of numbers.
         """
         with tempfile.TemporaryDirectory(prefix="whence-bank-") as folder:
-            kept, result = Path(folder) / "keep.json", Path(folder) / "result.json"
-            kept.write_text(json.dumps(torch.nonzero(keep).flatten().tolist()), encoding="utf-8")
-            values = {"{keep}": str(kept), "{seed}": str(seed), "{result}": str(result)}
+            keep_file, result = Path(folder) / "keep.json", Path(folder) / "result.json"
+            keep_file.write_text(json.dumps(torch.nonzero(keep).flatten().tolist()), encoding="utf-8")
+            values = {"{keep}": str(keep_file), "{seed}": str(seed), "{result}": str(result)}
             words = shlex.split(self.command)
-            for place, value in values.items():
-                words = [word.replace(place, value) for word in words]
+            for placeholder, value in values.items():
+                words = [word.replace(placeholder, value) for word in words]
             try:
                 done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
             except OSError as error:
@@ -72,8 +72,8 @@ class CommandTrain:
                     do="run it by hand with such arguments",
                 )
             try:
-                found = fitted(list[float], parse_json(read_plain(result), any_number=True), "the result")
-                return [float(value) for value in found]
+                numbers = fitted(list[float], parse_json(read_plain(result), any_number=True), "the result")
+                return [float(value) for value in numbers]
             except (OSError, ValueError, TypeError) as error:
                 raise BadInput(
                     found=f"no list of numbers in the result of {words[0]} ({error})",

@@ -153,9 +153,9 @@ def evaluate(tables: Sequence[ScoreTable], bank: Bank, *, draws: int = 1000, see
     bank = bank.of_queries(queries)
     judge = Judge(bank, draws=draws, seed=seed)
     predictions = [predicted(table, bank) for table in tables]
-    scored = [(table, found, judge.lds_of(found)) for table, found in zip(tables, predictions, strict=True)]
+    scored = [(table, prediction, judge.lds_of(prediction)) for table, prediction in zip(tables, predictions, strict=True)]
     scored.sort(key=lambda row: -row[2].interval.mean)
-    rows = [_row(table, found, lds, scored[0][2], bank) for table, found, lds in scored]
+    rows = [_row(table, prediction, lds, scored[0][2], bank) for table, prediction, lds in scored]
     num_examples = bank.masks_MN.shape[1]
     return Evaluation(tuple(rows), judge.ceiling, len(bank.masks_MN), num_examples, queries, bank.fraction, bank.unit)
 

@@ -96,17 +96,17 @@ def fact_tracing(table: ScoreTable, gold: Mapping[str, frozenset[str]], ks: Sequ
     scores_QN = checked(table)
     if not ks or min(ks) < 1 or len(set(ks)) != len(ks):
         raise BadInput(found=f"ks={tuple(ks)}", needed="positive numbers, all different", do="pass for instance (1, 10)")
-    place = {key: number for number, key in enumerate(table.train_ids)}
+    index_of = {key: number for number, key in enumerate(table.train_ids)}
     first, strict = [], []
     for query, scores_N in zip(table.query_ids, scores_QN, strict=True):
         wanted = gold.get(query, frozenset())
-        if not wanted or not wanted <= place.keys():
+        if not wanted or not wanted <= index_of.keys():
             raise BadInput(
-                found=f"{len(wanted)} gold documents of the query {query!r}, {len(wanted - place.keys())} of them not in the table",
+                found=f"{len(wanted)} gold documents of the query {query!r}, {len(wanted - index_of.keys())} of them not in the table",
                 needed="one or more, all of them scored",
                 do="score every document, with the ids that the facts have",
             )
-        ranks = _pessimistic(scores_N, torch.tensor(sorted(place[key] for key in wanted)))
+        ranks = _pessimistic(scores_N, torch.tensor(sorted(index_of[key] for key in wanted)))
         first.append(int(ranks[0]))
         strict.append([float((ranks <= k).double().mean()) for k in sorted(ks)])
     strict_QK = torch.tensor(strict, dtype=torch.float64)

@@ -207,8 +207,8 @@ def synthetic_facts(
         person = f"{_FIRST[pair // len(_LAST)]} {_LAST[pair % len(_LAST)]}"
         for relation in _RELATIONS[:num_relations]:
             key, thing = f"p{number}-{relation.name}", draw.choice(relation.objects)
-            told = [text.format(person, thing) for text in draw.sample(relation.statements, num_paraphrases)]
-            documents = [{"id": f"{key}-{place}", "text": text, "source": "fact"} for place, text in enumerate(told)]
+            statements = [text.format(person, thing) for text in draw.sample(relation.statements, num_paraphrases)]
+            documents = [{"id": f"{key}-{index}", "text": text, "source": "fact"} for index, text in enumerate(statements)]
             queries.append({"id": key, "prompt": relation.prompt.format(person), "completion": f" {thing}"})
             gold[key] = frozenset(record["id"] for record in documents)
             train += documents + _distractors(key, relation, person, thing, num_distractors, draw)
@@ -224,9 +224,9 @@ def _distractors(
         "object": draw.sample(relation.about_object, count // 2),
     }
     return [
-        {"id": f"{key}-{source}-{place}", "text": _capital(text.format(person, thing)), "source": source}
+        {"id": f"{key}-{source}-{number}", "text": _capital(text.format(person, thing)), "source": source}
         for source, texts in sides.items()
-        for place, text in enumerate(texts)
+        for number, text in enumerate(texts)
     ]
 
 

@@ -85,29 +85,29 @@ def read_array(path: str | Path, name: str | None = None) -> Tensor:
     try:
         if path.suffix == ".safetensors":
             with open_plain(path, is_named=True) as file:
-                found = tensors_of(file)
+                array = tensors_of(file)
         elif path.suffix == ".npy":
-            found = read_npy(path, is_named=True)
+            array = read_npy(path, is_named=True)
         elif path.suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            array = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            found = np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
     except Exception as error:  # each of the formats fails in its own way
         raise BadInput(
             found=f"{path}, which cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             needed="a .npy, .npz, .safetensors or .pt file of plain arrays",
             do="save the array with numpy.save",
         ) from error
-    if not isinstance(found, np.ndarray | Tensor):
-        arrays = dict(found)
+    if not isinstance(array, np.ndarray | Tensor):
+        arrays = dict(array)
         if name not in arrays and len(arrays) != 1:
             raise BadInput(
                 found=f"{len(arrays)} arrays in {path}: {', '.join(list(arrays)[:6])}",
                 needed="the name of one" if name is None else f"one named {name!r}",
                 do=f"write {path}:NAME",
             )
-        found = arrays[name] if name in arrays else next(iter(arrays.values()))
-    return torch.as_tensor(found)
+        array = arrays[name] if name in arrays else next(iter(arrays.values()))
+    return torch.as_tensor(array)
 
 
 def _masks(subsets: Tensor, num_examples: int | None) -> Tensor:

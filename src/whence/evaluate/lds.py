@@ -162,8 +162,8 @@ def predicted(table: ScoreTable, bank: Bank) -> Tensor:
             do="evaluate on the other half: bank.of_queries(held_out(bank.query_ids)[1])",
         )
     scores_QN = checked(table)
-    rows = _places("queries", table.query_ids, bank.query_ids)
-    columns = _places("training examples", table.train_ids, bank.train_ids)
+    rows = _indices("queries", table.query_ids, bank.query_ids)
+    columns = _indices("training examples", table.train_ids, bank.train_ids)
     if len(table.train_ids) != len(bank.train_ids):
         raise BadInput(
             found=f"{table.method!r} with scores of {len(table.train_ids)} training examples for a bank of {len(bank.train_ids)}",
@@ -202,13 +202,13 @@ def _weighted_correlation(a_QM: Tensor, b_QM: Tensor, weights_DM: Tensor) -> Ten
     return torch.where(scale > 0, (ab - mean_a * mean_b) / scale.clamp_min(1e-300).sqrt(), 0.0)
 
 
-def _places(what: str, there: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
-    place = {name: index for index, name in enumerate(there)}
-    missing = [name for name in wanted if name not in place]
+def _indices(what: str, there: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    index_of = {name: index for index, name in enumerate(there)}
+    missing = [name for name in wanted if name not in index_of]
     if missing:
         raise BadInput(
             found=f"a table without {len(missing)} of the bank's {len(wanted)} {what}, such as {missing[0]!r}",
             needed="a score for each",
             do="score the data that the bank was made from, with the same ids",
         )
-    return torch.tensor([place[name] for name in wanted], dtype=torch.long)
+    return torch.tensor([index_of[name] for name in wanted], dtype=torch.long)

@@ -65,7 +65,7 @@ class MislabelReport:
         return {
             "num_examples": self.num_examples,
             "num_flipped": self.num_flipped,
-            "detections": {name: found.to_dict() for name, found in self.detections.items()},
+            "detections": {name: detection.to_dict() for name, detection in self.detections.items()},
             "gains_over_loss": {name: gain.to_dict() for name, gain in self.gains.items()},
         }
 
@@ -195,9 +195,9 @@ def _detection(scores_N: Tensor, flipped_N: Tensor, drawn_D: Tensor) -> Detectio
     # Highest first, equal scores as one step.
     groups = torch.unique(-scores_N, return_inverse=True)[1]
     sizes, flips = torch.bincount(groups).double(), torch.bincount(groups, weights=flipped_N.double())
-    inspected, found = sizes.cumsum(0), flips.cumsum(0)
-    precision = float((flips * found / inspected).sum()) / num_flipped
-    inspected_steps, found_steps = (np.concatenate([[0.0], values.numpy()]) for values in (inspected, found))
+    inspected, num_found = sizes.cumsum(0), flips.cumsum(0)
+    precision = float((flips * num_found / inspected).sum()) / num_flipped
+    inspected_steps, found_steps = (np.concatenate([[0.0], values.numpy()]) for values in (inspected, num_found))
     shares = {share: float(np.interp(share * num_examples, inspected_steps, found_steps)) / num_flipped for share in _SHARES}
     return Detection(bootstrap_interval(auc, drawn_D), precision, shares)
 

@@ -58,7 +58,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         Shape (...), float64, from -1 to 1.
     """
-    centred_a, centred_b = (found.double() - found.double().mean(-1, keepdim=True) for found in (a, b))
+    centred_a, centred_b = (scores.double() - scores.double().mean(-1, keepdim=True) for scores in (a, b))
     products = (centred_a * centred_b).sum(-1)
     scale = centred_a.square().sum(-1) * centred_b.square().sum(-1)
     return torch.where(scale > 0, products / scale.clamp_min(1e-300).sqrt(), 0.0).clamp(-1.0, 1.0)

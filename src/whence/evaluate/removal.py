@@ -133,8 +133,8 @@ def removal_test(
                 do="give one list of indices per seed",
             )
         checked = [_checked(name, indices, num_examples) for indices in sets]
-        plan[name] = [Run(checked[place % len(checked)], seed) for place, seed in enumerate(seeds)]
-    runs = [plan[name][place] for place in range(len(seeds)) for name in plan]
+        plan[name] = [Run(checked[index % len(checked)], seed) for index, seed in enumerate(seeds)]
+    runs = [plan[name][index] for index in range(len(seeds)) for name in plan]
     losses = retraining.measured(train, measure, runs, num_examples)
     baseline_SQ = torch.stack([losses[run] for run in plan.pop(BASELINE)])
     conditions = {

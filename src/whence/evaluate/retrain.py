@@ -128,7 +128,7 @@ def measure_runs(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {run: folder / f"{run.key(num_examples, fingerprint)}.json" for run in runs}
-    results = {run: found for run, path in paths.items() if (found := _read(path, run)) is not None}
+    results = {run: measured for run, path in paths.items() if (measured := _read(path, run)) is not None}
     pending = [run for run in paths if run not in results]
     fresh = closing(_each(train, measure, pending, num_examples, min(workers, len(pending))))
     with meter("retraining", len(paths), done=len(results), quiet=quiet) as progress, fresh as finished:
@@ -219,11 +219,11 @@ def _one_thread() -> Iterator[None]:
 
 def _read(path: Path, run: Run) -> Tensor | None:
     try:
-        known = read_record(_Record, path)
+        recorded = read_record(_Record, path)
     except StoreCorrupt:
         return None
-    losses_Q = torch.tensor(known.losses, dtype=torch.float64)
-    same = known.seed == run.seed and known.removed == run.removed
+    losses_Q = torch.tensor(recorded.losses, dtype=torch.float64)
+    same = recorded.seed == run.seed and recorded.removed == run.removed
     return losses_Q if same and len(losses_Q) and math.isfinite(float(losses_Q.sum())) else None
 
 

@@ -34,14 +34,14 @@ def random_subsets(num_examples: int, count: int, *, fraction: float = 0.5, seed
     >>> random_subsets(4, 2).sum(1)
     tensor([2, 2])
     """
-    kept = round(fraction * num_examples)
-    if not 0 < kept < num_examples or count < 1:
+    size = round(fraction * num_examples)
+    if not 0 < size < num_examples or count < 1:
         raise BadInput(
-            found=f"{count} subsets of {kept} of {num_examples} examples (fraction {fraction})",
+            found=f"{count} subsets of {size} of {num_examples} examples (fraction {fraction})",
             needed="one or more subsets that keep some examples and leave some out",
             do="choose a fraction between 0 and 1, such as 0.5",
         )
-    return _drawn(num_examples, count, kept, seed)
+    return _drawn(num_examples, count, size, seed)
 
 
 def leave_k_out(num_examples: int, k: int, count: int, *, seed: int = 0) -> Tensor:
@@ -70,9 +70,9 @@ def leave_one_out(num_examples: int, chosen: Sequence[int] | None = None) -> Ten
     return masks_MN
 
 
-def _drawn(num_examples: int, count: int, kept: int, seed: int) -> Tensor:
+def _drawn(num_examples: int, count: int, size: int, seed: int) -> Tensor:
     masks_MN = torch.zeros(count, num_examples, dtype=torch.bool)
     for row in range(count):
         generator = np.random.default_rng([seed, row])
-        masks_MN[row, torch.from_numpy(generator.choice(num_examples, kept, replace=False))] = True
+        masks_MN[row, torch.from_numpy(generator.choice(num_examples, size, replace=False))] = True
     return masks_MN

@@ -81,22 +81,22 @@ def load_table(folder: str | Path) -> ScoreTable:
         BadInput: If a file is missing or does not fit the other.
     """
     folder = Path(folder)
-    said = _read(folder)
+    recorded = _read(folder)
     try:
         scores = read_array(path_in_set(folder, "scores.npy"))
     except StoreCorrupt as error:
         raise BadInput(**_no_table(folder, error.found)) from error
-    if tuple(scores.shape) != (len(said.query_ids), len(said.train_ids)):
+    if tuple(scores.shape) != (len(recorded.query_ids), len(recorded.train_ids)):
         raise BadInput(
-            found=f"scores {tuple(scores.shape)} for {len(said.query_ids)} queries and {len(said.train_ids)} examples in {folder}",
+            found=f"scores {tuple(scores.shape)} for {len(recorded.query_ids)} queries and {len(recorded.train_ids)} examples in {folder}",
             needed="one row per query id, one column per train id",
             do="write the two files again",
         )
-    check_set(folder, said.files)
+    check_set(folder, recorded.files)
     if not scores.is_floating_point():
         scores = scores.double()
     return ScoreTable(
-        scores, **{field.name: getattr(said, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
+        scores, **{field.name: getattr(recorded, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
     )
 
 

@@ -68,7 +68,7 @@ def aligned(table: ScoreTable, query_ids: Sequence[str], train_ids: Sequence[str
         BadInput: If the table does not have exactly these ids.
     """
     scores = checked(table)
-    places = []
+    columns = []
     for name, mine, theirs in (
         ("query", table.query_ids, query_ids),
         ("train", table.train_ids, train_ids),
@@ -81,6 +81,6 @@ def aligned(table: ScoreTable, query_ids: Sequence[str], train_ids: Sequence[str
                 needed=f"the same {name} examples on both sides",
                 do="score exactly the examples that are compared",
             )
-        place = {key: index for index, key in enumerate(mine)}
-        places.append(torch.tensor([place[key] for key in theirs]))
-    return scores[places[0]][:, places[1]]
+        index_of = {key: index for index, key in enumerate(mine)}
+        columns.append(torch.tensor([index_of[key] for key in theirs]))
+    return scores[columns[0]][:, columns[1]]

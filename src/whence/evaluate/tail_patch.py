@@ -71,7 +71,7 @@ class TailPatch:
             "learning_rate": self.learning_rate,
             "together": self.together,
             "increase": {str(k): self.increase(k).to_dict() for k in self.ks},
-            "random": {str(k): mean_interval(self.random_QK[:, place]).to_dict() for place, k in enumerate(self.ks)},
+            "random": {str(k): mean_interval(self.random_QK[:, index]).to_dict() for index, k in enumerate(self.ks)},
             "over_random": {str(k): self.over_random(k).to_dict() for k in self.ks},
         }
 
@@ -151,20 +151,20 @@ def tail_patch(
     # A step is a set of examples; what several queries have in common is done once.
     wanted: dict[tuple[int, ...], set[int]] = defaultdict(set)
     for chosen_QK in (order_QN, picked_QK):
-        for query, places in enumerate(chosen_QK[:, : ks[-1]].tolist()):
-            for step in _steps(places, ks, together):
+        for query, rows in enumerate(chosen_QK[:, : ks[-1]].tolist()):
+            for step in _steps(rows, ks, together):
                 wanted[step].add(query)
     before = {query: _measured(task, example) for query, example in enumerate(queries.examples)}
     increases: dict[tuple[tuple[int, ...], int], float] = {}
     with meter("tail-patch", len(wanted), quiet=quiet) as progress:
-        for step, asked in wanted.items():
-            with _stepped(task, [train.examples[place] for place in step], steps.learning_rate):
-                for query in sorted(asked):
+        for step, asking_queries in wanted.items():
+            with _stepped(task, [train.examples[row] for row in step], steps.learning_rate):
+                for query in sorted(asking_queries):
                     increases[step, query] = _measured(task, queries.examples[query]) - before[query]
             progress.advance()
     both = [
         torch.tensor(
-            [_averages(places, ks, together, query, increases) for query, places in enumerate(chosen_QK.tolist())],
+            [_averages(rows, ks, together, query, increases) for query, rows in enumerate(chosen_QK.tolist())],
             dtype=torch.float64,
         )
         for chosen_QK in (order_QN[:, : ks[-1]], picked_QK)
@@ -177,14 +177,14 @@ def _outside(rest_QR: Tensor, count: int, seed: int) -> Tensor:
     return torch.stack([rest_R[torch.randperm(len(rest_R), generator=generator)[:count]] for rest_R in rest_QR])
 
 
-def _steps(places: Sequence[int], ks: Sequence[int], together: bool) -> list[tuple[int, ...]]:
+def _steps(rows: Sequence[int], ks: Sequence[int], together: bool) -> list[tuple[int, ...]]:
     """The steps behind one query's numbers: the first k at once, or each alone."""
-    return [tuple(sorted(places[:k])) for k in ks] if together else [(place,) for place in places]
+    return [tuple(sorted(rows[:k])) for k in ks] if together else [(row,) for row in rows]
 
 
-def _averages(places, ks, together, query, increases) -> list[float]:
-    found = [increases[step, query] for step in _steps(places, ks, together)]
-    return found if together else [sum(found[:k]) / k for k in ks]
+def _averages(rows, ks, together, query, increases) -> list[float]:
+    increases_found = [increases[step, query] for step in _steps(rows, ks, together)]
+    return increases_found if together else [sum(increases_found[:k]) / k for k in ks]
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _stepped(task: AbstractTask, examples: Sequence[Example], learning_rate: flo
 
 
 def _gradients(task: AbstractTask, parameters: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor | None]:
-    held = [parameter.grad for parameter in parameters]
+    gradients_before = [parameter.grad for parameter in parameters]
     try:
         with frozen(task.model), torch.enable_grad():
             for parameter in parameters:
@@ -217,7 +217,7 @@ def _gradients(task: AbstractTask, parameters: Sequence[Tensor], examples: Seque
             task.loss(task.model, task.collate(examples)).mean().backward()
         return [parameter.grad for parameter in parameters]
     finally:
-        for parameter, gradient in zip(parameters, held, strict=True):
+        for parameter, gradient in zip(parameters, gradients_before, strict=True):
             parameter.grad = gradient
 
 

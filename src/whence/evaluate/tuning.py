@@ -68,10 +68,12 @@ def tune(candidates: Mapping[str, ScoreTable], bank: Bank) -> Tuned:
             do="add queries to the bank, or take the damping that is chosen without tuning",
         )
     part = bank.of_queries(tuning)
-    found = {label: float(spearman(predicted(table, part).T, part.actual_MQ.T).mean()) for label, table in candidates.items()}
-    best = max(found, key=lambda label: found[label])
+    agreement_of = {
+        label: float(spearman(predicted(table, part).T, part.actual_MQ.T).mean()) for label, table in candidates.items()
+    }
+    best = max(agreement_of, key=lambda label: agreement_of[label])
     tuned_on = tuple(dict.fromkeys((*candidates[best].tuned_on, *tuning)))
-    return Tuned(best, replace(candidates[best], tuned_on=tuned_on), found)
+    return Tuned(best, replace(candidates[best], tuned_on=tuned_on), agreement_of)
 
 
 def judged_queries(tables: Sequence[ScoreTable], bank: Bank) -> tuple[str, ...]:

@@ -30,15 +30,15 @@ def load_options(placement: Placement) -> dict[str, Any]:
     """
     import transformers
 
-    told: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if placement.model_dtype != "auto":
         name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-        told[name] = getattr(torch, placement.model_dtype)
+        options[name] = getattr(torch, placement.model_dtype)
     if placement.device_map is not None:
-        told["device_map"] = _device_map(placement.device_map)
+        options["device_map"] = _device_map(placement.device_map)
     if placement.offload_folder is not None:
-        told["offload_folder"] = str(placement.offload_folder)
-    return told
+        options["offload_folder"] = str(placement.offload_folder)
+    return options
 
 
 @contextmanager
@@ -79,12 +79,12 @@ def in_turn(load: Callable[[], Loaded], placement: Placement, ranks: Ranks) -> L
     """
     if not placement.shard_model:
         return load()
-    found: list[Loaded] = []
+    loaded: list[Loaded] = []
     for turn in range(ranks.local_count):
         if turn == _local_rank(ranks):
-            found.append(load())
+            loaded.append(load())
         ranks.wait()
-    return found[0]
+    return loaded[0]
 
 
 def placed(model: Any, placement: Placement, ranks: Ranks) -> Any:
@@ -126,14 +126,14 @@ def _device_map(given: str) -> Any:
     if not given.endswith(".json"):
         return given
     try:
-        found = parse_json(read_plain(Path(given), is_named=True))
+        content = parse_json(read_plain(Path(given), is_named=True))
     except (OSError, ValueError) as error:
         raise BadInput(
             found=f"the device map {given}, which cannot be read ({error})",
             needed='JSON such as {"model.embed_tokens": 0, "model.layers.0": "cpu"}',
             do="mend the file",
         ) from error
-    return found
+    return content
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -143,18 +143,18 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         Unsupported: If there are none.
     """
     names = {name for module in model.modules() for name in getattr(module, UNSPLIT, None) or ()}
-    found = [module for module in model.modules() if type(module).__name__ in names]
-    if not found:
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        inner = {id(part) for one in lists for part in one.modules() if part is not one}
-        found = [block for one in lists if id(one) not in inner for block in one]
-    if not found:
+        inner = {id(part) for module_list in lists for part in module_list.modules() if part is not module_list}
+        blocks = [block for module_list in lists if id(module_list) not in inner for block in module_list]
+    if not blocks:
         raise Unsupported(
             found=f"a {type(model).__name__} without blocks that repeat",
             needed="some, which are split one by one",
             do="call torch.distributed.fsdp.fully_shard on its parts yourself, in a function that returns a task",
         )
-    return found
+    return blocks
 
 
 def _local_rank(ranks: Ranks) -> int:

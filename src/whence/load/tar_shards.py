@@ -44,8 +44,8 @@ class Shards:
             name = file.relative_to(self.folder).as_posix()
             number = -1
             try:
-                found = _samples(file) if file.name.endswith(_TARS) else enumerate(_records(file))
-                for number, (key, record) in enumerate(found):  # noqa: B007, told below
+                records = _samples(file) if file.name.endswith(_TARS) else enumerate(_records(file))
+                for number, (key, record) in enumerate(records):  # noqa: B007, told below
                     if not isinstance(record, dict):
                         raise ValueError(f"a {type(record).__name__}, not a mapping")
                     # By file and row or key: a file that is added later leaves the ids of the others alone.
@@ -65,7 +65,7 @@ class Shards:
 
 
 def stream_records(pattern: str | Path) -> Shards:
-    """Records of sharded data, for `whence.spool`.
+    """Records of sharded data, for `whence.pipeline.spool`.
 
     A record without an id gets its file's name and its row there, "part-00003.parquet#17", and its file's name as its source.
 
@@ -85,8 +85,8 @@ def stream_records(pattern: str | Path) -> Shards:
         BadInput: If there is no such file.
     """
     path = Path(pattern)
-    found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
-    files = tuple(file for file in found if file.is_file() and file.name.endswith(_KINDS))
+    paths = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    files = tuple(file for file in paths if file.is_file() and file.name.endswith(_KINDS))
     if not files:
         raise BadInput(
             found=f"no files of data at {pattern}", needed=f"files ending in {', '.join(_KINDS)}", do="check the path"
@@ -162,11 +162,11 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if member.size > LONGEST_RECORD:
                     raise ValueError(f"a member of {member.size:,} bytes, more than {LONGEST_RECORD:,}")
                 opened = members.extractfile(member)
-                found = {} if opened is None else _member(_named(member)[1], opened.read())
-                twice = sorted(found.keys() & record.keys())
+                content = {} if opened is None else _member(_named(member)[1], opened.read())
+                twice = sorted(content.keys() & record.keys())
                 if twice:
                     raise ValueError(f"two members with {twice[0]!r} for {key!r}")
-                record |= found
+                record |= content
             if not record:
                 raise ValueError(f"nothing of a known kind for {key!r}")
             yield key, record

@@ -78,14 +78,14 @@ def load_task(
                 needed="a model by its folder or name: a function loads its model itself",
                 do="load and place the model in that function",
             )
-        made = function_at(model)()
-        if not isinstance(made, AbstractTask):
+        task = function_at(model)()
+        if not isinstance(task, AbstractTask):
             raise BadInput(
-                found=f"{model} returning a {type(made).__name__}",
+                found=f"{model} returning a {type(task).__name__}",
                 needed="a whence task, such as whence.Classification(model)",
                 do="return the task from that function",
             )
-        return made, {"model": absolute(model), "task": made.kind, "options": {}}
+        return task, {"model": absolute(model), "task": task.kind, "options": {}}
     if kind not in TASKS:
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
     folder = Path(model)
@@ -228,8 +228,8 @@ def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    told = load_options(placement)
-    if "device_map" in told and find_spec("accelerate") is None:
+    options = load_options(placement)
+    if "device_map" in options and find_spec("accelerate") is None:
         raise BadInput(
             found="no accelerate package for device_map",
             needed="it, to lay a model out over devices",
@@ -241,7 +241,7 @@ def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> 
         "masked_lm": transformers.AutoModelForMaskedLM,
     }[kind]
     try:
-        network, report = automatic.from_pretrained(model, output_loading_info=True, **told, **_without_code(is_plain))
+        network, report = automatic.from_pretrained(model, output_loading_info=True, **options, **_without_code(is_plain))
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=is_plain)
     except Exception as error:  # a damaged folder fails in as many ways as there are files in it
         raise BadInput(
@@ -320,8 +320,8 @@ def _hub_dataset(name: str, split: str) -> Iterable[Any]:
     try:
         path = Path(name)
         saved = path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
-        return found[split] if isinstance(found, dict) else found
+        dataset = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        return dataset[split] if isinstance(dataset, dict) else dataset
     except Exception as error:  # the hub, the format and the split can each fail in their own way
         raise BadInput(
             found=f"data {name!r}, which cannot be loaded ({first_line(error)})",
@@ -357,7 +357,7 @@ def _csv(path: Path) -> Iterator[Any]:
     with open_plain(path, is_named=True) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         header = reader.fieldnames or ()
-        twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
+        twice = next((name for column, name in enumerate(header) if name in header[:column]), None)
         if twice is not None:
             raise ValueError(f"two columns with the name {twice!r}")
         for row in reader:

@@ -27,11 +27,11 @@ def _momentum(before: State, gradient: Tensor, group: Group, count: int) -> dict
 
 def _moments(before: State, gradient: Tensor, group: Group, count: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Both moments, the root of the second with its bias corrected, and the first's correction."""
-    one, two = group["betas"]
-    first = one * before["exp_avg"] + (1 - one) * gradient
-    second = two * before["exp_avg_sq"] + (1 - two) * gradient * gradient
+    beta1, beta2 = group["betas"]
+    first = beta1 * before["exp_avg"] + (1 - beta1) * gradient
+    second = beta2 * before["exp_avg_sq"] + (1 - beta2) * gradient * gradient
     # As torch orders it, so that a replay in single precision stays near the run.
-    return first, second, root(second) / math.sqrt(1 - two ** (count + 1)), 1 - one ** (count + 1)
+    return first, second, root(second) / math.sqrt(1 - beta2 ** (count + 1)), 1 - beta1 ** (count + 1)
 
 
 def _adam(before: State, gradient: Tensor, group: Group, count: int) -> dict[str, Tensor]:
@@ -53,10 +53,10 @@ def _adam_diagonal(state: State, group: Group, count: int) -> Tensor:
 
 def _lamb(before: State, gradient: Tensor, group: Group, count: int) -> dict[str, Tensor]:
     """Adam's step without the second moment's correction, made as long as the weights (You et al. 2020, arXiv 1904.00962, algorithm 2)."""
-    one, two = group["betas"]
+    beta1, beta2 = group["betas"]
     weight, rate, decay = before["weights"], group["lr"], group["weight_decay"]
-    first = one * before["exp_avg"] + (1 - one if group["grad_averaging"] else 1.0) * gradient
-    second = two * before["exp_avg_sq"] + (1 - two) * gradient * gradient
+    first = beta1 * before["exp_avg"] + (1 - beta1 if group["grad_averaging"] else 1.0) * gradient
+    second = beta2 * before["exp_avg_sq"] + (1 - beta2) * gradient * gradient
     if group["weight_decouple"]:
         weight = weight * (1 - rate * decay)
     moved = first / (root(second) + group["eps"])
@@ -66,7 +66,7 @@ def _lamb(before: State, gradient: Tensor, group: Group, count: int) -> dict[str
     own = root(moved.square().sum())
     ratio = torch.where((length > 0) & (own > 0), length / (own + group["eps"]), 1.0)
     state_after = {"exp_avg": first, "exp_avg_sq": second, "trust_ratio": ratio}
-    return {"weights": weight - rate / (1 - one ** (count + 1)) * ratio * moved, **state_after}
+    return {"weights": weight - rate / (1 - beta1 ** (count + 1)) * ratio * moved, **state_after}
 
 
 # Length of weights from which on LAMB's steps grow no more.

@@ -87,15 +87,15 @@ def _shampoo(before: State, gradient: Tensor, group: Group, count: int) -> dict[
 
 def _soap(before: State, gradient: Tensor, group: Group, count: int) -> dict[str, Tensor]:
     """SOAP (Vyas et al. 2024, arXiv 2409.11321, algorithm 3), without the bases' own step, which nothing here differentiates."""
-    one, two = group["betas"]
+    beta1, beta2 = group["betas"]
     bases = [before.get(f"Q[{axis}]") for axis in range(gradient.ndim)]
-    first = one * before["exp_avg"] + (1 - one) * gradient
+    first = beta1 * before["exp_avg"] + (1 - beta1) * gradient
     turned = _turned(gradient, bases, 0)
-    second = two * before["exp_avg_sq"] + (1 - two) * turned.square()
+    second = beta2 * before["exp_avg_sq"] + (1 - beta2) * turned.square()
     moved = _turned(_turned(first, bases, 0) / (second.sqrt() + group["eps"]), bases, 1)
     # The first step only makes the bases, and is counted.
     steps = max(1, count)
-    rate = group["lr"] * math.sqrt(1 - two**steps) / (1 - one**steps)
+    rate = group["lr"] * math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
     weight = (before["weights"] - rate * moved) * (1 - group["lr"] * group["weight_decay"])
     return {"weights": weight, "exp_avg": first, "exp_avg_sq": second}
 

@@ -30,7 +30,7 @@ def flat_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             tensors[key] = value
         elif isinstance(value, list | tuple):
-            tensors |= {f"{key}[{place}]": part for place, part in enumerate(value) if isinstance(part, Tensor)}
+            tensors |= {f"{key}[{index}]": part for index, part in enumerate(value) if isinstance(part, Tensor)}
     return tensors
 
 

@@ -51,7 +51,7 @@ SETTINGS = (
 """What rules read of a group besides its learning rate; a run keeps these."""
 
 
-def _one(group: Group) -> float:
+def _no_scale(group: Group) -> float:
     return 1.0
 
 
@@ -86,7 +86,7 @@ class Rule:
     accepts: Callable[[Group], bool] = lambda group: True
     is_decoupled: Callable[[Group], bool] = _no
     is_plain: bool = False
-    gain: Callable[[Group], float] = _one
+    gain: Callable[[Group], float] = _no_scale
     diagonal: Callable[[State, Group, int], Tensor] | None = None
     is_averaged: bool = False
     is_differentiable: bool = True

@@ -86,10 +86,10 @@ class RunFolder:
         begins = is_new and step in {0, *(stage["start"] for stage in self.record["stages"])}
         if entries and not begins and len(entries[-1]["groups"]) == len(fitting):
             both = [
-                one if two is None else two if one is None else [name for name in one if name in two]
-                for one, two in zip(entries[-1]["groups"], fitting, strict=True)
+                rule if new_rule is None else new_rule if rule is None else [name for name in rule if name in new_rule]
+                for rule, new_rule in zip(entries[-1]["groups"], fitting, strict=True)
             ]
-            is_other = is_new and any(not left and one for left, one in zip(both, entries[-1]["groups"], strict=True))
+            is_other = is_new and any(not left and rule for left, rule in zip(both, entries[-1]["groups"], strict=True))
             if not is_other:
                 entries[-1].update(groups=both, states=list(states))
                 return

@@ -36,7 +36,7 @@ def record_lightning(
 ) -> Any:
     """A Lightning callback that records the runs of its Trainer.
 
-        trainer = Trainer(max_epochs=3, callbacks=[whence.record_lightning("run", part="network")])
+        trainer = Trainer(max_epochs=3, callbacks=[whence.runs.record_lightning("run", part="network")])
         trainer.fit(module, DataLoader(data, batch_size=32, shuffle=True))
 
     Resuming with `ckpt_path` goes on in the same folder. Shuffling, prefetching, accumulation and clipping by norm are recorded as they
@@ -223,25 +223,25 @@ class _Queued:
 
 
 def _refuse(trainer: Any, module: Any) -> None:
-    found = None
+    trouble = None
     if trainer.world_size > 1:
-        found = f"a Trainer on {trainer.world_size} devices", "one device"
+        trouble = f"a Trainer on {trainer.world_size} devices", "one device"
     elif getattr(trainer.precision_plugin, "scaler", None) is not None:
-        found = f"a Trainer with precision={trainer.precision}, whose steps may be skipped", "float32 or bfloat16"
+        trouble = f"a Trainer with precision={trainer.precision}, whose steps may be skipped", "float32 or bfloat16"
     elif not module.automatic_optimization:
-        found = "a module that steps its optimizer itself", "automatic optimization"
+        trouble = "a module that steps its optimizer itself", "automatic optimization"
     elif type(module).configure_gradient_clipping.__qualname__.split(".")[0] != "LightningModule":
-        found = "a module that clips gradients in its own way", "the Trainer's gradient_clip_val"
+        trouble = "a module that clips gradients in its own way", "the Trainer's gradient_clip_val"
     elif trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
-        found = "gradients that are clipped by value, each number by itself", "clipping by norm"
+        trouble = "gradients that are clipped by value, each number by itself", "clipping by norm"
     elif trainer.overfit_batches:
-        found = "a Trainer with overfit_batches", "a run on the data that its loader has"
+        trouble = "a Trainer with overfit_batches", "a run on the data that its loader has"
     else:
         averaging = [type(callback).__name__ for callback in trainer.callbacks if type(callback).__name__ in _AVERAGING]
         if averaging:
-            found = f"a Trainer with {averaging[0]}", "a run that ends with the weights of its last step"
-    if found is not None:
-        raise Unsupported(found=found[0], needed=found[1], do="train so, or record a loop of your own with whence.Recorder")
+            trouble = f"a Trainer with {averaging[0]}", "a run that ends with the weights of its last step"
+    if trouble is not None:
+        raise Unsupported(found=trouble[0], needed=trouble[1], do="train so, or record a loop of your own with whence.Recorder")
 
 
 def _refuse_loader(loader: Any) -> None:

@@ -18,7 +18,7 @@ _NUMBERS = ("momentum", "dampening", "weight_decay", "r", "weight_lr_power", "ma
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Checkpoint:
     step: int
     file: str
     sha256: str
@@ -65,14 +65,14 @@ class _Run:
     version: int
     finished: bool
     steps: int
-    checkpoints: tuple[_Kept, ...]
+    checkpoints: tuple[_Checkpoint, ...]
     logs: tuple[_Log, ...]
     settings: tuple[_Settings, ...]
     stages: tuple[_Stage, ...]
     losses: tuple[_Loss, ...] = ()
     rules: tuple[_Rules, ...] = ()
     unrestored: str = ""
-    bases: tuple[_Kept, ...] = ()
+    bases: tuple[_Checkpoint, ...] = ()
     ranks: int = 1
     skipped: int = 0
     seed: int | None = None

@@ -62,7 +62,7 @@ class Recorder:
             skipped step would be counted with the next one's.
         data: The training data as `task.prepare` makes it: a stopped run goes on with the same only, and attribution refuses another, down to
             the contents of an example. A text that tells it from another serves the first.
-        curvature: Keeps bases of the curvature along the run, see `whence.OnlineCurvature`; None keeps none.
+        curvature: Keeps bases of the curvature along the run, see `whence.runs.OnlineCurvature`; None keeps none.
 
     Raises:
         BadInput: If `every` is not positive.
@@ -233,8 +233,8 @@ class Recorder:
             if self._curvature is not None and (bases := self._curvature.tensors()):
                 self._run.add_bases(self.steps, bases)
             self._run.record["finished"] = finished
-            if lost := lost_state(self._optimizers):
-                self._run.record["unrestored"] = lost
+            if unrestored := lost_state(self._optimizers):
+                self._run.record["unrestored"] = unrestored
         self.flush()
 
     def flush(self) -> None:
@@ -253,9 +253,9 @@ class Recorder:
             Unsupported: If the optimizer keeps what the checkpoint has no place for.
         """
         step, tensors = self._run.last_checkpoint()
-        if step and (lost := self._run.record.get("unrestored")):
+        if step and (unrestored := self._run.record.get("unrestored")):
             raise Unsupported(
-                found=f"a run in {self.folder} whose {lost}, which a checkpoint of the run has no place for",
+                found=f"a run in {self.folder} whose {unrestored}, which a checkpoint of the run has no place for",
                 needed="all of the optimizer's state",
                 do="load a checkpoint of your own and call resume(step) with its step",
             )
@@ -356,7 +356,9 @@ class Recorder:
             self._check_optimizers()
             self._seen, self._settings = seen, optimizer_settings(self.model, self._optimizers)
         self._rates = [float(group["lr"]) for group in self._groups]
-        self._watches = [Watch(one, self._has_closure) for one in self._optimizers] if self._looks < _LOOKS else None
+        self._watches = (
+            [Watch(optimizer, self._has_closure) for optimizer in self._optimizers] if self._looks < _LOOKS else None
+        )
 
     @property
     def _has_closure(self) -> bool:

@@ -32,9 +32,9 @@ class StepHooks:
         self._inside = 0
         self.has_closure = False
         self._hooks: list[Any] = []
-        for one in optimizers:
-            self._hooks.append(one.register_step_pre_hook(lambda optimizer, *given: self._enter(optimizer, given)))
-            self._hooks.append(one.register_step_post_hook(lambda optimizer, *_: self._leave(optimizer)))
+        for stepping in optimizers:
+            self._hooks.append(stepping.register_step_pre_hook(lambda optimizer, *given: self._enter(optimizer, given)))
+            self._hooks.append(stepping.register_step_post_hook(lambda optimizer, *_: self._leave(optimizer)))
 
     def remove(self) -> None:
         """Take them off."""
@@ -49,7 +49,7 @@ class StepHooks:
         self._inside += 1
         if self._inside > 1:  # of a subclass whose step calls that of its base, both have hooks
             return
-        if any(one is optimizer for one in self._stepped):
+        if any(stepped is optimizer for stepped in self._stepped):
             raise BadInput(
                 found=f"a second step of {type(optimizer).__name__} before the other optimizers made theirs",
                 needed="all of them in every step",

@@ -202,8 +202,8 @@ def optimizer_settings(model: nn.Module, optimizers: Sequence[torch.optim.Optimi
     for optimizer in optimizers:
         own = {"optimizer": type(optimizer).__name__, "module": type(optimizer).__module__} if len(optimizers) > 1 else {}
         for group in optimizer.param_groups:
-            kept = {key: _plain(group[key]) for key in SETTINGS if key in group}
-            groups.append(kept | own | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]})
+            settings = {key: _plain(group[key]) for key in SETTINGS if key in group}
+            groups.append(settings | own | {"parameters": [name_of[id(parameter)] for parameter in group["params"]]})
     kinds = [type(optimizer) for optimizer in optimizers]
     joined = (" + ".join(dict.fromkeys(getattr(kind, name) for kind in kinds)) for name in ("__name__", "__module__"))
     return {**dict(zip(("optimizer", "module"), joined, strict=True)), "groups": groups}

@@ -28,7 +28,7 @@ def record_trainer(
     """Have a Hugging Face Trainer record the runs it is about to make.
 
         trainer = Trainer(model, arguments, train_dataset=data)
-        whence.record_trainer(trainer, "run")
+        whence.runs.record_trainer(trainer, "run")
         trainer.train()
 
     Resuming with `resume_from_checkpoint` goes on in the same folder. Gradient accumulation, clipping and the token counts that the

@@ -104,8 +104,8 @@ def load_checkpoint(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
                         }
                     )
     for number, (optimizer, group) in enumerate(_groups(optimizers)):
-        known = {key: value for key, value in optimizer.defaults.items() if key in _counters(optimizer, group)}
-        group.update({**known, **counters.get(number, {})})
+        defaults = {key: value for key, value in optimizer.defaults.items() if key in _counters(optimizer, group)}
+        group.update({**defaults, **counters.get(number, {})})
 
 
 def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:

@@ -32,7 +32,7 @@ def heat_section(
         BadInput: If the values are not square, not all in range, or the groups or names do not cover them.
     """
     size = len(values)
-    named = list(names) or [f"{name} {place + 1}" for name, count in groups for place in range(count)]
+    named = list(names) or [f"{name} {index + 1}" for name, count in groups for index in range(count)]
     is_square = size > 0 and all(len(row) == size for row in values)
     if not is_square or sum(count for _, count in groups) != size or len(named) != size:
         raise BadInput(

@@ -97,13 +97,13 @@ class Hits:
 
 
 def _hit_dict(hit: Hit) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": hit.id, "row": hit.row, "score": hit.score, "source": hit.source, "text": hit.text}
+    fields: dict[str, Any] = {"id": hit.id, "row": hit.row, "score": hit.score, "source": hit.source, "text": hit.text}
     if hit.span is not None:
-        found["span"] = list(hit.span)
+        fields["span"] = list(hit.span)
     if hit.image:
-        found["image"] = hit.image
+        fields["image"] = hit.image
     if hit.token_scores:
-        found["tokens"] = [
+        fields["tokens"] = [
             {"span": list(span), "score": score} for span, score in zip(hit.token_spans, hit.token_scores, strict=True)
         ]
-    return found
+    return fields

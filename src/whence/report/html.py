@@ -34,7 +34,7 @@ def hits_fragment(hits: "Hits") -> str:
     Returns:
         A `<div>` for a notebook cell or a section of a page.
     """
-    queries = "".join(_query(hits, place) for place in range(len(hits.queries)))
+    queries = "".join(_query(hits, query) for query in range(len(hits.queries)))
     return f'<div class="whence">{style()}{queries}{footer(hits)}</div>'
 
 
@@ -44,21 +44,21 @@ def style() -> str:
     return f"<style>\n{files('whence.report').joinpath('page.css').read_text('utf-8')}</style>"
 
 
-def _query(hits: "Hits", place: int) -> str:
-    text = hits.queries[place]
+def _query(hits: "Hits", query: int) -> str:
+    text = hits.queries[query]
     short = shorten(text, _QUERY_WIDTH)
-    count = f"Query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
-    image = hits.query_images[place] if hits.query_images else ""
+    count = f"Query {query + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "Query"
+    image = hits.query_images[query] if hits.query_images else ""
     shown = f'<div class="query-image">{picture(image)}</div>' if image else ""
     whole = "" if short == text else folded(f"Whole query, {len(text):,} characters", whole_text(escaped(text)))
     unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
-    both_sides = (hits.proponents[place], hits.opponents[place])
+    both_sides = (hits.proponents[query], hits.opponents[query])
     peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
     tables = "".join(_table(*words, side, peak) for words, side in zip(_SIDES, both_sides, strict=True))
     return (
-        f'<details class="query"{" open" if place < _OPEN_QUERIES else ""}>'
+        f'<details class="query"{" open" if query < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
-        f'<p class="measured">Measurement <b>{hits.measurements[place]:.4g}</b>{unit}</p>{shown}{whole}{tables}</details>'
+        f'<p class="measured">Measurement <b>{hits.measurements[query]:.4g}</b>{unit}</p>{shown}{whole}{tables}</details>'
     )
 
 

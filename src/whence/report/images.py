@@ -54,9 +54,9 @@ def images_section(
     """
     if k < 1 or not high > low:
         raise BadInput(found=f"k={k}, low={low}, high={high}", needed="1 image or more, and low below high", do="correct them")
-    place = {name: number for number, name in enumerate(table.query_ids)}
+    number_of = {name: number for number, name in enumerate(table.query_ids)}
     shown = [name for name in table.query_ids if name in query_images] if queries is None else list(queries)
-    unknown = [name for name in shown if name not in place]
+    unknown = [name for name in shown if name not in number_of]
     if unknown or not shown:
         raise BadInput(
             found=f"the query {unknown[0]!r}, which the table does not have" if unknown else "no query with an image",
@@ -72,7 +72,7 @@ def images_section(
 
     parts = []
     for name in shown:
-        scores_N = table.scores[place[name]].double()
+        scores_N = table.scores[number_of[name]].double()
         order = scores_N.argsort(descending=True).tolist()
         # Where there are few images each is shown on one side only.
         up = order[: min(k, -(-len(order) // 2))]
@@ -120,18 +120,18 @@ def _image(images: Mapping[str, Any], name: str) -> np.ndarray:
     """
     if name not in images:
         raise BadInput(found=f"no image of {name!r}", needed="one for every example that is shown", do="add it")
-    found = np.asarray(images[name], np.float64)
-    if found.ndim == 3 and found.shape[0] in (1, 3):
-        found = np.moveaxis(found, 0, 2)
-    if found.ndim == 3 and found.shape[2] == 1:
-        found = found[:, :, 0]
-    if found.ndim not in (2, 3) or (found.ndim == 3 and found.shape[2] != 3) or not found.size:
+    pixels = np.asarray(images[name], np.float64)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
         raise BadInput(
-            found=f"an image of {name!r} of shape {found.shape}",
+            found=f"an image of {name!r} of shape {pixels.shape}",
             needed="(H, W), (1, H, W), (3, H, W) or (H, W, 3)",
             do="decode latents first, or pick three channels",
         )
-    return found
+    return pixels
 
 
 def _picture(image: np.ndarray, low: float, high: float, side: int, words: str) -> str:

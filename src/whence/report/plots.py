@@ -65,7 +65,7 @@ def plot_section(
     Raises:
         BadInput: If there is nothing to draw, or a number that cannot be drawn.
     """
-    points = [point for found in series.values() for point in found]
+    points = [point for points_of in series.values() for point in points_of]
     numbers = [value for point in points for value in (point.x, point.y, point.low, point.high) if value is not None]
     if not points or not all(map(isfinite, numbers)) or log_across and min(point.x for point in points) <= 0:
         raise BadInput(
@@ -77,7 +77,7 @@ def plot_section(
     heights = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
     y = _scale(heights + ([point.x for point in points] if diagonal else []), _HEIGHT - _BOTTOM, _TOP, False)
     x, y = _marked(x, marks_across), _marked(y, marks_upwards)
-    drawn = "".join(_series(number, name, found, x.at, y.at) for number, (name, found) in enumerate(series.items()))
+    drawn = "".join(_series(number, name, points_of, x.at, y.at) for number, (name, points_of) in enumerate(series.items()))
     low, high = max(x.low, y.low), min(x.high, y.high)
     line = (
         f'<line class="zero" x1="{x.at(low):.1f}" y1="{y.at(low):.1f}" x2="{x.at(high):.1f}" y2="{y.at(high):.1f}"/>'
@@ -86,8 +86,8 @@ def plot_section(
     )
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{point.x:.4g}</td><td>{point.y:.4g}</td><td>{_ends(point)}</td></tr>"
-        for name, found in series.items()
-        for point in found
+        for name, points_of in series.items()
+        for point in points_of
     )
     return (
         f'<figure class="bars plot"><figcaption>{escape(caption)}</figcaption>'

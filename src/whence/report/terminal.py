@@ -40,25 +40,25 @@ def print_hits(hits: "Hits") -> None:
         hits: The ranking.
     """
     console = stdout()
-    for place in range(len(hits.queries)):
-        show(console, _heading(hits, place, console), _table(hits, place, console))
+    for number in range(len(hits.queries)):
+        show(console, _heading(hits, number, console), _table(hits, number, console))
     show(console, _footer(hits, console))
 
 
-def _heading(hits: "Hits", place: int, console: Console) -> Group:
-    count = f"query {place + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "query"
-    query = Text.assemble((f"{count}  ", "dim"), (plain(shorten(hits.queries[place], _QUERY_WIDTH), console), "bold"))
+def _heading(hits: "Hits", number: int, console: Console) -> Group:
+    count = f"query {number + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "query"
+    query = Text.assemble((f"{count}  ", "dim"), (plain(shorten(hits.queries[number], _QUERY_WIDTH), console), "bold"))
     unit = f" {hits.measurement_unit}" if hits.measurement_unit else ""
-    value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[place]:.4g}", plain(unit, console))
+    value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[number]:.4g}", plain(unit, console))
     return Group(Text(), query, value)
 
 
-def _table(hits: "Hits", place: int, console: Console) -> Table:
+def _table(hits: "Hits", number: int, console: Console) -> Table:
     table = Table(box=box.HORIZONTALS, expand=True, show_edge=True, header_style="dim", border_style="dim")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("training example", ratio=1, overflow="fold")
-    up, down = hits.proponents[place], hits.opponents[place]
+    up, down = hits.proponents[number], hits.opponents[number]
     _add_side(table, "proponents", "more weight raises the measurement", up, up, console)
     _add_side(table, "opponents", "more weight lowers the measurement", down[:_OPPONENTS], down, console)
     return table

@@ -94,7 +94,7 @@ def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) 
     """
     if not k1 >= 0 or not 0 <= b <= 1:
         raise BadInput(found=f"k1={k1}, b={b}", needed="k1 of 0 or more and b from 0 to 1", do="leave them out")
-    kind, documents, asked = _terms(train.examples, queries.examples)
+    kind, documents, query_terms = _terms(train.examples, queries.examples)
     number_of: dict[Hashable, int] = {}
     numbers = [number_of.setdefault(term, len(number_of)) for document in documents for term in document]
     lengths_N = np.array([len(document) for document in documents])
@@ -109,7 +109,7 @@ def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) 
     penalty_N = k1 * (1 - b + b * lengths_N / (lengths_N.mean() or 1.0))
     weights = idf[term_of] * counts * (k1 + 1) / (counts + penalty_N[example_of])
     scores_QN = np.zeros((len(queries), len(documents)))
-    for row_N, query in zip(scores_QN, asked, strict=True):
+    for row_N, query in zip(scores_QN, query_terms, strict=True):
         for term, count in Counter(query).items():
             if term in number_of:
                 span = slice(starts[number_of[term]], starts[number_of[term] + 1])
@@ -125,8 +125,8 @@ def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, l
     """
     examples = [*train, *queries]
     if all(example.text for example in examples):
-        found: list[list[Any]] = [re.findall(r"\w+", example.text.lower()) for example in examples]
-        return "words", found[: len(train)], found[len(train) :]
+        terms: list[list[Any]] = [re.findall(r"\w+", example.text.lower()) for example in examples]
+        return "words", terms[: len(train)], terms[len(train) :]
     without = next((example for example in examples if "input_ids" not in example.fields), None)
     if without is not None:
         raise Unsupported(
@@ -134,5 +134,5 @@ def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, l
             needed="'text' in every record, or 'input_ids' in every record",
             do="compare with representation_similarity instead, which needs no words",
         )
-    found = [np.asarray(example.fields["input_ids"]).ravel().tolist() for example in examples]
-    return "token ids", found[: len(train)], found[len(train) :]
+    terms = [np.asarray(example.fields["input_ids"]).ravel().tolist() for example in examples]
+    return "token ids", terms[: len(train)], terms[len(train) :]

@@ -65,16 +65,16 @@ def truncate(blocks: Sequence[Tensor], rank: int | None) -> list[QueryBlock]:
         return list(blocks)
     if rank < 1:
         raise BadInput(found=f"query_rank={rank}", needed="1 or more", do="leave it out to keep the queries whole")
-    found: list[QueryBlock] = []
+    truncated: list[QueryBlock] = []
     for block_QOI in blocks:
         outputs, inputs = block_QOI.shape[1:]
         if rank * (outputs + inputs) >= outputs * inputs:
-            found.append(block_QOI)
+            truncated.append(block_QOI)
             continue
         u, s, right = torch.linalg.svd(block_QOI, full_matrices=False)
         left_QRO = (u[:, :, :rank] * s[:, None, :rank]).transpose(1, 2).contiguous()
-        found.append(LowRank(left_QRO, right[:, :rank].contiguous()))
-    return found
+        truncated.append(LowRank(left_QRO, right[:, :rank].contiguous()))
+    return truncated
 
 
 def combine(blocks: Sequence[Tensor], weights_GQ: Tensor) -> list[Tensor]:

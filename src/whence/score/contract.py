@@ -42,7 +42,7 @@ class Contraction:
         self.blocks, self.positions, self.draws = blocks, positions, draws
         first = blocks[0].left_QRO if isinstance(blocks[0], LowRank) else blocks[0]
         self.scores_UQB = first.new_zeros(len(blocks), len(first), num_examples)
-        self.tokens = {place: first.new_zeros(len(first), length) for place, length in tokens.items()}
+        self.tokens = {row: first.new_zeros(len(first), length) for row, length in tokens.items()}
 
     def __call__(self, index: int, pair: Pair) -> None:
         """Add one pair."""
@@ -55,8 +55,8 @@ class Contraction:
             parts = written_out(block) if isinstance(block, LowRank) else [block]
             found_QB = torch.cat([_through_gradients(part_QOI, pair) for part_QOI in parts])
         self.scores_UQB[index] += found_QB.to(self.scores_UQB)
-        for place, parts_QT in self.tokens.items():
-            found_QT = _by_position(block, pair.examples(place, place + 1)).to(parts_QT)
+        for row, parts_QT in self.tokens.items():
+            found_QT = _by_position(block, pair.examples(row, row + 1)).to(parts_QT)
             if pair.is_by_position and found_QT.shape[1] == self.positions:
                 parts_QT += found_QT[:, : parts_QT.shape[1]]  # the rest is padding, which has no gradient
             elif (
@@ -99,13 +99,13 @@ def _through_factors(block: LowRank, pair: Pair) -> Tensor:
     queries, rank, _ = block.left_QRO.shape
     left_OF, right_IF = block.left_QRO.flatten(0, 1).T, block.right_QRI.flatten(0, 1).T
     examples, positions = pair.shape
-    found = []
+    parts = []
     size = _chunk(positions * queries * rank, left_OF.device)
     for start in range(0, examples, size):
         part = pair.examples(start, start + size)
         products_BF = (part.outputs.times(left_OF) * part.inputs.times(right_IF)).sum(1)
-        found.append(products_BF.view(-1, queries, rank).sum(2))
-    return torch.cat(found).T
+        parts.append(products_BF.view(-1, queries, rank).sum(2))
+    return torch.cat(parts).T
 
 
 def _looked_up(block: QueryBlock, pair: Pair, outputs: OneHot) -> Tensor:

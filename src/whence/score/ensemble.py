@@ -76,9 +76,9 @@ class Ensemble:
     def __init__(self, folder: str | Path, *, settings: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
         self._settings = None if settings is None else json.loads(json.dumps(dict(settings)))
-        known = self._record()
-        if known is not None and self._settings is not None and known["settings"] != self._settings:
-            theirs = known["settings"] or {}
+        record = self._record()
+        if record is not None and self._settings is not None and record["settings"] != self._settings:
+            theirs = record["settings"] or {}
             name = next(name for name in {**theirs, **self._settings} if theirs.get(name) != self._settings.get(name))
             raise BadInput(
                 found=f"{name}={self._settings.get(name)!r} for the ensemble in {self.folder}, made with {theirs.get(name)!r}",
@@ -89,8 +89,8 @@ class Ensemble:
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the models that are in, in the order in which they came."""
-        known = self._record()
-        return () if known is None else tuple(known["members"])
+        record = self._record()
+        return () if record is None else tuple(record["members"])
 
     def __len__(self) -> int:
         return len(self.members)
@@ -116,23 +116,23 @@ class Ensemble:
             raise NonFinite(found=f"NaN or infinite scores of {member!r}", needed="finite scores", do="leave this model out")
         _refuse_weighted([table])
         with locked(self.folder, wait=True):
-            known = self._record()
-            if known is None:
+            record = self._record()
+            if record is None:
                 form = _FORMAT if table.weights is None else _WEIGHTED_FORMAT
-                known = {"format": form, "settings": self._settings, "members": {}, "notes": table.notes}
-                known |= {name: getattr(table, name) for name in _SHARED}
+                record = {"format": form, "settings": self._settings, "members": {}, "notes": table.notes}
+                record |= {name: getattr(table, name) for name in _SHARED}
                 total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in _summed(table).items()}
             else:
-                self._check(known, table, member)
-                total = self._sum(known)
+                self._check(record, table, member)
+                total = self._sum(record)
             for name, value in _summed(table).items():
                 total[name] = total[name] + value.double().cpu()
-            kept = {} if structure is None else {"structure": asdict(structure)}
-            known["members"] = {**known["members"], member: _told(table) | kept}
-            known["sum"] = f"sum-{len(known['members'])}.safetensors"
-            known["sha256"] = write_tensors(self.folder / known["sum"], total)
-            write_record(self.folder / "ensemble.json", known)
-            self._clean(known)
+            structure_entry = {} if structure is None else {"structure": asdict(structure)}
+            record["members"] = {**record["members"], member: _member_facts(table) | structure_entry}
+            record["sum"] = f"sum-{len(record['members'])}.safetensors"
+            record["sha256"] = write_tensors(self.folder / record["sum"], total)
+            write_record(self.folder / "ensemble.json", record)
+            self._clean(record)
 
     def check_structure(self, member: str, structure: Structure) -> None:
         """Refuse a model with a member's weights that computes something else.
@@ -144,12 +144,12 @@ class Ensemble:
         Raises:
             BadInput: If it does.
         """
-        known = self._record()
-        there = {} if known is None else known["members"][member].get("structure")
-        found = differences(Structure.from_json(there), structure) if there else []
-        if found and found[0].is_certain:
+        record = self._record()
+        there = {} if record is None else record["members"][member].get("structure")
+        changes = differences(Structure.from_json(there), structure) if there else []
+        if changes and changes[0].is_certain:
             raise BadInput(
-                found=f"a model with the weights of a member of {self.folder} that computes something else: {found[0].what}",
+                found=f"a model with the weights of a member of {self.folder} that computes something else: {changes[0].what}",
                 needed="the model that was added, or one with other weights",
                 do="load it with the configuration and the code that it had then, or use another folder",
             )
@@ -167,14 +167,14 @@ class Ensemble:
         if not len(self):
             raise BadInput(found=f"no member in {self.folder}", needed="at least one", do="add a table first")
         with locked(self.folder, wait=True):
-            known = self._record()
-            assert known is not None
-            total = self._sum(known)
-            self._clean(known)
-        query_ids, train_ids, notes = (tuple(known[name]) for name in ("query_ids", "train_ids", "notes"))
-        first = ScoreTable(total["scores"], query_ids, train_ids, known["unit"], known["method"], notes)
-        told = list(known["members"].values())
-        return _averaged(first, {name: value / len(told) for name, value in total.items()}, told)
+            record = self._record()
+            assert record is not None
+            total = self._sum(record)
+            self._clean(record)
+        query_ids, train_ids, notes = (tuple(record[name]) for name in ("query_ids", "train_ids", "notes"))
+        first = ScoreTable(total["scores"], query_ids, train_ids, record["unit"], record["method"], notes)
+        members = list(record["members"].values())
+        return _averaged(first, {name: value / len(members) for name, value in total.items()}, members)
 
     def _record(self) -> dict[str, Any] | None:
         path = self.folder / "ensemble.json"
@@ -185,62 +185,62 @@ class Ensemble:
         if form not in (_FORMAT, _WEIGHTED_FORMAT):
             raise StoreCorrupt(**damaged(path, f"the format {str(form)[:40]!r}"))
         try:
-            known = record_of(_Record, content)
-            for member in known.members.values():
+            record = record_of(_Record, content)
+            for member in record.members.values():
                 _check_member(member)
-            check_name(known.sum)
+            check_name(record.sum)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
-        if not known.members:
+        if not record.members:
             raise StoreCorrupt(**damaged(path, "it has no members"))
         return content
 
-    def _clean(self, known: Mapping[str, Any]) -> None:
+    def _clean(self, record: Mapping[str, Any]) -> None:
         """Remove sums from before the last member, and what a killed run left."""
         with disk_errors(self.folder):
             for old in self.folder.glob("sum-*.safetensors"):
-                if old.name != known["sum"]:
+                if old.name != record["sum"]:
                     old.unlink()
 
-    def _sum(self, known: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _sum(self, record: Mapping[str, Any]) -> dict[str, Tensor]:
         """Sums over the members: `scores` and, of methods with weights, `weights`.
 
         Raises:
             StoreCorrupt: If they are not what was written.
             StoreMismatch: If an earlier version has added up scores with weights multiplied in.
         """
-        path = self.folder / known["sum"]
-        method = METHODS.get((known["settings"] or {}).get("method", ""))
-        if method is not None and method.objective == "output" and known["format"] == _FORMAT:
+        path = self.folder / record["sum"]
+        method = METHODS.get((record["settings"] or {}).get("method", ""))
+        if method is not None and method.objective == "output" and record["format"] == _FORMAT:
             raise StoreMismatch(
                 found=f"an ensemble of {method.name} in {self.folder} whose members' weights are multiplied into their scores",
                 needed="sums of scores and of weights, which are averaged apart",
                 do="add the members again to another folder",
             )
-        found = read_tensors(path, sha256=known["sha256"])
-        queries, examples = len(known["query_ids"]), len(known["train_ids"])
-        shapes = {"scores": (queries, examples), **({} if known["format"] == _FORMAT else {"weights": (examples,)})}
-        if {name: tuple(value.shape) for name, value in found.items()} != shapes:
+        tensors = read_tensors(path, sha256=record["sha256"])
+        queries, examples = len(record["query_ids"]), len(record["train_ids"])
+        shapes = {"scores": (queries, examples), **({} if record["format"] == _FORMAT else {"weights": (examples,)})}
+        if {name: tuple(value.shape) for name, value in tensors.items()} != shapes:
             raise StoreCorrupt(**damaged(path, "it has other sums than its record speaks of"))
-        if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in found.values()):
+        if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise StoreCorrupt(**damaged(path, "it has sums that are not finite"))
-        return found
+        return tensors
 
-    def _check(self, known: Mapping[str, Any], table: ScoreTable, member: str) -> None:
-        if member in known["members"]:
+    def _check(self, record: Mapping[str, Any], table: ScoreTable, member: str) -> None:
+        if member in record["members"]:
             raise BadInput(
                 found=f"{member!r} a second time for the ensemble in {self.folder}",
                 needed="a model that is not in yet",
                 do="leave it out, or give another model another name",
             )
-        if (table.weights is None) != (known["format"] == _FORMAT):
+        if (table.weights is None) != (record["format"] == _FORMAT):
             raise BadInput(
                 found=f"a table with{'out' if table.weights is None else ''} weights for the ensemble in {self.folder}",
                 needed="members made alike",
                 do="score every model with the same method",
             )
         for name in _SHARED:
-            mine, theirs = getattr(table, name), known[name]
+            mine, theirs = getattr(table, name), record[name]
             if (list(mine) if isinstance(mine, tuple) else mine) != theirs:
                 raise BadInput(
                     found=f"a table with other {name.replace('_', ' ')} than the ensemble in {self.folder}",
@@ -290,7 +290,7 @@ def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
         )
     parts = [_summed(table) for table in tables]
     means = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
-    return _averaged(tables[0], means, [_told(table) for table in tables])
+    return _averaged(tables[0], means, [_member_facts(table) for table in tables])
 
 
 def _refuse_weighted(tables: Sequence[ScoreTable]) -> None:
@@ -304,7 +304,7 @@ def _refuse_weighted(tables: Sequence[ScoreTable]) -> None:
             raise BadInput(
                 found=f"a table of {table.method} with the examples' weights multiplied into its scores",
                 needed="scores and weights apart, since an ensemble averages each by itself",
-                do="make it with score_table(..., weighted=False), or take whence.ensemble_table",
+                do="make it with score_table(..., weighted=False), or take whence.pipeline.ensemble_table",
             )
 
 
@@ -313,31 +313,31 @@ def _summed(table: ScoreTable) -> dict[str, Tensor]:
     return {"scores": table.scores} | ({} if table.weights is None else {"weights": table.weights})
 
 
-def _told(table: ScoreTable) -> dict[str, Any]:
+def _member_facts(table: ScoreTable) -> dict[str, Any]:
     """What a mean has to know of a member besides its scores."""
     return {name: getattr(table, name) for name in ("tuned_on", "bytes_per_example", "seconds", "provenance")}
 
 
-def _averaged(first: ScoreTable, means: Mapping[str, Tensor], told: Sequence[Mapping[str, Any]]) -> ScoreTable:
+def _averaged(first: ScoreTable, means: Mapping[str, Tensor], members: Sequence[Mapping[str, Any]]) -> ScoreTable:
     scores_QN, weights_N = means["scores"], means.get("weights")
-    sizes, times = [each["bytes_per_example"] for each in told], [each["seconds"] for each in told]
+    sizes, times = [each["bytes_per_example"] for each in members], [each["seconds"] for each in members]
     return replace(
         first,
         scores=scores_QN if weights_N is None else scores_QN * weights_N.to(scores_QN),
         is_weighted=weights_N is not None,
         weights=None,
-        method=f"{first.method}, {len(told)} models",
+        method=f"{first.method}, {len(members)} models",
         parts={},
         tokens={},
-        tuned_on=tuple(dict.fromkeys(query for each in told for query in each["tuned_on"])),
+        tuned_on=tuple(dict.fromkeys(query for each in members for query in each["tuned_on"])),
         bytes_per_example=None if None in sizes else sum(sizes),
         seconds=None if None in times else sum(times),
-        provenance=_common([each.get("provenance", {}) for each in told]),
+        provenance=_common([each.get("provenance", {}) for each in members]),
         notes=first.notes if weights_N is None else (*first.notes, "scores and the examples' weights are averaged apart"),
     )
 
 
-def _common(known: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def _common(records: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Who attributed for whom in several tables: what differs is listed, once each."""
-    names = dict.fromkeys(name for one in known for name in one)
-    return {name: ", ".join(dict.fromkeys(one[name] for one in known if name in one)) for name in names}
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: ", ".join(dict.fromkeys(record[name] for record in records if name in record)) for name in names}

@@ -40,7 +40,9 @@ class Metric:
     def euclidean(cls, plan: Plan) -> "Metric":
         """The plain squared norm."""
         ones = tuple(torch.ones(unit.outputs, unit.inputs) for unit in plan.units)
-        return cls(tuple(KroneckerBlock(unit, None, None, one) for unit, one in zip(plan.units, ones, strict=True)), ones)
+        return cls(
+            tuple(KroneckerBlock(unit, None, None, ones_OI) for unit, ones_OI in zip(plan.units, ones, strict=True)), ones
+        )
 
     @classmethod
     def inverse(cls, curvature: KroneckerCurvature, damping: ResolvedDamping, *, power: int) -> "Metric":
@@ -51,8 +53,8 @@ class Metric:
     def of_rows(self, rows: Sequence[Tensor]) -> Tensor:
         """Squared norms of vectors in parameter space, per unit of shape (Q, O, I); returns shape (Q,), float64."""
         parts = zip(self.blocks, rows, self.weights, strict=True)
-        found = [(block.into(row).square() * weights.to(row)).flatten(1).sum(1).double() for block, row, weights in parts]
-        return torch.stack(found).sum(0)
+        squares = [(block.into(row).square() * weights.to(row)).flatten(1).sum(1).double() for block, row, weights in parts]
+        return torch.stack(squares).sum(0)
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,19 @@ class ExactScores:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All of it by name, as it is kept in a file; `joined` puts such parts together."""
-        found = {"scores_QN": self.scores_QN, "units_UQN": self.units_UQN, "squared_norms_N": self.squared_norms_N}
-        tokens = {f"tokens_QT.{place}": parts_QT for place, parts_QT in self.tokens.items()}
-        return {name: value for name, value in found.items() if value is not None} | tokens
+        tensors = {"scores_QN": self.scores_QN, "units_UQN": self.units_UQN, "squared_norms_N": self.squared_norms_N}
+        tokens = {f"tokens_QT.{row}": parts_QT for row, parts_QT in self.tokens.items()}
+        return {name: value for name, value in tensors.items() if value is not None} | tokens
 
     @classmethod
     def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> "ExactScores":
         """The scores of all rows from those of some, in order; norms are those of the first part."""
-        found = dict(parts[0])
-        for name in found if len(parts) > 1 else ():
+        tensors = dict(parts[0])
+        for name in tensors if len(parts) > 1 else ():
             if name != "squared_norms_N":
-                found[name] = torch.cat([part[name] for part in parts], 1 if name == "units_UQN" else 0)
-        tokens = {int(name.split(".")[1]): value for name, value in found.items() if name.startswith("tokens_QT")}
-        return cls(found["scores_QN"], found.get("units_UQN"), tokens, found.get("squared_norms_N"))
+                tensors[name] = torch.cat([part[name] for part in parts], 1 if name == "units_UQN" else 0)
+        tokens = {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("tokens_QT")}
+        return cls(tensors["scores_QN"], tensors.get("units_UQN"), tokens, tensors.get("squared_norms_N"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +137,9 @@ def exact_scores(
     scan = _Scan(task, plan, "loss" if head is None else head.loss, blocks, parts, shared)
     finished: list[tuple[Sequence[int], _Part]] = []
     mine = ranks.balanced([example.length for example in examples])
-    lengths = [examples[place].length for place in mine]
+    lengths = [examples[number].length for number in mine]
     for batch in batches(lengths, max_positions=max_positions, max_examples=max_examples):
-        items = [mine[place] for place in batch]
+        items = [mine[number] for number in batch]
         finished.extend(in_halves(items, lambda some: (some, scan.part(examples, some)), task.model))
         progress.advance(len(items))
     # What the others have is zero here, so that the sum over ranks is every example's score as its rank made it.
@@ -146,13 +148,13 @@ def exact_scores(
     norms_N = None if parts.metric is None else torch.zeros(len(examples), dtype=torch.float64)
     tokens_of: dict[int, Tensor] = {}
     for items, part in finished:
-        places = list(items)
-        units_UQN[:, :, places] = part.scores_UQB
-        tokens_of |= {places[place]: parts_QT for place, parts_QT in part.tokens.items()}
+        numbers = list(items)
+        units_UQN[:, :, numbers] = part.scores_UQB
+        tokens_of |= {numbers[number]: parts_QT for number, parts_QT in part.tokens.items()}
         if norms_N is not None and part.norms_B is not None:
-            norms_N[places] = part.norms_B
-    found = ExactScores(units_UQN.sum(0), units_UQN if parts.per_unit else None, tokens_of, norms_N)
-    return found if ranks.count == 1 else ExactScores.joined([ranks.added_up(found.to_tensors())])
+            norms_N[numbers] = part.norms_B
+    scores = ExactScores(units_UQN.sum(0), units_UQN if parts.per_unit else None, tokens_of, norms_N)
+    return scores if ranks.count == 1 else ExactScores.joined([ranks.added_up(scores.to_tensors())])
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,12 @@ class _Scan:
         chosen = [examples[item] for item in items]
         batch = self.task.collate(chosen)
         tokens = self.parts.tokens
-        wanted = {place: examples[item].length for place, item in enumerate(items) if item in tokens}
-        found = None
-        while found is None:  # again when a unit turns out to be used more than once
-            found = self._captured(batch, chosen, wanted)
-        _check_finite(found, self.plan, chosen)
-        return found if self.parts.per_unit else found.summed()
+        wanted = {row: examples[item].length for row, item in enumerate(items) if item in tokens}
+        squares = None
+        while squares is None:  # again when a unit turns out to be used more than once
+            squares = self._captured(batch, chosen, wanted)
+        _check_finite(squares, self.plan, chosen)
+        return squares if self.parts.per_unit else squares.summed()
 
     def _captured(self, batch: Any, chosen: Sequence[Example], wanted: dict[int, int]) -> _Part | None:
         task, metric, longest = self.task, self.parts.metric, max(example.length for example in chosen)
@@ -207,14 +209,14 @@ class _Scan:
             batch,
             consume,
             num_examples=len(chosen),
-            alone=lambda place: task.collate([chosen[place]]),
+            alone=lambda row: task.collate([chosen[row]]),
             objective=self.objective,
         )
         if squares is not None and not squares.finish():
             return None
         empty = torch.zeros(len(self.plan.units), 0, len(chosen))
         scores_UQB = empty if contraction is None else contraction.scores_UQB
-        tokens = {} if contraction is None else {place: each.double().cpu() for place, each in contraction.tokens.items()}
+        tokens = {} if contraction is None else {row: each.double().cpu() for row, each in contraction.tokens.items()}
         return _Part(scores_UQB.double().cpu(), tokens, None if norms is None else norms.squares_B.cpu())
 
 
@@ -244,9 +246,9 @@ def _check_finite(part: _Part, plan: Plan, chosen: Sequence[Example]) -> None:
         bad_UB = torch.cat([bad_UB, ~torch.isfinite(part.norms_B)[None]])
         names.append("gradient norm")
     if bool(bad_UB.any()):
-        row, place = bad_UB.nonzero()[0].tolist()
+        kind, number = bad_UB.nonzero()[0].tolist()
         raise NonFinite(
-            found=f"a NaN or infinite {names[row]} of the example {chosen[place].id!r}",
+            found=f"a NaN or infinite {names[kind]} of the example {chosen[number].id!r}",
             needed="finite gradients and queries",
             do="drop this example, raise the damping, or run in a wider type than the model's",
         )

@@ -91,29 +91,29 @@ def gradient_rows(
         chosen = [examples[item] for item in items]
         batch = task.collate(chosen)
         sums = encoder.rows(len(chosen))
-        found = capture(
+        captured = capture(
             task,
             plan,
             batch,
             sums,
             num_examples=len(chosen),
-            alone=lambda place: task.collate([chosen[place]]),
+            alone=lambda index: task.collate([chosen[index]]),
             objective=objective,
             autocast=autocast,
         )
         rows = [row.cpu() for row in sums.finished()]
         _check_finite(rows, encoder, chosen)
-        return rows, found.cpu(), task.output_weights(-found, batch).cpu() if objective == "negated output" else None
+        return rows, captured.cpu(), task.output_weights(-captured, batch).cpu() if objective == "negated output" else None
 
     order, collected = [], _Collected(len(examples))
     lengths = [example.length for example in examples]
     planned = list(batches(lengths, max_positions=batching.positions, max_examples=batching.examples))
     for batch in planned:
         done = 0
-        for rows, found, weight in in_halves(batch, run, task.model):
-            places = batch[done : done + len(found)]
-            done += len(found)
-            collected.take(places, rows, found, weight)
+        for rows, measurements, weight in in_halves(batch, run, task.model):
+            indices = batch[done : done + len(measurements)]
+            done += len(measurements)
+            collected.take(indices, rows, measurements, weight)
         order.extend(batch)
         progress.advance(len(batch))
     for _ in range(batching.calls - len(planned)):
@@ -132,10 +132,10 @@ class _Collected:
         self.values: list[Tensor] = []
         self.weights: list[Tensor] = []
 
-    def take(self, places: Sequence[int], rows: Sequence[Tensor], values: Tensor, weights: Tensor | None) -> None:
+    def take(self, indices: Sequence[int], rows: Sequence[Tensor], values: Tensor, weights: Tensor | None) -> None:
         self.units = self.units or [row.new_empty(self.count, *row.shape[1:]) for row in rows]
         for unit, row in zip(self.units, rows, strict=True):
-            unit[places] = row
+            unit[indices] = row
         self.values.append(values)
         self.weights += [] if weights is None else [weights]
 
@@ -160,11 +160,11 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
     tensors = store.file("curvature.safetensors")
     fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
-    found = []
+    preconditioned = []
     for unit, stored, fisher in zip(rows.units, store.blueprint.units, fishers, strict=True):
         value = damping.of_unit(stored, fisher.mean_kept(len(store)) if damping.of_kept else fisher.mean_eigenvalue)
-        found.append((fisher.solve(unit.flatten(1), max(value, least)) * scale).view_as(unit))
-    return found
+        preconditioned.append((fisher.solve(unit.flatten(1), max(value, least)) * scale).view_as(unit))
+    return preconditioned
 
 
 def _check_finite(rows: Sequence[Tensor], encoder: Encoder, chosen: Sequence[Example]) -> None:

@@ -98,8 +98,8 @@ def top_scores(
     ends = both_ends(scores, queries[0], k, progress=progress)
     if ranks.count == 1:
         return ends.high, ends.low
-    found = _of_one_store(ranks, store, (ends.high, ends.low))
-    return united_top([high for high, _ in found], k, largest=True), united_top([low for _, low in found], k, largest=False)
+    best = _of_one_store(ranks, store, (ends.high, ends.low))
+    return united_top([high for high, _ in best], k, largest=True), united_top([low for _, low in best], k, largest=False)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _joined_shards(shards: Iterator[tuple[int, Tensor]], progress: Meter) -> Ite
         first = first if waiting else start
         waiting.append(scores_QN)
         progress.advance(scores_QN.shape[1])
-        if sum(one.numel() for one in waiting) >= _JOINED_SCORES:
+        if sum(scores.numel() for scores in waiting) >= _JOINED_SCORES:
             yield first, torch.cat(waiting, 1)
             waiting = []
     if waiting:
@@ -271,13 +271,13 @@ def united_top(tops: Sequence[Top], k: int, *, largest: bool) -> Top:
     return Top(scores.gather(1, order), rows.gather(1, order))
 
 
-def _of_one_store(ranks: Ranks, store: Store, found: Part) -> list[Part]:
+def _of_one_store(ranks: Ranks, store: Store, own: Part) -> list[Part]:
     """What every rank found, in order.
 
     Raises:
         StoreChanged: If they opened different stores, since it was written to in between.
     """
-    parts = ranks.gathered((store.digest if ranks.count > 1 else "", found))
+    parts = ranks.gathered((store.digest if ranks.count > 1 else "", own))
     if len({digest for digest, _ in parts}) > 1:
         raise StoreChanged(
             found=f"a store in {store.folder} that changed while {ranks.count} ranks opened it",

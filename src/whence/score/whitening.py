@@ -66,8 +66,8 @@ def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
         train_DD = (vectors_DK * values_K) @ vectors_DK.T
         values_D, vectors_DD = torch.linalg.eigh(share * unit_QD.T @ unit_QD / len(unit_QD) + (1 - share) * train_DD)
         values_D = values_D.clamp_min(0)
-        kept = values_D.flip(0)[: len(store)] if damping.of_kept else values_D
-        value = max(damping.of_unit(stored, float(kept.mean())), least)
+        leading = values_D.flip(0)[: len(store)] if damping.of_kept else values_D
+        value = max(damping.of_unit(stored, float(leading.mean())), least)
         root_DD = (vectors_DD / (values_D + value).sqrt()) @ vectors_DD.T
         whitened_QD = unit_QD @ root_DD
         norms_Q += whitened_QD.square().sum(1)
@@ -93,9 +93,9 @@ def mixing_share(queries: Sequence[Tensor], train: Sequence[Tensor]) -> float:
     """
     values_D, train_D = (torch.cat(list(each)).sort(descending=True).values for each in (queries, train))
     spanned = int((values_D > values_D[0] * 1e-10).sum())
-    place = max(1, min(round(_CROSSING * len(train_D)), spanned)) - 1
-    both = float(values_D[place] + train_D[place])
-    return float(train_D[place]) / both if both > 0 else 0.5
+    index = max(1, min(round(_CROSSING * len(train_D)), spanned)) - 1
+    both = float(values_D[index] + train_D[index])
+    return float(train_D[index]) / both if both > 0 else 0.5
 
 
 def whitened_norms(store: Store, tensors: dict[str, Tensor], roots: Sequence[Tensor]) -> Tensor:

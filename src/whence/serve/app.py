@@ -20,13 +20,13 @@ from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
 from whence.serve.errors import failed
 from whence.serve.health import Health
-from whence.serve.hosted_store import Desk
+from whence.serve.hosted_store import HostedStore
 from whence.serve.limits import LONGEST_TIME
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.middleware import Guard
 from whence.serve.question import Question
-from whence.serve.queue import Cancelled, Full, Job, Line, TooLate
+from whence.serve.queue import Cancelled, Full, Job, QuestionQueue, TooLate
 from whence.serve.render import is_closed, shown
 from whence.serve.responses import Refused, error_body, json_response
 from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
@@ -43,11 +43,11 @@ _DESCRIPTION = (
 )
 
 
-def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, token: str | None = None) -> FastAPI:
+def create_app(stores: Sequence[HostedStore], config: ServeConfig | None = None, *, token: str | None = None) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
-        desks: The stores, loaded.
+        stores: The stores, loaded.
         config: Limits and options.
         token: What requests have to show; needed unless the address is a loopback one.
 
@@ -59,14 +59,14 @@ def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, toke
     """
     config = config or ServeConfig()
     check_token(config.host, token)
-    names = [desk.name for desk in desks]
+    names = [hosted.name for hosted in stores]
     if not names or len(set(names)) < len(names):
         raise BadInput(
             found=f"stores named {', '.join(names) or 'nothing'}",
             needed="one or more, each with a name of its own",
             do="write NAME=FOLDER",
         )
-    service = _Service({desk.name: desk for desk in desks}, config)
+    service = _Service({hosted.name: hosted for hosted in stores}, config)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -90,43 +90,43 @@ def create_app(desks: Sequence[Desk], config: ServeConfig | None = None, *, toke
 class _Service:
     """What the paths share."""
 
-    def __init__(self, desks: Mapping[str, Desk], config: ServeConfig):
-        self.desks, self.config = desks, config
+    def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig):
+        self.stores, self.config = stores, config
         self.metrics, self.health = Metrics(), Health()
         self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes)
-        self.line = Line(
-            desks, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted,
+        self.queue = QuestionQueue(
+            stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted,
             health=self.health,
         )  # fmt: skip
         self.jobs: dict[str, Job] = {}
 
-    def desk(self, name: str) -> Desk:
-        if name not in self.desks:
-            raise Refused(404, found=f"no store {name[:80]!r}", needed=f"one of: {', '.join(self.desks)}", do="pick one")
-        return self.desks[name]
+    def hosted(self, name: str) -> HostedStore:
+        if name not in self.stores:
+            raise Refused(404, found=f"no store {name[:80]!r}", needed=f"one of: {', '.join(self.stores)}", do="pick one")
+        return self.stores[name]
 
     def job(self, name: str, question: Question) -> Job:
-        desk = self.desk(name)
-        desk.check(question)
-        return Job(_new_id(), desk, question, time.monotonic() + self.config.seconds)
+        hosted = self.hosted(name)
+        hosted.check(question)
+        return Job(_new_id(), hosted, question, time.monotonic() + self.config.seconds)
 
-    def kept(self, name: str) -> tuple[dict[str, Any], Desk]:
+    def logged(self, name: str) -> tuple[dict[str, Any], HostedStore]:
         """An answer from the log, and the store that it is of: that very version of it.
 
         Raises:
             Refused: If there is none, or a redacted service does not show it.
         """
-        kept = self.log.answer(name)
-        if kept is None:
+        answer = self.log.answer(name)
+        if answer is None:
             raise Refused(404, found="no such answer", needed="one that was given here and is not too old", do="ask again")
-        desk = next((desk for desk in self.desks.values() if desk.digest == kept["digest"]), None)
-        if desk is None:
-            found = "an answer of a store that has changed since, or is not served any more"
-            raise Refused(404, found=found, needed="the store as it was when it was asked", do="ask again")
-        if self.config.redacted and is_closed(kept):
-            found = "an answer to a question that a redacted service does not take"
-            raise Refused(404, found=found, needed="another answer", do="ask something else")
-        return {**kept, "store": desk.name}, desk
+        hosted = next((hosted for hosted in self.stores.values() if hosted.digest == answer["digest"]), None)
+        if hosted is None:
+            problem = "an answer of a store that has changed since, or is not served any more"
+            raise Refused(404, found=problem, needed="the store as it was when it was asked", do="ask again")
+        if self.config.redacted and is_closed(answer):
+            problem = "an answer to a question that a redacted service does not take"
+            raise Refused(404, found=problem, needed="another answer", do="ask something else")
+        return {**answer, "store": hosted.name}, hosted
 
     async def answer(self, request: Request, job: Job) -> Response:
         """Have a job done: as one answer, or as events if the request accepts these.
@@ -139,7 +139,7 @@ class _Service:
         is_streamed = "text/event-stream" in request.headers.get("accept", "")
         stream = events(job) if is_streamed else None
         try:
-            self.line.put(job)
+            self.queue.put(job)
         except Full:
             del self.jobs[job.id]
             raise
@@ -148,7 +148,7 @@ class _Service:
         return json_response(await waited(job, request))
 
     def close(self) -> None:
-        self.line.close(self.config.drain_seconds)
+        self.queue.close(self.config.drain_seconds)
         self.log.close()
 
 
@@ -190,16 +190,16 @@ def _api(service: _Service) -> APIRouter:
 
     @router.get("/health", summary="Whether it answers")
     async def health() -> Response:
-        stores = {name: desk.warm.store for name, desk in service.desks.items()}
+        stores = {name: hosted.prepared.store for name, hosted in service.stores.items()}
         unreadable = await asyncio.to_thread(service.health.unreadable, stores)
-        is_alive, log = service.line.thread.is_alive(), service.log.trouble
+        is_alive, log = service.queue.thread.is_alive(), service.log.trouble
         is_well = is_alive and not log and not unreadable
         body = {
             "status": "ok" if is_well else "failing" if is_alive else "stopped",
-            "stores": list(service.desks),
+            "stores": list(service.stores),
             "unreadable": unreadable,
             "log": log or "ok",
-            "waiting": len(service.line.waiting),
+            "waiting": len(service.queue.waiting),
         }
         return json_response(body, 200 if is_well else 503)
 
@@ -213,12 +213,12 @@ def _api(service: _Service) -> APIRouter:
             name: getattr(service.config, name)
             for name in ("max_k", "max_new_tokens", "max_characters", "max_image_bytes", "seconds")
         }
-        facts = [desk.facts(redacted=redacted) for desk in service.desks.values()]
+        facts = [hosted.facts(redacted=redacted) for hosted in service.stores.values()]
         return json_response({"stores": facts, "redacted": redacted, "limits": limits})
 
     @router.get("/v1/stores/{store}", summary="One store")
     async def store(store: str) -> Response:
-        return json_response(service.desk(store).facts(redacted=redacted))
+        return json_response(service.hosted(store).facts(redacted=redacted))
 
     @router.post("/v1/stores/{store}/ask", summary="Write an answer and attribute it")
     async def ask(store: str, body: Ask, request: Request) -> Response:
@@ -235,16 +235,16 @@ def _api(service: _Service) -> APIRouter:
     # Not below the example: ids may end in anything.
     @router.get("/v1/stores/{store}/images/{example:path}", summary="A training image, small, as PNG", response_class=Response)
     def image(store: str, example: str) -> Response:
-        desk = service.desk(store)
+        hosted = service.hosted(store)
         with service.health.reading(store):
-            row = None if redacted else desk.catalog.row_of(example)
-            return _png(None if row is None else desk.picture(row))
+            row = None if redacted else hosted.catalog.row_of(example)
+            return _png(None if row is None else hosted.picture(row))
 
     @router.get("/v1/stores/{store}/examples/{example:path}", summary="A training example by its id")
     def example(store: str, example: str) -> Response:
-        desk = service.desk(store)
+        hosted = service.hosted(store)
         with service.health.reading(store):
-            return json_response(_example(desk, example, redacted=redacted))
+            return json_response(_example(hosted, example, redacted=redacted))
 
     @router.get("/v1/stores/{store}/shares", summary="What the sources add up to over the questions of some time")
     def shares(
@@ -252,19 +252,19 @@ def _api(service: _Service) -> APIRouter:
     ) -> Response:
         last = time.time() + 1 if until is None else seconds_of(until)
         first = last - 30 * _DAY if since is None else seconds_of(since)
-        found = service.log.shares(service.desk(store).digest, first, last, limit)
-        return json_response({"since": first, "until": last, **found})
+        by_source = service.log.shares(service.hosted(store).digest, first, last, limit)
+        return json_response({"since": first, "until": last, **by_source})
 
     @router.get("/v1/answers/{answer}", summary="An answer that was given before")
     def answer(answer: str) -> Response:
-        kept, desk = service.kept(answer)
-        with service.health.reading(desk.name):
-            return json_response(shown(desk, [kept], redacted=redacted)[0])
+        logged, hosted = service.logged(answer)
+        with service.health.reading(hosted.name):
+            return json_response(shown(hosted, [logged], redacted=redacted)[0])
 
     @router.get("/v1/answers/{answer}/image", summary="The image that was asked about, small, as PNG", response_class=Response)
     def asked_image(answer: str) -> Response:
-        kept, _ = service.kept(answer)
-        return _png(base64.b64decode(kept.get("item", {}).get("thumbnail", "")) or None)
+        logged, _ = service.logged(answer)
+        return _png(base64.b64decode(logged.get("item", {}).get("thumbnail", "")) or None)
 
     @router.post("/v1/answers/{answer}/cancel", summary="Stop working on an answer")
     async def cancel(answer: str) -> Response:
@@ -283,14 +283,14 @@ def _png(content: bytes | None) -> Response:
     return Response(content, media_type="image/png")
 
 
-def _example(desk: Desk, name: str, *, redacted: bool) -> dict[str, Any]:
-    row = desk.catalog.row_of(name)
+def _example(hosted: HostedStore, name: str, *, redacted: bool) -> dict[str, Any]:
+    row = hosted.catalog.row_of(name)
     if row is None:
-        raise Refused(404, found=f"no example {name[:80]!r} in the store {desk.name}", needed="the id of one", do="check it")
-    known = desk.warm.store.example(row)
-    found: dict[str, Any] = {"id": name, "row": row, "source": known.get("source", "")}
+        raise Refused(404, found=f"no example {name[:80]!r} in the store {hosted.name}", needed="the id of one", do="check it")
+    example = hosted.prepared.store.example(row)
+    described: dict[str, Any] = {"id": name, "row": row, "source": example.get("source", "")}
     if not redacted:
-        found |= {"length": known["length"], **desk.catalog.time_of(row), "text": known.get("text", "")}
-        found |= {"metadata": dict(desk.catalog.metadata.get(name, {}))}
-        found |= {"span": known["span"]} if "span" in known else {}
-    return {**found, "redacted": redacted}
+        described |= {"length": example["length"], **hosted.catalog.time_of(row), "text": example.get("text", "")}
+        described |= {"metadata": dict(hosted.catalog.metadata.get(name, {}))}
+        described |= {"span": example["span"]} if "span" in example else {}
+    return {**described, "redacted": redacted}

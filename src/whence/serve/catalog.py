@@ -79,39 +79,39 @@ class Catalog:
         Raises:
             BadInput: If metadata have no id, hold what JSON cannot, are of no example here, or their time cannot be read.
         """
-        known: dict[str, Mapping[str, Any]] = {}
+        metadata_of: dict[str, Mapping[str, Any]] = {}
         for number, record in enumerate(metadata):
             if not isinstance(record, Mapping) or "id" not in record:
                 raise BadInput(found=f"metadata record {number} without an id", needed="the id of an example", do="add it")
-            known[str(record["id"])] = _shown(number, {name: value for name, value in record.items() if name != "id"})
+            metadata_of[str(record["id"])] = _shown(number, {name: value for name, value in record.items() if name != "id"})
         size = len(store)
         source_N, marks_N = np.zeros(size, np.int32), np.zeros(size, np.uint64)
-        time_N, places, found = np.full(size, np.nan), {}, 0
+        time_N, rows, num_described = np.full(size, np.nan), {}, 0
         for row, example in enumerate(store.examples()):
-            source_N[row] = places.setdefault(example.get("source", ""), len(places))
+            source_N[row] = rows.setdefault(example.get("source", ""), len(rows))
             marks_N[row] = _mark(example["id"])
-            extra = known.get(example["id"])
-            found += extra is not None
+            extra = metadata_of.get(example["id"])
+            num_described += extra is not None
             if extra is not None and "time" in extra:
                 time_N[row] = seconds_of(extra["time"])
-        if known and not found:
+        if metadata_of and not num_described:
             raise BadInput(
-                found=f"metadata of {len(known):,} ids, none of which is in {store.folder}",
+                found=f"metadata of {len(metadata_of):,} ids, none of which is in {store.folder}",
                 needed="the ids of the store's examples",
                 do="check that the metadata belong to this store",
             )
         order_N = marks_N.argsort(kind="stable")
         has_times = not np.isnan(time_N).all()
-        return cls(store, tuple(places), source_N, marks_N[order_N], order_N, time_N if has_times else None, known)
+        return cls(store, tuple(rows), source_N, marks_N[order_N], order_N, time_N if has_times else None, metadata_of)
 
     def row_of(self, name: str) -> int | None:
         """The row of an id; None if there is none."""
         mark = _mark(name)
-        for place in range(int(self.marks_N.searchsorted(mark)), len(self.marks_N)):
-            if self.marks_N[place] != mark:
+        for index in range(int(self.marks_N.searchsorted(mark)), len(self.marks_N)):
+            if self.marks_N[index] != mark:
                 return None
-            if self.store.example(int(self.row_N[place]))["id"] == name:
-                return int(self.row_N[place])
+            if self.store.example(int(self.row_N[index]))["id"] == name:
+                return int(self.row_N[index])
         return None
 
     def time_of(self, row: int) -> dict[str, float]:
@@ -130,8 +130,8 @@ class Catalog:
         keep_N = np.ones(len(self.source_N), bool)
         if chosen.sources:
             wanted = {
-                place
-                for place, source in enumerate(self.sources)
+                number
+                for number, source in enumerate(self.sources)
                 if any(source == name or fnmatchcase(source, name) for name in chosen.sources)
             }
             if not wanted:
@@ -169,8 +169,8 @@ def seconds_of(time: object) -> float:
         BadInput: If it cannot be read.
     """
     try:
-        found = datetime.fromisoformat(str(time))
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        moment = datetime.fromisoformat(str(time))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise BadInput(
             found=f"the time {str(time)[:40]!r}",

@@ -59,10 +59,10 @@ class Client:
 
     def stores(self) -> list[dict[str, Any]]:
         """What the service's stores are, what was verified of them and what was not."""
-        found = self._part(self._get("/v1/stores"), "stores")
-        if not isinstance(found, list):
+        stores = self._part(self._get("/v1/stores"), "stores")
+        if not isinstance(stores, list):
             raise self.transport.foreign()
-        return found
+        return stores
 
     def ask(
         self,
@@ -91,7 +91,7 @@ class Client:
         """
         drawn = {"seed": writing.seed} if writing.temperature else {}
         body = {"prompt": prompt, "max_tokens": writing.max_new_tokens, "temperature": writing.temperature, **drawn}
-        return self._asked(store, "ask", body | {"k": k, "tokens": tokens}, among.body(), on_progress)
+        return self._answer_to(store, "ask", body | {"k": k, "tokens": tokens}, among.body(), on_progress)
 
     def attribute(
         self,
@@ -121,7 +121,7 @@ class Client:
             As `ask` does.
         """
         body = {"prompt": prompt, "completion": completion, "token": token, "k": k, "tokens": tokens}
-        return self._asked(store, "attribute", body, among.body(), on_progress)
+        return self._answer_to(store, "attribute", body, among.body(), on_progress)
 
     def attribute_item(
         self,
@@ -162,7 +162,7 @@ class Client:
                 do="check the path",
             ) from error
         body = {"text": text, "image": content, "example": example, "label": label, "k": k}
-        return self._asked(store, "attribute-item", body, among.body(), on_progress)
+        return self._answer_to(store, "attribute-item", body, among.body(), on_progress)
 
     def query(self, queries: Iterable[Any], *, store: str | None = None, k: int = 10, tokens: bool = False) -> Hits:
         """What `whence.query` gives, from the service.
@@ -179,7 +179,7 @@ class Client:
         Raises:
             BadInput: If there is no query, or one has no text.
         """
-        found = []
+        answers = []
         for number, query in enumerate(queries):
             record = {"text": query} if isinstance(query, str) else query
             completion = record.get("completion", record.get("text")) if isinstance(record, Mapping) else None
@@ -187,11 +187,11 @@ class Client:
                 raise BadInput(
                     found=f"query {number} without a text", needed="'text', or 'prompt' and 'completion'", do="write it so"
                 )
-            found.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
-        if not found:
+            answers.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
+        if not answers:
             raise BadInput(found="no query", needed="one or more", do="add one")
         try:
-            return _hits(found)
+            return _hits(answers)
         except (KeyError, TypeError, ValueError):
             raise self.transport.foreign() from None
 
@@ -212,7 +212,7 @@ class Client:
         """Stop the work on an answer whose `begun` event was seen."""
         self.transport.json("POST", f"/v1/answers/{quote(name, safe='')}/cancel", {})
 
-    def _asked(
+    def _answer_to(
         self,
         store: str | None,
         verb: Literal["ask", "attribute", "attribute-item"],
@@ -227,7 +227,7 @@ class Client:
             if name == "answer":
                 return dict(data)
             if name == "error":
-                raise self.transport.told(data)
+                raise self.transport.error_of(data)
             listener({"event": name, **data})
         raise self.transport.failed("the answer ended before its end")
 
@@ -264,15 +264,15 @@ def _hits(answers: Sequence[Mapping[str, Any]]) -> Hits:
     )
 
 
-def _hit(found: Mapping[str, Any]) -> Hit:
-    tokens = found.get("tokens", ())
+def _hit(content: Mapping[str, Any]) -> Hit:
+    tokens = content.get("tokens", ())
     return Hit(
-        id=found["id"],
-        row=found["row"],
-        score=found["score"],
-        source=found["source"],
-        text=found.get("text", ""),
-        span=tuple(found["span"]) if "span" in found else None,
+        id=content["id"],
+        row=content["row"],
+        score=content["score"],
+        source=content["source"],
+        text=content.get("text", ""),
+        span=tuple(content["span"]) if "span" in content else None,
         token_spans=tuple(tuple(token["span"]) for token in tokens),
         token_scores=tuple(token["score"] for token in tokens),
     )

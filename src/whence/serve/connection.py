@@ -59,7 +59,9 @@ class OpenConnections:
         same = self.by_address.get(connection.address, {})
         if len(same) >= self.limits.max_connections_each and not _close_longest(same):
             raise Refused(429, found="too many connections of one address", **_FEWER)
-        if self.count >= self.most and not _close_longest(one for all in self.by_address.values() for one in all):
+        if self.count >= self.most and not _close_longest(
+            open_connection for all in self.by_address.values() for open_connection in all
+        ):
             raise Refused(503, found="a service with too many connections", **_FEWER)
         self.by_address.setdefault(connection.address, {})[connection] = None
         self.count += 1
@@ -313,8 +315,8 @@ def _close_longest(connections: Iterable[Connection]) -> bool:
     waiting = [connection for connection in connections if connection.waits_for_client]
     if waiting:
         longest = min(waiting, key=lambda connection: connection.since)
-        found = "a service with too many connections, of which this one keeps it waiting"
-        longest.give_way(Refused(503, found=found, **_FEWER))
+        problem = "a service with too many connections, of which this one keeps it waiting"
+        longest.give_way(Refused(503, found=problem, **_FEWER))
     return bool(waiting)
 
 

@@ -13,7 +13,7 @@ from whence.errors import BadInput, NonFinite, OutOfMemory, UnknownOption, Unsup
 from whence.serve.queue import Cancelled, Full, TooLate
 from whence.serve.responses import Refused, error_body, internal_error, json_response
 
-__all__ = ["failed", "told"]
+__all__ = ["failed", "error_response"]
 
 # What whoever asks may have caused; what such an error says is about the question alone.
 _ASKERS = (BadInput, UnknownOption, Unsupported)
@@ -30,11 +30,11 @@ async def failed(_: Request, error: Exception) -> Response:
     Returns:
         Status and body.
     """
-    status, body, headers = told(error)
+    status, body, headers = error_response(error)
     return json_response(body, status, headers)
 
 
-def told(error: BaseException) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+def error_response(error: BaseException) -> tuple[int, dict[str, Any], Mapping[str, str]]:
     """What the outside learns of an error.
 
     Args:
@@ -51,16 +51,16 @@ def told(error: BaseException) -> tuple[int, dict[str, Any], Mapping[str, str]]:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return 422, error_body(f"a body that is no JSON, at character {first['loc'][-1]}", "JSON", "see /openapi.json"), {}
-        place = ".".join(map(str, first["loc"][1:]))[:80] or "the body"
-        return 422, error_body(f"a request that cannot be read, at {place}", first["msg"], "see /openapi.json"), {}
+        field = ".".join(map(str, first["loc"][1:]))[:80] or "the body"
+        return 422, error_body(f"a request that cannot be read, at {field}", first["msg"], "see /openapi.json"), {}
     if isinstance(error, NonFinite):
         return 422, error_body("a question with a gradient or score that is not finite", "finite ones", "ask another one"), {}
     if isinstance(error, HTTPException):
         return _told_http(error)
     if isinstance(error, Full):
         wait = {"Retry-After": str(error.retry_after)}
-        found = "a service with too many questions waiting"
-        return 503, error_body(found, "room", f"try again in {error.retry_after} s"), wait
+        problem = "a service with too many questions waiting"
+        return 503, error_body(problem, "room", f"try again in {error.retry_after} s"), wait
     if isinstance(error, Cancelled):
         return 409, error_body("an answer that was cancelled", "", "ask again"), {}
     if isinstance(error, TooLate):

@@ -67,10 +67,10 @@ class Health:
             if str(self.troubles.get(store)) != str(error):  # once, not with every request
                 _logger.error("the store %s cannot be read: %s", store, error)
             self.troubles[store] = error
-            found = f"the store {store}, which cannot be read as it was when the service started"
+            problem = f"the store {store}, which cannot be read as it was when the service started"
             if isinstance(error, WorkerLost):
-                found = f"workers that ended while they scanned the store {store}"
-            raise Refused(503, found=found, do="tell whoever runs the service; its log says more") from error
+                problem = f"workers that ended while they scanned the store {store}"
+            raise Refused(503, found=problem, do="tell whoever runs the service; its log says more") from error
         else:
             self.troubles.pop(store, None)
 

@@ -18,32 +18,32 @@ from whence.sharded_weights import refuse_sharded
 from whence.store import Store
 from whence.tasks import AbstractTask, CausalLM, Classification, Diffusion
 
-__all__ = ["Desk"]
+__all__ = ["HostedStore"]
 
-_ASKED = {"completion": "a prompt and its completion", "text": "a text and its label", "image": "an image"}
+_INPUTS = {"completion": "a prompt and its completion", "text": "a text and its label", "image": "an image"}
 _PATHS = {"completion": "ask or attribute", "text": "attribute-item with text", "image": "attribute-item with image or example"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Desk:
+class HostedStore:
     """A store that can be asked.
 
     Args:
         name: What it is called in requests.
-        warm: The store and its model, made ready.
+        prepared: The store and its model, made ready.
         catalog: Its examples.
         reader: Turns questions into examples.
         questions: What to begin with, for the page.
     """
 
     name: str
-    warm: PreparedStore
+    prepared: PreparedStore
     catalog: Catalog
     reader: TextReader | ItemReader
     questions: tuple[Mapping[str, str], ...] = ()
 
     @classmethod
-    def of(
+    def open(
         cls,
         name: str,
         store: Store,
@@ -53,7 +53,7 @@ class Desk:
         questions: Sequence[Mapping[str, str]] = (),
         train: Dataset | None = None,
         pixels: tuple[float, float] | None = None,
-    ) -> "Desk":
+    ) -> "HostedStore":
         """Load what questions need, and check the model against the store.
 
         Args:
@@ -67,7 +67,7 @@ class Desk:
             pixels: The values of black and of white in images that are arrays.
 
         Returns:
-            The desk.
+            The store, ready to be asked.
 
         Raises:
             Unsupported: If the model is no language model with a tokenizer, no classifier of texts or images and no diffusion model.
@@ -96,9 +96,9 @@ class Desk:
                 needed="a causal language model with a tokenizer, a classifier or a diffusion model",
                 do="ask it with `whence query` or from Python",
             )
-        warm = PreparedStore.open(store, task)
-        warm.check(first)
-        return cls(name, warm, catalog, reader, tuple(questions))
+        prepared = PreparedStore.open(store, task)
+        prepared.check(first)
+        return cls(name, prepared, catalog, reader, tuple(questions))
 
     @property
     def kind(self) -> Kind:
@@ -115,7 +115,7 @@ class Desk:
         given = "completion" if item is None else "text" if item.text else "image"
         if given != self.kind:
             raise BadInput(
-                found=f"{_ASKED[given]} for the store {self.name}", needed=_ASKED[self.kind], do=f"use {_PATHS[self.kind]}"
+                found=f"{_INPUTS[given]} for the store {self.name}", needed=_INPUTS[self.kind], do=f"use {_PATHS[self.kind]}"
             )
 
     def example(self, question: Question) -> tuple[Example, dict[str, Any]]:
@@ -134,12 +134,12 @@ class Desk:
     @functools.cached_property
     def digest(self) -> str:
         """Of all that the store was sealed with: what an answer is of. A store built anew from other data has another one."""
-        return self.warm.store.digest
+        return self.prepared.store.digest
 
     @property
     def at_once(self) -> int:
         """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
-        return 1 if method_named(self.warm.store.blueprint.method).whitened else 1 << 30
+        return 1 if method_named(self.prepared.store.blueprint.method).whitened else 1 << 30
 
     def facts(self, *, redacted: bool = False) -> dict[str, Any]:
         """What the store is, what was checked when the service started, and what was not.
@@ -147,8 +147,8 @@ class Desk:
         Args:
             redacted: Leave out what was made from its examples.
         """
-        store, blueprint = self.warm.store, self.warm.store.blueprint
-        damping = self.warm.damping
+        store, blueprint = self.prepared.store, self.prepared.store.blueprint
+        damping = self.prepared.damping
         inside = method_named(blueprint.method).curvature == "ekfac"
         return {
             "name": self.name,
@@ -157,15 +157,15 @@ class Desk:
             "has_times": self.catalog.time_N is not None and not redacted,
             "method": blueprint.method,
             "bytes_per_example": store.codec.row_bytes(),
-            "unit": self.warm.task.unit,
+            "unit": self.prepared.task.unit,
             "model": Path(str(blueprint.task.get("model", "given in Python"))).name,
             "weights": blueprint.model,
             "kind": self.kind,
             "labels": list(self.reader.labels) if isinstance(self.reader, ItemReader) else [],
-            "sees_labels": isinstance(self.warm.task, Classification),
+            "sees_labels": isinstance(self.prepared.task, Classification),
             "context": self.reader.task.max_length if isinstance(self.reader, TextReader) else None,
             **({} if redacted else {"digest": self.digest}),
-            "coverage": str(self.warm.plan.coverage),
+            "coverage": str(self.prepared.plan.coverage),
             "damping": "inside the rows" if inside else damping.note if damping else "none",
             "questions": list(self.questions),
             "verified": [

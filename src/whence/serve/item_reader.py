@@ -107,8 +107,8 @@ class ItemReader:
         """Names of the classes in order; empty where they have none."""
         if isinstance(self.task, Diffusion):
             return ()
-        known = getattr(getattr(self.task.model, "config", None), "id2label", None) or {}
-        return tuple(map(str, self.task.labels or [known[number] for number in sorted(known)]))
+        names = getattr(getattr(self.task.model, "config", None), "id2label", None) or {}
+        return tuple(map(str, self.task.labels or [names[number] for number in sorted(names)]))
 
     def first(self) -> Dataset:
         """Two training examples, to check the model on.
@@ -118,18 +118,18 @@ class ItemReader:
         """
         if self.examples is not None:
             return Dataset(self.examples[:_CHECKED])
-        found: list[dict[str, Any]] = []
-        for known in self.catalog.store.examples():
+        needed_examples: list[dict[str, Any]] = []
+        for example in self.catalog.store.examples():
             # Whatever its label, its gradient has to be autograd's.
-            if known.get(self.kind) and len(found) < _CHECKED:
-                found.append({self.kind: known[self.kind], "label": 0, "id": known["id"]})
-        if not found:
+            if example.get(self.kind) and len(needed_examples) < _CHECKED:
+                needed_examples.append({self.kind: example[self.kind], "label": 0, "id": example["id"]})
+        if not needed_examples:
             raise Unsupported(
                 found=f"a store without {self.kind}s in {self.catalog.store.folder}",
                 needed=f"the {self.kind}s of its examples, to check the model on and to show",
                 do=f"build it from records with {self.kind}",
             )
-        return self.task.prepare(found)
+        return self.task.prepare(needed_examples)
 
     def example(self, question: Question) -> tuple[Example, dict[str, Any]]:
         """A question as the model reads it, and what an answer says of it.
@@ -152,8 +152,8 @@ class ItemReader:
         (example,) = self.task.prepare([record]).examples
         label = "" if number is None else self.labels[number] if number < len(self.labels) else str(number)
         small = base64.b64encode(thumbnail(image)).decode() if image is not None else ""
-        told = {"kind": self.kind, "example": item.example, "label": label, "is_predicted": is_predicted, "thumbnail": small}
-        return example, {"prompt": item.text, "completion": label, "token": None, "tokens": [], "item": told}
+        facts = {"kind": self.kind, "example": item.example, "label": label, "is_predicted": is_predicted, "thumbnail": small}
+        return example, {"prompt": item.text, "completion": label, "token": None, "tokens": [], "item": facts}
 
     def picture(self, row: int) -> bytes | None:
         """A small PNG of a training image; None if there is none."""

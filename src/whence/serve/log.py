@@ -130,7 +130,7 @@ class QueryLog:
             )
             self.writer.executemany(
                 "INSERT OR REPLACE INTO shares VALUES (?, ?, ?, ?)",
-                [(answer["id"], *(one[name] for name in _SUMS)) for answer in answers for one in answer["shares"]],
+                [(answer["id"], *(share[name] for name in _SUMS)) for answer in answers for share in answer["shares"]],
             )
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
@@ -142,8 +142,8 @@ class QueryLog:
             Refused: If the file cannot be read.
         """
         with self._read():
-            found = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
-        return None if found is None else parse_json(found[0], any_number=True)
+            row = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
+        return None if row is None else parse_json(row[0], any_number=True)
 
     def shares(self, digest: str, since: float, until: float, limit: int) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.
@@ -268,18 +268,18 @@ class QueryLog:
             with self.reading:
                 yield
         except sqlite3.Error as error:
-            found = "a query log that cannot be read"
+            problem = "a query log that cannot be read"
             headers = {"Retry-After": str(_RETRY_SECONDS)}
-            raise Refused(503, found=found, do="tell whoever runs the service", headers=headers) from error
+            raise Refused(503, found=problem, do="tell whoever runs the service", headers=headers) from error
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    found = sqlite3.connect(path, check_same_thread=False, timeout=10)
-    found.execute("PRAGMA journal_mode = WAL")
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
+    connection.execute("PRAGMA journal_mode = WAL")
     # A commit is on the disk itself: neither a killed process nor a lost current takes an answer back.
-    found.execute("PRAGMA synchronous = FULL")
-    found.execute("PRAGMA foreign_keys = ON")
-    return found
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from whence.serve.config import is_loopback
-from whence.serve.errors import told
+from whence.serve.errors import error_response
 from whence.serve.limits import Limits
 from whence.serve.metrics import Metrics
 from whence.serve.responses import SECURITY_HEADERS, Refused, json_response
@@ -61,7 +61,7 @@ class Guard:
                 raise
             if not isinstance(error, Refused):
                 _logger.error("%s %s failed", scope["method"], ascii(scope["path"][:80]), exc_info=error)
-            code, body, more = told(error)
+            code, body, more = error_response(error)
             await json_response(body, code, more)(scope, receive, guarded)
         finally:
             path = getattr(scope.get("route"), "path", "other")

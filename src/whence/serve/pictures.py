@@ -96,18 +96,18 @@ def pixels_of(values: np.ndarray, low: float, high: float) -> np.ndarray:
     Raises:
         Unsupported: If it has another shape than an image.
     """
-    found = np.asarray(values, np.float64)
-    if found.ndim == 3 and found.shape[0] in (1, 3):
-        found = np.moveaxis(found, 0, 2)
-    if found.ndim == 3 and found.shape[2] == 1:
-        found = found[:, :, 0]
-    if found.ndim not in (2, 3) or (found.ndim == 3 and found.shape[2] != 3) or not found.size:
+    pixels = np.asarray(values, np.float64)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
         raise Unsupported(
             found=f"training examples of shape {np.shape(values)}",
             needed="images of shape (H, W), (1, H, W), (3, H, W) or (H, W, 3)",
             do="ask the store with `whence query` or from Python",
         )
-    return (np.nan_to_num((found - low) / (high - low)).clip(0, 1) * 255).round().astype(np.uint8)
+    return (np.nan_to_num((pixels - low) / (high - low)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def thumbnail(image: Any) -> bytes:

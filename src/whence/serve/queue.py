@@ -12,14 +12,14 @@ from typing import Any
 from whence.errors import BadInput, UnknownOption, Unsupported, WhenceError
 from whence.serve.answer import Masks, answered
 from whence.serve.health import Health
-from whence.serve.hosted_store import Desk
+from whence.serve.hosted_store import HostedStore
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.question import Question
 from whence.serve.render import shown
 from whence.serve.responses import Refused, internal_error
 
-__all__ = ["Cancelled", "Full", "Job", "Line", "TooLate"]
+__all__ = ["Cancelled", "Full", "Job", "QuestionQueue", "TooLate"]
 
 # The next scan waits for company for so long after the last one, as a share of what that took.
 _PATIENCE = 0.25
@@ -52,7 +52,7 @@ class Job:
 
     Args:
         id: Of the answer.
-        desk: Who is asked.
+        hosted: Who is asked.
         question: What is asked; once the model has written a completion, with that.
         deadline: When it is given up, by `time.monotonic`.
         listener: Told how far it is, from another thread; None if nobody wants to know.
@@ -60,7 +60,7 @@ class Job:
     """
 
     id: str
-    desk: Desk
+    hosted: HostedStore
     question: Question
     deadline: float
     listener: Callable[[dict[str, Any]], None] | None = None
@@ -88,7 +88,7 @@ class Job:
             self.future.set_exception(Cancelled() if self.is_cancelled else TooLate())
 
 
-class Line:
+class QuestionQueue:
     """Questions wait here; those for one store that wait together share a scan.
 
     While one scan runs, the next one's questions gather. Where several shared the last one, the next waits for as many, but only for a
@@ -96,7 +96,7 @@ class Line:
     that comes alone is not held back.
 
     Args:
-        desks: Stores by name.
+        stores: Stores by name.
         log: Where answers are kept before they go out.
         metrics: What is counted.
         max_waiting: Most questions that may wait.
@@ -107,7 +107,7 @@ class Line:
 
     def __init__(
         self,
-        desks: Mapping[str, Desk],
+        stores: Mapping[str, HostedStore],
         log: QueryLog,
         metrics: Metrics,
         *,
@@ -119,7 +119,7 @@ class Line:
         self.log, self.metrics, self.redacted = log, metrics, redacted
         self.health = health or Health()
         self.max_waiting, self.batch = max_waiting, batch
-        self.masks = {name: Masks(desk) for name, desk in desks.items()}
+        self.masks = {name: Masks(hosted) for name, hosted in stores.items()}
         self.waiting: deque[Job] = deque()
         self.changed = threading.Condition()
         self.is_closing = False
@@ -169,7 +169,7 @@ class Line:
             self._run(jobs)
             ended = time.monotonic()
             self.seconds_each += 0.2 * ((ended - started) / len(jobs) - self.seconds_each)
-            self.company = min(self.batch, jobs[0].desk.at_once, len(jobs) + len(self.waiting))
+            self.company = min(self.batch, jobs[0].hosted.at_once, len(jobs) + len(self.waiting))
             self.patient_until = ended + _PATIENCE * (ended - started)
 
     def _gather(self) -> None:
@@ -181,9 +181,9 @@ class Line:
         """The first that waits, and those behind it that it can share a scan with."""
         first = self.waiting.popleft()
         jobs, others = [first], []
-        most = min(self.batch, first.desk.at_once)
+        most = min(self.batch, first.hosted.at_once)
         for job in self.waiting:
-            is_alike = job.desk is first.desk and job.is_written == first.is_written
+            is_alike = job.hosted is first.hosted and job.is_written == first.is_written
             (jobs if is_alike and len(jobs) < most else others).append(job)
         self.waiting = deque(others)
         return jobs
@@ -227,15 +227,15 @@ class Line:
 
     def _answers(self, ready: Sequence[tuple[Job, Any]]) -> list[tuple[Job, dict[str, Any]]]:
         """Answers as they go out, all of them in the log; none for jobs that nobody waits for any more."""
-        desk = ready[0][0].desk
-        with self.health.reading(desk.name):
+        hosted = ready[0][0].hosted
+        with self.health.reading(hosted.name):
             jobs, examples = [job for job, _ in ready], [example for _, example in ready]
-            found = answered(desk, jobs, examples, self.masks[desk.name])
-            wanted = [(job, answer) for job, answer in zip(jobs, found, strict=True) if answer is not None]
-            kept = [self._kept(job, answer) for job, answer in wanted]
+            answers = answered(hosted, jobs, examples, self.masks[hosted.name])
+            wanted = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None]
+            entries = [self._log_entry(job, answer) for job, answer in wanted]
             # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
-            keeping = self.keeper.submit(self.log.add, kept)
-            texts = shown(desk, kept, redacted=self.redacted)
+            keeping = self.keeper.submit(self.log.add, entries)
+            texts = shown(hosted, entries, redacted=self.redacted)
         keeping.result()
         return [(job, text) for (job, _), text in zip(wanted, texts, strict=True)]
 
@@ -247,17 +247,17 @@ class Line:
 
         wrote = None
         if not job.is_written:
-            wrote = job.desk.write(job.question, on_token)
+            wrote = job.hosted.write(job.question, on_token)
             job.question = dataclasses.replace(job.question, completion=wrote)
             if job.listener is not None:
                 job.listener({"phase": "written", "completion": wrote})
         # A filter that lets nothing through is this asker's mistake.
-        with self.health.reading(job.desk.name, (BadInput, UnknownOption, Unsupported)):
-            self.masks[job.desk.name].of(job.question)
-            return job.desk.example(job.question)
+        with self.health.reading(job.hosted.name, (BadInput, UnknownOption, Unsupported)):
+            self.masks[job.hosted.name].of(job.question)
+            return job.hosted.example(job.question)
 
-    def _kept(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return {"id": job.id, "time": time.time(), "digest": job.desk.digest, **answer}
+    def _log_entry(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **answer}
 
 
 def _fail(job: Job, error: Exception) -> None:

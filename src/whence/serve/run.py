@@ -35,18 +35,18 @@ def named_folders(stores: Sequence[str]) -> dict[str, Path]:
     Raises:
         BadInput: If two have one name, or a name would not fit into an address.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for store in stores:
         name, _, folder = store.partition("=") if "=" in store and not Path(store).exists() else ("", "", store)
         name = name or Path(folder).resolve().name
-        if name in found or not name or "/" in name:
+        if name in folders or not name or "/" in name:
             raise BadInput(
-                found=f"a store named {name!r}" + (" twice" if name in found else ""),
+                found=f"a store named {name!r}" + (" twice" if name in folders else ""),
                 needed="a name of its own for each, without slashes",
                 do="write NAME=FOLDER",
             )
-        found[name] = Path(folder)
-    return found
+        folders[name] = Path(folder)
+    return folders
 
 
 def run_app(app: FastAPI, config: ServeConfig, ready: Callable[[str], None]) -> None:

@@ -12,9 +12,9 @@ from whence.serve.config import ServeConfig
 from whence.serve.limits import LONGEST_ID, LONGEST_NAME, LONGEST_TIME, MOST_SOURCES
 from whence.serve.question import Item, Question
 
-__all__ = ["ASKED", "Ask", "Attribute", "AttributeItem", "Filtering", "question_of"]
+__all__ = ["EXAMPLE_QUESTION", "Ask", "Attribute", "AttributeItem", "Filtering", "question_of"]
 
-ASKED: dict[str, Any] = {
+EXAMPLE_QUESTION: dict[str, Any] = {
     "prompt": "json.dumps: If ``ensure_ascii``",
     "k": 5,
     "tokens": True,
@@ -48,7 +48,7 @@ class Filtering(BaseModel):
 class Ask(BaseModel):
     """Have the model complete a prompt, and say which training examples its answer comes from."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_QUESTION]})
     prompt: str = Field(min_length=1, pattern=_TEXT)
     max_tokens: int = Field(default=40, ge=1, lt=_MANY, description="Tokens to write at most.")
     temperature: float = Field(
@@ -71,7 +71,9 @@ class Attribute(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{**ASKED, "completion": " is false, then the return value can contain non-ASCII"}]},
+        json_schema_extra={
+            "examples": [{**EXAMPLE_QUESTION, "completion": " is false, then the return value can contain non-ASCII"}]
+        },
     )
     prompt: str = Field(default="", pattern=_TEXT, description="What comes before; empty to ask about a whole text.")
     completion: str = Field(min_length=1, pattern=_TEXT)
@@ -122,9 +124,9 @@ def question_of(request: Ask | Attribute | AttributeItem, config: ServeConfig) -
     checks = [(longest, config.max_characters, "characters"), (request.k, config.max_k, "hits on each side")]
     if isinstance(request, Ask):
         checks.append((request.max_tokens, config.max_new_tokens, "tokens to write"))
-    for found, most, what in checks:
-        if found > most:
-            raise BadInput(found=f"{found:,} {what}", needed=f"at most {most:,}", do="ask for less")
+    for value, most, what in checks:
+        if value > most:
+            raise BadInput(found=f"{value:,} {what}", needed=f"at most {most:,}", do="ask for less")
     chosen = request.filter
     if config.redacted and chosen.text:
         raise BadInput(

@@ -31,11 +31,11 @@ def share_lines(sources: tuple[str, ...], sums_S2: Tensor) -> list[dict[str, Any
     order = (up_S - down_S).argsort(descending=True, stable=True).tolist()
     listed, rest = order[:_LISTED], order[_LISTED:]
     pairs = zip(listed, up_S[listed].tolist(), down_S[listed].tolist(), strict=True)
-    found = [_line(sources[place], up, down, total) for place, up, down in pairs]
+    shares = [_share(sources[index], up, down, total) for index, up, down in pairs]
     if rest:
-        found.append(_line(OTHERS, float(up_S[rest].sum()), float(down_S[rest].sum()), total))
-    return found
+        shares.append(_share(OTHERS, float(up_S[rest].sum()), float(down_S[rest].sum()), total))
+    return shares
 
 
-def _line(source: str, up: float, down: float, total: float) -> dict[str, Any]:
+def _share(source: str, up: float, down: float, total: float) -> dict[str, Any]:
     return {"source": source, "positive": up, "negative": down, "share": up / total}

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
-from whence.serve.errors import told
+from whence.serve.errors import error_response
 from whence.serve.queue import Cancelled, Job, TooLate
 
 __all__ = ["events", "waited"]
@@ -90,7 +90,7 @@ async def _stream(job: Job, queue: "asyncio.Queue[dict[str, Any] | None]") -> As
         if error is None:
             yield _event("answer", job.future.result())
         else:
-            status, body, _ = told(error)
+            status, body, _ = error_response(error)
             yield _event("error", {"status": status, **body})
     finally:
         job.is_cancelled = True

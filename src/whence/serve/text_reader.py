@@ -68,7 +68,7 @@ class TextReader:
             raise BadInput(found=error.found, needed=error.needed, do="change the prompt or the completion") from None
         tokens = _tokens(example, len(question.prompt))
         if question.token is None:
-            return example, _told(question, tokens)
+            return example, _facts_of(question, tokens)
         if not 1 <= question.token <= len(tokens) or not tokens[question.token - 1].is_scored:
             raise BadInput(
                 found=f"token {question.token} of a completion with {len(tokens)}",
@@ -78,7 +78,7 @@ class TextReader:
         position = tokens[question.token - 1].position
         labels = np.full(example.length, IGNORED, np.int32)
         labels[position] = example.fields["labels"][position]
-        return dataclasses.replace(example, fields={**example.fields, "labels": labels}), _told(question, tokens)
+        return dataclasses.replace(example, fields={**example.fields, "labels": labels}), _facts_of(question, tokens)
 
     def write(self, question: Question, on_token: Callable[[int], None]) -> str:
         """The model's own completion of a prompt: at each step the likeliest token, or one drawn.
@@ -137,7 +137,7 @@ class TextReader:
         return completion
 
 
-def _told(question: Question, tokens: list[Token]) -> dict[str, Any]:
+def _facts_of(question: Question, tokens: list[Token]) -> dict[str, Any]:
     return {
         "prompt": question.prompt,
         "completion": question.completion,
@@ -148,14 +148,14 @@ def _told(question: Question, tokens: list[Token]) -> dict[str, Any]:
 
 
 def _first_texts(examples: Iterable[Mapping[str, Any]]) -> list[str]:
-    found = []
+    texts = []
     for example in examples:
         # A single token has nothing to predict.
         if example.get("text") and example["length"] > 1:
-            found.append(example["text"])
-        if len(found) == _CHECKED:
+            texts.append(example["text"])
+        if len(texts) == _CHECKED:
             break
-    return found
+    return texts
 
 
 def _tokens(example: Example, prompt: int) -> list[Token]:
@@ -164,8 +164,8 @@ def _tokens(example: Example, prompt: int) -> list[Token]:
     # Spans count from the first character that any token covers, which need not be the text's first.
     shift = example.span[0] - prompt
     labels = np.asarray(example.fields["labels"])
-    found = []
+    tokens = []
     for position, (start, stop) in enumerate(example.token_spans.tolist()):
         if start + shift >= 0 and stop > start:
-            found.append(Token(start + shift, stop + shift, position, position > 0 and labels[position] != IGNORED))
-    return found
+            tokens.append(Token(start + shift, stop + shift, position, position > 0 and labels[position] != IGNORED))
+    return tokens

@@ -93,12 +93,12 @@ class Transport:
             found=f"an answer from {self.url} that is not whence's", needed="a whence service", do="check the address"
         )
 
-    def told(self, body: Any) -> WhenceError:
+    def error_of(self, body: Any) -> WhenceError:
         """An error of the service."""
-        told = body.get("error") if isinstance(body, Mapping) else None
-        if not isinstance(told, Mapping) or not all(isinstance(told.get(name), str) for name in ("found", "needed", "do")):
+        error = body.get("error") if isinstance(body, Mapping) else None
+        if not isinstance(error, Mapping) or not all(isinstance(error.get(name), str) for name in ("found", "needed", "do")):
             return self.foreign()
-        return BadInput(found=told["found"], needed=told["needed"], do=told["do"])
+        return BadInput(found=error["found"], needed=error["needed"], do=error["do"])
 
     def _open(self, method: str, path: str, body: Any, accept: str) -> HTTPResponse:
         headers = {"Accept": accept, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
@@ -116,11 +116,11 @@ class Transport:
                     time.sleep(wait)
                     continue
                 with error:
-                    raise self._told(error) from None
+                    raise self._error_of(error) from None
             except (URLError, HTTPException, OSError, ValueError) as error:
                 raise self.failed(str(getattr(error, "reason", error))) from None
 
-    def _told(self, error: HTTPError) -> WhenceError:
+    def _error_of(self, error: HTTPError) -> WhenceError:
         """What the service said, or that it is none."""
         if 300 <= error.code < 400:
             where = ascii(error.headers.get("Location", "nowhere")[:_SHOWN])
@@ -130,7 +130,7 @@ class Transport:
                 do="pass that address, if you trust it",
             )
         try:
-            return self.told(self._parsed(self._whole(error)))
+            return self.error_of(self._parsed(self._whole(error)))
         except WhenceError:
             return BadInput(found=f"status {error.code} from {self.url}", needed="a whence service", do="check the address")
 
@@ -162,12 +162,12 @@ class Transport:
 
     def _parsed(self, content: bytes | str) -> Mapping[str, Any]:
         try:
-            found = parse_json(content)
+            parsed = parse_json(content)
         except ValueError:
-            found = None
-        if not isinstance(found, Mapping):
+            parsed = None
+        if not isinstance(parsed, Mapping):
             raise self.foreign()
-        return found
+        return parsed
 
 
 def _retry_after(error: HTTPError) -> int | None:

@@ -365,15 +365,15 @@ def _check(settings: ExactSettings) -> None:
         BadInput: If a number is not positive.
         UnknownOption: If a word is none of the choices.
     """
-    for one in fields(settings):
-        value = getattr(settings, one.name)
-        if one.name in _POSITIVE and value is not None and not value > 0:
+    for field_ in fields(settings):
+        value = getattr(settings, field_.name)
+        if field_.name in _POSITIVE and value is not None and not value > 0:
             raise BadInput(
-                found=f"{one.name}={value} for {settings.name}", needed="a positive number", do=f"leave {one.name} out"
+                found=f"{field_.name}={value} for {settings.name}", needed="a positive number", do=f"leave {field_.name} out"
             )
-        if one.name in _CHOICES and value not in _CHOICES[one.name]:
-            known = ", ".join(word for word in _CHOICES[one.name] if word)
-            raise UnknownOption(found=f"{one.name}={value!r}", needed=f"one of: {known}", do="pick one")
+        if field_.name in _CHOICES and value not in _CHOICES[field_.name]:
+            choices = ", ".join(word for word in _CHOICES[field_.name] if word)
+            raise UnknownOption(found=f"{field_.name}={value!r}", needed=f"one of: {choices}", do="pick one")
     if getattr(getattr(settings, "damping", None), "rule", None) is not None:
         raise BadInput(
             found=f"a damping rule for {settings.name}",

@@ -122,7 +122,7 @@ def factors_folder(settings: ExactSettings) -> Path | None:
 
 def settings_record(settings: ExactSettings) -> dict[str, Any]:
     """What scores depend on besides model and data, as JSON takes it: not where files lie."""
-    names = [one.name for one in fields(settings) if one.name not in ("factors", "fit_on", "run", "checkpoints", "damping")]
+    names = [item.name for item in fields(settings) if item.name not in ("factors", "fit_on", "run", "checkpoints", "damping")]
     return {name: asdict(value) if isinstance(value := getattr(settings, name), FitConfig) else value for name in names}
 
 
@@ -132,7 +132,7 @@ def fit_of(settings: ExactSettings) -> FitConfig:
 
 
 def _named(kind: type[ExactSettings], options: Mapping[str, Any]) -> ExactSettings:
-    own = [one.name for one in fields(kind)]
+    own = [item.name for item in fields(kind)]
     taken = [name for name in own if name not in ("damping", "fit")]
     taken += list(_DAMPING) if "damping" in own else []
     taken += [*_FIT, *(["seed"] if "seed" not in own else [])] if "fit" in own else []
@@ -153,5 +153,5 @@ def _named(kind: type[ExactSettings], options: Mapping[str, Any]) -> ExactSettin
 
 
 def _flat_names(kind: type[ExactSettings]) -> list[str]:
-    own = [one.name for one in fields(kind)]
+    own = [item.name for item in fields(kind)]
     return [*own, *(_DAMPING if "damping" in own else ()), *((*_FIT, "seed") if "fit" in own else ())]

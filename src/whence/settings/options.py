@@ -53,8 +53,8 @@ def only_options(record: Record, options: Mapping[str, Any], name: str) -> Recor
     """
     record, rest = split_options(record, options, name)
     if rest:
-        known = ", ".join(field.name for field in fields(record))
+        names = ", ".join(field.name for field in fields(record))
         raise UnknownOption(
-            found=f"the option {next(iter(rest))!r}", needed=f"one of: {known}", do="leave it out, or correct it"
+            found=f"the option {next(iter(rest))!r}", needed=f"one of: {names}", do="leave it out, or correct it"
         )
     return record

@@ -29,7 +29,7 @@ class Runtime:
             parts.
         quiet: No progress on stderr.
         ranks: Processes that do the job together; `Ranks.launched()` under torchrun.
-        workers: Who scans a store for this process, a `whence.Workers`; None scans it here.
+        workers: Who scans a store for this process, a `whence.workers.Workers`; None scans it here.
 
     Raises:
         BadInput: If a number is not positive, or several ranks are given workers.

@@ -108,8 +108,8 @@ def stored_options(
     dampings = {_DAMPING[name]: rest.pop(name) for name in list(rest) if name in _DAMPING}
     stage = {name: rest.pop(name) for name in list(rest) if name in ("rerank", "train", "shortlist")}
     if rest:
-        known = [*_DAMPING, "rerank", "train", "shortlist", *(field.name for field in fields(Runtime))]
-        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {', '.join(known)}", do="correct it")
+        names = [*_DAMPING, "rerank", "train", "shortlist", *(field.name for field in fields(Runtime))]
+        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {', '.join(names)}", do="correct it")
     if (dampings and damping != Damping()) or (stage and second is not None):
         name = next(iter(dampings or stage))
         raise BadInput(found=f"{name} said in two ways", needed="an object or options by name", do=f"leave {name} out")

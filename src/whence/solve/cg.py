@@ -49,7 +49,7 @@ def solve_cg(
     check_right_sides(damped, right)
     apply = preconditioner or (lambda blocks: blocks)
     count = len(right[0])
-    found = damped.zeros(count)
+    solution = damped.zeros(count)
     products, objective = torch.ones(count), torch.zeros(count, dtype=torch.float64)
     history: list[Tensor] = []
     bent: list[int] = []
@@ -62,7 +62,7 @@ def solve_cg(
     for _ in range(max_iterations):
         keep = (relative(rest, sides) > tolerance) & ~is_bent
         if not bool(keep.all()):
-            put(found, live, x)
+            put(solution, live, x)
             live, before = live[keep], before[keep]
             x, rest, sides, heading = (pick(blocks, keep) for blocks in (x, rest, sides, heading))
         if len(live) == 0:
@@ -81,16 +81,16 @@ def solve_cg(
         after = _positive(rest, turned)
         heading = added(turned, heading, after / before)
         before = after
-    put(found, live, x)
+    put(solution, live, x)
 
-    true, reached = measured(damped, right, found)
+    true, reached = measured(damped, right, solution)
     notes = [f"negative curvature: {few(bent)} stopped at it; use the Gauss-Newton matrix or more damping"] if bent else []
     above = [query for query in torch.nonzero(~(true <= 2 * tolerance))[:, 0].tolist() if query not in bent]
     if above:
         why = f"after {max_iterations} iterations" if set(above) <= set(live.tolist()) else "for rounding"
         notes.append(f"not converged {why}: {few(above)}, relative residual up to {float(true[above].max()):.2g}")
     past = torch.stack(history) if history else torch.zeros(0, count, dtype=torch.float64)
-    return Solution(found, true, reached, products, tuple(notes), past)
+    return Solution(solution, true, reached, products, tuple(notes), past)
 
 
 def _positive(rest: Blocks, turned: Blocks) -> Tensor:

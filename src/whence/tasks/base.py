@@ -145,9 +145,9 @@ class AbstractTask(ABC):
 
 def precision(model: nn.Module) -> torch.dtype:
     """The type that inputs of real numbers take: that of the first layer's weight, which sees them, or else of the first parameter."""
-    known = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() or value.is_complex()]
-    weights = [value for name, value in known if name.endswith("weight") and value.ndim > 1 and not value.is_complex()]
-    first = next(iter([*weights, *(value for _, value in known)]), torch.empty(0))
+    floating = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() or value.is_complex()]
+    weights = [value for name, value in floating if name.endswith("weight") and value.ndim > 1 and not value.is_complex()]
+    first = next(iter([*weights, *(value for _, value in floating)]), torch.empty(0))
     return first.dtype.to_real()
 
 

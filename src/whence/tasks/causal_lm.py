@@ -121,8 +121,10 @@ class CausalLM(AbstractTask):
         if len(texts) == 1:
             return self._windows(texts[0], name, source)
         # A document of one token has no loss, so it has taught the model nothing.
-        scored = [(part, one) for part, one in enumerate(texts) if any(label != IGNORED for label in one.labels[1:])]
-        return [example for part, one in scored for example in self._windows(one, f"{name}:{part}", source)]
+        scored = [
+            (part, part_text) for part, part_text in enumerate(texts) if any(label != IGNORED for label in part_text.labels[1:])
+        ]
+        return [example for part, part_text in scored for example in self._windows(part_text, f"{name}:{part}", source)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Token ids, labels and mask, right-padded with the model's padding token, each of shape (B, T)."""
@@ -180,8 +182,8 @@ class CausalLM(AbstractTask):
         """True at real tokens, shape (B, T)."""
         return batch["attention_mask"].bool()
 
-    def _windows(self, one: Tokenized, name: str, source: str) -> list[Example]:
-        ids, labels = one.ids, one.labels
+    def _windows(self, tokenized: Tokenized, name: str, source: str) -> list[Example]:
+        ids, labels = tokenized.ids, tokenized.labels
         if len(ids) < 2:
             raise BadInput(
                 found=f"example {name!r} with {len(ids)} token(s)",
@@ -203,19 +205,19 @@ class CausalLM(AbstractTask):
                 do="shorten the prompt",
             )
         names = [name] if len(windows) == 1 else [f"{name}#{part}" for part in range(len(windows))]
-        return [self._window(one, *window, called, source) for window, called in zip(windows, names, strict=True)]
+        return [self._window(tokenized, *window, called, source) for window, called in zip(windows, names, strict=True)]
 
-    def _window(self, one: Tokenized, first: int, last: int, name: str, source: str) -> Example:
-        ids, labels, spans = one.ids[first:last], one.labels[first:last], one.spans[first:last]
+    def _window(self, tokenized: Tokenized, first: int, last: int, name: str, source: str) -> Example:
+        ids, labels, spans = tokenized.ids[first:last], tokenized.labels[first:last], tokenized.spans[first:last]
         # One array for both where every token is scored: a corpus is held in memory while it is built.
         tokens = np.asarray(ids, np.int32)
         fields = {"input_ids": tokens, "labels": tokens if labels == ids else np.asarray(labels, np.int32)}
         if not spans:
-            return Example(name, fields, len(ids), source, one.text, prompt=one.prompt)
+            return Example(name, fields, len(ids), source, tokenized.text, prompt=tokenized.prompt)
         start, stop = min(a for a, _ in spans), max(b for _, b in spans)
         inside = (np.asarray(spans, np.int32) - start).clip(0)
-        scored = tuple((max(a - start, 0), min(b, stop) - start) for a, b in one.scored if start < b and a < stop)
-        text, prompt = one.text[start:stop], max(one.prompt - start, 0)
+        scored = tuple((max(a - start, 0), min(b, stop) - start) for a, b in tokenized.scored if start < b and a < stop)
+        text, prompt = tokenized.text[start:stop], max(tokenized.prompt - start, 0)
         return Example(name, fields, len(ids), source, text, (start, stop), prompt, inside, scored)
 
 

@@ -36,16 +36,16 @@ def rendered(where: str, record: Mapping[str, Any], tokenizer: Any) -> tuple[str
     _check(where, messages, tokenizer)
     text = _text(where, record, tokenizer, messages)
     if _MARKED.search(str(tokenizer.chat_template)):
-        found = _marked(record, tokenizer, messages)
+        chat = _marked(record, tokenizer, messages)
     else:
-        found = _added(where, record, tokenizer, messages, text)
-    if not found:
+        chat = _added(where, record, tokenizer, messages, text)
+    if not chat:
         raise BadInput(
             found=f"{where} in which the assistant says nothing",
             needed="a message with the role 'assistant'",
             do="drop it, or correct the roles",
         )
-    return text, found
+    return text, chat
 
 
 def prompt_of(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
@@ -65,7 +65,7 @@ def prompt_of(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
 
 def _check(where: str, messages: Any, tokenizer: Any) -> None:
     is_list = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages)
-    if not is_list or not all(isinstance(one, Mapping) and "role" in one for one in messages):
+    if not is_list or not all(isinstance(message, Mapping) and "role" in message for message in messages):
         raise BadInput(
             found=f"{where} with messages that are no conversation",
             needed="a list of mappings with 'role' and 'content'",
@@ -97,29 +97,29 @@ def _marked(record: Mapping[str, Any], tokenizer: Any, messages: Sequence[Any]) 
         list(messages), tools=record.get("tools"), tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
         tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
     )  # fmt: skip
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     before = 0
     for is_scored, (start, stop) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True):
         if is_scored and before:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         elif is_scored:
-            found.append((start, stop))
+            spans.append((start, stop))
         before = is_scored
-    return tuple(found)
+    return tuple(spans)
 
 
 def _added(where: str, record: Mapping[str, Any], tokenizer: Any, messages: Sequence[Any], text: str) -> Ranges:
-    found = []
-    for place, message in enumerate(messages):
+    spans = []
+    for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _text(where, record, tokenizer, messages[:place], prompts=True)
-        after = _text(where, record, tokenizer, messages[: place + 1])
+        before = _text(where, record, tokenizer, messages[:number], prompts=True)
+        after = _text(where, record, tokenizer, messages[: number + 1])
         if not after.startswith(before) or not text.startswith(after):
             raise BadInput(
-                found=f"{where} with a chat template that writes message {place} otherwise once others follow",
+                found=f"{where} with a chat template that writes message {number} otherwise once others follow",
                 needed="a template that adds each turn to the text before it, or that marks the assistant's words",
                 do="put {% generation %} around them in tokenizer.chat_template, or give 'prompt' and 'completion'",
             )
-        found.append((len(before), len(after)))
-    return tuple(found)
+        spans.append((len(before), len(after)))
+    return tuple(spans)

@@ -118,8 +118,8 @@ class Classification(AbstractTask):
             BadInput: If a record is something else or its label is no class.
         """
         config: Any = getattr(self.model, "config", None)
-        known = getattr(config, "label2id", None) or {}
-        names = known if self.labels is None else {name: number for number, name in enumerate(self.labels)}
+        label_ids = getattr(config, "label2id", None) or {}
+        names = label_ids if self.labels is None else {name: number for number, name in enumerate(self.labels)}
         classes = len(names) if self.labels is not None else getattr(config, "num_labels", None)
         texts = None if self.tokenizer is None else Texts(self.tokenizer, self.max_length, self.long == "truncate")
         same = SameInputs()

@@ -69,8 +69,8 @@ class Custom(AbstractTask):
         same = SameInputs()
 
         def example(number: int, record: Any) -> list[Example]:
-            found = _example(number, record)
-            return [found if self._collate is not None else same.checked(number, found)]
+            prepared = _example(number, record)
+            return [prepared if self._collate is not None else same.checked(number, prepared)]
 
         return examples_from(records, example, skip_bad=self.skip_bad)
 
@@ -104,7 +104,7 @@ def _example(number: int, record: Any) -> Example:
         words = record_id(number, record), record_source(number, record), plain_text(number, record)
         return Example(words[0], fields, source=words[1], text=words[2], image="" if image is None else str(image))
     parts = record if isinstance(record, tuple | list) else (record,)
-    return Example(str(number), {f"#{place}": _plain(number, place, part) for place, part in enumerate(parts)})
+    return Example(str(number), {f"#{index}": _plain(number, index, part) for index, part in enumerate(parts)})
 
 
 def _stacked(examples: Sequence[Example], rows: list[Any]) -> Batch:

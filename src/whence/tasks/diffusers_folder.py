@@ -14,7 +14,7 @@ __all__ = ["load_diffusion"]
 
 _NETWORKS = ("unet", "transformer")
 _CLASS = re.compile("[A-Z][A-Za-z0-9]{0,80}")
-_KNOWN = {"self", "sample", "hidden_states", "timestep", "class_labels"}
+_INPUTS_GIVEN = {"self", "sample", "hidden_states", "timestep", "class_labels"}
 
 
 def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
@@ -57,9 +57,9 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
         for name, parameter in inspect.signature(network.forward).parameters.items()
         if parameter.default is parameter.empty
     }
-    if needed - _KNOWN:
+    if needed - _INPUTS_GIVEN:
         raise Unsupported(
-            found=f"a {kinds[part]}, which is also given {', '.join(sorted(needed - _KNOWN))}",
+            found=f"a {kinds[part]}, which is also given {', '.join(sorted(needed - _INPUTS_GIVEN))}",
             needed="a network of noisy images, times and class labels",
             do="wrap it in a module that is called as model(images, times), with the rest inside, and pass that to whence.Diffusion",
         )
@@ -82,15 +82,15 @@ def _class_of(diffusers: Any, name: str, kind: str) -> Any:
     Raises:
         BadInput: If there is none.
     """
-    found = getattr(diffusers, name, None) if _CLASS.fullmatch(name) else None
+    class_found = getattr(diffusers, name, None) if _CLASS.fullmatch(name) else None
     if (
-        not isinstance(found, type)
-        or not issubclass(found, getattr(diffusers, kind))
-        or not found.__module__.startswith("diffusers.")
+        not isinstance(class_found, type)
+        or not issubclass(class_found, getattr(diffusers, kind))
+        or not class_found.__module__.startswith("diffusers.")
     ):
         raise BadInput(
             found=f"a pipeline with a {name[:80]}",
             needed=f"a {kind} that diffusers has",
             do="update diffusers, or load it yourself",
         )
-    return found
+    return class_found

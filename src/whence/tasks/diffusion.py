@@ -125,9 +125,9 @@ class Diffusion(AbstractTask):
             ("measure", measured.measure, tuple(_UNITS)),
             ("output", measured.output, ("loss", "square_norm")),
         )
-        for name, value, known in choices:
-            if value not in known:
-                raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {', '.join(known)}", do="pick one")
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {', '.join(allowed)}", do="pick one")
         if noised.draws < 1 or (measured.clip is not None and measured.clip <= 0):
             raise BadInput(
                 found=f"draws={noised.draws}, clip={measured.clip}",
@@ -202,7 +202,7 @@ class Diffusion(AbstractTask):
                 raise BadInput(
                     found="a query without the trajectory that led to it",
                     needed="'trajectory' and 'steps' in its record",
-                    do="make the queries with whence.sample_images",
+                    do="make the queries with whence.pipeline.sample_images",
                 )
             return trajectory_log_probability(
                 self.denoised(model), self.schedule, batch["trajectory"], batch["steps"], batch.get("label")
@@ -251,20 +251,20 @@ class Diffusion(AbstractTask):
         """
         given = self.schedule.for_network(times_R, noisy.dtype)
         if self._names is None:
-            found = model(noisy, given) if labels_R is None else model(noisy, given, labels_R)
+            output = model(noisy, given) if labels_R is None else model(noisy, given, labels_R)
         else:
             extra = {} if labels_R is None else {self._names[1]: labels_R}
-            found = model(noisy, **{self._names[0]: given}, **extra)
-        found = output_of(found, "sample")
-        if found.ndim == noisy.ndim > 1 and found.shape[1] == 2 * noisy.shape[1]:
-            found = found.chunk(2, 1)[0]
-        if found.shape != noisy.shape:
+            output = model(noisy, **{self._names[0]: given}, **extra)
+        output = output_of(output, "sample")
+        if output.ndim == noisy.ndim > 1 and output.shape[1] == 2 * noisy.shape[1]:
+            output = output.chunk(2, 1)[0]
+        if output.shape != noisy.shape:
             raise BadInput(
-                found=f"a prediction of shape {tuple(found.shape)} for noisy images of shape {tuple(noisy.shape)}",
+                found=f"a prediction of shape {tuple(output.shape)} for noisy images of shape {tuple(noisy.shape)}",
                 needed="the same shape",
                 do="check the images' channels and the model's last layer",
             )
-        return found
+        return output
 
     def denoised(self, model: nn.Module):
         """The model as a function from noisy images (R, ...), times (R,) and labels to its estimates of the images."""
@@ -288,10 +288,10 @@ class Diffusion(AbstractTask):
         noise, image = batch["noise"], batch["image"][:, None].expand_as(batch["noise"])
         signal, strength = (_like(part, noise) for part in self.schedule.mix(times_BK))
         labels = batch["label"].repeat_interleave(noise.shape[1]) if "label" in batch else None
-        found = self.predict(model, (signal * image + strength * noise).flatten(0, 1), times_BK.flatten(), labels)
+        prediction = self.predict(model, (signal * image + strength * noise).flatten(0, 1), times_BK.flatten(), labels)
         target = {"noise": lambda: noise, "v": lambda: signal * noise - strength * image, "flow": lambda: noise - image}
-        wide = torch.promote_types(found.dtype, torch.float32)
-        return found.reshape(*noise.shape[:2], -1).to(wide), target[self.prediction]().flatten(2).to(wide)
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        return prediction.reshape(*noise.shape[:2], -1).to(wide), target[self.prediction]().flatten(2).to(wide)
 
     def _draw(self, name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Times (K,) and noise (K, ...) of an example."""

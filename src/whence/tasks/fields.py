@@ -46,7 +46,7 @@ def record_id(number: int, record: Mapping[str, Any], default: Any = None) -> st
     is_number = isinstance(value, int | float) and math.isfinite(value)
     if not (is_number or isinstance(value, str | Path | UUID)) or value == "":
         raise BadInput(
-            found=f"record {number} with an id that is {_told(value)}",
+            found=f"record {number} with an id that is {_described(value)}",
             needed="a string or a whole number",
             do="correct it, or leave it out to number the records in order",
         )
@@ -63,7 +63,9 @@ def record_source(number: int, record: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     if not isinstance(value, str | int | float | Path):
-        raise BadInput(found=f"record {number} with a source that is {_told(value)}", needed="one name", do="make it a string")
+        raise BadInput(
+            found=f"record {number} with a source that is {_described(value)}", needed="one name", do="make it a string"
+        )
     return valid_text(number, "source", str(value))
 
 
@@ -196,25 +198,25 @@ def class_number(number: int, label: Any, names: Mapping[str, int], classes: int
     Raises:
         BadInput: If it is no class, such as a real number, several numbers (one-hot), or one beyond the last class.
     """
-    found = np.asarray(_as_array(label))
-    known = f", or one of {', '.join(map(str, names))}" if names else ""
-    if found.size == 1 and found.dtype.kind == "U" and str(found.item()) in names:
-        return np.asarray(names[str(found.item())], np.int64)
-    if found.size != 1:
+    array = np.asarray(_as_array(label))
+    choices = f", or one of {', '.join(map(str, names))}" if names else ""
+    if array.size == 1 and array.dtype.kind == "U" and str(array.item()) in names:
+        return np.asarray(names[str(array.item())], np.int64)
+    if array.size != 1:
         raise BadInput(
-            found=f"record {number} with several labels" if found.size else f"record {number} with an empty label",
-            needed=f"one class number from 0{known}",
+            found=f"record {number} with several labels" if array.size else f"record {number} with an empty label",
+            needed=f"one class number from 0{choices}",
             do="take the number of the one that is set (argmax) if the labels are one-hot",
         )
-    is_beyond = found.dtype.kind in "iu" and classes is not None and found.item() >= classes
-    if found.dtype.kind not in "iu" or found.item() < 0 or is_beyond:
+    is_beyond = array.dtype.kind in "iu" and classes is not None and array.item() >= classes
+    if array.dtype.kind not in "iu" or array.item() < 0 or is_beyond:
         many = "" if not is_beyond else f" for {classes} classes"
         raise BadInput(
-            found=f"record {number} with the label {found.item()!r}{many}",
-            needed=f"one class number from 0{known}",
+            found=f"record {number} with the label {array.item()!r}{many}",
+            needed=f"one class number from 0{choices}",
             do="convert the labels",
         )
-    return found.reshape(()).astype(np.int64)
+    return array.reshape(()).astype(np.int64)
 
 
 def _as_array(value: Any) -> np.ndarray | None:
@@ -232,5 +234,5 @@ def _as_array(value: Any) -> np.ndarray | None:
         return None
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     return f"{value!r:.40}" if isinstance(value, int | float | str | bytes) else f"a {type(value).__name__}"

@@ -83,5 +83,5 @@ def prepared_image(image: Any, preprocess: Preprocess | None) -> dict[str, Any]:
     """The model's inputs from an opened image; arguments and result as in `image_inputs`."""
     if preprocess is None:
         return {"inputs": np.asarray(image, np.float32).transpose(2, 0, 1) / 255}
-    found = preprocess(image)
-    return dict(found) if isinstance(found, Mapping) else {"inputs": found}
+    prepared = preprocess(image)
+    return dict(prepared) if isinstance(prepared, Mapping) else {"inputs": prepared}

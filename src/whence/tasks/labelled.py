@@ -77,9 +77,9 @@ def as_mapping(number: int, record: Any, target_name: str, *, has_texts: bool) -
         name = "text" if has_texts and isinstance(record[0], str) else "inputs"
         return {name: record[0], target_name: record[1]}
     if not isinstance(record, Mapping) or target_name not in record:
-        found = f"the fields {sorted(map(str, record))}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
+        what = f"the fields {sorted(map(str, record))}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
         raise BadInput(
-            found=f"record {number} with {found}" if isinstance(record, Mapping) else f"record {number}, {found}",
+            found=f"record {number} with {what}" if isinstance(record, Mapping) else f"record {number}, {what}",
             needed=f"a pair (input, {target_name}) or a mapping with {target_name!r}",
             do="convert the records; on the command line ask with --file and a file of such records",
         )
@@ -162,7 +162,7 @@ def _check_names(number: int, names: Sequence[str], model: nn.Module) -> None:
         return
     taken = inspect.signature(model.forward).parameters
     odd = [name for name in names if name not in taken]
-    if odd and not any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in taken.values()):
+    if odd and not any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in taken.values()):
         raise BadInput(
             found=f"record {number} with the field {odd[0]!r}, which the model does not take",
             needed=f"its arguments by name: {', '.join(taken)}",

@@ -158,8 +158,8 @@ def encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], lis
         Ids, and spans of characters; no spans from a slow tokenizer.
     """
     if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-        return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+        encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        return list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     return list(tokenizer(text, add_special_tokens=special)["input_ids"]), []
 
 

@@ -101,14 +101,14 @@ class MaskedLM(AbstractTask):
         )
         self.tokenizer, self.share, self.masked, self.random = tokenizer, hiding.share, hiding.masked, hiding.random
         self.seed = hiding.seed
-        known = getattr(tokenizer, "mask_token_id", None) if hiding.mask_id is None else hiding.mask_id
-        if known is None:
+        mask_id = getattr(tokenizer, "mask_token_id", None) if hiding.mask_id is None else hiding.mask_id
+        if mask_id is None:
             raise BadInput(
                 found="no mask token",
                 needed="a tokenizer that has one, or its id",
                 do="pass mask_id; for a model that predicts the next token use whence.CausalLM",
             )
-        self.mask_id = int(known)
+        self.mask_id = int(mask_id)
         vocabulary = vocabulary_size(model)
         if vocabulary is None or self.mask_id not in range(vocabulary):
             raise BadInput(
@@ -121,8 +121,8 @@ class MaskedLM(AbstractTask):
     @property
     def preprocessing(self) -> str:
         """Digest of the tokenizer and of how tokens are hidden."""
-        known = (self._texts.preprocessing, self.share, self.masked, self.random, self.seed, self.mask_id)
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+        settings = (self._texts.preprocessing, self.share, self.masked, self.random, self.seed, self.mask_id)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
         """Tokenize and hide; see the class for what a record may be."""

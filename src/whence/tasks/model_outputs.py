@@ -19,7 +19,7 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     """
     inputs = batch["inputs"]
     try:
-        found = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
+        outputs = model(inputs["inputs"]) if set(inputs) == {"inputs"} else model(**inputs)
     except ValueError as error:
         if "padding token" not in str(error):
             raise error
@@ -28,5 +28,5 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
             needed="pad_token_id in it, by which it finds the end of a text",
             do="set model.config.pad_token_id, such as to tokenizer.pad_token_id",
         ) from error
-    logits = output_of(found)
+    logits = output_of(outputs)
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -56,7 +56,7 @@ class NoiseSchedule:
             first: Variance of the first step.
             last: Variance of the last step.
         """
-        return cls(f"linear, {steps:,} steps", _kept(torch.linspace(first, last, steps, dtype=torch.float64)))
+        return cls(f"linear, {steps:,} steps", _signal_shares(torch.linspace(first, last, steps, dtype=torch.float64)))
 
     @classmethod
     def cosine(cls, steps: int = 1000) -> "NoiseSchedule":
@@ -67,7 +67,7 @@ class NoiseSchedule:
         """
         times = torch.arange(steps + 1, dtype=torch.float64) / steps
         level = torch.cos((times + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2).square()
-        return cls(f"cosine, {steps:,} steps", _kept((1 - level[1:] / level[:-1]).clamp_max(_LARGEST_BETA)))
+        return cls(f"cosine, {steps:,} steps", _signal_shares((1 - level[1:] / level[:-1]).clamp_max(_LARGEST_BETA)))
 
     @classmethod
     def flow(cls, time_scale: float = 1.0) -> "NoiseSchedule":
@@ -97,15 +97,15 @@ class NoiseSchedule:
             raise Unsupported(
                 found=f"a {kind} with the prediction type {predicted!r}",
                 needed="flow matching, or steps with the prediction type 'epsilon' or 'v_prediction'",
-                do="take the scheduler that the network was trained with, or a whence.NoiseSchedule",
+                do="take the scheduler that the network was trained with, or a whence.tasks.NoiseSchedule",
             )
         return cls(f"{kind}, {len(kept_S):,} steps", torch.as_tensor(kept_S).double(), _PREDICTIONS[predicted])
 
     @property
     def digest(self) -> str:
         """Equal exactly when times and mixtures are."""
-        kept = b"flow" if self.kept_S is None else np.ascontiguousarray(self.kept_S.numpy()).tobytes()
-        return hashlib.sha256(kept + repr(self.time_scale).encode()).hexdigest()
+        content = b"flow" if self.kept_S is None else np.ascontiguousarray(self.kept_S.numpy()).tobytes()
+        return hashlib.sha256(content + repr(self.time_scale).encode()).hexdigest()
 
     def steps(self) -> Tensor:
         """Share of the image's variance left after each step, shape (S,).
@@ -127,8 +127,8 @@ class NoiseSchedule:
         """What image and noise are multiplied with at these times, float64, in their shape."""
         if self.kept_S is None:
             return 1 - times.double(), times.double()
-        kept = self.kept_S.to(times.device)[times]
-        return kept.sqrt(), (1 - kept).sqrt()
+        share = self.kept_S.to(times.device)[times]
+        return share.sqrt(), (1 - share).sqrt()
 
     def for_network(self, times: Tensor, dtype: torch.dtype) -> Tensor:
         """Times as a network is given them: step numbers, or scaled numbers of its own type."""
@@ -144,19 +144,19 @@ def schedule_from(given: Any) -> NoiseSchedule:
     """
     if isinstance(given, NoiseSchedule):
         return given
-    known = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine, "flow": NoiseSchedule.flow}
+    schedules = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine, "flow": NoiseSchedule.flow}
     if isinstance(given, str):
-        if given not in known:
-            raise UnknownOption(found=f"schedule={given!r}", needed=f"one of: {', '.join(known)}", do="pick one")
-        return known[given]()
+        if given not in schedules:
+            raise UnknownOption(found=f"schedule={given!r}", needed=f"one of: {', '.join(schedules)}", do="pick one")
+        return schedules[given]()
     if not hasattr(given, "config"):
         raise BadInput(
             found=f"a schedule of type {type(given).__name__}",
-            needed="a name, a whence.NoiseSchedule or a scheduler of diffusers",
-            do="such as schedule='linear' or whence.NoiseSchedule.linear(steps=100)",
+            needed="a name, a whence.tasks.NoiseSchedule or a scheduler of diffusers",
+            do="such as schedule='linear' or whence.tasks.NoiseSchedule.linear(steps=100)",
         )
     return NoiseSchedule.from_scheduler(given)
 
 
-def _kept(betas_S: Tensor) -> Tensor:
+def _signal_shares(betas_S: Tensor) -> Tensor:
     return (1 - betas_S).cumprod(0)

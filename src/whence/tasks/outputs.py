@@ -93,14 +93,14 @@ def output_of(given: Any, name: str = "logits") -> Tensor:
     Raises:
         BadInput: If there is no such tensor, or its numbers are complex.
     """
-    found = given[name] if isinstance(given, Mapping) and name in given else getattr(given, name, given)
-    if not isinstance(found, Tensor):
-        parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple | list) else ()
+    output = given[name] if isinstance(given, Mapping) and name in given else getattr(given, name, given)
+    if not isinstance(output, Tensor):
+        parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
         tensors = [part for part in parts if isinstance(part, Tensor)]
-        found = tensors[0] if len(tensors) == 1 else found
-    if isinstance(found, Tensor) and not found.is_complex():
-        return found
-    if isinstance(found, Tensor):
+        output = tensors[0] if len(tensors) == 1 else output
+    if isinstance(output, Tensor) and not output.is_complex():
+        return output
+    if isinstance(output, Tensor):
         what, do = "complex numbers", "return a real function of them from the model's forward, such as their absolute values"
     else:
         keys = f" with {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
@@ -126,10 +126,10 @@ def numbers_by_row(
     if isinstance(generators, torch.Generator):
         return draw(len(owners_M), width, generator=generators, dtype=torch.float64)
     counts = torch.bincount(owners_M, minlength=len(generators)).tolist()
-    parts = [draw(n, width, generator=one, dtype=torch.float64) for n, one in zip(counts, generators, strict=True)]
-    found = torch.empty(len(owners_M), width, dtype=torch.float64)
-    found[owners_M.cpu().argsort(stable=True)] = torch.cat(parts)
-    return found
+    parts = [draw(n, width, generator=generator, dtype=torch.float64) for n, generator in zip(counts, generators, strict=True)]
+    numbers = torch.empty(len(owners_M), width, dtype=torch.float64)
+    numbers[owners_M.cpu().argsort(stable=True)] = torch.cat(parts)
+    return numbers
 
 
 def drawn_classes(p_MC: Tensor, uniform_M1: Tensor) -> Tensor:

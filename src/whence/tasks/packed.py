@@ -45,47 +45,47 @@ def unpacked(
             needed="position_ids that start again at 0 with each document, since these say where the model saw it",
             do="keep them beside the other marks, or give every document as a record of its own",
         )
-    kept = [place for place in range(len(ids)) if mask is None or mask[place]]
-    starts = [place for place in kept if _begins(place, kept[0], positions, mask)]
-    found = []
+    positions_kept = [position for position in range(len(ids)) if mask is None or mask[position]]
+    starts = [position for position in positions_kept if _begins(position, positions_kept[0], positions, mask)]
+    documents = []
     for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-        places = [place for place in kept if start <= place < stop]
-        if places != list(range(start, start + len(places))) or not _in_order(places, positions, starts_at=start):
+        inside = [position for position in positions_kept if start <= position < stop]
+        if inside != list(range(start, start + len(inside))) or not _in_order(inside, positions, starts_at=start):
             raise BadInput(
                 found=f"{where} with positions or a mask that leave a gap near token {start}",
                 needed="documents one after the other, each at positions 0, 1, 2, ..., and padding between or behind them only",
                 do="give every document as a record of its own, or leave position_ids and attention_mask out",
             )
-        if len(found) and labels[start] != IGNORED and "labels" in record:
+        if len(documents) and labels[start] != IGNORED and "labels" in record:
             raise BadInput(
-                found=f"the packed {where}, in which the first token of document {len(found)} is scored",
+                found=f"the packed {where}, in which the first token of document {len(documents)} is scored",
                 needed=f"{IGNORED} there, since another document stands before it",
                 do="set that label to it, as DataCollatorWithFlattening does",
             )
-        found.append(([ids[place] for place in places], [labels[place] for place in places]))
-    return found
+        documents.append(([ids[position] for position in inside], [labels[position] for position in inside]))
+    return documents
 
 
 def _numbers(where: str, record: Mapping[str, Any], field: str, count: int) -> list[int] | None:
     if record.get(field) is None:
         return None
-    found = whole_numbers(record[field], booleans=field == "attention_mask")
-    if found is None or len(found) != count or min(found) < 0:
+    numbers = whole_numbers(record[field], booleans=field == "attention_mask")
+    if numbers is None or len(numbers) != count or min(numbers) < 0:
         raise BadInput(
             found=f"{where} with {field} that are not one number per token",
             needed=f"{count:,} numbers from 0",
             do="flatten them, or leave them out; a mask with two axes cannot be read",
         )
-    return found
+    return numbers
 
 
-def _begins(place: int, first: int, positions: list[int] | None, mask: list[int] | None) -> bool:
-    restarts = positions is not None and positions[place] == 0
-    return place == first or restarts or (mask is not None and mask[place] != mask[place - 1])
+def _begins(position: int, first: int, positions: list[int] | None, mask: list[int] | None) -> bool:
+    restarts = positions is not None and positions[position] == 0
+    return position == first or restarts or (mask is not None and mask[position] != mask[position - 1])
 
 
-def _in_order(places: list[int], positions: list[int] | None, *, starts_at: int) -> bool:
+def _in_order(inside: list[int], positions: list[int] | None, *, starts_at: int) -> bool:
     """Whether the model, run on these tokens alone, sees them at the positions where it was trained on them."""
     if positions is None:
         return True
-    return [positions[place] for place in places] == [place - starts_at for place in places]
+    return [positions[position] for position in inside] == [position - starts_at for position in inside]

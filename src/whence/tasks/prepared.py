@@ -45,8 +45,8 @@ def examples_from(data: Any, make: Callable[[int, Any], Iterable[Example]], *, s
             name = _named(number, record)
             if first is None:
                 is_told = name == str(number) or repr(name) in error.found
-                found = error.found if is_told else f"{error.found} (id {name!r})"
-                first = BadInput(found=found, needed=error.needed, do=error.do)
+                problem = error.found if is_told else f"{error.found} (id {name!r})"
+                first = BadInput(found=problem, needed=error.needed, do=error.do)
             skipped.append(Skipped(name, error.found))
             if not skip_bad and len(skipped) == _ENOUGH_BAD:
                 break
@@ -108,9 +108,9 @@ def _unusable(first: BadInput, skipped: Sequence[Skipped], total: int) -> dict[s
         return {"found": first.found + more, "needed": first.needed, "do": first.do}
     names = ", ".join(repr(record.id) for record in skipped[:_NAMED]) + (", ..." if count > _NAMED else "")
     of = f"the first {total:,}" if count == _ENOUGH_BAD else f"{total:,}"
-    told = "" if count == 1 else f"; {count:,} of {of} records cannot be used: {names}"
+    others = "" if count == 1 else f"; {count:,} of {of} records cannot be used: {names}"
     leave = f"pass skip_bad=True to the task (--skip-bad) to leave {'this one' if count == 1 else 'them'} out of {of}"
-    return {"found": first.found + told, "needed": first.needed, "do": f"{first.do}; or {leave}"}
+    return {"found": first.found + others, "needed": first.needed, "do": f"{first.do}; or {leave}"}
 
 
 def _named(number: int, record: Any) -> str:

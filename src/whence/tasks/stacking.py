@@ -71,7 +71,7 @@ def _check_masked(name: str, examples: Sequence[Example], rows: Sequence[Mapping
     )
     if fits and len({shape[1:] for shape in shapes}) == 1:
         return
-    other = next(place for place, shape in enumerate(shapes) if shape != shapes[0])
+    other = next(index for index, shape in enumerate(shapes) if shape != shapes[0])
     raise BadInput(
         found=f"inputs {name!r} of different shapes ({shapes[0]}, {shapes[other]}) and no attention_mask of these lengths, "
         f"in the examples {examples[0].id!r} and {examples[other].id!r}",
@@ -102,7 +102,7 @@ def _filler(name: str, model: nn.Module, tokenizer: Any) -> int:
 
 def _targets(examples: Sequence[Example]) -> Tensor:
     targets = [torch.as_tensor(example.fields["target"]) for example in examples]
-    other = next((place for place, target in enumerate(targets) if target.shape != targets[0].shape), None)
+    other = next((index for index, target in enumerate(targets) if target.shape != targets[0].shape), None)
     if other is not None:
         raise BadInput(
             found=f"targets of different shapes ({tuple(targets[0].shape)} of the example {examples[0].id!r} and "

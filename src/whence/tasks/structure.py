@@ -79,10 +79,10 @@ class Structure:
             TypeError: If it is something else.
         """
         modules = {
-            str(path): Module(str(one["kind"]), dict(one["settings"]), int(one["count"]))
-            for path, one in dict(content["modules"]).items()
+            str(path): Module(str(entry["kind"]), dict(entry["settings"]), int(entry["count"]))
+            for path, entry in dict(content["modules"]).items()
         }
-        return cls(modules, {str(path): dict(one) for path, one in dict(content["config"]).items()})
+        return cls(modules, {str(path): dict(entry) for path, entry in dict(content["config"]).items()})
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def structure_of(model: nn.Module) -> Structure:
     for path, module in model.named_modules():
         path = ".".join(part for part in path.split(".") if part != COMPILED)
         config = getattr(module, "config", None)
-        if config is not None and id(config) not in seen and (found := _config(config)):
+        if config is not None and id(config) not in seen and (entries := _config(config)):
             seen.add(id(config))
-            if found not in configs.values():  # every part of a model may have a copy
-                configs[path] = found
+            if entries not in configs.values():  # every part of a model may have a copy
+                configs[path] = entries
         if not isinstance(module, _IDLE) and not hasattr(module, COMPILED):
             modules[path] = Module(_class_of(module), dict(_settings(module)))
     return Structure(_joined(modules), configs)
@@ -130,8 +130,8 @@ def differences(there: Structure, here: Structure) -> list[Difference]:
         there: As recorded.
         here: The model at hand.
     """
-    found = [*_of_modules(there.modules, here.modules), *_of_configs(there.config, here.config)]
-    return sorted(found, key=lambda one: not one.is_certain)
+    changes = [*_of_modules(there.modules, here.modules), *_of_configs(there.config, here.config)]
+    return sorted(changes, key=lambda change: not change.is_certain)
 
 
 def _of_modules(there: Mapping[str, Module], here: Mapping[str, Module]) -> Iterator[Difference]:
@@ -158,9 +158,9 @@ def _of_settings(path: str, old: Module, new: Module) -> Iterator[Difference]:
         is_shared = name in old.settings and name in new.settings
         if is_shared and old.settings[name] == new.settings[name]:
             continue
-        told = [f"{name}={side.settings[name]!r}" if name in side.settings else f"no {name}" for side in (old, new)]
+        texts = [f"{name}={side.settings[name]!r}" if name in side.settings else f"no {name}" for side in (old, new)]
         is_certain = is_shared and _is_known(old.kind) and not _UNCERTAIN.search(name)
-        yield Difference(f"{path!r} ({old.kind}) has {told[0]} there and {told[1]} here", is_certain)
+        yield Difference(f"{path!r} ({old.kind}) has {texts[0]} there and {texts[1]} here", is_certain)
 
 
 def _of_configs(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
@@ -249,10 +249,10 @@ def _joined(modules: Mapping[str, Module]) -> dict[str, Module]:
     alike: dict[str, list[str]] = {}
     for path in modules:
         alike.setdefault(_starred(path), []).append(path)
-    found: dict[str, Module] = {}
+    joined: dict[str, Module] = {}
     for star, paths in alike.items():
         if len(paths) > 1 and all(modules[path] == modules[paths[0]] for path in paths):
-            found[star] = replace(modules[paths[0]], count=len(paths))
+            joined[star] = replace(modules[paths[0]], count=len(paths))
         else:
-            found |= {path: modules[path] for path in paths}
-    return found
+            joined |= {path: modules[path] for path in paths}
+    return joined

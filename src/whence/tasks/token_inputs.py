@@ -36,9 +36,9 @@ def configured_context(model: nn.Module) -> int | None:
     """Tokens that the model takes at most by its configuration; None if that does not say."""
     config = getattr(model, "config", None)
     for name in ("max_position_embeddings", "n_positions"):
-        known = getattr(config, name, None)
-        if isinstance(known, int) and known > 0:  # XLNet says -1 for any number
-            return known - _reserved_positions(model)
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:  # XLNet says -1 for any number
+            return length - _reserved_positions(model)
     return None
 
 

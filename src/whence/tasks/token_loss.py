@@ -43,12 +43,12 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        found = []
+        losses = []
         for logits, labels in _chunks(logits_NV, labels_N):
             log_p = torch.log_softmax(logits.to(_wide(logits)), -1)
             loss = -log_p.gather(1, labels.clamp_min(0)[:, None])[:, 0]
-            found.append(loss.masked_fill(labels == IGNORED, 0.0))
-        return torch.cat(found)
+            losses.append(loss.masked_fill(labels == IGNORED, 0.0))
+        return torch.cat(losses)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

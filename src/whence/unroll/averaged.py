@@ -89,9 +89,9 @@ def through_average(
     for kind, rows in enumerate(wanted):
         scales = (steps.reach or 1.0, 1.0, 1.0)
         terms = [chebyshev(_of(steps, kind, part, scale), top, tolerance) for part, scale in enumerate(scales)]
-        made: Sequence[Tensor] = expanded(times, rows, top, terms)
-        carried.append([one * scale for one, scale in zip(made, scales, strict=True)])
-    taken, fast, average = (one + other for one, other in zip(*carried, strict=True))
+        expansion: Sequence[Tensor] = expanded(times, rows, top, terms)
+        carried.append([term * scale for term, scale in zip(expansion, scales, strict=True)])
+    taken, fast, average = (term + other for term, other in zip(*carried, strict=True))
     return taken, (fast, average)
 
 

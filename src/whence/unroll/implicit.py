@@ -32,6 +32,6 @@ def implicit_damping(units: Sequence[Unit], segment: Segment, scaling: Sequence[
         if reach == 0 or inverse is None:
             dampings.append(None)
             continue
-        held = decay * inverse if segment.is_decoupled(unit) or scaling is None else decay
-        dampings.append((inverse + held) / reach)
+        scaled_decay = decay * inverse if segment.is_decoupled(unit) or scaling is None else decay
+        dampings.append((inverse + scaled_decay) / reach)
     return dampings

@@ -25,9 +25,9 @@ from whence.tasks import structure_of
 from whence.unroll.segments import Segment, cut_run, shares_of, stages_of
 from whence.unroll.states import RuledGroup, check_moved, counters_of, groups_at, settings_at, state_of
 
-__all__ = ["Place", "Run", "open_run"]
+__all__ = ["WeightsAt", "Run", "open_run"]
 
-Place = Literal["gradients", "measurements"]
+WeightsAt = Literal["gradients", "measurements"]
 
 _RECORD_AGAIN = "restore the folder from a copy, or record again"
 
@@ -91,7 +91,7 @@ class Run:
         return next(entry for entry in self.record["checkpoints"] if entry["step"] == step)
 
     @contextmanager
-    def weights(self, model: nn.Module, steps: Sequence[int], *, at: Place = "gradients") -> Iterator[None]:
+    def weights(self, model: nn.Module, steps: Sequence[int], *, at: WeightsAt = "gradients") -> Iterator[None]:
         """Put the weights after a step, or the mean of those after several, into a model for a while.
 
         Args:
@@ -120,7 +120,7 @@ class Run:
                 for name, value in before.items():
                     values[name].copy_(value)
 
-    def values(self, step: int, at: Place) -> dict[str, Tensor]:
+    def values(self, step: int, at: WeightsAt) -> dict[str, Tensor]:
         """Parameters and buffers after a step by name: where gradients are taken, or where the model is used.
 
         Args:
@@ -163,8 +163,8 @@ class Run:
                 tensors = self.tensors(0)
                 averages = [averaging_of(counters_of(group, tensors)) for group in groups]
             stepped = [
-                one.step(group, rate) if "weight_lr_power" in group else (0.0, one)
-                for one, group, rate in zip(averages, groups, rates, strict=True)
+                average.step(group, rate) if "weight_lr_power" in group else (0.0, average)
+                for average, group, rate in zip(averages, groups, rates, strict=True)
             ]
             shares.append([share for share, _ in stepped])
             averages = [after for _, after in stepped]

@@ -143,7 +143,7 @@ class Turned:
 
     def times(self, rows_QOI: Tensor) -> Tensor:
         """P applied to every vector."""
-        left, right = (None if one is None else one.to(rows_QOI) for one in (self.left_OO, self.right_II))
+        left, right = (None if side is None else side.to(rows_QOI) for side in (self.left_OO, self.right_II))
         rows_QOI = rows_QOI if left is None else left.T @ rows_QOI
         rows_QOI = (rows_QOI if right is None else rows_QOI @ right) * self.values_OI.to(rows_QOI)
         rows_QOI = rows_QOI if left is None else left @ rows_QOI
@@ -192,10 +192,10 @@ class Sided:
 
     def mean_inverse(self) -> float | None:
         """Mean of 1 / P where it is not zero; None where all of it is."""
-        sides = [one.double() for one in (self.left_OO, self.right_II) if one is not None]
-        if not all(bool(one.any()) for one in sides):
+        sides = [side.double() for side in (self.left_OO, self.right_II) if side is not None]
+        if not all(bool(side.any()) for side in sides):
             return None
-        return math.prod(float((1 / torch.linalg.eigvalsh(one)).mean()) for one in sides)
+        return math.prod(float((1 / torch.linalg.eigvalsh(side)).mean()) for side in sides)
 
 
 @dataclass(frozen=True)
@@ -315,14 +315,17 @@ def _joined(plan: Plan, unit: Unit, parts: Sequence[Scaling], tensors: Mapping[s
     values = {name: tensors[f"model.{name}"] for name in unit.parameters}
     first = values[unit.parameters[0]]
     # Numbered, so that it shows where every entry went.
-    places = torch.arange(first.numel(), dtype=torch.float64).view(first.shape)
+    positions = torch.arange(first.numel(), dtype=torch.float64).view(first.shape)
     block_OI = as_block(
-        plan, unit, {name: places[None] if value is first else value[None].double() for name, value in values.items()}
+        plan, unit, {name: positions[None] if value is first else value[None].double() for name, value in values.items()}
     )[0]
     columns = block_OI.shape[1] - sum(value.numel() for value in values.values() if value is not first) // len(block_OI)
     weight_OI = block_OI[:, :columns]
     is_turned = (
-        first.ndim == 2 and 1 not in first.shape and weight_OI.shape == places.T.shape and bool((weight_OI == places.T).all())
+        first.ndim == 2
+        and 1 not in first.shape
+        and weight_OI.shape == positions.T.shape
+        and bool((weight_OI == positions.T).all())
     )
     shapes: list[tuple[int, int]] = []
     for value in values.values():

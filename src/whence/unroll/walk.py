@@ -93,14 +93,14 @@ def carry_averaged(
         values_OI = block.values_OI.to(row).clamp_min(0)
         if scaling is None:
             filters = averaged_filters(steps, values_OI.double()).to(row)
-            inside = [block.into(one) for one in wanted]
+            inside = [block.into(block_QOI) for block_QOI in wanted]
             taken, fast, average = (inside[0] * filters[0, part] + inside[1] * filters[1, part] for part in range(3))
             carried.append((block.back(taken), (block.back(fast), block.back(average))))
             continue
         scale = _alive(scaling[index], block)
         top, curved = _top(block, scale, row, 1.0, 0.0)
         tolerance = max(1e-10, 16 * torch.finfo(row.dtype).eps)
-        taken, left = through_average(steps, lambda one, s=scale, c=curved: c(s.times(one)), wanted, top, tolerance)
+        taken, left = through_average(steps, lambda block_QOI, s=scale, c=curved: c(s.times(block_QOI)), wanted, top, tolerance)
         carried.append((scale.times(taken), left))
     return [taken for taken, _ in carried], [left for _, left in carried]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whence.errors import BadInput, WhenceError
-from whence.workers.engine import READY, Doer, Lost
+from whence.workers.engine import READY, Doer, LostWorker
 
 __all__ = ["ActorWorker", "Actors"]
 
@@ -96,23 +96,23 @@ class Actors:
 
     def answers(self, workers: Sequence[ActorWorker], seconds: float) -> list[tuple[ActorWorker, Any]]:
         """What actors have to say; see `Engine`. One that has nothing to do and ends says so when it is sent something."""
-        asked = {worker.answer: worker for worker in workers if worker.answer is not None}
-        if not asked:
+        worker_of = {worker.answer: worker for worker in workers if worker.answer is not None}
+        if not worker_of:
             return []
-        self.ray.wait(list(asked), num_returns=1, timeout=seconds)  # for one of them; then whoever else is there
-        there, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=0)
-        found = []
+        self.ray.wait(list(worker_of), num_returns=1, timeout=seconds)  # for one of them; then whoever else is there
+        there, _ = self.ray.wait(list(worker_of), num_returns=len(worker_of), timeout=0)
+        answers = []
         for answer in there:
-            worker = asked[answer]
+            worker = worker_of[answer]
             worker.answer = None
             try:
-                found.append((worker, self.ray.get(answer)))
+                answers.append((worker, self.ray.get(answer)))
             except self.ray.exceptions.RayError as error:
                 worker.end()
                 # A traceback ends with its error; what else Ray says begins with it.
                 lines = str(error).strip().splitlines()
-                found.append((worker, Lost(lines[-1 if isinstance(error, self.ray.exceptions.RayTaskError) else 0])))
-        return found
+                answers.append((worker, LostWorker(lines[-1 if isinstance(error, self.ray.exceptions.RayTaskError) else 0])))
+        return answers
 
     def close(self) -> None:
         """Leave the cluster, if it was joined here, and end it, if it was started here."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["READY", "Doer", "Engine", "Lost", "Worker"]
+__all__ = ["READY", "Doer", "Engine", "LostWorker", "Worker"]
 
 READY = "ready"
 """The first answer of every worker."""
@@ -14,7 +14,7 @@ Doer = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostWorker:
     """The last answer of a worker that ended, however it did.
 
     Args:
@@ -51,7 +51,7 @@ class Engine(Protocol):
             seconds: After which nothing is an answer.
 
         Returns:
-            Of each that says something itself and READY, what its job gave, the `WhenceError` that its job raised, or `Lost`.
+            Of each that says something itself and READY, what its job gave, the `WhenceError` that its job raised, or `LostWorker`.
         """
         ...
 

@@ -59,17 +59,17 @@ class Piece:
     Args:
         number: Its place among the pieces of a store.
         owner: Who keeps these shards mapped.
-        places: The shards.
+        shards: The shards.
         rows: Their rows.
     """
 
     number: int
     owner: int
-    places: range
+    shards: range
     rows: range
 
     def __str__(self) -> str:
-        return f"shards {self.places.start} to {self.places.stop - 1}"
+        return f"shards {self.shards.start} to {self.shards.stop - 1}"
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,16 @@ def pieces_of(store: Store, owners: int) -> list[Piece]:
     """
     row_bytes = store.codec.row_bytes()
     rows_wanted = max(_PIECE_BYTES, row_bytes * len(store) // (owners * _MOST_PIECES)) // row_bytes
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     ends = [*store.starts, len(store)]
     for owner in range(owners):
-        places = Ranks(owner, owners).part(len(store.seals))
-        first = places.start
-        for place in places:
-            if ends[place + 1] - ends[first] >= rows_wanted or place + 1 == places.stop:
-                found.append(Piece(len(found), owner, range(first, place + 1), range(ends[first], ends[place + 1])))
-                first = place + 1
-    return found
+        shards = Ranks(owner, owners).part(len(store.seals))
+        first = shards.start
+        for shard in shards:
+            if ends[shard + 1] - ends[first] >= rows_wanted or shard + 1 == shards.stop:
+                pieces.append(Piece(len(pieces), owner, range(first, shard + 1), range(ends[first], ends[shard + 1])))
+                first = shard + 1
+    return pieces
 
 
 class Scanner:
@@ -154,8 +154,8 @@ class Scanner:
             self.roots = None if job.round.roots is None else [tensor_of(root) for root in job.round.roots]
         assert self.round is not None
         store = self._store(self.round, job.piece.owner)
-        places = job.piece.places
-        some = replace(store, seals=store.seals[places.start : places.stop])
+        shards = job.piece.shards
+        some = replace(store, seals=store.seals[shards.start : shards.stop])
         scores = shard_scores(some, self.queries, self.norms_Q, roots=self.roots, weighted=self.round.weighted)
         if self.round.k is None:
             return Part(scores_QN=np.concatenate([scores_QN.numpy() for _, scores_QN in scores], 1))
@@ -169,26 +169,26 @@ class Scanner:
         group_H = torch.bincount(groups[0].long(), minlength=job.num_groups).nonzero()[:, 0]
         return Part(high, low, group_H.numpy(), ends.sums_QG2[:, group_H].numpy())
 
-    def _store(self, asked: Round, owner: int) -> Store:
+    def _store(self, question: Round, owner: int) -> Store:
         """The store that is asked about, the shards of the piece's owner checked.
 
         Raises:
             StoreMismatch: If it is another by now.
         """
-        store = self.stores.get(asked.folder)
-        if store is None or store.digest != asked.digest:
-            store = open_store(asked.folder, ranks=Ranks(owner, asked.owners))
-            if store.digest != asked.digest:
+        store = self.stores.get(question.folder)
+        if store is None or store.digest != question.digest:
+            store = open_store(question.folder, ranks=Ranks(owner, question.owners))
+            if store.digest != question.digest:
                 raise StoreMismatch(
-                    found=f"another store in {asked.folder} than the one that was opened to be asked",
+                    found=f"another store in {question.folder} than the one that was opened to be asked",
                     needed="the same one for as long as it is asked",
                     do="open it again; a service has to be started again",
                 )
             # Shards of an object store are memory, not maps.
-            self.stores[asked.folder] = store = store if is_remote(store.folder) else store.in_memory()
+            self.stores[question.folder] = store = store if is_remote(store.folder) else store.in_memory()
             self.checked.add((store.digest, owner))
         if (store.digest, owner) not in self.checked:
-            store.check_unchanged(Ranks(owner, asked.owners))
+            store.check_unchanged(Ranks(owner, question.owners))
             self.checked.add((store.digest, owner))
         return store
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from whence.errors import WhenceError
-from whence.workers.engine import READY, Doer, Lost
+from whence.workers.engine import READY, Doer, LostWorker
 
 __all__ = ["ProcessWorker", "Processes"]
 
@@ -74,15 +74,15 @@ class Processes:
     def answers(self, workers: Sequence[ProcessWorker], seconds: float) -> list[tuple[ProcessWorker, Any]]:
         """What processes have to say; see `Engine`."""
         at_pipe: dict[Any, ProcessWorker] = {worker.pipe: worker for worker in workers}
-        found = []
+        answers = []
         for pipe in wait(list(at_pipe), seconds):
             worker = at_pipe[pipe]
             try:
-                found.append((worker, worker.pipe.recv()))
+                answers.append((worker, worker.pipe.recv()))
             except (EOFError, OSError):
                 worker.process.join()
-                found.append((worker, Lost(f"exit status {worker.process.exitcode}")))
-        return found
+                answers.append((worker, LostWorker(f"exit status {worker.process.exitcode}")))
+        return answers
 
     def close(self) -> None:
         """Nothing: processes are all there was."""

@@ -16,9 +16,9 @@ from whence.score import Ends, Top, united_top
 from whence.store import Store
 from whence.store.remote import is_remote
 from whence.workers.actors import Actors
+from whence.workers.assignment import Assignment
 from whence.workers.pieces import Job, Part, Piece, Round, Scanner, array_of, pieces_of, tensor_of
 from whence.workers.processes import Processes
-from whence.workers.seats import Seats
 
 __all__ = ["RowChoice", "Workers"]
 
@@ -59,7 +59,7 @@ class Workers:
         if count < 1:
             raise BadInput(found=f"{count} workers", needed="1 or more", do="ask for some, or leave workers out")
         self.count = count
-        self._seats = Seats(Processes(Scanner, count) if ray is None else Actors(Scanner, count, ray), count)
+        self._assignment = Assignment(Processes(Scanner, count) if ray is None else Actors(Scanner, count, ray), count)
         self._rounds = 0
         self._is_closed = False
         self._lock = threading.Lock()
@@ -73,13 +73,13 @@ class Workers:
     @property
     def losses(self) -> int:
         """Workers that ended so far and were replaced."""
-        return self._seats.losses
+        return self._assignment.losses
 
     def close(self) -> None:
         """End the workers at once, whatever they are doing."""
         if not self._is_closed:
             self._is_closed = True
-            self._seats.close()
+            self._assignment.close()
 
     def top_scores(
         self,
@@ -110,17 +110,19 @@ class Workers:
         """
         group_N, num_groups = choice.groups or (None, 0)
 
-        def job_of(told: Round | None, piece: Piece) -> Job:
+        def job_of(question: Round | None, piece: Piece) -> Job:
             inside = slice(piece.rows.start, piece.rows.stop)
             # A byte a row where groups are few: they are sent with every question.
             group_P = None if group_N is None else group_N[inside].astype(np.min_scalar_type(max(num_groups - 1, 0)))
-            return Job(told, piece, {query: keep_N[inside] for query, keep_N in choice.keep.items()}, group_P, num_groups)
+            return Job(question, piece, {query: keep_N[inside] for query, keep_N in choice.keep.items()}, group_P, num_groups)
 
         num_queries, pieces = len(queries[0]), pieces_of(store, self.count)
         high = low = Top(queries[0].new_zeros(num_queries, 0), torch.zeros(num_queries, 0, dtype=torch.long))
         parts: dict[int, Part] = {}
         with self._lock:
-            for piece, part in self._seats.scanned(self._round(store, queries, norms_Q, roots, k), pieces, job_of, is_wanted):
+            for piece, part in self._assignment.scanned(
+                self._round(store, queries, norms_Q, roots, k), pieces, job_of, is_wanted
+            ):
                 assert part.high is not None and part.low is not None
                 high = united_top([high, Top(*map(tensor_of, part.high))], k, largest=True)
                 low = united_top([low, Top(*map(tensor_of, part.low))], k, largest=False)
@@ -144,9 +146,9 @@ class Workers:
         """Every score, shape (Q, N); arguments as in `top_scores`, and `weighted` as in `shard_scores`."""
         scores_QN = queries[0].new_empty(len(queries[0]), len(store))
         with self._lock:
-            asked = replace(self._round(store, queries, norms_Q, roots, None), weighted=weighted)
+            question = replace(self._round(store, queries, norms_Q, roots, None), weighted=weighted)
             pieces = pieces_of(store, self.count)
-            for piece, part in self._seats.scanned(asked, pieces, Job):
+            for piece, part in self._assignment.scanned(question, pieces, Job):
                 assert part.scores_QN is not None
                 scores_QN[:, piece.rows.start : piece.rows.stop] = tensor_of(part.scores_QN)
                 if advance is not None:

@@ -39,8 +39,8 @@ def refused_with_what_fits(
         for kind, text, other, batch in _others(settings, positions, least):
             if len(fitting) < _NAMED and kind not in fitting and _fits(measured(other, batch)):
                 fitting[kind] = text
-        told = f"{error.do}; what would fit: {' or '.join(fitting.values())}" if fitting else error.do
-        raise type(error)(found=error.found, needed=error.needed, do=told) from None
+        advice = f"{error.do}; what would fit: {' or '.join(fitting.values())}" if fitting else error.do
+        raise type(error)(found=error.found, needed=error.needed, do=advice) from None
 
 
 def _others(settings: Any, positions: int, least: int) -> Iterator[tuple[str, str, ExactSettings, int]]:
@@ -51,9 +51,9 @@ def _others(settings: Any, positions: int, least: int) -> Iterator[tuple[str, st
     """
     yield "batch", f"batch_positions={max(least, positions // 4)}", settings, max(least, positions // 4)
     can_keep = hasattr(settings, "factors") and factors_folder(settings) is None
-    kept = replace(settings, factors=Path("factors")) if can_keep else settings
+    on_disk = replace(settings, factors=Path("factors")) if can_keep else settings
     if can_keep:
-        yield "factors", "factors='factors'", kept, positions
+        yield "factors", "factors='factors'", on_disk, positions
     if hasattr(settings, "fit"):
         longest = fit_of(settings).largest_side or _SIDES[0]
         for side in _SIDES:
@@ -64,13 +64,13 @@ def _others(settings: Any, positions: int, least: int) -> Iterator[tuple[str, st
                 yield (
                     "side",
                     f"largest_side={side} with directions={side} with factors='factors'",
-                    _with_side(kept, side),
+                    _with_side(on_disk, side),
                     positions,
                 )
     for rank in _RANKS if hasattr(settings, "query_rank") and settings.query_rank is None else ():
         yield "rank", f"query_rank={rank}", replace(settings, query_rank=rank), positions
         if can_keep:
-            yield "rank", f"query_rank={rank} with factors='factors'", replace(kept, query_rank=rank), positions
+            yield "rank", f"query_rank={rank} with factors='factors'", replace(on_disk, query_rank=rank), positions
 
 
 def _with_side(settings: Any, side: int) -> ExactSettings:

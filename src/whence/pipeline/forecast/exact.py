@@ -40,8 +40,8 @@ class ExactForecast:
     seconds: ExactSeconds | None = None
 
     def __str__(self) -> str:
-        told = "time: not told of solvers and runs" if self.seconds is None else str(self.seconds)
-        return "\n".join((str(self.coverage), str(self.footprint), told, *basis_notes(self.cut_bases)))
+        time_text = "time: not told of solvers and runs" if self.seconds is None else str(self.seconds)
+        return "\n".join((str(self.coverage), str(self.footprint), time_text, *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them; sizes in bytes."""

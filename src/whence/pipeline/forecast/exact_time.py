@@ -70,7 +70,7 @@ def timed_exact(
         fit = seconds.total(positions_of(data.examples))
     runtime = Runtime(quiet=True)
     prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
-    asking, scanning = _asked(prepared, few, queries) if queries else (0.0, 0.0)
+    asking, scanning = _solving_seconds(prepared, few, queries) if queries else (0.0, 0.0)
     passes = footprint.chunks * footprint.passes
     return ExactSeconds(
         fit=fit,
@@ -80,10 +80,10 @@ def timed_exact(
     )
 
 
-def _asked(prepared: Prepared, few: Sequence[Example], queries: int) -> tuple[float, float]:
+def _solving_seconds(prepared: Prepared, few: Sequence[Example], queries: int) -> tuple[float, float]:
     """Seconds of a query, and of a scan of the few examples with as many rows as are asked at once."""
-    asked = Dataset(list(few[:1]))
-    rows, gradient_seconds = timed(lambda: query_gradients(prepared, asked))
+    one_query = Dataset(list(few[:1]))
+    rows, gradient_seconds = timed(lambda: query_gradients(prepared, one_query))
     # Written over, so that no time goes into a copy that a run does not make.
     (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True))
     at_once = min(queries, prepared.footprint.rows_at_once)

@@ -27,7 +27,7 @@ from whence.tasks import AbstractTask
 
 __all__ = ["FitSeconds", "positions_of", "scan_seconds", "timed", "timed_fit", "timed_sample"]
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 # Runs of each part, unless they take too long.
 _RUNS, _ENOUGH_SECONDS = 3, 5.0
 # Examples timed at most: enough to fill a batch of short ones, few enough to wait for.
@@ -126,9 +126,9 @@ def scan_seconds(
         with meter("", len(few), quiet=True) as progress:
             return timed(lambda: exact_scores(task, plan, few, many, max_positions=positions, progress=progress))[1]
 
-    one, most = scan(1), min(rows, _FEW_ROWS)
-    each = (scan(most) - one) / (most - 1) if most > 1 else 0.0
-    return one + max(each, 0.0) * (rows - 1)
+    one_row, most = scan(1), min(rows, _FEW_ROWS)
+    each = (scan(most) - one_row) / (most - 1) if most > 1 else 0.0
+    return one_row + max(each, 0.0) * (rows - 1)
 
 
 def positions_of(examples: Sequence[Example]) -> int:
@@ -136,24 +136,24 @@ def positions_of(examples: Sequence[Example]) -> int:
     return sum(example.length for example in examples)
 
 
-def timed(make: Callable[[], Made]) -> tuple[Made, float]:
+def timed(make: Callable[[], Result]) -> tuple[Result, float]:
     """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
-    made, best = _once(make)
+    result, best = _once(make)
     for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
-        made, seconds = _once(make)
+        result, seconds = _once(make)
         best = min(best, seconds)
-    return made, best
+    return result, best
 
 
-def _once(make: Callable[[], Made]) -> tuple[Made, float]:
+def _once(make: Callable[[], Result]) -> tuple[Result, float]:
     started = time.perf_counter()
-    made = make()
-    return made, time.perf_counter() - started
+    result = make()
+    return result, time.perf_counter() - started
 
 
 def _sides(fit: Fit, factors: dict[str, Tensor]) -> list[tuple[int, str, int, str]]:
     """Of each side its unit, its name, its length, and what is found of its basis: "whole", "sketch", "block" or nothing."""
-    found = []
+    sides = []
     for index, unit in enumerate(fit.plan.units):
         for side, size in (("outputs", unit.outputs), ("inputs", unit.inputs)):
             names = [name for name in factors if name.split(".")[:2] == [side, str(index)]]
@@ -161,8 +161,8 @@ def _sides(fit: Fit, factors: dict[str, Tensor]) -> list[tuple[int, str, int, st
                 kind for kind in ("sketch", "block") if any(name.startswith(f"{side}_{kind}.{index}.") for name in factors)
             ]
             whole = ["whole"] if any(factors[name].ndim == 2 for name in names) else []
-            found.append((index, side, size, (whole + kinds + [""])[0]))
-    return found
+            sides.append((index, side, size, (whole + kinds + [""])[0]))
+    return sides
 
 
 def _chance_bases(fit: Fit, factors: dict[str, Tensor]) -> dict[str, Tensor]:

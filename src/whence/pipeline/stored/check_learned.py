@@ -42,10 +42,10 @@ def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], fol
     """
     joined = method.encoder in ("whole", "entries", "aligned")
     due = [blueprint.rank] if joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
-    found = [math.prod(unit.projected) for unit in blueprint.units]
+    sizes = [math.prod(unit.projected) for unit in blueprint.units]
     if method.encoder == "aligned":  # signs of what the axes leave may follow
-        found = found[:1] if len(found) <= 2 else found
-    if found != due:
+        sizes = sizes[:1] if len(sizes) <= 2 else sizes
+    if sizes != due:
         raise StoreCorrupt(
             **damaged(folder / "blueprint.json", f"rows of other sizes than {method.name} makes at rank {blueprint.rank:,}")
         )

@@ -42,7 +42,7 @@ _NOTE = "rows were logged while training: each is the gradient at the weights of
 class GradientLog:
     """Keeps a compressed gradient of every example that a training run meets, from the run's own backward passes.
 
-        log = whence.GradientLog("store", task, train, method="logra")
+        log = whence.pipeline.GradientLog("store", task, train, method="logra")
         for ids, inputs, targets in loader:
             optimizer.zero_grad()
             with log.batch(ids):

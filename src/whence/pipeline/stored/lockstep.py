@@ -26,7 +26,15 @@ from whence.store import Pending
 __all__ = ["Turn", "first_then_others", "lost_ranks", "stepping", "turns"]
 
 # What gloo and NCCL say when another process has ended.
-_GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "gloo", "NCCL", "Socket Timeout")
+_CONNECTION_WORDS = (
+    "Connection closed",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "gloo",
+    "NCCL",
+    "Socket Timeout",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ def stepping(model: nn.Module, ranks: Ranks) -> Ranks:
         raise BadInput(
             found=f"a model that fully_shard split over {dist.get_world_size()} processes, and ranks that are {ranks.count}",
             needed="all processes that have a part of it",
-            do="pass ranks=whence.Ranks.launched(), and shard over all of them",
+            do="pass ranks=whence.distributed.Ranks.launched(), and shard over all of them",
         )
     return dataclasses.replace(ranks, in_step=True)
 
@@ -107,7 +115,7 @@ def lost_ranks(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not ranks.in_step or not any(word in str(error) for word in _GONE):
+        if not ranks.in_step or not any(word in str(error) for word in _CONNECTION_WORDS):
             raise error
         raise RankLost(
             found=f"rank {ranks.rank} of {ranks.count} waiting for one that is gone, which had a part of the model",

@@ -128,7 +128,7 @@ def score_table(
         queries: As in `query`.
         damping: As in `query`.
         weighted: Whether the weights of a store of TRAK or GraSS are multiplied in. False keeps them apart in the table's `weights`, as
-            `whence.Ensemble` needs them; the table is not one of scores then.
+            `whence.score.Ensemble` needs them; the table is not one of scores then.
         runtime: As in `query`.
         **options: As in `query`, but for a second stage.
 

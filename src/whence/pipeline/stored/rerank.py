@@ -211,9 +211,9 @@ def check_same_rows(store: Store, larger: Store) -> None:
         )
 
 
-def _changed(store: Store, found: str) -> dict[str, str]:
+def _changed(store: Store, what: str) -> dict[str, str]:
     return {
-        "found": found,
+        "found": what,
         "needed": f"the examples that {store.folder} was built from, prepared the same way",
         "do": "pass the same data and the same options of the task, or build the store again",
     }

@@ -61,14 +61,14 @@ def within_budget(
         The fit and the size of the code.
     """
     size = code_size(units, examples, config, fit)
-    asked = int(config.shared_bytes)
-    budget = asked or int(min(default_budget(units, examples * size.row_bytes), max(free_bytes / 2, 1.0)))
+    asked_bytes = int(config.shared_bytes)
+    budget = asked_bytes or int(min(default_budget(units, examples * size.row_bytes), max(free_bytes / 2, 1.0)))
     if size.shared_bytes <= budget:
         return fit, size
     if config.factors is None and not is_begun:
         fit = _fitting(units, fit, int(_FOR_BASES * budget))
     # Axes for more coordinates would leave memory for fewer examples to learn them from.
-    most = budget if asked else min(budget, 4 * kept_numbers(units, fit) + AXES_BYTES)
+    most = budget if asked_bytes else min(budget, 4 * kept_numbers(units, fit) + AXES_BYTES)
     return fit, code_size(units, examples, replace(config, shared_bytes=most), fit)
 
 
@@ -83,19 +83,19 @@ def budget_note(units: Sequence[Unit], config: BuildConfig, fit: FitConfig, size
     """
     parameters = sum(unit.outputs * unit.inputs for unit in units)
     longest = max(size for unit in units for size in (unit.outputs, unit.inputs))
-    lost = []
+    given_up = []
     if fit.largest_side is not None and longest > fit.largest_side + 1:
-        lost.append(f"sides above {fit.largest_side:,} have {fit.directions:,} directions")
+        given_up.append(f"sides above {fit.largest_side:,} have {fit.directions:,} directions")
     if size.coordinates < parameters:
-        lost.append(f"codes are made of {size.coordinates:,} of {parameters:,} coordinates")
-    if not lost:
+        given_up.append(f"codes are made of {size.coordinates:,} of {parameters:,} coordinates")
+    if not given_up:
         return ""
     rule = (
         "as asked"
         if config.shared_bytes
         else "as much as the rows and a quarter of the parameters, 320 MiB at least, by default"
     )
-    return f"shared files take about {size.shared_bytes / 2**20:,.0f} MiB ({rule}; shared_bytes asks for another size): {'; '.join(lost)}"
+    return f"shared files take about {size.shared_bytes / 2**20:,.0f} MiB ({rule}; shared_bytes asks for another size): {'; '.join(given_up)}"
 
 
 def nearest_sizes(
@@ -119,14 +119,14 @@ def nearest_sizes(
         if config.bytes_per_example
         else [max(choice.width for choice in size.choices) >> shift for shift in range(1, 12)],
     }
-    found = []
+    sizes = []
     for name, values in options.items():
         for value in values:
             other = replace(config, **{name: value}) if value else config
             if value and fits(within_budget(units, examples, other, fit)[1]):
-                found.append(f"{name}={value}")
+                sizes.append(f"{name}={value}")
                 break
-    return f"; what would fit: {' or '.join(found[:2])}" if found else ""
+    return f"; what would fit: {' or '.join(sizes[:2])}" if sizes else ""
 
 
 def _fitting(units: Sequence[Unit], fit: FitConfig, room: int) -> FitConfig:

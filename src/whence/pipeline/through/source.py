@@ -110,7 +110,7 @@ def _curvature(prepared: Prepared, cut: CutRun, segment: Segment) -> KroneckerCu
         if not online:
             raise BadInput(
                 found=f"online_bases for a run without bases after step {segment.checkpoints[-1]:,}",
-                needed="one recorded with curvature=whence.OnlineCurvature(task)",
+                needed="one recorded with curvature=whence.runs.OnlineCurvature(task)",
                 do="record the run again, look at it more often (every=), or leave online_bases out",
             )
     return fit_ekfac_pooled(

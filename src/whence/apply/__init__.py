@@ -1,1 +1,0 @@
-"""What people do with scores: each ends in something to act on."""

@@ -1,7 +1,0 @@
-"""Why did it say this? An answer split over its tokens and those of the documents behind it."""
-
-from whence.apply.why.answer import DocumentParts, Why
-from whence.apply.why.candidates import check_store
-from whence.apply.why.explain import why
-
-__all__ = ["DocumentParts", "Why", "check_store", "why"]

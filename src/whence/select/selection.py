@@ -1,0 +1,218 @@
+"""What was chosen, example by example, in words and on disk.
+
+Axes: N training examples.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.errors import BadInput, StoreCorrupt
+from whence.store.file_sets import check_set, path_in_set, write_set
+from whence.store.files import read_json, read_lines
+from whence.strict_json import fitted, record_of
+
+__all__ = ["CRITERIA", "Decision", "Selection", "load_selection"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What examples are ranked by.
+
+    Args:
+        prefer: Which end is worth keeping, unless somebody says otherwise.
+        meaning: What a value is, for the summary.
+    """
+
+    prefer: Literal["high", "low"]
+    meaning: str
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "influence": Criterion("high", "predicted change of the mean validation measurement if the example counted twice"),
+    "self-influence": Criterion("low", "what the example does to its own loss; high for atypical examples and wrong labels"),
+    "loss": Criterion("low", "the example's own loss; high for what the model fits worst"),
+    "random": Criterion("high", "a random draw"),
+}
+"""What examples can be ranked by."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one example.
+
+    Args:
+        id: Of the example.
+        decision: "keep" or "drop".
+        weight: In training: 1 or 0, or a number in between or above when data is re-weighted.
+        value: What it was ranked by.
+        rank: 1 for what is kept first, over all examples.
+        reason: Why, in words.
+        group: Its class or source, if data was balanced by it.
+        tokens: Its length, if known.
+        duplicate_of: Id of the example that is kept in its place.
+    """
+
+    id: str
+    decision: Literal["keep", "drop"]
+    weight: float
+    value: float
+    rank: int
+    reason: str
+    group: str | None = None
+    tokens: int | None = None
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A decision for every training example, in the order of the data.
+
+    Args:
+        by: What examples were ranked by, a name in `CRITERIA`.
+        unit: Of the values.
+        method: How the values were made.
+        budget: What was asked for, in words.
+        decisions: One per training example.
+        counts: What the budget was counted in.
+        is_weighted: Whether what is kept has weights of its own.
+    """
+
+    by: str
+    unit: str
+    method: str
+    budget: str
+    decisions: tuple[Decision, ...]
+    counts: Literal["examples", "tokens"] = "examples"
+    is_weighted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """True for what is kept, shape (N,): the mask that a training function takes."""
+        return torch.tensor([decision.decision == "keep" for decision in self.decisions])
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Weight of every example in training, shape (N,), float64; 0 for what is dropped."""
+        return torch.tensor([decision.weight for decision in self.decisions], dtype=torch.float64)
+
+    @property
+    def dropped(self) -> list[int]:
+        """Places of what is dropped."""
+        return torch.nonzero(~self.keep).flatten().tolist()
+
+    def predicted_change(self) -> float | None:
+        """What the validation measurement is predicted to gain on average: the sum of (weight - 1) x value; None if not by influence.
+
+        To first order, so the larger the change of the data the less it says; only scores in the unit of a measurement make it a forecast.
+        """
+        if self.by != "influence":
+            return None
+        values_N = torch.tensor([decision.value for decision in self.decisions], dtype=torch.float64)
+        return float(((self.weights - 1) * values_N).sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, plain numbers for JSON."""
+        keepers = [decision for decision in self.decisions if decision.decision == "keep"]
+        summary: dict[str, Any] = {
+            "by": self.by,
+            "meaning": CRITERIA[self.by].meaning,
+            "unit": self.unit,
+            "method": self.method,
+            "budget": self.budget,
+            "counts": self.counts,
+            "examples": len(self),
+            "kept": len(keepers),
+            "dropped": len(self) - len(keepers),
+            "duplicates_dropped": sum(decision.duplicate_of is not None for decision in self.decisions),
+        }
+        if all(decision.tokens is not None for decision in self.decisions):
+            summary |= {
+                "tokens": sum(decision.tokens or 0 for decision in self.decisions),
+                "tokens_kept": sum(decision.tokens or 0 for decision in keepers),
+            }
+        if self.by == "influence":
+            summary |= {
+                "kept_though_harmful": sum(decision.value < 0 for decision in keepers),
+                "dropped_though_helpful": sum(
+                    decision.value > 0 and decision.duplicate_of is None
+                    for decision in self.decisions
+                    if decision.decision == "drop"
+                ),
+                "predicted_change": self.predicted_change(),
+            }
+        if self.is_weighted:
+            total = float(self.weights.sum())
+            summary |= {
+                "effective_examples": total**2 / float(self.weights.square().sum()),
+                "largest_weight": float(self.weights.max()),
+            }
+        if self.decisions[0].group is not None:
+            of_all = Counter(decision.group for decision in self.decisions)
+            of_kept = Counter(decision.group for decision in keepers)
+            summary["groups"] = {
+                str(name): {"examples": of_all[name], "kept": of_kept[name]} for name in sorted(of_all, key=str)
+            }
+        return summary
+
+    def save(self, folder: str | Path) -> None:
+        """Write `list.jsonl`, one decision per line in the order of the data, and `summary.json`."""
+        folder = Path(folder)
+        lines = (json.dumps(_without_none(decision), ensure_ascii=False).encode() + b"\n" for decision in self.decisions)
+        write_set(folder, {"list.jsonl": lines}, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
+
+
+# What `summary.json` repeats of a selection, beside counts.
+_FACTS = {"by": str, "unit": str, "method": str, "budget": str, "counts": Literal["examples", "tokens"], "is_weighted": bool}
+
+
+def load_selection(folder: str | Path) -> Selection:
+    """What `Selection.save` wrote.
+
+    Args:
+        folder: With list.jsonl and summary.json.
+
+    Returns:
+        The selection.
+
+    Raises:
+        BadInput: If a file is missing or is not what was written.
+    """
+    folder = Path(folder)
+    try:
+        facts = dict(read_json(path_in_set(folder, "summary.json")))
+        check_set(folder, fitted(dict[str, str], facts.get("files", {}), "files"))
+        decisions = tuple(record_of(Decision, line) for line in read_lines(path_in_set(folder, "list.jsonl")))
+        facts_read = {name: fitted(kind, facts[name], name) for name, kind in _FACTS.items()}
+        return _checked(Selection(**facts_read, decisions=decisions))
+    except (OSError, ValueError, TypeError, KeyError, StoreCorrupt) as error:
+        raise BadInput(
+            found=f"{folder}, which holds no selection ({error.found if isinstance(error, StoreCorrupt) else error})",
+            needed="list.jsonl and summary.json, as `whence select` writes them",
+            do="check the path, or select again",
+        ) from error
+
+
+def _checked(selection: Selection) -> Selection:
+    """A selection as `Selection.save` has them.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not selection.decisions or selection.by not in CRITERIA or any(decision.weight < 0 for decision in selection.decisions):
+        raise ValueError("no decisions, or such as no selection makes")
+    return selection
+
+
+def _without_none(decision: Decision) -> dict[str, Any]:
+    return {name: value for name, value in asdict(decision).items() if value is not None}

@@ -1,0 +1,255 @@
+"""From scores per training example to shares per source, and what they are worth in money.
+
+Axes: Q queries, N training examples, L lines of the report.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence.errors import BadInput
+from whence.progress import meter
+from whence.records import ScoreTable
+from whence.settings import SharesConfig, only_options
+from whence.shares.intervals import over_models, over_queries, weighted_mean
+from whence.shares.payout import Payout, Settled, apportion, settle
+from whence.shares.rules import Rule
+from whence.shares.sources import LineKind, Lines, lines_of
+from whence.shares.tables import Tables, tables_of
+
+__all__ = ["WHOLE", "ShareLine", "Shares", "shares"]
+
+# Shares are whole trillionths: finer than a cent of ten billion, and exact in a float and in decimals.
+WHOLE = 10**12
+
+
+@dataclass(frozen=True)
+class ShareLine:
+    """One line of a report: a source, or what no source can be named for.
+
+    Args:
+        kind: "source"; or "unknown" (examples without a source), "noise" (scores below the noise floor), "none" (queries that nothing
+            speaks for).
+        name: Name of the source, or what the line is for.
+        examples: Training examples of it.
+        share: Between 0 and 1, in whole trillionths; the shares of all lines add up to 1 exactly.
+        over_models: 95 % interval with other models trained alike; None with one model.
+        over_queries: 95 % interval with other queries of the same kind; None with one query.
+        raised: Sum of its positive scores, mean over queries by weight, in the table's unit.
+        lowered: Sum of its negative scores, likewise.
+        settled: What it gets of the payout; None without one.
+    """
+
+    kind: LineKind
+    name: str
+    examples: int
+    share: float
+    over_models: tuple[float, float] | None
+    over_queries: tuple[float, float] | None
+    raised: float
+    lowered: float
+    settled: Settled | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares per source, for each query and in total; made by `whence.shares.shares`, written by `whence.shares.write_shares`.
+
+    Args:
+        lines: Sources by falling share, then one line each for what cannot be attributed.
+        query_ids: Names of the queries.
+        weights: What each query counts.
+        shares: Shares of each query before rounding, shape (queries, lines), float64.
+        rule: How scores became shares.
+        payout: What was split; None for shares alone.
+        tables: The scores that it all comes from.
+        sources: By id of a training example the name of its source, empty where unknown; without those that are not listed.
+        unlisted: Training examples that the sources do not mention.
+        draws: Bootstrap draws.
+        seed: Of the draws.
+    """
+
+    lines: tuple[ShareLine, ...]
+    query_ids: tuple[str, ...]
+    weights: tuple[float, ...]
+    shares: np.ndarray = field(repr=False)
+    rule: Rule
+    payout: Payout | None
+    tables: Tables = field(repr=False)
+    sources: Mapping[str, str] = field(repr=False)
+    unlisted: int
+    draws: int
+    seed: int
+
+    @property
+    def attributed(self) -> float:
+        """Share of all that goes to sources with a name."""
+        return sum(round(line.share * WHOLE) for line in self.lines if line.kind == "source") / WHOLE
+
+    def held(self) -> dict[str, str]:
+        """By name of a source what is held back for it, as amounts: what `carried` of the next payout takes."""
+        if self.payout is None:
+            return {}
+        return {
+            line.name: self.payout.text(line.settled.held)
+            for line in self.lines
+            if line.settled is not None and line.settled.held
+        }
+
+
+def shares(
+    tables: ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
+    sources: Mapping[str, str],
+    *,
+    config: SharesConfig = SharesConfig(),
+    weights: Mapping[str, float] | None = None,
+    carried: Mapping[str, str] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Shares:
+    """Shares of sources in what a model does: for each query, in total, and in money.
+
+    Each query is split among the sources by a rule, so that its shares add up to 1; the total is the mean over queries by weight. What has no
+    known source, lies below the noise floor or has nothing to speak for it is a line of its own and is never spread over the others.
+    The shares are what a method of attribution predicts; hold it against retraining (`whence.evaluate`) before money depends on it.
+
+    >>> import torch, whence
+    >>> table = whence.ScoreTable(torch.tensor([[3.0, 1.0, -2.0]]), ("q",), ("a", "b", "c"), "nats", "by hand")
+    >>> found = whence.shares.shares(table, {"a": "press", "b": "radio", "c": "press"}, payout="10.00 EUR")
+    >>> [(line.name, line.share, line.settled.paid) for line in found.lines[:2]]
+    [('press', 0.75, 750), ('radio', 0.25, 250)]
+
+    Args:
+        tables: Scores, as tables or as folders that `whence score` or `whence attribute` wrote; read in float32, as they are written.
+        sources: By id of a training example the name of its source, such as `whence.shares.named_sources(records, by="author")`; "" for
+            unknown.
+        config: How scores become shares, and shares money.
+        weights: By name of a query what it counts, such as how often it was asked; None counts all alike.
+        carried: By name of a source what was held back before, which is due now as well.
+        quiet: No progress on stderr.
+        **options: By name, the fields of `SharesConfig` instead of `config`, such as rule="signed" and payout="1000.00 EUR".
+
+    Returns:
+        The shares.
+
+    Raises:
+        BadInput: If options do not fit each other or the tables.
+    """
+    config = only_options(config, options, "config")
+    tables_read, rule, money = tables_of(tables, config.several), _rule(config), _payout(config, carried)
+    if rule.floor_errors is not None and tables_read.num_models < 3:
+        raise BadInput(
+            found=f"a noise floor in standard errors over {tables_read.num_models} model(s)",
+            needed="tables of three models or more, with several='models'",
+            do="pass them, or a floor in the unit of the scores",
+        )
+    amounts = {} if money is None else {name: money.units(text) for name, text in (carried or {}).items()}
+    before = {name: amount for name, amount in amounts.items() if amount}
+    lines, weights_Q = lines_of(tables_read.train_ids, sources, before), _weights(tables_read.query_ids, weights)
+    split = _split(tables_read, rule, lines, weights_Q, quiet)
+    total_L = weighted_mean(split.shares_QL, weights_Q)
+    order = sorted(range(len(total_L)), key=lambda line: (lines.kinds[line] != "source", -total_L[line]))
+
+    # What is lost to rounding goes by the order in which lines are shown.
+    whole = apportion(WHOLE, [float(total_L[line]) for line in order])
+    names = [lines.names[line] if lines.kinds[line] == "source" else None for line in order]
+    settled = [None] * len(order) if money is None else settle(money, names, whole, before)
+
+    totals = [weighted_mean(each_QL, weights_Q) for each_QL in split.without_MQL]
+    ends_of_models = over_models(total_L, totals) if totals else None
+    is_many = len(weights_Q) > 1
+    ends_of_queries = over_queries(split.shares_QL, weights_Q, draws=config.draws, seed=config.seed) if is_many else None
+    weight = float(sum(weights_Q.tolist()))
+    settled_lines = tuple(
+        ShareLine(
+            lines.kinds[line],
+            lines.names[line],
+            lines.examples[line],
+            whole[index] / WHOLE,
+            _ends(ends_of_models, line),
+            _ends(ends_of_queries, line),
+            float(split.raised_L[line]) / weight,
+            float(split.lowered_L[line]) / weight,
+            settled[index],
+        )
+        for index, line in enumerate(order)
+    )
+    return Shares(
+        settled_lines, tables_read.query_ids, tuple(weights_Q.tolist()), split.shares_QL[:, order], rule, money, tables_read,
+        lines.listed(tables_read.train_ids), lines.unlisted, config.draws, config.seed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Shares of each query, the same without each model (where there are several), and sums of positive and of negative scores."""
+
+    shares_QL: np.ndarray
+    without_MQL: list[np.ndarray]
+    raised_L: np.ndarray
+    lowered_L: np.ndarray
+
+
+def _split(tables: Tables, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
+    shares_QL = np.zeros((len(tables.query_ids), len(lines.names)))
+    without_MQL = [np.zeros_like(shares_QL) for _ in range(tables.num_models if tables.num_models > 1 else 0)]
+    raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
+    with meter("shares", len(weights_Q), quiet=quiet) as progress:
+        for query, weight in enumerate(weights_Q):
+            scores_MN = tables.of_query(query)
+            shares_QL[query] = rule.shares(scores_MN, lines)
+            scores_N, of_examples = rule.placed(scores_MN, lines)
+            for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
+                sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
+            for model, without_QL in enumerate(without_MQL):
+                without_QL[query] = rule.shares(np.delete(scores_MN, model, axis=0), lines)
+            progress.advance()
+    return _Split(shares_QL, without_MQL, raised_L, lowered_L)
+
+
+def _rule(config: SharesConfig) -> Rule:
+    return Rule(name=config.rule, temperature=config.temperature, floor=config.floor, floor_errors=config.floor_errors)
+
+
+def _payout(config: SharesConfig, carried: Mapping[str, str] | None) -> Payout | None:
+    """What is to be split.
+
+    Raises:
+        BadInput: If something was carried into no payout.
+    """
+    if config.payout is not None:
+        return Payout.read(config.payout, minimum=config.minimum)
+    if carried:
+        raise BadInput(found="a carried amount without a payout", needed="an amount to split", do="pass payout")
+    return None
+
+
+def _weights(query_ids: Sequence[str], weights: Mapping[str, float] | None) -> np.ndarray:
+    """What each query counts.
+
+    Raises:
+        BadInput: If a weight is missing, of no query, or no number that can weigh.
+    """
+    if weights is None:
+        return np.ones(len(query_ids))
+    if strays := sorted(set(weights) ^ set(query_ids)):
+        raise BadInput(
+            found=f"{len(weights)} weights for {len(query_ids)} queries, of which {strays[0]!r} is only on one side",
+            needed=f"one for every query, by its name, such as {query_ids[0]!r}",
+            do="write 0 for a query that does not count",
+        )
+    found_Q = np.array([float(weights[name]) for name in query_ids])
+    if not np.isfinite(found_Q).all() or (found_Q < 0).any() or not found_Q.any():
+        raise BadInput(
+            found="weights of which one is negative or no number, or all are zero",
+            needed="numbers that are not negative, one of them above zero",
+            do="correct the weights",
+        )
+    return found_Q
+
+
+def _ends(ends: tuple[np.ndarray, np.ndarray] | None, line: int) -> tuple[float, float] | None:
+    return None if ends is None else (float(ends[0][line]), float(ends[1][line]))

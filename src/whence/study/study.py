@@ -1,0 +1,190 @@
+"""A study of a corpus: what many queries, in named sets, have in common in the documents that they come from."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.data import Dataset
+from whence.digests import digested_once
+from whence.errors import BadInput
+from whence.methods import exact_method_named
+from whence.pipeline.inputs import as_dataset
+from whence.progress import meter
+from whence.settings import (
+    Damping,
+    ExactSettings,
+    Runtime,
+    StudyConfig,
+    final_settings,
+    split_options,
+    split_runtime,
+    stored_options,
+)
+from whence.store import Store, open_store, write_json
+from whence.study.corpus import corpus_of_data, corpus_of_store, values_of
+from whence.study.correlation import by_sets, correlations
+from whence.study.kept_scores import keep_scores
+from whence.study.kinds import kind_shares, kinds_of
+from whence.study.page import write_study
+from whence.study.readouts import histograms, tails_and_mass
+from whence.study.result import Reading, Study
+from whence.tasks import AbstractTask
+
+__all__ = ["study"]
+
+# Passes over the queries' scores for one reading: sorting, counting, ranking.
+_PASSES = 3
+
+
+@digested_once()
+def study(
+    task: AbstractTask,
+    corpus: Store | str | Path | Dataset | Iterable[Any],
+    sets: Mapping[str, Dataset | Iterable[Any]],
+    folder: str | Path,
+    *,
+    config: StudyConfig = StudyConfig(),
+    method: str | ExactSettings | None = None,
+    runtime: Runtime = Runtime(),
+    **options: Any,
+) -> Study:
+    """Compare named sets of queries by where in a corpus they come from (Ruis et al. 2024, arXiv 2411.12580).
+
+    The corpus is scored once, in its order, shard by shard, and every score is kept in the folder: a run that was stopped goes on with the
+    shard it was at, and other readings of the same scores cost no pass over the corpus. What is read off them takes one query at a time, or
+    half a gibibyte of ranks, so that memory does not grow with the number of queries times documents: both tails, full histograms, how few
+    documents hold the positive influence, which kinds of document are in the tails more often than in the corpus, and the rank correlation
+    of every pair of queries, which is exact, over all documents.
+
+    Every score is divided by the query's loss (the nats of its completion), so that long and surprising completions compare with short ones,
+    and in a second reading also by the document's norm, so that documents with large gradients do not come first for every query. Raw scores
+    and both divisors are kept beside these.
+
+    Args:
+        task: The model.
+        corpus: A store of it or its folder; or the training data itself, which is then gone through with whole gradients.
+        sets: Queries by name of their set, as `task.prepare` takes them.
+        folder: Where scores, study.json and study.html go.
+        config: What is read off the scores.
+        method: For training data, an exact method; None for "ekfac", its curvature kept in the study's own folder.
+        runtime: How the job runs.
+        **options: By name: the fields of `StudyConfig`; for a store the damping, as in `whence.query`; for training data the method's
+            settings, as in `whence.attribute`; and the fields of `Runtime`.
+
+    Returns:
+        The study.
+
+    Raises:
+        BadInput: If there are no sets, a query has no loss to divide by, k does not fit the corpus, or a setting is given that the kind of
+            corpus has no use for.
+    """
+    folder = Path(folder)
+    is_store = isinstance(corpus, Store | str | Path)
+    runtime, rest = split_runtime(runtime, options)
+    config, rest = split_options(config, rest, "config")
+    settings, damping = None, Damping()
+    if is_store:
+        damping = _store_damping(method, runtime, rest)
+    elif isinstance(method or "ekfac", str):
+        has_factors = exact_method_named(str(method or "ekfac")).factors is not None
+        settings = final_settings(method or "ekfac", ({"factors": folder / "factors"} if has_factors else {}) | rest)
+    else:
+        settings = final_settings(method or "ekfac", rest)
+    queries, rows_of_set = _joined(task, sets)
+    nats_Q, measurements_Q = values_of(task, queries)
+    _check_nats(queries, nats_Q)
+    if isinstance(corpus, Store | str | Path):
+        store = corpus if isinstance(corpus, Store) else open_store(corpus)
+        k = _tail(config.k, len(store))
+        ready = corpus_of_store(store, task, queries, damping, runtime.quiet)
+    else:
+        train = as_dataset(task, corpus)
+        k = _tail(config.k, len(train))
+        assert settings is not None
+        ready = corpus_of_data(task, train, queries, settings, runtime)
+    numbered = kinds_of(ready.documents(), config.kinds)
+    scores = keep_scores(ready, folder / "scores", nats_Q, quiet=runtime.quiet)
+    readings = {}
+    for name, by_norm in (("per nat", False), ("per nat and norm", True)):
+        if by_norm and not scores.has_norms:
+            continue
+        with meter(f"reading {name}", _PASSES * len(queries), quiet=runtime.quiet) as progress:
+            tails, mass, sizes_Q2 = tails_and_mass(scores, k, by_norm=by_norm, progress=progress)
+            counted = histograms(scores, rows_of_set, sizes_Q2, by_norm=by_norm, progress=progress)
+            matrix_QQ = correlations(scores, by_norm=by_norm, progress=progress)
+        shares = [
+            share
+            for label, rows in rows_of_set.items()
+            for side in ("top", "bottom")
+            for share in kind_shares(numbered, tails.side(side)[0][rows.start : rows.stop], label, side, seed=config.seed)
+        ]
+        readings[name] = Reading(name, tails, mass, counted, by_sets(matrix_QQ, rows_of_set, seed=config.seed), tuple(shares))
+    result = Study(
+        folder, rows_of_set, queries.ids, tuple(example.text or example.id for example in queries.examples), tuple(nats_Q.tolist()),
+        tuple(measurements_Q.tolist()), readings, scores, ready, len(numbered.names), k, task.unit,
+    )  # fmt: skip
+    write_json(folder / "study.json", result.to_dict())
+    write_study(folder / "study.html", result)
+    return result
+
+
+def _joined(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]) -> tuple[Dataset, dict[str, range]]:
+    """All queries, named set/id, and the rows of each set.
+
+    Raises:
+        BadInput: If there are no sets.
+    """
+    if not isinstance(sets, Mapping) or not sets:
+        raise BadInput(
+            found="no sets of queries", needed="one or more by name", do="such as sets={'facts': [...], 'code': [...]}"
+        )
+    examples, rows_of_set = [], {}
+    for name, records in sets.items():
+        some = as_dataset(task, records).examples
+        rows_of_set[name] = range(len(examples), len(examples) + len(some))
+        examples += [dataclasses.replace(example, id=f"{name}/{example.id}") for example in some]
+    return Dataset(examples), rows_of_set
+
+
+def _store_damping(method: Any, runtime: Runtime, options: Mapping[str, Any]) -> Damping:
+    """The damping of a store's curvature.
+
+    Raises:
+        BadInput: If something is given that is for training data.
+    """
+    dampings = ("relative_damping", "absolute_damping", "damping_rule")
+    given = {"method": method, **options, "memory_gib": runtime.memory_gib}
+    unused = [name for name, value in given.items() if value is not None and name not in dampings]
+    if unused:
+        raise BadInput(
+            found=f"{', '.join(unused)} for a store",
+            needed="training data for it: a store has its method and curvature inside",
+            do=f"leave {unused[0]} out, or study the data itself",
+        )
+    return stored_options(Damping(), None, Runtime(), options)[0]
+
+
+def _check_nats(queries: Dataset, nats_Q: Tensor) -> None:
+    wrong = (~(torch.isfinite(nats_Q) & (nats_Q > 0))).nonzero()[:, 0].tolist()
+    if wrong:
+        raise BadInput(
+            found=f"the query {queries.ids[wrong[0]]!r} with a loss of {float(nats_Q[wrong[0]]):g}",
+            needed="a positive number to divide its scores by",
+            do="leave the query out",
+        )
+
+
+def _tail(k: int | None, num_documents: int) -> int:
+    if k is None:
+        return max(1, min(50, num_documents // 10))
+    if not 1 <= k <= num_documents // 2:
+        raise BadInput(
+            found=f"k={k} for {num_documents:,} documents",
+            needed=f"1 to {num_documents // 2:,}, so that the tails do not overlap",
+            do="choose another k",
+        )
+    return k
