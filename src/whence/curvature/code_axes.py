@@ -35,7 +35,7 @@ _TINY = torch.finfo(torch.float64).tiny
 # Examples of the sample that the size of rounded axes is measured on.
 _MEASURED = 128
 # And that sizes of code are judged on.
-_JUDGED = 512
+_MOST_JUDGED = 512
 # Share of the stored documents below which it does not matter what a code is worth on those of the sample.
 _FEW_MEMBERS = 0.02
 _NOTHING = Axes(torch.zeros(0, 0), torch.zeros(0), 32, 0)
@@ -66,8 +66,8 @@ def whiten(
         chosen = torch.zeros(sum(map(len, shares)), dtype=torch.bool).index_fill(0, order.cpu(), True)
         coordinates = [part.nonzero()[:, 0] for part in chosen.split([len(share) for share in shares])]
 
-    def there(found: Basis | None) -> Basis | None:
-        return found if found is None or device is None else found.to(device)
+    def there(basis: Basis | None) -> Basis | None:
+        return basis if basis is None or device is None else basis.to(device)
 
     bases = Kronecker(
         tuple(block.unit for block in curvature.blocks),
@@ -157,7 +157,7 @@ class Choosing:
         return self.most_bytes - code.width * code.rest * REST_BITS // 8
 
 
-def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, query_rows: Sequence[int] = ()) -> LearnedCode:
+def code_axes(rows: Sequence[Tensor], held_out: Sequence[Tensor], how: Choosing, query_rows: Sequence[int] = ()) -> LearnedCode:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
     The Gram matrix of the sample has the same spectrum (Heo et al. 2026, section 3.3); axes are Z^T V / sigma. They are turned by a random
@@ -169,7 +169,7 @@ def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, que
 
     Args:
         rows: Per unit, shape (S, U), of the sample.
-        held: Per unit, shape (H, U), of documents that are stored and not in the sample; H may be 0.
+        held_out: Per unit, shape (H, U), of documents that are stored and not in the sample; H may be 0.
         how: Sizes, room and seed.
         query_rows: Places of examples that are to stand in for queries from outside.
 
@@ -181,10 +181,12 @@ def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, que
     directions = max(1, int((values_S > values_S[-1] * _NOISE).sum()))
     choices = [replace(choice, width=min(choice.width, directions)) for choice in how.choices]
     mix_SK = _mix(values_S, vectors_SS, max(choice.width for choice in choices))
-    sketched = [_sketched(part, how, max(choice.rest for choice in choices)) if how.slots else None for part in (held, rows)]
+    sketched = [
+        _sketched(part, how, max(choice.rest for choice in choices)) if how.slots else None for part in (held_out, rows)
+    ]
     out = None
-    if len(held[0]):
-        out = HeldOut(_products(held, held), _products(held, rows) @ mix_SK, *_sketches(sketched, mix_SK), how.seed)
+    if len(held_out[0]):
+        out = HeldOut(_products(held_out, held_out), _products(held_out, rows) @ mix_SK, *_sketches(sketched, mix_SK), how.seed)
     chosen = _chosen(choices, out, how.members, lambda choice: _agreement(gram_SS, mix_SK, choice, how.seed))
     code = chosen.code
     turned_SK = mix_SK[:, : code.width] @ rotation(code.width, how.seed)
@@ -193,37 +195,39 @@ def code_axes(rows: Sequence[Tensor], held: Sequence[Tensor], how: Choosing, que
         ((first, block_SM.T.to(_wide(block_SM)) @ turned_SK.to(_wide(block_SM)), block_SM[few]) for first, block_SM in _blocks(rows)),
         gram_SS[few] @ turned_SK, sum(row.shape[1] for row in rows), how.room(code), how.seed,
     )  # fmt: skip
-    places = torch.tensor(query_rows, dtype=torch.long)
+    query_indices = torch.tensor(query_rows, dtype=torch.long)
     # What of an example no other one has, squared: the Schur complement of the others in the Gram matrix. Axes hold it by the example's mix.
     least = values_S[-1] * _NOISE
-    own_A = 1 / (vectors_SS[places].square() / (values_S.clamp_min(0) + least)).sum(1) - least
-    outside_AK = gram_SS[places] @ turned_SK - own_A.clamp_min(0)[:, None] * turned_SK[places]
+    own_A = 1 / (vectors_SS[query_indices].square() / (values_S.clamp_min(0) + least)).sum(1) - least
+    outside_AK = gram_SS[query_indices] @ turned_SK - own_A.clamp_min(0)[:, None] * turned_SK[query_indices]
     rest_RK = None
     if code.rest and sketched[1] is not None:
         rest_RK = sketched[1][:, : code.rest].T.double() @ turned_SK * (how.slots / code.rest) ** 0.5
     return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots, stand_ins=outside_AK)
 
 
-def streamed_code(chunks: Chunks, examples: int, held: Sequence[Tensor], how: Choosing, device: torch.device) -> LearnedCode:
+def streamed_code(
+    chunks: Chunks, examples: int, held_out: Sequence[Tensor], how: Choosing, device: torch.device
+) -> LearnedCode:
     """The same from more documents than fit in memory: see `streamed_axes`.
 
     Args:
         chunks: Whitened coordinates of the sample, all units one after the other, twice the same.
         examples: In the sample.
-        held: Per unit, shape (H, U), of documents that are stored and not in the sample.
+        held_out: Per unit, shape (H, U), of documents that are stored and not in the sample.
         how: Sizes, room and seed; `members` plays no part, since so many documents leave no trace of their own in so few axes.
         device: Where the axes are found.
     """
-    coordinates, width = sum(part.shape[1] for part in held), max(choice.width for choice in how.choices)
+    coordinates, width = sum(part.shape[1] for part in held_out), max(choice.width for choice in how.choices)
     axes_MK = streamed_axes(chunks, examples, coordinates, width, seed=how.seed, device=device).cpu()
     choices = [replace(choice, width=min(choice.width, axes_MK.shape[1])) for choice in how.choices]
-    whole_HM = torch.cat(list(held), 1).to(axes_MK)
+    whole_HM = torch.cat(list(held_out), 1).to(axes_MK)
     sketches = [torch.zeros(len(whole_HM), 0), torch.zeros(axes_MK.shape[1], 0)]
     if how.slots:
         mixtures = max(choice.rest for choice in choices)
         # Axes lie as rows do, one coordinate after the other.
-        sketches = [_sketched(part, how, mixtures) for part in (held, [axes_MK.T])]
-    out = HeldOut(_products(held, held), whole_HM @ axes_MK, *sketches, how.seed)
+        sketches = [_sketched(part, how, mixtures) for part in (held_out, [axes_MK.T])]
+    out = HeldOut(_products(held_out, held_out), whole_HM @ axes_MK, *sketches, how.seed)
     chosen = _chosen(choices, out, 0.0, lambda choice: 0.0)
     code = chosen.code
     turn_KK = rotation(code.width, how.seed).to(axes_MK)
@@ -249,13 +253,13 @@ def _chosen(choices: Sequence[Code], out: HeldOut | None, members: float, inside
         members: Share of the stored documents that are in it.
         inside: What a choice is worth on those.
     """
-    best, known = None, {}
+    best, agreements = None, {}
     for choice in choices:
         value, share = (0.0, 0.0) if out is None else out.agreement(choice)
         alone = replace(choice, rest=0)
-        if members > _FEW_MEMBERS and alone not in known:
-            known[alone] = inside(alone) if len(choices) > 1 else 0.0
-        value = known.get(alone, value) if out is None else members * known.get(alone, value) + (1 - members) * value
+        if members > _FEW_MEMBERS and alone not in agreements:
+            agreements[alone] = inside(alone) if len(choices) > 1 else 0.0
+        value = agreements.get(alone, value) if out is None else members * agreements.get(alone, value) + (1 - members) * value
         # Mixtures of which nothing is signal are left out.
         choice = choice if share > 0 else alone
         if best is None or value > best.expected:
@@ -333,7 +337,7 @@ def _agreement(gram_SS: Tensor, mix_SK: Tensor, code: Code, seed: int) -> float:
     A real query is not in the sample: its code has no part of an axis' own example. Leaving the diagonal out of the Gram matrix on the
     query's side gives such codes; with it they would be several times too long, and rounding would seem to cost far more than it does.
     """
-    few = torch.arange(0, len(gram_SS), max(1, len(gram_SS) // _JUDGED))
+    few = torch.arange(0, len(gram_SS), max(1, len(gram_SS) // _MOST_JUDGED))
     gram_FS, mix_SK = gram_SS[few], mix_SK[:, : code.width]
     codes_FK = gram_FS @ mix_SK
     hollow_FK = codes_FK - gram_SS.diagonal()[few, None] * mix_SK[few]

@@ -59,20 +59,20 @@ def streamed_axes(
     if coordinates_M > SKETCHED:
         sketch = SparseSketch.random(coordinates_M, SKETCHED, seed=seed, name="sketches of documents", device=device)
     sketches_NR = None
-    for places, rows_BM in chunks():
+    for documents, rows_BM in chunks():
         wide_BM = rows_BM.to(device, torch.promote_types(rows_BM.dtype, torch.float32))
         sketched_BR = (wide_BM if sketch is None else sketch.times(wide_BM)).cpu()
         if sketches_NR is None:
             sketches_NR = sketched_BR.new_zeros(rows_N, sketched_BR.shape[1])
-        sketches_NR[torch.tensor(list(places))] = sketched_BR
+        sketches_NR[torch.tensor(list(documents))] = sketched_BR
     sketches = ranks.added_up({} if sketches_NR is None else {"sketches": sketches_NR})
     mix_NK = _mixtures(sketches["sketches"], width_K)
     del sketches, sketches_NR
     axes_MK = torch.zeros(coordinates_M, mix_NK.shape[1], device=device)
-    for places, rows_BM in chunks():
+    for documents, rows_BM in chunks():
         wide_BM = rows_BM.to(device, torch.promote_types(rows_BM.dtype, torch.float32))
         axes_MK = axes_MK.to(wide_BM.dtype)
-        axes_MK.addmm_(wide_BM.T, mix_NK[torch.tensor(list(places))].to(wide_BM))
+        axes_MK.addmm_(wide_BM.T, mix_NK[torch.tensor(list(documents))].to(wide_BM))
     axes_MK = ranks.added_up({"axes": axes_MK})["axes"]
     # Twice: rounding of the first round is gone after the second.
     for _ in range(2):

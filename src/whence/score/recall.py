@@ -7,7 +7,7 @@ import torch
 
 __all__ = ["expected_recall", "shortlist_for"]
 
-_PLACES = 2001
+_POINTS = 2001
 # Standard deviations beyond which there is nothing.
 _FARTHEST = 9.0
 
@@ -30,13 +30,13 @@ def expected_recall(correlation: float, documents: int, best: int, shortlist: in
     if shortlist >= documents:
         return 1.0
     normal = torch.distributions.Normal(torch.tensor(0.0).double(), torch.tensor(1.0).double())
-    share, kept = min(1.0, best / documents), shortlist / documents
+    share, kept_share = min(1.0, best / documents), shortlist / documents
     if correlation >= 1 - 1e-12:
-        return min(1.0, kept / share)
+        return min(1.0, kept_share / share)
     # Quantiles of the exact scores of the best, each as likely as any other: the middle of as many parts.
-    parts_X = (torch.arange(_PLACES).double() + 0.5) / _PLACES
+    parts_X = (torch.arange(_POINTS).double() + 0.5) / _POINTS
     exact_X = -normal.icdf(parts_X * share).clamp(-_FARTHEST, _FARTHEST)
-    threshold = -normal.icdf(torch.tensor(kept).double())
+    threshold = -normal.icdf(torch.tensor(kept_share).double())
     return float(normal.cdf((correlation * exact_X - threshold) / (1 - correlation**2) ** 0.5).mean())
 
 

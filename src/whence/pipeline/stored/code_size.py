@@ -44,7 +44,7 @@ _PLACE_BYTES = 8
 # Of a row's bits, for signs of what the axes leave.
 _REST_PARTS = (0.125, 0.25, 0.5, 0.75, 0.875, 0.9375)
 # Documents that nothing is learned from and sizes of code are judged on; fewer than the second say nothing.
-_HELD, _FEWEST_HELD = 256, 32
+_MOST_HELD_OUT, _FEWEST_HELD = 256, 32
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CodeSize:
 
     Args:
         samples: Examples that the axes are learned from.
-        held: Examples that sizes of code are judged on.
+        held_out: Examples that sizes of code are judged on.
         coordinates: Of a whitened gradient that are kept.
         choices: Sizes of code.
         axes_bytes: Room for the axes and their sketches.
@@ -64,7 +64,7 @@ class CodeSize:
     """
 
     samples: int
-    held: int
+    held_out: int
     coordinates: int
     choices: list[Code]
     axes_bytes: int
@@ -128,34 +128,34 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     coordinates = min(parameters, max(1, fitting), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))
     at_once, axes_at_once = _SAMPLE_BYTES // (2 * coordinates), max(1, _SAMPLE_BYTES // (4 * coordinates))
     # More documents than are held go by twice, if the axes that were asked for, or those that bytes may be spent on, can be held.
-    streamed = min(examples - _HELD, config.axes_examples or _STREAMED)
+    streamed = min(examples - _MOST_HELD_OUT, config.axes_examples or _STREAMED)
     is_many = streamed > at_once if config.axes_examples else examples >= _MANY * samples
     is_streamed = is_many and bool(config.bytes_per_example or widest <= axes_at_once)
     samples = streamed if is_streamed else min(samples, at_once)
-    held = min(_HELD, examples - samples)
-    held = held if held >= _FEWEST_HELD else 0
+    held_out = min(_MOST_HELD_OUT, examples - samples)
+    held_out = held_out if held_out >= _FEWEST_HELD else 0
     most = min(samples, axes_at_once if is_streamed else samples)
     if config.shared_bytes and 4 * most * coordinates > axes_bytes:
         most = min(most, max(1, 8 * axes_bytes // _filled_up(coordinates), axes_bytes // (4 * coordinates)))
-    choices = code_choices(config, most, coordinates=_filled_up(coordinates) if held else 0, axes_bytes=axes_bytes)
+    choices = code_choices(config, most, coordinates=_filled_up(coordinates) if held_out else 0, axes_bytes=axes_bytes)
     taken = max(_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
     slots, widest = (max(numbers) for numbers in zip(*((choice.rest, choice.width) for choice in choices), strict=True))
     wide = 4 * max(samples * SKETCHED, widest * coordinates) if is_streamed else 4 * samples * coordinates
     is_halved = wide > _WIDE_BYTES and not is_streamed
-    places = _PLACE_BYTES * coordinates if coordinates < parameters else 0
+    index_bytes = _PLACE_BYTES * coordinates if coordinates < parameters else 0
     return CodeSize(
-        samples, held, coordinates, choices, axes_bytes, is_streamed, is_halved,
-        sample_bytes=(wide // 2 if is_halved else wide) + 4 * (samples + held) * slots + taken,
-        shared_bytes=taken + bases + places,
+        samples, held_out, coordinates, choices, axes_bytes, is_streamed, is_halved,
+        sample_bytes=(wide // 2 if is_halved else wide) + 4 * (samples + held_out) * slots + taken,
+        shared_bytes=taken + bases + index_bytes,
     )  # fmt: skip
 
 
 def sample_places(examples: int, size: CodeSize) -> tuple[list[int], list[int]]:
     """Places of the examples, of so many, that a code is learned from, and of those that its size is judged on."""
     learned = spread_places(examples, size.samples)
-    known = set(learned)
-    others = [place for place in range(examples) if place not in known] if size.held else []
-    return learned, [others[place] for place in spread_places(len(others), size.held)]
+    learned_rows = set(learned)
+    others = [row for row in range(examples) if row not in learned_rows] if size.held_out else []
+    return learned, [others[row] for row in spread_places(len(others), size.held_out)]
 
 
 def fits(code: Code, choices: Sequence[Code], config: BuildConfig) -> bool:

@@ -119,14 +119,14 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates, task.device)
-    learned, places = _learned(task, plan, dataset, whitened, size, config, max_positions, quiet)
-    known = {
+    learned, sample_rows = _learned(task, plan, dataset, whitened, size, config, max_positions, quiet)
+    about_code = {
         "damping": torch.tensor(relative, dtype=torch.float64),
         "dtype": torch.tensor(STORED_TYPES.index(learned.code.dtype)),
         STAND_INS: learned.stand_ins.float(),
-        SAMPLE: torch.tensor(places, dtype=torch.int64),
+        SAMPLE: torch.tensor(sample_rows, dtype=torch.int64),
     }
-    return {**save_whitened(whitened), **save_axes(learned.axes), **save_rest(learned), **known}
+    return {**save_whitened(whitened), **save_axes(learned.axes), **save_rest(learned), **about_code}
 
 
 def _enough_disk(folder: Path, plan: Plan, examples: int, config: BuildConfig, fit: FitConfig, size: CodeSize) -> None:
@@ -160,10 +160,10 @@ def _learned(
     Raises:
         BadInput: If no example of the sample has a gradient.
     """
-    places, held_places = sample_places(len(dataset), size)
+    sample_rows, held_places = sample_places(len(dataset), size)
 
     def chunks(name: str, chosen: Sequence[int]) -> Iterator[tuple[range, list[Tensor]]]:
-        examples, step = [dataset.examples[place] for place in chosen], max(1, CHUNK_NUMBERS // max(1, size.coordinates))
+        examples, step = [dataset.examples[number] for number in chosen], max(1, CHUNK_NUMBERS // max(1, size.coordinates))
         with meter(name, len(chosen), quiet=quiet) as progress:
             for start in range(0, len(examples), step):
                 some = examples[start : start + step]
@@ -181,18 +181,18 @@ def _learned(
                 do="check the loss and the tracked parameters",
             )
 
-    how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(places) / len(dataset))
-    held = _together(chunks("held out", held_places), len(held_places), False) if held_places else None
-    if size.is_streamed and held is not None:
-        check(not any(bool(row.any()) for row in held))
+    how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(sample_rows) / len(dataset))
+    held_out_rows = _together(chunks("held out", held_places), len(held_places), False) if held_places else None
+    if size.is_streamed and held_out_rows is not None:
+        check(not any(bool(row.any()) for row in held_out_rows))
         passes = iter(("sketches", "axes"))
         return streamed_code(
-            lambda: ((where, torch.cat(rows, 1)) for where, rows in chunks(next(passes), places)),
-            len(places), held, how, task.device,
-        ), places  # fmt: skip
-    rows = _together(chunks("sample", places), len(places), size.is_halved)
+            lambda: ((where, torch.cat(rows, 1)) for where, rows in chunks(next(passes), sample_rows)),
+            len(sample_rows), held_out_rows, how, task.device,
+        ), sample_rows  # fmt: skip
+    rows = _together(chunks("sample", sample_rows), len(sample_rows), size.is_halved)
     check(not any(bool(row.any()) for row in rows))
-    return code_axes(rows, held or [row[:0] for row in rows], how, stand_ins(len(places))), places
+    return code_axes(rows, held_out_rows or [row[:0] for row in rows], how, stand_ins(len(sample_rows))), sample_rows
 
 
 def relative_damping(config: BuildConfig) -> float:

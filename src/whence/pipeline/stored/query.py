@@ -88,8 +88,8 @@ def query(
         share = (
             f"the strongest {min(size, len(prepared.store)):,} of each side of each query by {row}, {count:,} examples in all"
         )
-        held = recall_note(store, size) if isinstance(stage, ExactStage) else ()
-        notes = (*notes, *held, f"scores by {by}, of {share}")
+        recall_notes = recall_note(store, size) if isinstance(stage, ExactStage) else ()
+        notes = (*notes, *recall_notes, f"scores by {by}, of {share}")
     hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
