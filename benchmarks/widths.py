@@ -135,7 +135,7 @@ def bf16(arguments):
         task.model.to(torch.bfloat16).to(dtype)  # the same rounded weights in both types
         runs = {"quiet": True, "batch_positions": 1024}
         method, _, rest = name.partition(" ")
-        if method in whence.METHODS:
+        if method in whence.methods.METHODS:
             with TemporaryDirectory() as place:
                 store = whence.build(task, train, Path(place) / "store", method=method, seed=seed, **runs)
                 return whence.score_table(store, task, queries, quiet=True).scores
