@@ -6,7 +6,7 @@ Axes: N training examples, Q queries, M subsets.
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,6 @@ def _small(
     *,
     kind: type[Classification] | type[Regression] = Classification,
     seeds: int = 4,
-    subsets: int = 100,
     second_stage: int | None = None,
     flipped_N: Tensor | None = None,
 ) -> Setting:
@@ -177,7 +176,7 @@ def _small(
         lambda: new_network(settings.network, 0),
         retrain,
         SmallLosses(*queries),
-        subsets,
+        100,
         seeds,
         folder,
         flipped_N,
@@ -202,7 +201,7 @@ def _text_labels(folder: Path) -> Setting:
     settings = SmallSettings(
         network="reader", optimizer="adamw", epochs=16, batch_examples=16, learning_rate=2e-3, weight_decay=0.0
     )
-    return _small("text-labels", folder, settings, labelled_texts(READER_WORDS, READER_LENGTH), seeds=4, subsets=50)
+    return replace(_small("text-labels", folder, settings, labelled_texts(READER_WORDS, READER_LENGTH)), subsets=50)
 
 
 def _digits_noisy(folder: Path) -> Setting:
