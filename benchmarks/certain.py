@@ -39,12 +39,14 @@ def main():
     evaluation = evaluate(tables, bank)
     rows = {row.method: row for row in evaluation.rows}
     first = rows["gradient dot product"].lds
-    print(f"\n{setting.name}: {len(setting.train):,} examples, ceiling {evaluation.ceiling}")
+    print(f"\n{setting.name}: {len(setting.train):,} examples, ceiling {evaluation.ceiling.reachable:.2f}")
     print("\n| scores | LDS | over the dot product | slope | largest score |\n|---|---|---|---|---|")
     for table in tables:
         row = rows[table.method]
         largest = float(table.scores.abs().max())
-        print(f"| {table.method} | {row.lds.interval} | {row.lds.minus(first)} | {row.slope:.2g} | {largest:.2g} |")
+        print(
+            f"| {table.method} | {row.lds.interval} | {row.lds.minus(first)} | {row.calibration.slope.mean:.2g} | {largest:.2g} |"
+        )
 
 
 def table_of(setting, folder, name, measure, method):
