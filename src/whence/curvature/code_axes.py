@@ -222,12 +222,12 @@ def streamed_code(
     axes_MK = streamed_axes(chunks, examples, coordinates, width, seed=how.seed, device=device).cpu()
     choices = [replace(choice, width=min(choice.width, axes_MK.shape[1])) for choice in how.choices]
     whole_HM = torch.cat(list(held_out), 1).to(axes_MK)
-    sketches = [torch.zeros(len(whole_HM), 0), torch.zeros(axes_MK.shape[1], 0)]
+    held_HR, axes_KR = torch.zeros(len(whole_HM), 0), torch.zeros(axes_MK.shape[1], 0)
     if how.slots:
         mixtures = max(choice.rest for choice in choices)
         # Axes lie as rows do, one coordinate after the other.
-        sketches = [_sketched(part, how, mixtures) for part in (held_out, [axes_MK.T])]
-    out = HeldOut(_products(held_out, held_out), whole_HM @ axes_MK, *sketches, how.seed)
+        held_HR, axes_KR = (_sketched(part, how, mixtures) for part in (held_out, [axes_MK.T]))
+    out = HeldOut(_products(held_out, held_out), whole_HM @ axes_MK, held_HR, axes_KR, how.seed)
     chosen = _chosen(choices, out, 0.0, lambda choice: 0.0)
     code = chosen.code
     turn_KK = rotation(code.width, how.seed).to(axes_MK)
@@ -240,7 +240,7 @@ def streamed_code(
     )  # fmt: skip
     rest_RK = None
     if code.rest:
-        rest_RK = sketches[1][: code.width, : code.rest].T.to(turn_KK) @ turn_KK * (how.slots / code.rest) ** 0.5
+        rest_RK = axes_KR[: code.width, : code.rest].T.to(turn_KK) @ turn_KK * (how.slots / code.rest) ** 0.5
     return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots)
 
 
