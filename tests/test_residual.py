@@ -148,7 +148,7 @@ def test_the_share_is_that_of_least_error():
 
 def streamed(monkeypatch):
     """Of 60 documents 30 teach the axes, one pass after the other, and 8 judge the code."""
-    for name, value in {"_MANY": 1, "_STREAMED": 30, "_HELD": 8, "_FEWEST_HELD": 4}.items():
+    for name, value in {"_MANY": 1, "_STREAMED": 30, "_MOST_HELD_OUT": 8, "_FEWEST_HELD": 4}.items():
         monkeypatch.setattr(sizes, name, value)
     monkeypatch.setattr(codes_module, "CHUNK_NUMBERS", 1 << 13)
 
