@@ -99,8 +99,10 @@ class _Reader(nn.Module):
         super().__init__()
         from transformers import GPT2Config, GPT2Model
 
-        sizes = {"vocab_size": READER_WORDS, "n_positions": READER_LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 4}
-        config = GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)
+        config = GPT2Config(
+            vocab_size=READER_WORDS, n_positions=READER_LENGTH, n_embd=48, n_layer=2, n_head=4,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
         self.network = GPT2Model(config)
         self.classes = nn.Linear(48, 4)
 
