@@ -66,7 +66,7 @@ def main():
         jobs = {
             "mapped": lambda: scan(_Mapped(store), queries),
             "copied": lambda: scan(store, queries),
-            "summed": lambda: (store.opened._seen.clear(), scan(store, queries)),
+            "summed": lambda: (store.opened._summed.clear(), scan(store, queries)),
             "first": lambda: scan(open_store(folder), queries),
             "memory": lambda: scan(kept, queries),
             "opened": lambda: open_store(folder),

@@ -215,7 +215,7 @@ def planted_tokens(dataset: Dataset, data: Planted) -> dict[str, set[int]]:
 
 def agreement(marks: whence.guide.Marks, truth: Mapping[str, set[int]]) -> dict[str, float]:
     """Precision and recall of marked tokens, and the share of planted documents that have a mark."""
-    right = sum(len(truth[name] & set(marked.places)) for name, marked in marks.examples.items())
+    right = sum(len(truth[name] & set(marked.positions)) for name, marked in marks.examples.items())
     with_remark = {name for name, places in truth.items() if places}
     return {
         "marked": len(marks),
