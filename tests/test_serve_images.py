@@ -211,7 +211,9 @@ def test_a_classifier_of_texts(service, texts):
 
 def test_the_client_asks_about_items(service, pictures, monkeypatch):
     inside, client = service(), whence.serve.Client("http://127.0.0.1:1")
-    monkeypatch.setattr(client, "_answer_to", lambda store, verb, body, chosen, _: posted(inside, store, body | chosen, verb=verb))
+    monkeypatch.setattr(
+        client, "_answer_to", lambda store, verb, body, chosen, _: posted(inside, store, body | chosen, verb=verb)
+    )
     path = pictures / "dog" / "1.png"
     found = [
         client.attribute_item(image=image, label="cat", k=3, store="files", among=HitFilter(sources=["dog"]))
