@@ -20,7 +20,8 @@ from whence.store.files import (
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
 from whence.store.leases import Leases, leases
 from whence.store.left_out import left_out_notes, write_left_out
-from whence.store.reader import Store, open_store
+from whence.store.opening import open_store
+from whence.store.reader import Store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.verify import verify_store

@@ -222,6 +222,16 @@ class Seal:
     examples_sha256: str
     examples_bytes: int
 
+    @property
+    def tensors_file(self) -> str:
+        """Path of the rows inside the store."""
+        return f"{shard_stem(self.number)}.safetensors"
+
+    @property
+    def examples_file(self) -> str:
+        """Path of the examples inside the store."""
+        return f"{shard_stem(self.number)}.jsonl"
+
 
 def shard_stem(number: int) -> str:
     """Path of a shard inside the store, without ending.

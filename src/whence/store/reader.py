@@ -1,4 +1,4 @@
-"""Reading a finished store: refusing what is not whole, streaming what is."""
+"""Reading a finished store, shard by shard or row by row."""
 
 import dataclasses
 import hashlib
@@ -19,20 +19,17 @@ from torch import Tensor
 from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
-from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
-from whence.plain_files import open_plain
+from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store.examples import read_example
-from whence.store.files import damaged, file_sizes, read_tensors, reason, refuse_linked, sha256_of
-from whence.store.format import Blueprint, Seal, shard_stem
-from whence.store.manifest import Manifest, read_manifest
+from whence.store.files import damaged, read_tensors, reason, sha256_of
+from whence.store.format import Blueprint, Seal
 from whence.store.notes import read_notes, write_notes
-from whence.store.remote import is_remote, located
-from whence.store.resume import read_seals
+from whence.store.remote import is_remote
 from whence.store.sealed_files import SealedFiles
 from whence.store.tensor_bytes import fresh_memory
 from whence.tasks import AbstractTask
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store"]
 
 
 # Shards on their way besides the one in use: from a disk, and from an object store.
@@ -139,7 +136,7 @@ class Store:
             StoreCorrupt: If the file is not what was sealed.
             StoreChanged: If it has changed since the store was opened.
         """
-        return self._fitting(seal, self._read(_tensors_of(seal), names, seal.tensors_bytes), seal.rows)
+        return self._fitting(seal, self._read(seal.tensors_file, names, seal.tensors_bytes), seal.rows)
 
     def rows(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Some rows only, shard by shard; nothing else is read.
@@ -156,7 +153,7 @@ class Store:
             if inside and (is_remote(self.folder) or self._is_kept(seal, wanted)):
                 yield {name: tensor[inside] for name, tensor in self.tensors(seal, wanted).items()}
             elif inside:
-                yield self._fitting(seal, self._files.rows(_tensors_of(seal), wanted, inside), len(inside))
+                yield self._fitting(seal, self._files.rows(seal.tensors_file, wanted, inside), len(inside))
 
     def datasets(self) -> list[tuple[str, int]]:
         """Fingerprint and number of rows of each dataset that was built or appended, in row order."""
@@ -201,7 +198,7 @@ class Store:
             for row in inside:
                 start, stop = offsets[row - first : row - first + 2].tolist()
                 if not 0 <= start < stop <= seal.examples_bytes:
-                    raise StoreCorrupt(**damaged(self.folder / _tensors_of(seal), "offsets that no examples have"))
+                    raise StoreCorrupt(**damaged(self.folder / seal.tensors_file, "offsets that no examples have"))
                 by_row[row] = self._example(seal, self._content(seal, start, stop))
         return by_row
 
@@ -286,6 +283,10 @@ class Store:
         """Files that were looked at and can no longer be read as they were when the store was opened, and why."""
         return {} if is_remote(self.folder) else self._files.faults()
 
+    def held_open(self) -> "Store":
+        """The same store, whose files stay those that they are now, whatever is put in their place."""
+        return self if is_remote(self.folder) else dataclasses.replace(self, opened=self._files)
+
     def in_memory(self) -> "Store":
         """The same store for whoever asks again and again: what is read stays in memory, as long as a quarter of what is free now stays free.
 
@@ -305,7 +306,7 @@ class Store:
         """SHA-256 by name of the files of some shards, and of those beside them."""
         checksums = {}
         for seal in self.seals[shards.start : shards.stop]:
-            checksums |= {_tensors_of(seal): seal.tensors_sha256, _examples_of(seal): seal.examples_sha256}
+            checksums |= {seal.tensors_file: seal.tensors_sha256, seal.examples_file: seal.examples_sha256}
         return {**checksums, **self.files}
 
     def _read(self, name: str, names: Sequence[str] | None, size: int) -> dict[str, Tensor]:
@@ -343,24 +344,24 @@ class Store:
                 why = f"{name} has the shape {tuple(tensor.shape)}, not {wanted}"
                 if tensor.dtype != dtype:
                     why = f"{name} is of {tensor.dtype}, not {dtype}"
-                raise StoreCorrupt(**damaged(self.folder / _tensors_of(seal), why))
+                raise StoreCorrupt(**damaged(self.folder / seal.tensors_file, why))
         return tensors
 
     def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
-        return self.memory is not None and self.memory.tensors.get(_tensors_of(seal), {}).keys() >= set(names)
+        return self.memory is not None and self.memory.tensors.get(seal.tensors_file, {}).keys() >= set(names)
 
     def _content(self, seal: Seal, start: int, stop: int) -> bytes:
         """Bytes of a shard's examples."""
         if is_remote(self.folder):
-            path: Any = self.folder / _examples_of(seal)
+            path: Any = self.folder / seal.examples_file
             return path.fs.cat_file(path.path, start=start, end=stop)
-        return self._files.content(_examples_of(seal), start, stop)
+        return self._files.content(seal.examples_file, start, stop)
 
     def _example(self, seal: Seal, line: bytes) -> dict[str, Any]:
         try:
             return read_example(line)
         except ValueError as error:
-            raise StoreCorrupt(**damaged(self.folder / _examples_of(seal), f"a line is no example: {error}")) from error
+            raise StoreCorrupt(**damaged(self.folder / seal.examples_file, f"a line is no example: {error}")) from error
 
 
 class _Beside(Mapping[str, Tensor]):
@@ -377,97 +378,3 @@ class _Beside(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._sizes)
-
-
-def _tensors_of(seal: Seal) -> str:
-    return f"{shard_stem(seal.number)}.safetensors"
-
-
-def _examples_of(seal: Seal) -> str:
-    return f"{shard_stem(seal.number)}.jsonl"
-
-
-def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
-    """Open a finished store.
-
-    Args:
-        folder: Its folder, or a URL; see docs/remote.md.
-        check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
-        ranks: Processes that read it together; each looks at its own shards.
-
-    Returns:
-        The store.
-
-    Raises:
-        BadInput: If there is no store.
-        StoreCorrupt: If it is unfinished or damaged.
-        StoreChanged: If it is being written to.
-    """
-    folder = located(folder)
-    if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
-        raise StoreCorrupt(
-            found=f"an unfinished store at {folder} (its curvature is being fitted)",
-            needed="a finished one",
-            do="run the same `whence build` again: it goes on where it stopped",
-        )
-    if not (folder / "blueprint.json").exists():
-        raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do="check the path")
-    blueprint = Blueprint.read(folder)
-    if not (folder / "manifest.json").exists():
-        raise StoreCorrupt(
-            found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
-            needed="a finished build",
-            do="run the same `whence build` again: it goes on where it stopped",
-        )
-    if not is_remote(folder):
-        refuse_linked(folder / "shards")
-    manifest = read_manifest(folder, blueprint)
-    store = Store(folder, blueprint, manifest.shards, manifest.files)
-    store = dataclasses.replace(store, opened=None if is_remote(folder) else store._files)
-    if check:
-        try:
-            _check_whole(store, ranks)
-        except StoreCorrupt as error:
-            if _is_as_read(manifest, folder, blueprint):
-                raise
-            raise StoreChanged(
-                found=f"a store at {folder} that is being written to",
-                needed="a finished build",
-                do="wait until it is finished and open it again",
-            ) from error
-    return store
-
-
-def _check_whole(store: Store, ranks: Ranks) -> None:
-    """Refuse missing, shortened and altered files.
-
-    Raises:
-        StoreCorrupt: If there is one.
-    """
-    sizes = file_sizes(store.folder / "shards")
-    for seal in store.seals:
-        for name, size in ((_tensors_of(seal), seal.tensors_bytes), (_examples_of(seal), seal.examples_bytes)):
-            path = store.folder / name
-            if path.name not in sizes:
-                raise StoreCorrupt(**damaged(path, _why_absent(path)))
-            if sizes[path.name] != size:
-                raise StoreCorrupt(**damaged(path, f"{sizes[path.name]:,} of {size:,} bytes are there"))
-    store.check_unchanged(ranks)
-
-
-def _why_absent(path: Path) -> str:
-    try:
-        path.open("rb").close() if is_remote(path) else open_plain(path).close()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        return reason(error)
-    return "it is missing"
-
-
-def _is_as_read(manifest: Manifest, folder: Path, blueprint: Blueprint) -> bool:
-    """Whether the manifest is still the one that was read."""
-    try:
-        return read_manifest(folder, blueprint) == manifest
-    except StoreCorrupt:
-        return False

@@ -1,0 +1,101 @@
+"""Opening a store: refusing what is not whole."""
+
+from pathlib import Path
+
+from whence.distributed import Ranks
+from whence.errors import BadInput, StoreChanged, StoreCorrupt
+from whence.plain_files import open_plain
+from whence.store.files import damaged, file_sizes, reason, refuse_linked
+from whence.store.format import Blueprint
+from whence.store.manifest import Manifest, read_manifest
+from whence.store.reader import Store
+from whence.store.remote import is_remote, located
+from whence.store.resume import read_seals
+
+__all__ = ["open_store"]
+
+
+def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
+    """Open a finished store.
+
+    Args:
+        folder: Its folder, or a URL; see docs/remote.md.
+        check: Whether missing, shortened and altered files are looked for; see `Store.check_unchanged`.
+        ranks: Processes that read it together; each looks at its own shards.
+
+    Returns:
+        The store.
+
+    Raises:
+        BadInput: If there is no store.
+        StoreCorrupt: If it is unfinished or damaged.
+        StoreChanged: If it is being written to.
+    """
+    folder = located(folder)
+    if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
+        raise StoreCorrupt(
+            found=f"an unfinished store at {folder} (its curvature is being fitted)",
+            needed="a finished one",
+            do="run the same `whence build` again: it goes on where it stopped",
+        )
+    if not (folder / "blueprint.json").exists():
+        raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do="check the path")
+    blueprint = Blueprint.read(folder)
+    if not (folder / "manifest.json").exists():
+        raise StoreCorrupt(
+            found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
+            needed="a finished build",
+            do="run the same `whence build` again: it goes on where it stopped",
+        )
+    if not is_remote(folder):
+        refuse_linked(folder / "shards")
+    manifest = read_manifest(folder, blueprint)
+    store = Store(folder, blueprint, manifest.shards, manifest.files)
+    store = store.held_open()
+    if check:
+        try:
+            _check_whole(store, ranks)
+        except StoreCorrupt as error:
+            if _is_as_read(manifest, folder, blueprint):
+                raise
+            raise StoreChanged(
+                found=f"a store at {folder} that is being written to",
+                needed="a finished build",
+                do="wait until it is finished and open it again",
+            ) from error
+    return store
+
+
+def _check_whole(store: Store, ranks: Ranks) -> None:
+    """Refuse missing, shortened and altered files.
+
+    Raises:
+        StoreCorrupt: If there is one.
+    """
+    sizes = file_sizes(store.folder / "shards")
+    for seal in store.seals:
+        for name, size in ((seal.tensors_file, seal.tensors_bytes), (seal.examples_file, seal.examples_bytes)):
+            path = store.folder / name
+            if path.name not in sizes:
+                raise StoreCorrupt(**damaged(path, _why_absent(path)))
+            if sizes[path.name] != size:
+                raise StoreCorrupt(**damaged(path, f"{sizes[path.name]:,} of {size:,} bytes are there"))
+    store.check_unchanged(ranks)
+
+
+def _why_absent(path: Path) -> str:
+    try:
+        path.open("rb").close() if is_remote(path) else open_plain(path).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    return "it is missing"
+
+
+def _is_as_read(manifest: Manifest, folder: Path, blueprint: Blueprint) -> bool:
+    """Whether the manifest is still the one that was read."""
+    try:
+        return read_manifest(folder, blueprint) == manifest
+    except StoreCorrupt:
+        return False
