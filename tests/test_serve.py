@@ -72,7 +72,7 @@ def store(folder):
 
 @pytest.fixture(scope="module")
 def desk(store, task):
-    return HostedStore.open("store", store, task, metadata=METADATA, questions=[{"prompt": "a cat", "completion": ""}])
+    return HostedStore.load("store", store, task, metadata=METADATA, questions=[{"prompt": "a cat", "completion": ""}])
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_shares_are_sums_per_source(service, store, task):
 
 def test_sources_beyond_those_listed_are_one_line(service, task, tmp_path):
     many = [{"id": str(number), "source": f"s{number}", "text": f"text {number}"} for number in range(60)]
-    client = service([HostedStore.open("many", whence.build(task, many, tmp_path / "many", **BUILD), task)])
+    client = service([HostedStore.load("many", whence.build(task, many, tmp_path / "many", **BUILD), task)])
     found = posted(client, ASKED, store="many")["shares"]
     assert len(found) == 51 and found[-1]["source"] == "(other sources)"
     assert sum(one["share"] for one in found) == pytest.approx(1)
@@ -312,7 +312,7 @@ def test_those_who_were_answered_together_are_waited_for(desk):
 
 def test_where_answers_depend_on_each_other_nothing_is_shared(task, tmp_path):
     whitened = whence.build(task, records(), tmp_path / "w", **{**BUILD, "method": "trackstar"})
-    assert HostedStore.open("w", whitened, task).at_once == 1
+    assert HostedStore.load("w", whitened, task).at_once == 1
 
 
 def test_one_bad_question_does_not_take_others_along(service, gate, monkeypatch, desk):
@@ -491,7 +491,7 @@ def test_limits(service):
 
 
 def test_times_have_to_be_known(service, store, task):
-    client = service([HostedStore.open("plain", store, task)])
+    client = service([HostedStore.load("plain", store, task)])
     found = posted(client, {**ASKED, "filter": {"since": "2024-01-01"}}, store="plain", status=400)
     assert found["error"]["found"] == "a filter by time for a store without times"
 
@@ -562,21 +562,21 @@ def test_what_cannot_be_asked_is_not_served(task, store, tmp_path):
     other, dataset = zoo.make("linear")
     built = whence.build(other, dataset, tmp_path / "c", method="logra", rank=2, quiet=True)
     with pytest.raises(Unsupported, match="does not say in which files its images are; .*pass --train"):
-        HostedStore.open("c", built, other)
+        HostedStore.load("c", built, other)
     two, pairs = zoo.make("two_inputs")
     with pytest.raises(Unsupported, match="found training examples with the inputs ids, values"):
-        HostedStore.open("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
+        HostedStore.load("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
     with pytest.raises(BadInput, match="found --train for a store of a language model"):
-        HostedStore.open("s", store, task, train=dataset)
+        HostedStore.load("s", store, task, train=dataset)
     with pytest.raises(BadInput, match="found --pixels for a store of a language model"):
-        HostedStore.open("s", store, task, pixels=(0.0, 1.0))
+        HostedStore.load("s", store, task, pixels=(0.0, 1.0))
     regression, targets = zoo.make("regression")
     built = whence.build(regression, targets, tmp_path / "r", method="logra", rank=2, quiet=True)
     with pytest.raises(Unsupported, match="found a store of a regression task"):
-        HostedStore.open("r", built, regression)
+        HostedStore.load("r", built, regression)
     ids = [{"id": text, "input_ids": task.tokenizer(text)["input_ids"]} for text in ("a cat", "a dog")]
     with pytest.raises(Unsupported, match="found a store without texts"):
-        HostedStore.open("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)
+        HostedStore.load("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)
 
 
 def test_ids_are_found_even_where_digests_agree(store, monkeypatch):
@@ -605,9 +605,9 @@ def test_answers_are_found_again(service, desk, tmp_path):
 def test_an_answer_of_a_store_that_changed_is_not_shown(service, task, tmp_path):
     path = str(tmp_path / "log.sqlite")
     old = whence.build(task, records(), tmp_path / "old", **BUILD)
-    found = posted(service([HostedStore.open("store", old, task)], log=path), ASKED)
+    found = posted(service([HostedStore.load("store", old, task)], log=path), ASKED)
     other = whence.build(task, records(), tmp_path / "other", **{**BUILD, "rank": 4})
-    assert service([HostedStore.open("store", other, task)], log=path).get(f"/v1/answers/{found['id']}").status_code == 404
+    assert service([HostedStore.load("store", other, task)], log=path).get(f"/v1/answers/{found['id']}").status_code == 404
 
 
 def logged(name, time, shares):
@@ -774,7 +774,7 @@ def test_the_client_tells_mistakes(live):
 
 
 def test_several_stores_at_once(live, desk, task, tmp_path):
-    other = HostedStore.open("other", whence.build(task, records()[:4], tmp_path / "o", **BUILD), task)
+    other = HostedStore.load("other", whence.build(task, records()[:4], tmp_path / "o", **BUILD), task)
     client = whence.serve.Client(live([desk, other]))
     assert client.attribute("a cat", store="other")["num_examples"] == 4
     assert client.attribute("a cat", store="store")["num_examples"] == 9

@@ -92,7 +92,7 @@ def files(pictures, tmp_path_factory):
         for path in sorted(pictures.rglob("*.png"))
     ]
     store = whence.build(task, records, tmp_path_factory.mktemp("files") / "store", **BUILD)
-    return HostedStore.open("files", store, task)
+    return HostedStore.load("files", store, task)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def drawn(tmp_path_factory):
         for number in range(5)
     ]
     data = task.prepare(records)
-    return HostedStore.open(
+    return HostedStore.load(
         "drawn", whence.build(task, data, tmp_path_factory.mktemp("drawn") / "store", **BUILD), task, train=data
     )
 
@@ -119,7 +119,7 @@ def texts(model_folder, tmp_path_factory):
     records = [
         {"id": f"t{n}", "text": text, "label": n % 2} for n, text in enumerate(("a cat", "a dog ran", "cats sit", "no dog"))
     ]
-    return HostedStore.open("texts", whence.build(task, records, tmp_path_factory.mktemp("texts") / "store", **BUILD), task)
+    return HostedStore.load("texts", whence.build(task, records, tmp_path_factory.mktemp("texts") / "store", **BUILD), task)
 
 
 @pytest.fixture
@@ -300,9 +300,9 @@ def test_pixels():
 def test_mistakes_of_who_starts_it(files, drawn, tmp_path):
     warm = files.prepared
     with pytest.raises(BadInput, match="found pixels from 0 to 1 for"):
-        HostedStore.open("files", warm.store, warm.task, pixels=(0.0, 1.0))
+        HostedStore.load("files", warm.store, warm.task, pixels=(0.0, 1.0))
     with pytest.raises(BadInput, match="found pixels from 1 to 1 for"):
-        HostedStore.open(
+        HostedStore.load(
             "d", drawn.prepared.store, drawn.prepared.task, train=whence.data.Dataset(drawn.reader.examples), pixels=(1.0, 1.0)
         )
 

@@ -233,7 +233,7 @@ def test_answers_are_of_the_very_store_that_was_asked(service, desk, task, rebui
     path = str(tmp_path / "log.sqlite")
     found = posted(service(log=path), ASKED)
     assert rebuilt.blueprint.digest() == desk.prepared.store.blueprint.digest()
-    other = service([HostedStore.open("store", rebuilt, task)], log=path)
+    other = service([HostedStore.load("store", rebuilt, task)], log=path)
     told = other.get(f"/v1/answers/{found['id']}")
     assert told.status_code == 404
     assert told.json()["error"]["found"] == "an answer of a store that has changed since, or is not served any more"
@@ -242,7 +242,7 @@ def test_answers_are_of_the_very_store_that_was_asked(service, desk, task, rebui
     posted(other, ASKED)
     assert other.get("/v1/stores/store/shares").json()["questions"] == 1
     # The same store under another name is the same store.
-    named = service([HostedStore.open("store", rebuilt, task), HostedStore.open("first", desk.prepared.store, task)], log=path)
+    named = service([HostedStore.load("store", rebuilt, task), HostedStore.load("first", desk.prepared.store, task)], log=path)
     again = named.get(f"/v1/answers/{found['id']}").json()
     assert again["store"] == "first" and again["proponents"] == [
         {key: value for key, value in hit.items() if key != "time"} for hit in found["proponents"]
@@ -276,7 +276,7 @@ def test_a_store_that_cannot_be_read_is_told_and_nobody_is_told_where_it_is(serv
 
 
 def test_health_sees_that_a_store_is_gone_before_anybody_asks(service, task, tmp_path):  # noqa: F811
-    client = service([HostedStore.open("gone", whence.build(task, records(), tmp_path / "gone", **BUILD), task)])
+    client = service([HostedStore.load("gone", whence.build(task, records(), tmp_path / "gone", **BUILD), task)])
     assert client.get("/health").json()["unreadable"] == []
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     until = time.monotonic() + 20

@@ -55,7 +55,7 @@ def folder(tmp_path_factory, model_folder):
 
 @pytest.fixture(scope="module")
 def desk(folder, model_folder):
-    return HostedStore.open("store", open_store(folder), load_task(str(model_folder))[0], metadata=METADATA)
+    return HostedStore.load("store", open_store(folder), load_task(str(model_folder))[0], metadata=METADATA)
 
 
 def answers(desk, workers=None, patience=float("inf")):

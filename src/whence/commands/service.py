@@ -133,7 +133,7 @@ def _hosted_stores(
             records = train_records(opened, folder, images.train, trust=recorded.trust)
             arrays = {"train": task.prepare(records), "pixels": images.pixels}
             num_arrays += 1
-        hosted = HostedStore.open(name, opened, task, metadata=metadata, questions=prompts, **arrays)
+        hosted = HostedStore.load(name, opened, task, metadata=metadata, questions=prompts, **arrays)
         hosted_stores.append(replace(hosted, prepared=replace(hosted.prepared, workers=pool)))
     if not num_arrays:
         refuse_given(

@@ -43,7 +43,7 @@ class HostedStore:
     questions: tuple[Mapping[str, str], ...] = ()
 
     @classmethod
-    def open(
+    def load(
         cls,
         name: str,
         store: Store,
@@ -96,7 +96,7 @@ class HostedStore:
                 needed="a causal language model with a tokenizer, a classifier or a diffusion model",
                 do="ask it with `whence query` or from Python",
             )
-        prepared = PreparedStore.open(store, task)
+        prepared = PreparedStore.load(store, task)
         prepared.check(first)
         return cls(name, prepared, catalog, reader, tuple(questions))
 

@@ -54,7 +54,7 @@ class PreparedStore:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(
+    def load(
         cls,
         store: Store | str | Path,
         task: AbstractTask,
@@ -177,7 +177,7 @@ class PreparedQuery:
         cls, store: Store | str | Path, task: AbstractTask, queries: Dataset | Iterable[Any], damping: Damping, quiet: bool
     ) -> "PreparedQuery":
         """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
-        prepared = PreparedStore.open(store, task, damping)
+        prepared = PreparedStore.load(store, task, damping)
         dataset = as_dataset(task, queries)
         prepared.check(dataset)
         return prepared.prepare(dataset, quiet=quiet)
