@@ -25,7 +25,8 @@ class Rule:
     """How one layer type is captured.
 
     Args:
-        weight: From (module, input, output gradient, whether the bias is joined) to the pair of the weight.
+        weight: From (module, input, output gradient, whether the bias is joined) to the pair of the weight. Both tensors have the layer's
+            own axes, examples first.
         matrix: The weight, or its gradient, as a matrix (outputs, inputs).
         bias_positions: From (module, output gradient) to (B, T, O), for a bias on its own.
         vector: Whether the weight is a vector, so that a joined bias is appended instead of being a column of ones.
