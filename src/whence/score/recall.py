@@ -43,8 +43,8 @@ def expected_recall(correlation: float, documents: int, best: int, shortlist: in
 def shortlist_for(recall: float, correlation: float, documents: int, best: int) -> int:
     """The shortest shortlist that is expected to hold such a share of the best documents.
 
-    >>> shortlist_for(0.95, 1.0, 1000, 100), shortlist_for(0.95, 0.0, 1000, 100)
-    (95, 950)
+    >>> shortlist_for(0.945, 1.0, 1000, 100), shortlist_for(0.9445, 0.0, 1000, 100)
+    (95, 945)
     """
     shortest, longest = 0, documents
     while longest - shortest > 1:
