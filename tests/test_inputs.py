@@ -1,5 +1,7 @@
 """What people pass by mistake, and what they may pass."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,46 @@ def test_bfloat16_records_of_a_custom_task(tmp_path):
     task = whence.Custom(nn.Linear(4, 2).bfloat16(), lambda model, batch: model(batch).float().square().sum(1))
     store = whence.build(task, [values.bfloat16() for values, _ in ROWS], tmp_path / "store", method="logra", quiet=True)
     assert len(store) == 6
+
+
+def test_a_model_where_a_task_belongs(tmp_path):
+    store = whence.build(classifier(), ROWS, tmp_path / "store", method="logra", quiet=True)
+    model: Any = classifier().model
+    for ask in (
+        lambda: whence.build(model, ROWS, tmp_path / "other"),
+        lambda: whence.query(store, model, ROWS[:1]),
+        lambda: whence.score_table(store, model, ROWS[:1]),
+        lambda: whence.attribute(model, ROWS, ROWS[:1]),
+        lambda: whence.self_influence(model, ROWS),
+    ):
+        with pytest.raises(BadInput, match=r"found a model \(Linear\) where a task belongs; .* pass whence.CausalLM"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"method": whence.settings.PCG}, r"found method=PCG; needed the name of a method.* write PCG\(\)"),
+        ({"method": dict}, "found method=dict; .* pass a name of `whence methods`"),
+        ({"method": 3}, "found method=3; needed the name of a method, or its settings"),
+        ({"runtime": {"quiet": True}}, "found runtime={'quiet': True}; .* pass its fields by name: quiet=True"),
+        ({"runtime": whence.Runtime}, "found runtime=<class .*>; needed a record of settings"),
+    ],
+)
+def test_settings_of_another_kind(options, text):
+    for ask in (
+        lambda: whence.attribute(classifier(), ROWS, ROWS[:1], **options),
+        lambda: whence.self_influence(classifier(), ROWS, **options),
+    ):
+        with pytest.raises(BadInput, match=text):
+            ask()
+
+
+@pytest.mark.parametrize("text", ["inf", "1e999k", "nan", "64g", ""])
+def test_bytes_that_are_no_number(text):
+    with pytest.raises(BadInput, match=f"found shared_bytes='{text}'; needed a number of bytes, such as 512, 2k or 64m"):
+        whence.BuildConfig(shared_bytes=text)
+    assert whence.BuildConfig(shared_bytes="0.5").shared_bytes == 1  # not 0, which asks for the default
 
 
 def test_unknown_build_option(tmp_path):

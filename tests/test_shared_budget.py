@@ -98,6 +98,12 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
     assert torch.corrcoef(torch.stack([scores.flatten(), exact.flatten()]))[0, 1] > 0.8  # of a few coordinates
 
 
+def test_a_limit_below_the_least_size_is_not_said_to_be_kept(tmp_path, capsys):
+    task, train = zoo.make("gpt2", count=16)
+    whence.build(task, Dataset(train.examples), tmp_path, method="aligned", batch_positions=64, shared_bytes=1)
+    assert "29 KiB (the nearest to the 0 KiB that were asked for; shared_bytes" in capsys.readouterr().err
+
+
 def test_refusals_of_a_build_name_options_that_fit(tmp_path, monkeypatch):
     task, train = zoo.make("gpt2", count=16)
     options: dict[str, Any] = {"method": "aligned", "batch_positions": 64, "quiet": True}

@@ -12,7 +12,7 @@ from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
 from whence.pipeline.exact.scorer import TableRequest, as_table, fit_scorer
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.pipeline.through.along import AlongSettings, along_run
 from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
@@ -84,6 +84,7 @@ def attribute(
             needed="one process, since a recorded run is walked by its steps",
             do="start it without torchrun, or pass method='ekfac'",
         )
+    refuse_bare_model(task)
     refuse_sharded(task.model, "whole gradients")
     query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
     wanted = TableRequest.of(query_data, dataset, config)

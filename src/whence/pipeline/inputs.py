@@ -6,10 +6,29 @@ from typing import Any
 import torch
 
 from whence.data import Dataset
+from whence.errors import BadInput
 from whence.store import dtype_named
 from whence.tasks import AbstractTask, records_in
 
-__all__ = ["as_dataset", "autocast_named"]
+__all__ = ["as_dataset", "autocast_named", "refuse_bare_model"]
+
+
+def refuse_bare_model(task: Any) -> None:
+    """Refuse a model that stands where a task belongs.
+
+    Args:
+        task: What was passed as one.
+
+    Raises:
+        BadInput: If it is a module.
+    """
+    if isinstance(task, torch.nn.Module):
+        kind = type(task).__name__
+        raise BadInput(
+            found=f"a model ({kind}) where a task belongs",
+            needed="a task: the model, what its records are and the loss of each",
+            do="pass whence.CausalLM(model, tokenizer), whence.Classification(model) or whence.Custom(model, loss)",
+        )
 
 
 def as_dataset(task: AbstractTask, data: Dataset | Iterable[Any]) -> Dataset:

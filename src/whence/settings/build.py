@@ -1,5 +1,6 @@
 """The knobs of a build and of loading a model, checked at birth."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -180,6 +181,7 @@ def _bytes_named(text: str, name: str) -> int:
     if digits[-1:] in ("k", "m"):
         digits, factor = digits[:-1], {"k": 1 << 10, "m": 1 << 20}[digits[-1]]
     try:
-        return int(float(digits) * factor)
-    except ValueError:
-        raise BadInput(found=f"{name}={text!r}", needed="a number of bytes, such as 512 or 2k", do="correct it") from None
+        # Rounded up: half a byte is no 0, which would ask for the default.
+        return math.ceil(float(digits) * factor)
+    except (ValueError, OverflowError):
+        raise BadInput(found=f"{name}={text!r}", needed="a number of bytes, such as 512, 2k or 64m", do="correct it") from None

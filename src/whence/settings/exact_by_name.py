@@ -38,12 +38,14 @@ def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
         The settings.
 
     Raises:
-        BadInput: If the method does not take an option, options stand beside a record, or a method through a run has none.
+        BadInput: If the method is neither name nor settings, it does not take an option, options stand beside a record, or a method
+            through a run has none.
         UnknownOption: If there is no such method.
 
     >>> exact_settings("pcg", {"relative_damping": 0.5, "iterations": 5}).iterations
     5
     """
+    _check_method(method)
     options = {name: value for name, value in options.items() if value is not None}
     if isinstance(method, str):
         exact_method_named(method)
@@ -65,6 +67,18 @@ def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
     return settings
 
 
+def _check_method(method: Any) -> None:
+    kinds = tuple(_KINDS.values())
+    if isinstance(method, (str, *kinds)):
+        return
+    is_class = isinstance(method, type) and issubclass(method, kinds)
+    raise BadInput(
+        found=f"method={method.__name__ if isinstance(method, type) else repr(method)}",
+        needed="the name of a method, or its settings",
+        do=f"write {method.__name__}()" if is_class else "pass a name of `whence methods`, or a record such as whence.EKFAC()",
+    )
+
+
 def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
     """The settings of a method of the final weights, where one inverse serves query and example alike.
 
@@ -75,6 +89,7 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
     Raises:
         BadInput: If the method goes back through a recorded run, is averaged over one, or scores are to be divided by norms.
     """
+    _check_method(method)
     name = method if isinstance(method, str) else method.name
     if exact_method_named(name).needs_run:
         raise BadInput(

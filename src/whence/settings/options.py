@@ -1,7 +1,7 @@
 """Settings by name, for those who do not want to write the record that they are fields of."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from whence.errors import BadInput, UnknownOption
@@ -25,8 +25,9 @@ def split_options(record: Record, options: Mapping[str, Any], name: str) -> tupl
         name: Of the argument that takes the object.
 
     Raises:
-        BadInput: If both say something.
+        BadInput: If both say something, or the record is something else, such as a mapping or a class.
     """
+    _check_record(record, name)
     names = {field.name for field in fields(record)}
     own = {option: value for option, value in options.items() if option in names and value is not None}
     rest = {option: value for option, value in options.items() if option not in names and value is not None}
@@ -38,6 +39,17 @@ def split_options(record: Record, options: Mapping[str, Any], name: str) -> tupl
             do=f"write {name}={kind.__name__}({next(iter(own))}=...)",
         )
     return (kind(**own) if own else record), rest
+
+
+def _check_record(record: Any, name: str) -> None:
+    if is_dataclass(record) and not isinstance(record, type):
+        return
+    flat = ", ".join(f"{key}={value!r}" for key, value in record.items()) if isinstance(record, Mapping) else ""
+    raise BadInput(
+        found=f"{name}={record!r}",
+        needed="a record of settings",
+        do=f"leave {name} out and pass its fields by name" + (f": {flat}" if flat else ""),
+    )
 
 
 def only_options(record: Record, options: Mapping[str, Any], name: str) -> Record:

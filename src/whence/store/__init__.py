@@ -25,7 +25,7 @@ from whence.store.reader import Store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.verify import verify_store
-from whence.store.writer import Writer, enough_disk, open_writer, sizes_told, write_store
+from whence.store.writer import Writer, enough_disk, open_writer, size_text, sizes_told, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "write_fidelity",
     "bits_named",
     "enough_disk",
+    "size_text",
     "sizes_told",
     "FORMAT_VERSION",
     "Blueprint",

@@ -30,7 +30,7 @@ from whence.store.resume import (
     shards_to_make,
 )
 
-__all__ = ["Writer", "enough_disk", "open_writer", "sizes_told", "write_store"]
+__all__ = ["Writer", "enough_disk", "open_writer", "size_text", "sizes_told", "write_store"]
 
 # What rows share may be so many times themselves, or so many bytes, before it is said that a store is not the way.
 _MUCH_SHARED, _LITTLE_BYTES = 16, 256 << 20
@@ -251,8 +251,8 @@ def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> N
     needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFull(
-            found=f"{_size_text(free)} free at {folder}",
-            needed=f"{_size_text(needed)} for {rows:,} rows",
+            found=f"{size_text(free)} free at {folder}",
+            needed=f"{size_text(needed)} for {rows:,} rows",
             do="free some space, choose another folder, or a smaller rank",
         )
 
@@ -261,13 +261,14 @@ def sizes_told(rows: int, row_bytes: int, shared_bytes: int) -> str:
     """Rows and what they share, apart, with what to do where the one is out of proportion to the other; arguments as in `enough_disk`."""
     own = rows * row_bytes
     text = (
-        f"{_size_text(own)} of rows ({row_bytes:,} bytes each) and {_size_text(shared_bytes)} shared by all of them, "
-        f"{_size_text(own + shared_bytes)} together"
+        f"{size_text(own)} of rows ({row_bytes:,} bytes each) and {size_text(shared_bytes)} shared by all of them, "
+        f"{size_text(own + shared_bytes)} together"
     )
     if shared_bytes <= max(_MUCH_SHARED * own, _LITTLE_BYTES):
         return text
     return f"{text}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"
 
 
-def _size_text(size: int) -> str:
+def size_text(size: int) -> str:
+    """Bytes for people, in KiB or MiB."""
     return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"

@@ -14,7 +14,7 @@ from whence.methods import ExactMethod, exact_method_named
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
 from whence.pipeline.exact.nearest import refused_with_what_fits
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.progress import say
 from whence.settings import Damping, ExactSettings, Runtime, factors_folder, fit_of
 from whence.sharded_weights import refuse_sharded, refuse_spread
@@ -127,6 +127,7 @@ def prepare(
     Raises:
         BadInput: If the number of examples to fit on is impossible.
     """
+    refuse_bare_model(task)
     refuse_sharded(task.model, "whole gradients")
     chosen, ranks, quiet = exact_method_named(settings.name), runtime.ranks, runtime.is_quiet
     if chosen.needs_run or chosen.solver not in (None, "datainf"):

@@ -20,7 +20,7 @@ from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
-from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.fidelity import measure_fidelity
 from whence.pipeline.stored.learn_code import SAMPLE, STAND_INS, cut_bases, relative_damping
@@ -109,6 +109,7 @@ def build(
             needed="batch_positions in its config, and a build takes no other memory",
             do="leave it out",
         )
+    refuse_bare_model(task)
     folder = located(folder)
     check_writable(folder)
     if is_remote(folder) and config.factors is None and method_named(config.method).encoder == "aligned":

@@ -13,7 +13,7 @@ from whence.curvature import ResolvedDamping, stored_damping
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
-from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.pipeline.stored.same_model import check_store_model, probe_file, remade
 from whence.progress import meter
@@ -177,6 +177,7 @@ class PreparedQuery:
         cls, store: Store | str | Path, task: AbstractTask, queries: Dataset | Iterable[Any], damping: Damping, quiet: bool
     ) -> "PreparedQuery":
         """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
+        refuse_bare_model(task)
         prepared = PreparedStore.load(store, task, damping)
         dataset = as_dataset(task, queries)
         prepared.check(dataset)

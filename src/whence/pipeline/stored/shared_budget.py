@@ -12,6 +12,7 @@ from whence.curvature import kept_numbers
 from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, code_size
 from whence.records import Unit
 from whence.settings import BuildConfig, FitConfig
+from whence.store import size_text
 
 __all__ = ["budget_note", "default_budget", "nearest_sizes", "within_budget"]
 
@@ -90,12 +91,14 @@ def budget_note(units: Sequence[Unit], config: BuildConfig, fit: FitConfig, size
         given_up.append(f"codes are made of {size.coordinates:,} of {parameters:,} coordinates")
     if not given_up:
         return ""
-    rule = (
-        "as asked"
-        if config.shared_bytes
-        else "as much as the rows and a quarter of the parameters, 320 MiB at least, by default"
-    )
-    return f"shared files take about {size.shared_bytes / 2**20:,.0f} MiB ({rule}; shared_bytes asks for another size): {'; '.join(given_up)}"
+    asked_bytes = int(config.shared_bytes)
+    if not asked_bytes:
+        rule = "as much as the rows and a quarter of the parameters, 320 MiB at least, by default"
+    elif size.shared_bytes <= asked_bytes:
+        rule = "as asked"
+    else:
+        rule = f"the nearest to the {size_text(asked_bytes)} that were asked for"
+    return f"shared files take about {size_text(size.shared_bytes)} ({rule}; shared_bytes asks for another size): {'; '.join(given_up)}"
 
 
 def nearest_sizes(

@@ -110,8 +110,9 @@ def _curvature(prepared: Prepared, cut: CutRun, segment: Segment) -> KroneckerCu
         if not online:
             raise BadInput(
                 found=f"online_bases for a run without bases after step {segment.checkpoints[-1]:,}",
-                needed="one recorded with curvature=whence.runs.OnlineCurvature(task)",
-                do="record the run again, look at it more often (every=), or leave online_bases out",
+                needed="one recorded with curvature=whence.runs.OnlineCurvature(task), which has bases from its fourth look on",
+                do="record the run again, with looks more often if it is short (OnlineCurvature(task, every=1); 10 steps apart "
+                "otherwise), or leave online_bases out",
             )
     return fit_ekfac_pooled(
         prepared.task, prepared.plan, Dataset(_met(prepared, segment)), weights, fit_of(prepared.settings), online=online,
