@@ -117,3 +117,18 @@ def test_numbers_out_of_range_are_refused():
     for options in ({"every": 0}, {"share": 1.0}, {"first": 0}):
         with pytest.raises(BadInput, match="needed at least one step and look, and a share between 0 and 1"):
             whence.runs.OnlineCurvature(task, **options)
+
+
+def test_a_batch_that_is_named_after_its_forward_pass_is_refused(tmp_path):
+    inputs, labels = data()
+    model = network("mlp")
+    curvature = whence.runs.OnlineCurvature(whence.Classification(model), every=2, first=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(BadInput, match="no forward and backward pass after batch.*needed batch.ids. before the forward pass"),
+        whence.Recorder(tmp_path, model, optimizer, every=5, curvature=curvature) as run,
+    ):
+        loss = nn.functional.cross_entropy(model(inputs[:4]), labels[:4])
+        run.batch([0, 1, 2, 3])
+        loss.backward()
+        optimizer.step()

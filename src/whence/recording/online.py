@@ -50,16 +50,29 @@ class OnlineCurvature:
         self._sums: dict[str, Tensor] = {}
         self._moments: dict[str, Tensor] = {}
         self._stack = ExitStack()
+        self._is_blind = False
 
     def watch(self, num_examples: int, step: int) -> None:
         """Look at the coming forward and backward pass, if its step's turn has come."""
         self._stack.close()
         if step % self.every == 0:
             self._stack.enter_context(taps(self.plan, self._consume, num_examples, self.task.device)).copies = True
+            # Until a pair comes by; a plan without layers that are looked at has nothing to miss.
+            self._is_blind = any(not layer.units <= self.plan.route.twin for layer in self.plan.layers)
 
     def step(self) -> None:
-        """Take what was seen into the bases; before the weights are stepped."""
+        """Take what was seen into the bases; before the weights are stepped.
+
+        Raises:
+            BadInput: If it was to look at the step and no pass came by.
+        """
         self._stack.close()
+        if self._is_blind:
+            raise BadInput(
+                found="a step to look at for the curvature, and no forward and backward pass after batch(ids)",
+                needed="batch(ids) before the forward pass, since that is where its inputs are seen",
+                do="call batch(ids) of the recorder first, then the model, backward() and optimizer.step()",
+            )
         if not self._sums:
             return
         self.looks += 1
@@ -76,6 +89,7 @@ class OnlineCurvature:
     def close(self) -> None:
         """Look no more."""
         self._stack.close()
+        self._is_blind = False
         self._sums = {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -95,6 +109,7 @@ class OnlineCurvature:
         self._moments = {}
 
     def _consume(self, index: int, pair: Pair) -> None:
+        self._is_blind = False
         if not isinstance(pair.outputs, Dense) or index in self.plan.route.twin:
             return
         outputs_BTN = pair.wide().outputs
