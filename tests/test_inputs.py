@@ -1,6 +1,6 @@
 """What people pass by mistake, and what they may pass."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -115,6 +115,11 @@ def test_a_model_where_a_task_belongs(tmp_path):
     [
         ({"method": whence.settings.PCG}, r"found method=PCG; needed the name of a method.* write PCG\(\)"),
         ({"method": dict}, "found method=dict; .* pass a name of `whence methods`"),
+        (
+            {"method": whence.EKFAC(damping=cast(Any, 0.1))},
+            r"found damping=0.1; .* write damping=whence.Damping\(relative=0.1\)",
+        ),
+        ({"damping": 0.1}, "found damping for ekfac; .*relative_damping.* do this: leave damping out$"),
         ({"method": 3}, "found method=3; needed the name of a method, or its settings"),
         ({"runtime": {"quiet": True}}, "found runtime={'quiet': True}; .* pass its fields by name: quiet=True"),
         ({"runtime": whence.Runtime}, "found runtime=<class .*>; needed a record of settings"),

@@ -95,6 +95,7 @@ def test_watching_changes_nothing_and_its_bases_serve_source(tmp_path):
     fitted = source_table(task, run.folder, train_set, queries)
     online = source_table(task, run.folder, train_set, queries, online_bases=True, factors=tmp_path / "factors")
     assert agreement(online.scores, fitted.scores) > 0.97
+    assert [any("followed along the run" in note for note in table.notes) for table in (online, fitted)] == [True, False]
     assert not list((tmp_path / "factors").rglob("factors*.safetensors"))  # no pass over the data was made for them
     again = source_table(task, run.folder, train_set, queries, online_bases=True, factors=tmp_path / "factors")
     assert torch.equal(again.scores, online.scores)

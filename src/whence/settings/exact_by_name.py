@@ -70,6 +70,13 @@ def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
 def _check_method(method: Any) -> None:
     kinds = tuple(_KINDS.values())
     if isinstance(method, (str, *kinds)):
+        damping = getattr(method, "damping", Damping())
+        if not isinstance(damping, Damping):
+            raise BadInput(
+                found=f"damping={damping!r}",
+                needed="a record that says of what it is a share",
+                do=f"write damping=whence.Damping(relative={damping!r}), a share of the mean eigenvalue, or absolute={damping!r}",
+            )
         return
     is_class = isinstance(method, type) and issubclass(method, kinds)
     raise BadInput(
@@ -153,7 +160,8 @@ def _named(kind: type[ExactSettings], options: Mapping[str, Any]) -> ExactSettin
     taken += [*_FIT, *(["seed"] if "seed" not in own else [])] if "fit" in own else []
     for name in options:
         if name not in taken:
-            others = [other for other, settings in _KINDS.items() if name in _flat_names(settings)]
+            record = name if name in own else ""  # a record inside the settings, which by name are its fields
+            others = [] if record else [other for other, settings in _KINDS.items() if name in _flat_names(settings)]
             raise BadInput(
                 found=f"{name} for {kind.name}",
                 needed=f"what it takes: {', '.join(sorted(taken))}",

@@ -69,6 +69,8 @@ def source_scores(
                 sums.add(number, scaled(carried, -1.0 / len(groups)))
     checkpoints = sum(len(segment.checkpoints) for segment in segments)
     mean = "mean weights of " if settings.average_weights else ""
+    if getattr(settings, "online_bases", False):
+        notes.append("the curvature's bases are those that were followed along the run, not fitted to the data")
     return [f"SOURCE over {len(segments)} segments of {run.steps:,} steps, {mean}{checkpoints} checkpoints", *reversed(notes)]
 
 
