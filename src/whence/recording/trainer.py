@@ -177,7 +177,9 @@ class _Mean:
         own = self._scored(model, inputs, examples, num_items)
         is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
         is_scaled = num_items is not None if is_scaled is None else is_scaled
-        return float(own if is_scaled else own * trainer.current_gradient_accumulation_steps)
+        # Trainers of earlier versions divide the last, shorter step of an epoch by as many as all others.
+        steps = getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+        return float(own if is_scaled else own * steps)
 
     def _scored(self, model: Any, inputs: Mapping[str, Any], examples: int, num_items: Any) -> int:
         """How many losses the mean of a micro-batch is over: its tokens with a label, of which a causal model does not predict the first."""
