@@ -246,3 +246,9 @@ def test_token_ids_in_disguise_are_refused(ids, model_folder):
     task, _ = load_task(str(model_folder))
     with pytest.raises(BadInput, match="record 0 with input_ids or labels that are no list of integers"):
         task.prepare([{"input_ids": ids}])
+
+
+@pytest.mark.parametrize("make", [lambda model: whence.CausalLM(model, None), whence.Classification, whence.Regression])
+def test_what_is_no_model_is_refused(make):
+    with pytest.raises(BadInput, match="found a str as the model; needed a torch.nn.Module"):
+        make("gpt2")

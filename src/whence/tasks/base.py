@@ -38,7 +38,7 @@ class AbstractTask(ABC):
         skip_bad: Whether records that cannot be used are left out, with a note in every answer, instead of refusing the data.
 
     Raises:
-        BadInput: If a pattern matches no parameter or nothing is left to attribute.
+        BadInput: If the model is no module, a pattern matches no parameter, or nothing is left to attribute.
     """
 
     kind: str
@@ -56,6 +56,10 @@ class AbstractTask(ABC):
         recipe: Recipe | None = None,
         skip_bad: bool = False,
     ):
+        if not isinstance(model, nn.Module):
+            raise BadInput(
+                found=f"a {type(model).__name__} as the model", needed="a torch.nn.Module", do="pass the model itself, first"
+            )
         self.model = model
         self.recipe = recipe
         self.skip_bad = skip_bad
