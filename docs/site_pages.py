@@ -39,9 +39,7 @@ def on_page_markdown(markdown, page, **_):
 
     markdown = _LINK.sub(turned, markdown)
     # Examples and tests have no page here.
-    return re.sub(
-        r"\[([^\]]+)\]\(((?:examples|tests|benchmarks|src|shared)[^)]*|LICENSE|CITATION\.cff)\)", r"\1 (`\2`)", markdown
-    )
+    return re.sub(r"\[([^\]]+)\]\(((?:examples|tests|benchmarks|src)[^)]*|LICENSE|CITATION\.cff)\)", r"\1 (`\2`)", markdown)
 
 
 def on_post_page(output, **_):

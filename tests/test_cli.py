@@ -73,7 +73,12 @@ def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_p
     assert 0.8 * code <= told["curvature_bytes"] <= 1.2 * code and told["learning_memory_bytes"] > 0
     assert not (tmp_path / "s" / "factors").exists()
     hits = json.loads(run("query", tmp_path / "s", "--text", "a cat sat", "-k", "2", "--tokens", "--json"))
-    assert hits["method"] == "aligned" and hits["unit"] in (hits["measurement_unit"], RELATIVE)
+    assert (
+        hits["method"] == "aligned"
+        and hits["unit"] == RELATIVE
+        and hits["measurement_unit"] == "nats of the query's log-probability"
+    )
+    assert any("sizes are relative" in note for note in hits["notes"])
     best = hits["queries"][0]["proponents"][0]
     assert best["text"] == "a cat sat" and abs(sum(part["score"] for part in best["tokens"]) / best["score"] - 1) < 0.05
     error = run(*arguments[:5], "--bytes-per-example", "2x", status=2)

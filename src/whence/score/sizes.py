@@ -3,6 +3,8 @@
 Axes: Q queries.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,14 +47,17 @@ def impossible_sizes(values_Q: Tensor, largest_Q: Tensor, highest: float | None)
     )
 
 
-def believable_unit(unit: str, task: AbstractTask, values_Q: Tensor, largest_Q: Tensor) -> tuple[str, tuple[str, ...]]:
+def believable_unit(
+    unit: str, task: AbstractTask, values_Q: Tensor, scores: Sequence[Iterable[float]]
+) -> tuple[str, tuple[str, ...]]:
     """The unit that scores can be told in, with a note where that is not the measurement's.
 
     Args:
         unit: What the scores are counted in; anything but the measurement's unit stays as it is.
         task: Says how high a measurement can be.
-        values_Q: As in `impossible_sizes`.
-        largest_Q: As in `impossible_sizes`.
+        values_Q: The measurements, shape (Q,).
+        scores: Of each query, of what is shown on either side.
     """
+    largest_Q = torch.tensor([max(map(abs, shown), default=0.0) for shown in scores])
     notes = impossible_sizes(values_Q, largest_Q, task.highest_measurement) if unit == task.unit else ()
     return (RELATIVE if notes else unit), notes

@@ -102,8 +102,8 @@ def answered(
             continue
         question, facts, allowed = asker.question, prepared[index][1], keep[index]
         value_1 = query.rows.values[index : index + 1]
-        largest_1 = torch.tensor([max((abs(hit["score"]) for side in sides for hit in side), default=0.0)])
-        unit, sizes = believable_unit(query.unit, hosted.prepared.task, value_1, largest_1)
+        shown = [hit["score"] for side in sides for hit in side]
+        unit, sizes = believable_unit(query.unit, hosted.prepared.task, value_1, [shown])
         answers.append(
             {
                 "store": hosted.name,

@@ -125,8 +125,8 @@ def _answer(task: CausalLM, query: Question, numbers: tuple[int, ...], source: S
         parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
         shown[row] = (text, spans, scores_AT)
     values = [query.log_probabilities[number - 1] for number in numbers]
-    largest = max((abs(hit.score) for side in sides for hit in side), default=0.0)
-    unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), torch.tensor([largest]))
+    scores = [hit.score for side in sides for hit in side]
+    unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), [scores])
     hits = replace(
         hits,
         queries=(query.whole.text,),

@@ -30,14 +30,16 @@ def size_notes(prepared: Prepared, queries: Dataset, scores_QN: Tensor, weights_
     Returns:
         The note; none where scores are possible ones, or products of gradients, which have no such unit.
     """
-    if prepared.curvature is None:
+    highest = prepared.task.highest_measurement
+    can_be_told = bool((scores_QN.abs() > _TIMES).any()) or (highest is not None and weights_GQ is None)
+    if prepared.curvature is None or not can_be_told:
         return ()
     values_Q = _measurements(prepared, queries)
     weight = 1.0 if weights_GQ is None else max(1.0, float(weights_GQ.abs().sum(1).max()))
     absurd = _absurd(prepared, float(values_Q.abs().max()), scores_QN, weight)
     if absurd or weights_GQ is not None:
         return absurd
-    return impossible_sizes(values_Q, scores_QN.abs().amax(1), prepared.task.highest_measurement)
+    return impossible_sizes(values_Q, scores_QN.abs().amax(1), highest)
 
 
 def _measurements(prepared: Prepared, queries: Dataset) -> Tensor:

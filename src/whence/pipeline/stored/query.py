@@ -93,8 +93,8 @@ def query(
     hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
         notes = (*notes, _WITHHELD.format(withheld))
-    largest_Q = torch.tensor([max((abs(hit.score) for hit in (*up, *down)), default=0.0) for up, down in hits])
-    unit, sizes = believable_unit(unit, task, prepared.rows.values, largest_Q)
+    shown = [[hit.score for hit in (*up, *down)] for up, down in hits]
+    unit, sizes = believable_unit(unit, task, prepared.rows.values, shown)
     return Hits(
         queries=tuple(_title(example) for example in prepared.dataset.examples),
         proponents=tuple(up for up, _ in hits),
