@@ -34,7 +34,7 @@ _TORCH = {"Adam": ADAM, "AdamW": ADAMW, "Muon": MUON_BFLOAT16}
 
 def candidates(group: Group, keys: Collection[str], axes: int) -> list[Rule]:
     """Rules that a parameter may follow, as far as its group's settings and the keys of its state say."""
-    if any(group.get(name) for name in _ODD) or not isinstance(group.get("eps", 0.0), int | float):
+    if _has_odd_settings(group):
         return []
     return [
         rule
@@ -45,7 +45,7 @@ def candidates(group: Group, keys: Collection[str], axes: int) -> list[Rule]:
 
 def rule_named(name: str, group: Group) -> Rule | None:
     """The rule of a torch optimizer's class; None for any other name, or settings that it has no formula for."""
-    if any(group.get(odd) for odd in _ODD) or not isinstance(group.get("eps", 0.0), int | float):
+    if _has_odd_settings(group):
         return None
     if name == "SGD":
         return MOMENTUM if group.get("momentum") else SGD
@@ -62,3 +62,8 @@ def what_it_lacks(keys: Collection[str]) -> str:
     exact = _LACKS.get(frozenset(own))
     inside = [why for keys_lacking, why in _LACKS.items() if len(keys_lacking) > 1 and keys_lacking <= own]
     return exact or (inside[0] if inside else "its steps follow no rule known here")
+
+
+def _has_odd_settings(group: Group) -> bool:
+    """Whether a group has settings that no formula here has; Adafactor's eps is a pair."""
+    return any(group.get(name) for name in _ODD) or not isinstance(group.get("eps", 0.0), int | float)
