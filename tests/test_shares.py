@@ -114,6 +114,69 @@ def test_noise_and_queries_without_a_proponent():
     assert found["source", "b"].share == 0.0 and sum(line.share for line in found.values()) == pytest.approx(1)
 
 
+def planted(queries=6, examples=400, seed=0):
+    """Chance scores with a few of ten times their spread: rows 0 to 3 of the source "press", rows 4 and 5 of "radio"."""
+    scores = drawn(queries, examples, seed)
+    scores[:, :6] = torch.tensor([14.0, 12.0, 10.0, 11.0, 9.0, 13.0])
+    names = {f"d{n}": "press" if n < 4 else "radio" if n < 6 else f"other {n % 5}" for n in range(examples)}
+    return scores, names
+
+
+@pytest.mark.parametrize("options", RULES)
+@pytest.mark.parametrize("models", [1, 3])
+def test_the_default_floor_equals_the_slow_twin(options, models):
+    drafts = [planted(2, 60)[0] + 0.1 * drawn(2, 60, seed) for seed in range(models)]
+    names = planted(2, 60)[1]
+    several = "models" if models > 1 else None
+    found = whence.shares.shares([table(scores) for scores in drafts], names, several=several, **options)
+    per_query = [query_shares([s[q].tolist() for s in drafts], list(names.values()), **options) for q in range(2)]
+    expected = total_shares(per_query, [1, 1])
+    assert ("noise", "") in expected or options["rule"] == "signed"
+    for name, line in by_line(found).items():
+        assert line.share == pytest.approx(float(expected.get(name, 0)), abs=2e-12)
+
+
+def test_by_default_chance_is_paid_to_nobody_and_what_was_planted_keeps_its_pay():
+    scores, names = planted()
+    found = whence.shares.shares(table(scores), names, payout="1000.00 EUR")
+    lines, plain = by_line(found), by_line(whence.shares.shares(table(scores), names, floor="off", payout="1000.00 EUR"))
+    for source in ("press", "radio"):
+        line = lines["source", source]
+        assert line.share == pytest.approx(plain["source", source].share, abs=2e-12)
+        assert line.settled.paid == pytest.approx(plain["source", source].settled.paid, abs=1)
+    others = [line for (_, name), line in lines.items() if name.startswith("other")]
+    assert len(others) == 5 and sum(line.settled.paid for line in others) < 0.02 * 100_000
+    assert lines["noise", ""].share > 0.65  # 394 halves of normal draws of about .8 each, beside 69
+    assert lines["noise", ""].settled.kept == lines["noise", ""].settled.amount > 65_000
+    assert sum(round(line.share * WHOLE) for line in found.lines) == WHOLE
+    assert sum(line.settled.amount for line in found.lines) == 100_000
+
+
+def test_chance_alone_seldom_passes_the_floor():
+    """Of 200 queries without anything to find, in at most one of four some example does; a promise of the threshold."""
+    passed = 0
+    for seed in range(200):
+        lines = by_line(whence.shares.shares(table(drawn(1, 400, seed)), dict.fromkeys((f"d{n}" for n in range(400)), "a")))
+        passed += lines["source", "a"].share > 0
+    assert passed <= 60, passed  # .25 x 200, and two standard errors
+
+
+def test_a_report_says_what_its_floor_is_and_how_it_was_found():
+    scores, names = planted()
+    made = whence.shares.shares(table(scores), names)
+    content = content_of(made)
+    floors = [entry["floor"] for entry in content["queries"]]
+    assert floors == list(made.floors) and all(3 < floor < 6 for floor in floors)
+    assert content["noise_floor"] == made.noise_floor
+    assert "chance scores would be: " in made.noise_floor and "(nats), which is 1.4826 x the median size" in made.noise_floor
+    assert "sqrt(2 ln 400)" in made.noise_floor and " by query" in made.noise_floor
+    assert "no noise floor was set" in whence.shares.shares(table(scores), names, floor="off").noise_floor
+    few = whence.shares.shares(table(drawn()), SOURCES)
+    assert "among 40 examples it cannot be told which scores are chance, 50 are needed" in few.noise_floor
+    assert set(few.floors) == {0.0} and by_line(few)["noise", ""].share == 0
+    assert "nearer to zero than 0.7 (nats)" in whence.shares.shares(table(scores), names, floor=0.7).noise_floor
+
+
 def test_a_query_without_differences_is_nobodys():
     for options in RULES[1:]:
         found = by_line(whence.shares.shares(table([[0.0] * 4]), {"d0": "a"}, **options))
@@ -215,7 +278,7 @@ def test_who_is_owed_from_before_has_a_line_without_any_example():
 
 def test_many_sources_of_a_query_end_in_one_row():
     scores = table(torch.arange(1, 151).float()[None])
-    found = whence.shares.shares(scores, {f"d{n}": f"s{n}" for n in range(150)})
+    found = whence.shares.shares(scores, {f"d{n}": f"s{n}" for n in range(150)}, floor="off")
     rows = list(csv.DictReader(io.StringIO(csv_text(queries_rows(found)))))
     assert len(rows) == 101 and rows[-1]["kind"] == "others" and rows[-1]["name"] == "50 more sources"
     assert float(rows[-1]["share"]) == pytest.approx(sum(range(1, 51)) / sum(range(1, 151)))
@@ -302,7 +365,8 @@ def test_the_interval_over_queries_is_the_bootstrap():
         ({"rule": "softmax"}, "the rule softmax without a temperature"),
         ({"temperature": 1.0}, "the rule positive with a temperature"),
         ({"rule": "softmax", "temperature": 0.0}, "temperature=0.0; needed a number above zero"),
-        ({"floor": -1.0}, "floor=-1.0; needed a number above zero"),
+        ({"floor": -1.0}, "floor=-1.0; needed a number above zero, or off"),
+        ({"floor": "auto"}, "floor='auto'; needed a number above zero, or off"),
         ({"draws": 0}, "draws=0; needed 1 or more"),
         ({"floor": 1.0, "floor_errors": 1.0}, "two noise floors"),
         ({"floor_errors": 1.0}, r"a noise floor in standard errors over 1 model\(s\)"),

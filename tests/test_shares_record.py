@@ -247,7 +247,8 @@ def test_names_from_the_data_can_do_no_harm(tmp_path):
 def test_a_page_for_each_kind_of_report(tmp_path):
     many = {f"d{n}": f"source {n}" for n in range(40)}
     for name, found, words in (
-        ("one", whence.shares.shares(table(drawn(1)), SOURCES), ["there is no interval", "No noise floor was set"]),
+        ("one", whence.shares.shares(table(drawn(1)), SOURCES), ["there is no interval", "No noise floor: among 40 examples"]),
+        ("off", whence.shares.shares(table(drawn(1)), SOURCES, floor="off"), ["No noise floor was set, so small scores"]),
         ("many", whence.shares.shares(table(drawn(60)), many, floor=0.5), ["15 more sources", "10 more queries", "than 0.5 (nats)"]),
         ("paid", whence.shares.shares(table(drawn()), SOURCES, payout="10 EUR", minimum="3"), ["Held back for", "bootstrap over 5"]),
         (
@@ -283,7 +284,8 @@ def test_from_a_store_and_queries(run, tmp_path, store, queries, data_file, mode
     copy = shutil.copytree(store, tmp_path / "store")
     out = run("shares", "--store", copy, "--queries", queries, "--by", "id", "-o", tmp_path / "r", "--payout", "10.00 EUR")
     seal = out.split("seal, to be kept elsewhere: ")[1].strip()
-    assert "paid" in out and run("verify", tmp_path / "r", "--seal", seal).count("\n") == 1
+    assert "paid" in out and "below the noise floor: no noise floor: among 12 examples" in out
+    assert run("verify", tmp_path / "r", "--seal", seal).count("\n") == 1
     record = json.loads((tmp_path / "r" / "record.json").read_text())
     opened = open_store(copy)
     assert record["models"] == [opened.blueprint.model] and record["data"] == [opened.datasets()[0][0]]
@@ -356,6 +358,7 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
     twice.write_text("id,weight\nq0,1\nq0,2\n")
     mine = ["--records", records, *new]
     for words, text in (
+        ([day, *mine, "--floor", "low"], "floor"),
         ([*new], "0 tables, no store and no queries"),
         ([day, "--store", store, "--queries", queries, *new], "1 tables, a store and some queries"),
         (["--queries", queries, *new], "needed tables, or a store and queries"),

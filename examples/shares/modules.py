@@ -31,9 +31,10 @@ from whence.tasks import CausalLM
 SETTINGS = replace(DEFAULTS, vocabulary=1024, width=48)
 RULES = {
     "positive": {"rule": "positive"},
+    "positive, no floor": {"rule": "positive", "floor": "off"},
     "positive, floor of 2 standard errors": {"rule": "positive", "floor_errors": 2.0},
-    "softmax, temperature 0.5": {"rule": "softmax", "temperature": 0.5},
-    "signed": {"rule": "signed"},
+    "softmax, temperature 0.5, no floor": {"rule": "softmax", "temperature": 0.5, "floor": "off"},
+    "signed, no floor": {"rule": "signed", "floor": "off"},
 }
 
 

@@ -6,13 +6,19 @@ from fractions import Fraction
 
 
 def query_shares(scores, owners, *, rule="positive", temperature=None, floor=None, floor_errors=None):
-    """By line the share of one query; `scores` has a list per model, `owners` a name per example or None for unknown."""
+    """By line the share of one query; `scores` has a list per model, `owners` a name per example or None for unknown.
+
+    Without a floor and a number of errors the floor is that of the scores' own spread.
+    """
     values = {}
     means = [sum(Fraction(model[n]) for model in scores) / len(scores) for n in range(len(owners))]
     spread = statistics.pstdev(float(mean) for mean in means)
+    if floor is None and floor_errors is None:
+        sigma = statistics.median(abs(float(mean)) for mean in means) / statistics.NormalDist().inv_cdf(0.75)
+        floor = sigma * math.sqrt(2 * math.log(len(means))) if len(means) >= 50 else "off"
     for n, owner in enumerate(owners):
         line = ("unknown", "") if owner is None else ("source", owner)
-        if floor is not None and abs(means[n]) < floor:
+        if floor not in (None, "off") and abs(means[n]) < floor:
             line = ("noise", "")
         if floor_errors is not None:
             error = statistics.stdev(float(model[n]) for model in scores) / math.sqrt(len(scores))

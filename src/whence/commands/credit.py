@@ -175,7 +175,11 @@ def _show(report: Any, output: Path, seal: str) -> None:
             row += [report.payout.text(getattr(line.settled, name)) for name in ("amount", "paid", "held")]
     more = f", the first {_ROWS} of {len(sources):,} sources" if len(sources) > _ROWS else ""
     print_table(header, cells, title=f"Shares in {len(report.query_ids):,} queries{more}")
-    tell(f"report: {output / 'report.html'}", f"seal, to be kept elsewhere: {seal}")
+    tell(
+        f"below the noise floor: {report.noise_floor}",
+        f"report: {output / 'report.html'}",
+        f"seal, to be kept elsewhere: {seal}",
+    )
 
 
 def _carried_over(folder: Path, payout: str | None) -> dict[str, str]:

@@ -180,8 +180,9 @@ class SharesConfig:
         rule: "positive": positive scores count, negative ones do not. "softmax": the exponential of every score counts. "signed": negative
             scores count against positive ones of the same source, and a source below zero gets nothing.
         temperature: Of softmax, in standard deviations of a query's scores.
-        floor: Noise floor: scores nearer to zero, in the table's unit, go to a line of their own.
-        floor_errors: Noise floor as a number of standard errors over three models or more.
+        floor: Noise floor: scores nearer to zero, in the table's unit, go to a line of their own and are never paid. Left out, each
+            query's own scores say how large chance makes them, where there are 50 examples or more; "off" for none.
+        floor_errors: Noise floor as a number of standard errors over three models or more, instead.
         payout: Amount to split, with its currency, such as "1000.00 EUR".
         minimum: Who is due less than this amount is not paid; it is held back under the source's name.
         draws: Bootstrap draws of the queries.
@@ -194,7 +195,7 @@ class SharesConfig:
     several: Several | None = None
     rule: RuleName = "positive"
     temperature: float | None = None
-    floor: float | None = None
+    floor: float | Literal["off"] | None = None
     floor_errors: float | None = None
     payout: str | None = None
     minimum: str | None = None

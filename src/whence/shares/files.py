@@ -21,7 +21,7 @@ from whence.store.files import read_lines
 
 __all__ = ["FORMAT", "content_of", "copy_tables", "csv_text", "queries_rows", "read_sources", "shares_rows", "sources_text"]
 
-FORMAT = "whence shares 1"
+FORMAT = "whence shares 2"
 # Of each query so many sources are listed one by one; the rest is one line, so that many documents and many queries make no file of both.
 _LISTED = 100
 _CHUNK_BYTES = 4 << 20
@@ -48,13 +48,17 @@ def content_of(report: Shares) -> dict[str, Any]:
         "unit": table.unit,
         "notes": list(table.notes),
         "rule": {**asdict(report.rule), "means": RULES[report.rule.name]},
+        "noise_floor": report.noise_floor,
         "models": report.tables.num_models,
         "examples": len(report.tables.train_ids),
         "unlisted_examples": report.unlisted,
         "attributed": report.attributed,
         "payout": money,
         "intervals": {"over_models": "jackknife", "over_queries": "bootstrap", "draws": report.draws, "seed": report.seed},
-        "queries": [{"query": name, "weight": weight} for name, weight in zip(report.query_ids, report.weights, strict=True)],
+        "queries": [
+            {"query": name, "weight": weight, "floor": floor}
+            for name, weight, floor in zip(report.query_ids, report.weights, report.floors, strict=True)
+        ],
         "lines": [_line(report, index) for index in range(len(report.lines))],
     }
 

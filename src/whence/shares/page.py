@@ -97,7 +97,7 @@ def _money(report: Shares) -> str:
 def _unattributed(report: Shares) -> str:
     meaning = {
         "unknown": f"Training examples without a named source ({report.unlisted:,} of them are not in the list of sources at all).",
-        "noise": _floor(report),
+        "noise": report.noise_floor[0].upper() + report.noise_floor[1:] + ".",
         "none": "Queries for which the rule found nothing to count.",
     }
     header = ("line", "share, %", *(("amount",) if report.payout else ()), "what it is")
@@ -107,15 +107,6 @@ def _unattributed(report: Shares) -> str:
         if line.kind != "source"
     ]
     return "<p>None of this is spread over the sources.</p>" + table_section(header, rows)
-
-
-def _floor(report: Shares) -> str:
-    rule = report.rule
-    if rule.floor is not None:
-        return f"Scores nearer to zero than {rule.floor:g} ({report.tables.first.unit})."
-    if rule.floor_errors is not None:
-        return f"Scores within {rule.floor_errors:g} standard errors of zero, over {report.tables.num_models} models."
-    return "No noise floor was set, so small scores count in full: many small ones add up, also where each is chance."
 
 
 def _sources(report: Shares, sources: list[ShareLine]) -> str:

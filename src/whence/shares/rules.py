@@ -5,11 +5,13 @@ Axes: M models, N training examples, L lines of the report.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from whence.errors import BadInput, UnknownOption
 from whence.settings import RuleName
+from whence.shares.noise_floor import errors_floor, mean_scores, spread_floor
 from whence.shares.sources import Lines
 
 __all__ = ["RULES", "Rule"]
@@ -31,7 +33,8 @@ class Rule:
     Args:
         name: One of `RULES`.
         temperature: For "softmax", in standard deviations of the query's scores: a small one gives all to the highest scores.
-        floor: Scores nearer to zero than this count on the line of noise, in the table's unit.
+        floor: Scores nearer to zero than this count on the line of noise, in the table's unit; None for `spread_floor` of the query's
+            scores, unless there is a number of standard errors; "off" for none.
         floor_errors: The same, as a number of standard errors over the models.
 
     Raises:
@@ -41,7 +44,7 @@ class Rule:
 
     name: RuleName = "positive"
     temperature: float | None = None
-    floor: float | None = None
+    floor: float | Literal["off"] | None = None
     floor_errors: float | None = None
 
     def __post_init__(self):
@@ -59,8 +62,14 @@ class Rule:
             )
         for name in ("temperature", "floor", "floor_errors"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise BadInput(found=f"{name}={value}", needed="a number above zero", do="correct it, or leave it out")
+            if name == "floor" and isinstance(value, str):
+                if value != "off":
+                    raise BadInput(
+                        found=f"floor={value!r}", needed="a number above zero, or off", do="correct it, or leave it out"
+                    )
+            elif value is not None and not 0 < value < math.inf:
+                more = ", or off" if name == "floor" else ""
+                raise BadInput(found=f"{name}={value}", needed=f"a number above zero{more}", do="correct it, or leave it out")
 
     def shares(self, scores_MN: np.ndarray, lines: Lines) -> np.ndarray:
         """Shares of one query.
@@ -84,17 +93,18 @@ class Rule:
 
     def placed(self, scores_MN: np.ndarray, lines: Lines) -> tuple[np.ndarray, np.ndarray]:
         """The mean scores over models, and the line that each example counts on once the noise floor is drawn, both (N,)."""
-        num_models = len(scores_MN)
-        scores_N = _summed(scores_MN) / num_models
-        if self.floor is None and self.floor_errors is None:
-            return scores_N, lines.of_examples
-        least_N: np.ndarray | float
-        if self.floor is not None:
-            least_N = self.floor
+        scores_N = mean_scores(scores_MN)
+        if self.floor_errors is not None:
+            least_N: np.ndarray | float = errors_floor(scores_MN, self.floor_errors)
         else:
-            variance_N = _summed((scores_MN - scores_N) ** 2) / (num_models - 1)
-            least_N = float(self.floor_errors or 0.0) * np.sqrt(variance_N / num_models)
+            least_N = self.floor_of(scores_N)
         return scores_N, np.where(np.abs(scores_N) < least_N, lines.noise, lines.of_examples)
+
+    def floor_of(self, scores_N: np.ndarray) -> float:
+        """The noise floor of one query where it is the same for all examples; 0 for none."""
+        if self.floor is None:
+            return spread_floor(scores_N)
+        return 0.0 if isinstance(self.floor, str) else self.floor
 
     def _values(self, scores_N: np.ndarray, of_examples: np.ndarray, num_lines: int) -> np.ndarray:
         if self.name == "signed":
@@ -106,11 +116,3 @@ class Rule:
             return np.zeros(num_lines)  # nothing tells one example from another
         powers_N = np.exp((scores_N - scores_N.max()) / (self.temperature * float(np.std(scores_N))))
         return np.bincount(of_examples, weights=powers_N, minlength=num_lines)
-
-
-def _summed(values_MN: np.ndarray) -> np.ndarray:
-    """Sum over models, one after another."""
-    total_N = values_MN[0].copy()
-    for values_N in values_MN[1:]:
-        total_N += values_N
-    return total_N

@@ -24,7 +24,7 @@ class Settings:
 
     rule: str
     temperature: float | None
-    floor: float | None
+    floor: float | str | None
     floor_errors: float | None
     several: str | None
     weights: dict[str, float]

@@ -15,6 +15,7 @@ from whence.progress import meter
 from whence.records import ScoreTable
 from whence.settings import SharesConfig, only_options
 from whence.shares.intervals import over_models, over_queries, weighted_mean
+from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
 from whence.shares.rules import Rule
 from whence.shares.sources import LineKind, Lines, lines_of
@@ -64,6 +65,7 @@ class Shares:
         weights: What each query counts.
         shares: Shares of each query before rounding, shape (queries, lines), float64.
         rule: How scores became shares.
+        floors: Noise floor of each query, in the table's unit; 0 for none, and where it differs by example (`floor_errors`).
         payout: What was split; None for shares alone.
         tables: The scores that it all comes from.
         sources: By id of a training example the name of its source, empty where unknown; without those that are not listed.
@@ -77,6 +79,7 @@ class Shares:
     weights: tuple[float, ...]
     shares: np.ndarray = field(repr=False)
     rule: Rule
+    floors: tuple[float, ...]
     payout: Payout | None
     tables: Tables = field(repr=False)
     sources: Mapping[str, str] = field(repr=False)
@@ -88,6 +91,12 @@ class Shares:
     def attributed(self) -> float:
         """Share of all that goes to sources with a name."""
         return sum(round(line.share * WHOLE) for line in self.lines if line.kind == "source") / WHOLE
+
+    @property
+    def noise_floor(self) -> str:
+        """What the noise floor is and how it was found, in a sentence."""
+        rule, tables = self.rule, self.tables
+        return floor_words(rule.floor, rule.floor_errors, self.floors, len(tables.train_ids), tables.first.unit)
 
     def held(self) -> dict[str, str]:
         """By name of a source what is held back for it, as amounts: what `carried` of the next payout takes."""
@@ -178,36 +187,39 @@ def shares(
         for index, line in enumerate(order)
     )
     return Shares(
-        settled_lines, tables_read.query_ids, tuple(weights_Q.tolist()), split.shares_QL[:, order], rule, money, tables_read,
-        lines.listed(tables_read.train_ids), lines.unlisted, config.draws, config.seed,
+        settled_lines, tables_read.query_ids, tuple(weights_Q.tolist()), split.shares_QL[:, order], rule,
+        tuple(split.floors_Q.tolist()), money, tables_read, lines.listed(tables_read.train_ids), lines.unlisted, config.draws, config.seed,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Shares of each query, the same without each model (where there are several), and sums of positive and of negative scores."""
+    """Shares of each query, the same without each model (where there are several), sums of positive and of negative scores, floors."""
 
     shares_QL: np.ndarray
     without_MQL: list[np.ndarray]
     raised_L: np.ndarray
     lowered_L: np.ndarray
+    floors_Q: np.ndarray
 
 
 def _split(tables: Tables, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
     shares_QL = np.zeros((len(tables.query_ids), len(lines.names)))
     without_MQL = [np.zeros_like(shares_QL) for _ in range(tables.num_models if tables.num_models > 1 else 0)]
     raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
+    floors_Q = np.zeros(len(weights_Q))
     with meter("shares", len(weights_Q), quiet=quiet) as progress:
         for query, weight in enumerate(weights_Q):
             scores_MN = tables.of_query(query)
             shares_QL[query] = rule.shares(scores_MN, lines)
             scores_N, of_examples = rule.placed(scores_MN, lines)
+            floors_Q[query] = 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
             for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
                 sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
             for model, without_QL in enumerate(without_MQL):
                 without_QL[query] = rule.shares(np.delete(scores_MN, model, axis=0), lines)
             progress.advance()
-    return _Split(shares_QL, without_MQL, raised_L, lowered_L)
+    return _Split(shares_QL, without_MQL, raised_L, lowered_L, floors_Q)
 
 
 def _rule(config: SharesConfig) -> Rule:
