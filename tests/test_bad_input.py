@@ -87,6 +87,22 @@ def test_folder_without_config(refused, output, data_file, tmp_path):
     assert not output.exists()
 
 
+def test_a_trainers_folder_names_its_last_checkpoint(refused, output, data_file, model, store, tmp_path):
+    trained = tmp_path / "trained"
+    for step in (900, 1000, 200):
+        shutil.copytree(model, trained / f"checkpoint-{step}")
+    (trained / "checkpoint-2000").mkdir()  # empty: the trainer was stopped
+    says = "needed a folder written by save_pretrained; do this: name .*trained/checkpoint-1000, the last checkpoint there"
+    for name in (trained, trained / "final"):
+        for verb in (
+            ["build", name, data_file, "-o", output],
+            ["attribute", name, data_file, data_file, "-o", output],
+            ["query", store, "--text", "a cat", "--model", name],
+        ):
+            refused(*verb, says=says)
+    assert not output.exists()
+
+
 def test_corrupt_config(refused, output, data_file, model):
     (model / "config.json").write_text('{"model_type": "gpt2", ')
     refused(
@@ -270,7 +286,7 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
         (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca, which learns its axes"),
         (["--projection", "sparse", "--method", "lorif"], "found projection=sparse for lorif; needed rademacher or gaussian for layers"),
         (["--projection", "gaussian", "--method", "factgrass"], "found projection=gaussian for factgrass; needed rademacher or"),
-        (["--frobnicate"], 'Unknown option: "?--frobnicate'),
+        (["--frobnicate"], "found the unknown option --frobnicate; needed an option of whence build; do this: see `whence build --help-all`"),
         (["--track", "nothing.*"], r"found the pattern 'nothing.\*', which matches no parameter; needed a pattern for names such as"),
         (["--ignore", "*"], "found no parameter to attribute among"),
     ],
@@ -280,10 +296,28 @@ def test_bad_options(refused, output, model_folder, data_file, options, says):
     assert not output.exists()
 
 
-def test_bad_commands(refused, model_folder):
-    refused("bild", says='Unknown command "bild"')
-    refused("build", model_folder, says="parameter --data requires an argument")
-    refused("build", model_folder, "data.jsonl", says="--output")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bild"], r"found the unknown verb 'bild'; needed one of: attribute, bank, .*, why; do this: did you mean `whence build`\?"),
+        (["frobnicate"], "found the unknown verb 'frobnicate'; .*; do this: see `whence --help`"),
+        (["Why is it blue?"], "found the question 'Why is it blue\\?' where a verb is needed; .* do this: pass it as --text: whence query"),
+        (["build", "m"], "found whence build without DATA; needed whence build MODEL DATA --output OUTPUT; do this: add it; see `whence b"),
+        (["build", "m", "d.jsonl"], "found whence build without --output OUTPUT; needed whence build MODEL DATA --output OUTPUT"),
+        (["build", "m", "d", "--ouptut", "o"], "unknown option --ouptut; needed an .*; do this: did you mean --output"),
+        (["select", "d", "-o", "o", "--validate=v"], "found the unknown option --validate; .*; do this: did you mean --validation"),
+        (["build", "m", "d", "-o", "o", "--rank"], "found --rank without a value; needed whence build MODEL DATA --output OUTPUT"),
+        (["verify", "a", "b"], "found 'b', which whence verify does not read; needed whence verify FOLDER; do this: leave it out"),
+        (["query", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence query does not .* do this: pass it as --text"),
+        (["why", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence why does not .* do this: pass it as --prompt"),
+        (["query", "Why is it blue?", "--text", "a"], "found no store at Why is .*; do this: name the store first, and pass a question"),
+        (["query", "s", "--file", "Why is it blue?"], "found the text 'Why is it blue.*' where a file is read; .* a question as --text"),
+        (["attribute", "m", "{data}", "Why is it blue?", "-o", "o"], "found the text 'Why .*' where a file is read; .*: pass a question as"),
+        (["score", "s", "Why is it blue?", "-o", "o"], "found the text 'Why .*' where a file is read; needed a file or folder of records"),
+    ],
+)  # fmt: skip
+def test_mistyped_commands(refused, data_file, words, says):
+    refused(*(word.format(data=data_file) for word in words), says=says)
 
 
 # Disk

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from whence.cli import app, main
+from whence.cli import _USES, _VERBS, app, main
+from whence.commands.help_pages import FEW, FIRST
 from whence.methods import EXACT_METHODS, METHODS
 from whence.score import RELATIVE
 
@@ -232,6 +234,35 @@ def test_help_of_every_verb(run):
         assert re.search(rf"^\W*{verb} ", out, re.MULTILINE)
         assert f"Usage: whence {verb}" in run(verb, "--help")
     assert re.match(r"\d+\.\d+\.\d+\n", run("--version"))
+
+
+def test_help_groups_verbs_by_what_people_do_with_an_example_each(run):
+    out = run("--help")
+    assert sorted(verb for _, verbs in _USES.values() for verb in verbs) == sorted(_VERBS)
+    for title, (example, verbs) in _USES.items():
+        assert f"─ {title} ─" in out
+        for line in example.splitlines():
+            words = shlex.split(line)
+            assert words[0] == "whence" and words[1] in verbs
+            # The example is one that can be read: only what is behind its names is missing.
+            app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("verb", sorted(_VERBS))
+def test_help_of_a_verb_shows_a_dozen_options_and_says_how_many_more_there_are(run, verb):
+    def names(page):
+        return re.findall(r"^│ (?:[ *]  )?(?:[A-Z]+ )?(-[\w-]+)", page, re.MULTILINE)
+
+    short, whole = names(run(verb, "--help")), names(run(verb, "--help-all"))
+    arguments = app[verb].assemble_argument_collection()
+    required = sum(argument.required for argument in arguments)
+    more = [name for name in whole if name not in short]
+    if verb in FIRST:
+        assert 10 <= len(short) <= FEW + required and short[-1] == "--help-all" and len(whole) > FEW
+        assert f"Show {len(more)} more options." in run(verb, "--help") and set(short) - {"--help-all"} <= set(whole)
+        assert set(FIRST[verb].split()) <= {name for argument in arguments for name in argument.names}
+    else:
+        assert short == whole and len(whole) <= FEW
 
 
 # A model of one's own

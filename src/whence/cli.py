@@ -3,9 +3,11 @@
 import os
 import sys
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from whence._version import __version__
+from whence.commands.help_pages import HelpPage
+from whence.commands.mistyped import explained
 from whence.commands.shared import TYPED
 from whence.digests import digested_once
 from whence.errors import WhenceError
@@ -18,40 +20,74 @@ app = App(
     help="Training data attribution: which training examples does this behaviour come from, by how much, and can we prove it?",
     version=__version__,
     help_format="plaintext",
+    help_flags=("--help", "-h", "--help-all"),
+    help_formatter=HelpPage(),
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-text beside --text
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
 
 _VERBS = {
     "demo": ("bench", "The whole story on real text, in minutes, on a CPU: train, attribute, prove it by retraining."),
+    "forecast": ("forecast", "Say what a build, or an exact run, would take in memory, disk and time."),
+    "methods": ("inspection", "List the attribution methods."),
     "build": ("stores", "Compress the gradient of every training example into a store."),
     "query": ("stores", "Rank the training examples behind a behaviour."),
     "why": ("why", "Why did it say this? Documents and tokens behind a completion, or behind one token of it."),
-    "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
     "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "inspect": ("inspection", "Say what a store holds."),
-    "forecast": ("forecast", "Say what a build, or an exact run, would take in memory, disk and time."),
-    "score": ("tables", "Score every training example of a store for every query, into a table."),
+    "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
+    "score": ("tables", "Score every training example of a store for every query, into a table."),
     "curvature": (
         "fit",
         "Fit EK-FAC curvature and keep it, for attribute and build; over several processes if started by torchrun.",
     ),
-    "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
-    "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
-    "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
     "smoothness": ("tables", "Say whether a recorded run is smooth enough for its exact derivative."),
+    "proxy": ("proxy", "Score training examples for a target model by another model's gradients."),
+    "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),
+    "clusters": ("clusters", "Cluster training examples by what they teach, and name the clusters."),
+    "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
+    "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
     "guide": ("guide", "Find the training tokens that an unwanted behaviour comes from, for training to suppress."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
-    "select": ("curate", "Keep, drop or re-weight training examples by what they are worth, and prove it."),
-    "clusters": ("clusters", "Cluster training examples by what they teach, and name the clusters."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
-    "methods": ("inspection", "List the attribution methods."),
+}
+# What people do, each with an example and the verbs for it, in the order of `whence --help`.
+_USES = {
+    "Begin": ("whence demo", ("demo", "forecast", "methods")),
+    "Why did it say this?": (
+        'whence build MODEL train.jsonl -o store\nwhence query store --text "The capital of France is Paris"',
+        ("build", "query", "why", "serve", "inspect", "verify"),
+    ),
+    "Score all of the data": (
+        "whence attribute MODEL train.jsonl questions.jsonl -o table",
+        ("attribute", "score", "curvature", "smoothness", "proxy"),
+    ),
+    "Which data to keep, and what is in it?": (
+        "whence select train.jsonl --model MODEL --validation good.jsonl --keep 50% -o chosen",
+        ("select", "clusters", "study"),
+    ),
+    "Whose data made this?": ("whence shares table --records train.jsonl --by author -o report", ("shares",)),
+    "Can it be trained without a behaviour?": (
+        "whence guide MODEL train.jsonl --harmful harmful.jsonl --safe safe.jsonl -o guide",
+        ("guide",),
+    ),
+    "Is it true?": (
+        "whence bank --train train.py:retrain --data train.jsonl --queries questions.jsonl -o bank\nwhence evaluate bank table",
+        ("bank", "evaluate", "bench"),
+    ),
 }
 # Commands as strings, so that `--help` does not wait for torch.
-for _verb, (_module, _help) in _VERBS.items():
-    app.command(f"whence.commands.{_module}:{_verb}", name=_verb, help=_help)
+for _number, (_title, (_example, _verbs)) in enumerate(_USES.items()):
+    _group = Group(_title, help=_example, sort_key=_number)
+    for _order, _verb in enumerate(_verbs):
+        _module, _help = _VERBS[_verb]
+        app.command(f"whence.commands.{_module}:{_verb}", name=_verb, help=_help, group=_group, sort_key=_order)
+_group = Group("About", sort_key=len(_USES))
+for _flag in ("--help", "--version"):
+    app[_flag].group = (_group,)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,8 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"whence: {error}")
         return 2
     except CycloptsError as error:
-        text = " ".join(str(error).split()).rstrip(".")
-        say(f"whence: found a command that cannot be read ({text}); do this: see `whence --help`")
+        say(f"whence: {explained(error, app, _VERBS, words)}")
         return 2
     except KeyboardInterrupt:
         say("whence: stopped; what was finished is kept: run the same command again to go on")

@@ -16,6 +16,7 @@ __all__ = [
     "WhenceError",
     "WorkerLost",
     "first_line",
+    "is_question",
     "printable",
 ]
 
@@ -31,6 +32,16 @@ def printable(text: str) -> str:
 def first_line(error: Exception) -> str:
     """What another library says, at most 160 characters of its first line; the kind of error where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def is_question(text: str) -> bool:
+    """Whether somebody wrote what they want to know, where a name of a file, a folder or a store is read.
+
+    >>> is_question("Why is the sky blue?"), is_question("data/train.jsonl")
+    (True, False)
+    """
+    words = text.split()
+    return len(words) > 2 or (len(words) > 1 and text.rstrip().endswith(("?", ".", "!")))
 
 
 class WhenceError(Exception):

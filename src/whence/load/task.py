@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from whence.distributed import Ranks
-from whence.errors import BadInput, UnknownOption, first_line
+from whence.errors import BadInput, UnknownOption, first_line, is_question
 from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
+from whence.load.model_folder import ADAPTER, model_folder
 from whence.load.placement import in_turn, load_options, placed
 from whence.load.unpacked import lines_of
 from whence.plain_files import open_plain, read_plain
@@ -30,7 +31,6 @@ __all__ = ["TASKS", "load_records", "load_task"]
 _LONGEST_FIELD = 1 << 30
 # Of what is read as a whole.
 _LONGEST_FILE = 8 << 30
-_ADAPTER = "adapter_config.json"
 TASKS = ("causal_lm", "classification", "masked_lm")
 _TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".npz")
 _EXPLAINS = ("readme", "license", "licence")
@@ -88,21 +88,15 @@ def load_task(
         return task, {"model": absolute(model), "task": task.kind, "options": {}}
     if kind not in TASKS:
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
-    folder = Path(model)
+    folder = model_folder(model)
     if folder.exists():
-        if not any((folder / name).exists() for name in ("config.json", _ADAPTER)):
-            raise BadInput(
-                found=f"no config.json in {folder}", needed="a folder written by save_pretrained", do="check the path"
-            )
         origin["model"] = str(folder.resolve())
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise BadInput(found=f"no model folder at {model}", needed="a folder written by save_pretrained", do="check the path")
     recipe = _recipe(folder / "recipe.json")
     if placement.model_dtype != "auto":
         origin["dtype"] = placement.model_dtype
 
     def load() -> tuple[Any, Any]:
-        is_adapter = (folder / _ADAPTER).exists()
+        is_adapter = (folder / ADAPTER).exists()
         network, tokenizer = (
             _adapted(folder, kind, placement, is_plain) if is_adapter else _pretrained(model, kind, placement, is_plain)
         )
@@ -149,6 +143,12 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
             return [_labelled_image(path, file) for file in images]
     elif path.exists() and not path.is_dir():
         raise BadInput(found=f"data at {path}, which is a pipe or a device", needed="a file or folder", do="save it as a file")
+    elif not path.exists() and is_question(data):
+        raise BadInput(
+            found=f"the text {data!r} where a file is read",
+            needed="a file or folder of records",
+            do='pass a question as --text (whence query) or --prompt (whence why), or write it to a .jsonl file: {"text": "..."}',
+        )
     elif not path.exists() and (
         data.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt", ".npz")
     ):
@@ -281,10 +281,10 @@ def _adapted(folder: Path, kind: str, placement: Placement, is_plain: bool) -> t
             do="pip install 'whence-tda[lora]'",
         ) from error
     try:
-        base = str(parse_json(read_plain(folder / _ADAPTER, is_named=True), any_number=True)["base_model_name_or_path"])
+        base = str(parse_json(read_plain(folder / ADAPTER, is_named=True), any_number=True)["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            found=f"{folder / _ADAPTER}, which does not name the adapter's base model",
+            found=f"{folder / ADAPTER}, which does not name the adapter's base model",
             needed="a folder written by peft",
             do="save it again",
         ) from error

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from whence.distributed import Ranks
-from whence.errors import BadInput, StoreChanged, StoreCorrupt
+from whence.errors import BadInput, StoreChanged, StoreCorrupt, is_question
 from whence.plain_files import open_plain
 from whence.store.files import damaged, file_sizes, reason, refuse_linked
 from whence.store.format import Blueprint
@@ -39,7 +39,8 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
             do="run the same `whence build` again: it goes on where it stopped",
         )
     if not (folder / "blueprint.json").exists():
-        raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do="check the path")
+        do = "name the store first, and pass a question as --text" if is_question(str(folder)) else "check the path"
+        raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do=do)
     blueprint = Blueprint.read(folder)
     if not (folder / "manifest.json").exists():
         raise StoreCorrupt(
