@@ -182,6 +182,61 @@ def test_selection_equals_the_loops(seed, tmp_path):
     assert sum(map(len, found.marked.values())) <= settings["budget"] * found.scored
 
 
+def planted_rows(documents=200, carriers=6, seed=0):
+    """Chance scores of documents of different lengths; the first few have eight tokens in a row of eight times the spread."""
+    generator = np.random.default_rng(seed)
+    rows = [generator.standard_normal(generator.integers(20, 120)) for _ in range(documents)]
+    for row in rows[:carriers]:
+        row[5:13] = 8.0 + generator.standard_normal(8)
+    for row in rows:
+        row[0] = np.nan
+    return rows
+
+
+@pytest.mark.parametrize("floor", [None, "off", 1.2])
+def test_selection_with_a_floor_equals_the_loops(floor, tmp_path):
+    rows = planted_rows(60)
+    settings = {"quantile": 0.9, "window": 1, "budget": 0.08, "floor": floor}
+    made = whence.guide.select_tokens(as_files(tmp_path, rows), whence.settings.GuideConfig(**settings))
+    _, ranks, marked = slow.selection(rows, **settings)
+    assert list(made.marked.items()) == list(marked.items()) and marked
+    np.testing.assert_allclose(made.ranking.ranks_N, ranks, atol=1e-12)
+    assert made.floor == pytest.approx({None: slow.evidence_floor(rows)[1], "off": 0.0}.get(floor, floor))
+
+
+def test_marks_stop_where_the_evidence_stops(tmp_path):
+    """A behaviour that lives in 6 of 200 documents; the budget of 2 % would go on to many others."""
+    rows = planted_rows()
+    scores = as_files(tmp_path, rows)
+    made = whence.guide.select_tokens(scores)
+    assert set(range(6)) <= made.marked.keys() and len(made.marked) <= 8
+    planted = {row: set(range(5, 13)) for row in range(6)}
+    assert all(planted[row] <= set(made.marked[row]) for row in planted)
+    budget = int(0.02 * made.scored)
+    assert sum(map(len, made.marked.values())) < budget / 2
+    assert (
+        f"{len(made.marked)} of 200 documents have evidence above {made.floor:.3g}, the largest that chance would"
+        in made.stopped
+    )
+    assert "budget is left" in made.stopped
+    spent = whence.guide.select_tokens(scores, whence.settings.GuideConfig(floor="off"))
+    assert sum(map(len, spent.marked.values())) == budget and len(spent.marked) > 30
+    assert "the budget of 2.00% of the tokens is spent; no floor was set" in spent.stopped
+    little = whence.guide.select_tokens(scores, whence.settings.GuideConfig(budget=0.001))
+    assert sum(map(len, little.marked.values())) == int(0.001 * made.scored)
+    assert "is spent; " in little.stopped and "documents have evidence above" in little.stopped
+    few = whence.guide.select_tokens(as_files(tmp_path, rows[:20]))
+    assert few.floor == 0 and "no floor: among 20 documents it cannot be told which are chance, 50 are needed" in few.stopped
+
+
+def test_where_no_document_is_more_than_chance_nothing_is_marked(tmp_path):
+    rows = planted_rows(carriers=0)
+    made = whence.guide.select_tokens(as_files(tmp_path, rows), whence.settings.GuideConfig(floor=9.0))
+    assert made.marked == {} and "0 of 200 documents have evidence above 9, the floor that was set" in made.stopped
+    chance = whence.guide.select_tokens(as_files(tmp_path, rows))
+    assert len(chance.marked) <= 2
+
+
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 0.9, 0.99, 0.999])
 def test_the_quantile_is_exact_however_values_are_cut(quantile):
     values = torch.randn(1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -200,6 +255,9 @@ def test_ranks_need_many_tokens_and_strong_ones():
 
 
 def test_settings_out_of_range_and_tiny_budgets_are_refused(tmp_path):
+    for floor in (0.0, -1.0, float("inf"), "auto"):
+        with pytest.raises(BadInput, match="found floor=.*; needed a number above zero, or off"):
+            whence.settings.GuideConfig(floor=floor)
     for wrong in ({"quantile": 1.0}, {"window": -1}, {"budget": 0.0}, {"budget": 1.5}, {"quantile": float("nan")}):
         with pytest.raises(BadInput, match="needed a quantile from 0 to below 1, a window of 0 or more tokens"):
             whence.settings.GuideConfig(**wrong)
@@ -393,6 +451,12 @@ def test_the_verb_writes_marks_and_a_page(tmp_path, model_folder, data_file, que
     assert main([*command, "--budget", "0.1", "--quantile", "0.9"]) == 0
     out, err = capsys.readouterr()
     assert "tokens marked, in" in out and "marked" not in err
+    assert "why no more: the budget of 10.00% of the tokens is spent; no floor: among 12 documents" in out
+    assert "The budget of 10.00% of the tokens is spent" in page and said["stopped"] == marks.about["stopped"]
+    assert main([*command, "--quantile", "0.9", "--floor", "1e9", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["marked_tokens"] == 0 and len(whence.guide.open_marks(said["marks"])) == 0
+    assert "Marked are 0 of" in Path(said["report"]).read_text()
 
 
 def test_the_verbs_mistakes_are_one_line(tmp_path, model_folder, data_file, question_files, capsys):

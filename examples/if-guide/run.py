@@ -32,7 +32,10 @@ SETTINGS = Settings(vocabulary=1024, epochs=4)
 PROXY = replace(SETTINGS, layers=1, width=24, heads=2)
 FINE_TUNING = replace(SETTINGS, epochs=2, learning_rate=SETTINGS.learning_rate / 10)
 # Scores belong to labels: the best ones lie on the behaviour itself, and a window would mark the full stop before it as well.
-NARROW = whence.settings.GuideConfig(window=0, budget=0.01)
+NARROW = whence.settings.GuideConfig(window=0, budget=0.01, floor="off")
+# As in the paper, which spends its budget; and no further than documents are more than chance.
+PUBLISHED = whence.settings.GuideConfig(floor="off")
+STOPPING = replace(NARROW, floor=None)
 PLAIN = "no intervention"
 SAMPLES = 5
 SAMPLE_TOKENS = 24
@@ -110,7 +113,8 @@ def experiment(folder: Path, *, documents: int, epochs: int, seeds: int) -> dict
     nothing = whence.guide.Marks({})
     full = trained(Condition(PLAIN, dataset, nothing), settings, 0)
     small = trained(Condition("proxy itself", dataset, nothing), proxy, 0)
-    published = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide")
+    published = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=PUBLISHED)
+    stopping = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=STOPPING)
     marks = whence.guide.guide(task(full), dataset, data.harmful, data.safe, folder / "guide", config=NARROW)
     from_proxy = whence.guide.guide(task(small), dataset, data.harmful, data.safe, folder / "guide-proxy", config=NARROW)
     at_random = random_marks(dataset, len(marks))
@@ -135,6 +139,7 @@ def experiment(folder: Path, *, documents: int, epochs: int, seeds: int) -> dict
         name: agreement(some, truth)
         for name, some in {
             "the model": marks,
+            "the model, to where evidence stops": stopping,
             "the model, window 1": published,
             "the proxy": from_proxy,
             "chance": at_random,

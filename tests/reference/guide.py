@@ -1,5 +1,8 @@
 """IF-Guide the slow way: one backward pass per token, loops over documents and tokens."""
 
+import math
+import statistics
+
 import numpy as np
 import torch
 
@@ -23,8 +26,24 @@ def token_gradients(task, plan, example):
     return [torch.stack(parts) for parts in zip(*rows, strict=True)], places
 
 
-def selection(scores, quantile, window, budget):
-    """What is marked, by place of the document, and the ranks; the paper's section 4.2 word by word."""
+def evidence_floor(scores):
+    """Each document's root mean square of positive scores, and how large chance makes the largest of as many."""
+    evidence = []
+    for row in scores:
+        scored = [score for score in row if not np.isnan(score)]
+        evidence.append(math.sqrt(sum(max(score, 0) ** 2 for score in scored) / len(scored)) if scored else 0.0)
+    logs = [math.log(value) for value in evidence if value > 0]
+    if len(logs) < 50:
+        return evidence, 0.0
+    middle = statistics.median(logs)
+    spread = statistics.median(abs(value - middle) for value in logs) / statistics.NormalDist().inv_cdf(0.75)
+    return evidence, math.exp(middle + spread * math.sqrt(2 * math.log(len(logs))))
+
+
+def selection(scores, quantile, window, budget, floor=None):
+    """What is marked, by place of the document, and the ranks; the paper's section 4.2 word by word, but for the floor."""
+    evidence, least = evidence_floor(scores)
+    least = {None: least, "off": 0.0}.get(floor, floor)
     everything = np.concatenate([row[~np.isnan(row)] for row in scores])
     tau = np.quantile(everything, quantile, method="inverted_cdf")
     n = np.array([sum(score > tau for score in row) for row in scores], float)
@@ -35,6 +54,8 @@ def selection(scores, quantile, window, budget):
     left, marked = int(budget * len(everything)), {}
     for document in np.argsort(-ranks, kind="stable"):
         row, own = scores[document], []
+        if least and evidence[document] <= least:
+            continue
         centres = [place for place in range(len(row)) if row[place] > tau]
         for centre in sorted(centres, key=lambda place: -row[place]):
             for place in [centre, *(centre + side * step for step in range(1, window + 1) for side in (-1, 1))]:

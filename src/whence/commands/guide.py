@@ -77,12 +77,16 @@ def guide(
     )  # fmt: skip
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:
-        about = {name: marks.about[name] for name in ("examples", "scored_tokens", "marked_tokens", "threshold", "method")}
+        about = {
+            name: marks.about[name]
+            for name in ("examples", "scored_tokens", "marked_tokens", "threshold", "floor", "stopped", "method")
+        }
         tell_json(files | about | {"marked_examples": len(marks.examples)})
         return
     tell(
         f"{len(marks):,} of {marks.about['scored_tokens']:,} tokens marked, in {len(marks.examples):,} of "
         f"{marks.about['examples']:,} examples",
+        f"why no more: {marks.about['stopped']}",
         f"mask file: {files['marks']}",
         f"report:    {files['report']}",
     )

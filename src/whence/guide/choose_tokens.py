@@ -1,5 +1,7 @@
 """From token scores to the tokens to suppress: a threshold, a ranking of documents, and a walk through it (IF-Guide, section 4.2).
 
+The published walk spends its whole budget, also where nothing is left to be marked. Here it ends where documents are no more than chance.
+
 Axes: N examples, T tokens of an example, K tokens of a file.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from whence.errors import BadInput
 from whence.guide.token_scores import TokenScores
+from whence.score import LEAST_SCORES, log_spread_floor
 from whence.settings import GuideConfig
 
 __all__ = ["Ranking", "TokenSelection", "rank_examples", "select_tokens", "upper_quantile"]
@@ -41,23 +44,27 @@ class TokenSelection:
         ranking: Of all documents.
         marked: By place of the document, highest rank first, the places of its marked tokens, ascending.
         scored: Number of scored tokens of all documents.
+        floor: Evidence that a document has to exceed; 0 for none.
+        stopped: Why no more tokens are marked, in a sentence.
     """
 
     threshold: float
     ranking: Ranking
     marked: dict[int, list[int]]
     scored: int
+    floor: float
+    stopped: str
 
 
 def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> TokenSelection:
     """Mark the tokens that the behaviour comes from.
 
-    Documents are walked through from the highest rank down. In each the tokens above the threshold are taken, highest score first, with
-    their neighbours, until the budget is spent. Tokens that are not scored are never marked.
+    Documents with evidence above the floor are walked through from the highest rank down. In each the tokens above the threshold are taken,
+    highest score first, with their neighbours, until the budget is spent. Tokens that are not scored are never marked.
 
     Args:
         scores: Of all tokens.
-        config: Threshold, window and budget.
+        config: Threshold, window, budget and floor.
 
     Returns:
         The selection.
@@ -81,7 +88,10 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> T
             needed="different scores",
             do="lower the quantile, or drop documents that stand in the data more than once",
         )
-    order = sorted(ranking.counts_N.nonzero()[:, 0].tolist(), key=lambda row: (-float(ranking.ranks_N[row]), row))
+    evidence_N = torch.stack([evidence_of(scores_T) for scores_T in scores.examples()])
+    floor = _floor(config, evidence_N)
+    has_marks_N = (ranking.counts_N > 0) & (evidence_N > floor if floor else torch.ones(len(evidence_N), dtype=torch.bool))
+    order = sorted(has_marks_N.nonzero()[:, 0].tolist(), key=lambda row: (-float(ranking.ranks_N[row]), row))
     wanted = {row: _marks(scores_T, threshold, config.window) for row, scores_T in enumerate(scores.examples())}
     marked: dict[int, list[int]] = {}
     for row in order:
@@ -89,7 +99,43 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> T
         left -= len(marked[row])
         if left == 0:
             break
-    return TokenSelection(threshold, ranking, marked, scored)
+    stopped = _stopped(config, floor, len(order), len(evidence_N), left == 0)
+    return TokenSelection(threshold, ranking, marked, scored, floor, stopped)
+
+
+def evidence_of(scores_T: Tensor) -> Tensor:
+    """How strongly a document speaks for the behaviour, whatever its length: the root mean square of its positive token scores.
+
+    Negative scores, of tokens that speak for the safe completions, count as zero and not against it: a document teaches what it teaches.
+
+    Args:
+        scores_T: Of its tokens, NaN where not scored.
+
+    Returns:
+        One number, 0 for a document without a scored token.
+    """
+    squares = scores_T.double().clamp_min(0).square().nansum()
+    return (squares / scores_T.isfinite().sum().clamp_min(1)).sqrt()
+
+
+def _floor(config: GuideConfig, evidence_N: Tensor) -> float:
+    if config.floor is None:
+        return log_spread_floor(evidence_N.numpy())
+    return 0.0 if isinstance(config.floor, str) else config.floor
+
+
+def _stopped(config: GuideConfig, floor: float, above: int, count: int, is_spent: bool) -> str:
+    """Why no more tokens are marked."""
+    if config.floor == "off":
+        standing = "no floor was set, so documents were marked whether or not they are more than chance"
+    elif floor == 0:
+        standing = f"no floor: among {count:,} documents it cannot be told which are chance, {LEAST_SCORES} are needed"
+    else:
+        source = "the largest that chance would give" if config.floor is None else "the floor that was set"
+        standing = f"{above:,} of {count:,} documents have evidence above {floor:.3g}, {source}"
+    if is_spent:
+        return f"the budget of {config.budget:.2%} of the tokens is spent; {standing}"
+    return f"{standing}, and all their tokens above the threshold are marked; budget is left"
 
 
 def upper_quantile(parts: Iterable[Tensor], quantile: float, count: int) -> float:

@@ -55,7 +55,8 @@ class Marks:
 
     Args:
         examples: Those with marks, highest rank first.
-        about: What was scored and how: method, threshold, quantile, window, budget, number of examples and of scored tokens, fingerprint.
+        about: What was scored and how: method, threshold, quantile, window, budget, floor, why no more were marked, number of examples and
+            of scored tokens, fingerprint.
     """
 
     examples: Mapping[str, Marked]

@@ -40,6 +40,7 @@ def write_guide_page(path: Path, scores: TokenScores, selection: TokenSelection,
             ["marked tokens", f"{len(marks):,} ({share:.2%}), in {len(marks.examples):,} examples"],
             ["threshold", f"{selection.threshold:.4g}"],
             ["quantile, window, budget", ", ".join(f"{marks.about[name]:g}" for name in ("quantile", "window", "budget"))],
+            ["why no more are marked", selection.stopped],
             ["method", scores.method],
             *[["note", note] for note in scores.notes],
         ],
@@ -52,9 +53,9 @@ def write_guide_page(path: Path, scores: TokenScores, selection: TokenSelection,
             ("Tokens marked most often", _frequent(list(examples.values()), marks)),
             ("How they were found", facts),
         ],
-        intro=f"Marked are {len(marks):,} of {selection.scored:,} tokens: training on them raises the harmful completions over the safe "
-        "ones. Read some before you train with them: marks on harmless words say that the two sets of queries differ in more "
-        "than the behaviour.",
+        intro=f"{selection.stopped[0].upper()}{selection.stopped[1:]}. Marked are {len(marks):,} of {selection.scored:,} tokens: training "
+        "on them raises the harmful completions over the safe ones. Read some before you train with them: marks on harmless words say "
+        "that the two sets of queries differ in more than the behaviour.",
     )
 
 

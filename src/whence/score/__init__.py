@@ -4,6 +4,7 @@ from whence.score.baselines import bm25, loss_scores, random_scores
 from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
+from whence.score.noise_floor import LEAST_SCORES, log_spread_floor, spread_floor
 from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.recall import expected_recall, shortlist_for
 from whence.score.representation import representation_similarity
@@ -16,6 +17,7 @@ __all__ = [
     "Batching",
     "Ensemble",
     "ExactScores",
+    "LEAST_SCORES",
     "LowRank",
     "Metric",
     "Parts",
@@ -34,6 +36,7 @@ __all__ = [
     "gradient_rows",
     "impossible_sizes",
     "Ends",
+    "log_spread_floor",
     "loss_scores",
     "mean_table",
     "both_ends",
@@ -44,6 +47,7 @@ __all__ = [
     "row_scores",
     "shard_scores",
     "shortlist_for",
+    "spread_floor",
     "token_scores",
     "top_scores",
     "truncate",

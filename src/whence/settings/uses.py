@@ -1,5 +1,6 @@
 """What people set of the uses of scores: what a model writes, which tokens and examples are chosen, what is read off, who gets what."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -66,7 +67,10 @@ class GuideConfig:
     Args:
         quantile: Only tokens whose score is above this quantile of all of them start a mark.
         window: Tokens before and after each of them that are marked along with it.
-        budget: Share of the scored tokens that may be marked.
+        budget: Share of the scored tokens that may be marked at most.
+        floor: Only documents whose evidence, the root mean square of their positive token scores, is above this have marks. Left out, the
+            evidence of all documents says how large chance makes it, where there are 50 or more; "off" for none, so that the whole budget
+            is spent.
 
     Raises:
         BadInput: If a number is out of range.
@@ -75,6 +79,7 @@ class GuideConfig:
     quantile: float = 0.99
     window: int = 1
     budget: float = 0.02
+    floor: float | Literal["off"] | None = None
 
     def __post_init__(self):
         if not (0 <= self.quantile < 1 and self.window >= 0 and 0 < self.budget <= 1):
@@ -82,6 +87,10 @@ class GuideConfig:
                 found=f"quantile={self.quantile}, window={self.window}, budget={self.budget}",
                 needed="a quantile from 0 to below 1, a window of 0 or more tokens, a budget above 0 and up to 1",
                 do="correct it; the published values are 0.99, 1 and 0.02",
+            )
+        if self.floor is not None and self.floor != "off" and (isinstance(self.floor, str) or not 0 < self.floor < math.inf):
+            raise BadInput(
+                found=f"floor={self.floor!r}", needed="a number above zero, or off", do="correct it, or leave it out"
             )
 
 

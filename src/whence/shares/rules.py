@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 
 from whence.errors import BadInput, UnknownOption
+from whence.score import spread_floor
 from whence.settings import RuleName
-from whence.shares.noise_floor import errors_floor, mean_scores, spread_floor
+from whence.shares.noise_floor import errors_floor, mean_scores
 from whence.shares.sources import Lines
 
 __all__ = ["RULES", "Rule"]
