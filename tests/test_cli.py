@@ -217,7 +217,7 @@ def test_forecast_of_an_exact_method(run, model_folder, data_file, tmp_path):
 
 
 def test_verify_json(run, store):
-    assert json.loads(run("verify", store, "--json")) == {"rows": 12, "shards": 3, "faults": []}
+    assert json.loads(run("verify", store, "--json")) == {"rows": 12, "deleted": 0, "shards": 3, "faults": []}
 
 
 def test_methods(run):

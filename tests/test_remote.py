@@ -15,7 +15,7 @@ from tests.test_store import SMALL, contents, make_records, make_task
 from whence.cli import main
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt
-from whence.store import located, open_store, verify_store
+from whence.store import delete_rows, located, open_store, verify_store
 from whence.store import reader as reader_module
 from whence.store import writer as writer_module
 
@@ -185,3 +185,17 @@ def test_the_commands_of_the_page(bucket, model_folder, data_file, capsys):
             words = [word.replace(name, mine) for word in words]
         assert main(words) == 0
     assert capsys.readouterr().out.strip().endswith("12 rows in 1 shards, all as sealed")
+
+
+def test_rows_of_objects_are_deleted(bucket, tmp_path):
+    build(f"{bucket}/store")
+    build(tmp_path / "here")
+    for ids in (["r1"], ["r4", "r5", "r6", "r7"]):
+        stores = [delete_rows(folder, ids) for folder in (f"{bucket}/store", tmp_path / "here")]
+    assert objects(f"{bucket}/store") == contents(tmp_path / "here")
+    assert stores[0].ids() == stores[1].ids() and stores[0].num_deleted == 5 and verify_store(stores[0]) == []
+    tables = [whence.score_table(store, make_task(), make_records(3, first=50), quiet=True).scores for store in stores]
+    assert torch.equal(*tables)
+    located(f"{bucket}/store/deleted-00002.json").unlink()
+    with pytest.raises(StoreCorrupt, match="it is missing"):
+        open_store(f"{bucket}/store")

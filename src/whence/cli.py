@@ -37,6 +37,7 @@ _VERBS = {
     "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "inspect": ("inspection", "Say what a store holds."),
     "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
+    "delete": ("upkeep", "Delete training examples from a store by their ids."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "curvature": (
@@ -61,6 +62,7 @@ _USES = {
         'whence build MODEL train.jsonl -o store\nwhence query store --text "The capital of France is Paris"',
         ("build", "query", "why", "serve", "inspect", "verify"),
     ),
+    "Change a store": ("whence delete store --ids doc-17 doc-203", ("delete",)),
     "Score all of the data": (
         "whence attribute MODEL train.jsonl questions.jsonl -o table",
         ("attribute", "score", "curvature", "smoothness", "proxy"),

@@ -63,6 +63,23 @@ def _appended(method: str) -> Job:
     )
 
 
+def _deleted() -> Job:
+    """Rows are deleted, and more of them: whoever looks finds those of a call that was finished left out, or those of none."""
+
+    def run(folder: Path) -> None:
+        for ids in (["r1", "r5", "r6"], ["r5", "r12", "r13", "r14", "r15"]):
+            whence.store.delete_rows(folder / "store", ids)
+
+    def look(folder: Path) -> None:
+        store = open_store(folder / "store")
+        without = {f"r{row}" for row in range(ROWS)} - set(store.ids())
+        assert without in (set(), {"r1", "r5", "r6"}, {"r1", "r5", "r6", "r12", "r13", "r14", "r15"})
+        faults = [fault for fault in verify_store(store) if "does not name this list" not in fault]
+        assert not faults, faults
+
+    return Job("delete", run, lambda folder: build(folder, "lorif", make_records(ROWS)), look)
+
+
 def _repaired() -> Job:
     """Shards of both datasets are gone; the killed process repairs one after the other."""
 
@@ -237,6 +254,7 @@ def jobs() -> list[Job]:
     return [
         *map(_built, METHODS),
         *map(_appended, ("lorif", "logra-pca")),
+        _deleted(),
         _repaired(),
         _by_two(),
         Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),

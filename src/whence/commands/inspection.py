@@ -42,12 +42,20 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
         raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
     faults = verify_store(opened)
     if as_json:
-        tell_json({"rows": len(opened), "shards": len(opened.seals), "faults": faults})
+        tell_json(
+            {
+                "rows": len(opened),
+                "deleted": opened.num_deleted,
+                "shards": len(opened.seals) + len(opened.emptied),
+                "faults": faults,
+            }
+        )
         return 1 if faults else 0
     for fault in faults:
         tell(fault)
     if not faults:
-        tell(f"{folder}: {len(opened):,} rows in {len(opened.seals)} shards, all as sealed")
+        deleted = f"; {opened.num_deleted:,} more rows are deleted" if opened.num_deleted else ""
+        tell(f"{folder}: {len(opened):,} rows in {len(opened.seals) + len(opened.emptied)} shards, all as sealed{deleted}")
     return 1 if faults else 0
 
 
@@ -65,7 +73,8 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     content = {
         **blueprint.to_json(),
         "rows": len(opened),
-        "shards": len(opened.seals),
+        "deleted": opened.num_deleted,
+        "shards": len(opened.seals) + len(opened.emptied),
         "bytes_per_row": opened.codec.row_bytes(),
         "fidelity": {name: asdict(fidelity) for name, fidelity in read_fidelity(opened).items()},
         "shared_bytes": opened.shared_bytes(),
@@ -76,6 +85,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         return
     for name in (
         "rows",
+        *(["deleted"] if opened.num_deleted else []),
         "shards",
         "bytes_per_row",
         "method",

@@ -162,7 +162,9 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
     least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
     preconditioned = []
     for unit, stored, fisher in zip(rows.units, store.blueprint.units, fishers, strict=True):
-        value = damping.of_unit(stored, fisher.mean_kept(len(store)) if damping.of_kept else fisher.mean_eigenvalue)
+        value = damping.of_unit(
+            stored, fisher.mean_kept(len(store) + store.num_deleted) if damping.of_kept else fisher.mean_eigenvalue
+        )
         preconditioned.append((fisher.solve(unit.flatten(1), max(value, least)) * scale).view_as(unit))
     return preconditioned
 

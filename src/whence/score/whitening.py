@@ -66,7 +66,7 @@ def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
         train_DD = (vectors_DK * values_K) @ vectors_DK.T
         values_D, vectors_DD = torch.linalg.eigh(share * unit_QD.T @ unit_QD / len(unit_QD) + (1 - share) * train_DD)
         values_D = values_D.clamp_min(0)
-        leading = values_D.flip(0)[: len(store)] if damping.of_kept else values_D
+        leading = values_D.flip(0)[: len(store) + store.num_deleted] if damping.of_kept else values_D
         value = max(damping.of_unit(stored, float(leading.mean())), least)
         root_DD = (vectors_DD / (values_D + value).sqrt()) @ vectors_DD.T
         whitened_QD = unit_QD @ root_DD

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.data import Dataset, Example
-from whence.errors import BadInput, Unsupported
+from whence.errors import BadInput, StoreChanged, Unsupported
 from whence.methods import method_named
 from whence.pipeline.stored.prepared import PreparedStore
 from whence.serve.catalog import Catalog
@@ -15,7 +15,7 @@ from whence.serve.item_reader import ItemReader
 from whence.serve.question import Kind, Question
 from whence.serve.text_reader import TextReader
 from whence.sharded_weights import refuse_sharded
-from whence.store import Store
+from whence.store import Store, deleted_since, is_remote
 from whence.tasks import AbstractTask, CausalLM, Classification, Diffusion
 
 __all__ = ["HostedStore"]
@@ -116,6 +116,20 @@ class HostedStore:
         if given != self.kind:
             raise BadInput(
                 found=f"{_INPUTS[given]} for the store {self.name}", needed=_INPUTS[self.kind], do=f"use {_PATHS[self.kind]}"
+            )
+
+    def check_not_deleted(self) -> None:
+        """Refuse to answer from rows that somebody deleted since the service started.
+
+        Raises:
+            StoreChanged: If there are some.
+        """
+        store = self.prepared.store
+        if not is_remote(store.folder) and deleted_since(store):
+            raise StoreChanged(
+                found=f"documents that were deleted from {store.folder} since it was opened",
+                needed="a service that does not show them",
+                do="start the service again",
             )
 
     def example(self, question: Question) -> tuple[Example, dict[str, Any]]:

@@ -229,6 +229,7 @@ class QuestionQueue:
         """Answers as they go out, all of them in the log; none for jobs that nobody waits for any more."""
         hosted = ready[0][0].hosted
         with self.health.reading(hosted.name):
+            hosted.check_not_deleted()
             jobs, examples = [job for job, _ in ready], [example for _, example in ready]
             answers = answered(hosted, jobs, examples, self.masks[hosted.name])
             wanted = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None]

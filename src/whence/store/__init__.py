@@ -1,6 +1,7 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.plain_files import check_name, open_plain, read_plain
+from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now
 from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
 from whence.store.files import (
     check_writable,
@@ -55,6 +56,9 @@ __all__ = [
     "fitted",
     "check_name",
     "damaged",
+    "delete_rows",
+    "deleted_notes",
+    "deleted_since",
     "disk_errors",
     "dtype_named",
     "is_remote",
@@ -71,6 +75,7 @@ __all__ = [
     "read_seals",
     "read_tensors",
     "row_codec",
+    "row_now",
     "rows_type",
     "sha256_of",
     "verify_store",

@@ -19,6 +19,7 @@ from whence.strict_json import record_of
 from whence.tasks import Structure
 
 __all__ = [
+    "DELETED_FORMAT_VERSION",
     "FORMAT_VERSION",
     "NOT_COMPARED",
     "QUANTIZED_FORMAT_VERSION",
@@ -35,6 +36,8 @@ __all__ = [
 FORMAT_VERSION = 1
 # Stores of whole numbers have a version of their own, so that readers that know only the first go on reading all others.
 QUANTIZED_FORMAT_VERSION = 2
+# And so have stores from which rows were deleted, which an earlier reader would show; the digest of a blueprint is that of before.
+DELETED_FORMAT_VERSION = 3
 # Where things were, what made the store and what only damping reads do not decide its rows; structure is compared by `check_model`, since
 # another version of a library may describe the same model otherwise.
 NOT_COMPARED = ("task", "libraries", "recipe", "structure")
@@ -168,7 +171,7 @@ class Blueprint:
         if not isinstance(content, dict):
             raise StoreCorrupt(**_incomplete(folder, "it is not an object"))
         version, needed = content.pop("format", None), _format_of(str(content.get("dtype")))
-        if type(version) is not int or version != needed:
+        if type(version) is not int or version not in (needed, DELETED_FORMAT_VERSION):
             raise StoreMismatch(
                 found=f"a store of format {str(version)[:40]} in {folder}",
                 needed=f"format {needed}",

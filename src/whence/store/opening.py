@@ -5,6 +5,7 @@ from pathlib import Path
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, is_question
 from whence.plain_files import open_plain
+from whence.store.deleted import listed_deleted
 from whence.store.files import damaged, file_sizes, reason, refuse_linked
 from whence.store.format import Blueprint
 from whence.store.manifest import Manifest, read_manifest
@@ -51,8 +52,8 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
     if not is_remote(folder):
         refuse_linked(folder / "shards")
     manifest = read_manifest(folder, blueprint)
-    store = Store(folder, blueprint, manifest.shards, manifest.files)
-    store = store.held_open()
+    deleted = listed_deleted(folder, manifest.shards, manifest.files)
+    store = Store.of(folder, blueprint, manifest.shards, manifest.files, deleted).held_open()
     if check:
         try:
             _check_whole(store, ranks)

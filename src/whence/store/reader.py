@@ -20,12 +20,14 @@ from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
+from whence.store.deleted import Deleted, rows_left
 from whence.store.examples import read_example
 from whence.store.files import damaged, read_tensors, reason, sha256_of
 from whence.store.format import Blueprint, Seal
 from whence.store.notes import read_notes, write_notes
 from whence.store.remote import is_remote
 from whence.store.sealed_files import SealedFiles
+from whence.store.some_tensors import InMemory, ReadWhenLookedAt
 from whence.store.tensor_bytes import fresh_memory
 from whence.tasks import AbstractTask
 
@@ -41,23 +43,6 @@ _RESERVE = 0.25
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """Tensors that stay in memory, for whoever asks again and again.
-
-    Args:
-        reserve: Bytes of memory that have to stay free.
-        tensors: Those that were read, by file.
-    """
-
-    reserve: int
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    def has_room(self, size: int) -> bool:
-        """Whether so many bytes may be kept, too."""
-        return available_bytes(torch.device("cpu")) - size >= self.reserve
-
-
-@dataclass(frozen=True)
 class Store:
     """A finished store as it was when it was opened; see `open_store`.
 
@@ -66,6 +51,8 @@ class Store:
         blueprint: What its rows are.
         seals: Its shards in order.
         files: SHA-256 of the files beside the shards.
+        deleted: By number of a shard its rows that were deleted, ascending: they are left out everywhere.
+        emptied: Shards of which no row is left; they are not among the others.
         opened: Its files as they were when it was opened; made when they are first read if it is None. An object store has none.
         memory: What stays in memory of what was read; None for nothing, see `in_memory`.
     """
@@ -74,11 +61,31 @@ class Store:
     blueprint: Blueprint
     seals: tuple[Seal, ...]
     files: dict[str, str]
+    deleted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    emptied: tuple[Seal, ...] = ()
     opened: SealedFiles | None = field(default=None, repr=False, compare=False)
     memory: InMemory | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return sum(seal.rows for seal in self.seals)
+        return sum(map(self.rows_of, self.seals))
+
+    @classmethod
+    def of(
+        cls, folder: Path, blueprint: Blueprint, seals: Sequence[Seal], files: dict[str, str], deleted: Deleted | None = None
+    ) -> "Store":
+        """A store of all shards that are there, without the rows that were deleted."""
+        by_shard = {} if deleted is None else deleted.by_shard()
+        emptied = tuple(seal for seal in seals if len(by_shard.get(seal.number, ())) == seal.rows)
+        return cls(folder, blueprint, tuple(seal for seal in seals if seal not in emptied), files, by_shard, emptied)
+
+    def rows_of(self, seal: Seal) -> int:
+        """Rows of a shard that are left."""
+        return seal.rows - len(self.deleted.get(seal.number, ()))
+
+    @property
+    def num_deleted(self) -> int:
+        """Rows that were deleted."""
+        return sum(map(len, self.deleted.values()))
 
     @cached_property
     def codec(self) -> RowCodec | QuantizedCodec:
@@ -91,7 +98,7 @@ class Store:
         starts, at = [], 0
         for seal in self.seals:
             starts.append(at)
-            at += seal.rows
+            at += self.rows_of(seal)
         return starts
 
     @cached_property
@@ -114,13 +121,13 @@ class Store:
         numbers = ranks.part(len(self.seals))
         if len(numbers) < 2 or all(self._is_kept(self.seals[number], wanted) for number in numbers):
             for number in numbers:
-                yield self.starts[number], self.tensors(self.seals[number], wanted)
+                yield self.starts[number], self._left(self.seals[number], wanted)
             return
         ahead = _FETCHED_AHEAD if is_remote(self.folder) else _READ_AHEAD
         with ThreadPoolExecutor(ahead, "whence-read") as pool:
             coming: deque[tuple[int, Future[dict[str, Tensor]]]] = deque()
             for number in numbers:
-                coming.append((self.starts[number], pool.submit(self.tensors, self.seals[number], wanted)))
+                coming.append((self.starts[number], pool.submit(self._left, self.seals[number], wanted)))
                 if len(coming) > ahead:
                     start, shard = coming.popleft()
                     yield start, shard.result()
@@ -130,7 +137,7 @@ class Store:
                 yield start, shard.result()
 
     def tensors(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
-        """Some tensors of one shard.
+        """Some tensors of one shard, of all its rows as they were sealed.
 
         Raises:
             StoreCorrupt: If the file is not what was sealed.
@@ -149,7 +156,8 @@ class Store:
         """
         wanted = [*self.codec.layout(), *self.blueprint.columns()]
         for start, seal in zip(self.starts, self.seals, strict=True):
-            inside = [row - start for row in rows[bisect_left(rows, start) : bisect_left(rows, start + seal.rows)]]
+            chosen = rows[bisect_left(rows, start) : bisect_left(rows, start + self.rows_of(seal))]
+            inside = self._sealed_rows(seal, [row - start for row in chosen])
             if inside and (is_remote(self.folder) or self._is_kept(seal, wanted)):
                 yield {name: tensor[inside] for name, tensor in self.tensors(seal, wanted).items()}
             elif inside:
@@ -157,7 +165,7 @@ class Store:
 
     def datasets(self) -> list[tuple[str, int]]:
         """Fingerprint and number of rows of each dataset that was built or appended, in row order."""
-        return [(data, sum(seal.rows for seal in seals)) for data, seals in groupby(self.seals, lambda seal: seal.data)]
+        return [(data, sum(map(self.rows_of, seals))) for data, seals in groupby(self.seals, lambda seal: seal.data)]
 
     def file(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of a file beside the shards; those of a file on a disk are read one by one, when they are looked at.
@@ -168,7 +176,8 @@ class Store:
         """
         if is_remote(self.folder):
             return self._read(name, None, 0)
-        return _Beside(self, name, {tensor: span.size for tensor, span in self._files.spans(name).items()})
+        spans = self._files.spans(name)
+        return ReadWhenLookedAt(spans, lambda tensor: self._read(name, [tensor], spans[tensor].size)[tensor])
 
     def shapes_of(self, name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of the tensors of a file beside the shards, on a disk without reading them.
@@ -196,7 +205,8 @@ class Store:
             seal, first = self.seals[number], self.starts[number]
             offsets = self.tensors(seal, ["offsets"])["offsets"]
             for row in inside:
-                start, stop = offsets[row - first : row - first + 2].tolist()
+                (sealed_row,) = self._sealed_rows(seal, [row - first])
+                start, stop = offsets[sealed_row : sealed_row + 2].tolist()
                 if not 0 <= start < stop <= seal.examples_bytes:
                     raise StoreCorrupt(**damaged(self.folder / seal.tensors_file, "offsets that no examples have"))
                 by_row[row] = self._example(seal, self._content(seal, start, stop))
@@ -221,12 +231,8 @@ class Store:
             Mappings with id, length and, where known, source, text, span, prompt and image.
         """
         for seal in self.seals:
-            begun = b""
-            for at in range(0, seal.examples_bytes, _BLOCK_BYTES):
-                *lines, begun = (begun + self._content(seal, at, min(at + _BLOCK_BYTES, seal.examples_bytes))).split(b"\n")
-                yield from (self._example(seal, line) for line in lines)
-            if begun:
-                yield self._example(seal, begun)
+            without = set(self.deleted.get(seal.number, ()))
+            yield from (self._example(seal, line) for row, line in enumerate(self._lines(seal)) if row not in without)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all examples in row order."""
@@ -252,7 +258,7 @@ class Store:
     def bad_files(self) -> dict[Path, str]:
         """Files that are not what was sealed, and why."""
         faults = {}
-        for name, sha256 in self._sealed(range(len(self.seals))).items():
+        for name, sha256 in self._sealed((*self.seals, *self.emptied)).items():
             try:
                 if sha256_of(self.folder / name) != sha256:
                     faults[self.folder / name] = "its checksum is not the sealed one"
@@ -274,7 +280,9 @@ class Store:
         if is_remote(self.folder):  # would read everything twice; objects change as a whole, and their sizes are looked at
             return
         earlier_notes = read_notes(self.folder, ranks)
-        checked = {name: self._files.check(name, earlier_notes.get(name)) for name in self._sealed(ranks.part(len(self.seals)))}
+        shards = ranks.part(len(self.seals))
+        names = self._sealed(self.seals[shards.start : shards.stop])
+        checked = {name: self._files.check(name, earlier_notes.get(name)) for name in names}
         fresh = {name: note for name, note in checked.items() if note is not None}
         if not earlier_notes or fresh != earlier_notes:
             write_notes(self.folder, ranks, fresh)
@@ -300,12 +308,12 @@ class Store:
 
     @cached_property
     def _files(self) -> SealedFiles:
-        return self.opened or SealedFiles(self.folder, self._sealed(range(len(self.seals))), shared=tuple(self.files))
+        return self.opened or SealedFiles(self.folder, self._sealed((*self.seals, *self.emptied)), shared=tuple(self.files))
 
-    def _sealed(self, shards: range) -> dict[str, str]:
+    def _sealed(self, seals: Sequence[Seal]) -> dict[str, str]:
         """SHA-256 by name of the files of some shards, and of those beside them."""
         checksums = {}
-        for seal in self.seals[shards.start : shards.stop]:
+        for seal in seals:
             checksums |= {seal.tensors_file: seal.tensors_sha256, seal.examples_file: seal.examples_sha256}
         return {**checksums, **self.files}
 
@@ -314,9 +322,9 @@ class Store:
         cached = {} if self.memory is None else self.memory.tensors.get(name, {})
         if names is None and cached:
             return dict(cached)
-        missing = names if names is None else [tensor for tensor in names if tensor not in cached]
-        if missing is not None and not missing:
-            return {tensor: cached[tensor] for tensor in names or ()}
+        missing = None if names is None else [tensor for tensor in names if tensor not in cached]
+        if names is not None and not missing:
+            return {tensor: cached[tensor] for tensor in names}
         is_kept = self.memory is not None and self.memory.has_room(size)
         if is_remote(self.folder):
             tensors = read_tensors(self.folder / name, missing)
@@ -347,6 +355,34 @@ class Store:
                 raise StoreCorrupt(**damaged(self.folder / seal.tensors_file, why))
         return tensors
 
+    def _sealed_rows(self, seal: Seal, rows: Sequence[int]) -> Sequence[int]:
+        """Places in a shard of some of the rows that are left in it."""
+        if seal.number not in self.deleted:
+            return rows
+        left = rows_left(seal.rows, self.deleted[seal.number])
+        return [left[row] for row in rows]
+
+    def _left(self, seal: Seal, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some tensors of one shard, without its deleted rows."""
+        tensors = self.tensors(seal, names)
+        if seal.number not in self.deleted:
+            return tensors
+        left = torch.tensor(rows_left(seal.rows, self.deleted[seal.number]))
+        return {name: tensor[left] for name, tensor in tensors.items()}
+
+    def _lines(self, seal: Seal) -> Iterator[bytes]:
+        """Lines of a shard's examples, all that were sealed.
+
+        Yields:
+            They, without their breaks.
+        """
+        begun = b""
+        for at in range(0, seal.examples_bytes, _BLOCK_BYTES):
+            *lines, begun = (begun + self._content(seal, at, min(at + _BLOCK_BYTES, seal.examples_bytes))).split(b"\n")
+            yield from lines
+        if begun:
+            yield begun
+
     def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
         return self.memory is not None and self.memory.tensors.get(seal.tensors_file, {}).keys() >= set(names)
 
@@ -362,19 +398,3 @@ class Store:
             return read_example(line)
         except ValueError as error:
             raise StoreCorrupt(**damaged(self.folder / seal.examples_file, f"a line is no example: {error}")) from error
-
-
-class _Beside(Mapping[str, Tensor]):
-    """The tensors of a file beside the shards, each read when it is looked at."""
-
-    def __init__(self, store: Store, name: str, sizes: Mapping[str, int]):
-        self._store, self._name, self._sizes = store, name, sizes
-
-    def __getitem__(self, tensor: str) -> Tensor:
-        return self._store._read(self._name, [tensor], self._sizes[tensor])[tensor]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sizes)
-
-    def __len__(self) -> int:
-        return len(self._sizes)

@@ -9,6 +9,7 @@ from whence.data import Dataset
 from whence.distributed import Ranks
 from whence.errors import StoreChanged, StoreCorrupt, StoreMismatch
 from whence.plain_files import check_name
+from whence.store.deleted import newest_deleted
 from whence.store.examples import read_example
 from whence.store.files import damaged, file_sizes, read_content, read_json
 from whence.store.format import NOT_COMPARED, Blueprint, Seal, shard_stem
@@ -241,9 +242,12 @@ def check_data(
             do="finish that build first, or delete its shards",
         )
     mine = set(dataset.ids)
+    _, deleted = newest_deleted(folder, tuple(seals.values()))
+    by_shard = {} if deleted is None else deleted.by_shard()
     for seal in seals.values():
-        for name in _ids(folder, seal):
-            if name in mine:
+        without = set(by_shard.get(seal.number, ()))
+        for row, name in enumerate(_ids(folder, seal)):
+            if name in mine and row not in without:
                 raise StoreMismatch(
                     found=f"the id {name!r} in both the store and the new data",
                     needed="ids of their own for new examples",

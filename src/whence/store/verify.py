@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from whence.errors import StoreCorrupt
+from whence.store.deleted import check_deleted, is_deleted_list, listed_deleted, unlisted_deleted
 from whence.store.examples import read_example
-from whence.store.files import read_content
-from whence.store.format import shard_stem
+from whence.store.files import read_content, read_json
+from whence.store.format import DELETED_FORMAT_VERSION, shard_stem
 from whence.store.reader import Store
 from whence.store.resume import read_seals
 
@@ -21,21 +22,27 @@ def verify_store(store: Store) -> list[str]:
     """Faults of a store, each as one line; empty if there are none.
 
     Checks every checksum, that the manifest lists the shards that are there, that shards hold as many rows as sealed, that the examples
-    are where the offsets say, that ids are unique and that every stored number is finite.
+    are where the offsets say, that ids are unique, that every stored number is finite, and that the rows that were deleted are those of the
+    ids that were to be deleted.
     """
     faults = [f"{path}: {why}" for path, why in store.bad_files().items()]
     if faults:
         return faults
-    if {seal.number: seal for seal in store.seals} != read_seals(store.folder):
+    faults = _deletion_faults(store)
+    if {seal.number: seal for seal in (*store.seals, *store.emptied)} != read_seals(store.folder):
         faults.append(f"{store.folder / 'manifest.json'}: it does not list the shards that are there")
     # Eight bytes an id: the ids of a hundred million examples would not fit into memory.
     marks = array("Q")
-    for seal in store.seals:
+    for seal in sorted((*store.seals, *store.emptied), key=lambda seal: seal.number):
         stem = store.folder / shard_stem(seal.number)
         try:
             tensors = store.tensors(seal, [*store.codec.layout(), *store.blueprint.columns(), "offsets"])
             lines = read_content(stem.with_suffix(".jsonl"), seal.examples_bytes).splitlines(keepends=True)
-            marks.extend(_mark(read_example(line)["id"]) for line in lines)
+            without = set(store.deleted.get(seal.number, ()))
+            # A deleted row's id may come again.
+            marks.extend(
+                _mark(name) for row, name in enumerate(read_example(line)["id"] for line in lines) if row not in without
+            )
         except StoreCorrupt as error:
             faults.append(error.found)
             continue
@@ -52,6 +59,26 @@ def verify_store(store: Store) -> list[str]:
     marks_N = np.sort(np.frombuffer(marks, dtype=np.uint64))
     suspects = set(marks_N[1:][marks_N[1:] == marks_N[:-1]].tolist())
     return faults + (_twice(store, suspects) if suspects and not faults else [])
+
+
+def _deletion_faults(store: Store) -> list[str]:
+    """Faults of the list of deleted rows, and lists that do not count."""
+    seals = (*store.seals, *store.emptied)
+    deleted = listed_deleted(store.folder, seals, store.files)
+    faults = []
+    if deleted is not None:
+        name = next(filter(is_deleted_list, store.files))
+        why = check_deleted(store.folder, seals, deleted)
+        faults += [f"{store.folder / name}: {why}"] if why else []
+        if read_json(store.folder / "blueprint.json")["format"] != DELETED_FORMAT_VERSION:
+            faults.append(
+                f"{store.folder / 'blueprint.json'}: its format is not {DELETED_FORMAT_VERSION}, though rows were deleted: earlier "
+                "versions of whence would show them"
+            )
+    return faults + [
+        f"{store.folder / name}: the manifest does not name this list of deleted rows; run the same `whence delete` again"
+        for name in unlisted_deleted(store.folder, store.files)
+    ]
 
 
 def _mark(name: str) -> int:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from whence.data import Dataset
 from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
+from whence.store.deleted import is_deleted_list, listed_deleted, newest_deleted
 from whence.store.examples import example_line
 from whence.store.files import disk_errors, locked, read_content, write_bytes, write_json, write_tensors
 from whence.store.format import Blueprint, Seal, shard_stem
 from whence.store.leases import Leases
+from whence.store.reader import Store
 from whence.store.remote import is_remote
 from whence.store.resume import (
     BEFORE,
@@ -151,18 +153,24 @@ class Writer:
                 f"delete its shards, manifest.json and {BEFORE}",
             )
 
+    def rows(self) -> Store:
+        """The shards as a store that has nothing else yet, without the rows that were deleted."""
+        seals = self.sorted_seals()
+        return Store.of(self.folder, self.blueprint, seals, {}, newest_deleted(self.folder, seals)[1])
+
     def finish(self, extra_files: Mapping[str, str]) -> None:
-        """Write the manifest, which makes the store usable.
+        """Write the manifest, which makes the store usable. What was deleted before stays so.
 
         Args:
             extra_files: Name and SHA-256 of files beside the shards, such as the curvature.
         """
         seals = self.sorted_seals()
+        deleted_list, _ = newest_deleted(self.folder, seals)
         manifest = {
             "blueprint": self.blueprint.digest(),
             "rows": sum(seal.rows for seal in seals),
             "shards": [asdict(seal) for seal in seals],
-            "files": dict(extra_files),
+            "files": {**extra_files, **deleted_list},
         }
         write_json(self.folder / "manifest.json", manifest)
         self.forget()
@@ -212,6 +220,9 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
     # Of several processes each would read everything.
     is_checked = leases.file is None and not is_remote(folder)
     seals, files = intact(folder, intact_seals, listed) if is_checked else (intact_seals, listed)
+    for name in listed.keys() - files.keys():
+        if is_deleted_list(name):  # nothing makes it again
+            listed_deleted(folder, tuple(seals.values()), {name: listed[name]})
     check_data(folder, seals, layouts_by_data, dataset, blueprint.rows_per_shard, append)
     pending = shards_to_make(seals, layouts_by_data, dataset, blueprint.rows_per_shard)
     rows = sum(shard.stop - shard.start for shard in pending)

@@ -60,14 +60,16 @@ def corpus_of_store(store: Store, task: AbstractTask, queries: Dataset, damping:
         return scores_QS, None if is_cosine else _row_norms(shard, is_code)
 
     return Corpus(
-        tuple(seal.rows for seal in store.seals), score, store.examples, lambda row, value: hit_of(store, row, value),
+        tuple(map(store.rows_of, store.seals)), score, store.examples, lambda row, value: hit_of(store, row, value),
         "" if is_cosine else _CODE if is_code else _ROW,
         query.unit,
         query.method if query.damping is None else f"{query.method}, {query.damping.label}",
         query.notes,
         {
             "store": store.blueprint.digest(),
-            "documents": [[seal.data, seal.first, seal.rows] for seal in store.seals],
+            "documents": [
+                [seal.data, seal.first, seal.rows, *store.deleted.get(seal.number, ())] for seal in store.seals
+            ],
             "queries": queries.fingerprint,
             "damping": None if query.damping is None else [query.damping.relative, query.damping.absolute],
         },

@@ -263,7 +263,7 @@ def _whole_store(folder: Path, seals: Mapping[int, Seal]) -> Store | None:
         return None
     with suppress(StoreCorrupt):
         store = open_store(folder, check=False)
-        return store if len(store.seals) == len(seals) else None
+        return store if len(store.seals) + len(store.emptied) == len(seals) else None
     return None
 
 
@@ -301,9 +301,8 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
     writer.check_others()
     blueprint = writer.blueprint
     if method_named(blueprint.method).curvature == "fisher":
-        rows = Store(writer.folder, blueprint, writer.sorted_seals(), {})
         with meter("curvature", len(blueprint.units), quiet=quiet) as progress:
-            fisher = fit_fisher(rows, rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
+            fisher = fit_fisher(writer.rows(), rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
         files = {**files, "curvature.safetensors": write_tensors(writer.folder / "curvature.safetensors", fisher)}
     writer.finish(files)
 

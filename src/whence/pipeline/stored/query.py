@@ -260,7 +260,7 @@ def _scanned(prepared: PreparedQuery, k: int, runtime: Runtime) -> tuple[Top, To
 
 def _scan_meter(store: Store, ranks: Ranks, quiet: bool) -> AbstractContextManager[Meter]:
     shards = ranks.part(len(store.seals))
-    rows = sum(seal.rows for seal in store.seals[shards.start : shards.stop])
+    rows = sum(map(store.rows_of, store.seals[shards.start : shards.stop]))
     return meter("scan" if ranks.count == 1 else f"scan (rank {ranks.rank} of {ranks.count})", rows, quiet=quiet)
 
 

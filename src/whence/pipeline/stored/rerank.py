@@ -3,7 +3,8 @@
 Axes: Q queries, K hits, L rows of one query's shortlist, S of some queries' shortlists together.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import PreparedQuery
+from whence.pipeline.stored.same_model import TEXT_TASKS
 from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
 from whence.report import Hit
@@ -157,6 +159,9 @@ def reranked(stage: Stage, high: Top, low: Top, k: int) -> tuple[Top, Top, int]:
 def matched(store: Store, train: Dataset) -> Sequence[Example]:
     """Training examples in the order of a store's rows, proved to be those that it was built from.
 
+    A dataset is proved as a whole, by its fingerprint. Where rows of it were deleted and their examples are not given, either, the texts of a
+    language model are compared one by one; other examples hold more than their text.
+
     Args:
         store: The store.
         train: At least its examples, in any order.
@@ -168,7 +173,7 @@ def matched(store: Store, train: Dataset) -> Sequence[Example]:
         StoreMismatch: If one is missing or another than it was.
     """
     datasets = store.datasets()
-    if datasets == [(train.fingerprint, len(train))]:
+    if not store.num_deleted and datasets == [(train.fingerprint, len(train))]:
         return train.examples
     by_id = {example.id: example for example in train.examples}
     matching = []
@@ -180,17 +185,32 @@ def matched(store: Store, train: Dataset) -> Sequence[Example]:
                 needed=f"all {len(store):,} that {store.folder} was built from",
                 do="pass the same data (--train); where more was appended, all of it together",
             )
-        if (example.text, example.length, example.prompt) != (
+        if (example.text, example.length, example.prompt, [list(pair) for pair in example.scored]) != (
             stored.get("text", ""),
             stored["length"],
             stored.get("prompt", 0),
+            stored.get("scored", []),
         ):
             raise StoreMismatch(**_changed(store, f"another text or length of the training example {example.id!r}"))
         matching.append(example)
-    start = 0
+    start, built = 0, _as_built(store, by_id) if store.num_deleted else {}
+    is_told_by_text = store.blueprint.task.get("kind") in TEXT_TASKS
     for fingerprint, rows in datasets:
         # Not everything has a text: this covers tensors too.
-        if Dataset(matching[start : start + rows]).fingerprint != fingerprint:
+        own, whole = matching[start : start + rows], built.get(fingerprint)
+        if whole is None or len(whole) == rows:
+            is_proved = Dataset(own).fingerprint == fingerprint
+        elif is_told_by_text and all(example.text for example in own):
+            is_proved = True  # compared above
+        elif None in whole:
+            raise StoreMismatch(
+                found=f"training data without the {len(whole) - rows:,} examples that were deleted from {store.folder}",
+                needed="them, too, to tell whether the others are what the store was built from: only language models' texts tell that alone",
+                do="pass the whole data, or build the store again from the examples that are left",
+            )
+        else:
+            is_proved = Dataset([example for example in whole if example is not None]).fingerprint == fingerprint
+        if not is_proved:
             what = f"the ids but not the contents of rows {start:,} to {start + rows - 1:,} in the training data"
             raise StoreMismatch(**_changed(store, what))
         start += rows
@@ -203,12 +223,28 @@ def check_same_rows(store: Store, larger: Store) -> None:
     Raises:
         StoreMismatch: If its rows are not of the same examples in the same order.
     """
-    if store.datasets() != larger.datasets():
+    is_other = store.datasets() != larger.datasets()
+    if is_other or (store.num_deleted + larger.num_deleted and store.ids() != larger.ids()):
         raise StoreMismatch(
             found=f"a store of {len(larger):,} examples in {larger.folder} to rerank {len(store):,} of {store.folder}",
-            needed="two stores built from the same data, appended in the same order",
+            needed="two stores built from the same data, appended in the same order, with the same rows deleted",
             do="build the second from the data of the first",
         )
+
+
+def _as_built(store: Store, by_id: Mapping[str, Example]) -> dict[str, list[Example | None]]:
+    """By fingerprint of a dataset its examples as they were built, with those that were deleted; None for what is not given."""
+    complete = Store.of(
+        store.folder,
+        store.blueprint,
+        sorted((*store.seals, *store.emptied), key=lambda seal: seal.number),
+        store.files,
+    )
+    stored_examples = complete.examples()
+    return {
+        fingerprint: [by_id.get(stored["id"]) for stored in itertools.islice(stored_examples, rows)]
+        for fingerprint, rows in complete.datasets()
+    }
 
 
 def _changed(store: Store, what: str) -> dict[str, str]:

@@ -18,11 +18,11 @@ from whence.data import Example
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.methods import Method, method_named
 from whence.pipeline.inputs import autocast_named
-from whence.store import Blueprint, Store
+from whence.store import Blueprint, Store, row_now
 from whence.strict_json import parse_json
 from whence.tasks import AbstractTask, Batch, structure_of
 
-__all__ = ["PROBE_FILE", "check_store_model", "objective_of", "probe_file", "probe_tensors", "remade"]
+__all__ = ["PROBE_FILE", "TEXT_TASKS", "check_store_model", "objective_of", "probe_file", "probe_tensors", "remade"]
 
 PROBE_FILE = "probe.safetensors"
 # Inputs of examples that are larger are not kept.
@@ -32,8 +32,8 @@ _TIMES, _HALF, _WHOLE = 2.0, 0.3, 1e-2
 _TYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
-# Whose texts give the examples again.
-_TEXT_TASKS = ("causal_lm",)
+TEXT_TASKS = ("causal_lm",)
+"""Kinds of tasks whose examples are made of their text alone."""
 _WITHOUT = "the store keeps no inputs of an example, so that only weights, settings and data were compared, not what the model computes"
 # What a model or a task raises when it is given what it cannot take.
 _CANNOT_RUN = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError)
@@ -118,7 +118,8 @@ def check_store_model(
     record = ModelRecord(blueprint.structure, None if own_probe is None else stored_probe)
     notes += check_model(record, ModelRecord(structure_of(task.model), own_probe), "a store")
     if store is not None and stored_probe is not None and own_probe is not None and rows is not None:
-        _check_rows(store, rows, stored_probe.examples, remade_rows, _rounding(stored_probe, own_probe))
+        rows_left = [row_now(store, built) for built in rows]
+        _check_rows(store, rows_left, stored_probe.examples, remade_rows, _rounding(stored_probe, own_probe))
     return notes
 
 
@@ -165,7 +166,7 @@ def _row_of_text(task: AbstractTask, plan: Plan, encoder: Encoder, store: Store)
         StoreMismatch: If it is another row.
     """
     blueprint = store.blueprint
-    example = remade(store, task, 0) if task.kind in _TEXT_TASKS and "logged" not in blueprint.task else None
+    example = remade(store, task, 0) if task.kind in TEXT_TASKS and "logged" not in blueprint.task else None
     if example is None:
         return False
     sums = encoder.rows(1)
@@ -183,14 +184,16 @@ def _rounding(*probes: Probe) -> float:
 
 
 def _check_rows(
-    store: Store, rows: Sequence[int], names: Sequence[str], remade_rows: Sequence[list[Tensor]], rounding: float
+    store: Store, rows: Sequence[int | None], names: Sequence[str], remade_rows: Sequence[list[Tensor]], rounding: float
 ) -> None:
-    """Hold rows made again against the stored ones, with what their type and the arithmetic round.
+    """Hold rows made again against the stored ones, with what their type and the arithmetic round; None is a row that was deleted.
 
     Raises:
         StoreMismatch: If they are others, though the model computes what it did.
     """
     for name, row, units in zip(names, rows, remade_rows, strict=True):
+        if row is None:
+            continue
         stored, own = store.row(row), store.codec.encode(units)
         parts = [
             (store.codec.decode(stored, index), store.codec.decode(own, index), unit.flatten(1))
