@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from whence.select.selection import load_selection
@@ -47,11 +48,16 @@ def test_from_a_model_to_a_proof(run, tmp_path, model_folder, labelled, validati
     chosen = load_selection(tmp_path / "chosen")
     assert len(chosen) == 12 and int(chosen.keep.sum()) == 6 and chosen.decisions[0].tokens == 9
     assert json.loads((tmp_path / "chosen" / "proof.json").read_text()) == found["proof"]
+    records = [json.loads(line) for line in labelled.read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "chosen" / "kept.jsonl").read_text().splitlines()]
+    assert kept == [record for record, keep in zip(records, chosen.keep.tolist(), strict=True) if keep]
+    assert found["train_on"] == str(tmp_path / "chosen" / "kept.jsonl") and any("damping" in note for note in found["notes"])
     runs = sorted((tmp_path / "chosen" / "runs").iterdir())
     # The full run, influence, loss and random, three seeds each; again, none is done twice.
     assert len(runs) <= 12 and json.loads(run(*words, "--json")) == found
     assert sorted((tmp_path / "chosen" / "runs").iterdir()) == runs
     shown = run(*words)
+    assert "damping 0.1 x mean eigenvalue" in shown and "kept.jsonl" in shown
     assert "trained on" in shown and "book" in shown and "less is better" in shown
 
 
@@ -93,6 +99,22 @@ def test_long_texts_are_cut_if_asked(run, tmp_path, model_folder):
     words = ["select", tmp_path / "long.jsonl", "-o", tmp_path / "chosen", "--by", "loss", "--model", model_folder, "--keep", 1]
     assert "needed at most 32, the model's context" in run(*words, status=2)
     assert json.loads(run(*words, "--long", "truncate", "--json"))["tokens"] == 5 + 32
+
+
+def test_records_that_json_does_not_hold_are_only_listed(run, tmp_path):
+    np.savez(tmp_path / "data.npz", X=np.random.rand(6, 8).astype("float32"), y=np.arange(6) % 3)
+    words = ["select", tmp_path / "data.npz", "-o", tmp_path / "chosen", "--by", "random", "--keep", "2"]
+    found = json.loads(run(*words, "--json"))
+    assert found["train_on"].startswith("no kept.jsonl, since JSON does not hold") and found["kept"] == 2
+    assert not (tmp_path / "chosen" / "kept.jsonl").exists()
+
+
+def test_records_that_are_skipped_are_not_kept(run, tmp_path, model_folder, labelled):
+    lines = labelled.read_text().splitlines()
+    labelled.write_text("\n".join([lines[0], '{"id": "bad", "text": 3}', *lines[1:]]) + "\n")
+    words = ["select", labelled, "-o", tmp_path / "chosen", "--by", "loss", "--model", model_folder, "--skip-bad", "--keep", 12]
+    run(*words)
+    assert (tmp_path / "chosen" / "kept.jsonl").read_text().splitlines() == lines
 
 
 def test_clusters_and_near_duplicates(run, tmp_path, model_folder, labelled, validation):

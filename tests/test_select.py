@@ -1,6 +1,7 @@
 """Selections against loops, quotas against a water level, weights against a general optimiser, and the proof against what was planted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,29 @@ def test_a_selection_is_written_and_read(tmp_path):
     (tmp_path / "chosen" / "summary.json").write_text("{}")
     with pytest.raises(BadInput, match="which holds no selection .*needed list.jsonl and summary.json"):
         whence.select.load_selection(tmp_path / "chosen")
+
+
+def test_what_is_kept_is_written_as_it_was(tmp_path):
+    records = [{"id": name, "text": f"text {name} \u00e9", "meta": {"a": [1, 2.5, None]}} for name in table(values()).train_ids]
+    chosen = whence.select.select(table(values()), keep=5)
+    chosen.save(tmp_path / "chosen", records=records)
+    lines = [json.loads(line) for line in (tmp_path / "chosen" / "kept.jsonl").read_text("utf-8").splitlines()]
+    assert lines == [record for record, keep in zip(records, chosen.keep.tolist(), strict=True) if keep] and len(lines) == 5
+    assert whence.select.load_selection(tmp_path / "chosen") == chosen
+    # What JSON does not hold as it is is not turned into something else.
+    for odd in (torch.zeros(2), float("nan"), (1, 2), {1: "a"}):
+        chosen.save(tmp_path / "odd", records=[{**record, "odd": odd} for record in records])
+        assert not (tmp_path / "odd" / "kept.jsonl").exists() and (tmp_path / "odd" / "list.jsonl").exists()
+    with pytest.raises(BadInput, match="found 2 records for 12 decisions; needed the record of every example"):
+        chosen.save(tmp_path / "few", records=records[:2])
+
+
+def test_a_selection_says_what_its_values_say(tmp_path):
+    noted = replace(table(values()), notes=("damping 0.1 x mean eigenvalue",))
+    chosen = whence.select.select(noted, keep=5)
+    chosen.save(tmp_path / "chosen")
+    assert chosen.summary()["notes"] == ["damping 0.1 x mean eigenvalue"]
+    assert whence.select.load_selection(tmp_path / "chosen").notes == chosen.notes
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.select_inputs import GroupOptions, ProofOptions, ValueOptions, check_options
+from whence.commands.select_inputs import GroupOptions, ProofOptions, ValueOptions, check_options, records_of
 from whence.commands.shared import Json
 from whence.settings import SelectConfig
 from whence.terminal import tell, tell_json
@@ -26,8 +26,8 @@ def select(
 ) -> None:
     """Keep, drop or re-weight training examples by what they are worth, and prove it by retraining.
 
-    Writes list.jsonl (a decision, a weight and a reason for every example) and summary.json; with --prove also proof.json and the finished
-    runs, so that a command that was stopped goes on.
+    Writes kept.jsonl (the records that are kept, ready to train on), list.jsonl (a decision, a weight and a reason for every example) and
+    summary.json; with --prove also proof.json and the finished runs, so that a command that was stopped goes on.
 
     Args:
         data: Training data, as in build.
@@ -56,8 +56,8 @@ def select(
     table = valued.values(task, train, config.by)
     facts = grouped.facts(task, records, train)
     chosen = choose(table, config=config, **facts)
-    chosen.save(output)
-    content: dict[str, Any] = {"folder": str(output), **chosen.summary()}
+    chosen.save(output, records=records_of(records, train))
+    content: dict[str, Any] = {"folder": str(output), "train_on": _train_on(output), **chosen.summary()}
     proved = None
     if proof.is_asked:
         rivals = {}
@@ -69,7 +69,8 @@ def select(
     if as_json:
         tell_json(content)
         return
-    groups = content.pop("groups", {})
+    groups, notes = content.pop("groups", {}), content.pop("notes")
+    content |= {f"note {number}": note for number, note in enumerate(notes, start=1)}
     for name, value in content.items():
         if name != "proof":
             tell(f"{name.replace('_', ' '):>23}  {_shown(value)}")
@@ -79,6 +80,14 @@ def select(
     if proved is not None:
         title = f"mean loss after training on each, {len(proved.result.seeds)} seeds; less is better"
         print_table(proved.header, proved.cells(), title=title)
+
+
+def _train_on(output: Path) -> str:
+    """Where the chosen records are, or why they are not."""
+    records = output / "kept.jsonl"
+    return (
+        str(records) if records.is_file() else "no kept.jsonl, since JSON does not hold these records; list.jsonl has their ids"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
 from whence.settings import SelectConfig
 
-__all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options"]
+__all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options", "records_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +253,19 @@ def _groups(records: Sequence[Any], train: Any, balance: str) -> list[str]:
             )
         by_id[_id(number, record)] = str(getattr(pair[field], "item", lambda value=pair[field]: value)())
     return [by_id[name] for name in train.ids]
+
+
+def records_of(records: Sequence[Any], train: Any) -> list[Any] | None:
+    """The record of every example, in their order; None where an example is not one record.
+
+    Args:
+        records: Training data.
+        train: The same prepared; records that cannot be used may be missing.
+    """
+    if len(records) == len(train):
+        return list(records)
+    by_id = {_id(number, record): record for number, record in enumerate(records)}
+    return [by_id[name] for name in train.ids] if by_id.keys() >= set(train.ids) else None
 
 
 def _id(number: int, record: Any) -> str:

@@ -87,7 +87,8 @@ def select(
             Decision(name, "keep" if weight > 0 else "drop", weight, value, standing.rank, why, group, length, winner)
         )
     unit = f"{table.unit} per token" if config.per_token else table.unit
-    return Selection(config.by, unit, table.method, budget.words, tuple(decisions), budget.unit, config.reweight)
+    kind = budget.unit, config.reweight, table.notes
+    return Selection(config.by, unit, table.method, budget.words, tuple(decisions), *kind)
 
 
 def _values(table: ScoreTable, tokens: Sequence[int] | None) -> Tensor:

@@ -5,7 +5,7 @@ Axes: N training examples.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from whence.store.file_sets import check_set, path_in_set, write_set
 from whence.store.files import read_json, read_lines
 from whence.strict_json import fitted, record_of
 
-__all__ = ["CRITERIA", "Decision", "Selection", "load_selection"]
+__all__ = ["CRITERIA", "Decision", "Selection", "is_plain", "load_selection"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Selection:
         decisions: One per training example.
         counts: What the budget was counted in.
         is_weighted: Whether what is kept has weights of its own.
+        notes: What else a reader has to know of the values, such as how damping was chosen.
     """
 
     by: str
@@ -92,6 +93,7 @@ class Selection:
     decisions: tuple[Decision, ...]
     counts: Literal["examples", "tokens"] = "examples"
     is_weighted: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.decisions)
@@ -129,6 +131,7 @@ class Selection:
             "meaning": CRITERIA[self.by].meaning,
             "unit": self.unit,
             "method": self.method,
+            "notes": list(self.notes),
             "budget": self.budget,
             "counts": self.counts,
             "examples": len(self),
@@ -165,11 +168,41 @@ class Selection:
             }
         return summary
 
-    def save(self, folder: str | Path) -> None:
-        """Write `list.jsonl`, one decision per line in the order of the data, and `summary.json`."""
+    def save(self, folder: str | Path, *, records: Sequence[Any] | None = None) -> None:
+        """Write `list.jsonl`, one decision per line in the order of the data, and `summary.json`.
+
+        Args:
+            folder: Where they go.
+            records: The training data, one record per decision in the same order: those that are kept go into `kept.jsonl` as they are, ready
+                to train on. Records that JSON does not hold, such as arrays, are left out of it, and so is the file.
+
+        Raises:
+            BadInput: If there are not as many records as decisions.
+        """
         folder = Path(folder)
-        lines = (json.dumps(_without_none(decision), ensure_ascii=False).encode() + b"\n" for decision in self.decisions)
-        write_set(folder, {"list.jsonl": lines}, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
+        lines = (_line(_without_none(decision)) for decision in self.decisions)
+        parts: dict[str, Iterable[bytes]] = {"list.jsonl": lines}
+        if records is not None:
+            if len(records) != len(self):
+                raise BadInput(
+                    found=f"{len(records):,} records for {len(self):,} decisions",
+                    needed="the record of every example, in the order of the decisions",
+                    do="pass the data that was selected from",
+                )
+            chosen = [record for record, decision in zip(records, self.decisions, strict=True) if decision.decision == "keep"]
+            if all(is_plain(record) for record in chosen):
+                parts["kept.jsonl"] = (_line(record) for record in chosen)
+        write_set(folder, parts, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
+
+
+def is_plain(record: Any) -> bool:
+    """Whether a line of JSON holds a record as it is: a mapping of texts, numbers, lists and mappings."""
+    if not isinstance(record, Mapping):
+        return False
+    try:
+        return json.loads(json.dumps(record, allow_nan=False)) == record
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 # What `summary.json` repeats of a selection, beside counts.
@@ -194,7 +227,8 @@ def load_selection(folder: str | Path) -> Selection:
         check_set(folder, fitted(dict[str, str], facts.get("files", {}), "files"))
         decisions = tuple(record_of(Decision, line) for line in read_lines(path_in_set(folder, "list.jsonl")))
         facts_read = {name: fitted(kind, facts[name], name) for name, kind in _FACTS.items()}
-        return _checked(Selection(**facts_read, decisions=decisions))
+        notes = fitted(tuple[str, ...], facts.get("notes", []), "notes")
+        return _checked(Selection(**facts_read, decisions=decisions, notes=notes))
     except (OSError, ValueError, TypeError, KeyError, StoreCorrupt) as error:
         raise BadInput(
             found=f"{folder}, which holds no selection ({error.found if isinstance(error, StoreCorrupt) else error})",
@@ -216,3 +250,7 @@ def _checked(selection: Selection) -> Selection:
 
 def _without_none(decision: Decision) -> dict[str, Any]:
     return {name: value for name, value in asdict(decision).items() if value is not None}
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
