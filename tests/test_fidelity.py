@@ -11,6 +11,7 @@ import whence
 from whence.cli import app
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
+from whence.pipeline import refit
 from whence.store import fidelity_notes, open_store, read_fidelity
 
 WIDTH, CLASSES = 12, 4
@@ -118,4 +119,6 @@ def test_rows_that_are_added_and_scored_less_well_are_told(tmp_path):
     shifted = [{**record, "id": f"new-{record['id']}", "inputs": record["inputs"] * 5 + 3} for record in records(60, seed=4)]
     store = whence.build(asked, shifted, store.folder, method="aligned", rank=40, append=True, quiet=True)
     told = [note for note in fidelity_notes(store) if "rows that were added agree less" in note]
-    assert len(told) == 1 and "into another folder" in told[0]
+    assert len(told) == 1 and "whence refit" in told[0]
+    store = refit(store.folder, asked, [*records(40), *shifted], quiet=True)
+    assert len(fidelity_notes(store)) == 1 and "agree less" not in fidelity_notes(store)[0]

@@ -21,7 +21,7 @@ from tests.torture.kills import Job, contents
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, WhenceError
 from whence.evaluate import BankConfig, Retraining, load_table, make_bank, open_bank, random_subsets, save_table
-from whence.pipeline import spool
+from whence.pipeline import refit, spool
 from whence.serve.log import QueryLog
 from whence.store import open_store, verify_store
 
@@ -78,6 +78,26 @@ def _deleted() -> Job:
         assert not faults, faults
 
     return Job("delete", run, lambda folder: build(folder, "lorif", make_records(ROWS)), look)
+
+
+def _refitted() -> Job:
+    """A grown store is learned again: whoever looks finds the old one or the new one, never another and never none."""
+    left = [record for record in make_records(ROWS + MORE) if record["id"] not in ("r1", "r20")]
+
+    def prepare(folder: Path) -> None:
+        build(folder, "aligned", make_records(ROWS))
+        build(folder, "aligned", make_records(MORE, first=ROWS), append=True)
+        whence.store.delete_rows(folder / "store", ["r1", "r20"])
+
+    def run(folder: Path) -> None:
+        refit(folder / "store", make_task(), make_records(ROWS + MORE), quiet=True)
+
+    def look(folder: Path) -> None:
+        store = open_store(folder / "store")
+        assert store.ids() == tuple(record["id"] for record in left) and verify_store(store) == []
+        assert (store.num_deleted, len(store.datasets())) in ((2, 2), (0, 1))
+
+    return Job("refit", run, prepare, look)
 
 
 def _repaired() -> Job:
@@ -255,6 +275,7 @@ def jobs() -> list[Job]:
         *map(_built, METHODS),
         *map(_appended, ("lorif", "logra-pca")),
         _deleted(),
+        _refitted(),
         _repaired(),
         _by_two(),
         Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),

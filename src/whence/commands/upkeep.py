@@ -5,11 +5,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.recorded import task_of_store, train_records
+from whence.commands.shared import Placed
+from whence.commands.work_options import Recorded, RecordedOptions
 from whence.errors import BadInput
 from whence.plain_files import read_plain
+from whence.settings import Placement
 from whence.terminal import tell_json
 
-__all__ = ["delete"]
+__all__ = ["delete", "refit"]
 
 
 def delete(
@@ -20,7 +24,7 @@ def delete(
 ) -> None:
     """Delete training examples from a store: from now on nothing that reads it shows, scores or counts them.
 
-    Their bytes stay in the files, and what was learned with them is still used, until a store is built anew.
+    Their bytes stay in the files, and what was learned with them is still used, until `whence refit` learns and writes all of it anew.
 
     Args:
         store: Folder or URL made by `whence build`.
@@ -37,6 +41,39 @@ def delete(
     tell_json(
         {"store": str(opened.folder), "rows": len(opened), "deleted": opened.num_deleted, "now": opened.num_deleted - before}
     )
+
+
+def refit(
+    store: Path,
+    *,
+    train: tuple[str, ...] = (),
+    recorded: Recorded = RecordedOptions(),
+    placement: Placed = Placement(),
+) -> None:
+    """Learn a store's curvature, axes and code again from all documents that are left in it, and write all rows anew.
+
+    For stores that grew by documents unlike the first ones, and to be rid of deleted rows. The old store is read until the new one is whole.
+    Running it again after a stop goes on. It takes as long as a build, and as much room on the disk again.
+
+    Args:
+        store: Folder made by `whence build`.
+        train: Where the training data is now, if not where it was at the build; repeated for data that was appended.
+        recorded: What is loaded of what the store records.
+        placement: How a model is loaded that is larger than a device.
+
+    Raises:
+        BadInput: If the model or the data are not known, or the store cannot be made again.
+    """
+    from whence.pipeline import refit as run
+    from whence.store import open_store
+
+    opened = open_store(store)
+    records = train_records(opened, store, train, trust=recorded.trust)
+    task = task_of_store(opened, store, recorded.model, placement, trust=recorded.trust)
+    now_at = ({"model": recorded.model} if recorded.model else {}) | ({"data": train[0]} if len(train) == 1 else {})
+    origin = {role: str(Path(name).resolve()) if Path(name).exists() else name for role, name in now_at.items()}
+    fresh = run(store, task, records, origin=origin)
+    tell_json({"store": str(store), "rows": len(fresh), "bytes_per_row": fresh.codec.row_bytes()})
 
 
 def _ids_in(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from whence.pipeline.sample_images import sample_images
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.gradient_log import GradientLog
 from whence.pipeline.stored.query import ensemble_table, query, score_table
+from whence.pipeline.stored.refit import refit
 from whence.pipeline.stored.spool import spool
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
 
@@ -29,6 +30,7 @@ __all__ = [
     "group_effects",
     "forecast_scale",
     "query",
+    "refit",
     "sample_images",
     "score_table",
     "self_influence",

@@ -1,7 +1,8 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.plain_files import check_name, open_plain, read_plain
-from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now
+from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now, with_deleted
+from whence.store.exchange import check_exchange, exchange_folders
 from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
 from whence.store.files import (
     check_writable,
@@ -48,11 +49,13 @@ __all__ = [
     "StoredUnit",
     "Writer",
     "check_blueprint",
+    "check_exchange",
     "check_writable",
     "record_of",
     "read_plain",
     "parse_json",
     "open_plain",
+    "exchange_folders",
     "fitted",
     "check_name",
     "damaged",
@@ -79,6 +82,7 @@ __all__ = [
     "rows_type",
     "sha256_of",
     "verify_store",
+    "with_deleted",
     "write_bytes",
     "write_json",
     "write_record",

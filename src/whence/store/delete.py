@@ -13,7 +13,7 @@ from whence.store.reader import Store
 from whence.store.remote import located
 from whence.store.resume import listed_files
 
-__all__ = ["delete_rows", "deleted_notes", "deleted_since", "row_now"]
+__all__ = ["delete_rows", "deleted_notes", "deleted_since", "row_now", "with_deleted"]
 
 # Ids that an error names.
 _NAMED = 8
@@ -24,7 +24,7 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
 
     Their rows and texts stay in the files, and curvature and code are still those that were learned with them. A process that is killed has
     deleted all of them or none, and may be run again. Scores of the others are what they were, times the examples before over those that are
-    left.
+    left. `whence.pipeline.refit` learns and writes all of it anew.
 
     Args:
         folder: Of a finished store, or a URL. Of an object store, which has no locks, by one process at a time.
@@ -79,7 +79,10 @@ def deleted_notes(store: Store) -> tuple[str, ...]:
     """What an answer says of rows that were deleted."""
     if not store.num_deleted:
         return ()
-    return (f"{store.num_deleted:,} deleted documents are left out; curvature and code are those that were learned with them",)
+    return (
+        f"{store.num_deleted:,} deleted documents are left out; curvature and code are those that were learned with them until "
+        "`whence refit` learns them again",
+    )
 
 
 def deleted_since(store: Store) -> bool:
@@ -105,6 +108,12 @@ def row_now(store: Store, built: int) -> int | None:
             return None if row in deleted else built - num_before - bisect_left(deleted, row)
         start, num_before = start + seal.rows, num_before + len(deleted)
     return None
+
+
+def with_deleted(store: Store) -> Store:
+    """A store with the rows that were deleted from it, to tell what it was built from."""
+    seals = sorted((*store.seals, *store.emptied), key=lambda seal: seal.number)
+    return Store.of(store.folder, store.blueprint, seals, store.files)
 
 
 def _sealed_row(store: Store, row: int) -> tuple[int, int]:

@@ -106,5 +106,5 @@ def _rebuild_notes(by_age: Sequence[Fidelity]) -> tuple[str, ...]:
         return ()
     return (
         f"rows that were added agree less with exact scores (Spearman {min(worse):.3f}) than those that the code was learned for "
-        f"({low:.3f}): a store built of all of them into another folder would score them better",
+        f"({low:.3f}): `whence refit`, which learns the code again from all of them, would score them better",
     )

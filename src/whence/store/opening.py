@@ -15,6 +15,8 @@ from whence.store.resume import read_seals
 
 __all__ = ["open_store"]
 
+_TRIES = 3
+
 
 def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()) -> Store:
     """Open a finished store.
@@ -33,6 +35,25 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         StoreChanged: If it is being written to.
     """
     folder = located(folder)
+    for _ in range(_TRIES):
+        before = None if is_remote(folder) or not folder.exists() else folder.stat().st_ino
+        try:
+            return _opened(folder, check, ranks)
+        except (StoreCorrupt, StoreChanged):
+            # A refit puts another folder in the place of this one, which may be between two of its files.
+            if before is None or folder.stat().st_ino == before:
+                raise
+    return _opened(folder, check, ranks)
+
+
+def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
+    """The store in a folder; arguments and errors as in `open_store`.
+
+    Raises:
+        BadInput: If there is no store.
+        StoreCorrupt: If it is unfinished or damaged.
+        StoreChanged: If it is being written to.
+    """
     if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
         raise StoreCorrupt(
             found=f"an unfinished store at {folder} (its curvature is being fitted)",

@@ -4,7 +4,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,13 @@ def _built(
     return _opened(folder, ranks)
 
 
+def _settings_given(config: BuildConfig) -> dict[str, Any]:
+    """What was asked for, as far as it is not the default and decides what the rows are: a refit asks for the same."""
+    apart = ("method", "factors", "batch_positions")
+    values = {field.name: getattr(config, field.name) for field in fields(BuildConfig) if field.name not in apart}
+    return {name: value for name, value in values.items() if value != getattr(BuildConfig(), name)}
+
+
 def _drop_fit(folder: Path) -> None:
     """Remove the stages of a fit, which were for going on after a stop: what the code was learned with is inside it."""
     if not is_remote(folder):
@@ -346,7 +353,13 @@ def make_blueprint(
         autocast=None if config.autocast == "none" else config.autocast,
         model=weights,
         preprocessing=task.preprocessing,
-        task={"kind": task.kind, **(origin or {}), **({"bases": "; ".join(cut_notes)} if cut_notes else {}), **rest_note},
+        task={
+            "kind": task.kind,
+            **(origin or {}),
+            **({"bases": "; ".join(cut_notes)} if cut_notes else {}),
+            **rest_note,
+            "build": _settings_given(config),
+        },
         units=units,
         recipe=recipe,
         libraries={"whence": __version__, "torch": torch.__version__, "python": platform.python_version()},

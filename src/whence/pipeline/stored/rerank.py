@@ -23,7 +23,7 @@ from whence.progress import meter
 from whence.report import Hit
 from whence.score import Top, token_scores
 from whence.sharded_weights import refuse_sharded
-from whence.store import Store
+from whence.store import Store, with_deleted
 
 __all__ = ["ExactStage", "Stage", "check_same_rows", "matched", "reranked"]
 
@@ -234,12 +234,7 @@ def check_same_rows(store: Store, larger: Store) -> None:
 
 def _as_built(store: Store, by_id: Mapping[str, Example]) -> dict[str, list[Example | None]]:
     """By fingerprint of a dataset its examples as they were built, with those that were deleted; None for what is not given."""
-    complete = Store.of(
-        store.folder,
-        store.blueprint,
-        sorted((*store.seals, *store.emptied), key=lambda seal: seal.number),
-        store.files,
-    )
+    complete = with_deleted(store)
     stored_examples = complete.examples()
     return {
         fingerprint: [by_id.get(stored["id"]) for stored in itertools.islice(stored_examples, rows)]
