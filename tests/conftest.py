@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 
 import pytest
@@ -75,13 +76,14 @@ def data_file(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys):
-    """The command line: takes the words and the expected status; gives stdout, or stderr of a command that is refused."""
+    """The command line: takes the words and the expected status; gives stdout, or of a command that is refused stderr without its stages."""
 
     def command(*words, status=0):
         capsys.readouterr()
         assert main([str(word) for word in words]) == status
         captured = capsys.readouterr()
-        return captured.err if status == 2 else captured.out
+        told = re.sub(r"^\d of \d: .*\n", "", captured.err, flags=re.MULTILINE)
+        return told if status == 2 else captured.out
 
     return command
 

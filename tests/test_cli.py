@@ -87,6 +87,108 @@ def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_p
     assert "found bytes_per_example='2x'; needed a number of bytes, such as 512, 2k or 64m" in error
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """So many texts that time is told before they are gone through."""
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    path.write_text("".join(json.dumps({"id": f"m{number}", "text": f"text number {number}"}) + "\n" for number in range(50)))
+    return path
+
+
+ALIGNED = [
+    "1 of 5: reading the model and the data", "2 of 5: measuring the curvature", "3 of 5: learning the code",
+    "4 of 5: compressing the examples", "5 of 5: holding scores against exact ones",
+]  # fmt: skip
+
+
+def stages_of(capsys, *words, status=0):
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == status
+    return [line for line in capsys.readouterr().err.splitlines() if re.match(r"\d of \d: |\d stages|resuming", line)]
+
+
+def test_a_build_says_its_stages_and_goes_on_where_it_stopped(model_folder, many, tmp_path, capsys):
+    build = ("build", model_folder, many, "-o", tmp_path / "s", "--rows-per-shard", 20)
+
+    def stop_at(name):
+        stopped = pytest.MonkeyPatch()
+        module, _, function = name.rpartition(".")
+        stopped.setattr(f"{module}.{function}", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        return stopped
+
+    stored = "whence.pipeline.stored"
+    stopped = stop_at(f"{stored}.learn_code.whiten")
+    lines = stages_of(capsys, *build, status=130)
+    stopped.undo()
+    assert lines[0] == ALIGNED[0] and re.fullmatch(r"5 stages, about \d+ s", lines[1]) and lines[2:] == ALIGNED[1:2]
+    stopped = stop_at(f"{stored}.build.write_rows")
+    lines = stages_of(capsys, *build, status=130)
+    stopped.undo()
+    assert re.fullmatch(r"resuming at stage 3 of 5, about \d+ s", lines[1]) and lines[2:] == ALIGNED[2:3]
+    stopped = stop_at(f"{stored}.build.measure_fidelity")
+    lines = stages_of(capsys, *build, status=130)
+    stopped.undo()
+    assert re.fullmatch(r"resuming at stage 4 of 5, about \d+ s", lines[1]) and lines[2:] == ALIGNED[3:4]
+    lines = stages_of(capsys, *build)
+    assert re.fullmatch(r"resuming at stage 5 of 5, about \d+ s", lines[1]) and lines[2:] == ALIGNED[4:]
+    assert stages_of(capsys, *build) == ALIGNED[:1]  # complete
+
+
+def test_other_long_commands_say_their_stages(model_folder, many, data_file, store, tmp_path, capsys):
+    table = ("attribute", model_folder, many, data_file, "-o", tmp_path / "t", "--factors", tmp_path / "f")
+    lines = stages_of(capsys, *table)
+    assert re.fullmatch(r"4 stages, about \d+ s", lines.pop(1)) and lines == [
+        "1 of 4: reading the model and the data", "2 of 4: measuring the curvature",
+        "3 of 4: asking the questions", "4 of 4: scoring the training examples",
+    ]  # fmt: skip
+    again = stages_of(capsys, *table)
+    assert [line[:6] for line in again if "stages" not in line] == ["1 of 4", "3 of 4", "4 of 4"]  # the fit is there
+    lines = stages_of(capsys, "curvature", model_folder, many, "-o", tmp_path / "c")
+    assert re.fullmatch(r"4 stages, about \d+ s", lines.pop(1)) and lines == [
+        "1 of 4: reading the model and the data", "2 of 4: adding up second moments",
+        "3 of 4: finding eigenvectors", "4 of 4: measuring eigenvalues",
+    ]  # fmt: skip
+    assert stages_of(capsys, "query", store, "--text", "a cat sat", "--tokens") == [
+        "1 of 4: reading the store and its model", "2 of 4: asking the questions",
+        "3 of 4: scanning the store", "4 of 4: scoring tokens",
+    ]  # fmt: skip
+    assert stages_of(capsys, "score", store, data_file, "-o", tmp_path / "scores")[-1] == "3 of 3: scanning the store"
+    lines = stages_of(capsys, "build", model_folder, data_file, "-o", tmp_path / "logra", "--method", "logra", "--rank", 4)
+    assert lines == [
+        "1 of 3: reading the model and the data", "3 stages", "2 of 3: compressing the examples",
+        "3 of 3: measuring the curvature of the rows",
+    ]  # fmt: skip
+
+
+def test_the_first_line_comes_before_torch_is_imported(model_folder, data_file, tmp_path):
+    for words in (
+        ["build", model_folder, data_file, "-o", tmp_path / "s", "--method", "grad-dot"],
+        ["attribute", model_folder, data_file, data_file, "-o", tmp_path / "t", "--method", "grad-dot-exact"],
+        ["query", tmp_path / "s", "--text", "a cat"],
+    ):
+        done = python("-X", "importtime", "-m", "whence", *map(str, words))
+        lines = done.stderr.splitlines()
+        assert done.returncode == 0, lines[-3:]
+        first = next(number for number, line in enumerate(lines) if re.match(r"1 of \d: reading", line))
+        imported = {line.rsplit("|", 1)[-1].strip() for line in lines[:first] if line.startswith("import time:")}
+        assert "whence.plans" in imported and not imported & {"torch", "transformers", "numpy"}
+
+
+def test_attribute_is_named_where_a_store_does_not_pay(model_folder, many, data_file, tmp_path, capsys):
+    def note(*words):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "`whence attribute` is cheaper" in line]
+
+    assert re.fullmatch(
+        r"note: for a few questions about so few documents `whence attribute` is cheaper: about \d+ s, and nothing is kept; what the rows "
+        r"of this store share takes \d+ KiB",
+        *note("build", model_folder, many, "-o", tmp_path / "s"),
+    )
+    assert len(note("build", model_folder, data_file, "-o", tmp_path / "few")) == 1  # too few to tell the time
+    assert not note("build", model_folder, many, "-o", tmp_path / "raw", "--method", "grad-dot")
+
+
 def test_build_appends(run, store, model_folder, data_file, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": "new", "text": "a new cat"}\n')

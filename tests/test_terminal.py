@@ -67,6 +67,79 @@ def test_a_bar_has_a_clean_title(monkeypatch):
         meter.advance()
 
 
+STAGES = (
+    progress.Stage("reading"),
+    progress.Stage("learning", ("first", "second")),
+    progress.Stage(f"{ESCAPE}writing", ("rows",)),
+)
+
+
+def test_meters_go_on_to_their_stages_a_line_each_in_a_log(capsys):
+    with progress.staged(STAGES) as stages:
+        stages.expect(170)
+        for title in ("first", "second-0-3", "unheard of", "rows (rank 0 of 2)", "second"):
+            with progress.meter(title, 2) as meter:
+                meter.advance(2)
+    with progress.staged(STAGES) as stages:
+        stages.expect(None, first=2)
+    assert capsys.readouterr().err.splitlines() == [
+        "1 of 3: reading", "3 stages, about 3 min", "2 of 3: learning", printable(f"3 of 3: {ESCAPE}writing"),
+        "1 of 3: reading", "resuming at stage 3 of 3",
+    ]  # fmt: skip
+
+
+def test_stages_inside_others_and_quiet_ones_say_nothing(capsys):
+    with (
+        progress.staged(STAGES) as outer,
+        progress.staged((progress.Stage("inner", ("rows",)),)) as inner,
+        progress.meter("rows", 1),
+    ):
+        assert inner is outer and outer.number == 2
+    assert "inner" not in capsys.readouterr().err
+    with progress.staged(STAGES, quiet=True) as stages, progress.meter("rows", 1) as meter:
+        stages.expect(3)
+        assert stages.number == -1 and meter.bar is None
+    with progress.staged(STAGES) as stages, progress.meter("rows", 1, quiet=True):
+        assert stages.number == 0  # a quiet meter is no news
+    assert capsys.readouterr().err == "1 of 3: reading\n"
+
+
+def test_a_terminal_has_a_row_for_the_stage_that_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.staged(STAGES) as stages:
+        bar = stages.bar
+        assert [task.description for task in bar.tasks] == ["1 of 3: reading"] and bar.tasks[0].total is None
+        for title, total in (("first", 4), ("second", 7)):
+            with progress.meter(title, total, done=1) as meter:
+                meter.advance(2)
+                assert [(task.description, task.completed, task.total) for task in bar.tasks] == [
+                    ("2 of 3: learning", 3, total)
+                ]
+            assert bar.tasks[0].total is None  # time goes on between two meters
+        with progress.meter("rows", 3):
+            assert is_clean(bar.tasks[0].description)
+        assert bar.live.is_started
+    assert not bar.live.is_started and not bar.tasks
+    with progress.staged(STAGES, downloads=True) as stages:
+        assert not stages.bar.live.is_started  # something else draws its progress
+        with progress.meter("first", 2):
+            assert stages.bar.live.is_started
+    with pytest.raises(ZeroDivisionError), progress.staged(STAGES) as stages, progress.meter("rows", 2):
+        raise ZeroDivisionError
+    assert not stages.bar.live.is_started
+
+
+def test_a_log_gets_a_line_of_a_meter_ever_more_rarely(monkeypatch, capsys):
+    clock = iter(range(0, 100_000, 30))
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    with progress.meter("rows", 1000) as meter:
+        for _ in range(200):
+            meter.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1]) for line in lines[:5]] == [2, 6, 14, 30, 60] and len(lines) == 9
+    assert lines[0] == "rows: 2 of 1,000, about 8.3 h left"
+
+
 def test_an_encoding_that_cannot_hold_it_is_no_failure(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "from whence.terminal import tell, tell_json; tell('\\u4e2d'); tell_json('\\U0001f600')"],

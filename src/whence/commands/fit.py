@@ -6,8 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whence.commands.shared import Placed
+from whence.commands.shared import Placed, shown_stages
 from whence.commands.task_options import Reading, TaskOptions
+from whence.plans import FIT_STAGES
 from whence.settings import FitConfig, Placement
 from whence.terminal import tell_json
 
@@ -55,18 +56,19 @@ def curvature(
         reading: The options of the task.
         placement: How a model is loaded that is larger than a device.
     """
-    from whence.distributed import Ranks
-    from whence.load import load_records
-    from whence.load.placement import connected_for
-    from whence.pipeline import fit_curvature
+    with shown_stages(FIT_STAGES, model):
+        from whence.distributed import Ranks
+        from whence.load import load_records
+        from whence.load.placement import connected_for
+        from whence.pipeline import fit_curvature
 
-    ranks = Ranks.launched()
-    records = load_records(data, split=reading.split)
-    with connected_for(placement, ranks):
-        loaded, _ = reading.load(model, placement, ranks)
-        fitted = fit_curvature(
-            loaded, records, output,
-            **asdict(fit), batch_positions=batch_positions, ranks=ranks,
-        )  # fmt: skip
+        ranks = Ranks.launched()
+        records = load_records(data, split=reading.split)
+        with connected_for(placement, ranks):
+            loaded, _ = reading.load(model, placement, ranks)
+            fitted = fit_curvature(
+                loaded, records, output,
+                **asdict(fit), batch_positions=batch_positions, ranks=ranks,
+            )  # fmt: skip
     if ranks.rank == 0:
         tell_json({"factors": str(output), "units": len(fitted.blocks), "fitted": fitted.note})

@@ -1,7 +1,8 @@
 """What several verbs share: types of options, where tables go, tokens and workers."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.errors import BadInput
+from whence.functions import is_function
 from whence.plain_files import read_plain
+from whence.progress import Stage, Stages, staged
 from whence.settings import Placement
 
-__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "workers_of"]
+__all__ = ["TYPED", "Json", "Placed", "check_table_folder", "read_token", "shown_stages", "workers_of"]
 
 # The words of the command that runs, for records of what was done.
 TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
@@ -77,6 +80,17 @@ def read_token(path: Path) -> str:
         return read_plain(path, at_most=_TOKEN_BYTES, is_named=True).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(found=f"no token in {path}", needed="a text file that holds it", do="check the path") from error
+
+
+def shown_stages(stages: Sequence[Stage], model: str | None = None) -> AbstractContextManager[Stages]:
+    """The stages of a command, begun before anything is loaded; of several processes the first shows them.
+
+    Args:
+        stages: All of them.
+        model: What is loaded: a name of the hub may have to be downloaded, and that shows progress of its own.
+    """
+    downloads = model is not None and not is_function(model) and not Path(model).exists()
+    return staged(stages, quiet=os.environ.get("RANK", "0") != "0", downloads=downloads)
 
 
 def workers_of(workers: int | None, ray: str | None) -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.commands.recorded import task_of_store, train_records
-from whence.commands.shared import Placed, read_token, workers_of
+from whence.commands.shared import Placed, read_token, shown_stages, workers_of
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import (
     Damped,
@@ -21,6 +21,7 @@ from whence.commands.work_options import (
     refuse_given,
 )
 from whence.errors import BadInput
+from whence.plans import build_stages, query_stages
 from whence.settings import BuildConfig, Placement, Rerank, Runtime
 from whence.terminal import tell_json
 
@@ -58,6 +59,29 @@ def build(
     Raises:
         BadInput: If a split is asked of a spool, whose files have none.
     """
+    if spool is not None and reading.split != "train":
+        raise BadInput(
+            found="--split with --spool",
+            needed="files, which have no splits",
+            do="leave it out, or name the files of the split",
+        )
+    with shown_stages(build_stages(config), model):
+        built = _built(model, data, output, append, spool, reading, placement, config)
+    if built is not None:
+        tell_json({"store": str(built.folder), "rows": len(built), "bytes_per_row": built.codec.row_bytes()})
+
+
+def _built(
+    model: str,
+    data: str,
+    output: Path,
+    append: bool,
+    spool: Path | None,
+    reading: TaskOptions,
+    placement: Placement,
+    config: BuildConfig,
+) -> Any:
+    """The finished store; None on all processes but the first."""
     from whence.distributed import Ranks
     from whence.functions import absolute, is_function
     from whence.load import load_records
@@ -67,12 +91,6 @@ def build(
     from whence.pipeline import spool as run_spool
 
     ranks = Ranks.launched()
-    if spool is not None and reading.split != "train":
-        raise BadInput(
-            found="--split with --spool",
-            needed="files, which have no splits",
-            do="leave it out, or name the files of the split",
-        )
     # Data first: a wrong path should not wait for a large model.
     records = load_records(data, split=reading.split) if spool is None else stream_records(data)
     source = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
@@ -82,8 +100,7 @@ def build(
         if isinstance(records, Shards):
             records = run_spool(loaded, records, str(spool), source=records.identity, quiet=ranks.rank > 0)
         store = run(loaded, records, output, append=append, origin=origin, config=config, runtime=Runtime(ranks=ranks))
-    if ranks.rank == 0:
-        tell_json({"store": str(store.folder), "rows": len(store), "bytes_per_row": store.codec.row_bytes()})
+    return store if ranks.rank == 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +123,32 @@ class QueryOptions:
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
     tokens: bool = False
 
-    def queries(self) -> list[Any]:
-        """All of them.
+    def check(self) -> None:
+        """Refuse what is no question, before anything is loaded.
 
         Raises:
             BadInput: If there is none, or half of one.
         """
-        from whence.load import load_records
-
         if (self.prompt is None) != (self.completion is None):
             raise BadInput(found="only one of --prompt and --completion", needed="both", do="add the other, or use --text")
+        if not self.text and self.prompt is None and self.file is None:
+            raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
+
+    def queries(self) -> list[Any]:
+        """All of them.
+
+        Raises:
+            BadInput: If a file has none.
+        """
+        from whence.load import load_records
+
         queries: list[Any] = [*self.text]
         if self.prompt is not None:
             queries.append({"prompt": self.prompt, "completion": self.completion})
         if self.file is not None:
             queries.extend(load_records(self.file))
         if not queries:
-            raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
+            raise BadInput(found=f"no query in {self.file}", needed="one or more", do="check the file")
         return queries
 
 
@@ -142,16 +168,16 @@ class RerankOptions:
     train: tuple[str, ...] = ()
     shortlist: int | None = None
 
-    def stage(self, opened: Any, store: Path, *, trust: bool) -> Rerank | None:
-        """The second stage, None if there is none.
-
-        Raises:
-            BadInput: If something is said of a stage that is not asked for.
-        """
+    def check(self) -> None:
+        """Refuse what is said of a stage that is not asked for."""
         if self.rerank is None:
             refuse_given(
                 self, where="without --rerank", needed="a second stage for it", do="add --rerank exact, or leave it out"
             )
+
+    def stage(self, opened: Any, store: Path, *, trust: bool) -> Rerank | None:
+        """The second stage, None if there is none."""
+        if self.rerank is None:
             return None
         records = train_records(opened, store, self.train, trust=trust) if self.train or self.rerank == "exact" else None
         return Rerank(by=self.rerank, train=records, shortlist=self.shortlist)
@@ -209,33 +235,52 @@ def query(
     Raises:
         BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
+    service = answered.service
+    options.check()
+    if service.url is not None:
+        refuse_given(
+            recorded, damped, second, answered.scanned, placement,
+            where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
+        )  # fmt: skip
+        from whence.serve import Client
+
+        token = None if service.token_file is None else read_token(service.token_file)
+        hits = Client(service.url, token=token).query(options.queries(), store=str(store), k=options.k, tokens=options.tokens)
+    else:
+        refuse_given(service, where="without --url", needed="a service to show it to", do="add --url, or leave it out")
+        second.check()
+        with shown_stages(query_stages(is_reranked=second.rerank is not None, tokens=options.tokens), recorded.model):
+            hits = _answer(store, options, recorded, damped, second, answered.scanned, placement)
+    if hits is not None:
+        _show(hits, store, shown)
+
+
+def _answer(
+    store: Path,
+    options: QueryOptions,
+    recorded: RecordedOptions,
+    damped: DampingOptions,
+    second: RerankOptions,
+    scanned: ScanOptions,
+    placement: Placement,
+) -> Any:
+    """What the store answers; None on all processes but the first."""
     from whence.distributed import Ranks
     from whence.load.placement import connected_for
     from whence.pipeline import query as run
-    from whence.serve import Client
     from whence.store import open_store
 
-    queries, ranks, service, scanned = options.queries(), Ranks.launched(), answered.service, answered.scanned
-    if service.url is not None:
-        refuse_given(
-            recorded, damped, second, scanned, placement,
-            where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
+    ranks, queries = Ranks.launched(), options.queries()
+    opened = open_store(store, ranks=ranks)
+    stage = second.stage(opened, store, trust=recorded.trust)
+    # Workers start while the model is loaded.
+    with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
+        task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
+        hits = run(
+            opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage,
+            runtime=Runtime(ranks=ranks, workers=pool),
         )  # fmt: skip
-        token = None if service.token_file is None else read_token(service.token_file)
-        hits = Client(service.url, token=token).query(queries, store=str(store), k=options.k, tokens=options.tokens)
-    else:
-        refuse_given(service, where="without --url", needed="a service to show it to", do="add --url, or leave it out")
-        opened = open_store(store, ranks=ranks)
-        stage = second.stage(opened, store, trust=recorded.trust)
-        # Workers start while the model is loaded.
-        with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
-            hits = run(
-                opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage,
-                runtime=Runtime(ranks=ranks, workers=pool),
-            )  # fmt: skip
-    if ranks.rank == 0:
-        _show(hits, store, shown)
+    return hits if ranks.rank == 0 else None
 
 
 def _show(hits: Any, store: Path, shown: ShownOptions) -> None:

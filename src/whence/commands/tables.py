@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from whence._version import __version__
 from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.recorded import task_of_store
-from whence.commands.shared import Json, Placed, check_table_folder, workers_of
+from whence.commands.shared import Json, Placed, check_table_folder, shown_stages, workers_of
 from whence.commands.work_options import (
     Damped,
     DampingOptions,
@@ -23,6 +23,7 @@ from whence.commands.work_options import (
     flags_given,
 )
 from whence.errors import BadInput
+from whence.plans import attribute_stages, query_stages
 from whence.settings import Placement, Runtime, Unroll
 from whence.terminal import tell, tell_json
 
@@ -55,40 +56,41 @@ def score(
         scanned: Who scans the store.
         placement: How a model is loaded that is larger than a device.
     """
-    from whence.data import digest_of
-    from whence.distributed import Ranks
-    from whence.evaluate import save_table
-    from whence.load import load_records
-    from whence.load.placement import connected_for
-    from whence.pipeline import score_table
-    from whence.store import open_store
+    with shown_stages(query_stages(), recorded.model):
+        from whence.data import digest_of
+        from whence.distributed import Ranks
+        from whence.evaluate import save_table
+        from whence.load import load_records
+        from whence.load.placement import connected_for
+        from whence.pipeline import score_table
+        from whence.store import open_store
 
-    ranks = Ranks.launched()
-    _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
-    records = load_records(queries)
-    opened = open_store(store, ranks=ranks)
-    with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-        task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
-        query_data = task.prepare(records)
-        damping = damped.damping()
-        names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-        settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
-        settings |= {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
-        origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], query_data.fingerprint)
-        check_table_folder(output, origin["settings"])
-        table, models = _counted_in(
-            ensemble,
-            settings,
-            task,
-            lambda: score_table(
-                opened,
+        ranks = Ranks.launched()
+        _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
+        records = load_records(queries)
+        opened = open_store(store, ranks=ranks)
+        with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
+            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
+            query_data = task.prepare(records)
+            damping = damped.damping()
+            names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
+            settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
+            settings |= {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
+            origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], query_data.fingerprint)
+            check_table_folder(output, origin["settings"])
+            table, models = _counted_in(
+                ensemble,
+                settings,
                 task,
-                query_data,
-                damping=damping,
-                weighted=ensemble is None,
-                runtime=Runtime(ranks=ranks, workers=pool),
-            ),  # fmt: skip
-        )
+                lambda: score_table(
+                    opened,
+                    task,
+                    query_data,
+                    damping=damping,
+                    weighted=ensemble is None,
+                    runtime=Runtime(ranks=ranks, workers=pool),
+                ),  # fmt: skip
+            )
     if ranks.rank > 0:
         return
     save_table(table, output, origin=origin | {"models": models})
@@ -138,12 +140,6 @@ def attribute(
         BadInput: If parts by segment are asked of an ensemble, whose models have runs of their own;
             or if sources are asked for of a method that has none, or a mode without them.
     """
-    from whence.distributed import Ranks
-    from whence.evaluate import save_table
-    from whence.load import load_records
-    from whence.pipeline import attribute as score_all
-    from whence.pipeline import group_effects
-
     if exact.per_segment and ensemble is not None:
         raise BadInput(
             found="--per-segment with --ensemble", needed="one of them: every model has segments of its own", do="leave one out"
@@ -156,6 +152,30 @@ def attribute(
             needed="--method unroll --run FOLDER --by-source",
             do="give all three, or leave --by-source and --mode out",
         )
+    with shown_stages(attribute_stages(settings), model):
+        summary = _attributed(model, data, queries, output, exact, sources, ensemble, work)
+    if summary is not None:
+        tell_json(summary)
+
+
+def _attributed(
+    model: str,
+    data: str,
+    queries: str,
+    output: Path,
+    exact: ExactOptions,
+    sources: SourceOptions,
+    ensemble: Path | None,
+    work: WorkOptions,
+) -> dict[str, Any] | None:
+    """What there is to say of the table that was written; None on all processes but the first."""
+    from whence.distributed import Ranks
+    from whence.evaluate import save_table
+    from whence.load import load_records
+    from whence.pipeline import attribute as score_all
+    from whence.pipeline import group_effects
+
+    settings, by_source = exact.settings(), sources.by_source
     runtime = Runtime(ranks=Ranks.launched(), memory_gib=work.memory_gib)
     _refuse_several(runtime.ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     _refuse_several(runtime.ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
@@ -183,14 +203,14 @@ def attribute(
 
     table, models = _counted_in(ensemble, recorded, loaded, make)
     if runtime.ranks.rank > 0:
-        return
+        return None
     parts = {name: output / name.replace(" ", "-").replace(",", "") for name in table.parts}
     for name, folder in parts.items():
         part = replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}")
         save_table(part, folder, origin=origin | {"models": models})
     save_table(table, output, origin=origin | {"models": models})
     summary = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
-    tell_json(summary | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {}))
+    return summary | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})
 
 
 def smoothness(

@@ -45,7 +45,7 @@ from whence.curvature.second_moments import fit_second_moments, side_scales
 from whence.curvature.sides import basis_notes, basis_plan, cut_note, directions_of, kept_numbers, resolved
 from whence.curvature.spectral import SpectralFactor
 from whence.curvature.squares import SquaredGradients, held_examples, shared_units
-from whence.curvature.stages import ranges_of
+from whence.curvature.stages import finished_stages, ranges_of
 from whence.curvature.vectors import added, flatten, inner, random_like, scaled, split
 
 __all__ = [
@@ -94,6 +94,7 @@ __all__ = [
     "dense",
     "directions_of",
     "kept_numbers",
+    "finished_stages",
     "fit_axes",
     "fit_ekfac",
     "fit_ekfac_pooled",

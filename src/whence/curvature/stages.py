@@ -6,7 +6,7 @@ A stage may be cut into runs of neighbouring items (units of parameters, queries
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store import check_writable, damaged, read_record, write_tensors
 from whence.store.files import locked, read_mapped, write_json
 
-__all__ = ["MODEL", "Stages", "check_identity", "ranges_of", "stages"]
+__all__ = ["MODEL", "Stages", "check_identity", "finished_stages", "ranges_of", "stages"]
 
 MODEL = "model"
 """Under this name an identity has a `ModelRecord`, which is compared with a tolerance; all else has to be equal."""
@@ -116,6 +116,14 @@ class Stages:
         missing = ranges_of(costs, room, [item for part in finished.values() for item in part])
         named = {stage if part == whole else f"{stage}-{part.start}-{part.stop}": part for part in missing}
         return dict(sorted((finished | named).items(), key=lambda item: item[1].start))
+
+
+def finished_stages(folder: Path) -> tuple[str, ...]:
+    """Names of the stages that are finished in a folder, as it says itself; none where nothing was begun."""
+    path = folder / "fit.json"
+    with suppress(StoreCorrupt):  # which is refused when the stages are read
+        return tuple(_read(path)["stages"]) if path.exists() else ()
+    return ()
 
 
 def ranges_of(costs: Sequence[int], room: float, done: Sequence[int] = ()) -> list[range]:

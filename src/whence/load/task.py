@@ -226,7 +226,7 @@ def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> 
             found="no transformers package", needed="it, to load Hugging Face models", do="pip install 'whence-tda[hf]'"
         ) from error
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or Path(model).exists():  # of a download it says how far it is
         transformers.utils.logging.disable_progress_bar()
     options = load_options(placement)
     if "device_map" in options and find_spec("accelerate") is None:

@@ -12,11 +12,14 @@ from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
 from whence.pipeline.exact.scorer import TableRequest, as_table, fit_scorer
+from whence.pipeline.forecast.exact import expected_seconds
 from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.pipeline.through.along import AlongSettings, along_run
 from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
 from whence.pipeline.through.through_run import through_run
+from whence.plans import attribute_stages
+from whence.progress import Stages, staged
 from whence.records import ScoreTable
 from whence.settings import (
     ExactSettings,
@@ -74,7 +77,6 @@ def attribute(
         BadInput: If a group or `tokens_of` names an unknown id, or the method does not take an option, needs a run, or goes through one and
             there are several processes.
     """
-    started = time.monotonic()
     runtime, rest = split_runtime(runtime, options)
     config, rest = split_options(config, rest, "config")
     settings = exact_settings(method, rest)
@@ -86,6 +88,20 @@ def attribute(
         )
     refuse_bare_model(task)
     refuse_sharded(task.model, "whole gradients")
+    with staged(attribute_stages(settings), quiet=runtime.is_quiet) as stages:
+        return _table(task, train, queries, settings, config, runtime, stages)
+
+
+def _table(
+    task: AbstractTask,
+    train: Dataset | Iterable[Any],
+    queries: Dataset | Iterable[Any],
+    settings: ExactSettings,
+    config: TableConfig,
+    runtime: Runtime,
+    stages: Stages,
+) -> ScoreTable:
+    started = time.monotonic()
     query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
     wanted = TableRequest.of(query_data, dataset, config)
     cut = cut_for(settings)
@@ -94,6 +110,8 @@ def attribute(
     with runtime.ranks.connected():
         if isinstance(settings, AlongSettings) and settings.run is not None:
             return along_run(task, dataset, wanted, settings, runtime)
+        if not runtime.is_quiet and runtime.ranks.count == 1:
+            stages.expect(expected_seconds(task, dataset, len(wanted.names), settings, runtime))
         table = fit_scorer(task, dataset, settings, wanted.demand(settings), runtime).table(wanted)
         return dataclasses.replace(table, seconds=time.monotonic() - started)
 

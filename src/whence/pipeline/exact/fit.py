@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whence.capture import available_bytes, check_task, forecast, plan_units
-from whence.curvature import KroneckerCurvature, fit_ekfac
+from whence.capture import Plan, available_bytes, check_task, forecast, plan_units
+from whence.curvature import KroneckerCurvature, finished_stages, fit_ekfac
 from whence.data import Dataset
 from whence.pipeline.exact.prepare import fit_data, sized
+from whence.pipeline.forecast.timing import QUICK, WORTH, positions_of, timed_fit, timed_sample
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.lockstep import stepping
-from whence.progress import say
-from whence.settings import EKFAC, FitConfig, Runtime, exact_settings, fit_of, split_runtime
+from whence.plans import FIT_STAGES
+from whence.progress import Stages, say, staged
+from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, exact_settings, factors_folder, fit_of, split_runtime
 from whence.tasks import AbstractTask
 
 __all__ = ["fit_curvature"]
@@ -50,6 +52,19 @@ def fit_curvature(
     """
     runtime, rest = split_runtime(runtime, options)
     settings = replace(exact_settings(EKFAC(fit=fit) if not rest else "ekfac", rest), factors=Path(folder))
+    with staged(FIT_STAGES, quiet=runtime.is_quiet) as stages:
+        return _fitted(task, data, Path(folder), fit_on, settings, runtime, stages)
+
+
+def _fitted(
+    task: AbstractTask,
+    data: Dataset | Iterable[Any],
+    folder: Path,
+    fit_on: Dataset | Iterable[Any] | int | None,
+    settings: ExactSettings,
+    runtime: Runtime,
+    stages: Stages,
+) -> KroneckerCurvature:
     ranks = stepping(task.model, runtime.ranks)
     dataset = as_dataset(task, data)
     plan = plan_units(task)
@@ -63,7 +78,25 @@ def fit_curvature(
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     with ranks.connected():
         settings = ranks.of_first(sized(settings, task, plan, chosen, room))
+        if not runtime.is_quiet and ranks.count == 1:
+            _expect(stages, task, plan, chosen, settings, positions)
         return fit_ekfac(
             task, plan, chosen, fit_of(settings),
-            max_positions=positions, folder=Path(folder), room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
+            max_positions=positions, folder=folder, room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
         )  # fmt: skip
+
+
+def _expect(stages: Stages, task: AbstractTask, plan: Plan, data: Dataset, settings: ExactSettings, positions: int) -> None:
+    """Say how long the fit will take, and at which stage an earlier one stopped; nothing of a finished one."""
+    folder = factors_folder(settings)
+    finished = () if folder is None else finished_stages(folder)
+    if "values" in finished:
+        return
+    left = [name not in finished for name in ("factors", "bases", "values")]
+    seconds, few = None, timed_sample(data, 0, plan.coverage.tracked, QUICK)
+    if positions_of(data.examples) >= WORTH * positions_of(few):
+        parts = timed_fit(task, plan, few, fit_of(settings), positions, timing=QUICK)[0]
+        length = positions_of(data.examples)
+        takes = (parts.factors * length, parts.bases, parts.values * length)
+        seconds = sum(part for part, is_left in zip(takes, left, strict=True) if is_left)
+    stages.expect(seconds, 1 + left.index(True) if finished else None)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whence.capture import Coverage, forecast, plan_units
-from whence.curvature import basis_notes, basis_plan
+from whence.curvature import basis_notes, basis_plan, finished_stages
 from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import exact_method_named
@@ -13,14 +13,15 @@ from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
 from whence.pipeline.exact.prepare import fit_data, sized
 from whence.pipeline.forecast.exact_time import ExactSeconds, timed_exact
+from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, timed_sample
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, fit_of, split_runtime
+from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, factors_folder, fit_of, split_runtime
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
-__all__ = ["ExactForecast", "forecast_exact"]
+__all__ = ["ExactForecast", "expected_seconds", "forecast_exact"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,34 @@ def forecast_exact(
             needed="a method that goes back through no steps",
             do="start it: unroll says what it takes before anything long, and stops if that does not fit",
         )
-    settings, dataset = exact_settings(method, rest), as_dataset(task, train)
+    return _forecast(task, as_dataset(task, train), queries, exact_settings(method, rest), runtime, Timing())
+
+
+def expected_seconds(
+    task: AbstractTask, train: Dataset, queries: int, settings: ExactSettings, runtime: Runtime
+) -> float | None:
+    """What a run that is about to start takes, timed on two examples; None where that is not known, or as soon done as told.
+
+    Args:
+        task: Model and per-example loss.
+        train: Training examples.
+        queries: How many.
+        settings: Of the method.
+        runtime: How the job runs.
+    """
+    tracked = plan_units(task).coverage.tracked
+    if positions_of(train.examples) < WORTH * positions_of(timed_sample(train, 0, tracked, QUICK)):
+        return None
+    seconds = _forecast(task, train, queries, settings, runtime, QUICK).seconds
+    if seconds is None:
+        return None
+    folder = factors_folder(settings)
+    return seconds.total - (seconds.fit if folder is not None and "values" in finished_stages(folder) else 0.0)
+
+
+def _forecast(
+    task: AbstractTask, dataset: Dataset, queries: int, settings: ExactSettings, runtime: Runtime, timing: Timing
+) -> ExactForecast:
     plan, room = plan_units(task), room_bytes(task, runtime.memory_gib)
     batch = forecast(task, plan, dataset.examples, room_bytes=room)
     settings = sized(settings, task, plan, fit_data(task, dataset, getattr(settings, "fit_on", None)), room)
@@ -108,7 +136,7 @@ def forecast_exact(
     seconds = None
     if _is_timed(settings, footprint):
         positions = runtime.batch_positions or batch.batch_positions
-        seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions)
+        seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions, timing)
     return ExactForecast(plan.coverage, footprint, tuple(cut_bases), seconds)
 
 

@@ -13,7 +13,7 @@ from whence.pipeline.exact.footprint import Footprint
 from whence.pipeline.exact.precondition import preconditioned
 from whence.pipeline.exact.prepare import Prepared, fit_data
 from whence.pipeline.exact.query_gradients import query_gradients
-from whence.pipeline.forecast.timing import positions_of, scan_seconds, timed, timed_fit, timed_sample
+from whence.pipeline.forecast.timing import Timing, positions_of, scan_seconds, timed, timed_fit, timed_sample
 from whence.settings import ExactSettings, Runtime, fit_of
 from whence.tasks import AbstractTask
 
@@ -47,7 +47,14 @@ class ExactSeconds:
 
 
 def timed_exact(
-    task: AbstractTask, plan: Plan, train: Dataset, queries: int, settings: ExactSettings, footprint: Footprint, positions: int
+    task: AbstractTask,
+    plan: Plan,
+    train: Dataset,
+    queries: int,
+    settings: ExactSettings,
+    footprint: Footprint,
+    positions: int,
+    timing: Timing = Timing(),
 ) -> ExactSeconds:
     """What an exact run would take.
 
@@ -59,18 +66,20 @@ def timed_exact(
         settings: Of a method whose inverse is a formula, resolved.
         footprint: How the run is cut.
         positions: Per batch.
+        timing: How much time it may take.
     """
-    few = timed_sample(train, positions, plan.coverage.tracked)
+    few = timed_sample(train, positions, plan.coverage.tracked, timing)
     curvature, fit = None, 0.0
     factors = exact_method_named(settings.name).factors
     if factors is not None:
         data = fit_data(task, train, getattr(settings, "fit_on", None))
-        sample = timed_sample(data, positions, plan.coverage.tracked)
-        seconds, curvature = timed_fit(task, plan, sample, fit_of(settings), positions, has_values=factors == "ekfac")
+        sample = timed_sample(data, positions, plan.coverage.tracked, timing)
+        has_values = factors == "ekfac"
+        seconds, curvature = timed_fit(task, plan, sample, fit_of(settings), positions, has_values=has_values, timing=timing)
         fit = seconds.total(positions_of(data.examples))
     runtime = Runtime(quiet=True)
     prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
-    asking, scanning = _solving_seconds(prepared, few, queries) if queries else (0.0, 0.0)
+    asking, scanning = _solving_seconds(prepared, few, queries, timing) if queries else (0.0, 0.0)
     passes = footprint.chunks * footprint.passes
     return ExactSeconds(
         fit=fit,
@@ -80,12 +89,14 @@ def timed_exact(
     )
 
 
-def _solving_seconds(prepared: Prepared, few: Sequence[Example], queries: int) -> tuple[float, float]:
+def _solving_seconds(prepared: Prepared, few: Sequence[Example], queries: int, timing: Timing) -> tuple[float, float]:
     """Seconds of a query, and of a scan of the few examples with as many rows as are asked at once."""
     one_query = Dataset(list(few[:1]))
-    rows, gradient_seconds = timed(lambda: query_gradients(prepared, one_query))
+    rows, gradient_seconds = timed(lambda: query_gradients(prepared, one_query), timing)
     # Written over, so that no time goes into a copy that a run does not make.
-    (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True))
+    (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True), timing)
     at_once = min(queries, prepared.footprint.rows_at_once)
-    scanning = scan_seconds(prepared.task, prepared.plan, few, blocks, at_once, prepared.max_positions, prepared.query_rank)
+    scanning = scan_seconds(
+        prepared.task, prepared.plan, few, blocks, at_once, prepared.max_positions, prepared.query_rank, timing
+    )
     return gradient_seconds + solve_seconds, scanning

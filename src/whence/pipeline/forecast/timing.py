@@ -25,19 +25,36 @@ from whence.score import exact_scores, truncate
 from whence.settings import FitConfig
 from whence.tasks import AbstractTask
 
-__all__ = ["FitSeconds", "positions_of", "scan_seconds", "timed", "timed_fit", "timed_sample"]
+__all__ = ["QUICK", "WORTH", "FitSeconds", "Timing", "positions_of", "scan_seconds", "timed", "timed_fit", "timed_sample"]
 
 Result = TypeVar("Result")
-# Runs of each part, unless they take too long.
-_RUNS, _ENOUGH_SECONDS = 3, 5.0
-# Examples timed at most: enough to fill a batch of short ones, few enough to wait for.
-_EXAMPLES = 64
 # Positions times parameters that are timed at most, but for two examples: some seconds of a processor's pass over the data.
 _NUMBERS = 3e10
 # Rows that a scan is timed with, besides one alone.
 _FEW_ROWS = 4
-# Side of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
-_TIMED_SIDE = 768
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How much time is spent on telling time.
+
+    Args:
+        examples: Timed at most: enough to fill a batch of short ones, few enough to wait for.
+        runs: Of each part.
+        enough: Seconds after which a part is not run again.
+        side: Of the matrix whose eigenvectors are timed; those of others take the cube of the ratio as long.
+    """
+
+    examples: int = 64
+    runs: int = 3
+    enough: float = 5.0
+    side: int = 768
+
+
+QUICK = Timing(examples=2, runs=2, enough=0.5, side=384)
+"""For what is about to run: a few parts in a hundred of it."""
+WORTH = 20
+"""Times as much data as is timed at least: of less, telling the time would be a good part of the run."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +76,18 @@ class FitSeconds:
         return self.bases + positions * (self.factors * factor_passes + self.values * value_passes)
 
 
-def timed_sample(dataset: Dataset, positions: int, parameters: int) -> list[Example]:
+def timed_sample(dataset: Dataset, positions: int, parameters: int, timing: Timing = Timing()) -> list[Example]:
     """Examples from all over the data, as many as fit in a batch and can be waited for, two at least.
 
     Args:
         dataset: The data.
         positions: Per batch.
         parameters: Of the model that are tracked.
+        timing: How much time it may take.
     """
     most = min(positions, int(_NUMBERS / parameters))
     sample: list[Example] = []
-    for example in dataset.spread(min(_EXAMPLES, len(dataset))).examples:
+    for example in dataset.spread(min(timing.examples, len(dataset))).examples:
         if len(sample) > 1 and positions_of(sample) + example.length > most:
             break
         sample.append(example)
@@ -77,7 +95,14 @@ def timed_sample(dataset: Dataset, positions: int, parameters: int) -> list[Exam
 
 
 def timed_fit(
-    task: AbstractTask, plan: Plan, few: Sequence[Example], config: FitConfig, positions: int, *, has_values: bool = True
+    task: AbstractTask,
+    plan: Plan,
+    few: Sequence[Example],
+    config: FitConfig,
+    positions: int,
+    *,
+    has_values: bool = True,
+    timing: Timing = Timing(),
 ) -> tuple[FitSeconds, KroneckerCurvature]:
     """What a fit would take, and a curvature of its shapes that is made of chance.
 
@@ -88,16 +113,18 @@ def timed_fit(
         config: Resolved.
         positions: Per batch.
         has_values: Whether eigenvalues are corrected in a pass of their own.
+        timing: How much time it may take.
     """
     fit = prepare_fit(task, plan, Dataset(list(few)), config, FitRun(max_positions=positions, quiet=True))
     with meter("", len(few), quiet=True) as progress:
-        factors, factor_seconds = timed(lambda: fit_factors(fit, progress))
+        factors, factor_seconds = timed(lambda: fit_factors(fit, progress), timing)
         bases = _chance_bases(fit, factors)
         values, value_seconds = None, 0.0
         if has_values:
-            values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))))
+            values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))), timing)
     count = positions_of(few)
-    return FitSeconds(factor_seconds / count, _basis_seconds(fit, factors), value_seconds / count), fit.finish(bases, values)
+    seconds = FitSeconds(factor_seconds / count, _basis_seconds(fit, factors, timing), value_seconds / count)
+    return seconds, fit.finish(bases, values)
 
 
 def scan_seconds(
@@ -108,6 +135,7 @@ def scan_seconds(
     rows: int,
     positions: int,
     query_rank: int | None = None,
+    timing: Timing = Timing(),
 ) -> float:
     """Of exact scores of a few examples for so many rows: timed for one and for a few, and a straight line from there.
 
@@ -119,12 +147,13 @@ def scan_seconds(
         rows: Of the score table, asked at once.
         positions: Per batch.
         query_rank: Singular directions kept of every row.
+        timing: How much time it may take.
     """
 
     def scan(count: int) -> float:
         many = truncate([block.expand(count, *block.shape[1:]).contiguous() for block in blocks], query_rank)
         with meter("", len(few), quiet=True) as progress:
-            return timed(lambda: exact_scores(task, plan, few, many, max_positions=positions, progress=progress))[1]
+            return timed(lambda: exact_scores(task, plan, few, many, max_positions=positions, progress=progress), timing)[1]
 
     one_row, most = scan(1), min(rows, _FEW_ROWS)
     each = (scan(most) - one_row) / (most - 1) if most > 1 else 0.0
@@ -136,10 +165,10 @@ def positions_of(examples: Sequence[Example]) -> int:
     return sum(example.length for example in examples)
 
 
-def timed(make: Callable[[], Result]) -> tuple[Result, float]:
+def timed(make: Callable[[], Result], timing: Timing = Timing()) -> tuple[Result, float]:
     """What something makes, and the seconds that it takes once it has run before: the first time is like no other of many batches."""
     result, best = _once(make)
-    for _ in range(_RUNS - 1 if best < _ENOUGH_SECONDS else 0):
+    for _ in range(timing.runs - 1 if best < timing.enough else 0):
         result, seconds = _once(make)
         best = min(best, seconds)
     return result, best
@@ -191,7 +220,7 @@ def _chance(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / rows**0.5
 
 
-def _basis_seconds(fit: Fit, factors: dict[str, Tensor]) -> float:
+def _basis_seconds(fit: Fit, factors: dict[str, Tensor], timing: Timing) -> float:
     """Of all eigenvectors: one side of a kind is found, shorter than it is where it is long, and the others are scaled from it."""
     rates: dict[tuple[str, bool], float] = {}
     total = 0.0
@@ -201,7 +230,7 @@ def _basis_seconds(fit: Fit, factors: dict[str, Tensor]) -> float:
         width = size if kind == "whole" else min(size, _width(fit, index, side))
         key = (kind, size > LONG_SIDE)
         if key not in rates:
-            rates[key] = _rate(fit, factors, index, side, kind, width)
+            rates[key] = _rate(fit, factors, index, side, kind, width, timing)
         total += rates[key] * (size * width**2 if kind == "sketch" else width**3)
     return total
 
@@ -211,24 +240,26 @@ def _width(fit: Fit, index: int, side: str) -> int:
     return len(places_K) if places_K is not None else 0 if omega_NK is None else omega_NK.shape[1]
 
 
-def _rate(fit: Fit, factors: dict[str, Tensor], index: int, side: str, kind: str, width: int) -> float:
+def _rate(fit: Fit, factors: dict[str, Tensor], index: int, side: str, kind: str, width: int, timing: Timing) -> float:
     """Seconds per cube of a side, or per length and square of directions."""
     moments = [value for name, value in factors.items() if name.split(".")[:2] == [side, str(index)]]
     size = len(moments[0])
-    short = min(width, _TIMED_SIDE)
+    short = min(width, timing.side)
     if kind == "sketch":
-        rows = min(size, max(4 * short, _TIMED_SIDE))
+        rows = min(size, max(4 * short, timing.side))
         sketches = [value for name, value in factors.items() if name.startswith(f"{side}_sketch.{index}.")]
         omega_NK = fit.probes.omega(index, side)
         assert omega_NK is not None
         cut = [sketch[:rows, :short].contiguous() for sketch in sketches]
         diagonals = [moment[:rows] for moment in moments[: len(cut)]]
-        _, seconds = timed(lambda: reflected_basis(omega_NK[:rows, :short].contiguous(), cut, diagonals, [1.0] * len(cut)))
+        _, seconds = timed(
+            lambda: reflected_basis(omega_NK[:rows, :short].contiguous(), cut, diagonals, [1.0] * len(cut)), timing
+        )
         return seconds / (rows * short**2)
     whole = next((moment for moment in moments if moment.ndim == 2), torch.eye(short))
     square = whole[:short, :short].contiguous()
     # A matrix of full rank, as enough data has, in the type that sides of this length are decomposed in.
     square = square + torch.diag(square.diagonal().mean().expand(short)) * torch.linspace(0.1, 1, short, device=square.device)
     square = square if size > LONG_SIDE else square.double()
-    _, seconds = timed(lambda: eigenvectors([square], [1.0], square.dtype))
+    _, seconds = timed(lambda: eigenvectors([square], [1.0], square.dtype), timing)
     return seconds / short**3

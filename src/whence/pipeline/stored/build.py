@@ -22,12 +22,14 @@ from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.stored.encoders import make_encoder
+from whence.pipeline.stored.expected import expect
 from whence.pipeline.stored.fidelity import measure_fidelity
 from whence.pipeline.stored.learn_code import SAMPLE, STAND_INS, cut_bases, relative_damping
 from whence.pipeline.stored.lockstep import first_then_others, lost_ranks, stepping
 from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, objective_of, probe_tensors
 from whence.pipeline.stored.write_rows import write_rows
-from whence.progress import meter, say
+from whence.plans import build_stages
+from whence.progress import Stages, meter, say, staged
 from whence.settings import BuildConfig, Runtime, only_options, split_options, split_runtime
 from whence.sharded_weights import is_sharded
 from whence.store import (
@@ -119,8 +121,8 @@ def build(
             do="pass factors (--factors) with a local folder, or another method",
         )
     runtime = replace(runtime, ranks=stepping(task.model, runtime.ranks))
-    with lost_ranks(runtime.ranks):
-        return _built(task, data, folder, append, origin, config, runtime)
+    with lost_ranks(runtime.ranks), staged(build_stages(config), quiet=runtime.is_quiet) as stages:
+        return _built(task, data, folder, append, origin, config, runtime, stages)
 
 
 def _built(
@@ -131,6 +133,7 @@ def _built(
     origin: dict[str, Any] | None,
     config: BuildConfig,
     runtime: Runtime,
+    stages: Stages,
 ) -> Store:
     weights, ranks, quiet = task.weights, runtime.ranks, runtime.is_quiet
     _earlier(folder, weights)
@@ -146,6 +149,8 @@ def _built(
             positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
             if ranks.in_step:
                 positions = min(ranks.gathered(positions))
+            if not quiet and ranks.count == 1:
+                expect(stages, task, plan, dataset, config, positions, folder)
             encoder, learned = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
             blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
             seals, earlier_probe = read_seals(folder), _earlier_probe(folder, earlier)

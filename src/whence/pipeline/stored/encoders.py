@@ -23,7 +23,7 @@ from whence.settings import BuildConfig, Runtime
 from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
 
-__all__ = ["make_encoder", "random_encoder", "stored_encoder"]
+__all__ = ["learned_file", "make_encoder", "random_encoder", "stored_encoder"]
 
 
 def make_encoder(
@@ -54,7 +54,7 @@ def make_encoder(
         StoreCorrupt: If what stored rows were made with is altered or gone.
     """
     method = method_named(config.method)
-    name = _learned_file(method)
+    name = learned_file(method)
     if name is None:
         return random_encoder(plan, config, task.device), {}
     path = folder / name
@@ -100,7 +100,7 @@ def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
     """
     blueprint = store.blueprint
     method = method_named(blueprint.method)
-    name = _learned_file(method)
+    name = learned_file(method)
     check_sizes(blueprint, method, plan.units, store.folder)
     if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
@@ -122,7 +122,8 @@ def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device:
     return Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=device)
 
 
-def _learned_file(method: Method) -> str | None:
+def learned_file(method: Method) -> str | None:
+    """Name of the file of what a method learns before the rows; None for one that learns nothing."""
     if method.encoder == "aligned":
         return "codes.safetensors"
     if method.mask == "selective":
