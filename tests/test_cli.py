@@ -203,7 +203,7 @@ def test_query_as_json(run, store):
     assert found["method"] == "lorif" and found["num_examples"] == 12 and "log-probability" in found["unit"]
     assert [query["query"] for query in found["queries"]] == ["a cat sat", "the dog"]
     for query in found["queries"]:
-        assert query.keys() == {"query", "measurement", "proponents", "opponents"} and query["measurement"] < 0
+        assert query.keys() == {"query", "question", "measurement", "proponents", "opponents"} and query["measurement"] < 0
         up, down = ([hit["score"] for hit in query[side]] for side in ("proponents", "opponents"))
         assert up == sorted(up, reverse=True) and down == sorted(down) and len(up) == len(down) == 3 and up[0] > down[0]
         for hit in query["proponents"] + query["opponents"]:

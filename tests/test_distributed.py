@@ -118,9 +118,9 @@ def _build(ranks, folder, method, pause=0.0, records=None):
 
     written, write = [], Writer.write
 
-    def slowly(self, shard, tensors):
+    def slowly(self, shard, *more):
         time.sleep(pause)
-        write(self, shard, tensors)
+        write(self, shard, *more)
         written.append(shard.number)
 
     Writer.write = slowly
@@ -238,9 +238,9 @@ def test_other_data_at_the_same_time_is_noticed(tmp_path, monkeypatch):
 
     folder, write = tmp_path / "store", Writer.write
 
-    def beside(self, shard, tensors):
+    def beside(self, shard, *more):
         """Another job, with other data, whose ranks seal a shard that this one has not come to."""
-        write(self, shard, tensors)
+        write(self, shard, *more)
         stem = folder / "shards"
         for suffix in (".safetensors", ".jsonl"):
             (stem / f"00005{suffix}").write_bytes((stem / f"{shard.number:05d}{suffix}").read_bytes())

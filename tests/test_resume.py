@@ -76,7 +76,7 @@ def _build_and_hang(folder, method, place):
     elif kind == "renaming":  # a file is written beside its place
         files_module.os.replace = before(os.replace, lambda old, new: new.name == where)
     elif kind == "writing":  # between shards
-        writer_module.Writer.write = before(writer_module.Writer.write, lambda self, shard, tensors: shard.number == int(where))
+        writer_module.Writer.write = before(writer_module.Writer.write, lambda self, shard, *more: shard.number == int(where))
     elif kind == "curvature":
         build_module.fit_fisher = before(build_module.fit_fisher, lambda *args, **options: True)
     build(folder, method)
@@ -180,10 +180,10 @@ def test_a_second_builder_in_another_process_is_refused(tmp_path, processes, unb
 
 
 def _interrupted(write, number):
-    def interrupted(self, shard, tensors):
+    def interrupted(self, shard, *more):
         if shard.number == number:
             raise KeyboardInterrupt
-        return write(self, shard, tensors)
+        return write(self, shard, *more)
 
     return interrupted
 

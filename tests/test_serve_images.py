@@ -206,6 +206,12 @@ def test_a_classifier_of_texts(service, texts):
     found = posted(client, "texts", {"text": "a cat ran", "label": "dog", "k": 2})
     assert_same(found, whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, quiet=True))
     assert found["prompt"] == "a cat ran" and found["proponents"][0]["text"]
+    answer = whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, quiet=True).to_dict()["queries"][0]
+    assert (found["item"]["label"], found["item"]["predicted"]) == ("dog", answer["predicted"])
+    for side in ("proponents", "opponents"):
+        for hit, wanted in zip(found[side], answer[side], strict=True):
+            assert all(hit[name] == wanted[name] for name in ("label", "predicted", "is_disputed"))
+    assert {hit["label"] for side in ("proponents", "opponents") for hit in found[side]} <= set(LABELS)
     assert client.get("/v1/stores/texts").json()["labels"] == LABELS
 
 

@@ -134,7 +134,12 @@ def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
 
 
 def test_examples_are_those_that_went_in(built):
-    wanted = [{"id": r["id"], "length": 1, "source": r["source"], "text": r["text"]} for r in make_records()]
+    wanted = [
+        {"id": r["id"], "length": 1, "source": r["source"], "text": r["text"], "label": str(r["label"])} for r in make_records()
+    ]
+    predicted = [example["predicted"] for example in built.examples()]
+    assert set(predicted) <= {"0", "1", "2"}
+    wanted = [{**example, "predicted": name} for example, name in zip(wanted, predicted, strict=True)]
     assert list(built.examples()) == wanted
     assert [built.example(row) for row in range(len(built))] == wanted
     assert built.ids() == tuple(f"r{number}" for number in range(10))

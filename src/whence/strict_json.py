@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["fitted", "parse_json", "record_of"]
+__all__ = ["fitted", "is_plain", "parse_json", "record_of"]
 
 # Nothing of ours is nested half as deep; what walks through a record by recursion has room for this.
 _DEEPEST = 64
@@ -54,6 +54,18 @@ def parse_json(content: bytes | str, *, any_number: bool = False) -> Any:
         except UnicodeEncodeError:
             raise ValueError("half of a character (a lone surrogate)") from None
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON holds a value as it is: texts, finite numbers, booleans, None, and lists and mappings of these.
+
+    >>> is_plain({"tags": ["a", 1]}), is_plain((1, 2)), is_plain(math.nan)
+    (True, False, False)
+    """
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def record_of(kind: type[Record], content: Any) -> Record:

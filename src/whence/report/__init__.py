@@ -2,7 +2,7 @@
 
 from whence.report.charts import bars_section, table_section
 from whence.report.heat import heat_section
-from whence.report.hits import Hit, Hits
+from whence.report.hits import ClassLabel, Hit, Hits, QueryFacts
 from whence.report.html import hits_fragment
 from whence.report.images import images_section, png
 from whence.report.page import page, write_page
@@ -10,9 +10,11 @@ from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
 
 __all__ = [
+    "ClassLabel",
     "Hit",
     "Hits",
     "Point",
+    "QueryFacts",
     "bars_section",
     "heat_section",
     "hits_fragment",

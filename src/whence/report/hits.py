@@ -1,12 +1,35 @@
 """The answer to a query: ranked examples, with what it takes to show, print and save them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from whence.report.html import hits_fragment
 from whence.report.terminal import print_hits
 
-__all__ = ["Hit", "Hits"]
+__all__ = ["ClassLabel", "Hit", "Hits", "QueryFacts"]
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """What an example is said to be, and what the model makes of it.
+
+    Args:
+        label: Name of its class, or its number where classes have no names.
+        predicted: The class that the model sees; empty where nobody looked.
+    """
+
+    label: str
+    predicted: str = ""
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the model sees another class than the label says."""
+        return bool(self.predicted) and self.predicted != self.label
+
+    def fields(self) -> dict[str, str]:
+        """As a store keeps it with an example."""
+        return {"label": self.label, **({"predicted": self.predicted} if self.predicted else {})}
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,7 @@ class Hit:
         token_spans: Characters of `text` per token; empty unless token scores were asked for.
         token_scores: One score per token, adding up to the example's score but for the rounding of stored rows.
         image: Path of its image, if it has one in a file.
+        label: Of a classifier's example: its label, and what the model saw in it when the store was built.
     """
 
     id: str
@@ -34,6 +58,20 @@ class Hit:
     token_spans: tuple[tuple[int, int], ...] = ()
     token_scores: tuple[float, ...] = ()
     image: str = ""
+    label: ClassLabel | None = None
+
+
+@dataclass(frozen=True)
+class QueryFacts:
+    """What else is known of a query.
+
+    Args:
+        record: What was asked with, as far as JSON holds it: its id, prompt and completion, and whatever else its record has.
+        label: Of a classifier's query: the label that was asked about, and what the model sees.
+    """
+
+    record: Mapping[str, Any]
+    label: ClassLabel | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +90,7 @@ class Hits:
         stage: Where all of the scores are from: "scan", the rows of the store; "exact", the model run again on a shortlist of them; "store",
             a second store's rows of that shortlist.
         query_images: Path of each query's image, empty for those without one; empty if none has one.
+        facts: What else is known of each query; empty if nothing is.
     """
 
     queries: tuple[str, ...]
@@ -65,6 +104,11 @@ class Hits:
     measurement_unit: str = ""
     stage: Literal["scan", "exact", "store"] = "scan"
     query_images: tuple[str, ...] = ()
+    facts: tuple[QueryFacts, ...] = ()
+
+    def label_of(self, query: int) -> ClassLabel | None:
+        """The label that a query asks about; None without one."""
+        return self.facts[query].label if self.facts else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
@@ -78,15 +122,21 @@ class Hits:
             "queries": [
                 {
                     "query": query,
+                    **self._facts_dict(number),
                     "measurement": measurement,
                     "proponents": [_hit_dict(hit) for hit in up],
                     "opponents": [_hit_dict(hit) for hit in down],
                 }
-                for query, measurement, up, down in zip(
-                    self.queries, self.measurements, self.proponents, self.opponents, strict=True
+                for number, (query, measurement, up, down) in enumerate(
+                    zip(self.queries, self.measurements, self.proponents, self.opponents, strict=True)
                 )
             ],
         }
+
+    def _facts_dict(self, query: int) -> dict[str, Any]:
+        if not self.facts:
+            return {}
+        return {"question": dict(self.facts[query].record), **_label_dict(self.facts[query].label)}
 
     def show(self) -> None:
         """Print the ranking as a table in the terminal."""
@@ -102,8 +152,15 @@ def _hit_dict(hit: Hit) -> dict[str, Any]:
         fields["span"] = list(hit.span)
     if hit.image:
         fields["image"] = hit.image
+    fields |= _label_dict(hit.label)
     if hit.token_scores:
         fields["tokens"] = [
             {"span": list(span), "score": score} for span, score in zip(hit.token_spans, hit.token_scores, strict=True)
         ]
     return fields
+
+
+def _label_dict(label: ClassLabel | None) -> dict[str, Any]:
+    if label is None:
+        return {}
+    return {**label.fields(), **({"is_disputed": label.is_disputed} if label.predicted else {})}

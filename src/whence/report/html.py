@@ -9,7 +9,7 @@ from whence.report.passages import Piece, clip, pieces, shorten, strongest
 from whence.report.pictures import picture
 
 if TYPE_CHECKING:
-    from whence.report.hits import Hit, Hits
+    from whence.report.hits import ClassLabel, Hit, Hits
 
 __all__ = ["escaped", "folded", "footer", "hits_fragment", "origin", "shaded", "style", "whole_text"]
 
@@ -58,7 +58,8 @@ def _query(hits: "Hits", query: int) -> str:
     return (
         f'<details class="query"{" open" if query < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
-        f'<p class="measured">Measurement <b>{hits.measurements[query]:.4g}</b>{unit}</p>{shown}{whole}{tables}</details>'
+        f'{_asked_label(hits, query)}<p class="measured">Measurement <b>{hits.measurements[query]:.4g}</b>{unit}</p>'
+        f"{shown}{whole}{tables}</details>"
     )
 
 
@@ -89,7 +90,19 @@ def origin(hit: "Hit") -> str:
     """Where a hit comes from: source, id, characters."""
     source = f'<b class="source">{escape(hit.source)}</b> ' if hit.source else ""
     span = f' <span class="muted">characters {hit.span[0]:,} to {hit.span[1]:,}</span>' if hit.span else ""
-    return f'<div class="origin">{source}<code class="id">{escape(hit.id)}</code>{span}</div>'
+    label = "" if hit.label is None else f" {_label(hit.label)}"
+    return f'<div class="origin">{source}<code class="id">{escape(hit.id)}</code>{span}{label}</div>'
+
+
+def _label(label: "ClassLabel") -> str:
+    """A label, marked where the model sees another class."""
+    name = f'<span class="label-name">label <b>{escape(label.label)}</b></span>'
+    return f'{name} <b class="disputed">the model says {escape(label.predicted)}</b>' if label.is_disputed else name
+
+
+def _asked_label(hits: "Hits", query: int) -> str:
+    label = hits.label_of(query)
+    return "" if label is None else f'<p class="measured">Asked about the {_label(label)}</p>'
 
 
 def _example(hit: "Hit") -> str:

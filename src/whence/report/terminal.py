@@ -16,7 +16,7 @@ from whence.report.passages import clip, pieces, shorten, strongest
 from whence.terminal import show, stdout
 
 if TYPE_CHECKING:
-    from whence.report.hits import Hit, Hits
+    from whence.report.hits import ClassLabel, Hit, Hits
 
 __all__ = ["plain", "print_hits", "print_methods", "print_table", "strength_style"]
 
@@ -50,7 +50,9 @@ def _heading(hits: "Hits", number: int, console: Console) -> Group:
     query = Text.assemble((f"{count}  ", "dim"), (plain(shorten(hits.queries[number], _QUERY_WIDTH), console), "bold"))
     unit = f" {hits.measurement_unit}" if hits.measurement_unit else ""
     value = Text.assemble(("measurement  ", "dim"), f"{hits.measurements[number]:.4g}", plain(unit, console))
-    return Group(Text(), query, value)
+    label = hits.label_of(number)
+    lines = [] if label is None else [_label(label, console, "label asked about  ")]
+    return Group(Text(), query, *lines, value)
 
 
 def _table(hits: "Hits", number: int, console: Console) -> Table:
@@ -77,11 +79,22 @@ def _add_side(table: Table, name: str, meaning: str, shown: "tuple[Hit, ...]", a
 
 def _example(hit: "Hit", console: Console) -> Group:
     origin = Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
+    if hit.label is not None:
+        origin.append("  ")
+        origin.append(_label(hit.label, console, "label "))
     if not hit.text:
         return Group(origin)
     # Two lines, with some room for the words that wrap.
     width = max(60, min(_PASSAGE_WIDTH, 2 * (console.width - _MARGIN) - _WRAP))
     return Group(origin, Padding(_passage(hit, width, console), (0, 0, 0, 2)))
+
+
+def _label(label: "ClassLabel", console: Console, name: str) -> Text:
+    """A label, marked where the model sees another class."""
+    line = Text.assemble((name, "dim"), (plain(label.label, console), "bold"))
+    if label.is_disputed:
+        line.append(f"  ! the model says {plain(label.predicted, console)}", style="bold red")
+    return line
 
 
 def _passage(hit: "Hit", width: int, console: Console) -> Text:

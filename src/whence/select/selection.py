@@ -17,9 +17,9 @@ from torch import Tensor
 from whence.errors import BadInput, StoreCorrupt
 from whence.store.file_sets import check_set, path_in_set, write_set
 from whence.store.files import read_json, read_lines
-from whence.strict_json import fitted, record_of
+from whence.strict_json import fitted, is_plain, record_of
 
-__all__ = ["CRITERIA", "Decision", "Selection", "is_plain", "load_selection"]
+__all__ = ["CRITERIA", "Decision", "Selection", "load_selection"]
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,9 @@ class Selection:
                     do="pass the data that was selected from",
                 )
             chosen = [record for record, decision in zip(records, self.decisions, strict=True) if decision.decision == "keep"]
-            if all(is_plain(record) for record in chosen):
+            if all(isinstance(record, Mapping) and is_plain(record) for record in chosen):
                 parts["kept.jsonl"] = (_line(record) for record in chosen)
         write_set(folder, parts, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
-
-
-def is_plain(record: Any) -> bool:
-    """Whether a line of JSON holds a record as it is: a mapping of texts, numbers, lists and mappings."""
-    if not isinstance(record, Mapping):
-        return False
-    try:
-        return json.loads(json.dumps(record, allow_nan=False)) == record
-    except (TypeError, ValueError, RecursionError):
-        return False
 
 
 # What `summary.json` repeats of a selection, beside counts.

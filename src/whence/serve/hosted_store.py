@@ -162,8 +162,6 @@ class HostedStore:
             redacted: Leave out what was made from its examples.
         """
         store, blueprint = self.prepared.store, self.prepared.store.blueprint
-        damping = self.prepared.damping
-        inside = method_named(blueprint.method).curvature == "ekfac"
         return {
             "name": self.name,
             "num_examples": len(store),
@@ -180,7 +178,7 @@ class HostedStore:
             "context": self.reader.task.max_length if isinstance(self.reader, TextReader) else None,
             **({} if redacted else {"digest": self.digest}),
             "coverage": str(self.prepared.plan.coverage),
-            "damping": "inside the rows" if inside else damping.note if damping else "none",
+            "damping": self.prepared.damping_note or "none",
             "questions": list(self.questions),
             "verified": [
                 "every file of the store has the checksum that it was sealed with",

@@ -105,10 +105,7 @@ class ItemReader:
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes in order; empty where they have none."""
-        if isinstance(self.task, Diffusion):
-            return ()
-        names = getattr(getattr(self.task.model, "config", None), "id2label", None) or {}
-        return tuple(map(str, self.task.labels or [names[number] for number in sorted(names)]))
+        return () if isinstance(self.task, Diffusion) else self.task.class_names
 
     def first(self) -> Dataset:
         """Two training examples, to check the model on.
@@ -143,16 +140,25 @@ class ItemReader:
         is_predicted = not item.label and isinstance(self.task, Classification)
         if item.label:
             record["label"] = self._number(item.label)
+        predicted = ""
         if isinstance(self.task, Classification):
-            record["label"] = self._seen(record)
+            record["label"], seen = self._seen(record)
+            predicted = self._name(seen)
         elif "label" in (self.examples or [Example("", {})])[0].fields and record.get("label") is None:
             raise BadInput(found="an image without a label", needed="the class it is of, as in training", do="add the label")
         number = record.get("label")
         number = None if number is None else int(number)
         (example,) = self.task.prepare([record]).examples
-        label = "" if number is None else self.labels[number] if number < len(self.labels) else str(number)
+        label = "" if number is None else self._name(number)
         small = base64.b64encode(thumbnail(image)).decode() if image is not None else ""
-        facts = {"kind": self.kind, "example": item.example, "label": label, "is_predicted": is_predicted, "thumbnail": small}
+        facts = {
+            "kind": self.kind,
+            "example": item.example,
+            "label": label,
+            "is_predicted": is_predicted,
+            "predicted": predicted,
+        }
+        facts["thumbnail"] = small
         return example, {"prompt": item.text, "completion": label, "token": None, "tokens": [], "item": facts}
 
     def picture(self, row: int) -> bytes | None:
@@ -201,8 +207,11 @@ class ItemReader:
         names = f", or one of: {', '.join(self.labels[:20])}" if self.labels else ""
         raise BadInput(found=f"the label {label[:80]!r}", needed=f"a class by its number from 0{names}", do="pick one")
 
-    def _seen(self, record: dict[str, Any]) -> int:
-        """The label of a record, or the class that the model sees in it.
+    def _name(self, number: int) -> str:
+        return self.labels[number] if number < len(self.labels) else str(number)
+
+    def _seen(self, record: dict[str, Any]) -> tuple[int, int]:
+        """The label of a record, or else the class that the model sees in it; and that class.
 
         Raises:
             BadInput: If the model has no such class, or does not take the image.
@@ -218,7 +227,8 @@ class ItemReader:
                 needed="one such as the training examples",
                 do="bring the image to their size",
             ) from None
-        label = record.get("label", int(logits_C.argmax()))
+        seen = int(logits_C.argmax())
+        label = record.get("label", seen)
         if label >= len(logits_C):
             raise BadInput(found=f"the label {label}", needed=f"a class from 0 to {len(logits_C) - 1}", do="pick one")
-        return label
+        return label, seen

@@ -169,10 +169,11 @@ function show(answer) {
 }
 
 function saidItem(answer) {
-  const { label, is_predicted: isPredicted } = answer.item;
+  const { label, is_predicted: isPredicted, predicted } = answer.item;
   const parts = answer.prompt ? [make("span", { class: "asked" }, answer.prompt), " "] : [];
   if (label) parts.push(make("b", {}, label));
   else if (!answer.prompt) parts.push(answer.item.example || "This image");
+  if (label && predicted && predicted !== label) parts.push(" ", make("b", { class: "disputed" }, "the model says " + predicted));
   $("said").replaceChildren(...parts);
   $("hint").textContent = label ? (isPredicted ? "The label is the one that the model sees." : "The label is the one that was asked about.") : "";
 }
@@ -223,10 +224,17 @@ function row(hit, rank, peak) {
   const origin = make("div", { class: "origin" });
   if (hit.source) origin.append(make("b", { class: "source" }, hit.source), " ");
   origin.append(make("code", { class: "id" }, hit.id));
+  if (hit.label !== undefined) origin.append(" ", ...labelled(hit.label, hit.is_disputed ? hit.predicted : ""));
   if (hit.time !== undefined) origin.append(" ", make("span", { class: "muted" }, new Date(1000 * hit.time).toISOString().slice(0, 10)));
   return make("tr", {}, make("td", { class: "rank" }, String(rank)),
     make("td", { class: "score" }, make("span", { class: "value" }, signed(hit.score)), make("span", { class: "bar", "aria-hidden": "true" }, fill)),
     make("td", {}, origin, example(hit)));
+}
+
+// A label, marked where the model sees another class.
+function labelled(label, disputedBy) {
+  const parts = [make("span", { class: "label-name" }, "label ", make("b", {}, label))];
+  return disputedBy ? [...parts, " ", make("b", { class: "disputed" }, "the model says " + disputedBy)] : parts;
 }
 
 function example(hit) {

@@ -59,7 +59,7 @@ def _shown_item(hosted: HostedStore, answer: Mapping[str, Any], *, redacted: boo
         item["image"] = f"v1/answers/{answer['id']}/image"
     elif item["example"] and redacted:
         # Its label may be that of the training example.
-        return {"item": {**item, "label": "", "is_predicted": False}, "completion": ""}
+        return {"item": {**item, "label": "", "is_predicted": False, "predicted": ""}, "completion": ""}
     elif item["example"]:
         item["image"] = _image(hosted, item["example"])
     return {"item": item}
@@ -78,6 +78,8 @@ def _shown_hit(
     if redacted:
         return shown
     shown |= hosted.catalog.time_of(row)
+    if hit.label is not None:
+        shown |= {"label": hit.label.label, "predicted": hit.label.predicted, "is_disputed": hit.label.is_disputed}
     if hosted.kind == "image":
         shown["image"] = _image(hosted, hit.id)
     spans, scores = zip(*hit_logged["tokens"], strict=True) if hit_logged["tokens"] else ((), ())

@@ -1,18 +1,19 @@
 """What is known of each example, one line of JSON each."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from whence.data import Example
 
 __all__ = ["example_line", "read_example"]
 
-_TYPES = {"id": str, "length": int, "source": str, "text": str, "prompt": int, "image": str}
+_TYPES = {"id": str, "length": int, "source": str, "text": str, "prompt": int, "image": str, "label": str, "predicted": str}
 _NEEDED = {"id", "length"}
 
 
-def example_line(example: Example) -> bytes:
-    """The line of an example, with its break."""
+def example_line(example: Example, label: Mapping[str, str] | None = None) -> bytes:
+    """The line of an example, with its break; of a classifier's with its `label`, and with `predicted`, what the model saw at the build."""
     fields: dict[str, object] = {"id": example.id, "length": example.length}
     if example.source:
         fields["source"] = example.source
@@ -26,6 +27,7 @@ def example_line(example: Example) -> bytes:
         fields["scored"] = [list(pair) for pair in example.scored]
     if example.image:
         fields["image"] = example.image
+    fields |= label or {}
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 

@@ -1,7 +1,7 @@
 """Writing a store shard by shard, so that a killed build goes on where it stopped."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,10 +98,10 @@ class Writer:
         paths = [stem.with_suffix(suffix) for suffix in (".json", ".safetensors", ".jsonl")]
         return read_seal(paths[0], {path.name: path.stat().st_size for path in paths if path.exists()})
 
-    def write(self, shard: Pending, tensors: Mapping[str, Tensor]) -> None:
-        """Make one shard durable: numbers, examples, then the seal."""
+    def write(self, shard: Pending, tensors: Mapping[str, Tensor], labels: Sequence[Mapping[str, str]] = ()) -> None:
+        """Make one shard durable: numbers, examples (with their labels, where they have some), then the seal."""
         examples = self.dataset.examples[shard.start : shard.stop]
-        lines = [example_line(example) for example in examples]
+        lines = [example_line(*pair) for pair in zip(examples, labels or [None] * len(examples), strict=True)]
         ends = torch.tensor([0] + [len(line) for line in lines]).cumsum(0)
         stem = self.folder / shard_stem(shard.number)
         tensors_path, examples_path = stem.with_suffix(".safetensors"), stem.with_suffix(".jsonl")

@@ -137,7 +137,7 @@ class Classification(AbstractTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each example in nats, shape (B,)."""
-        return nn.functional.cross_entropy(self._logits(model, batch), batch["target"], reduction="none")
+        return nn.functional.cross_entropy(self.logits(model, batch), batch["target"], reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability or log-odds of each query's label, or what one's own function gives, shape (B,)."""
@@ -152,7 +152,7 @@ class Classification(AbstractTask):
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of each label, log p / (1 - p), shape (B,) (Park et al. 2023, section 3)."""
-        log_p = nn.functional.log_softmax(self._logits(model, batch), -1)
+        log_p = nn.functional.log_softmax(self.logits(model, batch), -1)
         chosen = nn.functional.one_hot(batch["target"], log_p.shape[-1]).bool()
         # log(1 - p) as the log-sum of the other classes: stable when p is close to 1.
         rest = log_p.masked_fill(chosen, -torch.inf).logsumexp(-1)
@@ -164,7 +164,7 @@ class Classification(AbstractTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits, one row per example."""
-        logits_BC = self._logits(model, batch)
+        logits_BC = self.logits(model, batch)
         return Outputs(logits_BC, torch.arange(len(logits_BC), device=logits_BC.device), batch["target"], "categorical")
 
     def positions(self, batch: Batch) -> Tensor | None:
@@ -172,7 +172,13 @@ class Classification(AbstractTask):
         mask = batch["inputs"].get("attention_mask")
         return None if mask is None else mask.bool()
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in order; empty where they have none."""
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        return tuple(map(str, self.labels or [names[number] for number in sorted(names)]))
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Shape (B, classes).
 
         Raises:

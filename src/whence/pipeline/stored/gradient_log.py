@@ -20,6 +20,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
 from whence.methods import method_named
+from whence.pipeline.class_labels import given_labels
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.build import finish_store, make_blueprint
 from whence.pipeline.stored.encoders import random_encoder
@@ -198,7 +199,8 @@ class GradientLog:
         with write_store(self.folder, blueprint, dataset, append=False) as writer:
             for shard in writer.pending:
                 rows = met[shard.start : shard.stop]
-                writer.write(shard, {name: file.read(rows) for name, file in self._row_files.items()})
+                labels = [label.fields() for label in given_labels(self.task, self._train.examples[shard.start : shard.stop])]
+                writer.write(shard, {name: file.read(rows) for name, file in self._row_files.items()}, labels)
             probe = probe_tensors(self.task, self._plan, blueprint, dataset.examples, has_rows=False)
             sealed = {PROBE_FILE: write_tensors(self.folder / PROBE_FILE, probe)} if probe else {}
             finish_store(writer, sealed, self._quiet)

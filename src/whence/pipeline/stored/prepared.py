@@ -18,7 +18,7 @@ from whence.pipeline.stored.encoders import stored_encoder
 from whence.pipeline.stored.same_model import check_store_model, probe_file, remade
 from whence.progress import meter
 from whence.records import Recipe
-from whence.report import Hit
+from whence.report import ClassLabel, Hit
 from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.settings import Damping
 from whence.store import Store, deleted_notes, fidelity_notes, left_out_notes, open_store
@@ -96,6 +96,18 @@ class PreparedStore:
         model_notes = check_store_model(task, plan, encoder, blueprint, probe_file(store), store=store)
         return cls(store, task, plan, encoder, damping, notes=tuple(model_notes))
 
+    @property
+    def damping_note(self) -> str:
+        """How damping was chosen; empty for a method without curvature."""
+        if self.damping is not None:
+            return self.damping.note
+        method = method_named(self.store.blueprint.method)
+        if method.curvature != "ekfac":
+            return ""
+        relative = float(self.store.file("codes.safetensors")["damping"])
+        chosen = "the method's default" if relative == method.relative_damping else "as asked at the build"
+        return f"damping {relative:g} x mean eigenvalue, {chosen}, inside the rows"
+
     def check(self, dataset: Dataset) -> None:
         """Hold the gradients of a few examples against autograd, see `whence.capture.check_task`."""
         autocast = autocast_named(self.store.blueprint.autocast)
@@ -106,7 +118,7 @@ class PreparedStore:
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
         logged = [store.blueprint.task[name] for name in ("logged", "bases", "code") if name in store.blueprint.task]
         notes = (
-            f"{self.plan.coverage}", *([damping.note] if damping is not None else []), *logged,
+            f"{self.plan.coverage}", *([self.damping_note] if self.damping_note else []), *logged,
             *fidelity_notes(store), *left_out_notes(store), *deleted_notes(store), *skipped_note("queries", dataset.skipped),
             *self.notes,
         )  # fmt: skip
@@ -228,4 +240,5 @@ def hit_of(store: Store, row: int, score: float, example: Mapping[str, Any] | No
     example = store.example(row) if example is None else example
     span = tuple(example["span"]) if "span" in example else None
     words = example.get("source", ""), example.get("text", "")
-    return Hit(example["id"], row, score, *words, span, image=example.get("image", ""))
+    label = ClassLabel(example["label"], example.get("predicted", "")) if "label" in example else None
+    return Hit(example["id"], row, score, *words, span, image=example.get("image", ""), label=label)

@@ -12,16 +12,19 @@ from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import method_named
+from whence.pipeline.class_labels import class_labels
+from whence.pipeline.inputs import autocast_named
+from whence.pipeline.questions import questions_of
 from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.pipeline.stored.shortlist import recall_note, shortlist_wanted
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
-from whence.report import Hit, Hits
-from whence.score import Top, all_scores, believable_unit, mean_table, top_scores
+from whence.report import Hit, Hits, QueryFacts
+from whence.score import Batching, Top, all_scores, believable_unit, mean_table, top_scores
 from whence.settings import Damping, QueryConfig, Runtime, split_options, stored_options
 from whence.store import Store, open_store
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, Classification
 
 __all__ = ["ensemble_table", "query", "score_table"]
 
@@ -66,7 +69,8 @@ def query(
     ranks, quiet = runtime.ranks, runtime.is_quiet
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
     size = k if second is None else second.rows_kept(k, len(store), shortlist_wanted(store))
-    prepared = PreparedQuery.prepare(store, task, queries, damping, quiet)
+    questions, records = questions_of(task, queries)
+    prepared = PreparedQuery.prepare(store, task, questions, damping, quiet)
     if tokens and not any(example.token_spans is not None for example in prepared.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
@@ -104,8 +108,9 @@ def query(
         unit=unit,
         method=method,
         num_examples=len(prepared.store),
-        notes=(*notes, *sizes),
+        notes=(*notes, *sizes, *_label_notes(task, hits)),
         measurement_unit=task.unit,
+        facts=_facts(prepared, records),
         stage="scan" if stage is None else "exact" if isinstance(stage, ExactStage) else "store",
     )
 
@@ -290,6 +295,27 @@ def _both_sides(
                 sides.append(tuple(hits))
             by_side.append((sides[0], sides[1]))
     return by_side, withheld
+
+
+def _facts(prepared: PreparedQuery, records: Sequence[Mapping[str, Any]]) -> tuple[QueryFacts, ...]:
+    blueprint, examples = prepared.store.blueprint, prepared.dataset.examples
+    batching, autocast = Batching(blueprint.batch_positions), autocast_named(blueprint.autocast)
+    labels = class_labels(prepared.task, examples, batching=batching, autocast=autocast) or [None] * len(examples)
+    return tuple(QueryFacts(*pair) for pair in zip(records, labels, strict=True))
+
+
+def _label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequence[Hit]]]) -> list[str]:
+    """What cannot be said of the labels of a classifier's hits."""
+    shown = [hit for sides in hits for side in sides for hit in side]
+    if not isinstance(task, Classification) or all(hit.label is not None and hit.label.predicted for hit in shown):
+        return []
+    if any(hit.label is None for hit in shown):
+        return [
+            "the store keeps no labels, being of an earlier version: build it again to see them, and where the model disagrees"
+        ]
+    return [
+        "the store keeps no predictions, since its rows were logged in training: labels that the model disputes are not marked"
+    ]
 
 
 def _title(example: Example) -> str:

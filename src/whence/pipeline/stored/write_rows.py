@@ -10,6 +10,7 @@ from whence.compress import Encoder
 from whence.distributed import Ranks
 from whence.errors import NonFinite
 from whence.methods import method_named
+from whence.pipeline.class_labels import class_labels
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.lockstep import turns
 from whence.pipeline.stored.same_model import objective_of
@@ -56,17 +57,19 @@ def write_rows(
     with meter(title, total, done=done, quiet=quiet) as progress:
         for shard, is_kept, calls in _shards(writer, positions, ranks):
             examples = dataset.examples[shard.start : shard.stop]
+            batching = Batching(positions, calls=calls)
             rows = gradient_rows(
                 task, plan, encoder, examples,
-                batching=Batching(positions, calls=calls), progress=progress, objective=objective, autocast=autocast,
+                batching=batching, progress=progress, objective=objective, autocast=autocast,
             )  # fmt: skip
+            labels = class_labels(task, examples, batching=batching, autocast=autocast)
             if not is_kept:
                 continue
             tensors = codec.encode(rows.units)
             refuse_not_held(tensors, [example.id for example in examples], writer.blueprint.dtype)
             columns = {"norms": rows.norms(), "weights": rows.weights}
             extra_columns = {name: columns[name].to(norm_type) for name in writer.blueprint.columns()}
-            writer.write(shard, {**tensors, **extra_columns})
+            writer.write(shard, {**tensors, **extra_columns}, [label.fields() for label in labels])
 
 
 def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: str) -> None:
