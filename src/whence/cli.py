@@ -39,6 +39,7 @@ _VERBS = {
     "verify": ("inspection", "Check that a store, or a report of shares, is what was written."),
     "delete": ("upkeep", "Delete training examples from a store by their ids."),
     "refit": ("upkeep", "Learn a store's code again from all documents that are left in it, and write its rows anew."),
+    "export": ("upkeep", "Write a store's rows as vectors for Parquet, Lance or FAISS."),
     "attribute": ("tables", "Score every training example for every query from whole gradients, without a store."),
     "score": ("tables", "Score every training example of a store for every query, into a table."),
     "curvature": (
@@ -63,7 +64,10 @@ _USES = {
         'whence build MODEL train.jsonl -o store\nwhence query store --text "The capital of France is Paris"',
         ("build", "query", "why", "serve", "inspect", "verify"),
     ),
-    "Change a store": ("whence delete store --ids doc-17 doc-203\nwhence refit store", ("delete", "refit")),
+    "Change a store": (
+        "whence delete store --ids doc-17 doc-203\nwhence refit store\nwhence export store index --to faiss",
+        ("delete", "refit", "export"),
+    ),
     "Score all of the data": (
         "whence attribute MODEL train.jsonl questions.jsonl -o table",
         ("attribute", "score", "curvature", "smoothness", "proxy"),

@@ -114,6 +114,7 @@ class QueryOptions:
         file: Queries from a file, in any form that `whence build` takes as data.
         k: Examples on each side.
         tokens: Score the tokens of each hit and highlight the strongest passage.
+        index: Look for hits in what `whence export` wrote of this store for FAISS or Lance, in place of a scan.
     """
 
     text: tuple[str, ...] = ()
@@ -122,6 +123,7 @@ class QueryOptions:
     file: str | None = None
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
     tokens: bool = False
+    index: Path | None = None
 
     def check(self) -> None:
         """Refuse what is no question, before anything is loaded.
@@ -242,6 +244,8 @@ def query(
             recorded, damped, second, answered.scanned, placement,
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
+        if options.index is not None:
+            raise BadInput(found="--index with --url", needed="a store here, whose index it is", do="leave one of them out")
         from whence.serve import Client
 
         token = None if service.token_file is None else read_token(service.token_file)
@@ -277,7 +281,7 @@ def _answer(
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
         task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
         hits = run(
-            opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage,
+            opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage, index=options.index,
             runtime=Runtime(ranks=ranks, workers=pool),
         )  # fmt: skip
     return hits if ranks.rank == 0 else None

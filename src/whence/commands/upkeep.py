@@ -1,7 +1,8 @@
-"""Verbs that change a store after it was built."""
+"""Verbs that change a store after it was built, or take its rows elsewhere."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,7 +14,7 @@ from whence.plain_files import read_plain
 from whence.settings import Placement
 from whence.terminal import tell_json
 
-__all__ = ["delete", "refit"]
+__all__ = ["delete", "export", "refit"]
 
 
 def delete(
@@ -74,6 +75,32 @@ def refit(
     origin = {role: str(Path(name).resolve()) if Path(name).exists() else name for role, name in now_at.items()}
     fresh = run(store, task, records, origin=origin)
     tell_json({"store": str(store), "rows": len(fresh), "bytes_per_row": fresh.codec.row_bytes()})
+
+
+def export(
+    store: Path,
+    output: Path,
+    *,
+    to: Literal["parquet", "lance", "faiss"],
+    dtype: Literal["float32", "float16"] = "float32",
+    texts: bool = False,
+    factory: str = "",
+) -> None:
+    """Write a store's rows as vectors, with ids and sources, for engines that find the largest inner products with a query's vector.
+
+    `whence query STORE --index OUTPUT` answers from FAISS indices and Lance tables. Deleted rows are left out.
+
+    Args:
+        store: Folder or URL made by `whence build`, of a method whose rows are vectors.
+        output: Folder, new.
+        to: The engine.
+        dtype: Type of the vectors.
+        texts: Write texts, too.
+        factory: For faiss, kind of index as its index_factory names it, such as IVF1024,Flat or HNSW32; an exact one if left out.
+    """
+    from whence.pipeline import export as run
+
+    tell_json(asdict(run(store, output, to=to, dtype=dtype, texts=texts, factory=factory)) | {"folder": str(output)})
 
 
 def _ids_in(path: Path) -> list[str]:

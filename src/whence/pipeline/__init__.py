@@ -8,9 +8,11 @@ from whence.pipeline.forecast.exact import ExactForecast, forecast_exact
 from whence.pipeline.forecast.scale import ScaleForecast, forecast_scale
 from whence.pipeline.sample_images import sample_images
 from whence.pipeline.stored.build import build
+from whence.pipeline.stored.export import export
 from whence.pipeline.stored.gradient_log import GradientLog
 from whence.pipeline.stored.query import ensemble_table, query, score_table
 from whence.pipeline.stored.refit import refit
+from whence.pipeline.stored.row_vectors import query_vectors
 from whence.pipeline.stored.spool import spool
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
 
@@ -24,12 +26,14 @@ __all__ = [
     "build",
     "damping_sweep",
     "ensemble_table",
+    "export",
     "fit_curvature",
     "forecast_build",
     "forecast_exact",
     "group_effects",
     "forecast_scale",
     "query",
+    "query_vectors",
     "refit",
     "sample_images",
     "score_table",

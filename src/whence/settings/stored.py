@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
@@ -72,6 +73,8 @@ class QueryConfig:
             A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
             says so.
         second: A second stage for the shortlist.
+        index: What `whence.pipeline.export` wrote of this store for FAISS or Lance: hits are looked for there in place of a scan. An index
+            that is not exact misses some, which a note says; scores are those of the store's rows.
 
     Raises:
         BadInput: If k is not positive.
@@ -81,6 +84,7 @@ class QueryConfig:
     damping: Damping = Damping()
     tokens: bool = False
     second: Rerank | None = None
+    index: str | Path | None = None
 
     def __post_init__(self):
         if self.k < 1:

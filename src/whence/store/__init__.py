@@ -4,6 +4,7 @@ from whence.plain_files import check_name, open_plain, read_plain
 from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now, with_deleted
 from whence.store.exchange import check_exchange, exchange_folders
 from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
+from whence.store.file_sets import new_folder
 from whence.store.files import (
     check_writable,
     damaged,
@@ -54,6 +55,7 @@ __all__ = [
     "record_of",
     "read_plain",
     "parse_json",
+    "new_folder",
     "open_plain",
     "exchange_folders",
     "fitted",

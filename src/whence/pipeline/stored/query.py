@@ -15,6 +15,7 @@ from whence.methods import method_named
 from whence.pipeline.class_labels import class_labels
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.questions import questions_of
+from whence.pipeline.stored.indexed import index_note, indexed_top, open_index
 from whence.pipeline.stored.prepared import PreparedQuery, hit_of
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.pipeline.stored.shortlist import recall_note, shortlist_wanted
@@ -61,13 +62,18 @@ def query(
         Both tails per query.
 
     Raises:
-        BadInput: If tokens are to be scored that the task cannot place in a text, or ranks are given workers.
+        BadInput: If tokens are to be scored that the task cannot place in a text, ranks are given workers, or either an index.
     """
     config, rest = split_options(config, options, "config")
     k, tokens = config.k, config.tokens
     damping, second, runtime = stored_options(config.damping, config.second, runtime, rest)
     ranks, quiet = runtime.ranks, runtime.is_quiet
+    if config.index is not None and (runtime.workers is not None or ranks.count > 1):
+        raise BadInput(
+            found="an index for workers or several ranks", needed="one process, which asks the index", do="leave them out"
+        )
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
+    index = None if config.index is None else open_index(config.index, store)
     size = k if second is None else second.rows_kept(k, len(store), shortlist_wanted(store))
     questions, records = questions_of(task, queries)
     prepared = PreparedQuery.prepare(store, task, questions, damping, quiet)
@@ -81,8 +87,9 @@ def query(
     if second is not None:
         is_exact = second.by == "exact"
         stage = ExactStage.prepare(prepared, second.train, quiet) if is_exact else _larger(prepared, second.by, quiet)
-    high, low = _scanned(prepared, size, runtime)
+    high, low = _scanned(prepared, size, runtime) if index is None else indexed_top(prepared, index, size, quiet=quiet)
     unit, method, notes = prepared.unit, prepared.method, prepared.notes
+    notes = notes if index is None else (*notes, index_note(index))
     if stage is not None:
         high, low, count = reranked(stage, high, low, k)
         by = "exact EK-FAC" if isinstance(stage, ExactStage) else stage.method
@@ -92,7 +99,8 @@ def query(
         share = (
             f"the strongest {min(size, len(prepared.store)):,} of each side of each query by {row}, {count:,} examples in all"
         )
-        recall_notes = recall_note(store, size) if isinstance(stage, ExactStage) else ()
+        is_scan = index is None or index.is_exact
+        recall_notes = recall_note(store, size) if isinstance(stage, ExactStage) and is_scan else ()
         notes = (*notes, *recall_notes, f"scores by {by}, of {share}")
     hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:

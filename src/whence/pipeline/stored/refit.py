@@ -140,20 +140,21 @@ def settings_of(store: Store) -> BuildConfig:
             why = f"its settings are not those of a build: {error}"
             raise StoreCorrupt(**damaged(store.folder / "blueprint.json", why)) from error
     # Built before settings were recorded: what the rows say of them.
-    size: dict[str, Any] = {"rank": blueprint.rank, "dtype": blueprint.dtype}
+    settings: dict[str, Any] = {
+        "rank": blueprint.rank,
+        "dtype": blueprint.dtype,
+        "factor_rank": blueprint.factor_rank or 0,
+        "curvature_rank": blueprint.curvature_rank or 0,
+        "projection": "method" if blueprint.projection == method.projection else blueprint.projection,
+        "seed": blueprint.seed,
+        "rows_per_shard": blueprint.rows_per_shard,
+        "autocast": blueprint.autocast or "none",
+    }
     if method.encoder == "aligned":
-        size = size if len(blueprint.units) == 1 else {"bytes_per_example": store.codec.row_bytes()}
-        size["relative_damping"] = float(store.file("codes.safetensors")["damping"])
-    return BuildConfig(
-        **always,
-        **size,
-        factor_rank=blueprint.factor_rank or 0,
-        curvature_rank=blueprint.curvature_rank or 0,
-        projection="method" if blueprint.projection == method.projection else blueprint.projection,
-        seed=blueprint.seed,
-        rows_per_shard=blueprint.rows_per_shard,
-        autocast=blueprint.autocast or "none",
-    )
+        settings["relative_damping"] = float(store.file("codes.safetensors")["damping"])
+        if len(blueprint.units) > 1:
+            settings |= {"rank": 0, "dtype": "method", "bytes_per_example": store.codec.row_bytes()}
+    return BuildConfig(**always, **settings)
 
 
 def _refuse_what_cannot_be_made_again(folder: Path) -> None:
