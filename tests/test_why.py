@@ -344,11 +344,11 @@ def test_json_holds_every_part():
 
 def test_the_terminal_shows_tokens_pairs_and_layers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    a_why().show()
+    a_why().show(layers=True)
     shown = capsys.readouterr().out
-    for word in ("+2.760", "<b>id", "<s>layer  +2", "+2", "--token NUMBER", "1‹ <y>› -1.0"):
+    for word in ("+2.760", "<b>id", "layer: <s>layer +2", "+2", "--token NUMBER", "1‹ <y>› -1.0"):
         assert word in shown, word
-    assert re.search(r"‹\\n›  ‹x</script>›  \+2", shown)
+    assert re.search(r"‹\\n› ‹x</script>› \+2", shown)
 
 
 def test_from_the_command_line(run, tmp_path, model_folder, data_file):

@@ -114,7 +114,7 @@ def study(
     if as_json:
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
-    print_table(result.header, result.cells())
+    print_table(result.header, result.cells(), keys=2)
     for caution in result.cautions():
         tell(f"note: {caution}")
     tell(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")

@@ -37,6 +37,7 @@ class WhyOptions:
         k: Documents on each side.
         max_new_tokens: Tokens to write at most.
         temperature: Sample the completion at this temperature; 0 takes the most likely token each time.
+        layers: Print through which layers each score comes, too; pages and JSON have them in any case.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class WhyOptions:
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 5
     max_new_tokens: int = Writing.max_new_tokens
     temperature: float = Writing.temperature
+    layers: Annotated[bool, Parameter(negative="")] = False
 
     def text(self, seed: int | None) -> str | Writing:
         """The completion, or how the model writes it.
@@ -111,7 +113,7 @@ def why(
     if shown.as_json:
         tell_json(answer.to_dict())
     else:
-        answer.show()
+        answer.show(layers=request.layers)
 
 
 def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:

@@ -78,7 +78,17 @@ class Evaluation:
     fraction: float
     unit: str
 
-    header = ("method", "LDS", "95 % interval", "of ceiling", "one seed", "behind best", "slope", "bytes/example", "seconds")
+    header = (
+        "method",
+        "LDS",
+        "95 % interval",
+        "of ceiling",
+        "one seed",
+        "behind best",
+        "slope",
+        "bytes per example",
+        "seconds",
+    )
 
     def cells(self) -> list[tuple[str, ...]]:
         """One row of text per method, to go under `header`."""

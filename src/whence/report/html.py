@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from whence.report.passages import Piece, clip, pieces, shorten, strongest
+from whence.report.passages import Piece, clip, peak_of, pieces, shorten, strongest
 from whence.report.pictures import picture
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def _query(hits: "Hits", query: int) -> str:
     unit = f" {escape(hits.measurement_unit)}" if hits.measurement_unit else ""
     both_sides = (hits.proponents[query], hits.opponents[query])
     peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
-    tables = "".join(_table(*words, side, peak) for words, side in zip(_SIDES, both_sides, strict=True))
+    strongest_token = peak_of(hit for side in both_sides for hit in side)
+    tables = "".join(_table(*words, side, peak, strongest_token) for words, side in zip(_SIDES, both_sides, strict=True))
     return (
         f'<details class="query"{" open" if query < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
@@ -63,10 +64,10 @@ def _query(hits: "Hits", query: int) -> str:
     )
 
 
-def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float) -> str:
+def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float, strongest_token: float) -> str:
     if not side:
         return f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
-    rows = "".join(_row(rank, hit, peak) for rank, hit in enumerate(side, start=1))
+    rows = "".join(_row(rank, hit, peak, strongest_token) for rank, hit in enumerate(side, start=1))
     return (
         f'<table class="hits"><caption><b>{name}</b> <span class="muted">{meaning}</span></caption>'
         '<thead><tr><th scope="col" class="rank">#</th><th scope="col" class="score">Score</th>'
@@ -74,7 +75,7 @@ def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float) -> str
     )
 
 
-def _row(rank: int, hit: "Hit", peak: float) -> str:
+def _row(rank: int, hit: "Hit", peak: float, strongest_token: float) -> str:
     share = min(abs(hit.score) / peak, 1.0) * 50
     left, kind = (50.0, "up") if hit.score >= 0 else (50.0 - share, "down")
     fill = f'<i class="{kind}" style="left:{left:.1f}%;width:{share:.1f}%"></i>'
@@ -82,7 +83,7 @@ def _row(rank: int, hit: "Hit", peak: float) -> str:
         f'<tr><td class="rank">{rank}</td>'
         f'<td class="score"><span class="value">{hit.score:+#.4g}</span>'
         f'<span class="bar" aria-hidden="true">{fill}</span></td>'
-        f"<td>{origin(hit)}{_example(hit)}</td></tr>"
+        f"<td>{origin(hit)}{_example(hit, strongest_token)}</td></tr>"
     )
 
 
@@ -105,14 +106,15 @@ def _asked_label(hits: "Hits", query: int) -> str:
     return "" if label is None else f'<p class="measured">Asked about the {_label(label)}</p>'
 
 
-def _example(hit: "Hit") -> str:
-    return picture(hit.image) + (_text(hit) if hit.text else "") if hit.image else _text(hit)
+def _example(hit: "Hit", strongest_token: float) -> str:
+    shown = _text(hit, strongest_token)
+    return picture(hit.image) + (shown if hit.text else "") if hit.image else shown
 
 
-def _text(hit: "Hit") -> str:
+def _text(hit: "Hit", strongest_token: float) -> str:
     if not hit.text:
         return '<p class="muted none">The store keeps no text for this example.</p>'
-    parts = pieces(hit)
+    parts = pieces(hit, strongest_token)
     whole = whole_text(shaded(hit, parts))
     start, stop = strongest(hit, parts, _PASSAGE_WIDTH)
     if (start, stop) == (0, len(hit.text)):
@@ -163,6 +165,6 @@ def footer(hits: "Hits") -> str:
     if any(hit.token_scores for side in (*hits.proponents, *hits.opponents) for hit in side):
         rows += (
             '<div><dt>Shading</dt><dd><mark class="p6">raises</mark> <mark class="n6">lowers</mark> the measurement: '
-            "each token's part of its example's score, against the strongest token there</dd></div>"
+            "each token's part of its example's score, against the strongest token of all examples of the answer</dd></div>"
         )
     return f'<dl class="facts">{rows}</dl>'

@@ -1,5 +1,6 @@
 """Which part of a long text to show first, and how strongly to shade each token."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whence.report.hits import Hit
 
-__all__ = ["Piece", "clip", "pieces", "shorten", "strongest"]
+__all__ = ["Piece", "clip", "peak_of", "pieces", "shorten", "strongest"]
 
 # A passage may start this many characters later, or stop earlier, to keep words whole.
 _WORD = 24
@@ -21,7 +22,7 @@ class Piece:
         start: First character.
         stop: One past the last character.
         score: Score of the token there; 0 between tokens.
-        strength: Score as a share of the text's strongest token, from -1 to 1.
+        strength: Score as a share of the strongest token of all that is shown together, from -1 to 1.
     """
 
     start: int
@@ -30,7 +31,7 @@ class Piece:
     strength: float = 0.0
 
 
-def pieces(hit: "Hit") -> tuple[Piece, ...]:
+def pieces(hit: "Hit", peak: float | None = None) -> tuple[Piece, ...]:
     """The whole text of a hit, cut at its tokens.
 
     Tokens without characters of their own take no piece: a begin-of-text mark is left out, the later bytes of one
@@ -38,6 +39,7 @@ def pieces(hit: "Hit") -> tuple[Piece, ...]:
 
     Args:
         hit: With or without token scores.
+        peak: Score of full strength, see `peak_of`; None for the strongest token of this text.
 
     Returns:
         In the order of the text, without holes or overlaps; empty for an empty text.
@@ -56,8 +58,18 @@ def pieces(hit: "Hit") -> tuple[Piece, ...]:
             cut[-1] = (*cut[-1][:2], cut[-1][2] + score)
     if at < len(hit.text):
         cut.append((at, len(hit.text), 0.0))
-    peak = max((abs(score) for _, _, score in cut), default=0.0) or 1.0
-    return tuple(Piece(start, stop, score, score / peak) for start, stop, score in cut)
+    if peak is None:
+        peak = max((abs(score) for _, _, score in cut), default=0.0)
+    peak = peak or 1.0
+    return tuple(Piece(start, stop, score, max(-1.0, min(1.0, score / peak))) for start, stop, score in cut)
+
+
+def peak_of(hits: Iterable["Hit"]) -> float:
+    """Size of the strongest token of an answer, so that all of its documents are shaded alike; 0 without token scores.
+
+    A document that hardly matters is hardly shaded, whichever of its tokens matters most to it.
+    """
+    return max((abs(part.score) for hit in hits for part in pieces(hit)), default=0.0)
 
 
 def strongest(hit: "Hit", parts: tuple[Piece, ...], width: int) -> tuple[int, int]:

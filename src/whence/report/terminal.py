@@ -1,10 +1,12 @@
 """A ranking as tables in the terminal."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -12,13 +14,13 @@ from rich.text import Text
 
 from whence.errors import printable
 from whence.methods import ExactMethod, Method
-from whence.report.passages import clip, pieces, shorten, strongest
+from whence.report.passages import clip, peak_of, pieces, shorten, strongest
 from whence.terminal import show, stdout
 
 if TYPE_CHECKING:
     from whence.report.hits import ClassLabel, Hit, Hits
 
-__all__ = ["plain", "print_hits", "print_methods", "print_table", "strength_style"]
+__all__ = ["footer", "heading", "passage", "plain", "print_hits", "print_methods", "print_table", "strength_style"]
 
 _OPPONENTS = 3
 _QUERY_WIDTH = 240
@@ -26,6 +28,8 @@ _PASSAGE_WIDTH = 160
 # Columns, rules and padding around the passage.
 _MARGIN = 22
 _WRAP = 14
+# Cells of so many characters stay on one line; each has a space on both sides and one to the next.
+_ONE_LINE, _GAP = 24, 3
 # Least strength of a token and the style from there on; blue and orange stay apart for colour-blind readers.
 _STYLES = {
     1: ((0.66, "bold white on dodger_blue3"), (0.33, "bold deep_sky_blue2"), (0.2, "deep_sky_blue3")),
@@ -41,11 +45,12 @@ def print_hits(hits: "Hits") -> None:
     """
     console = stdout()
     for number in range(len(hits.queries)):
-        show(console, _heading(hits, number, console), _table(hits, number, console))
-    show(console, _footer(hits, console))
+        show(console, heading(hits, number, console), _table(hits, number, console))
+    show(console, footer(hits, console))
 
 
-def _heading(hits: "Hits", number: int, console: Console) -> Group:
+def heading(hits: "Hits", number: int, console: Console) -> Group:
+    """What was asked, and its measurement."""
     count = f"query {number + 1} of {len(hits.queries)}" if len(hits.queries) > 1 else "query"
     query = Text.assemble((f"{count}  ", "dim"), (plain(shorten(hits.queries[number], _QUERY_WIDTH), console), "bold"))
     unit = f" {hits.measurement_unit}" if hits.measurement_unit else ""
@@ -61,23 +66,25 @@ def _table(hits: "Hits", number: int, console: Console) -> Table:
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("training example", ratio=1, overflow="fold")
     up, down = hits.proponents[number], hits.opponents[number]
-    _add_side(table, "proponents", "more weight raises the measurement", up, up, console)
-    _add_side(table, "opponents", "more weight lowers the measurement", down[:_OPPONENTS], down, console)
+    peak = peak_of((*up, *down[:_OPPONENTS]))
+    _add_side(table, "proponents: more weight raises the measurement", up, up, peak, console)
+    _add_side(table, "opponents: more weight lowers the measurement", down[:_OPPONENTS], down, peak, console)
     return table
 
 
-def _add_side(table: Table, name: str, meaning: str, shown: "tuple[Hit, ...]", all_hits, console: Console) -> None:
+def _add_side(table: Table, title: str, shown: "tuple[Hit, ...]", all_hits, peak: float, console: Console) -> None:
     if not shown:
         return
     count = f", {len(shown)} of {len(all_hits)} shown" if len(shown) < len(all_hits) else ""
-    table.add_row("", "", Text.assemble((name, "bold"), (f": {meaning}{count}", "dim")))
+    name, colon, meaning = title.partition(":")
+    table.add_row("", "", Text.assemble((name, "bold"), (f"{colon}{meaning}{count}", "dim")))
     for rank, hit in enumerate(shown, start=1):
         style = "deep_sky_blue2" if hit.score >= 0 else "orange1"
-        table.add_row(str(rank), Text(f"{hit.score:+#.4g}", style=style), _example(hit, console))
+        table.add_row(str(rank), Text(f"{hit.score:+#.4g}", style=style), _example(hit, peak, console))
     table.add_section()
 
 
-def _example(hit: "Hit", console: Console) -> Group:
+def _example(hit: "Hit", peak: float, console: Console) -> Group:
     origin = Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
     if hit.label is not None:
         origin.append("  ")
@@ -86,7 +93,7 @@ def _example(hit: "Hit", console: Console) -> Group:
         return Group(origin)
     # Two lines, with some room for the words that wrap.
     width = max(60, min(_PASSAGE_WIDTH, 2 * (console.width - _MARGIN) - _WRAP))
-    return Group(origin, Padding(_passage(hit, width, console), (0, 0, 0, 2)))
+    return Group(origin, Padding(passage(hit, width, peak, console), (0, 0, 0, 2)))
 
 
 def _label(label: "ClassLabel", console: Console, name: str) -> Text:
@@ -97,8 +104,9 @@ def _label(label: "ClassLabel", console: Console, name: str) -> Text:
     return line
 
 
-def _passage(hit: "Hit", width: int, console: Console) -> Text:
-    parts = pieces(hit)
+def passage(hit: "Hit", width: int, peak: float, console: Console) -> Text:
+    """The part of a hit's text that matters, shaded; see `whence.report.passages`."""
+    parts = pieces(hit, peak)
     start, stop = strongest(hit, parts, width)
     dots = plain("…", console)
     line = Text(f"{dots} " if start > 0 else "")
@@ -120,7 +128,8 @@ def strength_style(strength: float) -> str:
     return next((style for least, style in steps if abs(strength) >= least), "")
 
 
-def _footer(hits: "Hits", console: Console) -> Group:
+def footer(hits: "Hits", console: Console) -> Group:
+    """What the numbers mean."""
     facts = {"score in": hits.unit, "method": hits.method, "searched": f"{hits.num_examples:,} examples"}
     lines = [(name, text) for name, text in facts.items() if text] + [("note", note) for note in hits.notes]
     return Group(Text(), *(Text.assemble((f"{name:<9} ", "dim"), plain(text, console)) for name, text in lines))
@@ -134,17 +143,48 @@ def plain(text: str, console: Console) -> str:
     return text.encode(console.encoding, "replace").decode(console.encoding)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """A plain table on stdout; cells are shown as they are, never read as markup."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", keys: int = 1) -> None:
+    """A plain table on stdout; cells are shown as they are, never read as markup.
+
+    Columns that do not fit side by side without breaking words stand in a table of their own below, with the first ones again.
+
+    Args:
+        header: Name of each column.
+        rows: Cells.
+        title: A line above.
+        keys: So many of the first columns name a row.
+    """
     console = stdout()
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in header:
-        table.add_column(Text(name))
-    for row in rows:
-        table.add_row(*(plain(str(cell), console) for cell in row))
+    cells = [[plain(str(cell), console) for cell in row] for row in rows]
     if title:
         show(console, Text(f"\n{title}", style="bold"))
-    show(console, table)
+    widths = [_width(name, [row[column] for row in cells]) for column, name in enumerate(header)]
+    for columns in _side_by_side(widths, keys, console.width):
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in columns:
+            is_short = max((len(row[column]) for row in cells), default=0) <= _ONE_LINE
+            name = "\n".join(textwrap.wrap(header[column], widths[column], break_long_words=False))
+            table.add_column(Text(name), no_wrap=is_short, min_width=widths[column])
+        for row in cells:
+            table.add_row(*(row[column] for column in columns))
+        show(console, table)
+
+
+def _width(name: str, cells: Sequence[str]) -> int:
+    """The least width of a column: of its longest word, and of whole cells where these are short."""
+    words = [word for text in (name, *(cell for cell in cells if len(cell) > _ONE_LINE)) for word in text.split()]
+    return max((cell_len(text) for text in (*words, *(cell for cell in cells if len(cell) <= _ONE_LINE))), default=1)
+
+
+def _side_by_side(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Columns of each table, so that none is wider than there is room, if that can be."""
+    first = list(range(min(keys, len(widths))))
+    tables = [list(first)]
+    for column in range(len(first), len(widths)):
+        if len(tables[-1]) > len(first) and sum(widths[each] + _GAP for each in (*tables[-1], column)) >= room:
+            tables.append(list(first))
+        tables[-1].append(column)
+    return tables
 
 
 def print_methods(stored: Iterable[Method], exact: Iterable[ExactMethod]) -> None:

@@ -1,12 +1,13 @@
 """Answers as they go out: with the training texts of their hits, which no log keeps."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from whence.pipeline.stored.prepared import hit_of
 from whence.report import Hit
-from whence.report.passages import pieces, strongest
+from whence.report.passages import peak_of, pieces, strongest
 from whence.serve.hosted_store import HostedStore
 
 __all__ = ["is_closed", "shown"]
@@ -30,17 +31,17 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
         The answers.
     """
     examples = hosted.prepared.store.examples_of(hit["row"] for answer in answers for side in _SIDES for hit in answer[side])
+    scored = [
+        {side: [_hit(hosted, hit, examples[hit["row"]]) for hit in answer[side]] for side in _SIDES} for answer in answers
+    ]
     return [
         {
             **{name: value for name, value in answer.items() if name != "digest" or not redacted},
             **_shown_item(hosted, answer, redacted=redacted),
-            **{
-                side: [_shown_hit(hosted, hit, examples[hit["row"]], redacted=redacted) for hit in answer[side]]
-                for side in _SIDES
-            },
+            **_shown_sides(hosted, hits, redacted=redacted),
             "redacted": redacted,
         }
-        for answer in answers
+        for answer, hits in zip(answers, scored, strict=True)
     ]
 
 
@@ -69,23 +70,29 @@ def _image(hosted: HostedStore, name: str) -> str:
     return f"v1/stores/{quote(hosted.name, safe='')}/images/{quote(name)}"
 
 
-def _shown_hit(
-    hosted: HostedStore, hit_logged: Mapping[str, Any], example: Mapping[str, Any], *, redacted: bool
-) -> dict[str, Any]:
-    row = hit_logged["row"]
-    hit = hit_of(hosted.prepared.store, row, hit_logged["score"], example)
-    shown: dict[str, Any] = {"id": hit.id, "row": row, "score": hit.score, "source": hit.source}
+def _hit(hosted: HostedStore, logged: Mapping[str, Any], example: Mapping[str, Any]) -> Hit:
+    """A hit as the log keeps it, with its example."""
+    hit = hit_of(hosted.prepared.store, logged["row"], logged["score"], example)
+    spans, scores = zip(*logged["tokens"], strict=True) if logged["tokens"] else ((), ())
+    return dataclasses.replace(hit, token_spans=tuple(map(tuple, spans)), token_scores=tuple(scores))
+
+
+def _shown_sides(hosted: HostedStore, sides: Mapping[str, Sequence[Hit]], *, redacted: bool) -> dict[str, Any]:
+    peak = peak_of(hit for hits in sides.values() for hit in hits)
+    return {side: [_shown_hit(hosted, hit, peak, redacted=redacted) for hit in hits] for side, hits in sides.items()}
+
+
+def _shown_hit(hosted: HostedStore, hit: Hit, peak: float, *, redacted: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": hit.id, "row": hit.row, "score": hit.score, "source": hit.source}
     if redacted:
         return shown
-    shown |= hosted.catalog.time_of(row)
+    shown |= hosted.catalog.time_of(hit.row)
     if hit.label is not None:
         shown |= {"label": hit.label.label, "predicted": hit.label.predicted, "is_disputed": hit.label.is_disputed}
     if hosted.kind == "image":
         shown["image"] = _image(hosted, hit.id)
-    spans, scores = zip(*hit_logged["tokens"], strict=True) if hit_logged["tokens"] else ((), ())
-    scored = Hit(hit.id, row, hit.score, hit.source, hit.text, hit.span, tuple(map(tuple, spans)), tuple(scores))
-    parts = pieces(scored)
-    shown |= {"text": hit.text, "passage": list(strongest(scored, parts, _PASSAGE))}
+    parts = pieces(hit, peak)
+    shown |= {"text": hit.text, "passage": list(strongest(hit, parts, _PASSAGE))}
     shown |= {"span": list(hit.span)} if hit.span is not None else {}
     tokens = [{"span": [part.start, part.stop], "score": part.score, "strength": part.strength} for part in parts]
-    return shown | ({"tokens": tokens} if scored.token_scores else {})
+    return shown | ({"tokens": tokens} if hit.token_scores else {})

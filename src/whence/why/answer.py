@@ -84,9 +84,13 @@ class Why:
         sides = {side: [self._document(hit) for hit in query[side]] for side in ("proponents", "opponents")}
         return head | content | sides
 
-    def show(self) -> None:
-        """Print the answer in the terminal."""
-        print_why(self)
+    def show(self, *, layers: bool = False) -> None:
+        """Print the answer in the terminal.
+
+        Args:
+            layers: Whether to print through which layers each score comes, too.
+        """
+        print_why(self, layers=layers)
 
     def page(self, path: str | Path, *, title: str = "Why did it say this?", intro: str = "") -> Path:
         """Write a page with the answer: one file that loads and runs nothing.

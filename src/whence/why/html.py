@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
 from whence.report.html import escaped, folded, footer, origin, shaded, style, whole_text
-from whence.report.passages import clip, pieces, shorten, strongest
+from whence.report.passages import clip, peak_of, pieces, shorten, strongest
 
 if TYPE_CHECKING:
     from whence.report.hits import Hit
@@ -46,12 +46,12 @@ def why_fragment(why: "Why") -> str:
     Returns:
         A `<div>` for a notebook cell or a section of a page.
     """
-    hits = why.hits
+    hits, peaks = why.hits, _Peaks.of(why)
     parts = []
     for (name, meaning), side in zip(_SIDES, (hits.proponents[0], hits.opponents[0]), strict=True):
         heading = f'<p class="side"><b>{name}</b> <span class="muted">{meaning}</span></p>'
         none = f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
-        documents = "".join(_document(why, hit, number < _OPEN) for number, hit in enumerate(side))
+        documents = "".join(_document(why, hit, peaks, number < _OPEN) for number, hit in enumerate(side))
         parts.append(heading + (documents or none))
     definition = f'<dl class="facts"><div><dt>Tokens</dt><dd>{escape(TOKEN_DEFINITION)}</dd></div></dl>'
     return f'<div class="whence why">{style()}{_head(why)}{"".join(parts)}{footer(hits)}{definition}</div>'
@@ -79,7 +79,27 @@ def _question(why: "Why") -> str:
     return "the whole completion" if len(why.asked) == len(why.completion) else f"token {why.asked[0]} alone"
 
 
-def _document(why: "Why", hit: "Hit", is_open: bool) -> str:
+@dataclass(frozen=True)
+class _Peaks:
+    """The strongest part in each view over all documents, so that they are shaded alike.
+
+    Args:
+        whole: Of a token's part of its document's score.
+        tokens: Of its part of each completion token's.
+    """
+
+    whole: float
+    tokens: tuple[float, ...]
+
+    @classmethod
+    def of(cls, why: "Why") -> "_Peaks":
+        """Those of an answer."""
+        sizes = [parts.scores_AT.abs() for parts in why.parts.values() if parts.scores_AT.numel()]
+        tokens = tuple(max((float(size[row].max()) for size in sizes), default=0.0) for row in range(len(why.asked)))
+        return cls(peak_of((*why.hits.proponents[0], *why.hits.opponents[0])), tokens)
+
+
+def _document(why: "Why", hit: "Hit", peaks: _Peaks, is_open: bool) -> str:
     parts = why.parts[hit.id]
     name = "w" + hashlib.sha256(repr((why.prompt, why.completion, why.asked, hit.id)).encode()).hexdigest()[:12]
     views = [
@@ -87,13 +107,13 @@ def _document(why: "Why", hit: "Hit", is_open: bool) -> str:
             "all" if len(why.asked) > 1 else _visible(why.asked_tokens[0]),
             _question(why),
             hit.score,
-            _view(hit, hit.token_scores, whole=True),
+            _view(hit, hit.token_scores, peaks.whole, whole=True),
         )
     ]
     if len(why.asked) > 1:
         for row, (number, text) in enumerate(zip(why.asked, why.asked_tokens, strict=True)):
             scores = tuple(parts.scores_AT[row].tolist())
-            views.append((_visible(text), f"token {number}", sum(scores), _view(hit, scores, whole=False)))
+            views.append((_visible(text), f"token {number}", sum(scores), _view(hit, scores, peaks.tokens[row], whole=False)))
     choices = "".join(
         f'<input type="radio" name="{name}" id="{name}-{index}"{" checked" if index == 0 else ""}>'
         f'<label for="{name}-{index}" title="{title} {score:+.3g}">{label}</label>'
@@ -103,16 +123,16 @@ def _document(why: "Why", hit: "Hit", is_open: bool) -> str:
     return (
         f'<details class="query"{" open" if is_open else ""}><summary><span class="value">{hit.score:+#.4g}</span> {origin(hit)}</summary>'
         f'<fieldset class="views"><legend class="muted">What it says for</legend>{choices}</fieldset>'
-        + folded("Heat map, completion by document", _heat(why, parts))
+        + folded("Heat map, completion by document", _heat(why, parts, max(peaks.tokens)))
         + folded("By layer", _layers(parts))
         + "</details>"
     )
 
 
-def _view(hit: "Hit", scores: Sequence[float], *, whole: bool) -> str:
+def _view(hit: "Hit", scores: Sequence[float], peak: float, *, whole: bool) -> str:
     """The document's text with each token's part of one measurement."""
     shown = replace(hit, token_scores=tuple(scores), score=sum(scores))
-    passages = pieces(shown)
+    passages = pieces(shown, peak)
     if whole:
         return whole_text(shaded(shown, passages))
     start, stop = strongest(shown, passages, _PASSAGE_WIDTH)
@@ -120,9 +140,9 @@ def _view(hit: "Hit", scores: Sequence[float], *, whole: bool) -> str:
     return f'<p class="passage" dir="auto">{before}{shaded(shown, clip(passages, start, stop))}{after}</p>'
 
 
-def _heat(why: "Why", parts: "DocumentParts") -> str:
+def _heat(why: "Why", parts: "DocumentParts", peak: float) -> str:
     rows, columns = parts.scores_AT.shape
-    peak = float(parts.scores_AT.abs().max()) or 1.0
+    peak = peak or 1.0
     cells = []
     for row, line in enumerate(parts.scores_AT.tolist()):
         for column, score in enumerate(line):

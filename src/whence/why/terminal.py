@@ -1,13 +1,14 @@
-"""An answer to "why did it say this?" in the terminal: the ranking, and where each score comes from."""
+"""An answer to "why did it say this?" in the terminal: the documents on both sides, and where each score comes from."""
 
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from whence.report.terminal import plain, print_hits, strength_style
+from whence.report.passages import peak_of
+from whence.report.terminal import footer, heading, passage, plain, strength_style
 from whence.terminal import show, stdout
 from whence.why.html import TOKEN_DEFINITION
 
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["print_why"]
 
-_PAIRS, _LAYERS = 3, 2
+_PAIRS, _LAYERS = 3, 4
+# Characters of a document's text, and columns beside it.
+_PASSAGE_WIDTH, _MARGIN = 160, 16
+_SIDES = (
+    ("proponents", "more weight raises the measurement"),
+    ("opponents", "more weight lowers the measurement"),
+)
 
 
-def print_why(why: "Why") -> None:
-    """Print the tokens of the completion, the documents on both sides, and for each of them which tokens and layers its score comes from.
+def print_why(why: "Why", *, layers: bool = False) -> None:
+    """Print the tokens of the completion, and the documents on both sides: their text, what they say for each token, the strongest pairs.
 
     Args:
         why: The answer.
+        layers: Whether to print through which layers each score comes, too.
     """
     console = stdout()
     line = Text("completion ", style="dim")
@@ -33,37 +41,61 @@ def print_why(why: "Why") -> None:
         line.append(f" {number}", style="dim")
         line.append(_visible(text, console), style="bold" if number in explained else "")
         line.append(f" {value:.1f}", style="dim")
-    print_hits(why.hits)
-    note = Text("           number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim")
-    show(console, Text(), line, note, _where(why, console), Text(TOKEN_DEFINITION, style="dim"))
+    note = Text("number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim")
+    show(console, heading(why.hits, 0, console), line, note, _documents(why, layers, console))
+    show(console, Text(TOKEN_DEFINITION, style="dim"), footer(why.hits, console))
 
 
-def _where(why: "Why", console: Console) -> Table:
+def _documents(why: "Why", layers: bool, console: Console) -> Table:
     table = Table(box=box.HORIZONTALS, expand=True, header_style="dim", border_style="dim")
     table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("document, and what it says for", ratio=3, overflow="fold")
-    table.add_column("strongest pairs: completion, document", ratio=2, overflow="fold")
-    table.add_column("layers", ratio=2, overflow="fold")
-    for hit in (*why.hits.proponents[0], *why.hits.opponents[0]):
-        parts = why.parts[hit.id]
-        pairs = "\n".join(
-            f"{_visible(why.asked_tokens[row], console)}  {_visible(parts.tokens[column], console)}  {score:+.2g}"
-            for row, column, score in parts.strongest(_PAIRS)
-        )
-        order = sorted(parts.layers.items(), key=lambda item: -abs(item[1]))[:_LAYERS]
-        layers = "\n".join(f"{plain(name, console)}  {score:+.2g}" for name, score in order)
-        table.add_row(f"{hit.score:+#.3g}", _says_for(why, hit, console), Text(pairs), Text(layers))
+    table.add_column("document, and the strongest pairs: completion, document", ratio=1, overflow="fold")
+    sides = (why.hits.proponents[0], why.hits.opponents[0])
+    strongest_token = peak_of((*sides[0], *sides[1]))
+    strongest_part = max((float(parts.scores_AT.sum(1).abs().max()) for parts in why.parts.values()), default=0.0) or 1.0
+    for (name, meaning), side in zip(_SIDES, sides, strict=True):
+        if side:
+            table.add_row("", Text.assemble((name, "bold"), (f": {meaning}", "dim")))
+        for hit in side:
+            style = "deep_sky_blue2" if hit.score >= 0 else "orange1"
+            lines = [_origin(hit, console), *_text(hit, strongest_token, console), _says_for(why, hit, strongest_part, console)]
+            lines += [*_pairs(why, hit, console), *(_layers(why, hit, console) if layers else [])]
+            table.add_row(Text(f"{hit.score:+#.4g}", style=style), Group(*lines))
+        table.add_section()
     return table
 
 
-def _says_for(why: "Why", hit: "Hit", console: Console) -> Text:
-    """The document's name, and the asked tokens shaded by what it does to each."""
-    said_for = Text(f"{plain(hit.id, console)}\n", style="")
-    parts_A = why.parts[hit.id].scores_AT.sum(1)
-    peak = float(parts_A.abs().max()) or 1.0
-    for text, part in zip(why.asked_tokens, parts_A.tolist(), strict=True):
-        said_for.append(plain(text.replace("\n", " "), console), style=strength_style(part / peak))
-    return said_for
+def _origin(hit: "Hit", console: Console) -> Text:
+    return Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
+
+
+def _text(hit: "Hit", peak: float, console: Console) -> list[Text]:
+    width = max(60, min(_PASSAGE_WIDTH, 2 * (console.width - _MARGIN)))
+    return [passage(hit, width, peak, console)] if hit.text else []
+
+
+def _says_for(why: "Why", hit: "Hit", peak: float, console: Console) -> Text:
+    """The tokens that were asked about, shaded by what the document does to each."""
+    line = Text("says for: ", style="dim")
+    for text, part in zip(why.asked_tokens, why.parts[hit.id].scores_AT.sum(1).tolist(), strict=True):
+        line.append(plain(text.replace("\n", " "), console), style=f"not dim {strength_style(part / peak)}".strip())
+    return line
+
+
+def _pairs(why: "Why", hit: "Hit", console: Console) -> list[Text]:
+    parts = why.parts[hit.id]
+    return [
+        Text.assemble(
+            ("pair: ", "dim"),
+            f"{_visible(why.asked_tokens[row], console)} {_visible(parts.tokens[column], console)} {score:+.2g}",
+        )
+        for row, column, score in parts.strongest(_PAIRS)
+    ]
+
+
+def _layers(why: "Why", hit: "Hit", console: Console) -> list[Text]:
+    order = sorted(why.parts[hit.id].layers.items(), key=lambda item: -abs(item[1]))[:_LAYERS]
+    return [Text.assemble(("layer: ", "dim"), f"{plain(name, console)} {score:+.2g}") for name, score in order]
 
 
 def _visible(text: str, console: Console) -> str:
