@@ -7,7 +7,8 @@ import pytest
 
 from tests.test_why import a_why
 from whence.evaluate import Evaluation
-from whence.report import Hit, Hits, hits_fragment, print_hits, print_table
+from whence.report import Hit, Hits, hits_fragment, page, print_hits, print_table, question_title
+from whence.report.html import breakable
 from whence.report.passages import peak_of, pieces
 from whence.study.result import Study
 from whence.why.html import why_fragment
@@ -74,11 +75,11 @@ def test_shading_is_scaled_to_the_answer_and_not_to_the_document():
     assert peak == 0.75
     strengths = [[part.strength for part in pieces(hit, peak)] for hit in hits.proponents[0]]
     assert strengths[0] == pytest.approx([1 / 3, 1.0]) and strengths[1] == pytest.approx([1 / 300, 0.01])
-    page = hits_fragment(hits)
-    assert page.count("<mark") == 2 + 2  # of the first document, and of the legend
-    assert 'class="p8"' in page and page.count("alpha") == 2
+    shown = hits_fragment(hits)
+    assert shown.count("<mark") == 2 + 2  # of the first document, and of the legend
+    assert 'class="p8"' in shown and shown.count("alpha") == 2
     assert hits_fragment(two_documents(1.0)).count("<mark") == 4 + 2
-    assert "against the strongest token of all examples of the answer" in page
+    assert "against the strongest token of all examples of the answer" in shown
 
 
 def test_shading_in_the_terminal_is_scaled_alike(monkeypatch, capsys):
@@ -101,5 +102,19 @@ def test_views_of_why_are_scaled_alike():
         answer, hits=replace(answer.hits, proponents=((hit, other),)),
         parts={**answer.parts, "weak": replace(parts, scores_AT=parts.scores_AT / 100)},
     )  # fmt: skip
-    page = why_fragment(both)
-    assert alone >= 3 and page.count('class="p8"') == alone and page.count("<rect") == 4
+    shown = why_fragment(both)
+    assert alone >= 3 and shown.count('class="p8"') == alone and shown.count("<rect") == 4
+
+
+def test_titles_of_pages_carry_the_question(tmp_path):
+    a_why().page(tmp_path / "why.html")
+    assert "<title>p&lt;q &lt;y&gt; - whence</title>" in (tmp_path / "why.html").read_text("utf-8")
+    assert question_title(["The capital of France is Paris"]) == "The capital of France is Paris - whence"
+    assert len(question_title(["word " * 100] * 3)) < 120
+    assert "<title>a &amp; b</title>" in page("Heading", [], tab="a & b") and "<h1>Heading</h1>" in page("Heading", [], tab="x")
+
+
+def test_long_names_break_behind_their_separators_only():
+    name = "library/<b>multiprocessing.shared_memory#12"
+    assert breakable(name) == "library/<wbr>&lt;b&gt;multiprocessing.<wbr>shared_<wbr>memory#<wbr>12"
+    assert breakable("json.dumps#1") == "json.dumps#1"

@@ -40,7 +40,8 @@ def folder(tmp_path_factory):
     task = CausalLM(trained.model, tokenizer, long="truncate", recipe=trained.recipe)
     origin = {"model": str(place / "model"), "task": "causal_lm", "options": {"long": "truncate"}}
     whence.build(task, documents, place / "store", method="logra", rank=8, origin=origin, quiet=True)
-    (place / "questions.jsonl").write_text(json.dumps({"prompt": PROMPT, "completion": COMPLETION}) + "\n")
+    questions = [{"prompt": PROMPT, "completion": COMPLETION}, *({"prompt": f"queue.Queue: {n}"} for n in range(7))]
+    (place / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     return place
 
 
@@ -176,7 +177,7 @@ def test_training_text_stays_text(page):
     page.fill("#text", "<script>")
     ask(page)
     assert page.locator("table.hits td").last.inner_text().endswith(HOSTILE)
-    assert page.title() == "whence" and page.locator("table.hits script, table.hits img").count() == 0
+    assert page.title().startswith(PROMPT) and page.locator("table.hits script, table.hits img").count() == 0
 
 
 def test_a_link_opens_the_same_answer(page, url):
@@ -230,6 +231,38 @@ def test_a_phone_in_the_dark(browser, url):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 20, 23)"
     context.close()
+
+
+BROKEN = """[...document.querySelectorAll('.id, .source, .bars .name')].filter(one => one.offsetParent).flatMap(one => {
+  const text = one.textContent, range = document.createRange(), walker = document.createTreeWalker(one, NodeFilter.SHOW_TEXT);
+  const places = [];
+  for (let node = walker.nextNode(); node; node = walker.nextNode())
+    for (let at = 0; at < node.length; at++) {
+      range.setStart(node, at); range.setEnd(node, at + 1);
+      places.push([node.data[at], range.getBoundingClientRect().top]);
+    }
+  return places.some(([letter, top], at) => at && top > places[at - 1][1] + 3 && !/[\\s/._#:-]/.test(places[at - 1][0])) ? [text] : [];
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_are_whole_and_the_title_is_the_question(browser, url, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(url)
+    page.wait_for_selector("#questions button")
+    assert page.title() == "whence"
+    ask(page)
+    assert page.evaluate(BROKEN) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.title().startswith(PROMPT) and page.title().endswith(" - whence") and len(page.title()) < 110
+    page.close()
+
+
+def test_five_questions_to_begin_with_and_more(page):
+    chips = page.locator("#questions button")
+    assert chips.count() == 6 and chips.last.inner_text() == "3 more"
+    chips.last.click()
+    assert chips.count() == 8 and "more" not in chips.last.inner_text()
+    assert page.evaluate("document.activeElement.textContent") == "queue.Queue: 4"
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(page):
@@ -319,7 +352,8 @@ def test_images(start_images, browser, pictures, token):
     page.click("#ask")
     done(page)
     page.wait_for_selector("#asked-image:not([hidden])")
-    assert page.inner_text("#said") == "cat" and ids(page)[0] == "cat/2.png"
+    assert page.inner_text("#said").startswith("cat") and ids(page)[0] == "cat/2.png"
+    assert page.locator("table.hits .label-name").count() == page.locator("table.hits tbody tr").count()
     page.wait_for_selector("table.hits canvas:not([width='128'])", state="detached")
     # The picture itself is there, not an empty field.
     shown = """id => {

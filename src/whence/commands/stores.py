@@ -288,11 +288,12 @@ def _answer(
 
 
 def _show(hits: Any, store: Path, shown: ShownOptions) -> None:
-    from whence.report import hits_fragment, write_page
+    from whence.report import hits_fragment, question_title, write_page
 
     if shown.html is not None:
         intro = f"{hits.num_examples:,} training examples in {store}"
-        write_page(shown.html, "whence", [("Answers", hits_fragment(hits))], intro=intro)
+        sections = [("Answers", hits_fragment(hits))]
+        write_page(shown.html, "Where does this come from?", sections, intro=intro, tab=question_title(hits.queries))
     if shown.as_json:
         tell_json(hits.to_dict())
     else:

@@ -6,6 +6,7 @@ from whence.report.hits import ClassLabel, Hit, Hits, QueryFacts
 from whence.report.html import hits_fragment
 from whence.report.images import images_section, png
 from whence.report.page import page, write_page
+from whence.report.passages import question_title
 from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
 
@@ -25,6 +26,7 @@ __all__ = [
     "print_hits",
     "print_methods",
     "print_table",
+    "question_title",
     "table_section",
     "write_page",
 ]

@@ -5,6 +5,7 @@ from html import escape
 from math import floor, isfinite, log10
 
 from whence.errors import BadInput
+from whence.report.html import breakable
 
 __all__ = ["bars_section", "table_section"]
 
@@ -116,7 +117,7 @@ def _item(axis: _Axis, label: str, mean: float, low: float, high: float) -> str:
     spread = f'<line class="interval" x1="{first:.2f}%" x2="{last:.2f}%" y1="{middle}" y2="{middle}"/>{caps}'
     is_bare = low == mean == high
     return (
-        f'<li><span class="name">{escape(label)}</span>'
+        f'<li><span class="name">{breakable(label)}</span>'
         f'<div class="drawing"><svg height="{_ROW_PIXELS}" aria-hidden="true">{axis.grid()}'
         f'<rect class="{"up" if mean >= 0 else "down"}" x="{min(zero, end):.2f}%" '
         f'width="{abs(end - zero):.2f}%" y="{middle - 8}" height="16" rx="2"/>'

@@ -1,5 +1,6 @@
 """A ranking as a self-contained piece of HTML, for notebooks and for the report page."""
 
+import re
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -11,12 +12,14 @@ from whence.report.pictures import picture
 if TYPE_CHECKING:
     from whence.report.hits import ClassLabel, Hit, Hits
 
-__all__ = ["escaped", "folded", "footer", "hits_fragment", "origin", "shaded", "style", "whole_text"]
+__all__ = ["breakable", "escaped", "folded", "footer", "hits_fragment", "origin", "shaded", "style", "whole_text"]
 
 _QUERY_WIDTH = 280
 _PASSAGE_WIDTH = 260
 # Queries beyond these start folded.
 _OPEN_QUERIES = 3
+# Names of so many characters fit into a line of a phone.
+_WHOLE_NAME = 28
 # Steps of shading; as many classes stand in page.css.
 _SHADES = 8
 _SIDES = (
@@ -89,10 +92,17 @@ def _row(rank: int, hit: "Hit", peak: float, strongest_token: float) -> str:
 
 def origin(hit: "Hit") -> str:
     """Where a hit comes from: source, id, characters."""
-    source = f'<b class="source">{escape(hit.source)}</b> ' if hit.source else ""
+    source = f'<b class="source">{breakable(hit.source)}</b> ' if hit.source else ""
     span = f' <span class="muted">characters {hit.span[0]:,} to {hit.span[1]:,}</span>' if hit.span else ""
     label = "" if hit.label is None else f" {_label(hit.label)}"
-    return f'<div class="origin">{source}<code class="id">{escape(hit.id)}</code>{span}{label}</div>'
+    return f'<div class="origin">{source}<code class="id">{breakable(hit.id)}</code>{span}{label}</div>'
+
+
+def breakable(name: str) -> str:
+    """A name, escaped, that breaks behind its separators where a line is too narrow for it, and nowhere else."""
+    if len(name) <= _WHOLE_NAME:
+        return escape(name)
+    return "<wbr>".join(escape(part) for part in re.split(r"(?<=[/._#:-])(?=[^/._#:-])", name))
 
 
 def _label(label: "ClassLabel") -> str:

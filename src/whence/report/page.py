@@ -15,13 +15,14 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _NAVIGATION = 3
 
 
-def page(title: str, sections: Sequence[tuple[str, str]], *, intro: str = "") -> str:
+def page(title: str, sections: Sequence[tuple[str, str]], *, intro: str = "", tab: str = "") -> str:
     """A whole HTML page with inline style, for light and dark, wide and narrow screens.
 
     Args:
         title: Heading of the page; escaped, as are `intro` and the headings.
         sections: Heading and HTML of each section, such as `hits_fragment(hits)`; the HTML is taken as it is.
         intro: A line or two under the title.
+        tab: What the browser's tab and its history say, such as the question; the title if left out.
 
     Returns:
         The page.
@@ -39,14 +40,14 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, intro: str = "") ->
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(title)}</title>\n{style()}\n</head>\n"
+        f"<title>{escape(tab or title)}</title>\n{style()}\n</head>\n"
         f'<body class="whence-page"><div class="sheet"><header><h1>{escape(title)}</h1>{lead}{navigation}</header>'
         f"<main>{parts}</main><footer>Made with whence. Scores are predictions: positive means that more weight on the "
         "example in training raises the measurement.</footer></div></body>\n</html>\n"
     )
 
 
-def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]], *, intro: str = "") -> Path:
+def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]], *, intro: str = "", tab: str = "") -> Path:
     """Write the page, whole or not at all.
 
     Args:
@@ -54,6 +55,7 @@ def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]]
         title: As in `page`.
         sections: As in `page`.
         intro: As in `page`.
+        tab: As in `page`.
 
     Returns:
         The path written.
@@ -63,6 +65,6 @@ def write_page(path: str | Path, title: str, sections: Sequence[tuple[str, str]]
     """
     path = Path(path)
     # A lone surrogate, which broken text can hold, has no bytes.
-    content = page(title, sections, intro=intro).encode("utf-8", "replace")
+    content = page(title, sections, intro=intro, tab=tab).encode("utf-8", "replace")
     write_file(path, [content])
     return path

@@ -1,6 +1,6 @@
 """Which part of a long text to show first, and how strongly to shade each token."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whence.report.hits import Hit
 
-__all__ = ["Piece", "clip", "peak_of", "pieces", "shorten", "strongest"]
+__all__ = ["Piece", "clip", "peak_of", "pieces", "question_title", "shorten", "strongest"]
 
 # A passage may start this many characters later, or stop earlier, to keep words whole.
 _WORD = 24
+# Characters of a question in the tab of its page.
+_TITLE = 90
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ def shorten(text: str, width: int) -> str:
     """
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1].rsplit(" ", 1)[0] + " …"
+
+
+def question_title(questions: Sequence[str]) -> str:
+    """What the tab of an answer's page says: the question, and how many more there are.
+
+    >>> question_title(["The capital of France is Paris", "b", "c"])
+    'The capital of France is Paris and 2 more - whence'
+    """
+    more = f" and {len(questions) - 1:,} more" if len(questions) > 1 else ""
+    return f"{shorten(questions[0], _TITLE)}{more} - whence"
 
 
 def _middle(parts: tuple[Piece, ...], reach: float, direction: float) -> float:

@@ -3,6 +3,8 @@
 
 const $ = (id) => document.getElementById(id);
 const SHADES = 8;
+// Questions to begin with that are shown at once.
+const CHIPS = 5;
 const PHASES = { writing: "writing", gradients: "reading the question", scan: "scanning the store", tokens: "looking into the examples" };
 const state = { stores: [], limits: {}, redacted: false, answer: null, running: null };
 
@@ -152,8 +154,15 @@ function cancel() {
   if (control) control.abort();
 }
 
+function titled(answer) {
+  const item = answer.item && `${answer.prompt || answer.item.example || "an image"} ${answer.item.label}`;
+  const question = (item || answer.prompt + answer.completion).trim();
+  document.title = (question.length > 90 ? question.slice(0, 88) + " …" : question).replace(/\s+/g, " ") + " - whence";
+}
+
 function show(answer) {
   state.answer = answer;
+  titled(answer);
   $("answer").hidden = false;
   said(answer);
   const measured = $("measured");
@@ -222,14 +231,17 @@ function row(hit, rank, peak) {
   fill.style.left = (hit.score >= 0 ? 50 : 50 - width) + "%";
   fill.style.width = width + "%";
   const origin = make("div", { class: "origin" });
-  if (hit.source) origin.append(make("b", { class: "source" }, hit.source), " ");
-  origin.append(make("code", { class: "id" }, hit.id));
+  if (hit.source) origin.append(make("b", { class: "source" }, ...breakable(hit.source)), " ");
+  origin.append(make("code", { class: "id" }, ...breakable(hit.id)));
   if (hit.label !== undefined) origin.append(" ", ...labelled(hit.label, hit.is_disputed ? hit.predicted : ""));
   if (hit.time !== undefined) origin.append(" ", make("span", { class: "muted" }, new Date(1000 * hit.time).toISOString().slice(0, 10)));
   return make("tr", {}, make("td", { class: "rank" }, String(rank)),
     make("td", { class: "score" }, make("span", { class: "value" }, signed(hit.score)), make("span", { class: "bar", "aria-hidden": "true" }, fill)),
     make("td", {}, origin, example(hit)));
 }
+
+// A name that breaks behind its separators where a line is too narrow for it, and nowhere else.
+const breakable = (name) => name.split(/(?<=[/._#:-])(?=[^/._#:-])/).flatMap((part, place) => (place ? [make("wbr"), part] : [part]));
 
 // A label, marked where the model sees another class.
 function labelled(label, disputedBy) {
@@ -279,7 +291,7 @@ function shares(answer) {
   const listed = named.slice(0, 12), left = [...named.slice(12), ...others];
   const peak = Math.max(...listed.map((share) => share.share), 0) || 1;
   const items = listed.map((share) => {
-    const name = share.source ? make("button", { type: "button", class: "filter", "data-source": share.source, title: "Rank this source only" }, share.source) : "(no source)";
+    const name = share.source ? make("button", { type: "button", class: "filter", "data-source": share.source, title: "Rank this source only" }, ...breakable(share.source)) : "(no source)";
     return bar(make("span", { class: "name" }, name), share.share, share.share / peak, share.positive);
   });
   if (left.length) {
@@ -317,7 +329,10 @@ function about() {
     button.addEventListener("click", () => { fill(question); ask(); });
     return button;
   });
-  $("questions").replaceChildren($("questions").firstElementChild, ...buttons);
+  const rest = buttons.splice(CHIPS);
+  const more = make("button", { type: "button", class: "more-questions", "aria-label": `${rest.length} more questions` }, `${rest.length} more`);
+  more.addEventListener("click", () => { more.replaceWith(...rest); rest[0].focus(); });
+  $("questions").replaceChildren($("questions").firstElementChild, ...buttons, ...(rest.length ? [more] : []));
   $("questions").hidden = !buttons.length;
   $("prompt").placeholder = store.questions[0]?.prompt || "";
   $("completion").placeholder = store.questions[0]?.completion || "";

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from whence.report.hits import Hits
 from whence.report.page import write_page
+from whence.report.passages import question_title
 from whence.why.html import TOKEN_DEFINITION, why_fragment
 from whence.why.terminal import print_why
 
@@ -103,7 +104,8 @@ class Why:
         Returns:
             The path written.
         """
-        return write_page(path, title, [("The answer", why_fragment(self))], intro=intro)
+        tab = question_title([self.prompt + "".join(self.completion)])
+        return write_page(path, title, [("The answer", why_fragment(self))], intro=intro, tab=tab)
 
     def _document(self, hit: Mapping[str, Any]) -> dict[str, Any]:
         parts = self.parts[hit["id"]]
