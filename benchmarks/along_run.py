@@ -54,7 +54,13 @@ def table_of(setting, run, folder, name, step, options):
     if not (kept / "table.json").exists():
         task = setting.task
         with run.weights(task.model, [step]):
-            table = whence.attribute(task, setting.train, setting.queries, quiet=True, **options)
+            table = whence.attribute(
+                task,
+                setting.train,
+                setting.queries,
+                method=whence.settings.exact_settings("ekfac", options),
+                runtime=whence.Runtime(quiet=True),
+            )
         save_table(replace(table, method=name), kept)
     return load_table(kept)
 

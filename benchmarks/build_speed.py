@@ -18,6 +18,8 @@ import time
 
 import torch
 
+from whence.settings import BuildConfig, Runtime
+
 
 def make(arguments):
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -93,7 +95,13 @@ def whole_build(task, examples, method):
     copies = [Example(f"{number}/{e.id}", e.fields, e.length) for number in range(4) for e in examples]
     positions = sum(example.length for example in examples)
     with tempfile.TemporaryDirectory(prefix="whence-") as folder:
-        whence.build(task, Dataset(copies), folder, method=method, batch_positions=positions, quiet=True)
+        whence.build(
+            task,
+            Dataset(copies),
+            folder,
+            config=BuildConfig(method=method, batch_positions=positions),
+            runtime=Runtime(quiet=True),
+        )
 
 
 def seconds(step):

@@ -54,7 +54,7 @@ def table_of(setting, folder, name, measure, method):
     kept = folder / name.replace(" ", "-").replace(",", "")
     if not (kept / "table.json").exists():
         task = whence.Classification(setting.task.model, measure=measure, recipe=setting.task.recipe)
-        table = whence.attribute(task, setting.train, setting.queries, method=method, quiet=True)
+        table = whence.attribute(task, setting.train, setting.queries, method=method, runtime=whence.Runtime(quiet=True))
         save_table(replace(table, method=name, unit=setting.task.unit), kept)
     return load_table(kept)
 

@@ -15,6 +15,8 @@ import time
 
 import torch
 
+from whence.settings import Runtime
+
 
 def make(arguments, dtype):
     """Task and examples of random tokens."""
@@ -96,10 +98,10 @@ def fit(arguments):
     tokens = len(examples) * arguments.length
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        whence.pipeline.fit_curvature(task, examples, f"{folder}/fit", quiet=True)
+        whence.pipeline.fit_curvature(task, examples, f"{folder}/fit", runtime=Runtime(quiet=True))
         print(f"fit of EK-FAC: {tokens:,} tokens in {time.perf_counter() - started:,.1f} s")
         started = time.perf_counter()
-        whence.build(task, examples, f"{folder}/store", quiet=True)
+        whence.build(task, examples, f"{folder}/store", runtime=Runtime(quiet=True))
         print(f"default store: {time.perf_counter() - started:,.1f} s, peak {peak_mib(arguments.device):,.0f} MiB")
 
 
@@ -128,7 +130,7 @@ def bf16(arguments):
         task.model.to(dtype)
         queries = Dataset(examples.examples[:4])
         started = time.perf_counter()
-        tables.append(whence.attribute(task, examples, queries, quiet=True).scores.double())
+        tables.append(whence.attribute(task, examples, queries, runtime=Runtime(quiet=True)).scores.double())
         times.append(time.perf_counter() - started)
     ranks = [table.argsort(1).argsort(1).double() for table in tables]
     agreement = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)]).mean()

@@ -95,7 +95,11 @@ def scores():
             for name, options in (("online", {"online_bases": True}), ("fitted", {}), ("other labels", {"seed": 1})):
                 start = time.perf_counter()
                 tables[name] = whence.attribute(
-                    task, train_set, queries, method="source", run=folder, quiet=True, **options
+                    task,
+                    train_set,
+                    queries,
+                    method=whence.settings.exact_settings("source", {"run": folder, **options}),
+                    runtime=whence.Runtime(quiet=True),
                 ).scores
                 seconds[name] = time.perf_counter() - start
             found = agreement(tables["online"], tables["fitted"])

@@ -150,7 +150,13 @@ def correlations(setting, make, epochs):
         for method in ("ekfac", "source", "unroll"):
             options = {} if method == "ekfac" else {"run": folder}
             try:
-                scores = whence.attribute(task, train_set, queries, method=method, quiet=True, **options).scores[:, places]
+                scores = whence.attribute(
+                    task,
+                    train_set,
+                    queries,
+                    method=whence.settings.exact_settings(method, options),
+                    runtime=whence.Runtime(quiet=True),
+                ).scores[:, places]
             except Unsupported:
                 found.append("refused")
                 continue

@@ -82,7 +82,12 @@ def table_of(setting, name, task, target):
     folder = setting.folder / "proxies" / f"table-{name.replace(', ', '-').replace(' ', '-')}"
     if not (folder / "table.json").exists():
         say(f"attributing: {name}")
-        save_table(whence.proxy.proxy_table(task, target, setting.train, setting.queries, name=name, quiet=True), folder)
+        save_table(
+            whence.proxy.proxy_table(
+                task, target, setting.train, setting.queries, name=name, runtime=whence.Runtime(quiet=True)
+            ),
+            folder,
+        )
     return load_table(folder)
 
 
@@ -90,7 +95,7 @@ def probe_of(setting, name, task, target):
     """Agreement on a few documents and queries, made at the first call."""
     file = setting.folder / "proxies" / f"probe-{name.replace(', ', '-').replace(' ', '-')}.json"
     if not file.exists():
-        found = whence.proxy.proxy_agreement(task, target, setting.train, setting.queries, quiet=True)
+        found = whence.proxy.proxy_agreement(task, target, setting.train, setting.queries, runtime=whence.Runtime(quiet=True))
         file.write_text(json.dumps(found.to_dict()))
     return json.loads(file.read_text())["spearman"]
 

@@ -92,7 +92,15 @@ def references(setting, judge):
         folder = setting.folder / "quality" / method
         if not (folder / "table.json").exists():
             factors = setting.folder / "quality" / "factors" if method == "ekfac" else None
-            save_table(whence.attribute(setting.task, setting.train, setting.queries, method=method, factors=factors), folder)
+            save_table(
+                whence.attribute(
+                    setting.task,
+                    setting.train,
+                    setting.queries,
+                    method=whence.settings.exact_settings(method, {"factors": factors}),
+                ),
+                folder,
+            )
         table = load_table(folder)
         found[method] = Result(method, "", table, judge.lds(table))
     if setting.name == "text":
@@ -141,9 +149,15 @@ def one(setting, judge, curve, size, options):
         is_shared = options["method"] == "aligned" and (options["bytes_per_example"] != _ALONE or "axes_examples" in options)
         factors = setting.folder / "quality" / "factors" if is_shared else None
         started = time.process_time()
-        store = whence.build(setting.task, setting.train, place, factors=factors, quiet=True, **options)
+        store = whence.build(
+            setting.task,
+            setting.train,
+            place,
+            config=whence.BuildConfig(factors=factors, **options),
+            runtime=whence.Runtime(quiet=True),
+        )
         built = time.process_time()
-        table = whence.score_table(store, setting.task, setting.queries, quiet=True)
+        table = whence.score_table(store, setting.task, setting.queries, runtime=whence.Runtime(quiet=True))
         asked = time.process_time()
         save_table(table, folder)
         cost = {

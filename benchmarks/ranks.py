@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from whence.settings import BuildConfig, Runtime, exact_settings
+
 os.environ["OMP_NUM_THREADS"] = "1"
 SHARD = 16
 
@@ -45,21 +47,31 @@ def job(arguments):
 def work(what, task, train, queries, folder, ranks):
     import whence
 
-    options = {"quiet": True, "ranks": ranks}
+    runtime = Runtime(batch_positions=1024, quiet=True, ranks=ranks)
     if what == "build":
         build(task, train, folder, ranks)
     elif what == "curvature":
-        whence.pipeline.fit_curvature(task, train, folder, batch_positions=1024, **options)
+        whence.pipeline.fit_curvature(task, train, folder, runtime=runtime)
     else:
         solving = {"iterations": 3} if what == "pcg" else {}
-        whence.attribute(task, train, queries, method=what, factors=folder, batch_positions=1024, **solving, **options)
+        whence.attribute(
+            task,
+            train,
+            queries,
+            method=exact_settings(what, {"factors": folder, **solving}),
+            runtime=runtime,
+        )
 
 
 def build(task, train, folder, ranks):
     import whence
 
     whence.build(
-        task, train, folder, method="logra", rank=16, rows_per_shard=SHARD, batch_positions=1024, quiet=True, ranks=ranks
+        task,
+        train,
+        folder,
+        config=BuildConfig(method="logra", rank=16, rows_per_shard=SHARD, batch_positions=1024),
+        runtime=Runtime(quiet=True, ranks=ranks),
     )
 
 
@@ -160,7 +172,7 @@ def main():
         with contextlib.redirect_stdout(sys.stderr):
             import whence
 
-            whence.pipeline.fit_curvature(task, train, factors, batch_positions=1024, quiet=True)
+            whence.pipeline.fit_curvature(task, train, factors, runtime=Runtime(batch_positions=1024, quiet=True))
         print("| work | one process, s | two, s | ratio |\n|---|---|---|---|", flush=True)
         for what in ("build", "curvature", "ekfac", "pcg"):
             pairs = []

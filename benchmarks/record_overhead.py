@@ -72,7 +72,12 @@ def train(make, steps, watch, folder):
     if watch not in ("plain", "recorder"):
         factors = folder / "factors" if watch.endswith("factors") else None
         log = whence.pipeline.GradientLog(
-            folder / "log", task, records, method=watch.split()[0], rank=int(watch.split()[1]), factors=factors, quiet=True
+            folder / "log",
+            task,
+            records,
+            factors=factors,
+            quiet=True,
+            config=whence.BuildConfig(method=watch.split()[0], rank=int(watch.split()[1])),
         )
     recorder = whence.Recorder(folder / "run", model, optimizer, every=-(-steps // 6)) if watch == "recorder" else None
     divisor = None if make is mlp else 64.0 * size

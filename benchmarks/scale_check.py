@@ -110,12 +110,12 @@ def build_seconds(task, dataset, config):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "store"
         started = time.perf_counter()
-        whence.build(task, dataset, folder, config=config, quiet=True)
+        whence.build(task, dataset, folder, config=config, runtime=whence.Runtime(quiet=True))
         whole = time.perf_counter() - started
         for path in [*folder.glob("shards/*"), folder / "manifest.json"]:
             path.unlink()
         started = time.perf_counter()
-        whence.build(task, dataset, folder, config=config, quiet=True)
+        whence.build(task, dataset, folder, config=config, runtime=whence.Runtime(quiet=True))
         rows = time.perf_counter() - started
         return whole - rows, rows, sum(path.stat().st_size for path in folder.glob("shards/*.safetensors"))
 

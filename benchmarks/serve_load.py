@@ -47,7 +47,12 @@ def make_store(folder, rows, rank):
     origin = {"model": str(folder / "model"), "task": "causal_lm", "options": {}}
     # An inner product of rows of this size is the scan of any method; building it takes the least time.
     store = whence.build(
-        task, records, folder / "store", method="grad-dot", rank=rank, dtype="bfloat16", origin=origin, quiet=True
+        task,
+        records,
+        folder / "store",
+        origin=origin,
+        config=whence.BuildConfig(method="grad-dot", rank=rank, dtype="bfloat16"),
+        runtime=whence.Runtime(quiet=True),
     )
     return store, task
 

@@ -114,14 +114,20 @@ def main():
     stores = {
         size: whence.build(
             task, data, place / f"store-{size}",
-            method="aligned", bytes_per_example=size, factors=place / "factors", axes_examples=arguments.sample,
+            config=whence.BuildConfig(method="aligned", bytes_per_example=size, factors=place / "factors", axes_examples=arguments.sample),
         )
         for size in arguments.bytes
     }  # fmt: skip
     fit_on = min(len(data), 8192)  # as many as a build fits on
 
     def exact(asked):
-        return whence.attribute(task, data, asked, relative_damping=0.1, factors=place / "factors", fit_on=fit_on, quiet=True)
+        return whence.attribute(
+            task,
+            data,
+            asked,
+            method=whence.EKFAC(damping=whence.Damping(relative=0.1), factors=place / "factors", fit_on=fit_on),
+            runtime=whence.Runtime(quiet=True),
+        )
 
     truth, _ = kept(place / "exact.pt", lambda: exact(queries))
     sizes = [size for size in (100, 200, 400, 800, 1600) if 2 * size < len(data)]
@@ -131,7 +137,10 @@ def main():
     )
     print("|---|---|---|---|---|---|---|---|")
     for size, store in stores.items():
-        found, _ = kept(place / f"scores-{size}.pt", lambda store=store: whence.score_table(store, task, queries, quiet=True))
+        found, _ = kept(
+            place / f"scores-{size}.pt",
+            lambda store=store: whence.score_table(store, task, queries, runtime=whence.Runtime(quiet=True)),
+        )
         code, row = f"{store.blueprint.rank:,} of {store.blueprint.dtype}", store.codec.row_bytes()
         for short in sizes:
             (few, _), (many, score) = (found_of(truth, found, top, short) for top in (10, 100))
@@ -150,8 +159,12 @@ def main():
             whole = spent(lambda asked=asked: exact(asked))
             for size, store in stores.items():
                 scan, both = (
-                    spent(lambda asked=asked, store=store, more=more: whence.query(store, task, asked, quiet=True, **more))
-                    for more in ({}, {"rerank": "exact", "train": data})
+                    spent(
+                        lambda asked=asked, store=store, rerank=rerank: whence.query(
+                            store, task, asked, rerank=rerank, runtime=whence.Runtime(quiet=True)
+                        )
+                    )
+                    for rerank in (None, whence.Rerank(train=data))
                 )
                 print(f"| {count} | {size} bytes | {scan:.2f} | {both:.2f} | {whole:.2f} |")
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from whence.settings import Runtime, exact_settings
+
 EXAMPLES, QUERIES, LEFT_OUT, H = 512, 16, 32, 1e-4
 
 
@@ -118,8 +120,8 @@ def run(name, recipe, dtype):
             for step in range(recorded.steps):
                 replay.gradients(state, step)
             one_pass = (time.process_time() - started) / recipe.epochs
-        smooth = whence.runs.smoothness(task, train_set, folder, quiet=True)
-        small = whence.runs.smoothness(task, train_set, folder, share=1 / EXAMPLES, quiet=True)
+        smooth = whence.runs.smoothness(task, train_set, folder, runtime=Runtime(quiet=True))
+        small = whence.runs.smoothness(task, train_set, folder, share=1 / EXAMPLES, runtime=Runtime(quiet=True))
         print(
             f"\n{name}: {recorded.steps} steps, {recipe.epochs} passes; smoothness {smooth.value:.2f} with {smooth.examples} examples "
             f"out, {small.value:.2f} with {small.examples}"
@@ -127,11 +129,11 @@ def run(name, recipe, dtype):
         print("| method | Spearman, leaving out | slope | Spearman, derivative | passes, 1 query | passes, 16 queries |")
         print("|---|---|---|---|---|---|")
         for method in ("ekfac", "source", "unroll"):
-            options = {"method": method, "quiet": True} | ({} if method == "ekfac" else {"run": folder})
+            settings = exact_settings(method, {} if method == "ekfac" else {"run": folder})
             costs = []
             for some in (train_set.__class__(queries.examples[:1]), queries):
                 started = time.process_time()
-                table = whence.attribute(task, train_set, some, **options)
+                table = whence.attribute(task, train_set, some, method=settings, runtime=Runtime(quiet=True))
                 costs.append((time.process_time() - started) / one_pass)
             scores = table.scores[:, left_out]
             effects = -scores

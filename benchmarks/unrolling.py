@@ -36,7 +36,16 @@ def found(optimizer, kind, epochs):
             if optimizer == "momentum" and "form" in options:
                 options = {}
             given = {} if method == "ekfac" else {"run": folder, **options}
-            scores[name] = agreement(whence.attribute(task, data, queries, method=method, quiet=True, **given).scores, wanted)
+            scores[name] = agreement(
+                whence.attribute(
+                    task,
+                    data,
+                    queries,
+                    method=whence.settings.exact_settings(method, given),
+                    runtime=whence.Runtime(quiet=True),
+                ).scores,
+                wanted,
+            )
         return scores
 
 

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 
 from whence.capture.memory import give_back
+from whence.settings import EKFAC, BuildConfig, Runtime, exact_settings
 
 _LENGTH = 32
 
@@ -70,7 +71,9 @@ def agreement(arguments):
 
     def scores(**options):
         start = time.process_time()
-        table = whence.attribute(task, train, queries, quiet=True, batch_positions=1024, **options)
+        table = whence.attribute(
+            task, train, queries, method=exact_settings("ekfac", options), runtime=Runtime(quiet=True, batch_positions=1024)
+        )
         return table.scores, time.process_time() - start, next((note for note in table.notes if "sampled label" in note), "")
 
     wanted, seconds, _ = scores(largest_side=10**6)
@@ -94,20 +97,22 @@ def cost(arguments):
     from whence.pipeline import forecast_build, forecast_exact
 
     task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
-    runs = {"quiet": True, "batch_positions": 1024}
+    runtime = Runtime(quiet=True, batch_positions=1024)
     print(f"hidden {arguments.width}, {len(train)} documents of {_LENGTH} tokens, {len(queries)} queries; forecast / actual")
     print("| verb | memory MiB | disk MiB | seconds | the forecast itself, seconds |\n|---|---|---|---|---|", flush=True)
     with TemporaryDirectory() as place:
         fit, store = Path(place) / "fit", Path(place) / "store"
         told = {
-            "attribute": lambda: forecast_exact(task, train, len(queries), batch_positions=1024),
-            "curvature": lambda: forecast_exact(task, train, 0, factors=fit, batch_positions=1024),
+            "attribute": lambda: forecast_exact(task, train, len(queries), runtime=runtime),
+            "curvature": lambda: forecast_exact(task, train, 0, method=EKFAC(factors=fit), runtime=runtime),
             "build": lambda: forecast_build(task, train, whence.BuildConfig(batch_positions=1024)),
         }
         verbs = {
-            "attribute": lambda: whence.attribute(task, train, queries, **runs),
-            "curvature": lambda: whence.pipeline.fit_curvature(task, train, fit, **runs),
-            "build": lambda: whence.build(task, train, store, **runs),
+            "attribute": lambda: whence.attribute(task, train, queries, runtime=runtime),
+            "curvature": lambda: whence.pipeline.fit_curvature(task, train, fit, runtime=runtime),
+            "build": lambda: whence.build(
+                task, train, store, config=BuildConfig(batch_positions=1024), runtime=Runtime(quiet=True)
+            ),
         }
         for name in arguments.verbs:
             # Of the processor, so that a machine that does other things counts the same on both sides.
@@ -133,15 +138,16 @@ def bf16(arguments):
     def scores(dtype, name, seed=0):
         task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
         task.model.to(torch.bfloat16).to(dtype)  # the same rounded weights in both types
-        runs = {"quiet": True, "batch_positions": 1024}
         method, _, rest = name.partition(" ")
         if method in whence.methods.METHODS:
             with TemporaryDirectory() as place:
-                store = whence.build(task, train, Path(place) / "store", method=method, seed=seed, **runs)
-                return whence.score_table(store, task, queries, quiet=True).scores
+                config = BuildConfig(method=method, seed=seed, batch_positions=1024)
+                store = whence.build(task, train, Path(place) / "store", config=config, runtime=Runtime(quiet=True))
+                return whence.score_table(store, task, queries, runtime=Runtime(quiet=True)).scores
         options = {"data labels": {"labels": "dataset"}, "sampled labels": {}, "": {}}[rest]
         options = options if method == "grad-dot-exact" else {"seed": seed, **options}
-        return whence.attribute(task, train, queries, method=method, **runs, **options).scores
+        runtime = Runtime(quiet=True, batch_positions=1024)
+        return whence.attribute(task, train, queries, method=exact_settings(method, options), runtime=runtime).scores
 
     print(f"hidden {arguments.width}, {arguments.documents} documents, {arguments.queries} queries")
     print("| scores | agreement of bfloat16 with float32 | relative difference |\n|---|---|---|", flush=True)

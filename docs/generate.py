@@ -54,7 +54,8 @@ SHOWN = {
     "serve": ("Client", "ServeConfig"),
     "distributed": ("Ranks",),
     "workers": ("Workers",),
-    "tasks": ("AbstractTask", "NoiseSchedule", "load_diffusion"),
+    "tasks": ("AbstractTask", "Draws", "Hiding", "Measured", "NoiseSchedule", "TextLimits", "load_diffusion"),
+    "settings": (*(name for name in whence.settings.__all__ if name[0].isupper()), "exact_settings"),
     "clusters": ("Clusters", "clusters", "write_clusters"),
     "shares": ("ShareCheck", "ShareLine", "Shares", "named_sources", "shares", "verify_shares", "write_shares"),
 }

@@ -51,15 +51,17 @@ def hidden_words():
     records = [{"input_ids": ids(text), "id": text} for _, text in TEXTS]
 
     def loss(step):  # other words are hidden in every step
-        task = whence.MaskedLM(model, None, mask_id=1, share=0.3, seed=step)
+        task = whence.MaskedLM(model, None, hiding=whence.tasks.Hiding(mask_id=1, share=0.3, seed=step))
         batch = task.collate(task.prepare(records).examples)
         return task.loss(model, batch).sum() / (batch["labels"] != -100).sum()
 
     train(model, loss, 120)
     scores = 0.0
     for seed in range(4):  # what is hidden while scoring is drawn too: a mean over draws
-        task = whence.MaskedLM(model, None, mask_id=1, share=0.3, seed=1000 + seed)
-        scores = scores + whence.attribute(task, records, records[::4], method="ekfac", quiet=True).scores
+        task = whence.MaskedLM(model, None, hiding=whence.tasks.Hiding(mask_id=1, share=0.3, seed=1000 + seed))
+        scores = (
+            scores + whence.attribute(task, records, records[::4], method="ekfac", runtime=whence.Runtime(quiet=True)).scores
+        )
     return share_of_own(scores, own=4)
 
 
@@ -87,7 +89,14 @@ def sentence_pairs():
     train(model, lambda step: losses(model, batch).mean(), 40)
     # Curvature of the data's own gradients, since whence knows no likelihood behind this loss.
     return share_of_own(
-        whence.attribute(task, records, records[::4], method="ekfac", labels="dataset", quiet=True).scores, own=4
+        whence.attribute(
+            task,
+            records,
+            records[::4],
+            method=whence.EKFAC(fit=whence.FitConfig(labels="dataset")),
+            runtime=whence.Runtime(quiet=True),
+        ).scores,
+        own=4,
     )
 
 

@@ -78,14 +78,16 @@ def main(kind="cnn", place="whence-images"):
             logits = task.model(batch["inputs"]["inputs"][rows])
             nn.functional.cross_entropy(logits, batch["target"][rows]).backward()
             optimizer.step()
-    self_influence = whence.self_influence(task, train, method="kfac", quiet=True).scores[0].neg()
+    self_influence = whence.self_influence(task, train, method="kfac", runtime=whence.Runtime(quiet=True)).scores[0].neg()
     order = self_influence.abs().argsort(descending=True)[: 2 * WRONG].tolist()
     found = sum(train[place]["id"] in wrong for place in order) / WRONG
     print(
         f"{kind}: {found:.0%} of {WRONG} wrong labels are among the {2 * WRONG} of 600 images with most influence on themselves"
     )
-    whence.build(task, train, folder / f"store-{kind}", method="lorif", quiet=True)
-    hits = whence.query(folder / f"store-{kind}", task, queries, k=5, quiet=True)
+    whence.build(
+        task, train, folder / f"store-{kind}", config=whence.BuildConfig(method="lorif"), runtime=whence.Runtime(quiet=True)
+    )
+    hits = whence.query(folder / f"store-{kind}", task, queries, k=5, runtime=whence.Runtime(quiet=True))
     print(write_page(folder / f"{kind}.html", "Digits", [("What each prediction comes from", hits_fragment(hits))]))
     return found
 

@@ -43,7 +43,7 @@ def main():
         optimizer.zero_grad()
         (task.loss(model, batch).sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
         optimizer.step()
-    table = whence.attribute(task, train, queries, method="kfac", quiet=True)
+    table = whence.attribute(task, train, queries, method="kfac", runtime=whence.Runtime(quiet=True))
     strongest = table.scores.topk(10, 1).indices % len(STEPS)
     share = float((strongest == torch.arange(6)[:, None] % len(STEPS)).double().mean())
     print(f"{share:.0%} of the ten strongest proponents follow the rule that is asked about (chance: 33%)")

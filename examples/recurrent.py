@@ -40,7 +40,7 @@ def main():
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(batch["inputs"]["inputs"][rows]), batch["target"][rows]).backward()
             optimizer.step()
-    table = whence.attribute(task, train, queries, method="ekfac", quiet=True)
+    table = whence.attribute(task, train, queries, method="ekfac", runtime=whence.Runtime(quiet=True))
     labels = torch.from_numpy(digits.target)
     strongest = labels[:400][table.scores.topk(10, 1).indices]
     share = float((strongest == labels[1000:1020, None]).double().mean())

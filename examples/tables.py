@@ -34,7 +34,11 @@ def main():
     task = whence.Classification(fit(X, y))
     queries = whence.load_arrays(asked, truth)
     table = whence.attribute(
-        task, whence.load_arrays(X, y), queries, method="pcg", absolute_damping=2 * PENALTY, labels="exact", quiet=True
+        task,
+        whence.load_arrays(X, y),
+        queries,
+        method=whence.settings.PCG(damping=whence.Damping(absolute=2 * PENALTY), fit=whence.FitConfig(labels="exact")),
+        runtime=whence.Runtime(quiet=True),
     )
     batch = task.collate(task.prepare(queries).examples)
     before = task.measurement(task.model, batch).detach()

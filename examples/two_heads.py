@@ -56,7 +56,13 @@ def main():
         losses(model, batch).mean().backward()
         optimizer.step()
     # Two losses of different kinds have no outputs that whence knows of: curvature is that of the data's own gradients.
-    table = whence.attribute(task, train, queries, method="kfac", labels="dataset", quiet=True)
+    table = whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.settings.KFAC(fit=whence.FitConfig(labels="dataset")),
+        runtime=whence.Runtime(quiet=True),
+    )
     kinds = torch.from_numpy(found.target[:600])
     order = table.scores.mean(0).argsort(descending=True)
     eights, threes = float((kinds[order[:20]] == 8).double().mean()), float((kinds[order[-20:]] == 3).double().mean())

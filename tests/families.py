@@ -233,7 +233,7 @@ def _masked():
 
     model = transformers.BertForMaskedLM(transformers.BertConfig(**_TEXT))
     records = [{"input_ids": torch.randint(4, 30, (3 + 2 * number,)).tolist()} for number in range(4)]
-    return whence.MaskedLM(model.double(), None, mask_id=3, share=0.5), records
+    return whence.MaskedLM(model.double(), None, hiding=whence.tasks.Hiding(mask_id=3, share=0.5)), records
 
 
 def _normal(*shape):

@@ -6,6 +6,7 @@ import torch
 import whence
 from tests import zoo
 from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_rows
+from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
 from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back, unpack
@@ -19,7 +20,7 @@ from whence.settings import FitConfig
 from whence.store import open_store, verify_store
 
 MODELS = ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter", "applied_twice", "regression"]
-PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4, "quiet": True}
+PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4}
 
 
 def split(name, count=14, queries=3):
@@ -39,9 +40,15 @@ def rows_of(task, curvature, examples, objective="loss", relative=0.1):
 @pytest.mark.parametrize("name", MODELS)
 def test_as_many_numbers_as_examples_are_ekfac_itself(tmp_path, name):
     task, train, queries = split(name)
-    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
-    table = whence.score_table(store, task, queries, quiet=True)
-    wanted = whence.attribute(task, train, queries, method="ekfac", relative_damping=0.1, batch_positions=40, quiet=True)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
+    wanted = whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.EKFAC(damping=whence.Damping(relative=0.1)),
+        runtime=whence.Runtime(batch_positions=40, quiet=True),
+    )
     torch.testing.assert_close(table.scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
     assert table.unit == wanted.unit and table.bytes_per_example == 8 * store.blueprint.rank <= 8 * len(train)
 
@@ -51,9 +58,13 @@ def test_as_many_numbers_as_examples_are_ekfac_itself(tmp_path, name):
 def test_fewer_numbers_are_the_leading_directions(tmp_path, name, width, sample):
     task, train, queries = split(name)
     store = whence.build(
-        task, train, tmp_path / "s", dtype="float64", rank=width, axes_examples=sample, relative_damping=0.3, **PLAIN
+        task,
+        train,
+        tmp_path / "s",
+        config=whence.BuildConfig(dtype="float64", rank=width, axes_examples=sample, relative_damping=0.3, **PLAIN),
+        runtime=QUIET,
     )
-    table = whence.score_table(store, task, queries, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
     curvature = fitted(task, train)
     rows = rows_of(task, curvature, train.examples, relative=0.3)
     asked = rows_of(task, curvature, queries.examples, "measurement", relative=0.3)
@@ -69,13 +80,13 @@ def test_too_many_parameters_leave_the_best_coordinates(tmp_path, monkeypatch, n
     size = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
     monkeypatch.setattr(sizes, "AXES_BYTES", size // 2 * len(train) // 8)
     kept = 8 * sizes.AXES_BYTES // len(train)
-    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET)
     curvature = fitted(task, train)
     masks = best_coordinates(curvature, 0.1, kept)
     tensors = store.file("codes.safetensors")
     assert [tensors[f"kept.{index}"].tolist() for index in range(len(masks))] == [m.nonzero()[:, 0].tolist() for m in masks]
     assert sum(int(mask.sum()) for mask in masks) == kept
-    table = whence.score_table(store, task, queries, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
     mask = torch.cat(masks)
     rows, asked = rows_of(task, curvature, train.examples), rows_of(task, curvature, queries.examples, "measurement")
     exact = -asked[:, mask] @ rows[:, mask].T / len(train)
@@ -140,13 +151,31 @@ def test_the_code_is_chosen_by_what_the_sample_loses():
 
 @pytest.mark.parametrize(("size", "most"), [(16, 11), (20, 11), (64, 11)])
 def test_bytes_per_example_are_kept(tmp_path, size, most):
-    store = whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, **PLAIN)
+    store = whence.build(
+        make_task(),
+        make_records(most),
+        tmp_path / "s",
+        config=whence.BuildConfig(bytes_per_example=size, **PLAIN),
+        runtime=QUIET,
+    )
     assert store.codec.row_bytes() <= size and store.blueprint.dtype in ("int1", "int2", "int4", "int8", "bfloat16")
     assert verify_store(store) == []
-    again = whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, **PLAIN)
+    again = whence.build(
+        make_task(),
+        make_records(most),
+        tmp_path / "s",
+        config=whence.BuildConfig(bytes_per_example=size, **PLAIN),
+        runtime=QUIET,
+    )
     assert again.blueprint == store.blueprint
     with pytest.raises(StoreMismatch, match="found a code of .* numbers of .* with damping 0.1 x mean"):
-        whence.build(make_task(), make_records(most), tmp_path / "s", bytes_per_example=size, relative_damping=0.2, **PLAIN)
+        whence.build(
+            make_task(),
+            make_records(most),
+            tmp_path / "s",
+            config=whence.BuildConfig(bytes_per_example=size, relative_damping=0.2, **PLAIN),
+            runtime=QUIET,
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "linear", "layer_norm"])
@@ -154,9 +183,11 @@ def test_token_scores_add_up(tmp_path, name):
     from whence.pipeline.stored.prepared import PreparedQuery
 
     task, dataset = zoo.make(name, count=8)
-    store = whence.build(task, dataset, tmp_path / "s", dtype="float64", rank=5, **PLAIN)
+    store = whence.build(
+        task, dataset, tmp_path / "s", config=whence.BuildConfig(dtype="float64", rank=5, **PLAIN), runtime=QUIET
+    )
     asked = PreparedQuery.prepare(store, task, Dataset(dataset.examples[:2]), whence.Damping(), True)
-    table = whence.score_table(store, task, Dataset(dataset.examples[:2]), quiet=True)
+    table = whence.score_table(store, task, Dataset(dataset.examples[:2]), runtime=QUIET)
     for place in (1, 0):  # one query after the other: what is kept of the last one is not used for the next
         for row, example in enumerate(dataset.examples):
             parts = token_scores(task, asked.plan, asked.encoder, example, [unit[place] for unit in asked.preconditioned])
@@ -164,38 +195,65 @@ def test_token_scores_add_up(tmp_path, name):
 
 
 def test_appended_rows_have_the_first_code(tmp_path):
-    first = whence.build(make_task(), make_records(8), tmp_path / "s", rank=6, **PLAIN)
+    first = whence.build(
+        make_task(), make_records(8), tmp_path / "s", config=whence.BuildConfig(rank=6, **PLAIN), runtime=QUIET
+    )
     code = (first.folder / "codes.safetensors").read_bytes()
-    grown = whence.build(make_task(), make_records(5, first=20), tmp_path / "s", rank=6, append=True, **PLAIN)
+    grown = whence.build(
+        make_task(),
+        make_records(5, first=20),
+        tmp_path / "s",
+        append=True,
+        config=whence.BuildConfig(rank=6, **PLAIN),
+        runtime=QUIET,
+    )
     assert len(grown) == 13 and (grown.folder / "codes.safetensors").read_bytes() == code and verify_store(grown) == []
 
 
 def test_a_stopped_fit_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    whence.build(make_task(), make_records(), tmp_path / "whole", rank=6, **PLAIN)
+    whence.build(make_task(), make_records(), tmp_path / "whole", config=whence.BuildConfig(rank=6, **PLAIN), runtime=QUIET)
     monkeypatch.setattr(codes_module, "code_axes", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        whence.build(make_task(), make_records(), tmp_path / "stopped", rank=6, **PLAIN)
+        whence.build(
+            make_task(), make_records(), tmp_path / "stopped", config=whence.BuildConfig(rank=6, **PLAIN), runtime=QUIET
+        )
     assert (tmp_path / "stopped" / "factors" / "values.safetensors").exists()
     monkeypatch.undo()
-    whence.build(make_task(), make_records(), tmp_path / "stopped", rank=6, **PLAIN)
+    whence.build(make_task(), make_records(), tmp_path / "stopped", config=whence.BuildConfig(rank=6, **PLAIN), runtime=QUIET)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
 def test_a_large_sample_is_held_in_half_the_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "_WIDE_BYTES", 0)
     task, train, queries = split("gpt2")
-    found = whence.score_table(whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN), task, queries, quiet=True)
+    found = whence.score_table(
+        whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET),
+        task,
+        queries,
+        runtime=QUIET,
+    )
     monkeypatch.undo()
-    wanted = whence.score_table(whence.build(task, train, tmp_path / "w", dtype="float64", **PLAIN), task, queries, quiet=True)
+    wanted = whence.score_table(
+        whence.build(task, train, tmp_path / "w", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET),
+        task,
+        queries,
+        runtime=QUIET,
+    )
     assert torch.corrcoef(torch.stack([found.scores.flatten(), wanted.scores.flatten()]))[0, 1] > 0.999
 
 
 def test_a_sample_is_taken_in_parts(tmp_path, monkeypatch):
     task, train, queries = split("linear")
     monkeypatch.setattr(codes_module, "CHUNK_NUMBERS", 3 * 48)
-    store = whence.build(task, train, tmp_path / "s", dtype="float64", **PLAIN)
-    wanted = whence.attribute(task, train, queries, method="ekfac", relative_damping=0.1, batch_positions=40, quiet=True)
-    scores = whence.score_table(store, task, queries, quiet=True).scores
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET)
+    wanted = whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.EKFAC(damping=whence.Damping(relative=0.1)),
+        runtime=whence.Runtime(batch_positions=40, quiet=True),
+    )
+    scores = whence.score_table(store, task, queries, runtime=QUIET).scores
     torch.testing.assert_close(scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
 
 
@@ -207,9 +265,15 @@ def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):
         collate=lambda records: {key: torch.stack([record[key] for record in records]) for key in ("inputs", "wanted")},
     )
     records = [{"inputs": torch.randn(6).double(), "wanted": torch.randn(3).double()} for _ in range(9)]
-    store = whence.build(task, records, tmp_path / "s", dtype="float64", **PLAIN)
-    table = whence.score_table(store, task, records[:2], quiet=True)
-    wanted = whence.attribute(task, records, records[:2], method="ekfac", labels="dataset", relative_damping=0.1, quiet=True)
+    store = whence.build(task, records, tmp_path / "s", config=whence.BuildConfig(dtype="float64", **PLAIN), runtime=QUIET)
+    table = whence.score_table(store, task, records[:2], runtime=QUIET)
+    wanted = whence.attribute(
+        task,
+        records,
+        records[:2],
+        method=whence.EKFAC(damping=whence.Damping(relative=0.1), fit=whence.FitConfig(labels="dataset")),
+        runtime=QUIET,
+    )
     torch.testing.assert_close(table.scores, wanted.scores, rtol=1e-6, atol=1e-9)
 
 
@@ -222,18 +286,22 @@ def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):
         ({"bytes_per_example": 64, "method": "logra"}, "for the method logra; needed a method that whitens its rows"),
         ({"relative_damping": 0.1, "method": "lorif"}, "found relative_damping=0.1 for the method lorif"),
         ({"relative_damping": -1.0}, "found relative_damping=-1.0; needed 0 or more"),
-        ({"projection": "gaussian"}, "found projection=gaussian for aligned, which learns its axes"),
+        ({"projection": "gaussian"}, "found projection=gaussian for aligned; needed .* none where axes are learned"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, options, text):
     with pytest.raises((BadInput, UnknownOption), match=text):
-        whence.build(make_task(), make_records(), tmp_path / "s", **{**PLAIN, **options})
+        whence.build(
+            make_task(), make_records(), tmp_path / "s", config=whence.BuildConfig(**{**PLAIN, **options}), runtime=QUIET
+        )
 
 
 def test_damping_of_a_query_is_refused(tmp_path):
-    whence.build(make_task(), make_records(), tmp_path / "s", rank=4, **PLAIN)
+    whence.build(make_task(), make_records(), tmp_path / "s", config=whence.BuildConfig(rank=4, **PLAIN), runtime=QUIET)
     with pytest.raises(BadInput, match=r"found damping for a store of aligned; needed the damping .* another relative_damping"):
-        whence.score_table(open_store(tmp_path / "s"), make_task(), make_records(2), relative_damping=0.2, quiet=True)
+        whence.score_table(
+            open_store(tmp_path / "s"), make_task(), make_records(2), damping=whence.Damping(relative=0.2), runtime=QUIET
+        )
 
 
 def test_gradients_of_zero_have_no_code(tmp_path):
@@ -248,7 +316,7 @@ def test_gradients_of_zero_have_no_code(tmp_path):
     )
     records = [{"inputs": record["inputs"]} for record in make_records()]
     with pytest.raises(BadInput, match="found gradients that are zero in all 10 examples of the sample"):
-        whence.build(dead, records, tmp_path / "s", **PLAIN)
+        whence.build(dead, records, tmp_path / "s", config=whence.BuildConfig(**PLAIN), runtime=QUIET)
 
 
 def test_shared_bytes_are_kept(tmp_path):
@@ -258,7 +326,13 @@ def test_shared_bytes_are_kept(tmp_path):
     records = [{"inputs": torch.randn(300, generator=made), "label": place % 150} for place in range(30)]
     kept = {}
     for most in (600_000, 800_000, 1_400_000, 8_000_000):
-        store = whence.build(task, records, tmp_path / str(most), bytes_per_example=64, shared_bytes=most, **PLAIN)
+        store = whence.build(
+            task,
+            records,
+            tmp_path / str(most),
+            config=whence.BuildConfig(bytes_per_example=64, shared_bytes=most, **PLAIN),
+            runtime=QUIET,
+        )
         tensors = store.file("codes.safetensors")
         assert sum(tensor.nbytes for tensor in tensors.values()) <= most + 4096, most
         kept[most] = int(tensors["axes_width"]), int(tensors["axes_bits"])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET, keywords_of
 from tests.test_source import COUNT, data, network, queries_of, train, train_in_stages
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
@@ -12,7 +13,7 @@ from whence.pipeline.through.along import Point, points_of
 
 
 def along(task, folder, train_set, queries, method="ekfac", **options):
-    return whence.attribute(task, train_set, queries, method=method, run=folder, quiet=True, **options)
+    return whence.attribute(task, train_set, queries, **keywords_of(method=method, run=folder, **options))
 
 
 def at_step(folder, kind, step):
@@ -91,7 +92,7 @@ def test_they_are_means_of_tables_at_the_recorded_weights(tmp_path, method):
     parts = [
         whence.attribute(
             whence.Classification(at_step(tmp_path / "run", "mlp", point.step)), train_set, queries,
-            method=method, quiet=True, tokens_of=["t3"], **options,
+            tokens_of=["t3"], **keywords_of(method=method, **options),
         )
         for point in points
     ]  # fmt: skip
@@ -117,7 +118,7 @@ def test_stages_count_by_what_was_met_in_them(tmp_path):
     first, second = (
         whence.attribute(
             whence.Classification(at_step(tmp_path, "mlp", point.step)),
-            Dataset([example for example in train_set.examples if example.id in point.shares]), queries, quiet=True,
+            Dataset([example for example in train_set.examples if example.id in point.shares]), queries, runtime=QUIET,
         ).scores
         for point in points
     )  # fmt: skip
@@ -145,8 +146,10 @@ def test_where_there_is_no_table_it_is_refused(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", epochs=1, every=3)
     queries = queries_of(task, 2)
     for ask in (
-        lambda: whence.self_influence(task, train_set, run=tmp_path, quiet=True),
-        lambda: whence.pipeline.damping_sweep(task, train_set, queries, [0.1], method=whence.EKFAC(run=tmp_path), quiet=True),
+        lambda: whence.self_influence(task, train_set, method=whence.EKFAC(run=tmp_path), runtime=QUIET),
+        lambda: whence.pipeline.damping_sweep(
+            task, train_set, queries, [0.1], method=whence.EKFAC(run=tmp_path), runtime=QUIET
+        ),
     ):
         with pytest.raises(BadInput, match="needed the final weights alone: only tables of scores are averaged over a run"):
             ask()

@@ -284,7 +284,7 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
         (["--seed", "-1"], "found seed=-1; needed 0 or more; do this: correct seed"),
         (["--factor-rank", "2", "--method", "logra"], "found factor_rank=2 for the method logra; needed a method that uses factor_rank"),
         (["--curvature-rank", "9", "--method", "grad-dot"], "found curvature_rank=9 for the method grad-dot"),
-        (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca, which learns its axes"),
+        (["--projection", "gaussian", "--method", "logra-pca"], "found projection=gaussian for logra-pca; needed rademacher or"),
         (["--projection", "sparse", "--method", "lorif"], "found projection=sparse for lorif; needed rademacher or gaussian for layers"),
         (["--projection", "gaussian", "--method", "factgrass"], "found projection=gaussian for factgrass; needed rademacher or"),
         (["--frobnicate"], "found the unknown option --frobnicate; needed an option of whence build; do this: see `whence build --help-all`"),

@@ -13,6 +13,7 @@ from whence.errors import BadInput, UnknownOption
 from whence.evaluate import save_table
 from whence.records import ScoreTable
 from whence.score import mean_table, random_scores
+from whence.tasks import Draws
 
 pytest.importorskip("sklearn")
 
@@ -112,7 +113,7 @@ def small_diffusion(tmp_path, count=8):
     queries = plain.prepare([{"id": f"q{n}", "image": image} for n, image in enumerate(images[:3].flip(2))])
     retrain = DenoiserRetrain(images, settings)
     return Setting(
-        "digits-diffusion", train, queries, lambda model, recipe: denoising(model, settings, draws=4, recipe=recipe),
+        "digits-diffusion", train, queries, lambda model, recipe: denoising(model, settings, noised=Draws(draws=4), recipe=recipe),
         lambda seed: (retrain(torch.ones(count, dtype=torch.bool), seed), settings.recipe(count)),
         lambda: new_denoiser(settings, 0), retrain, DenoiserLosses(queries, settings, draws=4), 4, 2, tmp_path,
     )  # fmt: skip
@@ -129,7 +130,7 @@ def test_a_denoiser_trains_on_what_is_kept_and_nothing_else(tmp_path):
     assert setting.measure(model).shape == (3,)
     assert setting.retrain.fingerprint != replace(setting.retrain, settings=DenoiserSettings()).fingerprint
     assert setting.measure.fingerprint != replace(setting.measure, draws=5).fingerprint
-    task = denoising(model, setting.retrain.settings, draws=4, seed=1)
+    task = denoising(model, setting.retrain.settings, noised=Draws(draws=4, seed=1))
     with torch.no_grad():
         torch.testing.assert_close(setting.measure(model), task.loss(task.model, task.collate(setting.queries.examples)))
 

@@ -7,6 +7,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET, keywords_of
 from whence.capture import plan_units
 from whence.curvature import ResolvedDamping, fit_ekfac, whiten
 from whence.curvature.rows import gradient_pairs
@@ -51,7 +52,9 @@ def test_factors_are_wider_than_the_weights_and_near_those_of_float32(name):
 def test_scores(name, method):
     wide, narrow, examples, queries = pair(name)
     options: dict[str, Any] = {} if method == "grad-dot-exact" else {"labels": "dataset"}
-    wanted, found = (whence.attribute(task, examples, queries, method=method, quiet=True, **options) for task in (wide, narrow))
+    wanted, found = (
+        whence.attribute(task, examples, queries, **keywords_of(method=method, **options)) for task in (wide, narrow)
+    )
     near(found.scores, wanted.scores)
 
 
@@ -60,8 +63,8 @@ def test_stores(tmp_path, method):
     wide, narrow, examples, queries = pair("gpt2")
     tables = []
     for task, folder in ((wide, "wide"), (narrow, "narrow")):
-        store = whence.build(task, examples, tmp_path / folder, method=method, quiet=True)
-        tables.append(whence.score_table(store, task, queries, quiet=True).scores)
+        store = whence.build(task, examples, tmp_path / folder, config=whence.BuildConfig(method=method), runtime=QUIET)
+        tables.append(whence.score_table(store, task, queries, runtime=QUIET).scores)
     near(tables[1], tables[0], 2 * SHARE)
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import whence
 from tests import zoo
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from whence.capture import capture, check_task, frozen, plan_units
 from whence.errors import BadInput, NonFinite, Unsupported
 
@@ -186,8 +187,14 @@ def test_tables_with_max_norm_that_are_left_out_are_read_and_never_written_to(tm
     before = {name: value.clone() for name, value in model.state_dict().items()}
     task = whence.Classification(model, ignore=["table.*", "bag.*"])
     dataset = task.prepare(records)
-    store = whence.build(task, dataset, tmp_path / "store", method="grad-dot", rank=100, dtype="float64", quiet=True)
-    found = whence.score_table(store, task, dataset, quiet=True).scores
+    store = whence.build(
+        task,
+        dataset,
+        tmp_path / "store",
+        config=whence.BuildConfig(method="grad-dot", rank=100, dtype="float64"),
+        runtime=QUIET,
+    )
+    found = whence.score_table(store, task, dataset, runtime=QUIET).scores
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     rows = torch.cat([dense_gradients(task, dataset.examples)[name].flatten(1) for name in ("head.weight", "head.bias")], 1)
     torch.testing.assert_close(found, rows @ rows.T / 6)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.capture import check_task, plan_units
 from whence.capture.telling_examples import companions, telling_examples
 from whence.data import Example
@@ -143,7 +144,7 @@ def test_batch_norms_without_statistics(affine, functional, norm):
     model = nn.Sequential(nn.Linear(4, 5), norm(5, affine=affine, track_running_stats=False), nn.Linear(5, 3))
     with pytest.raises(Unsupported, match="the batch norm '1' without running statistics, which mixes the examples of a batch"):
         whence.attribute(
-            whence.Classification(model, functional=functional), rows(6, lambda n: n % 3), rows(2, int), quiet=True
+            whence.Classification(model, functional=functional), rows(6, lambda n: n % 3), rows(2, int), runtime=QUIET
         )
 
 
@@ -290,4 +291,4 @@ def test_outputs_are_held_against_the_loss_in_a_batch():
     )
     data = rows(6, lambda number: number % 3)
     with pytest.raises(BadInput, match="outputs whose likelihood gives example '.' a loss of"):
-        whence.attribute(task, data, data[:1], method="ekfac", quiet=True)
+        whence.attribute(task, data, data[:1], method="ekfac", runtime=QUIET)

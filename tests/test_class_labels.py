@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.load import load_records, load_task
 from whence.pipeline.class_labels import class_labels, given_labels
 from whence.report import ClassLabel, hits_fragment
@@ -15,7 +16,7 @@ from whence.score import Batching
 from whence.store.examples import read_example
 
 NAMES = ["red", "green", "blue"]
-BUILD = {"method": "logra", "rank": 4, "quiet": True}
+BUILD = {"method": "logra", "rank": 4}
 
 
 class Odd(nn.Module):
@@ -44,7 +45,10 @@ def setting(tmp_path_factory):
         for row, label in enumerate(labels)
     ]
     store = whence.build(
-        task, records, tmp_path_factory.mktemp("labels") / "store", rows_per_shard=5, batch_positions=4, **BUILD
+        task,
+        records,
+        tmp_path_factory.mktemp("labels") / "store",
+        config=whence.BuildConfig(rows_per_shard=5, batch_positions=4, **BUILD),
     )
     return task, records, [NAMES[number] for number in seen], store
 
@@ -65,7 +69,7 @@ def test_predictions_are_those_of_one_example_at_a_time(setting):
 
 def test_an_answer_shows_labels_and_marks_what_the_model_disputes(setting, capsys):
     task, records, seen, store = setting
-    answer = whence.query(store, task, [{**records[4], "id": "mine"}, records[1]], k=21, quiet=True)
+    answer = whence.query(store, task, [{**records[4], "id": "mine"}, records[1]], k=21, runtime=QUIET)
     (first, second) = answer.to_dict()["queries"]
     assert (first["label"], first["predicted"], first["is_disputed"]) == (records[4]["label"], seen[4], True)
     assert second["label"] == second["predicted"] == seen[1] and not second["is_disputed"]
@@ -88,7 +92,7 @@ def test_an_answer_shows_labels_and_marks_what_the_model_disputes(setting, capsy
 
 def test_names_of_classes_cannot_be_markup(setting, capsys):
     task, records, _, store = setting
-    answer = whence.query(store, task, [records[0]], k=1, quiet=True)
+    answer = whence.query(store, task, [records[0]], k=1, runtime=QUIET)
     hostile = ClassLabel("<script>\x1b[31m", "<b>")
     hit = replace(answer.proponents[0][0], label=hostile)
     changed = replace(answer, proponents=((hit,),), facts=(replace(answer.facts[0], label=hostile),))
@@ -115,29 +119,35 @@ def test_what_was_asked_with_is_in_the_answer(tmp_path, run, model_folder, data_
 
 def test_prepared_queries_tell_what_they_are(tmp_path, model_folder, data_file):
     task, _ = load_task(str(model_folder))
-    store = whence.build(task, load_records(str(data_file)), tmp_path / "store", method="grad-dot", rank=4, quiet=True)
+    store = whence.build(
+        task,
+        load_records(str(data_file)),
+        tmp_path / "store",
+        config=whence.BuildConfig(method="grad-dot", rank=4),
+        runtime=QUIET,
+    )
     dataset = task.prepare([{"id": "a", "prompt": "a cat ", "completion": "sat"}, "a bird"])
-    answer = whence.query(store, task, dataset, k=1, quiet=True)
+    answer = whence.query(store, task, dataset, k=1, runtime=QUIET)
     assert [facts.record for facts in answer.facts] == [
         {"id": "a", "prompt": "a cat ", "completion": "sat"},
         {"id": "1", "text": "a bird"},
     ]
     skipping = load_task(str(model_folder), skip_bad=True)[0]
-    answer = whence.query(store, skipping, [{"text": 3, "n": 1}, {"text": "a cat", "n": 2}], k=1, quiet=True)
+    answer = whence.query(store, skipping, [{"text": 3, "n": 1}, {"text": "a cat", "n": 2}], k=1, runtime=QUIET)
     assert answer.facts[0].record == {"id": "1", "text": "a cat", "n": 2}
 
 
 def test_a_store_without_labels_says_so(setting, monkeypatch, tmp_path):
     task, records, _, _ = setting
     monkeypatch.setattr("whence.pipeline.stored.write_rows.class_labels", lambda *given, **more: [])
-    before = whence.build(task, records, tmp_path / "before", **BUILD)
-    notes = whence.query(before, task, records[:1], k=1, quiet=True).notes
+    before = whence.build(task, records, tmp_path / "before", config=whence.BuildConfig(**BUILD), runtime=QUIET)
+    notes = whence.query(before, task, records[:1], k=1, runtime=QUIET).notes
     assert "the store keeps no labels, being of an earlier version: build it again" in notes[-1]
     monkeypatch.setattr(
         "whence.pipeline.stored.write_rows.class_labels", lambda task, examples, **more: given_labels(task, examples)
     )
-    logged = whence.build(task, records, tmp_path / "logged", **BUILD)
-    answer = whence.query(logged, task, records[:1], k=1, quiet=True)
+    logged = whence.build(task, records, tmp_path / "logged", config=whence.BuildConfig(**BUILD), runtime=QUIET)
+    answer = whence.query(logged, task, records[:1], k=1, runtime=QUIET)
     assert "keeps no predictions" in answer.notes[-1] and "predicted" not in answer.to_dict()["queries"][0]["proponents"][0]
 
 
@@ -150,10 +160,12 @@ def test_lines_with_other_labels_are_refused():
 def test_every_answer_of_a_store_says_how_damping_was_chosen(setting, tmp_path, method, says):
     task, records, _, _ = setting
     rank = {} if method == "aligned" else {"rank": 4}
-    store = whence.build(task, records, tmp_path / "store", method=method, quiet=True, **rank)
+    store = whence.build(task, records, tmp_path / "store", config=whence.BuildConfig(method=method, **rank), runtime=QUIET)
     told = f"damping 0.1 x mean eigenvalue, the method's default{says}"
-    assert told in whence.query(store, task, records[:1], k=1, quiet=True).notes
+    assert told in whence.query(store, task, records[:1], k=1, runtime=QUIET).notes
     if method == "aligned":
-        other = whence.build(task, records, tmp_path / "other", method=method, relative_damping=0.5, quiet=True)
-        notes = whence.query(other, task, records[:1], k=1, quiet=True).notes
+        other = whence.build(
+            task, records, tmp_path / "other", config=whence.BuildConfig(method=method, relative_damping=0.5), runtime=QUIET
+        )
+        notes = whence.query(other, task, records[:1], k=1, runtime=QUIET).notes
         assert "damping 0.5 x mean eigenvalue, as asked at the build, inside the rows" in notes

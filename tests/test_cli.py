@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.settings import QUIET
 from whence.cli import _USES, _VERBS, app, main
 from whence.commands.help_pages import FEW, FIRST
 from whence.methods import EXACT_METHODS, METHODS
 from whence.score import RELATIVE
+from whence.settings import BuildConfig
 
 SOURCE = Path(__file__).parent.parent / "src"
 VERBS = (
@@ -397,7 +399,7 @@ def test_store_built_from_python_needs_a_model(tmp_path, capsys):
     from tests.test_store import SMALL, make_records, make_task
     from whence.pipeline import build
 
-    build(make_task(), make_records(), tmp_path / "s", method="grad-dot", **SMALL)
+    build(make_task(), make_records(), tmp_path / "s", config=BuildConfig(method="grad-dot", **SMALL), runtime=QUIET)
     assert main(["query", str(tmp_path / "s"), "--text", "a"]) == 2
     err = capsys.readouterr().err
     assert "found a store built from Python in" in err and "do this: pass --model, or query it from Python" in err

@@ -9,6 +9,7 @@ import torch
 
 import whence
 from tests.reference.selecting import leaders, lloyd
+from tests.settings import QUIET
 from whence.clusters.directions import directions, principal
 from whence.clusters.spherical_kmeans import refine, spherical_kmeans
 from whence.clusters.words import distinctive_words, words_of
@@ -48,7 +49,7 @@ def as_double(made):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clusters") / "store"
-    return whence.build(task(), as_double(records()), folder, method="aligned", quiet=True)
+    return whence.build(task(), as_double(records()), folder, config=whence.BuildConfig(method="aligned"), runtime=QUIET)
 
 
 def test_planted_groups_come_back(store):
@@ -81,7 +82,7 @@ def test_clusters_know_which_queries_they_help(store):
     asked = as_double(records(3, seed=1))
     for number, record in enumerate(asked):
         record["id"] = f"q{number}"
-    table = whence.score_table(store, task(), asked, quiet=True)
+    table = whence.score_table(store, task(), asked, runtime=QUIET)
     found = whence.clusters.clusters(store, k=3, table=table, quiet=True)
     for cluster in found.clusters:
         query = list(TOPICS).index(cluster.sources[0][0])
@@ -99,11 +100,17 @@ def test_clusters_know_which_queries_they_help(store):
 def test_rows_are_the_gradients_that_influence_compares(tmp_path):
     """Inner products of the directions are cosines under EK-FAC, as the exact path has them: of a code of all numbers, to rounding."""
     made = as_double(records())
-    whole = whence.build(task(), made, tmp_path / "store", method="aligned", dtype="float32", quiet=True)
+    whole = whence.build(
+        task(), made, tmp_path / "store", config=whence.BuildConfig(method="aligned", dtype="float32"), runtime=QUIET
+    )
     rows = directions(whole).double()
     # A query's gradient is that of its log-probability, minus that of its loss; a proponent raises it: the two signs cancel.
     exact = whence.attribute(
-        task(), made, made, method="ekfac", normalize="cosine", relative_damping=damping(whole), quiet=True
+        task(),
+        made,
+        made,
+        method=whence.EKFAC(damping=whence.Damping(relative=damping(whole)), normalize="cosine"),
+        runtime=QUIET,
     )
     print(float((rows @ rows.T - exact.scores).abs().max()))
     torch.testing.assert_close(rows @ rows.T, exact.scores, rtol=0, atol=1e-5)
@@ -119,7 +126,7 @@ def damping(store):
 def test_examples_without_a_gradient_are_in_no_cluster(tmp_path):
     made = as_double(records())
     made[4]["inputs"] = torch.zeros(9, dtype=torch.float64)
-    store = whence.build(task(), made, tmp_path / "store", method="aligned", quiet=True)
+    store = whence.build(task(), made, tmp_path / "store", config=whence.BuildConfig(method="aligned"), runtime=QUIET)
     found = whence.clusters.clusters(store, k=3, quiet=True)
     assert found.labels[4] == -1 and sum(cluster.size for cluster in found.clusters) == 29
     page = whence.clusters.write_clusters(tmp_path / "page.html", found).read_text()
@@ -185,11 +192,11 @@ def test_leaders_are_those_of_a_loop(least, count):
 def test_copies_are_found_and_the_best_of_them_kept(tmp_path):
     made = as_double(records(24))
     copies = [{**made[place], "id": f"copy {number} of {place}"} for number, place in enumerate((3, 3, 10))]
-    store = whence.build(task(), made + copies, tmp_path / "store", method="aligned", quiet=True)
+    store = whence.build(task(), made + copies, tmp_path / "store", config=whence.BuildConfig(method="aligned"), runtime=QUIET)
     found = whence.select.near_duplicates(store, cosine=1.0, quiet=True)
     assert found == {"copy 0 of 3": "t3", "copy 1 of 3": "t3", "copy 2 of 10": "t10"}
-    table = whence.select.value_table(task(), made + copies, "loss", quiet=True)
-    chosen = whence.select.select(table, by="loss", keep=24, duplicates=found)
+    table = whence.select.value_table(task(), made + copies, "loss", runtime=QUIET)
+    chosen = whence.select.select(table, duplicates=found, config=whence.settings.SelectConfig(by="loss", keep=24))
     assert len(chosen.dropped) == 3 == chosen.summary()["duplicates_dropped"]
 
 
@@ -217,7 +224,9 @@ def test_what_cannot_be_clustered_is_said(store, tmp_path):
     for cosine in (0.0, 1.1):
         with pytest.raises(BadInput, match=f"found cosine={cosine}; needed above 0 and up to 1"):
             whence.select.near_duplicates(store, cosine=cosine)
-    other = whence.build(task(), as_double(records()), tmp_path / "store", method="logra", quiet=True)
+    other = whence.build(
+        task(), as_double(records()), tmp_path / "store", config=whence.BuildConfig(method="logra"), runtime=QUIET
+    )
     for call in (whence.clusters.clusters, whence.select.near_duplicates):
         with pytest.raises(BadInput, match="found a store of logra .*needed rows whose inner products are influences"):
             call(other)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import whence
 from tests.reference.gradients import dense_gradients
+from tests.settings import QUIET, keywords_of, small_rank
 from whence.capture import check_task, plan_units
 from whence.errors import BadInput, Unsupported
 
@@ -23,7 +24,7 @@ def pairs(*shape, count=7, seed=1):
 
 
 def scores(task, records, method, **options):
-    return whence.attribute(task, records, records[:2], method=method, quiet=True, **options).scores
+    return whence.attribute(task, records, records[:2], **keywords_of(method=method, **options)).scores
 
 
 def rows_of(task, records):
@@ -62,9 +63,9 @@ def test_layers_that_no_position_reaches_change_nothing(method, functional):
 @pytest.mark.parametrize("method", sorted(whence.methods.METHODS))
 def test_stores_hold_layers_that_no_position_reaches(method, tmp_path):
     task, records = whence.Classification(Tailed()), pairs(3, 4)
-    options = {"rank": 4} if whence.methods.METHODS[method].encoder == "sides" else {}
-    store = whence.build(task, records, tmp_path / "store", method=method, quiet=True, **options)
-    found = whence.score_table(store, task, records[:2], quiet=True).scores
+    options = small_rank(method, side=4)
+    store = whence.build(task, records, tmp_path / "store", config=whence.BuildConfig(method=method, **options), runtime=QUIET)
+    found = whence.score_table(store, task, records[:2], runtime=QUIET).scores
     assert bool(torch.isfinite(found).all()) and found[0].argmax() == 0 and found[1].argmax() == 1
 
 
@@ -94,8 +95,10 @@ def test_a_gradient_that_is_missing_never_looks_right_by_chance():
 def test_a_store_knows_which_units_the_check_had_made_otherwise(count, tmp_path):
     torch.manual_seed(3)
     task, records = whence.Classification(Einsum(torch.float64), functional=True), pairs(4, count=count)
-    store = whence.build(task, records, tmp_path / "store", method="grad-dot", rank=64, dtype="float64", quiet=True)
-    found = whence.score_table(store, task, records[:1], quiet=True).scores
+    store = whence.build(
+        task, records, tmp_path / "store", config=whence.BuildConfig(method="grad-dot", rank=64, dtype="float64"), runtime=QUIET
+    )
+    found = whence.score_table(store, task, records[:1], runtime=QUIET).scores
     rows = rows_of(task, records)
     torch.testing.assert_close(found.double(), rows[:1] @ rows.T / count, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +131,8 @@ class Last(nn.Module):
 model = nn.Sequential(nn.Conv2d(4, 4, 1), Last(), nn.GroupNorm(2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 records = [(torch.randn(4, 4, 4), number % 3) for number in range(5)]
 for options in ({"track": ["2.*"]}, {"track": ["2.*"], "functional": True}, {"track": ["2.*"], "functional": ["2.bias"]}):
-    print(whence.attribute(whence.Classification(model, **options), records, records[:1], method="grad-dot-exact", quiet=True).scores)
+    task, quiet = whence.Classification(model, **options), whence.Runtime(quiet=True)
+    print(whence.attribute(task, records, records[:1], method="grad-dot-exact", runtime=quiet).scores)
 """
 
 
@@ -249,7 +253,7 @@ def test_gradients_that_are_zero_have_no_direction_and_come_behind(normalize):
     model = nn.Sequential(nn.Linear(4, 3, bias=False)).double()
     records = [(torch.zeros(4).double(), 0), *pairs(4, count=4)]
     found = whence.attribute(
-        whence.Classification(model), records, records, method="ekfac", normalize=normalize, quiet=True
+        whence.Classification(model), records, records, method=whence.EKFAC(normalize=normalize), runtime=QUIET
     ).scores
     assert bool(torch.isfinite(found).all()) and not bool(found[0].any()) and not bool(found[:, 0].any())
 
@@ -273,8 +277,14 @@ def test_a_gradient_of_rounding_alone_moves_scores_by_little(method, tmp_path):
         task, records = whence.Classification(Normed(), **options), pairs(4)
         if method == "ekfac":
             return scores(task, records, method)
-        store = whence.build(task, records, tmp_path / str(options), method=method, rank=64, dtype="float64", quiet=True)
-        return whence.score_table(store, task, records[:2], quiet=True).scores
+        store = whence.build(
+            task,
+            records,
+            tmp_path / str(options),
+            config=whence.BuildConfig(method=method, rank=64, dtype="float64"),
+            runtime=QUIET,
+        )
+        return whence.score_table(store, task, records[:2], runtime=QUIET).scores
 
     found, wanted = scored(functional=["gain"]), scored(ignore=["gain"])
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-3
@@ -306,7 +316,7 @@ def saturated(scale):
 def test_scores_that_mean_nothing_are_said_to_with_the_examples(method):
     for scale, is_absurd in ((1.0, False), (1e4, True)):
         task, records = saturated(scale)
-        table = whence.attribute(task, records, records[:2], method=method, quiet=True)
+        table = whence.attribute(task, records, records[:2], method=method, runtime=QUIET)
         told = [note for note in table.notes if "mean nothing beside measurements of up to" in note]
         assert bool(told) == is_absurd
         assert not told or "examples: '0'" in told[0]

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.pages import ROOT, page_commands, page_text, run_blocks
+from tests.settings import QUIET
 
 
 def example(name):
@@ -62,6 +63,6 @@ def test_shared_directions_are_nearer_to_topics_than_whole_rows(tmp_path):
     logging.getLogger("transformers").setLevel(logging.ERROR)
     documents = python_docs()
     task = trained_on(documents, tmp_path / "model")
-    store = build(task, task.prepare(documents), tmp_path / "store", quiet=True)
+    store = build(task, task.prepare(documents), tmp_path / "store", runtime=QUIET)
     found = example("skills").main(store.folder, 24)
     assert max(found["whole rows"]) < min(found["32 shared directions"]) < min(found["words (TF-IDF)"])

@@ -6,6 +6,7 @@ import torch
 import whence
 from tests import zoo
 from tests.reference.influence import inverse_fisher
+from tests.settings import QUIET
 from whence.capture import capture, plan_units
 from whence.curvature import choose_damping, fit_axes, leading_directions, recipe_damping, stored_damping
 from whence.errors import BadInput, UnknownOption, Unsupported
@@ -158,7 +159,9 @@ def test_scores_after_adam_with_weight_decay_are_those_of_the_closed_form(tmp_pa
     assert recipe.decoupled_weight_decay is False
     task = whence.Regression(model, recipe=recipe)
     records = list(zip(inputs, targets, strict=True))
-    found = whence.attribute(task, records, records[:3], method="cg", tolerance=1e-9, iterations=50, quiet=True)
+    found = whence.attribute(
+        task, records, records[:3], method=whence.settings.CG(tolerance=1e-9, iterations=50), runtime=QUIET
+    )
     hessian = inputs.T @ inputs / 24 + decay * torch.eye(4)
     residuals = inputs @ model.weight.detach().T - targets
     gradients = residuals * inputs

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import contents, edit_json, flip, make_records, make_task, reseal
 from whence.clusters.directions import directions
 from whence.distributed import Ranks
@@ -26,7 +27,7 @@ METHODS = {
 }
 ROWS, MORE = 14, 5
 QUERIES = make_records(3, first=40)
-FIXED = {"rows_per_shard": 4, "batch_positions": 64, "quiet": True}
+FIXED = {"rows_per_shard": 4, "batch_positions": 64}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,22 @@ def folders(tmp_path_factory):
     made_by_method = {}
     for name, options in METHODS.items():
         folder = made_by_method[name] = tmp_path_factory.mktemp("stores") / name
-        whence.build(make_task(), make_records(ROWS), folder, **{"method": "aligned", **options}, **FIXED)
+        whence.build(
+            make_task(),
+            make_records(ROWS),
+            folder,
+            config=whence.BuildConfig(**{"method": "aligned", **options}, **FIXED),
+            runtime=QUIET,
+        )
         records = make_records(MORE, first=ROWS)
-        whence.build(make_task(), records, folder, append=True, **{"method": "aligned", **options}, **FIXED)
+        whence.build(
+            make_task(),
+            records,
+            folder,
+            append=True,
+            config=whence.BuildConfig(**{"method": "aligned", **options}, **FIXED),
+            runtime=QUIET,
+        )
     return made_by_method
 
 
@@ -50,7 +64,7 @@ def copied(folders, tmp_path):
 
 
 def table(store):
-    return whence.score_table(store, make_task(), QUERIES, quiet=True).scores
+    return whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores
 
 
 # Whatever is deleted
@@ -89,7 +103,7 @@ def test_answers_are_those_of_the_rows_that_are_left(copied, name):
     folder = copied(name)
     ids = open_store(folder).ids()
     store = delete_rows(folder, [ids[row] for row in (0, 4, 5, 6, 7, 9, 16)])  # all of the second shard, and both datasets
-    hits = whence.query(store, make_task(), QUERIES, k=30, quiet=True)
+    hits = whence.query(store, make_task(), QUERIES, k=30, runtime=QUIET)
     scores_QN = table(store)
     for query, sides in enumerate(zip(hits.proponents, hits.opponents, strict=True)):
         for hit in (*sides[0], *sides[1]):
@@ -98,7 +112,7 @@ def test_answers_are_those_of_the_rows_that_are_left(copied, name):
         assert sum(map(len, sides)) == int((scores_QN[query] != 0).sum())
     assert hits.num_examples == 12 and any(note.startswith("7 deleted documents are left out; ") for note in hits.notes)
     with whence.workers.Workers(2) as workers:
-        again = whence.query(folder, make_task(), QUERIES, k=30, workers=workers, quiet=True)
+        again = whence.query(folder, make_task(), QUERIES, k=30, runtime=whence.Runtime(workers=workers, quiet=True))
     assert again.to_dict() == hits.to_dict()
 
 
@@ -109,30 +123,32 @@ def test_everything_that_goes_through_rows_leaves_them_out(copied):
     assert not {"r1", "r5"} & {
         name for pair in whence.select.near_duplicates(store, cosine=0.3, quiet=True).items() for name in pair
     }
-    whence.study.study(make_task(), folder, {"a": QUERIES}, folder.with_name("study"), quiet=True)
+    whence.study.study(make_task(), folder, {"a": QUERIES}, folder.with_name("study"), runtime=QUIET)
     shown = (folder.with_name("study") / "study.json").read_text()
     assert '"r1"' not in shown and '"r5"' not in shown
     delete_rows(folder, ["r2"])
     with pytest.raises(StoreMismatch, match="found scores with another documents"):  # whose scores are of other rows
-        whence.study.study(make_task(), folder, {"a": QUERIES}, folder.with_name("study"), quiet=True)
+        whence.study.study(make_task(), folder, {"a": QUERIES}, folder.with_name("study"), runtime=QUIET)
 
 
 def test_exact_scores_of_a_shortlist_are_those_of_the_documents_that_are_left(copied):
     store = delete_rows(copied("aligned"), ["r2", "r3", "r15"])
     records = [*make_records(ROWS), *make_records(MORE, first=ROWS)]
-    hits = whence.query(store, make_task(), QUERIES, rerank="exact", train=records, k=3, quiet=True)
+    hits = whence.query(store, make_task(), QUERIES, k=3, rerank=whence.Rerank(train=records), runtime=QUIET)
     assert not {"r2", "r3", "r15"} & {hit.id for side in (hits.proponents, hits.opponents) for some in side for hit in some}
     left = [record for record in records if record["id"] not in ("r2", "r3", "r15")]
     with pytest.raises(
         StoreMismatch, match=r"found training data without the 2 examples that were deleted .*pass the whole data"
     ):
-        whence.query(store, make_task(), QUERIES, rerank="exact", train=left, quiet=True)
+        whence.query(store, make_task(), QUERIES, rerank=whence.Rerank(train=left), runtime=QUIET)
     changed = [{**record, "label": (record["label"] + (record["id"] == "r9")) % 3} for record in records]
     with pytest.raises(StoreMismatch, match="found the ids but not the contents of rows 0 to 11"):
-        whence.query(store, make_task(), QUERIES, rerank="exact", train=changed, quiet=True)
-    whole = whence.build(make_task(), records, store.folder.with_name("whole"), rank=3, **FIXED)
+        whence.query(store, make_task(), QUERIES, rerank=whence.Rerank(train=changed), runtime=QUIET)
+    whole = whence.build(
+        make_task(), records, store.folder.with_name("whole"), config=whence.BuildConfig(rank=3, **FIXED), runtime=QUIET
+    )
     with pytest.raises(StoreMismatch, match="with the same rows deleted"):
-        whence.query(store, make_task(), QUERIES, rerank=whole, quiet=True)
+        whence.query(store, make_task(), QUERIES, rerank=whence.Rerank(by=whole), runtime=QUIET)
 
 
 # What is asked for
@@ -170,12 +186,26 @@ def test_a_deleted_id_may_come_again(copied):
     folder = copied()
     delete_rows(folder, ["r1"])
     new = [{**make_records(1, first=50)[0], "id": "r1", "text": "another"}]
-    store = whence.build(make_task(), new, folder, append=True, method="lorif", factor_rank=1, rank=4, **FIXED)
+    store = whence.build(
+        make_task(),
+        new,
+        folder,
+        append=True,
+        config=whence.BuildConfig(method="lorif", factor_rank=1, rank=4, **FIXED),
+        runtime=QUIET,
+    )
     assert store.example(len(store) - 1)["text"] == "another" and verify_store(store) == []
     assert delete_rows(folder, ["r1"]).num_deleted == 2
     with pytest.raises(StoreMismatch, match="the id 'r2' in both"):
         again = [{**new[0], "id": "r2"}]
-        whence.build(make_task(), again, folder, append=True, method="lorif", factor_rank=1, rank=4, **FIXED)
+        whence.build(
+            make_task(),
+            again,
+            folder,
+            append=True,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, rank=4, **FIXED),
+            runtime=QUIET,
+        )
 
 
 # What must not be lost
@@ -211,7 +241,12 @@ def test_a_lost_or_altered_list_is_refused_by_all(copied, run, damage, text):
         lambda: open_store(folder),
         lambda: delete_rows(folder, ["r3"]),
         lambda: whence.build(
-            make_task(), make_records(ROWS), folder, method="lorif", factor_rank=1, rank=4, append=True, **FIXED
+            make_task(),
+            make_records(ROWS),
+            folder,
+            append=True,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, rank=4, **FIXED),
+            runtime=QUIET,
         ),
     ):
         with pytest.raises(StoreCorrupt, match=rf"{text}\).*restore it from a copy, or build another store without"):
@@ -245,7 +280,7 @@ def test_verify_holds_the_list_against_the_shards(copied):
 
 
 def test_a_build_that_goes_on_keeps_what_was_deleted(copied):
-    folder, options = copied(), {"method": "lorif", "factor_rank": 1, "rank": 4, **FIXED}
+    folder, config = copied(), whence.BuildConfig(method="lorif", factor_rank=1, rank=4, **FIXED)
     delete_rows(folder, ["r1", "r2"])
     for spoil in (
         lambda: (folder / "manifest.json").unlink(),
@@ -254,14 +289,14 @@ def test_a_build_that_goes_on_keeps_what_was_deleted(copied):
         lambda: [path.unlink() for path in (folder / "shards").glob("00000.*")],
     ):
         spoil()
-        store = whence.build(make_task(), make_records(ROWS), folder, append=True, **options)
+        store = whence.build(make_task(), make_records(ROWS), folder, append=True, config=config, runtime=QUIET)
         assert store.num_deleted == 2 and "r1" not in store.ids() and verify_store(store) == []
-    store = whence.build(make_task(), make_records(3, first=30), folder, append=True, **options)
+    store = whence.build(make_task(), make_records(3, first=30), folder, append=True, config=config, runtime=QUIET)
     assert len(store) == ROWS + MORE + 1 and "r2" not in store.ids() and verify_store(store) == []
     # The curvature is that of the rows that are left.
     left = [*make_records(ROWS), *make_records(MORE, first=ROWS), *make_records(3, first=30)]
     left = [record for record in left if record["id"] not in ("r1", "r2")]
-    fresh = whence.build(make_task(), left, folder.with_name("fresh"), **options)
+    fresh = whence.build(make_task(), left, folder.with_name("fresh"), config=config, runtime=QUIET)
     torch.testing.assert_close(
         store.file("curvature.safetensors")["traces"], fresh.file("curvature.safetensors")["traces"], rtol=1e-6, atol=0
     )

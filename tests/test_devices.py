@@ -8,6 +8,7 @@ import torch
 import whence
 from tests import zoo
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere, moved
+from tests.settings import QUIET, keywords_of, settings_of, small_rank
 from tests.test_source import queries_of, train
 from whence.curvature import ekfac
 from whence.data import Dataset
@@ -31,10 +32,11 @@ def same(found, wanted, rtol=1e-9):
     torch.testing.assert_close(found, wanted, rtol=0, atol=rtol * float(wanted.abs().max()))
 
 
-def stored(task, examples, queries, folder, method, **options):
-    rank: dict[str, Any] = {"rank": 64} if whence.methods.METHODS[method].encoder in ("whole", "entries") else {}
-    store = whence.build(task, examples, folder, method=method, quiet=True, **rank)
-    return whence.score_table(store, task, queries, quiet=True, **options)
+def stored(task, examples, queries, folder, method):
+    store = whence.build(
+        task, examples, folder, config=whence.BuildConfig(method=method, **small_rank(method, joined=64)), runtime=QUIET
+    )
+    return whence.score_table(store, task, queries, runtime=QUIET)
 
 
 def test_it_computes_what_the_cpu_does_and_refuses_both_at_once():
@@ -68,7 +70,7 @@ def test_a_factory_without_a_device_is_found(monkeypatch):
     monkeypatch.setattr(ekfac._Sums, "_sum", without_device)
     with elsewhere(), pytest.raises(RuntimeError, match=PLANTED):
         task, examples, queries = placed()
-        whence.attribute(task, examples, queries, quiet=True)
+        whence.attribute(task, examples, queries, runtime=QUIET)
 
 
 @pytest.mark.parametrize("method", STORED)
@@ -83,10 +85,10 @@ def test_stores(tmp_path, method):
 def test_exact_scores(method):
     task, examples = zoo.make("linear", 6)
     few: dict[str, Any] = {"iterations": 10} if method in ("astra", "lissa") else {}
-    wanted = whence.attribute(task, examples, Dataset(examples.examples[:2]), method=method, quiet=True, **few)
+    wanted = whence.attribute(task, examples, Dataset(examples.examples[:2]), **keywords_of(method=method, **few))
     with elsewhere():
         task, examples, queries = placed()
-        same(whence.attribute(task, examples, queries, method=method, quiet=True, **few), wanted)
+        same(whence.attribute(task, examples, queries, **keywords_of(method=method, **few)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -96,36 +98,39 @@ def test_exact_scores(method):
 def test_ekfac_of_a_language_model_and_of_images(tmp_path, name, options):
     options = {key: tmp_path / value if key == "factors" else value for key, value in options.items()}
     task, examples = zoo.make(name, 6)
-    wanted = whence.attribute(task, examples, Dataset(examples.examples[:2]), quiet=True, **options)
+    wanted = whence.attribute(task, examples, Dataset(examples.examples[:2]), **keywords_of(**options))
     with elsewhere():
         task, examples, queries = placed(name)
         # A fit that the CPU made is read from its folder.
-        same(whence.attribute(task, examples, queries, quiet=True, **options), wanted)
+        same(whence.attribute(task, examples, queries, **keywords_of(**options)), wanted)
 
 
 @pytest.mark.parametrize("name", ["linear", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_store_with_its_rerank_and_self_influence(tmp_path, name):
     task, examples = zoo.make(name, 16)
     queries = Dataset(examples.examples[:2])
-    whence.build(task, examples, tmp_path / "here", quiet=True)
-    wanted = whence.query(tmp_path / "here", task, queries, k=3, rerank="exact", train=examples, quiet=True)
-    own = whence.self_influence(task, examples, quiet=True)
+    whence.build(task, examples, tmp_path / "here", runtime=QUIET)
+    wanted = whence.query(tmp_path / "here", task, queries, k=3, rerank=whence.Rerank(train=examples), runtime=QUIET)
+    own = whence.self_influence(task, examples, runtime=QUIET)
     with elsewhere():
         task, examples, queries = placed(name, 16)
-        whence.build(task, examples, tmp_path / "there", quiet=True)
-        found = whence.query(tmp_path / "there", task, queries, k=3, rerank="exact", train=examples, quiet=True)
+        whence.build(task, examples, tmp_path / "there", runtime=QUIET)
+        found = whence.query(tmp_path / "there", task, queries, k=3, rerank=whence.Rerank(train=examples), runtime=QUIET)
         for some, others in zip(found.proponents, wanted.proponents, strict=True):
             assert [hit.id for hit in some] == [hit.id for hit in others]
             assert [hit.score for hit in some] == pytest.approx([hit.score for hit in others])
             assert some[0].token_scores == pytest.approx(others[0].token_scores)
-        same(whence.self_influence(task, examples, quiet=True), own)
+        same(whence.self_influence(task, examples, runtime=QUIET), own)
 
 
 @pytest.mark.parametrize("method", ["unroll", "source", "tracin"])
 def test_going_back_through_a_run(tmp_path, method):
     _, task, data, _ = train(tmp_path / "run", "adamw")
     queries = queries_of(task, 2)
-    wanted = whence.attribute(task, data, queries, method=method, run=tmp_path / "run", quiet=True)
+    wanted = whence.attribute(task, data, queries, method=settings_of(method=method, run=tmp_path / "run"), runtime=QUIET)
     with elsewhere():
         moved(task.model)
-        same(whence.attribute(task, data, queries, method=method, run=tmp_path / "run", quiet=True), wanted)
+        same(
+            whence.attribute(task, data, queries, method=settings_of(method=method, run=tmp_path / "run"), runtime=QUIET),
+            wanted,
+        )

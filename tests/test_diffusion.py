@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import whence
 from tests.pages import run_blocks, run_example
 from tests.reference import diffusion as twin
+from tests.settings import QUIET
 from tests.test_capture import run
 from whence.capture import check_task, plan_units
 from whence.capture.blocks import as_blocks
@@ -64,10 +66,22 @@ class TinyUNet(nn.Module):
         return self.last(torch.cat([top, self.up(nn.functional.interpolate(bottom, scale_factor=2.0))], 1))
 
 
+NOISED = {field.name for field in fields(whence.tasks.Draws)}
+MEASURED = {field.name for field in fields(whence.tasks.Measured)}
+
+
 def made(count=4, *, classes=None, lone=False, network=None, **options):
     torch.manual_seed(3)
     network = TinyUNet(classes, lone) if network is None else network
-    task = whence.Diffusion(network.double(), **{"draws": 3, "shared": False, "functional": lone, **options})
+    noised = {"draws": 3, "shared": False, **{name: options.pop(name) for name in NOISED & options.keys()}}
+    measured = {name: options.pop(name) for name in MEASURED & options.keys()}
+    task = whence.Diffusion(
+        network.double(),
+        noised=whence.tasks.Draws(**noised),
+        measured=whence.tasks.Measured(**measured),
+        functional=lone,
+        **options,
+    )
     records = [{"id": f"{n}", "image": torch.randn(SHAPE).double()} for n in range(count)]
     if classes:
         records = [{**record, "label": n % classes} for n, record in enumerate(records)]
@@ -331,8 +345,10 @@ def test_trak_and_d_trak_are_their_formulas(output, tmp_path):
     measure = "loss" if output == "loss" else "square_norm"
     task, train = made(6, output=output, measure=measure)
     queries = task.prepare([{"id": f"q{n}", "image": torch.randn(SHAPE).double()} for n in range(3)])
-    store = whence.build(task, train, tmp_path / "store", method="trak", rank=400, dtype="float32", quiet=True)
-    table = whence.score_table(store, task, queries, quiet=True, relative_damping=1e-3)
+    store = whence.build(
+        task, train, tmp_path / "store", config=whence.BuildConfig(method="trak", rank=400, dtype="float32"), runtime=QUIET
+    )
+    table = whence.score_table(store, task, queries, damping=whence.Damping(relative=1e-3), runtime=QUIET)
 
     def rows(dataset):
         values = [twin.loss(task, e) if output == "loss" else -twin.square_norm(task, e) for e in dataset.examples]
@@ -346,14 +362,14 @@ def test_trak_and_d_trak_are_their_formulas(output, tmp_path):
     wanted = products @ inverse / len(train)
     correlation = torch.corrcoef(torch.stack([table.scores.double().flatten(), wanted.flatten()]))[0, 1]
     assert float(correlation) > 0.9
-    own = whence.score_table(store, task, train, quiet=True, relative_damping=1e-3).scores
+    own = whence.score_table(store, task, train, damping=whence.Damping(relative=1e-3), runtime=QUIET).scores
     assert bool((own.diagonal() > 0).all())
 
 
 def test_the_whole_road_gives_the_signs_of_the_twin():
     task, train = made(5)
     queries = task.prepare([{"id": f"q{n}", "image": torch.randn(SHAPE).double()} for n in range(2)])
-    table = whence.attribute(task, train, queries, method="grad-dot-exact", quiet=True)
+    table = whence.attribute(task, train, queries, method="grad-dot-exact", runtime=QUIET)
     for place, query in enumerate(queries.examples):
         asked = twin.gradient(task, -twin.loss(task, query))
         for number, example in enumerate(train.examples):
@@ -465,7 +481,7 @@ def test_networks_of_diffusers(network, sharing):
     assert plan.coverage.left_out == () and plan.functional == ()
     check_task(task, plan, dataset.examples)
     check_outputs(task, dataset.examples)
-    table = whence.attribute(task, dataset, dataset, sharing=sharing, quiet=True)
+    table = whence.attribute(task, dataset, dataset, method=whence.EKFAC(fit=whence.FitConfig(sharing=sharing)), runtime=QUIET)
     assert bool((table.scores.diagonal() > 0).all())
 
 
@@ -474,7 +490,7 @@ def test_a_pipeline_from_its_folder(tmp_path):
     network = _unet()
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, prediction_type="v_prediction")
     diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "made")
-    task = whence.tasks.load_diffusion(tmp_path / "made", draws=2)
+    task = whence.tasks.load_diffusion(tmp_path / "made", noised=whence.tasks.Draws(draws=2))
     assert task.prediction == "v" and task.schedule.name == "DDPMScheduler, 50 steps" and task.draws == 2
     assert task.weights == whence.Diffusion(network).weights
     close(task.schedule.kept_S, scheduler.alphas_cumprod.double())
@@ -531,7 +547,7 @@ def test_the_example_runs_and_its_images_lose_without_their_sources(tmp_path):
 
 def test_scores_split_over_draws_and_so_over_times():
     task, train = made(3, draws=4)
-    table = whence.attribute(task, train, train, method="grad-dot-exact", tokens_of=["1"], quiet=True)
+    table = whence.attribute(task, train, train, method="grad-dot-exact", tokens_of=["1"], runtime=QUIET)
     asked = twin.gradient(task, -twin.loss(task, train.examples[0]))
     for number, (time, noise) in enumerate(twin.draws(task, train.examples[1])):
         given = twin.gradient(task, twin.error(task, train.examples[1], time, noise)[0].square().mean() / 4)

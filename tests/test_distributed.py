@@ -20,6 +20,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET
 from tests.test_store import SMALL, contents, flip, make_records, make_task
 from whence.capture import plan_units
 from whence.cli import main
@@ -38,9 +39,16 @@ ROOT = Path(__file__).parents[1]
 RECORDS = 42  # eleven shards of four rows, the last of two
 
 
-def build(folder, method="lorif", ranks=Ranks(), records=None, **more):
+def build(folder, method="lorif", ranks=Ranks(), records=None, *, append=False, **more):
     options = {**SMALL, **METHODS[method], **more}
-    return whence.build(make_task(), records or make_records(RECORDS), folder, ranks=ranks, **options)
+    return whence.build(
+        make_task(),
+        records or make_records(RECORDS),
+        folder,
+        append=append,
+        config=whence.BuildConfig(**options),
+        runtime=whence.Runtime(quiet=True, ranks=ranks),
+    )
 
 
 def bytes_of(folder):
@@ -311,8 +319,8 @@ def test_a_rank_that_is_gone_is_an_error_on_the_others(processes, tmp_path):
 
 def _query(ranks, folder):
     queries = make_records(3, first=50)
-    hits = whence.query(folder, make_task(), queries, k=7, quiet=True, ranks=ranks)
-    table = whence.score_table(folder, make_task(), queries, quiet=True, ranks=ranks)
+    hits = whence.query(folder, make_task(), queries, k=7, runtime=whence.Runtime(quiet=True, ranks=ranks))
+    table = whence.score_table(folder, make_task(), queries, runtime=whence.Runtime(quiet=True, ranks=ranks))
     return hits.to_dict(), table.scores.tolist(), table.train_ids
 
 
@@ -386,9 +394,15 @@ def test_every_stage_of_a_fit_over_ranks(processes, tmp_path, name, labels):
 
 def _fit_and_build(ranks, folder):
     task, records = make_task(), make_records(RECORDS)
-    whence.pipeline.fit_curvature(task, records, folder / "factors", quiet=True, ranks=ranks)
-    options = {**SMALL, **METHODS["aligned"], "factors": folder / "factors", "ranks": ranks}
-    whence.build(task, records, folder / "store", **options)
+    whence.pipeline.fit_curvature(task, records, folder / "factors", runtime=whence.Runtime(quiet=True, ranks=ranks))
+    options = {**SMALL, **METHODS["aligned"], "factors": folder / "factors"}
+    whence.build(
+        task,
+        records,
+        folder / "store",
+        config=whence.BuildConfig(**options),
+        runtime=whence.Runtime(quiet=True, ranks=ranks),
+    )
 
 
 def test_a_fit_by_ranks_is_what_build_and_attribute_look_for(processes, tmp_path):
@@ -396,7 +410,9 @@ def test_a_fit_by_ranks_is_what_build_and_attribute_look_for(processes, tmp_path
     before = (tmp_path / "factors" / "values.safetensors").stat().st_mtime_ns
     folder = tmp_path / "factors"
     build(tmp_path / "alone", "aligned", factors=folder)
-    table = whence.attribute(make_task(), make_records(RECORDS), make_records(2, first=50), factors=folder, quiet=True)
+    table = whence.attribute(
+        make_task(), make_records(RECORDS), make_records(2, first=50), method=whence.EKFAC(factors=folder), runtime=QUIET
+    )
     assert before == (folder / "values.safetensors").stat().st_mtime_ns
     assert bytes_of(tmp_path / "store") == bytes_of(tmp_path / "alone") and table.scores.shape == (2, RECORDS)
 

@@ -15,6 +15,7 @@ import torch
 
 import whence
 from tests.pages import ROOT, page_text, run_blocks
+from tests.settings import QUIET
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -141,11 +142,13 @@ def test_the_trips_are_those_that_are_made(tmp_path):
     train = task.prepare([(x, place % 3) for place, x in enumerate(inputs)])
     asked = [(inputs[0], 1)]
     journeys = {
-        "A batch to bytes in a shard": lambda: whence.build(task, train, tmp_path / "store", method="logra", quiet=True),
-        "A query to hits": lambda: whence.query(tmp_path / "store", task, asked, quiet=True),
-        "EK-FAC over data": lambda: whence.attribute(task, train, asked, quiet=True),
+        "A batch to bytes in a shard": lambda: whence.build(
+            task, train, tmp_path / "store", config=whence.BuildConfig(method="logra"), runtime=QUIET
+        ),
+        "A query to hits": lambda: whence.query(tmp_path / "store", task, asked, runtime=QUIET),
+        "EK-FAC over data": lambda: whence.attribute(task, train, asked, runtime=QUIET),
         "A recorded run to SOURCE scores": lambda: whence.attribute(
-            task, train, asked, method="source", run=tmp_path / "run", quiet=True
+            task, train, asked, method=whence.Source(run=tmp_path / "run"), runtime=QUIET
         ),
     }
     for title, go in journeys.items():

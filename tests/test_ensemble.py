@@ -9,6 +9,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET
 from whence.cli import main
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
@@ -68,10 +69,16 @@ def test_exact_and_stored_scores_are_averaged_in_their_own_unit(tmp_path, name, 
     ensemble, tables = whence.score.Ensemble(tmp_path / "e"), []
     for number, task in enumerate(tasks):
         if method == "ekfac":
-            tables.append(whence.attribute(task, train, queries, quiet=True))
+            tables.append(whence.attribute(task, train, queries, runtime=QUIET))
         else:
-            store = whence.build(task, train, tmp_path / f"{number}", method=method, rank=4, dtype="float64", quiet=True)
-            tables.append(whence.score_table(store, task, queries, quiet=True))
+            store = whence.build(
+                task,
+                train,
+                tmp_path / f"{number}",
+                config=whence.BuildConfig(method=method, rank=4, dtype="float64"),
+                runtime=QUIET,
+            )
+            tables.append(whence.score_table(store, task, queries, runtime=QUIET))
         ensemble.add(tables[-1], member=task.weights)
     found = ensemble.table()
     torch.testing.assert_close(
@@ -190,7 +197,13 @@ def stores_of(tmp_path, method, **options):
         for parameter in tasks[1].model.parameters():
             parameter *= 4
     stores = [
-        whence.build(task, train, tmp_path / f"{number}", method=method, rank=4, dtype="float64", quiet=True, **options)
+        whence.build(
+            task,
+            train,
+            tmp_path / f"{number}",
+            config=whence.BuildConfig(method=method, rank=4, dtype="float64", **options),
+            runtime=QUIET,
+        )
         for number, task in enumerate(tasks)
     ]
     return tasks, stores, queries
@@ -201,8 +214,8 @@ def test_scores_and_weights_are_averaged_apart(tmp_path, method):
     """Park et al. 2023, section 3: the mean of the models' kernels times the mean of their weights, on every road alike."""
     tasks, stores, queries = stores_of(tmp_path, method)
     pairs = list(zip(stores, tasks, strict=True))
-    apart = [whence.score_table(store, task, queries, weighted=False, quiet=True) for store, task in pairs]
-    inside = [whence.score_table(store, task, queries, quiet=True) for store, task in pairs]
+    apart = [whence.score_table(store, task, queries, weighted=False, runtime=QUIET) for store, task in pairs]
+    inside = [whence.score_table(store, task, queries, runtime=QUIET) for store, task in pairs]
     expected = sum(table.scores for table in apart) / 2 * sum(table.weights for table in apart) / 2
     products = sum(table.scores for table in inside) / 2
     assert float((products - expected).abs().max() / expected.abs().max()) > 0.01  # or the test could not tell
@@ -210,18 +223,20 @@ def test_scores_and_weights_are_averaged_apart(tmp_path, method):
     for number, table in enumerate(apart):
         torch.testing.assert_close(table.scores * table.weights, inside[number].scores)
         ensemble.add(table, member=str(number))
-    for found in (ensemble.table(), mean_table(apart), whence.pipeline.ensemble_table(stores, tasks, queries, quiet=True)):
+    for found in (ensemble.table(), mean_table(apart), whence.pipeline.ensemble_table(stores, tasks, queries, runtime=QUIET)):
         torch.testing.assert_close(found.scores, expected, rtol=1e-12, atol=0)
         assert found.is_weighted and found.weights is None and "averaged apart" in found.notes[-1]
     with whence.workers.Workers(1) as workers:
-        found = whence.score_table(stores[0], tasks[0], queries, weighted=False, quiet=True, workers=workers)
+        found = whence.score_table(
+            stores[0], tasks[0], queries, weighted=False, runtime=whence.Runtime(quiet=True, workers=workers)
+        )
         torch.testing.assert_close(found.scores, apart[0].scores, rtol=0, atol=0)
 
 
 def test_products_of_scores_and_weights_are_not_averaged(tmp_path):
     tasks, stores, queries = stores_of(tmp_path, "trak")
-    inside = whence.score_table(stores[0], tasks[0], queries, quiet=True)
-    apart = whence.score_table(stores[0], tasks[0], queries, weighted=False, quiet=True)
+    inside = whence.score_table(stores[0], tasks[0], queries, runtime=QUIET)
+    apart = whence.score_table(stores[0], tasks[0], queries, weighted=False, runtime=QUIET)
     save_table(inside, tmp_path / "inside")
     for table in (inside, load_table(tmp_path / "inside")):
         with pytest.raises(BadInput, match="a table of trak .* with the examples' weights multiplied into its scores"):
@@ -229,7 +244,12 @@ def test_products_of_scores_and_weights_are_not_averaged(tmp_path):
         with pytest.raises(BadInput, match="weights multiplied into its scores"):
             mean_table([table, table])
         with pytest.raises(BadInput, match="as one of several models"):
-            whence.shares.shares({"a": table, "b": table}, dict.fromkeys(table.train_ids, "x"), several="models", quiet=True)
+            whence.shares.shares(
+                {"a": table, "b": table},
+                dict.fromkeys(table.train_ids, "x"),
+                quiet=True,
+                config=whence.settings.SharesConfig(several="models"),
+            )
     with pytest.raises(BadInput, match="weights that are not multiplied in"):
         save_table(apart, tmp_path / "apart")
     with pytest.raises(BadInput, match="weights that are not multiplied in"):
@@ -262,7 +282,7 @@ def test_the_command_line_gives_the_numbers_of_ensemble_table(
         run("build", folder, data_file, "-o", stores[-1], "--method", method, "--rank", "16", "--dtype", "float32")
         run("score", stores[-1], queries, "-o", tmp_path / "mean", "--ensemble", tmp_path / "e")
         tasks.append(load_task(str(folder))[0])
-    expected = whence.pipeline.ensemble_table(stores, tasks, whence.load_records(str(queries)), quiet=True)
+    expected = whence.pipeline.ensemble_table(stores, tasks, whence.load_records(str(queries)), runtime=QUIET)
     found = load_table(tmp_path / "mean")
     torch.testing.assert_close(found.scores, expected.scores.float(), rtol=1e-5, atol=0)
     assert (found.method, found.notes, found.is_weighted) == (expected.method, expected.notes, True)

@@ -9,6 +9,7 @@ import whence
 from tests import zoo
 from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET, keywords_of, settings_of
 from whence.capture import capture, plan_units
 from whence.compress import Kronecker
 from whence.curvature import fit_ekfac, fit_kfac
@@ -55,7 +56,7 @@ def inverses(task, plan, train, method="ekfac", relative=0.1):
 def attribute(task, train, queries, method="ekfac", **options):
     if method != "grad-dot-exact":
         options = {"relative_damping": 0.1, "samples": 1, **options}
-    return whence.attribute(task, train, queries, method=method, **{"batch_positions": BATCH, "quiet": True, **options})
+    return whence.attribute(task, train, queries, **keywords_of(method=method, **{"batch_positions": BATCH, **options}))
 
 
 def close(found, wanted, rtol=1e-8):
@@ -183,7 +184,9 @@ def test_normalizations_and_self_influence(name, method):
     moved = sum((g @ m).square().sum(1) for g, m in zip(rows, matrices, strict=True))
     rtol = 1e-5 if name == "llama" else 1e-8
     options = {} if method == "grad-dot-exact" else {"relative_damping": 0.1, "samples": 1}
-    table = whence.self_influence(task, train, method=method, batch_positions=BATCH, quiet=True, **options)
+    table = whence.self_influence(
+        task, train, method=settings_of(method=method, **options), runtime=whence.Runtime(batch_positions=BATCH, quiet=True)
+    )
     close(table.scores[0], own / len(train), rtol)
     assert table.query_ids == ("self-influence",) and table.train_ids == tuple(example.id for example in train.examples)
     found = attribute(task, train, queries, method, normalize="relatif", tokens_of=["4"], per_unit=True)
@@ -199,7 +202,12 @@ def test_normalizations_and_self_influence(name, method):
 def test_self_influence_is_the_score_for_oneself():
     task, _, train, _ = case("linear")
     table = attribute(task, train, train)
-    found = whence.self_influence(task, train, relative_damping=0.1, samples=1, batch_positions=BATCH, quiet=True)
+    found = whence.self_influence(
+        task,
+        train,
+        method=whence.EKFAC(damping=whence.Damping(relative=0.1), fit=whence.FitConfig(samples=1)),
+        runtime=whence.Runtime(batch_positions=BATCH, quiet=True),
+    )
     close(found.scores[0], table.scores.diagonal())
 
 
@@ -225,7 +233,7 @@ def test_ridge_regression_predicts_leave_one_out():
     task = task_of(fit(ones))
     train = task.prepare(list(zip(inputs, targets, strict=True)))
     queries = task.prepare([(torch.randn(4).double(), torch.randn(()).double()) for _ in range(5)])
-    table = whence.attribute(task, train, queries, absolute_damping=decay, quiet=True)
+    table = whence.attribute(task, train, queries, method=whence.EKFAC(damping=whence.Damping(absolute=decay)), runtime=QUIET)
 
     def measured(weights_N):
         with torch.no_grad():
@@ -275,7 +283,7 @@ def test_softmax_regression_predicts_leave_one_out():
     task = task_of(best)
     train = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
     queries = task.prepare([(torch.randn(3).double(), label) for label in (0, 1, 2, 0)])
-    table = whence.attribute(task, train, queries, absolute_damping=decay, quiet=True)
+    table = whence.attribute(task, train, queries, method=whence.EKFAC(damping=whence.Damping(absolute=decay)), runtime=QUIET)
 
     def measured(weights_N):
         other = task_of(fit(weights_N, best, 3))
@@ -320,7 +328,7 @@ def test_damping_is_chosen_and_told(capsys):
     told = capsys.readouterr().err
     assert "tracking" in told and "damping 0.1" in told
     task.recipe = whence.Recipe("sgd", 50.0)
-    known = whence.attribute(task, train, queries, method="pcg", quiet=True)
+    known = whence.attribute(task, train, queries, method="pcg", runtime=QUIET)
     assert known.method == "pcg, recipe damping" and "damping 0.02 from the training recipe" in known.notes[2]
     assert not capsys.readouterr().err
 
@@ -328,7 +336,14 @@ def test_damping_is_chosen_and_told(capsys):
 @pytest.mark.parametrize("name", ["linear", "gpt2"])
 def test_a_sweep_is_one_table_per_damping(name):
     task, _, train, queries = case(name)
-    found = whence.pipeline.damping_sweep(task, train, queries, [1.0, 1e-3, 1e-2], samples=1, batch_positions=BATCH, quiet=True)
+    found = whence.pipeline.damping_sweep(
+        task,
+        train,
+        queries,
+        [1.0, 1e-3, 1e-2],
+        method=whence.EKFAC(fit=whence.FitConfig(samples=1)),
+        runtime=whence.Runtime(batch_positions=BATCH, quiet=True),
+    )
     assert list(found.tables) == [1e-3, 1e-2, 1.0] and len(found.agreement) == 2
     tables = [attribute(task, train, queries, relative_damping=value) for value in found.tables]
     for table, wanted in zip(found.tables.values(), tables, strict=True):
@@ -339,26 +354,26 @@ def test_a_sweep_is_one_table_per_damping(name):
         assert agreement == pytest.approx(sum(each) / len(each))
     for wrong in ([], [0.1, 0.1]):
         with pytest.raises(BadInput, match="needed different dampings, and a method with curvature"):
-            whence.pipeline.damping_sweep(task, train, queries, wrong, quiet=True)
+            whence.pipeline.damping_sweep(task, train, queries, wrong, runtime=QUIET)
     with pytest.raises(BadInput, match=r"found relative_dampings=\[0.1\] for grad-dot-exact"):
-        whence.pipeline.damping_sweep(task, train, queries, [0.1], method="grad-dot-exact", quiet=True)
+        whence.pipeline.damping_sweep(task, train, queries, [0.1], method="grad-dot-exact", runtime=QUIET)
 
 
 def test_settings_without_an_effect_are_refused():
     task, _, train, queries = case("linear")
     with pytest.raises(UnknownOption, match="unknown method 'ek'; needed one of: arnoldi, astra, astra-source, cg"):
-        whence.attribute(task, train, queries, method="ek", quiet=True)
+        whence.attribute(task, train, queries, method="ek", runtime=QUIET)
     with pytest.raises(UnknownOption, match="normalize='l2'; needed one of: cosine, relatif, theta-relatif"):
-        whence.attribute(task, train, queries, normalize="l2", quiet=True)  # type: ignore[arg-type]
+        whence.attribute(task, train, queries, method=whence.EKFAC(normalize="l2"), runtime=QUIET)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="relative_damping for grad-dot-exact; needed what it takes: normalize, query_rank"):
-        whence.attribute(task, train, queries, method="grad-dot-exact", relative_damping=0.1, quiet=True)
+        whence.attribute(task, train, queries, method=settings_of(method="grad-dot-exact", relative_damping=0.1), runtime=QUIET)
     for option in ({"labels": "sampled"}, {"samples": 1}, {"seed": 1}, {"factors": "x"}, {"fit_on": 3}, {"sharing": "reduce"}):
         with pytest.raises(BadInput, match="for grad-dot-exact; needed what it takes: normalize, query_rank"):
-            whence.attribute(task, train, queries, method="grad-dot-exact", quiet=True, **option)
+            whence.attribute(task, train, queries, **keywords_of(method="grad-dot-exact", **option))
     with pytest.raises(BadInput, match="found tokens_of with 'x'; needed ids of training examples"):
-        whence.attribute(task, train, queries, tokens_of=["x"], quiet=True)
+        whence.attribute(task, train, queries, tokens_of=["x"], runtime=QUIET)
     with pytest.raises(BadInput, match="found query_rank=0 for ekfac; needed a positive number"):
-        whence.attribute(task, train, queries, query_rank=0, quiet=True)
+        whence.attribute(task, train, queries, method=whence.EKFAC(query_rank=0), runtime=QUIET)
 
 
 def test_both_sides_are_checked_first():
@@ -370,7 +385,7 @@ def test_both_sides_are_checked_first():
     custom = whence.Custom(task.model, lambda model, batch: model(batch[0])[:, 0], measure=mean)
     rows = custom.prepare([(torch.randn(4, 6).double(), 0) for _ in range(4)])
     with pytest.raises(BadInput, match="a measurement of shape"):
-        whence.attribute(custom, rows, rows, method="grad-dot-exact", quiet=True)
+        whence.attribute(custom, rows, rows, method="grad-dot-exact", runtime=QUIET)
 
 
 def test_a_score_that_is_not_finite_is_named(monkeypatch):
@@ -385,9 +400,9 @@ def test_a_score_that_is_not_finite_is_named(monkeypatch):
 
     monkeypatch.setattr("whence.score.exact.capture", broken)
     with pytest.raises(NonFinite, match="found a NaN or infinite score through 'body.0.weight' of the example '4'"):
-        whence.attribute(task, train, queries, quiet=True)
+        whence.attribute(task, train, queries, runtime=QUIET)
     with pytest.raises(NonFinite, match="found a NaN or infinite gradient norm of the example '4'"):
-        whence.self_influence(task, train, quiet=True)
+        whence.self_influence(task, train, runtime=QUIET)
 
 
 def test_a_damping_below_rounding_is_raised_and_told():

@@ -14,6 +14,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import keywords_of
 from tests.test_distributed import JOB, ROOT, _command, processes, results, start, together
 from whence.capture import plan_units
 from whence.cli import main
@@ -61,7 +62,10 @@ def _attribute(ranks, folder, name, methods, **more):
             options["tokens_of"] = [train.ids[0], train.ids[-1]]
         kept = {} if folder is None or method == "grad-dot-exact" else {"factors": folder / f"{method}"}
         table = whence.attribute(
-            task, train, queries, method=method, **options, **kept, batch_positions=12, quiet=True, ranks=ranks
+            task,
+            train,
+            queries,
+            **keywords_of(method, batch_positions=12, ranks=ranks, **options, **kept),
         )
         found[method] = {key: value.tolist() for key, value in numbers(table).items()}, table.notes[-1]
     return found
@@ -98,8 +102,8 @@ def test_other_models_from_the_curvature_of_one_process(processes, tmp_path, nam
 
 def _few(ranks, place):
     task, train, queries = case("linear", count=5)
-    options = {"method": "pcg", **SETTINGS["pcg"], "quiet": True, "ranks": ranks}
-    return whence.attribute(task, train, queries, **options).scores.tolist()
+    options = {"method": "pcg", **SETTINGS["pcg"], "ranks": ranks}
+    return whence.attribute(task, train, queries, **keywords_of(**options)).scores.tolist()
 
 
 def test_more_ranks_than_examples(processes):
@@ -126,7 +130,9 @@ def _walked(ranks, place):
 
     scan._Scan.part, products._PRODUCTS["gauss_newton"] = scanned, multiplied
     task, train, queries = case("linear")
-    whence.attribute(task, train, queries, method="cg", iterations=1, quiet=True, ranks=ranks)
+    whence.attribute(
+        task, train, queries, method=whence.settings.CG(iterations=1), runtime=whence.Runtime(quiet=True, ranks=ranks)
+    )
     return seen, train.ids
 
 
@@ -139,7 +145,7 @@ def test_each_rank_walks_its_part_only(processes):
 
 def _self_influence(ranks, place):
     task, train, _ = case("linear")
-    return whence.self_influence(task, train, quiet=True, ranks=ranks).scores.tolist()
+    return whence.self_influence(task, train, runtime=whence.Runtime(quiet=True, ranks=ranks)).scores.tolist()
 
 
 def test_self_influence(processes):
@@ -247,7 +253,13 @@ def _in_parts(ranks, folder, kill=False):
 
     prepare.measure, exact.in_chunks = tight, told
     task, train, queries = case("linear")
-    table = whence.attribute(task, train, queries, factors=folder, batch_positions=12, quiet=True, ranks=ranks)
+    table = whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.EKFAC(factors=folder),
+        runtime=whence.Runtime(batch_positions=12, quiet=True, ranks=ranks),
+    )
     return table.scores.tolist(), made
 
 
@@ -259,7 +271,13 @@ def test_rows_in_parts_go_on_after_a_rank_was_killed(processes, tmp_path):
     (first, made), (second, _) = together(processes, _in_parts, tmp_path / "factors")
     assert made == [1, 2] and not kept.exists() and first == second
     task, train, queries = case("linear")
-    alone = whence.attribute(task, train, queries, factors=tmp_path / "factors", batch_positions=12, quiet=True).scores
+    alone = whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.EKFAC(factors=tmp_path / "factors"),
+        runtime=whence.Runtime(batch_positions=12, quiet=True),
+    ).scores
     assert_near(first, alone.tolist())
 
 
@@ -268,7 +286,7 @@ def test_a_recorded_run_takes_one_process(tmp_path):
     with pytest.raises(
         BadInput, match="found method='source' for 2 processes; needed one process, since a recorded run is walked"
     ):
-        whence.attribute(task, train, queries, method="source", run=tmp_path, ranks=Ranks(0, 2))
+        whence.attribute(task, train, queries, method=whence.Source(run=tmp_path), runtime=whence.Runtime(ranks=Ranks(0, 2)))
 
 
 def test_torchrun_and_the_command_line(processes, tmp_path):

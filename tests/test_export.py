@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import edit_json, make_records, make_task
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.pipeline import export, query_vectors
 from whence.pipeline.stored import export as export_module
+from whence.settings import Indexed
 from whence.store import delete_rows, open_store
 
-FIXED = {"rows_per_shard": 8, "batch_positions": 64, "quiet": True}
+FIXED = {"rows_per_shard": 8, "batch_positions": 64}
 METHODS = {
     "aligned": {"method": "aligned", "rank": 5},
     "wide": {"method": "aligned", "rank": 6, "dtype": "float64"},
@@ -45,7 +47,7 @@ def records():
 def folders(tmp_path_factory):
     folder_of = {name: tmp_path_factory.mktemp("stores") / name for name in METHODS}
     for name, options in METHODS.items():
-        whence.build(make_task(), records(), folder_of[name], **options, **FIXED)
+        whence.build(make_task(), records(), folder_of[name], config=whence.BuildConfig(**options, **FIXED), runtime=QUIET)
         delete_rows(folder_of[name], ["r3", "r5-1"])
     return folder_of
 
@@ -82,7 +84,7 @@ def test_inner_products_of_vectors_are_scores(folders, tmp_path, name, engine, d
     columns = read(tmp_path / "out", engine)
     assert columns["id"] == list(store.ids()) and columns["row"] == list(range(len(store))) == list(range(exported.rows))
     assert columns["text"] == [example["text"] for example in store.examples()] and set(columns["source"]) == {"dïce"}
-    wanted = whence.score_table(store, make_task(), QUERIES, quiet=True).scores.double()
+    wanted = whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores.double()
     vectors = query_vectors(store, make_task(), QUERIES, quiet=True).double()
     found = vectors @ torch.from_numpy(columns["vector"].astype(np.float64)).T
     rounding = (2.0**-11 if dtype == "float16" else 2.0**-23) * exported.width**0.5
@@ -99,16 +101,16 @@ def test_an_exact_index_answers_as_a_scan(folders, tmp_path_factory, name, engin
     needs(engine)
     folder, store = tmp_path_factory.mktemp("exports") / "out", open_store(folders[name])
     export(store, folder, to=engine, dtype=data.draw(st.sampled_from(["float32", "float16"])), quiet=True)
-    options = {"k": data.draw(st.sampled_from([1, 2, 5, 70])), "quiet": True}
+    options = {"k": data.draw(st.sampled_from([1, 2, 5, 70])), "runtime": QUIET}
     with pytest.MonkeyPatch.context() as patch:
         # Few at first, so that more have to be asked for.
         patch.setattr("whence.pipeline.stored.indexed._MARGIN", data.draw(st.integers(0, 4)))
-        hits = whence.query(store, make_task(), QUERIES, index=folder, **options)
+        hits = whence.query(Indexed(store=store, index=folder), make_task(), QUERIES, **options)
     scanned = whence.query(store, make_task(), QUERIES, **options)
     assert hits.notes[: len(scanned.notes)] == scanned.notes and len(hits.notes) == len(scanned.notes) + 1
     assert hits.notes[-1].startswith("hits were looked for in the ") and "finds all that a scan does" in hits.notes[-1]
     assert (hits.num_examples, hits.method, hits.unit, hits.stage) == (52, scanned.method, scanned.unit, "scan")
-    scores_QN = whence.score_table(store, make_task(), QUERIES, quiet=True).scores
+    scores_QN = whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores
     same = {"rel": 1e-10, "abs": 1e-15} if scores_QN.dtype == torch.float64 else {"rel": 1e-5, "abs": 1e-8}
     for mine, theirs in ((hits.proponents, scanned.proponents), (hits.opponents, scanned.opponents)):
         for query, (some, others) in enumerate(zip(mine, theirs, strict=True)):
@@ -124,9 +126,9 @@ def test_an_approximate_index_says_so(folders, tmp_path):
     needs("faiss")
     store = open_store(folders["aligned"])
     export(store, tmp_path / "out", to="faiss", factory="IVF8,Flat", quiet=True)
-    hits = whence.query(store, make_task(), QUERIES, index=tmp_path / "out", k=60, quiet=True)
+    hits = whence.query(Indexed(store=store, index=tmp_path / "out"), make_task(), QUERIES, k=60, runtime=QUIET)
     assert any(note.startswith("approximate index: hits are among the rows that the FAISS index") for note in hits.notes)
-    scores_QN = whence.score_table(store, make_task(), QUERIES, quiet=True).scores
+    scores_QN = whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores
     found = [hit for side in (hits.proponents, hits.opponents) for hit in side[0]]
     assert 0 < len(found) < len(store)
     for hit in found:
@@ -141,11 +143,11 @@ def test_a_lance_table_with_an_index_or_fewer_rows_is_approximate(folders, tmp_p
     export(store, tmp_path / "out", to="lance", quiet=True)
     table = lance.dataset(str(tmp_path / "out" / "rows.lance"))
     table.create_index("vector", "IVF_FLAT", num_partitions=2, metric="dot")
-    hits = whence.query(store, make_task(), QUERIES, index=tmp_path / "out", k=60, quiet=True)
+    hits = whence.query(Indexed(store=store, index=tmp_path / "out"), make_task(), QUERIES, k=60, runtime=QUIET)
     assert any(note.startswith("approximate index:") for note in hits.notes)
     table.drop_index("vector_idx")
     table.delete("id = 'r1'")
-    hits = whence.query(store, make_task(), QUERIES, index=tmp_path / "out", k=60, quiet=True)
+    hits = whence.query(Indexed(store=store, index=tmp_path / "out"), make_task(), QUERIES, k=60, runtime=QUIET)
     assert any(note.startswith("approximate index:") for note in hits.notes)
     assert "r1" not in {hit.id for side in (hits.proponents, hits.opponents) for some in side for hit in some}
 
@@ -154,9 +156,10 @@ def test_a_shortlist_from_an_index_is_scored_exactly(folders, tmp_path):
     needs("faiss")
     store = open_store(folders["aligned"])
     export(store, tmp_path / "out", to="faiss", quiet=True)
-    options = {"rerank": "exact", "train": records(), "shortlist": 8, "k": 3, "quiet": True}
+    rerank = whence.Rerank(train=records(), shortlist=8)
     indexed, scanned = (
-        whence.query(store, make_task(), QUERIES, **options, **more) for more in ({"index": tmp_path / "out"}, {})
+        whence.query(where, make_task(), QUERIES, k=3, rerank=rerank, runtime=QUIET)
+        for where in (Indexed(store=store, index=tmp_path / "out"), store)
     )
     assert indexed.proponents == scanned.proponents and indexed.opponents == scanned.opponents and indexed.stage == "exact"
 
@@ -169,7 +172,8 @@ def test_methods_whose_rows_are_no_vectors_are_refused(tmp_path):
         ("lorif", {"factor_rank": 1, "rank": 4}, "rows are factors of matrices"),
         ("trackstar", {"rank": 4}, "rows are divided by norms that depend on the queries"),
     ):
-        store = whence.build(make_task(), make_records(6), tmp_path / method, method=method, **options, **FIXED)
+        config = whence.BuildConfig(method=method, **options, **FIXED)
+        store = whence.build(make_task(), make_records(6), tmp_path / method, config=config, runtime=QUIET)
         with pytest.raises(
             BadInput, match=rf"found vectors of a store of {method} in .*, whose {why}.*; needed rows whose inner product"
         ):
@@ -212,7 +216,9 @@ def test_an_index_of_another_store_is_refused(folders, tmp_path):
     export(folder, tmp_path / "table", to="parquet", quiet=True)
 
     def ask(index, **more):
-        return whence.query(folder, make_task(), QUERIES, index=index, quiet=True, **more)
+        return whence.query(
+            Indexed(store=folder, index=index), make_task(), QUERIES, runtime=whence.Runtime(quiet=True, **more)
+        )
 
     with pytest.raises(BadInput, match="found no export in .*; needed a folder made by `whence export`"):
         ask(tmp_path)
@@ -228,7 +234,7 @@ def test_an_index_of_another_store_is_refused(folders, tmp_path):
     content[-1] ^= 1
     (tmp_path / "out" / "rows.faiss").write_bytes(content)
     with pytest.raises(BadInput, match=r"rows.faiss \(it is not what was exported\)"):
-        whence.query(folders["aligned"], make_task(), QUERIES, index=tmp_path / "out", quiet=True)
+        whence.query(Indexed(store=folders["aligned"], index=tmp_path / "out"), make_task(), QUERIES, runtime=QUIET)
     shutil.copytree(tmp_path / "table", tmp_path / "later")
     edit_json(tmp_path / "later" / "whence.json", format="whence export 2")
     with pytest.raises(Exception, match=r"whence.json|of format"):

@@ -8,6 +8,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.cli import app
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
@@ -30,8 +31,10 @@ def records(count, seed=0):
 
 def by_hand(store, asked, queries, documents, data):
     """Mean correlations of the store's table with that of EK-FAC, for some documents."""
-    stored = whence.score_table(store, asked, Dataset(queries), quiet=True)
-    exact = whence.attribute(asked, data, Dataset(queries), method="ekfac", relative_damping=0.1, quiet=True)
+    stored = whence.score_table(store, asked, Dataset(queries), runtime=QUIET)
+    exact = whence.attribute(
+        asked, data, Dataset(queries), method=whence.EKFAC(damping=whence.Damping(relative=0.1)), runtime=QUIET
+    )
     columns = [stored.train_ids.index(example.id) for example in documents]
     pairs = list(zip(stored.scores[:, columns].double(), exact.scores[:, columns], strict=True))
     return [sum(how(*pair).statistic for pair in pairs) / len(pairs) for how in (spearmanr, pearsonr)]
@@ -40,7 +43,7 @@ def by_hand(store, asked, queries, documents, data):
 def test_what_is_measured_is_what_scores_show(tmp_path):
     asked = task()
     data = asked.prepare(records(200))
-    store = whence.build(asked, data, tmp_path, rank=24, axes_examples=40, quiet=True)
+    store = whence.build(asked, data, tmp_path, config=whence.BuildConfig(rank=24, axes_examples=40), runtime=QUIET)
     found = read_fidelity(store)[data.fingerprint]
     sample = {example.id for example in data.spread(40).examples}
     outside = Dataset([example for example in data.examples if example.id not in sample])
@@ -57,7 +60,7 @@ def test_what_is_measured_is_what_scores_show(tmp_path):
 def test_a_code_that_keeps_everything_agrees(tmp_path):
     asked = task()
     data = asked.prepare(records(60))
-    store = whence.build(asked, data, tmp_path, rank=60, dtype="float32", quiet=True)
+    store = whence.build(asked, data, tmp_path, config=whence.BuildConfig(rank=60, dtype="float32"), runtime=QUIET)
     found = read_fidelity(store)[data.fingerprint]
     # All documents are in the sample: those that stand in for queries, too.
     assert found.others is None and found.queries == 7 and found.learned.documents == 53
@@ -67,7 +70,7 @@ def test_a_code_that_keeps_everything_agrees(tmp_path):
 def test_members_of_the_sample_stand_in_for_queries_from_outside(tmp_path):
     asked = task()
     data, new = asked.prepare(records(120)), asked.prepare(records(40, seed=3))
-    store = whence.build(asked, data, tmp_path, rank=120, dtype="int2", quiet=True)
+    store = whence.build(asked, data, tmp_path, config=whence.BuildConfig(rank=120, dtype="int2"), runtime=QUIET)
     found = read_fidelity(store)[data.fingerprint].learned
     outside = by_hand(store, asked, new.examples, data.examples, data)
     inside = by_hand(store, asked, data.examples[::8], data.examples, data)
@@ -79,13 +82,13 @@ def test_members_of_the_sample_stand_in_for_queries_from_outside(tmp_path):
 def test_answers_and_inspect_tell(tmp_path, capsys):
     asked = task()
     data, more = asked.prepare(records(60)), asked.prepare(records(40, seed=1))
-    whence.build(asked, data, tmp_path, rank=8, quiet=True)
-    store = whence.build(asked, more, tmp_path, append=True, quiet=True, rank=8)
+    whence.build(asked, data, tmp_path, config=whence.BuildConfig(rank=8), runtime=QUIET)
+    store = whence.build(asked, more, tmp_path, append=True, config=whence.BuildConfig(rank=8), runtime=QUIET)
     known = read_fidelity(store)
     assert set(known) == {data.fingerprint, more.fingerprint}
     # Nothing was learned from what was appended.
     assert known[more.fingerprint].learned is None and known[more.fingerprint].others.documents == 35
-    notes = whence.query(store, asked, records(1, seed=2), quiet=True).notes
+    notes = whence.query(store, asked, records(1, seed=2), runtime=QUIET).notes
     told = [note for note in notes if note.startswith("stored against exact EK-FAC scores: Spearman ")]
     assert told == [f"{known[data.fingerprint]} (60 rows)", f"{known[more.fingerprint]} (40 rows)"]
     assert told[1].endswith("on documents that it was not learned from (40 rows)")
@@ -98,14 +101,14 @@ def test_answers_and_inspect_tell(tmp_path, capsys):
 
 def test_few_documents_say_nothing(tmp_path):
     asked = task()
-    store = whence.build(asked, records(12), tmp_path, rank=8, quiet=True)
+    store = whence.build(asked, records(12), tmp_path, config=whence.BuildConfig(rank=8), runtime=QUIET)
     assert not read_fidelity(store) and "fidelity.json" not in store.files
 
 
 @pytest.mark.parametrize("content", ["[]", '{"x": {"queries": 2}}', '{"x": {"queries": 2, "learned": 3, "others": null}}'])
 def test_another_file_is_refused(tmp_path, content):
     asked = task()
-    store = whence.build(asked, records(60), tmp_path, rank=8, quiet=True)
+    store = whence.build(asked, records(60), tmp_path, config=whence.BuildConfig(rank=8), runtime=QUIET)
     (tmp_path / "fidelity.json").write_text(content)
     with pytest.raises(StoreCorrupt):
         read_fidelity(open_store(store.folder, check=False))
@@ -114,10 +117,14 @@ def test_another_file_is_refused(tmp_path, content):
 def test_rows_that_are_added_and_scored_less_well_are_told(tmp_path):
     """The code holds the first documents' own directions; those of others of another kind are not among them."""
     asked = task()
-    store = whence.build(asked, records(40), tmp_path / "s", method="aligned", rank=40, quiet=True)
+    store = whence.build(
+        asked, records(40), tmp_path / "s", config=whence.BuildConfig(method="aligned", rank=40), runtime=QUIET
+    )
     assert not any("added" in note for note in fidelity_notes(store))
     shifted = [{**record, "id": f"new-{record['id']}", "inputs": record["inputs"] * 5 + 3} for record in records(60, seed=4)]
-    store = whence.build(asked, shifted, store.folder, method="aligned", rank=40, append=True, quiet=True)
+    store = whence.build(
+        asked, shifted, store.folder, append=True, config=whence.BuildConfig(method="aligned", rank=40), runtime=QUIET
+    )
     told = [note for note in fidelity_notes(store) if "rows that were added agree less" in note]
     assert len(told) == 1 and "whence refit" in told[0]
     store = refit(store.folder, asked, [*records(40), *shifted], quiet=True)

@@ -13,6 +13,7 @@ from tests.test_select import table as planted
 from whence.errors import BadInput, DiskFull, StoreCorrupt
 from whence.evaluate import load_table, open_bank, random_subsets, save_bank, save_table
 from whence.select.selection import Selection, load_selection
+from whence.settings import SelectConfig
 from whence.store.file_sets import array_chunks, new_folder, path_in_set, write_set
 
 CHANGES = ("replace", "rename", "fsync", "mkdir", "rmdir", "unlink")
@@ -121,7 +122,10 @@ def test_a_selection_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     _, tables = old_and_new(tmp_path)
     import whence
 
-    old, new = (whence.select.select(table, by="loss", keep=count) for table, count in zip(tables, (3, 5), strict=True))
+    old, new = (
+        whence.select.select(table, config=SelectConfig(by="loss", keep=count))
+        for table, count in zip(tables, (3, 5), strict=True)
+    )
     old.save(tmp_path / "chosen")
     kept = []
     for _ in endings(lambda: new.save(tmp_path / "chosen"), monkeypatch):

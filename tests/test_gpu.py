@@ -5,6 +5,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET, keywords_of, settings_of
 from tests.test_devices import EXACT, STORED, stored
 from tests.test_source import queries_of, train
 from whence.capture import available_bytes
@@ -41,8 +42,8 @@ def test_stores_are_those_of_the_cpu(tmp_path, name, method):
 @pytest.mark.parametrize("method", EXACT)
 def test_exact_scores_are_those_of_the_cpu(name, method):
     here, there, examples, queries = pair(name)
-    wanted = whence.attribute(here, examples, queries, method=method, quiet=True)
-    close(whence.attribute(there, examples, queries, method=method, quiet=True), wanted, 1e-6)
+    wanted = whence.attribute(here, examples, queries, method=method, runtime=QUIET)
+    close(whence.attribute(there, examples, queries, method=method, runtime=QUIET), wanted, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -53,25 +54,29 @@ def test_options_of_ekfac(tmp_path, options):
     tables = []
     for task in (here, there):
         some = {key: tmp_path / task.device.type if key == "factors" else value for key, value in options.items()}
-        tables.append(whence.attribute(task, examples, queries, quiet=True, **some))
+        tables.append(whence.attribute(task, examples, queries, **keywords_of(**some)))
     close(tables[1], tables[0], 1e-6)
 
 
 def test_bfloat16_weights(tmp_path):
     here, there, examples, queries = pair("gpt2", torch.bfloat16)
-    wanted = whence.attribute(here, examples, queries, quiet=True)
-    close(whence.attribute(there, examples, queries, quiet=True), wanted, 0.1)
-    store = whence.build(there, examples, tmp_path, method="logra", quiet=True)
-    assert torch.isfinite(whence.score_table(store, there, queries, quiet=True).scores).all()
+    wanted = whence.attribute(here, examples, queries, runtime=QUIET)
+    close(whence.attribute(there, examples, queries, runtime=QUIET), wanted, 0.1)
+    store = whence.build(there, examples, tmp_path, config=whence.BuildConfig(method="logra"), runtime=QUIET)
+    assert torch.isfinite(whence.score_table(store, there, queries, runtime=QUIET).scores).all()
 
 
 @pytest.mark.parametrize("method", ["unroll", "source", "tracin"])
 def test_going_back_through_a_run(tmp_path, method):
     _, task, data, _ = train(tmp_path / "run", "adamw")
     queries = queries_of(task, 2)
-    wanted = whence.attribute(task, data, queries, method=method, run=tmp_path / "run", quiet=True)
+    wanted = whence.attribute(task, data, queries, method=settings_of(method=method, run=tmp_path / "run"), runtime=QUIET)
     task.model.to("cuda")
-    close(whence.attribute(task, data, queries, method=method, run=tmp_path / "run", quiet=True), wanted, 1e-6)
+    close(
+        whence.attribute(task, data, queries, method=settings_of(method=method, run=tmp_path / "run"), runtime=QUIET),
+        wanted,
+        1e-6,
+    )
 
 
 def test_free_memory_is_that_of_the_device():

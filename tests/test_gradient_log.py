@@ -6,6 +6,7 @@ from torch import nn
 
 import whence
 from tests import zoo
+from tests.settings import QUIET, keywords_of
 from whence.capture import plan_units
 from whence.curvature.kfac import FitRun, fit_factors, prepare_fit
 from whence.errors import BadInput, NonFinite, StoreMismatch, Unsupported
@@ -67,9 +68,17 @@ def rows_of(store):
 def test_where_the_learning_rate_is_0_the_store_is_the_one_that_is_built(tmp_path, method, scale):
     model, task, records = problem(count=24)
     options = {"method": method, "rank": 2, "dtype": "float64"}
-    built = whence.build(task, records, tmp_path / "built", quiet=True, batch_positions=64, **options)
+    built = whence.build(
+        task,
+        records,
+        tmp_path / "built",
+        config=whence.BuildConfig(batch_positions=64, **options),
+        runtime=QUIET,
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    log = whence.pipeline.GradientLog(tmp_path / "logged", task, records, quiet=True, batch_positions=64, **options)
+    log = whence.pipeline.GradientLog(
+        tmp_path / "logged", task, records, quiet=True, config=whence.BuildConfig(batch_positions=64, **options)
+    )
     epochs(model, records, optimizer, log, count=2, **scale)
     logged = log.finish()
     assert logged.ids() == built.ids() and logged.blueprint.model == built.blueprint.model
@@ -77,7 +86,7 @@ def test_where_the_learning_rate_is_0_the_store_is_the_one_that_is_built(tmp_pat
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-10, atol=1e-11 * float(value.abs().max()))
-    a, b = (whence.score_table(store, task, records[:3], quiet=True) for store in (logged, built))
+    a, b = (whence.score_table(store, task, records[:3], runtime=QUIET) for store in (logged, built))
     torch.testing.assert_close(a.scores, b.scores, rtol=1e-7, atol=1e-9)
     assert any("logged while training" in note for note in a.notes) and not any("logged" in note for note in b.notes)
     assert not (tmp_path / "logged" / "logged").exists() and logged.bad_files() == {}
@@ -94,8 +103,12 @@ def test_other_layers(tmp_path, name):
         model, inputs = cases[name.capitalize()]().double(), torch.randn(12, 4, 6, dtype=torch.float64)
     task = whence.Classification(model)
     records = [(one, number % 3) for number, one in enumerate(inputs)]
-    built = whence.build(task, records, tmp_path / "built", method="logra", rank=2, dtype="float64", quiet=True)
-    log = whence.pipeline.GradientLog(tmp_path / "logged", task, records, rank=2, dtype="float64", quiet=True)
+    built = whence.build(
+        task, records, tmp_path / "built", config=whence.BuildConfig(method="logra", rank=2, dtype="float64"), runtime=QUIET
+    )
+    log = whence.pipeline.GradientLog(
+        tmp_path / "logged", task, records, quiet=True, config=whence.BuildConfig(method="logra", rank=2, dtype="float64")
+    )
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.0), log)
     mine, theirs = rows_of(log.finish()), rows_of(built)
     for key, value in theirs.items():
@@ -106,7 +119,9 @@ def test_training_is_as_it_would_be_and_rows_are_of_their_step(tmp_path):
     plain, _, records = problem()
     epochs(plain, records, torch.optim.SGD(plain.parameters(), lr=0.5), count=2)
     model, task, _ = problem()
-    log = whence.pipeline.GradientLog(tmp_path / "log", task, records, rank=2, dtype="float64", quiet=True)
+    log = whence.pipeline.GradientLog(
+        tmp_path / "log", task, records, quiet=True, config=whence.BuildConfig(method="logra", rank=2, dtype="float64")
+    )
     epochs(model, records, torch.optim.SGD(model.parameters(), lr=0.5), log, count=2)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     logged = rows_of(log.finish())["slab.0"]
@@ -116,7 +131,13 @@ def test_training_is_as_it_would_be_and_rows_are_of_their_step(tmp_path):
     epochs(other, records, optimizer)
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(1))
     for number, batch in enumerate(order.split(4)):
-        built = whence.build(again, records, tmp_path / f"at-{number}", method="logra", rank=2, dtype="float64", quiet=True)
+        built = whence.build(
+            again,
+            records,
+            tmp_path / f"at-{number}",
+            config=whence.BuildConfig(method="logra", rank=2, dtype="float64"),
+            runtime=QUIET,
+        )
         torch.testing.assert_close(logged[batch], rows_of(built)["slab.0"][batch], rtol=1e-9, atol=1e-12)
         optimizer.zero_grad()
         inputs = torch.stack([records[one][0] for one in batch])
@@ -137,9 +158,9 @@ def test_factors_are_those_of_a_fit(tmp_path):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
-    options = {"labels": "dataset", "method": "kfac", "quiet": True}
-    mine = whence.attribute(task, train, records[:2], factors=tmp_path / "factors", **options)
-    theirs = whence.attribute(task, train, records[:2], **options)
+    options = {"labels": "dataset", "method": "kfac"}
+    mine = whence.attribute(task, train, records[:2], **keywords_of(factors=tmp_path / "factors", **options))
+    theirs = whence.attribute(task, train, records[:2], **keywords_of(**options))
     torch.testing.assert_close(mine.scores, theirs.scores, rtol=1e-6, atol=1e-9)
 
 
@@ -152,7 +173,9 @@ def test_a_stopped_log_goes_on(tmp_path):
         whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
     log._lock.close()  # what the system does when a process is killed
     with pytest.raises(StoreMismatch, match="found a log with another (blueprint|data)"):
-        whence.pipeline.GradientLog(tmp_path / "log", task, records, rank=3, quiet=True)
+        whence.pipeline.GradientLog(
+            tmp_path / "log", task, records, quiet=True, config=whence.BuildConfig(method="logra", rank=3)
+        )
     log = whence.pipeline.GradientLog(tmp_path / "log", task, records, quiet=True)
     with log.batch([15]):
         nn.functional.cross_entropy(model(records[15][0][None]), torch.tensor([records[15][1]])).backward()
@@ -166,7 +189,7 @@ def test_what_cannot_be_logged_is_told(tmp_path):
     model, task, records = problem()
     for method in ("aligned", "logra-pca", "trak", "trackstar", "grass"):
         with pytest.raises(BadInput, match=f"found method {method}, which learns from the data before it stores|found method"):
-            whence.pipeline.GradientLog(tmp_path / "a", task, records, method=method)
+            whence.pipeline.GradientLog(tmp_path / "a", task, records, config=whence.BuildConfig(method=method))
     with pytest.raises(Unsupported, match="found a compiled model; needed layers that can be watched"):
         whence.pipeline.GradientLog(tmp_path / "a", whence.Classification(torch.compile(model)), records)
     normed = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -212,12 +235,22 @@ def test_under_autocast_and_with_dropout(tmp_path):
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     task = whence.Classification(model)
     records = [(torch.randn(6), number % 3) for number in range(12)]
-    log = whence.pipeline.GradientLog(tmp_path / "half", task, records, autocast="bfloat16", dtype="float32", quiet=True)
+    log = whence.pipeline.GradientLog(
+        tmp_path / "half",
+        task,
+        records,
+        quiet=True,
+        config=whence.BuildConfig(method="logra", autocast="bfloat16", dtype="float32"),
+    )
     inputs, labels = torch.stack([one for one, _ in records]), torch.tensor([label for _, label in records])
     with log.batch(range(12)), torch.autocast("cpu", torch.bfloat16):
         nn.functional.cross_entropy(model(inputs).float(), labels).backward()
     mine = rows_of(log.finish())["slab.0"]
-    theirs = rows_of(whence.build(task, records, tmp_path / "whole", method="logra", dtype="float32", quiet=True))["slab.0"]
+    theirs = rows_of(
+        whence.build(
+            task, records, tmp_path / "whole", config=whence.BuildConfig(method="logra", dtype="float32"), runtime=QUIET
+        )
+    )["slab.0"]
     assert float((mine - theirs).norm() / theirs.norm()) < 0.02
     model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
     log = whence.pipeline.GradientLog(tmp_path / "dropout", whence.Classification(model), records, quiet=True)

@@ -15,6 +15,7 @@ from tests.pages import ROOT, page_commands, run_blocks
 from tests.reference import guide as slow
 from tests.reference.ekfac import dense_inverse
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import keywords_of
 from whence.capture import plan_units
 from whence.cli import main
 from whence.curvature import fit_ekfac
@@ -37,8 +38,8 @@ def case(name="gpt2", queries=4, count=12):
 
 
 def scores_of(task, train, harmful, safe, folder, **options):
-    options = {"relative_damping": 0.1, "batch_positions": BATCH, "quiet": True, **options}
-    return whence.guide.contrast_scores(task, train, harmful, safe, folder, **options)
+    options = {"relative_damping": 0.1, "batch_positions": BATCH, **options}
+    return whence.guide.contrast_scores(task, train, harmful, safe, folder, **keywords_of(**options))
 
 
 def as_files(folder, rows, cut=2):
@@ -79,7 +80,12 @@ def test_token_scores_add_up_to_those_of_attribute(tmp_path):
     queries = Dataset([*harmful.examples, *safe.examples])
     weights = dict.fromkeys(harmful.ids, 0.5) | dict.fromkeys(safe.ids, -0.5)
     table = whence.attribute(
-        task, train, queries, groups={"contrast": weights}, relative_damping=0.1, batch_positions=BATCH, quiet=True
+        task,
+        train,
+        queries,
+        groups={"contrast": weights},
+        method=whence.EKFAC(damping=whence.Damping(relative=0.1)),
+        runtime=whence.Runtime(batch_positions=BATCH, quiet=True),
     )
     sums_N = torch.stack([scores_T.nansum() for scores_T in found]).double()
     torch.testing.assert_close(sums_N, table.scores[0], rtol=1e-5, atol=1e-6 * float(table.scores.abs().max()))
@@ -134,7 +140,7 @@ def test_tasks_and_methods_without_token_scores_are_refused(tmp_path):
     with pytest.raises(Unsupported, match=r"found a task of kind '\w+'; needed a causal language model"):
         scores_of(task, dataset, dataset, dataset, tmp_path)
     task, train, harmful, safe = case()
-    with pytest.raises(Unsupported, match="found method='source'; needed a method that needs no recorded run"):
+    with pytest.raises(BadInput, match="found method='source', which goes back through a recorded run"):
         scores_of(task, train, harmful, safe, tmp_path, method="source")
 
 
@@ -467,7 +473,7 @@ def test_the_verbs_mistakes_are_one_line(tmp_path, model_folder, data_file, ques
     assert main([*command, "--safe", safe, "--budget", "2"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main([*command, "--safe", safe, "--method", "source"]) == 2
-    assert "needed a method that needs no recorded run" in capsys.readouterr().err
+    assert "needed a method of the final weights" in capsys.readouterr().err
 
 
 def test_the_pages_blocks_and_command_run(run, reader, question_files):

@@ -5,6 +5,7 @@ import torch
 
 import whence
 from tests.reference.gradients import unit_gradients
+from tests.settings import keywords_of
 from tests.zoo import make
 from whence.capture import capture, plan_units, separate_head
 from whence.curvature import kfac as kfac_room
@@ -73,11 +74,11 @@ def test_objectives_have_the_same_gradients_with_and_without_logits(name, labels
 def test_scores_are_the_same(name, labels, largest_side, monkeypatch):
     task, dataset = of_blocks(name, 9)
     train, queries = whence.data.Dataset(dataset.examples[:6]), whence.data.Dataset(dataset.examples[6:])
-    options = {"labels": labels, "largest_side": largest_side, "batch_positions": 30, "quiet": True}
-    found = whence.attribute(task, train, queries, **options).scores
+    options = {"labels": labels, "largest_side": largest_side, "batch_positions": 30}
+    found = whence.attribute(task, train, queries, **keywords_of(**options)).scores
     for room in (kfac_room, exact_room):
         monkeypatch.setattr(room, "separate_head", lambda *_: None)
-    expected = whence.attribute(task, train, queries, **options).scores
+    expected = whence.attribute(task, train, queries, **keywords_of(**options)).scores
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7 * float(expected.abs().max()))
 
 

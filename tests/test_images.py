@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.errors import BadInput
 from whence.load import load_records
 from whence.report import Hit, Hits, hits_fragment
@@ -81,7 +82,7 @@ def test_keyword_inputs_and_no_preprocessing(folder):
 def test_regression_on_images(folder):
     task = whence.Regression(nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), preprocess=gray)
     records = [{"image": str(path), "target": 0.5} for path in sorted((folder / "cat").iterdir())]
-    table = whence.attribute(task, records, records[:1], method="grad-dot-exact", quiet=True)
+    table = whence.attribute(task, records, records[:1], method="grad-dot-exact", runtime=QUIET)
     assert table.scores.shape == (1, 3) and table.train_ids == tuple(map(str, sorted((folder / "cat").iterdir())))
 
 
@@ -144,14 +145,14 @@ def test_random_augmentation_is_refused(folder):
 
     task = whence.Classification(model(), preprocess=noisy, labels=["cat", "dog"])
     with pytest.raises(BadInput, match="changes from call to call"):
-        whence.attribute(task, load_records(str(folder)), load_records(str(folder))[:1], method="grad-dot-exact", quiet=True)
+        whence.attribute(task, load_records(str(folder)), load_records(str(folder))[:1], method="grad-dot-exact", runtime=QUIET)
 
 
 def test_from_a_store_to_a_page(folder, tmp_path):
     task = whence.Classification(model(), preprocess=gray, labels=["cat", "dog"])
     records = load_records(str(folder))
-    whence.build(task, records, tmp_path / "store", method="logra", rank=4, quiet=True)
-    hits = whence.query(tmp_path / "store", task, records[:1], k=2, quiet=True)
+    whence.build(task, records, tmp_path / "store", config=whence.BuildConfig(method="logra", rank=4), runtime=QUIET)
+    hits = whence.query(tmp_path / "store", task, records[:1], k=2, runtime=QUIET)
     shown = hits.proponents[0][0]
     assert shown.image == str(folder / shown.id) and hits.query_images == (str(folder / "cat/0.png"),)
     assert hits.to_dict()["queries"][0]["proponents"][0]["image"] == shown.image

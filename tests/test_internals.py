@@ -15,6 +15,7 @@ from torch import nn
 import whence
 from tests import zoo
 from tests.pages import ROOT
+from tests.settings import QUIET
 from tests.test_quantize import scored
 from whence import internals
 from whence.compress.quantize import quantize
@@ -147,10 +148,10 @@ def scores_of(name, folder):
                 for example, fields in zip(dataset.examples, inputs, strict=True)
             ]
         )
-    store = whence.build(task, dataset, folder, method="logra", rank=4, dtype="int8", quiet=True)
+    store = whence.build(task, dataset, folder, config=whence.BuildConfig(method="logra", rank=4, dtype="int8"), runtime=QUIET)
     tables = [
-        whence.score_table(store, task, dataset, quiet=True),
-        whence.attribute(task, dataset, dataset, method="grad-dot-exact", quiet=True),
+        whence.score_table(store, task, dataset, runtime=QUIET),
+        whence.attribute(task, dataset, dataset, method="grad-dot-exact", runtime=QUIET),
     ]
     return [table.scores for table in tables]
 

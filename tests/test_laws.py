@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import whence
+from tests.settings import QUIET, settings_of, small_rank
 
 EXACT = ("ekfac", "kfac", "pcg", "cg", "lissa", "astra", "nystroem", "arnoldi", "datainf", "grad-dot-exact")
 STORED = tuple(sorted(whence.methods.METHODS))
@@ -51,14 +52,22 @@ def scores(method, records, queries, folder, *, positions=64):
     if method in EXACT:
         options = {"iterations": 20} if method in ("lissa", "astra") else {}
         return whence.attribute(
-            task, records, queries, method=method, batch_positions=positions, quiet=True, **options
+            task,
+            records,
+            queries,
+            method=settings_of(method=method, **options),
+            runtime=whence.Runtime(batch_positions=positions, quiet=True),
         ).scores.double()
-    known, options = whence.methods.METHODS[method], {}
-    if known.encoder in ("sides", "whole", "entries"):
-        options["rank"] = 4 if known.encoder == "sides" else 32
+    options = small_rank(method, joined=32, side=4)
     dtype = "float32" if method == "aligned" else str(task.model.out.weight.dtype).removeprefix("torch.")
-    store = whence.build(task, records, folder, method=method, dtype=dtype, batch_positions=positions, quiet=True, **options)
-    return whence.score_table(store, task, queries, quiet=True).scores.double()
+    store = whence.build(
+        task,
+        records,
+        folder,
+        config=whence.BuildConfig(method=method, dtype=dtype, batch_positions=positions, **options),
+        runtime=QUIET,
+    )
+    return whence.score_table(store, task, queries, runtime=QUIET).scores.double()
 
 
 def assert_close(found, wanted, share):
@@ -122,9 +131,11 @@ def test_a_loss_times_a_number(method, power, tmp_path_factory, times):
         task = whence.Custom(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), loss)
         records = [(record["inputs"][0], record["label"]) for record in records_of()]
         if method in EXACT:
-            return whence.attribute(task, records, records[:2], method=method, quiet=True).scores.double()
+            return whence.attribute(task, records, records[:2], method=method, runtime=QUIET).scores.double()
         folder = tmp_path_factory.mktemp("laws") / "store"
-        store = whence.build(task, records, folder, method=method, rank=8, dtype="float64", quiet=True)
-        return whence.score_table(store, task, records[:2], quiet=True).scores.double()
+        store = whence.build(
+            task, records, folder, config=whence.BuildConfig(method=method, rank=8, dtype="float64"), runtime=QUIET
+        )
+        return whence.score_table(store, task, records[:2], runtime=QUIET).scores.double()
 
     assert_close(scored(times), times**power * scored(1.0), 1e-7)

@@ -13,6 +13,7 @@ import whence
 from tests import zoo
 from tests.reference.conversations import spoken_loss, turns
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from whence.capture import capture, plan_units
 from whence.cli import main
 from whence.errors import BadInput, Unsupported
@@ -107,11 +108,13 @@ def test_a_conversation_keeps_its_turns_in_the_store_and_in_windows(tmp_path, mo
     task = bytes_task(CHATML)
     train = [{"messages": talk, "id": f"t{i}"} for i, talk in enumerate(TALKS)]
     data = task.prepare(train)
-    store = whence.build(task, data, tmp_path / "s", method="logra", rank=4, dtype="float64", quiet=True)
+    store = whence.build(
+        task, data, tmp_path / "s", config=whence.BuildConfig(method="logra", rank=4, dtype="float64"), runtime=QUIET
+    )
     seen = []
     prepare = task.prepare
     monkeypatch.setattr(task, "prepare", lambda records: seen.append(prepare(records)) or seen[-1])
-    hits = whence.query(store, task, first_of(data), k=3, tokens=True, quiet=True)
+    hits = whence.query(store, task, first_of(data), k=3, tokens=True, runtime=QUIET)
     found = [hit for side in (*hits.proponents, *hits.opponents) for hit in side]
     assert len(found) == len(seen) == 3 and any(hit.token_scores for hit in found)
     for hit, again in zip(found, seen, strict=True):  # the stored text gives the same tokens and the same turns
@@ -199,7 +202,7 @@ def test_a_document_in_a_pack_scores_as_the_document_alone(tmp_path):
     inside = task.prepare([pack])
     assert inside.ids == ("pack:0", "pack:1", "pack:2", "pack:4") and {one.source for one in inside.examples} == {"web"}
     queries = task.prepare([{"input_ids": [1, 2, 3, 4]}])
-    scores = [whence.attribute(task, data, queries, method="grad-dot-exact", quiet=True).scores for data in (inside, alone)]
+    scores = [whence.attribute(task, data, queries, method="grad-dot-exact", runtime=QUIET).scores for data in (inside, alone)]
     torch.testing.assert_close(*scores, rtol=1e-12, atol=0)
     # What a model with attention inside documents does with the pack, by its own mask, has the same gradient in all.
     wanted = dense_gradients(task, inside.examples)
@@ -353,11 +356,15 @@ def test_adapters_are_what_is_attributed(tmp_path, name):
     asked = unit_gradients(task, plan, dense_gradients(task, data.examples[:3], "measurement"))
     dot = -sum(q.flatten(1) @ g.flatten(1).T for q, g in zip(asked, wanted, strict=True)) / len(data)
     queries = type(data)(data.examples[:3])
-    table = whence.attribute(task, data, queries, method="grad-dot-exact", quiet=True)
+    table = whence.attribute(task, data, queries, method="grad-dot-exact", runtime=QUIET)
     torch.testing.assert_close(table.scores, dot, rtol=1e-9, atol=1e-12)
-    store = whence.build(task, data, tmp_path / "s", method="aligned", dtype="float64", quiet=True)
-    two = whence.query(store, task, queries, k=8, rerank="exact", train=data, quiet=True)
-    exact = whence.attribute(task, data, queries, relative_damping=0.1, quiet=True).scores
+    store = whence.build(
+        task, data, tmp_path / "s", config=whence.BuildConfig(method="aligned", dtype="float64"), runtime=QUIET
+    )
+    two = whence.query(store, task, queries, k=8, rerank=whence.Rerank(train=data), runtime=QUIET)
+    exact = whence.attribute(
+        task, data, queries, method=whence.EKFAC(damping=whence.Damping(relative=0.1)), runtime=QUIET
+    ).scores
     for place in range(3):
         for hit in (*two.proponents[place], *two.opponents[place]):
             assert hit.score == pytest.approx(exact[place, hit.row].item(), rel=1e-6)

@@ -1,6 +1,7 @@
 """Masked language models: which tokens are hidden, the loss, and gradients against autograd."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from torch import nn
 
 import whence
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from tests.test_capture import assert_same_sum, captured
 from whence.capture import check_task
 from whence.errors import BadInput
+from whence.tasks import Hiding
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,13 +31,17 @@ class Tokens:
         return {"input_ids": [0, *ids, 1] if add_special_tokens else ids}
 
 
+HIDING = {field.name for field in fields(Hiding)}
+
+
 def make(**options):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         num_hidden_layers=1, hidden_size=8, intermediate_size=12, num_attention_heads=2, vocab_size=30,
         max_position_embeddings=16,
     )  # fmt: skip
-    return whence.MaskedLM(transformers.BertForMaskedLM(config).double(), Tokens(), **options)
+    hiding = {name: options.pop(name) for name in HIDING & options.keys()}
+    return whence.MaskedLM(transformers.BertForMaskedLM(config).double(), Tokens(), hiding=Hiding(**hiding), **options)
 
 
 TEXTS = ["abcdef", "hello", "masks", "xyzxyzxyz"]
@@ -107,7 +114,7 @@ def test_at_least_one_token_and_only_the_completion():
 
 
 def test_in_use():
-    table = whence.attribute(make(share=0.5), TEXTS, TEXTS[:2], method="ekfac", quiet=True)
+    table = whence.attribute(make(share=0.5), TEXTS, TEXTS[:2], method="ekfac", runtime=QUIET)
     assert torch.isfinite(table.scores).all() and table.unit == "nats of the hidden tokens' log-probability"
 
 
@@ -146,7 +153,7 @@ def test_labels_are_drawn_where_some_examples_hide_several_tokens():
     between = [place for place in several if len(texts[shortest]) < len(texts[place]) < len(texts[longest])]
     assert between
     chosen = [texts[place] for place in (shortest, *between, longest)]
-    table = whence.attribute(task, chosen, chosen[:1], method="kfac", quiet=True)
+    table = whence.attribute(task, chosen, chosen[:1], method="kfac", runtime=QUIET)
     assert "1 sampled label" in " ".join((table.method, *table.notes))
 
 

@@ -11,6 +11,7 @@ import whence
 from tests import zoo
 from tests.memory import LiveBytes
 from tests.reference.reflections import written_out
+from tests.settings import keywords_of, settings_of
 from whence.capture import capture, plan_units
 from whence.curvature import class_count, fit_ekfac, fit_kfac, unit_bytes
 from whence.curvature.stages import Stages
@@ -137,15 +138,15 @@ OPTIONS = {
 @pytest.mark.parametrize(("name", "rows"), [("gpt2", 2), ("linear", 1)])
 def test_queries_in_chunks_score_as_all_at_once(tmp_path, monkeypatch, name, choice, rows):
     task, train, queries = case(name)
-    options = {"quiet": True, "batch_positions": 1000, **OPTIONS[choice]}
+    options = {"batch_positions": 1000, **OPTIONS[choice]}
     if options.get("method") != "grad-dot-exact":
         options |= {"samples": 1, "factors": tmp_path / "a"}
-    wanted = whence.attribute(task, train, queries, **options)
+    wanted = whence.attribute(task, train, queries, **keywords_of(**options))
     cut(monkeypatch, rows, 1)
     seen = counted(monkeypatch)
     if "factors" in options:
         options["factors"] = tmp_path / "b"
-    found = whence.attribute(task, train, queries, **options)
+    found = whence.attribute(task, train, queries, **keywords_of(**options))
     assert seen.count("score.exact") == -(-len(wanted.query_ids) // rows)
     close(found.scores, wanted.scores, 1e-8)
     assert (found.query_ids, found.unit, found.method) == (wanted.query_ids, wanted.unit, wanted.method)
@@ -160,29 +161,36 @@ def test_queries_in_chunks_score_as_all_at_once(tmp_path, monkeypatch, name, cho
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_sweep_and_self_influence_in_parts(tmp_path, monkeypatch, rows):
     task, train, queries = case("gpt2")
-    options = {"quiet": True, "batch_positions": 1000, "samples": 1}
-    wanted, own = whence.pipeline.damping_sweep(task, train, queries, **options), whence.self_influence(task, train, **options)
+    options = {"batch_positions": 1000, "samples": 1}
+    wanted, own = (
+        whence.pipeline.damping_sweep(task, train, queries, **keywords_of(**options)),
+        whence.self_influence(task, train, **keywords_of(**options)),
+    )
     cut(monkeypatch, rows, 1)
-    found = whence.pipeline.damping_sweep(task, train, queries, factors=tmp_path, **options)
+    found = whence.pipeline.damping_sweep(task, train, queries, **keywords_of(factors=tmp_path, **options))
     for value, table in wanted.tables.items():
         close(found.tables[value].scores, table.scores, 1e-8)
         assert found.tables[value].notes == table.notes
-    close(whence.self_influence(task, train, factors=tmp_path, **options).scores, own.scores, 1e-8)
+    close(
+        whence.self_influence(task, train, **keywords_of(factors=tmp_path, **options)).scores,
+        own.scores,
+        1e-8,
+    )
 
 
 @pytest.mark.parametrize("again", [2, 1])
 def test_chunks_that_were_stopped_go_on(tmp_path, monkeypatch, capsys, again):
     task, train, queries = case("linear", queries=6, count=12)
-    options = {"batch_positions": 1000, "labels": "dataset", "factors": tmp_path, "normalize": "cosine"}
-    wanted = whence.attribute(task, train, queries, **{**options, "factors": None}, quiet=True)
+    options = {"batch_positions": 1000, "labels": "dataset", "factors": tmp_path, "normalize": "cosine", "quiet": False}
+    wanted = whence.attribute(task, train, queries, **keywords_of(**{**options, "factors": None}))
     cut(monkeypatch, 2)
     counted(monkeypatch, 4)  # the fit takes two, the scan three
     with pytest.raises(KeyboardInterrupt):
-        whence.attribute(task, train, queries, **options, quiet=True)
+        whence.attribute(task, train, queries, **keywords_of(**options))
     assert len(list(tmp_path.glob("rows-*/scores-*.safetensors"))) == 2
     seen = counted(monkeypatch)
     cut(monkeypatch, again)
-    found = whence.attribute(task, train, queries, **options)
+    found = whence.attribute(task, train, queries, **keywords_of(**options))
     assert seen == ["score.exact"] * (2 // again)
     close(found.scores, wanted.scores)
     said = capsys.readouterr().err
@@ -193,17 +201,17 @@ def test_chunks_that_were_stopped_go_on(tmp_path, monkeypatch, capsys, again):
 
 def test_chunks_of_another_question_are_not_used(tmp_path, monkeypatch):
     task, train, queries = case("linear", queries=6, count=12)
-    options = {"batch_positions": 1000, "labels": "dataset", "factors": tmp_path, "quiet": True}
+    options = {"batch_positions": 1000, "labels": "dataset", "factors": tmp_path}
     cut(monkeypatch, 2)
     counted(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
-        whence.attribute(task, train, queries, **options)
+        whence.attribute(task, train, queries, **keywords_of(**options))
     seen = counted(monkeypatch)
     for other in ({"relative_damping": 0.5}, {"query_rank": 1}, {"normalize": "relatif"}, {"per_unit": True}):
-        whence.attribute(task, train, queries, **options, **other)
+        whence.attribute(task, train, queries, **keywords_of(**options, **other))
         assert len(seen) == 3
         seen.clear()
-    whence.attribute(task, train, Dataset(queries.examples[::-1]), **options)
+    whence.attribute(task, train, Dataset(queries.examples[::-1]), **keywords_of(**options))
     assert len(seen) == 3
     assert len(list(tmp_path.glob("rows-*"))) == 1  # still those of the first
 
@@ -244,7 +252,7 @@ def test_forecasts_are_near_what_is_taken(tmp_path, monkeypatch, small_chunks, q
     if "factors" in options:
         options = {**options, "factors": tmp_path}
     with LiveBytes() as live:
-        whence.attribute(task, train, train[:queries], quiet=True, **options)
+        whence.attribute(task, train, train[:queries], **keywords_of(**options))
     assert seen[0].peak / 1.5 <= live.peak <= 1.5 * seen[0].peak
     if "memory_gib" in options:
         assert live.peak <= options["memory_gib"] * 2**30
@@ -272,8 +280,20 @@ def test_bytes_of_units_are_those_of_their_tensors(tmp_path, name, largest_side)
 
 def test_less_memory_than_the_fit_takes_it_in_groups(tmp_path, capsys, small_chunks):
     task, train = wide()
-    wanted = whence.attribute(task, train, train[:3], quiet=True, samples=1, batch_positions=10)
-    found = whence.attribute(task, train, train[:3], samples=1, memory_gib=0.0075, batch_positions=10, factors=tmp_path)
+    wanted = whence.attribute(
+        task,
+        train,
+        train[:3],
+        method=whence.EKFAC(fit=whence.FitConfig(samples=1)),
+        runtime=whence.Runtime(quiet=True, batch_positions=10),
+    )
+    found = whence.attribute(
+        task,
+        train,
+        train[:3],
+        method=whence.EKFAC(factors=tmp_path, fit=whence.FitConfig(samples=1)),
+        runtime=whence.Runtime(memory_gib=0.0075, batch_positions=10),
+    )
     close(found.scores, wanted.scores, 1e-7)
     assert len(list(tmp_path.glob("bases-*"))) > 1
     said = capsys.readouterr().err
@@ -283,7 +303,7 @@ def test_less_memory_than_the_fit_takes_it_in_groups(tmp_path, capsys, small_chu
 def refused(says, kind=OutOfMemory, **options):
     task, train = wide()
     with pytest.raises(kind, match=says):
-        whence.attribute(task, train, train[:20], quiet=True, **options)
+        whence.attribute(task, train, train[:20], **keywords_of(**options))
 
 
 def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small_chunks):
@@ -291,8 +311,8 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small
     refused("found memory_gib=0; needed a positive number; do this: leave it out", BadInput, memory_gib=0)
     refused(r"found \S+ MiB of memory for a batch, with 0.0 MiB to be had; needed room for a forward", memory_gib=1e-6)
     refused(
-        r"MiB of memory for the curvature of all units at once, with .*do this: pass factors='folder', where it is fitted a few units "
-        r"at a time, or a smaller largest_side",
+        r"MiB of memory for the curvature of all units at once, with .*do this: write factors='folder' into the "
+        r"method, where it is fitted a few units at a time, or a smaller largest_side",
         memory_gib=0.008,
     )
     refused(
@@ -310,14 +330,16 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path, monkeypatch, small
 def test_a_refusal_names_two_settings_that_fit(tmp_path, monkeypatch, small_chunks):
     task, train = wide()
     with pytest.raises(OutOfMemory) as refusal:
-        whence.attribute(task, train, train[:20], quiet=True, memory_gib=0.008)
+        whence.attribute(task, train, train[:20], runtime=whence.Runtime(quiet=True, memory_gib=0.008))
     near = re.search(r"what would fit: (.+) or (.+)$", str(refusal.value))
     assert near is not None
     monkeypatch.chdir(tmp_path)
     for text in near.groups():
         options = {name: value.strip("'") for name, value in (part.split("=") for part in text.split(" with "))}
         numbers: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in options.items()}
-        whence.attribute(task, train, train[:20], quiet=True, memory_gib=0.008, **numbers)
+        whence.attribute(
+            task, train, train[:20], method=settings_of(**numbers), runtime=whence.Runtime(quiet=True, memory_gib=0.008)
+        )
 
 
 def test_a_table_that_cannot_fit_is_refused():
@@ -329,7 +351,7 @@ def test_a_table_that_cannot_fit_is_refused():
     with pytest.raises(
         OutOfMemory,
         match="found 9.0 MiB of memory for the scores, with 8.0 MiB to be had; needed room for the table; do this: "
-        "pass factors='folder', where the curvature is kept, or ask fewer queries at a time",
+        "write factors='folder' into the method, where the curvature is kept, or ask fewer queries at a time",
     ):
         need.refuse()
     replace(need, table=7 << 20).refuse()

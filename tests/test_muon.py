@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from tests.test_source import COUNT, _Bound, agreement, data, queries_of, source_table
 from whence.errors import Unsupported
 from whence.unroll.scaling import Orthogonal
@@ -136,7 +137,7 @@ def test_source_follows_a_run_with_muon(tmp_path, kind, least):
     wanted = torch.cat([part.flatten(1) for part in gradients], 1) @ tangent_PN
     found = agreement(source_table(task, tmp_path, train_set, queries).scores, wanted)
     print(kind, found)
-    influence = agreement(whence.attribute(task, train_set, queries, quiet=True).scores, wanted)
+    influence = agreement(whence.attribute(task, train_set, queries, runtime=QUIET).scores, wanted)
     assert found > least and found > influence + 0.1
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import whence
 from tests.reference.unroll import source_averaged
+from tests.settings import QUIET, settings_of
 from tests.test_muon import Muon, unrolled
 from tests.test_source import COUNT, _Bound, agreement, data, network, pooled, queries_of, source_table
 from whence.data import Dataset
@@ -84,7 +85,7 @@ def derivative(name, queries, places, *, kind="mlp", epochs=4, h=1e-5):
 
 
 def unroll(task, folder, train_set, queries):
-    return whence.attribute(task, train_set, queries, method="unroll", run=folder, quiet=True)
+    return whence.attribute(task, train_set, queries, method=whence.settings.Unroll(run=folder), runtime=QUIET)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -95,7 +96,9 @@ def test_unrolling_is_the_derivative_of_the_run(tmp_path, name):
     assert float(table.notes[0].split("within ")[1].split()[0]) < 1e-9
     places = [0, 17, 44]
     torch.testing.assert_close(table.scores[:, places], derivative(name, queries, places), rtol=2e-5, atol=2e-8)
-    groups = whence.runs.group_effects(task, train_set, queries, tmp_path, by={"a": ["t0", "t17"]}, mode="forward", quiet=True)
+    groups = whence.runs.group_effects(
+        task, train_set, queries, tmp_path, by={"a": ["t0", "t17"]}, mode="forward", runtime=QUIET
+    )
     torch.testing.assert_close(groups.scores[:, 0], table.scores[:, [0, 17]].sum(1), rtol=1e-8, atol=1e-12)
 
 
@@ -118,7 +121,7 @@ def test_source_follows_the_run(tmp_path, name, least):
     places = list(range(0, COUNT, 3))
     wanted = derivative(name, queries, places, kind="softmax", epochs=8)
     found = agreement(source_table(task, tmp_path, train_set, queries).scores[:, places], wanted)
-    influence = agreement(whence.attribute(task, train_set, queries, quiet=True).scores[:, places], wanted)
+    influence = agreement(whence.attribute(task, train_set, queries, runtime=QUIET).scores[:, places], wanted)
     print(name, found, influence)
     assert found > least
 
@@ -174,12 +177,16 @@ def test_fast_weights_average_and_gradients_are_told_apart(tmp_path, name):
         torch.testing.assert_close(run.values(24, "gradients")[key], y)
     task, train_set = task_of(model)
     assert torch.isfinite(
-        whence.attribute(task, train_set, Dataset(train_set.examples[:2]), method="tracin", run=tmp_path, quiet=True).scores
+        whence.attribute(
+            task, train_set, Dataset(train_set.examples[:2]), method=whence.settings.TracIn(run=tmp_path), runtime=QUIET
+        ).scores
     ).all()
     recipe = run.recipe()
     assert recipe.learning_rate_sum == pytest.approx(sum(rate for (rate,) in run.log.rates) / 2)
     with pytest.raises(Unsupported, match="found astra-source for a run with a Schedule-Free optimizer"):
-        whence.attribute(task, train_set, Dataset(train_set.examples[:2]), method="astra-source", run=tmp_path, quiet=True)
+        whence.attribute(
+            task, train_set, Dataset(train_set.examples[:2]), method=whence.settings.AstraSource(run=tmp_path), runtime=QUIET
+        )
     wrong = network("mlp")
     wrong.load_state_dict({key.removeprefix("model."): value for key, value in last.items() if key.startswith("model.")})
     with pytest.raises(StoreMismatch, match=r"ended with; .*eval\(\) mode it is to be used"):
@@ -223,7 +230,9 @@ def test_what_cannot_be_understood_is_refused(tmp_path, monkeypatch, make, why):
     task, train_set = task_of(run_of("odd", tmp_path, epochs=1, every=3))
     for method in ("source", "tracin", "unroll"):
         with pytest.raises(Unsupported, match=f"found a run with .*{why}.*do this: choose another method"):
-            whence.attribute(task, train_set, Dataset(train_set.examples[:1]), method=method, run=tmp_path, quiet=True)
+            whence.attribute(
+                task, train_set, Dataset(train_set.examples[:1]), method=settings_of(method=method, run=tmp_path), runtime=QUIET
+            )
 
 
 def test_eight_bits_are_refused(tmp_path):

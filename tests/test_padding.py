@@ -22,6 +22,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from tests.settings import QUIET
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "far", "away"]
 MARKS = ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
 _GPT = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 16, "bos_token_id": 1, "eos_token_id": 2}
@@ -72,7 +74,7 @@ def test_texts_of_different_lengths(name, padding_side):
     model, tokenizer = new_model(name), new_tokenizer(pad_token="<pad>", padding_side=padding_side)
     records = texts(4, 4, 7, 2, 4, 1, 12)
     wanted = products(model, records, lambda record: tokenizer(record["text"], return_tensors="pt"))
-    table = whence.attribute(whence.Classification(model, tokenizer), records, records, method="grad-dot-exact", quiet=True)
+    table = whence.attribute(whence.Classification(model, tokenizer), records, records, method="grad-dot-exact", runtime=QUIET)
     torch.testing.assert_close(table.scores.double(), wanted, rtol=1e-8, atol=1e-10)
 
 
@@ -101,11 +103,11 @@ def test_a_model_without_a_padding_token_is_refused():
     ):  # fmt: skip
         records = texts(*lengths)
         with pytest.raises(BadInput, match=says):
-            whence.attribute(whence.Classification(bare, tokenizer), records, records, method="grad-dot-exact", quiet=True)
+            whence.attribute(whence.Classification(bare, tokenizer), records, records, method="grad-dot-exact", runtime=QUIET)
     bare.config.pad_token_id = 99  # that it has no embedding for
     with pytest.raises(BadInput, match="without a padding token"):
         whence.attribute(
-            whence.Classification(bare, new_tokenizer()), texts(4, 7), texts(4), method="grad-dot-exact", quiet=True
+            whence.Classification(bare, new_tokenizer()), texts(4, 7), texts(4), method="grad-dot-exact", runtime=QUIET
         )
 
 
@@ -128,11 +130,17 @@ def test_a_text_longer_than_the_context_is_refused_or_cut():
         says = f"example 't1' of 20 tokens; needed at most {limit}, the model's context; .*long='truncate'"
         with pytest.raises(BadInput, match=says):
             whence.Classification(model, tokenizer).prepare(records)
-        task = whence.Classification(model, tokenizer, long="truncate")
+        task = whence.Classification(model, tokenizer, texts=whence.tasks.TextLimits(long="truncate"))
         dataset = task.prepare(records)
         assert [example.length for example in dataset.examples] == [4, limit, 2]
         assert torch.isfinite(task.loss(model, task.collate(dataset.examples))).all()
-        assert whence.Classification(model, tokenizer, long="truncate", max_length=3).prepare(records).examples[1].length == 3
+        assert (
+            whence.Classification(model, tokenizer, texts=whence.tasks.TextLimits(long="truncate", max_length=3))
+            .prepare(records)
+            .examples[1]
+            .length
+            == 3
+        )
     tokenizer.model_max_length = 10
     with pytest.raises(BadInput, match="needed at most 10, the model's context"):
         whence.Classification(model, tokenizer).prepare(records)
@@ -155,7 +163,7 @@ def test_tokens_that_the_model_does_not_know_are_refused():
     with pytest.raises(BadInput, match=rf"record 1 with the token id {word} \('far'\)"):
         whence.MaskedLM(language, tokenizer).prepare(records)
     with pytest.raises(BadInput, match="the mask token 40 for a model of 12 token ids"):
-        whence.MaskedLM(language, tokenizer, mask_id=40)
+        whence.MaskedLM(language, tokenizer, hiding=whence.tasks.Hiding(mask_id=40))
 
 
 @pytest.mark.parametrize(

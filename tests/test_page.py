@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import whence
+from tests.settings import QUIET
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -39,7 +40,9 @@ def folder(tmp_path_factory):
     save(trained.model, tokenizer, trained.recipe, place / "model")
     task = CausalLM(trained.model, tokenizer, long="truncate", recipe=trained.recipe)
     origin = {"model": str(place / "model"), "task": "causal_lm", "options": {"long": "truncate"}}
-    whence.build(task, documents, place / "store", method="logra", rank=8, origin=origin, quiet=True)
+    whence.build(
+        task, documents, place / "store", origin=origin, config=whence.BuildConfig(method="logra", rank=8), runtime=QUIET
+    )
     questions = [{"prompt": PROMPT, "completion": COMPLETION}, *({"prompt": f"queue.Queue: {n}"} for n in range(7))]
     (place / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     return place

@@ -11,6 +11,7 @@ from torch import nn
 import whence
 from tests import zoo
 from tests.pages import page_commands, run_blocks, run_example
+from tests.settings import QUIET
 from whence.errors import BadInput, NonFinite
 from whence.evaluate import load_table, origin_of_table, save_table
 from whence.score import mean_table
@@ -35,8 +36,8 @@ def language_task(folder, **options):
 
 def test_a_proxy_attributes_as_it_would_for_itself_and_says_for_whom(tmp_path):
     target, proxy, records = classifiers()
-    table = whence.proxy.proxy_table(proxy, target, records, records[:2], name="narrow", quiet=True)
-    own = whence.attribute(proxy, records, records[:2], quiet=True)
+    table = whence.proxy.proxy_table(proxy, target, records, records[:2], name="narrow", runtime=QUIET)
+    own = whence.attribute(proxy, records, records[:2], runtime=QUIET)
     assert torch.equal(table.scores, own.scores) and table.train_ids == own.train_ids
     assert table.method == f"{own.method}, by proxy narrow"
     assert table.provenance["attributor"] == proxy.weights and table.provenance["target"] == target.weights
@@ -48,7 +49,9 @@ def test_a_proxy_attributes_as_it_would_for_itself_and_says_for_whom(tmp_path):
 
 def test_several_proxies_average_and_are_all_named(tmp_path):
     target, proxy, records = classifiers()
-    tables = [whence.proxy.proxy_table(one, target, records, records[:2], name="narrow", quiet=True) for one in (target, proxy)]
+    tables = [
+        whence.proxy.proxy_table(one, target, records, records[:2], name="narrow", runtime=QUIET) for one in (target, proxy)
+    ]
     ensemble = whence.score.Ensemble(tmp_path / "both")
     for place, table in enumerate(tables):
         ensemble.add(table, member=str(place))
@@ -60,7 +63,7 @@ def test_several_proxies_average_and_are_all_named(tmp_path):
 
 def test_a_target_that_cannot_be_loaded_is_named():
     _, proxy, records = classifiers()
-    table = whence.proxy.proxy_table(proxy, "a closed model", records, records[:1], method="grad-dot-exact", quiet=True)
+    table = whence.proxy.proxy_table(proxy, "a closed model", records, records[:1], method="grad-dot-exact", runtime=QUIET)
     assert table.provenance["target"] == "a closed model" and "for the model a closed model" in table.notes[0]
     assert table.method.endswith(f"by proxy {proxy.weights[:8]}")
 
@@ -68,8 +71,8 @@ def test_a_target_that_cannot_be_loaded_is_named():
 def test_windows_of_another_tokenizer_are_added_up_by_record(model_folder, other_tokenizer_folder):
     target, proxy = language_task(model_folder), language_task(other_tokenizer_folder, long="split", max_length=6)
     queries = [{"id": "q0", "text": "a bird sat"}, {"id": "q1", "text": "dogs"}]
-    table = whence.proxy.proxy_table(proxy, target, TEXTS, queries, quiet=True)
-    whole = whence.attribute(proxy, TEXTS, queries, quiet=True)
+    table = whence.proxy.proxy_table(proxy, target, TEXTS, queries, runtime=QUIET)
+    whole = whence.attribute(proxy, TEXTS, queries, runtime=QUIET)
     assert table.train_ids == ("t0", "t1", "t2") and table.query_ids == ("q0", "q1")
     assert table.scores.shape == (2, 3) and len(whole.train_ids) == 9 and len(whole.query_ids) == 3
     for row, query in enumerate(table.query_ids):  # the slow way round
@@ -87,7 +90,7 @@ def test_windows_of_another_tokenizer_are_added_up_by_record(model_folder, other
 def test_ids_that_hold_a_number_sign_stay_whole(model_folder):
     task = language_task(model_folder)
     records = [{"id": f"doc#{number}", "text": one["text"]} for number, one in enumerate(TEXTS)]
-    table = whence.proxy.proxy_table(task, "x", records, records[:1], method="grad-dot-exact", quiet=True)
+    table = whence.proxy.proxy_table(task, "x", records, records[:1], method="grad-dot-exact", runtime=QUIET)
     assert table.train_ids == ("doc#0", "doc#1", "doc#2")
 
 
@@ -96,51 +99,59 @@ def test_prepared_data_of_another_tokenizer_is_refused(model_folder, other_token
     with pytest.raises(
         BadInput, match="prepared data for a proxy and a target with different tokenizers; .*; do this: pass the texts"
     ):
-        whence.proxy.proxy_table(proxy, target, target.prepare(TEXTS), TEXTS, quiet=True)
+        whence.proxy.proxy_table(proxy, target, target.prepare(TEXTS), TEXTS, runtime=QUIET)
 
 
 def test_a_task_that_renames_records_is_refused():
     _, proxy, records = classifiers()
     renamed = [{"id": number, "inputs": row, "label": label} for number, (row, label) in enumerate(records)]
-    whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
+    whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", runtime=QUIET)
     proxy.prepare = lambda given: type(proxy).prepare(proxy, [{**one, "id": f"z{one['id']}"} for one in given])
     with pytest.raises(BadInput, match="an example 'z0' of no record, such as '0'"):
-        whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", quiet=True)
+        whence.proxy.proxy_table(proxy, "x", renamed, renamed[:1], method="grad-dot-exact", runtime=QUIET)
 
 
 def test_one_text_is_no_data():
     _, proxy, records = classifiers()
     with pytest.raises(BadInput, match="one string as data"):
-        whence.proxy.proxy_table(proxy, "x", "train.jsonl", records, quiet=True)
+        whence.proxy.proxy_table(proxy, "x", "train.jsonl", records, runtime=QUIET)
 
 
 def test_a_model_agrees_with_itself_and_less_with_another():
     target, proxy, records = classifiers()
-    same = whence.proxy.proxy_agreement(target, target, records, records[:3], k=3, quiet=True)
+    same = whence.proxy.proxy_agreement(
+        target, target, records, records[:3], probe=whence.settings.ProbeConfig(k=3), runtime=QUIET
+    )
     assert same.spearman.mean == pytest.approx(1) and same.top.mean == 1 and same.num_examples == 12
-    other = whence.proxy.proxy_agreement(proxy, target, records, records, num_train=8, num_queries=4, k=2, quiet=True)
+    other = whence.proxy.proxy_agreement(
+        proxy, target, records, records, probe=whence.settings.ProbeConfig(train=8, queries=4, k=2), runtime=QUIET
+    )
     assert other.num_examples == 8 and len(other.query_ids) == 4
     assert -1 <= other.spearman.low <= other.spearman.mean < 1
 
 
 def test_a_probe_keeps_the_ids_of_its_records(model_folder):
     task = language_task(model_folder)
-    named = whence.proxy.proxy_agreement(task, task, TEXTS, TEXTS, num_train=2, num_queries=2, k=1, quiet=True)
+    named = whence.proxy.proxy_agreement(
+        task, task, TEXTS, TEXTS, probe=whence.settings.ProbeConfig(train=2, queries=2, k=1), runtime=QUIET
+    )
     assert named.query_ids == ("t0", "t1")
     plain = [{"text": one["text"]} for one in TEXTS]
     assert whence.proxy.proxy_agreement(
-        task, task, plain, plain[1:], num_train=2, num_queries=1, k=1, quiet=True
+        task, task, plain, plain[1:], probe=whence.settings.ProbeConfig(train=2, queries=1, k=1), runtime=QUIET
     ).query_ids == ("0",)
     prepared = task.prepare(TEXTS)
     assert whence.proxy.proxy_agreement(
-        task, task, prepared, prepared, num_train=2, num_queries=1, k=1, quiet=True
+        task, task, prepared, prepared, probe=whence.settings.ProbeConfig(train=2, queries=1, k=1), runtime=QUIET
     ).query_ids == ("t0",)
 
 
 def test_a_probe_that_ranks_nothing_is_refused():
     target, proxy, records = classifiers()
     with pytest.raises(BadInput, match="a probe of 1 training records and 3 queries"):
-        whence.proxy.proxy_agreement(proxy, target, records, records, num_train=1, num_queries=3, quiet=True)
+        whence.proxy.proxy_agreement(
+            proxy, target, records, records, probe=whence.settings.ProbeConfig(train=1, queries=3), runtime=QUIET
+        )
 
 
 @pytest.mark.parametrize("name", ["linear", "gpt2", "regression"])
@@ -229,7 +240,7 @@ def test_the_command_attributes_distils_and_probes(tmp_path, run, model_folder, 
     ask[5] = tmp_path / "trained"
     text = run(*ask, *learn, "--probe", 2, "--probe-train", 8)
     assert "for the model" in text and "distance from the target" in text and "on 2 queries and 8 examples" in text
-    assert whence.proxy.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, quiet=True).scores.shape == (3, 3)
+    assert whence.proxy.proxy_table(language_task(tmp_path / "learnt"), "x", TEXTS, TEXTS, runtime=QUIET).scores.shape == (3, 3)
     ask[5] = tmp_path / "named"
     named = json.loads(run(*ask[:-2], "--target-name", "closed", "--distil", 0, "--json"))
     assert named["provenance"]["target"] == "closed"

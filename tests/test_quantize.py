@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import whence
 from tests import zoo
 from tests.reference.quantize import best_codes, decoded
+from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task, read_as_documented
 from whence.compress import QuantizedCodec
 from whence.compress.integers import IntegerScorer
@@ -133,8 +134,14 @@ def test_scores_are_inner_products_of_decoded_rows(monkeypatch, bits, factor_ran
 
 
 def build(folder, dtype, method="logra", **options):
-    defaults = {"rank": 4, "rows_per_shard": 4, "quiet": True} | ({"factor_rank": 1} if method == "lorif" else {})
-    return whence.build(make_task(), make_records(), folder, method=method, dtype=dtype, **{**defaults, **options})
+    defaults = {"rank": 4, "rows_per_shard": 4} | ({"factor_rank": 1} if method == "lorif" else {})
+    return whence.build(
+        make_task(),
+        make_records(),
+        folder,
+        config=whence.BuildConfig(method=method, dtype=dtype, **{**defaults, **options}),
+        runtime=QUIET,
+    )
 
 
 @pytest.mark.parametrize("dtype", BITS)
@@ -160,7 +167,9 @@ def test_a_store_of_codes(tmp_path, method, dtype):
 @pytest.mark.parametrize("dtype", BITS)
 def test_the_curvature_is_that_of_the_rows_as_stored(tmp_path, dtype):
     store = build(tmp_path / "s", dtype)
-    table = whence.score_table(store, make_task(), make_records(3, first=50), relative_damping=0.1, quiet=True)
+    table = whence.score_table(
+        store, make_task(), make_records(3, first=50), damping=whence.Damping(relative=0.1), runtime=QUIET
+    )
     fisher = store.file("curvature.safetensors")
     for index in range(len(store.blueprint.units)):
         rows = torch.cat([store.codec.decode(shard, index) for _, shard in store.shards()]).double()
@@ -173,11 +182,15 @@ def test_the_curvature_is_that_of_the_rows_as_stored(tmp_path, dtype):
 @pytest.mark.parametrize("method", ["lorif", "logra", "grad-dot", "grad-cos"])
 def test_eight_bits_rank_as_full_precision_does(tmp_path, name, method):
     task, dataset = zoo.make(name, count=20)
-    options = {"rank": 6, "rows_per_shard": 8, "quiet": True, "method": method}
-    damping = {} if method.startswith("grad") else {"relative_damping": 0.3}
+    options = {"rank": 6, "rows_per_shard": 8, "method": method}
+    damping = whence.Damping(relative=None if method.startswith("grad") else 0.3)
     tables = [
         whence.score_table(
-            whence.build(task, dataset, tmp_path / dtype, dtype=dtype, **options), task, dataset, quiet=True, **damping
+            whence.build(task, dataset, tmp_path / dtype, config=whence.BuildConfig(dtype=dtype, **options), runtime=QUIET),
+            task,
+            dataset,
+            damping=damping,
+            runtime=QUIET,
         )
         for dtype in ("float32", "int8")
     ]
@@ -195,8 +208,8 @@ def test_resumed_and_appended_builds_of_codes(tmp_path, method, dtype):
     (cut.folder / "manifest.json").unlink()
     build(tmp_path / "cut", dtype, method)
     assert contents(cut.folder) == contents(whole.folder)
-    grown = whence.build(make_task(), make_records(5, first=20), whole.folder, method=method, dtype=dtype, append=True,
-                         rank=4, quiet=True, **({"factor_rank": 1} if method == "lorif" else {}))  # fmt: skip
+    config = whence.BuildConfig(method=method, dtype=dtype, rank=4, factor_rank=1 if method == "lorif" else 0)
+    grown = whence.build(make_task(), make_records(5, first=20), whole.folder, append=True, config=config, runtime=QUIET)
     assert len(grown) == 15 and verify_store(grown) == []
     first = [(shard, other) for (_, shard), (_, other) in zip(cut.shards(), grown.shards(), strict=False)]
     assert all(torch.equal(shard[name], other[name]) for shard, other in first for name in shard)
@@ -222,8 +235,10 @@ def test_token_scores_of_codes_add_up_to_the_hit_or_are_withheld(tmp_path, model
     task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
     records = [f"{letter} text of {letter}" for letter in "abcdefgh"]
     options = {"factor_rank": 4} if method == "lorif" else {}
-    store = whence.build(task, records, tmp_path / "s", method=method, rank=16, dtype=dtype, quiet=True, **options)
-    found = whence.query(store, task, records[:2], k=8, tokens=True, quiet=True)
+    store = whence.build(
+        task, records, tmp_path / "s", config=whence.BuildConfig(method=method, rank=16, dtype=dtype, **options), runtime=QUIET
+    )
+    found = whence.query(store, task, records[:2], k=8, tokens=True, runtime=QUIET)
     hits = [hit for side in found.proponents + found.opponents for hit in side]
     without = sum(not hit.token_scores for hit in hits)
     assert all(sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-5) for hit in hits if hit.token_scores)
@@ -241,8 +256,8 @@ def test_plain_stores_keep_their_format_and_unknown_ones_are_refused(tmp_path):
     assert json.loads((build(tmp_path / "plain", "bfloat16").folder / "blueprint.json").read_text())["format"] == 1
     folder = build(tmp_path / "s", "int4").folder
     content = json.loads((folder / "blueprint.json").read_text())
-    (folder / "blueprint.json").write_text(json.dumps({**content, "format": 3}))
-    with pytest.raises(StoreMismatch, match="a store of format 3 in .*; needed format 2; do this: build it again"):
+    (folder / "blueprint.json").write_text(json.dumps({**content, "format": 9}))
+    with pytest.raises(StoreMismatch, match="a store of format 9 in .*; needed format 2; do this: build it again"):
         open_store(folder)
     (folder / "blueprint.json").write_text(json.dumps({**content, "dtype": "int3", "format": 1}))
     with pytest.raises(

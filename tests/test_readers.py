@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import SMALL, contents, flip, make_records, make_task
 from whence.distributed import Ranks
 from whence.errors import StoreChanged, StoreCorrupt, WhenceError
@@ -28,12 +29,19 @@ QUERIES = make_records(3, first=50)
 SHARD = "shards/00001.safetensors"
 
 
-def build(folder, method="lorif", records=None, **more):
-    return whence.build(make_task(), make_records() if records is None else records, folder, **METHODS[method], **SMALL, **more)
+def build(folder, method="lorif", records=None, *, append=False, **more):
+    return whence.build(
+        make_task(),
+        make_records() if records is None else records,
+        folder,
+        append=append,
+        config=whence.BuildConfig(**METHODS[method], **SMALL, **more),
+        runtime=QUIET,
+    )
 
 
 def scores_of(store):
-    return whence.score_table(store, make_task(), QUERIES, quiet=True).scores
+    return whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores
 
 
 def in_place(path, at=-1):
@@ -76,12 +84,12 @@ DAMAGE = {
 }
 READS = {
     "scores": scores_of,
-    "hits": lambda store: whence.query(store, make_task(), QUERIES, k=10, quiet=True),
+    "hits": lambda store: whence.query(store, make_task(), QUERIES, k=10, runtime=QUIET),
     "rows": lambda store: list(store.rows([1, 5, 9])),
     "a row": lambda store: store.row(5),
     "examples": lambda store: list(store.examples()),
     "clusters": lambda store: whence.clusters.clusters(store, k=2, central=2, quiet=True),
-    "study": lambda store: whence.study.study(make_task(), store, {"a": QUERIES}, store.folder.parent / "study", quiet=True),
+    "study": lambda store: whence.study.study(make_task(), store, {"a": QUERIES}, store.folder.parent / "study", runtime=QUIET),
 }
 
 
@@ -143,7 +151,7 @@ def test_what_is_kept_in_memory_needs_no_files(tmp_path):
     before = scores_of(store)
     for path in (tmp_path / "s").rglob("*.safetensors"):
         in_place(path, at=-5)
-    assert torch.equal(torch.cat([whence.score_table(store, make_task(), QUERIES, quiet=True).scores], 1), before)
+    assert torch.equal(torch.cat([whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores], 1), before)
     assert set(store.faults()) == {f"shards/0000{number}.safetensors" for number in range(3)}
 
 
@@ -153,7 +161,7 @@ def test_ranks_that_open_different_stores_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "connected", lambda self: torch.no_grad())
     for ask in (whence.score_table, whence.query):
         with pytest.raises(StoreChanged, match="that changed while 2 ranks opened it; .*; do this: wait until nobody writes"):
-            ask(store, make_task(), QUERIES, quiet=True, ranks=Ranks(0, 2))
+            ask(store, make_task(), QUERIES, runtime=whence.Runtime(quiet=True, ranks=Ranks(0, 2)))
 
 
 def test_a_store_that_is_written_to_while_it_is_opened(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import whence
+from tests.settings import QUIET
 from whence.data import skipped_note
 from whence.errors import BadInput
 from whence.tasks import records_in
@@ -383,23 +384,25 @@ def test_every_answer_names_the_records_that_were_left_out(tmp_path):
     def rows(part, bad):
         return [{"inputs": [0.5, float(n)], "label": "x" if n in bad else n % 2, "id": f"{part}{n}"} for n in range(5)]
 
-    options = {"method": "logra", "rank": 2, "quiet": True}
-    whence.build(task, rows("a", {3}), tmp_path / "store", **options)
-    whence.build(task, rows("b", {}), tmp_path / "store", append=True, **options)
-    whence.build(task, rows("c", {0, 4}), tmp_path / "store", append=True, **options)
+    options = {"method": "logra", "rank": 2}
+    whence.build(task, rows("a", {3}), tmp_path / "store", config=whence.BuildConfig(**options), runtime=QUIET)
+    whence.build(task, rows("b", {}), tmp_path / "store", append=True, config=whence.BuildConfig(**options), runtime=QUIET)
+    whence.build(task, rows("c", {0, 4}), tmp_path / "store", append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     for notes in (
-        whence.query(tmp_path / "store", task, rows("q", {1}), quiet=True).notes,
-        whence.score_table(tmp_path / "store", task, rows("q", {1}), quiet=True).notes,
+        whence.query(tmp_path / "store", task, rows("q", {1}), runtime=QUIET).notes,
+        whence.score_table(tmp_path / "store", task, rows("q", {1}), runtime=QUIET).notes,
     ):
         assert any(
             note.startswith("3 training records that cannot be used were left out: 'a3' (record 3 with") for note in notes
         )
         assert any(note.startswith("1 queries that cannot be used were left out: 'q1'") for note in notes)
-    assert not any("left out: 'a3'" in note for note in whence.attribute(task, rows("b", {}), rows("q", {}), quiet=True).notes)
-    table = whence.attribute(task, rows("a", {3}), rows("q", {1}), method="grad-dot-exact", quiet=True)
+    assert not any(
+        "left out: 'a3'" in note for note in whence.attribute(task, rows("b", {}), rows("q", {}), runtime=QUIET).notes
+    )
+    table = whence.attribute(task, rows("a", {3}), rows("q", {1}), method="grad-dot-exact", runtime=QUIET)
     assert table.train_ids == ("a0", "a1", "a2", "a4") and table.query_ids == ("q0", "q2", "q3", "q4")
     assert [note.split(" that")[0] for note in table.notes[1:]] == ["1 training records", "1 queries"]
-    assert whence.self_influence(task, rows("a", {3}), quiet=True).notes[-1].startswith("1 training records")
+    assert whence.self_influence(task, rows("a", {3}), runtime=QUIET).notes[-1].startswith("1 training records")
 
 
 def test_the_command_leaves_records_out(tmp_path, model_folder, run):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 
@@ -195,7 +196,7 @@ def test_what_is_not_trained_has_no_part(tmp_path):
         task = whence.Classification(model)
         train = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
         asked = Dataset(train.examples[:2])
-        table = whence.attribute(task, train, asked, method="source", run=tmp_path / name, per_unit=True, quiet=True)
+        table = whence.attribute(task, train, asked, per_unit=True, method=whence.Source(run=tmp_path / name), runtime=QUIET)
         assert not table.parts["0.weight"].any() and table.parts["2.weight"].any()
 
 
@@ -387,7 +388,7 @@ def test_the_trainer_is_recorded_as_it_trains(tmp_path):
     train = task.prepare(
         [{"id": one["id"], "input_ids": one["input_ids"].tolist(), "labels": one["input_ids"].tolist()} for one in documents()]
     )
-    table = whence.attribute(task, train, Dataset(train.examples[:2]), method="source", run=run.folder, quiet=True)
+    table = whence.attribute(task, train, Dataset(train.examples[:2]), method=whence.Source(run=run.folder), runtime=QUIET)
     assert table.scores.shape == (2, 14) and bool(torch.isfinite(table.scores).all())
     assert table.scores[0].argmax() == 0 and table.scores[1].argmax() == 1
 
@@ -440,7 +441,9 @@ def test_labels_that_a_collator_hides_are_told(tmp_path):
             [{"id": one["id"], "input_ids": one["input_ids"].tolist(), "labels": one["input_ids"].tolist()} for one in texts]
         )
         try:
-            table = whence.attribute(task, train, Dataset(train.examples[:1]), method="tracin", run=tmp_path / name, quiet=True)
+            table = whence.attribute(
+                task, train, Dataset(train.examples[:1]), method=whence.settings.TracIn(run=tmp_path / name), runtime=QUIET
+            )
             notes[name] = [note for note in table.notes if "differs from the task's" in note]
         except StoreMismatch as error:
             notes[name] = [str(error)]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 import whence
 from tests.conftest import save_language_model
+from tests.settings import QUIET
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch, Unsupported
 from whence.load import load_records, load_task
@@ -254,6 +255,6 @@ def test_a_run_is_attributed_from_the_command_line(tmp_path, train, capsys):
     assert sorted(run.ids) == sorted(f"t{number}" for number in range(12)) and run.steps == 9
     task, _ = load_task(str(folder))
     train_set, queries = (task.prepare(load_records(str(path))) for path in (data, asked))
-    table = whence.attribute(task, train_set, queries, method="source", run=tmp_path / "run", quiet=True)
+    table = whence.attribute(task, train_set, queries, method=whence.Source(run=tmp_path / "run"), runtime=QUIET)
     torch.testing.assert_close(scores, table.scores.to(scores), rtol=1e-4, atol=1e-4)
     assert scores[0, 5] > scores.median()

@@ -14,6 +14,7 @@ from torch import nn
 
 import whence
 from tests.pages import run_blocks
+from tests.settings import QUIET
 from tests.test_record import MAKERS, batch_of, problem, step
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 
@@ -79,7 +80,7 @@ def test_compiled_models_are_kept_under_their_own_names(tmp_path):
         assert record_of(tmp_path / name) == record_of(tmp_path / f"{name}-plain")
         task = whence.Classification(model)
         train = task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
-        table = whence.attribute(task, train, train, method="source", run=tmp_path / name, quiet=True)
+        table = whence.attribute(task, train, train, method=whence.Source(run=tmp_path / name), runtime=QUIET)
         assert table.scores.shape == (24, 24)
 
 
@@ -132,7 +133,7 @@ def test_frozen_weights_are_written_once(tmp_path):
     task = whence.Classification(model)
     _, inputs, labels = problem()
     train = task.prepare(list(zip(inputs.float(), labels.tolist(), strict=True)))
-    table = whence.attribute(task, train, train, method="source", run=tmp_path / "run", quiet=True)
+    table = whence.attribute(task, train, train, method=whence.Source(run=tmp_path / "run"), runtime=QUIET)
     assert bool(table.scores.any()) and bool(torch.isfinite(table.scores).all())
 
     with pytest.raises(KeyboardInterrupt):

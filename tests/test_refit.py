@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 import whence
 import whence.pipeline.stored.refit as refit_module
+from tests.settings import QUIET
 from tests.test_store import contents, edit_json, make_records, make_task
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, StoreMismatch
 from whence.pipeline import refit
 from whence.store import delete_rows, open_store, verify_store
 from whence.store import exchange as exchange_module
 
-FIXED = {"rows_per_shard": 4, "batch_positions": 64, "quiet": True}
+FIXED = {"rows_per_shard": 4, "batch_positions": 64}
 METHODS = {
     "aligned": {"axes_examples": 6, "seed": 3},
     "bytes": {"bytes_per_example": 16, "relative_damping": 0.3, "shared_bytes": "1m"},
@@ -29,8 +30,9 @@ METHODS = {
 ROWS, MORE = 14, 5
 
 
-def build(folder, name="aligned", records=None, **more):
-    return whence.build(make_task(), records or make_records(ROWS), folder, **METHODS[name], **FIXED, **more)
+def build(folder, name="aligned", records=None, *, append=False, **more):
+    config = whence.BuildConfig(**METHODS[name], **FIXED, **more)
+    return whence.build(make_task(), records or make_records(ROWS), folder, append=append, config=config, runtime=QUIET)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import SMALL, contents, make_records, make_task
 from whence.cli import main
 from whence.distributed import Ranks
@@ -60,7 +61,9 @@ def objects(url):
 
 
 def build(folder, **more):
-    return whence.build(make_task(), make_records(ROWS), folder, **{**OPTIONS, **more})
+    return whence.build(
+        make_task(), make_records(ROWS), folder, config=whence.BuildConfig(**{**OPTIONS, **more}), runtime=QUIET
+    )
 
 
 def test_a_store_is_written_scanned_and_verified(bucket, tmp_path):
@@ -69,9 +72,11 @@ def test_a_store_is_written_scanned_and_verified(bucket, tmp_path):
     assert store.ids() == alone.ids() and store.example(7) == alone.example(7)
     assert str(store.folder) == f"{bucket}/store"
     queries = make_records(3, first=50)
-    answers = [whence.query(place, make_task(), queries, k=3, quiet=True).to_dict() for place in (f"{bucket}/store", tmp_path)]
+    answers = [
+        whence.query(place, make_task(), queries, k=3, runtime=QUIET).to_dict() for place in (f"{bucket}/store", tmp_path)
+    ]
     assert answers[0] == answers[1]
-    tables = [whence.score_table(place, make_task(), queries, quiet=True).scores for place in (store, alone)]
+    tables = [whence.score_table(place, make_task(), queries, runtime=QUIET).scores for place in (store, alone)]
     assert torch.equal(*tables)
     for mine, theirs in zip(store.rows([1, 2, 9, 17]), alone.rows([1, 2, 9, 17]), strict=True):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -150,10 +155,13 @@ def test_the_command_line_takes_urls(bucket, tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_done_says_so(bucket, monkeypatch):
+    ranks = whence.Runtime(ranks=Ranks(0, 2))
     with pytest.raises(BadInput, match="found 2 processes for s3://.*; needed a file system with locks"):
-        build(f"{bucket}/store", ranks=Ranks(0, 2))
+        whence.build(
+            make_task(), make_records(ROWS), f"{bucket}/store", config=whence.BuildConfig(method="logra"), runtime=ranks
+        )
     with pytest.raises(BadInput, match="found method aligned for s3://.* without factors; needed a folder on a disk"):
-        whence.build(make_task(), make_records(ROWS), f"{bucket}/store", method="aligned")
+        whence.build(make_task(), make_records(ROWS), f"{bucket}/store", config=whence.BuildConfig(method="aligned"))
     with pytest.raises(BadInput, match="found s3://nobucket-here/.*which cannot be written .there is no such bucket."):
         build("s3://nobucket-here/store")
     with pytest.raises(BadInput, match="found nosuch://a/b, for which a package is missing .*; do this: pip install"):
@@ -170,7 +178,7 @@ def test_what_cannot_be_done_says_so(bucket, monkeypatch):
 def test_aligned_with_factors_on_a_disk(bucket, tmp_path):
     options = {**SMALL, "method": "aligned", "rank": 8, "dtype": "int8", "factors": tmp_path / "factors"}
     for folder in (f"{bucket}/store", tmp_path / "store"):
-        whence.build(make_task(), make_records(ROWS), folder, **options)
+        whence.build(make_task(), make_records(ROWS), folder, config=whence.BuildConfig(**options), runtime=QUIET)
     assert objects(f"{bucket}/store") == contents(tmp_path / "store")
 
 
@@ -194,7 +202,7 @@ def test_rows_of_objects_are_deleted(bucket, tmp_path):
         stores = [delete_rows(folder, ids) for folder in (f"{bucket}/store", tmp_path / "here")]
     assert objects(f"{bucket}/store") == contents(tmp_path / "here")
     assert stores[0].ids() == stores[1].ids() and stores[0].num_deleted == 5 and verify_store(stores[0]) == []
-    tables = [whence.score_table(store, make_task(), make_records(3, first=50), quiet=True).scores for store in stores]
+    tables = [whence.score_table(store, make_task(), make_records(3, first=50), runtime=QUIET).scores for store in stores]
     assert torch.equal(*tables)
     located(f"{bucket}/store/deleted-00002.json").unlink()
     with pytest.raises(StoreCorrupt, match="it is missing"):

@@ -8,6 +8,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET
 from tests.test_store import make_records, make_task
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
@@ -18,7 +19,7 @@ from whence.store import open_store
 
 MODELS = ["linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter", "applied_twice", "regression"]
 # Codes so small that their own ranking is wrong.
-CRUDE = {"method": "aligned", "rank": 3, "dtype": "int1", "batch_positions": 40, "rows_per_shard": 4, "quiet": True}
+CRUDE = {"method": "aligned", "rank": 3, "dtype": "int1", "batch_positions": 40, "rows_per_shard": 4}
 
 
 def split(name, count=14, queries=3):
@@ -27,7 +28,13 @@ def split(name, count=14, queries=3):
 
 
 def exact(task, train, queries, relative=0.1):
-    return whence.attribute(task, train, queries, relative_damping=relative, batch_positions=40, quiet=True).scores
+    return whence.attribute(
+        task,
+        train,
+        queries,
+        method=whence.EKFAC(damping=whence.Damping(relative=relative)),
+        runtime=whence.Runtime(batch_positions=40, quiet=True),
+    ).scores
 
 
 def ranking(scores, k, sign):
@@ -54,14 +61,14 @@ def shortlisted(table_QN, place, size):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_shortlist_of_everything_is_the_exact_method(tmp_path, name):
     task, train, queries = split(name)
-    store = whence.build(task, train, tmp_path / "s", relative_damping=0.2, **CRUDE)
-    hits = whence.query(store, task, queries, k=11, rerank="exact", train=train, quiet=True)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(relative_damping=0.2, **CRUDE), runtime=QUIET)
+    hits = whence.query(store, task, queries, k=11, rerank=whence.Rerank(train=train), runtime=QUIET)
     wanted = exact(task, train, queries, 0.2)
     assert_hits(hits, lambda place: dict(enumerate(wanted[place].tolist())), 11)
     assert (hits.stage, hits.method) == ("exact", "aligned, then exact EK-FAC")
     is_told = any("sizes are relative" in note for note in hits.notes)
     assert hits.unit == (RELATIVE if is_told else task.unit) and hits.measurement_unit == task.unit
-    plain = whence.query(store, task, queries, k=11, quiet=True)
+    plain = whence.query(store, task, queries, k=11, runtime=QUIET)
     assert plain.stage == "scan" and [h.row for h in plain.proponents[0]] != [h.row for h in hits.proponents[0]]
     assert plain.measurements == hits.measurements
 
@@ -70,10 +77,10 @@ def test_a_shortlist_of_everything_is_the_exact_method(tmp_path, name):
 @pytest.mark.parametrize("name", ["linear", "gpt2"])
 def test_a_query_is_answered_from_its_own_shortlist(tmp_path, monkeypatch, name, at_once):
     task, train, queries = split(name, count=20)
-    store = whence.build(task, train, tmp_path / "s", **CRUDE)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     monkeypatch.setattr(rerank_module.ExactStage, "at_once", at_once)
-    hits = whence.query(store, task, queries, k=2, rerank="exact", train=train, shortlist=3, quiet=True)
-    first = whence.score_table(store, task, queries, quiet=True).scores
+    hits = whence.query(store, task, queries, k=2, rerank=whence.Rerank(train=train, shortlist=3), runtime=QUIET)
+    first = whence.score_table(store, task, queries, runtime=QUIET).scores
     wanted = exact(task, train, queries)
     lists = [shortlisted(first, place, 3) for place in range(3)]
     assert_hits(hits, lambda place: {row: float(wanted[place, row]) for row in lists[place]}, 2)
@@ -86,9 +93,9 @@ def test_a_query_is_answered_from_its_own_shortlist(tmp_path, monkeypatch, name,
 def test_the_inverse_is_whole_where_codes_leave_coordinates_out(tmp_path, monkeypatch):
     task, train, queries = split("gpt2")
     monkeypatch.setattr(sizes, "AXES_BYTES", 200)
-    store = whence.build(task, train, tmp_path / "s", **CRUDE)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     assert "kept.0" in store.file("codes.safetensors")
-    hits = whence.query(store, task, queries, k=11, rerank="exact", train=train, quiet=True)
+    hits = whence.query(store, task, queries, k=11, rerank=whence.Rerank(train=train), runtime=QUIET)
     wanted = exact(task, train, queries)
     assert_hits(hits, lambda place: dict(enumerate(wanted[place].tolist())), 11)
 
@@ -106,10 +113,16 @@ def test_the_inverse_is_whole_where_codes_leave_coordinates_out(tmp_path, monkey
 )
 def test_a_second_store_scores_the_shortlist(tmp_path, options):
     task, train, queries = split("gpt2", count=20)
-    store = whence.build(task, train, tmp_path / "s", **CRUDE)
-    larger = whence.build(task, train, tmp_path / "l", batch_positions=40, rows_per_shard=5, quiet=True, **options)
-    hits = whence.query(store, task, queries, k=3, rerank=tmp_path / "l", shortlist=4, quiet=True)
-    first, second = (whence.score_table(one, task, queries, quiet=True) for one in (store, larger))
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
+    larger = whence.build(
+        task,
+        train,
+        tmp_path / "l",
+        config=whence.BuildConfig(rows_per_shard=5, batch_positions=40, **options),
+        runtime=QUIET,
+    )
+    hits = whence.query(store, task, queries, k=3, rerank=whence.Rerank(by=tmp_path / "l", shortlist=4), runtime=QUIET)
+    first, second = (whence.score_table(one, task, queries, runtime=QUIET) for one in (store, larger))
     lists = [shortlisted(first.scores, place, 4) for place in range(3)]
     for place, rows in enumerate(lists):
         for side, sign in ((hits.proponents[place], 1), (hits.opponents[place], -1)):
@@ -123,7 +136,9 @@ def test_a_second_store_scores_the_shortlist(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "int4"}, {"method": "logra", "dtype": "int1"}])
 def test_some_rows_are_read_as_the_whole(tmp_path, options):
-    store = whence.build(make_task(), make_records(10), tmp_path / "s", rows_per_shard=4, quiet=True, **options)
+    store = whence.build(
+        make_task(), make_records(10), tmp_path / "s", config=whence.BuildConfig(rows_per_shard=4, **options), runtime=QUIET
+    )
     whole = [tensors for _, tensors in store.shards()]
     parts = list(store.rows([1, 2, 9]))
     assert len(parts) == 2
@@ -133,15 +148,15 @@ def test_some_rows_are_read_as_the_whole(tmp_path, options):
 
 def test_training_data_may_be_in_any_order_and_more_than_needed(tmp_path):
     task, first, more = make_task(), make_records(8), make_records(5, first=20)
-    whence.build(task, first, tmp_path / "s", **CRUDE)
-    store = whence.build(task, more, tmp_path / "s", append=True, **CRUDE)
+    whence.build(task, first, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
+    store = whence.build(task, more, tmp_path / "s", append=True, config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     assert [rows for _, rows in store.datasets()] == [8, 5]
     train = [*first, *more, *make_records(3, first=40)]
     random.Random(0).shuffle(train)
-    hits = whence.query(store, task, first[:2], k=13, rerank="exact", train=train, quiet=True)
+    hits = whence.query(store, task, first[:2], k=13, rerank=whence.Rerank(train=train), runtime=QUIET)
     # The fit is that of the first build, so the whole of it is asked for at once.
-    again = whence.build(task, first, tmp_path / "f", **CRUDE)
-    wanted = whence.query(again, task, first[:2], k=13, rerank="exact", train=first, quiet=True)
+    again = whence.build(task, first, tmp_path / "f", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
+    wanted = whence.query(again, task, first[:2], k=13, rerank=whence.Rerank(train=first), runtime=QUIET)
     for got, had in zip(hits.proponents, wanted.proponents, strict=True):
         scores = {hit.id: hit.score * 13 / 8 for hit in got}  # per example of the larger N
         assert all(scores[hit.id] == pytest.approx(hit.score, rel=1e-6) for hit in had)
@@ -153,13 +168,18 @@ def test_tokens_add_up_to_the_better_score(tmp_path, model_folder, second):
 
     task, _ = load_task(str(model_folder))
     train = [{"id": f"t{i}", "text": text} for i, text in enumerate(["a cat sat", "the dog ran", "a dog sat", "é cat", "one"])]
-    store = whence.build(task, train, tmp_path / "s", **CRUDE)
+    store = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     rerank, data = "exact", train
     if second == "store":
-        rerank, data = whence.build(task, train, tmp_path / "l", method="aligned", dtype="float32", quiet=True), None
+        rerank, data = (
+            whence.build(
+                task, train, tmp_path / "l", config=whence.BuildConfig(method="aligned", dtype="float32"), runtime=QUIET
+            ),
+            None,
+        )
     asked = [{"text": "a cat"}, {"text": "dogs"}]
-    hits = whence.query(store, task, asked, k=5, rerank=rerank, train=data, tokens=True, quiet=True)
-    plain = whence.query(store, task, asked, k=5, rerank=rerank, train=data, quiet=True)
+    hits = whence.query(store, task, asked, k=5, tokens=True, rerank=whence.Rerank(by=rerank, train=data), runtime=QUIET)
+    plain = whence.query(store, task, asked, k=5, rerank=whence.Rerank(by=rerank, train=data), runtime=QUIET)
     found = [hit for side in (*hits.proponents, *hits.opponents) for hit in side]
     assert [hit.score for hit in found] == [hit.score for side in (*plain.proponents, *plain.opponents) for hit in side]
     for hit in found:
@@ -172,17 +192,15 @@ def test_tokens_add_up_to_the_better_score(tmp_path, model_folder, second):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"train": "data"}, "found train without rerank; needed a second stage"),
-        ({"shortlist": 5}, "found shortlist without rerank"),
-        ({"rerank": "exact"}, "found rerank='exact' without training data; needed the data that the store was built from"),
-        ({"rerank": "exact", "train": "data", "shortlist": 2}, "found shortlist=2 for k=3; needed at least k"),
-        ({"rerank": "store", "train": "data"}, "found train for a second store"),
-        ({"rerank": "nowhere"}, "found no store at nowhere"),
+        ({}, "found rerank='exact' without training data; needed the data that the store was built from"),
+        ({"train": "data", "shortlist": 2}, "found shortlist=2 for k=3; needed at least k"),
+        ({"by": "store", "train": "data"}, "found train for a second store"),
+        ({"by": "nowhere"}, "found no store at nowhere"),
     ],
 )
 def test_what_has_no_use_is_refused(tmp_path, options, text):
     task, records = make_task(), make_records()
-    store = whence.build(task, records, tmp_path / "s", **CRUDE)
+    store = whence.build(task, records, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     known = {"data": records, "store": store}
     with pytest.raises(BadInput, match=text):
         whence.query(
@@ -190,45 +208,45 @@ def test_what_has_no_use_is_refused(tmp_path, options, text):
             task,
             records[:1],
             k=3,
-            quiet=True,
-            **{n: known.get(v, v) if isinstance(v, str) else v for n, v in options.items()},
+            rerank=whence.Rerank(**{n: known.get(v, v) if isinstance(v, str) else v for n, v in options.items()}),
+            runtime=QUIET,
         )
 
 
 def test_a_store_without_ekfac_cannot_be_reranked_exactly(tmp_path):
     task, records = make_task(), make_records()
-    store = whence.build(task, records, tmp_path / "s", method="logra", quiet=True)
+    store = whence.build(task, records, tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     with pytest.raises(BadInput, match="found rerank='exact' for a store of logra; needed a store of aligned"):
-        whence.query(store, task, records[:1], rerank="exact", train=records, quiet=True)
+        whence.query(store, task, records[:1], rerank=whence.Rerank(train=records), runtime=QUIET)
 
 
 def test_other_training_data_is_refused(tmp_path, model_folder):
     task, records = make_task(), make_records()
-    store = whence.build(task, records, tmp_path / "s", **CRUDE)
-    ask = {"rerank": "exact", "quiet": True}
+    store = whence.build(task, records, tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     with pytest.raises(StoreMismatch, match=f"found training data of 9 examples without '{store.ids()[-1]}'; needed all 10"):
-        whence.query(store, task, records[:1], train=records[:-1], **ask)
+        whence.query(store, task, records[:1], rerank=whence.Rerank(train=records[:-1]), runtime=QUIET)
     changed = [*records[:-1], {**records[-1], "inputs": records[-1]["inputs"] + 1}]
     with pytest.raises(StoreMismatch, match="found the ids but not the contents of rows 0 to 9 in the training data"):
-        whence.query(store, task, records[:1], train=changed, **ask)
+        whence.query(store, task, records[:1], rerank=whence.Rerank(train=changed), runtime=QUIET)
 
     from whence.load import load_task
 
     task, _ = load_task(str(model_folder))
     texts = [{"id": f"t{i}", "text": text} for i, text in enumerate(["a cat sat", "the dog ran", "a dog sat"])]
-    store = whence.build(task, texts, tmp_path / "t", **CRUDE)
+    store = whence.build(task, texts, tmp_path / "t", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     with pytest.raises(StoreMismatch, match="found another text or length of the training example 't1'"):
-        whence.query(store, task, texts[:1], train=[texts[0], {**texts[1], "text": "the dog sat"}, texts[2]], **ask)
+        other = [texts[0], {**texts[1], "text": "the dog sat"}, texts[2]]
+        whence.query(store, task, texts[:1], rerank=whence.Rerank(train=other), runtime=QUIET)
 
 
 def test_a_second_store_of_other_data_is_refused(tmp_path):
     task = make_task()
-    store = whence.build(task, make_records(8), tmp_path / "s", **CRUDE)
-    other = whence.build(task, make_records(7), tmp_path / "o", **CRUDE)
+    store = whence.build(task, make_records(8), tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
+    other = whence.build(task, make_records(7), tmp_path / "o", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     with pytest.raises(
         StoreMismatch, match="found a store of 7 examples in .* to rerank 8 of .*; needed two stores built from the same"
     ):
-        whence.query(store, task, make_records(1), rerank=other, quiet=True)
+        whence.query(store, task, make_records(1), rerank=whence.Rerank(by=other), runtime=QUIET)
 
 
 # Command line
@@ -247,7 +265,9 @@ def test_from_the_command_line(run, tmp_path, model_folder, data_file):
     from whence.load import load_records, load_task
 
     task, _ = load_task(str(model_folder))
-    table = whence.attribute(task, load_records(str(data)), ["a cat sat"], relative_damping=0.1, quiet=True)
+    table = whence.attribute(
+        task, load_records(str(data)), ["a cat sat"], method=whence.EKFAC(damping=whence.Damping(relative=0.1)), runtime=QUIET
+    )
     task_scores = dict(zip(table.train_ids, table.scores[0].tolist(), strict=True))
     for found in (both, stored):
         for side, sign in (("proponents", 1), ("opponents", -1)):
@@ -267,8 +287,8 @@ def test_a_store_built_from_python_does_not_know_its_data(run, tmp_path, model_f
     from whence.load import load_records, load_task
 
     task, _ = load_task(str(model_folder))
-    whence.build(task, load_records(str(data_file)), tmp_path / "s", **CRUDE)
+    whence.build(task, load_records(str(data_file)), tmp_path / "s", config=whence.BuildConfig(**CRUDE), runtime=QUIET)
     ask = ["query", tmp_path / "s", "--model", model_folder, "--text", "a cat", "-k", 2, "--json", "--rerank", "exact"]
     assert "that does not say where its training data is; needed the data" in run(*ask, status=2)
     assert json.loads(run(*ask, "--train", data_file))["stage"] == "exact"
-    assert open_store(tmp_path / "s").blueprint.task == {"kind": "causal_lm"}
+    assert open_store(tmp_path / "s").blueprint.task.keys() == {"kind", "build"}

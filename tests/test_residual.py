@@ -8,6 +8,7 @@ import torch
 import whence
 from tests import zoo
 from tests.reference.aligned import codes_with_rest, low_rank_scores, whitened_rows
+from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
 from whence.compress import TURNED, Aligned, Axes, Kronecker, Residual, Whitened, turn
@@ -25,7 +26,7 @@ from whence.score import Batching, gradient_rows, token_scores
 from whence.settings import FitConfig
 from whence.store import read_fidelity, verify_store
 
-PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4, "quiet": True}
+PLAIN = {"method": "aligned", "batch_positions": 40, "rows_per_shard": 4}
 
 SIZE = TURNED + 700
 
@@ -78,7 +79,9 @@ def test_stores_hold_codes_of_the_formula(tmp_path, monkeypatch):
     with_rest(monkeypatch)
     task, data = zoo.make("gpt2", count=24)
     train, queries = Dataset(data.examples[4:]), Dataset(data.examples[:4])
-    store = whence.build(task, train, tmp_path / "s", axes_examples=12, bytes_per_example=24, **PLAIN)
+    store = whence.build(
+        task, train, tmp_path / "s", config=whence.BuildConfig(axes_examples=12, bytes_per_example=24, **PLAIN), runtime=QUIET
+    )
     blueprint, plan = store.blueprint, plan_units(task)
     made = stored_encoder(store, plan, task)
     assert [unit.projected for unit in blueprint.units] == [(1, blueprint.rank), (1, made.residual.width_R)]
@@ -93,14 +96,16 @@ def test_stores_hold_codes_of_the_formula(tmp_path, monkeypatch):
     bits = blueprint.codec().bits
     assert bits == (4, 1)
     wanted = sum(left @ rounded(right, size).T for left, right, size in zip(asked, rows, bits, strict=True)) / -len(train)
-    table = whence.score_table(store, task, queries, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
     torch.testing.assert_close(table.scores, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
 def test_token_scores_add_up(tmp_path, monkeypatch):
     with_rest(monkeypatch)
     task, data = zoo.make("gpt2", count=20)
-    store = whence.build(task, data, tmp_path / "s", axes_examples=12, bytes_per_example=24, **PLAIN)
+    store = whence.build(
+        task, data, tmp_path / "s", config=whence.BuildConfig(axes_examples=12, bytes_per_example=24, **PLAIN), runtime=QUIET
+    )
     queries = Dataset(data.examples[:2])
     asked = PreparedQuery.prepare(store, task, queries, whence.Damping(), True)
     rows = gradient_rows(
@@ -116,12 +121,20 @@ def test_token_scores_add_up(tmp_path, monkeypatch):
 def test_a_build_goes_on_with_its_code(tmp_path, monkeypatch):
     with_rest(monkeypatch)
     options = {"axes_examples": 12, "bytes_per_example": 24, **PLAIN}
-    first = whence.build(make_task(), make_records(20), tmp_path / "s", **options)
+    first = whence.build(make_task(), make_records(20), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
     code = (first.folder / "codes.safetensors").read_bytes()
-    grown = whence.build(make_task(), make_records(5, first=30), tmp_path / "s", append=True, **options)
+    grown = whence.build(
+        make_task(), make_records(5, first=30), tmp_path / "s", append=True, config=whence.BuildConfig(**options), runtime=QUIET
+    )
     assert len(grown) == 25 and (grown.folder / "codes.safetensors").read_bytes() == code and verify_store(grown) == []
     with pytest.raises(StoreMismatch, match="found a code of"):
-        whence.build(make_task(), make_records(20), tmp_path / "s", **{**options, "bytes_per_example": 20})
+        whence.build(
+            make_task(),
+            make_records(20),
+            tmp_path / "s",
+            config=whence.BuildConfig(**{**options, "bytes_per_example": 20}),
+            runtime=QUIET,
+        )
 
 
 def test_the_rest_is_kept_where_it_is_worth_its_bytes():
@@ -158,7 +171,9 @@ def test_axes_of_many_documents_are_the_leading_directions(tmp_path, monkeypatch
     streamed(monkeypatch)
     task, data = zoo.make("linear", count=64)
     train, queries = Dataset(data.examples[4:]), Dataset(data.examples[:4])
-    store = whence.build(task, train, tmp_path / "s", dtype="float64", rank=9, **PLAIN)
+    store = whence.build(
+        task, train, tmp_path / "s", config=whence.BuildConfig(dtype="float64", rank=9, **PLAIN), runtime=QUIET
+    )
     places = store.file("codes.safetensors")["sample"].tolist()
     assert places == [place * 60 // 30 for place in range(30)]
     curvature = fit_ekfac(task, plan_units(task), train, FitConfig(), max_positions=40, quiet=True)
@@ -167,7 +182,7 @@ def test_axes_of_many_documents_are_the_leading_directions(tmp_path, monkeypatch
         for part, objective in ((train, "loss"), (queries, "measurement"))
     )
     wanted = low_rank_scores(rows[places], rows, asked, 9)
-    table = whence.score_table(store, task, queries, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
     torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))
 
 
@@ -176,8 +191,8 @@ def test_many_documents_teach_a_code_with_a_rest(tmp_path, monkeypatch):
     streamed(monkeypatch)
     monkeypatch.setattr("whence.curvature.range_finder.SKETCHED", 40)
     task, data = zoo.make("gpt2", count=60)
-    store = whence.build(task, data, tmp_path / "s", bytes_per_example=40, **PLAIN)
-    again = whence.build(task, data, tmp_path / "t", bytes_per_example=40, **PLAIN)
+    store = whence.build(task, data, tmp_path / "s", config=whence.BuildConfig(bytes_per_example=40, **PLAIN), runtime=QUIET)
+    again = whence.build(task, data, tmp_path / "t", config=whence.BuildConfig(bytes_per_example=40, **PLAIN), runtime=QUIET)
     assert contents(store.folder) == contents(again.folder) and verify_store(store) == []
     # The sketch of the axes is that of the axes: where they hold all of a document nothing is left of it.
     tensors = store.file("codes.safetensors")
@@ -189,4 +204,4 @@ def test_many_documents_teach_a_code_with_a_rest(tmp_path, monkeypatch):
     assert float(left.norm() / sketched.norm()) < 1e-4
     fidelity = next(iter(read_fidelity(store).values()))
     assert fidelity.learned.documents == 30 and fidelity.others is not None
-    assert any("signs of" in note for note in whence.query(store, task, Dataset(data.examples[:2]), quiet=True).notes)
+    assert any("signs of" in note for note in whence.query(store, task, Dataset(data.examples[:2]), runtime=QUIET).notes)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import SMALL, contents, flip, make_records, make_task
 from whence.errors import BadInput, DiskFull, OutOfMemory, StoreCorrupt, StoreMismatch
 from whence.store import open_store, verify_store
@@ -29,8 +30,15 @@ METHODS = {
 RECORDS = 18  # five shards of four rows, the last of two
 
 
-def build(folder, method="lorif", **more):
-    return whence.build(make_task(), make_records(RECORDS), folder, **METHODS[method], **SMALL, **more)
+def build(folder, method="lorif", *, append=False, **more):
+    return whence.build(
+        make_task(),
+        make_records(RECORDS),
+        folder,
+        append=append,
+        config=whence.BuildConfig(**METHODS[method], **SMALL, **more),
+        runtime=QUIET,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,17 +150,17 @@ def test_killed_twice_and_killed_while_appending(tmp_path, processes, unbroken):
     assert contents(folder) == unbroken["logra-pca"]
 
     task, more = make_task(), make_records(9, first=RECORDS)
-    options = {**METHODS["logra-pca"], **SMALL, "append": True}
+    options = {**METHODS["logra-pca"], **SMALL}
     whole = tmp_path / "whole"
     build(whole, "logra-pca")
-    whence.build(task, more, whole, **options)
+    whence.build(task, more, whole, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module.Writer, "write", _interrupted(writer_module.Writer.write, number=6))
         with pytest.raises(KeyboardInterrupt):
-            whence.build(task, more, folder, **options)
+            whence.build(task, more, folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     with pytest.raises(StoreCorrupt, match=r"unfinished store at .* \(6 shards so far\)"):
         open_store(folder)
-    whence.build(task, more, folder, **options)
+    whence.build(task, more, folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(folder) == contents(whole)
 
 
@@ -212,14 +220,21 @@ def test_a_deleted_shard_is_made_again(tmp_path, unbroken, suffixes):
 
 @pytest.mark.parametrize("lost", [1, 5])
 def test_a_deleted_shard_of_a_grown_store_is_made_again(tmp_path, lost):
-    folder, options = tmp_path / "store", {**METHODS["logra-pca"], **SMALL, "append": True}
+    folder, options = tmp_path / "store", {**METHODS["logra-pca"], **SMALL}
     parts = make_records(6), make_records(9, first=6)  # shards 0 and 1, then 2 to 4, then 5
     for part in (*parts, make_records(3, first=40)):
-        whence.build(make_task(), part, folder, **options)
+        whence.build(make_task(), part, folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     before = contents(folder)
     for path in folder.glob(f"shards/0000{lost}.*"):
         path.unlink()
-    whence.build(make_task(), parts[0] if lost == 1 else make_records(3, first=40), folder, **options)
+    whence.build(
+        make_task(),
+        parts[0] if lost == 1 else make_records(3, first=40),
+        folder,
+        append=True,
+        config=whence.BuildConfig(**options),
+        runtime=QUIET,
+    )
     assert contents(folder) == before
 
 
@@ -258,8 +273,8 @@ def test_a_damaged_file_of_unchanged_size_is_made_again(tmp_path, unbroken, caps
     folder = tmp_path / "store"
     build(folder)
     flip(folder / name)
-    options = {key: value for key, value in SMALL.items() if key != "quiet"}
-    whence.build(make_task(), make_records(RECORDS), folder, **METHODS["lorif"], **options)
+    options = SMALL
+    whence.build(make_task(), make_records(RECORDS), folder, config=whence.BuildConfig(**METHODS["lorif"], **options))
     assert f"damaged, and made again from its data: {name.removeprefix('shards/0000').split('.')[0]}" in capsys.readouterr().err
     assert contents(folder) == unbroken["lorif"] and verify_store(open_store(folder)) == []
 
@@ -287,7 +302,14 @@ PATTERNS = [[shard for shard in range(6) if pattern >> shard & 1] for pattern in
 
 def add(folder, number):
     count, first = GROWN[number]
-    return whence.build(make_task(), make_records(count, first=first), folder, **METHODS["lorif"], **SMALL, append=True)
+    return whence.build(
+        make_task(),
+        make_records(count, first=first),
+        folder,
+        append=True,
+        config=whence.BuildConfig(**METHODS["lorif"], **SMALL),
+        runtime=QUIET,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +368,14 @@ def test_new_data_are_not_added_to_what_is_not_whole(tmp_path, grown):
     shutil.copytree(grown, folder)
     flip(folder / "shards/00003.jsonl")
     with pytest.raises(StoreMismatch, match="found an unfinished build of other data"):
-        whence.build(make_task(), make_records(4, first=50), folder, **METHODS["lorif"], **SMALL, append=True)
+        whence.build(
+            make_task(),
+            make_records(4, first=50),
+            folder,
+            append=True,
+            config=whence.BuildConfig(**METHODS["lorif"], **SMALL),
+            runtime=QUIET,
+        )
 
 
 def test_cut_axes_are_not_used(tmp_path):
@@ -367,7 +396,14 @@ def test_flipped_axes_are_not_appended_to(tmp_path):
     path.write_bytes(data)
     before = contents(folder)
     with pytest.raises(StoreCorrupt, match=r"axes.safetensors \(its checksum is not the sealed one\)"):
-        whence.build(make_task(), make_records(3, first=30), folder, append=True, **METHODS["logra-pca"], **SMALL)
+        whence.build(
+            make_task(),
+            make_records(3, first=30),
+            folder,
+            append=True,
+            config=whence.BuildConfig(**METHODS["logra-pca"], **SMALL),
+            runtime=QUIET,
+        )
     assert contents(folder) == before
 
 
@@ -425,7 +461,14 @@ def test_too_little_disk_is_seen_before_anything_is_written(tmp_path, monkeypatc
             build(folder)
     assert not contents(folder)
     options = {**SMALL, "rank": 2}
-    assert len(whence.build(make_task(), make_records(3), folder, method="grad-dot", **options)) == 3
+    assert (
+        len(
+            whence.build(
+                make_task(), make_records(3), folder, config=whence.BuildConfig(method="grad-dot", **options), runtime=QUIET
+            )
+        )
+        == 3
+    )
 
 
 def _out_of_memory_above(limit, capture, error):
@@ -460,9 +503,11 @@ def test_too_large_a_batch_is_halved(tmp_path, monkeypatch, error):
     from whence.capture import capture
 
     options = {**SMALL, "method": "lorif", "factor_rank": 1, "dtype": "float64", "rows_per_shard": 16}
-    whole = whence.build(make_task(), make_records(9), tmp_path / "whole", **options)
+    whole = whence.build(make_task(), make_records(9), tmp_path / "whole", config=whence.BuildConfig(**options), runtime=QUIET)
     monkeypatch.setattr("whence.score.query.capture", _out_of_memory_above(2, capture, error))
-    halved = whence.build(make_task(), make_records(9), tmp_path / "halved", **options)
+    halved = whence.build(
+        make_task(), make_records(9), tmp_path / "halved", config=whence.BuildConfig(**options), runtime=QUIET
+    )
     one, other = (next(store.shards())[1] for store in (whole, halved))
     assert one.keys() == other.keys()
     for name in one:

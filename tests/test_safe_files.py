@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.errors import BadInput, StoreCorrupt
 from whence.store import open_store, read_json, read_tensors, verify_store, write_bytes, write_json
 from whence.store.cache import cache_folder, note_path
 from whence.store.files import locked
 
-SMALL = {"rank": 4, "rows_per_shard": 4, "quiet": True}
+SMALL = {"rank": 4, "rows_per_shard": 4}
 RECORDS = [{"id": f"r{n}", "inputs": torch.full((3,), float(n)), "label": n % 2} for n in range(6)]
 
 
@@ -27,7 +28,9 @@ def make_task():
 
 @pytest.fixture
 def built(tmp_path):
-    return whence.build(make_task(), RECORDS, tmp_path / "store", method="logra", **SMALL)
+    return whence.build(
+        make_task(), RECORDS, tmp_path / "store", config=whence.BuildConfig(method="logra", **SMALL), runtime=QUIET
+    )
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_a_query_changes_nothing_in_the_store(built, victim):
         (built.folder / name).symlink_to(victim)
     before = everything(built.folder)
     for _ in range(2):
-        whence.query(built.folder, make_task(), RECORDS[:1], quiet=True)
+        whence.query(built.folder, make_task(), RECORDS[:1], runtime=QUIET)
     assert verify_store(open_store(built.folder)) == []
     assert everything(built.folder) == before
 
@@ -85,7 +88,9 @@ def test_nothing_is_written_through_a_planted_link(tmp_path, victim, name):
     planted = tmp_path / "store" / f"{name}.tmp"
     planted.parent.mkdir(parents=True)
     planted.symlink_to(victim)
-    store = whence.build(make_task(), RECORDS, tmp_path / "store", method="logra", **SMALL)
+    store = whence.build(
+        make_task(), RECORDS, tmp_path / "store", config=whence.BuildConfig(method="logra", **SMALL), runtime=QUIET
+    )
     assert len(store) == 6 and not planted.is_symlink() and not (tmp_path / "store" / name).is_symlink()
 
 
@@ -187,6 +192,7 @@ OPENERS = {
     "plain_files.py": "the readers",
     "report/html.py": "the package's own style",
     "serve/app.py": "the package's own page",
+    "store/exchange.py": "a folder, for the system to write down",
     "store/examples.py": "a line that a reader has read",
     "store/files.py": "the readers",
     "store/file_sets.py": "folders, to be synced",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import keywords_of
 from whence.errors import StoreMismatch, Unsupported
 from whence.store import write_json, write_tensors
 
@@ -89,7 +90,7 @@ def doubled(outputs, labels):
 
 
 def scores(task, folder, method="source", **options):
-    return whence.attribute(task, records(), records()[:2], method=method, run=folder, quiet=True, **options)
+    return whence.attribute(task, records(), records()[:2], **keywords_of(method=method, run=folder, **options))
 
 
 @pytest.mark.parametrize("says", [False, True])
@@ -193,12 +194,12 @@ def test_the_loss_of_a_trainer_is_compared(tmp_path, model_folder):
         assert sorted(run.losses) == list(run.checkpoints[:-1])
         task = whence.Classification(trainer.model)
         own = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "label": row["labels"]} for row in data]
-        ask = {"method": "tracin", "run": tmp_path / name, "quiet": True}
+        ask = {"method": "tracin", "run": tmp_path / name}
         if is_same:
-            assert not any("not compared" in note for note in whence.attribute(task, own, own[:1], **ask).notes)
+            assert not any("not compared" in note for note in whence.attribute(task, own, own[:1], **keywords_of(**ask)).notes)
         else:
             with pytest.raises(StoreMismatch, match="lowered a loss of .* and a task that gives"):
-                whence.attribute(task, own, own[:1], **ask)
+                whence.attribute(task, own, own[:1], **keywords_of(**ask))
 
 
 # Optimizers

@@ -10,6 +10,7 @@ from torch import nn
 
 import whence
 from tests.conftest import save_language_model
+from tests.settings import QUIET, keywords_of, settings_of
 from whence.capture import ModelRecord, check_model, plan_units
 from whence.digests import digested_once
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
@@ -139,46 +140,48 @@ def test_configurations_are_compared_by_what_they_make_a_model_compute():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_store_refuses_another_function_in_a_forward_of_python(tmp_path, method):
-    options = {"method": method, "quiet": True, **METHODS[method]}
-    store = whence.build(task_of(), records(), tmp_path / "s", **options)
+    options = {"method": method, **METHODS[method]}
+    store = whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
     assert PROBE_FILE in store.files
     for function in (F.relu, lambda values: values.clamp_min(0)):  # the same in other words
-        assert whence.query(store, task_of(Net, function), records(2), quiet=True).proponents
+        assert whence.query(store, task_of(Net, function), records(2), runtime=QUIET).proponents
     for function in (torch.tanh, lambda values: 1.01 * values.relu()):
         other = task_of(Net, function)
         assert other.weights == store.blueprint.model
         with refused("'0' .* where .* is recorded"):
-            whence.query(store, other, records(2), quiet=True)
+            whence.query(store, other, records(2), runtime=QUIET)
         with refused():
-            whence.build(other, records(4, 20), tmp_path / "s", append=True, **options)
+            whence.build(
+                other, records(4, 20), tmp_path / "s", append=True, config=whence.BuildConfig(**options), runtime=QUIET
+            )
         with refused():
-            whence.build(other, records(), tmp_path / "s", **options)
-    whence.build(task_of(), records(4, 20), tmp_path / "s", append=True, **options)
+            whence.build(other, records(), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
+    whence.build(task_of(), records(4, 20), tmp_path / "s", append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     store = open_store(tmp_path / "s")
     assert len(store) == 18
-    assert whence.query(store, task_of(), records(2), quiet=True).proponents
+    assert whence.query(store, task_of(), records(2), runtime=QUIET).proponents
     with refused():
-        whence.score_table(store, task_of(Net, torch.tanh), records(2), quiet=True)
+        whence.score_table(store, task_of(Net, torch.tanh), records(2), runtime=QUIET)
 
 
 def test_a_store_refuses_another_setting_of_a_layer_however_little_it_changes(tmp_path):
-    store = whence.build(task_of(), records(), tmp_path / "s", method="logra", quiet=True)
+    store = whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     with refused("'norm' .torch.nn.LayerNorm. has eps=1e-05 there and eps=1.1e-05 here"):
-        whence.query(store, task_of(Net, eps=1.1e-5), records(2), quiet=True)
+        whence.query(store, task_of(Net, eps=1.1e-5), records(2), runtime=QUIET)
 
 
 def test_what_a_module_counts_is_no_other_model(tmp_path):
-    store = whence.build(task_of(), records(), tmp_path / "s", method="logra", quiet=True)
+    store = whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     other = task_of(Net, wait=3)
     other.model.calls = 100
     other.model.train()
-    found = whence.query(store, other, records(2), quiet=True)
-    assert found.to_dict() == whence.query(store, task_of(), records(2), quiet=True).to_dict()
+    found = whence.query(store, other, records(2), runtime=QUIET)
+    assert found.to_dict() == whence.query(store, task_of(), records(2), runtime=QUIET).to_dict()
 
 
 def test_a_build_that_was_stopped_goes_on_with_its_own_model_only(tmp_path, monkeypatch):
     """Before there is a finished store to be asked."""
-    options = {"method": "logra", "rows_per_shard": 4, "quiet": True}
+    options = {"method": "logra", "rows_per_shard": 4}
 
     def stopped(*arguments):
         raise KeyboardInterrupt
@@ -186,10 +189,10 @@ def test_a_build_that_was_stopped_goes_on_with_its_own_model_only(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr("whence.store.writer.Writer.finish", stopped)
         with pytest.raises(KeyboardInterrupt):
-            whence.build(task_of(), records(), tmp_path / "s", **options)
+            whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
     with refused():
-        whence.build(task_of(Net, torch.tanh), records(), tmp_path / "s", **options)
-    assert len(whence.build(task_of(), records(), tmp_path / "s", **options)) == 14
+        whence.build(task_of(Net, torch.tanh), records(), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
+    assert len(whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)) == 14
 
 
 @pytest.mark.parametrize("changed", [{"activation_function": "relu"}, {"layer_norm_epsilon": 0.1}])
@@ -225,12 +228,14 @@ def without_record(folder):
 
 
 def test_earlier_stores_are_asked_with_a_note(tmp_path):
-    whence.build(task_of(), records(), tmp_path / "s", method="logra", quiet=True)
+    whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     without_record(tmp_path / "s")
     assert "structure" not in Blueprint.read(tmp_path / "s").to_json()
-    found = whence.query(tmp_path / "s", task_of(), records(2), quiet=True)
+    found = whence.query(tmp_path / "s", task_of(), records(2), runtime=QUIET)
     assert "before it was recorded what the model computes: only weights and data were compared" in "; ".join(found.notes)
-    whence.build(task_of(), records(4, 20), tmp_path / "s", method="logra", append=True, quiet=True)
+    whence.build(
+        task_of(), records(4, 20), tmp_path / "s", append=True, config=whence.BuildConfig(method="logra"), runtime=QUIET
+    )
     assert len(open_store(tmp_path / "s")) == 18
 
 
@@ -250,12 +255,12 @@ def test_a_row_of_an_earlier_store_is_made_again_from_its_text(tmp_path, run, mo
 
 def test_rows_that_are_not_those_of_the_model_are_refused(tmp_path):
     """As a projection made in another way would give them."""
-    whence.build(task_of(), records(), tmp_path / "s", method="logra", rank=3, quiet=True)
-    whence.build(task_of(), records(), tmp_path / "t", method="logra", rank=3, seed=1, quiet=True)
+    whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(method="logra", rank=3), runtime=QUIET)
+    whence.build(task_of(), records(), tmp_path / "t", config=whence.BuildConfig(method="logra", rank=3, seed=1), runtime=QUIET)
     store, other = open_store(tmp_path / "s"), open_store(tmp_path / "t")
     with refused("a stored row of '0' that is .* of its length from the gradient made again"):
-        whence.query(replace(store, blueprint=replace(store.blueprint, seed=1)), task_of(), records(2), quiet=True)
-    assert whence.query(other, task_of(), records(2), quiet=True).proponents
+        whence.query(replace(store, blueprint=replace(store.blueprint, seed=1)), task_of(), records(2), runtime=QUIET)
+    assert whence.query(other, task_of(), records(2), runtime=QUIET).proponents
 
 
 def test_inputs_that_cannot_be_kept_are_said_to_be_missing(tmp_path):
@@ -272,17 +277,17 @@ def test_inputs_that_cannot_be_kept_are_said_to_be_missing(tmp_path):
         )
 
     data = [record["inputs"] for record in records()]
-    store = whence.build(make(), data, tmp_path / "s", method="logra", quiet=True)
+    store = whence.build(make(), data, tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     assert PROBE_FILE not in store.files
-    assert any("keeps no inputs of an example" in note for note in whence.query(store, make(), data[:2], quiet=True).notes)
+    assert any("keeps no inputs of an example" in note for note in whence.query(store, make(), data[:2], runtime=QUIET).notes)
     changed = make()
     changed.model.norm.eps = 1e-3
     with refused("eps=1e-05 there and eps=0.001 here"):
-        whence.query(store, changed, data[:2], quiet=True)
+        whence.query(store, changed, data[:2], runtime=QUIET)
 
 
 def test_a_damaged_record_is_refused(tmp_path):
-    store = whence.build(task_of(), records(), tmp_path / "s", method="logra", quiet=True)
+    store = whence.build(task_of(), records(), tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
     tensors = dict(read_tensors(tmp_path / "s" / PROBE_FILE))
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     content = json.loads(bytes(tensors["about"].tolist()))
@@ -296,7 +301,7 @@ def test_a_damaged_record_is_refused(tmp_path):
         manifest["files"][PROBE_FILE] = sha256_of(tmp_path / "s" / PROBE_FILE)
         write_json(tmp_path / "s" / "manifest.json", manifest)
         with pytest.raises(StoreCorrupt, match="an unreadable probe.safetensors"):
-            whence.query(tmp_path / "s", task_of(), records(2), quiet=True)
+            whence.query(tmp_path / "s", task_of(), records(2), runtime=QUIET)
     assert store.blueprint.structure is not None
     with pytest.raises(StoreCorrupt, match="an unreadable record of what a model computes"):
         ModelRecord.from_json({"structure": {"modules": [1]}, "probe": None})
@@ -308,7 +313,7 @@ def test_a_damaged_record_is_refused(tmp_path):
 @pytest.mark.parametrize("method", ["ekfac", "kfac", "datainf"])
 def test_kept_factors_refuse_another_function(tmp_path, method):
     def scores(task, **options):
-        return whence.attribute(task, records(), records(2), method=method, factors=tmp_path / "f", quiet=True, **options)
+        return whence.attribute(task, records(), records(2), **keywords_of(method=method, factors=tmp_path / "f", **options))
 
     first = scores(task_of())
     assert torch.equal(scores(task_of()).scores, first.scores)
@@ -323,9 +328,15 @@ def test_kept_factors_refuse_another_function(tmp_path, method):
 
 
 def test_a_store_of_aligned_refuses_the_factors_of_another_function(tmp_path):
-    whence.attribute(task_of(), records(), records(2), factors=tmp_path / "f", quiet=True)
+    whence.attribute(task_of(), records(), records(2), method=whence.EKFAC(factors=tmp_path / "f"), runtime=QUIET)
     with refused("a curvature fit"):
-        whence.build(task_of(Net, torch.tanh), records(), tmp_path / "s", factors=tmp_path / "f", quiet=True)
+        whence.build(
+            task_of(Net, torch.tanh),
+            records(),
+            tmp_path / "s",
+            config=whence.BuildConfig(factors=tmp_path / "f"),
+            runtime=QUIET,
+        )
 
 
 def trained(folder, task, *, steps=4):
@@ -344,16 +355,16 @@ def trained(folder, task, *, steps=4):
 @pytest.mark.parametrize("method", ["source", "tracin", "unroll"])
 def test_a_recorded_run_refuses_another_model(tmp_path, method):
     task = trained(tmp_path / "r", task_of())
-    whence.attribute(task, records(), records(2), method=method, run=tmp_path / "r", quiet=True)
+    whence.attribute(task, records(), records(2), method=settings_of(method=method, run=tmp_path / "r"), runtime=QUIET)
     task.model.norm.eps = 1e-3
     with refused("a run in .* of a model with these weights that computes something else: 'norm'"):
-        whence.attribute(task, records(), records(2), method=method, run=tmp_path / "r", quiet=True)
+        whence.attribute(task, records(), records(2), method=settings_of(method=method, run=tmp_path / "r"), runtime=QUIET)
     task.model.norm.eps = 1e-5
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     del record["seal"]
     del record["structure"]
     write_json(tmp_path / "r" / "run.json", record)
-    found = whence.attribute(task, records(), records(2), method=method, run=tmp_path / "r", quiet=True)
+    found = whence.attribute(task, records(), records(2), method=settings_of(method=method, run=tmp_path / "r"), runtime=QUIET)
     assert any("recorded before it was kept what its model computes" in note for note in found.notes)
 
 
@@ -383,13 +394,13 @@ def test_a_gradient_log_knows_the_model_it_ended_with(tmp_path):
     with log.batch(dataset.ids):
         task.loss(task.model, task.collate(dataset.examples)).mean().backward()
     store = log.finish()
-    assert whence.query(store, task_of(), records(2), quiet=True).proponents
+    assert whence.query(store, task_of(), records(2), runtime=QUIET).proponents
     with refused():
-        whence.query(store, task_of(Net, torch.tanh), records(2), quiet=True)
+        whence.query(store, task_of(Net, torch.tanh), records(2), runtime=QUIET)
 
 
 def test_an_ensemble_refuses_another_model_under_a_members_name(tmp_path):
-    table = whence.attribute(task_of(), records(), records(2), method="grad-dot-exact", quiet=True)
+    table = whence.attribute(task_of(), records(), records(2), method="grad-dot-exact", runtime=QUIET)
     ensemble = whence.score.Ensemble(tmp_path / "e")
     ensemble.add(table, member="0", structure=structure_of(task_of().model))
     ensemble.check_structure("0", structure_of(task_of(Net, torch.tanh).model))  # nothing that structure shows

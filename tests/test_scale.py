@@ -10,6 +10,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.cli import main
 from whence.errors import BadInput, UnknownOption
@@ -54,7 +55,9 @@ def test_a_bit_a_number_as_eogp_counts_them(name, kilobytes, gigabytes):
 def test_bytes_are_those_of_a_store_that_was_built(tmp_path, method):
     task, dataset = zoo.make("llama", count=6)
     options = {"method": method, "rank": 4, "dtype": "float32"}
-    store = whence.build(task, dataset, tmp_path / "store", quiet=True, rows_per_shard=3, **options)
+    store = whence.build(
+        task, dataset, tmp_path / "store", config=whence.BuildConfig(rows_per_shard=3, **options), runtime=QUIET
+    )
     found = forecast_scale(TINY, Load(examples=6, tokens_per_example=10), BuildConfig(**options), Cluster())
     assert [(u.outputs, u.inputs) for u in TINY.units()] == [(u.outputs, u.inputs) for u in plan_units(task).units]
     assert [unit.name for unit in TINY.units()] == [unit.name for unit in plan_units(task).units]

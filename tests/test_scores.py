@@ -12,6 +12,7 @@ from torch import nn
 import whence
 from tests import zoo
 from tests.reference.influence import inverse_fisher, projected_rows, scores, truncated
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, NonFinite
@@ -22,7 +23,7 @@ from whence.score import top_scores
 
 
 def built(tmp_path, task, dataset, **options):
-    return whence.build(task, dataset, tmp_path / "store", dtype="float64", quiet=True, **options)
+    return whence.build(task, dataset, tmp_path / "store", config=whence.BuildConfig(dtype="float64", **options), runtime=QUIET)
 
 
 def split(task, dataset, queries):
@@ -46,7 +47,8 @@ def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
     task, dataset = zoo.make(name, count=14)
     train, queries = split(task, dataset, 3)
     store = built(tmp_path, task, train, method=method, rows_per_shard=4, batch_positions=40, **options)
-    table = whence.score_table(store, task, queries, quiet=True, **({} if method == "grad-dot" else {"relative_damping": 0.2}))
+    damping = whence.Damping(relative=None if method == "grad-dot" else 0.2)
+    table = whence.score_table(store, task, queries, damping=damping, runtime=QUIET)
 
     plan = plan_units(task)
     kronecker = stored_encoder(store, plan, task)
@@ -92,7 +94,7 @@ def test_damping_rules_are_the_published_ones(tmp_path, rank):
             kept = values[: min(rank, len(row), len(values))]
             damping = {"mean": 0.1 * values.mean(), "lorif": 0.5 * values.mean(), "lorif-paper": 0.1 * kept.mean()}[rule]
             inverses.append(inverse_fisher(row, float(damping), rank))
-        table = whence.score_table(store, task, queries, damping_rule=rule, quiet=True)
+        table = whence.score_table(store, task, queries, damping=whence.Damping(rule=rule), runtime=QUIET)
         wanted = scores(rows, asked, inverses)
         tolerance = {"rtol": 1e-7, "atol": 1e-9} if rank > 100 else {"rtol": 0.05, "atol": 0.02 * wanted.abs().max().item()}
         torch.testing.assert_close(table.scores, wanted, **tolerance)
@@ -104,14 +106,17 @@ def test_lorif_with_everything_kept_is_logra(tmp_path):
     train, queries = split(task, dataset, 2)
     one = built(tmp_path / "a", task, train, method="lorif", rank=4, factor_rank=4, curvature_rank=1000)
     other = built(tmp_path / "b", task, train, method="logra", rank=4)
-    tables = [whence.score_table(store, task, queries, relative_damping=0.1, quiet=True).scores for store in (one, other)]
+    tables = [
+        whence.score_table(store, task, queries, damping=whence.Damping(relative=0.1), runtime=QUIET).scores
+        for store in (one, other)
+    ]
     torch.testing.assert_close(*tables, rtol=1e-9, atol=1e-12)
 
 
 def test_cosine(tmp_path):
     task, dataset = zoo.make("linear", count=9)
     store = built(tmp_path, task, dataset, method="grad-cos", rank=1000)
-    table = whence.score_table(store, task, dataset, quiet=True)
+    table = whence.score_table(store, task, dataset, runtime=QUIET)
     plan = plan_units(task)
     rows = torch.cat(projected_rows(task, plan, stored_encoder(store, plan, task), dataset.examples), 1)
     unit = rows / rows.norm(dim=1, keepdim=True)
@@ -124,8 +129,8 @@ def test_top_hits_are_the_sorted_table(tmp_path):
     dataset = Dataset([*dataset.examples, *(type(e)(f"copy of {e.id}", e.fields, e.length) for e in dataset.examples[:6])])
     store = built(tmp_path, task, dataset, method="logra", rank=3, rows_per_shard=4)
     queries = Dataset(dataset.examples[:3])
-    table = whence.score_table(store, task, queries, quiet=True)
-    hits = whence.query(store, task, queries, k=5, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
+    hits = whence.query(store, task, queries, k=5, runtime=QUIET)
     for place in range(3):
         values = table.scores[place].tolist()
         by_score = sorted(range(18), key=lambda row: (-values[row], row))
@@ -137,7 +142,7 @@ def test_top_hits_are_the_sorted_table(tmp_path):
             assert [hit.score for hit in side] == pytest.approx([values[row] for row in wanted[sign]], rel=1e-9)
             for hit in side:
                 assert hit.score == pytest.approx(values[hit.row], rel=1e-9) and hit.id == table.train_ids[hit.row]
-    everything = whence.query(store, task, queries, k=100, quiet=True)
+    everything = whence.query(store, task, queries, k=100, runtime=QUIET)
     for up, down in zip(everything.proponents, everything.opponents, strict=True):
         # Both sides together are all examples, none of them twice.
         assert sorted(hit.row for hit in up + down) == list(range(18))
@@ -162,7 +167,7 @@ def test_token_scores_add_up(tmp_path, name):
     task, dataset = zoo.make(name, count=8)
     store = built(tmp_path, task, dataset, method="logra", rank=3)
     asked = PreparedQuery.prepare(store, task, Dataset(dataset.examples[:1]), whence.Damping(relative=0.1), True)
-    table = whence.score_table(store, task, Dataset(dataset.examples[:1]), relative_damping=0.1, quiet=True)
+    table = whence.score_table(store, task, Dataset(dataset.examples[:1]), damping=whence.Damping(relative=0.1), runtime=QUIET)
     for row, example in enumerate(dataset.examples):
         parts = token_scores(task, asked.plan, asked.encoder, example, [unit[0] for unit in asked.preconditioned])
         assert parts.shape == (example.length,)
@@ -186,7 +191,7 @@ def test_least_squares_matches_closed_form_leave_one_out(tmp_path):
     store = built(tmp_path, task, list(zip(inputs, targets, strict=True)), method="logra", rank=1000)
     query_inputs, query_targets = torch.randn(4, 5).double(), torch.randn(4).double()
     table = whence.score_table(
-        store, task, list(zip(query_inputs, query_targets, strict=True)), absolute_damping=1e-12, quiet=True
+        store, task, list(zip(query_inputs, query_targets, strict=True)), damping=whence.Damping(absolute=1e-12), runtime=QUIET
     )
 
     inverse = torch.linalg.inv(inputs.T @ inputs)
@@ -231,7 +236,9 @@ def test_softmax_regression_predicts_leave_one_out(tmp_path):
     task = whence.Classification(model)
     store = built(tmp_path, task, list(zip(inputs, labels.tolist(), strict=True)), method="logra", rank=1000)
     queries = list(zip(query_inputs, query_labels.tolist(), strict=True))
-    predicted = whence.score_table(store, task, queries, absolute_damping=decay / 1500, quiet=True).removal_effect()
+    predicted = whence.score_table(
+        store, task, queries, damping=whence.Damping(absolute=decay / 1500), runtime=QUIET
+    ).removal_effect()
 
     chosen = range(0, 1500, 25)
     actual = []
@@ -253,7 +260,7 @@ def test_token_scores_of_a_completion_leave_the_prompt_out(tmp_path, model_folde
     task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
     records = [{"prompt": "ab", "completion": f" c{letter}"} for letter in "defghi"]
     store = built(tmp_path, task, records, method="logra", rank=1000)
-    hits = whence.query(store, task, records[:1], k=6, tokens=True, relative_damping=0.1, quiet=True)
+    hits = whence.query(store, task, records[:1], k=6, tokens=True, damping=whence.Damping(relative=0.1), runtime=QUIET)
     for hit in hits.proponents[0]:
         assert sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-6)
 
@@ -268,7 +275,7 @@ def test_token_scores_of_factored_rows_are_those_of_the_rows(tmp_path, model_fol
     records = [f"{letter} text of {letter}" for letter in "abcdefgh"]
     store = built(tmp_path, task, records, method="lorif", rank=rank, factor_rank=1)
     assert any(rank is not None for rank in store.codec.ranks)
-    hits = whence.query(store, task, records[:2], k=8, tokens=True, quiet=True)
+    hits = whence.query(store, task, records[:2], k=8, tokens=True, runtime=QUIET)
     for hit in (hit for side in hits.proponents + hits.opponents for hit in side):
         assert sum(hit.token_scores) == pytest.approx(hit.score, rel=1e-6)
 
@@ -276,7 +283,7 @@ def test_token_scores_of_factored_rows_are_those_of_the_rows(tmp_path, model_fol
 def test_pca_with_nothing_to_learn(tmp_path):
     task, dataset = zoo.make("linear", count=6)
     store = built(tmp_path, task, dataset, method="logra-pca", rank=100)
-    assert whence.score_table(store, task, dataset, quiet=True).scores.shape == (6, 6)
+    assert whence.score_table(store, task, dataset, runtime=QUIET).scores.shape == (6, 6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -325,9 +332,15 @@ def test_a_gradient_of_nothing_but_rounding_is_not_blown_up(tmp_path, method, dt
     def scores(**options):
         task = whence.Classification(model, track=["*.bias"], **options)
         if method == "ekfac":
-            return whence.attribute(task, records, records[:3], method=method, quiet=True).scores.double()
-        store = whence.build(task, records, tmp_path / f"{len(options)}", method=method, dtype="float32", quiet=True)
-        return whence.score_table(store, task, records[:3], quiet=True).scores.double()
+            return whence.attribute(task, records, records[:3], method=method, runtime=QUIET).scores.double()
+        store = whence.build(
+            task,
+            records,
+            tmp_path / f"{len(options)}",
+            config=whence.BuildConfig(method=method, dtype="float32"),
+            runtime=QUIET,
+        )
+        return whence.score_table(store, task, records[:3], runtime=QUIET).scores.double()
 
     found, wanted = scores(), scores(ignore=["key.bias"])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3 * wanted.abs().max().item())

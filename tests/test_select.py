@@ -12,11 +12,13 @@ from scipy.optimize import minimize
 
 import whence
 from tests.reference.selecting import choose, water_level
+from tests.settings import QUIET
 from tests.zoo import make
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.evaluate import Retraining
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.proof import random_twin
+from whence.settings import SelectConfig
 
 SIZES = [3, 9, 4, 4, 7, 1, 2, 8, 5, 6, 3, 2]
 NAMES = list("abbbccbbaccc")
@@ -47,11 +49,9 @@ def test_what_is_kept_is_what_a_loop_keeps(quota, unit, prefer):
     quotas = dict(zip("abc", allot(amount, weights, list(caps.values())), strict=True))
     found = whence.select.select(
         table(scores),
-        prefer=prefer,
         groups=NAMES,
-        quota=quota,
         tokens=SIZES,
-        keep=f"{amount} tokens" if unit == "tokens" else 6,
+        config=SelectConfig(prefer=prefer, quota=quota, keep=f"{amount} tokens" if unit == "tokens" else 6),
     )
     signed = (scores.mean(0) * (1 if prefer == "high" else -1)).tolist()
     assert kept(found) == choose(signed, NAMES, SIZES if unit == "tokens" else [1] * 12, quotas)
@@ -60,18 +60,20 @@ def test_what_is_kept_is_what_a_loop_keeps(quota, unit, prefer):
 def test_keeping_and_dropping_are_two_sides():
     scores = table(values())
     assert (
-        kept(whence.select.select(scores, keep=9))
-        == kept(whence.select.select(scores, drop=3))
-        == kept(whence.select.select(scores, keep="75%"))
+        kept(whence.select.select(scores, config=SelectConfig(keep=9)))
+        == kept(whence.select.select(scores, config=SelectConfig(drop=3)))
+        == kept(whence.select.select(scores, config=SelectConfig(keep="75%")))
     )
-    assert kept(whence.select.select(scores, keep=0.75)) == kept(whence.select.select(scores, drop="25%"))
+    assert kept(whence.select.select(scores, config=SelectConfig(keep=0.75))) == kept(
+        whence.select.select(scores, config=SelectConfig(drop="25%"))
+    )
     worst = set(values().mean(0).argsort()[:3].tolist())
-    assert set(whence.select.select(scores, drop=3).dropped) == worst
-    assert set(whence.select.select(scores, by="loss", keep=3).keep.nonzero().flatten().tolist()) == worst
+    assert set(whence.select.select(scores, config=SelectConfig(drop=3)).dropped) == worst
+    assert set(whence.select.select(scores, config=SelectConfig(by="loss", keep=3)).keep.nonzero().flatten().tolist()) == worst
 
 
 def test_values_per_token():
-    found = whence.select.select(table(values()), keep=4, tokens=SIZES, per_token=True)
+    found = whence.select.select(table(values()), tokens=SIZES, config=SelectConfig(keep=4, per_token=True))
     best = (values().mean(0) / torch.tensor(SIZES)).argsort(descending=True)[:4]
     assert kept(found) == set(best.tolist())
     assert found.unit == "nats per token" and found.decisions[0].tokens == 3
@@ -114,7 +116,7 @@ def test_weights_at_the_ends():
 
 
 def test_reweighting_keeps_each_groups_share():
-    found = whence.select.select(table(values()), keep="50%", reweight=True, groups=NAMES)
+    found = whence.select.select(table(values()), groups=NAMES, config=SelectConfig(keep="50%", reweight=True))
     assert float(found.weights.mean()) == pytest.approx(1)
     for name in "abc":
         inside = torch.tensor([other == name for other in NAMES])
@@ -122,12 +124,18 @@ def test_reweighting_keeps_each_groups_share():
         part = found.weights[inside]
         assert float(part.sum() ** 2 / part.square().sum()) <= inside.sum()
     assert found.summary()["effective_examples"] <= 7
-    assert found.predicted_change() > whence.select.select(table(values()), keep="100%").predicted_change() == 0
+    assert (
+        found.predicted_change()
+        > whence.select.select(table(values()), config=SelectConfig(keep="100%")).predicted_change()
+        == 0
+    )
     assert found.decisions[int(found.weights.argmax())].reason.startswith("weight ")
 
 
 def test_of_near_duplicates_the_best_is_kept():
-    found = whence.select.select(table([[1.0, 3.0, 2.0, 2.5, 0.0]]), keep=3, duplicates={"t1": "t0", "t2": "t0"})
+    found = whence.select.select(
+        table([[1.0, 3.0, 2.0, 2.5, 0.0]]), duplicates={"t1": "t0", "t2": "t0"}, config=SelectConfig(keep=3)
+    )
     assert kept(found) == {1, 3, 4}
     assert [decision.duplicate_of for decision in found.decisions] == ["t1", None, "t1", None, None]
     assert found.decisions[2].reason.startswith("dropped: a near-duplicate of 't1', which ranks higher")
@@ -136,20 +144,20 @@ def test_of_near_duplicates_the_best_is_kept():
 
 
 def test_reasons_ranks_and_summary():
-    found = whence.select.select(table([[0.5, -0.25, 0.0, 1.0]]), drop=2)
+    found = whence.select.select(table([[0.5, -0.25, 0.0, 1.0]]), config=SelectConfig(drop=2))
     assert [decision.reason for decision in found.decisions] == [
         "kept: it helps the validation set (+0.5); rank 2 of 4, of which 2 are kept",
         "dropped: it harms the validation set (-0.25); rank 4 of 4, of which 2 are kept",
         "dropped: it does nothing to the validation set; rank 3 of 4, of which 2 are kept",
         "kept: it helps the validation set (+1); rank 1 of 4, of which 2 are kept",
     ]
-    forced = whence.select.select(table([[0.5, -0.25, -0.5]]), keep="2 tokens", tokens=[3, 1, 1])
+    forced = whence.select.select(table([[0.5, -0.25, -0.5]]), tokens=[3, 1, 1], config=SelectConfig(keep="2 tokens"))
     assert [decision.reason for decision in forced.decisions] == [
         "dropped, though it helps the validation set (+0.5); rank 1 of 3, of which 2 tokens are kept",
         "kept, though it harms the validation set (-0.25); rank 2 of 3, of which 2 tokens are kept",
         "kept, though it harms the validation set (-0.5); rank 3 of 3, of which 2 tokens are kept",
     ]
-    low = whence.select.select(table([[0.5, -0.25]]), keep=1, prefer="low")
+    low = whence.select.select(table([[0.5, -0.25]]), config=SelectConfig(keep=1, prefer="low"))
     assert [decision.reason.split(" (")[0] for decision in low.decisions] == [
         "dropped: it helps the validation set",
         "kept: it harms the validation set",
@@ -157,21 +165,25 @@ def test_reasons_ranks_and_summary():
     summary = found.summary()
     assert summary["kept"] == summary["dropped"] == 2 and summary["predicted_change"] == 0.25
     assert summary["kept_though_harmful"] == summary["dropped_though_helpful"] == 0
-    grouped = whence.select.select(table([[0.5, -0.25, 0.0, 1.0]]), keep=2, groups=[1, 1, 2, 2], tokens=[5, 5, 5, 5])
+    grouped = whence.select.select(
+        table([[0.5, -0.25, 0.0, 1.0]]), groups=[1, 1, 2, 2], tokens=[5, 5, 5, 5], config=SelectConfig(keep=2)
+    )
     assert grouped.decisions[3].reason.endswith("rank 1 of 2 in '2', of which 1 are kept")
     assert grouped.summary()["groups"] == {"1": {"examples": 2, "kept": 1}, "2": {"examples": 2, "kept": 1}}
     assert grouped.summary()["tokens_kept"] == 10
-    tokens = whence.select.select(table([[2.0, 1.0]]), by="self-influence", keep="7 tokens", tokens=[5, 5])
+    tokens = whence.select.select(table([[2.0, 1.0]]), tokens=[5, 5], config=SelectConfig(by="self-influence", keep="7 tokens"))
     assert tokens.decisions[1].reason == "kept: its self-influence is 1; rank 1 of 2, of which 7 tokens are kept"
     assert (
-        whence.select.select(table([[2.0, 1.0]]), by="random", keep=1)
+        whence.select.select(table([[2.0, 1.0]]), config=SelectConfig(by="random", keep=1))
         .decisions[0]
         .reason.startswith("kept: drawn at random; rank 1")
     )
 
 
 def test_a_selection_is_written_and_read(tmp_path):
-    found = whence.select.select(table(values()), keep=5, groups=NAMES, tokens=SIZES, duplicates={"t3": "t2"})
+    found = whence.select.select(
+        table(values()), groups=NAMES, tokens=SIZES, duplicates={"t3": "t2"}, config=SelectConfig(keep=5)
+    )
     found.save(tmp_path / "chosen")
     assert whence.select.load_selection(tmp_path / "chosen") == found
     lines = (tmp_path / "chosen" / "list.jsonl").read_text().splitlines()
@@ -183,7 +195,7 @@ def test_a_selection_is_written_and_read(tmp_path):
 
 def test_what_is_kept_is_written_as_it_was(tmp_path):
     records = [{"id": name, "text": f"text {name} \u00e9", "meta": {"a": [1, 2.5, None]}} for name in table(values()).train_ids]
-    chosen = whence.select.select(table(values()), keep=5)
+    chosen = whence.select.select(table(values()), config=SelectConfig(keep=5))
     chosen.save(tmp_path / "chosen", records=records)
     lines = [json.loads(line) for line in (tmp_path / "chosen" / "kept.jsonl").read_text("utf-8").splitlines()]
     assert lines == [record for record, keep in zip(records, chosen.keep.tolist(), strict=True) if keep] and len(lines) == 5
@@ -198,7 +210,7 @@ def test_what_is_kept_is_written_as_it_was(tmp_path):
 
 def test_a_selection_says_what_its_values_say(tmp_path):
     noted = replace(table(values()), notes=("damping 0.1 x mean eigenvalue",))
-    chosen = whence.select.select(noted, keep=5)
+    chosen = whence.select.select(noted, config=SelectConfig(keep=5))
     chosen.save(tmp_path / "chosen")
     assert chosen.summary()["notes"] == ["damping 0.1 x mean eigenvalue"]
     assert whence.select.load_selection(tmp_path / "chosen").notes == chosen.notes
@@ -229,8 +241,10 @@ def test_a_selection_says_what_its_values_say(tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said(options, text):
+    options = dict(options)
     with pytest.raises(BadInput, match=text):
-        whence.select.select(table(values()), **options)
+        facts = {name: options.pop(name) for name in ("groups", "tokens", "duplicates") if name in options}
+        whence.select.select(table(values()), config=SelectConfig(**options), **facts)
 
 
 def test_unknown_words_and_bad_tables():
@@ -240,24 +254,24 @@ def test_unknown_words_and_bad_tables():
         ({"quota": "fair"}, "found quota='fair'; needed one of: proportional, equal"),
     ):
         with pytest.raises(UnknownOption, match=text):
-            whence.select.select(table(values()), keep=1, **options)
+            whence.select.select(table(values()), config=SelectConfig(keep=1, **options))
     with pytest.raises(NonFinite, match="found the value nan of 't1'"):
-        whence.select.select(table([[0.0, float("nan")]]), keep=1)
+        whence.select.select(table([[0.0, float("nan")]]), config=SelectConfig(keep=1))
     wrong = whence.ScoreTable(torch.zeros(2, 3), ("q",), ("a", "b"), "", "")
     with pytest.raises(BadInput, match=r"found values of shape \(2, 3\) for 1 query and 2 train ids"):
-        whence.select.select(wrong, keep=1)
+        whence.select.select(wrong, config=SelectConfig(keep=1))
 
 
 def test_value_tables_are_those_of_the_functions_behind_them():
     task, data = make("linear", 8)
     asked = whence.data.Dataset(data.examples[:2])
-    influence = whence.select.value_table(task, data, validation=asked, quiet=True)
-    assert torch.equal(influence.scores, whence.attribute(task, data, asked, quiet=True).scores)
-    own = whence.select.value_table(task, data, "self-influence", method="kfac", quiet=True)
-    assert torch.equal(own.scores, whence.self_influence(task, data, method="kfac", quiet=True).scores)
+    influence = whence.select.value_table(task, data, validation=asked, runtime=QUIET)
+    assert torch.equal(influence.scores, whence.attribute(task, data, asked, runtime=QUIET).scores)
+    own = whence.select.value_table(task, data, "self-influence", method="kfac", runtime=QUIET)
+    assert torch.equal(own.scores, whence.self_influence(task, data, method="kfac", runtime=QUIET).scores)
     with torch.no_grad():
         losses = task.loss(task.model, task.collate(data.examples))
-    torch.testing.assert_close(whence.select.value_table(task, data, "loss", quiet=True).scores[0], losses)
+    torch.testing.assert_close(whence.select.value_table(task, data, "loss", runtime=QUIET).scores[0], losses)
     drawn = [whence.select.value_table(None, data, "random", seed=seed).scores for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2]) and drawn[0].shape == (1, 8)
 
@@ -268,7 +282,7 @@ def test_value_tables_say_what_is_missing():
         ((task, data), {}, "found by='influence' without a validation set"),
         ((task, data, "loss"), {"validation": data}, "found by='loss' with a validation set; needed one for influence"),
         ((task, data, "loss"), {"method": "kfac"}, "found method for by='loss'; needed it for influence only"),
-        ((task, data, "random"), {"samples": 2}, "found samples for by='random'"),
+        ((task, data, "random"), {"method": whence.EKFAC()}, "found method for by='random'"),
         ((None, data, "loss"), {}, "found by='loss' without a task"),
     ):
         with pytest.raises(BadInput, match=text):
@@ -294,8 +308,8 @@ def measured(model):
 
 
 def test_the_proof_measures_what_was_planted(tmp_path):
-    found = whence.select.select(table(WORTH), drop=3)
-    rival = whence.select.select(table(-WORTH), drop=3)
+    found = whence.select.select(table(WORTH), config=SelectConfig(drop=3))
+    rival = whence.select.select(table(-WORTH), config=SelectConfig(drop=3))
     retraining = Retraining(seeds=range(4), folder=tmp_path, fingerprint="planted", quiet=True)
     proof = whence.select.prove(found, trained, measured, retraining, rivals={"reversed": rival})
     # The noise of a seed is the same with and without, so the change is exactly minus what was predicted.
@@ -317,8 +331,8 @@ def test_the_proof_measures_what_was_planted(tmp_path):
 
 @pytest.mark.parametrize("counts", ["examples", "tokens"])
 def test_random_data_is_of_the_same_make(counts):
-    options = {"keep": "30 tokens", "tokens": SIZES} if counts == "tokens" else {"keep": 6}
-    found = whence.select.select(table(values()), groups=NAMES, quota="equal", **options)
+    keep, tokens = ("30 tokens", SIZES) if counts == "tokens" else (6, None)
+    found = whence.select.select(table(values()), groups=NAMES, tokens=tokens, config=SelectConfig(quota="equal", keep=keep))
     twins = [random_twin(found, seed) for seed in (0, 0, 1)]
     assert kept(twins[0]) == kept(twins[1]) != kept(twins[2])
     for name in "abc":
@@ -326,19 +340,27 @@ def test_random_data_is_of_the_same_make(counts):
             sum((SIZES[i] if counts == "tokens" else 1) for i in kept(one) if NAMES[i] == name) for one in (found, twins[2])
         ]
         assert size[1] <= size[0] and (size[1] == size[0] or counts == "tokens")
-    plain = whence.select.select(table(values()), keep=6)
+    plain = whence.select.select(table(values()), config=SelectConfig(keep=6))
     assert len(kept(random_twin(plain, 5))) == 6
 
 
 def test_proofs_that_would_not_be_one(tmp_path):
-    found = whence.select.select(table(WORTH), drop=3)
+    found = whence.select.select(table(WORTH), config=SelectConfig(drop=3))
     retraining = Retraining(folder=tmp_path, fingerprint="")
-    other = whence.select.select(table(values(size=8)[:, [1, 0, 2]]), drop=1)
+    other = whence.select.select(table(values(size=8)[:, [1, 0, 2]]), config=SelectConfig(drop=1))
     for selection, rivals, text in (
         (found, {"random": found}, "found a rival named 'random'"),
         (found, {"x": other}, "found a rival 'x' of other examples"),
-        (whence.select.select(table(WORTH), keep=3, reweight=True), {}, "found weights in the selection 'influence'"),
-        (whence.select.select(table(WORTH), by="random", keep=3), {}, "found a random selection to prove"),
+        (
+            whence.select.select(table(WORTH), config=SelectConfig(keep=3, reweight=True)),
+            {},
+            "found weights in the selection 'influence'",
+        ),
+        (
+            whence.select.select(table(WORTH), config=SelectConfig(by="random", keep=3)),
+            {},
+            "found a random selection to prove",
+        ),
     ):
         with pytest.raises(BadInput, match=text):
             whence.select.prove(selection, trained, measured, retraining, rivals=rivals)

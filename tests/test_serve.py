@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
 import whence
+from tests.settings import QUIET
 from whence.cli import main
 from whence.errors import BadInput, Unsupported
 from whence.load import load_task
@@ -44,7 +45,7 @@ TEXTS = {
     "": ["no source at all", "a dog, a cat"],
 }
 METADATA = [{"id": "t0", "time": "2024-01-01"}, {"id": "t4", "time": "2024-03-05T12:00:00Z", "url": "x"}]
-BUILD = {"method": "logra", "rank": 8, "dtype": "float32", "rows_per_shard": 4, "quiet": True}
+BUILD = {"method": "logra", "rank": 8, "dtype": "float32", "rows_per_shard": 4}
 ASKED = {"prompt": "a cat", "completion": " sat"}
 
 
@@ -61,7 +62,14 @@ def task(model_folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, task, model_folder):
     place = tmp_path_factory.mktemp("served") / "store"
-    whence.build(task, records(), place, origin={"model": str(model_folder), "task": "causal_lm", "options": {}}, **BUILD)
+    whence.build(
+        task,
+        records(),
+        place,
+        origin={"model": str(model_folder), "task": "causal_lm", "options": {}},
+        config=whence.BuildConfig(**BUILD),
+        runtime=QUIET,
+    )
     return place
 
 
@@ -110,7 +118,7 @@ def ranking(scores_N, allowed, k, sign):
 
 def test_an_answer_is_that_of_query(service, store, task):
     found = posted(service(), {**ASKED, "k": 3, "tokens": True})
-    wanted = whence.query(store, task, [ASKED], k=3, tokens=True, quiet=True).to_dict()
+    wanted = whence.query(store, task, [ASKED], k=3, tokens=True, runtime=QUIET).to_dict()
     (query,) = wanted["queries"]
     for side in ("proponents", "opponents"):
         assert [hit["id"] for hit in found[side]] == [hit["id"] for hit in query[side]]
@@ -127,7 +135,7 @@ def test_an_answer_is_that_of_query(service, store, task):
 
 def test_a_whole_text_may_be_asked_about(service, store, task):
     found = posted(service(), {"completion": "the dog sat", "k": 2})
-    (query,) = whence.query(store, task, ["the dog sat"], k=2, quiet=True).to_dict()["queries"]
+    (query,) = whence.query(store, task, ["the dog sat"], k=2, runtime=QUIET).to_dict()["queries"]
     assert [hit["id"] for hit in found["proponents"]] == [hit["id"] for hit in query["proponents"]]
     assert [token["is_scored"] for token in found["tokens"]] == [False] + [True] * 10
 
@@ -166,7 +174,7 @@ def test_filters(service, store, task, chosen, allowed):
     if allowed is None:  # an empty name is no name
         posted(client, {**ASKED, "filter": chosen}, status=422)
         return
-    scores = whence.score_table(store, task, [ASKED], quiet=True).scores[0]
+    scores = whence.score_table(store, task, [ASKED], runtime=QUIET).scores[0]
     found = posted(client, {**ASKED, "k": 2, "filter": chosen})
     assert [hit["row"] for hit in found["proponents"]] == ranking(scores, allowed, 2, 1)
     assert [hit["row"] for hit in found["opponents"]] == ranking(scores, allowed, 2, -1)
@@ -175,7 +183,7 @@ def test_filters(service, store, task, chosen, allowed):
 
 def test_shares_are_sums_per_source(service, store, task):
     found = posted(service(), {**ASKED, "filter": {"sources": ["book"]}})["shares"]
-    scores = whence.score_table(store, task, [ASKED], quiet=True).scores[0].tolist()
+    scores = whence.score_table(store, task, [ASKED], runtime=QUIET).scores[0].tolist()
     wanted = {}
     for record, score in zip(records(), scores, strict=True):
         up, down = wanted.get(record["source"], (0.0, 0.0))
@@ -189,7 +197,13 @@ def test_shares_are_sums_per_source(service, store, task):
 
 def test_sources_beyond_those_listed_are_one_line(service, task, tmp_path):
     many = [{"id": str(number), "source": f"s{number}", "text": f"text {number}"} for number in range(60)]
-    client = service([HostedStore.load("many", whence.build(task, many, tmp_path / "many", **BUILD), task)])
+    client = service(
+        [
+            HostedStore.load(
+                "many", whence.build(task, many, tmp_path / "many", config=whence.BuildConfig(**BUILD), runtime=QUIET), task
+            )
+        ]
+    )
     found = posted(client, ASKED, store="many")["shares"]
     assert len(found) == 51 and found[-1]["source"] == "(other sources)"
     assert sum(one["share"] for one in found) == pytest.approx(1)
@@ -311,7 +325,9 @@ def test_those_who_were_answered_together_are_waited_for(desk):
 
 
 def test_where_answers_depend_on_each_other_nothing_is_shared(task, tmp_path):
-    whitened = whence.build(task, records(), tmp_path / "w", **{**BUILD, "method": "trackstar"})
+    whitened = whence.build(
+        task, records(), tmp_path / "w", config=whence.BuildConfig(**{**BUILD, "method": "trackstar"}), runtime=QUIET
+    )
     assert HostedStore.load("w", whitened, task).at_once == 1
 
 
@@ -560,23 +576,28 @@ def test_what_cannot_be_asked_is_not_served(task, store, tmp_path):
     from tests import zoo
 
     other, dataset = zoo.make("linear")
-    built = whence.build(other, dataset, tmp_path / "c", method="logra", rank=2, quiet=True)
+    built = whence.build(other, dataset, tmp_path / "c", config=whence.BuildConfig(method="logra", rank=2), runtime=QUIET)
     with pytest.raises(Unsupported, match="does not say in which files its images are; .*pass --train"):
         HostedStore.load("c", built, other)
     two, pairs = zoo.make("two_inputs")
     with pytest.raises(Unsupported, match="found training examples with the inputs ids, values"):
-        HostedStore.load("t", whence.build(two, pairs, tmp_path / "t", method="logra", rank=2, quiet=True), two, train=pairs)
+        HostedStore.load(
+            "t",
+            whence.build(two, pairs, tmp_path / "t", config=whence.BuildConfig(method="logra", rank=2), runtime=QUIET),
+            two,
+            train=pairs,
+        )
     with pytest.raises(BadInput, match="found --train for a store of a language model"):
         HostedStore.load("s", store, task, train=dataset)
     with pytest.raises(BadInput, match="found --pixels for a store of a language model"):
         HostedStore.load("s", store, task, pixels=(0.0, 1.0))
     regression, targets = zoo.make("regression")
-    built = whence.build(regression, targets, tmp_path / "r", method="logra", rank=2, quiet=True)
+    built = whence.build(regression, targets, tmp_path / "r", config=whence.BuildConfig(method="logra", rank=2), runtime=QUIET)
     with pytest.raises(Unsupported, match="found a store of a regression task"):
         HostedStore.load("r", built, regression)
     ids = [{"id": text, "input_ids": task.tokenizer(text)["input_ids"]} for text in ("a cat", "a dog")]
     with pytest.raises(Unsupported, match="found a store without texts"):
-        HostedStore.load("i", whence.build(task, ids, tmp_path / "i", **BUILD), task)
+        HostedStore.load("i", whence.build(task, ids, tmp_path / "i", config=whence.BuildConfig(**BUILD), runtime=QUIET), task)
 
 
 def test_ids_are_found_even_where_digests_agree(store, monkeypatch):
@@ -604,9 +625,9 @@ def test_answers_are_found_again(service, desk, tmp_path):
 
 def test_an_answer_of_a_store_that_changed_is_not_shown(service, task, tmp_path):
     path = str(tmp_path / "log.sqlite")
-    old = whence.build(task, records(), tmp_path / "old", **BUILD)
+    old = whence.build(task, records(), tmp_path / "old", config=whence.BuildConfig(**BUILD), runtime=QUIET)
     found = posted(service([HostedStore.load("store", old, task)], log=path), ASKED)
-    other = whence.build(task, records(), tmp_path / "other", **{**BUILD, "rank": 4})
+    other = whence.build(task, records(), tmp_path / "other", config=whence.BuildConfig(**{**BUILD, "rank": 4}), runtime=QUIET)
     assert service([HostedStore.load("store", other, task)], log=path).get(f"/v1/answers/{found['id']}").status_code == 404
 
 
@@ -695,7 +716,7 @@ def live(desk, tmp_path):
 def test_the_client_gives_what_query_gives(live, store, task):
     client = whence.serve.Client(live())
     found = client.query([ASKED, "the dog sat"], k=3, tokens=True)
-    wanted = whence.query(store, task, [ASKED, "the dog sat"], k=3, tokens=True, quiet=True)
+    wanted = whence.query(store, task, [ASKED, "the dog sat"], k=3, tokens=True, runtime=QUIET)
     assert found.queries == wanted.queries and found.method == wanted.method and found.num_examples == 9
     for mine, theirs in zip(found.proponents + found.opponents, wanted.proponents + wanted.opponents, strict=True):
         assert [hit.id for hit in mine] == [hit.id for hit in theirs]
@@ -774,7 +795,9 @@ def test_the_client_tells_mistakes(live):
 
 
 def test_several_stores_at_once(live, desk, task, tmp_path):
-    other = HostedStore.load("other", whence.build(task, records()[:4], tmp_path / "o", **BUILD), task)
+    other = HostedStore.load(
+        "other", whence.build(task, records()[:4], tmp_path / "o", config=whence.BuildConfig(**BUILD), runtime=QUIET), task
+    )
     client = whence.serve.Client(live([desk, other]))
     assert client.attribute("a cat", store="other")["num_examples"] == 4
     assert client.attribute("a cat", store="store")["num_examples"] == 9
@@ -805,10 +828,10 @@ def test_serve_tells_mistakes_in_a_line(folder, capsys, tmp_path, live):
     (tmp_path / "bad.jsonl").write_text('{"prompt": 3}\n')
     log = ["--log", ":memory:"]
     for arguments, told in (
-        ([], "found a command that cannot be read"),
+        ([], "found whence serve without STORES"),
         ([tmp_path / "none"], "found no store at"),
         ([folder, "--host", "0.0.0.0"], "found the address 0.0.0.0 without a token"),
-        ([folder, "--k", "3"], "found a command that cannot be read"),
+        ([folder, "--k", "3"], "found the unknown option --k"),
         ([folder, "--questions", tmp_path / "bad.jsonl"], "found question 0 without a text"),
         ([folder, "--port", taken], f"found the address 127.0.0.1:{taken}, which cannot be listened on"),
     ):

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.cli import main
 from whence.errors import BadInput, Unsupported
 from whence.load import load_task
@@ -23,7 +24,7 @@ from whence.serve.pictures import pixels_of, values_of
 
 Image = pytest.importorskip("PIL.Image")
 
-BUILD = {"method": "logra", "rank": 4, "dtype": "float32", "quiet": True}
+BUILD = {"method": "logra", "rank": 4, "dtype": "float32"}
 LABELS = ["cat", "dog"]
 
 
@@ -91,7 +92,9 @@ def files(pictures, tmp_path_factory):
         {"image": str(path), "label": path.parent.name, "id": f"{path.parent.name}/{path.name}", "source": path.parent.name}
         for path in sorted(pictures.rglob("*.png"))
     ]
-    store = whence.build(task, records, tmp_path_factory.mktemp("files") / "store", **BUILD)
+    store = whence.build(
+        task, records, tmp_path_factory.mktemp("files") / "store", config=whence.BuildConfig(**BUILD), runtime=QUIET
+    )
     return HostedStore.load("files", store, task)
 
 
@@ -99,7 +102,7 @@ def files(pictures, tmp_path_factory):
 def drawn(tmp_path_factory):
     """A desk of a diffusion model on arrays between -1 and 1, with labels."""
     torch.manual_seed(0)
-    task = whence.Diffusion(Denoiser().eval(), draws=4)
+    task = whence.Diffusion(Denoiser().eval(), noised=whence.tasks.Draws(draws=4))
     generator = torch.Generator().manual_seed(1)
     records = [
         {"image": torch.rand(1, 4, 4, generator=generator) * 2 - 1, "label": number % 3, "id": f"d{number}"}
@@ -107,7 +110,10 @@ def drawn(tmp_path_factory):
     ]
     data = task.prepare(records)
     return HostedStore.load(
-        "drawn", whence.build(task, data, tmp_path_factory.mktemp("drawn") / "store", **BUILD), task, train=data
+        "drawn",
+        whence.build(task, data, tmp_path_factory.mktemp("drawn") / "store", config=whence.BuildConfig(**BUILD), runtime=QUIET),
+        task,
+        train=data,
     )
 
 
@@ -119,7 +125,13 @@ def texts(model_folder, tmp_path_factory):
     records = [
         {"id": f"t{n}", "text": text, "label": n % 2} for n, text in enumerate(("a cat", "a dog ran", "cats sit", "no dog"))
     ]
-    return HostedStore.load("texts", whence.build(task, records, tmp_path_factory.mktemp("texts") / "store", **BUILD), task)
+    return HostedStore.load(
+        "texts",
+        whence.build(
+            task, records, tmp_path_factory.mktemp("texts") / "store", config=whence.BuildConfig(**BUILD), runtime=QUIET
+        ),
+        task,
+    )
 
 
 @pytest.fixture
@@ -157,7 +169,7 @@ def test_an_uploaded_image_is_asked_about_as_a_file_is(service, files, pictures)
     client, path = service(), pictures / "dog" / "1.png"
     found = posted(client, "files", {"image": encoded(path.read_bytes()), "label": "cat", "k": 3})
     warm = files.prepared
-    assert_same(found, whence.query(warm.store, warm.task, [{"image": str(path), "label": 0}], k=3, quiet=True))
+    assert_same(found, whence.query(warm.store, warm.task, [{"image": str(path), "label": 0}], k=3, runtime=QUIET))
     assert (found["item"]["label"], found["item"]["is_predicted"], found["completion"]) == ("cat", False, "cat")
     stored = posted(client, "files", {"example": "dog/1.png", "label": 0, "k": 3})
     assert [hit["score"] for hit in stored["proponents"]] == pytest.approx([hit["score"] for hit in found["proponents"]])
@@ -189,11 +201,11 @@ def test_a_diffusion_model_is_asked_about_an_example_and_an_upload(service, draw
     train = drawn.reader.examples
     found = posted(client, "drawn", {"example": "d2", "k": 2})
     record = {"image": train[2].fields["image"], "label": 2, "id": "question"}
-    assert_same(found, whence.query(warm.store, warm.task, [record], k=2, quiet=True))
+    assert_same(found, whence.query(warm.store, warm.task, [record], k=2, runtime=QUIET))
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
     uploaded = posted(client, "drawn", {"image": encoded(file_of(pixels)), "label": 1, "k": 2})
     record = {"image": pixels[None] / np.float32(127.5) - 1, "label": 1, "id": "question"}
-    assert_same(uploaded, whence.query(warm.store, warm.task, [record], k=2, quiet=True))
+    assert_same(uploaded, whence.query(warm.store, warm.task, [record], k=2, runtime=QUIET))
     told = posted(client, "drawn", {"image": encoded(file_of(pixels))}, 400)
     assert told["error"]["found"] == "an image without a label"
     shown = Image.open(io.BytesIO(client.get("/" + found["proponents"][0]["image"]).content))
@@ -204,9 +216,11 @@ def test_a_diffusion_model_is_asked_about_an_example_and_an_upload(service, draw
 def test_a_classifier_of_texts(service, texts):
     client, warm = service(), texts.prepared
     found = posted(client, "texts", {"text": "a cat ran", "label": "dog", "k": 2})
-    assert_same(found, whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, quiet=True))
+    assert_same(found, whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, runtime=QUIET))
     assert found["prompt"] == "a cat ran" and found["proponents"][0]["text"]
-    answer = whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, quiet=True).to_dict()["queries"][0]
+    answer = whence.query(warm.store, warm.task, [{"text": "a cat ran", "label": 1}], k=2, runtime=QUIET).to_dict()["queries"][
+        0
+    ]
     assert (found["item"]["label"], found["item"]["predicted"]) == ("dog", answer["predicted"])
     for side in ("proponents", "opponents"):
         for hit, wanted in zip(found[side], answer[side], strict=True):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import whence
+from tests.settings import QUIET
 from tests.test_serve import ASKED, BUILD, desk, folder, logged, posted, records, service, store, task  # noqa: F401
 from whence.errors import BadInput, NonFinite, StoreCorrupt
 from whence.serve import app as app_module
@@ -226,7 +227,14 @@ def rebuilt(task, model_folder, tmp_path_factory):  # noqa: F811
     """The store built anew, alike in all but its texts."""
     origin = {"model": str(model_folder), "task": "causal_lm", "options": {}}
     other = [{**record, "text": record["text"][::-1]} for record in records()]
-    return whence.build(task, other, tmp_path_factory.mktemp("rebuilt") / "store", origin=origin, **BUILD)
+    return whence.build(
+        task,
+        other,
+        tmp_path_factory.mktemp("rebuilt") / "store",
+        origin=origin,
+        config=whence.BuildConfig(**BUILD),
+        runtime=QUIET,
+    )
 
 
 def test_answers_are_of_the_very_store_that_was_asked(service, desk, task, rebuilt, tmp_path):  # noqa: F811
@@ -276,7 +284,15 @@ def test_a_store_that_cannot_be_read_is_told_and_nobody_is_told_where_it_is(serv
 
 
 def test_health_sees_that_a_store_is_gone_before_anybody_asks(service, task, tmp_path):  # noqa: F811
-    client = service([HostedStore.load("gone", whence.build(task, records(), tmp_path / "gone", **BUILD), task)])
+    client = service(
+        [
+            HostedStore.load(
+                "gone",
+                whence.build(task, records(), tmp_path / "gone", config=whence.BuildConfig(**BUILD), runtime=QUIET),
+                task,
+            )
+        ]
+    )
     assert client.get("/health").json()["unreadable"] == []
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     until = time.monotonic() + 20

@@ -18,6 +18,7 @@ from torch import nn
 
 import whence
 from tests.conftest import save_language_model
+from tests.settings import QUIET
 from tests.test_distributed import _command, bytes_of, results, start, together
 from whence.capture import capture, check_task, frozen, plan_units
 from whence.capture.halves import in_halves
@@ -35,7 +36,7 @@ from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_
 from whence.store import Pending, open_store, verify_store
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"rank": 3, "rows_per_shard": 4, "batch_positions": 24, "dtype": "float64", "quiet": True}
+SMALL = {"rank": 3, "rows_per_shard": 4, "batch_positions": 24, "dtype": "float64"}
 METHODS = {
     "logra": {"method": "logra"},
     "logra-pca": {"method": "logra-pca"},
@@ -92,8 +93,14 @@ def examples(count, seed=1):
     ]
 
 
-def build(task, folder, method="logra", count=26, **more):
-    return whence.build(task, examples(count), folder, **{**SMALL, **METHODS[method], **more})
+def build(task, folder, method="logra", count=26, *, ranks=Ranks(), **more):
+    return whence.build(
+        task,
+        examples(count),
+        folder,
+        config=whence.BuildConfig(**{**SMALL, **METHODS[method], **more}),
+        runtime=whence.Runtime(quiet=True, ranks=ranks),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +118,8 @@ def alone(tmp_path_factory):
     for method in METHODS:
         folder, task = tmp_path_factory.mktemp("whole") / method, task_of(gpt2())
         store = build(task, folder, method)
-        scores = whence.score_table(store, task, examples(3, seed=2), quiet=True).scores.tolist()
-        made[method] = bytes_of(folder), scores, whence.query(store, task, examples(3, seed=2), k=5, quiet=True).to_dict()
+        scores = whence.score_table(store, task, examples(3, seed=2), runtime=QUIET).scores.tolist()
+        made[method] = bytes_of(folder), scores, whence.query(store, task, examples(3, seed=2), k=5, runtime=QUIET).to_dict()
     return made
 
 
@@ -128,8 +135,8 @@ def _build_and_ask(ranks, folder, method, checkpointing):
     with ranks.connected():
         task = task_of(split(gpt2(checkpointing=checkpointing), ranks))
         store = build(task, folder, method, ranks=ranks)
-        table = whence.score_table(store, task, examples(3, seed=2), ranks=ranks, quiet=True)
-        hits = whence.query(store, task, examples(3, seed=2), k=5, ranks=ranks, quiet=True)
+        table = whence.score_table(store, task, examples(3, seed=2), runtime=whence.Runtime(ranks=ranks, quiet=True))
+        hits = whence.query(store, task, examples(3, seed=2), k=5, runtime=whence.Runtime(ranks=ranks, quiet=True))
     return table.scores.tolist(), hits.to_dict()
 
 
@@ -310,7 +317,9 @@ def test_only_what_another_rank_broke_is_called_a_lost_rank():
 
 def _fit(ranks, folder):
     with ranks.connected():
-        whence.pipeline.fit_curvature(task_of(split(gpt2(), ranks)), examples(12), folder, quiet=True, ranks=ranks)
+        whence.pipeline.fit_curvature(
+            task_of(split(gpt2(), ranks)), examples(12), folder, runtime=whence.Runtime(quiet=True, ranks=ranks)
+        )
 
 
 def test_curvature_of_a_split_model_is_used_by_the_whole_one(processes, tmp_path):
@@ -318,7 +327,11 @@ def test_curvature_of_a_split_model_is_used_by_the_whole_one(processes, tmp_path
     tables = []
     for folder in (tmp_path / "split", tmp_path / "whole"):
         before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.glob("*.safetensors"))
-        tables.append(whence.attribute(task_of(gpt2()), examples(12), examples(2, seed=2), factors=folder, quiet=True))
+        tables.append(
+            whence.attribute(
+                task_of(gpt2()), examples(12), examples(2, seed=2), method=whence.EKFAC(factors=folder), runtime=QUIET
+            )
+        )
         after = sorted((path.name, path.stat().st_mtime_ns) for path in folder.glob("*.safetensors"))
         assert folder.name == "whole" or (before == after and len(before) == 3)
     torch.testing.assert_close(tables[0].scores, tables[1].scores, rtol=0, atol=0)
@@ -366,13 +379,13 @@ def test_an_offloaded_model_gives_the_bytes_and_scores_of_the_whole_one(folder, 
     assert bytes_of(tmp_path / "spread") == bytes_of(tmp_path / "whole")
     assert [value.requires_grad for value in model.parameters()] == flags
     found, wanted = (
-        whence.score_table(store, one, examples(2, seed=2), quiet=True)
+        whence.score_table(store, one, examples(2, seed=2), runtime=QUIET)
         for store, one in zip(stores, (task, whole), strict=True)
     )
     assert found.scores.tolist() == wanted.scores.tolist()
     for method in ("ekfac", "datainf"):
         found, wanted = (
-            whence.attribute(one, examples(9), examples(2, seed=2), method=method, quiet=True) for one in (task, whole)
+            whence.attribute(one, examples(9), examples(2, seed=2), method=method, runtime=QUIET) for one in (task, whole)
         )
         assert found.scores.tolist() == wanted.scores.tolist()
 
@@ -448,7 +461,7 @@ def test_what_offloading_cannot_do_is_refused(folder, tmp_path):
         plan_units(task)
     plain = task_of(task.model)
     for attempt in (
-        lambda: whence.attribute(plain, examples(4), examples(1), method="pcg", quiet=True),
+        lambda: whence.attribute(plain, examples(4), examples(1), method="pcg", runtime=QUIET),
         lambda: whence.capture.with_weights(plain.model, {}, list),
     ):
         with pytest.raises(Unsupported, match="found passes with other weights than the model's own, as solvers, replays and"):
@@ -523,8 +536,8 @@ def test_layers_of_unknown_kinds_pass_through(tmp_path):
     tables = []
     for place, model in (("a", quantized), ("b", twin)):
         task = whence.Classification(model, track=patterns)
-        store = whence.build(task, records, tmp_path / place, method="logra", **SMALL)
-        tables.append(whence.score_table(store, task, records[:2], quiet=True).scores)
+        store = whence.build(task, records, tmp_path / place, config=whence.BuildConfig(method="logra", **SMALL), runtime=QUIET)
+        tables.append(whence.score_table(store, task, records[:2], runtime=QUIET).scores)
     torch.testing.assert_close(*tables, rtol=1e-9, atol=1e-12)
 
 
@@ -582,7 +595,7 @@ def test_adapters_on_a_quantized_model_are_captured_in_full(tmp_path, kind):
         task = task_of(adapted)
         before = task.weights
         store = build(task, tmp_path / place, count=9)
-        scores.append(whence.score_table(store, task, examples(2, seed=2), quiet=True).scores)
+        scores.append(whence.score_table(store, task, examples(2, seed=2), runtime=QUIET).scores)
         assert task.weights == before and store.blueprint.model == before
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4 * float(scores[1].abs().max()))
 

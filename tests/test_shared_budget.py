@@ -7,6 +7,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET
 from whence.cli import main
 from whence.compress import Kronecker, Whitened
 from whence.curvature import kept_numbers, load_whitened, save_whitened
@@ -84,7 +85,7 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
     monkeypatch.setattr(shared_budget, "_DIRECTIONS", (4, 2))
     task, train = zoo.make("gpt2", count=16)
     train = Dataset(train.examples)
-    store = whence.build(task, train, tmp_path, method="aligned", batch_positions=64)
+    store = whence.build(task, train, tmp_path, config=whence.BuildConfig(method="aligned", batch_positions=64))
     said = capsys.readouterr().err
     assert "by default; shared_bytes asks for another size): sides above 2 have 2 directions; codes are made of" in said
     assert "bases are cut at" in store.blueprint.task["bases"] and "coordinates" in store.blueprint.task["bases"]
@@ -93,27 +94,46 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
     assert main(["inspect", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "codes are made of" in printed and "together" in printed
-    scores = whence.score_table(store, task, train, quiet=True).scores
-    exact = whence.attribute(task, train, train, quiet=True, largest_side=2, directions=2, batch_positions=64).scores
+    scores = whence.score_table(store, task, train, runtime=QUIET).scores
+    exact = whence.attribute(
+        task,
+        train,
+        train,
+        method=whence.EKFAC(fit=whence.FitConfig(largest_side=2, directions=2)),
+        runtime=whence.Runtime(quiet=True, batch_positions=64),
+    ).scores
     assert torch.corrcoef(torch.stack([scores.flatten(), exact.flatten()]))[0, 1] > 0.8  # of a few coordinates
 
 
 def test_a_limit_below_the_least_size_is_not_said_to_be_kept(tmp_path, capsys):
     task, train = zoo.make("gpt2", count=16)
-    whence.build(task, Dataset(train.examples), tmp_path, method="aligned", batch_positions=64, shared_bytes=1)
+    whence.build(
+        task,
+        Dataset(train.examples),
+        tmp_path,
+        config=whence.BuildConfig(method="aligned", shared_bytes=1, batch_positions=64),
+    )
     assert "29 KiB (the nearest to the 0 KiB that were asked for; shared_bytes" in capsys.readouterr().err
 
 
 def test_refusals_of_a_build_name_options_that_fit(tmp_path, monkeypatch):
     task, train = zoo.make("gpt2", count=16)
-    options: dict[str, Any] = {"method": "aligned", "batch_positions": 64, "quiet": True}
+    options: dict[str, Any] = {"method": "aligned", "batch_positions": 64}
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 40_000}))
     monkeypatch.setattr(shared_budget, "_LITTLE_BYTES", 1)
     with pytest.raises(DiskFull, match="needed .* for 16 rows; do this: .*; what would fit: ") as refusal:
-        whence.build(task, train, tmp_path / "disk", shared_bytes=100_000, rank=8, **options)
+        whence.build(
+            task, train, tmp_path / "disk", config=whence.BuildConfig(shared_bytes=100_000, rank=8, **options), runtime=QUIET
+        )
     name, value = str(refusal.value).split("what would fit: ")[1].split(" or ")[-1].split("=")
-    whence.build(task, train, tmp_path / "again", **{"shared_bytes": 100_000, "rank": 8, name: int(value)}, **options)
+    whence.build(
+        task,
+        train,
+        tmp_path / "again",
+        config=whence.BuildConfig(**{"shared_bytes": 100_000, "rank": 8, name: int(value)}, **options),
+        runtime=QUIET,
+    )
     monkeypatch.undo()
     monkeypatch.setattr("whence.pipeline.stored.learn_code.available_bytes", lambda device: 60_000)
     with pytest.raises(OutOfMemory, match=r"learned from; do this: .*; what would fit: axes_examples=\d+"):
-        whence.build(task, train, tmp_path / "memory", **options)
+        whence.build(task, train, tmp_path / "memory", config=whence.BuildConfig(**options), runtime=QUIET)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import whence
 from tests.reference.shares import largest_remainders, query_shares, total_shares
 from whence.errors import BadInput, NonFinite, UnknownOption
+from whence.settings import SharesConfig
 from whence.shares import WHOLE
 from whence.shares.files import content_of, csv_text, queries_rows, shares_rows
 from whence.shares.payout import Payout, apportion
@@ -49,9 +50,12 @@ def test_rules_equal_the_slow_twin(options, floor):
     weights = [1.0, 0.5, 2.0, 0.0, 3.25]
     several = "models"
     found = whence.shares.shares(
-        [table(scores) for scores in models], SOURCES, several=several,
-        weights={f"q{n}": weight for n, weight in enumerate(weights)}, quiet=True, **options, **floor,
-    )  # fmt: skip
+        [table(scores) for scores in models],
+        SOURCES,
+        config=SharesConfig(several=several, **options, **floor),
+        weights={f"q{n}": weight for n, weight in enumerate(weights)},
+        quiet=True,
+    )
     per_query = [query_shares([scores[q].tolist() for scores in models], OWNERS, **options, **floor) for q in range(5)]
     expected = total_shares(per_query, weights)
     shown = by_line(found)
@@ -67,10 +71,10 @@ def test_rules_by_hand():
     scores = table([[3.0, 1.0, -2.0, -1.0]])
     sources = {"d0": "a", "d1": "b", "d2": "a", "d3": "b"}
     assert [line.share for line in whence.shares.shares(scores, sources).lines[:2]] == [0.75, 0.25]
-    signed = whence.shares.shares(scores, sources, rule="signed").lines
+    signed = whence.shares.shares(scores, sources, config=SharesConfig(rule="signed")).lines
     assert [(line.name, line.share) for line in signed[:2]] == [("a", 1.0), ("b", 0.0)]  # a: 3 - 2; b: 1 - 1
     assert (signed[0].raised, signed[0].lowered) == (3.0, -2.0)
-    softmax = whence.shares.shares(scores, sources, rule="softmax", temperature=1.0).lines
+    softmax = whence.shares.shares(scores, sources, config=SharesConfig(rule="softmax", temperature=1.0)).lines
     powers = np.exp(np.array([3.0, 1.0, -2.0, -1.0]) / np.std([3.0, 1.0, -2.0, -1.0]))
     assert softmax[0].share == pytest.approx((powers[0] + powers[2]) / powers.sum(), abs=1e-12)
 
@@ -108,7 +112,7 @@ def test_the_unknown_is_a_line_of_its_own_and_spread_over_nobody():
 
 def test_noise_and_queries_without_a_proponent():
     scores = table([[2.0, 0.1, 0.1, -1.0], [-1.0, -2.0, -0.5, -0.3]])
-    found = by_line(whence.shares.shares(scores, {"d0": "a", "d1": "b", "d2": "b", "d3": "b"}, floor=0.5))
+    found = by_line(whence.shares.shares(scores, {"d0": "a", "d1": "b", "d2": "b", "d3": "b"}, config=SharesConfig(floor=0.5)))
     assert found["none", ""].share == 0.5
     assert found["noise", ""].share == pytest.approx(0.5 * 0.2 / 2.2, abs=1e-7)
     assert found["source", "b"].share == 0.0 and sum(line.share for line in found.values()) == pytest.approx(1)
@@ -128,7 +132,7 @@ def test_the_default_floor_equals_the_slow_twin(options, models):
     drafts = [planted(2, 60)[0] + 0.1 * drawn(2, 60, seed) for seed in range(models)]
     names = planted(2, 60)[1]
     several = "models" if models > 1 else None
-    found = whence.shares.shares([table(scores) for scores in drafts], names, several=several, **options)
+    found = whence.shares.shares([table(s) for s in drafts], names, config=SharesConfig(several=several, **options))
     per_query = [query_shares([s[q].tolist() for s in drafts], list(names.values()), **options) for q in range(2)]
     expected = total_shares(per_query, [1, 1])
     assert ("noise", "") in expected or options["rule"] == "signed"
@@ -138,8 +142,11 @@ def test_the_default_floor_equals_the_slow_twin(options, models):
 
 def test_by_default_chance_is_paid_to_nobody_and_what_was_planted_keeps_its_pay():
     scores, names = planted()
-    found = whence.shares.shares(table(scores), names, payout="1000.00 EUR")
-    lines, plain = by_line(found), by_line(whence.shares.shares(table(scores), names, floor="off", payout="1000.00 EUR"))
+    found = whence.shares.shares(table(scores), names, config=SharesConfig(payout="1000.00 EUR"))
+    lines, plain = (
+        by_line(found),
+        by_line(whence.shares.shares(table(scores), names, config=SharesConfig(floor="off", payout="1000.00 EUR"))),
+    )
     for source in ("press", "radio"):
         line = lines["source", source]
         assert line.share == pytest.approx(plain["source", source].share, abs=2e-12)
@@ -170,18 +177,21 @@ def test_a_report_says_what_its_floor_is_and_how_it_was_found():
     assert content["noise_floor"] == made.noise_floor
     assert "chance scores would be: " in made.noise_floor and "(nats), which is 1.4826 x the median size" in made.noise_floor
     assert "sqrt(2 ln 400)" in made.noise_floor and " by query" in made.noise_floor
-    assert "no noise floor was set" in whence.shares.shares(table(scores), names, floor="off").noise_floor
+    assert "no noise floor was set" in whence.shares.shares(table(scores), names, config=SharesConfig(floor="off")).noise_floor
     few = whence.shares.shares(table(drawn()), SOURCES)
     assert "among 40 examples it cannot be told which scores are chance, 50 are needed" in few.noise_floor
     assert set(few.floors) == {0.0} and by_line(few)["noise", ""].share == 0
-    assert "nearer to zero than 0.7 (nats)" in whence.shares.shares(table(scores), names, floor=0.7).noise_floor
+    assert (
+        "nearer to zero than 0.7 (nats)"
+        in whence.shares.shares(table(scores), names, config=SharesConfig(floor=0.7)).noise_floor
+    )
 
 
 def test_a_query_without_differences_is_nobodys():
     for options in RULES[1:]:
-        found = by_line(whence.shares.shares(table([[0.0] * 4]), {"d0": "a"}, **options))
+        found = by_line(whence.shares.shares(table([[0.0] * 4]), {"d0": "a"}, config=SharesConfig(**options)))
         assert found["none", ""].share == 1.0
-    found = by_line(whence.shares.shares(table([[0.1] * 7]), {"d0": "a"}, rule="softmax", temperature=1.0))
+    found = by_line(whence.shares.shares(table([[0.1] * 7]), {"d0": "a"}, config=SharesConfig(rule="softmax", temperature=1.0)))
     assert found["none", ""].share == 1.0
 
 
@@ -231,9 +241,11 @@ def test_a_payout_adds_up_to_the_cent(scores, total, minimum, carried, rule, cur
     money = Payout(0, currency)
     sources = {"d0": "a", "d1": "b", "d2": "c", "d3": "a", "d4": ""}
     found = whence.shares.shares(
-        table(torch.tensor(scores).float()), sources, payout=f"{money.text(total)} {currency}", minimum=money.text(minimum),
-        carried={name: money.text(units) for name, units in zip(("a", "c", "gone"), carried, strict=True)}, draws=3, **rule,
-    )  # fmt: skip
+        table(torch.tensor(scores).float()),
+        sources,
+        config=SharesConfig(payout=f"{money.text(total)} {currency}", minimum=money.text(minimum), draws=3, **rule),
+        carried={name: money.text(units) for name, units in zip(("a", "c", "gone"), carried, strict=True)},
+    )
     settled = [line.settled for line in found.lines]
     assert sum(each.amount for each in settled) == total
     assert sum(each.paid + each.held + each.kept for each in settled) == total + sum(carried)
@@ -254,7 +266,7 @@ def test_a_payout_adds_up_to_the_cent(scores, total, minimum, carried, rule, cur
 
 
 def test_the_split_can_be_redone_from_the_file_by_hand():
-    found = whence.shares.shares(table(drawn()), SOURCES, payout="1234.56 EUR")
+    found = whence.shares.shares(table(drawn()), SOURCES, config=SharesConfig(payout="1234.56 EUR"))
     rows = list(csv.DictReader(io.StringIO(csv_text(shares_rows(found)))))
     whole = [int(row["share"].replace(".", "")) for row in rows]
     assert [Payout(0, "EUR").units(row["amount"]) for row in rows] == largest_remainders(123456, whole)
@@ -263,22 +275,29 @@ def test_the_split_can_be_redone_from_the_file_by_hand():
 def test_what_is_held_back_is_due_next_time():
     scores = table([[90.0, 10.0]])
     sources = {"d0": "large", "d1": "small"}
-    first = whence.shares.shares(scores, sources, payout="100 EUR", minimum="15")
+    first = whence.shares.shares(scores, sources, config=SharesConfig(payout="100 EUR", minimum="15"))
     assert first.held() == {"small": "10.00"}
-    second = by_line(whence.shares.shares(scores, sources, payout="100 EUR", minimum="15", carried=first.held()))
+    second = by_line(
+        whence.shares.shares(scores, sources, carried=first.held(), config=SharesConfig(payout="100 EUR", minimum="15"))
+    )
     assert second["source", "small"].settled.paid == 2000 and whence.shares.shares(scores, sources).held() == {}
 
 
 def test_who_is_owed_from_before_has_a_line_without_any_example():
     found = by_line(
-        whence.shares.shares(table([[1.0, 1.0]]), {"d0": "a", "d1": "a"}, payout="1 EUR", carried={"gone": "7.50", "zero": "0"})
+        whence.shares.shares(
+            table([[1.0, 1.0]]),
+            {"d0": "a", "d1": "a"},
+            carried={"gone": "7.50", "zero": "0"},
+            config=SharesConfig(payout="1 EUR"),
+        )
     )
     assert found["source", "gone"].settled.paid == 750 and ("source", "zero") not in found
 
 
 def test_many_sources_of_a_query_end_in_one_row():
     scores = table(torch.arange(1, 151).float()[None])
-    found = whence.shares.shares(scores, {f"d{n}": f"s{n}" for n in range(150)}, floor="off")
+    found = whence.shares.shares(scores, {f"d{n}": f"s{n}" for n in range(150)}, config=SharesConfig(floor="off"))
     rows = list(csv.DictReader(io.StringIO(csv_text(queries_rows(found)))))
     assert len(rows) == 101 and rows[-1]["kind"] == "others" and rows[-1]["name"] == "50 more sources"
     assert float(rows[-1]["share"]) == pytest.approx(sum(range(1, 51)) / sum(range(1, 151)))
@@ -289,7 +308,7 @@ def test_many_sources_of_a_query_end_in_one_row():
 
 def test_a_month_of_tables():
     days = {"monday": table(drawn(2, seed=1)), "tuesday": table(drawn(3, seed=2))}
-    found = whence.shares.shares(days, SOURCES, several="queries")
+    found = whence.shares.shares(days, SOURCES, config=SharesConfig(several="queries"))
     assert found.query_ids == ("monday:q0", "monday:q1", "tuesday:q0", "tuesday:q1", "tuesday:q2")
     once = whence.shares.shares(table(torch.cat([one.scores for one in days.values()])), SOURCES)
     assert found.lines == once.lines
@@ -308,7 +327,7 @@ def test_weights_are_numbers_of_askings():
 
 def test_the_interval_over_models_is_the_jackknife():
     models = [drawn(seed=seed) + 2 * drawn(seed=9) for seed in range(5)]
-    found = by_line(whence.shares.shares([table(scores) for scores in models], SOURCES, several="models"))
+    found = by_line(whence.shares.shares([table(scores) for scores in models], SOURCES, config=SharesConfig(several="models")))
 
     def again(chosen):
         per_query = [query_shares([scores[q].tolist() for scores in chosen], OWNERS) for q in range(5)]
@@ -328,10 +347,10 @@ def test_the_interval_over_models_covers_what_more_models_say():
     """Half the noise of a model's scores is its own: of many ensembles of five, most intervals hold the share of all hundred."""
     shared, sources = drawn(3, 30, seed=7), {f"d{n}": f"s{n % 3}" for n in range(30)}
     models = [table(shared + drawn(3, 30, seed=100 + m)) for m in range(100)]
-    truth = by_line(whence.shares.shares(models, sources, several="models"))["source", "s0"].share
+    truth = by_line(whence.shares.shares(models, sources, config=SharesConfig(several="models")))["source", "s0"].share
     held = 0
     for first in range(0, 100, 5):
-        low, high = by_line(whence.shares.shares(models[first : first + 5], sources, several="models"))[
+        low, high = by_line(whence.shares.shares(models[first : first + 5], sources, config=SharesConfig(several="models")))[
             "source", "s0"
         ].over_models
         held += low <= truth <= high
@@ -341,7 +360,7 @@ def test_the_interval_over_models_covers_what_more_models_say():
 def test_the_interval_over_queries_is_the_bootstrap():
     weights = [1.0, 2.0, 0.0, 4.0, 1.0]
     named = {f"q{n}": weight for n, weight in enumerate(weights)}
-    found = whence.shares.shares(table(drawn()), SOURCES, weights=named, draws=200, seed=3)
+    found = whence.shares.shares(table(drawn()), SOURCES, weights=named, config=SharesConfig(draws=200, seed=3))
     generator, means = random.Random(3), []
     for _ in range(200):
         chosen = [int(generator.random() * 5) for _ in range(5)]
@@ -387,8 +406,10 @@ def test_the_interval_over_queries_is_the_bootstrap():
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(options, says):
+    more = {name: value for name, value in options.items() if name in ("weights", "carried")}
     with pytest.raises((BadInput, UnknownOption), match=says):
-        whence.shares.shares(table(drawn()), SOURCES, **options)
+        config = SharesConfig(**{name: value for name, value in options.items() if name not in more})
+        whence.shares.shares(table(drawn()), SOURCES, config=config, **more)
 
 
 def test_tables_that_do_not_fit(tmp_path):
@@ -403,7 +424,7 @@ def test_tables_that_do_not_fit(tmp_path):
         (tmp_path, None, "no score table"),
     ):
         with pytest.raises(BadInput, match=says):
-            whence.shares.shares(others, SOURCES, several=several)
+            whence.shares.shares(others, SOURCES, config=SharesConfig(several=several))
     with pytest.raises(NonFinite, match="a NaN or infinite score"):
         whence.shares.shares(replace(first, scores=first.scores / 0), SOURCES)
 

@@ -18,6 +18,7 @@ from tests.test_shares import SOURCES, drawn, table
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import load_table, origin_of_table, save_table
+from whence.settings import SharesConfig
 from whence.store import open_store
 
 
@@ -38,7 +39,12 @@ def records(tmp_path):
 def report(tmp_path, records):
     """A report of three models, with its seal."""
     tables = [saved(tmp_path / f"t{m}", table(drawn(seed=m) + drawn(seed=9)), model=f"w{m}") for m in range(3)]
-    found = whence.shares.shares(tables, SOURCES, several="models", payout="1000.00 EUR", minimum="200", carried={"x": "3"})
+    found = whence.shares.shares(
+        tables,
+        SOURCES,
+        carried={"x": "3"},
+        config=SharesConfig(several="models", payout="1000.00 EUR", minimum="200"),
+    )
     folder = tmp_path / "report"
     return folder, whence.shares.write_shares(found, folder, inputs={"records": records}, signed_off_by="A. Auditor")
 
@@ -213,7 +219,11 @@ def test_refusals(tmp_path, report):
     found = whence.shares.shares(table(drawn()), SOURCES)
     with pytest.raises(BadInput, match="something at .*report already; needed a new folder"):
         whence.shares.write_shares(found, folder)
-    same = whence.shares.shares([tmp_path / "t0", saved(tmp_path / "u", table(drawn()), model="w0")], SOURCES, several="models")
+    same = whence.shares.shares(
+        [tmp_path / "t0", saved(tmp_path / "u", table(drawn()), model="w0")],
+        SOURCES,
+        config=SharesConfig(several="models"),
+    )
     with pytest.raises(BadInput, match="two tables of one and the same model"):
         whence.shares.write_shares(same, tmp_path / "new")
     (tmp_path / "evaluation.json").write_text('{"rows": [{"method": "other"}]}')
@@ -248,12 +258,17 @@ def test_a_page_for_each_kind_of_report(tmp_path):
     many = {f"d{n}": f"source {n}" for n in range(40)}
     for name, found, words in (
         ("one", whence.shares.shares(table(drawn(1)), SOURCES), ["there is no interval", "No noise floor: among 40 examples"]),
-        ("off", whence.shares.shares(table(drawn(1)), SOURCES, floor="off"), ["No noise floor was set, so small scores"]),
-        ("many", whence.shares.shares(table(drawn(60)), many, floor=0.5), ["15 more sources", "10 more queries", "than 0.5 (nats)"]),
-        ("paid", whence.shares.shares(table(drawn()), SOURCES, payout="10 EUR", minimum="3"), ["Held back for", "bootstrap over 5"]),
+        ("off", whence.shares.shares(table(drawn(1)), SOURCES, config=SharesConfig(floor="off")),
+         ["No noise floor was set, so small scores"]),
+        ("many", whence.shares.shares(table(drawn(60)), many, config=SharesConfig(floor=0.5)),
+         ["15 more sources", "10 more queries", "than 0.5 (nats)"]),
+        ("paid", whence.shares.shares(table(drawn()), SOURCES, config=SharesConfig(payout="10 EUR", minimum="3")),
+         ["Held back for", "bootstrap over 5"]),
         (
             "models",
-            whence.shares.shares([table(drawn(seed=m)) for m in range(3)], SOURCES, several="models", floor_errors=1.0),
+            whence.shares.shares(
+                [table(drawn(seed=m)) for m in range(3)], SOURCES, config=SharesConfig(several="models", floor_errors=1.0)
+            ),
             ["jackknife over 3", "within 1 standard errors of zero"],
         ),
     ):  # fmt: skip

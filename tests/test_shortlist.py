@@ -6,6 +6,7 @@ import pytest
 
 import whence
 from tests.reference.recall import drawn_recall
+from tests.settings import QUIET
 from tests.test_fidelity import records, task
 from whence.pipeline.stored.shortlist import shortlist_wanted
 from whence.score import expected_recall, shortlist_for
@@ -37,11 +38,13 @@ def test_a_shortlist_grows_to_a_tenth_at_most():
 
 def test_answers_say_what_they_are_expected_to_hold(tmp_path):
     asked = task()
-    store = whence.build(asked, records(60), tmp_path / "s", method="aligned", bytes_per_example=16, quiet=True)
-    hits = whence.query(store, asked, records(2, seed=9), rerank="exact", train=records(60), shortlist=12, quiet=True)
+    store = whence.build(
+        asked, records(60), tmp_path / "s", config=whence.BuildConfig(method="aligned", bytes_per_example=16), runtime=QUIET
+    )
+    hits = whence.query(store, asked, records(2, seed=9), rerank=whence.Rerank(train=records(60), shortlist=12), runtime=QUIET)
     fidelity = asdict(next(iter(read_fidelity(store).values())))
     correlation = (fidelity["others"] or fidelity["learned"])["pearson"][0]
     wanted = f"expected to hold {expected_recall(correlation, 60, 60, 12):.0%} of the 60 strongest of each side"
     assert any(wanted in note for note in hits.notes), hits.notes
     assert 0 < shortlist_wanted(store) <= 60
-    assert not any("expected to hold" in note for note in whence.query(store, asked, records(2, seed=9), quiet=True).notes)
+    assert not any("expected to hold" in note for note in whence.query(store, asked, records(2, seed=9), runtime=QUIET).notes)

@@ -6,6 +6,7 @@ import torch
 import whence
 from tests import zoo
 from tests.reference.reflections import evened, sketched, written_out
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.cli import main
 from whence.curvature import fit_ekfac, fit_kfac, load_whitened, resolved, save_whitened, whiten
@@ -186,9 +187,15 @@ def test_a_fit_keeps_the_sides_it_was_begun_with(tmp_path):
 
 def test_answers_and_forecasts_say_which_bases_are_cut():
     task, train = zoo.make("linear", count=6)
-    told = forecast_exact(task, train, 2, largest_side=1, directions=2)
+    told = forecast_exact(task, train, 2, method=whence.EKFAC(fit=whence.FitConfig(largest_side=1, directions=2)))
     assert "2 of" in str(told) and "directions" in str(told)
-    table = whence.attribute(task, train, Dataset(train.examples[:2]), quiet=True, largest_side=1, directions=2)
+    table = whence.attribute(
+        task,
+        train,
+        Dataset(train.examples[:2]),
+        method=whence.EKFAC(fit=whence.FitConfig(largest_side=1, directions=2)),
+        runtime=QUIET,
+    )
     assert any("bases are cut at" in note and "% of the trace" in note for note in table.notes)
 
 
@@ -203,15 +210,21 @@ def test_rows_and_what_they_share_are_told_apart():
 def test_a_store_says_which_bases_are_cut_and_how_large_it_is(tmp_path, monkeypatch, capsys):
     task, train = zoo.make("gpt2", count=6)
     monkeypatch.setattr("whence.pipeline.stored.learn_code.fit_config", lambda task, dataset, config: CUT)
-    store = whence.build(task, train, tmp_path, method="aligned", batch_positions=64)
+    store = whence.build(task, train, tmp_path, config=whence.BuildConfig(method="aligned", batch_positions=64))
     assert "of rows (" in capsys.readouterr().err
     assert "bases are cut at" in store.blueprint.task["bases"]
     assert any("likely classes with" in note for note in whence.query(store, task, train).notes)
     assert main(["inspect", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "likely classes with" in printed and "shared by all of them" in printed
-    exact = whence.attribute(task, train, train, quiet=True, largest_side=5, directions=4, batch_positions=64).scores
-    found = whence.score_table(store, task, train, quiet=True).scores
+    exact = whence.attribute(
+        task,
+        train,
+        train,
+        method=whence.EKFAC(fit=whence.FitConfig(largest_side=5, directions=4)),
+        runtime=whence.Runtime(quiet=True, batch_positions=64),
+    ).scores
+    found = whence.score_table(store, task, train, runtime=QUIET).scores
     assert torch.corrcoef(torch.stack([exact.flatten(), found.flatten()]))[0, 1] > 0.99
 
 

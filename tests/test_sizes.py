@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import whence
+from tests.settings import QUIET
 from whence.score import RELATIVE, impossible_sizes
 
 
@@ -32,14 +33,14 @@ def test_the_note_names_the_query_that_is_farthest_off():
 def test_stores_and_tables_say_so(measure, is_told, tmp_path):
     model, records = certain(8.0)
     task = whence.Classification(model, measure=measure)
-    table = whence.attribute(task, records, records[:3], quiet=True)
+    table = whence.attribute(task, records, records[:3], runtime=QUIET)
     with torch.no_grad():
         room = -float(task.measurement(model, task.collate(task.prepare(records[:3]).examples)).min())
     assert (float(table.scores.abs().max()) > room) or not is_told
     assert any(note.startswith("sizes are relative for") for note in table.notes) == is_told
     assert table.unit == task.unit, "tables are held against others, and keep what they are counted in"
-    store = whence.build(task, records, tmp_path, method="logra", quiet=True)
-    hits = whence.query(store, task, records[:3], k=2, quiet=True)
+    store = whence.build(task, records, tmp_path, config=whence.BuildConfig(method="logra"), runtime=QUIET)
+    hits = whence.query(store, task, records[:3], k=2, runtime=QUIET)
     assert (hits.unit == RELATIVE) == is_told == any("sizes are relative" in note for note in hits.notes)
     assert hits.measurement_unit == task.unit
 
@@ -47,12 +48,14 @@ def test_stores_and_tables_say_so(measure, is_told, tmp_path):
 def test_scores_that_are_possible_keep_their_unit(tmp_path):
     model, records = certain(0.0)
     task = whence.Classification(model)
-    table = whence.attribute(task, records, records[:3], relative_damping=10.0, quiet=True)
+    table = whence.attribute(
+        task, records, records[:3], method=whence.EKFAC(damping=whence.Damping(relative=10.0)), runtime=QUIET
+    )
     assert not any("sizes are relative" in note for note in table.notes)
-    store = whence.build(task, records, tmp_path, method="logra", quiet=True)
-    hits = whence.query(store, task, records[:3], k=2, relative_damping=10.0, quiet=True)
+    store = whence.build(task, records, tmp_path, config=whence.BuildConfig(method="logra"), runtime=QUIET)
+    hits = whence.query(store, task, records[:3], k=2, damping=whence.Damping(relative=10.0), runtime=QUIET)
     assert hits.unit == task.unit
-    plain = whence.attribute(task, records, records[:3], method="grad-dot-exact", quiet=True)
+    plain = whence.attribute(task, records, records[:3], method="grad-dot-exact", runtime=QUIET)
     assert not any("sizes are relative" in note for note in plain.notes)
 
 
@@ -61,5 +64,5 @@ def test_sums_of_queries_are_not_held_against_one():
     task = whence.Classification(model)
     queries = task.prepare(records[:2])
     groups = {"both": dict.fromkeys(queries.ids, 1.0)}
-    table = whence.attribute(task, records, queries, groups=groups, quiet=True)
+    table = whence.attribute(task, records, queries, groups=groups, runtime=QUIET)
     assert not any("sizes are relative" in note for note in table.notes)

@@ -8,6 +8,7 @@ import whence
 from tests import zoo
 from tests.reference.curvature import empirical_fisher, flat_rows, gauss_newton
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET, keywords_of, settings_of
 from whence.capture import plan_units
 from whence.curvature import fit_ekfac
 from whence.data import Dataset
@@ -39,7 +40,7 @@ def constant(plan, value):
 def test_converged_solvers_equal_the_dense_solve(name, method):
     task, plan, train, queries = case(name)
     solving = {"iterations": 400, "tolerance": 1e-10}
-    table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, **solving, quiet=True)
+    table = whence.attribute(task, train, queries, **keywords_of(method=method, absolute_damping=ABSOLUTE, **solving))
     wanted = formed(task, plan, train, queries, gauss_newton(task, plan, train.examples), constant(plan, ABSOLUTE))
     torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
     assert table.method == f"{method}, damping 0.3" and "relative residual" in table.notes[-1]
@@ -58,7 +59,7 @@ def test_the_other_solvers_come_near():
         "arnoldi": ({"rank": size, "iterations": size}, None),
     }
     for method, (solving, error) in settings.items():
-        table = whence.attribute(task, train, queries, method=method, absolute_damping=ABSOLUTE, **solving, quiet=True)
+        table = whence.attribute(task, train, queries, **keywords_of(method=method, absolute_damping=ABSOLUTE, **solving))
         assert error is None or (table.scores - wanted).norm() < error * wanted.norm(), method
         assert spearmanr(table.scores.flatten(), wanted.flatten()).statistic > 0.9, method
 
@@ -66,7 +67,9 @@ def test_the_other_solvers_come_near():
 def test_datainf_is_damped_by_what_was_asked():
     task, plan, train, queries = case("linear")
     strong = 1e6
-    table = whence.attribute(task, train, queries, method="datainf", absolute_damping=strong, quiet=True)
+    table = whence.attribute(
+        task, train, queries, method=whence.settings.DataInf(damping=whence.Damping(absolute=strong)), runtime=QUIET
+    )
     fisher = empirical_fisher(task, plan, train.examples)
     wanted = formed(task, plan, train, queries, fisher, constant(plan, strong))
     torch.testing.assert_close(table.scores, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
@@ -75,7 +78,7 @@ def test_datainf_is_damped_by_what_was_asked():
 def test_relative_damping_is_a_share_of_each_units_mean_eigenvalue():
     task, plan, train, queries = case("linear")
     solving = {"iterations": 400, "tolerance": 1e-10}
-    table = whence.attribute(task, train, queries, method="pcg", relative_damping=0.5, **solving, quiet=True)
+    table = whence.attribute(task, train, queries, **keywords_of(method="pcg", relative_damping=0.5, **solving))
     blocks = fit_ekfac(task, plan, train, FitConfig(), max_positions=4096, quiet=True).blocks
     parts = [
         torch.full((unit.outputs * unit.inputs,), 0.5 * block.mean_eigenvalue)
@@ -88,7 +91,7 @@ def test_relative_damping_is_a_share_of_each_units_mean_eigenvalue():
 def test_the_matrix_may_be_the_mean_over_some_examples():
     task, plan, train, queries = case("linear")
     solving = {"iterations": 400, "tolerance": 1e-10, "examples": 4}
-    table = whence.attribute(task, train, queries, method="pcg", absolute_damping=ABSOLUTE, **solving, quiet=True)
+    table = whence.attribute(task, train, queries, **keywords_of(method="pcg", absolute_damping=ABSOLUTE, **solving))
     chosen = [train.examples[place * len(train) // 4] for place in range(4)]
     wanted = formed(task, plan, train, queries, gauss_newton(task, plan, chosen), constant(plan, ABSOLUTE))
     torch.testing.assert_close(table.scores, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
@@ -97,7 +100,7 @@ def test_the_matrix_may_be_the_mean_over_some_examples():
 def test_one_that_does_not_converge_says_so(capsys):
     task, _, train, queries = case("linear")
     solving = {"iterations": 1, "tolerance": 1e-8}
-    table = whence.attribute(task, train, queries, method="cg", absolute_damping=1e-4, **solving)
+    table = whence.attribute(task, train, queries, **keywords_of(method="cg", absolute_damping=1e-4, quiet=False, **solving))
     assert "not converged after 1 iterations" in table.notes[-1] and "not converged" in capsys.readouterr().err
 
 
@@ -108,16 +111,16 @@ def test_settings_that_cannot_be_are_refused():
         whence.settings.PCG(examples=0)
     task, _, train, queries = case("linear")
     with pytest.raises(BadInput, match="found normalize for pcg; needed what it takes"):
-        whence.attribute(task, train, queries, method="pcg", normalize="relatif", quiet=True)
+        whence.attribute(task, train, queries, method=settings_of(method="pcg", normalize="relatif"), runtime=QUIET)
 
 
 def test_a_solvers_settings_need_a_solver_and_a_sweep_says_how_it_went():
     task, _, train, queries = case("linear")
     with pytest.raises(BadInput, match="found iterations for kfac; needed what it takes"):
-        whence.attribute(task, train, queries, method="kfac", iterations=5, quiet=True)
-    found = whence.pipeline.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", quiet=True)
+        whence.attribute(task, train, queries, method=settings_of(method="kfac", iterations=5), runtime=QUIET)
+    found = whence.pipeline.damping_sweep(task, train, queries, [0.1, 1.0], method="pcg", runtime=QUIET)
     assert all("pcg: relative residual" in table.notes[-1] for table in found.tables.values())
-    assert whence.attribute(task, train, queries, quiet=True).seconds > 0
+    assert whence.attribute(task, train, queries, runtime=QUIET).seconds > 0
     for groups in ({}, {"a": {}}, {"a": ["0"]}):
         with pytest.raises(BadInput, match="weights by id of a query"):
-            whence.attribute(task, train, queries, groups=groups, quiet=True)
+            whence.attribute(task, train, queries, groups=groups, runtime=QUIET)

@@ -8,6 +8,7 @@ from torch import nn
 import whence
 from tests.reference.ekfac import corrected_values, label_gradients
 from tests.reference.unroll import _phi, exact_unrolling, source
+from tests.settings import QUIET, keywords_of
 from whence.capture import plan_units
 from whence.curvature import fit_ekfac, fit_ekfac_pooled
 from whence.data import Dataset
@@ -128,7 +129,7 @@ def agreement(found, wanted):
 
 
 def source_table(task, folder, train_set, queries, **options):
-    return whence.attribute(task, train_set, queries, method="source", run=folder, quiet=True, **options)
+    return whence.attribute(task, train_set, queries, **keywords_of(method="source", run=folder, **options))
 
 
 def pooled(task, run, segment, train_set, average=False):
@@ -222,7 +223,7 @@ def test_it_is_nearer_to_the_derivative_of_training_than_influence(tmp_path, nam
     queries = queries_of(task)
     wanted = truth(name, "softmax", task, queries, *rest, model)
     found = agreement(source_table(task, tmp_path, train_set, queries).scores, wanted)
-    influence = agreement(whence.attribute(task, train_set, queries, quiet=True).scores, wanted)
+    influence = agreement(whence.attribute(task, train_set, queries, runtime=QUIET).scores, wanted)
     assert found > least and found > influence
 
 
@@ -264,7 +265,9 @@ def test_one_segment_without_end_is_influence_without_damping(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("whence.pipeline.through.cut.open_run", lambda folder: run)
         found = source_table(task, tmp_path, train_set, queries, **ready)
-    wanted = whence.attribute(task, train_set, queries, absolute_damping=1e-12, quiet=True)
+    wanted = whence.attribute(
+        task, train_set, queries, method=whence.EKFAC(damping=whence.Damping(absolute=1e-12)), runtime=QUIET
+    )
     # Shifting all logits alike changes nothing: there the curvature is zero, and gradients vanish but for rounding.
     torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-4, atol=1e-4)
 
@@ -323,7 +326,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     model, task, train_set, _ = train(folder, "sgd", epochs=2, every=6)
     queries = queries_of(task, 2)
     with pytest.raises(BadInput, match="found method='source' without a run; needed the folder of a recorded training run"):
-        whence.attribute(task, train_set, queries, method="source", quiet=True)
+        whence.attribute(task, train_set, queries, method="source", runtime=QUIET)
     for option in (
         {"relative_damping": 0.1},
         {"absolute_damping": 0.1},
@@ -350,9 +353,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(
         BadInput, match="found method='source', which goes back through a recorded run; needed a method of the final weights"
     ):
-        whence.self_influence(task, train_set, method="source", quiet=True)
+        whence.self_influence(task, train_set, method="source", runtime=QUIET)
     with pytest.raises(BadInput, match="found method='source', which goes back through a recorded run; needed"):
-        whence.pipeline.damping_sweep(task, train_set, queries, [0.1], method="source", quiet=True)
+        whence.pipeline.damping_sweep(task, train_set, queries, [0.1], method="source", runtime=QUIET)
 
 
 def recorded_once(folder, make):

@@ -14,6 +14,7 @@ import torch
 import whence
 from tests import zoo
 from tests.conftest import save_language_model
+from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task
 from whence.cli import main
 from whence.data import Dataset
@@ -75,15 +76,15 @@ def test_the_dataset_is_that_of_prepare(language_task, tmp_path, kind):
 
 def test_a_store_from_either_is_the_same_and_goes_on_with_the_other(tmp_path):
     task, records = make_task(), make_records(17)
-    options = {"method": "lorif", "rank": 4, "rows_per_shard": 4, "quiet": True}
+    options = {"method": "lorif", "rank": 4, "rows_per_shard": 4}
     dataset = whence.pipeline.spool(task, records, tmp_path / "spool", quiet=True)
-    whence.build(task, dataset, tmp_path / "spooled", **options)
-    whence.build(task, records, tmp_path / "held", **options)
+    whence.build(task, dataset, tmp_path / "spooled", config=whence.BuildConfig(**options), runtime=QUIET)
+    whence.build(task, records, tmp_path / "held", config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(tmp_path / "spooled") == contents(tmp_path / "held")
     for path in (tmp_path / "spooled").glob("shards/00002.*"):
         path.unlink()
     (tmp_path / "spooled" / "manifest.json").unlink()
-    whence.build(task, records, tmp_path / "spooled", **options)
+    whence.build(task, records, tmp_path / "spooled", config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(tmp_path / "spooled") == contents(tmp_path / "held")
 
 
@@ -361,18 +362,18 @@ def test_a_dataset_that_answers_any_number_is_spooled_to_its_length(language_tas
 def test_a_build_from_tar_files_goes_on_exactly(language_task, tmp_path):
     for part in range(2):
         tar(tmp_path / f"p-{part}.tar", [(f"{row:03d}.txt", text.encode()) for row, text in enumerate(texts(11))])
-    options = {"method": "logra", "rank": 2, "rows_per_shard": 4, "batch_positions": 64, "quiet": True}
+    options = {"method": "logra", "rank": 2, "rows_per_shard": 4, "batch_positions": 64}
     records = stream_records(tmp_path)
-    whence.build(language_task, list(records), tmp_path / "held", **options)
+    whence.build(language_task, list(records), tmp_path / "held", config=whence.BuildConfig(**options), runtime=QUIET)
     dataset = whence.pipeline.spool(language_task, records, tmp_path / "spool", source=records.identity, quiet=True)
-    whence.build(language_task, dataset, tmp_path / "store", **options)
+    whence.build(language_task, dataset, tmp_path / "store", config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(tmp_path / "store") == contents(tmp_path / "held")
     for path in [*(tmp_path / "store").glob("shards/00002.*"), tmp_path / "store" / "manifest.json"]:
         path.unlink()
     again = whence.pipeline.spool(
         language_task, iter(()), tmp_path / "spool", source=records.identity, quiet=True
     )  # not read again
-    store = whence.build(language_task, again, tmp_path / "store", **options)
+    store = whence.build(language_task, again, tmp_path / "store", config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(tmp_path / "store") == contents(tmp_path / "held") and store.ids()[11] == "p-1.tar#000"
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import whence
 from tests.reference.quantize import decoded
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.compress import RowCodec
 from whence.data import Dataset, Example, batches
@@ -24,7 +25,6 @@ from whence.load import load_records, load_task
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.progress import Meter
 from whence.score import Batching, gradient_rows
-from whence.settings import BuildConfig
 from whence.store import Blueprint, StoredUnit, open_store, verify_store, write_store, write_tensors
 from whence.store.cache import note_path
 from whence.store.files import locked, write_json
@@ -40,7 +40,7 @@ GOLDEN = {
     "shards/00001.jsonl": "b448a17beaeb9db3",
     "shards/00001.safetensors": "fc6b4e6b389539d3",
 }
-SMALL = {"rank": 4, "rows_per_shard": 4, "quiet": True}
+SMALL = {"rank": 4, "rows_per_shard": 4}
 
 
 def make_task(seed=0):
@@ -60,7 +60,13 @@ def make_records(count=10, first=0, seed=0):
 @pytest.fixture
 def built(tmp_path):
     """A finished store of three shards: 4, 4 and 2 rows."""
-    return whence.build(make_task(), make_records(), tmp_path / "store", method="lorif", factor_rank=1, **SMALL)
+    return whence.build(
+        make_task(),
+        make_records(),
+        tmp_path / "store",
+        config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+        runtime=QUIET,
+    )
 
 
 def contents(folder):
@@ -108,7 +114,9 @@ def reseal(folder, number, change):
 def test_rows_are_those_the_codec_gives(tmp_path, method, dtype):
     task, options = make_task(), {"factor_rank": 1} if method == "lorif" else {}
     dataset = task.prepare(make_records())
-    store = whence.build(task, dataset, tmp_path / "s", method=method, dtype=dtype, **options, **SMALL)
+    store = whence.build(
+        task, dataset, tmp_path / "s", config=whence.BuildConfig(method=method, dtype=dtype, **options, **SMALL), runtime=QUIET
+    )
     plan = plan_units(task)
     kronecker, positions = stored_encoder(store, plan, task), store.blueprint.batch_positions
     assert [seal.rows for seal in store.seals] == [4, 4, 2] and store.starts == [0, 4, 8]
@@ -267,10 +275,10 @@ def test_golden_bytes(tmp_path):
 def test_shard_size_is_invisible_in_scores(tmp_path):
     task, records, tables = make_task(), make_records(40), []
     for rows_per_shard in (64, 4):
-        options = {"method": "logra", "rank": 4, "dtype": "float64", "rows_per_shard": rows_per_shard, "quiet": True}
-        store = whence.build(task, records, tmp_path / str(rows_per_shard), **options)
+        options = {"method": "logra", "rank": 4, "dtype": "float64", "rows_per_shard": rows_per_shard}
+        store = whence.build(task, records, tmp_path / str(rows_per_shard), config=whence.BuildConfig(**options), runtime=QUIET)
         assert len(store.seals) == -(-40 // rows_per_shard)
-        tables.append(whence.score_table(store, task, make_records(3, first=50), quiet=True))
+        tables.append(whence.score_table(store, task, make_records(3, first=50), runtime=QUIET))
     one, other = tables
     assert one.train_ids == other.train_ids
     # Solving with a damped Fisher multiplies rounding by its condition number, at most trace over damping: here below 1e4.
@@ -281,15 +289,21 @@ def test_shard_size_is_invisible_in_scores(tmp_path):
 @pytest.mark.parametrize("method", ["lorif", "logra-pca", "trak", "grass", "grass-selective", "factgrass", "trackstar"])
 def test_two_builds_give_the_same_bytes(tmp_path, method):
     for name in ("one", "two"):
-        whence.build(make_task(), make_records(), tmp_path / name, method=method, **SMALL)
+        whence.build(
+            make_task(), make_records(), tmp_path / name, config=whence.BuildConfig(method=method, **SMALL), runtime=QUIET
+        )
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert "curvature.safetensors" in contents(tmp_path / "one")
 
 
 def test_building_again_changes_nothing(built, capsys):
     before = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*") if path.is_file() and path.name != ".lock"}
-    options = {key: value for key, value in SMALL.items() if key != "quiet"}
-    again = whence.build(make_task(), make_records(), built.folder, method="lorif", factor_rank=1, **options)
+    again = whence.build(
+        make_task(),
+        make_records(),
+        built.folder,
+        config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+    )
     assert len(again) == 10 and f"{built.folder} is complete: nothing to do" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -300,9 +314,11 @@ def test_building_again_changes_nothing(built, capsys):
 @pytest.mark.parametrize("method", ["grad-dot", "logra", "trak", "grass", "factgrass"])
 def test_append_equals_the_union(tmp_path, method):
     task, options = make_task(), {"method": method, "dtype": "float64", **SMALL}
-    grown = whence.build(task, make_records(6), tmp_path / "grown", **options)
-    grown = whence.build(task, make_records(5, first=6), grown.folder, append=True, **options)
-    whole = whence.build(task, make_records(11), tmp_path / "whole", **options)
+    grown = whence.build(task, make_records(6), tmp_path / "grown", config=whence.BuildConfig(**options), runtime=QUIET)
+    grown = whence.build(
+        task, make_records(5, first=6), grown.folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET
+    )
+    whole = whence.build(task, make_records(11), tmp_path / "whole", config=whence.BuildConfig(**options), runtime=QUIET)
     assert [seal.rows for seal in grown.seals] == [4, 2, 4, 1] and [seal.rows for seal in whole.seals] == [4, 4, 3]
     assert list(grown.examples()) == list(whole.examples())
     both = [[tensors for _, tensors in store.shards()] for store in (grown, whole)]
@@ -311,35 +327,54 @@ def test_append_equals_the_union(tmp_path, method):
         # A batch of another size adds the same products in another order.
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * other.abs().max().item())
     queries = make_records(3, first=50)
-    one, other = (whence.score_table(store, task, queries, quiet=True).scores for store in (grown, whole))
+    one, other = (whence.score_table(store, task, queries, runtime=QUIET).scores for store in (grown, whole))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * other.abs().max().item())
     assert verify_store(grown) == []
-    again = whence.build(task, make_records(5, first=6), grown.folder, append=True, **options)
+    again = whence.build(
+        task, make_records(5, first=6), grown.folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET
+    )
     assert len(again) == 11
 
 
 def test_append_keeps_learned_axes(tmp_path):
     task, options = make_task(), {"method": "logra-pca", **SMALL}
-    store = whence.build(task, make_records(6), tmp_path / "s", **options)
+    store = whence.build(task, make_records(6), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET)
     axes = (store.folder / "axes.safetensors").read_bytes()
-    store = whence.build(task, make_records(5, first=6), store.folder, append=True, **options)
+    store = whence.build(
+        task, make_records(5, first=6), store.folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET
+    )
     assert (store.folder / "axes.safetensors").read_bytes() == axes and len(store) == 11
     (store.folder / "axes.safetensors").unlink()
     with pytest.raises(StoreCorrupt, match=r"no axes.safetensors in .*; needed the same axes for the rows to be added"):
-        whence.build(task, make_records(2, first=11), store.folder, append=True, **options)
+        whence.build(
+            task, make_records(2, first=11), store.folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET
+        )
 
 
 def test_append_of_known_ids_is_refused(built):
     before = contents(built.folder)
     with pytest.raises(StoreMismatch, match="found the id 'r9' in both the store and the new data"):
-        whence.build(make_task(), make_records(3, first=9), built.folder, method="lorif", factor_rank=1, append=True, **SMALL)
+        whence.build(
+            make_task(),
+            make_records(3, first=9),
+            built.folder,
+            append=True,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
     assert contents(built.folder) == before
 
 
 def test_other_data_is_refused_without_append(built):
     before = contents(built.folder)
     with pytest.raises(StoreMismatch, match=r"found a store of other data in .* \(10 rows\).*pass append=True \(--append\)"):
-        whence.build(make_task(), make_records(3, first=20), built.folder, method="lorif", factor_rank=1, **SMALL)
+        whence.build(
+            make_task(),
+            make_records(3, first=20),
+            built.folder,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
     assert contents(built.folder) == before
 
 
@@ -347,7 +382,14 @@ def test_append_to_an_unfinished_build_is_refused(built):
     for path in built.folder.glob("shards/00002.*"):
         path.unlink()
     with pytest.raises(StoreMismatch, match="found an unfinished build of other data"):
-        whence.build(make_task(), make_records(3, first=20), built.folder, method="lorif", factor_rank=1, append=True, **SMALL)
+        whence.build(
+            make_task(),
+            make_records(3, first=20),
+            built.folder,
+            append=True,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
 
 
 # What belongs to something else
@@ -355,28 +397,42 @@ def test_append_to_an_unfinished_build_is_refused(built):
 
 def test_other_weights_are_refused(built):
     with pytest.raises(StoreMismatch, match=r"found a store of other weights in .*; needed weights \w{8}, not \w{8}"):
-        whence.build(make_task(seed=1), make_records(), built.folder, method="lorif", factor_rank=1, **SMALL)
+        whence.build(
+            make_task(seed=1),
+            make_records(),
+            built.folder,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
     with pytest.raises(StoreMismatch, match=r"found a store of weights \w{8} and a task with weights \w{8}.*mix two models"):
-        whence.query(built, make_task(seed=1), make_records(1), quiet=True)
+        whence.query(built, make_task(seed=1), make_records(1), runtime=QUIET)
 
 
 def test_another_tokenizer_is_refused(tmp_path, model_folder, other_tokenizer_folder, data_file):
     task, other = (load_task(str(folder))[0] for folder in (model_folder, other_tokenizer_folder))
     options = {"method": "grad-dot", **SMALL}
-    store = whence.build(task, load_records(str(data_file)), tmp_path / "s", **options)
+    store = whence.build(
+        task, load_records(str(data_file)), tmp_path / "s", config=whence.BuildConfig(**options), runtime=QUIET
+    )
     with pytest.raises(StoreMismatch, match="built with another tokenizer or loss; needed the same preprocessing"):
-        whence.build(other, load_records(str(data_file)), store.folder, **options)
+        whence.build(other, load_records(str(data_file)), store.folder, config=whence.BuildConfig(**options), runtime=QUIET)
     with pytest.raises(StoreMismatch, match=r"a store of tokenizer or loss \w{8} and a task with tokenizer or loss \w{8}"):
-        whence.query(store, other, ["a cat"], quiet=True)
+        whence.query(store, other, ["a cat"], runtime=QUIET)
 
 
 def test_other_parameters_are_refused(built):
     task = make_task()
     partial = whence.Classification(task.model, track=["0.*"])
     with pytest.raises(StoreMismatch, match="built with other parameters; needed the same units"):
-        whence.build(partial, make_records(), built.folder, method="lorif", factor_rank=1, **SMALL)
+        whence.build(
+            partial,
+            make_records(),
+            built.folder,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
     with pytest.raises(StoreMismatch, match="found a store of 3 units and a task with 1; needed the same tracked parameters"):
-        whence.query(built, partial, make_records(1), quiet=True)
+        whence.query(built, partial, make_records(1), runtime=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +444,7 @@ def test_other_options_are_refused(built, option, value):
     if option == "method":
         del options["factor_rank"]
     with pytest.raises(StoreMismatch, match=rf"built with {option}=\w+; needed the same {option} \({value} now"):
-        whence.build(make_task(), make_records(), built.folder, **options)
+        whence.build(make_task(), make_records(), built.folder, config=whence.BuildConfig(**options), runtime=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -401,9 +457,15 @@ def test_other_options_are_refused(built, option, value):
 def test_other_versions_are_refused(built, change, text):
     edit_json(built.folder / "blueprint.json", **change)
     with pytest.raises(StoreMismatch, match=text):
-        whence.build(make_task(), make_records(), built.folder, method="lorif", factor_rank=1, **SMALL)
+        whence.build(
+            make_task(),
+            make_records(),
+            built.folder,
+            config=whence.BuildConfig(method="lorif", factor_rank=1, **SMALL),
+            runtime=QUIET,
+        )
     with pytest.raises(StoreMismatch, match=text):
-        whence.query(built.folder, make_task(), make_records(1), quiet=True)
+        whence.query(built.folder, make_task(), make_records(1), runtime=QUIET)
 
 
 def test_an_incomplete_blueprint_is_refused(built):
@@ -446,14 +508,14 @@ def test_no_store_and_unfinished_store(tmp_path, built):
 
 def test_altered_shard_of_unchanged_size_is_refused(built):
     task = make_task()
-    whence.query(built.folder, task, make_records(1), quiet=True)
+    whence.query(built.folder, task, make_records(1), runtime=QUIET)
     assert note_path(built.folder).exists()
     flip(built.folder / "shards/00001.safetensors")
     for _ in range(2):
         with pytest.raises(
             StoreCorrupt, match=r"00001.safetensors \(its checksum is not the sealed one\).*delete that shard's files"
         ):
-            whence.query(built.folder, task, make_records(1), quiet=True)
+            whence.query(built.folder, task, make_records(1), runtime=QUIET)
 
 
 def test_without_the_notes_of_an_earlier_check_all_is_checked(built):
@@ -533,15 +595,21 @@ def test_verify_compares_manifest_and_shards(built):
 
 def test_two_builders_at_once(tmp_path):
     with locked(tmp_path / "s"), pytest.raises(BadInput, match=r"found another build writing to .*; needed one at a time"):
-        whence.build(make_task(), make_records(), tmp_path / "s", method="grad-dot", **SMALL)
-    assert len(whence.build(make_task(), make_records(), tmp_path / "s", method="grad-dot", **SMALL)) == 10
-
-
-def test_config_and_options_together():
-    with pytest.raises(
-        BadInput, match=r"found rank beside config=; needed one of the two; do this: write config=BuildConfig\(rank=...\)"
-    ):
-        whence.build(make_task(), make_records(), "never", config=BuildConfig(seed=1), rank=3)
+        whence.build(
+            make_task(), make_records(), tmp_path / "s", config=whence.BuildConfig(method="grad-dot", **SMALL), runtime=QUIET
+        )
+    assert (
+        len(
+            whence.build(
+                make_task(),
+                make_records(),
+                tmp_path / "s",
+                config=whence.BuildConfig(method="grad-dot", **SMALL),
+                runtime=QUIET,
+            )
+        )
+        == 10
+    )
 
 
 # Laws

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import whence
+from tests.settings import QUIET
 from tests.test_store import make_records, make_task
 from tests.torture.jobs import recorded
 from whence.errors import BadInput, StoreCorrupt
@@ -228,7 +229,7 @@ def test_a_share_report_opens_nothing_elsewhere(tmp_path):
 
     save_table(table(drawn()), tmp_path / "far" / "table")
     (tmp_path / "near").mkdir()
-    found = whence.shares.shares(tmp_path / "far" / "table", SOURCES, draws=20)
+    found = whence.shares.shares(tmp_path / "far" / "table", SOURCES, config=whence.settings.SharesConfig(draws=20))
     whence.shares.write_shares(found, tmp_path / "near" / "report")
     place = tmp_path / "far" / "table"
     (place / "more").write_text("changed")
@@ -244,7 +245,13 @@ def test_an_object_store_is_not_believed(tmp_path):
     pytest.importorskip("upath")
     from whence.store import located
 
-    store = whence.build(make_task(), make_records(6), f"memory://{tmp_path.name}", method="logra", rank=4, quiet=True)
+    store = whence.build(
+        make_task(),
+        make_records(6),
+        f"memory://{tmp_path.name}",
+        config=whence.BuildConfig(method="logra", rank=4),
+        runtime=QUIET,
+    )
     path = located(f"memory://{tmp_path.name}") / "shards" / "00000.safetensors"
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")

@@ -13,10 +13,12 @@ import whence
 from tests import zoo
 from tests.pages import page_commands, run_blocks, run_example
 from tests.reference import study as slow
+from tests.settings import QUIET
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.pipeline.exact import prepare, scorer
 from whence.progress import meter
+from whence.settings import StudyConfig
 from whence.study import corpus, correlation, kept_scores, readouts
 from whence.study import kinds as kinds_module
 
@@ -46,9 +48,9 @@ def squared_norms(task, train):
 def studied(tmp_path_factory):
     task, train, sets = material()
     folder = tmp_path_factory.mktemp("study")
-    found = whence.study.study(task, train, sets, folder, k=4, quiet=True)
+    found = whence.study.study(task, train, sets, folder, config=StudyConfig(k=4), runtime=QUIET)
     queries = Dataset([one for some in sets.values() for one in some.examples])
-    table = whence.attribute(task, train, queries, quiet=True)
+    table = whence.attribute(task, train, queries, runtime=QUIET)
     nats_Q = np.array([-float(task.measurement(task.model, task.collate([one])).detach()) for one in queries.examples])
     norms_N = np.sqrt(squared_norms(task, train))
     values = {
@@ -193,7 +195,7 @@ def test_equal_scores_stay_in_corpus_order_and_constant_queries_correlate_with_n
 def test_any_cut_of_the_corpus_gives_the_same_study(studied, tmp_path, monkeypatch):
     task, train, sets = material()
     monkeypatch.setattr(corpus, "_SHARD", 7)
-    found = whence.study.study(task, train, sets, tmp_path, k=4, quiet=True)
+    found = whence.study.study(task, train, sets, tmp_path, config=StudyConfig(k=4), runtime=QUIET)
     assert found.scores.sizes == (7, 7, 7, 7, 7, 5)
     one, other = (json.loads((folder / "study.json").read_text()) for folder in (tmp_path, studied[0].folder))
     assert one["readings"]["per nat"]["correlation"]["p_value"] == other["readings"]["per nat"]["correlation"]["p_value"]
@@ -214,14 +216,14 @@ def test_a_stopped_study_goes_on_with_the_shard_it_was_at(tmp_path, monkeypatch)
 
     monkeypatch.setattr(scorer, "exact_scores", stopping)
     with pytest.raises(KeyboardInterrupt):
-        whence.study.study(task, train, sets, tmp_path, quiet=True)
+        whence.study.study(task, train, sets, tmp_path, runtime=QUIET)
     assert not (tmp_path / "study.json").exists() and len(list((tmp_path / "scores").glob("0*"))) == 2
-    whence.study.study(task, train, sets, tmp_path, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, runtime=QUIET)
     assert len(calls) == 5  # shards 2 and 3 only
     first = (tmp_path / "study.json").read_bytes()
-    whence.study.study(task, train, sets, tmp_path, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, runtime=QUIET)
     assert len(calls) == 5 and (tmp_path / "study.json").read_bytes() == first
-    whence.study.study(task, train, sets, tmp_path, k=2, quiet=True)
+    whence.study.study(task, train, sets, tmp_path, config=StudyConfig(k=2), runtime=QUIET)
     assert len(calls) == 5  # another reading of the same scores
 
 
@@ -230,10 +232,12 @@ def test_a_store_is_studied_by_its_rows(tmp_path, method):
     task, train, sets = material(documents=30)
     options = {"rank": 6} if method in ("logra", "grad-cos", "trackstar") else {"rank": 12} if method == "trak" else {}
     options |= {"bytes_per_example": 128} if method == "aligned" else {}
-    store = whence.build(task, train, tmp_path / "store", method=method, rows_per_shard=8, quiet=True, **options)
+    store = whence.build(
+        task, train, tmp_path / "store", config=whence.BuildConfig(method=method, rows_per_shard=8, **options), runtime=QUIET
+    )
     queries = Dataset([one for some in sets.values() for one in some.examples])
-    table = whence.score_table(store, task, queries, quiet=True)
-    found = whence.study.study(task, tmp_path / "store", sets, tmp_path / "study", k=3, quiet=True)
+    table = whence.score_table(store, task, queries, runtime=QUIET)
+    found = whence.study.study(task, tmp_path / "store", sets, tmp_path / "study", config=StudyConfig(k=3), runtime=QUIET)
     assert len(found.scores.sizes) == len(store.seals) > 1
     for query, scores_N in enumerate(table.scores):
         assert torch.equal(found.scores.raw(query), scores_N)
@@ -259,10 +263,20 @@ def test_a_store_is_studied_by_its_rows(tmp_path, method):
 def test_kinds_can_be_given_by_id(tmp_path):
     task, train, sets = material(documents=20)
     kinds = {name: "even" if int(name) % 2 == 0 else "odd" for name in train.ids}
-    found = whence.study.study(task, train, sets, tmp_path, kinds=kinds, method="grad-dot-exact", quiet=True)
+    found = whence.study.study(
+        task, train, sets, tmp_path, method="grad-dot-exact", config=StudyConfig(kinds=kinds), runtime=QUIET
+    )
     assert {one.kind for one in found.readings["per nat"].kinds} == {"even", "odd"} and found.k == 2
     with pytest.raises(BadInput, match="no kind of the document '1'"):
-        whence.study.study(task, train, sets, tmp_path, kinds={"0": "even"}, method="grad-dot-exact", quiet=True)
+        whence.study.study(
+            task,
+            train,
+            sets,
+            tmp_path,
+            method="grad-dot-exact",
+            config=StudyConfig(kinds={"0": "even"}),
+            runtime=QUIET,
+        )
 
 
 def test_the_page_and_the_file_say_what_was_found(studied):
@@ -290,7 +304,7 @@ def test_a_classifier_is_studied_too(tmp_path):
     torch.manual_seed(0)
     task = whence.Classification(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
     records = [(torch.randn(4), number % 3) for number in range(30)]
-    found = whence.study.study(task, records, {"one": records[:2]}, tmp_path, quiet=True)
+    found = whence.study.study(task, records, {"one": records[:2]}, tmp_path, runtime=QUIET)
     assert found.k == 3 and found.cells()[0][1:3] == ("one", "2") and (tmp_path / "study.html").exists()
 
 
@@ -299,21 +313,21 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(BadInput, match="found no sets of queries"):
         whence.study.study(task, train, {}, tmp_path)
     with pytest.raises(BadInput, match="k=11 for 20 documents; needed 1 to 10"):
-        whence.study.study(task, train, sets, tmp_path, k=11)
-    with pytest.raises(BadInput, match="method, query_rank for a store; needed training data"):
-        whence.study.study(task, tmp_path / "store", sets, tmp_path, method="kfac", query_rank=3)
-    with pytest.raises(BadInput, match="damping_rule for ekfac; needed what it takes"):
-        whence.study.study(task, train, sets, tmp_path, damping_rule="mean")
+        whence.study.study(task, train, sets, tmp_path, config=StudyConfig(k=11))
+    with pytest.raises(BadInput, match="method for a store; needed training data"):
+        whence.study.study(task, tmp_path / "store", sets, tmp_path, method=whence.settings.KFAC())
+    with pytest.raises(BadInput, match="damping for training data; needed a store"):
+        whence.study.study(task, train, sets, tmp_path, damping=whence.Damping(rule="mean"))
     with pytest.raises(BadInput, match="method='source', which goes back through a recorded run"):
-        whence.study.study(task, train, sets, tmp_path, method="source", quiet=True)
-    whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path, method="source", runtime=QUIET)
+    whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", runtime=QUIET)
     with pytest.raises(StoreMismatch, match="scores with another dampings, another method"):
-        whence.study.study(task, train, sets, tmp_path / "made", method="ekfac", quiet=True)
+        whence.study.study(task, train, sets, tmp_path / "made", method="ekfac", runtime=QUIET)
     with pytest.raises(StoreMismatch, match="scores with another queries"):
-        whence.study.study(task, train, {"facts": sets["facts"]}, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, {"facts": sets["facts"]}, tmp_path / "made", method="grad-dot-exact", runtime=QUIET)
     (tmp_path / "made" / "scores" / "00000.safetensors").write_bytes(b"broken")
     with pytest.raises(StoreCorrupt, match="00000.safetensors .*delete it and run the study again"):
-        whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path / "made", method="grad-dot-exact", runtime=QUIET)
 
 
 def test_queries_that_do_not_fit_at_once_are_refused(tmp_path, monkeypatch):
@@ -323,7 +337,7 @@ def test_queries_that_do_not_fit_at_once_are_refused(tmp_path, monkeypatch):
         prepare, "measure", lambda *given, **named: dataclasses.replace(measure(*given, **named), rows_at_once=3)
     )
     with pytest.raises(BadInput, match=r"7 queries, of which 3 fit in memory at once; .*query_rank=32"):
-        whence.study.study(task, train, sets, tmp_path, method="grad-dot-exact", quiet=True)
+        whence.study.study(task, train, sets, tmp_path, method="grad-dot-exact", runtime=QUIET)
 
 
 def test_a_query_without_loss_is_refused(tmp_path):
@@ -331,7 +345,7 @@ def test_a_query_without_loss_is_refused(tmp_path):
     done = task.model(torch.stack([torch.as_tensor(train.examples[0].fields["inputs"])])).detach()[0]
     perfect = dataclasses.replace(train.examples[0], fields={**train.examples[0].fields, "target": done})
     with pytest.raises(BadInput, match="the query 'one/0' with a loss of 0; needed a positive number"):
-        whence.study.study(task, train, {"one": Dataset([perfect])}, tmp_path, quiet=True)
+        whence.study.study(task, train, {"one": Dataset([perfect])}, tmp_path, runtime=QUIET)
 
 
 def page(folder):
@@ -374,7 +388,7 @@ def test_the_command_studies_a_store_and_the_data_itself(tmp_path, run, monkeypa
         (["--set", "a=A", "--model", "x"], "found --model for training data"),
         (["--set", "a=A", "--damping-rule", "mean"], "found damping_rule for ekfac"),
         (["--set", "a=nowhere.jsonl"], "found no data at nowhere.jsonl"),
-        ([], "cannot be read"),
+        ([], "found whence study without --set SET"),
     ],
 )
 def test_the_command_refuses(tmp_path, run, model_folder, data_file, options, says):

@@ -9,6 +9,7 @@ import whence
 from tests import families
 from tests.pages import run_blocks
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from tests.test_capture import assert_same_sum, captured
 from whence.capture import check_task, plan_units
 from whence.errors import BadInput, UnknownOption
@@ -63,7 +64,7 @@ def test_a_measurement_is_one_function(name):
         assert_same_sum(actual, wanted, terms=4096)
     check_task(task, plan, dataset.examples, objective="measurement")
     if name in ("classification", "causal_lm"):
-        scores = whence.attribute(task, dataset, dataset, method="kfac", quiet=True)
+        scores = whence.attribute(task, dataset, dataset, method="kfac", runtime=QUIET)
         assert scores.unit == "logits" and torch.isfinite(scores.scores).all()
 
 
@@ -105,7 +106,7 @@ def test_a_contrastive_loss_is_refused_and_one_with_negatives_of_its_own_is_not(
     coupled = whence.Custom(model, contrastive)
     pairs = [(row[0], row[1]) for row in vectors]
     with pytest.raises(BadInput, match=r"depends on the other examples of its batch.*in-batch negatives"):
-        whence.attribute(coupled, pairs, pairs[:1], method="grad-dot-exact", quiet=True)
+        whence.attribute(coupled, pairs, pairs[:1], method="grad-dot-exact", runtime=QUIET)
     task = whence.Custom(model, apart)
     dataset = task.prepare([(row[0], row[1], row[2:]) for row in vectors])
     plan, found = captured(task, dataset)

@@ -5,6 +5,7 @@ import torch
 
 import whence
 from tests.reference.gradients import dense_gradients
+from tests.settings import keywords_of
 from tests.test_source import COUNT, queries_of, source_table, train
 from whence.capture import plan_units
 from whence.curvature import Curvature, dense, fit_ekfac_pooled
@@ -15,7 +16,7 @@ from whence.unroll.exponential import chebyshev, expanded
 
 
 def scored(task, folder, train_set, queries, method, **options):
-    return whence.attribute(task, train_set, queries, method=method, run=folder, quiet=True, **options)
+    return whence.attribute(task, train_set, queries, **keywords_of(method=method, run=folder, **options))
 
 
 @pytest.mark.parametrize(("name", "gain"), [("sgd", 1.0), ("momentum", 10.0), ("adamw", 1.0)])
@@ -147,14 +148,14 @@ def test_the_pooled_fit_in_groups_is_the_same(tmp_path):
 
 def test_a_forecast_counts_checkpoints_and_segments(tmp_path):
     _, task, train_set, _ = train(tmp_path, "sgd", kind="mlp", epochs=4, every=4)
-    plain = forecast_exact(task, train_set, 3, factors=tmp_path / "factors")
-    found = forecast_exact(task, train_set, 3, method="source", run=tmp_path, factors=tmp_path / "factors")
+    plain = forecast_exact(task, train_set, 3, method=whence.EKFAC(factors=tmp_path / "factors"))
+    found = forecast_exact(task, train_set, 3, method=whence.Source(run=tmp_path, factors=tmp_path / "factors"))
     assert found.to_dict()["passes_to_fit"] == 12 and found.to_dict()["passes_to_score"] == 6
     assert found.footprint.fit.disk == 3 * plain.footprint.fit.disk
     fast = {"segments": 2, "average_weights": True}
-    found = forecast_exact(task, train_set, 3, method="source", run=tmp_path, **fast)
+    found = forecast_exact(task, train_set, 3, **keywords_of(method="source", run=tmp_path, **fast))
     assert (found.to_dict()["passes_to_fit"], found.to_dict()["passes_to_score"]) == (4, 2)
-    found = forecast_exact(task, train_set, 3, method="tracin", run=tmp_path)
+    found = forecast_exact(task, train_set, 3, method=whence.settings.TracIn(run=tmp_path))
     assert (found.to_dict()["passes_to_fit"], found.to_dict()["passes_to_score"]) == (0, 6)
     with pytest.raises(BadInput, match="found method='source' without a run"):
         forecast_exact(task, train_set, 3, method="source")

@@ -7,6 +7,7 @@ import whence
 from tests import zoo
 from tests.reference import trackstar
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.compress import Kronecker, projected_shape
 from whence.curvature import fit_second_moments, side_scales
@@ -14,7 +15,7 @@ from whence.data import Dataset
 from whence.progress import meter
 from whence.store import verify_store
 
-OPTIONS = {"method": "trackstar", "dtype": "float64", "quiet": True, "rows_per_shard": 4, "batch_positions": 40}
+OPTIONS = {"method": "trackstar", "dtype": "float64", "rows_per_shard": 4, "batch_positions": 40}
 MODELS = ("linear", "gpt2", "conv2d_groups", "two_inputs", "tied", "lone_parameter")
 
 
@@ -38,8 +39,8 @@ def test_second_moments_split_over_the_sides(name):
 def test_scores_equal_the_naive_formula(tmp_path, name, rank):
     task, dataset = zoo.make(name, count=14)
     train, asked = Dataset(dataset.examples[3:]), Dataset(dataset.examples[:3])
-    store = whence.build(task, train, tmp_path / "store", rank=rank, **OPTIONS)
-    table = whence.score_table(store, task, asked, relative_damping=0.2, quiet=True)
+    store = whence.build(task, train, tmp_path / "store", config=whence.BuildConfig(rank=rank, **OPTIONS), runtime=QUIET)
+    table = whence.score_table(store, task, asked, damping=whence.Damping(relative=0.2), runtime=QUIET)
     plan = plan_units(task)
     kronecker = Kronecker.random(
         plan.units, [projected_shape(unit, rank) for unit in plan.units], kind="rademacher", seed=0, device=task.device
@@ -58,7 +59,7 @@ def test_scores_equal_the_naive_formula(tmp_path, name, rank):
     torch.testing.assert_close(table.scores, trackstar.cosines(rows, queries, roots), rtol=1e-4, atol=1e-6)
     assert table.unit == "cosine" and verify_store(store) == []
     assert f"whitened by {share:.2g} of the queries' second moments" in table.notes[-1]
-    hits = whence.query(store, task, asked, k=2, relative_damping=0.2, quiet=True)
+    hits = whence.query(store, task, asked, k=2, damping=whence.Damping(relative=0.2), runtime=QUIET)
     best = table.scores[0].max()
     assert best <= 0 or hits.proponents[0][0].score == pytest.approx(float(best), rel=1e-9)
 
@@ -66,7 +67,7 @@ def test_scores_equal_the_naive_formula(tmp_path, name, rank):
 def test_an_example_is_its_own_best_proponent(tmp_path):
     """A measurement is minus a loss, so the cosine of an example with itself is 1."""
     task, dataset = zoo.make("gpt2", count=9)
-    store = whence.build(task, dataset, tmp_path / "store", rank=3, **OPTIONS)
-    scores = whence.score_table(store, task, dataset, quiet=True).scores
+    store = whence.build(task, dataset, tmp_path / "store", config=whence.BuildConfig(rank=3, **OPTIONS), runtime=QUIET)
+    scores = whence.score_table(store, task, dataset, runtime=QUIET).scores
     torch.testing.assert_close(scores.diagonal(), torch.ones(9).double())
     assert scores.max() <= 1 + 1e-9

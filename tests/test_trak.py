@@ -7,6 +7,7 @@ import whence
 from tests import zoo
 from tests.reference import raw
 from tests.reference.gradients import dense_gradients, unit_gradients
+from tests.settings import QUIET
 from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
@@ -17,14 +18,19 @@ from whence.score import token_scores
 from whence.store import verify_store
 
 MODELS = ("linear", "gpt2", "two_inputs", "tied", "lone_parameter", "regression")
-OPTIONS = {"dtype": "float64", "quiet": True, "rows_per_shard": 4, "batch_positions": 40}
+OPTIONS = {"dtype": "float64", "rows_per_shard": 4, "batch_positions": 40}
 
 
 def made(tmp_path, name, count=14, queries=3, **options):
     task, dataset = zoo.make(name, count=count)
     examples = list(dataset.examples)
     train, asked = Dataset(examples[queries:]), Dataset(examples[:queries])
-    return task, train, asked, whence.build(task, train, tmp_path / "store", **OPTIONS, **options)
+    return (
+        task,
+        train,
+        asked,
+        whence.build(task, train, tmp_path / "store", config=whence.BuildConfig(**OPTIONS, **options), runtime=QUIET),
+    )
 
 
 def naive_output(task):
@@ -56,7 +62,7 @@ def naive_weights(task, example):
 )
 def test_scores_equal_the_naive_formula(tmp_path, name, method, options):
     task, train, asked, store = made(tmp_path, name, method=method, **options)
-    table = whence.score_table(store, task, asked, relative_damping=0.2, quiet=True)
+    table = whence.score_table(store, task, asked, damping=whence.Damping(relative=0.2), runtime=QUIET)
     plan = plan_units(task)
     encoder = stored_encoder(store, plan, task)
     if method == "factgrass":
@@ -102,10 +108,12 @@ def test_ensembles_average_scores_and_weights_apart(tmp_path, method):
             for parameter in task.model.parameters():
                 parameter.mul_(1 + 2 * place)
         train, asked = Dataset(dataset.examples[2:]), Dataset(dataset.examples[:2])
-        store = whence.build(task, train, tmp_path / f"{place}", method=method, rank=5, **OPTIONS)
+        store = whence.build(
+            task, train, tmp_path / f"{place}", config=whence.BuildConfig(method=method, rank=5, **OPTIONS), runtime=QUIET
+        )
         parts.append((task, train, asked, store))
     tasks, stores = [part[0] for part in parts], [part[3] for part in parts]
-    table = whence.pipeline.ensemble_table(stores, tasks, parts[0][2], relative_damping=0.3, quiet=True)
+    table = whence.pipeline.ensemble_table(stores, tasks, parts[0][2], damping=whence.Damping(relative=0.3), runtime=QUIET)
     features, queries, weights = [], [], []
     for task, train, asked, store in parts:
         plan = plan_units(task)
@@ -127,7 +135,7 @@ def test_token_scores_add_up(tmp_path, name, method):
     task, _, asked, _ = made(tmp_path, name, method=method, rank=3)
     store = whence.open_store(tmp_path / "store")
     ready = PreparedQuery.prepare(store, task, asked, whence.Damping(relative=0.1), True)
-    table = whence.score_table(store, task, asked, relative_damping=0.1, quiet=True)
+    table = whence.score_table(store, task, asked, damping=whence.Damping(relative=0.1), runtime=QUIET)
     weights = torch.cat([tensors.get("weights", torch.ones(len(tensors["norms"]))) for _, tensors in store.shards()])
     examples = zoo.make(name, count=14)[1].examples[3:]
     for row, example in enumerate(examples):
@@ -140,7 +148,7 @@ def test_ensembles_need_as_many_tasks_as_stores(tmp_path):
     task, _, asked, store = made(tmp_path, "linear", method="trak", rank=3)
     for tasks, stores in (([task, task], [store]), ([], [])):
         with pytest.raises(BadInput, match=f"found {len(stores)} stores .* and {len(tasks)} tasks; needed as many of both"):
-            whence.pipeline.ensemble_table(stores, tasks, asked, quiet=True)
+            whence.pipeline.ensemble_table(stores, tasks, asked, runtime=QUIET)
 
 
 def test_a_task_without_an_output_function_is_refused(tmp_path):
@@ -150,7 +158,7 @@ def test_a_task_without_an_output_function_is_refused(tmp_path):
     with pytest.raises(
         Unsupported, match="a Custom task without an output function; needed classification, regression or a causal"
     ):
-        whence.build(custom, records, tmp_path / "s", method="trak", quiet=True)
+        whence.build(custom, records, tmp_path / "s", config=whence.BuildConfig(method="trak"), runtime=QUIET)
     with pytest.raises(Unsupported, match="a Custom task without output weights; needed what its loss changes by"):
         custom.output_weights(torch.ones(1), {})
 

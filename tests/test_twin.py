@@ -8,6 +8,7 @@ import torch
 
 import whence
 from tests.awkward import AWKWARD, Scaled, make
+from tests.settings import QUIET, keywords_of
 
 # Where the true cause leaves nothing to try.
 REFUSED = {
@@ -101,7 +102,7 @@ def same(found, expected, name=""):
 @pytest.mark.parametrize("name", AWKWARD)
 def test_what_a_refusal_says_leads_to_autograds_scores(name, functional):
     def run(task, records):
-        return whence.attribute(task, records, records[:2], method="grad-dot-exact", quiet=True).scores
+        return whence.attribute(task, records, records[:2], method="grad-dot-exact", runtime=QUIET).scores
 
     task, records, found = followed(name, {"functional": functional}, run)
     if name in REFUSED:
@@ -115,8 +116,8 @@ def test_what_a_refusal_says_leads_to_autograds_scores(name, functional):
 @pytest.mark.parametrize("name", sorted({*AWKWARD} - {*REFUSED} - NO_REFERENCE))
 def test_solvers_equal_the_formed_matrix(name):
     def run(task, records):
-        options = {"method": "cg", "absolute_damping": 0.1, "tolerance": 1e-12, "iterations": 200, "quiet": True}
-        return whence.attribute(task, records, records[:2], **options).scores
+        options = {"method": "cg", "absolute_damping": 0.1, "tolerance": 1e-12, "iterations": 200}
+        return whence.attribute(task, records, records[:2], **keywords_of(**options)).scores
 
     task, records, found = followed(name, {"functional": True}, run)
     assert task is not None, found
@@ -139,6 +140,6 @@ def test_a_tensor_that_all_examples_share_is_never_cut(count):
         return -(-(model(batch["inputs"])[:, None] - batch["prototypes"]).square().sum(-1)).logsumexp(-1)
 
     task = whence.Custom(Scaled().double(), loss, collate=collate, functional=True)
-    found = whence.attribute(task, records, records[:2], method="grad-dot-exact", quiet=True).scores
+    found = whence.attribute(task, records, records[:2], method="grad-dot-exact", runtime=QUIET).scores
     rows = gradients(task, records)
     same(found, rows[:2] @ rows.T / count)

@@ -12,6 +12,7 @@ from tests import zoo
 from tests.memory import LiveBytes
 from tests.pages import run_blocks
 from tests.reference.unroll import exact_unrolling
+from tests.settings import QUIET, keywords_of
 from tests.test_source import COUNT, OPTIMIZERS, data, network, queries_of, train, truth
 from whence.cli import main
 from whence.errors import BadInput, NonFinite, OutOfMemory, StoreMismatch, UnknownOption, Unsupported
@@ -120,7 +121,7 @@ def task_of(model):
 
 
 def unrolled(task, folder, train_set, queries, **options):
-    return whence.attribute(task, train_set, queries, method="unroll", run=folder, quiet=True, **options)
+    return whence.attribute(task, train_set, queries, **keywords_of(method="unroll", run=folder, **options))
 
 
 def measured(model, queries):
@@ -150,7 +151,7 @@ def test_it_is_the_oracle(tmp_path, name, kind):
     torch.testing.assert_close(table.scores, wanted, rtol=1e-9, atol=1e-13)
     each = {name: [name] for name in train_set.ids}
     for mode in ("forward", "reverse"):
-        found = whence.runs.group_effects(task, train_set, queries, tmp_path, by=each, mode=mode, quiet=True)
+        found = whence.runs.group_effects(task, train_set, queries, tmp_path, by=each, mode=mode, runtime=QUIET)
         torch.testing.assert_close(found.scores, wanted, rtol=1e-9, atol=1e-13)
         assert found.train_ids == train_set.ids and mode in found.method
     assert table.method == "unroll, 24 steps" and table.unit == task.unit
@@ -165,7 +166,7 @@ def test_it_is_the_derivative_of_retraining(tmp_path, name):
     table = unrolled(task, tmp_path, train_set, queries)
     for place in (0, 7, 31):
         torch.testing.assert_close(table.scores[:, place], retrained_difference(case, queries, place), rtol=1e-5, atol=2e-8)
-    groups = whence.runs.group_effects(task, train_set, queries, tmp_path, quiet=True)
+    groups = whence.runs.group_effects(task, train_set, queries, tmp_path, runtime=QUIET)
     assert groups.train_ids == ("source 0", "source 1", "source 2")
     wanted = torch.stack([table.scores[:, start::3].sum(1) for start in range(3)], 1)
     torch.testing.assert_close(groups.scores, wanted, rtol=1e-9, atol=1e-13)
@@ -322,7 +323,7 @@ def rough(model):
 @pytest.mark.parametrize(("case", "steps"), [(CASES["sometimes clipped"], 7), (Case((rough, rough), every=7), 14)])
 def test_smoothness_is_that_of_three_runs(tmp_path, case, steps):
     task, train_set = task_of(trained(case, tmp_path))
-    found = whence.runs.smoothness(task, train_set, tmp_path, share=0.3, h=0.25, seed=4, quiet=True)
+    found = whence.runs.smoothness(task, train_set, tmp_path, share=0.3, h=0.25, seed=4, runtime=QUIET)
     met = whence.runs.open_run(tmp_path).ids
     chosen = torch.randperm(len(met), generator=torch.Generator().manual_seed(4))[: found.examples]
     ends = []
@@ -497,10 +498,10 @@ def test_settings_without_a_use_are_refused(tmp_path):
     )
     for kind, text, options in wrong:
         with pytest.raises(kind, match=text):
-            whence.runs.group_effects(task, train_set, queries, tmp_path, quiet=True, **options)
+            whence.runs.group_effects(task, train_set, queries, tmp_path, runtime=QUIET, **options)
     nameless = task.prepare([(torch.zeros(4), 0)])
     with pytest.raises(BadInput, match="found 1 examples without a source, the first '0'"):
-        whence.runs.group_effects(task, nameless, queries, tmp_path, quiet=True)
+        whence.runs.group_effects(task, nameless, queries, tmp_path, runtime=QUIET)
 
 
 def test_examples_that_were_never_met_score_zero(tmp_path):
@@ -508,7 +509,7 @@ def test_examples_that_were_never_met_score_zero(tmp_path):
     table = unrolled(task, tmp_path, train_set, queries_of(task, 2))
     assert int(table.scores.any(0).sum()) == 12 and "48 examples that the run never met score 0" in table.notes[-1]
     groups = {"all": train_set.ids[:30]}  # the rest is in no group
-    found = whence.runs.group_effects(task, train_set, queries_of(task, 2), tmp_path, by=groups, quiet=True)
+    found = whence.runs.group_effects(task, train_set, queries_of(task, 2), tmp_path, by=groups, runtime=QUIET)
     assert "forward" in found.method
     torch.testing.assert_close(found.scores[:, 0], table.scores[:, :30].sum(1))
 

@@ -7,6 +7,7 @@ from torch import nn
 import whence
 from tests.pages import run_blocks
 from tests.reference.unroll import exact_unrolling
+from tests.settings import QUIET
 from tests.test_source import COUNT, OPTIMIZERS, _exact_carry, agreement, data, network, queries_of, source_table, train, truth
 
 
@@ -60,7 +61,7 @@ def test_the_full_form_follows_adamw(tmp_path, kind, epochs):
     full, diagonal = (
         agreement(source_table(task, tmp_path, train_set, queries, form=form).scores, wanted) for form in ("full", "diagonal")
     )
-    influence = agreement(whence.attribute(task, train_set, queries, quiet=True).scores, wanted)
+    influence = agreement(whence.attribute(task, train_set, queries, runtime=QUIET).scores, wanted)
     assert full >= 0.75 and full > influence and full > diagonal - 0.02
 
 
@@ -88,7 +89,7 @@ def test_with_several_stages_it_beats_influence_by_far(tmp_path):
     final, tangent_PN = exact_unrolling(losses, start, batches, [0.3] * len(batches))
     wanted = torch.func.jacrev(lambda values: -losses(values, *data(5, 12)))(final) @ tangent_PN
     found = source_table(task, tmp_path, train_set, queries).scores
-    influence = whence.attribute(task, train_set, queries, quiet=True).scores
+    influence = whence.attribute(task, train_set, queries, runtime=QUIET).scores
     assert agreement(found, wanted) > 0.9 and agreement(found, wanted) > agreement(influence, wanted) + 0.05
     sizes = [part[:, : COUNT // 2].abs().mean() / part[:, COUNT // 2 :].abs().mean() for part in (found, wanted)]
     assert sizes[0] == pytest.approx(float(sizes[1]), rel=0.25)  # by how much the first stage was forgotten

@@ -14,13 +14,14 @@ from tests import zoo
 from tests.pages import page_commands, run_blocks, run_example
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.reference.token_map import label_parts
+from tests.settings import QUIET
 from tests.test_lm_records import CHATML, bytes_task
 from whence.capture import plan_units
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import RELATIVE, by_label
-from whence.settings import Writing
+from whence.settings import Shortlist, Writing
 from whence.why import DocumentParts, Why, candidates
 from whence.why.question import question
 
@@ -35,7 +36,7 @@ def task():
 
 
 def ask(task, prompt=PROMPT, completion=COMPLETION, **options):
-    return whence.why.why(task, prompt, completion, **{"train": TRAIN, "k": 6, "quiet": True, **options})
+    return whence.why.why(task, prompt, completion, **{"train": TRAIN, "k": 6, "runtime": QUIET, **options})
 
 
 def found_in(why):
@@ -89,7 +90,7 @@ def one_label(example, place):
 def test_all_sums_are_exact(task, method):
     found = ask(task, method=method)
     query = {"prompt": PROMPT, "completion": COMPLETION}
-    table = whence.attribute(task, TRAIN, [query], method=method, per_unit=True, tokens_of=["d0", "d2"], quiet=True)
+    table = whence.attribute(task, TRAIN, [query], method=method, per_unit=True, tokens_of=["d0", "d2"], runtime=QUIET)
     wanted = dict(zip(table.train_ids, table.scores[0].tolist(), strict=True))
     hits = found_in(found)
     assert set(hits) == set(wanted) and found.hits.unit == (
@@ -113,7 +114,7 @@ def test_all_sums_are_exact(task, method):
         place = len(ids["labels"]) - len(found.completion) + number - 1
         labels = [-100] * place + [int(ids["labels"][place])] + [-100] * (len(ids["labels"]) - place - 1)
         alone = whence.attribute(
-            task, TRAIN, [{"input_ids": ids["input_ids"].tolist(), "labels": labels}], method=method, quiet=True
+            task, TRAIN, [{"input_ids": ids["input_ids"].tolist(), "labels": labels}], method=method, runtime=QUIET
         )
         for column, name in enumerate(alone.train_ids):
             assert float(found.parts[name].scores_AT[row].sum()) == pytest.approx(
@@ -146,9 +147,11 @@ def test_some_completion_tokens_at_a_time_are_the_same(task, monkeypatch, at_onc
 
 
 def test_a_store_and_the_data_agree(task, tmp_path):
-    store = whence.build(task, TRAIN, tmp_path / "s", method="aligned", rank=3, dtype="int1", quiet=True)
+    store = whence.build(
+        task, TRAIN, tmp_path / "s", config=whence.BuildConfig(method="aligned", rank=3, dtype="int1"), runtime=QUIET
+    )
     for options in ({}, {"token": 2}):
-        direct, stored = ask(task, **options), ask(task, store=tmp_path / "s", **options)
+        direct, stored = ask(task, **options), ask(task, method=Shortlist(store=tmp_path / "s"), **options)
         assert stored.hits.method == "aligned, then exact EK-FAC" and found_in(direct).keys() == found_in(stored).keys()
         for name, hit in found_in(direct).items():
             other = found_in(stored)[name]
@@ -158,7 +161,7 @@ def test_a_store_and_the_data_agree(task, tmp_path):
             )
             assert_near(stored.parts[name].scores_AT, direct.parts[name].scores_AT, 1e-5)
             assert list(stored.parts[name].layers) == list(direct.parts[name].layers)
-    few = ask(task, store=store, shortlist=1, k=1)
+    few = ask(task, method=Shortlist(store=store, rows=1), k=1)
     assert "the strongest 1 of each side" in few.hits.notes[-1]
 
 
@@ -247,12 +250,10 @@ def test_without_a_prompt_the_first_token_is_given(task):
             {"method": "pcg"},
             "found method='pcg' to explain a completion token by token; needed a method whose inverse is a formula",
         ),
-        ({"shortlist": 5}, "found shortlist without a store, which has a shortlist; needed settings of the road that is taken"),
         (
-            {"store": "s", "method": "ekfac"},
-            "found method with a store, whose curvature and damping are inside it; needed settings",
+            {"method": Shortlist(store="s"), "runtime": whence.Runtime(memory_gib=1.0)},
+            "found memory_gib with a shortlist of a store, whose curvature is inside it; needed settings of the road",
         ),
-        ({"store": "s", "factors": "f"}, "found factors with a store"),
     ],
 )
 def test_what_has_no_use_is_refused(task, options, text):
@@ -272,9 +273,9 @@ def test_only_language_models_with_tokenizers_speak():
 
 
 def test_a_store_of_another_method_is_refused(task, tmp_path):
-    store = whence.build(task, TRAIN, tmp_path / "s", method="logra", rank=4, quiet=True)
+    store = whence.build(task, TRAIN, tmp_path / "s", config=whence.BuildConfig(method="logra", rank=4), runtime=QUIET)
     with pytest.raises(BadInput, match="found a store of logra in .*; needed one of aligned, which holds the EK-FAC"):
-        ask(task, store=store)
+        ask(task, method=Shortlist(store=store))
 
 
 # What people see

@@ -21,6 +21,7 @@ import torch
 import whence
 from tests import scanners
 from tests.reference.scanning import group_sums, strongest
+from tests.settings import QUIET
 from tests.test_store import SMALL, flip, make_records, make_task
 from whence.cli import main
 from whence.distributed import Ranks
@@ -55,7 +56,9 @@ def forks():
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     return {
-        name: whence.build(make_task(), make_records(RECORDS), folder / name, **{**SMALL, **options})
+        name: whence.build(
+            make_task(), make_records(RECORDS), folder / name, config=whence.BuildConfig(**{**SMALL, **options}), runtime=QUIET
+        )
         for name, options in METHODS.items()
     }
 
@@ -163,20 +166,29 @@ def test_every_shard_is_in_one_piece(stores, monkeypatch, owners, piece_bytes):
 
 def test_query_and_score_table_take_workers(stores, pool):
     store = stores["lorif"]
-    alone = whence.query(store, make_task(), QUERIES, k=4, quiet=True).to_dict()
-    assert whence.query(store, make_task(), QUERIES, k=4, quiet=True, workers=pool).to_dict() == alone
-    table = whence.score_table(store.folder, make_task(), QUERIES, quiet=True, workers=pool)
-    assert torch.equal(table.scores, whence.score_table(store, make_task(), QUERIES, quiet=True).scores)
+    alone = whence.query(store, make_task(), QUERIES, k=4, runtime=QUIET).to_dict()
+    assert whence.query(store, make_task(), QUERIES, k=4, runtime=whence.Runtime(quiet=True, workers=pool)).to_dict() == alone
+    table = whence.score_table(store.folder, make_task(), QUERIES, runtime=whence.Runtime(quiet=True, workers=pool))
+    assert torch.equal(table.scores, whence.score_table(store, make_task(), QUERIES, runtime=QUIET).scores)
 
 
 def test_a_second_stage_gets_the_same_shortlist(stores, pool):
-    arguments = {"k": 3, "rerank": stores["lorif"], "shortlist": 5, "quiet": True}
-    found = whence.query(stores["aligned"], make_task(), QUERIES, workers=pool, **arguments)
-    assert found.to_dict() == whence.query(stores["aligned"], make_task(), QUERIES, **arguments).to_dict()
+    rerank = whence.Rerank(by=stores["lorif"], shortlist=5)
+    found, alone_found = (
+        whence.query(stores["aligned"], make_task(), QUERIES, k=3, rerank=rerank, runtime=runtime)
+        for runtime in (whence.Runtime(quiet=True, workers=pool), QUIET)
+    )
+    assert found.to_dict() == alone_found.to_dict()
 
 
 def test_more_workers_than_shards(stores, tmp_path):
-    store = whence.build(make_task(), make_records(7), tmp_path / "store", **{**SMALL, **METHODS["lorif"]})
+    store = whence.build(
+        make_task(),
+        make_records(7),
+        tmp_path / "store",
+        config=whence.BuildConfig(**{**SMALL, **METHODS["lorif"]}),
+        runtime=QUIET,
+    )
     asked = asked_of(store)
     with Workers(3) as workers:
         assert is_same(by(workers, asked, 9), alone(asked, 9))
@@ -211,7 +223,13 @@ def test_the_page_shows_what_works(model_folder, tmp_path, monkeypatch, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     task = load_task(str(model_folder))[0]
-    whence.build(task, ["a cat sat", "the dog ran off", "one bird sleeps"], "store", method="logra", rank=4, quiet=True)
+    whence.build(
+        task,
+        ["a cat sat", "the dog ran off", "one bird sleeps"],
+        "store",
+        config=whence.BuildConfig(method="logra", rank=4),
+        runtime=QUIET,
+    )
     exec(compile(block, "scale.md", "exec"), {"whence": whence, "task": task})
     assert capsys.readouterr().out.count("Hits(") == 2
 
@@ -264,7 +282,13 @@ def test_a_shard_that_kills_every_worker_is_given_up(stores, tmp_path, monkeypat
         assert "needed one that gets through" in said and "whence verify" in said
         assert workers.losses == 3
         # What others were still at does not get into the next answer.
-        other = whence.build(make_task(), make_records(7), tmp_path / "store", **{**SMALL, **METHODS["lorif"]})
+        other = whence.build(
+            make_task(),
+            make_records(7),
+            tmp_path / "store",
+            config=whence.BuildConfig(**{**SMALL, **METHODS["lorif"]}),
+            runtime=QUIET,
+        )
         assert is_same(by(workers, asked_of(other), 9), alone(asked_of(other), 9))
 
 
@@ -335,10 +359,12 @@ def test_a_scan_that_nobody_wants_is_given_up(stores, monkeypatch):
 def test_a_store_that_changed_is_noticed(tmp_path, pool):
     folder = tmp_path / "store"
     options = {**SMALL, **METHODS["lorif"]}
-    store = whence.build(make_task(), make_records(10), folder, **options)
+    store = whence.build(make_task(), make_records(10), folder, config=whence.BuildConfig(**options), runtime=QUIET)
     asked = asked_of(store)
     assert is_same(by(pool, asked, 4), alone(asked, 4))
-    more = whence.build(make_task(), make_records(9, first=10), folder, append=True, **options)
+    more = whence.build(
+        make_task(), make_records(9, first=10), folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET
+    )
     grown = asked_of(more)
     assert is_same(by(pool, grown, 19), alone(grown, 19)) and len(by(pool, grown, 19).high.rows_QK[0]) == 19
     with pytest.raises(StoreMismatch, match=f"found another store in {folder} than the one that was opened to be asked"):
@@ -347,12 +373,26 @@ def test_a_store_that_changed_is_noticed(tmp_path, pool):
 
 
 def test_what_a_worker_finds_wrong_is_said_here(tmp_path, pool):
-    store = whence.build(make_task(), make_records(10), tmp_path / "store", **{**SMALL, **METHODS["lorif"]})
+    store = whence.build(
+        make_task(),
+        make_records(10),
+        tmp_path / "store",
+        config=whence.BuildConfig(**{**SMALL, **METHODS["lorif"]}),
+        runtime=QUIET,
+    )
     asked = asked_of(store)
     flip(tmp_path / "store" / "shards" / "00002.safetensors")
     with pytest.raises(StoreCorrupt, match=r"found a damaged file .*00002.safetensors \(its checksum is not the sealed one\)"):
         by(pool, asked, 4)
-    good = asked_of(whence.build(make_task(), make_records(10), tmp_path / "good", **{**SMALL, **METHODS["lorif"]}))
+    good = asked_of(
+        whence.build(
+            make_task(),
+            make_records(10),
+            tmp_path / "good",
+            config=whence.BuildConfig(**{**SMALL, **METHODS["lorif"]}),
+            runtime=QUIET,
+        )
+    )
     with pytest.raises(NonFinite, match=r"found a score of query 1 for the example 'r\d' that is NaN or infinite"):
         pool.top_scores(
             good.store, [unit * torch.tensor([1, torch.nan, 1])[:, None, None] for unit in good.preconditioned], 4, norms_Q=None
@@ -372,7 +412,7 @@ def test_workers_that_cannot_be(stores):
         by(workers, asked_of(stores["lorif"]), 3)
     for ask in (whence.query, whence.score_table):
         with pytest.raises(BadInput, match="found workers for each of 2 ranks; needed ranks, which scan themselves"):
-            ask(stores["lorif"], make_task(), QUERIES, workers=workers, ranks=Ranks(0, 2))
+            ask(stores["lorif"], make_task(), QUERIES, runtime=whence.Runtime(workers=workers, ranks=Ranks(0, 2)))
 
 
 def test_processes_share_the_threads(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 
 import whence
 from tests import scanners
+from tests.settings import QUIET
 from tests.test_serve import BUILD, METADATA, records
 from tests.test_workers import forks, is_running, kill_after, processes_of, workers_of  # noqa: F401
 from whence.errors import BadInput
@@ -49,7 +50,14 @@ class Asker:
 def folder(tmp_path_factory, model_folder):
     place = tmp_path_factory.mktemp("served") / "store"
     origin = {"model": str(model_folder), "task": "causal_lm", "options": {}}
-    whence.build(load_task(str(model_folder))[0], records(), place, origin=origin, **{**BUILD, "rows_per_shard": 1})
+    whence.build(
+        load_task(str(model_folder))[0],
+        records(),
+        place,
+        origin=origin,
+        config=whence.BuildConfig(**{**BUILD, "rows_per_shard": 1}),
+        runtime=QUIET,
+    )
     return place
 
 

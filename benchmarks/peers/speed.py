@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from whence.settings import EKFAC, Damping, FitConfig, Runtime
+
 _BLOCKS = ["*attn.c_attn.weight", "*attn.c_proj.weight", "*mlp.c_fc.weight", "*mlp.c_proj.weight"]
 _SYSTEMS = ("whence, block weights", "whence, all parameters", "kronfluence", "bergson")
 _REFERENCE = "four draws"
@@ -102,7 +104,6 @@ def ours(setting, name):
     import whence
     from whence.pipeline.exact.footprint import Demand
     from whence.pipeline.exact.prepare import prepare
-    from whence.settings import FitConfig
 
     task, draws = setting.task, 4 if name == _REFERENCE else 1
     track = None if name == "whence, all parameters" else _BLOCKS
@@ -116,7 +117,11 @@ def ours(setting, name):
         )  # fmt: skip
         fitted = time.process_time()
         scores = whence.attribute(
-            task, setting.train, setting.queries, relative_damping=0.1, samples=draws, seed=seed, factors=factors, quiet=True
+            task,
+            setting.train,
+            setting.queries,
+            method=EKFAC(damping=Damping(relative=0.1), factors=factors, fit=FitConfig(samples=draws, seed=seed)),
+            runtime=Runtime(quiet=True),
         ).scores
     return (fitted - started) / (time.process_time() - started), scores
 

@@ -47,7 +47,7 @@ def main():
     folder = arguments.folder
     task = trained_on(documents, folder / "model", settings=dataclasses.replace(DEFAULTS, epochs=arguments.epochs))
     kinds = {one["id"]: kind_of(one) for one in documents}
-    found = whence.study.study(task, documents, sets, folder / "study", k=20, kinds=kinds)
+    found = whence.study.study(task, documents, sets, folder / "study", config=whence.settings.StudyConfig(k=20, kinds=kinds))
     print_table(found.header, found.cells())
     rows = []
     for reading in found.readings.values():

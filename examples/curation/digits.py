@@ -56,15 +56,20 @@ def main(folder: Path, seeds: int, workers: int, share: float, judge: str) -> di
     validation = list(zip(inputs_ND[held], labels_N[held], strict=True))
     chosen = {
         "influence": whence.select.select(
-            whence.select.value_table(task, train, validation=validation, quiet=True), drop=share
+            whence.select.value_table(task, train, validation=validation, runtime=whence.Runtime(quiet=True)),
+            config=whence.settings.SelectConfig(drop=share),
         ),
         "self-influence": whence.select.select(
-            whence.select.value_table(task, train, "self-influence", quiet=True), by="self-influence", drop=share
+            whence.select.value_table(task, train, "self-influence", runtime=whence.Runtime(quiet=True)),
+            config=whence.settings.SelectConfig(by="self-influence", drop=share),
         ),
-        "loss": whence.select.select(whence.select.value_table(task, train, "loss", quiet=True), by="loss", drop=share),
+        "loss": whence.select.select(
+            whence.select.value_table(task, train, "loss", runtime=whence.Runtime(quiet=True)),
+            config=whence.settings.SelectConfig(by="loss", drop=share),
+        ),
     }
     oracle = whence.ScoreTable(-flipped_N[None].double(), ("known",), train.ids, "1 for a wrong label", "the truth")
-    chosen["the wrong labels"] = whence.select.select(oracle, drop=share)
+    chosen["the wrong labels"] = whence.select.select(oracle, config=whence.settings.SelectConfig(drop=share))
     first = chosen.pop("influence")
     first.save(folder / "influence")
     proof = whence.select.prove(

@@ -46,11 +46,13 @@ def main(folder: Path, seeds: int, workers: int) -> dict:
     tokens = [example.length for example in data.examples]
     budget = {"keep": f"{sum(tokens) // 2} tokens", "tokens": tokens, "per_token": True}
     losses = whence.select.value_table(task, data, "loss")
-    chosen = whence.select.select(whence.select.value_table(task, data, validation=validation), **budget)
+    chosen = whence.select.select(
+        whence.select.value_table(task, data, validation=validation), config=whence.settings.SelectConfig(**budget)
+    )
     rivals = {
-        "shared words": whence.select.select(bm25(data, validation), **budget),
-        "low loss": whence.select.select(losses, by="loss", **budget),
-        "high loss": whence.select.select(losses, by="loss", prefer="high", **budget),
+        "shared words": whence.select.select(bm25(data, validation), config=whence.settings.SelectConfig(**budget)),
+        "low loss": whence.select.select(losses, config=whence.settings.SelectConfig(by="loss", **budget)),
+        "high loss": whence.select.select(losses, config=whence.settings.SelectConfig(by="loss", prefer="high", **budget)),
     }
     chosen.save(folder / "influence")
     retrain, measure = Retrain(data, len(tokenizer), TEXT), PerToken(test)

@@ -65,7 +65,9 @@ def train(images, seed, epochs):
 
 def task_of(model):
     """All examples with the same 64 draws of time and noise; estimates of the image are cut to the range of pixels."""
-    return whence.Diffusion(model, schedule=SCHEDULE, draws=64, clip=1.0)
+    return whence.Diffusion(
+        model, schedule=SCHEDULE, noised=whence.tasks.Draws(draws=64), measured=whence.tasks.Measured(clip=1.0)
+    )
 
 
 def main():

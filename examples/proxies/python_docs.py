@@ -50,9 +50,16 @@ def main():
             say(
                 f"distance from the target per token: {found.losses[0]:.2f} after the first epoch, {found.losses[-1]:.2f} after the last"
             )
-        table = whence.proxy.proxy_table(proxy, target, documents, queries, name=name, quiet=True)
+        table = whence.proxy.proxy_table(proxy, target, documents, queries, name=name, runtime=whence.Runtime(quiet=True))
         save_table(table, folder / name)
-        alike = whence.proxy.proxy_agreement(proxy, target, documents, queries, num_train=200, num_queries=QUERIES, quiet=True)
+        alike = whence.proxy.proxy_agreement(
+            proxy,
+            target,
+            documents,
+            queries,
+            probe=whence.settings.ProbeConfig(train=200, queries=QUERIES),
+            runtime=whence.Runtime(quiet=True),
+        )
         rows.append((name, str(alike.spearman), str(alike.top), str(alike.bottom), f"{alike.chance:.2f}"))
     header = ("proxy of half the width", "rank correlation", "shared top 10", "shared bottom 10", "by chance")
     print_table(header, rows, title="Agreement with the target itself")

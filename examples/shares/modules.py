@@ -84,7 +84,7 @@ def main(folder: Path, *, modules: int = 8, seeds: int = 3, settings: Settings =
         model = train(dataset, len(tokenizer), seed=seed, settings=settings).model
         task = CausalLM(model, tokenizer, long="truncate")
         asked = task.prepare(queries)
-        tables.append(whence.attribute(task, dataset, asked, quiet=True))
+        tables.append(whence.attribute(task, dataset, asked, runtime=whence.Runtime(quiet=True)))
         origin = {"models": [task.weights], "data": [dataset.fingerprint], "queries": asked.fingerprint}
         save_table(tables[-1], folder / f"scores-{seed}", origin=origin)
 

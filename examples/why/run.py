@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     documents = python_docs()[:: max(1, 1000 // arguments.documents)]
     task = trained_on(documents, arguments.folder / "model")
-    options = {"train": documents, "factors": arguments.folder / "factors", "k": 5}
+    options = {"train": documents, "method": whence.EKFAC(factors=arguments.folder / "factors")}
     whole = whence.why.why(task, PROMPT, Writing(max_new_tokens=12), **options)
     whole.show()
     whole.page(arguments.folder / "greedy.html")

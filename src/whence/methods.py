@@ -9,6 +9,29 @@ __all__ = ["EXACT_METHODS", "METHODS", "ExactMethod", "Method", "exact_method_na
 
 
 @dataclass(frozen=True, kw_only=True)
+class _EncoderKind:
+    """What holds of every method with an encoder.
+
+    Args:
+        is_joined: Whether a row is one code of all units together; otherwise it is a matrix for each unit.
+        is_projected: Whether it multiplies with a random projection, whose kind may be chosen.
+    """
+
+    is_joined: bool
+    is_projected: bool
+
+
+# An encoder that is not here has no method: nothing takes it for another one.
+_ENCODERS = {
+    "sides": _EncoderKind(is_joined=False, is_projected=True),
+    "whole": _EncoderKind(is_joined=True, is_projected=True),
+    "entries": _EncoderKind(is_joined=True, is_projected=False),
+    "channels": _EncoderKind(is_joined=False, is_projected=False),
+    "aligned": _EncoderKind(is_joined=True, is_projected=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One way to attribute, as a record: parts by name, never a class of its own.
 
@@ -55,6 +78,16 @@ class Method:
     whitened: bool = False
     cosine: bool = False
     passes: str = "1 data + 1 store"
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether a row is one code of all units together; otherwise it is a matrix for each unit."""
+        return _ENCODERS[self.encoder].is_joined
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether rows are made with a random projection, whose kind may be chosen."""
+        return _ENCODERS[self.encoder].is_projected and self.projection != "pca"
 
 
 METHODS: dict[str, Method] = {

@@ -74,7 +74,7 @@ class Program:
         if case.task == "causal":
             return whence.CausalLM(model, None, **options)
         if case.task == "masked":
-            return whence.MaskedLM(model, None, mask_id=MASK, share=0.4, **options)
+            return whence.MaskedLM(model, None, hiding=whence.tasks.Hiding(mask_id=MASK, share=0.4), **options)
         if case.task == "classification":
             return whence.Classification(model, measure=case.measure, **options)
         if case.task == "regression":

@@ -16,6 +16,7 @@ from tests.fuzz.oracle import Expected, joined, label_gradients, preconditioned_
 from tests.fuzz.program import Program, make_program
 from tests.reference.ekfac import corrected_values, dense_inverse
 from tests.reference.gradients import unit_gradients
+from tests.settings import QUIET, keywords_of
 from whence.capture import Plan, plan_units
 from whence.curvature import KroneckerCurvature
 from whence.data import Dataset
@@ -67,11 +68,11 @@ def ask(asked: Asked) -> Asked:
     elif method != "grad-dot-exact":
         options["absolute_damping"] = _DAMPING
     if method == "self-influence":
-        table = whence.self_influence(asked.task, asked.train, quiet=True, **options)
+        table = whence.self_influence(asked.task, asked.train, **keywords_of(**options))
         return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double())
     if method in ("pcg", "cg"):
         options |= {"iterations": 1000, "tolerance": 1e-10 if case.dtype == "float64" else 1e-5}
-    table = whence.attribute(asked.task, asked.train, asked.queries, method=method, quiet=True, **options)
+    table = whence.attribute(asked.task, asked.train, asked.queries, **keywords_of(method=method, **options))
     return Asked(asked.program, asked.task, asked.train, asked.queries, table.scores.double(), dict(table.parts))
 
 
@@ -112,9 +113,9 @@ def _store(asked: Asked, options: dict[str, Any]) -> Asked:
     method = asked.program.case.method
     options |= {"method": method, "rank": _RANK, "dtype": "float64", **STORES[method]}
     with tempfile.TemporaryDirectory() as folder:
-        store = whence.build(asked.task, asked.train, f"{folder}/store", quiet=True, **options)
-        more = {"relative_damping": _DAMPING} if method in ("logra", "lorif") else {}
-        scores = whence.score_table(store, asked.task, asked.queries, quiet=True, **more).scores
+        store = whence.build(asked.task, asked.train, f"{folder}/store", config=whence.BuildConfig(**options), runtime=QUIET)
+        damping = whence.Damping(relative=_DAMPING if method in ("logra", "lorif") else None)
+        scores = whence.score_table(store, asked.task, asked.queries, damping=damping, runtime=QUIET).scores
     return Asked(asked.program, asked.task, asked.train, asked.queries, scores.double())
 
 
@@ -174,8 +175,8 @@ def _kronecker(asked: Asked, known: Expected, names: list[str]) -> str:
     """Bases that are orthonormal, eigenvalues that are the gradients' mean squares in them, and scores of the inverse."""
     plan, case = plan_units(asked.task), asked.program.case
     with tempfile.TemporaryDirectory() as folder:
-        options = {"batch_positions": case.positions} if case.positions else {}
-        curvature = whence.pipeline.fit_curvature(asked.task, asked.train, f"{folder}/factors", quiet=True, **options)
+        runtime = whence.Runtime(batch_positions=case.positions or None, quiet=True)
+        curvature = whence.pipeline.fit_curvature(asked.task, asked.train, f"{folder}/factors", runtime=runtime)
         curvature = curvature.uncorrected() if case.method == "kfac" else curvature
     model = make_program(case).model
     gradients = label_gradients(asked.program, model, asked.program.plain(asked.program.train, asked.train))

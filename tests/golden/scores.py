@@ -16,6 +16,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.settings import QUIET, keywords_of, settings_of, small_rank
 from tests.test_source import queries_of, train
 from whence.data import Dataset
 
@@ -34,9 +35,9 @@ def compute(folder):
         queries = Dataset(examples.examples[:QUERIES])
         for method in whence.methods.METHODS:
             path = folder / f"{model}-{method}"
-            options = {"rank": 64} if whence.methods.METHODS[method].encoder in ("whole", "entries") else {}
-            store = whence.build(task, examples, path, method=method, quiet=True, **options)
-            results[f"{model} store {method}"] = _flat(whence.score_table(store, task, queries, quiet=True))
+            options = small_rank(method, joined=64)
+            store = whence.build(task, examples, path, config=whence.BuildConfig(method=method, **options), runtime=QUIET)
+            results[f"{model} store {method}"] = _flat(whence.score_table(store, task, queries, runtime=QUIET))
             results[f"{model} bytes {method}"] = _digest(path)
         for method, record in whence.methods.EXACT_METHODS.items():
             if not record.needs_run:
@@ -44,7 +45,7 @@ def compute(folder):
         for method, normalize in NORMALIZED:
             table = _exact(task, examples, queries, method=method, normalize=normalize)
             results[f"{model} exact {method} {normalize}"] = _flat(table)
-        own = whence.self_influence(task, examples, quiet=True)
+        own = whence.self_influence(task, examples, runtime=QUIET)
         results[f"{model} self-influence"] = _flat(own)
         low_rank = _exact(task, examples, queries, method="ekfac", query_rank=2, per_unit=True)
         results[f"{model} query rank 2"] = _flat(low_rank)
@@ -52,7 +53,9 @@ def compute(folder):
             results[f"{model} query rank 2, part {name}"] = part.flatten().tolist()
     _, task, data, _ = train(folder / "run", "adamw")
     for method in THROUGH:
-        table = whence.attribute(task, data, queries_of(task, QUERIES), method=method, run=folder / "run", quiet=True)
+        table = whence.attribute(
+            task, data, queries_of(task, QUERIES), method=settings_of(method=method, run=folder / "run"), runtime=QUIET
+        )
         results[f"run {method}"] = _flat(table)
     return results
 
@@ -73,7 +76,7 @@ def differences(kept, now):
 
 
 def _exact(task, examples, queries, **options):
-    return whence.attribute(task, examples, queries, quiet=True, **options)
+    return whence.attribute(task, examples, queries, **keywords_of(**options))
 
 
 def _flat(table):

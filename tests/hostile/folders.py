@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import whence
+from tests.settings import QUIET
 from tests.test_ensemble import member
 from tests.test_select import table as planted
 from tests.test_shares import SOURCES, drawn, table
@@ -59,11 +60,13 @@ def digest(*parts: Any) -> str:
 
 def _store(method: dict[str, Any]) -> Kind:
     def make(folder: Path) -> None:
-        whence.build(make_task(), make_records(ROWS), folder / "store", **method, **SMALL)
+        whence.build(
+            make_task(), make_records(ROWS), folder / "store", config=whence.BuildConfig(**method, **SMALL), runtime=QUIET
+        )
 
     def read(folder: Path) -> Any:
         store = open_store(folder / "store")
-        hits = whence.query(store, make_task(), make_records(2, first=50), quiet=True)
+        hits = whence.query(store, make_task(), make_records(2, first=50), runtime=QUIET)
         verify_store(store)  # which says what it finds
         return digest(str(hits.to_dict()))
 
@@ -112,17 +115,17 @@ def _read_run(folder: Path) -> Any:
 
 
 def _fit(folder: Path) -> None:
-    whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+    whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", runtime=QUIET)
 
 
 def _read_fit(folder: Path) -> Any:
-    found = whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)
+    found = whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", runtime=QUIET)
     return digest(found.note, [(block.outputs_OO, block.inputs_II, block.values_OI) for block in found.blocks], found.kfac)
 
 
 def _selection(folder: Path) -> None:
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
-    whence.select.select(scores, by="loss", keep=4).save(folder / "chosen")
+    whence.select.select(scores, config=whence.settings.SelectConfig(by="loss", keep=4)).save(folder / "chosen")
 
 
 def _read_selection(folder: Path) -> Any:
@@ -158,7 +161,9 @@ def _read_ensemble(folder: Path) -> Any:
 
 def _shares(folder: Path) -> None:
     save_table(table(drawn()), folder / "table", origin={"models": ["m"]})
-    found = whence.shares.shares([folder / "table"], SOURCES, payout="100.00 EUR", draws=50)
+    found = whence.shares.shares(
+        [folder / "table"], SOURCES, config=whence.settings.SharesConfig(payout="100.00 EUR", draws=50)
+    )
     whence.shares.write_shares(found, folder / "report", inputs={"table": folder / "table"})
 
 
@@ -175,7 +180,7 @@ def _study(folder: Path) -> None:
 
 def _studied(folder: Path) -> Any:
     records = {"a": make_records(2, first=50)}
-    found = whence.study.study(make_task(), make_records(ROWS), records, folder / "study", method="kfac", quiet=True)
+    found = whence.study.study(make_task(), make_records(ROWS), records, folder / "study", method="kfac", runtime=QUIET)
     return digest(str(found.to_dict()))
 
 

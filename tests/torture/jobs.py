@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import whence
+from tests.settings import QUIET
 from tests.test_bank import Additive, same
 from tests.test_record import batch_of, problem, step
 from tests.test_select import table as planted
@@ -35,8 +36,15 @@ ROWS, MORE = 18, 9
 _NOW = time.time()
 
 
-def build(folder: Path, method: str, records: list, **options) -> whence.Store:
-    return whence.build(make_task(), records, folder / "store", **METHODS[method], **SMALL, **options)
+def build(folder: Path, method: str, records: list, *, append: bool = False, ranks: Ranks = Ranks()) -> whence.Store:
+    return whence.build(
+        make_task(),
+        records,
+        folder / "store",
+        append=append,
+        config=whence.BuildConfig(**METHODS[method], **SMALL),
+        runtime=whence.Runtime(quiet=True, ranks=ranks),
+    )
 
 
 def _whole_store_or_none(sizes: set[int]):
@@ -243,7 +251,7 @@ def _old_or_new_table(folder: Path) -> None:
 
 def _selected(seed: int):
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)))
-    return whence.select.select(scores, by="loss", keep=4 + seed)
+    return whence.select.select(scores, config=whence.settings.SelectConfig(by="loss", keep=4 + seed))
 
 
 def _old_or_new_selection(folder: Path) -> None:
@@ -281,7 +289,7 @@ def jobs() -> list[Job]:
         Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),
         _grown_bank(),
         Job("recorder", recorded, look=_is_finished, content=_run_of),
-        Job("fit", lambda folder: whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", quiet=True)),
+        Job("fit", lambda folder: whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", runtime=QUIET)),
         Job("query log", logs, look=_nothing_told_is_lost, content=_rows_of_log),
         Job("table", lambda folder: _saved(folder, 1), lambda folder: _saved(folder, 0), _old_or_new_table),
         Job("selection", lambda folder: _chosen(folder, 1), lambda folder: _chosen(folder, 0), _old_or_new_selection),
@@ -293,7 +301,7 @@ def jobs() -> list[Job]:
 
 
 def _studied(folder: Path) -> None:
-    whence.study.study(make_task(), folder / "store", {"a": make_records(2, first=50)}, folder / "study", quiet=True)
+    whence.study.study(make_task(), folder / "store", {"a": make_records(2, first=50)}, folder / "study", runtime=QUIET)
 
 
 def _saved(folder: Path, seed: int) -> None:

@@ -6,7 +6,6 @@ Axes: N training images, Q queries, W channels, R images that the network sees.
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, digest_of
 from whence.records import Recipe
-from whence.tasks import Diffusion, NoiseSchedule
+from whence.tasks import Diffusion, Draws, Measured, NoiseSchedule
 
 __all__ = ["DenoiserLosses", "DenoiserRetrain", "DenoiserSettings", "denoising", "new_denoiser"]
 
 _TIME_WAVES = 8
-_DRAWS = 64
+NOISED, MEASURED = Draws(draws=64), Measured(clip=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +84,16 @@ def new_denoiser(settings: DenoiserSettings, seed: int) -> nn.Module:
         return _Denoiser(settings.width)
 
 
-def denoising(model: nn.Module, settings: DenoiserSettings, **options: Any) -> Diffusion:
-    """The task of a network trained so; options as of `whence.Diffusion`."""
-    return Diffusion(model, **{"schedule": settings.schedule, "clip": 1.0, "draws": _DRAWS, **options})
+def denoising(
+    model: nn.Module,
+    settings: DenoiserSettings,
+    *,
+    noised: Draws = NOISED,
+    measured: Measured = MEASURED,
+    recipe: Recipe | None = None,
+) -> Diffusion:
+    """The task of a network trained so; arguments as of `whence.Diffusion`."""
+    return Diffusion(model, schedule=settings.schedule, noised=noised, measured=measured, recipe=recipe)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,6 @@ class DenoiserLosses:
     def __call__(self, model: nn.Module) -> Tensor:
         """One loss per query, shape (Q,)."""
         # Another seed than that of any attribution, so that no method sees the draws it is judged on.
-        task = denoising(model, self.settings, draws=self.draws, seed=1)
+        task = denoising(model, self.settings, noised=Draws(draws=self.draws, seed=1))
         with torch.no_grad():
             return torch.cat([task.loss(model, task.collate([query])) for query in self.queries.examples])

@@ -1,6 +1,6 @@
 """What the bench runs: baselines, and every method of `whence methods` at the settings that are compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.bench.denoiser import DenoiserRetrain, denoising
+from whence.bench.denoiser import MEASURED, NOISED, DenoiserRetrain, denoising
 from whence.bench.settings import Setting
 from whence.methods import EXACT_METHODS, METHODS
 from whence.pipeline import attribute, build, score_table
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
+from whence.settings import EKFAC, KFAC, BuildConfig, Damping, FitConfig, GradDot, Runtime, exact_settings
 from whence.store.files import read_json
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, Draws, Measured
 from whence.unroll import open_run
 
 __all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "Entry", "entries_of"]
@@ -23,6 +24,7 @@ __all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "Entry", "entries_of"]
 Make = Callable[..., ScoreTable]
 """Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
 
+_QUIET = Runtime(quiet=True)
 # One product of 64 queries with the matrix of 1,024 documents takes six minutes of a core.
 _TOO_LONG = ("text", "text-long")
 
@@ -51,8 +53,8 @@ def _stored(method: str, **options: Any) -> Entry:
         # One fit serves EK-FAC and all of its codes.
         fitted = work.parent / work.name.replace(name, "ekfac") / "factors"
         fit = {"factors": fitted} if METHODS[method].encoder == "aligned" else {}
-        store = build(task, setting.train, work / "store", method=method, seed=0, quiet=True, **fit, **options)
-        return score_table(store, task, setting.queries, quiet=True, relative_damping=relative_damping)
+        store = build(task, setting.train, work / "store", config=BuildConfig(method=method, **fit, **options), runtime=_QUIET)
+        return score_table(store, task, setting.queries, damping=Damping(relative=relative_damping), runtime=_QUIET)
 
     name = "-".join([method, *(f"{key.replace('_', '')}{value}" for key, value in options.items())])
     return Entry(name, make, has_damping=METHODS[method].curvature == "fisher")
@@ -62,15 +64,8 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     has_factors, has_solver = EXACT_METHODS[method].factors is not None, EXACT_METHODS[method].solver is not None
 
     def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
-        return attribute(
-            task,
-            setting.train,
-            setting.queries,
-            method=method,
-            relative_damping=relative_damping,
-            factors=work / "factors" if has_factors else None,
-            quiet=True,
-        )
+        options = {"relative_damping": relative_damping, "factors": work / "factors" if has_factors else None}
+        return attribute(task, setting.train, setting.queries, method=exact_settings(method, options), runtime=_QUIET)
 
     # A sweep with a solver would take as many solves.
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
@@ -89,29 +84,28 @@ def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options
         factors = fitted / "factors" if EXACT_METHODS[method].factors is not None else None
         run = open_run(folder)
         with run.weights(task.model, run.checkpoints[-1:], at="measurements"):
-            return attribute(
-                task, setting.train, setting.queries,
-                method=method, run=folder, factors=factors, quiet=True, **options,
-            )  # fmt: skip
+            settings = exact_settings(method, {"run": folder, "factors": factors, **options})
+            return attribute(task, setting.train, setting.queries, method=settings, runtime=_QUIET)
 
     return Entry(name, make, not_on=not_on)
 
 
-def _of_images(name: str, method: str, fit: Mapping[str, Any] | None = None, **options: Any) -> Entry:
-    """An entry for generated images; `options` are of the task."""
+def _of_images(
+    name: str, method: str, fit: FitConfig = FitConfig(), *, noised: Draws = NOISED, measured: Measured = MEASURED
+) -> Entry:
+    """An entry for generated images."""
     has_factors = method in EXACT_METHODS and EXACT_METHODS[method].factors is not None
 
     def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
-        denoiser = denoising(task.model, setting.retrain.settings, recipe=task.recipe, **options)
+        denoiser = denoising(task.model, setting.retrain.settings, noised=noised, measured=measured, recipe=task.recipe)
+        damping = Damping(relative=relative_damping)
         if method in METHODS:
-            store = build(denoiser, setting.train, work / "store", method=method, seed=0, quiet=True)
-            table = score_table(store, denoiser, setting.queries, quiet=True, relative_damping=relative_damping)
+            store = build(denoiser, setting.train, work / "store", config=BuildConfig(method=method), runtime=_QUIET)
+            table = score_table(store, denoiser, setting.queries, damping=damping, runtime=_QUIET)
         else:
-            factors = work / "factors" if has_factors else None
-            table = attribute(
-                denoiser, setting.train, setting.queries, method=method, factors=factors, relative_damping=relative_damping,
-                quiet=True, **(fit or {}),
-            )  # fmt: skip
+            kind = {"ekfac": EKFAC, "kfac": KFAC}.get(method)
+            settings = GradDot() if kind is None else kind(damping=damping, fit=fit, factors=work / "factors")
+            table = attribute(denoiser, setting.train, setting.queries, method=settings, runtime=_QUIET)
         return replace(table, method=f"{name}; {table.method}")
 
     return Entry(name, make, has_damping=has_factors or method in METHODS, is_ensembled=name == "ekfac-expand")
@@ -138,15 +132,15 @@ DIFFUSION_ENTRIES = (
     Entry("pixels", _pixels),
     _of_images("grad-dot", "grad-dot-exact"),
     _of_images("trak", "trak"),
-    _of_images("d-trak", "trak", output="square_norm", measure="square_norm"),
+    _of_images("d-trak", "trak", measured=replace(MEASURED, output="square_norm", measure="square_norm")),
     _of_images("kfac-expand", "kfac"),
-    _of_images("kfac-reduce", "kfac", {"sharing": "reduce"}),
+    _of_images("kfac-reduce", "kfac", FitConfig(sharing="reduce")),
     _of_images("ekfac-expand", "ekfac"),
-    _of_images("ekfac-reduce", "ekfac", {"sharing": "reduce"}),
-    _of_images("ekfac-empirical", "ekfac", {"labels": "dataset"}),
-    _of_images("ekfac-elbo", "ekfac", measure="elbo"),
-    _of_images("ekfac-own-draws", "ekfac", shared=False),
-    _of_images("grad-dot-own-draws", "grad-dot-exact", shared=False),
+    _of_images("ekfac-reduce", "ekfac", FitConfig(sharing="reduce")),
+    _of_images("ekfac-empirical", "ekfac", FitConfig(labels="dataset")),
+    _of_images("ekfac-elbo", "ekfac", measured=replace(MEASURED, measure="elbo")),
+    _of_images("ekfac-own-draws", "ekfac", noised=replace(NOISED, shared=False)),
+    _of_images("grad-dot-own-draws", "grad-dot-exact", noised=replace(NOISED, shared=False)),
 )
 
 

@@ -16,6 +16,7 @@ from whence.evaluate import Brittleness, MislabelReport, RemovalCurve, Retrainin
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores
+from whence.settings import EKFAC, Runtime
 
 __all__ = ["Correct", "brittle", "curves", "mislabels"]
 
@@ -104,9 +105,13 @@ def mislabels(setting: Setting) -> MislabelReport | None:
     losses_N = loss_scores(task, train, setting.queries, quiet=True).scores[0]
     factors = setting.folder / "work" / "mislabels"
     rankings: Mapping[str, Tensor] = {
-        "self-influence, ekfac": self_influence(task, train, factors=factors, quiet=True).scores[0],
-        "gradient norm": self_influence(task, train, method="grad-dot-exact", quiet=True).scores[0],
+        "self-influence, ekfac": self_influence(task, train, method=EKFAC(factors=factors), runtime=Runtime(quiet=True)).scores[
+            0
+        ],
+        "gradient norm": self_influence(task, train, method="grad-dot-exact", runtime=Runtime(quiet=True)).scores[0],
         # An example that pulls against the others of its class has a low score for the queries on average.
-        "harm to the queries, ekfac": -attribute(task, train, setting.queries, factors=factors, quiet=True).scores.mean(0),
+        "harm to the queries, ekfac": -attribute(
+            task, train, setting.queries, method=EKFAC(factors=factors), runtime=Runtime(quiet=True)
+        ).scores.mean(0),
     }
     return mislabel_report(rankings, losses_N, setting.flipped_N)

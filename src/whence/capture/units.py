@@ -2,8 +2,7 @@
 
 import fnmatch
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,9 @@ from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, 
 from whence.tasks import AbstractTask
 
 __all__ = ["Coverage", "LayerUse", "Plan", "Route", "listed", "num_numbers", "plan_units", "way_out"]
+
+# By parameter, the modules that hold it: their name, they themselves, and what they call it.
+Owners = dict[str, list[tuple[str, Any, str]]]
 
 
 @dataclass(frozen=True)
@@ -129,64 +131,14 @@ def plan_units(task: AbstractTask) -> Plan:
     refuse_split_ties(model, tracked)
     settle(model)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    owners: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
-    for module_name, module in model.named_modules():
-        for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            # A parameter without numbers, as of a layer of width 0, has no gradient.
-            if name_of[id(parameter)] in tracked and parameter.numel() > 0:
-                owners[name_of[id(parameter)]].append((module_name, module, role))
-
-    compiled = [name for name, uses in owners.items() if any(isinstance(module, ScriptModule) for _, module, _ in uses)]
-    if compiled:
-        raise Unsupported(
-            found=f"{len(compiled)} parameter(s) in modules of torch.jit, the first {compiled[0]!r}",
-            needed="modules in Python, whose layers can be watched and whose weights can be swapped",
-            do="take the module that it was compiled from"
-            + (f", or leave them out with ignore={listed(task, compiled)}" if len(compiled) < len(owners) else ""),
-        )
+    owners = _owners(task, name_of)
     rules = {id(module): _rule(module_name, module) for uses in owners.values() for module_name, module, _ in uses}
     # A module without a rule may hold a parameter for one that has one, as heads of encoders do with the bias of their last layer. Should it
     # use the parameter itself, the check before a build finds the difference.
     covered = {name: [use for use in uses if _covered(rules[id(use[1])], *use[1:])] for name, uses in owners.items()}
     owners = {name: covered[name] or uses for name, uses in owners.items()}
-    odd = [name for name in owners if not covered[name]]
-    chosen = frozenset() if isinstance(task.functional, bool) else task.functional
-    refused = [] if task.functional is True else [name for name in odd if name not in chosen]
-    if refused:
-        _, module, _ = owners[refused[0]][0]
-        raise Unsupported(
-            found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
-            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running statistics, Conv1d or Conv2d",
-            do=f"{way_out(task, refused)} (slower, any layer), or leave them out with ignore={listed(task, refused)}",
-        )
-    odd = [name for name in owners if name in odd or name in chosen]
-    is_spread = is_sharded(model) or is_offloaded(model)
-    if odd and is_spread:
-        raise Unsupported(
-            found=f"the parameter {odd[0]!r} for torch.func in a model that is spread over processes or devices",
-            needed="layers with a rule there, since torch.func swaps weights that are not in one place",
-            do=f"leave it out with ignore=[{odd[0]!r}], or load the model whole",
-        )
-
-    units: list[Unit] = []
-    unit_of: dict[str, int] = {}
-    for name, uses in owners.items():
-        if name in odd or name in unit_of:
-            continue
-        module_name, module, role = uses[0]
-        rule = rules[id(module)]
-        assert rule is not None
-        outputs, inputs = rule.matrix(module.weight).shape if role == "weight" else (1, module.bias.numel())
-        parameters = [name]
-        bias = _own(module).get("bias")  # one that is computed, as under a weight norm, is no parameter
-        if role == "weight" and bias is not None and len(uses) == 1:
-            bias_name = name_of[id(bias)]
-            if bias_name not in odd and len(owners.get(bias_name, ())) == 1:
-                parameters.append(bias_name)
-                inputs += bias.numel() if rule.vector else 1
-        for parameter in parameters:
-            unit_of[parameter] = len(units)
-        units.append(Unit(name, outputs, inputs, tuple(parameters), tuple(use[0] for use in uses)))
+    odd = _odd_parameters(task, owners, [name for name in owners if not covered[name]])
+    units, unit_of = _units_of(owners, rules, name_of, odd)
 
     sizes = dict(model.named_parameters())
     uses = (
@@ -201,7 +153,82 @@ def plan_units(task: AbstractTask) -> Plan:
         sum(parameter.numel() for parameter in sizes.values()),
         tuple(name for name in sizes if name not in tracked),
     )
-    return Plan(tuple(units), layers, tuple(odd), coverage, Route(has_twin=task.functional is True and not is_spread))
+    has_twin = task.functional is True and not (is_sharded(model) or is_offloaded(model))
+    return Plan(tuple(units), layers, tuple(odd), coverage, Route(has_twin=has_twin))
+
+
+def _owners(task: AbstractTask, name_of: Mapping[int, str]) -> Owners:
+    """By tracked parameter, the modules that hold it.
+
+    Raises:
+        Unsupported: If one of them is compiled.
+    """
+    owners: Owners = {}
+    for module_name, module in task.model.named_modules():
+        for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            # A parameter without numbers, as of a layer of width 0, has no gradient.
+            if name_of[id(parameter)] in task.tracked and parameter.numel() > 0:
+                owners.setdefault(name_of[id(parameter)], []).append((module_name, module, role))
+    compiled = [name for name, uses in owners.items() if any(isinstance(module, ScriptModule) for _, module, _ in uses)]
+    if compiled:
+        raise Unsupported(
+            found=f"{len(compiled)} parameter(s) in modules of torch.jit, the first {compiled[0]!r}",
+            needed="modules in Python, whose layers can be watched and whose weights can be swapped",
+            do="take the module that it was compiled from"
+            + (f", or leave them out with ignore={listed(task, compiled)}" if len(compiled) < len(owners) else ""),
+        )
+    return owners
+
+
+def _odd_parameters(task: AbstractTask, owners: Owners, uncovered: Sequence[str]) -> list[str]:
+    """Those that the functional twin differentiates: without a rule, or chosen for it.
+
+    Raises:
+        Unsupported: If a parameter has no rule and the twin was not asked for, or cannot be had.
+    """
+    chosen = frozenset() if isinstance(task.functional, bool) else task.functional
+    refused = [] if task.functional is True else [name for name in uncovered if name not in chosen]
+    if refused:
+        _, module, _ = owners[refused[0]][0]
+        raise Unsupported(
+            found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
+            needed="Linear, Conv1D, Embedding, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running statistics, Conv1d or Conv2d",
+            do=f"{way_out(task, refused)} (slower, any layer), or leave them out with ignore={listed(task, refused)}",
+        )
+    odd = [name for name in owners if name in uncovered or name in chosen]
+    if odd and (is_sharded(task.model) or is_offloaded(task.model)):
+        raise Unsupported(
+            found=f"the parameter {odd[0]!r} for torch.func in a model that is spread over processes or devices",
+            needed="layers with a rule there, since torch.func swaps weights that are not in one place",
+            do=f"leave it out with ignore=[{odd[0]!r}], or load the model whole",
+        )
+    return odd
+
+
+def _units_of(
+    owners: Owners, rules: Mapping[int, Rule | None], name_of: Mapping[int, str], odd: Sequence[str]
+) -> tuple[list[Unit], dict[str, int]]:
+    """Units of the parameters that rules cover, and the number of each parameter's unit."""
+    units: list[Unit] = []
+    unit_of: dict[str, int] = {}
+    for name, uses in owners.items():
+        if name in odd or name in unit_of:
+            continue
+        _, module, role = uses[0]
+        rule = rules[id(module)]
+        assert rule is not None
+        outputs, inputs = rule.matrix(module.weight).shape if role == "weight" else (1, module.bias.numel())
+        parameters = [name]
+        bias = _own(module).get("bias")  # one that is computed, as under a weight norm, is no parameter
+        if role == "weight" and bias is not None and len(uses) == 1:
+            bias_name = name_of[id(bias)]
+            if bias_name not in odd and len(owners.get(bias_name, ())) == 1:
+                parameters.append(bias_name)
+                inputs += bias.numel() if rule.vector else 1
+        for parameter in parameters:
+            unit_of[parameter] = len(units)
+        units.append(Unit(name, outputs, inputs, tuple(parameters), tuple(use[0] for use in uses)))
+    return units, unit_of
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.settings import ExactSettings, exact_settings
+from whence.settings import ExactSettings, checked_settings, exact_settings
 
 __all__ = ["Exact", "ExactOptions", "Factored", "FactoredOptions", "Final", "FinalOptions"]
 
@@ -132,9 +132,9 @@ class ExactOptions:
         """The method's settings.
 
         Raises:
-            BadInput: If the method does not take something that was said.
+            BadInput: If the method does not take something that was said, or needs a run.
         """
-        return exact_settings(self.method, self.given())
+        return checked_settings(exact_settings(self.method, self.given()))
 
 
 Exact = Annotated[ExactOptions, Parameter(name="*")]

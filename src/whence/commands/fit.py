@@ -1,6 +1,6 @@
 """The verb that fits curvature ahead of its use."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from whence.commands.shared import Placed, shown_stages
 from whence.commands.task_options import Reading, TaskOptions
 from whence.plans import FIT_STAGES
-from whence.settings import FitConfig, Placement
+from whence.settings import FitConfig, Placement, Runtime
 from whence.terminal import tell_json
 
 __all__ = ["curvature"]
@@ -31,6 +31,10 @@ class FitOptions:
     samples: int | None = FitConfig.samples
     seed: int = FitConfig.seed
     largest_side: int | None = FitConfig.largest_side
+
+    def config(self) -> FitConfig:
+        """What the factors depend on besides the data."""
+        return FitConfig(**{name: value for name, value in vars(self).items() if name != "fit_on"})
 
 
 def curvature(
@@ -68,7 +72,7 @@ def curvature(
             loaded, _ = reading.load(model, placement, ranks)
             fitted = fit_curvature(
                 loaded, records, output,
-                **asdict(fit), batch_positions=batch_positions, ranks=ranks,
+                fit_on=fit.fit_on, fit=fit.config(), runtime=Runtime(batch_positions=batch_positions, ranks=ranks),
             )  # fmt: skip
     if ranks.rank == 0:
         tell_json({"factors": str(output), "units": len(fitted.blocks), "fitted": fitted.note})

@@ -11,7 +11,7 @@ from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import BuildConfig, Cluster, Load
+from whence.settings import BuildConfig, Cluster, Load, Runtime, exact_settings
 from whence.terminal import tell, tell_json
 
 __all__ = ["forecast"]
@@ -40,8 +40,8 @@ class ExactForecastOptions:
     segments: int | None = None
 
     def given(self) -> dict[str, Any]:
-        """What was said of the run, by name, as `whence.attribute` takes it, without the folder of a fit, which a build has, too."""
-        return {name: value for name, value in asdict(self).items() if name not in ("exact", "queries")}
+        """What was said of the method, by name, without the folder of a fit, which a build has, too."""
+        return {name: value for name, value in asdict(self).items() if name not in ("exact", "queries", "memory_gib")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,8 @@ def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOp
     if exact.exact is None:
         return forecast_build(task, records, config)
     queries = task.prepare(load_records(str(exact.queries)))
-    return forecast_exact(task, records, len(queries), method=exact.exact, factors=config.factors, **exact.given())
+    settings = exact_settings(exact.exact, {"factors": config.factors, **exact.given()})
+    return forecast_exact(task, records, len(queries), method=settings, runtime=Runtime(memory_gib=exact.memory_gib))
 
 
 def _at_scale(

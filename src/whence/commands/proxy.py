@@ -1,6 +1,6 @@
 """The verb about models that cannot be asked themselves."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import DistilConfig
+from whence.settings import DistilConfig, Runtime, exact_settings
 from whence.terminal import tell, tell_json
 
 __all__ = ["proxy"]
@@ -48,15 +48,16 @@ class TargetOptions:
     probe: int = 0
     probe_train: int = 256
 
-    def agreement(self, proxy: Any, target: Any, records: list[Any], queries: list[Any], **options: Any) -> Any:
+    def agreement(self, proxy: Any, target: Any, records: list[Any], queries: list[Any], method: Any, runtime: Any) -> Any:
         """What the probe says; None without one."""
         from whence.proxy import proxy_agreement
+        from whence.settings import ProbeConfig
 
         if not self.probe:
             return None
         k = min(10, max(1, min(self.probe_train, len(records)) // 4))
-        sizes = {"num_train": self.probe_train, "num_queries": self.probe, "k": k}
-        return proxy_agreement(proxy, target, records, queries, **sizes, **options)
+        probe = ProbeConfig(train=self.probe_train, queries=self.probe, k=k)
+        return proxy_agreement(proxy, target, records, queries, probe=probe, method=method, runtime=runtime)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +148,15 @@ def proxy(
     check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
     content |= distilled.train(target, task, records, factored.seed or 0)
-    options = {"method": factored.method, "memory_gib": work.memory_gib, **factored.given()}
-    scores = proxy_table(task, target, records, query_records, name=table.name, **options)
+    settings, runtime = exact_settings(factored.method, factored.given()), Runtime(memory_gib=work.memory_gib)
+    scores = proxy_table(task, target, records, query_records, name=table.name, method=settings, runtime=runtime)
     origin = {"models": (task.weights,), "data": [recorded["train"]], "queries": recorded["queries"], "whence": __version__}
     save_table(scores, table.output, origin=origin | {"settings": recorded})
     content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
     content["provenance"] = dict(scores.provenance)
-    options.pop("factors", None)  # of all the data; the probe fits its own
-    agreement = aim.agreement(task, target, records, query_records, **options)
+    if factored.factors is not None:  # of all the data; the probe fits its own
+        settings = exact_settings(factored.method, replace(factored, factors=None).given())
+    agreement = aim.agreement(task, target, records, query_records, settings, runtime)
     if table.as_json:
         tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))
         return

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import SelectConfig
+from whence.settings import SelectConfig, exact_settings, takes_option
 
 __all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options", "records_of"]
 
@@ -66,7 +66,10 @@ class ValueOptions:
         if self.table is not None:
             return _for_data(load_table(self.table), train.ids, self.table)
         validation = None if self.validation is None else load_records(self.validation)
-        return value_table(task, train, by, validation=validation, method=self.method or "ekfac", seed=self.seed)
+        method: Any = self.method or "ekfac"
+        if by.endswith("influence") and takes_option(method, "seed"):
+            method = exact_settings(method, {"seed": self.seed})
+        return value_table(task, train, by, validation=validation, method=method, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

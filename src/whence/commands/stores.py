@@ -22,7 +22,7 @@ from whence.commands.work_options import (
 )
 from whence.errors import BadInput
 from whence.plans import build_stages, query_stages
-from whence.settings import BuildConfig, Placement, Rerank, Runtime
+from whence.settings import BuildConfig, Indexed, Placement, Rerank, Runtime
 from whence.terminal import tell_json
 
 __all__ = ["Flat", "build", "query"]
@@ -280,8 +280,9 @@ def _answer(
     # Workers start while the model is loaded.
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
         task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
+        source = opened if options.index is None else Indexed(store=opened, index=options.index)
         hits = run(
-            opened, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, second=stage, index=options.index,
+            source, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, rerank=stage,
             runtime=Runtime(ranks=ranks, workers=pool),
         )  # fmt: skip
     return hits if ranks.rank == 0 else None

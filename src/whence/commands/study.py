@@ -12,7 +12,7 @@ from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json
 from whence.commands.work_options import Recorded, RecordedOptions, Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import DampingRule, StudyConfig
+from whence.settings import Damping, DampingRule, Runtime, StudyConfig, exact_settings
 from whence.terminal import tell
 
 __all__ = ["study"]
@@ -96,21 +96,20 @@ def study(
     from whence.study import study as run
 
     sets, config = compared.named(), compared.config(exact.factored.seed)
-    options: dict[str, Any] = exact.given() | {"damping_rule": compared.damping_rule}
+    method, damping, runtime = None, Damping(), Runtime()
     if data is None:
         refuse_given(work, where="for a store", needed="what the other kind of corpus takes")
         corpus: Any = open_store(store)
         task = task_of_store(corpus, Path(store), recorded.model, trust=recorded.trust)
-        options.pop("seed", None)  # nothing is fitted
-        method = exact.method if "--method" in flags_given(exact) else None
+        damping = _store_damping(exact, compared.damping_rule)
     else:
         refuse_given(recorded, where="for training data", needed="what the other kind of corpus takes")
         corpus = load_records(data, split=work.reading.split)
         task, _ = work.reading.load(store)
         corpus = task.prepare(corpus)
-        options["memory_gib"] = work.memory_gib
-        method = exact.method
-    result = run(task, corpus, sets, output, config=config, method=method, **options)
+        runtime = Runtime(memory_gib=work.memory_gib)
+        method = exact_settings(exact.method, exact.given() | {"damping_rule": compared.damping_rule})
+    result = run(task, corpus, sets, output, config=config, method=method, damping=damping, runtime=runtime)
     if as_json:
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
@@ -118,6 +117,25 @@ def study(
     for caution in result.cautions():
         tell(f"note: {caution}")
     tell(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")
+
+
+def _store_damping(exact: FinalOptions, rule: Any) -> Damping:
+    """The damping of a store's curvature.
+
+    Raises:
+        BadInput: If something is given that is for training data.
+    """
+    given = {"method": exact.method if "--method" in flags_given(exact) else None, **exact.given()}
+    relative, absolute = given.pop("relative_damping", None), given.pop("absolute_damping", None)
+    given.pop("seed", None)  # nothing is fitted
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        raise BadInput(
+            found=f"{', '.join(unused)} for a store",
+            needed="training data for it: a store has its method and curvature inside",
+            do=f"leave {unused[0]} out, or study the data itself",
+        )
+    return Damping(relative=relative, absolute=absolute, rule=rule)
 
 
 def _kinds(file: str, records: Iterable[Any]) -> Mapping[str, str]:

@@ -241,7 +241,7 @@ def smoothness(
 
     records = load_records(data, split=work.reading.split)
     loaded, _ = work.reading.load(model)
-    result = measure(loaded, records, run, share=share, h=h, seed=seed, memory_gib=work.memory_gib)
+    result = measure(loaded, records, run, share=share, h=h, seed=seed, runtime=Runtime(memory_gib=work.memory_gib))
     tell_json(result.to_dict()) if as_json else tell(*str(result).split("\n"))
 
 

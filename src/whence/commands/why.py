@@ -19,7 +19,7 @@ from whence.commands.work_options import (
     refuse_given,
 )
 from whence.errors import BadInput
-from whence.settings import Writing
+from whence.settings import Runtime, Shortlist, Writing, exact_settings
 from whence.terminal import tell_json
 
 __all__ = ["why"]
@@ -127,7 +127,7 @@ def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: F
     check_store(opened)
     task = task_of_store(opened, store, where.recorded.model, trust=where.recorded.trust)
     train = train_records(opened, store, where.train, trust=where.recorded.trust)
-    return _explained(task, request, train, factored.seed, store=opened, shortlist=where.shortlist)
+    return _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
 
 
 def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
@@ -135,6 +135,12 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
 
     if where.recorded.trust:
         raise BadInput(found="--trust without a store", needed="a store that records something", do="leave it out")
+    if where.shortlist is not None:
+        raise BadInput(
+            found="--shortlist without a store, which has a shortlist",
+            needed="a store of method aligned",
+            do="name the folder of a store, or leave it out",
+        )
     model = where.recorded.model
     if model is None or not where.train:
         raise BadInput(
@@ -144,12 +150,14 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
         )
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
     task, _ = work.reading.load(model)
-    settings = {"method": factored.method, **factored.given(), "memory_gib": work.memory_gib, "shortlist": where.shortlist}
-    return _explained(task, request, records, factored.seed, **settings)
+    settings = exact_settings(factored.method, factored.given())
+    return _explained(task, request, records, factored.seed, settings, Runtime(memory_gib=work.memory_gib))
 
 
-def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, **options: Any) -> Any:
+def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, method: Any, runtime: Any) -> Any:
     from whence.why import why as explain
 
     prompt = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
-    return explain(task, prompt, request.text(seed), train=train, token=request.token, k=request.k, **options)
+    return explain(
+        task, prompt, request.text(seed), train=train, method=method, token=request.token, k=request.k, runtime=runtime
+    )

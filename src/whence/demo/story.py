@@ -16,6 +16,7 @@ from whence.evaluate import RemovalResult, Retraining, random_removals, removal_
 from whence.pipeline import build, query
 from whence.progress import say
 from whence.report import Hits, bars_section, hits_fragment, print_table, table_section, write_page
+from whence.settings import BuildConfig
 from whence.store import write_bytes
 from whence.tasks import CausalLM
 
@@ -69,7 +70,7 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
     say(f"2/4  a store of every document's gradient, method {method}")
     origin = {"model": str((folder / "model").resolve()), "task": task.kind, "options": {"long": task.long}}
     origin |= {"data": f"{Path(corpus.__file__).resolve()}:python_docs", "split": "train"}
-    store = build(task, dataset, folder / "store", method=method, seed=seed, origin=origin)
+    store = build(task, dataset, folder / "store", origin=origin, config=BuildConfig(method=method, seed=seed))
     size = sum(seal.tensors_bytes for seal in store.seals)
     say(f"     {len(store):,} rows of {store.codec.row_bytes():,} bytes, {size / 2**20:.1f} MiB")
 

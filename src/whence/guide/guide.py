@@ -10,7 +10,7 @@ from whence.guide.marks import Marked, Marks
 from whence.guide.page import write_guide_page
 from whence.guide.token_scores import TokenScores, contrast_scores
 from whence.pipeline.inputs import as_dataset
-from whence.settings import ExactSettings, GuideConfig
+from whence.settings import ExactSettings, GuideConfig, Runtime
 from whence.tasks import AbstractTask
 
 __all__ = ["guide"]
@@ -25,7 +25,7 @@ def guide(
     *,
     config: GuideConfig = GuideConfig(),
     method: str | ExactSettings = "ekfac",
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> Marks:
     """Find the training tokens that a behaviour comes from, for training to suppress (IF-Guide, arXiv 2506.01790).
 
@@ -40,13 +40,13 @@ def guide(
         folder: Where all of it goes.
         config: Which tokens are marked.
         method: As in `whence.attribute`; none that goes back through a run.
-        **options: As in `whence.attribute`: the method's settings and the fields of `Runtime`.
+        runtime: How the job runs.
 
     Returns:
         The marks, for `whence.guide.suppress_marked` and `whence.guide.suppress_in_trainer`.
     """
     folder, train = Path(folder), as_dataset(task, train)
-    scores = contrast_scores(task, train, harmful, safe, folder, method=method, **options)
+    scores = contrast_scores(task, train, harmful, safe, folder, method=method, runtime=runtime)
     selection = select_tokens(scores, config)
     marks = _marks(scores, selection, config, task.preprocessing)
     marks.save(folder / "marks.jsonl")

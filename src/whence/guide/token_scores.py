@@ -17,14 +17,13 @@ from whence.curvature.stages import stages
 from whence.data import Dataset, Example, batches
 from whence.digests import digested_once
 from whence.errors import BadInput, NonFinite, Unsupported
-from whence.methods import exact_method_named
 from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import Meter, meter
-from whence.settings import ExactSettings, Runtime, final_settings, split_runtime
+from whence.settings import ExactSettings, Runtime, check_record, final_settings, keeping_factors
 from whence.store import read_tensors
 from whence.tasks import AbstractTask, CausalLM
 from whence.tasks.token_loss import IGNORED
@@ -85,7 +84,6 @@ def contrast_scores(
     *,
     method: str | ExactSettings = "ekfac",
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> TokenScores:
     """By how much every training token raises the harmful completions over the safe ones (IF-Guide, arXiv 2506.01790, section 4.1).
 
@@ -110,14 +108,13 @@ def contrast_scores(
         folder: Where the scores are kept.
         method: As in `whence.attribute`, like all the rest; none that goes back through a run. Its curvature is kept in the folder.
         runtime: How the job runs.
-        **options: As in `whence.attribute`.
 
     Returns:
         The scores.
 
     Raises:
-        BadInput: If only a part of the query's gradient is to be kept.
-        Unsupported: If the task is no causal language model, or the method goes back through a run.
+        BadInput: If the method goes back through a run, or only a part of the query's gradient is to be kept.
+        Unsupported: If the task is no causal language model.
     """
     if not isinstance(task, CausalLM):
         raise Unsupported(
@@ -126,15 +123,8 @@ def contrast_scores(
             do="pass whence.CausalLM",
         )
     folder = Path(folder)
-    runtime, rest = split_runtime(runtime, options)
-    if isinstance(method, str):
-        if exact_method_named(method).needs_run:
-            raise Unsupported(
-                found=f"method={method!r}", needed="a method that needs no recorded run", do="pass method='ekfac'"
-            )
-        if exact_method_named(method).factors is not None:
-            rest = {"factors": folder / "curvature"} | rest
-    settings = final_settings(method, rest)
+    check_record(runtime, Runtime, "runtime")
+    settings = keeping_factors(final_settings(method), folder / "curvature")
     if (rank := getattr(settings, "query_rank", None)) is not None:
         raise BadInput(found=f"query_rank={rank} for token scores", needed="the whole of the one query", do="leave it out")
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))

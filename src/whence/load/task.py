@@ -23,7 +23,7 @@ from whence.plain_files import open_plain, read_plain
 from whence.records import Recipe
 from whence.settings import Placement
 from whence.strict_json import parse_json
-from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM
+from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM, TextLimits
 
 __all__ = ["TASKS", "load_records", "load_task"]
 
@@ -58,7 +58,7 @@ def load_task(
         placement: Where its weights go, and in which type.
         ranks: Connected processes that it is split over, if the placement says so; all of them load it.
         is_plain: Take a folder on this machine with weights as safetensors only, for a name that nobody vouches for.
-        **options: Passed to the task.
+        **options: Passed to the task; of a classifier `long` and `max_length` become its `TextLimits`.
 
     Returns:
         The task, and what is needed to load it again.
@@ -67,7 +67,7 @@ def load_task(
         BadInput: If it cannot be loaded.
         UnknownOption: If there is no such kind of task.
     """
-    origin = {"model": model, "task": kind, "options": options}
+    origin = {"model": model, "task": kind, "options": dict(options)}
     if is_plain and (is_function(model) or not Path(model).is_dir()):
         raise BadInput(found=f"the model {model!r}", needed="a folder on this machine", do="name the model yourself")
     if is_function(model):
@@ -103,6 +103,9 @@ def load_task(
         return placed(network, placement, ranks), tokenizer
 
     network, tokenizer = in_turn(load, placement, ranks)
+    if kind == "classification":
+        limits = {name: options.pop(name) for name in ("long", "max_length") if name in options}
+        options["texts"] = TextLimits(**limits)
     make = {"causal_lm": CausalLM, "classification": Classification, "masked_lm": MaskedLM}[kind]
     return make(network, tokenizer, recipe=recipe, **options), origin
 

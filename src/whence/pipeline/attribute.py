@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from whence.capture import check_task
@@ -24,12 +24,10 @@ from whence.records import ScoreTable
 from whence.settings import (
     ExactSettings,
     Runtime,
-    TableConfig,
     Unroll,
-    exact_settings,
+    check_record,
+    checked_settings,
     final_settings,
-    split_options,
-    split_runtime,
 )
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
@@ -43,9 +41,10 @@ def attribute(
     queries: Dataset | Iterable[Any],
     *,
     method: str | ExactSettings = "ekfac",
-    config: TableConfig = TableConfig(),
+    groups: Mapping[str, Mapping[str, float]] | None = None,
+    per_unit: bool = False,
+    tokens_of: Sequence[str] = (),
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ScoreTable:
     """Every training example's score for every query, from whole gradients.
 
@@ -65,21 +64,21 @@ def attribute(
         train: Training examples, as `task.prepare` takes them, or already prepared.
         queries: The same of the queries.
         method: Settings of an exact method, such as `whence.EKFAC(damping=whence.Damping(relative=0.1))`, or the name of one.
-        config: Whether the table has rows for groups of queries, and parts of scores.
+        groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
+            then has one row per group.
+        per_unit: Whether the table also has each unit's part of the scores.
+        tokens_of: Ids of training examples of which the table also has each position's part.
         runtime: How the job runs.
-        **options: By name: with the name of a method its settings (`relative_damping=0.1`, `iterations=50`); the fields of `TableConfig`
-            (`per_unit=True`) and of `Runtime`.
 
     Returns:
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id, or the method does not take an option, needs a run, or goes through one and
+        BadInput: If a group or `tokens_of` names an unknown id, or the method needs a run, or goes through one and
             there are several processes.
     """
-    runtime, rest = split_runtime(runtime, options)
-    config, rest = split_options(config, rest, "config")
-    settings = exact_settings(method, rest)
+    check_record(runtime, Runtime, "runtime")
+    settings = checked_settings(method)
     if runtime.ranks.count > 1 and exact_method_named(settings.name).needs_run:
         raise BadInput(
             found=f"method={settings.name!r} for {runtime.ranks.count} processes",
@@ -89,21 +88,20 @@ def attribute(
     refuse_bare_model(task)
     refuse_sharded(task.model, "whole gradients")
     with staged(attribute_stages(settings), quiet=runtime.is_quiet) as stages:
-        return _table(task, train, queries, settings, config, runtime, stages)
+        query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
+        wanted = TableRequest.of(query_data, dataset, groups=groups, per_unit=per_unit, tokens_of=tokens_of)
+        return _table(task, dataset, wanted, settings, runtime, stages)
 
 
 def _table(
     task: AbstractTask,
-    train: Dataset | Iterable[Any],
-    queries: Dataset | Iterable[Any],
+    dataset: Dataset,
+    wanted: TableRequest,
     settings: ExactSettings,
-    config: TableConfig,
     runtime: Runtime,
     stages: Stages,
 ) -> ScoreTable:
     started = time.monotonic()
-    query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
-    wanted = TableRequest.of(query_data, dataset, config)
     cut = cut_for(settings)
     if cut is not None:
         return _through(task, dataset, wanted, cut, runtime)
@@ -122,7 +120,6 @@ def self_influence(
     *,
     method: str | ExactSettings = "ekfac",
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ScoreTable:
     """What every training example does to itself: (1/N) grad loss^T (H + damping)^-1 grad loss.
 
@@ -134,15 +131,15 @@ def self_influence(
         train: Training examples.
         method: As in `attribute`, like all the rest; one with a single inverse for query and example.
         runtime: How the job runs.
-        **options: As in `attribute`.
 
     Returns:
         A table with one row.
     """
-    runtime, rest = split_runtime(runtime, options)
+    check_record(runtime, Runtime, "runtime")
+    settings = final_settings(method)
     demand = Demand(rows=0, queries=0, norms=True)
     with runtime.ranks.connected():
-        return fit_scorer(task, train, final_settings(method, rest), demand, runtime).self_influence()
+        return fit_scorer(task, train, settings, demand, runtime).self_influence()
 
 
 def _through(task: AbstractTask, train: Dataset, wanted: TableRequest, cut: CutRun, runtime: Runtime) -> ScoreTable:

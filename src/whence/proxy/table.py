@@ -17,7 +17,7 @@ from whence.evaluate import Agreement, agreement
 from whence.pipeline import attribute
 from whence.pipeline.inputs import as_dataset
 from whence.records import ScoreTable
-from whence.settings import ExactSettings
+from whence.settings import ExactSettings, ProbeConfig, Runtime
 from whence.tasks import AbstractTask
 
 __all__ = ["proxy_agreement", "proxy_table"]
@@ -33,7 +33,7 @@ def proxy_table(
     *,
     name: str = "",
     method: str | ExactSettings = "ekfac",
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> ScoreTable:
     """Scores of the training data for a target model's behaviour, by the gradients of another model.
 
@@ -53,7 +53,7 @@ def proxy_table(
         name: What to call this proxy in tables; its digest if left out. Proxies that are to be averaged with `whence.score.Ensemble` need one
             name.
         method: As in `whence.attribute`.
-        **options: As in `whence.attribute`: the method's settings and the fields of `Runtime`.
+        runtime: How the job runs.
 
     Returns:
         The table. `provenance` says who attributed for whom, and so does a note; both are kept by `save_table`.
@@ -62,7 +62,7 @@ def proxy_table(
         BadInput: If data is prepared although proxy and target read it differently.
     """
     (train, train_ids), (queries, query_ids) = (_read(data, proxy, target) for data in (train, queries))
-    table = attribute(proxy, train, queries, method=method, **options)
+    table = attribute(proxy, train, queries, method=method, runtime=runtime)
     scores_QN = _added_up(table.scores, table.train_ids, train_ids)
     scores_QN = _added_up(scores_QN.T, table.query_ids, query_ids).T
     attributor, attributed = proxy.weights, target if isinstance(target, str) else target.weights
@@ -95,10 +95,9 @@ def proxy_agreement(
     train: Records,
     queries: Records,
     *,
-    num_train: int = 256,
-    num_queries: int = 16,
-    k: int = 10,
-    **options: Any,
+    probe: ProbeConfig = ProbeConfig(),
+    method: str | ExactSettings = "ekfac",
+    runtime: Runtime = Runtime(),
 ) -> Agreement:
     """Whether a proxy ranks the training data as the target itself does, on as much of both as the target can be asked.
 
@@ -110,29 +109,19 @@ def proxy_agreement(
         target: The model that it stands in for.
         train: The training data, as in `proxy_table`.
         queries: The queries, the same way.
-        num_train: Training records of the probe; all if there are not as many.
-        num_queries: Queries of the probe; all if there are not as many.
-        k: Length of the compared ends of the rankings.
-        **options: As in `proxy_table`, the same for both.
+        probe: On how much of the data.
+        method: As in `whence.attribute`, the same for both.
+        runtime: How the job runs.
 
     Returns:
         Rank correlation and shared ends per query, each with an interval over queries.
-
-    Raises:
-        BadInput: If fewer than two training records or no query are to be taken.
     """
-    if num_train < 2 or num_queries < 1:
-        raise BadInput(
-            found=f"a probe of {num_train} training records and {num_queries} queries",
-            needed="2 records or more to rank, and a query",
-            do="take more of them",
-        )
-    train, queries = (_spread(data, count) for data, count in ((train, num_train), (queries, num_queries)))
+    train, queries = (_spread(data, count) for data, count in ((train, probe.train), (queries, probe.queries)))
     tables = [
-        proxy_table(model, target, train, queries, name=name, **options)
+        proxy_table(model, target, train, queries, name=name, method=method, runtime=runtime)
         for model, name in ((target, "target itself"), (proxy, "proxy"))
     ]
-    return agreement(tables[0], tables[1], k=k)
+    return agreement(tables[0], tables[1], k=probe.k)
 
 
 def _read(data: Records, proxy: AbstractTask, target: AbstractTask | str) -> tuple[Dataset, tuple[str, ...]]:

@@ -5,7 +5,7 @@ Axes: N training examples, G groups.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from whence.records import ScoreTable
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.reasons import Standing, reason
 from whence.select.selection import CRITERIA, Decision, Selection
-from whence.settings import SelectConfig, only_options
+from whence.settings import SelectConfig, check_record
 
 __all__ = ["select"]
 
@@ -27,7 +27,6 @@ def select(
     groups: Sequence[str] | None = None,
     tokens: Sequence[int] | None = None,
     duplicates: Mapping[str, str] | None = None,
-    **options: Any,
 ) -> Selection:
     """Decide for every training example whether it is kept, and with which weight.
 
@@ -42,7 +41,6 @@ def select(
         tokens: Length of every example, for budgets in tokens and for `per_token`.
         duplicates: By id of an example the id of its near-duplicate, as `near_duplicates` finds them: of each such set only the best ranked
             is kept. They compete for the same value, and a ranking alone would keep all.
-        **options: By name, the fields of `SelectConfig` instead of `config`, such as keep="50%" and by="loss".
 
     Returns:
         A decision per example, in the order of the table's columns.
@@ -52,7 +50,7 @@ def select(
             duplicates do not fit the table.
         NonFinite: If a value is NaN or infinite.
     """
-    config = only_options(config, options, "config")
+    check_record(config, SelectConfig, "config")
     _check_fit(table, groups=groups, tokens=tokens, duplicates=duplicates)
     budget = _kept_budget(config, len(table.train_ids), tokens, has_duplicates=duplicates is not None)
     if config.quota != "proportional" and groups is None:

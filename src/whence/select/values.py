@@ -9,7 +9,7 @@ from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores, random_scores
 from whence.select.selection import CRITERIA
-from whence.settings import By, takes_option
+from whence.settings import By, ExactSettings, Runtime
 from whence.tasks import AbstractTask
 
 __all__ = ["value_table"]
@@ -21,10 +21,9 @@ def value_table(
     by: By = "influence",
     *,
     validation: Dataset | Iterable[Any] | None = None,
-    method: str = "ekfac",
+    method: str | ExactSettings = "ekfac",
     seed: int = 0,
-    quiet: bool = False,
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> ScoreTable:
     """A table of values for `select`.
 
@@ -33,10 +32,9 @@ def value_table(
         train: Training examples.
         by: "influence" on the validation set, "self-influence", "loss" or "random".
         validation: Examples that the model should get right, for "influence". Not those that the outcome is judged by.
-        method: One of `whence.methods.EXACT_METHODS`, for both kinds of influence.
+        method: As in `whence.attribute`, for both kinds of influence.
         seed: Of random values.
-        quiet: No progress on stderr.
-        **options: For `attribute` or `self_influence`.
+        runtime: How the job runs.
 
     Returns:
         One row per validation example for influence, one row otherwise.
@@ -53,22 +51,20 @@ def value_table(
             needed="one for influence, and only for that",
             do="pass validation" if validation is None else "leave validation out",
         )
-    if not by.endswith("influence") and (options or method != "ekfac"):
-        name = next(iter(options), "method")
-        raise BadInput(found=f"{name} for by={by!r}", needed="it for influence only", do=f"leave {name} out")
+    if not by.endswith("influence") and method != "ekfac":
+        raise BadInput(found=f"method for by={by!r}", needed="it for influence only", do="leave method out")
     if by == "random" and isinstance(train, Dataset):
         return random_scores(train, _first_example(train), seed=seed)
     if task is None:
         raise BadInput(found=f"by={by!r} without a task", needed="the model", do="pass the task")
     train = train if isinstance(train, Dataset) else task.prepare(train)
-    drawn = {"seed": seed} if isinstance(method, str) and takes_option(method, "seed") else {}
     if by == "influence":
         assert validation is not None
-        return attribute(task, train, validation, method=method, quiet=quiet, **drawn, **options)
+        return attribute(task, train, validation, method=method, runtime=runtime)
     if by == "self-influence":
-        return self_influence(task, train, method=method, quiet=quiet, **drawn, **options)
+        return self_influence(task, train, method=method, runtime=runtime)
     if by == "loss":
-        return loss_scores(task, train, _first_example(train), quiet=quiet)
+        return loss_scores(task, train, _first_example(train), quiet=runtime.quiet)
     return random_scores(train, _first_example(train), seed=seed)
 
 

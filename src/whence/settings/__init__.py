@@ -1,6 +1,7 @@
 """What people set, as frozen records that are checked when they are made."""
 
 from whence.settings.build import BuildConfig, Placement
+from whence.settings.checks import check_record
 from whence.settings.curvature import Damping, DampingRule, FitConfig, LabelChoice, Sharing
 from whence.settings.exact import (
     ASTRA,
@@ -23,29 +24,30 @@ from whence.settings.exact import (
     Unroll,
 )
 from whence.settings.exact_by_name import (
+    checked_settings,
     exact_settings,
     factors_folder,
     final_settings,
     fit_of,
+    keeping_factors,
     refuse_along,
     settings_record,
     takes_option,
 )
-from whence.settings.options import only_options, split_options
-from whence.settings.runtime import Runtime, only_runtime, split_runtime
+from whence.settings.runtime import Runtime
 from whence.settings.scale import GPUS, Cluster, Load
-from whence.settings.stored import QueryConfig, Rerank, stored_options
+from whence.settings.stored import Indexed, Rerank, Shortlist
 from whence.settings.uses import (
     Amount,
     By,
     DistilConfig,
     GuideConfig,
+    ProbeConfig,
     RuleName,
     SelectConfig,
     Several,
     SharesConfig,
     StudyConfig,
-    TableConfig,
     Writing,
 )
 
@@ -72,13 +74,14 @@ __all__ = [
     "Form",
     "GradDot",
     "GuideConfig",
+    "Indexed",
     "LabelChoice",
     "LiSSA",
     "Matrix",
     "Normalize",
     "Nystroem",
     "Placement",
-    "QueryConfig",
+    "ProbeConfig",
     "Rerank",
     "Runtime",
     "RuleName",
@@ -86,22 +89,20 @@ __all__ = [
     "Several",
     "SharesConfig",
     "Sharing",
+    "Shortlist",
     "Source",
     "StudyConfig",
-    "TableConfig",
     "TracIn",
     "Unroll",
     "Writing",
+    "check_record",
+    "checked_settings",
     "exact_settings",
     "factors_folder",
     "final_settings",
     "fit_of",
-    "only_options",
-    "only_runtime",
+    "keeping_factors",
     "refuse_along",
     "settings_record",
-    "split_options",
-    "split_runtime",
-    "stored_options",
     "takes_option",
 ]

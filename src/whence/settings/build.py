@@ -119,18 +119,12 @@ class BuildConfig:
                 )
         if self.factors is not None and method.encoder != "aligned":
             raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
-        if self.projection != "method" and method.projection == "pca":
-            raise BadInput(
-                found=f"projection={self.projection} for {self.method}, which learns its axes",
-                needed="a method with a random projection",
-                do="leave projection out, or take logra",
-            )
-        is_sparse_layer = self.projection == "sparse" and method.encoder != "whole"
-        if self.projection != "method" and (method.mask is not None or is_sparse_layer):
+        is_sparse_layer = self.projection == "sparse" and not method.is_joined
+        if self.projection != "method" and (not method.is_projected or is_sparse_layer):
             raise BadInput(
                 found=f"projection={self.projection} for {self.method}",
-                needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where entries are chosen",
-                do="leave projection out, or take trak with projection=sparse",
+                needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where axes are learned or entries chosen",
+                do="leave projection out, or take logra, or trak with projection=sparse",
             )
 
 

@@ -1,7 +1,7 @@
 """The settings of an exact method from its name and options, and what other rooms ask of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,10 +11,12 @@ from whence.settings.curvature import Damping, FitConfig
 from whence.settings.exact import ExactSettings
 
 __all__ = [
+    "checked_settings",
     "exact_settings",
     "factors_folder",
     "final_settings",
     "fit_of",
+    "keeping_factors",
     "refuse_along",
     "settings_record",
     "takes_option",
@@ -26,45 +28,47 @@ _DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute"}
 _FIT = ("labels", "samples", "sharing", "largest_side", "directions")
 
 
-def exact_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
-    """The settings of an exact method.
+def exact_settings(method: str, options: Mapping[str, Any]) -> ExactSettings:
+    """The settings of an exact method from flat options, as command lines and files have them.
 
     Args:
-        method: Its name, or its settings.
-        options: With a name, its settings flat, by name: fields of the method's record, of its damping (`relative_damping`,
-            `absolute_damping`) and of its fit. A None was not given. `seed` is that of the fit and of the solver.
+        method: Its name.
+        options: By name: fields of the method's record, of its damping (`relative_damping`, `absolute_damping`) and of its fit. A None was
+            not given. `seed` is that of the fit and of the solver.
 
     Returns:
         The settings.
 
     Raises:
-        BadInput: If the method is neither name nor settings, it does not take an option, options stand beside a record, or a method
-            through a run has none.
+        BadInput: If the method does not take an option.
         UnknownOption: If there is no such method.
 
     >>> exact_settings("pcg", {"relative_damping": 0.5, "iterations": 5}).iterations
     5
     """
     _check_method(method)
-    options = {name: value for name, value in options.items() if value is not None}
+    exact_method_named(method)
+    return _named(_KINDS[method], {name: value for name, value in options.items() if value is not None})
+
+
+def checked_settings(method: str | ExactSettings) -> ExactSettings:
+    """The settings of an exact method: its name stands for its defaults.
+
+    Raises:
+        BadInput: If the method is neither name nor settings, or one through a run has none.
+        UnknownOption: If there is no such method.
+    """
+    _check_method(method)
     if isinstance(method, str):
         exact_method_named(method)
-        settings = _named(_KINDS[method], options)
-    elif options:
+        method = _KINDS[method]()
+    if exact_method_named(method.name).needs_run and getattr(method, "run", "") is None:
         raise BadInput(
-            found=f"{', '.join(options)} beside {type(method).__name__}(...)",
-            needed="the settings of a method in one place",
-            do=f"write {type(method).__name__}({next(iter(options))}=...)",
-        )
-    else:
-        settings = method
-    if exact_method_named(settings.name).needs_run and getattr(settings, "run", "") is None:
-        raise BadInput(
-            found=f"method={settings.name!r} without a run",
+            found=f"method={method.name!r} without a run",
             needed="the folder of a recorded training run",
-            do="record one with whence.Recorder and pass run='folder' (--run FOLDER)",
+            do=f"record one with whence.Recorder and pass {type(method).__name__}(run='folder') (--run FOLDER)",
         )
-    return settings
+    return method
 
 
 def _check_method(method: Any) -> None:
@@ -86,12 +90,11 @@ def _check_method(method: Any) -> None:
     )
 
 
-def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> ExactSettings:
+def final_settings(method: str | ExactSettings) -> ExactSettings:
     """The settings of a method of the final weights, where one inverse serves query and example alike.
 
     Args:
-        method: As in `exact_settings`.
-        options: As in `exact_settings`.
+        method: As in `checked_settings`.
 
     Raises:
         BadInput: If the method goes back through a recorded run, is averaged over one, or scores are to be divided by norms.
@@ -104,7 +107,7 @@ def final_settings(method: str | ExactSettings, options: Mapping[str, Any]) -> E
             needed="a method of the final weights, with one inverse for query and example",
             do="pass method='ekfac', or attribute with it",
         )
-    settings = exact_settings(method, options)
+    settings = checked_settings(method)
     refuse_along(settings)
     if (normalize := getattr(settings, "normalize", None)) is not None:
         raise BadInput(
@@ -140,6 +143,13 @@ def factors_folder(settings: ExactSettings) -> Path | None:
     """Where a method keeps its fitted curvature; None if it keeps none."""
     factors = getattr(settings, "factors", None)
     return None if factors is None else Path(factors)
+
+
+def keeping_factors(settings: ExactSettings, folder: Path) -> ExactSettings:
+    """The settings with a folder for the fitted curvature, where the method fits one and no folder is named."""
+    if exact_method_named(settings.name).factors is None or factors_folder(settings) is not None:
+        return settings
+    return replace(settings, factors=folder)  # pyright: ignore[reportCallIssue]
 
 
 def settings_record(settings: ExactSettings) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """How a job runs: memory, batches, progress, processes. The numbers do not depend on it, but for rounding."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import BadInput
-from whence.settings.options import only_options, split_options
 
 if TYPE_CHECKING:
     from whence.distributed import Ranks
 
-__all__ = ["Runtime", "only_runtime", "split_runtime"]
+__all__ = ["Runtime"]
 
 
 def _one_process() -> "Ranks":
@@ -62,13 +60,3 @@ class Runtime:
     def is_quiet(self) -> bool:
         """Whether this process shows no progress: of several only the first does."""
         return self.quiet or self.ranks.rank > 0
-
-
-def split_runtime(runtime: Runtime, options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
-    """Options by name that are fields of `Runtime`, put into it, and the other options; as `split_options`."""
-    return split_options(runtime, options, "runtime")
-
-
-def only_runtime(runtime: Runtime, options: Mapping[str, Any]) -> Runtime:
-    """The runtime, for what takes no other options; as `only_options`."""
-    return only_options(runtime, options, "runtime")

@@ -1,21 +1,17 @@
 """What a question to a store is asked with."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
-from whence.settings.curvature import Damping
-from whence.settings.runtime import Runtime, split_runtime
 
-__all__ = ["QueryConfig", "Rerank", "stored_options"]
+__all__ = ["Indexed", "Rerank", "Shortlist"]
 
 # Of each side, per hit that is wanted and at least: docs/results.md has what is then missed.
 _SHORTLIST, _SHORTEST = 10, 400
 # Of the rows, at most as many as one in so many, unless hits call for more.
 _SHARE = 10
-_DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute", "damping_rule": "rule"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +36,9 @@ class Rerank:
     def __post_init__(self):
         if self.by != "exact" and self.train is not None:
             raise BadInput(
-                found="train for a second store", needed="nothing but the store", do="leave train out, or pass rerank='exact'"
+                found="train for a second store",
+                needed="nothing but the store",
+                do="leave train out, or by, which then is 'exact'",
             )
 
     def rows_kept(self, k: int, rows: int, wanted: int = 0) -> int:
@@ -62,64 +60,27 @@ class Rerank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryConfig:
-    """What is asked of a store.
+class Indexed:
+    """A store with an index of its rows, which `whence.query` asks in place of a scan.
 
     Args:
-        k: Hits on each side at most; proponents have positive scores, opponents negative ones.
-        damping: Of the store's curvature; the method's own share of the mean eigenvalue if nothing is said. It is the first stage's; a
-            second store takes its method's own.
-        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score.
-            A hit whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note
-            says so.
-        second: A second stage for the shortlist.
-        index: What `whence.pipeline.export` wrote of this store for FAISS or Lance: hits are looked for there in place of a scan. An index
-            that is not exact misses some, which a note says; scores are those of the store's rows.
-
-    Raises:
-        BadInput: If k is not positive.
+        store: A store or its folder.
+        index: What `whence.pipeline.export` wrote of it for FAISS or Lance. An index that is not exact misses some hits, which a note says;
+            scores are those of the store's rows.
     """
 
-    k: int = 10
-    damping: Damping = Damping()
-    tokens: bool = False
-    second: Rerank | None = None
-    index: str | Path | None = None
-
-    def __post_init__(self):
-        if self.k < 1:
-            raise BadInput(found=f"k={self.k}", needed="1 or more", do="ask for at least one hit")
+    store: Any
+    index: str | Path
 
 
-def stored_options(
-    damping: Damping, second: Rerank | None, runtime: Runtime, options: Mapping[str, Any]
-) -> tuple[Damping, Rerank | None, Runtime]:
-    """What a question to a store is asked with, from objects or from options by name.
+@dataclass(frozen=True, kw_only=True)
+class Shortlist:
+    """A store as a first stage of `whence.why.why`: a scan of it leaves a shortlist, which is then scored exactly.
 
     Args:
-        damping: Of the store's curvature.
-        second: The second stage; None without one.
-        runtime: How the job runs.
-        options: Flat: `relative_damping`, `absolute_damping`, `damping_rule`, `rerank`, `train`, `shortlist`, and the fields of `Runtime`.
-
-    Returns:
-        The three, with the options in them.
-
-    Raises:
-        BadInput: If an option is unknown, said twice, or has no use.
+        store: A store of method aligned, or its folder.
+        rows: Training examples kept on each side; None as in `Rerank`.
     """
-    runtime, rest = split_runtime(runtime, options)
-    dampings = {_DAMPING[name]: rest.pop(name) for name in list(rest) if name in _DAMPING}
-    stage = {name: rest.pop(name) for name in list(rest) if name in ("rerank", "train", "shortlist")}
-    if rest:
-        names = [*_DAMPING, "rerank", "train", "shortlist", *(field.name for field in fields(Runtime))]
-        raise BadInput(found=f"an option {next(iter(rest))!r}", needed=f"one of: {', '.join(names)}", do="correct it")
-    if (dampings and damping != Damping()) or (stage and second is not None):
-        name = next(iter(dampings or stage))
-        raise BadInput(found=f"{name} said in two ways", needed="an object or options by name", do=f"leave {name} out")
-    if stage and "rerank" not in stage:
-        name = next(iter(stage))
-        raise BadInput(found=f"{name} without rerank", needed="a second stage for it", do=f"pass rerank, or leave {name} out")
-    if stage:
-        second = Rerank(by=stage["rerank"], train=stage.get("train"), shortlist=stage.get("shortlist"))
-    return (Damping(**dampings) if dampings else damping), second, runtime
+
+    store: Any
+    rows: int | None = None

@@ -1,7 +1,7 @@
 """What people set of the uses of scores: what a model writes, which tokens and examples are chosen, what is read off, who gets what."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,12 +12,12 @@ __all__ = [
     "By",
     "DistilConfig",
     "GuideConfig",
+    "ProbeConfig",
     "RuleName",
     "SelectConfig",
     "Several",
     "SharesConfig",
     "StudyConfig",
-    "TableConfig",
     "Writing",
 ]
 
@@ -127,6 +127,32 @@ class DistilConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How much of the data a proxy is held against its target on.
+
+    Args:
+        train: Training records; all if there are not as many.
+        queries: Queries; all if there are not as many.
+        k: Length of the compared ends of the rankings.
+
+    Raises:
+        BadInput: If there are fewer than two records to rank, or no query.
+    """
+
+    train: int = 256
+    queries: int = 16
+    k: int = 10
+
+    def __post_init__(self):
+        if self.train < 2 or self.queries < 1:
+            raise BadInput(
+                found=f"a probe of {self.train} training records and {self.queries} queries",
+                needed="2 records or more to rank, and a query",
+                do="take more of them",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """Which training examples are kept.
 
@@ -216,19 +242,3 @@ class SharesConfig:
             raise BadInput(found=f"draws={self.draws}", needed="1 or more", do="leave it out for 1,000")
         if self.payout is None and self.minimum is not None:
             raise BadInput(found="a minimum without a payout", needed="an amount to split", do="pass payout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableConfig:
-    """What a table of scores has besides one row per query.
-
-    Args:
-        groups: By name, the weights of queries that are summed before the pass, by query id: {"toxic - safe": {"a": 1, "b": -1}}. The table
-            then has one row per group.
-        per_unit: Whether the table also has each unit's part of the scores.
-        tokens_of: Ids of training examples of which the table also has each position's part.
-    """
-
-    groups: Mapping[str, Mapping[str, float]] | None = None
-    per_unit: bool = False
-    tokens_of: Sequence[str] = ()

@@ -6,14 +6,13 @@ Axes: Q queries, N training examples, L lines of the report.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import SharesConfig, only_options
+from whence.settings import SharesConfig, check_record
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
@@ -117,7 +116,6 @@ def shares(
     weights: Mapping[str, float] | None = None,
     carried: Mapping[str, str] | None = None,
     quiet: bool = False,
-    **options: Any,
 ) -> Shares:
     """Shares of sources in what a model does: for each query, in total, and in money.
 
@@ -139,7 +137,6 @@ def shares(
         weights: By name of a query what it counts, such as how often it was asked; None counts all alike.
         carried: By name of a source what was held back before, which is due now as well.
         quiet: No progress on stderr.
-        **options: By name, the fields of `SharesConfig` instead of `config`, such as rule="signed" and payout="1000.00 EUR".
 
     Returns:
         The shares.
@@ -147,7 +144,7 @@ def shares(
     Raises:
         BadInput: If options do not fit each other or the tables.
     """
-    config = only_options(config, options, "config")
+    check_record(config, SharesConfig, "config")
     tables_read, rule, money = tables_of(tables, config.several), _rule(config), _payout(config, carried)
     if rule.floor_errors is not None and tables_read.num_models < 3:
         raise BadInput(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import WhenceError
+from whence.settings import SharesConfig
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
 from whence.shares.sealed_record import Record, read_report
@@ -126,7 +127,10 @@ def _sum_of(path: Path) -> str | None:
 def _again(folder: Path, record: Record) -> Shares:
     """The shares, computed again from the scores and sources in the folder with the settings of the record."""
     tables = {name: folder / table_folder for name, table_folder in record.tables.items()}
-    return shares(tables, read_sources(folder / "sources.jsonl"), **vars(record.settings), quiet=True)
+    given = dict(vars(record.settings))
+    weights, carried = given.pop("weights"), given.pop("carried")
+    sources = read_sources(folder / "sources.jsonl")
+    return shares(tables, sources, config=SharesConfig(**given), weights=weights, carried=carried, quiet=True)
 
 
 def _figures(folder: Path, recomputed: Shares) -> list[str]:

@@ -11,19 +11,9 @@ from torch import Tensor
 from whence.data import Dataset
 from whence.digests import digested_once
 from whence.errors import BadInput
-from whence.methods import exact_method_named
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
-from whence.settings import (
-    Damping,
-    ExactSettings,
-    Runtime,
-    StudyConfig,
-    final_settings,
-    split_options,
-    split_runtime,
-    stored_options,
-)
+from whence.settings import Damping, ExactSettings, Runtime, StudyConfig, check_record, final_settings, keeping_factors
 from whence.store import Store, open_store, write_json
 from whence.study.corpus import corpus_of_data, corpus_of_store, values_of
 from whence.study.correlation import by_sets, correlations
@@ -49,8 +39,8 @@ def study(
     *,
     config: StudyConfig = StudyConfig(),
     method: str | ExactSettings | None = None,
+    damping: Damping = Damping(),
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> Study:
     """Compare named sets of queries by where in a corpus they come from (Ruis et al. 2024, arXiv 2411.12580).
 
@@ -70,10 +60,9 @@ def study(
         sets: Queries by name of their set, as `task.prepare` takes them.
         folder: Where scores, study.json and study.html go.
         config: What is read off the scores.
-        method: For training data, an exact method; None for "ekfac", its curvature kept in the study's own folder.
+        method: For training data, an exact method; None for "ekfac". Its curvature is kept in the study's own folder if it names none.
+        damping: For a store, as in `whence.query`.
         runtime: How the job runs.
-        **options: By name: the fields of `StudyConfig`; for a store the damping, as in `whence.query`; for training data the method's
-            settings, as in `whence.attribute`; and the fields of `Runtime`.
 
     Returns:
         The study.
@@ -84,16 +73,10 @@ def study(
     """
     folder = Path(folder)
     is_store = isinstance(corpus, Store | str | Path)
-    runtime, rest = split_runtime(runtime, options)
-    config, rest = split_options(config, rest, "config")
-    settings, damping = None, Damping()
-    if is_store:
-        damping = _store_damping(method, runtime, rest)
-    elif isinstance(method or "ekfac", str):
-        has_factors = exact_method_named(str(method or "ekfac")).factors is not None
-        settings = final_settings(method or "ekfac", ({"factors": folder / "factors"} if has_factors else {}) | rest)
-    else:
-        settings = final_settings(method or "ekfac", rest)
+    for value, kind, name in ((config, StudyConfig, "config"), (damping, Damping, "damping"), (runtime, Runtime, "runtime")):
+        check_record(value, kind, name)
+    _check_corpus(is_store, method, damping, runtime)
+    settings = None if is_store else keeping_factors(final_settings(method or "ekfac"), folder / "factors")
     queries, rows_of_set = _joined(task, sets)
     nats_Q, measurements_Q = values_of(task, queries)
     _check_nats(queries, nats_Q)
@@ -150,22 +133,26 @@ def _joined(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]) -> 
     return Dataset(examples), rows_of_set
 
 
-def _store_damping(method: Any, runtime: Runtime, options: Mapping[str, Any]) -> Damping:
-    """The damping of a store's curvature.
+def _check_corpus(is_store: bool, method: Any, damping: Damping, runtime: Runtime) -> None:
+    """Refuse what the kind of corpus has no use for.
 
     Raises:
-        BadInput: If something is given that is for training data.
+        BadInput: If there is such a setting.
     """
-    dampings = ("relative_damping", "absolute_damping", "damping_rule")
-    given = {"method": method, **options, "memory_gib": runtime.memory_gib}
-    unused = [name for name, value in given.items() if value is not None and name not in dampings]
-    if unused:
+    given = {"method": method, "memory_gib": runtime.memory_gib}
+    unused = [name for name, value in given.items() if value is not None]
+    if is_store and unused:
         raise BadInput(
             found=f"{', '.join(unused)} for a store",
             needed="training data for it: a store has its method and curvature inside",
             do=f"leave {unused[0]} out, or study the data itself",
         )
-    return stored_options(Damping(), None, Runtime(), options)[0]
+    if not is_store and damping != Damping():
+        raise BadInput(
+            found="damping for training data",
+            needed="a store for it: a method has its own",
+            do="write it into the method, such as method=whence.EKFAC(damping=...)",
+        )
 
 
 def _check_nats(queries: Dataset, nats_Q: Tensor) -> None:

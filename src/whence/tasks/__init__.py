@@ -3,11 +3,11 @@
 from whence.tasks.base import AbstractTask, Batch, weights_digest
 from whence.tasks.bounds import step_back
 from whence.tasks.causal_lm import CausalLM
-from whence.tasks.classification import Classification, Regression
+from whence.tasks.classification import Classification, Regression, TextLimits
 from whence.tasks.custom import Custom
 from whence.tasks.diffusers_folder import load_diffusion
-from whence.tasks.diffusion import Diffusion, DiffusionMeasure
-from whence.tasks.masked_lm import MaskedLM
+from whence.tasks.diffusion import Diffusion, DiffusionMeasure, Draws, Measured
+from whence.tasks.masked_lm import Hiding, MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
 from whence.tasks.reading import records_in
@@ -21,12 +21,16 @@ __all__ = [
     "Custom",
     "Diffusion",
     "DiffusionMeasure",
+    "Draws",
+    "Hiding",
     "Likelihood",
     "MaskedLM",
+    "Measured",
     "NoiseSchedule",
     "Outputs",
     "Regression",
     "Structure",
+    "TextLimits",
     "differences",
     "load_diffusion",
     "records_in",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.functions import identity_of
-from whence.settings import split_options
+from whence.settings import check_record
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
 from whence.tasks.fields import class_number
@@ -71,7 +71,7 @@ class Classification(AbstractTask):
             image; None takes its channels between 0 and 1, shape (3, height, width). The same image has to give the same result.
         labels: Names of the classes in order, for records whose label is a name; None takes those of the model's configuration.
         unit: What a measurement of one's own is counted in.
-        **options: See `AbstractTask`; or, by name, the fields of `TextLimits` instead of `texts`.
+        **options: See `AbstractTask`.
 
     Raises:
         BadInput: If `unit` is given for one of the named measurements, which have their own.
@@ -92,7 +92,7 @@ class Classification(AbstractTask):
         unit: str | None = None,
         **options: Any,
     ):
-        texts, options = split_options(texts, options, "texts")
+        check_record(texts, TextLimits, "texts")
         super().__init__(model, **options)
         units = {"loss": "nats of the label's log-probability", "margin": "log-odds of the label"}
         self.measure, self.unit = chosen_measure(measure, unit, units)

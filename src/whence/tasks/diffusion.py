@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
-from whence.settings import split_options
+from whence.settings import check_record
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
@@ -95,7 +95,7 @@ class Diffusion(AbstractTask):
         prediction: "noise", "v" (Salimans and Ho 2022, section 4) or "flow", the velocity noise - image; None takes the schedule's.
         noised: Times and noise.
         measured: What is measured.
-        **options: See `AbstractTask`; or, by name, the fields of `Draws` and `Measured` (`draws=32`, `measure="elbo"`).
+        **options: See `AbstractTask`.
 
     Raises:
         BadInput: If the number of draws or the clip is not positive, a time is given and not used, missing, or out of range.
@@ -115,8 +115,8 @@ class Diffusion(AbstractTask):
         measured: Measured = Measured(),
         **options: Any,
     ):
-        noised, options = split_options(noised, options, "noised")
-        measured, options = split_options(measured, options, "measured")
+        check_record(noised, Draws, "noised")
+        check_record(measured, Measured, "measured")
         super().__init__(model, **options)
         self.schedule = schedule_from(schedule)
         self.prediction: Prediction = prediction or self.schedule.prediction

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
-from whence.settings import split_options
+from whence.settings import check_record
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
@@ -71,7 +71,7 @@ class MaskedLM(AbstractTask):
         max_length: As in `CausalLM`; None takes the model's context or the tokenizer's limit, whichever is less.
         measure: As in `CausalLM`.
         unit: What a measurement of one's own is counted in.
-        **options: See `AbstractTask`; or, by name, the fields of `Hiding` instead of `hiding`.
+        **options: See `AbstractTask`.
 
     Raises:
         BadInput: If a share is none, there is no mask token, or `unit` is given for the named measurement.
@@ -91,7 +91,7 @@ class MaskedLM(AbstractTask):
         unit: str | None = None,
         **options: Any,
     ):
-        hiding, options = split_options(hiding, options, "hiding")
+        check_record(hiding, Hiding, "hiding")
         super().__init__(model, **options)
         self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the hidden tokens' log-probability"})
         limit = int(getattr(tokenizer, "model_max_length", 1 << 20))

@@ -23,7 +23,7 @@ from whence.pipeline.stored.rerank import ExactStage
 from whence.progress import meter
 from whence.report import Hit, Hits
 from whence.score import Parts, QueryBlock, by_label, exact_scores
-from whence.settings import Damping, ExactSettings, Runtime
+from whence.settings import Damping, ExactSettings, Rerank, Runtime
 from whence.store import Store
 from whence.tasks import CausalLM
 from whence.why.question import Question
@@ -208,9 +208,13 @@ class FromStore:
     def hits(self, example: Example, k: int) -> Hits:
         """Ask in two stages."""
         return query(
-            self.store, self.stage.prepared.task, Dataset([example]), k=k, rerank="exact", train=self.train,
-            shortlist=self.shortlist, quiet=self.stage.quiet,
-        )  # fmt: skip
+            self.store,
+            self.stage.prepared.task,
+            Dataset([example]),
+            k=k,
+            rerank=Rerank(train=self.train, shortlist=self.shortlist),
+            runtime=Runtime(quiet=self.stage.quiet),
+        )
 
 
 def check_store(store: Store) -> None:

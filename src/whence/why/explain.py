@@ -5,7 +5,6 @@ Axes: A asked tokens of the completion, T tokens of a document, U units, K docum
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import believable_unit
-from whence.settings import Runtime, Writing, final_settings, split_runtime
+from whence.settings import ExactSettings, Runtime, Shortlist, Writing, check_record, final_settings
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 from whence.why.answer import DocumentParts, Why
@@ -31,10 +30,10 @@ def why(
     completion: str | Writing = Writing(),
     *,
     train: Dataset | Iterable[Any],
-    store: Store | str | Path | None = None,
+    method: str | ExactSettings | Shortlist = "ekfac",
     token: int | None = None,
     k: int = 5,
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> Why:
     """The training documents behind a completion, token by token.
 
@@ -50,12 +49,11 @@ def why(
         prompt: A text, or the messages of a conversation that the assistant is to go on with.
         completion: What the model said, or how it is to write that.
         train: The training data; with a store at least what it was built from.
-        store: A store of aligned, or its folder: it leaves a shortlist, which is then scored exactly. None scores all of `train`.
+        method: To score all of `train`, one of "ekfac", "kfac" and "grad-dot-exact", or its settings. A `whence.settings.Shortlist` of a
+            store of aligned scores only what that leaves, with the curvature and damping inside the store.
         token: Number of the one token of the completion to explain, counted from 1; None explains the whole completion.
         k: Documents on each side at most.
-        **options: By name. Without a store: `method`, one of "ekfac" (the default), "kfac" and "grad-dot-exact" or its settings, and with a
-            name the method's settings, as in `whence.attribute`. With a store: `shortlist`, the training examples kept on each side. And
-            the fields of `Runtime`.
+        runtime: How the job runs.
 
     Returns:
         The answer.
@@ -74,25 +72,21 @@ def why(
         )
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one document")
-    runtime, rest = split_runtime(Runtime(), options)
-    shortlist = rest.pop("shortlist", None)
-    fitting = {**rest, "memory_gib": runtime.memory_gib}
-    unused = [name for name, value in (fitting if store is not None else {"shortlist": shortlist}).items() if value is not None]
-    if unused:
-        has = "whose curvature and damping are inside it" if store is not None else "which has a shortlist"
+    check_record(runtime, Runtime, "runtime")
+    if isinstance(method, Shortlist) and runtime.memory_gib is not None:
         raise BadInput(
-            found=f"{unused[0]} {'with' if store is not None else 'without'} a store, {has}",
+            found="memory_gib with a shortlist of a store, whose curvature is inside it",
             needed="settings of the road that is taken",
-            do=f"leave {unused[0]} out, or {'leave the store out' if store is not None else 'pass a store'}",
+            do="leave memory_gib out, or pass the name of a method",
         )
-    settings = final_settings(rest.pop("method", "ekfac"), rest)
+    settings = method if isinstance(method, Shortlist) else final_settings(method)
     query = question(task, prompt, completion)
     numbers = _numbers(query, token)
-    if store is None:
-        source: Source = FromData.prepare(task, train, query, settings, runtime)
+    if isinstance(settings, Shortlist):
+        opened = settings.store if isinstance(settings.store, Store) else open_store(settings.store)
+        source: Source = FromStore.prepare(task, opened, train, query, shortlist=settings.rows, quiet=runtime.quiet)
     else:
-        opened = store if isinstance(store, Store) else open_store(store)
-        source = FromStore.prepare(task, opened, train, query, shortlist=shortlist, quiet=runtime.quiet)
+        source = FromData.prepare(task, train, query, settings, runtime)
     hits = source.hits(query.whole if token is None else query.one_token(token - 1), k)
     return _answer(task, query, numbers, source, hits, quiet=runtime.quiet)
 

@@ -21,7 +21,7 @@ from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import Damping, ExactSettings, Runtime, final_settings, split_runtime
+from whence.settings import Damping, ExactSettings, Runtime, check_record, final_settings
 from whence.tasks import AbstractTask
 
 __all__ = ["DampingSweep", "damping_sweep"]
@@ -49,7 +49,6 @@ def damping_sweep(
     *,
     method: str | ExactSettings = "ekfac",
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> DampingSweep:
     """Score with several dampings at the price of as many queries.
 
@@ -62,7 +61,6 @@ def damping_sweep(
         relative_dampings: Shares of each unit's mean eigenvalue.
         method: As in `attribute`, like all the rest; one with curvature.
         runtime: How the job runs.
-        **options: As in `attribute`.
 
     Returns:
         A table per damping, and how much neighbours agree.
@@ -70,8 +68,8 @@ def damping_sweep(
     Raises:
         BadInput: If there is no damping, one is given twice or in the method's own settings, or the method has none.
     """
-    runtime, rest = split_runtime(runtime, options)
-    settings, values = final_settings(method, rest), sorted(relative_dampings)
+    check_record(runtime, Runtime, "runtime")
+    settings, values = final_settings(method), sorted(relative_dampings)
     if not values or len(set(values)) < len(values) or getattr(settings, "damping", None) != Damping():
         raise BadInput(
             found=f"relative_dampings={list(relative_dampings)} for {settings.name}",

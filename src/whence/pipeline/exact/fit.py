@@ -1,7 +1,6 @@
 """Fitting curvature on its own, ahead of the builds and queries that use it, by one process or several."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.lockstep import stepping
 from whence.plans import FIT_STAGES
 from whence.progress import Stages, say, staged
-from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, exact_settings, factors_folder, fit_of, split_runtime
+from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, check_record, factors_folder, fit_of
 from whence.tasks import AbstractTask
 
 __all__ = ["fit_curvature"]
@@ -28,7 +27,6 @@ def fit_curvature(
     fit_on: Dataset | Iterable[Any] | int | None = None,
     fit: FitConfig = FitConfig(),
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> KroneckerCurvature:
     """Fit EK-FAC and keep it in a folder, for `factors` of `attribute` and `build`.
 
@@ -45,13 +43,13 @@ def fit_curvature(
         fit_on: Other data to fit on, or a number of the examples, spread evenly; None takes them all.
         fit: What the factors depend on.
         runtime: How the job runs.
-        **options: The fields of `FitConfig` and `Runtime` by name.
 
     Returns:
         The curvature, not damped, on every process.
     """
-    runtime, rest = split_runtime(runtime, options)
-    settings = replace(exact_settings(EKFAC(fit=fit) if not rest else "ekfac", rest), factors=Path(folder))
+    check_record(runtime, Runtime, "runtime")
+    check_record(fit, FitConfig, "fit")
+    settings = EKFAC(fit=fit, factors=Path(folder))
     with staged(FIT_STAGES, quiet=runtime.is_quiet) as stages:
         return _fitted(task, data, Path(folder), fit_on, settings, runtime, stages)
 

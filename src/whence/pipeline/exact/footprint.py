@@ -139,7 +139,9 @@ class Footprint:
         """
         fit, free = self.fit, self.room - self.batch
         rest = free - fit.result - self.fixed
-        on_disk = "pass factors='folder', where the curvature is kept, or " if fit.result and not fit.disk else ""
+        on_disk = (
+            "write factors='folder' into the method, where the curvature is kept, or " if fit.result and not fit.disk else ""
+        )
         if free < 0:
             raise OutOfMemory(
                 found=f"{gib(self.batch)} of memory for a batch, with {gib(self.room)} to be had",
@@ -150,7 +152,7 @@ class Footprint:
             raise OutOfMemory(
                 found=f"{gib(fit.at_once)} of memory for the curvature of all units at once, with {gib(free)} to be had",
                 needed="room for it, or a place on disk",
-                do="pass factors='folder', where it is fitted a few units at a time, or a smaller largest_side",
+                do="write factors='folder' into the method, where it is fitted a few units at a time, or a smaller largest_side",
             )
         if fit.at_once > free and fit.dearest_bytes > free:
             raise OutOfMemory(

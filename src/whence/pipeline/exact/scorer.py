@@ -24,7 +24,7 @@ from whence.pipeline.exact.query_gradients import query_blocks
 from whence.progress import Meter, meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, Parts, QueryBlock, exact_scores
-from whence.settings import ExactSettings, Runtime, TableConfig, refuse_along
+from whence.settings import ExactSettings, Runtime, refuse_along
 from whence.tasks import AbstractTask
 
 __all__ = ["FittedScorer", "TableRequest", "as_table", "fit_scorer"]
@@ -49,23 +49,33 @@ class TableRequest:
     tokens: Sequence[int] = ()
 
     @classmethod
-    def of(cls, queries: Dataset, train: Dataset, config: TableConfig) -> "TableRequest":
-        """By names, as people give them.
+    def of(
+        cls,
+        queries: Dataset,
+        train: Dataset,
+        *,
+        groups: Mapping[str, Mapping[str, float]] | None = None,
+        per_unit: bool = False,
+        tokens_of: Sequence[str] = (),
+    ) -> "TableRequest":
+        """By names, as people give them; see `whence.attribute`.
 
         Args:
             queries: The queries.
             train: The training data.
-            config: Groups and parts.
+            groups: Sums of queries that are the rows.
+            per_unit: Whether each unit's part is kept.
+            tokens_of: Ids of training examples of which each position's part is kept.
 
         Raises:
             BadInput: If an id is unknown.
         """
-        unknown = sorted(set(config.tokens_of) - set(train.ids))
+        unknown = sorted(set(tokens_of) - set(train.ids))
         if unknown:
             raise BadInput(found=f"tokens_of with {unknown[0]!r}", needed="ids of training examples", do="correct it")
-        tokens = [row for row, name in enumerate(train.ids) if name in set(config.tokens_of)]
-        weights_GQ, names = _weights(queries, config.groups)
-        return cls(queries=queries, names=names, weights_GQ=weights_GQ, per_unit=config.per_unit, tokens=tokens)
+        tokens = [row for row, name in enumerate(train.ids) if name in set(tokens_of)]
+        weights_GQ, names = _weights(queries, groups)
+        return cls(queries=queries, names=names, weights_GQ=weights_GQ, per_unit=per_unit, tokens=tokens)
 
     def rows(self, some: range) -> tuple[Dataset, Tensor | None]:
         """The queries of some rows, and their weights."""

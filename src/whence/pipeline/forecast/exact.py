@@ -17,7 +17,7 @@ from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, 
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, Unroll, exact_settings, factors_folder, fit_of, split_runtime
+from whence.settings import ExactSettings, Runtime, Unroll, check_record, checked_settings, factors_folder, fit_of
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
@@ -67,7 +67,6 @@ def forecast_exact(
     *,
     method: str | ExactSettings = "ekfac",
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ExactForecast:
     """Memory, disk and time of `attribute`, and into how many passes it would be cut; runs a few examples, writes nothing.
 
@@ -77,7 +76,6 @@ def forecast_exact(
         queries: How many.
         method: As in `attribute`, like all the rest.
         runtime: How the job would run.
-        **options: As in `attribute`.
 
     Returns:
         The forecast; `forecast.footprint.refuse()` raises what the run would.
@@ -85,14 +83,14 @@ def forecast_exact(
     Raises:
         BadInput: If the method differentiates the steps of a recorded run, which say what it takes.
     """
-    runtime, rest = split_runtime(runtime, options)
+    check_record(runtime, Runtime, "runtime")
     if method == "unroll" or isinstance(method, Unroll):
         raise BadInput(
             found="a forecast of unroll, which depends on the recorded run",
             needed="a method that goes back through no steps",
             do="start it: unroll says what it takes before anything long, and stops if that does not fit",
         )
-    return _forecast(task, as_dataset(task, train), queries, exact_settings(method, rest), runtime, Timing())
+    return _forecast(task, as_dataset(task, train), queries, checked_settings(method), runtime, Timing())
 
 
 def expected_seconds(

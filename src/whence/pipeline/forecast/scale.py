@@ -222,7 +222,7 @@ def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: in
     rank = config.rank or method.rank
     shapes = [projected_shape(unit, rank) for unit in units]
     names = [unit.name for unit in units]
-    if method.encoder in ("whole", "entries", "aligned"):
+    if method.is_joined:
         shapes, names = [(1, width or rank)], ["all"]
     factor_rank = config.factor_rank or method.factor_rank
     return row_codec(names, shapes, factor_rank, method.dtype if config.dtype == "method" else config.dtype, config.seed)
@@ -248,6 +248,8 @@ def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec
     shapes = [(p, r) for p, r in codec.shapes]
     if method.encoder == "channels":  # picked, not multiplied; four times the rank on both sides
         return sum(2.0 * tokens * 16 * p * r for p, r in shapes)
+    if method.encoder != "sides":
+        raise NotImplementedError(method.encoder)
     sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, shapes, strict=True))
     return tokens * (sides + sum(2.0 * p * r for p, r in shapes))
 

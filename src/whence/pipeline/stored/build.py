@@ -30,7 +30,7 @@ from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, obj
 from whence.pipeline.stored.write_rows import write_rows
 from whence.plans import build_stages
 from whence.progress import Stages, meter, say, staged
-from whence.settings import BuildConfig, Runtime, only_options, split_options, split_runtime
+from whence.settings import BuildConfig, Runtime, check_record
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
@@ -73,7 +73,6 @@ def build(
     origin: dict[str, Any] | None = None,
     config: BuildConfig = BuildConfig(),
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> Store:
     """Compress the gradient of every training example into a store on disk.
 
@@ -91,19 +90,16 @@ def build(
         runtime: How the job runs: `quiet`, and `ranks` that build it together on folders that all of them see, `Ranks.launched()` under
             torchrun. They send no messages: a process that is lost loses only its unfinished shard, which another one makes. Only where a
             model is split over them do they exchange its weights, and need each other.
-        **options: By name, the fields of `BuildConfig` instead of `config`, such as method="logra" and rank=32; and `quiet` and `ranks`.
 
     Returns:
         The finished store.
 
     Raises:
-        BadInput: If both `config` and options are given, or the data cannot be used.
+        BadInput: If the data cannot be used, or a setting has no use.
         StoreMismatch: If the folder holds a store of something else.
-        UnknownOption: If there is no such option.
     """
-    config, rest = split_options(config, options, "config")
-    runtime, rest = split_runtime(runtime, rest)
-    only_options(BuildConfig(), rest, "config")  # refuses them
+    check_record(config, BuildConfig, "config")
+    check_record(runtime, Runtime, "runtime")
     unused = [name for name in ("batch_positions", "memory_gib", "workers") if getattr(runtime, name) is not None]
     if unused:
         raise BadInput(

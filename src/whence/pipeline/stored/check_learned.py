@@ -40,8 +40,7 @@ def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], fol
     Raises:
         StoreCorrupt: If they are other ones.
     """
-    joined = method.encoder in ("whole", "entries", "aligned")
-    due = [blueprint.rank] if joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
+    due = [blueprint.rank] if method.is_joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
     sizes = [math.prod(unit.projected) for unit in blueprint.units]
     if method.encoder == "aligned":  # signs of what the axes leave may follow
         sizes = sizes[:1] if len(sizes) <= 2 else sizes

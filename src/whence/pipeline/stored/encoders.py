@@ -118,6 +118,8 @@ def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device:
         return EntryMask.random(plan.units, rank, seed=seed, device=device)
     if method.encoder == "channels":
         return ChannelMask.random(plan.units, rank, seed=seed, device=device)
+    if method.encoder != "sides":
+        raise NotImplementedError(method.encoder)
     shapes = [projected_shape(unit, rank) for unit in plan.units]
     return Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=device)
 

@@ -87,8 +87,8 @@ def export(
 ) -> Exported:
     """Write a store's rows as vectors, with ids and sources, for an engine that finds the largest inner products with a query's vector.
 
-    Such an inner product is the row's score. `query_vectors` gives the queries' side, and `whence.query(..., index=folder)` answers from an
-    exported index or table. Deleted rows are left out. Memory holds one shard, and for FAISS the index.
+    Such an inner product is the row's score. `query_vectors` gives the queries' side, and `whence.query` of an `Indexed`
+    store answers from an exported index or table. Deleted rows are left out. Memory holds one shard, and for FAISS the index.
 
     Args:
         store: A store or its folder, of a method whose rows are vectors.

@@ -29,7 +29,7 @@ from whence.pipeline.stored.logged_rows import check_rows
 from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
 from whence.pipeline.stored.write_rows import refuse_not_held
 from whence.progress import say
-from whence.settings import BuildConfig, FitConfig
+from whence.settings import BuildConfig, FitConfig, check_record
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json, write_tensors
 from whence.store.row_files import RowFile
@@ -43,7 +43,7 @@ _NOTE = "rows were logged while training: each is the gradient at the weights of
 class GradientLog:
     """Keeps a compressed gradient of every example that a training run meets, from the run's own backward passes.
 
-        log = whence.pipeline.GradientLog("store", task, train, method="logra")
+        log = whence.pipeline.GradientLog("store", task, train)
         for ids, inputs, targets in loader:
             optimizer.zero_grad()
             with log.batch(ids):
@@ -63,8 +63,8 @@ class GradientLog:
         train: The training data; the ids of batches are its.
         factors: Folder for the factors of K-FAC, summed over the same passes: what `attribute(..., labels="dataset", factors=folder)` goes on
             from at the weights that the run ends with. None keeps none.
+        config: What the store holds, by a method that learns nothing from the data first (logra, factgrass, lorif, grad-dot, grad-cos).
         quiet: No progress on stderr.
-        **options: Fields of `BuildConfig`: of methods that learn nothing from the data first (logra, factgrass, lorif, grad-dot, grad-cos).
 
     Raises:
         BadInput: If the method learns from the data first, or the folder holds a finished store.
@@ -79,12 +79,13 @@ class GradientLog:
         train: Dataset | Iterable[Any],
         *,
         factors: str | Path | None = None,
+        config: BuildConfig = BuildConfig(method="logra"),
         quiet: bool = False,
-        **options: Any,
     ):
-        self._config = BuildConfig(**{"method": "logra", **options})
+        check_record(config, BuildConfig, "config")
+        self._config = config
         method = method_named(self._config.method)
-        if method.encoder not in ("sides", "channels") or method.projection == "pca" or method.optimizer_scaled:
+        if method.is_joined or method.projection == "pca" or method.optimizer_scaled:
             raise BadInput(
                 found=f"method {method.name}, which learns from the data before it stores anything",
                 needed="logra, factgrass, lorif, grad-dot or grad-cos",

@@ -13,17 +13,17 @@ from whence.distributed import Ranks
 from whence.errors import BadInput
 from whence.methods import method_named
 from whence.pipeline.class_labels import class_labels
-from whence.pipeline.inputs import autocast_named
+from whence.pipeline.inputs import autocast_named, refuse_bare_model
 from whence.pipeline.questions import questions_of
 from whence.pipeline.stored.indexed import index_note, indexed_top, open_index
-from whence.pipeline.stored.prepared import PreparedQuery, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, PreparedStore, hit_of
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.pipeline.stored.shortlist import recall_note, shortlist_wanted
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits, QueryFacts
 from whence.score import Batching, Top, all_scores, believable_unit, mean_table, top_scores
-from whence.settings import Damping, QueryConfig, Runtime, split_options, stored_options
+from whence.settings import Damping, Indexed, Rerank, Runtime, check_record
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, Classification
 
@@ -36,47 +36,60 @@ _WITHHELD = (
 
 
 def query(
-    store: Store | str | Path,
+    store: Store | str | Path | Indexed,
     task: AbstractTask,
     queries: Dataset | Iterable[Any],
     *,
-    config: QueryConfig = QueryConfig(),
+    k: int = 10,
+    damping: Damping = Damping(),
+    tokens: bool = False,
+    rerank: Rerank | None = None,
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> Hits:
     """The training examples that raise and lower each query's measurement most.
 
-    With `second=` or `rerank=` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example
+    With `rerank=` in two stages: a scan of the store leaves a shortlist per query, and something better scores that. An example
     that the scan does not shortlist is not found.
 
     Args:
-        store: A store or its folder.
+        store: A store or its folder; with an exported index a `whence.settings.Indexed`.
         task: The model that the store was built with.
         queries: As `task.prepare` takes them, or already prepared.
-        config: How many hits, with which damping, and whether there is a second stage or scores of tokens.
+        k: Hits on each side at most; proponents have positive scores, opponents negative ones.
+        damping: Of the store's curvature; the method's own share of the mean eigenvalue if nothing is said. It is the first stage's; a second
+            store takes its method's own.
+        tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score. A hit
+            whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note says so.
+        rerank: A second stage for the shortlist.
         runtime: How the job runs. Processes scan their own shards each; all of them return the answer, which is that of one process.
-        **options: Flat, by name: the fields of `QueryConfig`; `relative_damping`, `absolute_damping`, `damping_rule`; `rerank`, `train`,
-            `shortlist`; the fields of `Runtime`.
 
     Returns:
         Both tails per query.
 
     Raises:
-        BadInput: If tokens are to be scored that the task cannot place in a text, ranks are given workers, or either an index.
+        BadInput: If k is not positive, tokens are to be scored that the task cannot place in a text, ranks are given workers, or either an
+            index.
     """
-    config, rest = split_options(config, options, "config")
-    k, tokens = config.k, config.tokens
-    damping, second, runtime = stored_options(config.damping, config.second, runtime, rest)
+    _check(damping, runtime)
+    if rerank is not None:
+        check_record(rerank, Rerank, "rerank")
+    if k < 1:
+        raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
     ranks, quiet = runtime.ranks, runtime.is_quiet
-    if config.index is not None and (runtime.workers is not None or ranks.count > 1):
+    folder = store.index if isinstance(store, Indexed) else None
+    source: Store | str | Path = store.store if isinstance(store, Indexed) else store
+    if folder is not None and (runtime.workers is not None or ranks.count > 1):
         raise BadInput(
             found="an index for workers or several ranks", needed="one process, which asks the index", do="leave them out"
         )
-    store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    index = None if config.index is None else open_index(config.index, store)
-    size = k if second is None else second.rows_kept(k, len(store), shortlist_wanted(store))
+    store = source if isinstance(source, Store) else open_store(source, ranks=ranks)
+    index = None if folder is None else open_index(folder, store)
+    size = k if rerank is None else rerank.rows_kept(k, len(store), shortlist_wanted(store))
+    refuse_bare_model(task)
+    ready = PreparedStore.load(store, task, damping)  # another model is refused before its records are read
     questions, records = questions_of(task, queries)
-    prepared = PreparedQuery.prepare(store, task, questions, damping, quiet)
+    ready.check(questions)
+    prepared = ready.prepare(questions, quiet=quiet)
     if tokens and not any(example.token_spans is not None for example in prepared.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
@@ -84,9 +97,9 @@ def query(
             do="leave tokens out",
         )
     stage: Stage | None = None
-    if second is not None:
-        is_exact = second.by == "exact"
-        stage = ExactStage.prepare(prepared, second.train, quiet) if is_exact else _larger(prepared, second.by, quiet)
+    if rerank is not None:
+        is_exact = rerank.by == "exact"
+        stage = ExactStage.prepare(prepared, rerank.train, quiet) if is_exact else _larger(prepared, rerank.by, quiet)
     high, low = _scanned(prepared, size, runtime) if index is None else indexed_top(prepared, index, size, quiet=quiet)
     unit, method, notes = prepared.unit, prepared.method, prepared.notes
     notes = notes if index is None else (*notes, index_note(index))
@@ -131,7 +144,6 @@ def score_table(
     damping: Damping = Damping(),
     weighted: bool = True,
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ScoreTable:
     """Every training example's score for every query; arguments as in `query`.
 
@@ -143,12 +155,11 @@ def score_table(
         weighted: Whether the weights of a store of TRAK or GraSS are multiplied in. False keeps them apart in the table's `weights`, as
             `whence.score.Ensemble` needs them; the table is not one of scores then.
         runtime: As in `query`.
-        **options: As in `query`, but for a second stage.
 
     Returns:
         The table.
     """
-    damping, runtime = _one_stage(damping, runtime, options)
+    _check(damping, runtime)
     return _table(store, task, queries, damping, weighted=weighted, runtime=runtime)
 
 
@@ -159,7 +170,6 @@ def ensemble_table(
     *,
     damping: Damping = Damping(),
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ScoreTable:
     """Scores over several models trained alike, one store each: seeds or checkpoints.
 
@@ -172,7 +182,6 @@ def ensemble_table(
         queries: As in `query`.
         damping: As in `query`.
         runtime: As in `query`.
-        **options: As in `score_table`.
 
     Returns:
         One table.
@@ -188,7 +197,7 @@ def ensemble_table(
             needed="as many of both, one or more, and one method",
             do="pass the task of each store in the same order",
         )
-    damping, runtime = _one_stage(damping, runtime, options)
+    _check(damping, runtime)
     pairs = zip(opened, tasks, strict=True)
     return mean_table([_table(store, task, queries, damping, weighted=False, runtime=runtime) for store, task in pairs])
 
@@ -239,16 +248,9 @@ def _table(
     )
 
 
-def _one_stage(damping: Damping, runtime: Runtime, options: Mapping[str, Any]) -> tuple[Damping, Runtime]:
-    """What a table is made with.
-
-    Raises:
-        BadInput: If a second stage is asked for: a table has all rows.
-    """
-    damping, second, runtime = stored_options(damping, None, runtime, options)
-    if second is not None:
-        raise BadInput(found="rerank for a table", needed="one stage, since a table has all rows", do="leave rerank out")
-    return damping, runtime
+def _check(damping: Damping, runtime: Runtime) -> None:
+    check_record(damping, Damping, "damping")
+    check_record(runtime, Runtime, "runtime")
 
 
 def _scanned(prepared: PreparedQuery, k: int, runtime: Runtime) -> tuple[Top, Top]:

@@ -80,7 +80,7 @@ class ExactStage:
             raise BadInput(
                 found="rerank='exact' without training data",
                 needed="the data that the store was built from, since its gradients are taken again",
-                do="pass train=, on the command line --train",
+                do="write Rerank(train=...), on the command line --train",
             )
         refuse_sharded(prepared.task.model, "rerank='exact'")
         examples = matched(prepared.store, as_dataset(prepared.task, train))

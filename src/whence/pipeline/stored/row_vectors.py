@@ -31,7 +31,7 @@ def query_vectors(
 ) -> Tensor:
     """Queries as vectors: their inner product with an exported row's vector is its score.
 
-    For engines that are asked by themselves; `whence.query(..., index=)` does it all.
+    For engines that are asked by themselves; `whence.query(whence.settings.Indexed(...), ...)` does it all.
 
     Args:
         store: A store or its folder.

@@ -18,7 +18,7 @@ from whence.pipeline.exact.measure import room_bytes
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter, say
 from whence.records import ScoreTable
-from whence.settings import Runtime, only_runtime
+from whence.settings import Runtime, check_record
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 from whence.unroll import (
@@ -95,7 +95,6 @@ def group_effects(
     by: Literal["source"] | Mapping[str, Sequence[str]] = "source",
     mode: Mode = "auto",
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> ScoreTable:
     """What whole groups of training examples do to every query: the exact derivative by a weight that a group's examples share.
 
@@ -111,7 +110,6 @@ def group_effects(
         by: "source", the field of that name of the examples, or ids of examples by name of the group; an example is in one at most.
         mode: "forward" carries groups, "reverse" queries; "auto" whatever is fewer. Both give the same numbers.
         runtime: How the job runs.
-        **options: The fields of `Runtime` by name.
 
     Returns:
         A table with one column per group.
@@ -119,7 +117,7 @@ def group_effects(
     Raises:
         UnknownOption: If there is no such mode.
     """
-    runtime = only_runtime(runtime, options)
+    check_record(runtime, Runtime, "runtime")
     if mode not in ("auto", "reverse", "forward"):
         raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
     refuse_sharded(task.model, "a run's derivative")
@@ -163,7 +161,6 @@ def smoothness(
     h: float = _H,
     seed: int = 0,
     runtime: Runtime = Runtime(),
-    **options: Any,
 ) -> Smoothness:
     """Whether the end of a recorded run depends on its data smoothly enough for scores of the method "unroll" to say anything.
 
@@ -177,7 +174,6 @@ def smoothness(
         h: By how much their weight is lowered each time; 0.5 takes them out half and then whole.
         seed: Of the draw.
         runtime: How the job runs.
-        **options: The fields of `Runtime` by name.
 
     Returns:
         The smoothness.
@@ -185,7 +181,7 @@ def smoothness(
     Raises:
         BadInput: If `share` or `h` is out of range.
     """
-    runtime = only_runtime(runtime, options)
+    check_record(runtime, Runtime, "runtime")
     if not 0 < share <= 1 or not 0 < h <= 0.5:
         raise BadInput(
             found=f"share={share:g} and h={h:g}",

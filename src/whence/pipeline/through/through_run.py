@@ -59,7 +59,7 @@ def through_run(
         raise OutOfMemory(
             found=f"room for {need.rows_at_once:,} of {need.rows:,} queries at a time",
             needed="room for all, or a place where each segment's curvature is kept between them",
-            do="pass factors='folder', or ask fewer queries at a time",
+            do="write factors='folder' into the method, or ask fewer queries at a time",
         )
     moved = cut.run.unrecorded(name for unit in prepared.plan.units for name in unit.parameters)
     if moved:
