@@ -48,28 +48,12 @@ def record_trainer(
     """
     from transformers import TrainerCallback
 
-    arguments = trainer.args
-    if arguments.fp16 or arguments.world_size > 1 or arguments.n_gpu > 1:
-        raise Unsupported(
-            found=f"a Trainer with fp16={arguments.fp16} on {max(arguments.world_size, arguments.n_gpu)} device(s)",
-            needed="one device, in float32 or bfloat16",
-            do="train so, or record a loop of your own with whence.Recorder",
-        )
-    if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
-        raise BadInput(
-            found="a Trainer without training data of known length", needed="a dataset with a length", do="pass train_dataset"
-        )
-    if arguments.load_best_model_at_end:
-        raise Unsupported(
-            found="a Trainer with load_best_model_at_end",
-            needed="a run that ends with the weights of its last step",
-            do="leave it out; any checkpoint can be attributed as the end of a shorter run",
-        )
+    _check_trainer(trainer)
     data = _Numbered(trainer.train_dataset)
     ids = ids_of(trainer.train_dataset, id_field)
     trainer.train_dataset = data
     trainer.data_collator = _Collator(trainer.data_collator, _kept_fields(trainer))
-    arguments.remove_unused_columns = False  # the collator does it, after it has taken the numbers
+    trainer.args.remove_unused_columns = False  # the collator does it, after it has taken the numbers
     run: list[Recorder] = []
     mean = _Mean(trainer)
 
@@ -116,6 +100,32 @@ def record_trainer(
 
     trainer.train, trainer.training_step, trainer.accelerator.clip_grad_norm_ = trained, stepped, clipped
     trainer.add_callback(Record())
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Refuse what the recorder would get wrong.
+
+    Raises:
+        BadInput: If the Trainer has no training data of known length.
+        Unsupported: If it trains in float16, whose steps may be skipped, on several devices, or puts earlier weights back at the end.
+    """
+    arguments = trainer.args
+    if arguments.fp16 or arguments.world_size > 1 or arguments.n_gpu > 1:
+        raise Unsupported(
+            found=f"a Trainer with fp16={arguments.fp16} on {max(arguments.world_size, arguments.n_gpu)} device(s)",
+            needed="one device, in float32 or bfloat16",
+            do="train so, or record a loop of your own with whence.Recorder",
+        )
+    if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
+        raise BadInput(
+            found="a Trainer without training data of known length", needed="a dataset with a length", do="pass train_dataset"
+        )
+    if arguments.load_best_model_at_end:
+        raise Unsupported(
+            found="a Trainer with load_best_model_at_end",
+            needed="a run that ends with the weights of its last step",
+            do="leave it out; any checkpoint can be attributed as the end of a shorter run",
+        )
 
 
 class _Numbered(torch.utils.data.Dataset):
