@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from tests.test_store import edit_json, make_records, make_task
 from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.pipeline import export, query_vectors
 from whence.pipeline.stored import export as export_module
+from whence.pipeline.stored.indexed import indexed_top, open_index
+from whence.pipeline.stored.prepared import PreparedStore
+from whence.pipeline.stored.row_vectors import vectors_of
 from whence.settings import Indexed
 from whence.store import delete_rows, open_store
 
@@ -251,3 +255,37 @@ def test_the_command_line(run, model_folder, data_file, tmp_path):
     for side in ("proponents", "opponents"):
         assert [hit["id"] for hit in indexed["queries"][0][side]] == [hit["id"] for hit in scanned["queries"][0][side]]
     assert "found --index with --url" in run(*ask, "--index", tmp_path / "out", "--url", "http://127.0.0.1:1", status=2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), k=st.integers(1, 8))
+def test_more_candidates_are_taken_until_no_other_row_can_be_among_the_best(folders, tmp_path_factory, seed, k):
+    """Of an engine that is off by as much as it may be."""
+    needs("faiss")
+    folder, store = tmp_path_factory.mktemp("exports") / "out", open_store(folders["logra"])
+    export(store, folder, to="faiss", quiet=True)
+    prepared = PreparedStore.load(store, make_task()).prepare(make_task().prepare(QUERIES), quiet=True)
+    index = open_index(folder, store)
+    index = replace(index, exported=replace(index.exported, largest_norm=3e4 * index.exported.largest_norm))
+    vectors_QD = vectors_of(prepared)
+    scores_QN = prepared.scores(range(len(QUERIES)), range(len(store)))
+    generator = torch.Generator().manual_seed(seed)
+    slack = min(index.slack(vector_D) for vector_D in vectors_QD)
+    noise_QN = slack * (2 * torch.rand(scores_QN.shape, generator=generator) - 1)
+
+    def search(asked_QD, count):
+        found = []
+        for vector_D in torch.from_numpy(asked_QD):
+            query = int(
+                (vectors_QD.float() - vector_D).norm(dim=1).minimum((vectors_QD.float() + vector_D).norm(dim=1)).argmin()
+            )
+            sign = 1 if float(vector_D @ vectors_QD[query].float()) > 0 else -1
+            found.append((sign * scores_QN[query] + noise_QN[query]).topk(count).indices.numpy())
+        return np.stack(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whence.pipeline.stored.indexed._MARGIN", 1)
+        high, low = indexed_top(prepared, replace(index, search=search), k, quiet=True)
+    assert float(slack) > float(scores_QN.std()) / 100
+    torch.testing.assert_close(high.scores_QK, scores_QN.topk(k).values, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(low.scores_QK, scores_QN.topk(k, largest=False).values, rtol=1e-5, atol=1e-9)
