@@ -61,7 +61,7 @@ def store(tmp_path_factory, model_folder, data_file):
 def test_build_says_what_it_made_and_goes_on(run, store, model_folder, data_file, capsys):
     arguments = ["build", model_folder, data_file, "-o", store, *OPTIONS, "--rows-per-shard", "5"]
     found = json.loads(run(*arguments))
-    assert found.keys() == {"store", "rows", "bytes_per_row"}
+    assert found.keys() == {"store", "rows", "bytes_per_row", "disk_bytes"}
     assert found["store"] == str(store) and found["rows"] == 12 and found["bytes_per_row"] > 0
     assert main([str(argument) for argument in arguments]) == 0
     assert f"{store} is complete: nothing to do" in capsys.readouterr().err
@@ -87,6 +87,28 @@ def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_p
     assert best["text"] == "a cat sat" and abs(sum(part["score"] for part in best["tokens"]) / best["score"] - 1) < 0.05
     error = run(*arguments[:5], "--bytes-per-example", "2x", status=2)
     assert "found bytes_per_example='2x'; needed a number of bytes, such as 512, 2k or 64m" in error
+
+
+@pytest.mark.parametrize("method", ["aligned", "lorif", "grad-dot"])
+def test_sizes_are_those_of_the_files(method, model_folder, data_file, tmp_path, capsys):
+    folder = tmp_path / "s"
+    assert main([str(word) for word in ("build", model_folder, data_file, "-o", folder, "--method", method)]) == 0
+    out, err = capsys.readouterr()
+    told, size = json.loads(out)["disk_bytes"], sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    rows, texts = (sum(path.stat().st_size for path in folder.glob(f"shards/*.{end}")) for end in ("safetensors", "jsonl"))
+    assert told == {"rows": rows, "texts": texts, "shared": size - rows - texts, "total": size}
+    text = next(line.removeprefix("disk: ") for line in err.splitlines() if line.startswith("disk: "))
+    assert text.startswith(f"{size / 1024:,.0f} KiB: {rows / 1024:,.0f} KiB of rows (")
+    assert main(["inspect", str(folder)]) == 0 and f"disk  {text}\n" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--json"]) == 0 and json.loads(capsys.readouterr().out)["disk_bytes"] == told
+    assert main([str(word) for word in ("forecast", model_folder, data_file, "--method", method, "--json")]) == 0
+    expected = json.loads(capsys.readouterr().out)["disk_bytes"]
+    # What is small and the same for every store (headers, the blueprint, the probe of the model) is not counted beforehand.
+    assert (
+        expected["texts"] == texts
+        and 0 <= size - expected["total"] <= 40 << 10
+        and sum(expected.values()) == 2 * expected["total"]
+    )
 
 
 @pytest.fixture(scope="module")

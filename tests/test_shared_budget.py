@@ -93,7 +93,7 @@ def test_a_store_with_little_room_has_cut_bases_and_says_so(tmp_path, monkeypatc
     assert "shared files take about" in str(forecast_build(task, train, BuildConfig(batch_positions=64)))
     assert main(["inspect", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "codes are made of" in printed and "together" in printed
+    assert "codes are made of" in printed and "shared by all of them" in printed
     scores = whence.score_table(store, task, train, runtime=QUIET).scores
     exact = whence.attribute(
         task,

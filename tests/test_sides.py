@@ -17,7 +17,7 @@ from whence.pipeline.forecast.exact import forecast_exact
 from whence.records import Unit
 from whence.reflections import Blocked, Reflected
 from whence.settings import FitConfig
-from whence.store import read_tensors, sizes_told
+from whence.store import DiskBytes, read_tensors
 
 CPU = torch.device("cpu")
 CUT = FitConfig(largest_side=5, directions=4)
@@ -200,11 +200,13 @@ def test_answers_and_forecasts_say_which_bases_are_cut():
 
 
 def test_rows_and_what_they_share_are_told_apart():
-    assert sizes_told(1000, 1024, 3 << 20) == (
-        "1,000 KiB of rows (1,024 bytes each) and 3,072 KiB shared by all of them, 4,072 KiB together"
+    assert str(DiskBytes(row_bytes=1024, rows=1000 << 10, texts=50 << 10, shared=3 << 20)) == (
+        "4,122 KiB: 1,000 KiB of rows (1,024 bytes each), 50 KiB of their texts and 3,072 KiB shared by all of them"
     )
-    assert sizes_told(10**6, 1024, 4 << 30).endswith("4,096 MiB shared by all of them, 5,073 MiB together")
-    assert "times the rows; with so few examples attribute gives the scores without a store" in sizes_told(48, 40, 1200 << 20)
+    much = DiskBytes(row_bytes=1024, rows=1024 * 10**6, texts=0, shared=4 << 30)
+    assert str(much).startswith("5,073 MiB: ") and str(much).endswith("4,096 MiB shared by all of them")
+    little = DiskBytes(row_bytes=40, rows=48 * 40, texts=100, shared=1200 << 20)
+    assert "times the rows; with so few examples attribute gives the scores without a store" in str(little)
 
 
 def test_a_store_says_which_bases_are_cut_and_how_large_it_is(tmp_path, monkeypatch, capsys):

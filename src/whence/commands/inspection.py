@@ -66,7 +66,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         store: Folder made by `whence build`.
         as_json: Print everything as JSON.
     """
-    from whence.store import fidelity_notes, open_store, read_fidelity, sizes_told
+    from whence.store import fidelity_notes, open_store, read_fidelity
 
     opened = open_store(store, check=False)
     blueprint = opened.blueprint
@@ -78,6 +78,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "bytes_per_row": opened.codec.row_bytes(),
         "fidelity": {name: asdict(fidelity) for name, fidelity in read_fidelity(opened).items()},
         "shared_bytes": opened.shared_bytes(),
+        "disk_bytes": opened.disk_bytes().to_dict(),
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
@@ -101,9 +102,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
     for note in fidelity_notes(opened):
         tell(f"{'fidelity':>16}  {note}")
-    shared = content["shared_bytes"]
-    if shared is not None:
-        tell(f"{'disk':>16}  {sizes_told(len(opened), content['bytes_per_row'], shared)}")
+    tell(f"{'disk':>16}  {opened.disk_bytes()}")
     for name, title in (("bases", "curvature"), ("code", "code")):
         if name in blueprint.task:
             tell(f"{title:>16}  {blueprint.task[name]}")

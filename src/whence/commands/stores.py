@@ -68,7 +68,8 @@ def build(
     with shown_stages(build_stages(config), model):
         built = _built(model, data, output, append, spool, reading, placement, config)
     if built is not None:
-        tell_json({"store": str(built.folder), "rows": len(built), "bytes_per_row": built.codec.row_bytes()})
+        summary = {"store": str(built.folder), "rows": len(built), "bytes_per_row": built.codec.row_bytes()}
+        tell_json(summary | {"disk_bytes": built.disk_bytes().to_dict()})
 
 
 def _built(

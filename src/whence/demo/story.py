@@ -71,8 +71,7 @@ def tell(folder: Path, *, k: int, seeds: int, seed: int, method: str = "aligned"
     origin = {"model": str((folder / "model").resolve()), "task": task.kind, "options": {"long": task.long}}
     origin |= {"data": f"{Path(corpus.__file__).resolve()}:python_docs", "split": "train"}
     store = build(task, dataset, folder / "store", origin=origin, config=BuildConfig(method=method, seed=seed))
-    size = sum(seal.tensors_bytes for seal in store.seals)
-    say(f"     {len(store):,} rows of {store.codec.row_bytes():,} bytes, {size / 2**20:.1f} MiB")
+    say(f"     {len(store):,} rows; {store.disk_bytes()}")
 
     say(f"3/4  {len(QUESTIONS)} questions")
     queries = task.prepare(QUESTIONS)

@@ -2,6 +2,7 @@
 
 from whence.plain_files import check_name, open_plain, read_plain
 from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now, with_deleted
+from whence.store.disk import DiskBytes, enough_disk, size_text
 from whence.store.exchange import check_exchange, exchange_folders
 from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
 from whence.store.file_sets import new_folder
@@ -28,7 +29,7 @@ from whence.store.reader import Store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
 from whence.store.verify import verify_store
-from whence.store.writer import Writer, enough_disk, open_writer, size_text, sizes_told, write_store
+from whence.store.writer import Writer, open_writer, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
@@ -38,9 +39,9 @@ __all__ = [
     "read_fidelity",
     "write_fidelity",
     "bits_named",
+    "DiskBytes",
     "enough_disk",
     "size_text",
-    "sizes_told",
     "FORMAT_VERSION",
     "Blueprint",
     "Leases",

@@ -140,13 +140,18 @@ class Blueprint:
             **dict.fromkeys(self.columns(), ((), norms)),
         }
 
-    def curvature_bytes(self) -> int:
-        """Bytes of the curvature file, its small parts left out."""
+    def curvature_bytes(self, rows: int | None = None) -> int:
+        """Bytes of the curvature file, its small parts left out.
+
+        Args:
+            rows: Of the store, which have no more directions than there are of them; None for many.
+        """
         if method_named(self.method).curvature != "fisher":
             return 0
         sizes = [outputs * inputs for outputs, inputs in (unit.projected for unit in self.units)]
         number = rows_type(self.dtype).itemsize
-        return number * sum(size * min(size, self.curvature_rank or size) for size in sizes)
+        rank = self.curvature_rank or max(sizes)
+        return number * sum(size * (size if size <= rank else min(rank, rows or rank)) for size in sizes)
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""

@@ -21,6 +21,7 @@ from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store.deleted import Deleted, rows_left
+from whence.store.disk import DiskBytes, folder_bytes
 from whence.store.examples import read_example
 from whence.store.files import damaged, read_tensors, reason, sha256_of
 from whence.store.format import Blueprint, Seal
@@ -305,6 +306,14 @@ class Store:
     def shared_bytes(self) -> int | None:
         """Size of the files that all rows share, on disk; None in an object store."""
         return None if is_remote(self.folder) else sum((self.folder / name).stat().st_size for name in self.files)
+
+    def disk_bytes(self) -> DiskBytes:
+        """What it takes on disk, file by file; in an object store what rows share is as much as it should be."""
+        rows, texts = (sum(getattr(seal, name) for seal in self.seals) for name in ("tensors_bytes", "examples_bytes"))
+        other = (
+            self.blueprint.curvature_bytes(len(self)) if is_remote(self.folder) else folder_bytes(self.folder) - rows - texts
+        )
+        return DiskBytes(row_bytes=self.codec.row_bytes(), rows=rows, texts=texts, shared=other)
 
     @cached_property
     def _files(self) -> SealedFiles:

@@ -1,6 +1,5 @@
 """Writing a store shard by shard, so that a killed build goes on where it stopped."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from whence.data import Dataset
-from whence.errors import DiskFull, StoreCorrupt, StoreMismatch
+from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store.deleted import is_deleted_list, listed_deleted, newest_deleted
+from whence.store.disk import enough_disk
 from whence.store.examples import example_line
 from whence.store.files import disk_errors, locked, read_content, write_bytes, write_json, write_tensors
 from whence.store.format import Blueprint, Seal, shard_stem
@@ -32,10 +32,7 @@ from whence.store.resume import (
     shards_to_make,
 )
 
-__all__ = ["Writer", "enough_disk", "open_writer", "size_text", "sizes_told", "write_store"]
-
-# What rows share may be so many times themselves, or so many bytes, before it is said that a store is not the way.
-_MUCH_SHARED, _LITTLE_BYTES = 16, 256 << 20
+__all__ = ["Writer", "open_writer", "write_store"]
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,7 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
     check_data(folder, seals, layouts_by_data, dataset, blueprint.rows_per_shard, append)
     pending = shards_to_make(seals, layouts_by_data, dataset, blueprint.rows_per_shard)
     rows = sum(shard.stop - shard.start for shard in pending)
-    enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes())
+    enough_disk(folder, rows, blueprint.codec().row_bytes(), blueprint.curvature_bytes(len(dataset)))
     if not (folder / "blueprint.json").exists():
         # Only now: a build that does not fit leaves the folder free for one with a smaller rank.
         write_json(folder / "blueprint.json", blueprint.to_json())
@@ -243,43 +240,3 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         for what in damaged:  # which then counts as absent
             (folder / (what if isinstance(what, str) else f"{shard_stem(what)}.json")).unlink()
     return Writer(folder, blueprint, seals, pending, dataset, leases, layouts_by_data, damaged)
-
-
-def enough_disk(folder: Path, rows: int, row_bytes: int, shared_bytes: int) -> None:
-    """Refuse a store that the disk does not hold; of an object store the size is not known.
-
-    Args:
-        folder: The store.
-        rows: To be written.
-        row_bytes: Of each.
-        shared_bytes: Of what all rows share.
-
-    Raises:
-        DiskFull: If there is less room.
-    """
-    if is_remote(folder):
-        return
-    needed, free = rows * row_bytes + shared_bytes, shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskFull(
-            found=f"{size_text(free)} free at {folder}",
-            needed=f"{size_text(needed)} for {rows:,} rows",
-            do="free some space, choose another folder, or a smaller rank",
-        )
-
-
-def sizes_told(rows: int, row_bytes: int, shared_bytes: int) -> str:
-    """Rows and what they share, apart, with what to do where the one is out of proportion to the other; arguments as in `enough_disk`."""
-    own = rows * row_bytes
-    text = (
-        f"{size_text(own)} of rows ({row_bytes:,} bytes each) and {size_text(shared_bytes)} shared by all of them, "
-        f"{size_text(own + shared_bytes)} together"
-    )
-    if shared_bytes <= max(_MUCH_SHARED * own, _LITTLE_BYTES):
-        return text
-    return f"{text}: {shared_bytes / max(own, 1):,.0f} times the rows; with so few examples attribute gives the scores without a store"
-
-
-def size_text(size: int) -> str:
-    """Bytes for people, in KiB or MiB."""
-    return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"

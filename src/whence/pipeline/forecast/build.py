@@ -21,10 +21,15 @@ from whence.pipeline.stored.shared_budget import budget_note
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
-from whence.store import sizes_told
+from whence.store import DiskBytes
+from whence.store.examples import example_line
 from whence.tasks import AbstractTask
 
 __all__ = ["BuildForecast", "forecast_build"]
+
+
+# Of so many examples the texts are counted.
+_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class BuildForecast:
         rows: Training examples.
         row_bytes: On disk, per example.
         shared_bytes: On disk, for the curvature and learned axes.
+        text_bytes: On disk, for ids and texts of the examples.
         learning_bytes: Of memory, besides a batch, while axes are learned.
         rows_per_shard: Rows in a file.
         seconds: For the rows, from a batch on this machine; the curvature of finished rows comes on top.
@@ -51,6 +57,7 @@ class BuildForecast:
     rows: int
     row_bytes: int
     shared_bytes: int
+    text_bytes: int
     learning_bytes: int
     rows_per_shard: int
     seconds: float
@@ -60,7 +67,7 @@ class BuildForecast:
     budget: str = ""
 
     def __str__(self) -> str:
-        disk = f"disk: {sizes_told(self.rows, self.row_bytes, self.shared_bytes)}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
+        disk = f"disk: {self.disk_bytes}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
@@ -77,6 +84,12 @@ class BuildForecast:
             )
         )
 
+    @property
+    def disk_bytes(self) -> DiskBytes:
+        """What the store would take on disk."""
+        own = self.rows * self.row_bytes
+        return DiskBytes(row_bytes=self.row_bytes, rows=own, texts=self.text_bytes, shared=self.shared_bytes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
         return {
@@ -89,6 +102,7 @@ class BuildForecast:
             "row_bytes": self.row_bytes,
             "curvature_bytes": self.shared_bytes,
             "learning_memory_bytes": self.learning_bytes,
+            "disk_bytes": self.disk_bytes.to_dict(),
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
             "learning_seconds": self.learning_seconds,
@@ -141,7 +155,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         memory=memory,
         rows=len(dataset),
         row_bytes=codec.row_bytes() if code is None else code.row_bytes,
-        shared_bytes=blueprint.curvature_bytes() if code is None else code.shared_bytes,
+        shared_bytes=blueprint.curvature_bytes(len(dataset)) if code is None else code.shared_bytes,
+        text_bytes=_text_bytes(dataset),
         learning_bytes=0 if code is None else code.sample_bytes + _learning_bytes(plan, code, fit),
         rows_per_shard=blueprint.rows_per_shard,
         seconds=per_position * sum(example.length for example in dataset.examples),
@@ -150,6 +165,12 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
         budget="" if code is None else budget_note(plan.units, config, fit, code),
     )
+
+
+def _text_bytes(dataset: Dataset) -> int:
+    """Of the lines that say what examples are, by some of them."""
+    some = dataset.spread(min(_LINES, len(dataset))).examples
+    return sum(len(example_line(example)) for example in some) * len(dataset) // max(len(some), 1)
 
 
 def _learning_bytes(plan: Plan, code: CodeSize, fit: FitConfig) -> int:

@@ -50,7 +50,6 @@ from whence.store import (
     read_seals,
     read_tensors,
     sha256_of,
-    sizes_told,
     write_fidelity,
     write_left_out,
     write_tensors,
@@ -195,11 +194,8 @@ def _built(
                     files |= write_fidelity(folder, dataset.fingerprint, fidelity)
                     report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
                 finish_store(writer, files, quiet)
-                shared = sum(tensor.nbytes for tensors in learned.values() for tensor in tensors.values())
-                report(
-                    f"disk: {sizes_told(len(dataset), blueprint.codec().row_bytes(), shared or blueprint.curvature_bytes())}"
-                )
                 _drop_fit(folder)
+                report(f"disk: {open_store(folder, check=False).disk_bytes()}")
     return _opened(folder, ranks)
 
 
