@@ -321,6 +321,61 @@ def test_mistyped_commands(refused, data_file, words, says):
     refused(*(word.format(data=data_file) for word in words), says=says)
 
 
+# Where and how much at a time
+
+WORDS = ("{data}", "-o", "{output}")
+ON_STORE = ("--queries", "{data}")
+COMPUTES = [
+    ["build", "{model}", *WORDS], ["forecast", "{model}", "{data}"], ["curvature", "{model}", *WORDS],
+    ["attribute", "{model}", "{data}", *WORDS], ["smoothness", "{model}", "{data}", "--run", "{output}"],
+    ["proxy", "{model}", "{data}", *WORDS, "--target-name", "t"],
+    ["guide", "{model}", *WORDS, "--harmful", "{data}", "--safe", "{more}"],
+    ["select", *WORDS, "--model", "{model}", "--validation", "{data}", "--keep", "3"],
+    ["study", "{model}", *WORDS, "--set", "a={data}"], ["study", "{store}", "-o", "{output}", "--set", "a={data}"],
+    ["why", "--model", "{model}", "--train", "{data}", "--prompt", "a"], ["why", "{aligned}", "--prompt", "a"],
+    ["query", "{store}", "--text", "a cat"], ["score", "{store}", *WORDS], ["refit", "{store}"],
+    ["clusters", "{store}", "--queries", "{data}"], ["serve", "{store}"],
+    ["shares", "--store", "{store}", "--queries", "{data}", "-o", "{output}"],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory, model_folder, data_file):
+    folder = tmp_path_factory.mktemp("stores") / "aligned"
+    assert main(["build", str(model_folder), str(data_file), "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("words", COMPUTES, ids=lambda words: " ".join(words[:2]))
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
+    refused, output, model_folder, data_file, store, aligned, tmp_path, words
+):
+    more = shutil.copy(data_file, tmp_path / "more.jsonl")
+    places = {"model": model_folder, "data": data_file, "output": output, "store": store, "aligned": aligned, "more": more}
+    for device in ("cuda:99", "meta", "gpu"):
+        refused(
+            *(word.format(**places) for word in words), "--device", device, only=words[0] != "serve",
+            says=f"found the device '{device}', which cannot be used here .*; needed one that this machine has: cpu.*; do this: correct it",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [words for words in COMPUTES if words[0] in ("build", "attribute", "curvature", "query", "select")]
+)
+def test_impossible_batches(refused, output, model_folder, data_file, store, words):
+    places = {"model": model_folder, "data": data_file, "output": output, "store": store}
+    words = [word.format(**places) for word in words]
+    refused(*words, "--batch-size", "-1", says="found batch_size=-1; needed (1|0) or more; do this")
+    refused(
+        *words,
+        "--batch-size",
+        "4",
+        "--batch-positions",
+        "9",
+        says="found batch_size=4 and batch_positions=9; needed one of them",
+    )
+
+
 # Disk
 
 

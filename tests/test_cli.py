@@ -213,6 +213,46 @@ def test_attribute_is_named_where_a_store_does_not_pay(model_folder, many, data_
     assert not note("build", model_folder, many, "-o", tmp_path / "raw", "--method", "grad-dot")
 
 
+def test_batches_of_so_many_examples_on_a_device_by_name(run, model_folder, data_file, tmp_path, monkeypatch):
+    longest = max(len(json.loads(line)["text"].encode()) for line in data_file.read_text().splitlines())
+    made = {}
+    for name, batch in (("size", ("--batch-size", 3)), ("positions", ("--batch-positions", 3 * longest)), ("free", ())):
+        run("build", model_folder, data_file, "-o", tmp_path / name, *OPTIONS, *batch, "--device", "cpu")
+        made[name] = json.loads(run("inspect", tmp_path / name, "--json"))["batch_positions"]
+    assert made["size"] == made["positions"] == 3 * longest != made["free"]
+    shards = [(tmp_path / name / "shards" / "00000.safetensors").read_bytes() for name in ("size", "positions")]
+    assert shards[0] == shards[1]
+
+    seen = []
+    import whence.data
+
+    batches = whence.data.batches
+
+    def watched(lengths, **options):
+        seen.append(options["max_positions"])
+        return batches(lengths, **options)
+
+    for module in ("score.query", "score.exact", "curvature.kfac"):
+        monkeypatch.setattr(f"whence.{module}.batches", watched)
+    on = ("--device", "cpu", "--batch-size", 2)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"text": "a cat sat"}\n')
+    two, question = 2 * longest, 2 * len("a cat sat")
+    for words, positions in (
+        (("attribute", model_folder, data_file, data_file, "-o", tmp_path / "t"), two),
+        (("curvature", model_folder, data_file, "-o", tmp_path / "c"), two),
+        (("select", data_file, "--model", model_folder, "--validation", data_file, "--keep", 3, "-o", tmp_path / "k"), two),
+        (("query", tmp_path / "free", "--text", "a cat sat", "--json"), question),
+        (("score", tmp_path / "free", asked, "-o", tmp_path / "scores"), question),
+    ):
+        seen.clear()
+        run(*words, *on)
+        assert positions in seen and max(seen) <= max(positions, made["free"] if words[0] in ("query", "score") else 0), (
+            words,
+            seen,
+        )
+
+
 def test_build_appends(run, store, model_folder, data_file, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": "new", "text": "a new cat"}\n')

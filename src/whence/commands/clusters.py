@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from whence.commands.recorded import task_of_store
-from whence.commands.work_options import Recorded, RecordedOptions, Shown, ShownOptions, refuse_given
+from whence.commands.work_options import DeviceOptions, OnDevice, Recorded, RecordedOptions, Shown, ShownOptions, refuse_given
 from whence.terminal import tell_json
 
 __all__ = ["clusters"]
@@ -36,6 +36,7 @@ def clusters(
     clustered: Annotated[ClusterOptions, Parameter(name="*")] = ClusterOptions(),
     queries: str | None = None,
     recorded: Recorded = RecordedOptions(),
+    machine: OnDevice = DeviceOptions(),
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     shown: Shown = ShownOptions(),
 ) -> None:
@@ -46,6 +47,7 @@ def clusters(
         clustered: How examples are clustered.
         queries: Also say which of these queries each cluster helps and harms; in any form that `whence build` takes as data.
         recorded: For queries: what is loaded of what the store records.
+        machine: For queries: where the model runs.
         output: Also write everything as JSON into this file, the cluster of every example included.
         shown: How the clusters are shown.
 
@@ -59,11 +61,13 @@ def clusters(
     from whence.store import open_store, write_json
 
     if queries is None:
-        refuse_given(recorded, where="without --queries", needed="queries, for which a model is loaded")
+        refuse_given(recorded, machine, where="without --queries", needed="queries, for which a model is loaded")
     opened = open_store(store)
     table = None
     if queries is not None:
-        table = score_table(opened, task_of_store(opened, store, recorded.model, trust=recorded.trust), load_records(queries))
+        table = score_table(
+            opened, task_of_store(opened, store, recorded.model, machine.placement, trust=recorded.trust), load_records(queries)
+        )
     clustering = find(opened, table=table, **asdict(clustered))
     if output is not None:
         write_json(output, clustering.to_dict())

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from whence.commands.recorded import task_of_store
 from whence.commands.shared import TYPED, Json
-from whence.commands.work_options import Recorded, RecordedOptions, refuse_given
+from whence.commands.work_options import DeviceOptions, OnDevice, Recorded, RecordedOptions, refuse_given
 from whence.errors import BadInput
 from whence.settings import SharesConfig
 from whence.terminal import tell, tell_json
@@ -63,11 +63,13 @@ class ScoredOptions:
         store: Store that the scores come from; without tables, the store to score.
         queries: Without tables: queries to score.
         recorded: With --queries: what is loaded of what the store records.
+        machine: With --queries: where the model runs.
     """
 
     store: Path | None = None
     queries: str | None = None
     recorded: Recorded = RecordedOptions()
+    machine: OnDevice = DeviceOptions()
 
     def tables(self, tables: tuple[Path, ...], opened: Any) -> list[Any]:
         """The tables, or one of the queries that are scored here."""
@@ -76,7 +78,7 @@ class ScoredOptions:
 
         if self.store is None or self.queries is None:
             return [str(table) for table in tables]
-        task = task_of_store(opened, self.store, self.recorded.model, trust=self.recorded.trust)
+        task = task_of_store(opened, self.store, self.recorded.model, self.machine.placement, trust=self.recorded.trust)
         return [score_table(opened, task, task.prepare(load_records(self.queries)))]
 
 
@@ -159,7 +161,7 @@ def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
             do="such as: whence shares TABLE --records FILE -o report",
         )
     if not has_queries:
-        refuse_given(scored.recorded, where="without --queries", needed="queries, for which a model is loaded")
+        refuse_given(scored.recorded, scored.machine, where="without --queries", needed="queries, for which a model is loaded")
 
 
 def _show(report: Any, output: Path, seal: str) -> None:

@@ -1,6 +1,6 @@
 """The verb that fits curvature ahead of its use."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Placed, shown_stages
 from whence.commands.task_options import Reading, TaskOptions
+from whence.commands.work_options import BatchOptions, InBatches
 from whence.plans import FIT_STAGES
 from whence.settings import FitConfig, Placement, Runtime
 from whence.terminal import tell_json
@@ -43,7 +44,7 @@ def curvature(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     fit: Annotated[FitOptions, Parameter(name="*")] = FitOptions(),
-    batch_positions: int | None = None,
+    batches: InBatches = BatchOptions(),
     reading: Reading = TaskOptions(),
     placement: Placed = Placement(),
 ) -> None:
@@ -56,7 +57,7 @@ def curvature(
         data: As in build.
         output: Folder of the fit; all processes have to see it.
         fit: What the fit depends on.
-        batch_positions: Positions (tokens) per batch; a forecast from free memory if left out.
+        batches: How much of the data goes through the model at a time.
         reading: The options of the task.
         placement: How a model is loaded that is larger than a device.
     """
@@ -72,7 +73,7 @@ def curvature(
             loaded, _ = reading.load(model, placement, ranks)
             fitted = fit_curvature(
                 loaded, records, output,
-                fit_on=fit.fit_on, fit=fit.config(), runtime=Runtime(batch_positions=batch_positions, ranks=ranks),
+                fit_on=fit.fit_on, fit=fit.config(), runtime=Runtime(ranks=ranks, **asdict(batches)),
             )  # fmt: skip
     if ranks.rank == 0:
         tell_json({"factors": str(output), "units": len(fitted.blocks), "fitted": fitted.note})

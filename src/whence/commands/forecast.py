@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from whence.commands.shared import Json
 from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
-from whence.commands.work_options import flags_given, refuse_given
+from whence.commands.work_options import DeviceOptions, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput
 from whence.settings import BuildConfig, Cluster, Load, Runtime, exact_settings
 from whence.terminal import tell, tell_json
@@ -53,12 +53,14 @@ class SizeOptions:
         examples: Training examples, such as 1e9; for --model-shape, as all that follow.
         tokens_per_example: Of every example.
         num_queries: Asked at once.
+        cluster: What it would run on.
     """
 
     model_shape: str | None = None
     examples: float | None = None
     tokens_per_example: int = Load.tokens_per_example
     num_queries: int = Load.queries
+    cluster: Annotated[Cluster, Parameter(name="*")] = Cluster()
 
 
 def forecast(
@@ -67,7 +69,7 @@ def forecast(
     *,
     exact: Annotated[ExactForecastOptions, Parameter(name="*")] = ExactForecastOptions(),
     sizes: Annotated[SizeOptions, Parameter(name="*")] = SizeOptions(),
-    cluster: Annotated[Cluster, Parameter(name="*")] = Cluster(),
+    machine: OnDevice = DeviceOptions(),
     as_json: Json = False,
     reading: Reading = TaskOptions(),
     config: Flat = BuildConfig(),
@@ -80,8 +82,8 @@ def forecast(
         model: As in build.
         data: As in build.
         exact: An exact run instead of a build.
-        sizes: Sizes instead of a model and data.
-        cluster: For --model-shape, what it would run on.
+        sizes: Sizes instead of a model and data, and what it would run on.
+        machine: Where the model runs.
         as_json: Print JSON.
         reading: As in build.
         config: As in build.
@@ -90,20 +92,22 @@ def forecast(
         BadInput: If options of the one are given for the other.
     """
     if sizes.model_shape is not None:
-        estimate: Any = _at_scale(model, exact, sizes, cluster, reading, config)
-    elif model is None or data is None or flags_given(sizes, cluster):
-        unused = next(iter(flags_given(sizes, cluster)), None)
+        estimate: Any = _at_scale(model, exact, sizes, machine, reading, config)
+    elif model is None or data is None or flags_given(sizes):
+        unused = next(iter(flags_given(sizes)), None)
         raise BadInput(
             found="a forecast of nothing" if unused is None else f"{unused} without --model-shape",
             needed="a model and its data, or --model-shape and --examples",
             do="such as: whence forecast MODEL DATA" if unused is None else "add --model-shape and --examples, or leave it out",
         )
     else:
-        estimate = _of_task(model, data, exact, reading, config)
+        estimate = _of_task(model, data, exact, machine, reading, config)
     tell_json(estimate.to_dict()) if as_json else tell(*str(estimate).split("\n"))
 
 
-def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOptions, config: BuildConfig) -> Any:
+def _of_task(
+    model: str, data: str, exact: ExactForecastOptions, machine: DeviceOptions, reading: TaskOptions, config: BuildConfig
+) -> Any:
     """The forecast of a build or an exact run.
 
     Raises:
@@ -114,26 +118,28 @@ def _of_task(model: str, data: str, exact: ExactForecastOptions, reading: TaskOp
 
     if exact.exact is None:
         refuse_given(exact, where="for a build", needed="--exact METHOD with it", do="add it, or leave the other out")
-    elif exact.queries is None or replace(config, factors=None) != BuildConfig():
+    elif exact.queries is None or replace(config, factors=None, batch_size=0, batch_positions=0) != BuildConfig():
         raise BadInput(
             found=f"--exact {exact.exact} {'without --queries' if exact.queries is None else 'with options of a build'}",
             needed="queries, and no options of a build",
             do="add --queries FILE" if exact.queries is None else "leave the options of a build out, or --exact",
         )
     records = load_records(data, split=reading.split)
-    task, _ = reading.load(model)
+    task, _ = reading.load(model, machine.placement)
     if exact.exact is None:
         return forecast_build(task, records, config)
     queries = task.prepare(load_records(str(exact.queries)))
     settings = exact_settings(exact.exact, {"factors": config.factors, **exact.given()})
-    return forecast_exact(task, records, len(queries), method=settings, runtime=Runtime(memory_gib=exact.memory_gib))
+    batches = {"batch_size": config.batch_size or None, "batch_positions": config.batch_positions or None}
+    runtime = Runtime(memory_gib=exact.memory_gib, **batches)
+    return forecast_exact(task, records, len(queries), method=settings, runtime=runtime)
 
 
 def _at_scale(
     model: str | None,
     exact: ExactForecastOptions,
     sizes: SizeOptions,
-    cluster: Cluster,
+    machine: DeviceOptions,
     reading: TaskOptions,
     config: BuildConfig,
 ) -> Any:
@@ -144,7 +150,7 @@ def _at_scale(
     """
     from whence.pipeline import forecast_scale
 
-    given = {"a model": model} if model is not None else flags_given(exact, replace(reading, track=(), ignore=()))
+    given = {"a model": model} if model is not None else flags_given(exact, machine, replace(reading, track=(), ignore=()))
     for what in given:
         raise BadInput(
             found=f"--model-shape with {what}",
@@ -158,4 +164,4 @@ def _at_scale(
             do="write such as --examples 1e9",
         )
     load = Load(examples=int(sizes.examples), tokens_per_example=sizes.tokens_per_example, queries=sizes.num_queries)
-    return forecast_scale(str(sizes.model_shape), load, config, cluster, track=reading.track, ignore=reading.ignore)
+    return forecast_scale(str(sizes.model_shape), load, config, sizes.cluster, track=reading.track, ignore=reading.ignore)

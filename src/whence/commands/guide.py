@@ -10,7 +10,7 @@ from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.shared import Json
 from whence.commands.work_options import Work, WorkOptions
 from whence.errors import BadInput
-from whence.settings import GuideConfig, Runtime, exact_settings
+from whence.settings import GuideConfig, exact_settings
 from whence.terminal import tell, tell_json
 
 __all__ = ["guide"]
@@ -70,10 +70,10 @@ def guide(
         )
     records, unwanted = load_records(data, split=work.reading.split), load_records(behaviour.harmful)
     wanted = load_records(behaviour.safe)
-    task, _ = work.reading.load(model)
+    task = work.load(model)
     marks = find(
         task, records, unwanted, wanted, output,
-        config=config, method=exact_settings(exact.method, exact.given()), runtime=Runtime(memory_gib=work.memory_gib),
+        config=config, method=exact_settings(exact.method, exact.given()), runtime=work.runtime(),
     )  # fmt: skip
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:

@@ -17,23 +17,23 @@ FEW = 14
 
 # Of verbs with many options, those that most people want. What a verb cannot do without is shown besides.
 FIRST = {
-    "build": "--append --task --long --max-length --track --skip-bad --method --bytes-per-example --factors --model-dtype",
-    "query": "--text --prompt --completion --file -k --tokens --model --trust --relative-damping --rerank --html --json",
-    "why": "--store --completion --chat --token -k --model --trust --train --method --long --html --json",
-    "serve": "--model --trust --questions --metadata --open --host --port --token-file --redacted --log --workers --json",
-    "forecast": "--model --data --exact --queries --memory-gib --model-shape --examples --task --long --track --method "
+    "build": "--append --task --long --max-length --track --skip-bad --method --bytes-per-example --factors --device --batch-size",
+    "query": "--text --prompt --completion --file -k --tokens --model --trust --relative-damping --rerank --device --html",
+    "why": "--store --completion --chat --token -k --model --train --method --long --device --html --json",
+    "serve": "--model --trust --device --questions --metadata --open --host --port --token-file --redacted --log --workers",
+    "forecast": "--model --data --exact --queries --memory-gib --model-shape --examples --task --long --device --method "
     "--bytes-per-example --json",
-    "score": "--model --trust --relative-damping --absolute-damping --damping-rule --ensemble --workers --model-dtype",
-    "attribute": "--method --relative-damping --fit-on --factors --normalize --run --ensemble --task --long --max-length --track "
-    "--memory-gib",
-    "curvature": "--fit-on --samples --seed --largest-side --task --long --max-length --track --ignore --model-dtype",
-    "smoothness": "--share --h --seed --task --long --max-length --track --memory-gib --json",
-    "shares": "--records --by --store --queries --rule --floor --payout --minimum --weights --validated --json",
-    "study": "--set -k --kinds --model --trust --method --relative-damping --fit-on --factors --task --long --memory-gib --json",
-    "proxy": "--target --target-name --probe --distil --save-model --name --method --fit-on --task --long --memory-gib --json",
-    "guide": "--quantile --window --budget --method --relative-damping --fit-on --factors --task --long --memory-gib --json",
+    "score": "--model --trust --relative-damping --absolute-damping --damping-rule --ensemble --workers --device --batch-size",
+    "attribute": "--method --relative-damping --fit-on --factors --normalize --run --ensemble --task --long --max-length --device "
+    "--batch-size",
+    "curvature": "--fit-on --samples --seed --largest-side --task --long --max-length --track --device --batch-size",
+    "smoothness": "--share --h --seed --task --long --max-length --device --batch-size --json",
+    "shares": "--records --by --store --queries --rule --floor --payout --minimum --weights --device --json",
+    "study": "--set -k --kinds --model --trust --method --relative-damping --fit-on --task --long --device --batch-size --json",
+    "proxy": "--target --target-name --probe --distil --save-model --name --method --fit-on --task --long --device --json",
+    "guide": "--quantile --window --budget --method --relative-damping --fit-on --task --long --device --batch-size --json",
     "bank": "--train --command --data --queries --examples --subsets --fraction --leave-out --seeds --workers --masks --outcomes --json",
-    "select": "--by --keep --drop --model --table --validation --balance --duplicates --store --prove --task --long --json",
+    "select": "--by --keep --drop --model --table --validation --balance --duplicates --store --prove --task --device --json",
 }
 
 

@@ -11,7 +11,7 @@ from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import DistilConfig, Runtime, exact_settings
+from whence.settings import DistilConfig, exact_settings
 from whence.terminal import tell, tell_json
 
 __all__ = ["proxy"]
@@ -139,8 +139,8 @@ def proxy(
 
     _check_options(aim, distilled)
     records, query_records = list(load_records(data, split=work.reading.split)), list(load_records(queries))
-    task, _ = work.reading.load(model)
-    target: Any = aim.target_name if aim.target is None else work.reading.load(aim.target)[0]
+    task = work.load(model)
+    target: Any = aim.target_name if aim.target is None else work.load(aim.target)
     if distilled.save_model is not None:
         _check_savable(task)
     recorded = _origin_of(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
@@ -148,7 +148,7 @@ def proxy(
     check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
     content |= distilled.train(target, task, records, factored.seed or 0)
-    settings, runtime = exact_settings(factored.method, factored.given()), Runtime(memory_gib=work.memory_gib)
+    settings, runtime = exact_settings(factored.method, factored.given()), work.runtime()
     scores = proxy_table(task, target, records, query_records, name=table.name, method=settings, runtime=runtime)
     origin = {"models": (task.weights,), "data": [recorded["train"]], "queries": recorded["queries"], "whence": __version__}
     save_table(scores, table.output, origin=origin | {"settings": recorded})

@@ -2,14 +2,14 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from whence.commands.task_options import Reading, TaskOptions
-from whence.commands.work_options import flags_given, refuse_given
+from whence.commands.work_options import BatchOptions, DeviceOptions, InBatches, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import SelectConfig, exact_settings, takes_option
+from whence.settings import Runtime, SelectConfig, exact_settings, takes_option
 
 __all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options", "records_of"]
 
@@ -25,6 +25,8 @@ class ValueOptions:
         validation: Examples that the model should get right, in any form that `whence build` takes as data.
         method: An exact method of `whence methods`, for both kinds of influence; ekfac if left out.
         seed: Of random choices.
+        machine: Where the model runs.
+        batches: For both kinds of influence, how much of the data goes through the model at a time.
     """
 
     table: Path | None = None
@@ -33,10 +35,12 @@ class ValueOptions:
     validation: str | None = None
     method: str | None = None
     seed: int = 0
+    machine: OnDevice = DeviceOptions()
+    batches: InBatches = BatchOptions()
 
     def task(self) -> Any:
         """The task of the model; None without one."""
-        return None if self.model is None else self.reading.load(self.model)[0]
+        return None if self.model is None else self.reading.load(self.model, self.machine.placement)[0]
 
     def dataset(self, task: Any, records: Sequence[Any]) -> Any:
         """The examples, in their order; without a model only their ids.
@@ -67,9 +71,10 @@ class ValueOptions:
             return _for_data(load_table(self.table), train.ids, self.table)
         validation = None if self.validation is None else load_records(self.validation)
         method: Any = self.method or "ekfac"
+        batches = {"runtime": Runtime(**asdict(self.batches))} if by.endswith("influence") else {}
         if by.endswith("influence") and takes_option(method, "seed"):
             method = exact_settings(method, {"seed": self.seed})
-        return value_table(task, train, by, validation=validation, method=method, seed=self.seed)
+        return value_table(task, train, by, validation=validation, method=method, seed=self.seed, **batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +210,10 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
     for name in ("seeds", "workers"):
         if getattr(proof, name) < 1:
             raise BadInput(found=f"--{name} {getattr(proof, name)}", needed="1 or more", do="leave it out for the default")
+    if not by.endswith("influence"):
+        refuse_given(valued.batches, where=f"for --by {by}", needed="influence of either kind, which takes batches")
     if not has_model:
-        for flag in flags_given(replace(valued.reading, split="train")):
+        for flag in flags_given(replace(valued.reading, split="train"), valued.machine, valued.batches):
             raise BadInput(
                 found=f"{flag} without --model", needed="options that go together", do=f"add --model, or leave {flag} out"
             )

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.shared import Json, read_token, workers_of
-from whence.commands.work_options import Recorded, RecordedOptions, refuse_given
+from whence.commands.work_options import DeviceOptions, OnDevice, Recorded, RecordedOptions, refuse_given
 from whence.errors import BadInput
 from whence.serve import ServeConfig
 from whence.terminal import tell, tell_json
@@ -53,6 +53,7 @@ def serve(
     /,
     *,
     recorded: Recorded = RecordedOptions(),
+    machine: OnDevice = DeviceOptions(),
     page: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),
     images: Annotated[ImageOptions, Parameter(name="*")] = ImageOptions(),
     token_file: Path | None = None,
@@ -68,6 +69,7 @@ def serve(
         stores: Folders made by `whence build` from language models, classifiers of texts or images, or diffusion models, each perhaps as
             NAME=FOLDER; the name of the folder if left out.
         recorded: What is loaded of what the stores record.
+        machine: Where the models run.
         page: What the page shows besides answers.
         images: Images that are in no files.
         token_file: File with the token that requests have to show.
@@ -100,12 +102,17 @@ def serve(
             webbrowser.open(url)
 
     with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
-        hosted_stores = _hosted_stores(folders, recorded, page, images, pool)
+        hosted_stores = _hosted_stores(folders, recorded, machine, page, images, pool)
         run_app(create_app(hosted_stores, config, token=token), config, ready)
 
 
 def _hosted_stores(
-    folders: Mapping[str, Path], recorded: RecordedOptions, page: PageOptions, images: ImageOptions, pool: Any
+    folders: Mapping[str, Path],
+    recorded: RecordedOptions,
+    machine: DeviceOptions,
+    page: PageOptions,
+    images: ImageOptions,
+    pool: Any,
 ) -> list[Any]:
     """The stores with their models, ready to be asked.
 
@@ -126,7 +133,7 @@ def _hosted_stores(
         # Several stores of one model share it.
         origin = json.dumps(opened.blueprint.task, sort_keys=True) + opened.blueprint.model
         if origin not in tasks:
-            tasks[origin] = task_of_store(opened, folder, recorded.model, trust=recorded.trust)
+            tasks[origin] = task_of_store(opened, folder, recorded.model, machine.placement, trust=recorded.trust)
         task = tasks[origin]
         arrays: dict[str, Any] = {}
         if ItemReader.needs_train(task, opened):

@@ -1,6 +1,6 @@
 """Verbs that make a store and ask it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -284,7 +284,7 @@ def _answer(
         source = opened if options.index is None else Indexed(store=opened, index=options.index)
         hits = run(
             source, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, rerank=stage,
-            runtime=Runtime(ranks=ranks, workers=pool),
+            runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
         )  # fmt: skip
     return hits if ranks.rank == 0 else None
 

@@ -1,7 +1,7 @@
 """The verb about many queries at once."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json
-from whence.commands.work_options import Recorded, RecordedOptions, Work, WorkOptions, flags_given, refuse_given
+from whence.commands.work_options import DeviceOptions, Recorded, RecordedOptions, Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
 from whence.settings import Damping, DampingRule, Runtime, StudyConfig, exact_settings
 from whence.terminal import tell
@@ -98,16 +98,16 @@ def study(
     sets, config = compared.named(), compared.config(exact.factored.seed)
     method, damping, runtime = None, Damping(), Runtime()
     if data is None:
-        refuse_given(work, where="for a store", needed="what the other kind of corpus takes")
+        refuse_given(replace(work, machine=DeviceOptions()), where="for a store", needed="what the other kind of corpus takes")
         corpus: Any = open_store(store)
-        task = task_of_store(corpus, Path(store), recorded.model, trust=recorded.trust)
+        task = task_of_store(corpus, Path(store), recorded.model, work.machine.placement, trust=recorded.trust)
         damping = _store_damping(exact, compared.damping_rule)
     else:
         refuse_given(recorded, where="for training data", needed="what the other kind of corpus takes")
         corpus = load_records(data, split=work.reading.split)
-        task, _ = work.reading.load(store)
+        task = work.load(store)
         corpus = task.prepare(corpus)
-        runtime = Runtime(memory_gib=work.memory_gib)
+        runtime = work.runtime()
         method = exact_settings(exact.method, exact.given() | {"damping_rule": compared.damping_rule})
     result = run(task, corpus, sets, output, config=config, method=method, damping=damping, runtime=runtime)
     if as_json:

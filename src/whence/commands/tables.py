@@ -53,7 +53,7 @@ def score(
         damped: Damping of the store's curvature.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
-        scanned: Who scans the store.
+        scanned: Who scans the store, and how many queries go through the model at a time.
         placement: How a model is loaded that is larger than a device.
     """
     with shown_stages(query_stages(), recorded.model):
@@ -88,7 +88,7 @@ def score(
                     query_data,
                     damping=damping,
                     weighted=ensemble is None,
-                    runtime=Runtime(ranks=ranks, workers=pool),
+                    runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
                 ),  # fmt: skip
             )
     if ranks.rank > 0:
@@ -176,11 +176,11 @@ def _attributed(
     from whence.pipeline import group_effects
 
     settings, by_source = exact.settings(), sources.by_source
-    runtime = Runtime(ranks=Ranks.launched(), memory_gib=work.memory_gib)
+    runtime = work.runtime(Ranks.launched())
     _refuse_several(runtime.ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     _refuse_several(runtime.ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
     records, query_data = load_records(data, split=work.reading.split), load_records(queries)
-    loaded, _ = work.reading.load(model)
+    loaded = work.load(model)
     train, query_data = loaded.prepare(records), loaded.prepare(query_data)
     options = {name: value for name, value in exact.given().items() if name not in ("factors", "run")}
     recorded = {
@@ -240,8 +240,8 @@ def smoothness(
     from whence.pipeline import smoothness as measure
 
     records = load_records(data, split=work.reading.split)
-    loaded, _ = work.reading.load(model)
-    result = measure(loaded, records, run, share=share, h=h, seed=seed, runtime=Runtime(memory_gib=work.memory_gib))
+    loaded = work.load(model)
+    result = measure(loaded, records, run, share=share, h=h, seed=seed, runtime=work.runtime())
     tell_json(result.to_dict()) if as_json else tell(*str(result).split("\n"))
 
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.work_options import (
+    DeviceOptions,
     Recorded,
     RecordedOptions,
     Shown,
@@ -121,11 +122,14 @@ def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: F
     from whence.why.candidates import check_store
 
     refuse_given(
-        replace(factored, seed=None), work, where="with a store", needed="what the store was built with, which it knows"
+        replace(factored, seed=None),
+        replace(work, machine=DeviceOptions()),
+        where="with a store",
+        needed="what the store was built with, which it knows",
     )
     opened = open_store(store)
     check_store(opened)
-    task = task_of_store(opened, store, where.recorded.model, trust=where.recorded.trust)
+    task = task_of_store(opened, store, where.recorded.model, work.machine.placement, trust=where.recorded.trust)
     train = train_records(opened, store, where.train, trust=where.recorded.trust)
     return _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
 
@@ -149,9 +153,9 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
             do="name the folder of a store, or pass --model and --train",
         )
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
-    task, _ = work.reading.load(model)
+    task = work.load(model)
     settings = exact_settings(factored.method, factored.given())
-    return _explained(task, request, records, factored.seed, settings, Runtime(memory_gib=work.memory_gib))
+    return _explained(task, request, records, factored.seed, settings, work.runtime())
 
 
 def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, method: Any, runtime: Any) -> Any:

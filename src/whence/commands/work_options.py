@@ -1,6 +1,6 @@
 """Options that several verbs share: how model and data are read, memory, damping of a store, who scans, how an answer is shown."""
 
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +10,15 @@ from whence.commands.recorded import Trust
 from whence.commands.shared import Json
 from whence.commands.task_options import Reading, TaskOptions
 from whence.errors import BadInput
-from whence.settings import Damping
+from whence.settings import Damping, Placement, Runtime, check_batch
 
 __all__ = [
+    "BatchOptions",
     "Damped",
     "DampingOptions",
+    "DeviceOptions",
+    "InBatches",
+    "OnDevice",
     "Recorded",
     "RecordedOptions",
     "ScanOptions",
@@ -29,16 +33,71 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where the model runs.
+
+    Args:
+        device: Such as cuda, cuda:1, mps or cpu, which is the default.
+    """
+
+    device: str | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """As a model is loaded."""
+        return Placement(device=self.device)
+
+
+OnDevice = Annotated[DeviceOptions, Parameter(name="*")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How much of the data goes through the model at a time.
+
+    Args:
+        batch_size: Examples per batch: as many positions as so many of the longest have, of shorter ones more; what fits if left out.
+        batch_positions: Positions (tokens) per batch instead.
+    """
+
+    batch_size: int | None = None
+    batch_positions: int | None = None
+
+    def __post_init__(self):
+        check_batch(self.batch_size, self.batch_positions)
+
+
+InBatches = Annotated[BatchOptions, Parameter(name="*")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """How model and data are read, and what memory may be taken.
+    """How model and data are read, where the model runs, and what memory may be taken.
 
     Args:
         reading: The options of the task.
+        machine: Where the model runs.
+        batches: How much of the data goes through the model at a time.
         memory_gib: Memory to take besides the model, for each process; most of what is free if left out. What does not fit is done in parts.
     """
 
     reading: Reading = TaskOptions()
+    machine: OnDevice = DeviceOptions()
+    batches: InBatches = BatchOptions()
     memory_gib: float | None = None
+
+    def load(self, model: str) -> Any:
+        """The task of a model, where it is to run."""
+        return self.reading.load(model, self.machine.placement)[0]
+
+    def runtime(self, ranks: Any = None) -> Runtime:
+        """How the job runs.
+
+        Args:
+            ranks: Processes that do it together; None for this one.
+        """
+        together = {} if ranks is None else {"ranks": ranks}
+        return Runtime(memory_gib=self.memory_gib, **asdict(self.batches), **together)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +126,17 @@ class DampingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """Who scans a store.
+    """Who scans a store, and how many queries go through the model at a time.
 
     Args:
+        batches: How many queries go through the model at a time.
         workers: Have so many processes scan the store, each a part of it, besides this one, which asks the model. One that is lost is
             replaced and its part is scanned again.
         ray: With --workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local"
             for one on this machine only.
     """
 
+    batches: InBatches = BatchOptions()
     workers: int | None = None
     ray: str | None = None
 

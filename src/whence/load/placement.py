@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import nn
 
 from whence.distributed import Ranks
-from whence.errors import BadInput, Unsupported
+from whence.errors import BadInput, Unsupported, first_line
 from whence.internals import UNSPLIT
 from whence.plain_files import read_plain
 from whence.settings import Placement
 from whence.strict_json import parse_json
 
-__all__ = ["connected_for", "in_turn", "load_options", "placed"]
+__all__ = ["check_device", "connected_for", "in_turn", "load_options", "placed"]
 
 Loaded = TypeVar("Loaded")
 
@@ -87,8 +87,31 @@ def in_turn(load: Callable[[], Loaded], placement: Placement, ranks: Ranks) -> L
     return loaded[0]
 
 
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine does not have, before anything is loaded.
+
+    Args:
+        device: Its name; None for none.
+
+    Raises:
+        BadInput: If a tensor cannot lie there.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device).cpu()  # which one on the device "meta" cannot
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        names += ["mps"] if torch.backends.mps.is_available() else []
+        raise BadInput(
+            found=f"the device {device!r}, which cannot be used here ({first_line(error)})",
+            needed=f"one that this machine has: {', '.join(names)}",
+            do="correct it, or leave it out to run on the processor",
+        ) from error
+
+
 def placed(model: Any, placement: Placement, ranks: Ranks) -> Any:
-    """The loaded model, split and checkpointed as asked.
+    """The loaded model, moved, split and checkpointed as asked.
 
     Args:
         model: A Hugging Face model, perhaps with adapters.
@@ -101,6 +124,8 @@ def placed(model: Any, placement: Placement, ranks: Ranks) -> Any:
     Raises:
         Unsupported: If the model has no gradient checkpointing, or no blocks to split it by.
     """
+    if placement.device is not None:
+        model = model.to(placement.device)
     if placement.gradient_checkpointing:
         try:
             switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

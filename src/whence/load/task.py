@@ -17,7 +17,7 @@ from whence.errors import BadInput, UnknownOption, first_line, is_question
 from whence.functions import absolute, function_at, is_function
 from whence.load.arrays import read_npz
 from whence.load.model_folder import ADAPTER, model_folder
-from whence.load.placement import in_turn, load_options, placed
+from whence.load.placement import check_device, in_turn, load_options, placed
 from whence.load.unpacked import lines_of
 from whence.plain_files import open_plain, read_plain
 from whence.records import Recipe
@@ -70,9 +70,11 @@ def load_task(
     origin = {"model": model, "task": kind, "options": dict(options)}
     if is_plain and (is_function(model) or not Path(model).is_dir()):
         raise BadInput(found=f"the model {model!r}", needed="a folder on this machine", do="name the model yourself")
+    check_device(placement.device)
     if is_function(model):
-        if placement != Placement():
-            unused = next(field.name for field in fields(Placement) if getattr(placement, field.name) != field.default)
+        others = [field for field in fields(Placement) if field.name != "device"]
+        unused = next((field.name for field in others if getattr(placement, field.name) != field.default), None)
+        if unused is not None:
             raise BadInput(
                 found=f"{unused} for {model}",
                 needed="a model by its folder or name: a function loads its model itself",
@@ -85,6 +87,8 @@ def load_task(
                 needed="a whence task, such as whence.Classification(model)",
                 do="return the task from that function",
             )
+        if placement.device is not None:
+            task.model.to(placement.device)
         return task, {"model": absolute(model), "task": task.kind, "options": {}}
     if kind not in TASKS:
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")

@@ -34,7 +34,7 @@ from whence.settings.exact_by_name import (
     settings_record,
     takes_option,
 )
-from whence.settings.runtime import Runtime
+from whence.settings.runtime import Runtime, check_batch
 from whence.settings.scale import GPUS, Cluster, Load
 from whence.settings.stored import Indexed, Rerank, Shortlist
 from whence.settings.uses import (
@@ -84,6 +84,7 @@ __all__ = [
     "ProbeConfig",
     "Rerank",
     "Runtime",
+    "check_batch",
     "RuleName",
     "SelectConfig",
     "Several",

@@ -1,12 +1,14 @@
 """The knobs of a build and of loading a model, checked at birth."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
 from whence.methods import method_named
+from whence.settings.runtime import check_batch
 
 __all__ = ["BuildConfig", "Placement"]
 
@@ -31,6 +33,7 @@ class BuildConfig:
             factor vector.
         seed: Of everything random.
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
+        batch_size: Instead, examples per batch: as many positions as so many of the longest have. A build that goes on keeps its batches.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
         axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's, and
@@ -57,6 +60,7 @@ class BuildConfig:
     dtype: _Stored = "method"
     seed: int = 0
     batch_positions: int = 0
+    batch_size: int = 0
     rows_per_shard: int = 0
     autocast: _Autocast = "none"
     axes_examples: int = 0
@@ -77,6 +81,10 @@ class BuildConfig:
                     found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(get_args(choices))}", do="pick one"
                 )
 
+    def positions(self, lengths: Iterable[int]) -> int:
+        """Positions per batch of examples of these lengths; 0 where they are forecast from free memory."""
+        return self.batch_positions or self.batch_size * max(lengths, default=1)
+
     def _check_numbers(self) -> None:
         """What numbers may be, of any method.
 
@@ -87,6 +95,7 @@ class BuildConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and value < 0:
                 raise BadInput(found=f"{field.name}={value}", needed="0 or more", do=f"correct {field.name}")
+        check_batch(self.batch_size or None, self.batch_positions or None)
         if self.bytes_per_example and (self.rank or self.dtype != "method"):
             raise BadInput(
                 found=f"bytes_per_example={self.bytes_per_example} with a rank or a dtype",
@@ -133,6 +142,7 @@ class Placement:
     """How a model is loaded that may be larger than a device.
 
     Args:
+        device: Where the model runs, such as cuda, cuda:1, mps or cpu, which is the default.
         model_dtype: Type of the weights; "auto" is the checkpoint's. Rows are of the weights in this type, so a store's queries take it too.
         device_map: Layers on devices, as transformers takes it: "auto", "balanced", "sequential", one device, or a .json file with a
             device, "cpu" or "disk" for each module.
@@ -144,6 +154,7 @@ class Placement:
         BadInput: If two of them contradict each other.
     """
 
+    device: str | None = None
     model_dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = "auto"
     device_map: str | None = None
     offload_folder: Path | None = None
@@ -151,6 +162,12 @@ class Placement:
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
+        if self.device is not None and (self.shard_model or self.device_map is not None):
+            raise BadInput(
+                found=f"device={self.device} with {'shard_model' if self.shard_model else 'a device_map'}",
+                needed="one of the two: both say where weights go",
+                do="leave one out",
+            )
         if self.shard_model and self.device_map is not None:
             raise BadInput(
                 found="a device_map for a model that is split over processes",

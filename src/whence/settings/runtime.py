@@ -1,5 +1,6 @@
 """How a job runs: memory, batches, progress, processes. The numbers do not depend on it, but for rounding."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from whence.errors import BadInput
 if TYPE_CHECKING:
     from whence.distributed import Ranks
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "check_batch"]
 
 
 def _one_process() -> "Ranks":
@@ -23,6 +24,7 @@ class Runtime:
 
     Args:
         batch_positions: Positions (tokens) per batch; None measures what fits.
+        batch_size: Instead, examples per batch: as many positions as so many of the longest have. Of shorter ones a batch holds more.
         memory_gib: Memory that each process may take besides the model, in GiB; None for most of what is free. What does not fit is done in
             parts.
         quiet: No progress on stderr.
@@ -34,16 +36,14 @@ class Runtime:
     """
 
     batch_positions: int | None = None
+    batch_size: int | None = None
     memory_gib: float | None = None
     quiet: bool = False
     ranks: "Ranks" = field(default_factory=_one_process)
     workers: Any = None
 
     def __post_init__(self):
-        if self.batch_positions is not None and self.batch_positions < 1:
-            raise BadInput(
-                found=f"batch_positions={self.batch_positions}", needed="1 or more", do="leave it out to measure what fits"
-            )
+        check_batch(self.batch_size, self.batch_positions)
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise BadInput(
                 found=f"memory_gib={self.memory_gib}", needed="a positive number", do="leave it out to take what is free"
@@ -56,7 +56,32 @@ class Runtime:
                 do="leave workers out, or start one process without torchrun",
             )
 
+    def positions(self, lengths: Iterable[int]) -> int | None:
+        """Positions per batch of examples of these lengths; None where what fits is to be measured."""
+        return self.batch_positions or (None if self.batch_size is None else self.batch_size * max(lengths, default=1))
+
     @property
     def is_quiet(self) -> bool:
         """Whether this process shows no progress: of several only the first does."""
         return self.quiet or self.ranks.rank > 0
+
+
+def check_batch(batch_size: int | None, batch_positions: int | None) -> None:
+    """Refuse impossible batches.
+
+    Args:
+        batch_size: Examples per batch; None for what fits.
+        batch_positions: Positions per batch; None for what fits.
+
+    Raises:
+        BadInput: If one is not positive, or both are given.
+    """
+    for name, value in (("batch_size", batch_size), ("batch_positions", batch_positions)):
+        if value is not None and value < 1:
+            raise BadInput(found=f"{name}={value}", needed="1 or more", do="leave it out to measure what fits")
+    if batch_size is not None and batch_positions is not None:
+        raise BadInput(
+            found=f"batch_size={batch_size} and batch_positions={batch_positions}",
+            needed="one of them: both say how large a batch is",
+            do="leave one out",
+        )

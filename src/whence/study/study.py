@@ -139,7 +139,8 @@ def _check_corpus(is_store: bool, method: Any, damping: Damping, runtime: Runtim
     Raises:
         BadInput: If there is such a setting.
     """
-    given = {"method": method, "memory_gib": runtime.memory_gib}
+    given = {"method": method}
+    given |= {name: getattr(runtime, name) for name in ("memory_gib", "batch_size", "batch_positions")}
     unused = [name for name, value in given.items() if value is not None]
     if is_store and unused:
         raise BadInput(

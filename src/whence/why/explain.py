@@ -73,11 +73,12 @@ def why(
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one document")
     check_record(runtime, Runtime, "runtime")
-    if isinstance(method, Shortlist) and runtime.memory_gib is not None:
+    idle = [name for name in ("memory_gib", "batch_size", "batch_positions") if getattr(runtime, name) is not None]
+    if isinstance(method, Shortlist) and idle:
         raise BadInput(
-            found="memory_gib with a shortlist of a store, whose curvature is inside it",
+            found=f"{idle[0]} with a shortlist of a store, whose curvature is inside it",
             needed="settings of the road that is taken",
-            do="leave memory_gib out, or pass the name of a method",
+            do=f"leave {idle[0]} out, or pass the name of a method",
         )
     settings = method if isinstance(method, Shortlist) else final_settings(method)
     query = question(task, prompt, completion)

@@ -69,7 +69,8 @@ def _fitted(
     chosen = fit_data(task, dataset, fit_on)
     untouched = check_task(task, plan, chosen.examples)
     room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
-    positions = runtime.batch_positions or forecast(task, plan, chosen.examples, room_bytes=room).batch_positions
+    wanted = runtime.positions(example.length for example in chosen.examples)
+    positions = wanted or forecast(task, plan, chosen.examples, room_bytes=room).batch_positions
     if not runtime.quiet and ranks.rank == 0:
         say(f"{len(chosen):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:

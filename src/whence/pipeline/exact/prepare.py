@@ -139,7 +139,8 @@ def prepare(
     neighbours = ranks.local_count if task.device.type == "cpu" and runtime.memory_gib is None else 1
     room = min(ranks.gathered(room_bytes(task, runtime.memory_gib) // neighbours))
     batch = forecast(task, plan, dataset.examples, room_bytes=room)
-    positions = ranks.of_first(runtime.batch_positions or batch.batch_positions)
+    wanted = runtime.positions(example.length for example in dataset.examples)
+    positions = ranks.of_first(wanted or batch.batch_positions)
     if not quiet:
         say(f"{len(dataset):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
@@ -150,7 +151,7 @@ def prepare(
     def measured(other: ExactSettings, batch_positions: int | None) -> Footprint:
         return measure(task, plan, dataset.examples, other, batch, demand, room=room, batch_positions=batch_positions)
 
-    need = ranks.of_first(measured(settings, runtime.batch_positions))
+    need = ranks.of_first(measured(settings, wanted))
     if not quiet:
         say(str(need))
     refused_with_what_fits(need, settings, positions, max(example.length for example in dataset.examples), measured)

@@ -127,7 +127,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     plan = plan_units(task)
     autocast = autocast_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
-    positions = config.batch_positions or memory.batch_positions
+    positions = config.positions(example.length for example in dataset.examples) or memory.batch_positions
     encoder: Encoder = random_encoder(plan, config, task.device)
     is_aligned = method_named(config.method).encoder == "aligned"
     fit, code = sized_code(task, plan, dataset, config) if is_aligned else (FitConfig(), None)

@@ -127,13 +127,12 @@ def _forecast(
     if isinstance(settings, AlongSettings) and settings.run is not None:
         points = points_of(open_run(settings.run), settings.checkpoints)
         demand = replace(demand, fits=len(points), passes=len(points))
-    footprint = measure(
-        task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=runtime.batch_positions
-    )
+    wanted = runtime.positions(example.length for example in dataset.examples)
+    footprint = measure(task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=wanted)
     cut_bases = basis_plan(plan.units, fit_of(settings)) if exact_method_named(settings.name).factors is not None else []
     seconds = None
     if _is_timed(settings, footprint):
-        positions = runtime.batch_positions or batch.batch_positions
+        positions = wanted or batch.batch_positions
         seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions, timing)
     return ExactForecast(plan.coverage, footprint, tuple(cut_bases), seconds)
 

@@ -99,11 +99,11 @@ def build(
     """
     check_record(config, BuildConfig, "config")
     check_record(runtime, Runtime, "runtime")
-    unused = [name for name in ("batch_positions", "memory_gib", "workers") if getattr(runtime, name) is not None]
+    unused = [name for name in ("batch_positions", "batch_size", "memory_gib", "workers") if getattr(runtime, name) is not None]
     if unused:
         raise BadInput(
             found=f"{unused[0]} in the runtime of a build",
-            needed="batch_positions in its config, and a build takes no other memory",
+            needed="batch_positions and batch_size in its config, and a build takes no other memory",
             do="leave it out",
         )
     refuse_bare_model(task)
@@ -140,7 +140,8 @@ def _built(
         # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
         with nullcontext() if ranks.in_step else shard_leases.alone():
             earlier = _earlier(folder, weights)
-            positions = config.batch_positions or (earlier.batch_positions if earlier else 0)
+            wanted = config.positions(example.length for example in dataset.examples)
+            positions = config.batch_positions or (earlier.batch_positions if earlier else wanted)
             positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
             if ranks.in_step:
                 positions = min(ranks.gathered(positions))
@@ -201,7 +202,7 @@ def _built(
 
 def _settings_given(config: BuildConfig) -> dict[str, Any]:
     """What was asked for, as far as it is not the default and decides what the rows are: a refit asks for the same."""
-    apart = ("method", "factors", "batch_positions")
+    apart = ("method", "factors", "batch_positions", "batch_size")
     values = {field.name: getattr(config, field.name) for field in fields(BuildConfig) if field.name not in apart}
     return {name: value for name, value in values.items() if value != getattr(BuildConfig(), name)}
 

@@ -20,7 +20,7 @@ from whence.progress import meter
 from whence.records import Recipe
 from whence.report import ClassLabel, Hit
 from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
-from whence.settings import Damping
+from whence.settings import Damping, Runtime
 from whence.store import Store, deleted_notes, fidelity_notes, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
@@ -113,8 +113,14 @@ class PreparedStore:
         autocast = autocast_named(self.store.blueprint.autocast)
         check_task(self.task, self.plan, dataset.examples, objective="measurement", autocast=autocast)
 
-    def prepare(self, dataset: Dataset, *, quiet: bool) -> "PreparedQuery":
-        """Take the queries' gradients and precondition them."""
+    def prepare(self, dataset: Dataset, *, quiet: bool, positions: int | None = None) -> "PreparedQuery":
+        """Take the queries' gradients and precondition them.
+
+        Args:
+            dataset: The queries.
+            quiet: No progress on stderr.
+            positions: Per batch; None takes those of the build.
+        """
         store, task, damping, method = self.store, self.task, self.damping, method_named(self.store.blueprint.method)
         logged = [store.blueprint.task[name] for name in ("logged", "bases", "code") if name in store.blueprint.task]
         notes = (
@@ -125,7 +131,7 @@ class PreparedStore:
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(
                 task, self.plan, self.encoder, dataset.examples,
-                batching=Batching(store.blueprint.batch_positions), progress=progress, objective="measurement",
+                batching=Batching(positions or store.blueprint.batch_positions), progress=progress, objective="measurement",
                 autocast=autocast_named(store.blueprint.autocast),
             )  # fmt: skip
         roots = None
@@ -146,8 +152,9 @@ class PreparedStore:
         plain = task.unit if method.curvature != "identity" else f"inner product of gradients / {len(store):,}"
         unit = "cosine" if method.cosine else plain
         return PreparedQuery(
-            store, task, self.plan, self.encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots
-        )
+            store, task, self.plan, self.encoder, dataset, rows, ready, norms_Q, unit, method.name, notes, damping, roots,
+            positions or store.blueprint.batch_positions,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +175,7 @@ class PreparedQuery:
         notes: What a reader has to know.
         damping: None where it is inside the rows, or there is no curvature.
         roots: What whitens the stored rows, per unit, for methods that do.
+        max_positions: Positions per batch, where the model runs again.
     """
 
     store: Store
@@ -183,17 +191,25 @@ class PreparedQuery:
     notes: tuple[str, ...]
     damping: ResolvedDamping | None
     roots: list[Tensor] | None
+    max_positions: int
 
     @classmethod
     def prepare(
-        cls, store: Store | str | Path, task: AbstractTask, queries: Dataset | Iterable[Any], damping: Damping, quiet: bool
+        cls,
+        store: Store | str | Path,
+        task: AbstractTask,
+        queries: Dataset | Iterable[Any],
+        damping: Damping,
+        quiet: bool,
+        runtime: Runtime = Runtime(),
     ) -> "PreparedQuery":
         """Take the queries' gradients and precondition them; arguments as in `whence.query`."""
         refuse_bare_model(task)
         prepared = PreparedStore.load(store, task, damping)
         dataset = as_dataset(task, queries)
         prepared.check(dataset)
-        return prepared.prepare(dataset, quiet=quiet)
+        wanted = runtime.positions(example.length for example in dataset.examples)
+        return prepared.prepare(dataset, quiet=quiet, positions=wanted)
 
     @property
     def at_once(self) -> int:

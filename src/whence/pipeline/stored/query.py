@@ -89,7 +89,8 @@ def query(
     ready = PreparedStore.load(store, task, damping)  # another model is refused before its records are read
     questions, records = questions_of(task, queries)
     ready.check(questions)
-    prepared = ready.prepare(questions, quiet=quiet)
+    wanted = runtime.positions(example.length for example in questions.examples)
+    prepared = ready.prepare(questions, quiet=quiet, positions=wanted)
     if tokens and not any(example.token_spans is not None for example in prepared.dataset.examples):
         raise BadInput(
             found="tokens=True for queries without token positions",
@@ -214,7 +215,7 @@ def _table(
     ranks, workers, quiet = runtime.ranks, runtime.workers, runtime.is_quiet
     started = time.monotonic()
     store = store if isinstance(store, Store) else open_store(store, ranks=ranks)
-    prepared = PreparedQuery.prepare(store, task, queries, damping, quiet)
+    prepared = PreparedQuery.prepare(store, task, queries, damping, quiet, runtime)
     with ranks.connected(), _scan_meter(prepared.store, ranks, quiet) as progress:
         if workers is not None:
             scores = workers.all_scores(

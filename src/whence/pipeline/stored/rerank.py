@@ -90,9 +90,7 @@ class ExactStage:
     @property
     def gradients(self) -> WholeGradients:
         """What exact scores are made of."""
-        return WholeGradients(
-            self.prepared.task, self.prepared.plan, self.encoder, self.prepared.store.blueprint.batch_positions
-        )
+        return WholeGradients(self.prepared.task, self.prepared.plan, self.encoder, self.prepared.max_positions)
 
     @property
     def at_once(self) -> int:

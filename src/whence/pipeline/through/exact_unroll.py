@@ -227,7 +227,7 @@ def _verified(
             train.examples,
             rows,
             room_bytes=room_bytes(task, runtime.memory_gib),
-            max_positions=runtime.batch_positions,
+            max_positions=runtime.positions(example.length for example in train.examples),
         )
         room.refuse()
         if not runtime.quiet:
