@@ -376,6 +376,58 @@ def test_impossible_batches(refused, output, model_folder, data_file, store, wor
     )
 
 
+def early(tmp_path):
+    """A model that says so if it is loaded."""
+    path = tmp_path / "late.py"
+    path.write_text("def task():\n    raise SystemExit('loaded')\n")
+    return f"{path}:task"
+
+
+EARLY = [
+    ("attribute {model} {data} {data} -o {output}", ("--method magic", "--iterations 3", "--fit-on 13", "--fit-on 0", "--samples 0",
+     "--relative-damping -1", "--relative-damping 1 --absolute-damping 1", "--memory-gib 0", "--seed -1", "--query-rank 0")),
+    ("guide {model} {data} -o {output} --harmful {data} --safe {more}", ("--method magic", "--fit-on 13", "--quantile 2", "--samples 0")),
+    ("proxy {model} {data} {data} -o {output} --target-name t", ("--method magic", "--fit-on 13", "--largest-side 0", "--probe -1")),
+    ("study {model} {data} -o {output} --set a={data}", ("--method magic", "--iterations 3", "--fit-on 13", "-k 7", "-k 0")),
+    ("study {store} -o {output} --set a={data} --model {model}", ("-k 7", "--relative-damping 1", "--damping-rule mean")),
+    ("why --model {model} --train {data} --prompt a", ("--method pcg", "--fit-on 13", "-k 0", "--token 0", "--temperature -1")),
+    ("why {aligned} --prompt a --model {model}", ("-k 0", "--shortlist 3", "--relative-damping 1", "--memory-gib 1", "--token 0")),
+    ("select {data} -o {output} --model {model} --validation {data}", ("--keep 13", "--drop 12", "--keep 2x", "--keep 3 --method magic",
+     "--keep 3 --by loss --batch-size 2", "--keep 3 --duplicates 2 --store {aligned}", "--keep 3 --seed -1")),
+    ("curvature {model} {data} -o {output}", ("--fit-on 13", "--samples 0", "--seed -1", "--largest-side 0")),
+    ("forecast {model} {data} --queries {data}", ("--exact magic", "--exact ekfac --query-rank 0", "--exact ekfac --memory-gib 0")),
+    ("query {store} --text a --model {model}", ("-k 0", "--relative-damping 1", "--damping-rule mean", "--rerank exact", "--rerank no")),
+    ("query {aligned} --text a --model {model}", ("--rerank exact --shortlist 3", "--relative-damping 1", "--shortlist 30")),
+    ("score {store} {data} -o {output} --model {model}", ("--relative-damping 1", "--relative-damping -1")),
+    ("clusters {aligned} --queries {data} --model {model}", ("-k 13", "-k 0", "--shared 0", "--central -1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "wrong"), EARLY, ids=lambda value: value.split(" -")[0] if isinstance(value, str) else "")
+def test_settings_are_refused_before_the_model_is_loaded(refused, output, data_file, store, aligned, tmp_path, command, wrong):
+    more = shutil.copy(data_file, tmp_path / "more.jsonl")
+    places = {"model": early(tmp_path), "data": data_file, "output": output, "store": store, "aligned": aligned, "more": more}
+    for words in wrong:
+        refused(*f"{command} {words}".format(**places).split(), says="found .+; needed .+; do this: ")
+    # As long as nothing is wrong it is loaded.
+    if not command.startswith("select"):
+        with pytest.raises(SystemExit, match="loaded"):
+            main(f"{command}{' --exact ekfac' * command.startswith('forecast')}".format(**places).split())
+
+
+def test_more_is_not_kept_than_there_is(refused, output, data_file, tmp_path):
+    words = ["select", data_file, "-o", output, "--model", early(tmp_path), "--validation", data_file]
+    refused(
+        *words,
+        "--keep",
+        "13",
+        says="found --keep 13 of 12 training examples; needed 1 to 12 of them; do this: correct it, or give a share",
+    )
+    refused(*words, "--drop", "12", says="found --drop 12 of 12 training examples; needed 1 to 11 of them")
+    refused("attribute", early(tmp_path), data_file, data_file, "-o", output, "--fit-on", "13",
+            says="found --fit-on 13; needed 1 to 12 training examples; do this: correct it, or leave it out")  # fmt: skip
+
+
 # Disk
 
 
@@ -486,7 +538,7 @@ def test_store_whose_model_has_moved(refused, model, data_file, tmp_path, capsys
         (["--completion", "a"], "found only one of --prompt and --completion"),
         (["--text", ""], r"found example '0' with 0 token\(s\)"),
         (["--text", "x" * 40], "found example '0' of 40 tokens; needed at most 32"),
-        (["--text", "a cat", "-k", "0"], "found k=0; needed 1 or more; do this: ask for at least one hit"),
+        (["--text", "a cat", "-k", "0"], "found -k 0; needed 1 or more; do this: correct it"),
         (["--text", "a cat", "-k", "few"], "unable to convert"),
         (["--text", "a cat", "--relative-damping", "0.1"], "found damping for a store of grad-dot; needed a method with curvature"),
         (["--text", "a cat", "--model", "./nowhere"], "found no model folder at ./nowhere"),

@@ -86,7 +86,7 @@ def test_a_table_is_not_written_over_by_another(run, tmp_path, model_folder, oth
     before = run(*attribute)
     scores = (tmp_path / "t" / "scores.npy").read_bytes()
     assert run(*attribute) == before  # the same again is no loss
-    run("build", model_folder, data_file, "-o", tmp_path / "s", "--method", "grad-dot", "--rank", 4)
+    run("build", model_folder, data_file, "-o", tmp_path / "s", "--method", "logra", "--rank", 4)
     score = ["score", tmp_path / "s", queries, "-o", tmp_path / "u"]
     run(*score)
     run(*score)

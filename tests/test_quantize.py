@@ -246,6 +246,10 @@ def test_token_scores_of_codes_add_up_to_the_hit_or_are_withheld(tmp_path, model
     assert [note.startswith(f"{without} hits have no token scores: rows of so few bits") for note in notes] == [True] * bool(
         without
     )
+    assert all(
+        "do this: build with a larger rank or dtype, or method aligned; or ask a store of aligned in two" in note
+        for note in notes
+    )
     if dtype == "int8":
         assert without == 0
     if (method, dtype) == ("lorif", "int1"):

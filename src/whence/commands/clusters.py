@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_number
 from whence.commands.recorded import task_of_store
 from whence.commands.work_options import DeviceOptions, OnDevice, Recorded, RecordedOptions, Shown, ShownOptions, refuse_given
 from whence.terminal import tell_json
@@ -63,6 +64,9 @@ def clusters(
     if queries is None:
         refuse_given(recorded, machine, where="without --queries", needed="queries, for which a model is loaded")
     opened = open_store(store)
+    check_number("-k", clustered.k, most=len(opened), of="training examples")
+    check_number("--central", clustered.central, least=0)
+    check_number("--shared", clustered.shared)
     table = None
     if queries is not None:
         table = score_table(

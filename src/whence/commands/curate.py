@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from whence.commands.select_inputs import GroupOptions, ProofOptions, ValueOptions, check_options, records_of
+from whence.commands.select_inputs import GroupOptions, ProofOptions, ValueOptions, check_amounts, check_options, records_of
 from whence.commands.shared import Json
 from whence.settings import SelectConfig
 from whence.terminal import tell, tell_json
@@ -49,8 +49,9 @@ def select(
     check_options(config, valued, grouped, proof)
     for amount in (config.keep, config.drop):
         if amount is not None:
-            Budget.read(amount)  # before anything long: a wrong one is an error
+            Budget.read(amount)  # before anything is read: a wrong one is an error
     records = list(load_records(data, split=valued.reading.split))
+    check_amounts(config, len(records))
     task = valued.task()
     train = valued.dataset(task, records)
     table = valued.values(task, train, config.by)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from whence.settings import ExactSettings, checked_settings, exact_settings
+from whence.settings import ExactSettings, checked_settings, exact_settings, final_settings
 
 __all__ = ["Exact", "ExactOptions", "Factored", "FactoredOptions", "Final", "FinalOptions"]
 
@@ -48,6 +48,10 @@ class FactoredOptions:
         """What was said, by name, without the method."""
         return _given(self)
 
+    def check(self) -> None:
+        """Refuse what the method does not take, or is no method of the final weights, before anything is loaded."""
+        final_settings(exact_settings(self.method, self.given()))
+
 
 Factored = Annotated[FactoredOptions, Parameter(name="*")]
 
@@ -84,6 +88,10 @@ class FinalOptions:
     def given(self) -> dict[str, Any]:
         """What was said, by name, without the method."""
         return self.factored.given() | _given(self)
+
+    def check(self) -> None:
+        """As of `FactoredOptions`."""
+        final_settings(exact_settings(self.method, self.given()))
 
 
 Final = Annotated[FinalOptions, Parameter(name="*")]

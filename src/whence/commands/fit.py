@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_count
 from whence.commands.shared import Placed, shown_stages
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import BatchOptions, InBatches
@@ -61,6 +62,7 @@ def curvature(
         reading: The options of the task.
         placement: How a model is loaded that is larger than a device.
     """
+    FitConfig(samples=fit.samples, seed=fit.seed, largest_side=fit.largest_side)  # refuses what it cannot be
     with shown_stages(FIT_STAGES, model):
         from whence.distributed import Ranks
         from whence.load import load_records
@@ -69,6 +71,7 @@ def curvature(
 
         ranks = Ranks.launched()
         records = load_records(data, split=reading.split)
+        check_count("--fit-on", fit.fit_on, records, reading)
         with connected_for(placement, ranks):
             loaded, _ = reading.load(model, placement, ranks)
             fitted = fit_curvature(

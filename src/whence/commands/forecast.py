@@ -11,7 +11,7 @@ from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import DeviceOptions, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import BuildConfig, Cluster, Load, Runtime, exact_settings
+from whence.settings import BuildConfig, Cluster, Load, Runtime, check_memory, exact_settings
 from whence.terminal import tell, tell_json
 
 __all__ = ["forecast"]
@@ -124,14 +124,17 @@ def _of_task(
             needed="queries, and no options of a build",
             do="add --queries FILE" if exact.queries is None else "leave the options of a build out, or --exact",
         )
+    if exact.exact is not None:
+        check_memory(exact.memory_gib)
+        exact_settings(exact.exact, {name: value for name, value in exact.given().items() if name != "memory_gib"})
     records = load_records(data, split=reading.split)
     task, _ = reading.load(model, machine.placement)
     if exact.exact is None:
         return forecast_build(task, records, config)
     queries = task.prepare(load_records(str(exact.queries)))
     settings = exact_settings(exact.exact, {"factors": config.factors, **exact.given()})
-    batches = {"batch_size": config.batch_size or None, "batch_positions": config.batch_positions or None}
-    runtime = Runtime(memory_gib=exact.memory_gib, **batches)
+    size, positions = config.batch_size or None, config.batch_positions or None
+    runtime = Runtime(memory_gib=exact.memory_gib, batch_size=size, batch_positions=positions)
     return forecast_exact(task, records, len(queries), method=settings, runtime=runtime)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_count
 from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.shared import Json
 from whence.commands.work_options import Work, WorkOptions
@@ -68,8 +69,10 @@ def guide(
             needed="two sets that differ in the behaviour",
             do="correct one of them",
         )
+    exact.check()
     records, unwanted = load_records(data, split=work.reading.split), load_records(behaviour.harmful)
     wanted = load_records(behaviour.safe)
+    check_count("--fit-on", exact.factored.fit_on, records, work.reading)
     task = work.load(model)
     marks = find(
         task, records, unwanted, wanted, output,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence._version import __version__
+from whence.commands.early import check_count, check_number
 from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
@@ -138,7 +139,9 @@ def proxy(
     from whence.proxy import proxy_table
 
     _check_options(aim, distilled)
+    factored.check()
     records, query_records = list(load_records(data, split=work.reading.split)), list(load_records(queries))
+    check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
     target: Any = aim.target_name if aim.target is None else work.load(aim.target)
     if distilled.save_model is not None:
@@ -184,6 +187,8 @@ def _check_options(aim: TargetOptions, distilled: DistilOptions) -> None:
             needed="one of the two",
             do="pass --target, or --target-name for a model that cannot be loaded",
         )
+    check_number("--probe", aim.probe, least=0)
+    check_number("--probe-train", aim.probe_train)
     if aim.target is None and (aim.probe or distilled.distil):
         raise BadInput(
             found=f"--{'probe' if aim.probe else 'distil'} for a target that is only named",

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from whence.commands.early import check_number
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import BatchOptions, DeviceOptions, InBatches, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import Runtime, SelectConfig, exact_settings, takes_option
+from whence.settings import Runtime, SelectConfig, exact_settings, final_settings, takes_option
 
-__all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_options", "records_of"]
+__all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_amounts", "check_options", "records_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,10 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
     for combination, is_wrong, do in wrong:
         if is_wrong:
             raise BadInput(found=combination, needed="options that go together", do=do)
+    if valued.method is not None:
+        final_settings(exact_settings(valued.method, {}))
+    check_number("--seed", valued.seed, least=0)
+    check_number("--duplicates", grouped.duplicates, least=0, most=1)
     for name in ("seeds", "workers"):
         if getattr(proof, name) < 1:
             raise BadInput(found=f"--{name} {getattr(proof, name)}", needed="1 or more", do="leave it out for the default")
@@ -216,6 +221,28 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
         for flag in flags_given(replace(valued.reading, split="train"), valued.machine, valued.batches):
             raise BadInput(
                 found=f"{flag} without --model", needed="options that go together", do=f"add --model, or leave {flag} out"
+            )
+
+
+def check_amounts(config: SelectConfig, count: int) -> None:
+    """Refuse more examples than there are, before a model is loaded.
+
+    Args:
+        config: Which examples are kept.
+        count: Of the training data.
+
+    Raises:
+        BadInput: If that many are to be kept, or all are to be dropped.
+    """
+    from whence.select.budget import Budget
+
+    for flag, amount, most in (("--keep", config.keep, count), ("--drop", config.drop, count - 1)):
+        budget = None if amount is None else Budget.read(amount)
+        if budget is not None and budget.unit == "examples" and budget.amount > most:
+            raise BadInput(
+                found=f"{flag} {budget.amount:,.0f} of {count:,} training examples",
+                needed=f"1 to {most:,} of them",
+                do="correct it, or give a share such as 50%",
             )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_number, check_question
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.shared import Placed, read_token, shown_stages, workers_of
 from whence.commands.task_options import Reading, TaskOptions
@@ -22,7 +23,7 @@ from whence.commands.work_options import (
 )
 from whence.errors import BadInput
 from whence.plans import build_stages, query_stages
-from whence.settings import BuildConfig, Indexed, Placement, Rerank, Runtime
+from whence.settings import BuildConfig, Damping, Indexed, Placement, Rerank, Runtime
 from whence.terminal import tell_json
 
 __all__ = ["Flat", "build", "query"]
@@ -254,8 +255,10 @@ def query(
     else:
         refuse_given(service, where="without --url", needed="a service to show it to", do="add --url, or leave it out")
         second.check()
+        damping = damped.damping()
+        check_number("-k", options.k)
         with shown_stages(query_stages(is_reranked=second.rerank is not None, tokens=options.tokens), recorded.model):
-            hits = _answer(store, options, recorded, damped, second, answered.scanned, placement)
+            hits = _answer(store, options, recorded, damping, second, answered.scanned, placement)
     if hits is not None:
         _show(hits, store, shown)
 
@@ -264,7 +267,7 @@ def _answer(
     store: Path,
     options: QueryOptions,
     recorded: RecordedOptions,
-    damped: DampingOptions,
+    damping: Damping,
     second: RerankOptions,
     scanned: ScanOptions,
     placement: Placement,
@@ -277,13 +280,17 @@ def _answer(
 
     ranks, queries = Ranks.launched(), options.queries()
     opened = open_store(store, ranks=ranks)
+    if second.rerank is not None:
+        check_question(opened, damping, Rerank(by=second.rerank, shortlist=second.shortlist), options.k)
+    else:
+        check_question(opened, damping)
     stage = second.stage(opened, store, trust=recorded.trust)
     # Workers start while the model is loaded.
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
         task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
         source = opened if options.index is None else Indexed(store=opened, index=options.index)
         hits = run(
-            source, task, queries, k=options.k, damping=damped.damping(), tokens=options.tokens, rerank=stage,
+            source, task, queries, k=options.k, damping=damping, tokens=options.tokens, rerank=stage,
             runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
         )  # fmt: skip
     return hits if ranks.rank == 0 else None

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_count, check_number, check_question
 from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json
@@ -100,11 +101,16 @@ def study(
     if data is None:
         refuse_given(replace(work, machine=DeviceOptions()), where="for a store", needed="what the other kind of corpus takes")
         corpus: Any = open_store(store)
-        task = task_of_store(corpus, Path(store), recorded.model, work.machine.placement, trust=recorded.trust)
+        check_number("-k", compared.k, most=max(1, len(corpus) // 2), of="documents of a tail")
         damping = _store_damping(exact, compared.damping_rule)
+        check_question(corpus, damping)
+        task = task_of_store(corpus, Path(store), recorded.model, work.machine.placement, trust=recorded.trust)
     else:
         refuse_given(recorded, where="for training data", needed="what the other kind of corpus takes")
+        exact.check()
         corpus = load_records(data, split=work.reading.split)
+        check_count("--fit-on", exact.factored.fit_on, corpus, work.reading)
+        check_count("-k", compared.k, corpus, work.reading, share=2, of="documents of a tail")
         task = work.load(store)
         corpus = task.prepare(corpus)
         runtime = work.runtime()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence._version import __version__
+from whence.commands.early import check_count, check_number, check_question
 from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json, Placed, check_table_folder, shown_stages, workers_of
@@ -56,6 +57,7 @@ def score(
         scanned: Who scans the store, and how many queries go through the model at a time.
         placement: How a model is loaded that is larger than a device.
     """
+    damping = damped.damping()
     with shown_stages(query_stages(), recorded.model):
         from whence.data import digest_of
         from whence.distributed import Ranks
@@ -69,10 +71,10 @@ def score(
         _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
         records = load_records(queries)
         opened = open_store(store, ranks=ranks)
+        check_question(opened, damping)
         with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
             task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
             query_data = task.prepare(records)
-            damping = damped.damping()
             names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
             settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
             settings |= {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
@@ -180,6 +182,7 @@ def _attributed(
     _refuse_several(runtime.ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
     _refuse_several(runtime.ranks, by_source, "--by-source", "since a recorded run is walked by its steps")
     records, query_data = load_records(data, split=work.reading.split), load_records(queries)
+    check_count("--fit-on", exact.final.factored.fit_on, records, work.reading)
     loaded = work.load(model)
     train, query_data = loaded.prepare(records), loaded.prepare(query_data)
     options = {name: value for name, value in exact.given().items() if name not in ("factors", "run")}
@@ -238,6 +241,10 @@ def smoothness(
     """
     from whence.load import load_records
     from whence.pipeline import smoothness as measure
+
+    check_number("--share", share, least=0, most=1)
+    check_number("--h", h, least=0, most=0.5)
+    check_number("--seed", seed, least=0)
 
     records = load_records(data, split=work.reading.split)
     loaded = work.load(model)

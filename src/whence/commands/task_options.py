@@ -74,6 +74,8 @@ class TaskOptions:
                     do="pass them to the task there",
                 )
             return {}
+        if self.max_length is not None and self.max_length < 1:
+            raise BadInput(found=f"--max-length {self.max_length}", needed="1 or more tokens", do="correct it, or leave it out")
         if self.task == "classification" and self.long == "split":
             raise BadInput(
                 found="--long split for --task classification",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_count, check_number
 from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.work_options import (
@@ -20,6 +21,7 @@ from whence.commands.work_options import (
     refuse_given,
 )
 from whence.errors import BadInput
+from whence.methods import exact_method_named
 from whence.settings import Runtime, Shortlist, Writing, exact_settings
 from whence.terminal import tell_json
 
@@ -107,6 +109,10 @@ def why(
     Raises:
         BadInput: If it is not said where to look, or said twice.
     """
+    check_number("-k", request.k)
+    check_number("--token", request.token)
+    check_number("--shortlist", where.shortlist, least=request.k)
+    request.text(factored.seed)
     answer = _of_data(request, where, factored, work) if store is None else _of_store(store, request, where, factored, work)
     if shown.html is not None:
         where_text = ", ".join(where.train) if store is None else str(store)
@@ -152,7 +158,15 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
             needed="where to look",
             do="name the folder of a store, or pass --model and --train",
         )
+    factored.check()
+    if exact_method_named(factored.method).solver is not None:
+        raise BadInput(
+            found=f"--method {factored.method} to explain a completion token by token",
+            needed="a method whose inverse is a formula, so that the parts of a score add up to it",
+            do="pass --method ekfac, kfac or grad-dot-exact",
+        )
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
+    check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
     settings = exact_settings(factored.method, factored.given())
     return _explained(task, request, records, factored.seed, settings, work.runtime())

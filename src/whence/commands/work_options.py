@@ -10,7 +10,7 @@ from whence.commands.recorded import Trust
 from whence.commands.shared import Json
 from whence.commands.task_options import Reading, TaskOptions
 from whence.errors import BadInput
-from whence.settings import Damping, Placement, Runtime, check_batch
+from whence.settings import Damping, Placement, Runtime, check_batch, check_memory
 
 __all__ = [
     "BatchOptions",
@@ -85,6 +85,9 @@ class WorkOptions:
     machine: OnDevice = DeviceOptions()
     batches: InBatches = BatchOptions()
     memory_gib: float | None = None
+
+    def __post_init__(self):
+        check_memory(self.memory_gib)
 
     def load(self, model: str) -> Any:
         """The task of a model, where it is to run."""

@@ -34,7 +34,7 @@ from whence.settings.exact_by_name import (
     settings_record,
     takes_option,
 )
-from whence.settings.runtime import Runtime, check_batch
+from whence.settings.runtime import Runtime, check_batch, check_memory
 from whence.settings.scale import GPUS, Cluster, Load
 from whence.settings.stored import Indexed, Rerank, Shortlist
 from whence.settings.uses import (
@@ -85,6 +85,7 @@ __all__ = [
     "Rerank",
     "Runtime",
     "check_batch",
+    "check_memory",
     "RuleName",
     "SelectConfig",
     "Several",

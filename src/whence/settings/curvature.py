@@ -69,7 +69,7 @@ class FitConfig:
 
     Raises:
         UnknownOption: If labels or sharing are none of the choices.
-        BadInput: If `largest_side` is not positive, or `directions` is negative.
+        BadInput: If `largest_side` or `samples` is not positive, or `directions` or `seed` is negative.
     """
 
     labels: LabelChoice = "auto"
@@ -85,6 +85,10 @@ class FitConfig:
                 raise UnknownOption(
                     found=f"{name}={getattr(self, name)!r}", needed=f"one of: {', '.join(choices)}", do="pick one"
                 )
+        if self.seed < 0:
+            raise BadInput(found=f"seed={self.seed}", needed="0 or more", do="correct it")
+        if self.samples is not None and self.samples < 1:
+            raise BadInput(found=f"samples={self.samples}", needed="1 or more", do="correct it")
         if self.directions is not None and self.directions < 0:
             raise BadInput(found=f"directions={self.directions}", needed="0 or more", do="correct it")
         if self.largest_side is not None and self.largest_side < 1:

@@ -9,7 +9,7 @@ from whence.errors import BadInput
 if TYPE_CHECKING:
     from whence.distributed import Ranks
 
-__all__ = ["Runtime", "check_batch"]
+__all__ = ["Runtime", "check_batch", "check_memory"]
 
 
 def _one_process() -> "Ranks":
@@ -44,11 +44,7 @@ class Runtime:
 
     def __post_init__(self):
         check_batch(self.batch_size, self.batch_positions)
-        if self.memory_gib is not None and not self.memory_gib > 0:
-            raise BadInput(
-                found=f"memory_gib={self.memory_gib}", needed="a positive number", do="leave it out to take what is free"
-            )
-
+        check_memory(self.memory_gib)
         if self.workers is not None and self.ranks.count > 1:
             raise BadInput(
                 found=f"workers for each of {self.ranks.count} ranks",
@@ -85,3 +81,16 @@ def check_batch(batch_size: int | None, batch_positions: int | None) -> None:
             needed="one of them: both say how large a batch is",
             do="leave one out",
         )
+
+
+def check_memory(memory_gib: float | None) -> None:
+    """Refuse no memory.
+
+    Args:
+        memory_gib: That may be taken; None for what is free.
+
+    Raises:
+        BadInput: If it is not positive.
+    """
+    if memory_gib is not None and not memory_gib > 0:
+        raise BadInput(found=f"memory_gib={memory_gib}", needed="a positive number", do="leave it out to take what is free")

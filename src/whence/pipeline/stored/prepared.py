@@ -25,7 +25,7 @@ from whence.store import Store, deleted_notes, fidelity_notes, left_out_notes, o
 from whence.tasks import AbstractTask
 from whence.workers import Workers
 
-__all__ = ["PreparedQuery", "PreparedStore", "hit_of"]
+__all__ = ["PreparedQuery", "PreparedStore", "check_damping", "hit_of"]
 
 # Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
 _FARTHEST = 2.0
@@ -73,13 +73,7 @@ class PreparedStore:
         if method.curvature == "fisher":
             recipe = task.recipe or (Recipe(**blueprint.recipe) if blueprint.recipe else None)
             damping = stored_damping(recipe, requested, default=method.relative_damping)
-        elif requested != Damping():
-            inside = method.curvature == "ekfac"
-            raise BadInput(
-                found=f"damping for a store of {method.name}",
-                needed="the damping that its rows were whitened with" if inside else "a method with curvature",
-                do="leave damping out" + (", or build with another relative_damping" if inside else ""),
-            )
+        check_damping(method.name, requested)
         plan = plan_units(task)
         tracked, stored = (
             # Parts of one code are of the same parameters.
@@ -249,6 +243,27 @@ class PreparedQuery:
         row = self.store.row(hit.row)
         inner = float(self.store.codec.scorer([unit[query : query + 1] for unit in self.preconditioned])(row))
         return inner * float(row["weights"]) if "weights" in row else inner
+
+
+def check_damping(method: str, requested: Damping) -> None:
+    """Refuse a damping that a store has no use for.
+
+    Args:
+        method: Of the store.
+        requested: The damping.
+
+    Raises:
+        BadInput: If one is given for rows that are not damped when they are asked.
+    """
+    curvature = method_named(method).curvature
+    if curvature == "fisher" or requested == Damping():
+        return
+    inside = curvature == "ekfac"
+    raise BadInput(
+        found=f"damping for a store of {method}",
+        needed="the damping that its rows were whitened with" if inside else "a method with curvature",
+        do="leave damping out" + (", or build with another relative_damping" if inside else ""),
+    )
 
 
 def hit_of(store: Store, row: int, score: float, example: Mapping[str, Any] | None = None) -> Hit:

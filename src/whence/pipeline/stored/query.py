@@ -31,7 +31,12 @@ __all__ = ["ensemble_table", "query", "score_table"]
 
 _WITHHELD = (
     "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
-    "half or more than twice of the hits'"
+    "half or more than twice of the hits'; do this: build with {}; or ask a store of aligned in two stages (--rerank exact), which takes "
+    "whole gradients"
+)
+_UNREAD = (
+    "{} hits have no token scores: the store has no text of them, or one that gives other tokens than at the build; do this: ask the exact "
+    "stage of a store of aligned (--rerank exact), which takes the training data, or build with texts"
 )
 
 
@@ -116,9 +121,19 @@ def query(
         is_scan = index is None or index.is_exact
         recall_notes = recall_note(store, size) if isinstance(stage, ExactStage) and is_scan else ()
         notes = (*notes, *recall_notes, f"scores by {by}, of {share}")
-    hits, withheld = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
+    hits, (withheld, unread) = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
     if withheld:
-        notes = (*notes, _WITHHELD.format(withheld))
+        is_aligned = prepared.method == "aligned"
+        more = "more bytes (--bytes-per-example)" if is_aligned else "a larger rank or dtype, or method aligned"
+        notes = (
+            *notes,
+            _WITHHELD.format(
+                withheld,
+                f"build with {more}; or ask a store of aligned in two stages (--rerank exact): these are of whole gradients",
+            ),
+        )
+    if unread:
+        notes = (*notes, _UNREAD.format(unread))
     shown = [[hit.score for hit in (*up, *down)] for up, down in hits]
     unit, sizes = believable_unit(unit, task, prepared.rows.values, shown)
     return Hits(
@@ -288,9 +303,9 @@ def _larger(prepared: PreparedQuery, rerank: Store | str | Path, quiet: bool) ->
 
 def _both_sides(
     store: Store, stage: Stage, high: Top, low: Top, *, tokens: bool, quiet: bool
-) -> tuple[list[tuple[tuple[Hit, ...], tuple[Hit, ...]]], int]:
-    """Proponents and opponents of each query, and how many of them have no token scores since these would mean nothing."""
-    by_side, withheld = [], 0
+) -> tuple[list[tuple[tuple[Hit, ...], tuple[Hit, ...]]], tuple[int, int]]:
+    """Proponents and opponents of each query; how many have no token scores since they would mean nothing, how many for want of a text."""
+    by_side, withheld, unread = [], 0, 0
     with meter("tokens", high.rows_QK.numel() + low.rows_QK.numel(), quiet=quiet or not tokens) as progress:
         for query in range(len(high.rows_QK)):
             sides = []
@@ -302,10 +317,11 @@ def _both_sides(
                     explained = [stage.with_tokens(hit, query) for hit in hits]
                     hits = [hit for hit, _ in explained]
                     withheld += sum(is_far for _, is_far in explained)
+                    unread += sum(not hit.token_scores and not is_far for hit, is_far in explained)
                     progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(hits))
             by_side.append((sides[0], sides[1]))
-    return by_side, withheld
+    return by_side, (withheld, unread)
 
 
 def _facts(prepared: PreparedQuery, records: Sequence[Mapping[str, Any]]) -> tuple[QueryFacts, ...]:
