@@ -22,10 +22,12 @@ def test_from_a_bank_to_a_comparison(run, tmp_path, model_folder, data_file, que
     run("build", model_folder, data_file, "-o", store, "--method", "logra", "--rank", "8")
     scored = json.loads(run("score", store, queries, "-o", tables / "logra"))
     assert scored["queries"] == 2 and scored["train"] == 12
+    assert any(note.startswith("damping 0.1 x mean eigenvalue") for note in scored["notes"])
     exact = json.loads(
         run("attribute", model_folder, data_file, queries, "-o", tables / "ekfac", "--factors", tmp_path / "fit")
     )
     assert exact["method"] == "ekfac, default damping" and exact["train"] == 12
+    assert any(note.startswith("damping 0.1 x mean eigenvalue") for note in exact["notes"])
     assert load_table(tables / "ekfac").scores.shape == (2, 12)
     assert load_table(tables / "logra").bytes_per_example > 0
 

@@ -457,6 +457,7 @@ def test_the_verb_writes_marks_and_a_page(tmp_path, model_folder, data_file, que
     assert main([*command, "--budget", "0.1", "--quantile", "0.9"]) == 0
     out, err = capsys.readouterr()
     assert "tokens marked, in" in out and "marked" not in err
+    assert "note: damping 0.1 x mean eigenvalue" in out and any("damping" in note for note in said["notes"])
     assert "why no more: the budget of 10.00% of the tokens is spent; no floor: among 12 documents" in out
     assert "The budget of 10.00% of the tokens is spent" in page and said["stopped"] == marks.about["stopped"]
     assert main([*command, "--quantile", "0.9", "--floor", "1e9", "--json"]) == 0

@@ -718,6 +718,11 @@ def test_the_client_gives_what_query_gives(live, store, task):
     found = client.query([ASKED, "the dog sat"], k=3, tokens=True)
     wanted = whence.query(store, task, [ASKED, "the dog sat"], k=3, tokens=True, runtime=QUIET)
     assert found.queries == wanted.queries and found.method == wanted.method and found.num_examples == 9
+    (theirs, more), wanted_facts = found.facts, wanted.facts
+    assert theirs.record.items() >= wanted_facts[0].record.items() - {("id", "0")} and more.record == {
+        "id": "1",
+        "text": "the dog sat",
+    }
     for mine, theirs in zip(found.proponents + found.opponents, wanted.proponents + wanted.opponents, strict=True):
         assert [hit.id for hit in mine] == [hit.id for hit in theirs]
         assert [hit.score for hit in mine] == pytest.approx([hit.score for hit in theirs], rel=1e-4)

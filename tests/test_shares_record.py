@@ -325,6 +325,12 @@ def test_from_a_store_and_queries(run, tmp_path, store, queries, data_file, mode
     assert "note: the store is not there to be checked" in run("verify", tmp_path / "r")
 
 
+def test_the_verb_repeats_the_notes_of_its_table(run, tmp_path, records):
+    noted = saved(tmp_path / "t", replace(table(drawn(2)), notes=("damping as the recipe says",)))
+    out = run("shares", noted, "--records", records, "--by", "licence", "-o", tmp_path / "r")
+    assert "note: damping as the recipe says" in out and "below the noise floor: no noise floor: among 40 examples" in out
+
+
 def test_attribute_says_what_its_table_is_of(run, tmp_path, model_folder, data_file, queries):
     words = ["attribute", model_folder, data_file, queries, "-o", tmp_path / "t", "--method", "grad-dot-exact"]
     run(*words, "--ensemble", tmp_path / "e")

@@ -178,6 +178,7 @@ def _show(report: Any, output: Path, seal: str) -> None:
     more = f", the first {_ROWS} of {len(sources):,} sources" if len(sources) > _ROWS else ""
     print_table(header, cells, title=f"Shares in {len(report.query_ids):,} queries{more}")
     tell(
+        *(f"note: {note}" for note in report.tables.first.notes),
         f"below the noise floor: {report.noise_floor}",
         f"report: {output / 'report.html'}",
         f"seal, to be kept elsewhere: {seal}",

@@ -82,7 +82,7 @@ def guide(
     if as_json:
         about = {
             name: marks.about[name]
-            for name in ("examples", "scored_tokens", "marked_tokens", "threshold", "floor", "stopped", "method")
+            for name in ("examples", "scored_tokens", "marked_tokens", "threshold", "floor", "stopped", "method", "notes")
         }
         tell_json(files | about | {"marked_examples": len(marks.examples)})
         return
@@ -90,6 +90,7 @@ def guide(
         f"{len(marks):,} of {marks.about['scored_tokens']:,} tokens marked, in {len(marks.examples):,} of "
         f"{marks.about['examples']:,} examples",
         f"why no more: {marks.about['stopped']}",
+        *(f"note: {note}" for note in marks.about["notes"]),
         f"mask file: {files['marks']}",
         f"report:    {files['report']}",
     )

@@ -96,7 +96,8 @@ def score(
     if ranks.rank > 0:
         return
     save_table(table, output, origin=origin | {"models": models})
-    tell_json({"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(opened)})
+    sizes = {"queries": len(table.query_ids), "train": len(opened)}
+    tell_json({"table": str(output), "method": table.method, **sizes, "notes": list(table.notes)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,8 @@ def _attributed(
         part = replace(table, scores=table.parts[name], parts={}, method=f"{table.method}, {name}")
         save_table(part, folder, origin=origin | {"models": models})
     save_table(table, output, origin=origin | {"models": models})
-    summary = {"table": str(output), "method": table.method, "queries": len(table.query_ids), "train": len(table.train_ids)}
+    sizes = {"queries": len(table.query_ids), "train": len(table.train_ids)}
+    summary = {"table": str(output), "method": table.method, **sizes, "notes": list(table.notes)}
     return summary | ({"parts": {name: str(folder) for name, folder in parts.items()}} if parts else {})
 
 

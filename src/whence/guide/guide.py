@@ -74,6 +74,7 @@ def _marks(scores: TokenScores, selection: TokenSelection, config: GuideConfig, 
         "floor": selection.floor,
         "stopped": selection.stopped,
         "method": scores.method,
+        "notes": list(scores.notes),
         "train": scores.train.fingerprint,
         "tokenizer": tokenizer,
     }

@@ -9,9 +9,10 @@ from urllib.parse import quote, urlencode
 
 from whence.errors import BadInput
 from whence.plain_files import read_plain
-from whence.report import Hit, Hits
+from whence.report import Hit, Hits, QueryFacts
 from whence.serve.transport import Transport
 from whence.settings import Writing
+from whence.strict_json import is_plain
 
 __all__ = ["Client", "HitFilter"]
 
@@ -179,7 +180,7 @@ class Client:
         Raises:
             BadInput: If there is no query, or one has no text.
         """
-        answers = []
+        answers, facts = [], []
         for number, query in enumerate(queries):
             record = {"text": query} if isinstance(query, str) else query
             completion = record.get("completion", record.get("text")) if isinstance(record, Mapping) else None
@@ -187,11 +188,13 @@ class Client:
                 raise BadInput(
                     found=f"query {number} without a text", needed="'text', or 'prompt' and 'completion'", do="write it so"
                 )
+            plain = {str(name): value for name, value in record.items() if name != "id" and is_plain(value)}
+            facts.append(QueryFacts({"id": str(record.get("id", number)), **plain}))
             answers.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
         if not answers:
             raise BadInput(found="no query", needed="one or more", do="add one")
         try:
-            return _hits(answers)
+            return _hits(answers, facts)
         except (KeyError, TypeError, ValueError):
             raise self.transport.foreign() from None
 
@@ -249,7 +252,7 @@ class Client:
         return answer[name]
 
 
-def _hits(answers: Sequence[Mapping[str, Any]]) -> Hits:
+def _hits(answers: Sequence[Mapping[str, Any]], facts: Sequence[QueryFacts]) -> Hits:
     first = answers[0]
     return Hits(
         queries=tuple(answer["prompt"] + answer["completion"] for answer in answers),
@@ -261,6 +264,7 @@ def _hits(answers: Sequence[Mapping[str, Any]]) -> Hits:
         num_examples=first["num_examples"],
         notes=tuple(first["notes"]),
         measurement_unit=first["measurement_unit"],
+        facts=tuple(facts),
     )
 
 
