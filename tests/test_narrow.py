@@ -84,12 +84,11 @@ def test_shading_is_scaled_to_the_answer_and_not_to_the_document():
 
 def test_shading_in_the_terminal_is_scaled_alike(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-    print_hits(two_documents(0.01))
-    weak = capsys.readouterr().out.split("alpha")[2]
-    print_hits(two_documents(1.0))
-    strong = capsys.readouterr().out.split("alpha")[2]
-    assert "\x1b[1;97m" not in weak and "beta" in weak and strong != weak
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for factor, strong in ((0.01, 1), (1.0, 2)):
+        shown = printed(capsys, monkeypatch, 80, lambda factor=factor: print_hits(two_documents(factor)))
+        assert len(re.findall(r"\x1b\[1;[0-9;]*4[0-9][0-9;]*mbeta", shown)) == strong, repr(shown)
 
 
 def test_views_of_why_are_scaled_alike():
