@@ -208,6 +208,8 @@ def test_words_against_the_formula():
     z = (math.log(here / (390 - here)) - math.log(there / (400 - there))) / math.sqrt(1 / here + 1 / there)
     assert scores == {"rook": pytest.approx(z)}
     assert distinctive_words([Counter({"rook": 90, "the": 200}), Counter({"sail": 80, "a": 9})], 1)[1][0][0] == "sail"
+    assert distinctive_words([Counter({"rook": 9}), Counter({"rook": 2})], 5) == [[], []]  # one word sets nothing apart
+    assert distinctive_words([Counter(), Counter()], 5) == [[], []]
     assert words_of("Don't 12 x2 a_b") == {"don", "x2", "a_b"}
 
 

@@ -37,7 +37,9 @@ def distinctive_words(counts: Sequence[Counter[str]], limit: int) -> list[list[t
     """
     everywhere = sum(counts, Counter())
     total = sum(everywhere.values())
-    words = []
+    words: list[list[tuple[str, float]]] = []
+    if len(everywhere) < 2:  # of a single word there are no odds against others
+        return [[] for _ in counts]
     for part in counts:
         inside, outside = sum(part.values()), total - sum(part.values())
         scored = []
