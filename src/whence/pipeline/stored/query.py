@@ -125,13 +125,7 @@ def query(
     if withheld:
         is_aligned = prepared.method == "aligned"
         more = "more bytes (--bytes-per-example)" if is_aligned else "a larger rank or dtype, or method aligned"
-        notes = (
-            *notes,
-            _WITHHELD.format(
-                withheld,
-                f"build with {more}; or ask a store of aligned in two stages (--rerank exact): these are of whole gradients",
-            ),
-        )
+        notes = (*notes, _WITHHELD.format(withheld, more))
     if unread:
         notes = (*notes, _UNREAD.format(unread))
     shown = [[hit.score for hit in (*up, *down)] for up, down in hits]
