@@ -141,7 +141,7 @@ def test_tasks_and_methods_without_token_scores_are_refused(tmp_path):
         scores_of(task, dataset, dataset, dataset, tmp_path)
     task, train, harmful, safe = case()
     with pytest.raises(BadInput, match="found method='source', which goes back through a recorded run"):
-        scores_of(task, train, harmful, safe, tmp_path, method="source")
+        scores_of(task, train, harmful, safe, tmp_path, method="source", relative_damping=None)
 
 
 def test_a_score_that_is_no_number_names_its_example(tmp_path, monkeypatch):
