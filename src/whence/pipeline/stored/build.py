@@ -159,7 +159,8 @@ def _built(
             learned = learned | ({PROBE_FILE: probe} if probe else {})
             if config.bytes_per_example and blueprint.codec().row_bytes() < int(config.bytes_per_example) // 2:
                 report(
-                    f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients have no more directions to keep"
+                    f"codes take {blueprint.codec().row_bytes():,} bytes: the sample's gradients and the bytes that rows share "
+                    "have no more directions to keep"
                 )
             with first_then_others(ranks) if ranks.in_step else nullcontext():
                 writer = open_writer(folder, blueprint, dataset, append=append, leases=shard_leases)
@@ -183,21 +184,42 @@ def _built(
         with shard_leases.alone():
             if not writer.is_finished():
                 files = {name: sha256_of(folder / name) for name in learned} | write_left_out(folder, dataset)
-                if isinstance(encoder, Aligned) and is_sharded(task.model):
-                    report(
-                        "a model that is split over processes gives no whole gradients: stored scores were not held against exact ones"
-                    )
-                elif isinstance(encoder, Aligned):
-                    code = next((tensors for tensors in learned.values() if STAND_INS in tensors), {})
-                    sample = code[SAMPLE].tolist() if is_first and SAMPLE in code else ()
-                    stand_in_codes = code.get(STAND_INS)
-                    fidelity = measure_fidelity(task, plan, encoder, blueprint, dataset, sample, stand_in_codes, quiet=quiet)
-                    files |= write_fidelity(folder, dataset.fingerprint, fidelity)
-                    report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
+                code = next((tensors for tensors in learned.values() if STAND_INS in tensors), {})
+                files |= _held_against_exact(
+                    task, plan, encoder, writer, code if is_first else code | {SAMPLE: None}, quiet=quiet
+                )
                 finish_store(writer, files, quiet)
                 _drop_fit(folder)
                 report(f"disk: {open_store(folder, check=False).disk_bytes()}")
     return _opened(folder, ranks)
+
+
+def _held_against_exact(
+    task: AbstractTask, plan: Plan, encoder: Encoder, writer: Writer, code: Mapping[str, Tensor | None], *, quiet: bool
+) -> dict[str, str]:
+    """Measure how well stored scores of what was added agree with exact ones, and keep it; the files' digests by name.
+
+    Args:
+        task: Model and loss.
+        plan: Its units.
+        encoder: Of the rows; only those of method aligned are whole gradients' codes.
+        writer: Of the finished rows.
+        code: What the code was learned with: the rows of the sample, None for other data, and codes of stand-ins.
+        quiet: No progress on stderr.
+    """
+    report = (lambda text: None) if quiet else say
+    if not isinstance(encoder, Aligned):
+        return {}
+    if is_sharded(task.model):
+        report("a model that is split over processes gives no whole gradients: stored scores were not held against exact ones")
+        return {}
+    sample = code.get(SAMPLE)
+    fidelity = measure_fidelity(
+        task, plan, encoder, writer.blueprint, writer.dataset, () if sample is None else sample.tolist(), code.get(STAND_INS),
+        quiet=quiet,
+    )  # fmt: skip
+    report(f"{fidelity}" if fidelity else "too few documents to hold stored scores against exact ones")
+    return write_fidelity(writer.folder, writer.dataset.fingerprint, fidelity)
 
 
 def _settings_given(config: BuildConfig) -> dict[str, Any]:
