@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from whence.evaluate import save_table
+from whence.records import ScoreTable
 from whence.select.selection import load_selection
 
 
@@ -74,6 +77,28 @@ def test_from_a_table_in_another_order(run, tmp_path, model_folder, data_file, l
     assert first.decisions == second.decisions[::-1]
     text = run("select", validation, "-o", tmp_path / "c", "--table", table, "--drop", 1, status=2)
     assert "found 0 of 2 examples among the 12 of" in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["scores", "self-influence", "loss", "random"])
+def test_a_table_is_ranked_by_what_its_values_are(run, tmp_path, labelled, kind):
+    """Values 0 to 11: the low end of what is suspicious is kept, and the high end of what helps."""
+    ids, numbers = tuple(f"t{number}" for number in range(12)), torch.arange(12.0)
+    queries = 8 if kind == "scores" else 1
+    save_table(ScoreTable(numbers.expand(queries, -1), ids[:queries], ids, "nats", "by hand", values=kind), tmp_path / "table")
+    words = ["select", labelled, "-o", tmp_path / "chosen", "--table", tmp_path / "table", "--keep", 6]
+    by = "influence" if kind == "scores" else kind
+    for wanted in ("influence", "self-influence", "loss"):
+        if wanted != by:
+            error = run(*words, "--by", wanted, status=2)
+            assert f"--by {wanted} for the table of {queries} x 12 values in" in error and f"which are {kind};" in error
+            assert error.count("\n") == 1 and not (tmp_path / "chosen").exists()
+    if kind == "random":
+        assert "--table for --by random" in run(*words, status=2)
+        return
+    run(*words)
+    places = range(6, 12) if kind == "scores" else range(6)
+    assert load_selection(tmp_path / "chosen").keep.tolist() == [number in places for number in range(12)]
+    assert json.loads(run(*words, "--by", by, "--json"))["by"] == by
 
 
 @pytest.mark.parametrize("by", ["self-influence", "loss", "random"])

@@ -196,7 +196,9 @@ def test_copies_are_found_and_the_best_of_them_kept(tmp_path):
     found = whence.select.near_duplicates(store, cosine=1.0, quiet=True)
     assert found == {"copy 0 of 3": "t3", "copy 1 of 3": "t3", "copy 2 of 10": "t10"}
     table = whence.select.value_table(task(), made + copies, "loss", runtime=QUIET)
-    chosen = whence.select.select(table, duplicates=found, config=whence.settings.SelectConfig(by="loss", keep=24))
+    with pytest.raises(BadInput, match="found a table whose values are loss; needed scores for queries"):
+        whence.clusters.clusters(store, k=2, table=table, quiet=True)
+    chosen = whence.select.select(table, duplicates=found, config=whence.settings.SelectConfig(keep=24))
     assert len(chosen.dropped) == 3 == chosen.summary()["duplicates_dropped"]
 
 

@@ -123,8 +123,7 @@ def test_a_selection_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     import whence
 
     old, new = (
-        whence.select.select(table, config=SelectConfig(by="loss", keep=count))
-        for table, count in zip(tables, (3, 5), strict=True)
+        whence.select.select(table, config=SelectConfig(keep=count)) for table, count in zip(tables, (3, 5), strict=True)
     )
     old.save(tmp_path / "chosen")
     kept = []

@@ -15,10 +15,12 @@ from tests.reference.selecting import choose, water_level
 from tests.settings import QUIET
 from tests.zoo import make
 from whence.errors import BadInput, NonFinite, UnknownOption
-from whence.evaluate import Retraining
+from whence.evaluate import Retraining, load_table, save_table
+from whence.score import Ensemble, mean_table
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.proof import random_twin
 from whence.settings import SelectConfig
+from whence.store.files import SEAL
 
 SIZES = [3, 9, 4, 4, 7, 1, 2, 8, 5, 6, 3, 2]
 NAMES = list("abbbccbbaccc")
@@ -69,7 +71,68 @@ def test_keeping_and_dropping_are_two_sides():
     )
     worst = set(values().mean(0).argsort()[:3].tolist())
     assert set(whence.select.select(scores, config=SelectConfig(drop=3)).dropped) == worst
-    assert set(whence.select.select(scores, config=SelectConfig(by="loss", keep=3)).keep.nonzero().flatten().tolist()) == worst
+    assert (
+        set(whence.select.select(table(values(), values="loss"), config=SelectConfig(keep=3)).keep.nonzero().flatten().tolist())
+        == worst
+    )
+
+
+def test_values_of_every_kind_are_ranked_by_what_they_are():
+    """Every kind of table by every criterion; what is kept was read off by hand."""
+    numbers, by_kind = [[0.3, -0.1, 0.9, 0.5]], {"scores": "influence", "self-influence": "self-influence", "loss": "loss"}
+    # A high score or draw helps; high self-influence and high loss are suspicious.
+    worth_keeping = {"scores": {2, 3}, "random": {2, 3}, "self-influence": {0, 1}, "loss": {0, 1}}
+    for kind, by in {**by_kind, "random": "random"}.items():
+        marked = table(numbers, values=kind)
+        for wanted in (None, "influence", "self-influence", "loss", "random"):
+            config = SelectConfig(by=wanted, drop=2)
+            if wanted in (None, by):
+                chosen = whence.select.select(marked, config=config)
+                assert kept(chosen) == worth_keeping[kind] and chosen.by == by
+                continue
+            with pytest.raises(
+                BadInput, match=f"found by='{wanted}' for a table of 1 x 4 values that are '{kind}'; .*by='{by}'"
+            ):
+                whence.select.select(marked, config=config)
+        other_end = whence.select.select(marked, config=SelectConfig(drop=2, prefer="low"))
+        assert kept(other_end) == {0, 1}
+    with pytest.raises(UnknownOption, match="found a table with values='size'; needed one of: scores, self-influence"):
+        whence.select.select(table(numbers, values="size"), config=SelectConfig(drop=2))
+
+
+def without(path, name, more=()):
+    """A record as another program would write it: without a field, and without the digest of itself."""
+    content = {field: value for field, value in json.loads(path.read_text()).items() if field not in (name, SEAL)}
+    path.write_text(json.dumps(content | dict(more)))
+
+
+def test_tables_of_the_library_say_what_their_values_are(tmp_path):
+    task, data = make("linear", 8)
+    for kind, made in (
+        ("scores", whence.attribute(task, data, whence.data.Dataset(data.examples[:2]), runtime=QUIET)),
+        ("self-influence", whence.self_influence(task, data, runtime=QUIET)),
+        ("loss", whence.select.value_table(task, data, "loss", runtime=QUIET)),
+        ("random", whence.select.value_table(None, data, "random")),
+    ):
+        save_table(made, tmp_path / kind)
+        assert made.values == load_table(tmp_path / kind).values == mean_table([made, made]).values == kind
+        ensemble = Ensemble(tmp_path / f"mean of {kind}")
+        ensemble.add(made, member="a")
+        assert ensemble.table().values == kind
+        with pytest.raises(BadInput, match="other values than the ensemble in"):
+            ensemble.add(replace(made, values="loss" if kind == "scores" else "scores"), member="b")
+        # Written before tables said so: the unit, which nothing else has, tells.
+        for path in (tmp_path / kind / "table.json", tmp_path / f"mean of {kind}" / "ensemble.json"):
+            without(path, "values")
+        assert load_table(tmp_path / kind).values == Ensemble(tmp_path / f"mean of {kind}").table().values == kind
+        with pytest.raises(BadInput, match="found tables of .* and of .*; needed tables of one kind"):
+            mean_table([made, replace(made, values="loss" if kind == "scores" else "scores")])
+    # The example that does most to itself goes first, where it was kept.
+    own = whence.self_influence(task, data, runtime=QUIET)
+    assert whence.select.select(own, config=SelectConfig(drop=1)).dropped == [int(own.scores[0].argmax())]
+    without(tmp_path / "loss" / "table.json", "values", {"values": "size"})
+    with pytest.raises(BadInput, match="which is no score table"):
+        load_table(tmp_path / "loss")
 
 
 def test_values_per_token():
@@ -171,10 +234,12 @@ def test_reasons_ranks_and_summary():
     assert grouped.decisions[3].reason.endswith("rank 1 of 2 in '2', of which 1 are kept")
     assert grouped.summary()["groups"] == {"1": {"examples": 2, "kept": 1}, "2": {"examples": 2, "kept": 1}}
     assert grouped.summary()["tokens_kept"] == 10
-    tokens = whence.select.select(table([[2.0, 1.0]]), tokens=[5, 5], config=SelectConfig(by="self-influence", keep="7 tokens"))
+    tokens = whence.select.select(
+        table([[2.0, 1.0]], values="self-influence"), tokens=[5, 5], config=SelectConfig(keep="7 tokens")
+    )
     assert tokens.decisions[1].reason == "kept: its self-influence is 1; rank 1 of 2, of which 7 tokens are kept"
     assert (
-        whence.select.select(table([[2.0, 1.0]]), config=SelectConfig(by="random", keep=1))
+        whence.select.select(table([[2.0, 1.0]], values="random"), config=SelectConfig(keep=1))
         .decisions[0]
         .reason.startswith("kept: drawn at random; rank 1")
     )
@@ -357,7 +422,7 @@ def test_proofs_that_would_not_be_one(tmp_path):
             "found weights in the selection 'influence'",
         ),
         (
-            whence.select.select(table(WORTH), config=SelectConfig(by="random", keep=3)),
+            whence.select.select(table(WORTH, values="random"), config=SelectConfig(by="random", keep=3)),
             {},
             "found a random selection to prove",
         ),

@@ -61,11 +61,11 @@ def main(folder: Path, seeds: int, workers: int, share: float, judge: str) -> di
         ),
         "self-influence": whence.select.select(
             whence.select.value_table(task, train, "self-influence", runtime=whence.Runtime(quiet=True)),
-            config=whence.settings.SelectConfig(by="self-influence", drop=share),
+            config=whence.settings.SelectConfig(drop=share),
         ),
         "loss": whence.select.select(
             whence.select.value_table(task, train, "loss", runtime=whence.Runtime(quiet=True)),
-            config=whence.settings.SelectConfig(by="loss", drop=share),
+            config=whence.settings.SelectConfig(drop=share),
         ),
     }
     oracle = whence.ScoreTable(-flipped_N[None].double(), ("known",), train.ids, "1 for a wrong label", "the truth")

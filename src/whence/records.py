@@ -5,11 +5,22 @@ Axes: B batch, T positions, O outputs, I inputs, Q queries, N training examples.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "OneHot", "Pair", "Recipe", "ScoreTable", "Side", "Unit"]
+__all__ = ["Dense", "OneHot", "Pair", "Recipe", "ScoreTable", "Side", "Unit", "Values", "values_by_unit"]
+
+Values = Literal["scores", "self-influence", "loss", "random"]
+"""What the numbers of a table are."""
+
+# Units that only one kind of values has; whoever makes such a table writes its unit and its mark.
+_VALUES_OF_UNIT: Mapping[str, Values] = {
+    "loss of the example itself, negated": "self-influence",
+    "loss of the training example": "loss",
+    "standard normal draws": "random",
+}
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,9 @@ class ScoreTable:
             averaged over models, which is done for scores and weights apart.
         weights: What each example's scores are still to be multiplied with, shape (train,), in tables made for an ensemble
             (`score_table(..., weighted=False)`); None in all others.
+        values: What the numbers are: scores for queries, or, as `whence.self_influence` and `whence.select.value_table` make them, each
+            example's self-influence, its own loss, or chance. High self-influence and loss are suspicious where a high score is a help, so
+            `whence.select.select` goes by it.
     """
 
     scores: Tensor
@@ -245,7 +259,20 @@ class ScoreTable:
     provenance: Mapping[str, str] = field(default_factory=dict)
     is_weighted: bool = False
     weights: Tensor | None = None
+    values: Values = "scores"
 
     def removal_effect(self) -> Tensor:
         """Predicted change of the measurement when each example is left out, shape (queries, train)."""
         return -self.scores
+
+
+def values_by_unit(unit: str) -> Values:
+    """What the numbers of a table are that was written before tables said so.
+
+    Args:
+        unit: The table's.
+
+    >>> values_by_unit("loss of the training example"), values_by_unit("nats")
+    ('loss', 'scores')
+    """
+    return _VALUES_OF_UNIT.get(unit, "scores")

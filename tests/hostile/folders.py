@@ -125,7 +125,7 @@ def _read_fit(folder: Path) -> Any:
 
 def _selection(folder: Path) -> None:
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
-    whence.select.select(scores, config=whence.settings.SelectConfig(by="loss", keep=4)).save(folder / "chosen")
+    whence.select.select(scores, config=whence.settings.SelectConfig(keep=4)).save(folder / "chosen")
 
 
 def _read_selection(folder: Path) -> Any:

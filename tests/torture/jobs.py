@@ -251,7 +251,7 @@ def _old_or_new_table(folder: Path) -> None:
 
 def _selected(seed: int):
     scores = planted(torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)))
-    return whence.select.select(scores, config=whence.settings.SelectConfig(by="loss", keep=4 + seed))
+    return whence.select.select(scores, config=whence.settings.SelectConfig(keep=4 + seed))
 
 
 def _old_or_new_selection(folder: Path) -> None:

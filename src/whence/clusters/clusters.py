@@ -124,7 +124,7 @@ def clusters(
         The clusters.
 
     Raises:
-        BadInput: If a number is out of range.
+        BadInput: If a number is out of range, or the table has other values than scores.
     """
     opened = store if isinstance(store, Store) else open_store(store)
     if not 2 <= k <= len(opened):
@@ -135,7 +135,7 @@ def clusters(
         if value < 1:
             raise BadInput(found=f"{name}={value}", needed="1 or more", do="leave it out")
     ids = opened.ids()
-    scores_QN = None if table is None else aligned(table, table.query_ids, ids)
+    scores_QN = None if table is None else _scores(table, ids)
     rows_NK = principal(directions(opened), shared)
     placed_N = (rows_NK.square().sum(1) > 0).nonzero().flatten()
     if not quiet:
@@ -151,6 +151,21 @@ def clusters(
     return Clusters(
         tuple(described), ids, tuple(labels_N.tolist()), f"aligned rows in {rows_NK.shape[1]} directions that they share"
     )
+
+
+def _scores(table: ScoreTable, ids: Sequence[str]) -> Tensor:
+    """Scores of a table for these examples, shape (Q, N).
+
+    Raises:
+        BadInput: If it has other values.
+    """
+    if table.values != "scores":
+        raise BadInput(
+            found=f"a table whose values are {table.values}",
+            needed="scores for queries, which each cluster helps or harms",
+            do="pass a table of `score_table` or `attribute`",
+        )
+    return aligned(table, table.query_ids, ids)
 
 
 def _members(partition: Partition, placed_N: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -47,6 +47,8 @@ def select(
     from whence.select.budget import Budget
 
     check_options(config, valued, grouped, proof)
+    config = replace(config, by=valued.ranked_by(config.by))
+    check_options(config, valued, grouped, proof)  # now that it is known what the values of a table are
     for amount in (config.keep, config.drop):
         if amount is not None:
             Budget.read(amount)  # before anything is read: a wrong one is an error

@@ -10,7 +10,7 @@ from whence.commands.early import check_number
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import BatchOptions, DeviceOptions, InBatches, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import Runtime, SelectConfig, exact_settings, final_settings, takes_option
+from whence.settings import By, Runtime, SelectConfig, exact_settings, final_settings, takes_option
 
 __all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_amounts", "check_options", "records_of"]
 
@@ -55,6 +55,31 @@ class ValueOptions:
         if task is not None:
             return task.prepare(records)
         return Dataset([Example(_id(number, record), {}) for number, record in enumerate(records)])
+
+    def ranked_by(self, by: By | None) -> By:
+        """What examples are ranked by: what the values of the table are, if there is one.
+
+        Args:
+            by: As it was given; None if it was left out.
+
+        Raises:
+            BadInput: If the table has other values.
+        """
+        if self.table is None:
+            return by or "influence"
+        from whence.evaluate import load_table
+        from whence.select.selection import criterion_of
+
+        table = load_table(self.table)
+        has = criterion_of(table, None)
+        if by not in (None, has):
+            raise BadInput(
+                found=f"--by {by} for the table of {len(table.query_ids):,} x {len(table.train_ids):,} values in {self.table}, "
+                f"which are {table.values}",
+                needed=f"a table to rank by {by}, or --by {has}",
+                do=f"leave --by out, or pass --model in place of --table for --by {by}",
+            )
+        return has
 
     def values(self, task: Any, train: Any, by: Any) -> Any:
         """What each example is worth, as a table.
@@ -175,13 +200,18 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
     Raises:
         BadInput: If there are some.
     """
-    by, has_table, has_model, long = config.by, valued.table is not None, valued.model is not None, valued.reading.long
+    by, has_table, has_model, long = (
+        config.by or "influence",
+        valued.table is not None,
+        valued.model is not None,
+        valued.reading.long,
+    )
     validates, has_method = valued.validation is not None, valued.method is not None
     validate, score = "add --validation FILE", "add --model MODEL or --table FOLDER"
     wrong = (
         ("--table and --validation", has_table and validates, "leave one out: a table has its values"),
         ("--table and --method", has_table and has_method, "leave one out: a table has its values"),
-        (f"--table for --by {by}", has_table and by == "random", "leave --table out"),
+        (f"--table for --by {by}", has_table and by == "random", "leave --table out, and pass --by random"),
         (f"neither --table nor --model for --by {by}", by != "random" and not has_table and not has_model, score),
         ("no --validation for --by influence", by == "influence" and not has_table and not validates, validate),
         (f"--validation for --by {by}", by != "influence" and validates, "leave --validation out"),

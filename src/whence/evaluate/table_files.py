@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, StoreCorrupt
-from whence.records import ScoreTable
+from whence.records import ScoreTable, Values, values_by_unit
 from whence.store import read_array, read_json, record_of
 from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
@@ -31,6 +31,7 @@ class _Record:
     seconds: float | None = None
     provenance: dict[str, str] = field(default_factory=dict)
     is_weighted: bool = False
+    values: Values | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -72,7 +73,8 @@ def load_table(folder: str | Path) -> ScoreTable:
 
     Args:
         folder: With `scores.npy`, real numbers (queries, train), positive for proponents, and `table.json`, of which `query_ids`,
-            `train_ids` and `method` must be there.
+            `train_ids` and `method` must be there. Without `values`, which says what the numbers are, their unit does; those of a unit that
+            whence itself does not use are scores.
 
     Returns:
         The table.
@@ -95,9 +97,8 @@ def load_table(folder: str | Path) -> ScoreTable:
     check_set(folder, recorded.files)
     if not scores.is_floating_point():
         scores = scores.double()
-    return ScoreTable(
-        scores, **{field.name: getattr(recorded, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
-    )
+    facts = {field.name: getattr(recorded, field.name) for field in fields(ScoreTable) if field.name not in _ARRAYS}
+    return ScoreTable(scores, **{**facts, "values": recorded.values or values_by_unit(recorded.unit)})
 
 
 def _read(folder: Path) -> _Record:

@@ -34,7 +34,7 @@ def random_scores(train: Dataset, queries: Dataset, *, seed: int = 0) -> ScoreTa
     """
     generator = torch.Generator().manual_seed(seed)
     scores_QN = torch.randn(len(queries), len(train), generator=generator)
-    return ScoreTable(scores_QN, queries.ids, train.ids, "standard normal draws", f"random (seed {seed})")
+    return ScoreTable(scores_QN, queries.ids, train.ids, "standard normal draws", f"random (seed {seed})", values="random")
 
 
 def loss_scores(
@@ -67,7 +67,7 @@ def loss_scores(
             in_halves(batch, run, task.model)
             progress.advance(len(batch))
     scores_QN = losses_N.expand(len(queries), -1).contiguous()
-    return ScoreTable(scores_QN, queries.ids, train.ids, "loss of the training example", "loss")
+    return ScoreTable(scores_QN, queries.ids, train.ids, "loss of the training example", "loss", values="loss")
 
 
 def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) -> ScoreTable:

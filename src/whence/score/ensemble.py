@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whence.errors import BadInput, NonFinite, StoreCorrupt, StoreMismatch
 from whence.methods import METHODS
-from whence.records import ScoreTable
+from whence.records import ScoreTable, Values, values_by_unit
 from whence.store import (
     check_name,
     damaged,
@@ -35,7 +35,7 @@ __all__ = ["Ensemble", "mean_table"]
 # The second has the weights of TRAK and GraSS beside the scores; a reader that knows only the first would leave them out.
 _FORMAT, _WEIGHTED_FORMAT = "whence ensemble 1", "whence ensemble 2"
 # What a table must share with the members that are already in.
-_SHARED = ("query_ids", "train_ids", "unit", "method")
+_SHARED = ("query_ids", "train_ids", "unit", "method", "values")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class _Record:
     method: str
     sum: str
     sha256: str
+    values: Values | None = None
 
 
 class Ensemble:
@@ -172,7 +173,8 @@ class Ensemble:
             total = self._sum(record)
             self._clean(record)
         query_ids, train_ids, notes = (tuple(record[name]) for name in ("query_ids", "train_ids", "notes"))
-        first = ScoreTable(total["scores"], query_ids, train_ids, record["unit"], record["method"], notes)
+        facts = record["unit"], record["method"], notes
+        first = ScoreTable(total["scores"], query_ids, train_ids, *facts, values=record["values"])
         members = list(record["members"].values())
         return _averaged(first, {name: value / len(members) for name, value in total.items()}, members)
 
@@ -193,7 +195,7 @@ class Ensemble:
             raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
         if not record.members:
             raise StoreCorrupt(**damaged(path, "it has no members"))
-        return content
+        return {**content, "values": record.values or values_by_unit(record.unit)}
 
     def _clean(self, record: Mapping[str, Any]) -> None:
         """Remove sums from before the last member, and what a killed run left."""
@@ -275,7 +277,7 @@ def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
         or token.
 
     Raises:
-        BadInput: If there are none, their ids differ, or weights are multiplied into their scores.
+        BadInput: If there are none, their ids or what their values are differ, or weights are multiplied into their scores.
     """
     _refuse_weighted(tables)
     if not tables or len({(table.query_ids, table.train_ids) for table in tables}) != 1:
@@ -287,6 +289,11 @@ def mean_table(tables: Sequence[ScoreTable]) -> ScoreTable:
     if len({table.weights is None for table in tables}) > 1:
         raise BadInput(
             found="tables with and without weights", needed="tables of one method", do="score every model with the same method"
+        )
+    kinds = sorted({table.values for table in tables})
+    if len(kinds) > 1:
+        raise BadInput(
+            found=f"tables of {' and of '.join(kinds)}", needed="tables of one kind", do="average each kind by itself"
         )
     parts = [_summed(table) for table in tables]
     means = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}

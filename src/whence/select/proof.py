@@ -147,7 +147,7 @@ def random_twin(selection: Selection, seed: int) -> Selection:
         groups, quota = [str(decision.group) for decision in decisions], dict(of_group)
     total = sum((decision.tokens or 0) if is_tokens else 1 for decision in keepers)
     scores_1N = torch.randn(1, len(ids), generator=torch.Generator().manual_seed(seed))
-    table = ScoreTable(scores_1N, ("none",), ids, "standard normal draws", f"random (seed {seed})")
+    table = ScoreTable(scores_1N, ("none",), ids, "standard normal draws", f"random (seed {seed})", values="random")
     config = SelectConfig(by=RANDOM, keep=f"{total} tokens" if is_tokens else total, quota=quota or "proportional")
     lengths = [decision.tokens or 0 for decision in decisions] if is_tokens else None
     return select(table, config=config, groups=groups, tokens=lengths)

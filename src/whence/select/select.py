@@ -14,7 +14,7 @@ from whence.errors import BadInput, NonFinite
 from whence.records import ScoreTable
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.reasons import Standing, reason
-from whence.select.selection import CRITERIA, Decision, Selection
+from whence.select.selection import CRITERIA, Decision, Selection, criterion_of
 from whence.settings import SelectConfig, check_record
 
 __all__ = ["select"]
@@ -31,8 +31,9 @@ def select(
     """Decide for every training example whether it is kept, and with which weight.
 
     Examples are ranked by the mean of their column: for `attribute` or `score_table` on a validation set its predicted effect on the mean
-    validation measurement, for `self_influence` and the loss the one number there is (`value_table` makes all of these). With equal
-    budgets, keeping the best and dropping the worst come to the same.
+    validation measurement, for `self_influence` and the loss the one number there is (`value_table` makes all of these). The table says
+    which of these its values are (`table.values`), and so which end is the better one. With equal budgets, keeping the best and dropping
+    the worst come to the same.
 
     Args:
         table: Values, shape (queries, train).
@@ -46,8 +47,9 @@ def select(
         A decision per example, in the order of the table's columns.
 
     Raises:
-        BadInput: If there is no budget and nothing else to select by; if a setting has nothing to act on; or if groups, tokens or
-            duplicates do not fit the table.
+        BadInput: If there is no budget and nothing else to select by; if a setting has nothing to act on; if `by` is not what the table's
+            values are; or if groups, tokens or duplicates do not fit the table.
+        UnknownOption: If the table says that its values are something that there is not.
         NonFinite: If a value is NaN or infinite.
     """
     check_record(config, SelectConfig, "config")
@@ -58,7 +60,8 @@ def select(
     if config.per_token and tokens is None:
         raise BadInput(found="per_token without tokens", needed="the length of every example", do="pass tokens")
 
-    prefer = config.prefer or CRITERIA[config.by].prefer
+    by = criterion_of(table, config.by)
+    prefer = config.prefer or CRITERIA[by].prefer
     values_N = _values(table, tokens if config.per_token else None)
     wanted_N = values_N if prefer == "high" else -values_N
     order = torch.argsort(wanted_N, descending=True, stable=True).tolist()
@@ -79,14 +82,14 @@ def select(
     decisions = []
     for row, (name, value, weight) in enumerate(zip(table.train_ids, values_N.tolist(), weights_N.tolist(), strict=True)):
         winner, standing = beaten.get(row), standings[row]
-        why = reason(config.by, value, weight, standing, winner=winner, reweight=config.reweight, prefer=prefer)
+        why = reason(by, value, weight, standing, winner=winner, reweight=config.reweight, prefer=prefer)
         group, length = None if groups is None else names[row], None if tokens is None else int(tokens[row])
         decisions.append(
             Decision(name, "keep" if weight > 0 else "drop", weight, value, standing.rank, why, group, length, winner)
         )
     unit = f"{table.unit} per token" if config.per_token else table.unit
     kind = budget.unit, config.reweight, table.notes
-    return Selection(config.by, unit, table.method, budget.words, tuple(decisions), *kind)
+    return Selection(by, unit, table.method, budget.words, tuple(decisions), *kind)
 
 
 def _values(table: ScoreTable, tokens: Sequence[int] | None) -> Tensor:

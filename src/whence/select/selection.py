@@ -14,12 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput, StoreCorrupt
+from whence.errors import BadInput, StoreCorrupt, UnknownOption
+from whence.records import ScoreTable
+from whence.settings import By
 from whence.store.file_sets import check_set, path_in_set, write_set
 from whence.store.files import read_json, read_lines
 from whence.strict_json import fitted, is_plain, record_of
 
-__all__ = ["CRITERIA", "Decision", "Selection", "load_selection"]
+__all__ = ["CRITERIA", "Decision", "Selection", "criterion_of", "load_selection"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,42 @@ CRITERIA: Mapping[str, Criterion] = {
     "random": Criterion("high", "a random draw"),
 }
 """What examples can be ranked by."""
+
+# By what the values of a table are.
+_CRITERION_OF_VALUES: Mapping[str, By] = {
+    "scores": "influence", "self-influence": "self-influence", "loss": "loss", "random": "random",
+}  # fmt: skip
+
+
+def criterion_of(table: ScoreTable, by: By | None) -> By:
+    """What a table ranks examples by.
+
+    Args:
+        table: Values.
+        by: What somebody wants to rank by; None for what the table has.
+
+    Returns:
+        A name in `CRITERIA`.
+
+    Raises:
+        BadInput: If the table has other values than are wanted.
+        UnknownOption: If it says that its values are something that there is not.
+    """
+    if table.values not in _CRITERION_OF_VALUES:
+        raise UnknownOption(
+            found=f"a table with values={table.values!r}",
+            needed=f"one of: {', '.join(_CRITERION_OF_VALUES)}",
+            do="say what its numbers are",
+        )
+    has = _CRITERION_OF_VALUES[table.values]
+    if by not in (None, has):
+        wanted = next(values for values, name in _CRITERION_OF_VALUES.items() if name == by)
+        raise BadInput(
+            found=f"by={by!r} for a table of {len(table.query_ids)} x {len(table.train_ids)} values that are {table.values!r}",
+            needed=f"values that are {wanted!r}, or by={has!r}",
+            do=f"leave by out, or make the table with value_table(..., {by!r}); one made by hand says values={wanted!r}",
+        )
+    return has
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ class SelectConfig:
     """Which training examples are kept.
 
     Args:
-        by: What to rank by: influence on a validation set, self-influence, the example's own loss, or chance.
+        by: What to rank by: influence on a validation set, self-influence, the example's own loss, or chance. Left out, what the table's
+            values are, and influence where there is no table; a table of other values is refused.
         keep: How much to keep: 500 (examples), 50%, or "20000 tokens".
         drop: How much to drop instead.
         prefer: Which end to keep; high influence, low self-influence and low loss if left out.
@@ -172,7 +173,7 @@ class SelectConfig:
         UnknownOption: If there is no such criterion, end or quota.
     """
 
-    by: By = "influence"
+    by: By | None = None
     keep: Amount | None = None
     drop: Amount | None = None
     prefer: Literal["high", "low"] | None = None
@@ -181,7 +182,11 @@ class SelectConfig:
     reweight: bool = False
 
     def __post_init__(self):
-        for name, choices in (("by", get_args(By)), ("prefer", (None, "high", "low")), ("quota", ("proportional", "equal"))):
+        for name, choices in (
+            ("by", (None, *get_args(By))),
+            ("prefer", (None, "high", "low")),
+            ("quota", ("proportional", "equal")),
+        ):
             value = getattr(self, name)
             if not isinstance(value, Mapping) and value not in choices:
                 needed = ", ".join(str(word) for word in choices if word is not None)

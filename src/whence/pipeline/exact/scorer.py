@@ -219,7 +219,7 @@ class FittedScorer:
         assert scores.squared_norms_N is not None
         return ScoreTable(
             scores.squared_norms_N[None] / len(prepared.train), ("self-influence",), prepared.train.ids,
-            "loss of the example itself, negated", self.label, self.notes,
+            "loss of the example itself, negated", self.label, self.notes, values="self-influence",
         )  # fmt: skip
 
     def _metric(self, normalize: str | None) -> Metric | None:
