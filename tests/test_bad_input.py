@@ -554,10 +554,10 @@ def test_bad_damping(refused, model_folder, data_file, tmp_path, capsys):
     folder = tmp_path / "logra"
     assert main(["build", str(model_folder), str(data_file), "-o", str(folder), "--method", "logra", "--rank", "4"]) == 0
     query = ["query", folder, "--text", "a cat"]
-    says = "found relative_damping=0.1, absolute_damping=2.0; needed at most one of them, and positive; do this: leave them out"
+    says = r"found Damping\(relative=0.1, absolute=2.0\); needed at most one of them, and positive; do this: leave them out"
     refused(*query, "--relative-damping", "0.1", "--absolute-damping", "2", says=says)
     for value in ("0", "-1", "nan"):
-        refused(*query, "--relative-damping", value, says=f"found relative_damping={float(value)}, absolute_damping=None")
+        refused(*query, "--relative-damping", value, says=rf"found Damping\(relative={float(value)}, absolute=None")
     path = folder / "curvature.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     refused(

@@ -94,15 +94,15 @@ def test_rules_of_a_store_are_named():
     assert [found[rule].of_kept for rule in found] == [False, False, True, False]
     assert [found[rule].label for rule in found] == [f"{rule} damping" for rule in found]
     assert found["recipe"].absolute == pytest.approx(0.1)
-    with pytest.raises(BadInput, match="found damping_rule='recipe' without a known training run; needed a recipe that tells"):
-        stored_damping(None, Damping(rule="recipe"), **options)
-    with pytest.raises(BadInput, match="found damping_rule='recipe' for adamw without its second moments"):
-        stored_damping(Recipe("adamw", 1.0), Damping(rule="recipe"), **options)
     with pytest.raises(
-        BadInput, match="found relative_damping=2.0, absolute_damping=None, damping_rule='mean'; needed at most one"
+        BadInput, match=r"found Damping\(rule='recipe'\) without a known training run; needed a recipe that tells"
     ):
+        stored_damping(None, Damping(rule="recipe"), **options)
+    with pytest.raises(BadInput, match=r"found Damping\(rule='recipe'\) for adamw without its second moments"):
+        stored_damping(Recipe("adamw", 1.0), Damping(rule="recipe"), **options)
+    with pytest.raises(BadInput, match=r"found Damping\(relative=2.0, absolute=None, rule='mean'\); needed at most one"):
         Damping(relative=2.0, rule="mean")
-    with pytest.raises(UnknownOption, match="found damping_rule='median'; needed one of: mean, lorif, lorif-paper, recipe"):
+    with pytest.raises(UnknownOption, match=r"found Damping\(rule='median'\); needed one of: mean, lorif, lorif-paper, recipe"):
         Damping(rule="median")
 
 

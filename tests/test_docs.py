@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import threading
@@ -55,6 +56,52 @@ def test_links_lead_somewhere(page):
 def test_names_exist(page):
     for name in re.findall(r"`whence\.([A-Za-z_]\w*)", page.read_text("utf-8")):
         assert hasattr(whence, name) or importlib.util.find_spec(f"whence.{name}"), name
+
+
+def wrong_keywords(text):
+    """Of the calls in a page's inline code, those with a keyword that the real thing does not take, nested calls too."""
+    wrong = []
+    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+        try:
+            tree = ast.parse(code, mode="eval")
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            called = public_thing(node.func) if isinstance(node, ast.Call) else None
+            if called is None:
+                continue
+            parameters = inspect.signature(called).parameters.values()
+            taken = {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+                wrong += [f"`{code}`: {word.arg}=" for word in node.keywords if word.arg and word.arg not in taken]
+    return wrong
+
+
+def public_thing(name):
+    """What `whence.a.b` or a public `b` alone is; None for what is not whence's or cannot be called."""
+    dotted = ast.unparse(name).removeprefix("whence.")
+    thing = whence
+    for part in dotted.split("."):
+        try:
+            thing = getattr(thing, part)
+        except AttributeError:
+            return None
+    return thing if callable(thing) else None
+
+
+def test_a_keyword_that_is_gone_is_seen():
+    assert wrong_keywords('Say `whence.query(..., rerank="exact", train=train)`.') == [
+        '`whence.query(..., rerank="exact", train=train)`: train='
+    ]
+    assert wrong_keywords("`attribute(..., method=whence.EKFAC(labels=1))`") == [
+        "`attribute(..., method=whence.EKFAC(labels=1))`: labels="
+    ]
+    assert not wrong_keywords("`whence.query(..., rerank=whence.Rerank(train=train))`, `print(x=1)`, `a b`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_calls_in_the_text_pass_what_is_taken(page):
+    assert not wrong_keywords(page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

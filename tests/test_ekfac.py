@@ -281,7 +281,7 @@ def test_which_labels_are_taken():
     assert choose_labels(many, rows.examples, "exact", samples=None, seed=0).passes == 33
     language, texts = zoo.make("gpt2")
     assert choose_labels(language, texts.examples, "auto", samples=None, seed=0).kind == "sampled"
-    with pytest.raises(Unsupported, match=r"an example with \d+ rows of outputs.*do this: pass labels='sampled'"):
+    with pytest.raises(Unsupported, match=r"an example with \d+ rows of outputs.*do this: pass FitConfig\(labels='sampled'\)"):
         choose_labels(language, texts.examples, "exact", samples=None, seed=0)
     for labels, samples in (("exact", 2), ("dataset", 1), ("sampled", 0)):
         with pytest.raises(BadInput, match=f"samples={samples} with labels='{labels}'; needed a positive number, and labels"):

@@ -192,7 +192,7 @@ def test_tokens_add_up_to_the_better_score(tmp_path, model_folder, second):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({}, "found rerank='exact' without training data; needed the data that the store was built from"),
+        ({}, r"found Rerank\(by='exact'\) without training data; needed the data that the store was built from"),
         ({"train": "data", "shortlist": 2}, "found shortlist=2 for k=3; needed at least k"),
         ({"by": "store", "train": "data"}, "found train for a second store"),
         ({"by": "nowhere"}, "found no store at nowhere"),
@@ -216,7 +216,7 @@ def test_what_has_no_use_is_refused(tmp_path, options, text):
 def test_a_store_without_ekfac_cannot_be_reranked_exactly(tmp_path):
     task, records = make_task(), make_records()
     store = whence.build(task, records, tmp_path / "s", config=whence.BuildConfig(method="logra"), runtime=QUIET)
-    with pytest.raises(BadInput, match="found rerank='exact' for a store of logra; needed a store of aligned"):
+    with pytest.raises(BadInput, match=r"found Rerank\(by='exact'\) for a store of logra; needed a store of aligned"):
         whence.query(store, task, records[:1], rerank=whence.Rerank(train=records), runtime=QUIET)
 
 

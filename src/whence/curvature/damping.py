@@ -119,7 +119,7 @@ def recipe_damping(recipe: Recipe) -> float:
             found=f"a training recipe with learning_rate_sum={recipe.learning_rate_sum}, momentum={recipe.momentum}, "
             f"loss_divisor={recipe.loss_divisor}",
             needed="a positive sum and divisor, and momentum in [0, 1)",
-            do="correct the recipe, or leave it out and pass relative_damping",
+            do="correct the recipe, or leave it out and pass Damping(relative=...)",
         )
     return round((recipe.weight_decay + _stopped(recipe)) * recipe.loss_divisor, 15)
 
@@ -151,7 +151,7 @@ def inverse_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -
                 raise Unsupported(
                     found=f"a {type(optimizer).__name__} whose state is {', '.join(map(str, state))}",
                     needed="exp_avg_sq and step, as Adam and AdamW of torch.optim keep them",
-                    do="leave the recipe's inverse_preconditioner out, and pass relative_damping or absolute_damping",
+                    do="leave the recipe's inverse_preconditioner out, and pass Damping(relative=...) or Damping(absolute=...)",
                 )
             if state and id(parameter) in name_of:
                 corrected = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
@@ -205,9 +205,9 @@ def stored_damping(recipe: Recipe | None, requested: Damping, *, default: float)
         recipe_damping = None if recipe is None else _of_recipe(recipe)
         if recipe_damping is None:
             raise BadInput(
-                found="damping_rule='recipe' without a known training run"
+                found="Damping(rule='recipe') without a known training run"
                 if recipe is None
-                else f"damping_rule='recipe' for {recipe.optimizer} without its second moments",
+                else f"Damping(rule='recipe') for {recipe.optimizer} without its second moments",
                 needed="a recipe that tells the damping",
                 do="pass recipe=whence.Recipe(...) to the task, or name another rule",
             )

@@ -76,7 +76,7 @@ def choose_labels(
         raise BadInput(
             found=f"samples={samples} with labels={labels!r}",
             needed="a positive number, and labels that are drawn",
-            do="leave samples out, or pass labels='sampled'",
+            do="leave samples out, or pass FitConfig(labels='sampled')",
         )
     if labels == "dataset":
         return LabelRule("dataset", 1, seed)
@@ -155,7 +155,7 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
             raise BadInput(
                 found=f"outputs whose likelihood gives example {example.id!r} a loss of {told_loss:.5g}, where the task's is {loss:.5g}",
                 needed="the same loss, or the curvature would be that of another one",
-                do="correct the outputs function (rows, owners, targets, likelihood), or use labels='dataset'",
+                do="correct the outputs function (rows, owners, targets, likelihood), or pass FitConfig(labels='dataset')",
             )
 
 
@@ -216,7 +216,7 @@ def _several_rows(rows: int) -> dict[str, str]:
     return {
         "found": f"an example with {rows} rows of outputs, all of whose labels are to be taken",
         "needed": "one row per example",
-        "do": "pass labels='sampled'",
+        "do": "pass FitConfig(labels='sampled'), on the command line --labels sampled",
     }
 
 

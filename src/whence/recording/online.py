@@ -22,7 +22,8 @@ class OnlineCurvature:
 
     Of every so many-th step the inputs and output gradients of each layer are looked at as they come by; after a few, whose moments are
     decomposed, each moment turns the bases a little (`whence.curvature.SpectralFactor`). Every checkpoint has the bases of then, and
-    `whence.attribute(..., method="source", online_bases=True)` takes them in place of its first pass over the data and all decompositions.
+    `whence.attribute(..., method=whence.Source(online_bases=True))` takes them in place of its first pass over the data and all
+    decompositions.
     The moments are of the labels that the data has, and of the steps before the checkpoint; eigenvalues are measured in the bases later.
 
     Args:

@@ -46,7 +46,7 @@ class Recorder:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    The folder is then what `whence.attribute(..., method="source", run="run")` reads.
+    The folder is then what `whence.attribute(..., method=whence.Source(run="run"))` reads.
 
     Weights that are frozen when the recorder is made (no gradient asked for, not in the optimizer) are written once, at the end. Of several
     processes with a model in `DistributedDataParallel` each says the ids of its own part of a batch, and the first writes the weights.

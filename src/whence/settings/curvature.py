@@ -42,14 +42,14 @@ class Damping:
         given = [value for value in (self.relative, self.absolute, self.rule) if value is not None]
         if len(given) > 1 or any(not isinstance(value, str) and not value > 0 for value in given):
             raise BadInput(
-                found=f"relative_damping={self.relative}, absolute_damping={self.absolute}"
-                + ("" if self.rule is None else f", damping_rule={self.rule!r}"),
+                found=f"Damping(relative={self.relative}, absolute={self.absolute}"
+                + (")" if self.rule is None else f", rule={self.rule!r})"),
                 needed="at most one of them, and positive",
                 do="leave them out to have it chosen",
             )
         if self.rule is not None and self.rule not in get_args(DampingRule):
             raise UnknownOption(
-                found=f"damping_rule={self.rule!r}", needed=f"one of: {', '.join(get_args(DampingRule))}", do="pick one"
+                found=f"Damping(rule={self.rule!r})", needed=f"one of: {', '.join(get_args(DampingRule))}", do="pick one"
             )
 
 

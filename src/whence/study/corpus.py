@@ -98,7 +98,7 @@ def corpus_of_data(task: AbstractTask, train: Dataset, queries: Dataset, setting
         raise BadInput(
             found=f"{len(queries):,} queries, of which {at_once:,} fit in memory at once",
             needed="all of them, since the corpus is gone through once",
-            do="keep less of each with query_rank=32 (--query-rank 32), give more memory, or ask fewer queries",
+            do="keep less of each with query_rank=32 in the method (--query-rank 32), give more memory, or ask fewer queries",
         )
     check_task(task, ready.plan, queries.examples, objective="measurement")
     query_blocks: list[Sequence[QueryBlock]] = []

@@ -61,8 +61,8 @@ class GradientLog:
         folder: Where the store goes.
         task: The model that is trained, and its loss per example: the first batch is held against it, and the store is asked with it.
         train: The training data; the ids of batches are its.
-        factors: Folder for the factors of K-FAC, summed over the same passes: what `attribute(..., labels="dataset", factors=folder)` goes on
-            from at the weights that the run ends with. None keeps none.
+        factors: Folder for the factors of K-FAC, summed over the same passes: what
+            `EKFAC(factors=folder, fit=FitConfig(labels="dataset"))` goes on from at the weights that the run ends with. None keeps none.
         config: What the store holds, by a method that learns nothing from the data first (logra, factgrass, lorif, grad-dot, grad-cos).
         quiet: No progress on stderr.
 

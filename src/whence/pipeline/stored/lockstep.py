@@ -64,7 +64,7 @@ def stepping(model: nn.Module, ranks: Ranks) -> Ranks:
         raise BadInput(
             found=f"a model that fully_shard split over {dist.get_world_size()} processes, and ranks that are {ranks.count}",
             needed="all processes that have a part of it",
-            do="pass ranks=whence.distributed.Ranks.launched(), and shard over all of them",
+            do="pass runtime=whence.Runtime(ranks=whence.distributed.Ranks.launched()), and shard over all of them",
         )
     return dataclasses.replace(ranks, in_step=True)
 

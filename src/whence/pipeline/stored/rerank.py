@@ -72,17 +72,17 @@ class ExactStage:
         """
         if not isinstance(prepared.encoder, Aligned):
             raise BadInput(
-                found=f"rerank='exact' for a store of {prepared.method}",
+                found=f"Rerank(by='exact') for a store of {prepared.method}",
                 needed="a store of aligned, whose codes hold EK-FAC and its damping",
-                do="pass a larger store of the same data as rerank, or ask whence.attribute",
+                do="pass a larger store of the same data as Rerank(by=...), or ask whence.attribute",
             )
         if train is None:
             raise BadInput(
-                found="rerank='exact' without training data",
+                found="Rerank(by='exact') without training data",
                 needed="the data that the store was built from, since its gradients are taken again",
                 do="write Rerank(train=...), on the command line --train",
             )
-        refuse_sharded(prepared.task.model, "rerank='exact'")
+        refuse_sharded(prepared.task.model, "Rerank(by='exact')")
         examples = matched(prepared.store, as_dataset(prepared.task, train))
         check_task(prepared.task, prepared.plan, examples)
         return cls(prepared, prepared.encoder, examples, quiet)
