@@ -197,6 +197,21 @@ def test_inputs_changed_and_gone(report, records):
     assert all("is not there to be checked" in note for note in found.notes)
 
 
+def test_inputs_elsewhere_are_opened_where_a_person_says_they_are(report, records, run, tmp_path_factory):
+    folder, _ = report
+    moved = tmp_path_factory.mktemp("elsewhere") / "report"
+    shutil.copytree(folder, moved)
+    assert f"note: input records lies elsewhere and was not opened: {records}; --inputs records=PATH" in run("verify", moved)
+    named = ("verify", moved, "--inputs", f"records={records}")
+    assert "input records" not in run(*named)
+    records.write_text(records.read_text() + "\n{}")
+    assert f"{records}: the input records is no longer what it was" in run(*named, status=1)
+    for wrong in ("records", "=a", "records="):
+        assert "needed NAME=PATH, every name once" in run("verify", moved, "--inputs", wrong, status=2)
+    message = run("verify", moved, "--inputs", f"record={records}", status=2)
+    assert "found inputs named 'record'; needed inputs that the record has: records" in message
+
+
 def test_no_record(tmp_path, run):
     whole = (
         '{"settings": {"weights": {}}, "inputs": {}, "outputs": {}, "tables": {}, "store": null, "format": "whence shares 9"}'

@@ -2,6 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
@@ -12,25 +15,34 @@ from whence.terminal import tell, tell_json
 __all__ = ["inspect", "methods", "verify"]
 
 
-def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> int:
+def verify(
+    folder: Path,
+    *,
+    seal: str | None = None,
+    inputs: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    as_json: Json = False,
+) -> int:
     """Check that a store is what was written: checksums, shapes, ids, finite numbers; or a report of shares, by computing it again.
 
     Args:
         folder: Folder made by `whence build`, or by `whence shares`.
         seal: Of a report of shares: the seal that was printed when it was made, to find a folder that was rewritten as a whole.
+        inputs: Of a report of shares: where an input or the store is now that does not lie beside the report, as NAME=PATH with its name in
+            the report's record; once per input.
         as_json: Print JSON.
 
     Returns:
         Exit status: 0 if all is well, 1 if not.
 
     Raises:
-        BadInput: If a seal is given for a store, or a report of shares has lost its record.
+        BadInput: If a seal or inputs are given for a store, inputs are not named as the record names them, or a report of shares has lost its
+            record.
     """
     from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
     if is_share_report(folder):
-        return _verify_shares(folder, seal, as_json)
+        return _verify_shares(folder, seal, inputs, as_json)
     if (folder / "shares.json").exists():
         raise BadInput(
             found=f"a report of shares without its record.json in {folder}",
@@ -40,6 +52,8 @@ def verify(folder: Path, *, seal: str | None = None, as_json: Json = False) -> i
     opened = open_store(folder, check=False)
     if seal is not None:
         raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
+    if inputs:
+        raise BadInput(found=f"inputs for the store in {folder}", needed="a report of shares", do="leave --inputs out")
     faults = verify_store(opened)
     if as_json:
         tell_json(
@@ -125,10 +139,10 @@ def methods(*, as_json: Json = False) -> None:
         print_methods(METHODS.values(), EXACT_METHODS.values())
 
 
-def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
+def _verify_shares(folder: Path, seal: str | None, inputs: tuple[str, ...], as_json: bool) -> int:
     from whence.shares.verify import verify_shares
 
-    check = verify_shares(folder, seal=seal)
+    check = verify_shares(folder, seal=seal, inputs=_named(inputs))
     if as_json:
         tell_json(asdict(check))
         return 1 if check.faults else 0
@@ -141,3 +155,14 @@ def _verify_shares(folder: Path, seal: str | None, as_json: bool) -> int:
             f"{folder}: {check.sources:,} sources, {check.queries:,} queries; all files as recorded, all figures computed again"
         )
     return 1 if check.faults else 0
+
+
+def _named(inputs: tuple[str, ...]) -> dict[str, str]:
+    parts = [text.partition("=") for text in inputs]
+    if any(not name or not path for name, _, path in parts) or len({name for name, _, _ in parts}) != len(parts):
+        raise BadInput(
+            found=f"--inputs {' '.join(inputs)}",
+            needed="NAME=PATH, every name once",
+            do="such as: --inputs store=path/to/store",
+        )
+    return {name: path for name, _, path in parts}

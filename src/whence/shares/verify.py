@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence.errors import WhenceError
+from whence.errors import BadInput, WhenceError
 from whence.settings import SharesConfig
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
@@ -63,10 +63,11 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         Faults and notes.
 
     Raises:
-        BadInput: If there is no record of this format to check.
+        BadInput: If there is no record of this format to check, or it has no input of a name in `inputs`.
     """
     folder = Path(folder)
     record = read_report(folder)
+    _check_roles(record, inputs or {})
     faults, notes = [], []
     digest = sha256_of(folder / RECORD)
     if not _has_seal(folder, digest):
@@ -92,6 +93,17 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         )
     sources = 0 if recomputed is None else sum(line.kind == "source" for line in recomputed.lines)
     return ShareCheck(tuple(faults), tuple(notes), sources, len(record.settings.weights))
+
+
+def _check_roles(record: Record, named: Mapping[str, str | Path]) -> None:
+    roles = [*record.inputs, *(["store"] if record.store is not None else [])]
+    unknown = [role for role in named if role not in roles]
+    if unknown:
+        raise BadInput(
+            found=f"inputs named {', '.join(map(repr, unknown))}",
+            needed=f"inputs that the record has: {', '.join(roles) or 'it has none'}",
+            do="correct the name, or leave it out",
+        )
 
 
 def _has_seal(folder: Path, digest: str) -> bool:
@@ -190,7 +202,7 @@ def _origins(record: Record, folder: Path, named: Mapping[str, Path]) -> tuple[l
     for role, recorded in record.inputs.items():
         path = _reachable(role, recorded.path, folder, named)
         if path is None:
-            missing.append(_elsewhere(f"input {role}", recorded.path))
+            missing.append(_elsewhere(f"input {role}", role, recorded.path))
         elif recorded.sha256 is None or not path.exists():
             missing.append(f"input {role} is not there to be checked: {path}")
         elif digest_of_input(path) != recorded.sha256:
@@ -199,7 +211,7 @@ def _origins(record: Record, folder: Path, named: Mapping[str, Path]) -> tuple[l
         return changed, missing
     path = _reachable("store", record.store.folder, folder, named)
     if path is None:
-        return changed, [*missing, _elsewhere("the store", record.store.folder)]
+        return changed, [*missing, _elsewhere("the store", "store", record.store.folder)]
     if not path.exists():
         return changed, [*missing, f"the store is not there to be checked: {path}"]
     try:
@@ -222,5 +234,5 @@ def _reachable(role: str, path: str, folder: Path, named: Mapping[str, Path]) ->
     return resolved if resolved.is_relative_to(folder.resolve().parent) else None
 
 
-def _elsewhere(what: str, path: str) -> str:
-    return f"{what} lies elsewhere and was not opened: {path}; verify_shares(..., inputs=...) takes where it is"
+def _elsewhere(what: str, role: str, path: str) -> str:
+    return f"{what} lies elsewhere and was not opened: {path}; --inputs {role}=PATH, or verify_shares(..., inputs=...), takes where it is"
