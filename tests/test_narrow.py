@@ -54,7 +54,7 @@ def test_why_in_eighty_columns(capsys, monkeypatch, layers):
         "<b>id",
         "<script>x</script> tail",
         "pair: ‹\\n› ‹x</script>› +2",
-        "says for:",
+        "says for: ‹\\n› +2.3  ‹ <y>› +0.5",
         "note      <u>note",
     ):
         assert word in shown, word

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_why"]
 
-_PAIRS, _LAYERS = 3, 4
+_TOKENS, _PAIRS, _LAYERS = 3, 3, 4
 # Characters of a document's text, and columns beside it.
 _PASSAGE_WIDTH, _MARGIN = 160, 16
 _SIDES = (
@@ -75,10 +75,13 @@ def _text(hit: "Hit", peak: float, console: Console) -> list[Text]:
 
 
 def _says_for(why: "Why", hit: "Hit", peak: float, console: Console) -> Text:
-    """The tokens that were asked about, shaded by what the document does to each."""
+    """The tokens of the completion that the document does most to, strongest first, shaded by it. All of them are on the page."""
     line = Text("says for: ", style="dim")
-    for text, part in zip(why.asked_tokens, why.parts[hit.id].scores_AT.sum(1).tolist(), strict=True):
-        line.append(plain(text.replace("\n", " "), console), style=f"not dim {strength_style(part / peak)}".strip())
+    parts = zip(why.asked_tokens, why.parts[hit.id].scores_AT.sum(1).tolist(), strict=True)
+    for number, (text, part) in enumerate(sorted(parts, key=lambda pair: -abs(pair[1]))[:_TOKENS]):
+        line.append("  " if number else "")
+        line.append(_visible(text, console), style=f"not dim {strength_style(part / peak)}".strip())
+        line.append(f" {part:+.2g}", style="not dim")
     return line
 
 
