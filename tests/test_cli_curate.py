@@ -1,11 +1,14 @@
 """Verbs about the training data, end to end: select and clusters."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from whence.commands.select_inputs import GroupOptions
+from whence.data import Example
 from whence.evaluate import save_table
 from whence.records import ScoreTable
 from whence.select.selection import load_selection
@@ -126,12 +129,30 @@ def test_long_texts_are_cut_if_asked(run, tmp_path, model_folder):
     assert json.loads(run(*words, "--long", "truncate", "--json"))["tokens"] == 5 + 32
 
 
-def test_records_that_json_does_not_hold_are_only_listed(run, tmp_path):
-    np.savez(tmp_path / "data.npz", X=np.random.rand(6, 8).astype("float32"), y=np.arange(6) % 3)
+@pytest.mark.parametrize(("width", "holds"), [(8, True), (4097, False)])
+def test_rows_of_a_table_are_kept_as_lists_unless_they_are_long(run, tmp_path, width, holds):
+    inputs = np.random.rand(6, width).astype("float32")
+    np.savez(tmp_path / "data.npz", X=inputs, y=np.arange(6) % 3)
     words = ["select", tmp_path / "data.npz", "-o", tmp_path / "chosen", "--by", "random", "--keep", "2"]
-    found = json.loads(run(*words, "--json"))
-    assert found["train_on"].startswith("no kept.jsonl, since JSON does not hold") and found["kept"] == 2
-    assert not (tmp_path / "chosen" / "kept.jsonl").exists()
+    found, kept = json.loads(run(*words, "--json")), tmp_path / "chosen" / "kept.jsonl"
+    assert found["kept"] == 2 and kept.exists() == holds
+    if holds:
+        decisions = load_selection(tmp_path / "chosen").decisions
+        rows = [number for number, decision in enumerate(decisions) if decision.decision == "keep"]
+        lines = [json.loads(line) for line in kept.read_text().splitlines()]
+        assert [line["inputs"] for line in lines] == inputs[rows].tolist()
+    else:
+        assert found["train_on"].startswith(
+            "no kept.jsonl, since JSON does not hold these records, or their arrays are too large"
+        )
+
+
+def test_rows_of_a_table_have_no_tokens():
+    rows = SimpleNamespace(examples=[Example("a", {}), Example("b", {})])
+    for task, tokens in ((None, None), (SimpleNamespace(), None), (SimpleNamespace(tokenizer="words"), [1, 1])):
+        assert GroupOptions().facts(task, [{}, {}], rows)["tokens"] == tokens
+    rows.examples[0] = Example("a", {}, length=3)
+    assert GroupOptions().facts(SimpleNamespace(), [{}, {}], rows)["tokens"] == [3, 1]
 
 
 def test_records_that_are_skipped_are_not_kept(run, tmp_path, model_folder, labelled):

@@ -266,9 +266,23 @@ def test_what_is_kept_is_written_as_it_was(tmp_path):
     assert lines == [record for record, keep in zip(records, chosen.keep.tolist(), strict=True) if keep] and len(lines) == 5
     assert whence.select.load_selection(tmp_path / "chosen") == chosen
     # What JSON does not hold as it is is not turned into something else.
-    for odd in (torch.zeros(2), float("nan"), (1, 2), {1: "a"}):
+    for odd in (
+        torch.zeros(4097),
+        np.zeros(2, dtype="datetime64[s]"),
+        np.ma.masked_equal([0, 1], 0),
+        np.array([np.nan]),
+        float("nan"),
+        (1, 2),
+        {1: "a"},
+    ):
         chosen.save(tmp_path / "odd", records=[{**record, "odd": odd} for record in records])
         assert not (tmp_path / "odd" / "kept.jsonl").exists() and (tmp_path / "odd" / "list.jsonl").exists()
+    # Small arrays are lists, of the same numbers.
+    small = {"x": np.float32(0.1) * np.ones((2, 2), dtype="float32"), "y": np.int64(2), "z": [torch.tensor([True, False])]}
+    chosen.save(tmp_path / "small", records=[{**record, **small} for record in records])
+    line = json.loads((tmp_path / "small" / "kept.jsonl").read_text("utf-8").splitlines()[0])
+    tenth = float(np.float32(0.1))
+    assert (line["x"], line["y"], line["z"]) == ([[tenth] * 2] * 2, 2, [[True, False]])
     with pytest.raises(BadInput, match="found 2 records for 12 decisions; needed the record of every example"):
         chosen.save(tmp_path / "few", records=records[:2])
 

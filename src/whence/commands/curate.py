@@ -89,7 +89,9 @@ def _train_on(output: Path) -> str:
     """Where the chosen records are, or why they are not."""
     records = output / "kept.jsonl"
     return (
-        str(records) if records.is_file() else "no kept.jsonl, since JSON does not hold these records; list.jsonl has their ids"
+        str(records)
+        if records.is_file()
+        else "no kept.jsonl, since JSON does not hold these records, or their arrays are too large for it; list.jsonl has their ids"
     )
 
 

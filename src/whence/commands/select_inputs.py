@@ -121,7 +121,7 @@ class GroupOptions:
         """Groups, lengths and near-duplicates of the examples, as `whence.select.select` takes them.
 
         Args:
-            task: The task; None without a model, and then without lengths.
+            task: The task; None without a model, and then without lengths; so are examples without tokens.
             records: Training data.
             train: The same prepared.
         """
@@ -130,7 +130,7 @@ class GroupOptions:
         alike = None if self.store is None or self.duplicates is None else near_duplicates(self.store, cosine=self.duplicates)
         return {
             "groups": None if self.balance is None else _groups(records, train, self.balance),
-            "tokens": None if task is None else [example.length for example in train.examples],
+            "tokens": _lengths(task, train),
             "duplicates": alike,
         }
 
@@ -320,6 +320,14 @@ def _groups(records: Sequence[Any], train: Any, balance: str) -> list[str]:
             )
         by_id[_id(number, record)] = str(getattr(pair[field], "item", lambda value=pair[field]: value)())
     return [by_id[name] for name in train.ids]
+
+
+def _lengths(task: Any, train: Any) -> list[int] | None:
+    """Tokens of every example; None where nothing has tokens, such as rows of a table."""
+    if task is None:
+        return None
+    lengths = [example.length for example in train.examples]
+    return lengths if getattr(task, "tokenizer", None) is not None or any(length != 1 for length in lengths) else None
 
 
 def records_of(records: Sequence[Any], train: Any) -> list[Any] | None:

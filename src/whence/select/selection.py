@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from whence.store.files import read_json, read_lines
 from whence.strict_json import fitted, is_plain, record_of
 
 __all__ = ["CRITERIA", "Decision", "Selection", "criterion_of", "load_selection"]
+
+# Of an array that is written as text, about ten characters each.
+_MOST_NUMBERS = 4096
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,8 @@ class Selection:
         Args:
             folder: Where they go.
             records: The training data, one record per decision in the same order: those that are kept go into `kept.jsonl` as they are, ready
-                to train on. Records that JSON does not hold, such as arrays, are left out of it, and so is the file.
+                to train on, arrays and tensors of at most 4,096 numbers as lists. If one is kept that JSON does not hold, such as a larger
+                array, there is no such file.
 
         Raises:
             BadInput: If there are not as many records as decisions.
@@ -227,7 +232,8 @@ class Selection:
                     needed="the record of every example, in the order of the decisions",
                     do="pass the data that was selected from",
                 )
-            chosen = [record for record, decision in zip(records, self.decisions, strict=True) if decision.decision == "keep"]
+            pairs = zip(records, self.decisions, strict=True)
+            chosen = [_as_lists(record) for record, decision in pairs if decision.decision == "keep"]
             if all(isinstance(record, Mapping) and is_plain(record) for record in chosen):
                 parts["kept.jsonl"] = (_line(record) for record in chosen)
         write_set(folder, parts, "summary.json", {**self.summary(), "is_weighted": self.is_weighted})
@@ -278,6 +284,19 @@ def _checked(selection: Selection) -> Selection:
 
 def _without_none(decision: Decision) -> dict[str, Any]:
     return {name: value for name, value in asdict(decision).items() if value is not None}
+
+
+def _as_lists(value: Any) -> Any:
+    """A record with its small arrays and tensors as lists; what a list would not be equal to stays as it is."""
+    if isinstance(value, dict):
+        return {name: _as_lists(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_as_lists(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= _MOST_NUMBERS else value
+    # Dates and objects turn into something else, and so do masked entries.
+    is_array = isinstance(value, np.ndarray | np.generic) and not isinstance(value, np.ma.MaskedArray)
+    return value.tolist() if is_array and value.dtype.kind in "biufU" and value.size <= _MOST_NUMBERS else value
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
