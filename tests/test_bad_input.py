@@ -311,6 +311,7 @@ def test_bad_options(refused, output, model_folder, data_file, options, says):
         (["verify", "a", "b"], "found 'b', which whence verify does not read; needed whence verify FOLDER; do this: leave it out"),
         (["query", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence query does not .* do this: pass it as --text"),
         (["why", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence why does not .* do this: pass it as --prompt"),
+        (["query", "Why is it blue?"], "found the question 'Why .*' where a store's folder is read; .*: name the store first, and pass"),
         (["query", "Why is it blue?", "--text", "a"], "found no store at Why is .*; do this: name the store first, and pass a question"),
         (["query", "s", "--file", "Why is it blue?"], "found the text 'Why is it blue.*' where a file is read; .* a question as --text"),
         (["attribute", "m", "{data}", "Why is it blue?", "-o", "o"], "found the text 'Why .*' where a file is read; .*: pass a question as"),

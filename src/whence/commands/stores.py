@@ -21,7 +21,7 @@ from whence.commands.work_options import (
     ShownOptions,
     refuse_given,
 )
-from whence.errors import BadInput
+from whence.errors import BadInput, is_question
 from whence.plans import build_stages, query_stages
 from whence.settings import BuildConfig, Damping, Indexed, Placement, Rerank, Runtime
 from whence.terminal import tell_json
@@ -127,15 +127,24 @@ class QueryOptions:
     tokens: bool = False
     index: Path | None = None
 
-    def check(self) -> None:
+    def check(self, store: Path) -> None:
         """Refuse what is no question, before anything is loaded.
 
+        Args:
+            store: Who is asked.
+
         Raises:
-            BadInput: If there is none, or half of one.
+            BadInput: If there is none, half of one, or one in the store's place.
         """
         if (self.prompt is None) != (self.completion is None):
             raise BadInput(found="only one of --prompt and --completion", needed="both", do="add the other, or use --text")
         if not self.text and self.prompt is None and self.file is None:
+            if is_question(str(store)) and not store.exists():
+                raise BadInput(
+                    found=f"the question {str(store)!r} where a store's folder is read",
+                    needed="a folder made by `whence build`, and the question after it",
+                    do="name the store first, and pass the question as --text: whence query STORE --text '...'",
+                )
             raise BadInput(found="no query", needed="--text, --prompt with --completion, or --file", do="add one")
 
     def queries(self) -> list[Any]:
@@ -240,7 +249,7 @@ def query(
         BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
     service = answered.service
-    options.check()
+    options.check(store)
     if service.url is not None:
         refuse_given(
             recorded, damped, second, answered.scanned, placement,
