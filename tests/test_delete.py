@@ -172,6 +172,7 @@ def test_what_cannot_be_deleted_is_refused(copied):
             r"found 1 ids that no row of .* has: 'nobody'; needed ids of examples in the store; .*nothing was deleted",
         ),
         ([f"x{number}" for number in range(9)], r"found 9 ids that .* and more; "),
+        ("r1", r"found the ids 'r1', one text; needed a list of ids; do this: pass \['r1'\]"),
         ([], "found no id; needed ids of the examples to delete"),
         ([f"r{number}" for number in range(ROWS + MORE)], r"found all 19 rows of .* to delete; needed a row that is left"),
     ):

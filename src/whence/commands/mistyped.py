@@ -15,6 +15,8 @@ __all__ = ["explained", "usage"]
 
 # Options that take what somebody wants to know.
 _QUESTIONS = ("--text", "--prompt")
+# Options that take what people write bare.
+_TAKERS = (*_QUESTIONS, "--ids")
 
 
 def explained(error: CycloptsError, app: App, verbs: Iterable[str], words: Sequence[str]) -> BadInput:
@@ -88,8 +90,8 @@ def _no_option(option: str, verb: str, options: Sequence[str]) -> BadInput:
 
 
 def _one_too_many(word: str, verb: str, arguments: Sequence["Argument"], options: Sequence[str]) -> BadInput:
-    """What stands alone and is not read, which for most people is the question itself."""
-    way = next((f"pass it as {name}" for name in _QUESTIONS if name in options), None)
+    """What stands alone and is not read, which for most people is the question itself, or an id."""
+    way = next((f"pass it as {name}" for name in _TAKERS if name in options), None)
     return BadInput(
         found=f"{word!r}, which whence {verb} does not read",
         needed=usage(verb, arguments),

@@ -34,7 +34,7 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
         The store without them.
 
     Raises:
-        BadInput: If an id is not in the store, none is given, or no row would be left.
+        BadInput: If an id is not in the store, none is given, one is given without a list around it, or no row would be left.
 
     >>> import tempfile, torch, whence
     >>> task = whence.Classification(torch.nn.Linear(2, 2))
@@ -44,6 +44,8 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
     ...     whence.store.delete_rows(folder, ["r1"]).ids()
     ('r0', 'r2', 'r3')
     """
+    if isinstance(ids, str):
+        raise BadInput(found=f"the ids {ids!r}, one text", needed="a list of ids", do=f"pass [{ids!r}]")
     folder, wanted = located(folder), set(ids)
     if not wanted:
         raise BadInput(found="no id", needed="ids of the examples to delete", do="name them")
