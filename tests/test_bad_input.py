@@ -301,6 +301,8 @@ def test_bad_options(refused, output, model_folder, data_file, options, says):
     ("words", "says"),
     [
         (["bild"], r"found the unknown verb 'bild'; needed one of: attribute, bank, .*, why; do this: did you mean `whence build`\?"),
+        (["help"], "found help, which is no verb but an option; needed --help; do this: see `whence --help`"),
+        (["help", "build"], "found help, which is no verb but an option; needed --help; do this: see `whence build --help`"),
         (["frobnicate"], "found the unknown verb 'frobnicate'; .*; do this: see `whence --help`"),
         (["Why is it blue?"], "found the question 'Why is it blue\\?' where a verb is needed; .* do this: pass it as --text: whence query"),
         (["build", "m"], "found whence build without DATA; needed whence build MODEL DATA --output OUTPUT; do this: add it; see `whence b"),

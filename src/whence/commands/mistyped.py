@@ -30,7 +30,7 @@ def explained(error: CycloptsError, app: App, verbs: Iterable[str], words: Seque
     """
     typed = next((word for word in words if not word.startswith("-")), "")
     if typed not in verbs:
-        return _no_verb(typed, tuple(verbs)) if typed else _other(error, "whence --help")
+        return _no_verb(typed, tuple(verbs), words) if typed else _other(error, "whence --help")
     arguments = list(app[typed].assemble_argument_collection(parse_docstring=False))
     options = [name for argument in arguments for name in argument.names]
     unknown = [word.partition("=")[0] for word in words if word.startswith("--") and word.partition("=")[0] not in options]
@@ -64,13 +64,16 @@ def _shown(argument: "Argument") -> str:
     return bare.upper() if argument.index is not None else f"{argument.name} {bare.upper()}"
 
 
-def _no_verb(word: str, verbs: tuple[str, ...]) -> BadInput:
+def _no_verb(word: str, verbs: tuple[str, ...], words: Sequence[str]) -> BadInput:
     if is_question(word):
         return BadInput(
             found=f"the question {word!r} where a verb is needed",
             needed="what to do with it, and a store to ask",
             do="pass it as --text: whence query STORE --text '...'",
         )
+    if word == "help":
+        about = next((f"whence {other} --help" for other in words if other in verbs), "whence --help")
+        return BadInput(found="help, which is no verb but an option", needed="--help", do=f"see `{about}`")
     near = get_close_matches(word, verbs, n=1, cutoff=0.6)
     return BadInput(
         found=f"the unknown verb {word!r}",
