@@ -425,6 +425,7 @@ def test_help_of_a_verb_shows_a_dozen_options_and_says_how_many_more_there_are(r
     more = [name for name in whole if name not in short]
     if verb in FIRST:
         assert 10 <= len(short) <= FEW + required and short[-1] == "--help-all" and len(whole) > FEW
+        assert "Instead, examples per batch" not in " ".join(run(verb, "--help").replace("│", " ").split())  # instead of what?
         assert f"Show {len(more)} more options." in run(verb, "--help") and set(short) - {"--help-all"} <= set(whole)
         assert set(FIRST[verb].split()) <= {name for argument in arguments for name in argument.names}
     else:

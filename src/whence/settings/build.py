@@ -33,7 +33,8 @@ class BuildConfig:
             factor vector.
         seed: Of everything random.
         batch_positions: Positions (tokens) per batch; 0 takes a forecast from free memory.
-        batch_size: Instead, examples per batch: as many positions as so many of the longest have. A build that goes on keeps its batches.
+        batch_size: Examples per batch if all were as long as the longest; of shorter ones a batch holds more, up to as many positions. A
+            build that goes on keeps its batches.
         rows_per_shard: Rows in a file, the unit of resuming; 0 takes about 32 MiB.
         autocast: Type of the model's arithmetic; "none" takes the model's own.
         axes_examples: Sample size for methods that learn axes, second moments or a mask (which takes 128 at most); 0 takes the method's, and

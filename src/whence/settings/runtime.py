@@ -24,7 +24,7 @@ class Runtime:
 
     Args:
         batch_positions: Positions (tokens) per batch; None measures what fits.
-        batch_size: Instead, examples per batch: as many positions as so many of the longest have. Of shorter ones a batch holds more.
+        batch_size: Examples per batch if all were as long as the longest; of shorter ones a batch holds more, up to as many positions.
         memory_gib: Memory that each process may take besides the model, in GiB; None for most of what is free. What does not fit is done in
             parts.
         quiet: No progress on stderr.
