@@ -177,6 +177,19 @@ def test_what_was_added_in_the_meantime_is_not_lost(grown, monkeypatch):
     assert len(refit(grown, make_task(), records, quiet=True).datasets()) == 1
 
 
+def test_inspect_tells_of_an_unfinished_refit(grown, monkeypatch, run):
+    assert json.loads(run("inspect", grown, "--json"))["unfinished_refit"] is None and ".refit" not in run("inspect", grown)
+    with monkeypatch.context() as stopped:
+        stopped_at(stopped, "_exchange")
+        with pytest.raises(KeyboardInterrupt):
+            refit(grown, make_task(), everything(), quiet=True)
+    work = grown.with_name(".s.refit")
+    size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    assert json.loads(run("inspect", grown, "--json"))["unfinished_refit"] == {"folder": str(work), "bytes": size}
+    shown = run("inspect", grown)
+    assert f"in {work} of an unfinished refit; `whence refit` goes on with it" in shown
+
+
 @pytest.mark.parametrize("name", ["build", "_exchange", "exchange_folders"])
 def test_a_stopped_refit_goes_on(grown, monkeypatch, name):
     before = contents(grown)

@@ -80,10 +80,13 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         store: Folder made by `whence build`.
         as_json: Print everything as JSON.
     """
+    from whence.pipeline.stored.refit import unfinished_refit
     from whence.store import fidelity_notes, open_store, read_fidelity
+    from whence.store.disk import folder_bytes, size_text
 
     opened = open_store(store, check=False)
-    blueprint = opened.blueprint
+    blueprint, work = opened.blueprint, unfinished_refit(store)
+    begun = None if work is None else {"folder": str(work), "bytes": folder_bytes(work)}
     content = {
         **blueprint.to_json(),
         "rows": len(opened),
@@ -93,6 +96,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "fidelity": {name: asdict(fidelity) for name, fidelity in read_fidelity(opened).items()},
         "shared_bytes": opened.shared_bytes(),
         "disk_bytes": opened.disk_bytes().to_dict(),
+        "unfinished_refit": begun,
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
@@ -117,6 +121,10 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
     for note in fidelity_notes(opened):
         tell(f"{'fidelity':>16}  {note}")
     tell(f"{'disk':>16}  {opened.disk_bytes()}")
+    if begun is not None:
+        tell(
+            f"{'beside it':>16}  {size_text(begun['bytes'])} in {begun['folder']} of an unfinished refit; `whence refit` goes on with it"
+        )
     for name, title in (("bases", "curvature"), ("code", "code")):
         if name in blueprint.task:
             tell(f"{title:>16}  {blueprint.task[name]}")

@@ -38,7 +38,7 @@ from whence.store import (
 )
 from whence.tasks import AbstractTask
 
-__all__ = ["refit", "settings_of"]
+__all__ = ["refit", "settings_of", "unfinished_refit"]
 
 _RECORD = "refit.json"
 # Of a task's origin: what a build writes there by itself.
@@ -95,7 +95,7 @@ def refit(
     _refuse_what_cannot_be_made_again(folder)
     folder = Path(os.path.realpath(folder))
     report = (lambda text: None) if quiet else say
-    work = folder.with_name(f".{folder.name}.refit")
+    work = _work_of(folder)
     with _beside(work):
         opened = open_store(folder)
         progress = _progress(work)
@@ -123,6 +123,27 @@ def refit(
         _exchange(folder, opened, learned, wanted, work)
         shutil.rmtree(work / "store")
     return open_store(folder)
+
+
+def unfinished_refit(store: str | Path) -> Path | None:
+    """Where a refit of a store was stopped, which another call goes on with.
+
+    Args:
+        store: Its folder, or a URL, where there is none.
+
+    Returns:
+        The hidden folder beside it; None if there is none.
+    """
+    folder = located(store)
+    if is_remote(folder):
+        return None
+    work = _work_of(Path(os.path.realpath(folder)))
+    return work if (work / "store").exists() else None
+
+
+def _work_of(folder: Path) -> Path:
+    """The hidden folder in which a store is made anew."""
+    return folder.with_name(f".{folder.name}.refit")
 
 
 def settings_of(store: Store) -> BuildConfig:
