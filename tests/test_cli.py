@@ -158,6 +158,22 @@ def test_a_build_says_its_stages_and_goes_on_where_it_stopped(model_folder, many
     assert stages_of(capsys, *build) == ALIGNED[:1]  # complete
 
 
+def test_a_build_does_not_say_that_it_resumes_what_it_refuses(model_folder, many, tmp_path, capsys, monkeypatch):
+    build = ("build", model_folder, many, "-o", tmp_path / "s", "--rows-per-shard", 20)
+    logra = (*build, "--method", "logra", "--rank", 4)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("whence.pipeline.stored.build.write_rows", stop)
+        stages_of(capsys, *logra, status=130)
+    assert len(stages_of(capsys, *build, status=2)) == 1  # reading the model and the data; nothing is learned
+    assert not any("resuming" in line for line in stages_of(capsys, *logra[:-1], 5, status=2))
+    first, said, *_ = stages_of(capsys, *logra)
+    assert first.startswith("1 of") and said.startswith(("resuming at stage 2", "3 stages", "2 stages"))
+
+
 def test_other_long_commands_say_their_stages(model_folder, many, data_file, store, tmp_path, capsys):
     table = ("attribute", model_folder, many, data_file, "-o", tmp_path / "t", "--factors", tmp_path / "f")
     lines = stages_of(capsys, *table)

@@ -27,7 +27,7 @@ from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.opening import open_store
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
-from whence.store.resume import Pending, check_blueprint, listed_files, read_seals
+from whence.store.resume import Pending, check_blueprint, check_same, listed_files, read_seals
 from whence.store.verify import verify_store
 from whence.store.writer import Writer, open_writer, write_store
 from whence.strict_json import fitted, parse_json, record_of
@@ -51,6 +51,7 @@ __all__ = [
     "StoredUnit",
     "Writer",
     "check_blueprint",
+    "check_same",
     "check_exchange",
     "check_writable",
     "record_of",

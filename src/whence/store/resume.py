@@ -22,6 +22,7 @@ __all__ = [
     "Layout",
     "Pending",
     "check_blueprint",
+    "check_same",
     "check_data",
     "intact",
     "layouts",
@@ -194,12 +195,27 @@ def check_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
     old, new = stored.to_json(), wanted.to_json()
     # The format follows from other fields, which say more.
     for name in sorted(old, key=lambda field: field == "format"):
-        if name in NOT_COMPARED or old[name] == new[name]:
-            continue
+        if name not in NOT_COMPARED:
+            check_same(name, old[name], new[name], folder)
+
+
+def check_same(name: str, old: Any, new: Any, folder: Path) -> None:
+    """Refuse to go on with rows of another kind, as far as one field of the blueprint says it.
+
+    Args:
+        name: Of the field.
+        old: Its value in the store.
+        new: What it would be now.
+        folder: The store.
+
+    Raises:
+        StoreMismatch: If the two differ.
+    """
+    if old != new:
         what = {"model": "another model's weights", "preprocessing": "another tokenizer or loss", "units": "other parameters"}
         raise StoreMismatch(
-            found=f"a store in {folder} built with {what.get(name, f'{name}={old[name]}')}",
-            needed=f"the same {name} ({_short(new[name])} now, {_short(old[name])} there)",
+            found=f"a store in {folder} built with {what.get(name, f'{name}={old}')}",
+            needed=f"the same {name} ({_short(new)} now, {_short(old)} there)",
             do="build into another folder, or repeat the build with the options recorded in blueprint.json",
         )
 

@@ -39,6 +39,7 @@ from whence.store import (
     StoredUnit,
     Writer,
     check_blueprint,
+    check_same,
     check_writable,
     damaged,
     is_remote,
@@ -131,7 +132,7 @@ def _built(
     stages: Stages,
 ) -> Store:
     weights, ranks, quiet = task.weights, runtime.ranks, runtime.is_quiet
-    _earlier(folder, weights)
+    _earlier(folder, weights, config)
     dataset = as_dataset(task, data)
     plan, autocast = plan_units(task), autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
@@ -139,19 +140,22 @@ def _built(
     with leases(folder, ranks.rank, ranks.count) as shard_leases:
         # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
         with nullcontext() if ranks.in_step else shard_leases.alone():
-            earlier = _earlier(folder, weights)
+            earlier = _earlier(folder, weights, config)
             wanted = config.positions(example.length for example in dataset.examples)
             positions = config.batch_positions or (earlier.batch_positions if earlier else wanted)
             positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
             if ranks.in_step:
                 positions = min(ranks.gathered(positions))
-            if not quiet and ranks.count == 1:
+            is_told = not quiet and ranks.count == 1
+            if is_told and earlier is None:
                 expect(stages, task, plan, dataset, config, positions, folder)
             encoder, learned = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
             blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
             seals, earlier_probe = read_seals(folder), _earlier_probe(folder, earlier)
             if earlier is not None:
                 check_blueprint(earlier, blueprint, folder)
+                if is_told:  # not before it is known that this build goes on with what is there
+                    expect(stages, task, plan, dataset, config, positions, folder)
                 for note in check_store_model(task, plan, encoder, earlier, earlier_probe, store=_whole_store(folder, seals)):
                     report(f"note: {note}")
             is_first = all(seal.data == dataset.fingerprint for seal in seals.values())
@@ -266,11 +270,11 @@ def _fitting_positions(
     return predicted.batch_positions
 
 
-def _earlier(folder: Path, weights: str) -> Blueprint | None:
+def _earlier(folder: Path, weights: str, config: BuildConfig) -> Blueprint | None:
     """What an earlier build in the folder has decided.
 
     Raises:
-        StoreMismatch: If it was of another model.
+        StoreMismatch: If it was of another model or method; the method is refused here, before another one's code is learned.
     """
     if not (folder / "blueprint.json").exists():
         return None
@@ -281,6 +285,7 @@ def _earlier(folder: Path, weights: str) -> Blueprint | None:
             needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
             do="build into another folder, or load the model that this store was built with",
         )
+    check_same("method", earlier.method, method_named(config.method).name, folder)
     return earlier
 
 
