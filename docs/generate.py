@@ -165,8 +165,10 @@ def _entry(level: str, name: str, value) -> list[str]:
     else:
         shown, returns = str(inspect.signature(value)).partition(" -> ")[0], None
         fields = {part.target.id: ast.unparse(part.annotation) for part in node.body if isinstance(part, ast.AnnAssign)}
-        given = inspect.signature(value).parameters.values()
-        shown = ", ".join(_field(parameter, fields.get(parameter.name)) for parameter in given)
+        given = list(inspect.signature(value).parameters.values())
+        words = [_field(parameter, fields.get(parameter.name)) for parameter in given]
+        named = [place for place, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY]
+        shown = ", ".join(words[: named[0]] + ["*"] + words[named[0] :] if named else words)
     arrow = "" if is_class or returns is None else f" -> {ast.unparse(returns)}"
     return [f"{level} {name}", "", "```text", f"{name}({shown}){arrow}", "", inspect.getdoc(value) or "", "```", ""]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import whence
 from tests.settings import QUIET
-from whence.errors import BadInput, NonFinite, StoreMismatch
+from whence.errors import BadInput, NonFinite, StoreMismatch, UnknownOption
 from whence.load import load_task
 
 
@@ -122,10 +122,6 @@ def test_a_model_where_a_task_belongs(tmp_path):
     [
         ({"method": whence.settings.PCG}, r"found method=PCG; needed the name of a method.* write PCG\(\)"),
         ({"method": dict}, "found method=dict; .* pass a name of `whence methods`"),
-        (
-            {"method": whence.EKFAC(damping=cast(Any, 0.1))},
-            r"found damping=0.1; .* write damping=whence.Damping\(relative=0.1\)",
-        ),
         ({"method": 3}, "found method=3; needed the name of a method, or its settings"),
         ({"runtime": {"quiet": True}}, r"found runtime={'quiet': True}; .* write runtime=Runtime\(quiet=True\)"),
         ({"runtime": whence.Runtime}, "found runtime=Runtime; needed a record of settings, Runtime"),
@@ -257,3 +253,71 @@ def test_token_ids_in_disguise_are_refused(ids, model_folder):
 def test_what_is_no_model_is_refused(make):
     with pytest.raises(BadInput, match="found a str as the model; needed a torch.nn.Module"):
         make("gpt2")
+
+
+SETTINGS = whence.settings
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: whence.EKFAC(damping=0.1), r"found damping=0.1; .* write damping=Damping\(relative=0.1\)"),
+        (lambda: whence.EKFAC(damping={"relative": 0.1}), r"write damping=Damping\(relative=0.1\)"),
+        (lambda: whence.EKFAC(damping=None), "found damping=None; needed a record of settings, Damping"),
+        (lambda: whence.EKFAC(fit={"seed": 1}), r"write fit=FitConfig\(seed=1\)"),
+        (lambda: whence.BuildConfig(rank=1.5), "found rank=1.5; needed a whole number"),
+        (lambda: whence.BuildConfig(rank=True), "found rank=True; needed a whole number"),
+        (lambda: whence.BuildConfig(bytes_per_example=512.5), "needed a whole number or a text"),
+        (
+            lambda: whence.BuildConfig(relative_damping=whence.Damping()),
+            "found relative_damping=Damping.*; needed a finite number",
+        ),
+        (lambda: whence.Damping(relative="0.1"), "found relative='0.1'; needed a finite number or None"),
+        (lambda: whence.Damping(relative=float("inf")), "found relative=inf; needed a finite number"),
+        (lambda: whence.Runtime(quiet="yes"), "found quiet='yes'; needed True or False"),
+        (lambda: whence.Runtime(memory_gib="4"), "found memory_gib='4'; needed a finite number or None"),
+        (lambda: SETTINGS.PCG(iterations="x"), "found iterations='x'; needed a whole number"),
+        (lambda: SETTINGS.SharesConfig(payout=1000), "found payout=1000; needed a text or None"),
+        (lambda: SETTINGS.Indexed(store="s", index=None), "found index=None; needed a text or a path"),
+        (lambda: whence.Source(run=3), "found run=3; needed a text or a path or None"),
+        (
+            lambda: whence.Diffusion(nn.Linear(2, 2), noised=whence.tasks.Draws(draws="x")),
+            "found draws='x'; needed a whole number",
+        ),
+    ],
+)
+def test_fields_of_another_type(make, text):
+    with pytest.raises(BadInput, match=text):
+        make()
+
+
+def test_options_by_name_are_told_their_record():
+    task, quiet = classifier(), {"quiet": True}
+    for call, text in (
+        (
+            lambda **options: whence.build(task, ROWS, "never", **options),
+            r"config=whence.settings.BuildConfig\(method='logra'\)",
+        ),
+        (
+            lambda **options: whence.attribute(task, ROWS, ROWS, **options),
+            r"write method=whence.settings.EKFAC\(damping=whence.settings.",
+        ),
+        (lambda **options: whence.query("never", task, ROWS, **options), r"write store=whence.settings.Indexed\(index='i'\)"),
+        (
+            lambda **options: whence.self_influence(task, ROWS, **options),
+            r"write runtime=whence.settings.Runtime\(quiet=True\)",
+        ),
+    ):
+        given = {"config": {"method": "logra"}, "method": {"relative_damping": 0.1}, "store": {"index": "i"}, "runtime": quiet}
+        with pytest.raises(UnknownOption, match=text):
+            call(**given[next(name for name in given if f"{name}=" in text)])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        cast(Any, whence.build)(task, ROWS, "never", nonsense=1)
+
+
+def test_what_is_no_store_is_refused():
+    for wrong in (3, None, SETTINGS.Shortlist(store="s")):
+        with pytest.raises(BadInput, match="where a store belongs; needed a store, or the name of its folder"):
+            whence.query(cast(Any, wrong), classifier(), ROWS)
+    with pytest.raises(BadInput, match="found a list where a task belongs"):
+        whence.build(cast(Any, ROWS), cast(Any, classifier()), "never")

@@ -302,7 +302,7 @@ def test_a_selection_says_what_its_values_say(tmp_path):
         ({"keep": 3, "drop": 3}, "found keep=3 and drop=3; needed one of them"),
         ({"keep": "half"}, "found the amount 'half'; needed a number of examples, a share, or a number of tokens"),
         ({"keep": 0}, "found the amount 0"),
-        ({"keep": True}, "found the amount True"),
+        ({"keep": True}, "found keep=True; needed a text or a whole number"),
         ({"keep": 1.5}, "found the amount 1.5"),
         ({"keep": "120%"}, "found the amount '120%'"),
         ({"keep": 13}, "found keep=13 of 12 examples; needed something to choose from; do this: keep less"),

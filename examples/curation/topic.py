@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import whence
@@ -44,15 +45,14 @@ def main(folder: Path, seeds: int, workers: int) -> dict:
     task = whence.CausalLM(trained.model, tokenizer, long="truncate", recipe=trained.recipe)
 
     tokens = [example.length for example in data.examples]
-    budget = {"keep": f"{sum(tokens) // 2} tokens", "tokens": tokens, "per_token": True}
+    budget = whence.settings.SelectConfig(keep=f"{sum(tokens) // 2} tokens", per_token=True)
     losses = whence.select.value_table(task, data, "loss")
-    chosen = whence.select.select(
-        whence.select.value_table(task, data, validation=validation), config=whence.settings.SelectConfig(**budget)
-    )
+    influence = whence.select.value_table(task, data, validation=validation)
+    chosen = whence.select.select(influence, config=budget, tokens=tokens)
     rivals = {
-        "shared words": whence.select.select(bm25(data, validation), config=whence.settings.SelectConfig(**budget)),
-        "low loss": whence.select.select(losses, config=whence.settings.SelectConfig(by="loss", **budget)),
-        "high loss": whence.select.select(losses, config=whence.settings.SelectConfig(by="loss", prefer="high", **budget)),
+        "shared words": whence.select.select(bm25(data, validation), config=budget, tokens=tokens),
+        "low loss": whence.select.select(losses, config=budget, tokens=tokens),
+        "high loss": whence.select.select(losses, config=replace(budget, prefer="high"), tokens=tokens),
     }
     chosen.save(folder / "influence")
     retrain, measure = Retrain(data, len(tokenizer), TEXT), PerToken(test)

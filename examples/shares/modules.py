@@ -13,7 +13,6 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -109,10 +108,16 @@ def main(folder: Path, *, modules: int = 8, seeds: int = 3, settings: Settings =
     seal = (report / "record.sha256").read_text().split()[0]
     if command_line(["verify", str(report), "--seal", seal]):
         raise SystemExit("the report does not hold")
-    make = partial(
-        whence.shares.shares, [folder / f"scores-{seed}" for seed in range(seeds)], owners, several="models", quiet=True
-    )
-    return outcome({name: make(**options) for name, options in RULES.items()}, seal, judged, bank, names)
+    made = {
+        name: whence.shares.shares(
+            [folder / f"scores-{seed}" for seed in range(seeds)],
+            owners,
+            config=whence.settings.SharesConfig(several="models", **options),
+            quiet=True,
+        )
+        for name, options in RULES.items()
+    }
+    return outcome(made, seal, judged, bank, names)
 
 
 def month(modules: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

@@ -10,12 +10,13 @@ from whence.guide.marks import Marked, Marks
 from whence.guide.page import write_guide_page
 from whence.guide.token_scores import TokenScores, contrast_scores
 from whence.pipeline.inputs import as_dataset
-from whence.settings import ExactSettings, GuideConfig, Runtime
+from whence.settings import ExactSettings, GuideConfig, Runtime, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["guide"]
 
 
+@records_only(config=GuideConfig, method=ExactSettings, runtime=Runtime)
 def guide(
     task: AbstractTask,
     train: Dataset | Iterable[Any],

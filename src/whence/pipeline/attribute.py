@@ -21,20 +21,14 @@ from whence.pipeline.through.through_run import through_run
 from whence.plans import attribute_stages
 from whence.progress import Stages, staged
 from whence.records import ScoreTable
-from whence.settings import (
-    ExactSettings,
-    Runtime,
-    Unroll,
-    check_record,
-    checked_settings,
-    final_settings,
-)
+from whence.settings import ExactSettings, Runtime, Unroll, check_record, checked_settings, final_settings, records_only
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
 __all__ = ["attribute", "self_influence"]
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def attribute(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
@@ -114,6 +108,7 @@ def _table(
         return dataclasses.replace(table, seconds=time.monotonic() - started)
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def self_influence(
     task: AbstractTask,
     train: Dataset | Iterable[Any],

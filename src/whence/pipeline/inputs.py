@@ -14,18 +14,18 @@ __all__ = ["as_dataset", "autocast_named", "refuse_bare_model"]
 
 
 def refuse_bare_model(task: Any) -> None:
-    """Refuse a model that stands where a task belongs.
+    """Refuse a model, or anything else, that stands where a task belongs.
 
     Args:
         task: What was passed as one.
 
     Raises:
-        BadInput: If it is a module.
+        BadInput: If it is none.
     """
-    if isinstance(task, torch.nn.Module):
+    if not isinstance(task, AbstractTask):
         kind = type(task).__name__
         raise BadInput(
-            found=f"a model ({kind}) where a task belongs",
+            found=f"a {'model (' + kind + ')' if isinstance(task, torch.nn.Module) else kind} where a task belongs",
             needed="a task: the model, what its records are and the loss of each",
             do="pass whence.CausalLM(model, tokenizer), whence.Classification(model) or whence.Custom(model, loss)",
         )

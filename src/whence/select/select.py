@@ -15,11 +15,12 @@ from whence.records import ScoreTable
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.reasons import Standing, reason
 from whence.select.selection import CRITERIA, Decision, Selection, criterion_of
-from whence.settings import SelectConfig, check_record
+from whence.settings import SelectConfig, check_record, records_only
 
 __all__ = ["select"]
 
 
+@records_only(config=SelectConfig)
 def select(
     table: ScoreTable,
     *,

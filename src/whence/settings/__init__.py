@@ -1,7 +1,7 @@
 """What people set, as frozen records that are checked when they are made."""
 
 from whence.settings.build import BuildConfig, Placement
-from whence.settings.checks import check_record
+from whence.settings.checks import check_record, records_only, typed
 from whence.settings.curvature import Damping, DampingRule, FitConfig, LabelChoice, Sharing
 from whence.settings.exact import (
     ASTRA,
@@ -104,7 +104,9 @@ __all__ = [
     "final_settings",
     "fit_of",
     "keeping_factors",
+    "records_only",
     "refuse_along",
     "settings_record",
     "takes_option",
+    "typed",
 ]

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
 from whence.methods import method_named
+from whence.settings.checks import typed
 from whence.settings.runtime import check_batch
 
 __all__ = ["BuildConfig", "Placement"]
@@ -19,6 +20,7 @@ _Autocast = Literal["none", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class BuildConfig:
     """What a store holds and how it is made. 0 means: chosen for you.
 
@@ -139,6 +141,7 @@ class BuildConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Placement:
     """How a model is loaded that may be larger than a device.
 

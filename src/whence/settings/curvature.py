@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
+from whence.settings.checks import typed
 
 __all__ = ["Damping", "DampingRule", "FitConfig", "LabelChoice", "Sharing"]
 
@@ -18,6 +19,7 @@ Sharing = Literal["expand", "reduce"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Damping:
     """How much is added to every eigenvalue. At most one is given; with none of them the method's own is taken, and every answer says which.
 
@@ -54,6 +56,7 @@ class Damping:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class FitConfig:
     """What a fit of Kronecker-factored curvature depends on besides model and data.
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
+from whence.settings.checks import typed
 from whence.settings.curvature import Damping, FitConfig
 
 __all__ = [
@@ -60,6 +61,7 @@ FolderName = str | Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class EKFAC:
     """Eigenvalue-corrected Kronecker factors (Grosse et al. 2023)."""
 
@@ -78,6 +80,7 @@ class EKFAC:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class KFAC:
     """Kronecker factors without the correction (Martens and Grosse 2015)."""
 
@@ -96,6 +99,7 @@ class KFAC:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class GradDot:
     """Inner product of whole gradients; a baseline."""
 
@@ -108,6 +112,7 @@ class GradDot:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class PCG:
     """Conjugate gradients on the whole matrix, preconditioned with EK-FAC."""
 
@@ -129,6 +134,7 @@ class PCG:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class CG:
     """Conjugate gradients on the whole matrix (Martens 2010)."""
 
@@ -148,6 +154,7 @@ class CG:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class ASTRA:
     """Stochastic Neumann iterations preconditioned with EK-FAC, averaged (Wang et al. 2025)."""
 
@@ -171,6 +178,7 @@ class ASTRA:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class LiSSA:
     """Stochastic Neumann iterations, averaged over independent walks (Agarwal et al. 2017).
 
@@ -197,6 +205,7 @@ class LiSSA:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Nystroem:
     """Nystroem approximation of the matrix, inverted by Woodbury (Hataya and Yamada 2023).
 
@@ -219,6 +228,7 @@ class Nystroem:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Arnoldi:
     """Leading eigenvectors by Krylov iterations; the rest is dropped (Schioppa et al. 2022).
 
@@ -243,6 +253,7 @@ class Arnoldi:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class DataInf:
     """Mean of the inverses of every example's rank-one curvature (Kwon et al. 2024)."""
 
@@ -259,6 +270,7 @@ class DataInf:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Source:
     """Unrolled training in segments (Bae et al. 2024).
 
@@ -290,6 +302,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class AstraSource:
     """SOURCE with each segment's inverse solved on the Gauss-Newton matrix itself (Wang et al. 2025); fields as in `Source` and `ASTRA`."""
 
@@ -313,6 +326,7 @@ class AstraSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class TracIn:
     """Inner products of gradients at every checkpoint of a run (Pruthi et al. 2020).
 
@@ -330,6 +344,7 @@ class TracIn:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Unroll:
     """The exact derivative of a recorded run (Ilyas and Engstrom 2025): it has no curvature and no segments."""
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from whence.errors import BadInput
 from whence.methods import exact_method_named
+from whence.settings.checks import shown
 from whence.settings.curvature import Damping, FitConfig
 from whence.settings.exact import ExactSettings
 
@@ -74,17 +75,10 @@ def checked_settings(method: str | ExactSettings) -> ExactSettings:
 def _check_method(method: Any) -> None:
     kinds = tuple(_KINDS.values())
     if isinstance(method, (str, *kinds)):
-        damping = getattr(method, "damping", Damping())
-        if not isinstance(damping, Damping):
-            raise BadInput(
-                found=f"damping={damping!r}",
-                needed="a record that says of what it is a share",
-                do=f"write damping=whence.Damping(relative={damping!r}), a share of the mean eigenvalue, or absolute={damping!r}",
-            )
         return
     is_class = isinstance(method, type) and issubclass(method, kinds)
     raise BadInput(
-        found=f"method={method.__name__ if isinstance(method, type) else repr(method)}",
+        found=f"method={shown(method)}",
         needed="the name of a method, or its settings",
         do=f"write {method.__name__}()" if is_class else "pass a name of `whence methods`, or a record such as whence.EKFAC()",
     )

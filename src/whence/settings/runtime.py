@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import BadInput
+from whence.settings.checks import typed
 
 if TYPE_CHECKING:
     from whence.distributed import Ranks
@@ -19,6 +20,7 @@ def _one_process() -> "Ranks":
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Runtime:
     """How a job runs.
 

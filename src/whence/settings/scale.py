@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from whence.errors import BadInput, UnknownOption
+from whence.settings.checks import typed
 
 __all__ = ["GPUS", "Cluster", "Load"]
 
@@ -11,6 +12,7 @@ GPUS = {"a100": (312.0, 80.0), "h100": (989.0, 80.0), "h200": (989.0, 141.0), "b
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Cluster:
     """What computes and reads.
 
@@ -49,6 +51,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Load:
     """What there is to do.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
+from whence.settings.checks import typed
 
 __all__ = ["Indexed", "Rerank", "Shortlist"]
 
@@ -15,6 +16,7 @@ _SHARE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Rerank:
     """A second stage: a scan of the store leaves a shortlist per query, and something better scores that.
 
@@ -60,6 +62,7 @@ class Rerank:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Indexed:
     """A store with an index of its rows, which `whence.query` asks in place of a scan.
 
@@ -74,6 +77,7 @@ class Indexed:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Shortlist:
     """A store as a first stage of `whence.why.why`: a scan of it leaves a shortlist, which is then scored exactly.
 

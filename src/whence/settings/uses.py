@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
+from whence.settings.checks import typed
 
 __all__ = [
     "Amount",
@@ -35,6 +36,7 @@ Several = Literal["queries", "models"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Writing:
     """How a model writes what is then explained.
 
@@ -61,6 +63,7 @@ class Writing:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class GuideConfig:
     """Which tokens are marked.
 
@@ -95,6 +98,7 @@ class GuideConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class DistilConfig:
     """How a proxy is trained: AdamW, the learning rate rising over the first tenth of the steps and falling linearly to zero.
 
@@ -127,6 +131,7 @@ class DistilConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class ProbeConfig:
     """How much of the data a proxy is held against its target on.
 
@@ -153,6 +158,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class SelectConfig:
     """Which training examples are kept.
 
@@ -196,6 +202,7 @@ class SelectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class StudyConfig:
     """What is read off the scores of a study.
 
@@ -211,6 +218,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class SharesConfig:
     """How scores become shares, and shares money.
 

@@ -12,7 +12,7 @@ import numpy as np
 from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import SharesConfig, check_record
+from whence.settings import SharesConfig, check_record, records_only
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
@@ -108,6 +108,7 @@ class Shares:
         }
 
 
+@records_only(config=SharesConfig)
 def shares(
     tables: ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
     sources: Mapping[str, str],

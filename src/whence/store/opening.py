@@ -1,5 +1,6 @@
 """Opening a store: refusing what is not whole."""
 
+import os
 from pathlib import Path
 
 from whence.distributed import Ranks
@@ -34,6 +35,12 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         StoreCorrupt: If it is unfinished or damaged.
         StoreChanged: If it is being written to.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise BadInput(
+            found=f"a {type(folder).__name__} where a store belongs",
+            needed="a store, or the name of its folder",
+            do="pass what `whence.build` returned, or the folder",
+        )
     folder = located(folder)
     for _ in range(_TRIES):
         before = None if is_remote(folder) or not folder.exists() else folder.stat().st_ino

@@ -13,7 +13,16 @@ from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
-from whence.settings import Damping, ExactSettings, Runtime, StudyConfig, check_record, final_settings, keeping_factors
+from whence.settings import (
+    Damping,
+    ExactSettings,
+    Runtime,
+    StudyConfig,
+    check_record,
+    final_settings,
+    keeping_factors,
+    records_only,
+)
 from whence.store import Store, open_store, write_json
 from whence.study.corpus import corpus_of_data, corpus_of_store, values_of
 from whence.study.correlation import by_sets, correlations
@@ -30,6 +39,7 @@ __all__ = ["study"]
 _PASSES = 3
 
 
+@records_only(config=StudyConfig, method=ExactSettings, damping=Damping, runtime=Runtime)
 @digested_once()
 def study(
     task: AbstractTask,

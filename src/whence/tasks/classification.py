@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.functions import identity_of
-from whence.settings import check_record
+from whence.settings import check_record, typed
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
 from whence.tasks.fields import class_number
@@ -28,6 +28,7 @@ __all__ = ["Classification", "Regression", "TextLimits"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class TextLimits:
     """How long a text may be.
 

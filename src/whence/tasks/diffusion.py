@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
-from whence.settings import check_record
+from whence.settings import check_record, typed
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
@@ -39,6 +39,7 @@ _IN_STEPS = ("simple_elbo", "elbo", "trajectory")
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Draws:
     """The times and noise that an example's loss is a mean over.
 
@@ -56,6 +57,7 @@ class Draws:
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Measured:
     """What is measured of a diffusion model.
 

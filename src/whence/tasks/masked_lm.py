@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
-from whence.settings import check_record
+from whence.settings import check_record, typed
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
@@ -24,6 +24,7 @@ __all__ = ["Hiding", "MaskedLM"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@typed
 class Hiding:
     """Which tokens are hidden.
 

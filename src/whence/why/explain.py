@@ -5,6 +5,7 @@ Axes: A asked tokens of the completion, T tokens of a document, U units, K docum
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import believable_unit
-from whence.settings import ExactSettings, Runtime, Shortlist, Writing, check_record, final_settings
+from whence.settings import ExactSettings, Runtime, Shortlist, Writing, check_record, final_settings, records_only
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 from whence.why.answer import DocumentParts, Why
@@ -24,6 +25,7 @@ from whence.why.question import Question, question, texts_of
 __all__ = ["why"]
 
 
+@records_only(method=ExactSettings | Shortlist, runtime=Runtime)
 def why(
     task: AbstractTask,
     prompt: str | Sequence[Mapping[str, Any]],
@@ -79,6 +81,12 @@ def why(
             found=f"{idle[0]} with a shortlist of a store, whose curvature is inside it",
             needed="settings of the road that is taken",
             do=f"leave {idle[0]} out, or pass the name of a method",
+        )
+    if isinstance(method, Store | Path) or method is Shortlist:
+        raise BadInput(
+            found="a store as the method of `why`" if method is not Shortlist else "method=Shortlist",
+            needed="a method, or the shortlist of a store",
+            do="write method=whence.settings.Shortlist(store=...)",
         )
     settings = method if isinstance(method, Shortlist) else final_settings(method)
     query = question(task, prompt, completion)

@@ -21,7 +21,7 @@ from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import Damping, ExactSettings, Runtime, check_record, final_settings
+from whence.settings import Damping, ExactSettings, Runtime, check_record, final_settings, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["DampingSweep", "damping_sweep"]
@@ -41,6 +41,7 @@ class DampingSweep:
     agreement: tuple[float, ...]
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def damping_sweep(
     task: AbstractTask,
     train: Dataset | Iterable[Any],

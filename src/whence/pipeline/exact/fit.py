@@ -13,12 +13,13 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.lockstep import stepping
 from whence.plans import FIT_STAGES
 from whence.progress import Stages, say, staged
-from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, check_record, factors_folder, fit_of
+from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, check_record, factors_folder, fit_of, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["fit_curvature"]
 
 
+@records_only(fit=FitConfig, runtime=Runtime)
 def fit_curvature(
     task: AbstractTask,
     data: Dataset | Iterable[Any],

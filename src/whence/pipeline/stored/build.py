@@ -30,7 +30,7 @@ from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, obj
 from whence.pipeline.stored.write_rows import write_rows
 from whence.plans import build_stages
 from whence.progress import Stages, meter, say, staged
-from whence.settings import BuildConfig, Runtime, check_record
+from whence.settings import BuildConfig, Runtime, check_record, records_only
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
@@ -64,6 +64,7 @@ _SHARD_BYTES = 32 << 20
 _DENSE_BYTES = 256 << 20
 
 
+@records_only(config=BuildConfig, runtime=Runtime)
 def build(
     task: AbstractTask,
     data: Dataset | Iterable[Any],

@@ -23,7 +23,7 @@ from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits, QueryFacts
 from whence.score import Batching, Top, all_scores, believable_unit, mean_table, top_scores
-from whence.settings import Damping, Indexed, Rerank, Runtime, check_record
+from whence.settings import Damping, Indexed, Rerank, Runtime, check_record, records_only
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, Classification
 
@@ -40,6 +40,7 @@ _UNREAD = (
 )
 
 
+@records_only(rerank=Rerank, damping=Damping, store=Indexed, runtime=Runtime)
 def query(
     store: Store | str | Path | Indexed,
     task: AbstractTask,
@@ -146,6 +147,7 @@ def query(
     )
 
 
+@records_only(damping=Damping, runtime=Runtime)
 def score_table(
     store: Store | str | Path,
     task: AbstractTask,
@@ -173,6 +175,7 @@ def score_table(
     return _table(store, task, queries, damping, weighted=weighted, runtime=runtime)
 
 
+@records_only(damping=Damping, runtime=Runtime)
 def ensemble_table(
     stores: Sequence[Store | str | Path],
     tasks: Sequence[AbstractTask],
