@@ -560,7 +560,8 @@ def test_bad_damping(refused, model_folder, data_file, tmp_path, capsys):
     query = ["query", folder, "--text", "a cat"]
     says = r"found Damping\(relative=0.1, absolute=2.0\); needed at most one of them, and positive; do this: leave them out"
     refused(*query, "--relative-damping", "0.1", "--absolute-damping", "2", says=says)
-    for value in ("0", "-1", "nan"):
+    refused(*query, "--relative-damping", "nan", says="found relative=nan; needed a finite number")
+    for value in ("0", "-1"):
         refused(*query, "--relative-damping", value, says=rf"found Damping\(relative={float(value)}, absolute=None")
     path = folder / "curvature.safetensors"
     path.write_bytes(path.read_bytes()[:-5])

@@ -1,6 +1,5 @@
 """Opening a store: refusing what is not whole."""
 
-import os
 from pathlib import Path
 
 from whence.distributed import Ranks
@@ -35,13 +34,14 @@ def open_store(folder: str | Path, *, check: bool = True, ranks: Ranks = Ranks()
         StoreCorrupt: If it is unfinished or damaged.
         StoreChanged: If it is being written to.
     """
-    if not isinstance(folder, str | os.PathLike):
+    try:
+        folder = located(folder)
+    except TypeError:
         raise BadInput(
             found=f"a {type(folder).__name__} where a store belongs",
             needed="a store, or the name of its folder",
             do="pass what `whence.build` returned, or the folder",
-        )
-    folder = located(folder)
+        ) from None
     for _ in range(_TRIES):
         before = None if is_remote(folder) or not folder.exists() else folder.stat().st_ino
         try:
