@@ -189,6 +189,7 @@ OPENERS = {
     "evaluate/command.py": "a folder of its own for a command that the person named",
     "evaluate/imports.py": "arrays that the person named, without pickles",
     "load/arrays.py": "arrays that the person named, without pickles",
+    "pipeline/stored/export.py": "what an engine has written, for the system to write down",
     "plain_files.py": "the readers",
     "report/html.py": "the package's own style",
     "serve/app.py": "the package's own page",
