@@ -166,9 +166,9 @@ def _write_slowly(ranks, folder, pause):
 
     written, write = [], Writer.write
 
-    def slowly(self, shard, tensors):
+    def slowly(self, shard, *more):
         time.sleep(pause)
-        write(self, shard, tensors)
+        write(self, shard, *more)
         written.append(shard.number)
 
     Writer.write = slowly
