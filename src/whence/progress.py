@@ -207,7 +207,7 @@ def about(seconds: float) -> str:
     """
     if seconds < 90:
         return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} h"
+    return f"about {seconds / 60:.0f} min" if seconds < 60 * 60 else f"about {seconds / 3600:.1f} h"
 
 
 def _bars() -> Progress:

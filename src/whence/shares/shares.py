@@ -126,7 +126,8 @@ def shares(
 
     >>> import torch, whence
     >>> table = whence.ScoreTable(torch.tensor([[3.0, 1.0, -2.0]]), ("q",), ("a", "b", "c"), "nats", "by hand")
-    >>> found = whence.shares.shares(table, {"a": "press", "b": "radio", "c": "press"}, payout="10.00 EUR")
+    >>> money = whence.settings.SharesConfig(payout="10.00 EUR")
+    >>> found = whence.shares.shares(table, {"a": "press", "b": "radio", "c": "press"}, config=money)
     >>> [(line.name, line.share, line.settled.paid) for line in found.lines[:2]]
     [('press', 0.75, 750), ('radio', 0.25, 250)]
 

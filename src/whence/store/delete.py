@@ -39,8 +39,9 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
     >>> import tempfile, torch, whence
     >>> task = whence.Classification(torch.nn.Linear(2, 2))
     >>> train = [{"id": f"r{number}", "inputs": torch.randn(2), "label": 0} for number in range(4)]
+    >>> config, quiet = whence.BuildConfig(method="grad-dot"), whence.Runtime(quiet=True)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     store = whence.build(task, train, folder, method="grad-dot", quiet=True)
+    ...     store = whence.build(task, train, folder, config=config, runtime=quiet)
     ...     whence.store.delete_rows(folder, ["r1"]).ids()
     ('r0', 'r2', 'r3')
     """
