@@ -10,7 +10,7 @@ from typing import IO
 
 from whence.errors import BadInput, DiskFull
 
-__all__ = ["disk_errors", "unwritable", "write_file"]
+__all__ = ["disk_errors", "sync", "unwritable", "write_file"]
 
 
 @contextlib.contextmanager
@@ -78,12 +78,21 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
             if _is_still(beside, mine):
                 beside.unlink()
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or which names a folder has, on the disk.
+
+    Raises:
+        OSError: If the system cannot.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _created(path: Path) -> IO[bytes]:

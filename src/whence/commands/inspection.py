@@ -60,7 +60,7 @@ def verify(
             {
                 "rows": len(opened),
                 "deleted": opened.num_deleted,
-                "shards": len(opened.seals) + len(opened.emptied),
+                "shards": len(opened.sealed),
                 "faults": faults,
             }
         )
@@ -69,7 +69,7 @@ def verify(
         tell(fault)
     if not faults:
         deleted = f"; {opened.num_deleted:,} more rows are deleted" if opened.num_deleted else ""
-        tell(f"{folder}: {len(opened):,} rows in {len(opened.seals) + len(opened.emptied)} shards, all as sealed{deleted}")
+        tell(f"{folder}: {len(opened):,} rows in {len(opened.sealed)} shards, all as sealed{deleted}")
     return 1 if faults else 0
 
 
@@ -91,7 +91,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         **blueprint.to_json(),
         "rows": len(opened),
         "deleted": opened.num_deleted,
-        "shards": len(opened.seals) + len(opened.emptied),
+        "shards": len(opened.sealed),
         "bytes_per_row": opened.codec.row_bytes(),
         "fidelity": {name: asdict(fidelity) for name, fidelity in read_fidelity(opened).items()},
         "shared_bytes": opened.shared_bytes(),

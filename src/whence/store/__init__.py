@@ -5,7 +5,7 @@ from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_n
 from whence.store.disk import DiskBytes, enough_disk, size_text
 from whence.store.exchange import check_exchange, exchange_folders
 from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
-from whence.store.file_sets import new_folder
+from whence.store.file_sets import altered, new_folder
 from whence.store.files import (
     check_writable,
     damaged,
@@ -36,6 +36,7 @@ __all__ = [
     "Agreement",
     "Fidelity",
     "fidelity_notes",
+    "altered",
     "read_fidelity",
     "write_fidelity",
     "bits_named",

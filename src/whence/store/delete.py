@@ -54,8 +54,7 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
     with locked(folder):
         store = open_store(folder, check=False)  # nobody changes it now
         new = [row for row, example in enumerate(store.examples()) if example["id"] in wanted]
-        seals = (*store.seals, *store.emptied)
-        earlier = listed_deleted(folder, seals, store.files) or Deleted({}, ())
+        earlier = listed_deleted(folder, store.sealed, store.files) or Deleted({}, ())
         unknown = sorted(wanted - set(earlier.ids) - {example["id"] for example in store.examples_of(new).values()})
         if unknown:
             names = f"{', '.join(map(repr, unknown[:_NAMED]))}{' and more' if len(unknown) > _NAMED else ''}"
@@ -105,7 +104,7 @@ def row_now(store: Store, built: int) -> int | None:
         None if it was deleted.
     """
     start = num_before = 0
-    for seal in sorted((*store.seals, *store.emptied), key=lambda seal: seal.number):
+    for seal in store.sealed:
         deleted, row = store.deleted.get(seal.number, ()), built - start
         if row < seal.rows:
             return None if row in deleted else built - num_before - bisect_left(deleted, row)
@@ -115,8 +114,7 @@ def row_now(store: Store, built: int) -> int | None:
 
 def with_deleted(store: Store) -> Store:
     """A store with the rows that were deleted from it, to tell what it was built from."""
-    seals = sorted((*store.seals, *store.emptied), key=lambda seal: seal.number)
-    return Store.of(store.folder, store.blueprint, seals, store.files)
+    return Store.of(store.folder, store.blueprint, store.sealed, store.files)
 
 
 def _sealed_row(store: Store, row: int) -> tuple[int, int]:

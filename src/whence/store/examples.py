@@ -1,12 +1,12 @@
 """What is known of each example, one line of JSON each."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from whence.data import Example
 
-__all__ = ["example_line", "read_example"]
+__all__ = ["example_line", "read_example", "split_lines"]
 
 _TYPES = {"id": str, "length": int, "source": str, "text": str, "prompt": int, "image": str, "label": str, "predicted": str}
 _NEEDED = {"id", "length"}
@@ -29,6 +29,20 @@ def example_line(example: Example, label: Mapping[str, str] | None = None) -> by
         fields["image"] = example.image
     fields |= label or {}
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines of a file that is read in blocks.
+
+    Yields:
+        Lines, without their breaks.
+    """
+    begun = b""
+    for block in blocks:
+        *lines, begun = (begun + block).split(b"\n")
+        yield from lines
+    if begun:
+        yield begun
 
 
 def read_example(line: bytes) -> dict[str, Any]:

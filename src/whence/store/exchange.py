@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from whence.durable import disk_errors
+from whence.durable import disk_errors, sync
 from whence.errors import BadInput
 
 __all__ = ["check_exchange", "exchange_folders"]
@@ -36,11 +36,7 @@ def exchange_folders(left: Path, right: Path) -> None:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(left))
     for folder in {left.parent, right.parent}:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
 
 def check_exchange(folder: Path, other: Path) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from whence.durable import disk_errors, write_file
+from whence.durable import disk_errors, sync, write_file
 from whence.errors import BadInput
 from whence.plain_files import check_name
 from whence.store.files import refuse_linked, sha256_of, write_record
 
-__all__ = ["array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
+__all__ = ["altered", "array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
 
 _BEGUN, _WHOLE = ".files.tmp", ".files.whole"
 
@@ -64,7 +64,7 @@ def write_set(folder: Path, parts: Mapping[str, Iterable[bytes | memoryview]], r
             _remove(begun)
             raise
         os.rename(begun, folder / _WHOLE)
-        _sync(folder)
+        sync(folder)
         _put_in_place(folder)
 
 
@@ -89,17 +89,27 @@ def check_set(folder: Path, files: Mapping[str, str]) -> None:
     Raises:
         BadInput: If one is not.
     """
+    for name in altered(folder, files):
+        raise BadInput(
+            found=f"{name[:80]} in {folder}, which is not the file that was written with its record",
+            needed="files that were written together",
+            do="restore the folder from a copy, or make it again",
+        )
+
+
+def altered(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
+    """Which of some files are missing, cannot be read, or have other bytes; arguments as in `check_set`.
+
+    Yields:
+        Names, as the record has them.
+    """
     for name, sha256 in files.items():
         try:
             is_same = sha256_of(path_in_set(folder, check_name(name))) == sha256
         except (OSError, ValueError):
             is_same = False
         if not is_same:
-            raise BadInput(
-                found=f"{name[:80]} in {folder}, which is not the file that was written with its record",
-                needed="files that were written together",
-                do="restore the folder from a copy, or make it again",
-            )
+            yield name
 
 
 @contextlib.contextmanager
@@ -122,12 +132,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         begun.mkdir()
         try:
             yield begun
-            _sync(begun)
+            sync(begun)
             os.rename(begun, folder)
         except BaseException:
             _remove(begun)
             raise
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 def _put_in_place(folder: Path) -> None:
@@ -138,7 +148,7 @@ def _put_in_place(folder: Path) -> None:
         return
     for path in sorted(whole.iterdir()):
         os.replace(path, folder / path.name)
-    _sync(folder)
+    sync(folder)
     whole.rmdir()
 
 
@@ -148,11 +158,3 @@ def _remove(folder: Path) -> None:
         folder.unlink()
     elif folder.exists():
         shutil.rmtree(folder)
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.capture import available_bytes
 from whence.compress import QuantizedCodec, RowCodec
 from whence.distributed import Ranks
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.store.deleted import Deleted, rows_left
 from whence.store.disk import DiskBytes, folder_bytes
-from whence.store.examples import read_example
+from whence.store.examples import read_example, split_lines
 from whence.store.files import damaged, read_tensors, reason, sha256_of
 from whence.store.format import Blueprint, Seal
 from whence.store.notes import read_notes, write_notes
@@ -39,8 +38,6 @@ __all__ = ["Store"]
 _READ_AHEAD, _FETCHED_AHEAD = 1, 2
 # Of a file of examples, read at a time.
 _BLOCK_BYTES = 4 << 20
-# Of the memory that is free when a store begins to be kept in it, what has to stay free.
-_RESERVE = 0.25
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,11 @@ class Store:
         by_shard = {} if deleted is None else deleted.by_shard()
         emptied = tuple(seal for seal in seals if len(by_shard.get(seal.number, ())) == seal.rows)
         return cls(folder, blueprint, tuple(seal for seal in seals if seal not in emptied), files, by_shard, emptied)
+
+    @property
+    def sealed(self) -> tuple[Seal, ...]:
+        """All shards by number, those too of which no row is left."""
+        return tuple(sorted((*self.seals, *self.emptied), key=lambda seal: seal.number))
 
     def rows_of(self, seal: Seal) -> int:
         """Rows of a shard that are left."""
@@ -205,8 +207,8 @@ class Store:
         for number, inside in groupby(sorted(set(rows)), lambda row: bisect_right(self.starts, row) - 1):
             seal, first = self.seals[number], self.starts[number]
             offsets = self.tensors(seal, ["offsets"])["offsets"]
-            for row in inside:
-                (sealed_row,) = self._sealed_rows(seal, [row - first])
+            chosen = list(inside)
+            for row, sealed_row in zip(chosen, self._sealed_rows(seal, [row - first for row in chosen]), strict=True):
                 start, stop = offsets[sealed_row : sealed_row + 2].tolist()
                 if not 0 <= start < stop <= seal.examples_bytes:
                     raise StoreCorrupt(**damaged(self.folder / seal.tensors_file, "offsets that no examples have"))
@@ -233,7 +235,9 @@ class Store:
         """
         for seal in self.seals:
             without = set(self.deleted.get(seal.number, ()))
-            yield from (self._example(seal, line) for row, line in enumerate(self._lines(seal)) if row not in without)
+            starts = range(0, seal.examples_bytes, _BLOCK_BYTES)
+            lines = split_lines(self._content(seal, at, min(at + _BLOCK_BYTES, seal.examples_bytes)) for at in starts)
+            yield from (self._example(seal, line) for row, line in enumerate(lines) if row not in without)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all examples in row order."""
@@ -259,7 +263,7 @@ class Store:
     def bad_files(self) -> dict[Path, str]:
         """Files that are not what was sealed, and why."""
         faults = {}
-        for name, sha256 in self._sealed((*self.seals, *self.emptied)).items():
+        for name, sha256 in self._sealed(self.sealed).items():
             try:
                 if sha256_of(self.folder / name) != sha256:
                     faults[self.folder / name] = "its checksum is not the sealed one"
@@ -301,7 +305,7 @@ class Store:
 
         What is kept no longer depends on the files.
         """
-        return dataclasses.replace(self, memory=InMemory(int(_RESERVE * available_bytes(torch.device("cpu")))))
+        return dataclasses.replace(self, memory=InMemory.with_reserve())
 
     def shared_bytes(self) -> int | None:
         """Size of the files that all rows share, on disk; None in an object store."""
@@ -309,7 +313,7 @@ class Store:
 
     def disk_bytes(self) -> DiskBytes:
         """What it takes on disk, file by file; in an object store what rows share is as much as it should be."""
-        rows, texts = (sum(getattr(seal, name) for seal in self.seals) for name in ("tensors_bytes", "examples_bytes"))
+        rows, texts = (sum(getattr(seal, name) for seal in self.sealed) for name in ("tensors_bytes", "examples_bytes"))
         other = (
             self.blueprint.curvature_bytes(len(self)) if is_remote(self.folder) else folder_bytes(self.folder) - rows - texts
         )
@@ -317,7 +321,7 @@ class Store:
 
     @cached_property
     def _files(self) -> SealedFiles:
-        return self.opened or SealedFiles(self.folder, self._sealed((*self.seals, *self.emptied)), shared=tuple(self.files))
+        return self.opened or SealedFiles(self.folder, self._sealed(self.sealed), shared=tuple(self.files))
 
     def _sealed(self, seals: Sequence[Seal]) -> dict[str, str]:
         """SHA-256 by name of the files of some shards, and of those beside them."""
@@ -378,19 +382,6 @@ class Store:
             return tensors
         left = torch.tensor(rows_left(seal.rows, self.deleted[seal.number]))
         return {name: tensor[left] for name, tensor in tensors.items()}
-
-    def _lines(self, seal: Seal) -> Iterator[bytes]:
-        """Lines of a shard's examples, all that were sealed.
-
-        Yields:
-            They, without their breaks.
-        """
-        begun = b""
-        for at in range(0, seal.examples_bytes, _BLOCK_BYTES):
-            *lines, begun = (begun + self._content(seal, at, min(at + _BLOCK_BYTES, seal.examples_bytes))).split(b"\n")
-            yield from lines
-        if begun:
-            yield begun
 
     def _is_kept(self, seal: Seal, names: Sequence[str]) -> bool:
         return self.memory is not None and self.memory.tensors.get(seal.tensors_file, {}).keys() >= set(names)

@@ -10,6 +10,9 @@ from whence.capture import available_bytes
 
 __all__ = ["InMemory", "ReadWhenLookedAt"]
 
+# Of the memory that is free when a store begins to be kept in it, what has to stay free.
+_RESERVE = 0.25
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -22,6 +25,11 @@ class InMemory:
 
     reserve: int
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def with_reserve(cls) -> "InMemory":
+        """Nothing yet, with a reserve of a quarter of the memory that is free now."""
+        return cls(int(_RESERVE * available_bytes(torch.device("cpu"))))
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes may be kept, too."""

@@ -29,11 +29,11 @@ def verify_store(store: Store) -> list[str]:
     if faults:
         return faults
     faults = _deletion_faults(store)
-    if {seal.number: seal for seal in (*store.seals, *store.emptied)} != read_seals(store.folder):
+    if {seal.number: seal for seal in store.sealed} != read_seals(store.folder):
         faults.append(f"{store.folder / 'manifest.json'}: it does not list the shards that are there")
     # Eight bytes an id: the ids of a hundred million examples would not fit into memory.
     marks = array("Q")
-    for seal in sorted((*store.seals, *store.emptied), key=lambda seal: seal.number):
+    for seal in store.sealed:
         stem = store.folder / shard_stem(seal.number)
         try:
             tensors = store.tensors(seal, [*store.codec.layout(), *store.blueprint.columns(), "offsets"])
@@ -63,12 +63,11 @@ def verify_store(store: Store) -> list[str]:
 
 def _deletion_faults(store: Store) -> list[str]:
     """Faults of the list of deleted rows, and lists that do not count."""
-    seals = (*store.seals, *store.emptied)
-    deleted = listed_deleted(store.folder, seals, store.files)
+    deleted = listed_deleted(store.folder, store.sealed, store.files)
     faults = []
     if deleted is not None:
         name = next(filter(is_deleted_list, store.files))
-        why = check_deleted(store.folder, seals, deleted)
+        why = check_deleted(store.folder, store.sealed, deleted)
         faults += [f"{store.folder / name}: {why}"] if why else []
         if read_json(store.folder / "blueprint.json")["format"] != DELETED_FORMAT_VERSION:
             faults.append(

@@ -296,7 +296,7 @@ def _whole_store(folder: Path, seals: Mapping[int, Seal]) -> Store | None:
         return None
     with suppress(StoreCorrupt):
         store = open_store(folder, check=False)
-        return store if len(store.seals) + len(store.emptied) == len(seals) else None
+        return store if len(store.sealed) == len(seals) else None
     return None
 
 

@@ -6,7 +6,6 @@ Axes: N rows, D numbers of a vector.
 import importlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from whence.data import spread_places
+from whence.durable import sync
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.pipeline.stored.row_vectors import check_vectors, row_vectors, vectors_in, width_of
 from whence.progress import Meter, meter
@@ -130,7 +130,8 @@ def export(
         files = {path.name: sha256_of(path) for path in begun.iterdir() if path.is_file()}
         exported = Exported(FORMAT, to, opened.digest, len(opened), width_of(opened), dtype, factory, max(norms), files)
         write_record(begun / RECORD, asdict(exported))
-        _sync(begun)
+        for path in begun.rglob("*"):  # an engine has written them
+            sync(path)
     return exported
 
 
@@ -247,13 +248,3 @@ def _train(faiss: Any, index: Any, store: Store) -> None:
         inverted.nprobe = max(1, num_lists // _PROBED)
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efSearch = _EF_SEARCH
-
-
-def _sync(folder: Path) -> None:
-    """Have all files of a folder on the disk."""
-    for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -18,7 +18,7 @@ from whence.pipeline.stored.prepared import PreparedQuery
 from whence.pipeline.stored.row_vectors import check_vectors, vectors_of, width_of
 from whence.progress import meter
 from whence.score import Top
-from whence.store import Store, check_name, damaged, read_record, sha256_of
+from whence.store import Store, altered, damaged, read_record
 
 __all__ = ["Index", "index_note", "indexed_top", "open_index"]
 
@@ -81,13 +81,8 @@ def open_index(folder: str | Path, store: Store) -> Index:
             needed=f"one of {store.folder} as it is",
             do="export it again into another folder",
         )
-    for name, sha256 in exported.files.items():
-        try:
-            is_as_written = sha256_of(folder / check_name(name)) == sha256
-        except (OSError, ValueError):
-            is_as_written = False
-        if not is_as_written:
-            raise BadInput(**{**damaged(folder / name, "it is not what was exported"), "do": "export the store again"})
+    for name in altered(folder, exported.files):
+        raise BadInput(**{**damaged(folder / name, "it is not what was exported"), "do": "export the store again"})
     return _faiss_index(path, exported) if exported.to == "faiss" else _lance_table(path, exported)
 
 
