@@ -17,7 +17,9 @@ from whence.evaluate import (
     CommandTrain,
     FileTrain,
     Retraining,
+    Run,
     as_reported,
+    finished_bank,
     import_bank,
     leave_k_out,
     leave_one_out,
@@ -126,6 +128,29 @@ def test_a_bank_grows_by_the_new_runs_only(tmp_path):
     made(tmp_path, random_subsets(12, 6), seeds=(0, 1))
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     assert len(after) == 14 and all(after[path] == moment for path, moment in before.items())
+
+
+def test_the_finished_part_of_a_bank_is_where_most_runs_are(tmp_path):
+    masks, config = random_subsets(12, 6), BankConfig(values="measurement", unit="points")
+
+    def finished():
+        retraining = Retraining(seeds=(0, 1), folder=tmp_path, fingerprint="f")
+        return finished_bank(masks, retraining, config)
+
+    with pytest.raises(BadInput, match="0 of 6 subsets retrained"):
+        finished()
+    one_seed = made(tmp_path, masks[:5], seeds=(0,), unit="points")
+    assert_equal(finished(), one_seed)
+    both = made(tmp_path, masks[:5], seeds=(0, 1), unit="points")
+    assert_equal(finished(), both)
+    # Without one half's second run: four halves twice are more than five once.
+    lost = Run(tuple(torch.nonzero(~masks[1]).flatten().tolist()), 1)
+    (tmp_path / "runs" / f"{lost.key(12, 'f')}.json").unlink()
+    part = finished()
+    assert torch.equal(part.masks_MN, masks[[0, 2, 3, 4]]) and torch.equal(part.values_MSQ, both.values_MSQ[[0, 2, 3, 4]])
+    everything = Run((), 1)
+    (tmp_path / "runs" / f"{everything.key(12, 'f')}.json").unlink()
+    assert finished().full_SQ is None
 
 
 SLOW = """

@@ -1,7 +1,7 @@
 """Are the scores true? Tests against retraining, with their uncertainty."""
 
 from whence.evaluate.agreement import Agreement, agreement
-from whence.evaluate.bank import Bank, BankConfig, Values, make_bank, open_bank, save_bank
+from whence.evaluate.bank import Bank, BankConfig, Values, finished_bank, make_bank, open_bank, save_bank
 from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
@@ -61,6 +61,7 @@ __all__ = [
     "fact_tracing",
     "flip_labels",
     "held_out",
+    "finished_bank",
     "import_bank",
     "judged_queries",
     "leave_k_out",

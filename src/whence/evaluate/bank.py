@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, StoreCorrupt
-from whence.evaluate.retrain import Measure, Retraining, Run, Train
+from whence.evaluate.retrain import Measure, Retraining, Run, Train, finished_runs
 from whence.store import locked, read_array, read_record
 from whence.store.file_sets import array_chunks, check_set, path_in_set, write_set
 
-__all__ = ["Bank", "Values", "make_bank", "open_bank", "save_bank"]
+__all__ = ["Bank", "Values", "finished_bank", "make_bank", "open_bank", "save_bank"]
 
 FORMAT = "whence bank 1"
+# Two subsets have no ranks to speak of.
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,49 @@ class BankConfig:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The runs of a bank.
+
+    Args:
+        masks_MN: The subsets.
+        seeds: Of each of them.
+        has_full: Whether everything is trained on, too.
+    """
+
+    masks_MN: Tensor
+    seeds: tuple[int, ...]
+    has_full: bool
+
+    @property
+    def subsets(self) -> list[tuple[int, ...]]:
+        """What each subset leaves out."""
+        return [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in self.masks_MN]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often."""
+        everything: list[tuple[int, ...]] = [()] if self.has_full else []
+        return [Run(removed, seed) for seed in self.seeds for removed in everything + self.subsets]
+
+    def bank(self, measured: Mapping[Run, Tensor], fingerprint: str, config: BankConfig) -> Bank:
+        """The bank of what was measured, which has to be all of it."""
+        sign = -1.0 if config.values == "loss" else 1.0
+        rows = [torch.stack([measured[Run(removed, seed)] for seed in self.seeds]) for removed in self.subsets]
+        values_MSQ = torch.stack(rows) * sign
+        full_SQ = torch.stack([measured[Run((), seed)] for seed in self.seeds]) * sign if self.has_full else None
+        return Bank(
+            self.masks_MN,
+            values_MSQ,
+            self.seeds,
+            tuple(map(str, range(self.masks_MN.shape[1]))) if config.train_ids is None else tuple(config.train_ids),
+            tuple(map(str, range(values_MSQ.shape[2]))) if config.query_ids is None else tuple(config.query_ids),
+            config.unit,
+            full_SQ,
+            {"fingerprint": fingerprint, **config.facts},
+        )
+
+
 def make_bank(
     train: Train, measure: Measure, masks_MN: Tensor, retraining: Retraining, config: BankConfig = BankConfig()
 ) -> Bank:
@@ -150,29 +195,47 @@ def make_bank(
         BadInput: If another process makes this bank, or the folder holds a finished one with subsets or seeds that
             this one lacks.
     """
-    folder, seeds, num_examples = Path(retraining.folder), retraining.seeds, masks_MN.shape[1]
-    left_out = [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in masks_MN]
-    # Seeds outermost: a bank that is stopped halfway has every subset once rather than half of them often.
-    runs = [Run(removed, seed) for seed in seeds for removed in ([()] if config.full else []) + left_out]
+    folder, num_examples = Path(retraining.folder), masks_MN.shape[1]
+    plan = _Plan(masks_MN, tuple(retraining.seeds), config.full)
     with locked(folder):
-        _check_growth(folder, masks_MN, seeds)
+        _check_growth(folder, masks_MN, retraining.seeds)
         runs_there = replace(retraining, folder=folder / "runs")
-        measured = runs_there.measured(train, measure, runs, num_examples)
-        sign = -1.0 if config.values == "loss" else 1.0
-        values_MSQ = torch.stack([torch.stack([measured[Run(removed, seed)] for seed in seeds]) for removed in left_out]) * sign
-        full_SQ = torch.stack([measured[Run((), seed)] for seed in seeds]) * sign if config.full else None
-        bank = Bank(
-            masks_MN,
-            values_MSQ,
-            tuple(seeds),
-            tuple(map(str, range(num_examples))) if config.train_ids is None else tuple(config.train_ids),
-            tuple(map(str, range(values_MSQ.shape[2]))) if config.query_ids is None else tuple(config.query_ids),
-            config.unit,
-            full_SQ,
-            {"fingerprint": retraining.fingerprint, **config.facts},
-        )
+        bank = plan.bank(runs_there.measured(train, measure, plan.runs, num_examples), retraining.fingerprint, config)
         save_bank(bank, folder)
         return bank
+
+
+def finished_bank(masks_MN: Tensor, retraining: Retraining, config: BankConfig = BankConfig()) -> Bank:
+    """The part of a bank that `make_bank` has made so far, also while it goes on; nothing is trained and nothing written.
+
+    Args:
+        masks_MN: All subsets of the bank.
+        retraining: Its seeds and folder.
+        config: As for the whole bank.
+
+    Returns:
+        The subsets of which the first seeds are measured: as many seeds as make for the most runs. What training on everything gave is in it
+        if it is there with these seeds.
+
+    Raises:
+        BadInput: If fewer than three subsets are measured with any seed, which is too few to rank.
+    """
+    whole = _Plan(masks_MN, tuple(retraining.seeds), config.full)
+    measured = finished_runs(whole.runs, masks_MN.shape[1], Path(retraining.folder) / "runs", retraining.fingerprint)
+
+    def with_seeds(count: int) -> _Plan:
+        seeds = whole.seeds[:count]
+        is_there = [all(Run(removed, seed) in measured for seed in seeds) for removed in whole.subsets]
+        return _Plan(masks_MN[torch.tensor(is_there)], seeds, config.full and all(Run((), seed) in measured for seed in seeds))
+
+    largest = max(map(with_seeds, range(1, len(whole.seeds) + 1)), key=lambda plan: len(plan.masks_MN) * len(plan.seeds))
+    if len(largest.masks_MN) < _FEWEST:
+        raise BadInput(
+            found=f"{len(largest.masks_MN)} of {len(masks_MN)} subsets retrained in {retraining.folder}",
+            needed=f"{_FEWEST} or more",
+            do="let the bank be made for longer",
+        )
+    return largest.bank(measured, retraining.fingerprint, config)
 
 
 def _check_growth(folder: Path, masks_MN: Tensor, seeds: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from whence.errors import BadInput, NonFinite, StoreCorrupt
 from whence.progress import meter
 from whence.store import read_record, write_bytes
 
-__all__ = ["Measure", "Retraining", "Run", "Train", "measure_runs"]
+__all__ = ["Measure", "Retraining", "Run", "Train", "finished_runs", "measure_runs"]
 
 Train = Callable[[Tensor, int], Any]
 Measure = Callable[[Any], Tensor]
@@ -127,8 +127,8 @@ def measure_runs(
         raise BadInput(found=f"workers={workers}", needed="1 or more", do="ask for one worker per core at most")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {run: folder / f"{run.key(num_examples, fingerprint)}.json" for run in runs}
-    results = {run: measured for run, path in paths.items() if (measured := _read(path, run)) is not None}
+    paths = _paths(runs, num_examples, folder, fingerprint)
+    results = finished_runs(runs, num_examples, folder, fingerprint)
     pending = [run for run in paths if run not in results]
     fresh = closing(_each(train, measure, pending, num_examples, min(workers, len(pending))))
     with meter("retraining", len(paths), done=len(results), quiet=quiet) as progress, fresh as finished:
@@ -144,6 +144,20 @@ def measure_runs(
             do="change the fingerprint when the queries change",
         )
     return {run: results[run] for run in paths}
+
+
+def finished_runs(runs: Sequence[Run], num_examples: int, folder: Path, fingerprint: str) -> dict[Run, Tensor]:
+    """What is in the folder already of what `measure_runs` does; arguments as there.
+
+    Returns:
+        Shape (Q,), float64, per finished run.
+    """
+    paths = _paths(runs, num_examples, folder, fingerprint)
+    return {run: measured for run, path in paths.items() if (measured := _read(path, run)) is not None}
+
+
+def _paths(runs: Sequence[Run], num_examples: int, folder: Path, fingerprint: str) -> dict[Run, Path]:
+    return {run: folder / f"{run.key(num_examples, fingerprint)}.json" for run in runs}
 
 
 def _each(
