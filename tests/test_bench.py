@@ -6,14 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from whence.bench import DIFFUSION_ENTRIES, ENTRIES, SETTINGS, Setting, load_setting, prepare, run_setting
+from whence.bench import DIFFUSION_ENTRIES, ENTRIES, MEDIUM_ENTRIES, SETTINGS, Setting, load_setting, prepare, run_setting
+from whence.bench.data import tuning_documents
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
+from whence.bench.entries import _of_images, entries_of
+from whence.bench.language import Language, pretrained
+from whence.bench.settings import language_setting
 from whence.bench.small import SmallSettings, new_network
+from whence.data import Dataset
+from whence.demo.model import Settings, new_model, train_tokenizer
+from whence.demo.train import Retrain
 from whence.errors import BadInput, UnknownOption
 from whence.evaluate import save_table
 from whence.records import ScoreTable
 from whence.score import mean_table, random_scores
-from whence.tasks import Draws
+from whence.store import read_tensors
+from whence.tasks import CausalLM, Draws
 
 pytest.importorskip("sklearn")
 
@@ -23,7 +31,7 @@ def small(folder):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SETTINGS if name not in ("text", "text-long", "text-labels", "digits-diffusion")]
+    "name", [name for name in SETTINGS if name not in ("text", "text-long", "text-medium", "text-labels", "digits-diffusion")]
 )
 def test_a_setting_trains_on_what_is_kept_and_nothing_else(name, tmp_path):
     setting = prepare(name, tmp_path)
@@ -147,3 +155,70 @@ def test_rows_of_the_diffusion_bench_have_names_of_their_own(tmp_path):
     assert len(set(names)) == len(chosen) == len(names)
     assert any(name.startswith("d-trak; trak") for name in names) and any("empirical" in name for name in names)
     assert found.curves == found.brittleness == [] and found.mislabels is None
+
+
+def test_a_method_of_images_that_is_not_there_is_refused():
+    """It was run as plain gradients under the unknown name."""
+    with pytest.raises(UnknownOption, match="unknown method 'ekfak'"):
+        _of_images("ekfac", "ekfak")
+
+
+TINY = Settings(vocabulary=300, context=16, width=16, layers=1, heads=2, epochs=1, batch_examples=2)
+
+
+def tiny_tuned(tmp_path):
+    first, second = ([{"text": f"{word} {n} is a {word}", "id": f"{word}{n}"} for n in range(20)] for word in ("cat", "dog"))
+    tokenizer = train_tokenizer((record["text"] for record in first + second), TINY)
+    examples = CausalLM(new_model(len(tokenizer), 0, TINY), tokenizer).prepare(second).examples
+    start = pretrained(tmp_path / "models", first, tokenizer, TINY)
+    language = Language(TINY, tokenizer, Dataset(examples[:16]), Dataset(examples[16:]), start)
+    return language_setting("text-medium", tmp_path, language, 4), first, tokenizer
+
+
+def test_fine_tuning_starts_from_weights_that_are_made_once(tmp_path):
+    setting, first, tokenizer = tiny_tuned(tmp_path)
+    start = setting.retrain.start
+    made = start.stat().st_mtime_ns
+    assert pretrained(tmp_path / "models", first, tokenizer, TINY) == start and start.stat().st_mtime_ns == made
+    assert pretrained(tmp_path / "models", first[1:], tokenizer, TINY) != start
+    still = replace(setting.retrain, settings=replace(TINY, learning_rate=0.0))
+    keep = torch.arange(16) % 2 == 0
+    # Whatever the seed, without steps they are what is left.
+    for name, tensor in still(keep, 3).named_parameters():
+        assert torch.equal(tensor, read_tensors(start)[name])
+    tuned, other = setting.retrain(keep, 3), setting.retrain(keep, 4)
+    assert not torch.equal(setting.measure(tuned), setting.measure(other))
+    assert torch.equal(setting.measure(tuned), setting.measure(setting.retrain(keep, 3)))
+    scratch = replace(setting.retrain, start=None)
+    assert scratch.fingerprint != setting.retrain.fingerprint
+    assert scratch.fingerprint == Retrain(setting.train, len(tokenizer), TINY).fingerprint
+
+
+def test_the_medium_bench_has_its_rows_and_controls(tmp_path):
+    setting, _, _ = tiny_tuned(tmp_path)
+    assert entries_of(setting) == MEDIUM_ENTRIES
+    chosen = [entry for entry in MEDIUM_ENTRIES if entry.name in ("ekfac", "another-query", "gradient-norm", "ekfac-axes")]
+    # Sides of three layers are cut at 16 as those of the real one are at 1,024.
+    found = run_setting(setting, entries=chosen, quiet=True)
+    rows = {row.method: row for row in found.evaluation.rows}
+    assert {"ekfac, default damping", "ekfac, scores of another query", "gradient norm"} <= set(rows) and len(rows) == 4
+    assert not found.tuned and found.tuning is None
+
+
+def test_a_table_from_the_halves_that_are_there(tmp_path):
+    """Retrains nothing, says how many there are, and leaves no finished bank behind."""
+    setting = small(tmp_path)
+    with pytest.raises(BadInput, match="0 of 4 subsets retrained"):
+        setting.bank(only_finished=True)
+    replace(setting, subsets=3).bank(quiet=True)
+    random = [entry for entry in ENTRIES if entry.name == "random"]
+    found = run_setting(setting, entries=random, only_finished=True, quiet=True)
+    assert found.evaluation.summary().startswith("3 subsets with 50% of 342 examples, 2 seeds each")
+
+
+def test_passages_to_fine_tune_on_are_of_other_modules():
+    first, second = tuning_documents()
+    modules = [{record["source"].split(".")[0] for record in part} for part in (first, second)]
+    assert not modules[0] & modules[1] and "os" in modules[1] and "json" in modules[0]
+    assert len({record["id"] for record in first + second}) == len(first + second)
+    assert not {record["text"] for record in first} & {record["text"] for record in second}

@@ -3,6 +3,7 @@
 Axes: N training examples, Q queries, D inputs.
 """
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.demo.corpus import python_docs
+from whence.demo.corpus import MODULES, python_docs
 from whence.errors import BadInput
 
-__all__ = ["diabetes", "digits", "documents", "labelled_texts"]
+__all__ = ["diabetes", "digits", "documents", "labelled_texts", "tuning_documents"]
 
 _TEXTS, _TEXT_QUERIES = 300, 80
 
@@ -49,6 +50,27 @@ def documents() -> list[dict[str, str]]:
         max_documents=6000, max_characters=420, min_characters=200, per_topic=40, per_source=12, per_module=200
     )
     return [records[index] for index in np.random.default_rng(0).permutation(len(records))]
+
+
+def tuning_documents() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Short passages of Python's own documentation, in a fixed random order, split by what they document.
+
+    Returns:
+        To pretrain on, the language reference and the docstrings of every third well-known module and of all that are less so; to
+        fine-tune on, the docstrings of the rest.
+    """
+    everything = [*MODULES, *sorted(sys.stdlib_module_names - set(MODULES))]
+    no_limit = 10**6
+    records = python_docs(
+        everything, max_documents=no_limit, max_characters=210, min_characters=110,
+        per_topic=no_limit, per_source=no_limit, per_module=no_limit,
+    )  # fmt: skip
+    records = [records[index] for index in np.random.default_rng(0).permutation(len(records))]
+    tuned = set(MODULES) - set(MODULES[::3])
+    parts: dict[bool, list[dict[str, str]]] = {False: [], True: []}
+    for record in records:
+        parts[record["source"].split(".")[0] in tuned].append(record)
+    return parts[False], parts[True]
 
 
 def labelled_texts(words: int, length: int) -> Split:

@@ -10,16 +10,16 @@ from torch import nn
 
 from whence.bench.denoiser import MEASURED, NOISED, DenoiserRetrain, denoising
 from whence.bench.settings import Setting
-from whence.methods import EXACT_METHODS, METHODS
-from whence.pipeline import attribute, build, score_table
+from whence.methods import EXACT_METHODS, METHODS, exact_method_named
+from whence.pipeline import attribute, build, score_table, self_influence
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
-from whence.settings import EKFAC, KFAC, BuildConfig, Damping, FitConfig, GradDot, Runtime, exact_settings
+from whence.settings import EKFAC, BuildConfig, Damping, GradDot, Runtime, exact_settings
 from whence.store.files import read_json
 from whence.tasks import AbstractTask, Draws, Measured
 from whence.unroll import open_run
 
-__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "Entry", "entries_of"]
+__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "MEDIUM_ENTRIES", "Entry", "entries_of"]
 
 Make = Callable[..., ScoreTable]
 """Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
@@ -71,6 +71,31 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
     return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
 
 
+def _cut(name: str, label: str, **fit: Any) -> Entry:
+    """EK-FAC without all eigenvectors of its long sides."""
+
+    def make(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
+        settings = exact_settings("ekfac", {"factors": work / "factors", **fit})
+        table = attribute(task, setting.train, setting.queries, method=settings, runtime=_QUIET)
+        return replace(table, method=f"{table.method}; {label}")
+
+    return Entry(name, make)
+
+
+def _gradient_norm(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
+    """Each training example's gradient norm, the same for every query: what knows nothing of the question."""
+    norms_N = self_influence(task, setting.train, method=GradDot(), runtime=_QUIET).scores[0].sqrt()
+    scores_QN = norms_N.expand(len(setting.queries), -1).contiguous()
+    return ScoreTable(scores_QN, setting.queries.ids, setting.train.ids, "norm of the training gradient", "gradient norm")
+
+
+def _another_query(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
+    """Every query has the EK-FAC scores of the one before it: what of a score is not about the question."""
+    factors = work.parent / work.name.replace("another-query", "ekfac") / "factors"
+    table = attribute(task, setting.train, setting.queries, method=EKFAC(factors=factors), runtime=_QUIET)
+    return replace(table, scores=table.scores.roll(1, 0), method="ekfac, scores of another query")
+
+
 def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options: Any) -> Entry:
     """A method on the first model's run, which is trained again to be recorded, once for all of them."""
 
@@ -90,21 +115,23 @@ def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options
     return Entry(name, make, not_on=not_on)
 
 
-def _of_images(
-    name: str, method: str, fit: FitConfig = FitConfig(), *, noised: Draws = NOISED, measured: Measured = MEASURED
-) -> Entry:
-    """An entry for generated images."""
-    has_factors = method in EXACT_METHODS and EXACT_METHODS[method].factors is not None
+def _of_images(name: str, method: str, *, noised: Draws = NOISED, measured: Measured = MEASURED, **fit: Any) -> Entry:
+    """An entry for generated images.
+
+    Raises:
+        UnknownOption: If there is no such method.
+    """
+    has_factors = method not in METHODS and exact_method_named(method).factors is not None
 
     def make(setting: Setting, task: AbstractTask, work: Path, relative_damping: float | None = None) -> ScoreTable:
         denoiser = denoising(task.model, setting.retrain.settings, noised=noised, measured=measured, recipe=task.recipe)
-        damping = Damping(relative=relative_damping)
         if method in METHODS:
             store = build(denoiser, setting.train, work / "store", config=BuildConfig(method=method), runtime=_QUIET)
+            damping = Damping(relative=relative_damping)
             table = score_table(store, denoiser, setting.queries, damping=damping, runtime=_QUIET)
         else:
-            kind = {"ekfac": EKFAC, "kfac": KFAC}.get(method)
-            settings = GradDot() if kind is None else kind(damping=damping, fit=fit, factors=work / "factors")
+            given = {"relative_damping": relative_damping, "factors": work / "factors"} if has_factors else {}
+            settings = exact_settings(method, {**given, **fit})
             table = attribute(denoiser, setting.train, setting.queries, method=settings, runtime=_QUIET)
         return replace(table, method=f"{name}; {table.method}")
 
@@ -123,6 +150,8 @@ def _pixels(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
 
 def entries_of(setting: Setting) -> "tuple[Entry, ...]":
     """What is compared on a setting."""
+    if setting.name == "text-medium":
+        return MEDIUM_ENTRIES
     return DIFFUSION_ENTRIES if isinstance(setting.retrain, DenoiserRetrain) else ENTRIES
 
 
@@ -134,10 +163,10 @@ DIFFUSION_ENTRIES = (
     _of_images("trak", "trak"),
     _of_images("d-trak", "trak", measured=replace(MEASURED, output="square_norm", measure="square_norm")),
     _of_images("kfac-expand", "kfac"),
-    _of_images("kfac-reduce", "kfac", FitConfig(sharing="reduce")),
+    _of_images("kfac-reduce", "kfac", sharing="reduce"),
     _of_images("ekfac-expand", "ekfac"),
-    _of_images("ekfac-reduce", "ekfac", FitConfig(sharing="reduce")),
-    _of_images("ekfac-empirical", "ekfac", FitConfig(labels="dataset")),
+    _of_images("ekfac-reduce", "ekfac", sharing="reduce"),
+    _of_images("ekfac-empirical", "ekfac", labels="dataset"),
     _of_images("ekfac-elbo", "ekfac", measured=replace(MEASURED, measure="elbo")),
     _of_images("ekfac-own-draws", "ekfac", noised=replace(NOISED, shared=False)),
     _of_images("grad-dot-own-draws", "grad-dot-exact", noised=replace(NOISED, shared=False)),
@@ -189,4 +218,30 @@ ENTRIES = (
     _stored("grass-selective", rank=512),
     _stored("lorif", rank=32, factor_rank=1),
     _stored("lorif", rank=32, factor_rank=2),
+)
+
+# Without swept dampings and further models: of a row a core makes a few in an hour.
+MEDIUM_ENTRIES = tuple(
+    replace(entry, has_damping=False)
+    for entry in (
+        Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
+        Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
+        Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
+        Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
+        Entry("gradient-norm", _gradient_norm),
+        _exact("grad-dot-exact"),
+        # All eigenvectors, which is what the default comes to at this size.
+        _exact("ekfac"),
+        Entry("another-query", _another_query),
+        _cut("ekfac-directions1024", "sides above 1,024: 1,024 directions", largest_side=1024, directions=1024),
+        _cut("ekfac-directions128", "sides above 1,024: 128 directions", largest_side=1024, directions=128),
+        _cut("ekfac-axes", "sides above 1,024: their axes", largest_side=1024, directions=0),
+        _exact("kfac"),
+        _stored("aligned", bytes_per_example=128),
+        _stored("aligned", bytes_per_example=512),
+        _stored("aligned", bytes_per_example=2048),
+        _stored("logra", rank=16),
+        _stored("lorif", rank=32, factor_rank=2),
+        _stored("trackstar", rank=16),
+    )
 )

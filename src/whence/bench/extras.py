@@ -16,7 +16,7 @@ from whence.evaluate import Brittleness, MislabelReport, RemovalCurve, Retrainin
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores
-from whence.settings import EKFAC, Runtime
+from whence.settings import EKFAC, GradDot, Runtime
 
 __all__ = ["Correct", "brittle", "curves", "mislabels"]
 
@@ -102,16 +102,15 @@ def mislabels(setting: Setting) -> MislabelReport | None:
     if setting.flipped_N is None:
         return None
     task, train = setting.task, setting.train
+    method, quiet = EKFAC(factors=setting.folder / "work" / "mislabels"), Runtime(quiet=True)
     losses_N = loss_scores(task, train, setting.queries, quiet=True).scores[0]
-    factors = setting.folder / "work" / "mislabels"
+    by_ekfac = self_influence(task, train, method=method, runtime=quiet)
+    by_norm = self_influence(task, train, method=GradDot(), runtime=quiet)
+    table = attribute(task, train, setting.queries, method=method, runtime=quiet)
     rankings: Mapping[str, Tensor] = {
-        "self-influence, ekfac": self_influence(task, train, method=EKFAC(factors=factors), runtime=Runtime(quiet=True)).scores[
-            0
-        ],
-        "gradient norm": self_influence(task, train, method="grad-dot-exact", runtime=Runtime(quiet=True)).scores[0],
+        "self-influence, ekfac": by_ekfac.scores[0],
+        "gradient norm": by_norm.scores[0],
         # An example that pulls against the others of its class has a low score for the queries on average.
-        "harm to the queries, ekfac": -attribute(
-            task, train, setting.queries, method=EKFAC(factors=factors), runtime=Runtime(quiet=True)
-        ).scores.mean(0),
+        "harm to the queries, ekfac": -table.scores.mean(0),
     }
     return mislabel_report(rankings, losses_N, setting.flipped_N)

@@ -80,6 +80,7 @@ def run_setting(
     extra: Path | None = None,
     removal: Collection[str] = _REMOVED,
     workers: int = 1,
+    only_finished: bool = False,
     quiet: bool = False,
 ) -> Bench:
     """Make the bank and every table that is not in the setting's folder yet, and compare.
@@ -90,12 +91,13 @@ def run_setting(
         extra: Folder with tables of other systems, for the same examples and queries.
         removal: Names of the entries that are also tested by removing what they rank highest.
         workers: Processes for retraining.
+        only_finished: Hold the rows against the halves that are retrained already.
         quiet: No progress on stderr.
 
     Returns:
         The comparison.
     """
-    bank = setting.bank(workers=workers, quiet=quiet)
+    bank = setting.bank(workers=workers, only_finished=only_finished, quiet=quiet)
     tables: list[ScoreTable] = []
     removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}

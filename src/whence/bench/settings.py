@@ -3,8 +3,6 @@
 Axes: N training examples, Q queries, M subsets.
 """
 
-import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,26 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.bench.data import diabetes, digits, documents, labelled_texts
+from whence.bench.data import diabetes, digits, labelled_texts
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
+from whence.bench.language import TEXT, TEXT_LONG, Language, from_scratch, tuned
 from whence.bench.small import READER_LENGTH, READER_WORDS, SmallLosses, SmallRetrain, SmallSettings, new_network
 from whence.data import Dataset
-from whence.demo.model import Settings, new_model, train_tokenizer
+from whence.demo.model import new_model
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.errors import UnknownOption
-from whence.evaluate import Bank, BankConfig, Retraining, flip_labels, make_bank, random_subsets
+from whence.evaluate import Bank, BankConfig, Retraining, finished_bank, flip_labels, make_bank, random_subsets
 from whence.pipeline import sample_images
 from whence.records import Recipe
 from whence.store import read_json, read_record, read_tensors, write_json, write_tensors
 from whence.tasks import AbstractTask, CausalLM, Classification, Regression
 
-__all__ = ["ONLY_NAMED", "SETTINGS", "Setting", "load_setting", "prepare"]
+__all__ = ["ONLY_NAMED", "SETTINGS", "Setting", "language_setting", "load_setting", "prepare"]
 
-# Two layers of width 96 stopped well before convergence: 223 thousand parameters in blocks, 197 thousand in the tied embedding and head.
-TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate=4e-3)
-# The same trained until it has learned its documents by heart.
-TEXT_LONG = Settings(context=64, width=96, epochs=12, batch_examples=32, learning_rate=4e-3)
-_TRAIN_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 64
 _FLIPPED = 0.2
 _DENOISED, _GENERATED = 100, 48
 
@@ -88,28 +82,33 @@ class Setting:
         model.load_state_dict(read_tensors(weights), strict=False)
         return self.task_of(model.eval(), read_record(Recipe, recipe))
 
-    def bank(self, *, workers: int = 1, quiet: bool = False) -> Bank:
-        """Random halves retrained; only what is missing in the folder is done."""
-        return make_bank(
-            self.retrain,
-            self.measure,
-            random_subsets(len(self.train), self.subsets),
+    def bank(self, *, workers: int = 1, only_finished: bool = False, quiet: bool = False) -> Bank:
+        """Random halves retrained; only what is missing in the folder is done.
+
+        Args:
+            workers: Training runs at a time.
+            only_finished: Take the halves that are there, and retrain none.
+            quiet: No progress on stderr.
+        """
+        masks_MN = random_subsets(len(self.train), self.subsets)
+        retraining = Retraining(
             # Not the seeds of the members: what is attributed was not part of the truth it is held against.
-            Retraining(
-                seeds=range(1000, 1000 + self.seeds),
-                folder=self.folder / "bank",
-                fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
-                workers=workers,
-                quiet=quiet,
-            ),
-            BankConfig(
-                train_ids=self.train.ids,
-                query_ids=self.queries.ids,
-                # Of an untrained model: nothing has to be trained to know it.
-                unit=self.task_of(self.empty(), Recipe("sgd", 1.0)).unit,
-                facts={"setting": self.name, "subsets": "random halves"},
-            ),
+            seeds=range(1000, 1000 + self.seeds),
+            folder=self.folder / "bank",
+            fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
+            workers=workers,
+            quiet=quiet,
         )
+        config = BankConfig(
+            train_ids=self.train.ids,
+            query_ids=self.queries.ids,
+            # Of an untrained model: nothing has to be trained to know it.
+            unit=self.task_of(self.empty(), Recipe("sgd", 1.0)).unit,
+            facts={"setting": self.name, "subsets": "random halves"},
+        )
+        if only_finished:
+            return finished_bank(masks_MN, retraining, config)
+        return make_bank(self.retrain, self.measure, masks_MN, retraining, config)
 
 
 def prepare(name: str, folder: str | Path) -> Setting:
@@ -230,34 +229,34 @@ def _table(folder: Path) -> Setting:
     return _small("table", folder, settings, diabetes(), kind=Regression, seeds=3)
 
 
-def _language(name: str, folder: Path, settings: Settings, subsets: int) -> Setting:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    records = documents()
-    tokenizer = train_tokenizer((record["text"] for record in records), settings)
-    vocabulary = len(tokenizer)
+def language_setting(name: str, folder: Path, language: Language, subsets: int) -> Setting:
+    """A language model's setting, with two seeds a half.
+
+    Args:
+        name: Its name.
+        folder: Where models and bank are kept.
+        language: Documents and training.
+        subsets: Random halves in the bank.
+    """
+    settings, vocabulary = language.settings, language.vocabulary
+    retrain = Retrain(language.train, vocabulary, settings, language.start)
 
     def task_of(model: nn.Module, recipe: Recipe) -> AbstractTask:
-        return CausalLM(model, tokenizer, long="truncate", recipe=recipe)
-
-    # Documents of one length, so that every system reads the same batches.
-    examples = task_of(new_model(vocabulary, 0, settings), Recipe("adamw", 1.0)).prepare(records).examples
-    whole = [example for example in examples if example.length == settings.context]
-    train_set, queries = Dataset(whole[:_TRAIN_DOCUMENTS]), Dataset(whole[_TRAIN_DOCUMENTS:][:_QUERY_DOCUMENTS])
+        return CausalLM(model, language.tokenizer, long="truncate", recipe=recipe)
 
     def fit(seed: int) -> tuple[nn.Module, Recipe]:
-        trained = train(train_set, vocabulary, seed=seed, settings=settings)
+        trained = train(language.train, vocabulary, seed=seed, settings=settings, start=language.start)
         return trained.model, trained.recipe
 
     return Setting(
         name,
-        train_set,
-        queries,
+        language.train,
+        language.queries,
         task_of,
         fit,
         lambda: new_model(vocabulary, 0, settings),
-        Retrain(train_set, vocabulary, settings),
-        QueryLosses(queries),
+        retrain,
+        QueryLosses(language.queries),
         subsets,
         2,
         folder,
@@ -265,11 +264,16 @@ def _language(name: str, folder: Path, settings: Settings, subsets: int) -> Sett
 
 
 def _text(folder: Path) -> Setting:
-    return _language("text", folder, TEXT, 100)
+    return language_setting("text", folder, from_scratch(TEXT), 100)
 
 
 def _text_long(folder: Path) -> Setting:
-    return _language("text-long", folder, TEXT_LONG, 40)
+    return language_setting("text-long", folder, from_scratch(TEXT_LONG), 40)
+
+
+def _text_medium(folder: Path) -> Setting:
+    """Fine-tuned from pretrained weights, which every half starts from: the seed is of the order alone."""
+    return language_setting("text-medium", folder, tuned(folder / "models"), 40)
 
 
 def _digits_diffusion(folder: Path) -> Setting:
@@ -306,7 +310,7 @@ def _digits_diffusion(folder: Path) -> Setting:
     )
 
 
-ONLY_NAMED = ("text-long", "digits-certain", "text-labels")
+ONLY_NAMED = ("text-medium", "text-long", "digits-certain", "text-labels")
 """Settings that take long, left out where none is named."""
 
 SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
@@ -314,6 +318,7 @@ SETTINGS: Mapping[str, Callable[[Path], Setting]] = {
     "digits-cnn": _digits_cnn,
     "text": _text,
     "text-long": _text_long,
+    "text-medium": _text_medium,
     "table": _table,
     "digits-stages": _digits_stages,
     "digits-early": _digits_early,

@@ -21,6 +21,7 @@ def bench(
     output: Annotated[Path, Parameter(alias="-o")] = Path("whence-bench"),
     extra: Path | None = None,
     workers: int = 2,
+    only_finished: bool = False,
     as_json: Json = False,
 ) -> None:
     """Every method on small real settings, held against retraining.
@@ -29,10 +30,12 @@ def bench(
 
     Args:
         settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all of them if
-            left out. Or text-long, digits-certain or text-labels, which take long.
+            left out. Or text-long, digits-certain or text-labels, which take long, or text-medium, slow: a language model of 10.5 million
+            parameters whose bank takes a core about three hours.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.
+        only_finished: Retrain nothing: take the halves that an earlier or a running call has finished, and say how many they are.
         as_json: Print JSON instead of tables.
     """
     from whence.bench import ONLY_NAMED, SETTINGS, prepare, run_setting
@@ -43,7 +46,9 @@ def bench(
     results = {}
     for name in settings or [name for name in SETTINGS if name not in ONLY_NAMED]:
         setting = prepare(name, output)
-        result = run_setting(setting, extra=None if extra is None else extra / name, workers=workers)
+        result = run_setting(
+            setting, extra=None if extra is None else extra / name, workers=workers, only_finished=only_finished
+        )
         results[name] = result.to_dict()
         write_bytes(setting.folder / "results.json", [json.dumps(results[name], indent=1).encode() + b"\n"])
         series = {

@@ -1,9 +1,10 @@
-"""Training from scratch on a handful of documents, the same way every time."""
+"""Training on a handful of documents, from scratch or from weights that are there, the same way every time."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from whence.errors import BadInput, NonFinite
 from whence.progress import meter
 from whence.recording import Recorder
 from whence.records import Recipe
+from whence.store import read_tensors
 from whence.tasks import CausalLM
 
 __all__ = ["QueryLosses", "Retrain", "Trained", "train"]
@@ -54,25 +56,28 @@ class Retrain:
         dataset: All tokenized examples.
         vocabulary: Number of tokens.
         settings: Size and schedule.
+        start: Weights (.safetensors) that every run starts from; None starts from the seed's own.
     """
 
     dataset: Dataset
     vocabulary: int
     settings: Settings
+    start: Path | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Digest of the data and the settings: equal when the same mask and seed give the same model."""
+        """Digest of the data, the settings and the first weights: equal when the same mask and seed give the same model."""
         settings = json.dumps(asdict(self.settings), sort_keys=True)
-        return digest_of(self.dataset.fingerprint, self.vocabulary, settings, torch.__version__).hex()
+        start = () if self.start is None else tuple(tensor for _, tensor in sorted(read_tensors(self.start).items()))
+        return digest_of(self.dataset.fingerprint, self.vocabulary, settings, torch.__version__, *start).hex()
 
     def __call__(self, keep: Tensor, seed: int) -> GPT2LMHeadModel:
         """The model trained on what `keep` marks; shape (N,)."""
-        return train(self.dataset, self.vocabulary, keep=keep, seed=seed, settings=self.settings).model
+        return train(self.dataset, self.vocabulary, keep=keep, seed=seed, settings=self.settings, start=self.start).model
 
     def recorded(self, seed: int, folder: Path, data: Dataset) -> GPT2LMHeadModel:
         """The same on all examples of the data, recorded for attribution through training."""
-        return train(data, self.vocabulary, seed=seed, settings=self.settings, record=folder).model
+        return train(data, self.vocabulary, seed=seed, settings=self.settings, start=self.start, record=folder).model
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,11 @@ def train(
     keep: Tensor | None = None,
     seed: int = 0,
     settings: Settings = DEFAULTS,
+    start: Path | None = None,
     record: Path | None = None,
     quiet: bool = True,
 ) -> Trained:
-    """Train from scratch on the kept examples.
+    """Train on the kept examples, from scratch or from weights that are there.
 
     Leaving examples out keeps the number of epochs, the batch size and the shape of the schedule; there are fewer steps, because
     there is less to read. The order of what remains is the same as with everything kept. What is minimised is the mean loss per token
@@ -119,8 +125,9 @@ def train(
         dataset: Tokenized examples with `input_ids` and `labels`, as `CausalLM.prepare` returns them.
         vocabulary: Number of tokens the model knows.
         keep: Shape (N,), False for examples to leave out; None keeps all.
-        seed: Of the initial weights and of the order.
+        seed: Of the order, and of the initial weights unless there is a `start`.
         settings: Size and schedule.
+        start: Weights (.safetensors) to start from, as a model of this size has them.
         record: Folder where the run is recorded.
         quiet: No progress bar.
 
@@ -141,6 +148,9 @@ def train(
     tokens = sum(int((np.asarray(dataset.examples[i].fields["labels"])[1:] != _IGNORED).sum()) for i in rows)
     tokens_per_example = tokens / len(rows)
     model = new_model(vocabulary, seed, settings)
+    if start is not None:
+        # Not strict: the head is the embedding, which is written once.
+        model.load_state_dict(read_tensors(start), strict=False)
     task = CausalLM(model, None)
     optimizer = torch.optim.AdamW(
         model.parameters(),
