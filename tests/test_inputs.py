@@ -1,5 +1,6 @@
 """What people pass by mistake, and what they may pass."""
 
+import inspect
 from typing import Any, cast
 
 import numpy as np
@@ -291,28 +292,62 @@ def test_fields_of_another_type(make, text):
         make()
 
 
-def test_options_by_name_are_told_their_record():
-    task, quiet = classifier(), {"quiet": True}
-    for call, text in (
+TASK = classifier()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
         (
-            lambda **options: whence.build(task, ROWS, "never", **options),
-            r"config=whence.settings.BuildConfig\(method='logra'\)",
+            lambda: whence.build(TASK, ROWS, "never", method="logra"),
+            "option method of build; .* write config=whence.settings.BuildConfig\\(method='logra'\\)",
         ),
         (
-            lambda **options: whence.attribute(task, ROWS, ROWS, **options),
-            r"write method=whence.settings.EKFAC\(damping=whence.settings.",
+            lambda: whence.attribute(TASK, ROWS, ROWS, relative_damping=0.1),
+            "write method=whence.settings.EKFAC\\(damping=whence.settings.Damping\\(relative=0.1\\)\\)",
         ),
-        (lambda **options: whence.query("never", task, ROWS, **options), r"write store=whence.settings.Indexed\(index='i'\)"),
         (
-            lambda **options: whence.self_influence(task, ROWS, **options),
-            r"write runtime=whence.settings.Runtime\(quiet=True\)",
+            lambda: whence.query("never", TASK, ROWS, damping_rule="lorif"),
+            "write damping=whence.settings.Damping\\(rule='lorif'\\)",
         ),
-    ):
-        given = {"config": {"method": "logra"}, "method": {"relative_damping": 0.1}, "store": {"index": "i"}, "runtime": quiet}
-        with pytest.raises(UnknownOption, match=text):
-            call(**given[next(name for name in given if f"{name}=" in text)])
+        (lambda: whence.query("never", TASK, ROWS, index="i"), "write store=whence.settings.Indexed\\(index='i'\\)"),
+        (lambda: whence.self_influence(TASK, ROWS, quiet=True), "write runtime=whence.settings.Runtime\\(quiet=True\\)"),
+        (
+            lambda: whence.Classification(TASK.model, max_length=3),
+            "option max_length of Classification; .* write texts=whence.tasks.TextLimits\\(max_length=3\\)",
+        ),
+    ],
+)
+def test_options_by_name_are_told_their_record(call, text):
+    with pytest.raises(UnknownOption, match=text):
+        call()
+
+
+def test_options_that_no_record_has_are_told_by_python():
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
-        cast(Any, whence.build)(task, ROWS, "never", nonsense=1)
+        cast(Any, whence.build)(TASK, ROWS, "never", nonsense=1)
+
+
+RECORDS = ("whence.settings", "whence.tasks")
+
+
+def _taking_records():
+    """Every public function and task with an argument that is a record of settings unless another is given."""
+    rooms = [whence, *(value for name in dir(whence) if inspect.ismodule(value := getattr(whence, name)))]
+    public = [getattr(room, name) for room in rooms for name in room.__all__]
+    tasks = [kind for kind in public if isinstance(kind, type) and issubclass(kind, whence.tasks.AbstractTask)]
+    for call in sorted({*filter(inspect.isfunction, public), *tasks}, key=lambda call: call.__qualname__):
+        for parameter in inspect.signature(call).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and type(parameter.default).__module__.startswith(RECORDS):
+                yield pytest.param(call, parameter.name, id=f"{call.__qualname__}-{parameter.name}")
+
+
+@pytest.mark.parametrize(("call", "name"), list(_taking_records()))
+def test_what_is_no_record_is_refused_before_anything_else(call, name):
+    parameters = inspect.signature(call).parameters.values()
+    needed = [one for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    with pytest.raises(BadInput, match=f"found {name}={{}}; needed a record of settings"):
+        call(*[None] * len(needed), **{name: {}})
 
 
 def test_what_is_no_store_is_refused():

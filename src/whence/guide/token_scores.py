@@ -23,7 +23,7 @@ from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import Meter, meter
-from whence.settings import ExactSettings, Runtime, check_record, final_settings, keeping_factors
+from whence.settings import ExactSettings, Runtime, final_settings, keeping_factors, records_only
 from whence.store import read_tensors
 from whence.tasks import AbstractTask, CausalLM
 from whence.tasks.token_loss import IGNORED
@@ -75,6 +75,7 @@ class TokenScores:
 
 
 @digested_once()
+@records_only(method=ExactSettings, runtime=Runtime)
 def contrast_scores(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
@@ -123,7 +124,6 @@ def contrast_scores(
             do="pass whence.CausalLM",
         )
     folder = Path(folder)
-    check_record(runtime, Runtime, "runtime")
     settings = keeping_factors(final_settings(method), folder / "curvature")
     if (rank := getattr(settings, "query_rank", None)) is not None:
         raise BadInput(found=f"query_rank={rank} for token scores", needed="the whole of the one query", do="leave it out")

@@ -21,7 +21,7 @@ from whence.load.placement import check_device, in_turn, load_options, placed
 from whence.load.unpacked import lines_of
 from whence.plain_files import open_plain, read_plain
 from whence.records import Recipe
-from whence.settings import Placement
+from whence.settings import Placement, records_only
 from whence.strict_json import parse_json
 from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM, TextLimits
 
@@ -37,6 +37,7 @@ _EXPLAINS = ("readme", "license", "licence")
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+@records_only(placement=Placement)
 def load_task(
     model: str,
     *,

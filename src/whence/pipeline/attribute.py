@@ -21,7 +21,7 @@ from whence.pipeline.through.through_run import through_run
 from whence.plans import attribute_stages
 from whence.progress import Stages, staged
 from whence.records import ScoreTable
-from whence.settings import ExactSettings, Runtime, Unroll, check_record, checked_settings, final_settings, records_only
+from whence.settings import ExactSettings, Runtime, Unroll, checked_settings, final_settings, records_only
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
@@ -71,7 +71,6 @@ def attribute(
         BadInput: If a group or `tokens_of` names an unknown id, or the method needs a run, or goes through one and
             there are several processes.
     """
-    check_record(runtime, Runtime, "runtime")
     settings = checked_settings(method)
     if runtime.ranks.count > 1 and exact_method_named(settings.name).needs_run:
         raise BadInput(
@@ -130,7 +129,6 @@ def self_influence(
     Returns:
         A table with one row.
     """
-    check_record(runtime, Runtime, "runtime")
     settings = final_settings(method)
     demand = Demand(rows=0, queries=0, norms=True)
     with runtime.ranks.connected():

@@ -17,7 +17,7 @@ from whence.evaluate import Agreement, agreement
 from whence.pipeline import attribute
 from whence.pipeline.inputs import as_dataset
 from whence.records import ScoreTable
-from whence.settings import ExactSettings, ProbeConfig, Runtime
+from whence.settings import ExactSettings, ProbeConfig, Runtime, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["proxy_agreement", "proxy_table"]
@@ -25,6 +25,7 @@ __all__ = ["proxy_agreement", "proxy_table"]
 Records = Dataset | Iterable[Any]
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def proxy_table(
     proxy: AbstractTask,
     target: AbstractTask | str,
@@ -89,6 +90,7 @@ def proxy_table(
 
 
 @digested_once()
+@records_only(probe=ProbeConfig, method=ExactSettings, runtime=Runtime)
 def proxy_agreement(
     proxy: AbstractTask,
     target: AbstractTask,

@@ -15,7 +15,7 @@ from whence.records import ScoreTable
 from whence.select.budget import Budget, allot, soft_weights
 from whence.select.reasons import Standing, reason
 from whence.select.selection import CRITERIA, Decision, Selection, criterion_of
-from whence.settings import SelectConfig, check_record, records_only
+from whence.settings import SelectConfig, records_only
 
 __all__ = ["select"]
 
@@ -53,7 +53,6 @@ def select(
         UnknownOption: If the table says that its values are something that there is not.
         NonFinite: If a value is NaN or infinite.
     """
-    check_record(config, SelectConfig, "config")
     _check_fit(table, groups=groups, tokens=tokens, duplicates=duplicates)
     budget = _kept_budget(config, len(table.train_ids), tokens, has_duplicates=duplicates is not None)
     if config.quota != "proportional" and groups is None:

@@ -9,12 +9,13 @@ from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
 from whence.score import loss_scores, random_scores
 from whence.select.selection import CRITERIA
-from whence.settings import By, ExactSettings, Runtime
+from whence.settings import By, ExactSettings, Runtime, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["value_table"]
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def value_table(
     task: AbstractTask | None,
     train: Dataset | Iterable[Any],
@@ -51,8 +52,9 @@ def value_table(
             needed="one for influence, and only for that",
             do="pass validation" if validation is None else "leave validation out",
         )
-    if not by.endswith("influence") and method != "ekfac":
-        raise BadInput(found=f"method for by={by!r}", needed="it for influence only", do="leave method out")
+    unused = [*(["method"] if method != "ekfac" else []), *runtime.chosen]
+    if not by.endswith("influence") and unused:
+        raise BadInput(found=f"{unused[0]} for by={by!r}", needed="it for influence only", do=f"leave {unused[0]} out")
     if by == "random" and isinstance(train, Dataset):
         return random_scores(train, _first_example(train), seed=seed)
     if task is None:

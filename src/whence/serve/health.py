@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from whence.errors import NonFinite, OutOfMemory, StoreCorrupt, WhenceError, WorkerLost
 from whence.serve.responses import Refused
-from whence.store import Store, deleted_since, is_remote
+from whence.store import Store, deleted_since
 
 __all__ = ["Health"]
 
@@ -77,7 +77,7 @@ class Health:
 
 def _changed(store: Store) -> str:
     """What is no longer as it was of what the store reads from its files; what it keeps in memory does not depend on them."""
-    if not is_remote(store.folder) and deleted_since(store):
+    if deleted_since(store):
         return "documents were deleted from it"
     in_memory = store.memory.tensors if store.memory is not None else {}
     return "; ".join(f"{name}: {why}" for name, why in store.faults().items() if name not in in_memory)

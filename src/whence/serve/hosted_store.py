@@ -15,7 +15,7 @@ from whence.serve.item_reader import ItemReader
 from whence.serve.question import Kind, Question
 from whence.serve.text_reader import TextReader
 from whence.sharded_weights import refuse_sharded
-from whence.store import Store, deleted_since, is_remote
+from whence.store import Store, deleted_since
 from whence.tasks import AbstractTask, CausalLM, Classification, Diffusion
 
 __all__ = ["HostedStore"]
@@ -125,7 +125,7 @@ class HostedStore:
             StoreChanged: If there are some.
         """
         store = self.prepared.store
-        if not is_remote(store.folder) and deleted_since(store):
+        if deleted_since(store):
             raise StoreChanged(
                 found=f"documents that were deleted from {store.folder} since it was opened",
                 needed="a service that does not show them",

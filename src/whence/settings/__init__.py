@@ -1,7 +1,7 @@
 """What people set, as frozen records that are checked when they are made."""
 
 from whence.settings.build import BuildConfig, Placement
-from whence.settings.checks import check_record, records_only, typed
+from whence.settings.checks import check_record, records_only, shown, typed
 from whence.settings.curvature import Damping, DampingRule, FitConfig, LabelChoice, Sharing
 from whence.settings.exact import (
     ASTRA,
@@ -107,6 +107,7 @@ __all__ = [
     "records_only",
     "refuse_along",
     "settings_record",
+    "shown",
     "takes_option",
     "typed",
 ]

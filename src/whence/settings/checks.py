@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import NoneType, UnionType
@@ -20,8 +20,8 @@ Result = TypeVar("Result")
 Kind = TypeVar("Kind")
 _LONGEST = 80
 _WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", NoneType: "None"}
-# Names of what records had before they were records, where they have others now.
-_DAMPINGS = {"relative_damping": "relative", "absolute_damping": "absolute", "damping_rule": "rule"}
+# Options of a damping by name, as the command line has them, and the fields of a Damping.
+DAMPINGS = {"relative_damping": "relative", "absolute_damping": "absolute", "damping_rule": "rule"}
 
 
 def check_record(value: Any, kind: type, name: str) -> None:
@@ -62,19 +62,31 @@ def typed(kind: type[Kind]) -> type[Kind]:
 
 
 def records_only(**homes: Any) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """A function that says, of an option by name that it does not take, in which of its records that option lives.
+    """A function that holds its records of settings against their classes.
+
+    Of an option by name that it does not take, it says in which of its records that option lives.
 
     Args:
-        **homes: By argument, the class of the record that it takes, or a union of such classes.
+        **homes: By argument, the class of the record that it takes, or a union of such classes. A keyword-only argument of a
+            single class is checked; what else an argument takes, the function checks itself.
     """
 
     def decorated(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        names = signature(function).parameters
+        parameters = signature(function).parameters
+        title = function.__qualname__.removesuffix(".__init__")
+        checked = {
+            name: home
+            for name, home in homes.items()
+            if isinstance(home, type) and parameters[name].kind is Parameter.KEYWORD_ONLY
+        }
 
         @wraps(function)
         def called(*arguments: Given.args, **options: Given.kwargs) -> Result:
-            for name in options.keys() - names.keys():
-                _refuse_option(function.__name__, name, options[name], homes)
+            for name in options.keys() - parameters.keys():
+                _refuse_option(title, name, options[name], homes)
+            for name in checked.keys() & options.keys():
+                if options[name] is not None or parameters[name].default is not None:
+                    check_record(options[name], checked[name], name)
             return function(*arguments, **options)
 
         return called
@@ -88,22 +100,28 @@ def _refuse_option(function: str, name: str, value: Any, homes: Mapping[str, Any
     Raises:
         UnknownOption: If a record has it.
     """
-    flat = _DAMPINGS.get(name, name)
     for argument, home in homes.items():
-        kinds = get_args(home) or (home,)
-        for kind in kinds:
-            inside = f"{flat}={shown(value)}"
-            record: Any = next((item.type for item in fields(kind) if item.name == "damping"), None)
-            if name in _DAMPINGS and record is not None:
-                inside, flat_names = f"damping=whence.settings.Damping({inside})", {flat}
-            else:
-                flat_names = {item.name for item in fields(kind)}
-            if flat in flat_names:
+        for kind in get_args(home) or (home,):
+            inside = _inside(kind, name, value)
+            if inside:
                 raise UnknownOption(
                     found=f"the option {name} of {function}",
                     needed="settings in their record",
-                    do=f"write {argument}=whence.settings.{kind.__name__}({inside})",
+                    do=f"write {argument}={'.'.join(kind.__module__.split('.')[:2])}.{kind.__name__}({inside})",
                 )
+
+
+def _inside(kind: type, name: str, value: Any) -> str:
+    """How a record of a kind is given an option by its name, or "" where it has none of that name."""
+    names = {item.name for item in fields(kind)}
+    if name in names:
+        return f"{name}={shown(value)}"
+    if name not in DAMPINGS:
+        return ""
+    damping = f"{DAMPINGS[name]}={shown(value)}"
+    if "damping" in names:
+        return f"damping=whence.settings.Damping({damping})"
+    return damping if DAMPINGS[name] in names else ""
 
 
 @cache

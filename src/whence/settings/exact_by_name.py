@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from whence.errors import BadInput
 from whence.methods import exact_method_named
-from whence.settings.checks import shown
+from whence.settings.checks import DAMPINGS, shown
 from whence.settings.curvature import Damping, FitConfig
 from whence.settings.exact import ExactSettings
 
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 _KINDS: dict[str, type[ExactSettings]] = {kind.name: kind for kind in get_args(ExactSettings)}
-# Options by name on the way to nested settings.
-_DAMPING = {"relative_damping": "relative", "absolute_damping": "absolute"}
+# Options by name on the way to nested settings. A rule is for stores.
+_DAMPING = {option: name for option, name in DAMPINGS.items() if name != "rule"}
 _FIT = ("labels", "samples", "sharing", "largest_side", "directions")
 
 

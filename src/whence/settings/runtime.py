@@ -59,6 +59,11 @@ class Runtime:
         return self.batch_positions or (None if self.batch_size is None else self.batch_size * max(lengths, default=1))
 
     @property
+    def chosen(self) -> list[str]:
+        """Which settings of memory and batches were given, for verbs that refuse those they have no use for."""
+        return [name for name in ("memory_gib", "batch_size", "batch_positions") if getattr(self, name) is not None]
+
+    @property
     def is_quiet(self) -> bool:
         """Whether this process shows no progress: of several only the first does."""
         return self.quiet or self.ranks.rank > 0

@@ -12,7 +12,7 @@ import numpy as np
 from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import SharesConfig, check_record, records_only
+from whence.settings import SharesConfig, records_only
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
@@ -146,7 +146,6 @@ def shares(
     Raises:
         BadInput: If options do not fit each other or the tables.
     """
-    check_record(config, SharesConfig, "config")
     tables_read, rule, money = tables_of(tables, config.several), _rule(config), _payout(config, carried)
     if rule.floor_errors is not None and tables_read.num_models < 3:
         raise BadInput(

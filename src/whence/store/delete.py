@@ -10,7 +10,7 @@ from whence.store.files import disk_errors, locked, read_json, write_json
 from whence.store.format import DELETED_FORMAT_VERSION
 from whence.store.opening import open_store
 from whence.store.reader import Store
-from whence.store.remote import located
+from whence.store.remote import is_remote, located
 from whence.store.resume import listed_files
 
 __all__ = ["delete_rows", "deleted_notes", "deleted_since", "row_now", "with_deleted"]
@@ -88,7 +88,9 @@ def deleted_notes(store: Store) -> tuple[str, ...]:
 
 
 def deleted_since(store: Store) -> bool:
-    """Whether rows were deleted from a folder since it was opened."""
+    """Whether rows were deleted from a folder since it was opened; False for a remote one, where nothing is deleted."""
+    if is_remote(store.folder):
+        return False
     newer = unlisted_deleted(store.folder, store.files)
     return bool(newer) and any(name in newer for name in listed_files(store.folder) or {})
 

@@ -18,7 +18,6 @@ from whence.settings import (
     ExactSettings,
     Runtime,
     StudyConfig,
-    check_record,
     final_settings,
     keeping_factors,
     records_only,
@@ -83,8 +82,6 @@ def study(
     """
     folder = Path(folder)
     is_store = isinstance(corpus, Store | str | Path)
-    for value, kind, name in ((config, StudyConfig, "config"), (damping, Damping, "damping"), (runtime, Runtime, "runtime")):
-        check_record(value, kind, name)
     _check_corpus(is_store, method, damping, runtime)
     settings = None if is_store else keeping_factors(final_settings(method or "ekfac"), folder / "factors")
     queries, rows_of_set = _joined(task, sets)
@@ -149,9 +146,7 @@ def _check_corpus(is_store: bool, method: Any, damping: Damping, runtime: Runtim
     Raises:
         BadInput: If there is such a setting.
     """
-    given = {"method": method}
-    given |= {name: getattr(runtime, name) for name in ("memory_gib", "batch_size", "batch_positions")}
-    unused = [name for name, value in given.items() if value is not None]
+    unused = [*(["method"] if method is not None else []), *runtime.chosen]
     if is_store and unused:
         raise BadInput(
             found=f"{', '.join(unused)} for a store",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
 from whence.functions import identity_of
-from whence.settings import check_record, typed
+from whence.settings import records_only, typed
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import tokenizer_digest
 from whence.tasks.fields import class_number
@@ -81,6 +81,7 @@ class Classification(AbstractTask):
 
     kind = "classification"
 
+    @records_only(texts=TextLimits)
     def __init__(
         self,
         model: nn.Module,
@@ -93,7 +94,6 @@ class Classification(AbstractTask):
         unit: str | None = None,
         **options: Any,
     ):
-        check_record(texts, TextLimits, "texts")
         super().__init__(model, **options)
         units = {"loss": "nats of the label's log-probability", "margin": "log-odds of the label"}
         self.measure, self.unit = chosen_measure(measure, unit, units)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption, Unsupported
-from whence.settings import check_record, typed
+from whence.settings import records_only, typed
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
@@ -107,6 +107,7 @@ class Diffusion(AbstractTask):
 
     kind = "diffusion"
 
+    @records_only(noised=Draws, measured=Measured)
     def __init__(
         self,
         model: nn.Module,
@@ -117,8 +118,6 @@ class Diffusion(AbstractTask):
         measured: Measured = Measured(),
         **options: Any,
     ):
-        check_record(noised, Draws, "noised")
-        check_record(measured, Measured, "measured")
         super().__init__(model, **options)
         self.schedule = schedule_from(schedule)
         self.prediction: Prediction = prediction or self.schedule.prediction

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
-from whence.settings import check_record, typed
+from whence.settings import records_only, typed
 from whence.tasks.base import AbstractTask, Batch
 from whence.tasks.causal_lm import CausalLM, Long
 from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
@@ -80,6 +80,7 @@ class MaskedLM(AbstractTask):
 
     kind = "masked_lm"
 
+    @records_only(hiding=Hiding)
     def __init__(
         self,
         model: nn.Module,
@@ -92,7 +93,6 @@ class MaskedLM(AbstractTask):
         unit: str | None = None,
         **options: Any,
     ):
-        check_record(hiding, Hiding, "hiding")
         super().__init__(model, **options)
         self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the hidden tokens' log-probability"})
         limit = int(getattr(tokenizer, "model_max_length", 1 << 20))

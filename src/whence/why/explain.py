@@ -15,7 +15,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import believable_unit
-from whence.settings import ExactSettings, Runtime, Shortlist, Writing, check_record, final_settings, records_only
+from whence.settings import ExactSettings, Runtime, Shortlist, Writing, final_settings, records_only, shown
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 from whence.why.answer import DocumentParts, Why
@@ -74,17 +74,15 @@ def why(
         )
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one document")
-    check_record(runtime, Runtime, "runtime")
-    idle = [name for name in ("memory_gib", "batch_size", "batch_positions") if getattr(runtime, name) is not None]
-    if isinstance(method, Shortlist) and idle:
+    if isinstance(method, Shortlist) and runtime.chosen:
         raise BadInput(
-            found=f"{idle[0]} with a shortlist of a store, whose curvature is inside it",
+            found=f"{runtime.chosen[0]} with a shortlist of a store, whose curvature is inside it",
             needed="settings of the road that is taken",
-            do=f"leave {idle[0]} out, or pass the name of a method",
+            do=f"leave {runtime.chosen[0]} out, or pass the name of a method",
         )
     if isinstance(method, Store | Path) or method is Shortlist:
         raise BadInput(
-            found="a store as the method of `why`" if method is not Shortlist else "method=Shortlist",
+            found=f"method={shown(method)}",
             needed="a method, or the shortlist of a store",
             do="write method=whence.settings.Shortlist(store=...)",
         )
@@ -105,10 +103,10 @@ def _numbers(query: Question, token: int | None) -> tuple[int, ...]:
     if token is None:
         return tuple(range(1, count + 1))
     if not 1 <= token <= count:
-        shown = ", ".join(f"{number} {text!r}" for number, text in list(enumerate(query.tokens, start=1))[:20])
+        listed = ", ".join(f"{number} {text!r}" for number, text in list(enumerate(query.tokens, start=1))[:20])
         raise BadInput(
             found=f"token {token} of a completion of {count}",
-            needed=f"1 to {count}: {shown}{', ...' if count > 20 else ''}",
+            needed=f"1 to {count}: {listed}{', ...' if count > 20 else ''}",
             do="pick one of these",
         )
     return (token,)
@@ -119,14 +117,14 @@ def _answer(task: CausalLM, query: Question, numbers: tuple[int, ...], source: S
     rows = [hit.row for side in sides for hit in side]
     queries = [query.one_token(number - 1) for number in numbers]
     maps, units_UAK = split_up(task, source, queries, rows, quiet=quiet) if rows else ([], None)
-    parts, shown = {}, {}
+    parts, readings = {}, {}
     for index, row in enumerate(rows):
         example, scores_AT = source.examples[row], maps[index]
         text, spans = _read(task, example)
         assert units_UAK is not None
         layers = dict(zip((unit.name for unit in source.plan.units), units_UAK[:, :, index].sum(1).tolist(), strict=True))
         parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
-        shown[row] = (text, spans, scores_AT)
+        readings[row] = (text, spans, scores_AT)
     values = [query.log_probabilities[number - 1] for number in numbers]
     scores = [hit.score for side in sides for hit in side]
     unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), [scores])
@@ -136,8 +134,8 @@ def _answer(task: CausalLM, query: Question, numbers: tuple[int, ...], source: S
         measurements=(sum(values),),
         unit=unit,
         notes=(*hits.notes, *sizes),
-        proponents=(tuple(_with_tokens(hit, *shown[hit.row]) for hit in sides[0]),),
-        opponents=(tuple(_with_tokens(hit, *shown[hit.row]) for hit in sides[1]),),
+        proponents=(tuple(_with_tokens(hit, *readings[hit.row]) for hit in sides[0]),),
+        opponents=(tuple(_with_tokens(hit, *readings[hit.row]) for hit in sides[1]),),
     )
     return Why(query.prompt, query.tokens, query.log_probabilities, numbers, hits, parts)
 

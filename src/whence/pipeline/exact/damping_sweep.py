@@ -21,7 +21,7 @@ from whence.pipeline.exact.scorer import fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.settings import Damping, ExactSettings, Runtime, check_record, final_settings, records_only
+from whence.settings import Damping, ExactSettings, Runtime, final_settings, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["DampingSweep", "damping_sweep"]
@@ -69,7 +69,6 @@ def damping_sweep(
     Raises:
         BadInput: If there is no damping, one is given twice or in the method's own settings, or the method has none.
     """
-    check_record(runtime, Runtime, "runtime")
     settings, values = final_settings(method), sorted(relative_dampings)
     if not values or len(set(values)) < len(values) or getattr(settings, "damping", None) != Damping():
         raise BadInput(

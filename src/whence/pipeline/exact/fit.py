@@ -13,7 +13,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.lockstep import stepping
 from whence.plans import FIT_STAGES
 from whence.progress import Stages, say, staged
-from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, check_record, factors_folder, fit_of, records_only
+from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, factors_folder, fit_of, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["fit_curvature"]
@@ -48,8 +48,6 @@ def fit_curvature(
     Returns:
         The curvature, not damped, on every process.
     """
-    check_record(runtime, Runtime, "runtime")
-    check_record(fit, FitConfig, "fit")
     settings = EKFAC(fit=fit, factors=Path(folder))
     with staged(FIT_STAGES, quiet=runtime.is_quiet) as stages:
         return _fitted(task, data, Path(folder), fit_on, settings, runtime, stages)

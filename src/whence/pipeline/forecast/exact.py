@@ -17,7 +17,7 @@ from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, 
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, Unroll, check_record, checked_settings, factors_folder, fit_of
+from whence.settings import ExactSettings, Runtime, Unroll, checked_settings, factors_folder, fit_of, records_only
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
@@ -60,6 +60,7 @@ class ExactForecast:
         }
 
 
+@records_only(method=ExactSettings, runtime=Runtime)
 def forecast_exact(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
@@ -83,7 +84,6 @@ def forecast_exact(
     Raises:
         BadInput: If the method differentiates the steps of a recorded run, which say what it takes.
     """
-    check_record(runtime, Runtime, "runtime")
     if method == "unroll" or isinstance(method, Unroll):
         raise BadInput(
             found="a forecast of unroll, which depends on the recorded run",

@@ -30,7 +30,7 @@ from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, obj
 from whence.pipeline.stored.write_rows import write_rows
 from whence.plans import build_stages
 from whence.progress import Stages, meter, say, staged
-from whence.settings import BuildConfig, Runtime, check_record, records_only
+from whence.settings import BuildConfig, Runtime, records_only
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
@@ -99,8 +99,6 @@ def build(
         BadInput: If the data cannot be used, or a setting has no use.
         StoreMismatch: If the folder holds a store of something else.
     """
-    check_record(config, BuildConfig, "config")
-    check_record(runtime, Runtime, "runtime")
     unused = [name for name in ("batch_positions", "batch_size", "memory_gib", "workers") if getattr(runtime, name) is not None]
     if unused:
         raise BadInput(

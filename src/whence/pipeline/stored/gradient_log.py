@@ -29,7 +29,7 @@ from whence.pipeline.stored.logged_rows import check_rows
 from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
 from whence.pipeline.stored.write_rows import refuse_not_held
 from whence.progress import say
-from whence.settings import BuildConfig, FitConfig, check_record
+from whence.settings import BuildConfig, FitConfig, records_only
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json, write_tensors
 from whence.store.row_files import RowFile
@@ -72,6 +72,7 @@ class GradientLog:
         Unsupported: If the model cannot be watched.
     """
 
+    @records_only(config=BuildConfig)
     def __init__(
         self,
         folder: str | Path,
@@ -82,7 +83,6 @@ class GradientLog:
         config: BuildConfig = BuildConfig(method="logra"),
         quiet: bool = False,
     ):
-        check_record(config, BuildConfig, "config")
         self._config = config
         method = method_named(self._config.method)
         if method.is_joined or method.projection == "pca" or method.optimizer_scaled:

@@ -23,7 +23,7 @@ from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.report import Hit, Hits, QueryFacts
 from whence.score import Batching, Top, all_scores, believable_unit, mean_table, top_scores
-from whence.settings import Damping, Indexed, Rerank, Runtime, check_record, records_only
+from whence.settings import Damping, Indexed, Rerank, Runtime, records_only
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, Classification
 
@@ -76,9 +76,6 @@ def query(
         BadInput: If k is not positive, tokens are to be scored that the task cannot place in a text, ranks are given workers, or either an
             index.
     """
-    _check(damping, runtime)
-    if rerank is not None:
-        check_record(rerank, Rerank, "rerank")
     if k < 1:
         raise BadInput(found=f"k={k}", needed="1 or more", do="ask for at least one hit")
     ranks, quiet = runtime.ranks, runtime.is_quiet
@@ -171,7 +168,6 @@ def score_table(
     Returns:
         The table.
     """
-    _check(damping, runtime)
     return _table(store, task, queries, damping, weighted=weighted, runtime=runtime)
 
 
@@ -210,7 +206,6 @@ def ensemble_table(
             needed="as many of both, one or more, and one method",
             do="pass the task of each store in the same order",
         )
-    _check(damping, runtime)
     pairs = zip(opened, tasks, strict=True)
     return mean_table([_table(store, task, queries, damping, weighted=False, runtime=runtime) for store, task in pairs])
 
@@ -259,11 +254,6 @@ def _table(
         is_weighted=has_weights and weighted,
         weights=weights,
     )
-
-
-def _check(damping: Damping, runtime: Runtime) -> None:
-    check_record(damping, Damping, "damping")
-    check_record(runtime, Runtime, "runtime")
 
 
 def _scanned(prepared: PreparedQuery, k: int, runtime: Runtime) -> tuple[Top, Top]:

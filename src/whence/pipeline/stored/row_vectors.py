@@ -14,13 +14,14 @@ from whence.data import Dataset
 from whence.errors import BadInput
 from whence.methods import method_named
 from whence.pipeline.stored.prepared import PreparedQuery
-from whence.settings import Damping
+from whence.settings import Damping, records_only
 from whence.store import Store
 from whence.tasks import AbstractTask
 
 __all__ = ["check_vectors", "query_vectors", "row_vectors", "vectors_in", "vectors_of", "width_of"]
 
 
+@records_only(damping=Damping)
 def query_vectors(
     store: Store | str | Path,
     task: AbstractTask,

@@ -18,7 +18,7 @@ from whence.pipeline.exact.measure import room_bytes
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter, say
 from whence.records import ScoreTable
-from whence.settings import Runtime, check_record
+from whence.settings import Runtime, records_only
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 from whence.unroll import (
@@ -86,6 +86,7 @@ def unrolled_table(
     )  # fmt: skip
 
 
+@records_only(runtime=Runtime)
 def group_effects(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
@@ -117,7 +118,6 @@ def group_effects(
     Raises:
         UnknownOption: If there is no such mode.
     """
-    check_record(runtime, Runtime, "runtime")
     if mode not in ("auto", "reverse", "forward"):
         raise UnknownOption(found=f"mode={mode!r}", needed="one of: auto, reverse, forward", do="pick one")
     refuse_sharded(task.model, "a run's derivative")
@@ -152,6 +152,7 @@ def group_effects(
     )  # fmt: skip
 
 
+@records_only(runtime=Runtime)
 def smoothness(
     task: AbstractTask,
     train: Dataset | Iterable[Any],
@@ -181,7 +182,6 @@ def smoothness(
     Raises:
         BadInput: If `share` or `h` is out of range.
     """
-    check_record(runtime, Runtime, "runtime")
     if not 0 < share <= 1 or not 0 < h <= 0.5:
         raise BadInput(
             found=f"share={share:g} and h={h:g}",
