@@ -136,8 +136,8 @@ def test_masks_and_sums_are_those_of_a_sort(stores, pool):
     draw = np.random.default_rng(0)
     keep = {0: draw.random(RECORDS) < 0.5, 2: np.arange(RECORDS) == 41}
     group_N, advanced = draw.integers(0, 5, RECORDS), []
-    found = by(pool, asked, 6, choice=RowChoice(keep, (group_N, 7)), advance=advanced.append)
-    assert found is not None and sum(advanced) == RECORDS
+    found = by(pool, asked, 6, choice=RowChoice(keep, (group_N, 7), True), advance=advanced.append)
+    assert found is not None and sum(advanced) == RECORDS and torch.equal(found.scores_QN, scores_QN)
     for top, sign in ((found.high, 1), (found.low, -1)):
         pairs = [
             [pair for pair in zip(scores, rows, strict=True) if abs(pair[0]) < torch.inf]

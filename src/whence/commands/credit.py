@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -13,7 +13,16 @@ from whence.errors import BadInput
 from whence.settings import SharesConfig
 from whence.terminal import tell, tell_json
 
-__all__ = ["shares"]
+__all__ = [
+    "LogOptions",
+    "ReportOptions",
+    "ScoredOptions",
+    "SourceOptions",
+    "carried_over",
+    "shares",
+    "show_shares",
+    "weights_in",
+]
 
 # Rows of the table that is printed; shares.csv has all.
 _ROWS = 20
@@ -83,6 +92,23 @@ class ScoredOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """Answers of a service, instead of tables.
+
+    Args:
+        log: Query log of `whence serve --credits`: shares of what was answered from --store.
+        period: With --log: which answers: 2026-10 (a month of UTC), 2026-10-05, 2026, or FROM/TO in ISO 8601; one that is over.
+        per: With --log: what an answer counts: all alike, by the tokens of its completion, or by the price that --weights gives it.
+        replace: With --log: this report takes the place of one for the same period that was never paid.
+    """
+
+    log: Path | None = None
+    period: str | None = None
+    per: Literal["answer", "token", "price"] = "answer"
+    replace: Annotated[bool, Parameter(negative="")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """What else goes into the report.
 
@@ -106,9 +132,10 @@ def shares(
     scored: Annotated[ScoredOptions, Parameter(name="*")] = ScoredOptions(),
     config: Annotated[SharesConfig, Parameter(name="*")] = SharesConfig(),
     reported: Annotated[ReportOptions, Parameter(name="*")] = ReportOptions(),
+    logged: Annotated[LogOptions, Parameter(name="*")] = LogOptions(),
     as_json: Json = False,
 ) -> None:
-    """Turn scores into shares per source, and a payout into amounts, with a record that `whence verify` can check.
+    """Turn scores, or a service's log, into shares per source, and a payout into amounts, with a record that `whence verify` can check.
 
     Writes shares.csv, queries.csv, shares.json, report.html, and record.json with copies of the scores and digests of everything. What has no
     known source, or is noise, is a line of its own and never spread over the others. docs/shares.md says what the figures mean.
@@ -120,6 +147,7 @@ def shares(
         scored: Where scores come from, if not from tables.
         config: How scores become shares, and shares money.
         reported: What else goes into the report.
+        logged: Answers of a service, instead of tables.
         as_json: Print shares.json instead of a table.
 
     Raises:
@@ -129,12 +157,16 @@ def shares(
     from whence.shares import shares as make_shares
     from whence.store import open_store
 
-    _check_options(tables, scored)
+    _check_options(tables, scored, logged)
+    if logged.log is not None:
+        from whence.commands.payout import log_shares
+
+        return log_shares(output, origin, scored, config, reported, logged, as_json)
     check_new(output)
     opened = None if scored.store is None else open_store(scored.store)
     sources = origin.names(opened)
-    carried = None if reported.carry is None else _carried_over(reported.carry, config.payout)
-    weights = None if reported.weights is None else _weights(reported.weights)
+    carried = None if reported.carry is None else carried_over(reported.carry, config.payout)
+    weights = None if reported.weights is None else weights_in(reported.weights)
     report = make_shares(scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried)
     inputs = {"records": origin.records, "queries": scored.queries, "weights": reported.weights, "carried": reported.carry}
     seal = write_shares(
@@ -144,15 +176,27 @@ def shares(
     if as_json:
         tell_json({"report": str(output), "seal": seal, **content_of(report)})
     else:
-        _show(report, output, seal)
+        show_shares(report, output, seal)
+    return None
 
 
-def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
+def _check_options(tables: tuple[Path, ...], scored: ScoredOptions, logged: LogOptions) -> None:
     """Refuse what is not one source of scores.
 
     Raises:
         BadInput: If there is none, or more than one.
     """
+    if logged.log is not None:
+        if tables or scored.queries is not None or scored.store is None or logged.period is None:
+            raise BadInput(
+                found=f"--log with {len(tables)} tables, {'a' if scored.store is not None else 'no'} store, "
+                f"{'some' if scored.queries is not None else 'no'} queries and {'a' if logged.period else 'no'} period",
+                needed="the store that answered and a period, and no other scores",
+                do="such as: whence shares --log queries.sqlite --store STORE --period 2026-10 -o report",
+            )
+        return
+    if logged != LogOptions():
+        raise BadInput(found="--period, --per or --replace without --log", needed="a query log", do="add --log")
     has_queries, has_store = scored.queries is not None, scored.store is not None
     if bool(tables) == has_queries or (has_queries and not has_store):
         raise BadInput(
@@ -164,7 +208,8 @@ def _check_options(tables: tuple[Path, ...], scored: ScoredOptions) -> None:
         refuse_given(scored.recorded, scored.machine, where="without --queries", needed="queries, for which a model is loaded")
 
 
-def _show(report: Any, output: Path, seal: str) -> None:
+def show_shares(report: Any, output: Path, seal: str) -> None:
+    """Print the shares as a table, and where the report is."""
     from whence.report import print_table
 
     header = ["source", "examples", "share"]
@@ -178,14 +223,14 @@ def _show(report: Any, output: Path, seal: str) -> None:
     more = f", the first {_ROWS} of {len(sources):,} sources" if len(sources) > _ROWS else ""
     print_table(header, cells, title=f"Shares in {len(report.query_ids):,} queries{more}")
     tell(
-        *(f"note: {note}" for note in report.tables.first.notes),
+        *(f"note: {note}" for note in report.tables.notes),
         f"below the noise floor: {report.noise_floor}",
         f"report: {output / 'report.html'}",
         f"seal, to be kept elsewhere: {seal}",
     )
 
 
-def _carried_over(folder: Path, payout: str | None) -> dict[str, str]:
+def carried_over(folder: Path, payout: str | None) -> dict[str, str]:
     """What a report held back, by name of a source.
 
     Raises:
@@ -208,7 +253,7 @@ def _carried_over(folder: Path, payout: str | None) -> dict[str, str]:
     return {line["name"]: line["payout"]["held"] for line in content["lines"] if line["kind"] == "source"}
 
 
-def _weights(source: str) -> dict[str, float]:
+def weights_in(source: str) -> dict[str, float]:
     """Weights of queries by name.
 
     Raises:

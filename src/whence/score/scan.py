@@ -110,11 +110,13 @@ class Ends:
         high: The strongest rows of each query, highest first.
         low: The same of the lowest scores.
         sums_QG2: Per group of rows the sums of its positive and of its negative scores, float64; None if no groups were given.
+        scores_QN: Every score; None unless asked for.
     """
 
     high: Top
     low: Top
     sums_QG2: Tensor | None = None
+    scores_QN: Tensor | None = None
 
 
 def both_ends(
@@ -125,6 +127,7 @@ def both_ends(
     progress: Meter,
     keep: Mapping[int, Tensor] | None = None,
     groups: tuple[Tensor, int] | None = None,
+    is_whole: bool = False,
 ) -> Ends:
     """Both ends of every query's ranking, and sums over groups of rows, in one pass over scores: the only scan there is.
 
@@ -136,14 +139,17 @@ def both_ends(
         keep: By query which rows may be its hits, boolean, shape (N,); all for a query that is not in it. Others come last, with infinite
             scores.
         groups: The group of each row, shape (N,), and how many groups there are, to sum scores over; of all rows, whatever may be a hit.
+        is_whole: Whether every score is wanted, too, which takes room for all of them.
 
     Returns:
         Equal scores in row order.
     """
     count = len(queries)
+    parts: list[Tensor] = []
     high = low = Top(queries.new_zeros(count, 0), torch.zeros(count, 0, dtype=torch.long))
     sums_QG2 = None if groups is None else torch.zeros(count, groups[1], 2, dtype=torch.float64)
     for start, scores_QN in _joined_shards(scores, progress):
+        parts += [scores_QN] if is_whole else []
         if groups is not None and sums_QG2 is not None:
             _add_groups(sums_QG2, scores_QN, groups[0][start : start + scores_QN.shape[1]])
         up_QN = down_QN = scores_QN
@@ -154,7 +160,7 @@ def both_ends(
             up_QN, down_QN = scores_QN.masked_fill(out_QN, -torch.inf), scores_QN.masked_fill(out_QN, torch.inf)
         high = _merged_top(high, up_QN, start, k, largest=True)
         low = _merged_top(low, down_QN, start, k, largest=False)
-    return Ends(high, low, sums_QG2)
+    return Ends(high, low, sums_QG2, torch.cat(parts, 1) if is_whole else None)
 
 
 def _add_groups(sums_QG2: Tensor, scores_QN: Tensor, group_N: Tensor) -> None:

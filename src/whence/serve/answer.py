@@ -67,7 +67,11 @@ class Masks:
 
 
 def answered(
-    hosted: HostedStore, askers: Sequence[Asker], prepared: Sequence[tuple[Example, dict[str, Any]]], masks: Masks
+    hosted: HostedStore,
+    askers: Sequence[Asker],
+    prepared: Sequence[tuple[Example, dict[str, Any]]],
+    masks: Masks,
+    credits: bool = False,
 ) -> list[dict[str, Any] | None]:
     """Answers to several questions at once.
 
@@ -76,9 +80,11 @@ def answered(
         askers: Who asks.
         prepared: Each one's example and what an answer says of it, from `HostedStore.example`.
         masks: Rows by filter.
+        credits: Whether every score is wanted, for payouts.
 
     Returns:
-        Per asker what the log keeps, without training text; None for those that nobody waits for any more.
+        Per asker what the log keeps, without training text; None for those that nobody waits for any more. With `credits` also `scores` of
+        all rows, shape (N,), whatever a filter lets through.
 
     Raises:
         NonFinite: If a measurement or a sum of scores is no number.
@@ -89,7 +95,7 @@ def answered(
     for asker in askers:
         asker.report("gradients", 0, 1)
     query = hosted.prepared.prepare(Dataset(examples), quiet=True)
-    ends = _scan(hosted, query, askers, keep)
+    ends = _scan(hosted, query, askers, keep, credits)
     if ends is None or ends.sums_QG2 is None:
         return [None] * len(askers)
     if not bool(query.rows.values.isfinite().all() and ends.sums_QG2.isfinite().all()):
@@ -121,12 +127,19 @@ def answered(
                 "opponents": sides[1],
                 "shares": share_lines(hosted.catalog.sources, ends.sums_QG2[index]),
                 "seconds": time.monotonic() - started,
+                **(
+                    {}
+                    if ends.scores_QN is None
+                    else {"scores": ends.scores_QN[index].float().numpy(), "score_unit": query.unit}
+                ),
             }
         )
     return answers
 
 
-def _scan(hosted: HostedStore, query: PreparedQuery, askers: Sequence[Asker], keep: Sequence[Tensor | None]) -> Ends | None:
+def _scan(
+    hosted: HostedStore, query: PreparedQuery, askers: Sequence[Asker], keep: Sequence[Tensor | None], credits: bool
+) -> Ends | None:
     """Both ends of every question's ranking and the sums of its sources; None once nobody waits for any of them."""
     k = max(asker.question.k for asker in askers)
     allowed = {index: mask for index, mask in enumerate(keep) if mask is not None}
@@ -145,7 +158,7 @@ def _scan(hosted: HostedStore, query: PreparedQuery, askers: Sequence[Asker], ke
 
             return hosted.prepared.workers.top_scores(
                 query.store, query.preconditioned, k, norms_Q=query.norms_Q, roots=query.roots,
-                choice=RowChoice({index: mask.numpy() for index, mask in allowed.items()}, (hosted.catalog.source_N, sources)),
+                choice=RowChoice({index: mask.numpy() for index, mask in allowed.items()}, (hosted.catalog.source_N, sources), credits),
                 advance=advance, is_wanted=is_wanted,
             )  # fmt: skip
 
@@ -158,7 +171,9 @@ def _scan(hosted: HostedStore, query: PreparedQuery, askers: Sequence[Asker], ke
                     asker.report("scan", start + scores_QN.shape[1], len(query.store))
 
         groups = (torch.from_numpy(hosted.catalog.source_N), sources)
-        ends = both_ends(watched(), query.preconditioned[0], k, progress=progress, keep=allowed, groups=groups)
+        ends = both_ends(
+            watched(), query.preconditioned[0], k, progress=progress, keep=allowed, groups=groups, is_whole=credits
+        )
         return ends if progress.done == len(query.store) else None
 
 

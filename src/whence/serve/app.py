@@ -96,7 +96,7 @@ class _Service:
         self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes)
         self.queue = QuestionQueue(
             stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted,
-            health=self.health,
+            health=self.health, credits=config.credits,
         )  # fmt: skip
         self.jobs: dict[str, Job] = {}
 

@@ -20,6 +20,8 @@ class ServeConfig(Limits):
         port: Port to listen on; 0 takes a free one.
         redacted: Answer with ids, rows, sources, values and shares, and never with training text or metadata.
         log: SQLite file in which every answer is kept; ":memory:" keeps them until the service stops.
+        credits: Keep with every answer what each training example scored, all that `whence shares --log` needs for a payout. Takes four bytes
+            of memory per row for each question of a scan.
         workers: Processes that scan the stores, each a part of every store, for the one that answers and has the models; that one scans them
             itself if left out. One that is lost is replaced, and its part is scanned again.
         ray: With workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local" for
@@ -33,6 +35,7 @@ class ServeConfig(Limits):
     port: int = 8420
     redacted: bool = False
     log: str = "whence-queries.sqlite"
+    credits: bool = False
     workers: int | None = None
     ray: str | None = None
 

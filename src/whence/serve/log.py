@@ -11,11 +11,13 @@ import logging
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput
+from whence.ledger import connected, prepared_log
 from whence.serve.limits import Limits
 from whence.serve.log_clock import LogClock
 from whence.serve.responses import Refused
@@ -23,44 +25,6 @@ from whence.strict_json import parse_json
 
 __all__ = ["QueryLog"]
 
-_VERSION = 2
-_SCHEMA = """
-CREATE TABLE queries (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    time REAL NOT NULL,
-    store TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    prompt TEXT NOT NULL,
-    completion TEXT NOT NULL,
-    measurement REAL NOT NULL,
-    seconds REAL NOT NULL,
-    answer TEXT NOT NULL,
-    kept_at REAL NOT NULL
-);
-CREATE INDEX queries_by_time ON queries (digest, time);
-CREATE INDEX queries_by_age ON queries (kept_at);
-CREATE TABLE shares (
-    query TEXT NOT NULL REFERENCES queries (id) ON DELETE CASCADE,
-    source TEXT NOT NULL,
-    positive REAL NOT NULL,
-    negative REAL NOT NULL,
-    PRIMARY KEY (query, source)
-) WITHOUT ROWID;
-CREATE TABLE clock (time REAL NOT NULL);
-"""
-# Logs of version 1 knew no order but their times'.
-_FROM_VERSION_1 = f"""
-ALTER TABLE shares RENAME TO shares_1;
-ALTER TABLE queries RENAME TO queries_1;
-DROP INDEX queries_by_time;
-{_SCHEMA}
-INSERT INTO queries (id, time, store, digest, prompt, completion, measurement, seconds, answer, kept_at)
-    SELECT id, time, store, digest, prompt, completion, measurement, seconds, answer, time FROM queries_1 ORDER BY time;
-INSERT INTO shares SELECT * FROM shares_1;
-DROP TABLE shares_1;
-DROP TABLE queries_1;
-"""
 _SHARES = """
 SELECT source, sum(positive), sum(negative), count(DISTINCT query)
 FROM shares JOIN queries ON queries.id = shares.query
@@ -115,7 +79,7 @@ class QueryLog:
         """Keep answers: when this returns, they are on disk.
 
         Args:
-            answers: What `answered` gives, with id, time and digest.
+            answers: What `answered` gives, with id, time and digest; a `credit` in it, as bytes, is kept for payouts and never shown.
 
         Raises:
             Refused: If the disk is full, or the file cannot be written.
@@ -126,11 +90,15 @@ class QueryLog:
                 self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(
                 f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*(answer[name] for name in _COLUMNS), json.dumps(answer), answer["time"] - shift) for answer in answers],
+                [(*(answer[name] for name in _COLUMNS), _text_of(answer), answer["time"] - shift) for answer in answers],
             )
             self.writer.executemany(
                 "INSERT OR REPLACE INTO shares VALUES (?, ?, ?, ?)",
                 [(answer["id"], *(share[name] for name in _SUMS)) for answer in answers for share in answer["shares"]],
+            )
+            self.writer.executemany(
+                "INSERT OR REPLACE INTO credits VALUES (?, ?)",
+                [(answer["id"], zlib.compress(answer["credit"], 1)) for answer in answers if "credit" in answer],
             )
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
@@ -212,10 +180,10 @@ class QueryLog:
     def _open(self) -> None:
         if self.path != ":memory:":
             Path(self.path).touch(mode=0o600)
-        self.writer = _connect(self.path)
-        _prepare(self.writer, self.path)
+        self.writer = connected(self.path)
+        prepared_log(self.writer, self.path)
         # Readers of a file have a connection of their own, and see the last commit while the next one is written.
-        self.reader = self.writer if self.path == ":memory:" else _connect(self.path)
+        self.reader = self.writer if self.path == ":memory:" else connected(self.path)
         if self.reader is self.writer:
             self.reading = self.writing
 
@@ -273,27 +241,5 @@ class QueryLog:
             raise Refused(503, found=problem, do="tell whoever runs the service", headers=headers) from error
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
-    connection.execute("PRAGMA journal_mode = WAL")
-    # A commit is on the disk itself: neither a killed process nor a lost current takes an answer back.
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: str) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version == 0 and tables == 0:
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-    elif version == 1:
-        connection.execute("PRAGMA foreign_keys = OFF")
-        connection.executescript(f"BEGIN; {_FROM_VERSION_1} PRAGMA user_version = {_VERSION}; COMMIT;")
-        connection.execute("PRAGMA foreign_keys = ON")
-    elif version != _VERSION:
-        raise BadInput(
-            found=f"{path}, a database of another kind or version",
-            needed="a query log of this version of whence",
-            do="pass another --log",
-        )
+def _text_of(answer: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in answer.items() if name != "credit"})

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from whence.errors import BadInput, UnknownOption, Unsupported, WhenceError
+from whence.ledger import Credit, credit_of
 from whence.serve.answer import Masks, answered
 from whence.serve.health import Health
 from whence.serve.hosted_store import HostedStore
@@ -103,6 +104,7 @@ class QuestionQueue:
         batch: Most questions of one scan.
         redacted: Whether training text stays here.
         health: Told which stores could be read.
+        credits: Whether the log keeps what a payout needs.
     """
 
     def __init__(
@@ -115,7 +117,9 @@ class QuestionQueue:
         batch: int,
         redacted: bool = False,
         health: Health | None = None,
+        credits: bool = False,
     ):
+        self.credits = credits
         self.log, self.metrics, self.redacted = log, metrics, redacted
         self.health = health or Health()
         self.max_waiting, self.batch = max_waiting, batch
@@ -231,11 +235,11 @@ class QuestionQueue:
         with self.health.reading(hosted.name):
             hosted.check_not_deleted()
             jobs, examples = [job for job, _ in ready], [example for _, example in ready]
-            answers = answered(hosted, jobs, examples, self.masks[hosted.name])
+            answers = answered(hosted, jobs, examples, self.masks[hosted.name], self.credits)
             wanted = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None]
             entries = [self._log_entry(job, answer) for job, answer in wanted]
             # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
-            keeping = self.keeper.submit(self.log.add, entries)
+            keeping = self.keeper.submit(self._keep, wanted, entries)
             texts = shown(hosted, entries, redacted=self.redacted)
         keeping.result()
         return [(job, text) for (job, _), text in zip(wanted, texts, strict=True)]
@@ -258,7 +262,24 @@ class QuestionQueue:
             return job.hosted.example(job.question)
 
     def _log_entry(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **answer}
+        shown = {name: value for name, value in answer.items() if name not in ("scores", "score_unit")}
+        return {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **shown}
+
+    def _keep(self, wanted: Sequence[tuple[Job, dict[str, Any]]], entries: Sequence[dict[str, Any]]) -> None:
+        """Put answers into the log, with their credits if these are kept."""
+        if not self.credits:
+            self.log.add(entries)
+            return
+        lines = [_credit_of(answer, entry).line() for (_, answer), entry in zip(wanted, entries, strict=True)]
+        self.log.add([{**entry, "credit": line} for entry, line in zip(entries, lines, strict=True)])
+
+
+def _credit_of(answer: Mapping[str, Any], entry: Mapping[str, Any]) -> Credit:
+    facts = {
+        "id": entry["id"], "time": entry["time"], "store": entry["digest"], "method": entry["method"], "unit": answer["score_unit"],
+        "token": entry.get("token"), "tokens": sum(token["is_scored"] for token in entry.get("tokens", ())),
+    }  # fmt: skip
+    return credit_of(answer["scores"], facts)
 
 
 def _fail(job: Job, error: Exception) -> None:

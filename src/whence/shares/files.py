@@ -12,6 +12,7 @@ from typing import Any
 from whence.errors import BadInput
 from whence.evaluate import save_table
 from whence.plain_files import open_plain
+from whence.shares.answers import Answers
 from whence.shares.payout import apportion
 from whence.shares.rules import RULES
 from whence.shares.shares import WHOLE, Shares
@@ -36,7 +37,7 @@ class _Source:
 
 def content_of(report: Shares) -> dict[str, Any]:
     """Everything but the shares of each query, as plain numbers and words for `shares.json`; amounts are decimal text."""
-    table, payout = report.tables.first, report.payout
+    table, payout = report.tables, report.payout
     money = None
     if payout is not None:
         units = {name: sum(getattr(line.settled, name) for line in report.lines) for name in _MONEY}
@@ -134,6 +135,8 @@ def read_sources(path: Path) -> dict[str, str]:
 
 def copy_tables(report: Shares, folder: Path) -> dict[str, str]:
     """Copy the tables into a folder, byte for byte where they come from files; returns where each is, by its name."""
+    if isinstance(report.tables, Answers):
+        return {}
     folders = {}
     for number, (name, table) in enumerate(report.tables.tables.items(), start=1):
         target = folder / "tables" / str(number)

@@ -125,7 +125,7 @@ def _sources(report: Shares, sources: list[ShareLine]) -> str:
     cut = f"<p>The first {_ROWS}; shares.csv has all {len(sources):,}.</p>" if len(sources) > _ROWS else ""
     words = (
         f"<p>Raised and lowered are the sums of a source's positive and negative scores, mean over queries by weight, in: "
-        f"{escape(report.tables.first.unit)}.</p>"
+        f"{escape(report.tables.unit)}.</p>"
     )
     return cut + table_section(header, rows) + words
 
@@ -173,7 +173,7 @@ def _record(report: Shares, record: Mapping[str, Any]) -> str:
     facts = [
         ("method", record["method"]),
         ("unit of the scores", record["unit"]),
-        *(("note", note) for note in report.tables.first.notes),
+        *(("note", note) for note in report.tables.notes),
         ("models (digest of the weights)", ", ".join(record["models"]) or "not recorded by the tables"),
         ("training data (fingerprint)", ", ".join(record["data"]) or "not recorded by the tables"),
         ("store", "none given" if store is None else f"{store['folder']} (blueprint {store['blueprint']})"),
@@ -182,8 +182,7 @@ def _record(report: Shares, record: Mapping[str, Any]) -> str:
             for name, each in record["inputs"].items()
         ),
         ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
-        ("command", "from Python" if command is None else command),
-        ("made at", record["made_at"]),
+        *_origin_rows(record, command),
         ("signed off by", record["signed_off_by"] or "nobody"),
     ]
     words = (
@@ -192,6 +191,17 @@ def _record(report: Shares, record: Mapping[str, Any]) -> str:
         "copy of it is kept elsewhere.</p>"
     )
     return table_section(("what", "value"), facts) + words
+
+
+def _origin_rows(record: Mapping[str, Any], command: str | None) -> list[tuple[str, str]]:
+    answers = record.get("answers")
+    if answers is None:
+        return [("command", "from Python" if command is None else command), ("made at", record["made_at"])]
+    more = f"; {answers['single_tokens']:,} about single tokens do not count" if answers["single_tokens"] else ""
+    return [
+        ("answers", f"{answers['count']:,} from {answers['since']} to {answers['until']}{more}"),
+        ("digest of the store that answered", answers["store"]),
+    ]
 
 
 def _amount(report: Shares, line: ShareLine) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import torch
 from whence._version import __version__
 from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import origin_of_table
+from whence.shares.answers import Answers
+from whence.shares.answers_file import answers_files
 from whence.shares.files import FORMAT, content_of, copy_tables, csv_text, queries_rows, shares_rows, sources_text
 from whence.shares.page import share_page
 from whence.shares.shares import Shares
@@ -72,7 +74,7 @@ def write_shares(
         )
     if store is not None:
         _check_store(store, report, models)
-    table = report.tables.first
+    table = report.tables
     record: dict[str, Any] = {
         "format": FORMAT,
         "method": table.method,
@@ -93,6 +95,9 @@ def write_shares(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "signed_off_by": signed_off_by,
     }
+    if isinstance(report.tables, Answers):
+        # The report of a period is the same whenever and wherever in the file system it is made.
+        record |= {"answers": _answers_facts(report.tables), "command": None, "made_at": ""}
     given = {f"table {name}": path for name, path in report.tables.folders.items()} | dict(inputs or {})
     given |= {} if validated is None else {"validated": validated}
     for role, path in given.items():
@@ -108,6 +113,10 @@ def write_shares(
         }
         # A lone surrogate, which broken text can hold, has no bytes.
         record["outputs"] = {name: write_bytes(begun / name, [text.encode("utf-8", "replace")]) for name, text in files.items()}
+        if isinstance(report.tables, Answers):
+            record["outputs"] |= {
+                name: write_bytes(begun / name, lines) for name, lines in answers_files(report.tables).items()
+            }
         for path in record["tables"].values():
             record["outputs"] |= {f"{path}/{name}": sha256_of(begun / path / name) for name in ("scores.npy", "table.json")}
         seal = write_json(begun / RECORD, record)
@@ -154,6 +163,15 @@ def store_facts(store: Store) -> dict[str, Any]:
     }
 
 
+def _answers_facts(answers: Answers) -> dict[str, Any]:
+    """What a record says of answers; the times as people read them."""
+    since, until = (datetime.fromtimestamp(at, UTC).isoformat() for at in (answers.period.since, answers.period.until))
+    return {
+        "store": answers.store, "period": answers.period.name, "since": since, "until": until, "count": len(answers.credits),
+        "single_tokens": answers.single,
+    }  # fmt: skip
+
+
 def _check_store(store: Store, report: Shares, models: Sequence[str]) -> None:
     """Refuse a store that the tables are not of.
 
@@ -161,7 +179,9 @@ def _check_store(store: Store, report: Shares, models: Sequence[str]) -> None:
         StoreMismatch: If its model is not among theirs, or its examples are others.
     """
     what = ""
-    if models and store.blueprint.model not in models:
+    if isinstance(report.tables, Answers) and store.digest != report.tables.store:
+        what = f"digest {store.digest[:12]}, and answers of {report.tables.store[:12]}"
+    elif models and store.blueprint.model not in models:
         what = f"model {store.blueprint.model[:12]}, and tables of {', '.join(name[:12] for name in models)}"
     elif store.ids() != report.tables.train_ids:
         what = "other examples than the tables"
@@ -179,7 +199,7 @@ def _evidence(path: Path, report: Shares) -> dict[str, Any]:
     Raises:
         BadInput: If it is no such file, or says nothing of the method.
     """
-    method_name = report.tables.first.method
+    method_name = report.tables.method
     mean = f"{method_name}, {report.tables.num_models} models"  # as `whence.score.mean_table` names it
     try:
         content = parse_json(read_plain(path, is_named=True), any_number=True)

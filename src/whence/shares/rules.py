@@ -72,19 +72,19 @@ class Rule:
                 more = ", or off" if name == "floor" else ""
                 raise BadInput(found=f"{name}={value}", needed=f"a number above zero{more}", do="correct it, or leave it out")
 
-    def shares(self, scores_MN: np.ndarray, lines: Lines) -> np.ndarray:
+    def shares(self, scores_N: np.ndarray, of_examples: np.ndarray, lines: Lines) -> np.ndarray:
         """Shares of one query.
 
         Sums run in the order of the examples, one after another, so that they come out the same everywhere.
 
         Args:
-            scores_MN: Scores of the query by each model, float64.
-            lines: Where each example counts.
+            scores_N: Scores of the query, float64; those that add nothing may be left out, and some may be sums of others of their line.
+            of_examples: The line that each counts on, shape (N,), from `placed`.
+            lines: All lines.
 
         Returns:
             Shape (L,), not negative, adding up to 1 but for rounding.
         """
-        scores_N, of_examples = self.placed(scores_MN, lines)
         values_L = self._values(scores_N, of_examples, len(lines.names))
         total = math.fsum(values_L.tolist())
         if total <= 0:

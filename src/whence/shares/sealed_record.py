@@ -55,6 +55,18 @@ class StoreFacts:
 
 
 @dataclass(frozen=True)
+class AnswersFacts:
+    """Which answers of a service a report is of."""
+
+    store: str
+    period: str
+    since: str
+    until: str
+    count: int
+    single_tokens: int
+
+
+@dataclass(frozen=True)
 class Record:
     """What `record.json` holds."""
 
@@ -73,6 +85,7 @@ class Record:
     command: str | None = None
     made_at: str = ""
     signed_off_by: str = ""
+    answers: AnswersFacts | None = None
 
 
 def read_report(folder: Path) -> Record:

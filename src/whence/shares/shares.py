@@ -13,6 +13,7 @@ from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
 from whence.settings import SharesConfig, records_only
+from whence.shares.answers import Answers
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
@@ -66,7 +67,7 @@ class Shares:
         rule: How scores became shares.
         floors: Noise floor of each query, in the table's unit; 0 for none, and where it differs by example (`floor_errors`).
         payout: What was split; None for shares alone.
-        tables: The scores that it all comes from.
+        tables: The scores that it all comes from, as tables or as answers of a service.
         sources: By id of a training example the name of its source, empty where unknown; without those that are not listed.
         unlisted: Training examples that the sources do not mention.
         draws: Bootstrap draws.
@@ -80,7 +81,7 @@ class Shares:
     rule: Rule
     floors: tuple[float, ...]
     payout: Payout | None
-    tables: Tables = field(repr=False)
+    tables: Tables | Answers = field(repr=False)
     sources: Mapping[str, str] = field(repr=False)
     unlisted: int
     draws: int
@@ -95,7 +96,7 @@ class Shares:
     def noise_floor(self) -> str:
         """What the noise floor is and how it was found, in a sentence."""
         rule, tables = self.rule, self.tables
-        return floor_words(rule.floor, rule.floor_errors, self.floors, len(tables.train_ids), tables.first.unit)
+        return floor_words(rule.floor, rule.floor_errors, self.floors, len(tables.train_ids), tables.unit)
 
     def held(self) -> dict[str, str]:
         """By name of a source what is held back for it, as amounts: what `carried` of the next payout takes."""
@@ -110,7 +111,7 @@ class Shares:
 
 @records_only(config=SharesConfig)
 def shares(
-    tables: ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
+    tables: Answers | ScoreTable | str | Path | Sequence[ScoreTable | str | Path] | Mapping[str, ScoreTable | str | Path],
     sources: Mapping[str, str],
     *,
     config: SharesConfig = SharesConfig(),
@@ -132,7 +133,8 @@ def shares(
     [('press', 0.75, 750), ('radio', 0.25, 250)]
 
     Args:
-        tables: Scores, as tables or as folders that `whence score` or `whence attribute` wrote; read in float32, as they are written.
+        tables: Scores, as tables or as folders that `whence score` or `whence attribute` wrote; read in float32, as they are written. Or the
+            answers of a service, from `whence.shares.answers_of`.
         sources: By id of a training example the name of its source, such as `whence.shares.named_sources(records, by="author")`; "" for
             unknown.
         config: How scores become shares, and shares money.
@@ -146,7 +148,8 @@ def shares(
     Raises:
         BadInput: If options do not fit each other or the tables.
     """
-    tables_read, rule, money = tables_of(tables, config.several), _rule(config), _payout(config, carried)
+    tables_read = _answers(tables, config) if isinstance(tables, Answers) else tables_of(tables, config.several)
+    rule, money = _rule(config), _payout(config, carried)
     if rule.floor_errors is not None and tables_read.num_models < 3:
         raise BadInput(
             found=f"a noise floor in standard errors over {tables_read.num_models} model(s)",
@@ -201,23 +204,32 @@ class _Split:
     floors_Q: np.ndarray
 
 
-def _split(tables: Tables, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
+def _split(tables: Tables | Answers, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
     shares_QL = np.zeros((len(tables.query_ids), len(lines.names)))
     without_MQL = [np.zeros_like(shares_QL) for _ in range(tables.num_models if tables.num_models > 1 else 0)]
     raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
     floors_Q = np.zeros(len(weights_Q))
     with meter("shares", len(weights_Q), quiet=quiet) as progress:
         for query, weight in enumerate(weights_Q):
-            scores_MN = tables.of_query(query)
-            shares_QL[query] = rule.shares(scores_MN, lines)
-            scores_N, of_examples = rule.placed(scores_MN, lines)
-            floors_Q[query] = 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
+            scores_N, of_examples, floors_Q[query] = tables.placed(query, rule, lines)
+            shares_QL[query] = rule.shares(scores_N, of_examples, lines)
             for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
                 sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
             for model, without_QL in enumerate(without_MQL):
-                without_QL[query] = rule.shares(np.delete(scores_MN, model, axis=0), lines)
+                without_QL[query] = tables.without(model, query, rule, lines)
             progress.advance()
     return _Split(shares_QL, without_MQL, raised_L, lowered_L, floors_Q)
+
+
+def _answers(answers: Answers, config: SharesConfig) -> Answers:
+    """Answers of a service, of which there is one sort.
+
+    Raises:
+        BadInput: If it is said what several are.
+    """
+    if config.several is not None:
+        raise BadInput(found=f"several={config.several!r} for answers of a service", needed="tables", do="leave it out")
+    return answers
 
 
 def _rule(config: SharesConfig) -> Rule:

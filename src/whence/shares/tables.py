@@ -1,4 +1,7 @@
-"""The tables that shares come from: one, those of a month, or those of several models."""
+"""The tables that shares come from: one, those of a month, or those of several models.
+
+Axes: M models, N training examples, L lines of the report.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from whence.evaluate import load_table
 from whence.evaluate.tables import checked
 from whence.records import ScoreTable
 from whence.settings import Several
+from whence.shares.rules import Rule
+from whence.shares.sources import Lines
 
 __all__ = ["Tables", "tables_of"]
 
@@ -39,6 +44,21 @@ class Tables:
         return next(iter(self.tables.values()))
 
     @property
+    def method(self) -> str:
+        """What made the scores."""
+        return self.first.method
+
+    @property
+    def unit(self) -> str:
+        """Of the scores."""
+        return self.first.unit
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is known of the scores."""
+        return tuple(self.first.notes)
+
+    @property
     def train_ids(self) -> tuple[str, ...]:
         """Ids of the training examples."""
         return self.first.train_ids
@@ -47,6 +67,15 @@ class Tables:
     def num_models(self) -> int:
         """How many models scored each query."""
         return len(self.tables) if self.several == "models" else 1
+
+    def placed(self, query: int, rule: Rule, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean scores of a query, the line that each counts on, and the noise floor: 0 for none, and where it differs by example."""
+        scores_N, of_examples = rule.placed(self.of_query(query), lines)
+        return scores_N, of_examples, 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
+
+    def without(self, model: int, query: int, rule: Rule, lines: Lines) -> np.ndarray:
+        """Shares of a query without one of the models, shape (L,)."""
+        return rule.shares(*rule.placed(np.delete(self.of_query(query), model, axis=0), lines), lines)
 
     def of_query(self, query: int) -> np.ndarray:
         """Scores of a query by each model, shape (M, N), float64 from the float32 that files hold."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from whence.errors import BadInput, WhenceError
 from whence.settings import SharesConfig
+from whence.shares.answers_file import read_answers
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
 from whence.shares.sealed_record import Record, read_report
@@ -138,7 +139,9 @@ def _sum_of(path: Path) -> str | None:
 
 def _again(folder: Path, record: Record) -> Shares:
     """The shares, computed again from the scores and sources in the folder with the settings of the record."""
-    tables = {name: folder / table_folder for name, table_folder in record.tables.items()}
+    tables: Any = {name: folder / table_folder for name, table_folder in record.tables.items()}
+    if record.answers is not None:
+        tables = read_answers(folder)
     given = dict(vars(record.settings))
     weights, carried = given.pop("weights"), given.pop("carried")
     sources = read_sources(folder / "sources.jsonl")

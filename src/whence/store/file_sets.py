@@ -20,7 +20,7 @@ from whence.errors import BadInput
 from whence.plain_files import check_name
 from whence.store.files import refuse_linked, sha256_of, write_record
 
-__all__ = ["altered", "array_chunks", "check_set", "new_folder", "path_in_set", "write_set"]
+__all__ = ["altered", "array_chunks", "check_set", "new_folder", "path_in_set", "removed_after", "write_set"]
 
 _BEGUN, _WHOLE = ".files.tmp", ".files.whole"
 
@@ -138,6 +138,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
             _remove(begun)
             raise
         sync(folder.parent)
+
+
+@contextlib.contextmanager
+def removed_after(folder: Path) -> Iterator[Path]:
+    """A folder that is only needed inside the block, and what a killed process left of it is removed before.
+
+    Yields:
+        The folder, which is not there yet.
+    """
+    _remove(folder)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
 
 
 def _put_in_place(folder: Path) -> None:

@@ -82,6 +82,7 @@ class Job:
         keep: By query which of the piece's rows may be hits, shape (N,); all for a query that is not in it.
         group_N: The group of each row, for sums; None for no sums.
         num_groups: How many groups there are in the store.
+        is_whole: Whether every score is wanted besides hits.
     """
 
     round: Round | None
@@ -89,11 +90,12 @@ class Job:
     keep: Mapping[int, np.ndarray] = field(default_factory=dict)
     group_N: np.ndarray | None = None
     num_groups: int = 0
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a piece gave; either hits, perhaps with sums, or scores.
+    """What a piece gave: hits, perhaps with sums, or scores, or both.
 
     Args:
         high: Scores, strongest first, and their rows in the store, shapes (Q, K).
@@ -162,12 +164,15 @@ class Scanner:
         groups = None if job.group_N is None else (tensor_of(job.group_N), job.num_groups)
         keep = {query: tensor_of(keep_N) for query, keep_N in job.keep.items()}
         with meter("scan", len(some), quiet=True) as progress:
-            ends = both_ends(scores, self.queries[0], self.round.k, progress=progress, keep=keep, groups=groups)
+            ends = both_ends(
+                scores, self.queries[0], self.round.k, progress=progress, keep=keep, groups=groups, is_whole=job.is_whole
+            )
         high, low = ((top.scores_QK.numpy(), top.rows_QK.numpy() + job.piece.rows.start) for top in (ends.high, ends.low))
+        scores_QN = None if ends.scores_QN is None else ends.scores_QN.numpy()
         if groups is None or ends.sums_QG2 is None:
-            return Part(high, low)
+            return Part(high, low, scores_QN=scores_QN)
         group_H = torch.bincount(groups[0].long(), minlength=job.num_groups).nonzero()[:, 0]
-        return Part(high, low, group_H.numpy(), ends.sums_QG2[:, group_H].numpy())
+        return Part(high, low, group_H.numpy(), ends.sums_QG2[:, group_H].numpy(), scores_QN)
 
     def _store(self, question: Round, owner: int) -> Store:
         """The store that is asked about, the shards of the piece's owner checked.

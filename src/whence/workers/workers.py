@@ -31,10 +31,12 @@ class RowChoice:
         keep: By query which rows may be its hits, boolean, shape (N,); all for a query that is not in it. Others come last, with infinite
             scores.
         groups: The group of each row, shape (N,), and how many groups there are, to sum scores over; of all rows, whatever may be a hit.
+        is_whole: Whether every score is wanted, too, which then all travel.
     """
 
     keep: Mapping[int, np.ndarray] = field(default_factory=dict)
     groups: tuple[np.ndarray, int] | None = None
+    is_whole: bool = False
 
 
 class Workers:
@@ -114,7 +116,8 @@ class Workers:
             inside = slice(piece.rows.start, piece.rows.stop)
             # A byte a row where groups are few: they are sent with every question.
             group_P = None if group_N is None else group_N[inside].astype(np.min_scalar_type(max(num_groups - 1, 0)))
-            return Job(question, piece, {query: keep_N[inside] for query, keep_N in choice.keep.items()}, group_P, num_groups)
+            keep = {query: keep_N[inside] for query, keep_N in choice.keep.items()}
+            return Job(question, piece, keep, group_P, num_groups, choice.is_whole)
 
         num_queries, pieces = len(queries[0]), pieces_of(store, self.count)
         high = low = Top(queries[0].new_zeros(num_queries, 0), torch.zeros(num_queries, 0, dtype=torch.long))
@@ -131,7 +134,8 @@ class Workers:
                     advance(len(piece.rows))
         if len(parts) < len(pieces):
             return None
-        return Ends(high, low, None if choice.groups is None else _added(parts, num_queries, num_groups))
+        sums_QG2 = None if choice.groups is None else _added(parts, num_queries, num_groups)
+        return Ends(high, low, sums_QG2, _joined(parts) if choice.is_whole else None)
 
     def all_scores(
         self,
@@ -181,3 +185,10 @@ def _added(parts: Mapping[int, Part], queries: int, groups: int) -> Tensor:
         assert part.group_H is not None and part.sums_QH2 is not None
         sums_QG2[:, tensor_of(part.group_H)] += tensor_of(part.sums_QH2)
     return sums_QG2
+
+
+def _joined(parts: Mapping[int, Part]) -> Tensor:
+    """Every score of all pieces, in the order of rows."""
+    return torch.cat(
+        [tensor_of(scores_QN) for number in sorted(parts) if (scores_QN := parts[number].scores_QN) is not None], 1
+    )

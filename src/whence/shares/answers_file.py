@@ -1,0 +1,66 @@
+"""Answers as files of a report: one of what they are and each one's credit, and one of the ids of the examples that these number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from whence.errors import BadInput
+from whence.ledger import Period, canonical, read_credit
+from whence.shares.answers import ANSWERS_FORMAT, Answers, checked_answers
+from whence.store import record_of
+from whence.store.files import read_lines
+
+__all__ = ["ANSWERS", "EXAMPLES", "answers_files", "read_answers"]
+
+ANSWERS, EXAMPLES = "answers.jsonl", "examples.jsonl"
+
+
+@dataclass(frozen=True)
+class _Header:
+    format: str
+    store: str
+    period: Period
+    single: int
+    notes: tuple[str, ...]
+
+
+def answers_files(answers: Answers) -> dict[str, Iterator[bytes]]:
+    """The files by name, line by line."""
+    lines = (canonical(answers.header()), *(credit.line() for credit in answers.credits))
+    return {
+        ANSWERS: (line + b"\n" for line in lines),
+        EXAMPLES: (canonical(name) + b"\n" for name in answers.train_ids),
+    }
+
+
+def read_answers(folder: Path) -> Answers:
+    """What `answers_files` gave.
+
+    Raises:
+        BadInput: If there are no such files.
+    """
+    try:
+        return _read(folder)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise BadInput(
+            found=f"{folder / ANSWERS}, or {EXAMPLES} beside it, which holds no answers of a service ({error})",
+            needed="the files that the report was made with",
+            do="restore them from a copy",
+        ) from error
+
+
+def _read(folder: Path) -> Answers:
+    """The same, with whatever is raised.
+
+    Raises:
+        ValueError: If they hold something else.
+    """
+    lines = read_lines(folder / ANSWERS)
+    header = record_of(_Header, next(lines))
+    if header.format != ANSWERS_FORMAT:
+        raise ValueError(f"format {header.format[:40]!r}")
+    credits = tuple(map(read_credit, lines))
+    train_ids = tuple(read_lines(folder / EXAMPLES))
+    if not credits or not all(isinstance(name, str) for name in train_ids):
+        raise ValueError("no answers, or an id that is no text")
+    return checked_answers(Answers(header.store, header.period, train_ids, credits, header.single, header.notes))
