@@ -1,10 +1,11 @@
 """Banks: subsets, retraining with a kill in the middle, files, and what others made."""
 
 import json
+import math
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from whence.evaluate import (
     leave_k_out,
     leave_one_out,
     make_bank,
+    noise_ceiling,
     open_bank,
     random_subsets,
     read_array,
@@ -325,3 +327,27 @@ def test_training_that_reports_nothing_is_refused(tmp_path):
         FileTrain("train.py")(torch.ones(3, dtype=torch.bool), 0)
     with pytest.raises(UnknownOption, match="values='x'"):
         import_bank(random_subsets(12, 3), torch.zeros(3, 2), values="x")
+
+
+def test_some_subsets_retrained_again_give_the_ceiling(tmp_path):
+    masks = random_subsets(12, 6)
+    bank = made(tmp_path / "a", masks, seeds=(0,))
+    assert math.isnan(noise_ceiling(bank).reachable)
+    again = made(tmp_path / "b", masks[[4, 1, 2]], seeds=(7,), full=False)
+    both = bank.with_repeats(again)
+    assert torch.equal(both.repeated.masks_MN, masks[[4, 1, 2]]) and both.repeated.seeds == (0, 7)
+    assert torch.equal(both.repeated.values_MSQ[:, 0], bank.values_MSQ[[4, 1, 2], 0])
+    noisy = replace(
+        both, repeated=replace(both.repeated, values_MSQ=torch.tensor([[0.0, 1], [1, 0], [2, 2]])[:, :, None].expand(-1, -1, 3))
+    )
+    # Ranks 0 1 2 and 1 0 2 agree by a half; of one run a perfect prediction would reach its root.
+    found = noise_ceiling(noisy.of_queries(["0", "2"]))
+    assert (found.seed_to_seed, found.num_seeds, found.num_repeated) == (pytest.approx(0.5), 1, 3)
+    assert found.reachable == pytest.approx(0.5**0.5)
+    for wrong in (
+        replace(again, seeds=(0,)),
+        replace(again, query_ids=("x", "y", "z")),
+        replace(again, masks_MN=~again.masks_MN),
+    ):
+        with pytest.raises(BadInput, match="retrained with other seeds"):
+            bank.with_repeats(wrong)

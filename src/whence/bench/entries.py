@@ -14,7 +14,7 @@ from whence.methods import EXACT_METHODS, METHODS, exact_method_named
 from whence.pipeline import attribute, build, score_table, self_influence
 from whence.records import ScoreTable
 from whence.score import bm25, loss_scores, random_scores, representation_similarity
-from whence.settings import EKFAC, BuildConfig, Damping, GradDot, Runtime, exact_settings
+from whence.settings import BuildConfig, Damping, GradDot, Runtime, exact_settings
 from whence.store.files import read_json
 from whence.tasks import AbstractTask, Draws, Measured
 from whence.unroll import open_run
@@ -38,6 +38,7 @@ class Entry:
         make: See `Make`.
         has_damping: Whether its damping is also swept, to compare the chosen with the tuned value.
         is_ensembled: Whether it is also run on several models and averaged.
+        has_control: Whether every query is also given the scores of another one: what of them is not about the question.
         not_on: Names of settings where it would take too long.
     """
 
@@ -45,6 +46,7 @@ class Entry:
     make: Make
     has_damping: bool = False
     is_ensembled: bool = False
+    has_control: bool = False
     not_on: tuple[str, ...] = ()
 
 
@@ -87,13 +89,6 @@ def _gradient_norm(setting: Setting, task: AbstractTask, work: Path) -> ScoreTab
     norms_N = self_influence(task, setting.train, method=GradDot(), runtime=_QUIET).scores[0].sqrt()
     scores_QN = norms_N.expand(len(setting.queries), -1).contiguous()
     return ScoreTable(scores_QN, setting.queries.ids, setting.train.ids, "norm of the training gradient", "gradient norm")
-
-
-def _another_query(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
-    """Every query has the EK-FAC scores of the one before it: what of a score is not about the question."""
-    factors = work.parent / work.name.replace("another-query", "ekfac") / "factors"
-    table = attribute(task, setting.train, setting.queries, method=EKFAC(factors=factors), runtime=_QUIET)
-    return replace(table, scores=table.scores.roll(1, 0), method="ekfac, scores of another query")
 
 
 def _through_run(name: str, method: str, not_on: tuple[str, ...] = (), **options: Any) -> Entry:
@@ -220,9 +215,9 @@ ENTRIES = (
     _stored("lorif", rank=32, factor_rank=2),
 )
 
-# Without swept dampings and further models: of a row a core makes a few in an hour.
+# No dampings are swept and no further models are made: a row takes minutes.
 MEDIUM_ENTRIES = tuple(
-    replace(entry, has_damping=False)
+    replace(entry, has_damping=False, has_control=entry.name == "ekfac")
     for entry in (
         Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
         Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
@@ -230,18 +225,17 @@ MEDIUM_ENTRIES = tuple(
         Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
         Entry("gradient-norm", _gradient_norm),
         _exact("grad-dot-exact"),
+        _stored("logra", rank=16),
         # All eigenvectors, which is what the default comes to at this size.
         _exact("ekfac"),
-        Entry("another-query", _another_query),
-        _cut("ekfac-directions1024", "sides above 1,024: 1,024 directions", largest_side=1024, directions=1024),
-        _cut("ekfac-directions128", "sides above 1,024: 128 directions", largest_side=1024, directions=128),
-        _cut("ekfac-axes", "sides above 1,024: their axes", largest_side=1024, directions=0),
         _exact("kfac"),
-        _stored("aligned", bytes_per_example=128),
         _stored("aligned", bytes_per_example=512),
-        _stored("aligned", bytes_per_example=2048),
-        _stored("logra", rank=16),
-        _stored("lorif", rank=32, factor_rank=2),
+        _cut("ekfac-axes", "sides above 1,024: their axes", largest_side=1024, directions=0),
+        _cut("ekfac-directions128", "sides above 1,024: 128 directions", largest_side=1024, directions=128),
         _stored("trackstar", rank=16),
+        _stored("lorif", rank=32, factor_rank=2),
+        _stored("aligned", bytes_per_example=2048),
+        _stored("aligned", bytes_per_example=128),
+        _cut("ekfac-directions1024", "sides above 1,024: 1,024 directions", largest_side=1024, directions=1024),
     )
 )

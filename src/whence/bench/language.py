@@ -22,9 +22,11 @@ TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate
 # The same trained until it has learned its documents by heart.
 TEXT_LONG = replace(TEXT, epochs=12, batch_examples=32)
 # 6.3 million parameters in blocks, 4.2 million in the tied embedding and head: the MLP's sides and the vocabulary are longer than 1,024.
-MEDIUM = Settings(vocabulary=8192, context=32, width=512, heads=8, epochs=2, batch_examples=16, learning_rate=5e-4)
+MEDIUM = Settings(vocabulary=8192, context=32, width=512, heads=8, epochs=1, batch_examples=16, learning_rate=1e-3)
 _PRETRAINING = replace(MEDIUM, epochs=4, batch_examples=32, learning_rate=1e-3)
-_TRAIN_DOCUMENTS, _TUNING_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 2048, 64
+_TRAIN_DOCUMENTS, _TUNING_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 2000, 64
+# Tokens of a passage to fine-tune on, of the 32 that the model reads: of whole ones there are too few.
+_SHORTEST = 28
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Language:
     Args:
         settings: Size and training.
         tokenizer: Of the documents.
-        train: Training documents, all as long as the context, so that every system reads the same batches.
+        train: Training documents; those of a model from scratch are as long as the context, so that every system reads the same batches.
         queries: As long, never trained on.
         start: Weights that training starts from; None for a model from scratch.
     """
@@ -55,21 +57,21 @@ def from_scratch(settings: Settings) -> Language:
     """A model trained from scratch on 1,024 passages of Python's documentation."""
     records = documents()
     tokenizer = _tokenizer(records, settings)
-    whole = _whole(records, tokenizer, settings)
-    return Language(settings, tokenizer, *_split(whole, _TRAIN_DOCUMENTS, _QUERY_DOCUMENTS))
+    long = _long(records, tokenizer, settings, settings.context)
+    return Language(settings, tokenizer, *_split(long, _TRAIN_DOCUMENTS, _QUERY_DOCUMENTS))
 
 
 def tuned(folder: Path) -> Language:
-    """A model of 10.5 million parameters, fine-tuned on 2,048 passages from weights that other passages were learned with.
+    """A model of 10.5 million parameters, fine-tuned on 2,000 passages from weights that other passages were learned with.
 
     Args:
         folder: Of models; the pretrained weights are made if they are not there.
     """
     first, second = tuning_documents()
     tokenizer = _tokenizer([*first, *second], MEDIUM)
-    whole = _whole(second, tokenizer, MEDIUM)
+    long = _long(second, tokenizer, MEDIUM, _SHORTEST)
     start = pretrained(folder, first, tokenizer, _PRETRAINING)
-    return Language(MEDIUM, tokenizer, *_split(whole, _TUNING_DOCUMENTS, _QUERY_DOCUMENTS), start)
+    return Language(MEDIUM, tokenizer, *_split(long, _TUNING_DOCUMENTS, _QUERY_DOCUMENTS), start)
 
 
 def pretrained(folder: Path, records: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> Path:
@@ -101,10 +103,10 @@ def _tokenizer(records: Iterable[Mapping[str, str]], settings: Settings) -> Any:
     return train_tokenizer((record["text"] for record in records), settings)
 
 
-def _whole(records: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> Sequence[Any]:
-    """The documents that fill the context."""
+def _long(records: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings, tokens: int) -> Sequence[Any]:
+    """The documents that have so many tokens."""
     examples = _task(tokenizer, settings).prepare(records).examples
-    return [example for example in examples if example.length == settings.context]
+    return [example for example in examples if example.length >= tokens]
 
 
 def _split(examples: Sequence[Any], train_documents: int, query_documents: int) -> tuple[Dataset, Dataset]:

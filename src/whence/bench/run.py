@@ -109,6 +109,8 @@ def run_setting(
             continue
         tables.append(table)
         removed += [table] if entry.name in removal else []
+        if entry.has_control:
+            tables.append(replace(table, scores=table.scores.roll(1, 0), method=f"{table.method}, scores of another query"))
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
             by_damping = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}

@@ -18,7 +18,7 @@ from whence.bench.small import READER_LENGTH, READER_WORDS, SmallLosses, SmallRe
 from whence.data import Dataset
 from whence.demo.model import new_model
 from whence.demo.train import QueryLosses, Retrain, train
-from whence.errors import UnknownOption
+from whence.errors import BadInput, UnknownOption
 from whence.evaluate import Bank, BankConfig, Retraining, finished_bank, flip_labels, make_bank, random_subsets
 from whence.pipeline import sample_images
 from whence.records import Recipe
@@ -47,6 +47,7 @@ class Setting:
         subsets: Random halves in the bank.
         seeds: Training runs per half.
         folder: Where models and bank are kept.
+        repeated: Of the halves, how many are trained on with one more seed, for the noise ceiling where `seeds` is 1.
         flipped_N: For noisy labels: which ones are wrong.
     """
 
@@ -61,6 +62,7 @@ class Setting:
     subsets: int
     seeds: int
     folder: Path
+    repeated: int = 0
     flipped_N: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -89,16 +91,10 @@ class Setting:
             workers: Training runs at a time.
             only_finished: Take the halves that are there, and retrain none.
             quiet: No progress on stderr.
+
+        Raises:
+            BadInput: If another process makes this bank, or fewer than three halves are finished and no more are to be made.
         """
-        masks_MN = random_subsets(len(self.train), self.subsets)
-        retraining = Retraining(
-            # Not the seeds of the members: what is attributed was not part of the truth it is held against.
-            seeds=range(1000, 1000 + self.seeds),
-            folder=self.folder / "bank",
-            fingerprint=self.retrain.fingerprint + self.measure.fingerprint,
-            workers=workers,
-            quiet=quiet,
-        )
         config = BankConfig(
             train_ids=self.train.ids,
             query_ids=self.queries.ids,
@@ -106,9 +102,27 @@ class Setting:
             unit=self.task_of(self.empty(), Recipe("sgd", 1.0)).unit,
             facts={"setting": self.name, "subsets": "random halves"},
         )
-        if only_finished:
-            return finished_bank(masks_MN, retraining, config)
-        return make_bank(self.retrain, self.measure, masks_MN, retraining, config)
+
+        def retrained(folder: str, count: int, seeds: range, config: BankConfig) -> Bank:
+            masks_MN = random_subsets(len(self.train), count)
+            fingerprint = self.retrain.fingerprint + self.measure.fingerprint
+            retraining = Retraining(
+                seeds=seeds, folder=self.folder / folder, fingerprint=fingerprint, workers=workers, quiet=quiet
+            )
+            if only_finished:
+                return finished_bank(masks_MN, retraining, config)
+            return make_bank(self.retrain, self.measure, masks_MN, retraining, config)
+
+        # Not the seeds of the members: what is attributed was not part of the truth it is held against.
+        bank = retrained("bank", self.subsets, range(1000, 1000 + self.seeds), config)
+        if not self.repeated:
+            return bank
+        try:
+            return bank.with_repeats(retrained("bank-repeated", self.repeated, range(2000, 2001), replace(config, full=False)))
+        except BadInput:
+            if not only_finished:
+                raise
+            return bank  # too few second seeds so far: the evaluation says that its ceiling is not known
 
 
 def prepare(name: str, folder: str | Path) -> Setting:
@@ -178,7 +192,7 @@ def _small(
         100,
         seeds,
         folder,
-        flipped_N,
+        flipped_N=flipped_N,
     )
 
 
@@ -273,7 +287,8 @@ def _text_long(folder: Path) -> Setting:
 
 def _text_medium(folder: Path) -> Setting:
     """Fine-tuned from pretrained weights, which every half starts from: the seed is of the order alone."""
-    return language_setting("text-medium", folder, tuned(folder / "models"), 40)
+    setting = language_setting("text-medium", folder, tuned(folder / "models"), 40)
+    return replace(setting, seeds=1, repeated=8)
 
 
 def _digits_diffusion(folder: Path) -> Setting:

@@ -31,7 +31,7 @@ def bench(
     Args:
         settings: Some of digits-mlp, digits-cnn, text, table, digits-stages, digits-early, digits-noisy, digits-diffusion; all of them if
             left out. Or text-long, digits-certain or text-labels, which take long, or text-medium, slow: a language model of 10.5 million
-            parameters whose bank takes a core about three hours.
+            parameters whose bank takes a core about half an hour and whose tables take it an hour and more.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.

@@ -55,6 +55,7 @@ class Bank:
         unit: What the measurement is counted in.
         full_SQ: The same after training on everything, one row per seed; None if not known.
         facts: Where it comes from: fingerprints, recipe, how the subsets were drawn.
+        repeated: Some of the subsets with more seeds, for the noise ceiling of a bank that has one; not written with the bank.
     """
 
     masks_MN: Tensor
@@ -65,6 +66,7 @@ class Bank:
     unit: str
     full_SQ: Tensor | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    repeated: "Bank | None" = field(default=None, repr=False)
 
     def __post_init__(self):
         shapes = (len(self.masks_MN), len(self.seeds), len(self.query_ids))
@@ -106,7 +108,33 @@ class Bank:
             )
         chosen = torch.tensor([index_of[query] for query in query_ids], dtype=torch.long)
         full_SQ = None if self.full_SQ is None else self.full_SQ[:, chosen]
-        return replace(self, values_MSQ=self.values_MSQ[:, :, chosen], query_ids=tuple(query_ids), full_SQ=full_SQ)
+        repeated = None if self.repeated is None else self.repeated.of_queries(query_ids)
+        values_MSQ = self.values_MSQ[:, :, chosen]
+        return replace(self, values_MSQ=values_MSQ, query_ids=tuple(query_ids), full_SQ=full_SQ, repeated=repeated)
+
+    def with_repeats(self, again: "Bank") -> "Bank":
+        """The same bank with further seeds for some of its subsets, which say how much of it is noise.
+
+        Args:
+            again: Subsets of this bank retrained with other seeds, for the same examples and queries; one that this lacks is left out.
+
+        Raises:
+            BadInput: If the seeds are not others, examples or queries are not the same, or no subset is in both.
+        """
+        row_of = {mask_N.numpy().tobytes(): row for row, mask_N in enumerate(self.masks_MN)}
+        pairs = [(row_of.get(mask_N.numpy().tobytes()), row) for row, mask_N in enumerate(again.masks_MN)]
+        mine, theirs = [row for row, _ in pairs if row is not None], [other for row, other in pairs if row is not None]
+        same = (self.train_ids, self.query_ids) == (again.train_ids, again.query_ids)
+        if not mine or not same or set(self.seeds) & set(again.seeds):
+            raise BadInput(
+                found=f"{len(mine)} subsets in both banks, with the seeds {list(self.seeds)} and {list(again.seeds)}",
+                needed="some subsets of this bank, retrained with other seeds, for the same examples and queries",
+                do="check where both come from",
+            )
+        both_MSQ = torch.cat([self.values_MSQ[mine], again.values_MSQ[theirs]], 1)
+        seeds = (*self.seeds, *again.seeds)
+        repeated = replace(self, masks_MN=self.masks_MN[mine], values_MSQ=both_MSQ, seeds=seeds, full_SQ=None, repeated=None)
+        return replace(self, repeated=repeated)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,8 +115,9 @@ class Evaluation:
         )
         if math.isnan(self.ceiling.reachable):
             return f"{truth}. One seed: the noise ceiling is not known."
+        on = "" if self.ceiling.num_repeated is None else f" on {self.ceiling.num_repeated} subsets that were retrained twice"
         return (
-            f"{truth}. Two single runs agree by {self.ceiling.seed_to_seed:.3f}; a perfect prediction would reach "
+            f"{truth}. Two single runs agree by {self.ceiling.seed_to_seed:.3f}{on}; a perfect prediction would reach "
             f"{self.ceiling.reachable:.3f}."
         )
 

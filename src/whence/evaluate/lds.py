@@ -33,11 +33,13 @@ class Ceiling:
         reachable: LDS that a perfect prediction of the expected measurement would have against the mean over the bank's seeds: the square
             root of that mean's reliability (Spearman-Brown), averaged over queries; NaN for one seed.
         num_seeds: Seeds in the mean.
+        num_repeated: Subsets that the first two are from, where only some have a second seed; None if all are in it.
     """
 
     seed_to_seed: float
     reachable: float
     num_seeds: int
+    num_repeated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,16 +179,21 @@ def noise_ceiling(bank: Bank) -> Ceiling:
     """How well one half of the seeds predicts the other, and what that leaves to be reached.
 
     With r the correlation between single seeds, the mean over S seeds has the reliability S r / (1 + (S - 1) r) (Spearman 1910, Brown
-    1910), and a perfect prediction of the expectation correlates with it by the square root of that.
+    1910), and a perfect prediction of the expectation correlates with it by the square root of that. Where only some subsets have a second
+    seed (`Bank.repeated`), r is that of these, its mean over queries.
     """
-    num_seeds = len(bank.seeds)
-    if num_seeds < 2:
+    num_seeds, source = len(bank.seeds), bank if bank.repeated is None else bank.repeated
+    if len(source.seeds) < 2 or len(source.masks_MN) < 3:
         return Ceiling(math.nan, math.nan, num_seeds)
-    values_SQM = bank.values_MSQ.permute(1, 2, 0)
-    pairs = [spearman(values_SQM[a], values_SQM[b]) for a, b in combinations(range(num_seeds), 2)]
+    values_SQM = source.values_MSQ.permute(1, 2, 0)
+    pairs = [spearman(values_SQM[a], values_SQM[b]) for a, b in combinations(range(len(source.seeds)), 2)]
     single_Q = torch.stack(pairs).mean(0)
+    if bank.repeated is not None:
+        # Of a few subsets a single query's correlation is mostly chance, and the root of chance is not 0 on average.
+        single_Q = single_Q.mean(0, keepdim=True)
     reliability_Q = (num_seeds * single_Q / (1 + (num_seeds - 1) * single_Q)).clamp(0.0, 1.0)
-    return Ceiling(float(single_Q.mean()), float(reliability_Q.sqrt().mean()), num_seeds)
+    num_repeated = None if bank.repeated is None else len(source.masks_MN)
+    return Ceiling(float(single_Q.mean()), float(reliability_Q.sqrt().mean()), num_seeds, num_repeated)
 
 
 def _weighted_correlation(a_QM: Tensor, b_QM: Tensor, weights_DM: Tensor) -> Tensor:
