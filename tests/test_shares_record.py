@@ -9,15 +9,19 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import whence
+from tests.test_serve import logged
 from tests.test_shares import SOURCES, drawn, table
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import load_table, origin_of_table, save_table
+from whence.ledger import credit_of, period_of, periods
+from whence.serve.log import QueryLog
 from whence.settings import SharesConfig
 from whence.store import open_store
 
@@ -421,6 +425,18 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
 ROOT = Path(__file__).parents[1]
 
 
+def answer_in(path, store, *months):
+    """A log in which a question was answered in each of some months."""
+    log = QueryLog(str(path), retention_days=1e5)
+    for number, month in enumerate(months):
+        at = period_of(month).since + 5.0
+        facts = {"id": month, "time": at, "store": store.digest, "method": "m", "unit": "nats", "token": None, "tokens": 2}
+        credit = credit_of(torch.randn(len(store), generator=torch.Generator().manual_seed(number)).numpy(), facts)
+        answer = {**logged(month, at, []), "digest": store.digest, "notes": [], "credit": credit.line()}
+        log.add([answer])
+    log.close()
+
+
 def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
     """Every block of docs/shares.md as it stands, in order, with a tiny store where the reader's own would be."""
     monkeypatch.chdir(tmp_path)
@@ -434,7 +450,9 @@ def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
         one = whence.ScoreTable(scores + 0.1 * seed, ("q0", "q1"), ids, "nats", "m")
         saved(tmp_path / "tables" / f"seed{seed}", one, model=str(seed))
     blocks = re.findall(r"```(python|)\n(.*?)```", (ROOT / "docs" / "shares.md").read_text("utf-8"), re.S)
-    assert [kind for kind, _ in blocks] == ["", "python", "", "", "", ""]
+    assert [kind for kind, _ in blocks] == ["", "python", *[""] * 5]
+    answer_in(Path("queries.sqlite"), open_store("store"), "2026-10", "2026-11")
+    monkeypatch.setattr(periods, "time", SimpleNamespace(time=lambda: 2e9))  # these are over
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "shares.md", "exec"), {})
@@ -444,7 +462,7 @@ def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
                 method = load_table("tables/march").method
                 row = {"method": method, "lds": {"mean": 0.5, "low": 0.4, "high": 0.6}}
                 Path("evaluation.json").write_text(json.dumps({"rows": [row], "num_subsets": 8, "summary": ""}))
-            elif line:
+            elif line and not line.startswith("whence serve"):
                 run(*shlex.split(line)[1:])
     assert json.loads(Path("reports/april/shares.json").read_text())["payout"]["currency"] == "EUR"
 
