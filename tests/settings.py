@@ -26,4 +26,5 @@ def keywords_of(method: Any = "ekfac", **options: Any) -> dict[str, Any]:
     runtime = Runtime(**{"quiet": True, **{name: value for name, value in options.items() if name in _RUNTIME}})
     table = {name: value for name, value in options.items() if name in ("groups", "per_unit", "tokens_of")}
     rest = {name: value for name, value in options.items() if name not in _RUNTIME and name not in table}
+    assert isinstance(method, str) or not rest, f"{', '.join(rest)} beside settings, which would be without effect"
     return {"method": exact_settings(method, rest) if isinstance(method, str) else method, "runtime": runtime, **table}

@@ -58,8 +58,8 @@ def test_names_exist(page):
         assert hasattr(whence, name) or importlib.util.find_spec(f"whence.{name}"), name
 
 
-def wrong_keywords(text):
-    """Of the calls in a page's inline code, those with a keyword that the real thing does not take, nested calls too."""
+def wrong_arguments(text):
+    """Of the calls in a page's inline code, those with an argument that the real thing does not take, nested calls too."""
     wrong = []
     for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
         try:
@@ -74,6 +74,10 @@ def wrong_keywords(text):
             taken = {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
             if not any(each.kind is each.VAR_KEYWORD for each in parameters):
                 wrong += [f"`{code}`: {word.arg}=" for word in node.keywords if word.arg and word.arg not in taken]
+            by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+            given = [each for each in node.args if ast.unparse(each) != "..."]
+            if len(given) > len(by_place) and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
+                wrong.append(f"`{code}`: {len(given)} arguments by place")
     return wrong
 
 
@@ -90,18 +94,21 @@ def public_thing(name):
 
 
 def test_a_keyword_that_is_gone_is_seen():
-    assert wrong_keywords('Say `whence.query(..., rerank="exact", train=train)`.') == [
+    assert wrong_arguments('Say `whence.query(..., rerank="exact", train=train)`.') == [
         '`whence.query(..., rerank="exact", train=train)`: train='
     ]
-    assert wrong_keywords("`attribute(..., method=whence.EKFAC(labels=1))`") == [
+    assert wrong_arguments("`attribute(..., method=whence.EKFAC(labels=1))`") == [
         "`attribute(..., method=whence.EKFAC(labels=1))`: labels="
     ]
-    assert not wrong_keywords("`whence.query(..., rerank=whence.Rerank(train=train))`, `print(x=1)`, `a b`")
+    assert wrong_arguments("`Shortlist(store)`, `settings.Shortlist(store)`") == [
+        "`settings.Shortlist(store)`: 1 arguments by place"
+    ]
+    assert not wrong_arguments("`whence.query(..., rerank=whence.Rerank(train=train))`, `print(x=1)`, `a b`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_calls_in_the_text_pass_what_is_taken(page):
-    assert not wrong_keywords(page.read_text("utf-8"))
+    assert not wrong_arguments(page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -48,9 +48,13 @@ class FactoredOptions:
         """What was said, by name, without the method."""
         return _given(self)
 
-    def check(self) -> None:
-        """Refuse what the method does not take, or is no method of the final weights, before anything is loaded."""
-        final_settings(exact_settings(self.method, self.given()))
+    def settings(self) -> ExactSettings:
+        """The method's settings; commands ask for them before anything is loaded.
+
+        Raises:
+            BadInput: If the method does not take something that was said, or is no method of the final weights.
+        """
+        return final_settings(exact_settings(self.method, self.given()))
 
 
 Factored = Annotated[FactoredOptions, Parameter(name="*")]
@@ -89,9 +93,9 @@ class FinalOptions:
         """What was said, by name, without the method."""
         return self.factored.given() | _given(self)
 
-    def check(self) -> None:
+    def settings(self) -> ExactSettings:
         """As of `FactoredOptions`."""
-        final_settings(exact_settings(self.method, self.given()))
+        return final_settings(exact_settings(self.method, self.given()))
 
 
 Final = Annotated[FinalOptions, Parameter(name="*")]

@@ -11,7 +11,7 @@ from whence.commands.exact_options import Final, FinalOptions
 from whence.commands.shared import Json
 from whence.commands.work_options import Work, WorkOptions
 from whence.errors import BadInput
-from whence.settings import GuideConfig, exact_settings
+from whence.settings import GuideConfig
 from whence.terminal import tell, tell_json
 
 __all__ = ["guide"]
@@ -69,14 +69,14 @@ def guide(
             needed="two sets that differ in the behaviour",
             do="correct one of them",
         )
-    exact.check()
+    method = exact.settings()
     records, unwanted = load_records(data, split=work.reading.split), load_records(behaviour.harmful)
     wanted = load_records(behaviour.safe)
     check_count("--fit-on", exact.factored.fit_on, records, work.reading)
     task = work.load(model)
     marks = find(
         task, records, unwanted, wanted, output,
-        config=config, method=exact_settings(exact.method, exact.given()), runtime=work.runtime(),
+        config=config, method=method, runtime=work.runtime(),
     )  # fmt: skip
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:

@@ -12,7 +12,7 @@ from whence.commands.exact_options import Factored, FactoredOptions
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import DistilConfig, exact_settings
+from whence.settings import DistilConfig
 from whence.terminal import tell, tell_json
 
 __all__ = ["proxy"]
@@ -139,7 +139,7 @@ def proxy(
     from whence.proxy import proxy_table
 
     _check_options(aim, distilled)
-    factored.check()
+    settings = factored.settings()
     records, query_records = list(load_records(data, split=work.reading.split)), list(load_records(queries))
     check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
@@ -151,14 +151,14 @@ def proxy(
     check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
     content |= distilled.train(target, task, records, factored.seed or 0)
-    settings, runtime = exact_settings(factored.method, factored.given()), work.runtime()
+    runtime = work.runtime()
     scores = proxy_table(task, target, records, query_records, name=table.name, method=settings, runtime=runtime)
     origin = {"models": (task.weights,), "data": [recorded["train"]], "queries": recorded["queries"], "whence": __version__}
     save_table(scores, table.output, origin=origin | {"settings": recorded})
     content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
     content["provenance"] = dict(scores.provenance)
     if factored.factors is not None:  # of all the data; the probe fits its own
-        settings = exact_settings(factored.method, replace(factored, factors=None).given())
+        settings = replace(factored, factors=None).settings()
     agreement = aim.agreement(task, target, records, query_records, settings, runtime)
     if table.as_json:
         tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))

@@ -13,7 +13,7 @@ from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json
 from whence.commands.work_options import DeviceOptions, Recorded, RecordedOptions, Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
-from whence.settings import Damping, DampingRule, Runtime, StudyConfig, exact_settings
+from whence.settings import Damping, DampingRule, Runtime, StudyConfig, exact_settings, final_settings
 from whence.terminal import tell
 
 __all__ = ["study"]
@@ -107,14 +107,13 @@ def study(
         task = task_of_store(corpus, Path(store), recorded.model, work.machine.placement, trust=recorded.trust)
     else:
         refuse_given(recorded, where="for training data", needed="what the other kind of corpus takes")
-        exact.check()
+        method = final_settings(exact_settings(exact.method, exact.given() | {"damping_rule": compared.damping_rule}))
         corpus = load_records(data, split=work.reading.split)
         check_count("--fit-on", exact.factored.fit_on, corpus, work.reading)
         check_count("-k", compared.k, corpus, work.reading, share=2, of="documents of a tail")
         task = work.load(store)
         corpus = task.prepare(corpus)
         runtime = work.runtime()
-        method = exact_settings(exact.method, exact.given() | {"damping_rule": compared.damping_rule})
     result = run(task, corpus, sets, output, config=config, method=method, damping=damping, runtime=runtime)
     if as_json:
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))

@@ -22,7 +22,7 @@ from whence.commands.work_options import (
 )
 from whence.errors import BadInput
 from whence.methods import exact_method_named
-from whence.settings import Runtime, Shortlist, Writing, exact_settings
+from whence.settings import Runtime, Shortlist, Writing
 from whence.terminal import tell_json
 
 __all__ = ["why"]
@@ -158,7 +158,7 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
             needed="where to look",
             do="name the folder of a store, or pass --model and --train",
         )
-    factored.check()
+    settings = factored.settings()
     if exact_method_named(factored.method).solver is not None:
         raise BadInput(
             found=f"--method {factored.method} to explain a completion token by token",
@@ -168,7 +168,6 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
     check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
-    settings = exact_settings(factored.method, factored.given())
     return _explained(task, request, records, factored.seed, settings, work.runtime())
 
 

@@ -90,7 +90,8 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> T
         )
     evidence_N = torch.stack([evidence_of(scores_T) for scores_T in scores.examples()])
     floor = _floor(config, evidence_N)
-    has_marks_N = (ranking.counts_N > 0) & (evidence_N > floor if floor else torch.ones(len(evidence_N), dtype=torch.bool))
+    is_above_N = evidence_N > floor if floor else torch.ones(len(evidence_N), dtype=torch.bool)
+    has_marks_N = (ranking.counts_N > 0) & is_above_N
     order = sorted(has_marks_N.nonzero()[:, 0].tolist(), key=lambda row: (-float(ranking.ranks_N[row]), row))
     wanted = {row: _marks(scores_T, threshold, config.window) for row, scores_T in enumerate(scores.examples())}
     marked: dict[int, list[int]] = {}
@@ -99,7 +100,7 @@ def select_tokens(scores: TokenScores, config: GuideConfig = GuideConfig()) -> T
         left -= len(marked[row])
         if left == 0:
             break
-    stopped = _stopped(config, floor, len(order), len(evidence_N), left == 0)
+    stopped = _stopped(config, floor, int(is_above_N.sum()), len(evidence_N), left == 0)
     return TokenSelection(threshold, ranking, marked, scored, floor, stopped)
 
 
