@@ -14,7 +14,7 @@ from tests.test_store import make_records
 from tests.test_workers import alone, asked_of, by, is_same, stores, workers_of  # noqa: F401
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch, WorkerLost
-from whence.workers import Actors, Workers
+from whence.workers import RayCluster, Workers
 
 ray = pytest.importorskip("ray")
 
@@ -125,11 +125,11 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BadInput, match=r"found no package ray; .*do this: pip install 'whence-tda\[ray\]'"):
-        Actors(scanners.Slow, 1, "local")
+        RayCluster("local")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"])
 def test_no_cluster_at_the_address(monkeypatch, address):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(BadInput, match=f"found no Ray cluster at '{address}' .*`ray start --head`"):
-        Actors(scanners.Slow, 1, address)
+        RayCluster(address)

@@ -9,7 +9,8 @@ Axes: M rows, K what is summed over, N columns.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "lightning_source",
     "linear_product",
     "map_tree",
+    "quiet_ray",
     "taken_for_parameter",
     "version_of",
     "view_base",
@@ -103,6 +105,26 @@ def lightning_source(trainer: Any) -> Any:
     """What makes a Lightning trainer's training batches, an object with the method `dataloader`; None if it cannot be found."""
     source = getattr(trainer.fit_loop, "_data_source", None)
     return source if hasattr(source, "dataloader") else None
+
+
+@contextmanager
+def quiet_ray() -> Iterator[None]:
+    """Keep Ray from printing on stdout, where data goes, what ended on its machines; where that is not known to it, it prints.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        worker = resolve_name("ray._private.worker")
+    except (ImportError, AttributeError):
+        yield
+        return
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 @cache

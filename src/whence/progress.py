@@ -1,7 +1,7 @@
 """Progress on stderr, stage by stage and with the time left. Quiet when nobody watches."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from whence.errors import printable
-from whence.terminal import say
+from whence.terminal import said_elsewhere, say
 
-__all__ = ["Meter", "Stage", "Stages", "about", "meter", "say", "staged"]
+__all__ = ["Meter", "Stage", "Stages", "about", "is_shown_elsewhere", "meter", "say", "shown_elsewhere", "staged"]
 
 # In a log file a line comes after so long, the next after twice as long, up to a quarter of an hour.
 _PLAIN_SECONDS, _MOST_SECONDS = 60.0, 900.0
@@ -44,6 +44,7 @@ class Meter:
         title: What is being done.
         total: Number of steps.
         bar: Where it is drawn; None prints a line now and then instead (a log file, a pipe).
+        count: Given title, steps done and total instead, where another process shows them.
     """
 
     title: str
@@ -55,10 +56,14 @@ class Meter:
     spoken: float = 0.0
     first: int = 0
     pause: float = _PLAIN_SECONDS
+    count: Callable[[str, int, int], object] | None = None
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more as done."""
         self.done += steps
+        if self.count is not None:
+            self.count(self.title, self.done, self.total)
+            return
         if self.bar is not None:
             self.bar.advance(self.task_id, steps)
             return
@@ -147,6 +152,31 @@ class Stages:
 
 
 _RUNNING: ContextVar[Stages | None] = ContextVar("running", default=None)
+_COUNT: ContextVar[Callable[[str, int, int], object] | None] = ContextVar("count", default=None)
+
+
+@contextmanager
+def shown_elsewhere(say: Callable[[str], object], count: Callable[[str, int, int], object]) -> Iterator[None]:
+    """Have another process show what this block says and how far its meters are, those of a quiet process too; its stages are not told.
+
+    Args:
+        say: Given each text.
+        count: Given title, steps done and total of a meter as it starts and at every step.
+
+    Yields:
+        Nothing.
+    """
+    token = _COUNT.set(count)
+    try:
+        with said_elsewhere(say):
+            yield
+    finally:
+        _COUNT.reset(token)
+
+
+def is_shown_elsewhere() -> bool:
+    """Whether another process shows what this one does."""
+    return _COUNT.get() is not None
 
 
 @contextmanager
@@ -165,6 +195,7 @@ def staged(stages: Sequence[Stage], *, quiet: bool = False, downloads: bool = Fa
     if running is not None:
         yield running
         return
+    quiet = quiet or is_shown_elsewhere()
     running = Stages(stages, None if quiet or not sys.stderr.isatty() else _bars(), quiet, downloads)
     token = _RUNNING.set(running)
     try:
@@ -184,7 +215,11 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
     Yields:
         The meter to advance.
     """
-    now, running = monotonic(), _RUNNING.get()
+    now, running, count = monotonic(), _RUNNING.get(), _COUNT.get()
+    if count is not None:
+        count(title, done, total)
+        yield Meter(title=title, total=total, bar=None, done=done, count=count)
+        return
     if running is not None and not quiet and done < total:
         running.reach(title)
     if quiet or not sys.stderr.isatty() or (running is not None and running.is_quiet):

@@ -9,6 +9,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from traceback import format_exception
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,10 +21,11 @@ from whence.errors import printable
 if TYPE_CHECKING:  # not needed for an error message
     from rich.console import Console, RenderableType
 
-__all__ = ["json_text", "say", "show", "stdout", "steerless", "tell", "tell_all_through_here", "tell_json"]
+__all__ = ["json_text", "said_elsewhere", "say", "show", "stdout", "steerless", "tell", "tell_all_through_here", "tell_json"]
 
 # A pipe or a log file has no width; rich would assume 80, too narrow for paths.
 _PIPE_WIDTH = 120
+_SPEAKER: ContextVar[Callable[[str], object] | None] = ContextVar("speaker", default=None)
 
 
 def steerless(text: str) -> str:
@@ -40,7 +44,28 @@ def tell(*lines: object, flush: bool = False) -> None:
 
 def say(text: str) -> None:
     """One line, or several, for the person who waits, on stderr."""
-    _write(sys.stderr, steerless(text) + "\n", True)
+    speaker = _SPEAKER.get()
+    if speaker is not None:
+        speaker(text)
+    else:
+        _write(sys.stderr, steerless(text) + "\n", True)
+
+
+@contextmanager
+def said_elsewhere(speaker: Callable[[str], object]) -> Iterator[None]:
+    """Have what this block says to the person who waits go to where that person is.
+
+    Args:
+        speaker: Given each text.
+
+    Yields:
+        Nothing.
+    """
+    token = _SPEAKER.set(speaker)
+    try:
+        yield
+    finally:
+        _SPEAKER.reset(token)
 
 
 def tell_json(content: Any, *, flush: bool = False) -> None:

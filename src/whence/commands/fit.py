@@ -1,17 +1,18 @@
 """The verb that fits curvature ahead of its use."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from whence.commands.early import check_count
-from whence.commands.shared import Placed, shown_stages
+from whence.commands.shared import shown_stages
 from whence.commands.task_options import Reading, TaskOptions
-from whence.commands.work_options import BatchOptions, InBatches
+from whence.commands.work_options import BatchOptions, InBatches, MachineOptions, Machines
 from whence.plans import FIT_STAGES
-from whence.settings import FitConfig, Placement, Runtime
+from whence.settings import FitConfig, OnRay, Placement, Runtime
 from whence.terminal import tell_json
 
 __all__ = ["curvature"]
@@ -47,11 +48,12 @@ def curvature(
     fit: Annotated[FitOptions, Parameter(name="*")] = FitOptions(),
     batches: InBatches = BatchOptions(),
     reading: Reading = TaskOptions(),
-    placement: Placed = Placement(),
+    machines: Machines = MachineOptions(),
 ) -> None:
     """Fit EK-FAC curvature and keep it, for --factors of attribute and of build.
 
-    Started by torchrun, the processes share the data and add up their sums. A fit that stopped goes on after its last whole stage.
+    Started by torchrun, the processes share the data and add up their sums; with --ray actors of a Ray cluster do. A fit that stopped goes on
+    after its last whole stage.
 
     Args:
         model: As in build.
@@ -60,23 +62,69 @@ def curvature(
         fit: What the fit depends on.
         batches: How much of the data goes through the model at a time.
         reading: The options of the task.
-        placement: How a model is loaded that is larger than a device.
+        machines: Where it runs.
     """
     FitConfig(samples=fit.samples, seed=fit.seed, largest_side=fit.largest_side)  # refuses what it cannot be
+    on = machines.check()
     with shown_stages(FIT_STAGES, model):
+        job = _Fit(model, data, output, fit, batches, reading, machines.placement)
+        summary = job.by_ranks() if on is None else job.by_actors(on)
+    if summary is not None:
+        tell_json(summary)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fit as it was asked for, by names that any process can read; fields as the arguments of the verb."""
+
+    model: str
+    data: str
+    output: Path
+    fit: FitOptions
+    batches: BatchOptions
+    reading: TaskOptions
+    placement: Placement
+
+    def by_ranks(self) -> dict[str, Any] | None:
+        """What there is to say of the fit; None on all processes but the first."""
         from whence.distributed import Ranks
+
+        ranks = Ranks.launched()
+        summary = self.by_rank(ranks)
+        return summary if ranks.rank == 0 else None
+
+    def by_actors(self, on: OnRay) -> dict[str, Any]:
+        """What there is to say of the fit.
+
+        Args:
+            on: Which actors make it.
+        """
+        from whence.curvature import finished_stages
+        from whence.workers import SharedJob, run_on_ray
+
+        folder = self.output.absolute()
+        job = SharedJob(
+            run=self.by_rank, folder=folder, talks=True, parts_done=partial(finished_stages, folder), home=Path.cwd(),
+            device=self.placement.device,
+        )  # fmt: skip
+        return run_on_ray(job, on)
+
+    def by_rank(self, ranks: Any) -> dict[str, Any]:
+        """What there is to say of the fit.
+
+        Args:
+            ranks: This process among those that fit together.
+        """
         from whence.load import load_records
         from whence.load.placement import connected_for
         from whence.pipeline import fit_curvature
 
-        ranks = Ranks.launched()
-        records = load_records(data, split=reading.split)
-        check_count("--fit-on", fit.fit_on, records, reading)
-        with connected_for(placement, ranks):
-            loaded, _ = reading.load(model, placement, ranks)
+        records = load_records(self.data, split=self.reading.split)
+        check_count("--fit-on", self.fit.fit_on, records, self.reading)
+        with connected_for(self.placement, ranks):
+            task, _ = self.reading.load(self.model, self.placement, ranks)
             fitted = fit_curvature(
-                loaded, records, output,
-                fit_on=fit.fit_on, fit=fit.config(), runtime=Runtime(ranks=ranks, **asdict(batches)),
+                task, records, self.output,
+                fit_on=self.fit.fit_on, fit=self.fit.config(), runtime=Runtime(ranks=ranks, **asdict(self.batches)),
             )  # fmt: skip
-    if ranks.rank == 0:
-        tell_json({"factors": str(output), "units": len(fitted.blocks), "fitted": fitted.note})
+        return {"factors": str(self.output), "units": len(fitted.blocks), "fitted": fitted.note}

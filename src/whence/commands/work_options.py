@@ -1,5 +1,6 @@
 """Options that several verbs share: how model and data are read, memory, damping of a store, who scans, how an answer is shown."""
 
+import os
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,17 +8,20 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence.commands.recorded import Trust
-from whence.commands.shared import Json
+from whence.commands.shared import Json, Placed
 from whence.commands.task_options import Reading, TaskOptions
 from whence.errors import BadInput
-from whence.settings import Damping, Placement, Runtime, check_batch, check_memory
+from whence.settings import Damping, OnRay, Placement, Runtime, check_batch, check_memory
 
 __all__ = [
+    "ActorOptions",
     "BatchOptions",
     "Damped",
     "DampingOptions",
     "DeviceOptions",
     "InBatches",
+    "MachineOptions",
+    "Machines",
     "OnDevice",
     "Recorded",
     "RecordedOptions",
@@ -145,6 +149,74 @@ class ScanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActorOptions:
+    """Actors that do a job together, in place of this process.
+
+    Args:
+        ray: Have actors of a Ray cluster do it together: its address, "auto" for the one that this machine is part of, or "local" for one on
+            this machine only. All of its machines have to see the paths that are named here.
+        workers: With --ray, how many actors; as many as the cluster has processors for if left out, or GPUs with --device cuda.
+        worker_cpus: With --ray, processors of each, and its threads; 1 if left out.
+        worker_gpus: With --ray, GPUs of each; 1 with --device cuda, 0 without, if left out.
+    """
+
+    ray: str | None = None
+    workers: int | None = None
+    worker_cpus: int | None = None
+    worker_gpus: float | None = None
+
+    def on_ray(self) -> OnRay | None:
+        """The actors; None for this process.
+
+        Raises:
+            BadInput: If it is not said where they are, or every process of torchrun would start some.
+        """
+        if self.ray is None:
+            refuse_given(
+                self, where="without --ray", needed="a Ray cluster for them; processes of this machine are started by torchrun",
+                do="add --ray with its address, auto or local, or leave it out",
+            )  # fmt: skip
+            return None
+        if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+            raise BadInput(
+                found="--ray in a process of torchrun",
+                needed="one of the two",
+                do="leave --ray out, or start it without torchrun",
+            )
+        given = {} if self.worker_cpus is None else {"cpus": self.worker_cpus}
+        return OnRay(address=self.ray, actors=self.workers, gpus=self.worker_gpus, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a job runs.
+
+    Args:
+        placement: How a model is loaded that is larger than a device.
+        actors: Who does it together.
+    """
+
+    placement: Placed = Placement()
+    actors: Annotated[ActorOptions, Parameter(name="*")] = ActorOptions()
+
+    def check(self) -> OnRay | None:
+        """The actors, None for this process, with which the model can be loaded.
+
+        Raises:
+            BadInput: If it cannot.
+        """
+        on = self.actors.on_ray()
+        if on is not None and (self.placement.shard_model or self.placement.device_map is not None):
+            name = "--shard-model" if self.placement.shard_model else "--device-map"
+            raise BadInput(
+                found=f"{name} with --ray",
+                needed="a model that each actor has whole",
+                do="start it with torchrun" if self.placement.shard_model else "leave one of them out",
+            )
+        return on
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedOptions:
     """What is loaded of the model and data that a store records.
 
@@ -171,6 +243,7 @@ class ShownOptions:
 
 
 Work = Annotated[WorkOptions, Parameter(name="*")]
+Machines = Annotated[MachineOptions, Parameter(name="*")]
 Damped = Annotated[DampingOptions, Parameter(name="*")]
 Scanned = Annotated[ScanOptions, Parameter(name="*")]
 Recorded = Annotated[RecordedOptions, Parameter(name="*")]

@@ -34,6 +34,7 @@ from whence.settings.exact_by_name import (
     settings_record,
     takes_option,
 )
+from whence.settings.on_ray import OnRay
 from whence.settings.runtime import Runtime, check_batch, check_memory
 from whence.settings.scale import GPUS, Cluster, Load
 from whence.settings.stored import Indexed, Rerank, Shortlist
@@ -80,6 +81,7 @@ __all__ = [
     "Matrix",
     "Normalize",
     "Nystroem",
+    "OnRay",
     "Placement",
     "ProbeConfig",
     "Rerank",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import BadInput
+from whence.progress import is_shown_elsewhere
 from whence.settings.checks import typed
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Runtime:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether this process shows no progress: of several only the first does."""
-        return self.quiet or self.ranks.rank > 0
+        """Whether this process shows no progress: of several only the first does, unless another process shows that of all."""
+        return self.quiet or (self.ranks.rank > 0 and not is_shown_elsewhere())
 
 
 def check_batch(batch_size: int | None, batch_positions: int | None) -> None:

@@ -22,7 +22,7 @@ from whence.store.files import (
     write_tensors,
 )
 from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
-from whence.store.leases import Leases, leases
+from whence.store.leases import Leases, check_shared, leases, starter
 from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.opening import open_store
 from whence.store.reader import Store
@@ -53,6 +53,7 @@ __all__ = [
     "Writer",
     "check_blueprint",
     "check_same",
+    "check_shared",
     "check_exchange",
     "check_writable",
     "record_of",
@@ -86,6 +87,7 @@ __all__ = [
     "row_now",
     "rows_type",
     "sha256_of",
+    "starter",
     "verify_store",
     "with_deleted",
     "write_bytes",

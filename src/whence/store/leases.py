@@ -1,14 +1,17 @@
 """Who makes which shard of a store that several processes write.
 
-A lease is a lock on one byte of the file `.leases`: byte 0 for what only one process may do at a time, byte 1 + n for shard n. The
-system takes a lease back the moment its process ends, however it ends, so a lost process's shard is free at once and nothing has to be
-timed or cleaned up. Such locks work across machines on file systems that have them (NFS 4, Lustre with `flock`, GPFS).
+A lease is a lock on one byte of the file `.leases`: byte 0 for what only one process may do at a time, byte 1 + n for shard n, and one far
+behind them for who has started processes on other machines. The system takes a lease back the moment its process ends, however it ends, so a
+lost process's shard is free at once and nothing has to be timed or cleaned up. Such locks work across machines on file systems that have
+them (NFS 4, Lustre with `flock`, GPFS).
 """
 
 import errno
 import fcntl
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,7 +20,11 @@ from whence.errors import BadInput
 from whence.store.files import disk_errors, locked, open_to_lock
 from whence.store.remote import is_remote
 
-__all__ = ["Leases", "leases"]
+__all__ = ["Leases", "check_shared", "leases", "starter"]
+
+# Behind all shards, and within what NFS 3 can lock.
+_STARTER = (1 << 31) - 2
+_SIGHT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -112,3 +119,55 @@ def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
             file = open_to_lock(folder / ".leases")
         with file:
             yield Leases(file, rank / count)
+
+
+@contextmanager
+def starter(folder: Path) -> Iterator[None]:
+    """Let processes that are started on other machines see, with `check_shared`, that this is their folder.
+
+    Args:
+        folder: Made if it is not there.
+
+    Yields:
+        Nothing.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open_to_lock(folder / ".leases")
+    with file:
+        # Waits for nobody: who else started something here waits for the shards.
+        with suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _STARTER)
+        yield
+
+
+def check_shared(folder: Path, *, seconds: float = _SIGHT_SECONDS) -> None:
+    """Refuse to work in a folder that is not the one of who has started this process, or that has no locks between machines.
+
+    Args:
+        folder: As its `starter` named it.
+        seconds: To wait for a file that a file system between machines may show late.
+
+    Raises:
+        BadInput: If it is not that folder, or if a lock is not seen here.
+    """
+    patience = time.monotonic() + seconds
+    while not (is_there := (folder / ".leases").exists()) and time.monotonic() < patience:
+        time.sleep(0.2)
+    if is_there and _is_locked(folder / ".leases"):
+        return
+    raise BadInput(
+        found=f"a folder {folder} on {socket.gethostname()} that is not the one of the same name where the command was started",
+        needed="a file system that all machines see, with locks between them, so that they do not write the same file",
+        do="name a folder on NFS 4, Lustre mounted with flock or GPFS, or let one machine do it",
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process has the starter's byte."""
+    with disk_errors(path), open_to_lock(path) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _STARTER)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+        return False

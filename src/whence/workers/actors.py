@@ -1,19 +1,19 @@
 """Workers as actors of a Ray cluster, which may be this machine alone."""
 
 import contextlib
-import logging
-import os
-import socket
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from whence.errors import BadInput, WhenceError
+from whence.workers.cluster import RayCluster
 from whence.workers.engine import READY, Doer, LostWorker
 
 __all__ = ["ActorWorker", "Actors"]
 
-_CONNECT_SECONDS = 10.0
+_ASIDE = "aside"
+_STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(eq=False)
@@ -41,53 +41,44 @@ class ActorWorker:
 
 
 class Actors:
-    """Starts actors of one processor each. A lost one is not started again by Ray but by whoever asked for it.
-
-    Uses the cluster that this process is connected to, else connects or starts one, and lets go of that when closed. A cluster that is
-    started here has no dashboard and reports nothing to anybody.
+    """Starts actors. A lost one is not started again by Ray but by whoever asked for it.
 
     Args:
         make: Makes what does the jobs, in the actor. Its module has to be installed on all machines.
         count: Actors that there will be.
-        address: "local" starts a cluster of so many processors on this machine, "auto" finds the one that this machine is part of; else the
-            address of one.
+        cluster: Where; closed with this.
+        cpus: Processors of each.
+        gpus: GPUs of each.
+        has_aside: Whether an actor also answers `aside` while it does a job, which it then does beside its main thread.
 
     Raises:
-        BadInput: If Ray is not installed, nothing is at the address, or the cluster has fewer processors.
+        BadInput: If the cluster has fewer processors, or GPUs.
     """
 
-    def __init__(self, make: Callable[[], Doer], count: int, address: str):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError as error:
+    def __init__(
+        self,
+        make: Callable[[], Doer],
+        count: int,
+        cluster: RayCluster,
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+        has_aside: bool = False,
+    ):
+        self.cluster = cluster
+        self.ray: Any = cluster.ray
+        rooms = cluster.rooms(cpus, gpus)
+        if rooms < count:
+            cluster.close()
+            each = f" with {cpus} processors{f' and {gpus:g} GPUs' if gpus else ''} each" if (cpus, gpus) != (1, 0) else ""
             raise BadInput(
-                found="no package ray", needed="what workers on a cluster need", do="pip install 'whence-tda[ray]'"
-            ) from error
-        self.ray: Any = ray
-        self.is_ours = not ray.is_initialized()
-        if self.is_ours:
-            options: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
-            try:
-                _knock(address)
-                # What actors print is not for this process's output, which is data.
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-                raise BadInput(
-                    found=f"no Ray cluster at {address!r} ({str(error).splitlines()[0][:120]})",
-                    needed="one that runs the same versions of Ray and Python",
-                    do="start one with `ray start --head`, pass its address, or pass 'local'",
-                ) from error
-        there = int(ray.cluster_resources().get("CPU", 0))
-        if there < count:
-            self.close()
-            raise BadInput(
-                found=f"{count} workers for a Ray cluster of {there} processors",
-                needed="a processor for each",
+                found=f"{count} workers{each} for a Ray cluster of {rooms} {'processors' if not each else 'such places'}",
+                needed="a processor for each" if not each else "one for each",
                 do="ask for fewer workers, or add machines first",
             )
-        self.maker = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
-        self.make = make
+        groups = {"concurrency_groups": {_ASIDE: 1}} if has_aside else {}
+        self.maker = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, **groups)(_Actor)
+        self.make = self.ray.put(make)  # sent to a machine once, however many actors it has
 
     def start(self) -> ActorWorker:
         """An actor that is on its way."""
@@ -109,27 +100,47 @@ class Actors:
                 answers.append((worker, self.ray.get(answer)))
             except self.ray.exceptions.RayError as error:
                 worker.end()
-                # A traceback ends with its error; what else Ray says begins with it.
-                lines = str(error).strip().splitlines()
-                answers.append((worker, LostWorker(lines[-1 if isinstance(error, self.ray.exceptions.RayTaskError) else 0])))
+                answers.append((worker, LostWorker(_reason(str(error)))))
+        return answers
+
+    def aside(self, workers: Sequence[ActorWorker], question: str, seconds: float) -> dict[ActorWorker, Any]:
+        """What actors say besides their jobs: what the method of this name gives, of what does their jobs.
+
+        Args:
+            workers: Of this engine.
+            question: The method's name.
+            seconds: After which nothing is an answer.
+
+        Returns:
+            The answer of each that gave one in time.
+        """
+        asks = {worker.actor.aside.options(concurrency_group=_ASIDE).remote(question): worker for worker in workers}
+        there, _ = self.ray.wait(list(asks), num_returns=len(asks), timeout=seconds) if asks else ([], [])
+        answers = {}
+        for answer in there:
+            with contextlib.suppress(self.ray.exceptions.RayError):  # one that is lost says so of its job
+                answers[asks[answer]] = self.ray.get(answer)
         return answers
 
     def close(self) -> None:
         """Leave the cluster, if it was joined here, and end it, if it was started here."""
-        if self.is_ours:
-            self.ray.shutdown()
+        self.cluster.close()
 
 
-def _knock(address: str) -> None:
-    """Fail at once where nobody listens: Ray itself tries for minutes."""
-    if address not in ("local", "auto"):
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+def _reason(message: str) -> str:
+    r"""The line of an error of Ray that says what happened: the last of a trace, or what an actor died of.
+
+    >>> _reason("The actor died unexpectedly.\n\tpid: 7\nThe actor is dead because it was killed by `ray.kill`.")
+    'The actor is dead because it was killed by `ray.kill`.'
+    """
+    lines = [line for line in _STYLES.sub("", message).splitlines() if line.strip() and not line.startswith((" ", "\t"))]
+    causes = [line for line in lines[1:] if line.startswith("The actor")]
+    return re.split(" Some common causes include| The task may", (causes or lines or [message])[-1])[0][:240]
 
 
 class _Actor:
     def __init__(self, make: Callable[[], Doer]):
-        self._do = make()
+        self._do: Any = make()
 
     def ready(self) -> str:
         return READY
@@ -139,3 +150,6 @@ class _Actor:
             return self._do(job)
         except WhenceError as error:
             return error
+
+    def aside(self, question: str) -> Any:
+        return getattr(self._do, question)()

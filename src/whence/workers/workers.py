@@ -17,6 +17,7 @@ from whence.store import Store
 from whence.store.remote import is_remote
 from whence.workers.actors import Actors
 from whence.workers.assignment import Assignment
+from whence.workers.cluster import RayCluster
 from whence.workers.pieces import Job, Part, Piece, Round, Scanner, array_of, pieces_of, tensor_of
 from whence.workers.processes import Processes
 
@@ -61,7 +62,8 @@ class Workers:
         if count < 1:
             raise BadInput(found=f"{count} workers", needed="1 or more", do="ask for some, or leave workers out")
         self.count = count
-        self._assignment = Assignment(Processes(Scanner, count) if ray is None else Actors(Scanner, count, ray), count)
+        engine = Processes(Scanner, count) if ray is None else Actors(Scanner, count, RayCluster(ray, count))
+        self._assignment = Assignment(engine, count)
         self._rounds = 0
         self._is_closed = False
         self._lock = threading.Lock()

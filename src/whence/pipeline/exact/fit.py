@@ -1,6 +1,7 @@
 """Fitting curvature on its own, ahead of the builds and queries that use it, by one process or several."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ from whence.data import Dataset
 from whence.pipeline.exact.prepare import fit_data, sized
 from whence.pipeline.forecast.timing import QUICK, WORTH, positions_of, timed_fit, timed_sample
 from whence.pipeline.inputs import as_dataset
+from whence.pipeline.on_ray import fitted_on_ray
 from whence.pipeline.stored.lockstep import stepping
 from whence.plans import FIT_STAGES
 from whence.progress import Stages, say, staged
-from whence.settings import EKFAC, ExactSettings, FitConfig, Runtime, factors_folder, fit_of, records_only
+from whence.settings import EKFAC, ExactSettings, FitConfig, OnRay, Runtime, factors_folder, fit_of, records_only
 from whence.tasks import AbstractTask
 
 __all__ = ["fit_curvature"]
 
 
-@records_only(fit=FitConfig, runtime=Runtime)
+@records_only(fit=FitConfig, runtime=Runtime, ray=OnRay)
 def fit_curvature(
     task: AbstractTask,
     data: Dataset | Iterable[Any],
@@ -28,6 +30,8 @@ def fit_curvature(
     fit_on: Dataset | Iterable[Any] | int | None = None,
     fit: FitConfig = FitConfig(),
     runtime: Runtime = Runtime(),
+    origin: Mapping[str, Any] | None = None,
+    ray: OnRay | None = None,
 ) -> KroneckerCurvature:
     """Fit EK-FAC and keep it in a folder, for `factors` of `attribute` and `build`.
 
@@ -44,12 +48,21 @@ def fit_curvature(
         fit_on: Other data to fit on, or a number of the examples, spread evenly; None takes them all.
         fit: What the factors depend on.
         runtime: How the job runs.
+        origin: For ray, where the model came from, as `whence.load.load_task` gives it beside the task.
+        ray: Actors of a Ray cluster that fit in place of this process, as such ranks; None for this process. Where one is lost all begin
+            again after the last whole stage, as many as the cluster then has room for.
 
     Returns:
         The curvature, not damped, on every process.
     """
     settings = EKFAC(fit=fit, factors=Path(folder))
     with staged(FIT_STAGES, quiet=runtime.is_quiet) as stages:
+        if ray is not None:
+            dataset = as_dataset(task, data)
+            data, fit_on = fit_data(task, dataset, fit_on), None
+            fitted_on_ray(task, data, Path(folder), origin=origin, fit=fit, runtime=runtime, on=ray)
+            # What is there now is only read.
+            runtime = replace(runtime, quiet=True)
         return _fitted(task, data, Path(folder), fit_on, settings, runtime, stages)
 
 

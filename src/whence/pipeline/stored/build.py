@@ -3,7 +3,7 @@
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from whence.compress import Aligned, Encoder
 from whence.curvature import fit_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
-from whence.errors import BadInput, StoreCorrupt, StoreMismatch
+from whence.errors import BadInput
 from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
+from whence.pipeline.on_ray import built_on_ray
+from whence.pipeline.stored.earlier import earlier_build, earlier_probe_of, whole_store
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.expected import expect
 from whence.pipeline.stored.fidelity import measure_fidelity
@@ -30,26 +32,21 @@ from whence.pipeline.stored.same_model import PROBE_FILE, check_store_model, obj
 from whence.pipeline.stored.write_rows import write_rows
 from whence.plans import build_stages
 from whence.progress import Stages, meter, say, staged
-from whence.settings import BuildConfig, Runtime, records_only
+from whence.settings import BuildConfig, OnRay, Runtime, records_only
 from whence.sharded_weights import is_sharded
 from whence.store import (
     Blueprint,
-    Seal,
     Store,
     StoredUnit,
     Writer,
     check_blueprint,
-    check_same,
     check_writable,
-    damaged,
     is_remote,
     leases,
-    listed_files,
     located,
     open_store,
     open_writer,
     read_seals,
-    read_tensors,
     sha256_of,
     write_fidelity,
     write_left_out,
@@ -64,7 +61,7 @@ _SHARD_BYTES = 32 << 20
 _DENSE_BYTES = 256 << 20
 
 
-@records_only(config=BuildConfig, runtime=Runtime)
+@records_only(config=BuildConfig, runtime=Runtime, ray=OnRay)
 def build(
     task: AbstractTask,
     data: Dataset | Iterable[Any],
@@ -74,6 +71,7 @@ def build(
     origin: dict[str, Any] | None = None,
     config: BuildConfig = BuildConfig(),
     runtime: Runtime = Runtime(),
+    ray: OnRay | None = None,
 ) -> Store:
     """Compress the gradient of every training example into a store on disk.
 
@@ -91,6 +89,9 @@ def build(
         runtime: How the job runs: `quiet`, and `ranks` that build it together on folders that all of them see, `Ranks.launched()` under
             torchrun. They send no messages: a process that is lost loses only its unfinished shard, which another one makes. Only where a
             model is split over them do they exchange its weights, and need each other.
+        ray: Actors of a Ray cluster that build it in place of this process, as such ranks; None for this process. Each loads the model
+            by `origin`, as `whence.load.load_task` gives it beside the task, and all see the folder. One that is lost loses only its
+            unfinished shard.
 
     Returns:
         The finished store.
@@ -115,6 +116,13 @@ def build(
             needed="a folder on a disk for the curvature that it fits first",
             do="pass factors (--factors) with a local folder, or another method",
         )
+    if ray is not None:
+        with staged(build_stages(config), quiet=runtime.is_quiet):
+            dataset = as_dataset(task, data)
+            built_on_ray(
+                task, dataset, folder, append=append, origin=origin, config=config, runtime=runtime, on=ray
+            )  # fmt: skip
+        return open_store(folder, check=False)
     runtime = replace(runtime, ranks=stepping(task.model, runtime.ranks))
     with lost_ranks(runtime.ranks), staged(build_stages(config), quiet=runtime.is_quiet) as stages:
         return _built(task, data, folder, append, origin, config, runtime, stages)
@@ -131,7 +139,7 @@ def _built(
     stages: Stages,
 ) -> Store:
     weights, ranks, quiet = task.weights, runtime.ranks, runtime.is_quiet
-    _earlier(folder, weights, config)
+    earlier_build(folder, weights, config)
     dataset = as_dataset(task, data)
     plan, autocast = plan_units(task), autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
@@ -139,7 +147,7 @@ def _built(
     with leases(folder, ranks.rank, ranks.count) as shard_leases:
         # The first one decides, the others find it decided; ranks in step decide together, on what was there before.
         with nullcontext() if ranks.in_step else shard_leases.alone():
-            earlier = _earlier(folder, weights, config)
+            earlier = earlier_build(folder, weights, config)
             wanted = config.positions(example.length for example in dataset.examples)
             positions = config.batch_positions or (earlier.batch_positions if earlier else wanted)
             positions = positions or _fitting_positions(task, plan, dataset, autocast, ranks, report)
@@ -150,12 +158,12 @@ def _built(
                 expect(stages, task, plan, dataset, config, positions, folder)
             encoder, learned = make_encoder(task, plan, dataset, folder, config, positions=positions, runtime=runtime)
             blueprint = make_blueprint(task, plan, encoder, config, positions, weights, earlier, origin)
-            seals, earlier_probe = read_seals(folder), _earlier_probe(folder, earlier)
+            seals, earlier_probe = read_seals(folder), earlier_probe_of(folder, earlier)
             if earlier is not None:
                 check_blueprint(earlier, blueprint, folder)
                 if is_told:  # not before it is known that this build goes on with what is there
                     expect(stages, task, plan, dataset, config, positions, folder)
-                for note in check_store_model(task, plan, encoder, earlier, earlier_probe, store=_whole_store(folder, seals)):
+                for note in check_store_model(task, plan, encoder, earlier, earlier_probe, store=whole_store(folder, seals)):
                     report(f"note: {note}")
             is_first = all(seal.data == dataset.fingerprint for seal in seals.values())
             probe = earlier_probe or probe_tensors(task, plan, blueprint, dataset.examples, has_rows=is_first)
@@ -267,50 +275,6 @@ def _fitting_positions(
     predicted = forecast(task, plan, dataset.examples, room_bytes=room, autocast=autocast)
     report(str(predicted))
     return predicted.batch_positions
-
-
-def _earlier(folder: Path, weights: str, config: BuildConfig) -> Blueprint | None:
-    """What an earlier build in the folder has decided.
-
-    Raises:
-        StoreMismatch: If it was of another model or method; the method is refused here, before another one's code is learned.
-    """
-    if not (folder / "blueprint.json").exists():
-        return None
-    earlier = Blueprint.read(folder)
-    if earlier.model != weights:
-        raise StoreMismatch(
-            found=f"a store of other weights in {folder}",
-            needed=f"weights {earlier.model[:8]}, not {weights[:8]}",
-            do="build into another folder, or load the model that this store was built with",
-        )
-    check_same("method", earlier.method, method_named(config.method).name, folder)
-    return earlier
-
-
-def _whole_store(folder: Path, seals: Mapping[int, Seal]) -> Store | None:
-    """The finished store in a folder; None where there is none, or a part of it has to be made again."""
-    if listed_files(folder) is None:
-        return None
-    with suppress(StoreCorrupt):
-        store = open_store(folder, check=False)
-        return store if len(store.sealed) == len(seals) else None
-    return None
-
-
-def _earlier_probe(folder: Path, earlier: Blueprint | None) -> dict[str, Tensor] | None:
-    """What an earlier build in the folder kept of its model.
-
-    Raises:
-        StoreCorrupt: If it is not what was sealed.
-    """
-    path = folder / PROBE_FILE
-    if earlier is None or not path.exists():
-        return None
-    sealed = (listed_files(folder) or {}).get(PROBE_FILE)
-    if sealed is not None and sha256_of(path) != sealed:
-        raise StoreCorrupt(**damaged(path, "its checksum is not the sealed one"))
-    return dict(read_tensors(path))
 
 
 def _opened(folder: Path, ranks: Ranks) -> Store:
