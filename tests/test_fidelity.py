@@ -12,10 +12,13 @@ from tests.settings import QUIET
 from whence.cli import app
 from whence.data import Dataset
 from whence.errors import StoreCorrupt
+from whence.load import load_task
 from whence.pipeline import refit
 from whence.store import fidelity_notes, open_store, read_fidelity
 
 WIDTH, CLASSES = 12, 4
+EXACT = whence.EKFAC(damping=whence.Damping(relative=0.1))
+WORDS = ["cat", "dog", "hat", "mat", "rat", "sun", "sea"]
 
 
 def task():
@@ -32,9 +35,7 @@ def records(count, seed=0):
 def by_hand(store, asked, queries, documents, data):
     """Mean correlations of the store's table with that of EK-FAC, for some documents."""
     stored = whence.score_table(store, asked, Dataset(queries), runtime=QUIET)
-    exact = whence.attribute(
-        asked, data, Dataset(queries), method=whence.EKFAC(damping=whence.Damping(relative=0.1)), runtime=QUIET
-    )
+    exact = whence.attribute(asked, data, Dataset(queries), method=EXACT, runtime=QUIET)
     columns = [stored.train_ids.index(example.id) for example in documents]
     pairs = list(zip(stored.scores[:, columns].double(), exact.scores[:, columns], strict=True))
     return [sum(how(*pair).statistic for pair in pairs) / len(pairs) for how in (spearmanr, pearsonr)]
@@ -65,6 +66,25 @@ def test_a_code_that_keeps_everything_agrees(tmp_path):
     # All documents are in the sample: those that stand in for queries, too.
     assert found.others is None and found.queries == 7 and found.learned.documents == 53
     assert min(found.learned.pearson) > 0.999
+    queries = data.spread(7)
+    documents = Dataset([example for example in data.examples if example.id not in {query.id for query in queries.examples}])
+    exact = whence.attribute(asked, data, queries, method=EXACT, runtime=QUIET)
+    scores = exact.scores[:, [exact.train_ids.index(name) for name in documents.ids]]
+    lengths = whence.self_influence(asked, data, method=EXACT, runtime=QUIET)
+    sizes = lengths.scores[0, [lengths.train_ids.index(name) for name in documents.ids]]
+    by_length = [spearmanr(sizes, row).statistic for row in scores]
+    by_other = [spearmanr(other, row).statistic for other, row in zip(scores.roll(1, 0), scores, strict=True)]
+    assert found.controls.length.spearman[0] == pytest.approx(sum(by_length) / 7, abs=1e-3)
+    assert found.controls.unrelated.spearman[0] == pytest.approx(sum(by_other) / 7, abs=1e-3)
+    assert found.controls.bm25 is None and found.controls.length.documents == 53
+
+
+def test_texts_have_a_control_by_their_words(tmp_path, model_folder):
+    task, _ = load_task(str(model_folder))
+    texts = [{"id": f"t{n}", "text": f"the {WORDS[n % 7]} saw a {WORDS[n % 5]} near the {WORDS[n % 3]}"} for n in range(60)]
+    data = task.prepare(texts)
+    found = read_fidelity(whence.build(task, data, tmp_path, runtime=QUIET))[data.fingerprint]
+    assert -1 <= found.controls.bm25.spearman[0] <= 1 and "shared words (BM25) " in str(found)
 
 
 def test_members_of_the_sample_stand_in_for_queries_from_outside(tmp_path):
@@ -91,7 +111,7 @@ def test_answers_and_inspect_tell(tmp_path, capsys):
     notes = whence.query(store, asked, records(1, seed=2), runtime=QUIET).notes
     told = [note for note in notes if note.startswith("stored against exact EK-FAC scores: Spearman ")]
     assert told == [f"{known[data.fingerprint]} (60 rows)", f"{known[more.fingerprint]} (40 rows)"]
-    assert told[1].endswith("on documents that it was not learned from (40 rows)")
+    assert "on documents that it was not learned from; for comparison, Spearman of gradient length " in told[1]
     app(["inspect", str(tmp_path)], result_action="return_value")
     printed = capsys.readouterr().out
     assert all(note in printed for note in told)

@@ -4,7 +4,7 @@ from whence.plain_files import check_name, open_plain, read_plain
 from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now, with_deleted
 from whence.store.disk import DiskBytes, enough_disk, size_text
 from whence.store.exchange import check_exchange, exchange_folders
-from whence.store.fidelity import Agreement, Fidelity, fidelity_notes, read_fidelity, write_fidelity
+from whence.store.fidelity import Agreement, Controls, Fidelity, fidelity_notes, read_fidelity, write_fidelity
 from whence.store.file_sets import altered, new_folder
 from whence.store.files import (
     check_writable,
@@ -34,6 +34,7 @@ from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
     "Agreement",
+    "Controls",
     "Fidelity",
     "fidelity_notes",
     "altered",

@@ -9,7 +9,7 @@ from whence.store.files import damaged, read_json, write_json
 from whence.store.reader import Store
 from whence.strict_json import record_of
 
-__all__ = ["Agreement", "Fidelity", "fidelity_notes", "read_fidelity", "write_fidelity"]
+__all__ = ["Agreement", "Controls", "Fidelity", "fidelity_notes", "read_fidelity", "write_fidelity"]
 
 _NAME = "fidelity.json"
 
@@ -34,6 +34,27 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Controls:
+    """How far scores agree with exact ones that do not know the query or the model, for the same queries and documents.
+
+    Stored scores that agree no better than these are worth no more.
+
+    Args:
+        length: Of the length of each document's stored gradient, the same for every query.
+        unrelated: Of the exact scores for another query.
+        bm25: Of the words that query and document share; None where there are no texts.
+    """
+
+    length: Agreement
+    unrelated: Agreement
+    bm25: Agreement | None = None
+
+    def __str__(self) -> str:
+        words = f", shared words (BM25) {self.bm25.spearman[0]:.3f}" if self.bm25 else ""
+        return f"gradient length {self.length.spearman[0]:.3f}, another query's scores {self.unrelated.spearman[0]:.3f}{words}"
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """What was measured when a dataset was built or appended.
 
@@ -41,15 +62,18 @@ class Fidelity:
         queries: Documents that stood in for queries.
         learned: On documents that the code was learned from; None where there were none.
         others: On documents that nothing was learned from; None where there were none. It speaks for whatever is added later.
+        controls: On the same documents as `others`, or `learned` where there are no others; None in stores of earlier versions.
     """
 
     queries: int
     learned: Agreement | None
     others: Agreement | None
+    controls: Controls | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.learned} on documents that the code was learned from"] if self.learned else []
         parts += [f"{self.others} on documents that it was not learned from"] if self.others else []
+        parts += [f"for comparison, Spearman of {self.controls}"] if self.controls else []
         return "stored against exact EK-FAC scores: " + "; ".join(parts)
 
 

@@ -16,8 +16,8 @@ from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.code_size import stand_ins
 from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
-from whence.score import Batching, gradient_rows
-from whence.store import Agreement, Blueprint, Fidelity
+from whence.score import Batching, bm25, gradient_rows
+from whence.store import Agreement, Blueprint, Controls, Fidelity
 from whence.tasks import AbstractTask
 
 __all__ = ["FIDELITY_DOCUMENTS", "measure_fidelity"]
@@ -86,7 +86,22 @@ def measure_fidelity(
     exact_QN = _exact(WholeGradients(task, plan, encoder, blueprint.batch_positions), queries, examples, quiet)
     parts = (slice(len(groups[0])), slice(len(groups[0]), len(examples)))
     agreements = [_agreement(stored_QN[:, part], exact_QN[:, part]) for part in parts]
-    return Fidelity(len(queries), *agreements) if any(agreements) else None
+    if not any(agreements):
+        return None
+    part = parts[1] if agreements[1] else parts[0]
+    lengths_N = torch.stack([codes_NPR.double().square().sum((1, 2)) for codes_NPR in encoded]).sum(0).sqrt()
+    controls = _controls(lengths_N[part], exact_QN[:, part], Dataset(queries), Dataset(examples[part]))
+    return Fidelity(len(queries), agreements[0], agreements[1], controls)
+
+
+def _controls(lengths_N: Tensor, exact_QN: Tensor, queries: Dataset, examples: Dataset) -> Controls:
+    """Agreement with exact scores of what does not know the query, or the model."""
+    has_texts = all(example.text for example in (*queries.examples, *examples.examples))
+    shared_words = _agreement(bm25(examples, queries).scores.double(), exact_QN) if has_texts else None
+    length = _agreement(lengths_N.expand_as(exact_QN), exact_QN)
+    unrelated = _agreement(exact_QN.roll(1, 0), exact_QN)
+    assert length is not None and unrelated is not None
+    return Controls(length, unrelated, shared_words)
 
 
 def _some(rows: Sequence[int]) -> list[int]:
