@@ -207,14 +207,25 @@ def test_the_medium_bench_has_its_rows_and_controls(tmp_path):
 
 
 def test_a_table_from_the_halves_that_are_there(tmp_path):
-    """Retrains nothing, says how many there are, and leaves no finished bank behind."""
+    """Makes nothing, neither tables nor halves, and says how many halves there are."""
     setting = small(tmp_path)
     with pytest.raises(BadInput, match="0 of 4 subsets retrained"):
         setting.bank(only_finished=True)
-    replace(setting, subsets=3).bank(quiet=True)
-    random = [entry for entry in ENTRIES if entry.name == "random"]
-    found = run_setting(setting, entries=random, only_finished=True, quiet=True)
+    chosen = [entry for entry in ENTRIES if entry.name in ("random", "loss")]
+    run_setting(replace(setting, subsets=3), entries=chosen[:1], quiet=True)
+    found = run_setting(setting, entries=chosen, only_finished=True, quiet=True)
     assert found.evaluation.summary().startswith("3 subsets with 50% of 342 examples, 2 seeds each")
+    assert [row.method for row in found.evaluation.rows] == ["random (seed 0)"]
+
+
+def test_some_halves_with_a_second_seed_give_the_ceiling(tmp_path):
+    setting = replace(small(tmp_path), seeds=1, repeated=3)
+    replace(setting, repeated=0).bank(quiet=True)
+    assert setting.bank(only_finished=True).repeated is None
+    assert setting.bank(quiet=True).repeated.seeds == (1000, 2000)
+    random = [entry for entry in ENTRIES if entry.name == "random"]
+    summary = run_setting(setting, entries=random, quiet=True).evaluation.summary()
+    assert "1 seed each" in summary and "on 3 subsets that were retrained twice" in summary
 
 
 def test_passages_to_fine_tune_on_are_of_other_modules():

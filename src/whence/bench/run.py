@@ -6,6 +6,7 @@ Axes: Q queries, N training examples.
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def run_setting(
         extra: Folder with tables of other systems, for the same examples and queries.
         removal: Names of the entries that are also tested by removing what they rank highest.
         workers: Processes for retraining.
-        only_finished: Hold the rows against the halves that are retrained already.
+        only_finished: Make nothing: hold the tables that are there against the halves that are retrained.
         quiet: No progress on stderr.
 
     Returns:
@@ -101,10 +102,11 @@ def run_setting(
     tables: list[ScoreTable] = []
     removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
+    table_of = partial(_table, setting, only_finished=only_finished)
     for entry in entries_of(setting) if entries is None else entries:
         if setting.name in entry.not_on:
             continue
-        table = _table(setting, entry, "chosen")
+        table = table_of(entry, "chosen")
         if table is None:
             continue
         tables.append(table)
@@ -113,34 +115,45 @@ def run_setting(
             tables.append(replace(table, scores=table.scores.roll(1, 0), method=f"{table.method}, scores of another query"))
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
-            by_damping = {label: _table(setting, entry, label, damping=damping) for label, damping in dampings.items()}
+            by_damping = {label: table_of(entry, label, damping=damping) for label, damping in dampings.items()}
             sweeps[table.method] = {label: swept for label, swept in by_damping.items() if swept is not None}
         if entry.is_ensembled:
-            members = [_table(setting, entry, f"member {seed}", member=seed) for seed in range(1, _MEMBERS)]
+            members = [table_of(entry, f"member {seed}", member=seed) for seed in range(1, _MEMBERS)]
             tables.append(mean_table([table, *(member for member in members if member is not None)]))
     if extra is not None and extra.is_dir():
         tables += [load_table(folder) for folder in sorted(extra.iterdir()) if (folder / "table.json").is_file()]
     tuned = {name: tune(sweep, bank) for name, sweep in sweeps.items()}
     pairs = [table for table in tables if table.method in tuned] + [by_damping.table for by_damping in tuned.values()]
+    # Curves and the rest are training runs, too.
+    removed = [] if only_finished else removed
     return Bench(
         evaluate(tables, bank),
         tuned,
         evaluate(pairs, bank) if pairs else None,
         curves(setting, removed, workers=workers, quiet=quiet),
         brittle(setting, removed, workers=workers, quiet=quiet),
-        mislabels(setting),
+        None if only_finished else mislabels(setting),
     )
 
 
 def _table(
-    setting: Setting, entry: Entry, label: str, *, member: int = 0, damping: Mapping[str, float] | None = None
+    setting: Setting,
+    entry: Entry,
+    label: str,
+    *,
+    member: int = 0,
+    damping: Mapping[str, float] | None = None,
+    only_finished: bool = False,
 ) -> ScoreTable | None:
-    """One table, made if it is not there; None if the method does not apply to this setting."""
+    """One table, made if it is not there and may be; None if the method does not apply to this setting."""
     key = digest_of(setting.retrain.fingerprint, setting.measure.fingerprint).hex()[:8]
     work = setting.folder / "work" / f"{entry.name}-{key}-{member}"
     folder = setting.folder / "tables" / f"{entry.name}-{key}-{label.replace(' ', '')}"
     if (folder / "table.json").exists():
         return load_table(folder)
+    if only_finished:
+        say(f"{setting.name}: {entry.name}, {label} is not there yet")
+        return None
     task = setting.member(member)
     say(f"{setting.name}: {entry.name}, {label}")
     timed = _timed(lambda: entry.make(setting, task, work, **(damping or {})))

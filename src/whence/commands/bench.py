@@ -35,7 +35,7 @@ def bench(
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
         workers: Training runs at a time.
-        only_finished: Retrain nothing: take the halves that an earlier or a running call has finished, and say how many they are.
+        only_finished: Make nothing: hold the tables that earlier or running calls have made against the halves that they have retrained.
         as_json: Print JSON instead of tables.
     """
     from whence.bench import ONLY_NAMED, SETTINGS, prepare, run_setting
