@@ -1,7 +1,11 @@
-"""Files that are either whole or absent: written beside, synced, renamed. All that whence keeps is written through here."""
+"""Files that are either whole or absent: written beside, synced, renamed. All that whence keeps is written through here.
+
+A file of lines that only grows is the one exception: a line of it is whole or, after a kill, cut off at the end, and then goes.
+"""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -10,7 +14,9 @@ from typing import IO
 
 from whence.errors import BadInput, DiskFull
 
-__all__ = ["disk_errors", "sync", "unwritable", "write_file"]
+__all__ = ["AppendedLines", "disk_errors", "sync", "unwritable", "write_file"]
+
+_BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -45,12 +51,13 @@ def unwritable(path: Path, why: str) -> dict[str, str]:
     }
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o666) -> str:
     """Write a file atomically and durably.
 
     Args:
         path: Where it will be; nothing is there until all is written.
         chunks: Its content.
+        mode: Who may read and write it, less what the process's umask takes away.
 
     Returns:
         SHA-256 of the content.
@@ -62,7 +69,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
     beside = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _created(beside)
+        file = _created(beside, mode)
         mine = os.fstat(file.fileno())
         try:
             with file:
@@ -95,11 +102,89 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _created(path: Path) -> IO[bytes]:
+class AppendedLines:
+    """A file of lines that only grows, by one process at a time.
+
+    A process that is killed while it appends leaves whole lines and perhaps the beginning of one; that beginning is removed when the file is
+    opened to be appended to. What `append` has returned from is on the disk.
+
+    Args:
+        path: The file; made, readable by its owner only, if it is not there.
+
+    Raises:
+        BadInput: If it cannot be written, or another process appends to it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self.file = os.open(path, flags, 0o600)
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.size = self._whole_bytes()
+                self.torn = os.fstat(self.file).st_size - self.size
+                if self.torn:
+                    os.ftruncate(self.file, self.size)
+                os.fsync(self.file)
+                sync(path.parent)
+            except OSError as error:
+                os.close(self.file)
+                if isinstance(error, BlockingIOError):
+                    raise OSError(errno.EBUSY, "another process appends to it") from None
+                raise
+
+    def last(self) -> bytes:
+        """The last line, without its break; empty if there is none."""
+        begun, end = b"", max(self.size - 1, 0)
+        while end > 0 and b"\n" not in begun:
+            start = max(0, end - _BLOCK_BYTES)
+            begun, end = os.pread(self.file, end - start, start) + begun, start
+        return begun.rpartition(b"\n")[2]
+
+    def append(self, lines: Iterable[bytes]) -> None:
+        """Add lines, all or none of them unless the process is killed.
+
+        Args:
+            lines: Without breaks.
+
+        Raises:
+            OSError: If there is no room, or the disk fails; the file is as before.
+        """
+        content = b"".join(line + b"\n" for line in lines)
+        try:
+            at = 0
+            while at < len(content):
+                at += os.write(self.file, memoryview(content)[at:])
+            os.fsync(self.file)
+        except OSError:
+            os.ftruncate(self.file, self.size)
+            raise
+        self.size += len(content)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self.file)
+
+    def _whole_bytes(self) -> int:
+        """Bytes up to the end of the last whole line."""
+        end = os.fstat(self.file).st_size
+        while end > 0:
+            start = max(0, end - _BLOCK_BYTES)
+            at = os.pread(self.file, end - start, start).rfind(b"\n")
+            if at >= 0:
+                return start + at + 1
+            end = start
+        return 0
+
+
+def _created(path: Path, mode: int) -> IO[bytes]:
     """A new file, never one that was planted there: what a killed process left, or a link, is removed and not written through."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    return open(path, "xb")  # which a link in the way refuses
+    # A link in the way is refused.
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
 
 
 def _is_still(path: Path, mine: os.stat_result) -> bool:

@@ -1,5 +1,6 @@
 """The work that is killed: whatever leaves files that later commands go on with or trust."""
 
+import itertools
 import os
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from tests.torture.kills import Job, contents
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, WhenceError
 from whence.evaluate import BankConfig, Retraining, load_table, make_bank, open_bank, random_subsets, save_table
+from whence.ledger import Chain, credit_of, new_key, read_signer, verify_chain
 from whence.pipeline import refit, spool
 from whence.serve.log import QueryLog
 from whence.store import open_store, verify_store
@@ -33,7 +35,7 @@ METHODS = {
     "aligned": {"method": "aligned"},
 }
 ROWS, MORE = 18, 9
-_NOW = time.time()
+_NOW, _OCTOBER = time.time(), 1.76e9
 
 
 def build(folder: Path, method: str, records: list, *, append: bool = False, ranks: Ranks = Ranks()) -> whence.Store:
@@ -221,6 +223,61 @@ def logs(folder: Path) -> None:
     log.close()
 
 
+def _sealed_log(folder: Path) -> QueryLog:
+    return QueryLog(
+        str(folder / "log.sqlite"), retention_days=1e5, chain=Chain(folder / "receipts.jsonl", read_signer(folder / "key"))
+    )
+
+
+def _answer(number: int) -> dict:
+    facts = {
+        "id": f"a{number}",
+        "time": _OCTOBER + number,
+        "store": "d",
+        "method": "m",
+        "unit": "nats",
+        "tokens": 2,
+        "token": None,
+    }
+    credit = credit_of(np.random.default_rng(number).normal(size=60), facts)
+    return {**logged(facts["id"], facts["time"], []), "salt": f"{number:032x}", "credit": credit.line()}
+
+
+def receipted(folder: Path) -> None:
+    """Answers with credits and receipts, some at a time; what was told is written down."""
+    log = _sealed_log(folder)
+    for first, stop in itertools.pairwise((0, 1, 4, 6, 7, 12)):
+        batch = [_answer(number) for number in range(first, stop)]
+        if any(log.answer(answer["id"]) is None for answer in batch):
+            log.add(batch)
+        with open(folder / "told", "a") as file:
+            file.write("".join(f"{answer['id']}\n" for answer in batch))
+    log.close()
+
+
+def _receipts_hold(folder: Path) -> None:
+    """Who was told of an answer finds it and its receipt; the chain is whole but for a torn end, which the next start mends."""
+    told = (folder / "told").read_text().split() if (folder / "told").exists() else []
+    path = folder / "receipts.jsonl"
+    heads = verify_chain(path).heads if path.exists() else ()
+    assert set(told) <= {head.id for head in heads}
+    faults = verify_chain(path).faults if path.exists() else ()
+    assert all("it is cut off" in fault for fault in faults), faults
+    log = _sealed_log(folder)
+    with sqlite3.connect(folder / "log.sqlite") as rows:
+        ids = [name for (name,) in rows.execute("SELECT id FROM queries ORDER BY receipt")]
+    log.close()
+    check = verify_chain(path)
+    assert not check.faults and [head.id for head in check.heads] == ids and check.heads[: len(heads)] == heads
+
+
+def _log_and_chain(folder: Path) -> list:
+    with sqlite3.connect(folder / "log.sqlite") as known:
+        rows = [known.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in ("queries", "credits", "removed")]
+    # When an answer was kept is the only thing that another run says otherwise.
+    return [[row[:-2] + row[-1:] for row in rows[0]], *rows[1:], (folder / "receipts.jsonl").read_bytes()]
+
+
 def _nothing_told_is_lost(folder: Path) -> None:
     told = (folder / "told").read_text().split() if (folder / "told").exists() else []
     if not (folder / "log.sqlite").exists():
@@ -291,6 +348,7 @@ def jobs() -> list[Job]:
         Job("recorder", recorded, look=_is_finished, content=_run_of),
         Job("fit", lambda folder: whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", runtime=QUIET)),
         Job("query log", logs, look=_nothing_told_is_lost, content=_rows_of_log),
+        Job("receipts", receipted, lambda folder: new_key(folder / "key"), _receipts_hold, _log_and_chain),
         Job("table", lambda folder: _saved(folder, 1), lambda folder: _saved(folder, 0), _old_or_new_table),
         Job("selection", lambda folder: _chosen(folder, 1), lambda folder: _chosen(folder, 0), _old_or_new_selection),
         Job("shares", _shared, lambda folder: save_table(table(drawn()), folder / "table"), _whole_report_or_none, _names_of_report),

@@ -1,11 +1,13 @@
 """Verbs that look: at a store, at what a run would take, at the methods there are."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.receipts import ReceiptOptions, chain_of, verify_receipts
 from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
 from whence.errors import BadInput
@@ -20,15 +22,17 @@ def verify(
     *,
     seal: str | None = None,
     inputs: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    sealed: Annotated[ReceiptOptions, Parameter(name="*")] = ReceiptOptions(),
     as_json: Json = False,
 ) -> int:
-    """Check that a store is what was written: checksums, shapes, ids, finite numbers; or a report of shares, by computing it again.
+    """Check that a store is what was written: checksums, shapes, ids, finite numbers; a report of shares, by computing it again; or receipts.
 
     Args:
-        folder: Folder made by `whence build`, or by `whence shares`.
+        folder: Folder made by `whence build`, or by `whence shares`; or a file of receipts.
         seal: Of a report of shares: the seal that was printed when it was made, to find a folder that was rewritten as a whole.
         inputs: Of a report of shares: where an input or the store is now that does not lie beside the report, as NAME=PATH with its name in
             the report's record; once per input.
+        sealed: How receipts are checked.
         as_json: Print JSON.
 
     Returns:
@@ -38,11 +42,15 @@ def verify(
         BadInput: If a seal or inputs are given for a store, inputs are not named as the record names them, or a report of shares has lost its
             record.
     """
+    from whence.ledger import is_chain
     from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
+    if is_chain(folder):
+        _refuse_misplaced(folder, "receipts", {"--seal": seal, "--inputs": inputs, "--receipts": sealed.receipts})
+        return verify_receipts(folder, sealed, as_json)
     if is_share_report(folder):
-        return _verify_shares(folder, seal, inputs, as_json)
+        return _verify_shares(folder, seal, inputs, sealed, as_json)
     if (folder / "shares.json").exists():
         raise BadInput(
             found=f"a report of shares without its record.json in {folder}",
@@ -54,6 +62,12 @@ def verify(
         raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
     if inputs:
         raise BadInput(found=f"inputs for the store in {folder}", needed="a report of shares", do="leave --inputs out")
+    if sealed != ReceiptOptions():
+        raise BadInput(
+            found=f"options of receipts for the store in {folder}",
+            needed="a file of receipts, or a report of a service's answers",
+            do="leave them out",
+        )
     faults = verify_store(opened)
     if as_json:
         tell_json(
@@ -147,10 +161,29 @@ def methods(*, as_json: Json = False) -> None:
         print_methods(METHODS.values(), EXACT_METHODS.values())
 
 
-def _verify_shares(folder: Path, seal: str | None, inputs: tuple[str, ...], as_json: bool) -> int:
+def _refuse_misplaced(folder: Path, what: str, given: Mapping[str, object]) -> None:
+    misplaced = [name for name, value in given.items() if value]
+    if misplaced:
+        raise BadInput(
+            found=f"{misplaced[0]} for the {what} {folder}", needed="a report of shares", do=f"leave {misplaced[0]} out"
+        )
+
+
+def _verify_shares(folder: Path, seal: str | None, inputs: tuple[str, ...], sealed: ReceiptOptions, as_json: bool) -> int:
+    from dataclasses import replace
+
     from whence.shares.verify import verify_shares
 
-    check = verify_shares(folder, seal=seal, inputs=_named(inputs))
+    if sealed.receipts is None and sealed != ReceiptOptions() or sealed.store is not None or sealed.publish is not None:
+        raise BadInput(
+            found="options of receipts for a report of shares",
+            needed="--receipts with --key and --head; --store and --publish are for a file of receipts",
+            do="add --receipts, or leave them out",
+        )
+    chain = None if sealed.receipts is None else chain_of(sealed.receipts, sealed)
+    check = verify_shares(folder, seal=seal, inputs=_named(inputs), receipts=None if chain is None else chain.heads)
+    if chain is not None:
+        check = replace(check, faults=(*chain.faults, *check.faults), notes=(*chain.notes, *check.notes))
     if as_json:
         tell_json(asdict(check))
         return 1 if check.faults else 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.commands.early import check_number, check_question
+from whence.commands.receipts import SealOptions
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.shared import Placed, read_token, shown_stages, workers_of
 from whence.commands.task_options import Reading, TaskOptions
@@ -258,15 +259,17 @@ class ServiceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """Who answers.
+    """Who answers, and with what receipt.
 
     Args:
         service: A service.
         scanned: Who scans the store here.
+        sealing: Receipts of the answer.
     """
 
     service: Annotated[ServiceOptions, Parameter(name="*")] = ServiceOptions()
     scanned: Scanned = ScanOptions()
+    sealing: Annotated[SealOptions, Parameter(name="*")] = SealOptions()
 
 
 def query(
@@ -288,18 +291,19 @@ def query(
         recorded: What is loaded of what the store records.
         damped: Damping of the store's curvature.
         second: A second stage.
-        answered: Who answers.
+        answered: Who answers, and with what receipt.
         placement: How a model is loaded that is larger than a device.
         shown: How the answer is shown.
 
     Raises:
         BadInput: If there is no query, or half a query, or an option that the service has no use for.
     """
-    service = answered.service
+    service, sealing = answered.service, answered.sealing
     options.check(store)
+    sealing.check()
     if service.url is not None:
         refuse_given(
-            recorded, damped, second, answered.scanned, placement,
+            sealing, recorded, damped, second, answered.scanned, placement,
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
         if options.index is not None:
@@ -316,7 +320,34 @@ def query(
         with shown_stages(query_stages(is_reranked=second.rerank is not None, tokens=options.tokens), recorded.model):
             hits = _answer(store, options, recorded, damping, second, answered.scanned, placement)
     if hits is not None:
+        if sealing.receipts is not None:
+            sealing.add(_sealed(hits, store, options))
         _show(hits, store, shown)
+
+
+def _sealed(hits: Any, store: Path, options: QueryOptions) -> list[Any]:
+    """A receipt's content for each query, in the words of a service's answers."""
+    from whence._version import __version__
+    from whence.ledger import sealed_now
+    from whence.store import open_store
+
+    opened = open_store(store, check=False)
+    facts = {
+        "digest": opened.digest, "weights": opened.blueprint.model, "version": __version__, "k": options.k, "method": hits.method,
+        "unit": hits.unit, "measurement_unit": hits.measurement_unit, "num_examples": hits.num_examples, "notes": list(hits.notes),
+        "stage": "index" if options.index is not None else hits.stage,
+    }  # fmt: skip
+    contents = []
+    for query, title in enumerate(hits.queries):
+        record = hits.facts[query].record if hits.facts else {}
+        completion = record.get("completion", record.get("text", title))
+        sides = {
+            name: [{"id": hit.id, "row": hit.row, "score": hit.score} for hit in side[query]]
+            for name, side in (("proponents", hits.proponents), ("opponents", hits.opponents))
+        }
+        asked_with = {"prompt": record.get("prompt", ""), "completion": completion}
+        contents.append(facts | sides | asked_with | {"measurement": hits.measurements[query]})
+    return [sealed_now("query", content, store=opened.digest) for content in contents]
 
 
 def _answer(

@@ -1,25 +1,45 @@
-"""What is written down of answers, so that they can be paid for and proven later: credits, the log's file, periods."""
+"""What is written down of answers, so that they can be paid for and proven later: credits, receipts, the log's file, periods."""
 
 from whence.ledger.canonical import canonical, digest_of
 from whence.ledger.credits import Credit, credit_of, read_credit
+from whence.ledger.keys import Signer, new_key, read_public_key, read_signer
 from whence.ledger.log_schema import LOG_VERSION, connected, prepared_log
 from whence.ledger.payouts import PaidOut, check_payout, paid_out, write_payout
 from whence.ledger.periods import Period, check_over, period_of
+from whence.ledger.receipts import FIRST, Chain, Head, Sealed, chained, sealed_now
+from whence.ledger.sealing import check_chain, next_receipts, unsealed_answers
+from whence.ledger.verify import ChainCheck, is_chain, verify_chain
 
 __all__ = [
+    "FIRST",
     "LOG_VERSION",
+    "Chain",
+    "ChainCheck",
     "Credit",
+    "Head",
     "PaidOut",
     "Period",
+    "Sealed",
+    "Signer",
     "canonical",
+    "chained",
+    "check_chain",
     "check_over",
     "check_payout",
     "connected",
     "credit_of",
     "digest_of",
+    "is_chain",
+    "new_key",
+    "next_receipts",
     "paid_out",
     "period_of",
     "prepared_log",
     "read_credit",
+    "read_public_key",
+    "read_signer",
+    "sealed_now",
+    "unsealed_answers",
+    "verify_chain",
     "write_payout",
 ]

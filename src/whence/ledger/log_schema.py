@@ -11,6 +11,8 @@ LOG_VERSION = 3
 
 # How many answers of each day are not there any more: who adds answers up has to know that some are missing.
 _VERSION_3 = """
+ALTER TABLE queries ADD COLUMN receipt INTEGER;
+CREATE INDEX queries_by_receipt ON queries (receipt) WHERE receipt IS NOT NULL;
 CREATE TABLE credits (
     query TEXT PRIMARY KEY REFERENCES queries (id) ON DELETE CASCADE,
     credit BLOB NOT NULL

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from whence._version import __version__
 from whence.errors import BadInput, WhenceError
+from whence.ledger import Chain, read_signer
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token
 from whence.serve.errors import failed
@@ -93,7 +94,10 @@ class _Service:
     def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig):
         self.stores, self.config = stores, config
         self.metrics, self.health = Metrics(), Health()
-        self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes)
+        chain = None
+        if config.receipts is not None and config.sign_with is not None:
+            chain = Chain(config.receipts, read_signer(config.sign_with))
+        self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes, chain=chain)
         self.queue = QuestionQueue(
             stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted,
             health=self.health, credits=config.credits,

@@ -22,13 +22,16 @@ class ServeConfig(Limits):
         log: SQLite file in which every answer is kept; ":memory:" keeps them until the service stops.
         credits: Keep with every answer what each training example scored, all that `whence shares --log` needs for a payout. Takes four bytes
             of memory per row for each question of a scan.
+        receipts: File of receipts: every answer gets one, signed and chained to the one before. Needs `sign_with`.
+        sign_with: File with the private key that receipts are signed with, from `whence keys`.
         workers: Processes that scan the stores, each a part of every store, for the one that answers and has the models; that one scans them
             itself if left out. One that is lost is replaced, and its part is scanned again.
         ray: With workers, have actors of a Ray cluster do that: its address, "auto" for the one that this machine is part of, or "local" for
             one on this machine only.
 
     Raises:
-        BadInput: If a limit is not positive, the port is none, or there is a cluster without workers.
+        BadInput: If a limit is not positive, the port is none, receipts and their key are not both there, or there is a cluster without
+            workers.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +39,8 @@ class ServeConfig(Limits):
     redacted: bool = False
     log: str = "whence-queries.sqlite"
     credits: bool = False
+    receipts: str | None = None
+    sign_with: str | None = None
     workers: int | None = None
     ray: str | None = None
 
@@ -43,6 +48,12 @@ class ServeConfig(Limits):
         super().__post_init__()
         if not 0 <= self.port <= 65535:
             raise BadInput(found=f"port {self.port}", needed="0 to 65535", do="pick another")
+        if (self.receipts is None) != (self.sign_with is None):
+            raise BadInput(
+                found="receipts without a key" if self.receipts else "a key without a file of receipts",
+                needed="both, or neither",
+                do="pass --receipts and --sign-with; `whence keys` makes a key",
+            )
         if self.ray is not None and self.workers is None:
             raise BadInput(
                 found=f"ray={self.ray!r} without workers", needed="how many", do="say how many workers, or leave ray out"

@@ -151,6 +151,11 @@ class HostedStore:
         return self.prepared.store.digest
 
     @property
+    def weights(self) -> str:
+        """Digest of the model's weights."""
+        return self.prepared.store.blueprint.model
+
+    @property
     def at_once(self) -> int:
         """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
         return 1 if method_named(self.prepared.store.blueprint.method).whitened else 1 << 30

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from whence.errors import BadInput
-from whence.ledger import connected, prepared_log
+from whence.errors import BadInput, DiskFull, WhenceError
+from whence.ledger import Chain, Head, check_chain, connected, next_receipts, prepared_log, unsealed_answers
 from whence.serve.limits import Limits
 from whence.serve.log_clock import LogClock
 from whence.serve.responses import Refused
@@ -50,13 +50,16 @@ class QueryLog:
         path: The file; made, readable by its owner only, if it is not there. ":memory:" for none.
         retention_days: Older answers are deleted.
         max_bytes: Where it holds more, the oldest answers are deleted.
+        chain: Where every answer gets a receipt, once it is in the log; None for none. Answers that a killed process did not get to seal
+            are sealed when the log is opened.
 
     Raises:
-        BadInput: If the file cannot be opened or is something else.
+        BadInput: If the file cannot be opened or is something else, or the chain lacks receipts that answers had.
     """
 
-    def __init__(self, path: str, *, retention_days: float, max_bytes: int = Limits.max_log_bytes):
+    def __init__(self, path: str, *, retention_days: float, max_bytes: int = Limits.max_log_bytes, chain: Chain | None = None):
         self.path, self.retention, self.max_bytes = path, retention_days * _DAY, max_bytes
+        self.chain = chain
         self.trouble = ""
         self.writing, self.reading = threading.Lock(), threading.Lock()
         try:
@@ -72,25 +75,36 @@ class QueryLog:
             ) from error
         self.clock = LogClock(last, self.retention)
         self.purged = time.monotonic()
+        if chain is not None:
+            check_chain(self.writer, chain)
         with contextlib.suppress(Refused):  # a full disk is told to those who ask, and by /health
+            self._seal()
             self.purge()
 
-    def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        """Keep answers: when this returns, they are on disk.
+    def add(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Head]:
+        """Keep answers: when this returns, they and their receipts are on disk.
 
         Args:
             answers: What `answered` gives, with id, time and digest; a `credit` in it, as bytes, is kept for payouts and never shown.
+
+        Returns:
+            Heads of their receipts by id; none without a chain.
 
         Raises:
             Refused: If the disk is full, or the file cannot be written.
         """
         with self._written():
             shift = self.clock.ahead()
+            receipts = next_receipts(self.writer, self.chain, len(answers))
             if self._bytes() > self.max_bytes:
                 self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(
-                f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*(answer[name] for name in _COLUMNS), _text_of(answer), answer["time"] - shift) for answer in answers],
+                f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at, receipt) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*(answer[name] for name in _COLUMNS), _text_of(answer), answer["time"] - shift, receipt)
+                    for answer, receipt in zip(answers, receipts, strict=True)
+                ],
             )
             self.writer.executemany(
                 "INSERT OR REPLACE INTO shares VALUES (?, ?, ?, ?)",
@@ -100,8 +114,10 @@ class QueryLog:
                 "INSERT OR REPLACE INTO credits VALUES (?, ?)",
                 [(answer["id"], zlib.compress(answer["credit"], 1)) for answer in answers if "credit" in answer],
             )
+        heads = self._seal()
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
+        return heads
 
     def answer(self, name: str) -> dict[str, Any] | None:
         """An answer by its id; None if it is not there (any more).
@@ -170,12 +186,15 @@ class QueryLog:
                 self._open()
             with self._written():
                 self._note_time()
+        self._seal()
 
     def close(self) -> None:
-        """Close the file; what was written is there anyway."""
+        """Close the files; what was written is there anyway."""
         with contextlib.suppress(Refused), self._written():
             self._note_time()
         self._close()
+        if self.chain is not None:
+            self.chain.close()
 
     def _open(self) -> None:
         if self.path != ":memory:":
@@ -190,6 +209,27 @@ class QueryLog:
     def _close(self) -> None:
         self.reader.close()
         self.writer.close()
+
+    def _seal(self) -> dict[str, Head]:
+        """Give a receipt to every answer of the log that has none yet, in order.
+
+        Returns:
+            Their heads by id of the answer.
+
+        Raises:
+            Refused: If the chain cannot be written; the answers get their receipts later.
+        """
+        heads: dict[str, Head] = {}
+        while self.chain is not None:
+            with self._read():
+                unsealed = unsealed_answers(self.reader, self.chain.count)
+            if not unsealed:
+                break
+            try:
+                heads |= {head.id: head for head in self.chain.append(unsealed)}
+            except WhenceError as error:
+                raise self._refusal(isinstance(error, DiskFull), f"receipts: {error}") from error
+        return heads
 
     def _note_time(self) -> None:
         """For the next start, which cannot know by itself how long nothing ran."""
@@ -218,17 +258,21 @@ class QueryLog:
                 yield
         except sqlite3.Error as error:
             is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            if not self.trouble:  # once, not with every answer
-                _logger.error("the query log %s cannot be written: %s", self.path, error)
-            self.trouble = "full" if is_full else "not writable"
-            raise Refused(
-                507 if is_full else 503,
-                found="no space left for the query log" if is_full else "a query log that cannot be written",
-                needed="it to hold every answer before that goes out",
-                do="tell whoever runs the service: free some space" if is_full else "tell whoever runs the service",
-                headers={"Retry-After": str(_RETRY_SECONDS)},
-            ) from error
+            raise self._refusal(is_full, str(error)) from error
         self.trouble = ""
+
+    def _refusal(self, is_full: bool, why: str) -> Refused:
+        """What is said of a file that cannot be written."""
+        if not self.trouble:  # once, not with every answer
+            _logger.error("the query log %s cannot be written: %s", self.path, why)
+        self.trouble = "full" if is_full else "not writable"
+        return Refused(
+            507 if is_full else 503,
+            found="no space left for the query log" if is_full else "a query log that cannot be written",
+            needed="it to hold every answer before that goes out",
+            do="tell whoever runs the service: free some space" if is_full else "tell whoever runs the service",
+            headers={"Retry-After": str(_RETRY_SECONDS)},
+        )
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -9,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from whence._version import __version__
 from whence.errors import BadInput, UnknownOption, Unsupported, WhenceError
-from whence.ledger import Credit, credit_of
+from whence.ledger import Credit, Head, credit_of
 from whence.serve.answer import Masks, answered
 from whence.serve.health import Health
 from whence.serve.hosted_store import HostedStore
@@ -24,6 +26,7 @@ __all__ = ["Cancelled", "Full", "Job", "QuestionQueue", "TooLate"]
 
 # The next scan waits for company for so long after the last one, as a share of what that took.
 _PATIENCE = 0.25
+_SALT_BYTES = 16
 _logger = logging.getLogger("whence.serve")
 
 
@@ -241,7 +244,9 @@ class QuestionQueue:
             # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
             keeping = self.keeper.submit(self._keep, wanted, entries)
             texts = shown(hosted, entries, redacted=self.redacted)
-        keeping.result()
+        heads = keeping.result()
+        for text in texts:
+            text |= {"receipt": dataclasses.asdict(heads[text["id"]])} if text["id"] in heads else {}
         return [(job, text) for (job, _), text in zip(wanted, texts, strict=True)]
 
     def _prepared(self, job: Job) -> Any:
@@ -263,15 +268,18 @@ class QuestionQueue:
 
     def _log_entry(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
         shown = {name: value for name, value in answer.items() if name not in ("scores", "score_unit")}
-        return {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **shown}
+        entry = {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **shown}
+        if self.log.chain is not None:
+            # A receipt is also of the model and the version, and nobody finds what was asked by trying its digest.
+            entry |= {"weights": job.hosted.weights, "version": __version__, "salt": secrets.token_hex(_SALT_BYTES)}
+        return entry
 
-    def _keep(self, wanted: Sequence[tuple[Job, dict[str, Any]]], entries: Sequence[dict[str, Any]]) -> None:
-        """Put answers into the log, with their credits if these are kept."""
+    def _keep(self, wanted: Sequence[tuple[Job, dict[str, Any]]], entries: Sequence[dict[str, Any]]) -> dict[str, Head]:
+        """Put answers into the log, with their credits if these are kept; the heads of their receipts by id, if there are any."""
         if not self.credits:
-            self.log.add(entries)
-            return
+            return self.log.add(entries)
         lines = [_credit_of(answer, entry).line() for (_, answer), entry in zip(wanted, entries, strict=True)]
-        self.log.add([{**entry, "credit": line} for entry, line in zip(entries, lines, strict=True)])
+        return self.log.add([{**entry, "credit": line} for entry, line in zip(entries, lines, strict=True)])
 
 
 def _credit_of(answer: Mapping[str, Any], entry: Mapping[str, Any]) -> Credit:

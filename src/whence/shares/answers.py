@@ -3,7 +3,6 @@
 Axes: N training examples, K of them above the noise floor, L lines of the report.
 """
 
-import json
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -240,6 +239,6 @@ def _common_notes(connection: sqlite3.Connection, within: tuple[str, float, floa
     rows = connection.execute(f"SELECT json_extract(answer, '$.notes') {_IN_PERIOD} ORDER BY time", within)
     counts: dict[str, int] = {}
     for (text,) in rows:
-        for note in dict.fromkeys(json.loads(text)):
+        for note in dict.fromkeys(parse_json(text)):
             counts[note] = counts.get(note, 0) + 1
     return tuple(note for note, times in counts.items() if times == count)

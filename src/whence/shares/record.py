@@ -39,6 +39,7 @@ def write_shares(
     validated: str | Path | None = None,
     command: Sequence[str] | None = None,
     signed_off_by: str = "",
+    origin: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Write shares into a folder that `whence.shares.verify_shares` can check later, the originals gone or not.
 
@@ -54,6 +55,8 @@ def write_shares(
         validated: What `whence evaluate -o FILE` wrote for this method: how true its scores are.
         command: The words of the command line.
         signed_off_by: Who answers for the report.
+        origin: For tables in memory: `models`, digests of the models' weights (`task.weights`), and `data`, fingerprints of the training data
+            (`Dataset.fingerprint`). Without them, and without a store, the record says that it cannot name either.
 
     Returns:
         The seal: SHA-256 of `record.json`. Who keeps it elsewhere can tell later that nothing in the folder was rewritten.
@@ -65,6 +68,7 @@ def write_shares(
     check_new(folder)
     origins = [origin_of_table(path) for path in report.tables.folders.values()]
     models, data = (sorted({each for origin in origins for each in origin.get(name, ())}) for name in ("models", "data"))
+    models, data = _with_origin(models, data, origin)
     models_of_tables = [tuple(origin["models"]) for origin in origins if origin.get("models")]
     if report.tables.several == "models" and len(set(models_of_tables)) < len(models_of_tables):
         raise BadInput(
@@ -82,6 +86,7 @@ def write_shares(
         "models": models or ([] if store is None else [store.blueprint.model]),
         "data": data or ([] if store is None else [name for name, _ in store.datasets()]),
         "store": None if store is None else store_facts(store),
+        "unnamed": "",
         "evidence": None if validated is None else _evidence(Path(validated), report),
         "settings": _settings(report),
         "inputs": {},
@@ -95,6 +100,11 @@ def write_shares(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "signed_off_by": signed_off_by,
     }
+    unnamed = [name for name in ("models", "data") if not record[name]]
+    if unnamed:
+        record["unnamed"] = (
+            f"the tables carry no digest of their {' and '.join(unnamed)}: it cannot be told from this record of which they are"
+        )
     if isinstance(report.tables, Answers):
         # The report of a period is the same whenever and wherever in the file system it is made.
         record |= {"answers": _answers_facts(report.tables), "command": None, "made_at": ""}
@@ -161,6 +171,25 @@ def store_facts(store: Store) -> dict[str, Any]:
         "model": store.blueprint.model,
         "data": [[name, rows] for name, rows in store.datasets()],
     }
+
+
+def _with_origin(models: list[str], data: list[str], origin: Mapping[str, Sequence[str]] | None) -> tuple[list[str], list[str]]:
+    """Digests of models and data by the tables, and by who made the report where tables do not say.
+
+    Raises:
+        BadInput: If they say otherwise, or there is something else among them.
+    """
+    given = dict(origin or {})
+    wrong = [name for name, digests in given.items() if name not in ("models", "data") or isinstance(digests, str)]
+    for name, digests in (("models", models), ("data", data)):
+        wrong += [name] if name in given and digests and sorted(given[name]) != digests else []
+    if wrong:
+        raise BadInput(
+            found=f"an origin whose {wrong[0]} are other ones than the tables', or no list of digests",
+            needed="models and data of these tables, a list of digests each",
+            do="correct it, or leave it out where tables say it",
+        )
+    return models or sorted(given.get("models", ())), data or sorted(given.get("data", ()))
 
 
 def _answers_facts(answers: Answers) -> dict[str, Any]:

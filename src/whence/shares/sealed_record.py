@@ -86,6 +86,7 @@ class Record:
     made_at: str = ""
     signed_off_by: str = ""
     answers: AnswersFacts | None = None
+    unnamed: str = ""
 
 
 def read_report(folder: Path) -> Record:

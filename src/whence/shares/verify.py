@@ -5,15 +5,18 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, WhenceError
+from whence.ledger import Head
 from whence.settings import SharesConfig
-from whence.shares.answers_file import read_answers
+from whence.shares.answers import Answers
+from whence.shares.answers_file import ANSWERS, read_answers
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
+from whence.shares.receipted import receipt_faults
 from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
 from whence.shares.sealed_record import Record, read_report
 from whence.shares.shares import Shares, shares
@@ -47,7 +50,13 @@ def is_share_report(folder: str | Path) -> bool:
     return os.path.lexists(Path(folder) / RECORD) and not os.path.lexists(Path(folder) / "blueprint.json")
 
 
-def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mapping[str, str | Path] | None = None) -> ShareCheck:
+def verify_shares(
+    folder: str | Path,
+    *,
+    seal: str | None = None,
+    inputs: Mapping[str, str | Path] | None = None,
+    receipts: Sequence[Head] | None = None,
+) -> ShareCheck:
     """Check a share report: its files, its figures, and what it was made from.
 
     All digests are compared with the record; shares, intervals and amounts are computed again from the scores and the sources in the folder;
@@ -59,6 +68,8 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         folder: Written by `whence.shares.write_shares`.
         seal: What was printed when it was made; None if it was not kept.
         inputs: Where inputs are now, by their roles in the record, "store" among them.
+        receipts: For a report of a service's answers: the heads of their chain, from `whence.ledger.verify_chain`. Each answer is held
+            against its receipt, and none of the period may be left out.
 
     Returns:
         Faults and notes.
@@ -77,6 +88,7 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         notes.append("no seal was given: a folder that was rewritten as a whole would not be noticed")
     elif seal != digest:
         faults.append(f"{folder / RECORD}: its seal is {digest}, not the one that was kept")
+    notes += [record.unnamed] if record.unnamed else []
     recomputed = None
     try:
         faults += _files(folder, record)
@@ -84,6 +96,7 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         faults, notes = faults + changed, notes + missing
         recomputed = _again(folder, record)
         faults += _figures(folder, recomputed)
+        faults += [] if receipts is None else _unsealed(folder, recomputed, receipts)
     except WhenceError as error:
         faults.append(f"{folder}: the shares cannot be computed again ({error})")
     # Whatever else a damaged file makes of the reading.
@@ -94,6 +107,12 @@ def verify_shares(folder: str | Path, *, seal: str | None = None, inputs: Mappin
         )
     sources = 0 if recomputed is None else sum(line.kind == "source" for line in recomputed.lines)
     return ShareCheck(tuple(faults), tuple(notes), sources, len(record.settings.weights))
+
+
+def _unsealed(folder: Path, recomputed: Shares, receipts: Sequence[Head]) -> list[str]:
+    if not isinstance(recomputed.tables, Answers):
+        return [f"{folder}: it is of score tables, which have no receipts of answers"]
+    return [f"{folder / ANSWERS}: {fault}" for fault in receipt_faults(recomputed.tables, receipts)]
 
 
 def _check_roles(record: Record, named: Mapping[str, str | Path]) -> None:
