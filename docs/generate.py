@@ -37,7 +37,7 @@ API = {
     "Record a training run and go back through it": "Recorder Recipe runs",
     "Explain an answer token by token": "why",
     "Choose training data, and prove the choice": "select clusters",
-    "Share credit": "shares",
+    "Share credit, and write down what is known": "shares audit",
     "Train against a behaviour": "guide",
     "Study a corpus": "study",
     "Use another model's gradients": "proxy",

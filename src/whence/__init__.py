@@ -43,6 +43,7 @@ _HOMES = {
 }
 # What else there is, one level down by use: `whence.shares.shares`, `whence.settings.PCG`.
 _ROOMS = {
+    "audit",
     "clusters",
     "curvature",
     "distributed",
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from whence.tasks import CausalLM, Classification, Custom, Diffusion, MaskedLM, Regression
 
     from . import (  # noqa: F401, TID252
+        audit,
         clusters,
         curvature,
         distributed,

@@ -54,6 +54,7 @@ _VERBS = {
     "clusters": ("clusters", "Cluster training examples by what they teach, and name the clusters."),
     "study": ("study", "Compare named sets of queries by where in a corpus they come from."),
     "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
+    "audit": ("audit", "Write down what a store knows of the training data and of its own scores, as a document to file."),
     "guide": ("guide", "Find the training tokens that an unwanted behaviour comes from, for training to suppress."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
@@ -78,7 +79,10 @@ _USES = {
         "whence select train.jsonl --model MODEL --validation good.jsonl --keep 50% -o chosen",
         ("select", "clusters", "study"),
     ),
-    "Whose data made this?": ("whence shares table --records train.jsonl --by author -o report", ("shares", "seal", "keys")),
+    "Whose data made this?": (
+        "whence shares table --records train.jsonl --by author -o report",
+        ("shares", "audit", "seal", "keys"),
+    ),
     "Can it be trained without a behaviour?": (
         "whence guide MODEL train.jsonl --harmful harmful.jsonl --safe safe.jsonl -o guide",
         ("guide",),
