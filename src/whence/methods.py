@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             name="aligned",
-            summary="gradients half-whitened by EK-FAC, then principal axes of a sample, turned and cut to a few bits",
+            summary="gradients half-whitened by EK-FAC, then principal axes of a sample, cut to a few bits, or the span of known queries",
             paper="whence; Heo et al. 2026, arXiv 2609.37842",
             encoder="aligned",
             projection="pca",

@@ -27,6 +27,8 @@ def build_stages(config: BuildConfig) -> tuple[Stage, ...]:
     method = method_named(config.method)
     compressing = Stage("compressing the examples", ("gradients",))
     if method.encoder == "aligned":
+        if config.anchors is not None:
+            return (_READING, _CURVATURE, Stage("taking the anchors' gradients", ("anchors",)), compressing)
         learning = Stage("learning the code", ("held out", "sample", "sketches", "axes"))
         return (_READING, _CURVATURE, learning, compressing, Stage("holding scores against exact ones", ("fidelity",)))
     learns = method.mask == "selective" or method.optimizer_scaled or method.projection == "pca"

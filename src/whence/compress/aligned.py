@@ -168,6 +168,7 @@ class Aligned:
         dtype: How its numbers are to be stored.
         seed: Of the turning of coordinates.
         residual: What sketches the rest; None where it is left out.
+        is_anchored: Whether the axes span the gradients of known queries.
         last_query: The last query, and what it is behind the axes per unit of the plan.
     """
 
@@ -176,6 +177,7 @@ class Aligned:
     dtype: str
     seed: int
     residual: Residual | None = None
+    is_anchored: bool = False
     last_query: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property

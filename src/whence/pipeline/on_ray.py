@@ -108,7 +108,8 @@ def built_on_ray(
     """
     _alone(runtime)
     model, folder = _named(task, origin), folder.absolute()
-    config = config if config.factors is None else replace(config, factors=Path(config.factors).absolute())
+    paths = {"factors": config.factors, "anchors": config.anchors}
+    config = replace(config, **{name: Path(path).absolute() for name, path in paths.items() if isinstance(path, str | Path)})
     job = SharedJob(
         run=partial(_build, model, dataset, folder, append, dict(origin or {}), config),
         folder=folder,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
 from whence.methods import method_named
@@ -46,6 +46,8 @@ class BuildConfig:
             Without one it lies in the store's folder until that is finished.
         bytes_per_example: For methods that whiten rows, bytes of a code, a number or one like 2k: chooses rank and dtype; 0
             leaves them alone.
+        anchors: For method aligned, queries that are known beforehand, as `whence.query` takes them, or a file of them: rows then have one
+            number for each and are exact for any document on these queries and what they span, and on others for their part in that span.
         shared_bytes: For methods that whiten rows, bytes of everything that rows share (bases, axes and what goes with them), a number or one
             like 8m; 0 takes as many as the rows take and a quarter of the parameters', 320 MiB at least, 256 MiB of them for axes. What does
             not fit is cut: directions of bases, then axes and coordinates.
@@ -70,6 +72,7 @@ class BuildConfig:
     relative_damping: float = 0.0
     bytes_per_example: int | str = 0
     shared_bytes: int | str = 0
+    anchors: Any = None
     factors: str | Path | None = None
 
     def __post_init__(self):
@@ -129,6 +132,8 @@ class BuildConfig:
                     needed="a method that whitens its rows",
                     do="take method aligned, or leave it out: other methods are damped when they are asked, and have a rank",
                 )
+        if self.anchors is not None:
+            self._check_anchored(method.encoder == "aligned")
         if self.factors is not None and method.encoder != "aligned":
             raise BadInput(found=f"factors for the method {method.name}", needed="method aligned", do="leave factors out")
         is_sparse_layer = self.projection == "sparse" and not method.is_joined
@@ -137,6 +142,32 @@ class BuildConfig:
                 found=f"projection={self.projection} for {self.method}",
                 needed="rademacher or gaussian for layers, sparse for the whole gradient, and none where axes are learned or entries chosen",
                 do="leave projection out, or take logra, or trak with projection=sparse",
+            )
+
+    def _check_anchored(self, is_aligned: bool) -> None:
+        """Refuse what rows of anchors have no use for.
+
+        Raises:
+            BadInput: If there is such an option.
+        """
+        if not is_aligned:
+            raise BadInput(
+                found=f"anchors for the method {self.method}",
+                needed="method aligned, whose axes may be chosen",
+                do="leave method out, or anchors",
+            )
+        for name in ("rank", "bytes_per_example", "axes_examples"):
+            if getattr(self, name):
+                raise BadInput(
+                    found=f"{name}={getattr(self, name)} with anchors",
+                    needed="neither: rows have a number for each anchor, and nothing is learned from a sample",
+                    do=f"leave {name} out",
+                )
+        if self.dtype.startswith("int"):
+            raise BadInput(
+                found=f"dtype={self.dtype} with anchors",
+                needed="float32 (the default) or another floating type, since rows of anchors are exact",
+                do="leave dtype out",
             )
 
 

@@ -12,6 +12,7 @@ from whence.methods import method_named
 from whence.pipeline.forecast.code import timed_code, timed_fidelity
 from whence.pipeline.forecast.timing import positions_of, timed, timed_sample
 from whence.pipeline.inputs import as_dataset, autocast_named
+from whence.pipeline.stored.anchors import with_anchors
 from whence.pipeline.stored.build import make_blueprint
 from whence.pipeline.stored.code_size import CodeSize
 from whence.pipeline.stored.encoders import random_encoder
@@ -71,7 +72,7 @@ class BuildForecast:
         if self.learning_bytes:
             disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
-        after = f" and {self.fidelity_seconds:,.0f} s to hold stored scores against exact ones" if self.learning_bytes else ""
+        after = f" and {self.fidelity_seconds:,.0f} s to hold stored scores against exact ones" if self.fidelity_seconds else ""
         time = f"time: about {before}{self.seconds:,.0f} s for the rows{after}"
         return "\n".join(
             (
@@ -123,7 +124,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     Returns:
         The forecast.
     """
-    dataset = as_dataset(task, data)
+    dataset, config = as_dataset(task, data), with_anchors(task, config)
     plan = plan_units(task)
     autocast = autocast_named(config.autocast)
     memory = forecast(task, plan, dataset.examples, autocast=autocast)
@@ -136,7 +137,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     codec, before, exact_seconds = blueprint.codec(), 0.0, 0.0
     if code is not None:
         before, encoder = timed_code(task, plan, dataset, sample, config, fit, code, positions)
-        exact_seconds = timed_fidelity(task, plan, encoder, dataset, sample, positions)
+        if config.anchors is None:
+            exact_seconds = timed_fidelity(task, plan, encoder, dataset, sample, positions)
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:

@@ -127,11 +127,17 @@ def forecast_scale(
         The forecast.
 
     Raises:
-        BadInput: If a pattern leaves nothing.
+        BadInput: If a pattern leaves nothing, or anchors are given, of which there are so many as only a model can read.
         UnknownOption: If there is no such shape.
     """
     if isinstance(model, str) and model not in MODEL_SHAPES:
         raise UnknownOption(found=f"model shape {model!r}", needed=f"one of: {', '.join(MODEL_SHAPES)}", do="pick the nearest")
+    if config.anchors is not None:
+        raise BadInput(
+            found="anchors for the shape of a model",
+            needed="the model, which reads them",
+            do="forecast with the model and its data, or leave anchors out",
+        )
     shape = MODEL_SHAPES[model] if isinstance(model, str) else model
     method, units = method_named(config.method), _chosen(shape.units(), track, ignore)
     examples, tokens, speed = load.examples, load.tokens_per_example, cluster.operations_per_second

@@ -22,6 +22,7 @@ from whence.internals import BATCH_NORMS, DROPOUTS
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.on_ray import built_on_ray
+from whence.pipeline.stored.anchors import with_anchors
 from whence.pipeline.stored.earlier import earlier_build, earlier_probe_of, whole_store
 from whence.pipeline.stored.encoders import make_encoder
 from whence.pipeline.stored.expected import expect
@@ -140,7 +141,7 @@ def _built(
 ) -> Store:
     weights, ranks, quiet = task.weights, runtime.ranks, runtime.is_quiet
     earlier_build(folder, weights, config)
-    dataset = as_dataset(task, data)
+    dataset, config = as_dataset(task, data), with_anchors(task, config)
     plan, autocast = plan_units(task), autocast_named(config.autocast)
     report = (lambda text: None) if quiet else say
     _say_what_is_built(task, plan, dataset, config, report)
@@ -219,7 +220,9 @@ def _held_against_exact(
         quiet: No progress on stderr.
     """
     report = (lambda text: None) if quiet else say
-    if not isinstance(encoder, Aligned):
+    if (
+        not isinstance(encoder, Aligned) or encoder.is_anchored
+    ):  # which is exact for its queries, and says of others what it leaves
         return {}
     if is_sharded(task.model):
         report("a model that is split over processes gives no whole gradients: stored scores were not held against exact ones")
@@ -235,7 +238,7 @@ def _held_against_exact(
 
 def _settings_given(config: BuildConfig) -> dict[str, Any]:
     """What was asked for, as far as it is not the default and decides what the rows are: a refit asks for the same."""
-    apart = ("method", "factors", "batch_positions", "batch_size")
+    apart = ("method", "factors", "anchors", "batch_positions", "batch_size")
     values = {field.name: getattr(config, field.name) for field in fields(BuildConfig) if field.name not in apart}
     return {name: value for name, value in values.items() if value != getattr(BuildConfig(), name)}
 
@@ -326,6 +329,8 @@ def make_blueprint(
     if isinstance(encoder, Aligned):
         cut_notes = cut_bases(encoder.whitened, relative_damping(config))
         rest_note = {"code": encoder.residual.note(width, dtype)} if encoder.residual is not None else {}
+        if encoder.is_anchored:
+            rest_note = {"code": f"axes span the gradients of anchors, {width:,} directions: exact for these queries"}
     recipe = None if task.recipe is None else asdict(task.recipe)
     blueprint = Blueprint(
         method=method.name,

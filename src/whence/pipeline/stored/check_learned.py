@@ -140,6 +140,7 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
         or _misfit(shapes, "scales", (rows,), _FLOATS)
         or _misfit(shapes, "damping", (), _FLOATS)
         or ("rest_axes" in shapes and _rest(tensors, shapes, rank))
+        or ("anchors" in shapes and _misfit(shapes, "anchors", (32,), (torch.uint8,)))
         or ""
     )
 

@@ -23,6 +23,7 @@ __all__ = [
     "fits",
     "sample_places",
     "stand_ins",
+    "stored_type",
 ]
 
 AXES_BYTES = 256 << 20
@@ -94,8 +95,11 @@ def code_choices(config: BuildConfig, most: int, *, coordinates: int = 0, axes_b
         axes_bytes: Room for axes and their sketches, for choices with a rest.
     """
     method = method_named(config.method)
+    if config.anchors is not None:
+        dtype = stored_type(config)
+        return [Code(len(config.anchors), dtype, bits_named(dtype))]
     if not config.bytes_per_example:
-        dtype = method.dtype if config.dtype == "method" else config.dtype
+        dtype = stored_type(config)
         return [Code(min(config.rank or method.rank, most), dtype, bits_named(dtype))]
     assert isinstance(config.bytes_per_example, int)  # the config has read it
     room = 8 * (config.bytes_per_example - _SCALE_BYTES)
@@ -117,6 +121,8 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     """What a build of so many examples would take to learn its code; the fit resolved, or without its bases."""
     parameters = sum(unit.outputs * unit.inputs for unit in units)
     bases = 4 * (parameters if fit is None else kept_numbers(units, fit))
+    if config.anchors is not None:
+        return _anchored_size(parameters, bases, config)
     axes_bytes = max(1, int(config.shared_bytes) - bases) if config.shared_bytes else AXES_BYTES
     samples = min(examples, config.axes_examples or method_named(config.method).axes_examples)
     widest = max(choice.width for choice in code_choices(config, samples))
@@ -150,6 +156,23 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     )  # fmt: skip
 
 
+def _anchored_size(parameters: int, bases_bytes: int, config: BuildConfig) -> CodeSize:
+    """Axes that span the gradients of anchors, all coordinates of them."""
+    anchors, number_bytes = len(config.anchors), 8 if config.dtype == "float64" else 4
+    axes_bytes = number_bytes * parameters * anchors
+    return CodeSize(
+        anchors, 0, parameters, code_choices(config, anchors), axes_bytes,
+        is_streamed=False, is_halved=False, sample_bytes=2 * axes_bytes, shared_bytes=axes_bytes + bases_bytes,
+    )  # fmt: skip
+
+
+def stored_type(config: BuildConfig) -> str:
+    """The type of a code's numbers, where no bytes decide it."""
+    if config.dtype != "method":
+        return config.dtype
+    return "float32" if config.anchors is not None else method_named(config.method).dtype
+
+
 def sample_places(examples: int, size: CodeSize) -> tuple[list[int], list[int]]:
     """Places of the examples, of so many, that a code is learned from, and of those that its size is judged on."""
     learned = spread_places(examples, size.samples)
@@ -173,7 +196,8 @@ def stand_ins(documents: int) -> list[int]:
 
 def _row_bytes(choice: Code) -> int:
     rest = choice.rest // 8 + _SCALE_BYTES if choice.rest else 0
-    return -(-choice.width * choice.bits // 8) + _SCALE_BYTES + rest
+    scale = _SCALE_BYTES if choice.bits <= 8 else 0
+    return -(-choice.width * choice.bits // 8) + scale + rest
 
 
 def _axes_bytes(choice: Code, coordinates: int, most: int) -> int:

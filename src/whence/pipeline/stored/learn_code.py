@@ -36,6 +36,7 @@ from whence.distributed import Ranks
 from whence.errors import BadInput, DiskFull, OutOfMemory, StoreMismatch, Unsupported
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
+from whence.pipeline.stored.anchors import ANCHORS, anchor_axes, check_anchors, check_queries
 from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, sample_places, stand_ins
 from whence.pipeline.stored.shared_budget import budget_note, nearest_sizes, within_budget
 from whence.progress import meter, say
@@ -99,6 +100,7 @@ def learn_code(
         BadInput: If no example of the sample has a gradient.
         OutOfMemory: If the sample's gradients do not fit.
     """
+    check_queries(task, plan, config)
     relative = relative_damping(config)
     fit_on = dataset.spread(FIT_EXAMPLES)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,9 @@ def learn_code(
         raise OutOfMemory(
             found=f"{room / 2**20:,.0f} MiB of free memory",
             needed=f"{size.sample_bytes / 2**20:,.0f} MiB for the gradients of {size.samples:,} examples that the axes are learned from",
-            do=f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters"
+            do="pass fewer anchors, or track fewer parameters"
+            if config.anchors is not None
+            else f"pass a smaller axes_examples than {size.samples:,}, or track fewer parameters"
             + nearest_sizes(plan.units, len(dataset), config, fit, lambda other: other.sample_bytes <= room),
         )
     _enough_disk(folder.parent, plan, len(dataset), config, fit, size)
@@ -119,9 +123,13 @@ def learn_code(
         max_positions=max_positions, folder=folder, room_bytes=available_bytes(task.device) // 2, quiet=quiet, ranks=ranks,
     )  # fmt: skip
     whitened = whiten(curvature, ResolvedDamping(relative, None, ""), size.coordinates, task.device)
+    kept_damping = {"damping": torch.tensor(relative, dtype=torch.float64)}
+    if config.anchors is not None:
+        axes = anchor_axes(task, plan, whitened, config, max_positions=max_positions, quiet=quiet)
+        return {**save_whitened(whitened), **axes, **kept_damping}
     learned, sample_rows = _learned(task, plan, dataset, whitened, size, config, max_positions, quiet)
     about_code = {
-        "damping": torch.tensor(relative, dtype=torch.float64),
+        **kept_damping,
         "dtype": torch.tensor(STORED_TYPES.index(learned.code.dtype)),
         STAND_INS: learned.stand_ins.float(),
         SAMPLE: torch.tensor(sample_rows, dtype=torch.int64),
@@ -138,6 +146,8 @@ def _enough_disk(folder: Path, plan: Plan, examples: int, config: BuildConfig, f
     try:
         enough_disk(folder, examples, size.row_bytes, size.shared_bytes)
     except DiskFull as error:
+        if config.anchors is not None:
+            raise
         free = shutil.disk_usage(folder).free
         near = nearest_sizes(
             plan.units, examples, config, fit, lambda other: examples * other.row_bytes + other.shared_bytes <= free
@@ -236,7 +246,8 @@ def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: 
     dtype = STORED_TYPES[int(tensors["dtype"])]
     whitened = load_whitened(units, tensors, device)
     coordinates = sum(width for _, width in whitened.shapes())
-    return Aligned(whitened, load_axes(tensors), dtype, seed, load_rest(tensors, coordinates, seed, device))
+    rest = load_rest(tensors, coordinates, seed, device)
+    return Aligned(whitened, load_axes(tensors), dtype, seed, rest, is_anchored=ANCHORS in tensors)
 
 
 def cut_bases(whitened: Whitened, relative: float) -> list[str]:
@@ -273,7 +284,8 @@ def check_code(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> N
     stored, width, dtype = float(tensors["damping"]), int(tensors["axes_width"]), STORED_TYPES[int(tensors["dtype"])]
     wanted = relative_damping(config)
     code = Code(width, dtype, bits_named(dtype), len(tensors.get("rest_axes", ())))
-    choices = code_choices(config, width)
+    check_anchors(tensors, config, path)
+    choices = [code] if ANCHORS in tensors else code_choices(config, width)
     if stored != wanted or not fits(code, choices, config):
         sizes = " or ".join(f"{choice.width:,} of {choice.dtype}" for choice in choices)
         raise StoreMismatch(

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
-from whence.compress import Encoder
+from whence.compress import Aligned, Encoder
 from whence.curvature import ResolvedDamping, stored_damping
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, StoreMismatch
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
+from whence.pipeline.stored.anchors import span_note
 from whence.pipeline.stored.encoders import stored_encoder
 from whence.pipeline.stored.same_model import check_store_model, probe_file, remade
 from whence.progress import meter
@@ -128,6 +129,12 @@ class PreparedStore:
                 batching=Batching(positions or store.blueprint.batch_positions), progress=progress, objective="measurement",
                 autocast=autocast_named(store.blueprint.autocast),
             )  # fmt: skip
+        if isinstance(self.encoder, Aligned) and self.encoder.is_anchored:
+            span = span_note(
+                task, self.plan, self.encoder, dataset.examples, rows.units[0],
+                positions=positions or store.blueprint.batch_positions, autocast=store.blueprint.autocast,
+            )  # fmt: skip
+            notes = (*notes, span)
         roots = None
         if method.whitened and damping is not None:
             whitened = whiten(store, rows, damping)

@@ -15,6 +15,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, WhenceError
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, refuse_bare_model
+from whence.pipeline.stored.anchors import ANCHORS
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.prepared import PreparedStore
 from whence.pipeline.stored.rerank import matched
@@ -190,7 +191,14 @@ def _refuse_what_cannot_be_made_again(folder: Path) -> None:
             needed="a store on a disk, where two folders can change names",
             do="build a new store under another URL, which is what a refit makes",
         )
-    if "logged" in open_store(folder, check=False).blueprint.task:
+    opened = open_store(folder, check=False)
+    if "codes.safetensors" in opened.files and ANCHORS in opened.shapes_of("codes.safetensors"):
+        raise BadInput(
+            found=f"a store in {folder} whose axes are those of anchors",
+            needed="axes that are learned from documents",
+            do="build a store with the same anchors from the documents that are left",
+        )
+    if "logged" in opened.blueprint.task:
         raise BadInput(
             found=f"a store in {folder} whose rows were logged while the model was trained",
             needed="rows of the weights at hand, since those of earlier weights cannot be made again",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whence.curvature import kept_numbers
+from whence.errors import BadInput
 from whence.pipeline.stored.code_size import AXES_BYTES, CodeSize, code_size
 from whence.records import Unit
 from whence.settings import BuildConfig, FitConfig
@@ -60,17 +61,36 @@ def within_budget(
 
     Returns:
         The fit and the size of the code.
+
+    Raises:
+        BadInput: If the gradients of anchors, which are kept whole, take more.
     """
     size = code_size(units, examples, config, fit)
     asked_bytes = int(config.shared_bytes)
     budget = asked_bytes or int(min(default_budget(units, examples * size.row_bytes), max(free_bytes / 2, 1.0)))
     if size.shared_bytes <= budget:
         return fit, size
+    if config.anchors is not None:
+        _refuse_anchors(size, budget, is_by_default=not asked_bytes)
     if config.factors is None and not is_begun:
         fit = _fitting(units, fit, int(_FOR_BASES * budget))
     # Axes for more coordinates would leave memory for fewer examples to learn them from.
     most = budget if asked_bytes else min(budget, 4 * kept_numbers(units, fit) + AXES_BYTES)
     return fit, code_size(units, examples, replace(config, shared_bytes=most), fit)
+
+
+def _refuse_anchors(size: CodeSize, budget: int, *, is_by_default: bool) -> None:
+    """Refuse anchors that take more than rows may share: axes of fewer bits or coordinates would not be exact.
+
+    Raises:
+        BadInput: Always.
+    """
+    most = max(0, budget - (size.shared_bytes - size.axes_bytes)) * size.samples // size.axes_bytes
+    raise BadInput(
+        found=f"{size.samples:,} anchors, which with the curvature take {size_text(size.shared_bytes)}",
+        needed=f"at most {size_text(budget)} that all rows share{' unless more is asked for' if is_by_default else ', as asked'}",
+        do=f"pass shared_bytes={size.shared_bytes}" + (f", or {most:,} anchors at most" if most else ""),
+    )
 
 
 def budget_note(units: Sequence[Unit], config: BuildConfig, fit: FitConfig, size: CodeSize) -> str:
