@@ -12,6 +12,7 @@ from tests.settings import QUIET
 from tests.test_aligned import fitted, split
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
+from whence.clusters.directions import directions
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch
 
@@ -70,6 +71,8 @@ def test_repeated_anchors_are_one_direction_and_a_stopped_build_has_the_same_byt
     twice = [{**record, "id": f"{record['id']}{place}"} for place in "ab" for record in make_records(2, first=50)]
     store = build(task, train, tmp_path / "one", twice)
     assert store.blueprint.rank == 2 and "fidelity.json" not in store.files
+    with pytest.raises(BadInput, match="found a store of anchors in .*, whose rows say how examples act on these queries only"):
+        directions(store)
     with monkeypatch.context() as patch:
         patch.setattr("whence.pipeline.stored.write_rows.class_labels", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):

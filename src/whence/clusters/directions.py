@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput
+from whence.pipeline.stored.anchors import is_anchored
 from whence.store import Store
 
 __all__ = ["directions", "principal"]
@@ -25,13 +26,19 @@ def directions(store: Store) -> Tensor:
         Shape (N, K), float32 or wider; zeros for an example without a gradient.
 
     Raises:
-        BadInput: If the store is of another method, whose rows are not whitened.
+        BadInput: If the store is of another method, whose rows are not whitened, or its axes are those of a few queries.
     """
     if store.blueprint.method != "aligned":
         raise BadInput(
             found=f"a store of {store.blueprint.method} in {store.folder}",
             needed="rows whose inner products are influences",
             do="build one with --method aligned (method='aligned' in Python)",
+        )
+    if is_anchored(store):
+        raise BadInput(
+            found=f"a store of anchors in {store.folder}, whose rows say how examples act on these queries only",
+            needed="axes that are learned from the documents",
+            do="build a store without anchors",
         )
     codec = store.codec
     names = list(codec.layout())

@@ -163,7 +163,7 @@ class _Crew:
                 elif not group.has_begun and answer == READY:
                     group.ready.append(worker)
                 elif worker is group.workers[0]:
-                    self._hear([worker])
+                    self._hear(self._running())
                     return answer
             now = monotonic()
             if now - self.looked >= _NEWS_SECONDS:
@@ -180,10 +180,13 @@ class _Crew:
         for group in self.groups:
             if not group.has_begun:
                 self._begin(group)
-        running = [worker for group in self.groups if group.has_begun for worker in group.workers]
+        running = self._running()
         self._hear(running)
         if not running and now - min(group.since for group in self.groups) > _PATIENCE_SECONDS:
             self.shown.wait()
+
+    def _running(self) -> list[ActorWorker]:
+        return [worker for group in self.groups if group.has_begun for worker in group.workers]
 
     def _hear(self, workers: Sequence[ActorWorker]) -> None:
         news_of = self.engine.aside(workers, "news", _HEAR_SECONDS)

@@ -24,9 +24,10 @@ from whence.pipeline.stored.code_size import STORED_TYPES, stored_type
 from whence.progress import meter
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig
+from whence.store import Store
 from whence.tasks import AbstractTask, records_in
 
-__all__ = ["ANCHORS", "anchor_axes", "check_anchors", "check_queries", "span_note", "with_anchors"]
+__all__ = ["ANCHORS", "anchor_axes", "check_anchors", "check_queries", "is_anchored", "span_note", "with_anchors"]
 
 ANCHORS = "anchors"
 """Among the learned tensors: SHA-256 of the anchors' ids and contents, 32 bytes."""
@@ -178,6 +179,11 @@ def check_anchors(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -
         )
 
 
+def is_anchored(store: Store) -> bool:
+    """Whether a store's rows are of anchors, and so say nothing of an example but how it acts on them."""
+    return "codes.safetensors" in store.files and ANCHORS in store.shapes_of("codes.safetensors")
+
+
 def span_note(
     task: AbstractTask,
     plan: Plan,
@@ -212,10 +218,10 @@ def span_note(
     inside_Q = codes_QK.double().square().sum((1, 2)).cpu()
     shares_Q = torch.where(squared_Q > 0, inside_Q / squared_Q.clamp_min(1e-300), torch.ones_like(squared_Q)).clamp(max=1.0)
     if bool((shares_Q >= _ALL).all()):
-        return "all queries lie in the span of the store's anchors: scores are those of EK-FAC without a store"
+        return "all queries lie in the span of the store's anchors: its rows' scores are those of EK-FAC without a store"
     if len(shares_Q) <= _NAMED:
         shares = ", ".join(f"{share:.3g}" for share in shares_Q.tolist())
     else:
         shares = f"{float(shares_Q.min()):.3g} to {float(shares_Q.max()):.3g}, {float(shares_Q.mean()):.3g} on average,"
     of_what = "of the squared norm of the queries' preconditioned gradients"
-    return f"{shares} {of_what} lies in the span of the store's anchors: scores are of that part"
+    return f"{shares} {of_what} lies in the span of the store's anchors: its rows score that part"

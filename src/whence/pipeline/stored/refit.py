@@ -15,7 +15,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, StoreChanged, StoreCorrupt, WhenceError
 from whence.methods import method_named
 from whence.pipeline.inputs import as_dataset, refuse_bare_model
-from whence.pipeline.stored.anchors import ANCHORS
+from whence.pipeline.stored.anchors import is_anchored
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.prepared import PreparedStore
 from whence.pipeline.stored.rerank import matched
@@ -192,7 +192,7 @@ def _refuse_what_cannot_be_made_again(folder: Path) -> None:
             do="build a new store under another URL, which is what a refit makes",
         )
     opened = open_store(folder, check=False)
-    if "codes.safetensors" in opened.files and ANCHORS in opened.shapes_of("codes.safetensors"):
+    if is_anchored(opened):
         raise BadInput(
             found=f"a store in {folder} whose axes are those of anchors",
             needed="axes that are learned from documents",
