@@ -1,5 +1,7 @@
 """K-FAC and EK-FAC against dense matrices, in the cases that theory calls exact, and through stops and refusals."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -425,3 +427,17 @@ def test_rounding_does_not_choose_the_basis_of_the_null_space(rank):
     torch.testing.assert_close((first.T @ second).abs(), torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-10)
     inside = first.T @ (rows.T @ rows) @ first
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", [fit_ekfac, fit_kfac])
+def test_a_long_tied_vocabulary_is_fitted_in_float32(fit, monkeypatch):
+    """The lookup's moment is a diagonal, the head's a matrix that is left in its own type: a product of both failed."""
+    task, dataset = zoo.make("gpt2", count=6)
+    plan, labels = plan_units(task), FitConfig(labels="dataset")
+    wanted = fit(task, plan, dataset, labels, max_positions=1000, quiet=True)
+    monkeypatch.setattr(import_module("whence.curvature.eigenvectors"), "LONG_SIDE", 10)
+    task.model.float()
+    found = fit(task, plan, dataset, labels, max_positions=1000, quiet=True)
+    for block, exact in zip(found.blocks, wanted.blocks, strict=True):
+        assert float(block.values_OI.sum()) == pytest.approx(float(exact.values_OI.sum()), rel=1e-4)
+        close(block.values_OI.double().flatten().sort()[0][-5:], exact.values_OI.flatten().sort()[0][-5:], 1e-3)

@@ -54,6 +54,10 @@ def diagonal_in(moment: Tensor, basis_NN: Tensor | None) -> Tensor:
     return (basis_NN * inside_NN).sum(0).clamp_min(0)
 
 
-def wide(moment: Tensor) -> Tensor:
-    """In float64, but for a long side."""
-    return moment if moment.ndim == 2 and len(moment) > LONG_SIDE else moment.double()
+def wide(moments: Sequence[Tensor]) -> list[Tensor]:
+    """The second moments of one side in one type: float64, but for a long side with a whole moment."""
+    whole = next((moment for moment in moments if moment.ndim == 2), None)
+    if whole is not None and len(whole) > LONG_SIDE:
+        # A tied embedding's own moment is a diagonal, the head's is not.
+        return [moment.to(whole.dtype) for moment in moments]
+    return [moment.double() for moment in moments]

@@ -360,7 +360,7 @@ def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, T
     for side, other, size in (("outputs", "inputs", unit.outputs), ("inputs", "outputs", unit.inputs)):
         dtype = sides[side][0].dtype if roles else torch.float32
         # Where the factors come from a file they are on the CPU.
-        mine = [wide(moment.to(fit.task.device)) for moment in sides[side]]
+        mine = wide([moment.to(fit.task.device) for moment in sides[side]])
         traces = [float(diagonal(moment).double().sum()) for moment in sides[other]]
         weights = [scale * trace for scale, trace in zip(scales, traces, strict=True)]
         sketches, blocks = ([factors.get(f"{side}_{kind}.{index}.{role}") for role in roles] for kind in ("sketch", "block"))
