@@ -6,6 +6,7 @@ A store of made rows around a small GPT-2 (nothing here depends on what rows hol
 users that each ask again as soon as they are answered. "bare" makes the same queries' gradients and scans the store in this process without
 any service, as many at a time as there are users: what is left is the service's own work. Every user asks something else. Latencies are
 medians, turn by turn, since the machine may be shared; processor time is the service's alone, and says less about the machine's other work.
+"sealed" is the service with credits and receipts of every answer, asked in turns with the plain one.
 --minutes holds the load for so long; --requests counts that many. Both read the service's memory before and after, and count failures.
 """
 
@@ -25,6 +26,7 @@ import torch
 import whence
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, save, train_tokenizer
+from whence.ledger import new_key
 from whence.pipeline.stored.prepared import PreparedStore
 from whence.progress import meter, say
 from whence.records import Recipe
@@ -59,12 +61,12 @@ def make_store(folder, rows, rank):
 
 def bare(store, task, users, seconds):
     """Seconds of one round of as many queries as there are users, warm, without a service; and processor seconds of a query."""
-    warm = PreparedStore.of(store, task)
+    warm = PreparedStore.load(store, task)
     queries = task.prepare([{"id": str(user), **question(user)} for user in range(users)])
     found, until, spent = [], time.monotonic() + seconds, time.process_time()
     while not found or time.monotonic() < until:
         started = time.monotonic()
-        asked = warm.ask(Dataset(queries.examples), quiet=True)
+        asked = warm.prepare(Dataset(queries.examples), quiet=True)
         with meter("scan", len(store), quiet=True) as progress:
             high, low = top_scores(
                 asked.store, asked.preconditioned, 10, norms_Q=asked.norms_Q, progress=progress, roots=asked.roots
@@ -78,7 +80,7 @@ class Service:
     """The service in a process of its own."""
 
     def __init__(self, folder, **options):
-        given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        given = [part for name, value in options.items() for part in _option(name, value)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "whence.cli", "serve", str(folder / "store"), "--port", "0", "--json", "--max-waiting", "256", *given],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -142,6 +144,18 @@ class Service:
         self.process.wait()
 
 
+def _option(name, value):
+    return [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+
+
+def sealed_service(folder):
+    """A service that keeps credits and seals every answer."""
+    new_key(folder / "sealing.key")
+    return Service(
+        folder, log=folder / "c.sqlite", credits=True, receipts=folder / "receipts.jsonl", sign_with=folder / "sealing.key"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=16)
@@ -159,9 +173,10 @@ def main():
         machine = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
         print(f"{len(store):,} rows of {store.codec.row_bytes():,} bytes, {size:.0f} MiB; {machine}")
         shared, alone = Service(folder, log=folder / "a.sqlite"), Service(folder, log=folder / "b.sqlite", batch=1)
-        for service in (shared, alone):
+        sealed = sealed_service(folder)
+        for service in (shared, alone, sealed):
             service.load(arguments.users, seconds=2)
-        rounds = {"bare": [], "service": [], "one": [], "bare one": []}
+        rounds = {"bare": [], "service": [], "one": [], "bare one": [], "sealed": [], "sealed one": []}
         rates = {"shared": [], "alone": []}
         each = {"service": [], "bare": []}
         for _ in range(3):
@@ -175,6 +190,10 @@ def main():
             rounds["service"] += latencies
             rates["shared"].append(len(latencies) / spent)
             rounds["one"] += shared.load(1, seconds=arguments.seconds / 6)[0]
+            latencies, more, _ = sealed.load(arguments.users, seconds=arguments.seconds / 3)
+            rounds["sealed"] += latencies
+            rounds["sealed one"] += sealed.load(1, seconds=arguments.seconds / 6)[0]
+            failures += more
             latencies, more, spent = alone.load(arguments.users, seconds=arguments.seconds / 3)
             rates["alone"].append(len(latencies) / spent)
             assert not failures and not more, (failures + more)[:1]
@@ -185,11 +204,17 @@ def main():
             f"{arguments.users} users: latency {1e3 * middle['service']:.0f} ms, a bare round of as many {1e3 * middle['bare']:.0f} ms"
         )
         print(f"ratio of latencies {middle['service'] / middle['bare']:.2f}")
+        for count, plain, with_receipts in ((1, "one", "sealed one"), (arguments.users, "service", "sealed")):
+            print(
+                f"with credits and receipts, {count} user(s): p50 {1e3 * middle[with_receipts]:.1f} ms, without "
+                f"{1e3 * middle[plain]:.1f} ms, ratio {middle[with_receipts] / middle[plain]:.2f}"
+            )
         mine, theirs = (statistics.median(each[key]) for key in ("service", "bare"))
         print(f"processor time per query {1e3 * mine:.2f} ms, bare {1e3 * theirs:.2f} ms, ratio {mine / theirs:.2f}")
         shared_rate, alone_rate = (statistics.median(rates[key]) for key in ("shared", "alone"))
         print(f"throughput: {shared_rate:.1f} answers/s sharing scans, {alone_rate:.1f} without")
         alone.stop()
+        sealed.stop()
         if arguments.minutes:
             shared.held(f"held {arguments.minutes:g} minutes", arguments.users, seconds=60 * arguments.minutes)
         if arguments.requests:

@@ -24,7 +24,7 @@ from whence.ledger import chained, credit_of, period_of, periods, read_signer
 from whence.serve.log import QueryLog
 from whence.settings import SharesConfig
 from whence.shares.sealing import sealed_folder
-from whence.store import open_store
+from whence.store import committed, open_store
 
 
 def saved(folder, table, *, model="weights"):
@@ -451,7 +451,7 @@ def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
         one = whence.ScoreTable(scores + 0.1 * seed, ("q0", "q1"), ids, "nats", "m")
         saved(tmp_path / "tables" / f"seed{seed}", one, model=str(seed))
     blocks = re.findall(r"```(python|)\n(.*?)```", (ROOT / "docs" / "shares.md").read_text("utf-8"), re.S)
-    assert [kind for kind, _ in blocks] == ["", "python", *[""] * 6]
+    assert [kind for kind, _ in blocks] == ["", "python", *[""] * 7]
     answer_in(Path("queries.sqlite"), open_store("store"), "2026-10", "2026-11")
     monkeypatch.setattr(periods, "time", SimpleNamespace(time=lambda: 2e9))  # these are over
     for kind, block in blocks:
@@ -466,6 +466,8 @@ def test_the_page_runs(run, tmp_path, monkeypatch, store, queries):
             elif line.startswith("whence verify receipts"):
                 chained(Path("receipts.jsonl"), read_signer("sealing.key"), [sealed_folder("reports/march")])
                 run(*shlex.split(line)[1:-4])
+            elif line.startswith("whence verify proof"):
+                run(*shlex.split(line)[1:-1], committed(open_store("store")).root)
             elif line and not line.startswith("whence serve"):
                 run(*shlex.split(line)[1:])
     assert json.loads(Path("reports/april/shares.json").read_text())["payout"]["currency"] == "EUR"

@@ -32,7 +32,8 @@ from whence.store.files import locked, write_json
 # Beginnings of SHA-256.
 GOLDEN = {
     "blueprint.json": "a9c8d178fc868ee0",
-    "manifest.json": "ee4d1bf2513d7fb9",
+    "documents-6ba3a319f70d3eb1.json": "7ec5d92c385736c6",
+    "manifest.json": "a5331cc98aebb131",
     "shards/00000.json": "e02557089379d538",
     "shards/00000.jsonl": "4cf5249d077a1900",
     "shards/00000.safetensors": "54eea869a7ad3f65",

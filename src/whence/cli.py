@@ -36,7 +36,8 @@ _VERBS = {
     "why": ("why", "Why did it say this? Documents and tokens behind a completion, or behind one token of it."),
     "serve": ("service", "Answer questions over HTTP, with a page for people."),
     "inspect": ("inspection", "Say what a store holds."),
-    "verify": ("inspection", "Check that a store, a report of shares or a chain of receipts is what was written."),
+    "verify": ("inspection", "Check that a store, a report of shares, receipts or a proof is what was written."),
+    "prove": ("proofs", "Prove that a document is in a store, or that it is not, showing no other one."),
     "keys": ("receipts", "Make a key to sign receipts with."),
     "seal": ("receipts", "Give a receipt to a table of scores or a report of shares."),
     "delete": ("upkeep", "Delete training examples from a store by their ids."),
@@ -81,7 +82,7 @@ _USES = {
     ),
     "Whose data made this?": (
         "whence shares table --records train.jsonl --by author -o report",
-        ("shares", "audit", "seal", "keys"),
+        ("shares", "audit", "prove", "seal", "keys"),
     ),
     "Can it be trained without a behaviour?": (
         "whence guide MODEL train.jsonl --harmful harmful.jsonl --safe safe.jsonl -o guide",

@@ -51,13 +51,13 @@ def unwritable(path: Path, why: str) -> dict[str, str]:
     }
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o666) -> str:
+def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int | None = None) -> str:
     """Write a file atomically and durably.
 
     Args:
         path: Where it will be; nothing is there until all is written.
         chunks: Its content.
-        mode: Who may read and write it, less what the process's umask takes away.
+        mode: Who may read and write it; None for whom the process's umask lets.
 
     Returns:
         SHA-256 of the content.
@@ -69,10 +69,12 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 
     beside = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _created(beside, mode)
+        file = _created(beside)
         mine = os.fstat(file.fileno())
         try:
             with file:
+                if mode is not None:  # before anything is in it
+                    os.fchmod(file.fileno(), mode)
                 for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)
@@ -179,12 +181,11 @@ class AppendedLines:
         return 0
 
 
-def _created(path: Path, mode: int) -> IO[bytes]:
+def _created(path: Path) -> IO[bytes]:
     """A new file, never one that was planted there: what a killed process left, or a link, is removed and not written through."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    # A link in the way is refused.
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+    return open(path, "xb")  # which a link in the way refuses
 
 
 def _is_still(path: Path, mine: os.stat_result) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.proofs import ProofOptions, verify_proof
 from whence.commands.receipts import ReceiptOptions, chain_of, verify_receipts
 from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
@@ -23,16 +24,20 @@ def verify(
     seal: str | None = None,
     inputs: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     sealed: Annotated[ReceiptOptions, Parameter(name="*")] = ReceiptOptions(),
+    proof: Annotated[ProofOptions, Parameter(name="*")] = ProofOptions(),
     as_json: Json = False,
 ) -> int:
-    """Check that a store is what was written: checksums, shapes, ids, finite numbers; a report of shares, by computing it again; or receipts.
+    """Check that a store is what was written: checksums, shapes, ids, finite numbers; or a report of shares, receipts, or a proof.
+
+    Figures of a report are computed again, those of receipts with --store too.
 
     Args:
-        folder: Folder made by `whence build`, or by `whence shares`; or a file of receipts.
+        folder: Folder made by `whence build`, or by `whence shares`; or a file of receipts, or a proof by `whence prove`.
         seal: Of a report of shares: the seal that was printed when it was made, to find a folder that was rewritten as a whole.
         inputs: Of a report of shares: where an input or the store is now that does not lie beside the report, as NAME=PATH with its name in
             the report's record; once per input.
         sealed: How receipts are checked.
+        proof: How a proof is checked.
         as_json: Print JSON.
 
     Returns:
@@ -42,10 +47,17 @@ def verify(
         BadInput: If a seal or inputs are given for a store, inputs are not named as the record names them, or a report of shares has lost its
             record.
     """
-    from whence.ledger import is_chain
+    from whence.ledger import is_chain, is_proof
     from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
+    if is_proof(folder):
+        _refuse_misplaced(
+            folder, "proof", {"--seal": seal, "--inputs": inputs, "--receipts": sealed.receipts, "--store": sealed.store}
+        )
+        return verify_proof(folder, proof, as_json)
+    if proof != ProofOptions():
+        raise BadInput(found=f"--root or --text for {folder}", needed="a proof by `whence prove`", do="leave them out")
     if is_chain(folder):
         _refuse_misplaced(folder, "receipts", {"--seal": seal, "--inputs": inputs, "--receipts": sealed.receipts})
         return verify_receipts(folder, sealed, as_json)
@@ -95,12 +107,13 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         as_json: Print everything as JSON.
     """
     from whence.pipeline.stored.refit import unfinished_refit
-    from whence.store import fidelity_notes, open_store, read_fidelity
+    from whence.store import committed, fidelity_notes, open_store, read_fidelity
     from whence.store.disk import folder_bytes, size_text
 
     opened = open_store(store, check=False)
     blueprint, work = opened.blueprint, unfinished_refit(store)
     begun = None if work is None else {"folder": str(work), "bytes": folder_bytes(work)}
+    documents = committed(opened)
     content = {
         **blueprint.to_json(),
         "rows": len(opened),
@@ -111,6 +124,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "shared_bytes": opened.shared_bytes(),
         "disk_bytes": opened.disk_bytes().to_dict(),
         "unfinished_refit": begun,
+        "documents": None if documents is None else asdict(documents),
         "needs_trust": recorded_needs_trust(opened, store),
     }
     if as_json:
@@ -132,6 +146,8 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         tell(f"{name:>16}  {content[name]}")
     tell(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
     tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
+    if documents is not None:
+        tell(f"{'root':>16}  {documents.root} of {documents.count:,} documents")
     for note in fidelity_notes(opened):
         tell(f"{'fidelity':>16}  {note}")
     tell(f"{'disk':>16}  {opened.disk_bytes()}")

@@ -6,6 +6,7 @@ from whence.ledger.keys import Signer, new_key, read_public_key, read_signer
 from whence.ledger.log_schema import LOG_VERSION, connected, prepared_log
 from whence.ledger.payouts import PaidOut, check_payout, paid_out, write_payout
 from whence.ledger.periods import Period, check_over, period_of
+from whence.ledger.proof_files import is_proof, read_proof, write_proof
 from whence.ledger.receipts import FIRST, Chain, Head, Sealed, chained, sealed_now
 from whence.ledger.sealing import check_chain, next_receipts, unsealed_answers
 from whence.ledger.verify import ChainCheck, is_chain, verify_chain
@@ -30,16 +31,19 @@ __all__ = [
     "credit_of",
     "digest_of",
     "is_chain",
+    "is_proof",
     "new_key",
     "next_receipts",
     "paid_out",
     "period_of",
     "prepared_log",
     "read_credit",
+    "read_proof",
     "read_public_key",
     "read_signer",
     "sealed_now",
     "unsealed_answers",
     "verify_chain",
     "write_payout",
+    "write_proof",
 ]

@@ -84,9 +84,10 @@ def credit_of(scores_N: np.ndarray, facts: Mapping[str, Any]) -> Credit:
     wide_N = scores_N.astype(np.float32).astype(np.float64)
     floor = spread_floor(wide_N)
     is_below_N = np.abs(wide_N) < floor
-    below = tuple(_summed(clipped_N[is_below_N]) for clipped_N in (np.maximum(wide_N, 0), np.minimum(wide_N, 0)))
+    low_N = wide_N[is_below_N]
+    below = (_summed(low_N[low_N > 0]), _summed(low_N[low_N < 0]))
     rows_K = (~is_below_N & (wide_N != 0)).nonzero()[0]
-    return Credit(**facts, floor=floor, below=(below[0], below[1]), rows_K=rows_K, scores_K=wide_N[rows_K])
+    return Credit(**facts, floor=floor, below=below, rows_K=rows_K, scores_K=wide_N[rows_K])
 
 
 def read_credit(content: Any) -> Credit:
@@ -136,4 +137,4 @@ def _numbers(values: Any, name: str) -> Any:
 
 def _summed(values_N: np.ndarray) -> float:
     """One after another, as the rules of shares add up."""
-    return float(np.bincount(np.zeros(len(values_N), np.int64), weights=values_N, minlength=1)[0])
+    return float(np.cumsum(values_N)[-1]) if len(values_N) else 0.0

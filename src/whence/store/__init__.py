@@ -1,6 +1,7 @@
 """Rows on disk: format, writer, reader."""
 
 from whence.plain_files import check_name, open_plain, read_plain
+from whence.store.commitment import committed
 from whence.store.delete import delete_rows, deleted_notes, deleted_since, row_now, with_deleted
 from whence.store.disk import DiskBytes, enough_disk, size_text
 from whence.store.exchange import check_exchange, exchange_folders
@@ -25,6 +26,7 @@ from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bit
 from whence.store.leases import Leases, check_shared, leases, starter
 from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.opening import open_store
+from whence.store.proofs import PROOF_FORMAT, Proof, check_proof, prove
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
 from whence.store.resume import Pending, check_blueprint, check_same, listed_files, read_seals
@@ -45,15 +47,19 @@ __all__ = [
     "enough_disk",
     "size_text",
     "FORMAT_VERSION",
+    "PROOF_FORMAT",
     "Blueprint",
     "Leases",
     "Pending",
+    "Proof",
     "Seal",
     "Store",
     "StoredUnit",
     "Writer",
     "check_blueprint",
+    "check_proof",
     "check_same",
+    "committed",
     "check_shared",
     "check_exchange",
     "check_writable",
@@ -80,6 +86,7 @@ __all__ = [
     "open_store",
     "open_writer",
     "read_array",
+    "prove",
     "read_json",
     "read_record",
     "read_seals",

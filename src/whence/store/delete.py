@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from whence.errors import BadInput
+from whence.store.commitment import is_commitment, remove_commitments, write_commitment
 from whence.store.deleted import Deleted, is_deleted_list, listed_deleted, rows_left, unlisted_deleted, write_deleted
 from whence.store.files import disk_errors, locked, read_json, write_json
 from whence.store.format import DELETED_FORMAT_VERSION
@@ -74,6 +75,7 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
         with disk_errors(folder):
             for name in unlisted_deleted(folder, listed_files(folder) or {}):
                 (folder / name).unlink()
+        remove_commitments(folder, listed_files(folder) or {})
     return open_store(folder)
 
 
@@ -141,5 +143,8 @@ def _write(store: Store, earlier: Deleted, new: list[int]) -> None:
     if blueprint["format"] != DELETED_FORMAT_VERSION:
         write_json(folder / "blueprint.json", {**blueprint, "format": DELETED_FORMAT_VERSION})
     manifest = read_json(folder / "manifest.json")
-    others = {name: sha256 for name, sha256 in manifest["files"].items() if not is_deleted_list(name)}
-    write_json(folder / "manifest.json", {**manifest, "files": {**others, **listed}})
+    others = {
+        name: sha256 for name, sha256 in manifest["files"].items() if not is_deleted_list(name) and not is_commitment(name)
+    }
+    commitment = write_commitment(Store.of(folder, store.blueprint, store.sealed, {}, deleted))
+    write_json(folder / "manifest.json", {**manifest, "files": {**others, **listed, **commitment}})

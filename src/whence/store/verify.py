@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from whence.errors import StoreCorrupt
+from whence.store.commitment import committed, is_commitment
 from whence.store.deleted import check_deleted, is_deleted_list, listed_deleted, unlisted_deleted
+from whence.store.documents import documents_of
 from whence.store.examples import read_example
 from whence.store.files import read_content, read_json
 from whence.store.format import DELETED_FORMAT_VERSION, shard_stem
@@ -58,7 +60,17 @@ def verify_store(store: Store) -> list[str]:
             faults.append(f"{stem}: the offsets do not match the examples")
     marks_N = np.sort(np.frombuffer(marks, dtype=np.uint64))
     suspects = set(marks_N[1:][marks_N[1:] == marks_N[:-1]].tolist())
-    return faults + (_twice(store, suspects) if suspects and not faults else [])
+    if suspects and not faults:
+        faults += _twice(store, suspects)
+    return faults or _commitment_faults(store)
+
+
+def _commitment_faults(store: Store) -> list[str]:
+    """A fault if the manifest commits to other documents than those that are there."""
+    recorded = committed(store)
+    if recorded is None or recorded == documents_of(store.examples):
+        return []
+    return [f"{store.folder / next(filter(is_commitment, store.files))}: its root is not that of the {len(store):,} documents"]
 
 
 def _deletion_faults(store: Store) -> list[str]:

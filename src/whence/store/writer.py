@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.data import Dataset
 from whence.errors import StoreCorrupt, StoreMismatch
+from whence.store.commitment import is_commitment, remove_commitments, write_commitment
 from whence.store.deleted import is_deleted_list, listed_deleted, newest_deleted
 from whence.store.disk import enough_disk
 from whence.store.examples import example_line
@@ -163,11 +164,13 @@ class Writer:
         """
         seals = self.sorted_seals()
         deleted_list, _ = newest_deleted(self.folder, seals)
+        commitment = write_commitment(self.rows())
+        others = {name: sha256 for name, sha256 in extra_files.items() if not is_commitment(name)}
         manifest = {
             "blueprint": self.blueprint.digest(),
             "rows": sum(seal.rows for seal in seals),
             "shards": [asdict(seal) for seal in seals],
-            "files": {**extra_files, **deleted_list},
+            "files": {**others, **deleted_list, **commitment},
         }
         write_json(self.folder / "manifest.json", manifest)
         self.forget()
@@ -176,6 +179,7 @@ class Writer:
         """Remove what said how the store was before this build."""
         with disk_errors(self.folder):
             (self.folder / BEFORE).unlink(missing_ok=True)
+        remove_commitments(self.folder, listed_files(self.folder) or {})
 
 
 @contextmanager
