@@ -16,10 +16,16 @@ def plain():
 
 
 def slow():
-    """Every shard takes a while."""
+    """Every shard takes a while, and it is said whose it is; nobody begins before there are two."""
     write = Writer.write
+    _note(f"{os.getpid()}.ready")
+    for _ in range(600):
+        if len(list(Path(os.environ["RAY_JOBS_NOTES"]).glob("*.ready"))) > 1:
+            break
+        time.sleep(0.1)
 
     def slowly(self, shard, *more):
+        _note(f"{shard.number}.{os.getpid()}")
         time.sleep(PAUSE)
         write(self, shard, *more)
 
@@ -42,10 +48,14 @@ def deadly():
 
 def slow_passes():
     """Every batch of a fit takes a while."""
-    (Path(os.environ["RAY_JOBS_PIDS"]) / f"{os.getpid()}.pid").touch()
+    _note(f"{os.getpid()}.pid")
     task = make_task()
     task.model.register_forward_pre_hook(lambda *_: time.sleep(PAUSE))
     return task
+
+
+def _note(name):
+    (Path(os.environ["RAY_JOBS_NOTES"]) / name).touch()
 
 
 def other():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -217,14 +217,16 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """A head that has room for one actor, and a node for another; both can be killed."""
+def nodes(tmp_path_factory):
+    """A head that has room for one actor, and a node for another that can be killed; and the folder of what jobs note."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    notes = tmp_path_factory.mktemp("notes")
+    os.environ["RAY_JOBS_NOTES"] = str(notes)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
-    yield cluster, node
+    yield cluster, node, notes
     cluster.shutdown()
 
 
@@ -245,20 +247,39 @@ def when(is_time, do):
     return thread
 
 
+def kill_node(cluster, node):
+    """All of its processes at once, as when a machine loses its power."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    workers = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended since
+            name, _, rest = path.read_text().rpartition(")")
+            workers += [int(name.split()[0])] if int(rest.split()[1]) == raylet else []
+    assert workers
+    for pid in [*workers, raylet]:
+        os.kill(pid, signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
+
+
 def rows_of(folder):
     """Bytes of a store but for the name under which it has its model, which the manifest's digest has, too."""
     return {name: data for name, data in bytes_of(folder).items() if name not in ("blueprint.json", "manifest.json")}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a node's processes in /proc")
 def test_a_killed_node_costs_its_shard_and_nothing_else(nodes, tmp_path, capfd, caplog):
-    cluster, node = nodes
+    cluster, node, notes = nodes
     build(tmp_path / "alone")
     capfd.readouterr()
     folder, on = tmp_path / "store", OnRay(address=cluster.address)
-    thread = when(lambda: sealed(folder) >= 3, lambda: cluster.remove_node(node, allow_graceful=False))
+    thread = when(lambda: sealed(folder) >= 3, lambda: kill_node(cluster, node))
     store = build(folder, "slow", ray=on)
     thread.join()
     assert len(store) == RECORDS and rows_of(folder) == rows_of(tmp_path / "alone")
+    # Every shard was made once, but for the one that the node may have had.
+    made = [note.name.split(".") for note in notes.iterdir() if note.suffix != ".ready"]
+    assert sorted({int(shard) for shard, _ in made}) == list(range(11)) and len(made) <= 12
+    assert len({pid for _, pid in made}) == 2
     assert "is lost (The actor" in caplog.text and "another actor takes its place" in caplog.text
     assert capfd.readouterr() == ("", "")  # nothing of Ray's own
     with pytest.raises(
@@ -271,7 +292,7 @@ def test_a_killed_node_costs_its_shard_and_nothing_else(nodes, tmp_path, capfd, 
 def cluster(tmp_path, monkeypatch):
     """Two processors of this machine."""
     ray.shutdown()
-    monkeypatch.setenv("RAY_JOBS_PIDS", str(tmp_path))  # where some jobs say who they are
+    monkeypatch.setenv("RAY_JOBS_NOTES", str(tmp_path))  # where some jobs say who they are
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

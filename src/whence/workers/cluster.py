@@ -4,7 +4,10 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from whence.errors import BadInput, first_line
@@ -51,7 +54,8 @@ class RayCluster:
         try:
             _knock(address)
             # What actors print is not for this process's output, which is data.
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             self._quiet.close()
             raise BadInput(
@@ -92,6 +96,19 @@ def rooms_here(cpus: int, gpus: float = 0) -> int:
 def _rooms(resources: dict[str, float], cpus: int, gpus: float) -> int:
     rooms = resources.get("CPU", 0.0) / cpus
     return math.floor(rooms if not gpus else min(rooms, resources.get("GPU", 0.0) / gpus))
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this process does when it is to end: Ray would print a trace of its own code and abort.
+
+    Yields:
+        Nothing.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:
