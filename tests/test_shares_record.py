@@ -330,6 +330,7 @@ def test_from_a_store_and_queries(run, tmp_path, store, queries, data_file, mode
     assert origin_of_table(tmp_path / "t")["models"] == [opened.blueprint.model]
     run("shares", tmp_path / "t", "--records", data_file, "--by", "id", "-o", tmp_path / "s", "--payout", "10.00 EUR")
     one, other = (json.loads((tmp_path / name / "shares.json").read_text()) for name in "rs")
+    one.pop("gaming"), other.pop("gaming")  # a table alone does not say how long gradients are
     assert one == other and json.loads((tmp_path / "s" / "record.json").read_text())["models"] == record["models"]
     # The store is looked at again, as long as it is there.
     more = tmp_path / "more.jsonl"

@@ -26,6 +26,7 @@ __all__ = [
 
 # Rows of the table that is printed; shares.csv has all.
 _ROWS = 20
+_SIGNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,27 @@ class SourceOptions:
         records: Training data in any form that build takes, for the source of each example; the store's own list of sources if left out.
         by: Field of the records: source, author, licence; id makes every document a source of its own.
         split: Split of a Hugging Face dataset.
+        lengths: Table of self-influence, for lengths of gradients; those of --store if left out.
     """
 
     records: str | None = None
     by: str = "source"
     split: str = "train"
+    lengths: Path | None = None
+
+    def facts(self, opened: Any) -> Any:
+        """What is known of the examples besides: which texts repeat others, how long gradients are; as far as it is at hand."""
+        from whence.evaluate import load_table
+        from whence.load import load_records
+        from whence.shares import ExampleFacts, gradient_lengths, lengths_of, store_texts
+
+        texts = None if opened is None else store_texts(opened)
+        if texts is None and self.records is not None:
+            texts = _texts_in(load_records(self.records, split=self.split))
+        lengths = None if opened is None else gradient_lengths(opened)
+        if self.lengths is not None:
+            lengths = lengths_of(load_table(self.lengths))
+        return ExampleFacts.of(texts, lengths)
 
     def names(self, opened: Any) -> Any:
         """By id of an example the name of its source.
@@ -167,8 +184,13 @@ def shares(
     sources = origin.names(opened)
     carried = None if reported.carry is None else carried_over(reported.carry, config.payout)
     weights = None if reported.weights is None else weights_in(reported.weights)
-    report = make_shares(scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried)
-    inputs = {"records": origin.records, "queries": scored.queries, "weights": reported.weights, "carried": reported.carry}
+    report = make_shares(
+        scored.tables(tables, opened), sources, config=config, weights=weights, carried=carried, facts=origin.facts(opened)
+    )
+    inputs = {
+        "records": origin.records, "queries": scored.queries, "weights": reported.weights, "carried": reported.carry,
+        "lengths": origin.lengths,
+    }  # fmt: skip
     seal = write_shares(
         report, output, store=opened, inputs={name: path for name, path in inputs.items() if path is not None},
         validated=reported.validated, command=TYPED.get(), signed_off_by=reported.signed_off_by,
@@ -211,6 +233,7 @@ def _check_options(tables: tuple[Path, ...], scored: ScoredOptions, logged: LogO
 def show_shares(report: Any, output: Path, seal: str) -> None:
     """Print the shares as a table, and where the report is."""
     from whence.report import print_table
+    from whence.shares import gaming_of
 
     header = ["source", "examples", "share"]
     sources = [line for line in report.lines if line.kind == "source"]
@@ -225,9 +248,28 @@ def show_shares(report: Any, output: Path, seal: str) -> None:
     tell(
         *(f"note: {note}" for note in report.tables.notes),
         f"below the noise floor: {report.noise_floor}",
+        *_signs(gaming_of(report)),
         f"report: {output / 'report.html'}",
         f"seal, to be kept elsewhere: {seal}",
     )
+
+
+def _signs(gaming: Any) -> list[str]:
+    """Signs of gaming, a line each, as many as anyone reads."""
+    lines = [f"worth a look: {sign.words}" for sign in gaming.signs[:_SIGNS]]
+    if len(gaming.signs) > _SIGNS:
+        lines.append(f"worth a look: {len(gaming.signs) - _SIGNS:,} more such signs are in shares.json")
+    return lines + [f"not looked for: {words}" for words in gaming.missing]
+
+
+def _texts_in(records: Any) -> dict[str, str] | None:
+    """By id the text of each record; None if none has one."""
+    texts = {}
+    for number, record in enumerate(records):
+        parts = [str(record[name]) for name in ("text", "prompt", "completion") if record.get(name)]
+        if parts:
+            texts[str(record.get("id", number))] = " ".join(parts)
+    return texts or None
 
 
 def carried_over(folder: Path, payout: str | None) -> dict[str, str]:

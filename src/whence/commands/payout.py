@@ -61,7 +61,8 @@ def log_shares(
         carried = None if reported.carry is None else carried_over(reported.carry, config.payout)
         _check_carried(reported.carry, answers.period)
         weights = answers.weights(logged.per) if reported.weights is None else weights_in(reported.weights)
-        report = make_shares(answers, sources, config=config, weights=weights, carried=carried)
+        facts = origin.facts(opened)
+        report = make_shares(answers, sources, config=config, weights=weights, carried=carried, facts=facts)
         seal = _written(report, output, opened, origin, reported)
         if config.payout is not None:
             write_payout(
@@ -98,7 +99,7 @@ def _written(report: Any, output: Path, opened: Any, origin: SourceOptions, repo
     from whence.store import sha256_of
     from whence.store.file_sets import removed_after
 
-    inputs = {"records": origin.records, "weights": reported.weights, "carried": reported.carry}
+    inputs = {"records": origin.records, "weights": reported.weights, "carried": reported.carry, "lengths": origin.lengths}
     given = {
         "store": opened, "inputs": {name: path for name, path in inputs.items() if path is not None},
         "validated": reported.validated, "signed_off_by": reported.signed_off_by,

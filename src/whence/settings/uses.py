@@ -233,11 +233,13 @@ class SharesConfig:
         floor_errors: Noise floor as a number of standard errors over three models or more, instead.
         payout: Amount to split, with its currency, such as "1000.00 EUR".
         minimum: Who is due less than this amount is not paid; it is held back under the source's name.
+        robust: Rules against gaming, with the rule "positive": near-duplicates count once, no document gets more than a quarter of a query,
+            near-identical queries together count 1 % at most, or as one.
         draws: Bootstrap draws of the queries.
         seed: Of the draws.
 
     Raises:
-        BadInput: If there are no draws, or a minimum of nothing.
+        BadInput: If there are no draws, a minimum of nothing, or robust rules for a rule that they are not made for.
     """
 
     several: Several | None = None
@@ -247,10 +249,15 @@ class SharesConfig:
     floor_errors: float | None = None
     payout: str | None = None
     minimum: str | None = None
+    robust: bool = False
     draws: int = 1000
     seed: int = 0
 
     def __post_init__(self):
+        if self.robust and self.rule != "positive":
+            raise BadInput(
+                found=f"robust=True with the rule {self.rule}", needed="the rule positive", do="leave one of the two out"
+            )
         if self.draws < 1:
             raise BadInput(found=f"draws={self.draws}", needed="1 or more", do="leave it out for 1,000")
         if self.payout is None and self.minimum is not None:

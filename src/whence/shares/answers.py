@@ -111,9 +111,13 @@ class Answers:
         scores = np.concatenate([credit.scores_K, np.array(credit.below)])
         return scores, np.concatenate([of_examples, np.full(2, lines.noise)]), floor
 
-    def without(self, model: int, query: int, rule: Rule, lines: Lines) -> np.ndarray:
+    def without(self, model: int, query: int, rule: Rule, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
         """Never asked for: a service has one model."""
         raise NotImplementedError
+
+    def rows(self, query: int) -> np.ndarray:
+        """The training example of each score of `placed`; -1 for the two sums."""
+        return np.concatenate([self.credits[query].rows_K, np.full(2, -1)])
 
     def header(self) -> dict[str, Any]:
         """What `answers.jsonl` says of all of them, in its first line."""

@@ -13,7 +13,9 @@ from whence.errors import BadInput
 from whence.evaluate import save_table
 from whence.plain_files import open_plain
 from whence.shares.answers import Answers
+from whence.shares.gaming import gaming_of
 from whence.shares.payout import apportion
+from whence.shares.robust import ROBUST
 from whence.shares.rules import RULES
 from whence.shares.shares import WHOLE, Shares
 from whence.store import record_of, write_bytes
@@ -22,7 +24,7 @@ from whence.store.files import read_lines
 
 __all__ = ["FORMAT", "content_of", "copy_tables", "csv_text", "queries_rows", "read_sources", "shares_rows", "sources_text"]
 
-FORMAT = "whence shares 2"
+FORMAT = "whence shares 3"
 # Of each query so many sources are listed one by one; the rest is one line, so that many documents and many queries make no file of both.
 _LISTED = 100
 _CHUNK_BYTES = 4 << 20
@@ -49,6 +51,7 @@ def content_of(report: Shares) -> dict[str, Any]:
         "unit": table.unit,
         "notes": list(table.notes),
         "rule": {**asdict(report.rule), "means": RULES[report.rule.name]},
+        "robust": ROBUST if report.is_robust else None,
         "noise_floor": report.noise_floor,
         "models": report.tables.num_models,
         "examples": len(report.tables.train_ids),
@@ -57,9 +60,12 @@ def content_of(report: Shares) -> dict[str, Any]:
         "payout": money,
         "intervals": {"over_models": "jackknife", "over_queries": "bootstrap", "draws": report.draws, "seed": report.seed},
         "queries": [
-            {"query": name, "weight": weight, "floor": floor}
-            for name, weight, floor in zip(report.query_ids, report.weights, report.floors, strict=True)
+            {"query": name, "weight": weight, "counted": counted, "floor": floor}
+            for name, weight, counted, floor in zip(
+                report.query_ids, report.weights, report.counted, report.floors, strict=True
+            )
         ],
+        "gaming": gaming_of(report).to_dict(),
         "lines": [_line(report, index) for index in range(len(report.lines))],
     }
 

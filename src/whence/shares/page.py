@@ -5,6 +5,8 @@ from html import escape
 from typing import Any
 
 from whence.report import bars_section, page, table_section
+from whence.shares.gaming import gaming_of
+from whence.shares.robust import ROBUST
 from whence.shares.rules import RULES
 from whence.shares.shares import ShareLine, Shares
 
@@ -35,6 +37,7 @@ def share_page(report: Shares, record: Mapping[str, Any]) -> str:
         ("Not attributed", _unattributed(report)),
         ("All sources", _sources(report, sources)),
         ("Queries", _queries(report)),
+        ("Signs of gaming", _gaming(report)),
         ("What these figures are", _meaning(report, record)),
         ("Record of the run", _record(report, record)),
     ]
@@ -97,6 +100,7 @@ def _money(report: Shares) -> str:
 def _unattributed(report: Shares) -> str:
     meaning = {
         "unknown": f"Training examples without a named source ({report.unlisted:,} of them are not in the list of sources at all).",
+        "withheld": "Near-duplicates under several sources, and what is above the cap of one document.",
         "noise": report.noise_floor[0].upper() + report.noise_floor[1:] + ".",
         "none": "Queries for which the rule found nothing to count.",
     }
@@ -138,6 +142,15 @@ def _queries(report: Shares) -> str:
     more = len(report.query_ids) - _QUERIES
     rest = f"<p>{more:,} more queries stand in queries.csv.</p>" if more > 0 else ""
     return table_section(("query", "weight", "largest lines"), rows) + rest
+
+
+def _gaming(report: Shares) -> str:
+    gaming = gaming_of(report)
+    rows = [(sign.words, sign.part) for sign in gaming.signs[:_ROWS]]
+    signs = table_section(("worth a look", "part"), rows) if rows else "<p>None was found.</p>"
+    missing = "".join(f"<p>Not looked for: {escape(words)}.</p>" for words in gaming.missing)
+    rule = f"Robust rules: {ROBUST}." if report.is_robust else "The robust rules were not used (--robust)."
+    return f"<p>A sign proves no intention. {escape(rule)}</p>" + signs + missing
 
 
 def _meaning(report: Shares, record: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from whence.errors import BadInput, StoreMismatch
 from whence.evaluate import origin_of_table
 from whence.shares.answers import Answers
 from whence.shares.answers_file import answers_files
+from whence.shares.example_facts import FACTS, facts_lines
 from whence.shares.files import FORMAT, content_of, copy_tables, csv_text, queries_rows, shares_rows, sources_text
 from whence.shares.page import share_page
 from whence.shares.shares import Shares
@@ -127,6 +128,8 @@ def write_shares(
             record["outputs"] |= {
                 name: write_bytes(begun / name, lines) for name, lines in answers_files(report.tables).items()
             }
+        if report.facts is not None:
+            record["outputs"][FACTS] = write_bytes(begun / FACTS, facts_lines(report.facts))
         for path in record["tables"].values():
             record["outputs"] |= {f"{path}/{name}": sha256_of(begun / path / name) for name in ("scores.npy", "table.json")}
         seal = write_json(begun / RECORD, record)
@@ -255,6 +258,7 @@ def _settings(report: Shares) -> dict[str, Any]:
         "temperature": rule.temperature,
         "floor": rule.floor,
         "floor_errors": rule.floor_errors,
+        "robust": report.is_robust,
         "several": report.tables.several,
         "weights": dict(zip(report.query_ids, report.weights, strict=True)),
         "payout": None if payout is None else f"{payout.text(payout.total)} {payout.currency}",

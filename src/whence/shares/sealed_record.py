@@ -26,6 +26,7 @@ class Settings:
     temperature: float | None
     floor: float | str | None
     floor_errors: float | None
+    robust: bool
     several: str | None
     weights: dict[str, float]
     payout: str | None

@@ -13,10 +13,13 @@ from whence.errors import BadInput
 from whence.progress import meter
 from whence.records import ScoreTable
 from whence.settings import SharesConfig, records_only
+from whence.shares.alike_queries import alike_queries, profile
 from whence.shares.answers import Answers
+from whence.shares.example_facts import ExampleFacts
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
+from whence.shares.robust import Pools, counted_weights, pools_of, robust_values
 from whence.shares.rules import Rule
 from whence.shares.sources import LineKind, Lines, lines_of
 from whence.shares.tables import Tables, tables_of
@@ -32,8 +35,8 @@ class ShareLine:
     """One line of a report: a source, or what no source can be named for.
 
     Args:
-        kind: "source"; or "unknown" (examples without a source), "noise" (scores below the noise floor), "none" (queries that nothing
-            speaks for).
+        kind: "source"; or "unknown" (examples without a source), "withheld" (by the robust rule), "noise" (scores below the noise floor),
+            "none" (queries that nothing speaks for).
         name: Name of the source, or what the line is for.
         examples: Training examples of it.
         share: Between 0 and 1, in whole trillionths; the shares of all lines add up to 1 exactly.
@@ -72,6 +75,9 @@ class Shares:
         unlisted: Training examples that the sources do not mention.
         draws: Bootstrap draws.
         seed: Of the draws.
+        facts: What is known of the examples besides; None for nothing.
+        counted: What each query counted after the robust rule; the weights without it.
+        leaders: The first query that each one nearly repeats.
     """
 
     lines: tuple[ShareLine, ...]
@@ -86,6 +92,14 @@ class Shares:
     unlisted: int
     draws: int
     seed: int
+    facts: ExampleFacts | None = field(default=None, repr=False)
+    counted: tuple[float, ...] = ()
+    leaders: tuple[int, ...] = ()
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether the robust rules were used."""
+        return any(line.kind == "withheld" for line in self.lines)
 
     @property
     def attributed(self) -> float:
@@ -117,6 +131,7 @@ def shares(
     config: SharesConfig = SharesConfig(),
     weights: Mapping[str, float] | None = None,
     carried: Mapping[str, str] | None = None,
+    facts: ExampleFacts | None = None,
     quiet: bool = False,
 ) -> Shares:
     """Shares of sources in what a model does: for each query, in total, and in money.
@@ -140,6 +155,7 @@ def shares(
         config: How scores become shares, and shares money.
         weights: By name of a query what it counts, such as how often it was asked; None counts all alike.
         carried: By name of a source what was held back before, which is due now as well.
+        facts: Which texts repeat others and how long gradients are: for `config.robust`, and to tell of attempts to game the payout.
         quiet: No progress on stderr.
 
     Returns:
@@ -158,8 +174,11 @@ def shares(
         )
     amounts = {} if money is None else {name: money.units(text) for name, text in (carried or {}).items()}
     before = {name: amount for name, amount in amounts.items() if amount}
-    lines, weights_Q = lines_of(tables_read.train_ids, sources, before), _weights(tables_read.query_ids, weights)
-    split = _split(tables_read, rule, lines, weights_Q, quiet)
+    lines = lines_of(tables_read.train_ids, sources, before, robust=config.robust)
+    given_Q = _weights(tables_read.query_ids, weights)
+    pools = pools_of(tables_read.train_ids, lines, _checked(facts)) if config.robust else None
+    split = _split(tables_read, rule, lines, pools, given_Q, quiet)
+    weights_Q = split.counted_Q
     total_L = weighted_mean(split.shares_QL, weights_Q)
     order = sorted(range(len(total_L)), key=lambda line: (lines.kinds[line] != "source", -total_L[line]))
 
@@ -188,37 +207,82 @@ def shares(
         for index, line in enumerate(order)
     )
     return Shares(
-        settled_lines, tables_read.query_ids, tuple(weights_Q.tolist()), split.shares_QL[:, order], rule,
+        settled_lines, tables_read.query_ids, tuple(given_Q.tolist()), split.shares_QL[:, order], rule,
         tuple(split.floors_Q.tolist()), money, tables_read, lines.listed(tables_read.train_ids), lines.unlisted, config.draws, config.seed,
+        facts, tuple(weights_Q.tolist()), tuple(split.leaders),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Shares of each query, the same without each model (where there are several), sums of positive and of negative scores, floors."""
+    """Shares of each query and without each model (where there are several), sums by sign, floors, what each counts and is like."""
 
     shares_QL: np.ndarray
     without_MQL: list[np.ndarray]
     raised_L: np.ndarray
     lowered_L: np.ndarray
     floors_Q: np.ndarray
+    counted_Q: np.ndarray
+    leaders: list[int]
 
 
-def _split(tables: Tables | Answers, rule: Rule, lines: Lines, weights_Q: np.ndarray, quiet: bool) -> _Split:
+def _split(
+    tables: Tables | Answers, rule: Rule, lines: Lines, pools: Pools | None, weights_Q: np.ndarray, quiet: bool
+) -> _Split:
     shares_QL = np.zeros((len(tables.query_ids), len(lines.names)))
     without_MQL = [np.zeros_like(shares_QL) for _ in range(tables.num_models if tables.num_models > 1 else 0)]
-    raised_L, lowered_L = np.zeros(len(lines.names)), np.zeros(len(lines.names))
+    raised_QL, lowered_QL = np.zeros_like(shares_QL), np.zeros_like(shares_QL)
     floors_Q = np.zeros(len(weights_Q))
+    profiles = []
     with meter("shares", len(weights_Q), quiet=quiet) as progress:
-        for query, weight in enumerate(weights_Q):
+        for query in range(len(weights_Q)):
             scores_N, of_examples, floors_Q[query] = tables.placed(query, rule, lines)
-            shares_QL[query] = rule.shares(scores_N, of_examples, lines)
-            for sums_L, kept_N in ((raised_L, np.maximum(scores_N, 0)), (lowered_L, np.minimum(scores_N, 0))):
-                sums_L += weight * np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
+            rows_N = tables.rows(query)
+            shares_QL[query] = _shares(rule, lines, pools, (scores_N, of_examples, floors_Q[query]), rows_N)
+            for sums_L, kept_N in ((raised_QL[query], np.maximum(scores_N, 0)), (lowered_QL[query], np.minimum(scores_N, 0))):
+                sums_L += np.bincount(of_examples, weights=kept_N, minlength=len(sums_L))
             for model, without_QL in enumerate(without_MQL):
-                without_QL[query] = tables.without(model, query, rule, lines)
+                without_QL[query] = _shares(rule, lines, pools, tables.without(model, query, rule, lines), rows_N)
+            is_for = (scores_N > 0) & (of_examples != lines.noise) & (rows_N >= 0)
+            profiles.append(profile(rows_N[is_for], scores_N[is_for]))
             progress.advance()
-    return _Split(shares_QL, without_MQL, raised_L, lowered_L, floors_Q)
+    leaders = alike_queries(profiles)
+    counted_Q = weights_Q if pools is None else counted_weights(weights_Q, leaders)
+    raised_L, lowered_L = (_weighted_sum(sums_QL, counted_Q) for sums_QL in (raised_QL, lowered_QL))
+    return _Split(shares_QL, without_MQL, raised_L, lowered_L, floors_Q, counted_Q, leaders)
+
+
+def _shares(
+    rule: Rule, lines: Lines, pools: Pools | None, placed: tuple[np.ndarray, np.ndarray, float], rows_N: np.ndarray
+) -> np.ndarray:
+    """Shares of one query, shape (L,), robust where there are pools."""
+    scores_N, of_examples, _ = placed
+    if pools is not None:
+        scores_N, of_examples = robust_values(scores_N, of_examples, rows_N, pools, lines)
+    return rule.shares(scores_N, of_examples, lines)
+
+
+def _weighted_sum(sums_QL: np.ndarray, weights_Q: np.ndarray) -> np.ndarray:
+    """One query after another, so that it comes out the same everywhere."""
+    total_L = np.zeros(sums_QL.shape[1])
+    for sums_L, weight in zip(sums_QL, weights_Q.tolist(), strict=True):
+        total_L += weight * sums_L
+    return total_L
+
+
+def _checked(facts: ExampleFacts | None) -> ExampleFacts:
+    """What is known of the examples, if near-duplicates can be told.
+
+    Raises:
+        BadInput: If their texts are not known.
+    """
+    if facts is None or facts.repeats is None:
+        raise BadInput(
+            found="robust rules without texts of the training examples",
+            needed="texts, by which near-duplicates are found",
+            do="pass --records with texts, or --store (facts=ExampleFacts.of(texts) in Python)",
+        )
+    return facts
 
 
 def _answers(answers: Answers, config: SharesConfig) -> Answers:

@@ -11,8 +11,8 @@ from whence.errors import BadInput
 
 __all__ = ["LineKind", "Lines", "lines_of", "named_sources"]
 
-# A named source, unknown ones, what no share is given for being too small, and what nothing raised.
-LineKind = Literal["source", "unknown", "noise", "none"]
+# A named source, unknown ones, what the robust rule withholds, what no share is given for being too small, and what nothing raised.
+LineKind = Literal["source", "unknown", "withheld", "noise", "none"]
 _WINDOW = re.compile(r"(.+)#\d+")
 
 
@@ -20,11 +20,11 @@ _WINDOW = re.compile(r"(.+)#\d+")
 class Lines:
     """The lines of a report, and which of them each example counts on.
 
-    The sources come first, by name; the last three lines are for what has no source.
+    The sources come first, by name; the last three lines, or four with the robust rule, are for what has no source.
 
     Args:
         names: Of all lines.
-        kinds: "source", "unknown", "noise" or "none", per line.
+        kinds: "source", "unknown", "withheld", "noise" or "none", per line.
         examples: Training examples of each line.
         of_examples: Number of the line of each example, shape (N,).
         is_listed: Whether the sources mention it, shape (N,).
@@ -40,6 +40,11 @@ class Lines:
     def unlisted(self) -> int:
         """How many examples the sources do not mention."""
         return int((~self.is_listed).sum())
+
+    @property
+    def withheld(self) -> int:
+        """Number of the line for what the robust rule pays to nobody."""
+        return self.kinds.index("withheld")
 
     @property
     def noise(self) -> int:
@@ -102,7 +107,9 @@ def named_sources(records: Iterable[Any], by: str = "source") -> dict[str, str]:
     return source_of
 
 
-def lines_of(train_ids: Sequence[str], sources: Mapping[str, str], others: Iterable[str] = ()) -> Lines:
+def lines_of(
+    train_ids: Sequence[str], sources: Mapping[str, str], others: Iterable[str] = (), *, robust: bool = False
+) -> Lines:
     """Sort training examples into lines.
 
     An id such as "book#3", which a long text gets when it is split, counts for "book" unless it is listed itself.
@@ -111,6 +118,7 @@ def lines_of(train_ids: Sequence[str], sources: Mapping[str, str], others: Itera
         train_ids: Of the examples, in the table's order.
         sources: By id the name of its source, empty for unknown.
         others: Names that get a line even without an example.
+        robust: Whether there is a line for what the robust rule withholds.
 
     Returns:
         The lines.
@@ -133,10 +141,14 @@ def lines_of(train_ids: Sequence[str], sources: Mapping[str, str], others: Itera
         )
     number_of = {name: number for number, name in enumerate(names)}
     of_examples = np.array([number_of[owner] if owner else len(names) for owner in owners], dtype=np.int64)
-    counts = np.bincount(of_examples, minlength=len(names) + 3)
+    rest: dict[LineKind, str] = {"unknown": "unknown source"}
+    rest |= {"withheld": "withheld by the robust rule"} if robust else {}
+    rest |= {"noise": "below the noise floor", "none": "no proponents"}
+    kinds: list[LineKind] = ["source"] * len(names)
+    counts = np.bincount(of_examples, minlength=len(names) + len(rest))
     return Lines(
-        (*names, "unknown source", "below the noise floor", "no proponents"),
-        ("source",) * len(names) + ("unknown", "noise", "none"),
+        (*names, *rest.values()),
+        (*kinds, *rest),
         tuple(counts.tolist()),
         of_examples,
         np.array([owner is not None for owner in owners]),

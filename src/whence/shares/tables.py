@@ -73,9 +73,14 @@ class Tables:
         scores_N, of_examples = rule.placed(self.of_query(query), lines)
         return scores_N, of_examples, 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
 
-    def without(self, model: int, query: int, rule: Rule, lines: Lines) -> np.ndarray:
-        """Shares of a query without one of the models, shape (L,)."""
-        return rule.shares(*rule.placed(np.delete(self.of_query(query), model, axis=0), lines), lines)
+    def without(self, model: int, query: int, rule: Rule, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
+        """The same without one of the models."""
+        scores_N, of_examples = rule.placed(np.delete(self.of_query(query), model, axis=0), lines)
+        return scores_N, of_examples, 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
+
+    def rows(self, query: int) -> np.ndarray:
+        """The training example of each score of a query."""
+        return np.arange(len(self.train_ids))
 
     def of_query(self, query: int) -> np.ndarray:
         """Scores of a query by each model, shape (M, N), float64 from the float32 that files hold."""

@@ -15,6 +15,7 @@ from whence.ledger import Head
 from whence.settings import SharesConfig
 from whence.shares.answers import Answers
 from whence.shares.answers_file import ANSWERS, read_answers
+from whence.shares.example_facts import FACTS, read_facts
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.receipted import receipt_faults
 from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
@@ -164,7 +165,8 @@ def _again(folder: Path, record: Record) -> Shares:
     given = dict(vars(record.settings))
     weights, carried = given.pop("weights"), given.pop("carried")
     sources = read_sources(folder / "sources.jsonl")
-    return shares(tables, sources, config=SharesConfig(**given), weights=weights, carried=carried, quiet=True)
+    facts = read_facts(folder) if FACTS in record.outputs else None
+    return shares(tables, sources, config=SharesConfig(**given), weights=weights, carried=carried, facts=facts, quiet=True)
 
 
 def _figures(folder: Path, recomputed: Shares) -> list[str]:
