@@ -1,17 +1,21 @@
 """The work that is killed: whatever leaves files that later commands go on with or trust."""
 
+import functools
 import itertools
 import os
 import signal
 import sqlite3
+import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 import whence
+from tests.conftest import save_language_model
 from tests.settings import QUIET
 from tests.test_bank import Additive, same
 from tests.test_record import batch_of, problem, step
@@ -24,7 +28,10 @@ from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, WhenceError
 from whence.evaluate import BankConfig, Retraining, load_table, make_bank, open_bank, random_subsets, save_table
 from whence.ledger import Chain, credit_of, new_key, read_signer, verify_chain
+from whence.load import load_task
 from whence.pipeline import refit, spool
+from whence.serve.documents import with_documents, without_documents
+from whence.serve.hosted_store import HostedStore
 from whence.serve.log import QueryLog
 from whence.store import open_store, verify_store
 
@@ -108,6 +115,44 @@ def _refitted() -> Job:
         assert (store.num_deleted, len(store.datasets())) in ((2, 2), (0, 1))
 
     return Job("refit", run, prepare, look)
+
+
+@functools.cache
+def _language_model() -> whence.CausalLM:
+    with tempfile.TemporaryDirectory() as place:
+        return cast(whence.CausalLM, load_task(str(save_language_model(Path(place) / "model")))[0])
+
+
+def _served_documents() -> Job:
+    """Documents come and go as at a service, each request sent again after a kill: what was told to be there is there."""
+    texts = [{"id": f"t{number}", "text": f"the cat sat {number} times"} for number in range(6)]
+    changes = (("n1", "n2"), ("n3",)), (("t1", "n1"), ("t4",))
+
+    def prepare(folder: Path) -> None:
+        config = whence.BuildConfig(method="logra", rank=8, rows_per_shard=4)
+        whence.build(_language_model(), texts, folder / "store", config=config, runtime=QUIET)
+
+    def run(folder: Path) -> None:
+        hosted = HostedStore.load("store", open_store(folder / "store"), _language_model())
+        for coming, going in zip(*changes, strict=True):
+            hosted, _ = with_documents(hosted, [{"id": name, "text": f"a dog ran {name}", "source": "new"} for name in coming])
+            there = [name for name in going if hosted.catalog.row_of(name) is not None]
+            hosted = without_documents(hosted, there)[0] if there else hosted
+
+    def look(folder: Path) -> None:
+        store = open_store(folder / "store")
+        now, first = set(store.ids()), {f"t{number}" for number in range(6)}
+        assert now in (
+            first,
+            first | {"n1", "n2"},
+            first - {"t1"} | {"n2"},
+            first - {"t1"} | {"n2", "n3"},
+            first - {"t1", "t4"} | {"n2", "n3"},
+        )
+        faults = [fault for fault in verify_store(store) if "does not name this list" not in fault]
+        assert not faults, faults
+
+    return Job("documents", run, prepare, look)
 
 
 def _repaired() -> Job:
@@ -341,6 +386,7 @@ def jobs() -> list[Job]:
         *map(_appended, ("lorif", "logra-pca")),
         _deleted(),
         _refitted(),
+        _served_documents(),
         _repaired(),
         _by_two(),
         Job("bank", lambda folder: bank(folder, 4), look=_old_or_new_bank({0, 4})),

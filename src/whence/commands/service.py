@@ -48,6 +48,19 @@ class PageOptions:
     open_page: Annotated[bool, Parameter(name="--open", negative="")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenFiles:
+    """Files with tokens, since everyone on the machine can read a command line.
+
+    Args:
+        token_file: File with the token that requests have to show.
+        write_token_file: File with another token, for requests that add documents to a store or delete them; they are refused if left out.
+    """
+
+    token_file: Path | None = None
+    write_token_file: Path | None = None
+
+
 def serve(
     stores: tuple[str, ...],
     /,
@@ -56,13 +69,14 @@ def serve(
     machine: OnDevice = DeviceOptions(),
     page: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),
     images: Annotated[ImageOptions, Parameter(name="*")] = ImageOptions(),
-    token_file: Path | None = None,
+    tokens: Annotated[TokenFiles, Parameter(name="*")] = TokenFiles(),
     as_json: Json = False,
     config: Options = ServeConfig(),
 ) -> None:
     """Answer questions over HTTP, with a page for people. Models and stores are loaded once.
 
-    Listens on this machine only, unless told otherwise with --host, which needs a token. Nothing but the query log is written. Needs
+    Listens on this machine only, unless told otherwise with --host, which needs a token. Nothing but the query log is written,
+    and with --write-token-file the stores. Needs
     `pip install 'whence-tda[serve]'`.
 
     Args:
@@ -72,7 +86,7 @@ def serve(
         machine: Where the models run.
         page: What the page shows besides answers.
         images: Images that are in no files.
-        token_file: File with the token that requests have to show.
+        tokens: Who may ask, and who may change documents.
         as_json: Print the address and the stores as JSON.
         config: The options of the service.
 
@@ -87,9 +101,10 @@ def serve(
             found=f"no package {error.name}", needed="what the service needs", do="pip install 'whence-tda[serve]'"
         ) from error
     from whence.progress import say
-    from whence.serve.config import check_token
+    from whence.serve.config import check_token, check_write_token
 
-    token = None if token_file is None else read_token(token_file)
+    token, write_token = (path and read_token(path) for path in (tokens.token_file, tokens.write_token_file))
+    check_write_token(write_token, token, config)
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
     folders = named_folders(stores)
 
@@ -103,7 +118,7 @@ def serve(
 
     with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
         hosted_stores = _hosted_stores(folders, recorded, machine, page, images, pool)
-        run_app(create_app(hosted_stores, config, token=token), config, ready)
+        run_app(create_app(hosted_stores, config, token=token, write_token=write_token), config, ready)
 
 
 def _hosted_stores(

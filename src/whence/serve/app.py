@@ -18,7 +18,8 @@ from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.ledger import Chain, read_signer
 from whence.serve.catalog import seconds_of
-from whence.serve.config import ServeConfig, check_token
+from whence.serve.config import ServeConfig, check_token, check_write_token
+from whence.serve.documents import check_changeable, id_of, with_documents, without_documents
 from whence.serve.errors import failed
 from whence.serve.health import Health
 from whence.serve.hosted_store import HostedStore
@@ -27,10 +28,10 @@ from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.middleware import Guard
 from whence.serve.question import Question
-from whence.serve.queue import Cancelled, Full, Job, QuestionQueue, TooLate
+from whence.serve.queue import Cancelled, Change, Full, Job, QuestionQueue, TooLate
 from whence.serve.render import is_closed, shown
 from whence.serve.responses import Refused, error_body, json_response
-from whence.serve.schemas import Ask, Attribute, AttributeItem, question_of
+from whence.serve.schemas import AddDocuments, Ask, Attribute, AttributeItem, question_of
 from whence.serve.streams import events, waited
 
 __all__ = ["create_app"]
@@ -44,22 +45,30 @@ _DESCRIPTION = (
 )
 
 
-def create_app(stores: Sequence[HostedStore], config: ServeConfig | None = None, *, token: str | None = None) -> FastAPI:
+def create_app(
+    stores: Sequence[HostedStore],
+    config: ServeConfig | None = None,
+    *,
+    token: str | None = None,
+    write_token: str | None = None,
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         stores: The stores, loaded.
         config: Limits and options.
         token: What requests have to show; needed unless the address is a loopback one.
+        write_token: What requests have to show that add documents to a store or delete them; None refuses these.
 
     Returns:
         The application. It answers until its lifespan ends, and then finishes what it began.
 
     Raises:
-        BadInput: If there is no store, or two have one name.
+        BadInput: If there is no store, two have one name, or a token keeps nobody out.
     """
     config = config or ServeConfig()
     check_token(config.host, token)
+    check_write_token(write_token, token, config)
     names = [hosted.name for hosted in stores]
     if not names or len(set(names)) < len(names):
         raise BadInput(
@@ -81,7 +90,7 @@ def create_app(stores: Sequence[HostedStore], config: ServeConfig | None = None,
     app.include_router(_pages())
     app.include_router(_api(service))
     # Whatever else goes wrong comes to the guard, which answers to it with the headers that every response carries.
-    app.add_middleware(Guard, token=token, limits=config, metrics=service.metrics)
+    app.add_middleware(Guard, token=token, write_token=write_token, limits=config, metrics=service.metrics)
     for kind in (WhenceError, RequestValidationError, HTTPException, Refused, Full, Cancelled, TooLate):
         app.add_exception_handler(kind, failed)
     app.state.metrics = service.metrics
@@ -92,7 +101,7 @@ class _Service:
     """What the paths share."""
 
     def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig):
-        self.stores, self.config = stores, config
+        self.config = config
         self.metrics, self.health = Metrics(), Health()
         chain = None
         if config.receipts is not None and config.sign_with is not None:
@@ -103,6 +112,11 @@ class _Service:
             health=self.health, credits=config.credits,
         )  # fmt: skip
         self.jobs: dict[str, Job] = {}
+
+    @property
+    def stores(self) -> Mapping[str, HostedStore]:
+        """The stores as they are now, by name."""
+        return self.queue.stores
 
     def hosted(self, name: str) -> HostedStore:
         if name not in self.stores:
@@ -123,14 +137,25 @@ class _Service:
         answer = self.log.answer(name)
         if answer is None:
             raise Refused(404, found="no such answer", needed="one that was given here and is not too old", do="ask again")
-        hosted = next((hosted for hosted in self.stores.values() if hosted.digest == answer["digest"]), None)
-        if hosted is None:
+        store = next((store for store, versions in self.queue.versions.items() if answer["digest"] in versions.digests), None)
+        if store is None:
             problem = "an answer of a store that has changed since, or is not served any more"
             raise Refused(404, found=problem, needed="the store as it was when it was asked", do="ask again")
         if self.config.redacted and is_closed(answer):
             problem = "an answer to a question that a redacted service does not take"
             raise Refused(404, found=problem, needed="another answer", do="ask something else")
-        return {**answer, "store": hosted.name}, hosted
+        return {**self.queue.versions[store].as_now(answer), "store": store}, self.stores[store]
+
+    async def change(self, name: str, make: Callable[[HostedStore], tuple[HostedStore, Sequence[int]]]) -> HostedStore:
+        """Have a store's documents changed, between two scans.
+
+        Raises:
+            Full: If too many changes wait.
+        """
+        check_changeable(self.hosted(name))
+        change = Change(name, make)
+        self.queue.put_change(change)
+        return await asyncio.wrap_future(change.future)
 
     async def answer(self, request: Request, job: Job) -> Response:
         """Have a job done: as one answer, or as events if the request accepts these.
@@ -236,6 +261,26 @@ def _api(service: _Service) -> APIRouter:
     async def attribute_item(store: str, body: AttributeItem, request: Request) -> Response:
         return await service.answer(request, service.job(store, question_of(body, service.config)))
 
+    @router.post("/v1/stores/{store}/documents", summary="Add documents to a store; needs the token for changes")
+    async def add_documents(store: str, body: AddDocuments) -> Response:
+        given = [document.model_dump(exclude_none=True) for document in body.documents]
+        documents = [{**document, "id": document.get("id", id_of(document))} for document in given]
+        ids: list[str] = []
+
+        def make(hosted: HostedStore) -> tuple[HostedStore, Sequence[int]]:
+            later, added = with_documents(hosted, documents)
+            ids.extend(added)
+            return later, ()
+
+        hosted = await service.change(store, make)
+        names = [document["id"] for document in documents]
+        return json_response({"store": store, "ids": names, "added": ids, **_version(hosted, redacted=redacted)})
+
+    @router.delete("/v1/stores/{store}/documents", summary="Delete documents from a store; needs the token for changes")
+    async def delete_documents(store: str, names: Annotated[list[str], Query(alias="id", min_length=1)]) -> Response:
+        hosted = await service.change(store, lambda hosted: without_documents(hosted, names))
+        return json_response({"store": store, "deleted": names, **_version(hosted, redacted=redacted)})
+
     # Not below the example: ids may end in anything.
     @router.get("/v1/stores/{store}/images/{example:path}", summary="A training image, small, as PNG", response_class=Response)
     def image(store: str, example: str) -> Response:
@@ -256,7 +301,7 @@ def _api(service: _Service) -> APIRouter:
     ) -> Response:
         last = time.time() + 1 if until is None else seconds_of(until)
         first = last - 30 * _DAY if since is None else seconds_of(since)
-        by_source = service.log.shares(service.hosted(store).digest, first, last, limit)
+        by_source = service.log.shares(service.queue.versions[service.hosted(store).name].digests, first, last, limit)
         return json_response({"since": first, "until": last, **by_source})
 
     @router.get("/v1/answers/{answer}", summary="An answer that was given before")
@@ -279,6 +324,11 @@ def _api(service: _Service) -> APIRouter:
         return json_response({"id": answer, "cancelled": True})
 
     return router
+
+
+def _version(hosted: HostedStore, *, redacted: bool) -> dict[str, Any]:
+    """What a store is after a change."""
+    return {"num_examples": len(hosted.prepared.store)} | ({} if redacted else {"digest": hosted.digest})
 
 
 def _png(content: bytes | None) -> Response:

@@ -48,14 +48,15 @@ class Client:
     Args:
         url: Its address, such as http://127.0.0.1:8420.
         token: What it wants to see, if it wants to.
+        write_token: What it wants to see of those who add and delete documents.
         seconds: How long to wait for an answer, and for room in a service that is full.
 
     Raises:
         BadInput: If the address is none, or the token cannot be sent.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, seconds: float = 120.0):
-        self.transport = Transport(url, token, seconds)
+    def __init__(self, url: str, *, token: str | None = None, write_token: str | None = None, seconds: float = 120.0):
+        self.transport, self.writer = Transport(url, token, seconds), Transport(url, write_token, seconds)
         self.url = self.transport.url
 
     def stores(self) -> list[dict[str, Any]]:
@@ -210,6 +211,32 @@ class Client:
     def answer(self, name: str) -> dict[str, Any]:
         """An answer that was given before, by its id."""
         return self._get(f"/v1/answers/{quote(name, safe='')}")
+
+    def add_documents(self, documents: Iterable[Mapping[str, Any]], *, store: str | None = None) -> dict[str, Any]:
+        """Add documents to a store; the client needs `write_token`. Adding the same ones again changes nothing.
+
+        Args:
+            documents: Mappings with `text`, and perhaps `source`, `id` and, for classifiers, `label`.
+            store: As in `ask`.
+
+        Returns:
+            The `ids`, those that were `added`, and the store's `digest` and `num_examples` after it.
+        """
+        body = {"documents": list(documents)}
+        return dict(self.writer.json("POST", f"/v1/stores/{self._store(store)}/documents", body))
+
+    def delete_documents(self, ids: Sequence[str], *, store: str | None = None) -> dict[str, Any]:
+        """Delete documents from a store; the client needs `write_token`.
+
+        Args:
+            ids: Of the documents.
+            store: As in `ask`.
+
+        Returns:
+            What was `deleted`, and the store's `digest` and `num_examples` after it.
+        """
+        chosen = urlencode([("id", name) for name in ids])
+        return dict(self.writer.json("DELETE", f"/v1/stores/{self._store(store)}/documents?{chosen}"))
 
     def cancel(self, name: str) -> None:
         """Stop the work on an answer whose `begun` event was seen."""

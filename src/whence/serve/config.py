@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from whence.errors import BadInput
 from whence.serve.limits import Limits
 
-__all__ = ["ServeConfig", "check_token", "is_loopback"]
+__all__ = ["ServeConfig", "check_token", "check_write_token", "is_loopback"]
 
 _SHORTEST_TOKEN = 16
 
@@ -68,6 +68,34 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check_write_token(write_token: str | None, token: str | None, config: ServeConfig) -> None:
+    """Refuse a token for changes that keeps nobody out, or changes that the service cannot make.
+
+    Args:
+        write_token: What requests have to show that change documents; None for none.
+        token: What all others have to show.
+        config: The options.
+
+    Raises:
+        BadInput: If it is too short, that of all others, or there are workers, which have the stores open.
+    """
+    if write_token is None:
+        return
+    _check_length(write_token)
+    if write_token == token:
+        raise BadInput(
+            found="one token for questions and for changes",
+            needed="two: who may ask must not be able to delete",
+            do="make another one",
+        )
+    if config.workers is not None:
+        raise BadInput(
+            found="changes of documents with workers, which have the stores open",
+            needed="a service that scans them itself",
+            do="leave workers out, or --write-token-file",
+        )
+
+
 def check_token(host: str, token: str | None) -> None:
     """Refuse to listen to others without a token.
 
@@ -84,7 +112,12 @@ def check_token(host: str, token: str | None) -> None:
             needed="a token wherever others can reach the service",
             do="pass --token-file with a file that holds one, or listen on 127.0.0.1",
         )
-    if token is not None and (len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
+    if token is not None:
+        _check_length(token)
+
+
+def _check_length(token: str) -> None:
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
         raise BadInput(
             found=f"a token of {len(token)} characters",
             needed=f"{_SHORTEST_TOKEN} or more, printable ASCII",

@@ -34,6 +34,7 @@ class HostedStore:
         catalog: Its examples.
         reader: Turns questions into examples.
         questions: What to begin with, for the page.
+        reopen: From a later version of the store to what answers from it, with the same model; None where that takes its data, too.
     """
 
     name: str
@@ -41,6 +42,7 @@ class HostedStore:
     catalog: Catalog
     reader: TextReader | ItemReader
     questions: tuple[Mapping[str, str], ...] = ()
+    reopen: "Callable[[Store], HostedStore] | None" = None
 
     @classmethod
     def load(
@@ -98,7 +100,11 @@ class HostedStore:
             )
         prepared = PreparedStore.load(store, task)
         prepared.check(first)
-        return cls(name, prepared, catalog, reader, tuple(questions))
+
+        def reopen(later: Store) -> HostedStore:
+            return cls.load(name, later, task, metadata=metadata, questions=questions)
+
+        return cls(name, prepared, catalog, reader, tuple(questions), None if train is not None else reopen)
 
     @property
     def kind(self) -> Kind:

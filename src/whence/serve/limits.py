@@ -7,10 +7,21 @@ from dataclasses import dataclass, fields
 
 from whence.errors import BadInput
 
-__all__ = ["LONGEST_ID", "LONGEST_NAME", "LONGEST_TIME", "MOST_PIXELS", "MOST_SOURCES", "Limits", "most_connections"]
+__all__ = [
+    "LONGEST_ID",
+    "LONGEST_NAME",
+    "LONGEST_TIME",
+    "MOST_PIXELS",
+    "MOST_DOCUMENTS",
+    "MOST_SOURCES",
+    "Limits",
+    "most_connections",
+]
 
 # Sizes of a request's fields, which /openapi.json names.
 LONGEST_NAME, LONGEST_ID, LONGEST_TIME, MOST_SOURCES = 400, 4000, 40, 64
+MOST_DOCUMENTS = 256
+"""Documents that one request may add."""
 MOST_PIXELS = 1 << 24
 """Pixels of an uploaded image, read before it is decoded."""
 

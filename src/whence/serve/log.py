@@ -28,9 +28,10 @@ __all__ = ["QueryLog"]
 _SHARES = """
 SELECT source, sum(positive), sum(negative), count(DISTINCT query)
 FROM shares JOIN queries ON queries.id = shares.query
-WHERE digest = ? AND time >= ? AND time < ?
+WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ?
 GROUP BY source ORDER BY 2 DESC, 1 LIMIT ?
 """
+_COUNT = "SELECT count(*) FROM queries WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ?"
 _OLDEST = "DELETE FROM queries WHERE number IN (SELECT number FROM queries ORDER BY number LIMIT ?)"
 _COLUMNS = ("id", "time", "store", "digest", "prompt", "completion", "measurement", "seconds")
 _SUMS = ("source", "positive", "negative")
@@ -129,11 +130,11 @@ class QueryLog:
             row = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
         return None if row is None else parse_json(row[0], any_number=True)
 
-    def shares(self, digest: str, since: float, until: float, limit: int) -> dict[str, Any]:
+    def shares(self, digests: Sequence[str], since: float, until: float, limit: int) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.
 
         Args:
-            digest: Of the store: another version of it is another store.
+            digests: Of the versions of the store that count.
             since: From then on, in seconds since 1970.
             until: Before then.
             limit: Sources at most.
@@ -144,11 +145,10 @@ class QueryLog:
         Raises:
             Refused: If the file cannot be read.
         """
+        versions = json.dumps(list(digests))
         with self._read():
-            rows = self.reader.execute(_SHARES, (digest, since, until, limit)).fetchall()
-            (count,) = self.reader.execute(
-                "SELECT count(*) FROM queries WHERE digest = ? AND time >= ? AND time < ?", (digest, since, until)
-            ).fetchone()
+            rows = self.reader.execute(_SHARES, (versions, since, until, limit)).fetchall()
+            (count,) = self.reader.execute(_COUNT, (versions, since, until)).fetchone()
         names = ("source", "positive", "negative", "answers")
         return {"questions": count, "shares": [dict(zip(names, row, strict=True)) for row in rows]}
 

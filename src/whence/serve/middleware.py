@@ -17,6 +17,8 @@ __all__ = ["Guard"]
 
 # The page itself holds nothing; it asks for the token.
 _OPEN = {"/", "/page.js", "/page.css", "/icon.svg", "/health"}
+# Requests that may hold an image, or many documents.
+_LARGE = ("/attribute-item", "/documents")
 # Given twice, whoever stands between might go by the one and we by the other.
 _SINGLE = (b"host", b"authorization", b"content-type", b"content-length", b"content-encoding")
 _logger = logging.getLogger("whence.serve")
@@ -28,11 +30,13 @@ class Guard:
     Args:
         app: What it guards.
         token: What requests have to show as `Authorization: Bearer`; None lets everyone in who is on this machine.
+        write_token: What requests have to show instead that change documents; None refuses them.
         limits: Of a request's body.
         metrics: What is counted.
     """
 
-    def __init__(self, app: Any, *, token: str | None, limits: Limits, metrics: Metrics):
+    def __init__(self, app: Any, *, token: str | None, write_token: str | None, limits: Limits, metrics: Metrics):
+        self.write_token = write_token
         self.app, self.token, self.limits, self.metrics = app, token, limits, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -87,7 +91,7 @@ class Guard:
         if b"host" not in headers and scope["http_version"] == "1.1":
             raise Refused(400, found="a request without a host", needed="a Host header", do="send one")
         self._check_body(scope["path"], headers)
-        self._check_asker(scope["path"], headers)
+        self._check_asker(scope["path"], headers, is_change=_is_change(scope))
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         # A form of another site can send anything else without asking.
         if scope["method"] == "POST" and kind != b"application/json" and headers.get(b"content-length", b"0") != b"0":
@@ -104,18 +108,25 @@ class Guard:
         given = headers.get(b"content-length", b"0")
         if not given.isdigit():
             raise Refused(400, found="a length that is no number", needed="one in Content-Length", do="correct it")
-        most = self.limits.max_request_bytes if path.endswith("/attribute-item") else self.limits.max_body_bytes
+        most = self.limits.max_request_bytes if path.endswith(_LARGE) else self.limits.max_body_bytes
         if len(given) > len(str(most)) + 1 or int(given) > most:
             raise Refused(413, found=f"a body of more than {most:,} bytes", needed="no more", do="send less")
 
-    def _check_asker(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        if self.token is None:
-            # A page elsewhere whose name suddenly leads to this machine (DNS rebinding) still calls it by that name.
-            if not is_loopback(_hostname(headers.get(b"host", b"").decode("latin-1"))):
-                needed = "127.0.0.1 or localhost"
-                raise Refused(403, found="a host name that is not this machine's", needed=needed, do="use that address")
-        elif path not in _OPEN and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self.token}".encode()):
-            needed, challenge = "the token of this service", {"WWW-Authenticate": "Bearer"}
+    def _check_asker(self, path: str, headers: Mapping[bytes, bytes], *, is_change: bool) -> None:
+        # A page elsewhere whose name suddenly leads to this machine (DNS rebinding) still calls it by that name.
+        if self.token is None and not is_loopback(_hostname(headers.get(b"host", b"").decode("latin-1"))):
+            needed = "127.0.0.1 or localhost"
+            raise Refused(403, found="a host name that is not this machine's", needed=needed, do="use that address")
+        if is_change and self.write_token is None:
+            needed = "a service that takes changes of its documents"
+            raise Refused(403, found="a change of documents", needed=needed, do="start it with --write-token-file")
+        token = self.write_token if is_change else self.token
+        is_open = token is None or path in _OPEN
+        if not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {token}".encode()):
+            needed, challenge = (
+                f"the token of this service{' for changes' if is_change else ''}",
+                {"WWW-Authenticate": "Bearer"},
+            )
             do = "send Authorization: Bearer TOKEN"
             raise Refused(401, found="no token, or another", needed=needed, do=do, headers=challenge)
         is_elsewhere = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
@@ -128,6 +139,11 @@ class Guard:
         if given.isdigit() and len(given) < 20 and int(given) <= self.limits.max_body_bytes:
             while (await receive()).get("more_body"):
                 pass
+
+
+def _is_change(scope: Any) -> bool:
+    """Whether a request would change a store's documents."""
+    return scope["method"] == "DELETE" or (scope["method"] == "POST" and scope["path"].endswith("/documents"))
 
 
 def _check_single(headers: Any) -> None:

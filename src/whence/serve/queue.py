@@ -21,8 +21,9 @@ from whence.serve.metrics import Metrics
 from whence.serve.question import Question
 from whence.serve.render import shown
 from whence.serve.responses import Refused, internal_error
+from whence.serve.versions import Versions
 
-__all__ = ["Cancelled", "Full", "Job", "QuestionQueue", "TooLate"]
+__all__ = ["Cancelled", "Change", "Full", "Job", "QuestionQueue", "TooLate"]
 
 # The next scan waits for company for so long after the last one, as a share of what that took.
 _PATIENCE = 0.25
@@ -92,12 +93,27 @@ class Job:
             self.future.set_exception(Cancelled() if self.is_cancelled else TooLate())
 
 
+@dataclasses.dataclass(eq=False)
+class Change:
+    """A change of a store's documents on its way.
+
+    Args:
+        name: Of the store.
+        make: From the store to its next version, and the rows of the former one that were deleted.
+        future: The next version.
+    """
+
+    name: str
+    make: Callable[[HostedStore], tuple[HostedStore, Sequence[int]]]
+    future: "Future[HostedStore]" = dataclasses.field(default_factory=Future)
+
+
 class QuestionQueue:
     """Questions wait here; those for one store that wait together share a scan.
 
     While one scan runs, the next one's questions gather. Where several shared the last one, the next waits for as many, but only for a
     part of the time that a scan takes: whoever was just answered may ask again, and who misses a scan waits for a whole one. A question
-    that comes alone is not held back.
+    that comes alone is not held back. Changes of documents are made between two scans, before questions that wait.
 
     Args:
         stores: Stores by name.
@@ -126,8 +142,11 @@ class QuestionQueue:
         self.log, self.metrics, self.redacted = log, metrics, redacted
         self.health = health or Health()
         self.max_waiting, self.batch = max_waiting, batch
+        self.stores = dict(stores)
+        self.versions = {name: Versions(hosted.digest) for name, hosted in stores.items()}
         self.masks = {name: Masks(hosted) for name, hosted in stores.items()}
         self.waiting: deque[Job] = deque()
+        self.changes: deque[Change] = deque()
         self.changed = threading.Condition()
         self.is_closing = False
         self.keeper = ThreadPoolExecutor(1, "whence-log")
@@ -150,6 +169,18 @@ class QuestionQueue:
             self.metrics.waiting.set(len(self.waiting))
             self.changed.notify()
 
+    def put_change(self, change: Change) -> None:
+        """Have a store's documents changed.
+
+        Raises:
+            Full: If too many changes wait, or the service stops.
+        """
+        with self.changed:
+            if self.is_closing or len(self.changes) >= self.max_waiting:
+                raise Full(min(60, max(1, len(self.changes))))
+            self.changes.append(change)
+            self.changed.notify()
+
     def close(self, seconds: float) -> None:
         """Answer what waits, take nothing more, and stop.
 
@@ -165,19 +196,41 @@ class QuestionQueue:
     def _work(self) -> None:
         while True:
             with self.changed:
-                while not self.waiting and not self.is_closing:
+                while not self.waiting and not self.changes and not self.is_closing:
                     self.changed.wait()
-                if not self.waiting:
+                if not self.waiting and not self.changes:
                     return
-                self._gather()
-                jobs = self._next()
-                self.metrics.waiting.set(len(self.waiting))
+                change, jobs = (self.changes.popleft() if self.changes else None), []
+                if change is None:
+                    self._gather()
+                    jobs = self._next()
+                    self.metrics.waiting.set(len(self.waiting))
+            if change is not None:
+                self._make(change)
+                continue
             started = time.monotonic()
+            for job in jobs:  # a job that came before a change is answered after it
+                job.hosted = self.stores[job.hosted.name]
             self._run(jobs)
             ended = time.monotonic()
             self.seconds_each += 0.2 * ((ended - started) / len(jobs) - self.seconds_each)
             self.company = min(self.batch, jobs[0].hosted.at_once, len(jobs) + len(self.waiting))
             self.patient_until = ended + _PATIENCE * (ended - started)
+
+    def _make(self, change: Change) -> None:
+        try:
+            with self.health.reading(change.name, (BadInput, UnknownOption, Unsupported)):
+                hosted, deleted = change.make(self.stores[change.name])
+        except Exception as error:  # noqa: BLE001
+            if not isinstance(error, WhenceError | Refused):
+                _logger.error("a change of the documents of %s failed", change.name, exc_info=error)
+                error = internal_error()
+            change.future.set_exception(error)
+            return
+        if hosted is not self.stores[change.name]:
+            self.versions[change.name].add(hosted.digest, deleted)
+            self.stores[change.name], self.masks[change.name] = hosted, Masks(hosted)
+        change.future.set_result(hosted)
 
     def _gather(self) -> None:
         """Wait for those who were just answered."""
@@ -190,7 +243,7 @@ class QuestionQueue:
         jobs, others = [first], []
         most = min(self.batch, first.hosted.at_once)
         for job in self.waiting:
-            is_alike = job.hosted is first.hosted and job.is_written == first.is_written
+            is_alike = job.hosted.name == first.hosted.name and job.is_written == first.is_written
             (jobs if is_alike and len(jobs) < most else others).append(job)
         self.waiting = deque(others)
         return jobs

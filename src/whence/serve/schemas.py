@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from whence.errors import BadInput
 from whence.serve.catalog import Filter, seconds_of
 from whence.serve.config import ServeConfig
-from whence.serve.limits import LONGEST_ID, LONGEST_NAME, LONGEST_TIME, MOST_SOURCES
+from whence.serve.limits import LONGEST_ID, LONGEST_NAME, LONGEST_TIME, MOST_DOCUMENTS, MOST_SOURCES
 from whence.serve.question import Item, Question
 
-__all__ = ["EXAMPLE_QUESTION", "Ask", "Attribute", "AttributeItem", "Filtering", "question_of"]
+__all__ = ["EXAMPLE_QUESTION", "AddDocuments", "Ask", "Attribute", "AttributeItem", "Document", "Filtering", "question_of"]
 
 EXAMPLE_QUESTION: dict[str, Any] = {
     "prompt": "json.dumps: If ``ensure_ascii``",
@@ -31,6 +31,25 @@ _LOWEST_TEMPERATURE = 0.01
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, pattern=_TEXT)]
 _Label = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=_TEXT)]
 _Time = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_TIME, pattern=_TEXT)]
+
+
+class Document(BaseModel):
+    """A training document that comes while the service answers."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = Field(min_length=1, pattern=_TEXT)
+    source: str = Field(default="", max_length=LONGEST_NAME, pattern=_TEXT)
+    id: _Name | None = Field(default=None, description="Left out, one is made of the other fields.")
+    label: _Name | None = Field(default=None, description="For classifiers of texts: its class, by name or number.")
+
+
+class AddDocuments(BaseModel):
+    """Add documents to a store."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"documents": [{"text": "json.dumps writes text.", "source": "json"}]}]}
+    )
+    documents: list[Document] = Field(min_length=1, max_length=MOST_DOCUMENTS)
 
 
 class Filtering(BaseModel):
