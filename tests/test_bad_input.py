@@ -300,7 +300,7 @@ def test_bad_options(refused, output, model_folder, data_file, options, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["bild"], r"found the unknown verb 'bild'; needed one of: attribute, bank, .*, why; do this: did you mean `whence build`\?"),
+        (["bild"], r"found the unknown verb 'bild'; needed one of: attribute, .*, why; do this: did you mean `whence build`\?"),
         (["help"], "found help, which is no verb but an option; needed --help; do this: see `whence --help`"),
         (["help", "build"], "found help, which is no verb but an option; needed --help; do this: see `whence build --help`"),
         (["frobnicate"], "found the unknown verb 'frobnicate'; .*; do this: see `whence --help`"),

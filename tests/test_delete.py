@@ -14,7 +14,7 @@ from tests.test_store import contents, edit_json, flip, make_records, make_task,
 from whence.clusters.directions import directions
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch
-from whence.store import Blueprint, delete_rows, deleted_since, open_store, verify_store
+from whence.store import Blueprint, delete_rows, deleted_since, name_now, open_store, verify_store
 
 METHODS = {
     "aligned": {},
@@ -299,7 +299,10 @@ def test_a_build_that_goes_on_keeps_what_was_deleted(copied):
     left = [record for record in left if record["id"] not in ("r1", "r2")]
     fresh = whence.build(make_task(), left, folder.with_name("fresh"), config=config, runtime=QUIET)
     torch.testing.assert_close(
-        store.file("curvature.safetensors")["traces"], fresh.file("curvature.safetensors")["traces"], rtol=1e-6, atol=0
+        store.file(name_now(store.files, "curvature.safetensors"))["traces"],
+        fresh.file("curvature.safetensors")["traces"],
+        rtol=1e-6,
+        atol=0,
     )
 
 

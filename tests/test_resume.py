@@ -18,7 +18,7 @@ import whence
 from tests.settings import QUIET
 from tests.test_store import SMALL, contents, flip, make_records, make_task
 from whence.errors import BadInput, DiskFull, OutOfMemory, StoreCorrupt, StoreMismatch
-from whence.store import open_store, verify_store
+from whence.store import delete_rows, open_store, take_back_unfinished, verify_store
 from whence.store import writer as writer_module
 
 METHODS = {
@@ -158,8 +158,18 @@ def test_killed_twice_and_killed_while_appending(tmp_path, processes, unbroken):
         patch.setattr(writer_module.Writer, "write", _interrupted(writer_module.Writer.write, number=6))
         with pytest.raises(KeyboardInterrupt):
             whence.build(task, more, folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
-    with pytest.raises(StoreCorrupt, match=r"unfinished store at .* \(6 shards so far\)"):
-        open_store(folder)
+    # Until the addition is finished the store is what it was, and says so.
+    assert open_store(folder).ids() == tuple(f"r{row}" for row in range(RECORDS)) and verify_store(open_store(folder)) == []
+    notes = whence.query(folder, task, make_records(1), runtime=QUIET).notes
+    assert any(note.startswith("documents are being added to this store, or an addition was stopped") for note in notes)
+    with pytest.raises(
+        StoreMismatch, match="found an unfinished addition to .*; do this: run the same `whence build --append`"
+    ):
+        delete_rows(folder, ["r1"])
+    taken_back = tmp_path / "taken back"
+    shutil.copytree(folder, taken_back)
+    take_back_unfinished(taken_back)
+    assert contents(taken_back) == unbroken["logra-pca"]
     whence.build(task, more, folder, append=True, config=whence.BuildConfig(**options), runtime=QUIET)
     assert contents(folder) == contents(whole)
 
@@ -415,8 +425,8 @@ class _FullFile:
 
     room = 0
 
-    def __init__(self, path, mode):
-        self.file = open(path, mode)  # noqa: SIM115
+    def __init__(self, path, mode, **how):
+        self.file = open(path, mode, **how)  # noqa: SIM115
 
     def __enter__(self):
         return self

@@ -10,7 +10,7 @@ from typing import Any
 
 from whence.audit.sources import SourceCount, Sources
 from whence.methods import method_named
-from whence.store import Fidelity, Store, deleted_notes, left_out_notes, read_fidelity
+from whence.store import Fidelity, Store, committed, deleted_notes, left_out_notes, read_fidelity
 
 __all__ = ["Fact", "Section", "sections_of"]
 
@@ -250,6 +250,8 @@ def _limits(store: Store) -> Section:
 
 
 def _records(store: Store, faults: Sequence[str]) -> Section:
+    documents = committed(store)
+    root = f"{documents.root} of {documents.count:,} documents" if documents else None
     datasets = "; ".join(f"{fingerprint} ({rows:,} rows)" for fingerprint, rows in store.datasets())
     state = f"{len(faults)} faults: {'; '.join(faults[:3])}" if faults else "every file is as it was sealed"
     return Section(
@@ -258,6 +260,7 @@ def _records(store: Store, faults: Sequence[str]) -> Section:
             Fact("Check of all files (`whence verify`)", state),
             Fact("Fingerprints of the data", datasets),
             Fact("Digest of the store's description", store.blueprint.digest()),
+            Fact("Root over all documents", root, "the root, which stores of earlier versions lack; a refit makes it"),
         ),
     )
 

@@ -107,7 +107,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         as_json: Print everything as JSON.
     """
     from whence.pipeline.stored.refit import unfinished_refit
-    from whence.store import committed, fidelity_notes, open_store, read_fidelity
+    from whence.store import addition_notes, committed, fidelity_notes, open_store, read_fidelity
     from whence.store.disk import folder_bytes, size_text
 
     opened = open_store(store, check=False)
@@ -150,6 +150,8 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         tell(f"{'root':>16}  {documents.root} of {documents.count:,} documents")
     for note in fidelity_notes(opened):
         tell(f"{'fidelity':>16}  {note}")
+    for note in addition_notes(opened.folder):
+        tell(f"{'additions':>16}  {note}")
     tell(f"{'disk':>16}  {opened.disk_bytes()}")
     if begun is not None:
         tell(

@@ -16,7 +16,7 @@ from whence.curvature import ResolvedDamping, load_fishers
 from whence.data import Example, batches
 from whence.errors import NonFinite
 from whence.progress import Meter
-from whence.store import Store
+from whence.store import Store, name_now
 from whence.tasks import AbstractTask
 
 __all__ = ["Batching", "Rows", "gradient_rows", "precondition"]
@@ -157,7 +157,7 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
     scale = -1.0 / len(store)
     if damping is None:
         return [unit * scale for unit in rows.units]
-    tensors = store.file("curvature.safetensors")
+    tensors = store.file(name_now(store.files, "curvature.safetensors"))
     fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
     preconditioned = []

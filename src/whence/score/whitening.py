@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.curvature import ResolvedDamping, load_fishers
 from whence.score.query import Rows
-from whence.store import Store
+from whence.store import Store, name_now
 
 __all__ = ["Whitened", "mixing_share", "whiten", "whitened_norms"]
 
@@ -48,7 +48,7 @@ def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
     Returns:
         What the scan needs.
     """
-    tensors = store.file("curvature.safetensors")
+    tensors = store.file(name_now(store.files, "curvature.safetensors"))
     fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     flat = [unit.flatten(1).double() for unit in rows.units]
     share = mixing_share([_spectrum(unit_QD) for unit_QD in flat], [fisher.values_K.double() for fisher in fishers])

@@ -14,7 +14,7 @@ from whence.pipeline.stored.refit import settings_of
 from whence.serve.hosted_store import HostedStore
 from whence.serve.responses import Refused
 from whence.settings import Runtime
-from whence.store import delete_rows, open_store
+from whence.store import delete_rows, open_store, take_back_unfinished
 
 __all__ = ["check_changeable", "id_of", "with_documents", "without_documents"]
 
@@ -67,6 +67,7 @@ def with_documents(hosted: HostedStore, documents: Sequence[Mapping[str, Any]]) 
     if twice is not None:
         raise BadInput(found=f"the id {twice[:80]!r} twice", needed="an id for each document", do="give another one")
     task, folder = hosted.prepared.task, hosted.prepared.store.folder
+    take_back_unfinished(folder)  # whoever sent it was told nothing, and sends it again
     new = [example for example in task.prepare(documents).examples if not _is_there(hosted, example)]
     if not new:
         return hosted, []
@@ -96,6 +97,7 @@ def without_documents(hosted: HostedStore, ids: Sequence[str]) -> tuple[HostedSt
         raise Refused(
             404, found=f"no document {missing[:80]!r} in the store {hosted.name}", needed="the id of one", do="check it"
         )
+    take_back_unfinished(hosted.prepared.store.folder)
     delete_rows(hosted.prepared.store.folder, list(rows))
     return _reopened(hosted), [row for row in rows.values() if row is not None]
 

@@ -143,7 +143,7 @@ class Guard:
 
 def _is_change(scope: Any) -> bool:
     """Whether a request would change a store's documents."""
-    return scope["method"] == "DELETE" or (scope["method"] == "POST" and scope["path"].endswith("/documents"))
+    return scope["method"] in ("POST", "DELETE") and scope["path"].endswith("/documents")
 
 
 def _check_single(headers: Any) -> None:

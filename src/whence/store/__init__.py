@@ -29,13 +29,20 @@ from whence.store.opening import open_store
 from whence.store.proofs import PROOF_FORMAT, Proof, check_proof, prove
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
-from whence.store.resume import Pending, check_blueprint, check_same, listed_files, read_seals
+from whence.store.resume import Pending, addition_notes, check_blueprint, check_same, is_growing, listed_files, read_seals
+from whence.store.rewritten import name_now, write_anew
+from whence.store.take_back import take_back_unfinished
 from whence.store.verify import verify_store
 from whence.store.writer import Writer, open_writer, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
     "Agreement",
+    "addition_notes",
+    "is_growing",
+    "name_now",
+    "take_back_unfinished",
+    "write_anew",
     "Controls",
     "Fidelity",
     "fidelity_notes",

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 
-from whence.errors import BadInput
+from whence.errors import BadInput, StoreMismatch
 from whence.store.commitment import is_commitment, remove_commitments, write_commitment
 from whence.store.deleted import Deleted, is_deleted_list, listed_deleted, rows_left, unlisted_deleted, write_deleted
 from whence.store.files import disk_errors, locked, read_json, write_json
@@ -12,7 +12,7 @@ from whence.store.format import DELETED_FORMAT_VERSION
 from whence.store.opening import open_store
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
-from whence.store.resume import listed_files
+from whence.store.resume import is_growing, listed_files
 
 __all__ = ["delete_rows", "deleted_notes", "deleted_since", "row_now", "with_deleted"]
 
@@ -36,6 +36,7 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
 
     Raises:
         BadInput: If an id is not in the store, none is given, one is given without a list around it, or no row would be left.
+        StoreMismatch: If documents are being added to the store, or an addition was stopped.
 
     >>> import tempfile, torch, whence
     >>> task = whence.Classification(torch.nn.Linear(2, 2))
@@ -54,6 +55,12 @@ def delete_rows(folder: str | Path, ids: Iterable[str]) -> Store:
     open_store(folder)  # refuses what is no whole store before a lock is left in it
     with locked(folder):
         store = open_store(folder, check=False)  # nobody changes it now
+        if is_growing(folder):
+            raise StoreMismatch(
+                found=f"an unfinished addition to {folder}",
+                needed="one change after the other",
+                do="run the same `whence build --append` again, which finishes it",
+            )
         new = [row for row, example in enumerate(store.examples()) if example["id"] in wanted]
         earlier = listed_deleted(folder, store.sealed, store.files) or Deleted({}, ())
         unknown = sorted(wanted - set(earlier.ids) - {example["id"] for example in store.examples_of(new).values()})

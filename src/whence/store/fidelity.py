@@ -7,6 +7,8 @@ from pathlib import Path
 from whence.errors import StoreCorrupt
 from whence.store.files import damaged, read_json, write_json
 from whence.store.reader import Store
+from whence.store.resume import listed_files
+from whence.store.rewritten import name_now, write_anew
 from whence.strict_json import record_of
 
 __all__ = ["Agreement", "Controls", "Fidelity", "fidelity_notes", "read_fidelity", "write_fidelity"]
@@ -88,10 +90,11 @@ def write_fidelity(folder: Path, fingerprint: str, fidelity: Fidelity | None) ->
     Returns:
         Name and SHA-256 of the file, for the manifest; nothing if there is none.
     """
-    by_dataset = read_json(folder / _NAME) if (folder / _NAME).exists() else {}
+    path = folder / name_now(listed_files(folder) or {}, _NAME)
+    by_dataset = read_json(path) if path.exists() else {}
     if fidelity is not None:
         by_dataset = {**by_dataset, fingerprint: asdict(fidelity)}
-    return {_NAME: write_json(folder / _NAME, by_dataset)} if by_dataset else {}
+    return write_anew(folder, _NAME, lambda path: write_json(path, by_dataset)) if by_dataset else {}
 
 
 def read_fidelity(store: Store) -> Mapping[str, Fidelity]:
@@ -100,9 +103,10 @@ def read_fidelity(store: Store) -> Mapping[str, Fidelity]:
     Raises:
         StoreCorrupt: If the file is not what a build writes.
     """
-    if _NAME not in store.files:
+    name = name_now(store.files, _NAME)
+    if name not in store.files:
         return {}
-    path = store.folder / _NAME
+    path = store.folder / name
     by_dataset = read_json(path)
     try:
         return {name: record_of(Fidelity, content) for name, content in by_dataset.items()}

@@ -6,6 +6,8 @@ from whence.data import Dataset, Skipped, skipped_note
 from whence.errors import StoreCorrupt
 from whence.store.files import damaged, read_json, write_json
 from whence.store.reader import Store
+from whence.store.resume import listed_files
+from whence.store.rewritten import name_now, write_anew
 from whence.strict_json import fitted
 
 __all__ = ["left_out_notes", "write_left_out"]
@@ -23,17 +25,19 @@ def write_left_out(folder: Path, dataset: Dataset) -> dict[str, str]:
     Returns:
         Name and SHA-256 of the file that holds them, for the manifest; nothing if there are none.
     """
-    by_dataset = _read(folder / _NAME) if (folder / _NAME).exists() else {}
+    path = folder / name_now(listed_files(folder) or {}, _NAME)
+    by_dataset = _read(path) if path.exists() else {}
     if dataset.skipped:
         by_dataset = {**by_dataset, dataset.fingerprint: [[record.id, record.reason] for record in dataset.skipped]}
-    return {_NAME: write_json(folder / _NAME, by_dataset)} if by_dataset else {}
+    return write_anew(folder, _NAME, lambda path: write_json(path, by_dataset)) if by_dataset else {}
 
 
 def left_out_notes(store: Store) -> tuple[str, ...]:
     """What an answer says of the records that a store was built without."""
-    if _NAME not in store.files:
+    name = name_now(store.files, _NAME)
+    if name not in store.files:
         return ()
-    by_dataset = _read(store.folder / _NAME)
+    by_dataset = _read(store.folder / name)
     records = [Skipped(name, reason) for data, _ in store.datasets() for name, reason in by_dataset.get(data, ())]
     return skipped_note("training records", records)
 

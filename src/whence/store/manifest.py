@@ -31,17 +31,16 @@ class Manifest:
     files: dict[str, str]
 
 
-def read_manifest(folder: Path, blueprint: Blueprint) -> Manifest:
+def read_manifest(path: Path, blueprint: Blueprint) -> Manifest:
     """The manifest of a store.
 
     Args:
-        folder: The store.
+        path: The manifest, or the one from before an addition.
         blueprint: What its rows are.
 
     Raises:
         StoreCorrupt: If it is missing or incomplete, speaks of files elsewhere or of shards that cannot be, or is of another blueprint.
     """
-    path = folder / "manifest.json"
     content = read_json(path)
     try:
         manifest = record_of(Manifest, content)
@@ -50,7 +49,7 @@ def read_manifest(folder: Path, blueprint: Blueprint) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(**damaged(path, f"it is incomplete: {error}")) from error
     if manifest.blueprint != blueprint.digest():
-        raise StoreCorrupt(**damaged(folder / "blueprint.json", "it is not the one that the manifest was written for"))
+        raise StoreCorrupt(**damaged(path.with_name("blueprint.json"), "it is not the one that the manifest was written for"))
     why = _impossible(manifest, blueprint)
     if why:
         raise StoreCorrupt(**damaged(path, why))

@@ -11,7 +11,7 @@ from whence.store.format import Blueprint
 from whence.store.manifest import Manifest, read_manifest
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
-from whence.store.resume import read_seals
+from whence.store.resume import BEFORE, read_seals
 
 __all__ = ["open_store"]
 
@@ -71,18 +71,28 @@ def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
         do = "name the store first, and pass a question as --text" if is_question(str(folder)) else "check the path"
         raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do=do)
     blueprint = Blueprint.read(folder)
-    if not (folder / "manifest.json").exists():
-        raise StoreCorrupt(
-            found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
-            needed="a finished build",
-            do="run the same `whence build` again: it goes on where it stopped",
-        )
+    unfinished = StoreCorrupt(
+        found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
+        needed="a finished build",
+        do="run the same `whence build` again: it goes on where it stopped",
+    )
+    is_whole = (folder / "manifest.json").exists()
+    path = folder / ("manifest.json" if is_whole else BEFORE)
+    if not path.exists():
+        raise unfinished
     if not is_remote(folder):
         refuse_linked(folder / "shards")
-    manifest = read_manifest(folder, blueprint)
-    deleted = listed_deleted(folder, manifest.shards, manifest.files)
-    store = Store.of(folder, blueprint, manifest.shards, manifest.files, deleted).held_open()
-    if check:
+    try:
+        manifest = read_manifest(path, blueprint)
+        deleted = listed_deleted(folder, manifest.shards, manifest.files)
+        store = Store.of(folder, blueprint, manifest.shards, manifest.files, deleted).held_open()
+        if not is_whole:  # documents are being added, or a damaged store is repaired: only then something of it is missing
+            _check_whole(store, ranks)
+    except StoreCorrupt as error:
+        if is_whole and not path.exists():  # an addition has begun since
+            return _opened(folder, check, ranks)
+        raise (error if is_whole else unfinished) from error
+    if check and is_whole:
         try:
             _check_whole(store, ranks)
         except StoreCorrupt as error:
@@ -126,6 +136,6 @@ def _why_absent(path: Path) -> str:
 def _is_as_read(manifest: Manifest, folder: Path, blueprint: Blueprint) -> bool:
     """Whether the manifest is still the one that was read."""
     try:
-        return read_manifest(folder, blueprint) == manifest
+        return read_manifest(folder / "manifest.json", blueprint) == manifest
     except StoreCorrupt:
         return False

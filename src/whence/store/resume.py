@@ -19,6 +19,8 @@ from whence.strict_json import fitted, record_of
 
 __all__ = [
     "BEFORE",
+    "addition_notes",
+    "is_growing",
     "Layout",
     "Pending",
     "check_blueprint",
@@ -130,6 +132,21 @@ def intact(folder: Path, seals: Mapping[int, Seal], files: Mapping[str, str]) ->
 def listed_files(folder: Path) -> dict[str, str] | None:
     """Name and SHA-256 of the files beside the shards; None without a readable manifest. That from before a build counts, too."""
     return next((dict(manifest["files"]) for manifest in _manifests(folder)), None)
+
+
+def is_growing(folder: Path) -> bool:
+    """Whether documents are being added to a store, or an addition was stopped: it is what it was before until that is finished."""
+    return not (folder / "manifest.json").exists() and (folder / BEFORE).exists()
+
+
+def addition_notes(folder: Path) -> tuple[str, ...]:
+    """What an answer says of documents that are not in a store yet."""
+    if not is_growing(folder):
+        return ()
+    return (
+        "documents are being added to this store, or an addition was stopped: the answer is from before; "
+        "the same `whence build --append` finishes it",
+    )
 
 
 def layouts(folder: Path, rows_per_shard: int) -> dict[str, Layout]:

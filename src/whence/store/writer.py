@@ -32,6 +32,7 @@ from whence.store.resume import (
     read_seals,
     shards_to_make,
 )
+from whence.store.rewritten import drop_unlisted
 
 __all__ = ["Writer", "open_writer", "write_store"]
 
@@ -173,6 +174,7 @@ class Writer:
             "files": {**others, **deleted_list, **commitment},
         }
         write_json(self.folder / "manifest.json", manifest)
+        drop_unlisted(self.folder, manifest["files"])
         self.forget()
 
     def forget(self) -> None:
@@ -233,7 +235,7 @@ def open_writer(folder: Path, blueprint: Blueprint, dataset: Dataset, *, append:
         write_json(folder / "blueprint.json", blueprint.to_json())
     is_sound = files.keys() == listed.keys()
     if (pending or not is_sound) and (folder / "manifest.json").exists():
-        # What is about to change is not a finished store until it is finished again.
+        # Until it is finished again the store is what it was before, if that is still whole.
         with disk_errors(folder):
             if listed:
                 write_bytes(folder / BEFORE, [read_content(folder / "manifest.json")])

@@ -49,6 +49,7 @@ from whence.store import (
     open_writer,
     read_seals,
     sha256_of,
+    write_anew,
     write_fidelity,
     write_left_out,
     write_tensors,
@@ -301,7 +302,7 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
     if method_named(blueprint.method).curvature == "fisher":
         with meter("curvature", len(blueprint.units), quiet=quiet) as progress:
             fisher = fit_fisher(writer.rows(), rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
-        files = {**files, "curvature.safetensors": write_tensors(writer.folder / "curvature.safetensors", fisher)}
+        files |= write_anew(writer.folder, "curvature.safetensors", lambda path: write_tensors(path, fisher))
     writer.finish(files)
 
 

@@ -22,7 +22,7 @@ from whence.records import Recipe
 from whence.report import ClassLabel, Hit
 from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.settings import Damping, Runtime
-from whence.store import Store, deleted_notes, fidelity_notes, left_out_notes, open_store
+from whence.store import Store, addition_notes, deleted_notes, fidelity_notes, left_out_notes, open_store
 from whence.tasks import AbstractTask
 from whence.workers import Workers
 
@@ -120,7 +120,8 @@ class PreparedStore:
         logged = [store.blueprint.task[name] for name in ("logged", "bases", "code") if name in store.blueprint.task]
         notes = (
             f"{self.plan.coverage}", *([self.damping_note] if self.damping_note else []), *logged,
-            *fidelity_notes(store), *left_out_notes(store), *deleted_notes(store), *skipped_note("queries", dataset.skipped),
+            *fidelity_notes(store), *left_out_notes(store), *deleted_notes(store),
+            *addition_notes(store.folder), *skipped_note("queries", dataset.skipped),
             *self.notes,
         )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:
