@@ -17,7 +17,7 @@ import whence
 from tests.test_store import SMALL, contents, make_records, make_task
 from whence.cli import main
 from whence.errors import BadInput, RankLost, StoreMismatch, WorkerLost
-from whence.progress import Meter
+from whence.progress import Meter, Stage, staged
 from whence.settings import OnRay
 from whence.store import check_shared, read_tensors, starter
 from whence.workers.engine import READY, LostWorker
@@ -159,11 +159,14 @@ def test_the_driver_says_what_ranks_say_once_and_adds_up_their_meters(crew, caps
     monkeypatch.setattr(Meter, "advance", seen_too)
     engine = Engine([(0, READY), (1, READY)], [], [(1, "done")])
     engine.news = {
-        0: News(("3 examples", "a note"), {"axes": (5, 5), "gradients (rank 0 of 2)": (4, 10)}),
-        1: News(("3 examples",), {"gradients (rank 1 of 2)": (3, 10)}),
+        0: News(("3 examples",), {"gradients (rank 0 of 2)": (3, 10)}),
+        1: News(("3 examples", "a note"), {"axes": (5, 5), "gradients (rank 1 of 2)": (4, 10)}),
     }
-    crew(engine, talks=False).result(2)
-    assert capsys.readouterr().err.splitlines() == ["3 examples", "a note"]
+    # What one rank did alone is shown before what the other has gone on to.
+    stages = [Stage("learning", ("axes",)), Stage("compressing", ("gradients",))]
+    with staged(stages):
+        crew(engine, talks=False).result(2)
+    assert capsys.readouterr().err.splitlines() == ["1 of 2: learning", "3 examples", "a note", "2 of 2: compressing"]
     assert seen == [("gradients", 20, 7)]
 
 

@@ -261,7 +261,7 @@ class _Shown:
         self.lines: set[str] = set()
         self.title = ""
         self.meter: Meter | None = None
-        self.titles: dict[ActorWorker, str] = {}
+        self.titles: set[str] = set()
         self.done: dict[tuple[str, ActorWorker], int] = {}
 
     def hear(self, news_of: dict[ActorWorker, News], ranks: int) -> None:
@@ -271,15 +271,16 @@ class _Shown:
             news_of: By worker.
             ranks: That share the steps of a meter, where its title does not say so.
         """
-        for worker, news in news_of.items():
+        # What one does alone comes before what all then do.
+        for worker, news in sorted(news_of.items(), key=lambda item: all(map(_OF_RANK.search, item[1].meters))):
             if not self.quiet:
                 self._say(news.lines)
             for whole, (done, total) in news.meters.items():
                 shared = _OF_RANK.search(whole)
                 title = _OF_RANK.sub("", whole)
                 self.done[title, worker] = done
-                if self.titles.get(worker) != title:
-                    self.titles[worker] = title
+                if title not in self.titles:
+                    self.titles.add(title)
                     self._turn_to(title, total * (int(shared[1]) if shared else ranks))
         if self.meter is not None:
             done = min(sum(steps for (title, _), steps in self.done.items() if title == self.title), self.meter.total)
@@ -297,7 +298,6 @@ class _Shown:
                 say(line)
 
     def _turn_to(self, title: str, total: int) -> None:
-        if title != self.title:
-            self.stack.close()
-            self.title = title
-            self.meter = self.stack.enter_context(meter(title, total, quiet=self.quiet))
+        self.stack.close()
+        self.title = title
+        self.meter = self.stack.enter_context(meter(title, total, quiet=self.quiet))
