@@ -103,12 +103,13 @@ class _Service:
     def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig):
         self.config = config
         self.metrics, self.health = Metrics(), Health()
+        self.redaction = config.redaction()
         chain = None
         if config.receipts is not None and config.sign_with is not None:
             chain = Chain(config.receipts, read_signer(config.sign_with))
         self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes, chain=chain)
         self.queue = QuestionQueue(
-            stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=config.redacted,
+            stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=self.redaction,
             health=self.health, credits=config.credits,
         )  # fmt: skip
         self.jobs: dict[str, Job] = {}
@@ -293,7 +294,7 @@ def _api(service: _Service) -> APIRouter:
     def example(store: str, example: str) -> Response:
         hosted = service.hosted(store)
         with service.health.reading(store):
-            return json_response(_example(hosted, example, redacted=redacted))
+            return json_response(_example(hosted, example, redacted=redacted, hides_ids=service.config.hide_ids))
 
     @router.get("/v1/stores/{store}/shares", summary="What the sources add up to over the questions of some time")
     def shares(
@@ -301,14 +302,17 @@ def _api(service: _Service) -> APIRouter:
     ) -> Response:
         last = time.time() + 1 if until is None else seconds_of(until)
         first = last - 30 * _DAY if since is None else seconds_of(since)
-        by_source = service.log.shares(service.queue.versions[service.hosted(store).name].digests, first, last, limit)
+        hosted = service.hosted(store)
+        by_source = service.log.shares(service.queue.versions[hosted.name].digests, first, last, limit)
+        if service.redaction is not None:
+            by_source["shares"] = service.redaction.shares(by_source["shares"], hosted.catalog.source_sizes)
         return json_response({"since": first, "until": last, **by_source})
 
     @router.get("/v1/answers/{answer}", summary="An answer that was given before")
     def answer(answer: str) -> Response:
         logged, hosted = service.logged(answer)
         with service.health.reading(hosted.name):
-            return json_response(shown(hosted, [logged], redacted=redacted)[0])
+            return json_response(shown(hosted, [logged], redacted=service.redaction)[0])
 
     @router.get("/v1/answers/{answer}/image", summary="The image that was asked about, small, as PNG", response_class=Response)
     def asked_image(answer: str) -> Response:
@@ -337,8 +341,8 @@ def _png(content: bytes | None) -> Response:
     return Response(content, media_type="image/png")
 
 
-def _example(hosted: HostedStore, name: str, *, redacted: bool) -> dict[str, Any]:
-    row = hosted.catalog.row_of(name)
+def _example(hosted: HostedStore, name: str, *, redacted: bool, hides_ids: bool) -> dict[str, Any]:
+    row = None if hides_ids else hosted.catalog.row_of(name)
     if row is None:
         raise Refused(404, found=f"no example {name[:80]!r} in the store {hosted.name}", needed="the id of one", do="check it")
     example = hosted.prepared.store.example(row)

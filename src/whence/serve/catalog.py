@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,11 @@ class Catalog:
         order_N = marks_N.argsort(kind="stable")
         has_times = not np.isnan(time_N).all()
         return cls(store, tuple(rows), source_N, marks_N[order_N], order_N, time_N if has_times else None, metadata_of)
+
+    @cached_property
+    def source_sizes(self) -> dict[str, int]:
+        """By name of a source how many examples it has."""
+        return dict(zip(self.sources, np.bincount(self.source_N, minlength=len(self.sources)).tolist(), strict=True))
 
     def row_of(self, name: str) -> int | None:
         """The row of an id; None if there is none."""

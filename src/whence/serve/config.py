@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from whence.errors import BadInput
 from whence.serve.limits import Limits
+from whence.serve.redaction import Redaction
 
 __all__ = ["ServeConfig", "check_token", "check_write_token", "is_loopback"]
 
@@ -19,6 +20,9 @@ class ServeConfig(Limits):
         host: Address to listen on. Any but a loopback address needs a token.
         port: Port to listen on; 0 takes a free one.
         redacted: Answer with ids, rows, sources, values and shares, and never with training text or metadata.
+        round_to: With redacted: significant digits of scores, sums and times; all of them if left out.
+        least_group: With redacted: a source of fewer documents is not named, and a filter that lets fewer through has no hits.
+        hide_ids: With redacted: hits have a handle, another one in every answer, instead of id and row.
         log: SQLite file in which every answer is kept; ":memory:" keeps them until the service stops.
         credits: Keep with every answer what each training example scored, all that `whence shares --log` needs for a payout. Takes four bytes
             of memory per row for each question of a scan.
@@ -37,6 +41,9 @@ class ServeConfig(Limits):
     host: str = "127.0.0.1"
     port: int = 8420
     redacted: bool = False
+    round_to: int | None = None
+    least_group: int = 1
+    hide_ids: bool = False
     log: str = "whence-queries.sqlite"
     credits: bool = False
     receipts: str | None = None
@@ -48,6 +55,7 @@ class ServeConfig(Limits):
         super().__post_init__()
         if not 0 <= self.port <= 65535:
             raise BadInput(found=f"port {self.port}", needed="0 to 65535", do="pick another")
+        self._check_redaction()
         if (self.receipts is None) != (self.sign_with is None):
             raise BadInput(
                 found="receipts without a key" if self.receipts else "a key without a file of receipts",
@@ -57,6 +65,37 @@ class ServeConfig(Limits):
         if self.ray is not None and self.workers is None:
             raise BadInput(
                 found=f"ray={self.ray!r} without workers", needed="how many", do="say how many workers, or leave ray out"
+            )
+
+    def redaction(self) -> Redaction | None:
+        """What is told instead of training text; None where that is shown."""
+        if not self.redacted:
+            return None
+        return Redaction(self.round_to, self.least_group, self.hide_ids)
+
+    def _check_redaction(self) -> None:
+        """Refuse settings of a redacted service that cannot be, or for one that is not.
+
+        Raises:
+            BadInput: If there are any.
+        """
+        chosen = {"round_to": self.round_to, "least_group": self.least_group - 1, "hide_ids": self.hide_ids}
+        names = [name for name, value in chosen.items() if value]
+        if (self.round_to is not None and not 1 <= self.round_to <= 15) or self.least_group < 1:
+            raise BadInput(
+                found=f"round_to={self.round_to}, least_group={self.least_group}",
+                needed="1 to 15 significant digits, and groups of 1 or more",
+                do="correct them, or leave them out",
+            )
+        if names and not self.redacted:
+            raise BadInput(
+                found=f"{names[0]} without redacted", needed="a redacted service", do=f"add it, or leave {names[0]} out"
+            )
+        if names and self.receipts is not None:
+            raise BadInput(
+                found=f"{names[0]} with receipts",
+                needed="answers as they are sealed",
+                do=f"leave {names[0]} or the receipts out",
             )
 
 

@@ -19,6 +19,7 @@ from whence.serve.hosted_store import HostedStore
 from whence.serve.log import QueryLog
 from whence.serve.metrics import Metrics
 from whence.serve.question import Question
+from whence.serve.redaction import Redaction
 from whence.serve.render import shown
 from whence.serve.responses import Refused, internal_error
 from whence.serve.versions import Versions
@@ -121,7 +122,7 @@ class QuestionQueue:
         metrics: What is counted.
         max_waiting: Most questions that may wait.
         batch: Most questions of one scan.
-        redacted: Whether training text stays here.
+        redacted: What is told instead of training text, which stays here; None to show it.
         health: Told which stores could be read.
         credits: Whether the log keeps what a payout needs.
     """
@@ -134,7 +135,7 @@ class QuestionQueue:
         *,
         max_waiting: int,
         batch: int,
-        redacted: bool = False,
+        redacted: Redaction | None = None,
         health: Health | None = None,
         credits: bool = False,
     ):

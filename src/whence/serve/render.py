@@ -9,6 +9,7 @@ from whence.pipeline.stored.prepared import hit_of
 from whence.report import Hit
 from whence.report.passages import peak_of, pieces, strongest
 from whence.serve.hosted_store import HostedStore
+from whence.serve.redaction import Redaction
 
 __all__ = ["is_closed", "shown"]
 
@@ -17,7 +18,7 @@ _SIDES = ("proponents", "opponents")
 _PASSAGE = 260
 
 
-def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted: bool) -> list[dict[str, Any]]:
+def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted: Redaction | None) -> list[dict[str, Any]]:
     """Answers with the training texts of their hits, or, redacted, without anything made from them.
 
     Hits of all answers are read together: questions that share a scan mostly share shards too.
@@ -25,7 +26,7 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
     Args:
         hosted: Whose hits they are.
         answers: What `answered` gave, or the log.
-        redacted: Whether training text stays here.
+        redacted: What is told instead of training text, which stays here; None to show it.
 
     Returns:
         The answers.
@@ -34,15 +35,17 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
     scored = [
         {side: [_hit(hosted, hit, examples[hit["row"]]) for hit in answer[side]] for side in _SIDES} for answer in answers
     ]
-    return [
+    is_redacted = redacted is not None
+    whole = [
         {
-            **{name: value for name, value in answer.items() if name != "digest" or not redacted},
-            **_shown_item(hosted, answer, redacted=redacted),
-            **_shown_sides(hosted, hits, redacted=redacted),
-            "redacted": redacted,
+            **{name: value for name, value in answer.items() if name != "digest" or not is_redacted},
+            **_shown_item(hosted, answer, redacted=is_redacted),
+            **_shown_sides(hosted, hits, redacted=is_redacted),
+            "redacted": is_redacted,
         }
         for answer, hits in zip(answers, scored, strict=True)
     ]
+    return whole if redacted is None else [redacted.shown(answer, hosted.catalog.source_sizes) for answer in whole]
 
 
 def is_closed(answer: Mapping[str, Any]) -> bool:

@@ -1,0 +1,87 @@
+"""What a redacted service still tells: how coarsely, of how many documents together, and under which names."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from whence.serve.shares import OTHERS
+
+__all__ = ["SMALL", "Redaction"]
+
+SMALL = "(small sources)"
+"""Stands for the sources that have too few documents to be named."""
+
+_SIDES = ("proponents", "opponents")
+_HANDLE_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Redaction:
+    """How a redacted service shows answers.
+
+    Args:
+        digits: Significant digits of scores, sums and the measurement; None for all.
+        least_group: A source of fewer documents is not named: its sums are added up with those of the other small ones.
+        hides_ids: Whether hits have a handle, which is another one in every answer, instead of id and row.
+        key: What handles are made with; nobody outside the process knows it.
+    """
+
+    digits: int | None = None
+    least_group: int = 1
+    hides_ids: bool = False
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def shown(self, answer: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """An answer without what is not told.
+
+        Args:
+            answer: Without training text.
+            sizes: Documents of each source.
+
+        Returns:
+            The answer. Where a filter lets fewer documents through than a group has to have, it has no hits.
+        """
+        is_narrow = answer["num_allowed"] < self.least_group
+        sides = {side: [] if is_narrow else [self._hit(answer["id"], hit, sizes) for hit in answer[side]] for side in _SIDES}
+        coarse = {name: self.rounded(answer[name]) for name in ("measurement", "seconds") if name in answer}
+        return {**answer, **sides, **coarse, "shares": self.shares(answer["shares"], sizes)}
+
+    def shares(self, lines: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Sums of sources, those of small ones in one line, rounded.
+
+        Args:
+            lines: Each with `source` and numbers, which are added up.
+            sizes: Documents of each source.
+
+        Returns:
+            The lines; that of the small sources comes last.
+        """
+        named: list[dict[str, Any]] = []
+        small: dict[str, Any] = {}
+        for line in lines:
+            if self._is_named(line["source"], sizes):
+                named.append(dict(line))
+                continue
+            for name, value in line.items():
+                small[name] = SMALL if name == "source" else small.get(name, 0) + value
+        return [{name: self.rounded(value) for name, value in line.items()} for line in [*named, *([small] if small else [])]]
+
+    def rounded(self, value: Any) -> Any:
+        """A float to so many significant digits; anything else as it is."""
+        return float(f"{value:.{self.digits}g}") if self.digits is not None and isinstance(value, float) else value
+
+    def _hit(self, answer: str, hit: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        coarse = {name: self.rounded(value) for name, value in hit.items()}
+        if not self._is_named(hit["source"], sizes):
+            coarse["source"] = SMALL
+        if self.hides_ids:
+            del coarse["row"]
+            digest = hmac.new(self.key, f"{answer}\n{hit['id']}".encode("utf-8", "replace"), hashlib.sha256)
+            coarse["id"] = digest.hexdigest()[:_HANDLE_DIGITS]
+        return coarse
+
+    def _is_named(self, source: str, sizes: Mapping[str, int]) -> bool:
+        return source == OTHERS or sizes.get(source, 0) >= self.least_group
