@@ -310,7 +310,7 @@ def test_bad_options(refused, output, model_folder, data_file, options, says):
         (["build", "m", "d", "--ouptut", "o"], "unknown option --ouptut; needed an .*; do this: did you mean --output"),
         (["select", "d", "-o", "o", "--validate=v"], "found the unknown option --validate; .*; do this: did you mean --validation"),
         (["build", "m", "d", "-o", "o", "--rank"], "found --rank without a value; needed whence build MODEL DATA --output OUTPUT"),
-        (["verify", "a", "b"], "found 'b', which whence verify does not read; needed whence verify FOLDER; do this: leave it out"),
+        (["verify", "a", "b"], "found 'b', which whence verify does not read; .*pass it as --text, or leave it out"),
         (["delete", "s", "math.fabs#0"], "found 'math.fabs#0', which whence delete does not read; .* do this: pass it as --ids, or"),
         (["query", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence query does not .* do this: pass it as --text"),
         (["why", "s", "Why is it blue?"], "found 'Why is it blue.*', which whence why does not .* do this: pass it as --prompt"),

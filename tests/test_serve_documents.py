@@ -1,5 +1,7 @@
 """Documents come and go while the service answers: as on the command line, by a token of their own, whole or not at all."""
 
+import gc
+import os
 import threading
 
 import pytest
@@ -137,6 +139,16 @@ def test_questions_and_changes_at_the_same_time(client):
     for thread in threads:
         thread.join(30)
     assert answers and all(by_digest[answer["digest"]] == answer["num_examples"] == len(hits(answer)) for answer in answers)
+
+
+def test_earlier_versions_are_let_go(client, folder):
+    """Files of a store stay open as long as something is answered from it: of all versions but the last one nothing is."""
+    for number in range(4):
+        add(client, [{"text": f"the cat sat {number}"}])
+        ask(client)
+    gc.collect()
+    opened = [os.readlink(f"/dev/fd/{name}") for name in os.listdir("/dev/fd") if os.path.islink(f"/dev/fd/{name}")]
+    assert len([path for path in opened if path.startswith(f"{folder}{os.sep}probe")]) <= 2
 
 
 def test_bad_documents_are_told(client):

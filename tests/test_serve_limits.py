@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import resource
@@ -357,8 +358,9 @@ def test_where_all_are_being_answered_the_next_one_is_told_to_wait(live, talk, g
 
 
 def test_files_are_kept_in_reserve(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
-    assert 50 < most_connections(Limits()) < 256 - 128
+    allowed = 256 + len(os.listdir("/dev/fd"))  # what other tests left open
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    assert 100 < most_connections(Limits()) <= 256 - 128
     assert most_connections(Limits(max_connections=5)) == 5
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert most_connections(Limits()) == 512
