@@ -31,7 +31,8 @@ def test_facts_are_those_of_the_store(store, tmp_path, model_folder):
     known = dict(
         line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| ") and " | " in line[2:-2]
     )
-    assert known["Digest of its weights"] == store.blueprint.model and str(model_folder) in known["1.2 Model, as it was loaded"]
+    assert known["Digest of its weights"] == store.blueprint.model and known["1.2 Model, as it was loaded"] == model_folder.name
+    assert str(model_folder) not in text  # where files lie is nobody's business
     assert known["Size of this data"].startswith("80 documents, ") and known["1.3 Modalities of this data"] == "text"
     assert known["example.org"].startswith("17 | 21.2% | ")
     assert known["Sources"] == "49 named sources; 1 documents have none"

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Literal
 
-from whence.audit.facts import Section, sections_of
+from whence.audit.facts import Section, recorded_name, sections_of
 from whence.audit.sources import Sources, count_sources
 from whence.durable import write_file
 from whence.errors import UnknownOption
@@ -67,7 +67,10 @@ def audit(store: Store | str | Path, output: str | Path, *, template: Literal["a
     opened = store if isinstance(store, Store) else open_store(store, check=False)
     faults, sources = tuple(verify_store(opened)), count_sources(opened)
     sections = sections_of(opened, sources, faults)
-    folder, title = Path(output), f"Audit of the training data behind {opened.blueprint.task.get('model') or 'a model'}"
+    folder, title = (
+        Path(output),
+        f"Audit of the training data behind {recorded_name(opened.blueprint.task, 'model') or 'a model'}",
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "audit.md", [_markdown(title, sections).encode("utf-8", "replace")])
     write_file(folder / "sources.csv", [csv_text(_source_rows(sources)).encode("utf-8", "replace")])
@@ -100,6 +103,7 @@ def _plain(text: str) -> str:
 def _html(section: Section) -> str:
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     facts = table_section(_FACTS, [(fact.name, fact.text) for fact in section.facts]) if section.facts else ""
+    facts = f'<div class="facts">{facts}</div>' if facts else ""
     return text + facts + (table_section(section.header, section.rows) if section.rows else "")
 
 

@@ -6,13 +6,14 @@ it asks for. The rest stands there as not known, with what is missing: nothing i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from whence.audit.sources import SourceCount, Sources
 from whence.methods import method_named
 from whence.store import Fidelity, Store, committed, deleted_notes, left_out_notes, read_fidelity
 
-__all__ = ["Fact", "Section", "sections_of"]
+__all__ = ["Fact", "Section", "recorded_name", "sections_of"]
 
 _SHOWN = 20
 _KINDS = {"causal_lm": "language model", "masked_lm": "masked language model", "diffusion": "diffusion model"}
@@ -90,7 +91,7 @@ def _general(store: Store, sources: Sources) -> Section:
         "1. General information",
         (
             Fact("1.1 Provider", None, "name and contact of the provider, and of the authorised representative"),
-            Fact("1.2 Model, as it was loaded", _given(task, "model"), "name and version of the model"),
+            Fact("1.2 Model, as it was loaded", recorded_name(task, "model"), "name and version of the model"),
             Fact("Kind of model", _KINDS.get(kind, kind) or None, "the kind of model"),
             Fact("Digest of its weights", store.blueprint.model),
             Fact("Parameters that scores are about", f"{parameters:,}"),
@@ -115,7 +116,7 @@ def _data_sources(store: Store, sources: Sources) -> tuple[Section, ...]:
     sites = f"{len(sources.by_site):,} sites" if sources.by_site else None
     every = sources.everything
     facts = (
-        Fact("Read from", _given(store.blueprint.task, "data"), "the files that the store was built from"),
+        Fact("Read from", recorded_name(store.blueprint.task, "data"), "the files that the store was built from"),
         Fact("Sources", counts if named else None, "sources: no document of this store has one"),
         Fact("2.1 Publicly available datasets", None, "which of the sources below are such datasets, with names and links"),
         Fact(
@@ -265,6 +266,7 @@ def _records(store: Store, faults: Sequence[str]) -> Section:
     )
 
 
-def _given(task: Mapping[str, Any], name: str) -> str | None:
-    value = task.get(name)
-    return str(value) if value else None
+def recorded_name(task: Mapping[str, Any], name: str) -> str | None:
+    """What is recorded of where something was; of a path the last part, since the document leaves the house."""
+    value = str(task.get(name) or "")
+    return (PurePath(value).name if PurePath(value).is_absolute() else value) or None
