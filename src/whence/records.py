@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "OneHot", "Pair", "Recipe", "ScoreTable", "Side", "Unit", "Values", "values_by_unit"]
+__all__ = ["Dense", "OneHot", "Pair", "Recipe", "ScoreTable", "Side", "Unit", "Values", "recipe_text", "values_by_unit"]
 
 Values = Literal["scores", "self-influence", "loss", "random"]
 """What the numbers of a table are."""
@@ -276,3 +276,13 @@ def values_by_unit(unit: str) -> Values:
     ('loss', 'scores')
     """
     return _VALUES_OF_UNIT.get(unit, "scores")
+
+
+def recipe_text(recipe: Mapping[str, object]) -> str:
+    """A recipe as it is recorded, on one line; of what it has for each parameter only how many there are.
+
+    >>> recipe_text({"optimizer": "adamw", "weight_decay": 0.1, "momentum": None, "inverse_preconditioner": {"a": 1.0, "b": 2.0}})
+    'optimizer adamw, weight decay 0.1, inverse preconditioner of 2 parameters'
+    """
+    values = {name: f"of {len(value)} parameters" if isinstance(value, Mapping) else value for name, value in recipe.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value not in (None, ""))

@@ -11,6 +11,7 @@ from typing import Any
 
 from whence.audit.sources import SourceCount, Sources
 from whence.methods import method_named
+from whence.records import recipe_text
 from whence.store import Fidelity, Store, committed, deleted_notes, left_out_notes, read_fidelity
 
 __all__ = ["Fact", "Section", "recorded_name", "sections_of"]
@@ -189,7 +190,7 @@ def _attribution(store: Store) -> Section:
 
 
 def _recipe(recipe: Mapping[str, Any] | None) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in recipe.items() if value not in (None, "")) if recipe else None
+    return recipe_text(recipe) if recipe else None
 
 
 def _agreement(store: Store) -> Section:

@@ -107,6 +107,7 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         as_json: Print everything as JSON.
     """
     from whence.pipeline.stored.refit import unfinished_refit
+    from whence.records import recipe_text
     from whence.store import addition_notes, committed, fidelity_notes, open_store, read_fidelity
     from whence.store.disk import folder_bytes, size_text
 
@@ -141,9 +142,9 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         "curvature_rank",
         "dtype",
         "seed",
-        "recipe",
     ):
         tell(f"{name:>16}  {content[name]}")
+    tell(f"{'recipe':>16}  {recipe_text(blueprint.recipe) if blueprint.recipe else 'not known'}")
     tell(f"{'model':>16}  {blueprint.task.get('model', 'given in Python')} (weights {blueprint.model[:12]})")
     tell(f"{'data':>16}  {blueprint.task.get('data', 'given in Python')}")
     if documents is not None:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from whence.commands.shared import Json
 from whence.errors import BadInput
@@ -24,7 +27,12 @@ class ProofOptions:
 
 
 def prove(
-    store: Path, *, id: str | None = None, text: Path | None = None, output: Path | None = None, as_json: Json = False
+    store: Path,
+    *,
+    id: str | None = None,
+    text: Path | None = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    as_json: Json = False,
 ) -> None:
     """Prove that a document is in a store, or that it is not, showing no other one.
 
