@@ -59,6 +59,19 @@ def test_what_is_asked_for_is_the_budget_and_a_disk_bounds_it():
     assert within_budget(UNITS, 48, BuildConfig(factors="fit"), WHOLE)[0] == WHOLE
 
 
+@pytest.mark.parametrize("how", [{"is_begun": True}, {"config": BuildConfig(factors="fit", bytes_per_example=512)}])
+def test_bases_that_are_kept_leave_room_for_axes(how):
+    """Those of a fit in a folder of its own may be larger than the whole default budget: a code of one coordinate is none."""
+    config = how.pop("config", BuildConfig(bytes_per_example=512))
+    fit, size = within_budget(UNITS, 2000, config, WHOLE, **how)
+    bases, budget = 4 * kept_numbers(UNITS, WHOLE), default_budget(UNITS, 2000 * 512)
+    assert fit == WHOLE and bases > budget
+    cut = within_budget(UNITS, 2000, BuildConfig(bytes_per_example=512), WHOLE)[1]
+    assert size.coordinates > cut.coordinates / 2 > 100_000
+    assert max(choice.width for choice in size.choices) > 1000
+    assert size.shared_bytes < 1.05 * (bases + budget / 2)
+
+
 def test_weights_of_cut_bases_are_kept_once_for_all_of_the_rest():
     torch.manual_seed(0)
     unit = Unit("w", 7, 9, ("w",))

@@ -49,7 +49,8 @@ def within_budget(
     """How the curvature is fitted and how large the code is, with what is shared inside its budget.
 
     Bases give way to half of the budget by fewer directions a side, the axes to what is left by fewer bits, axes and coordinates. What was
-    asked for (`shared_bytes`) is the budget if it is given; a fit in a folder of its own, or one that has begun, keeps its bases.
+    asked for (`shared_bytes`) is the budget if it is given; a fit in a folder of its own, or one that has begun, keeps its bases, and the
+    default budget grows by what of them is more than its half.
 
     Args:
         units: The units.
@@ -74,6 +75,8 @@ def within_budget(
         _refuse_anchors(size, budget, is_by_default=not asked_bytes)
     if config.factors is None and not is_begun:
         fit = _fitting(units, fit, int(_FOR_BASES * budget))
+    elif not asked_bytes:  # bases that are kept leave the axes what they would have had
+        budget = max(budget, int(4 * kept_numbers(units, fit) + (1 - _FOR_BASES) * budget))
     # Axes for more coordinates would leave memory for fewer examples to learn them from.
     most = budget if asked_bytes else min(budget, 4 * kept_numbers(units, fit) + AXES_BYTES)
     return fit, code_size(units, examples, replace(config, shared_bytes=most), fit)
