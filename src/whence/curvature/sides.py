@@ -104,7 +104,9 @@ def _begun(folder: Path | None) -> dict[str, int]:
         return {}
     earlier = read_json(folder / "fit.json")
     identity = earlier.get("identity") if isinstance(earlier, dict) else None
-    return {name: value for name, value in (identity or {}).items() if type(value) is int and value >= 0}
+    if not isinstance(identity, dict):
+        return {}
+    return {name: value for name, value in identity.items() if type(value) is int and value >= 0}
 
 
 def _longest(sides: Sequence[int], parameters: int, device: torch.device, positions: int, room_bytes: float) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.errors import NonFinite
 from whence.evaluate.statistics import Interval, mean_interval, or_none
 from whence.progress import Meter
 from whence.study.kept_scores import StoredScores
@@ -144,7 +145,14 @@ def histograms(
         sizes_Q2: As `tails_and_mass` found them.
         by_norm: As there.
         progress: Advanced by queries.
+
+    Raises:
+        NonFinite: If a score is none, as in files that were changed.
     """
+    if not bool(sizes_Q2.isfinite().all()):
+        raise NonFinite(
+            found="scores of the study that are not finite", needed="finite ones", do="remove its folder, and study again"
+        )
     largest = float(sizes_Q2[:, 1].max()) or 1.0
     # Where most scores are exactly 0, any unit will do that is small beside the others.
     unit = float(sizes_Q2[:, 0].median()) or largest / 1000
