@@ -16,6 +16,7 @@ from whence.curvature import Choosing, Code, code_axes, fit_ekfac, load_axes
 from whence.curvature.code_choice import HeldOut, rest_share, rounded
 from whence.data import Dataset
 from whence.errors import StoreMismatch
+from whence.load import load_task
 from whence.pipeline.stored import code_size as sizes
 from whence.pipeline.stored import learn_code as codes_module
 from whence.pipeline.stored.encoders import stored_encoder
@@ -205,3 +206,13 @@ def test_many_documents_teach_a_code_with_a_rest(tmp_path, monkeypatch):
     fidelity = next(iter(read_fidelity(store).values()))
     assert fidelity.learned.documents == 30 and fidelity.others is not None
     assert any("signs of" in note for note in whence.query(store, task, Dataset(data.examples[:2]), runtime=QUIET).notes)
+
+
+def test_a_sample_that_is_held_may_leave_a_rest_in_float32(tmp_path, model_folder):
+    """Documents outside the sample, a budget of bytes and rows of float32: what most builds of a few thousand documents are."""
+    task, _ = load_task(str(model_folder))
+    texts = [{"id": f"t{number}", "text": f"the cat {number} sat on mat {number * 7 % 11}"} for number in range(160)]
+    store = whence.build(
+        task, texts, tmp_path, config=whence.BuildConfig(bytes_per_example=64, axes_examples=80), runtime=QUIET
+    )
+    assert 0 < store.codec.row_bytes() <= 64

@@ -75,7 +75,8 @@ class HeldOut:
 
     def _rest(self, code: Code) -> Tensor:
         scale = (self.sketch_HR.shape[1] / code.rest) ** 0.5
-        along_HR = self.codes_HK[:, : code.width] @ self.axes_KR[: code.width, : code.rest]
+        # Codes of a sample that is held come from its Gram matrix, in float64; sketches are of the rows' type.
+        along_HR = self.codes_HK[:, : code.width] @ self.axes_KR[: code.width, : code.rest].to(self.codes_HK)
         return (self.sketch_HR[:, : code.rest] - along_HR).double() * scale
 
 
