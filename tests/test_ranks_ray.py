@@ -240,8 +240,12 @@ def sealed(folder):
 def when(is_time, do):
     """Do something in another thread as soon as it is time."""
 
+    patience = time.monotonic() + 120
+
     def wait():
         while not is_time():
+            if time.monotonic() > patience:
+                return
             time.sleep(0.02)
         do()
 

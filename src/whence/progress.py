@@ -157,7 +157,7 @@ _COUNT: ContextVar[Callable[[str, int, int], object] | None] = ContextVar("count
 
 @contextmanager
 def shown_elsewhere(say: Callable[[str], object], count: Callable[[str, int, int], object]) -> Iterator[None]:
-    """Have another process show what this block says and how far its meters are, those of a quiet process too; its stages are not told.
+    """Have another process show what this block says and how far its meters are; its stages are not told.
 
     Args:
         say: Given each text.
@@ -216,7 +216,7 @@ def meter(title: str, total: int, *, done: int = 0, quiet: bool = False) -> Iter
         The meter to advance.
     """
     now, running, count = monotonic(), _RUNNING.get(), _COUNT.get()
-    if count is not None:
+    if count is not None and not quiet:
         count(title, done, total)
         yield Meter(title=title, total=total, bar=None, done=done, count=count)
         return

@@ -110,7 +110,7 @@ class Fit:
 
     def meter(self, title: str) -> AbstractContextManager[Meter]:
         """Progress over this process's examples, about so many."""
-        return meter(title, -(-len(self.dataset) // self.ranks.count), quiet=self.quiet or self.ranks.rank > 0)
+        return meter(title, -(-len(self.dataset) // self.ranks.count), quiet=self.quiet)
 
     def identity(self, weights: str | None = None) -> dict[str, object]:
         """What the result depends on, as JSON. Batches are not part of it: they move the last bits only.
@@ -233,7 +233,7 @@ def fit_bases(fit: Fit, run: Stages) -> dict[str, Tensor]:
                 return fit_factors(fit, progress, units)
 
         factors = run.run(f"factors{ending}", make_factors)
-        with meter(f"bases{ending}", -(-len(units) // fit.ranks.count), quiet=fit.quiet or fit.ranks.rank > 0) as progress:
+        with meter(f"bases{ending}", -(-len(units) // fit.ranks.count), quiet=fit.quiet) as progress:
             return solve_bases(fit, factors, progress, units)
 
     return in_groups(run, "bases", fit.costs("bases"), fit.room_bytes, make)

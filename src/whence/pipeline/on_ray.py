@@ -102,14 +102,14 @@ def built_on_ray(
         folder: Of the store.
         append: Whether a store of other data gets these examples in addition.
         origin: Where the model is.
-        config: What the store holds.
+        config: What the store holds, with its anchors prepared.
         runtime: How this process shows it.
         on: Which actors.
     """
     _alone(runtime)
     model, folder = _named(task, origin), folder.absolute()
-    paths = {"factors": config.factors, "anchors": config.anchors}
-    config = replace(config, **{name: Path(path).absolute() for name, path in paths.items() if isinstance(path, str | Path)})
+    if isinstance(config.factors, str | Path):
+        config = replace(config, factors=Path(config.factors).absolute())
     job = SharedJob(
         run=partial(_build, model, dataset, folder, append, dict(origin or {}), config),
         folder=folder,

@@ -105,12 +105,8 @@ def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
     Raises:
         BadInput: If several are to write into an object store.
     """
-    if count > 1 and is_remote(folder):
-        raise BadInput(
-            found=f"{count} processes for {folder}",
-            needed="a file system with locks, which an object store has not",
-            do="build into a folder that all processes see and copy that, or build with one process",
-        )
+    if count > 1:
+        _refuse_remote(folder)
     with locked(folder, shared=count > 1):
         if count == 1:
             yield Leases()
@@ -119,6 +115,15 @@ def leases(folder: Path, rank: int, count: int) -> Iterator[Leases]:
             file = open_to_lock(folder / ".leases")
         with file:
             yield Leases(file, rank / count)
+
+
+def _refuse_remote(folder: Path) -> None:
+    if is_remote(folder):
+        raise BadInput(
+            found=f"several processes for {folder}",
+            needed="a file system with locks, which an object store has not",
+            do="build into a folder that all processes see and copy that, or build with one process",
+        )
 
 
 @contextmanager
@@ -130,7 +135,11 @@ def starter(folder: Path) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        BadInput: If it is in an object store.
     """
+    _refuse_remote(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open_to_lock(folder / ".leases")

@@ -39,11 +39,11 @@ class RankOrder:
 
 @dataclass(frozen=True)
 class News:
-    """What a rank has to say since it was last asked.
+    """What a rank has said so far: an answer that comes too late for its driver loses nothing.
 
     Args:
         lines: For the person who waits.
-        meters: By title, in the order in which they began, steps that are done and all steps, of meters that have moved.
+        meters: By title, in the order in which they began, steps that are done and all steps.
     """
 
     lines: tuple[str, ...] = ()
@@ -100,10 +100,9 @@ class RankProcess:
             return self.run(Ranks(order.rank, order.count, on_machine))
 
     def news(self) -> News:
-        """What there is to say since this was last asked."""
+        """What there is to say so far."""
         with self._lock:
-            news, self._news = self._news, News()
-        return news
+            return self._news
 
     def meeting(self) -> tuple[str, int]:
         """A place where ranks can find this one: its host, and a port that is free now."""

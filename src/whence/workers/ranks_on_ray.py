@@ -244,6 +244,8 @@ class _Crew:
         _logger.warning("rank %d is lost (%s); another actor takes its place, and %s", rank, why, others)
         for other in group.workers:
             other.end()
+            if self.job.talks:  # what they did since the last whole stage is done again
+                self.shown.forget(other)
         self._start(group)
 
 
@@ -286,6 +288,10 @@ class _Shown:
             done = min(sum(steps for (title, _), steps in self.done.items() if title == self.title), self.meter.total)
             if done > self.meter.done:
                 self.meter.advance(done - self.meter.done)
+
+    def forget(self, worker: ActorWorker) -> None:
+        """Count nothing of what a worker did."""
+        self.done = {key: steps for key, steps in self.done.items() if key[1] is not worker}
 
     def wait(self) -> None:
         """Say that nobody works yet."""

@@ -83,17 +83,17 @@ def _fitted(
     room = available_bytes(task.device) // (ranks.local_count if task.device.type == "cpu" else 1)
     wanted = runtime.positions(example.length for example in chosen.examples)
     positions = wanted or forecast(task, plan, chosen.examples, room_bytes=room).batch_positions
-    if not runtime.quiet and ranks.rank == 0:
+    if not runtime.is_quiet:
         say(f"{len(chosen):,} examples; {len(plan.units)} units of parameters; {plan.coverage}")
         if untouched:
             say(f"note: the loss does not reach {', '.join(untouched[:4])}{' and more' if len(untouched) > 4 else ''}")
     with ranks.connected():
         settings = ranks.of_first(sized(settings, task, plan, chosen, room))
-        if not runtime.is_quiet and ranks.count == 1:
+        if not (runtime.is_quiet or stages.is_quiet) and ranks.count == 1:
             _expect(stages, task, plan, chosen, settings, positions)
         return fit_ekfac(
             task, plan, chosen, fit_of(settings),
-            max_positions=positions, folder=folder, room_bytes=room // 2, quiet=runtime.quiet, ranks=ranks,
+            max_positions=positions, folder=folder, room_bytes=room // 2, quiet=runtime.is_quiet, ranks=ranks,
         )  # fmt: skip
 
 
