@@ -150,9 +150,19 @@ def entries_of(setting: Setting) -> "tuple[Entry, ...]":
     return DIFFUSION_ENTRIES if isinstance(setting.retrain, DenoiserRetrain) else ENTRIES
 
 
-DIFFUSION_ENTRIES = (
+# Without gradients: what every method has to beat.
+_BASELINES = (
     Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
     Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
+)
+_OF_TEXTS = (
+    *_BASELINES,
+    Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
+    Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
+)
+
+DIFFUSION_ENTRIES = (
+    *_BASELINES,
     Entry("pixels", _pixels),
     _of_images("grad-dot", "grad-dot-exact"),
     _of_images("trak", "trak"),
@@ -169,10 +179,7 @@ DIFFUSION_ENTRIES = (
 
 
 ENTRIES = (
-    Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
-    Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
-    Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
-    Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
+    *_OF_TEXTS,
     _exact("grad-dot-exact"),
     _exact("kfac"),
     _exact("ekfac", is_ensembled=True),
@@ -219,10 +226,7 @@ ENTRIES = (
 MEDIUM_ENTRIES = tuple(
     replace(entry, has_damping=False, has_control=entry.name == "ekfac")
     for entry in (
-        Entry("random", lambda setting, task, work: random_scores(setting.train, setting.queries, seed=0)),
-        Entry("loss", lambda setting, task, work: loss_scores(task, setting.train, setting.queries)),
-        Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
-        Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
+        *_OF_TEXTS,
         Entry("gradient-norm", _gradient_norm),
         _exact("grad-dot-exact"),
         _stored("logra", rank=16),

@@ -23,7 +23,7 @@ TEXT = Settings(context=64, width=96, epochs=4, batch_examples=16, learning_rate
 TEXT_LONG = replace(TEXT, epochs=12, batch_examples=32)
 # 6.3 million parameters in blocks, 4.2 million in the tied embedding and head: the MLP's sides and the vocabulary are longer than 1,024.
 MEDIUM = Settings(vocabulary=8192, context=32, width=512, heads=8, epochs=1, batch_examples=16, learning_rate=1e-3)
-_PRETRAINING = replace(MEDIUM, epochs=4, batch_examples=32, learning_rate=1e-3)
+_PRETRAINING = replace(MEDIUM, epochs=4, batch_examples=32)
 _TRAIN_DOCUMENTS, _TUNING_DOCUMENTS, _QUERY_DOCUMENTS = 1024, 2000, 64
 # Tokens of a passage to fine-tune on, of the 32 that the model reads: of whole ones there are too few.
 _SHORTEST = 28

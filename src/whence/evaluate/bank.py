@@ -6,6 +6,7 @@ Axes: M subsets, S seeds, N training examples, Q queries.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,7 +173,7 @@ class _Plan:
     seeds: tuple[int, ...]
     has_full: bool
 
-    @property
+    @cached_property
     def subsets(self) -> list[tuple[int, ...]]:
         """What each subset leaves out."""
         return [tuple(torch.nonzero(~mask_N).flatten().tolist()) for mask_N in self.masks_MN]

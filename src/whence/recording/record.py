@@ -1,16 +1,16 @@
 """What `run.json` says, read as a stranger's word: typed, and held against itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whence.errors import StoreCorrupt, StoreMismatch
 from whence.plain_files import check_name
-from whence.store.files import damaged, read_json
+from whence.store.files import damaged, read_json, tensor_shapes
 from whence.strict_json import fitted, record_of
 
-__all__ = ["VERSION", "read_run"]
+__all__ = ["VERSION", "check_checkpoints", "read_run"]
 
 VERSION = 1
 _MOST_RANKS = 1 << 20
@@ -114,6 +114,32 @@ def read_run(folder: Path, do: str) -> dict[str, Any]:
     if why:
         raise StoreCorrupt(**damaged(path, why))
     return content
+
+
+def check_checkpoints(folder: Path, record: Mapping[str, Any], do: str) -> None:
+    """Refuse checkpoints that are not of one model, by their headers; the bytes are held against their sums when they are read.
+
+    Args:
+        folder: Of the run.
+        record: What `read_run` gave.
+        do: What to do where they are not.
+
+    Raises:
+        StoreCorrupt: If there are none, a file is missing, or one has other weights than the last.
+    """
+    why, path = "it has no checkpoints", folder / "run.json"
+    shapes = []
+    for entry in record["checkpoints"]:
+        path = folder / entry["file"]
+        shapes.append({name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith("model.")})
+        why = ""
+    if not why and any(shapes[-1].get(name) != shape for each in shapes for name, shape in each.items()):
+        why = "it has other weights than an earlier checkpoint"
+    used = {f"model.{name}" for entry in record["settings"] for group in entry["groups"] for name in group["parameters"]}
+    if not why and used - shapes[-1].keys():
+        why = f"it has no {min(used - shapes[-1].keys())[:80]!r}, which was trained"
+    if why:
+        raise StoreCorrupt(**{**damaged(path, why), "do": do})
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from whence.recording.folder import VERSION, RunFolder
 from whence.recording.frozen import Frozen, check_optimizers
 from whence.recording.online import OnlineCurvature
 from whence.recording.ranks import ranks_of
-from whence.recording.scaler import overflowed, watched_scaler
+from whence.recording.scaler import check_scaler, overflowed, watched_scaler
 from whence.recording.step_hooks import StepHooks, several
 from whence.recording.steps import Steps, optimizer_settings, settings_seen
 from whence.recording.weights import bare, checkpoint_tensors, load_checkpoint, lost_state
@@ -319,18 +319,8 @@ class Recorder:
             )
 
     def _check_optimizers(self) -> None:
-        """Refuse optimizers that a record cannot hold.
-
-        Raises:
-            Unsupported: If a scaler would leave out the steps of one of several.
-        """
         check_optimizers(self.model, self._optimizers, self._frozen)
-        if len(self._optimizers) > 1 and self._scaler is not None:
-            raise Unsupported(
-                found="a scaler that steps several optimizers",
-                needed="one, since it may leave out the step of one and not the other's",
-                do="train in bfloat16 or float32",
-            )
+        check_scaler(self._scaler, self._optimizers)
 
     def _watch(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers, self._seen = optimizers, None

@@ -1,12 +1,32 @@
 """Steps that a gradient scaler leaves out, since a gradient overflowed float16."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["overflowed", "watched_scaler"]
+from whence.errors import Unsupported
+
+__all__ = ["check_scaler", "overflowed", "watched_scaler"]
+
+
+def check_scaler(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse a scaler that steps several optimizers, which a record cannot hold.
+
+    Args:
+        scaler: A `torch.amp.GradScaler`, or None.
+        optimizers: Of the run.
+
+    Raises:
+        Unsupported: If it would leave out the steps of one of several.
+    """
+    if len(optimizers) > 1 and scaler is not None:
+        raise Unsupported(
+            found="a scaler that steps several optimizers",
+            needed="one, since it may leave out the step of one and not the other's",
+            do="train in bfloat16 or float32",
+        )
 
 
 @contextmanager

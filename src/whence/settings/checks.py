@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from whence.errors import BadInput, UnknownOption
 
-__all__ = ["check_record", "records_only", "shown", "typed"]
+__all__ = ["DAMPINGS", "check_record", "records_only", "shown", "typed"]
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

@@ -16,11 +16,11 @@ from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 from whence.optimizers import Averaging, averaging_of, counted, weights_averaged, weights_stepped
 from whence.recording.folder import check_structure
-from whence.recording.record import read_run
+from whence.recording.record import check_checkpoints, read_run
 from whence.recording.steps import Steps
 from whence.records import Recipe
 from whence.sharded_weights import refuse_spread
-from whence.store.files import damaged, read_tensors, tensor_shapes
+from whence.store.files import read_tensors, tensor_shapes
 from whence.tasks import structure_of
 from whence.unroll.segments import Segment, cut_run, shares_of, stages_of
 from whence.unroll.states import RuledGroup, check_moved, counters_of, groups_at, settings_at, state_of
@@ -378,26 +378,5 @@ def open_run(folder: str | Path) -> Run:
             do="train on with the recorder on the same folder, from restore()",
         )
     log = Steps.read(folder, record)
-    _check_checkpoints(folder, record)
+    check_checkpoints(folder, record, _RECORD_AGAIN)
     return Run(folder, record, log)
-
-
-def _check_checkpoints(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse checkpoints that are not of one model, by their headers; the bytes are held against their sums when they are read.
-
-    Raises:
-        StoreCorrupt: If there are none, a file is missing, or one has other weights than the last.
-    """
-    why, path = "it has no checkpoints", folder / "run.json"
-    shapes = []
-    for entry in record["checkpoints"]:
-        path = folder / entry["file"]
-        shapes.append({name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith("model.")})
-        why = ""
-    if not why and any(shapes[-1].get(name) != shape for each in shapes for name, shape in each.items()):
-        why = "it has other weights than an earlier checkpoint"
-    used = {f"model.{name}" for entry in record["settings"] for group in entry["groups"] for name in group["parameters"]}
-    if not why and used - shapes[-1].keys():
-        why = f"it has no {min(used - shapes[-1].keys())[:80]!r}, which was trained"
-    if why:
-        raise StoreCorrupt(**{**damaged(path, why), "do": _RECORD_AGAIN})
