@@ -132,12 +132,14 @@ def test_questions_and_changes_at_the_same_time(client):
     threads = [threading.Thread(target=keep_asking) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for number in range(4):
-        version = add(client, [{"text": f"the cat sat {number}"}]).json()
-        by_digest[version["digest"]] = version["num_examples"]
-    ends.set()
-    for thread in threads:
-        thread.join(30)
+    try:
+        for number in range(4):
+            version = add(client, [{"text": f"the cat sat {number}"}]).json()
+            by_digest[version["digest"]] = version["num_examples"]
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join(30)
     assert answers and all(by_digest[answer["digest"]] == answer["num_examples"] == len(hits(answer)) for answer in answers)
 
 
@@ -148,7 +150,7 @@ def test_earlier_versions_are_let_go(client, folder):
         ask(client)
     gc.collect()
     opened = [os.readlink(f"/dev/fd/{name}") for name in os.listdir("/dev/fd") if os.path.islink(f"/dev/fd/{name}")]
-    assert len([path for path in opened if path.startswith(f"{folder}{os.sep}probe")]) <= 2
+    assert 1 <= len([path for path in opened if path.startswith(f"{folder}{os.sep}probe")]) <= 2
 
 
 def test_bad_documents_are_told(client):

@@ -67,11 +67,8 @@ def audit(store: Store | str | Path, output: str | Path, *, template: Literal["a
     opened = store if isinstance(store, Store) else open_store(store, check=False)
     faults, sources = tuple(verify_store(opened)), count_sources(opened)
     sections = sections_of(opened, sources, faults)
-    folder, title = (
-        Path(output),
-        f"Audit of the training data behind {recorded_name(opened.blueprint.task, 'model') or 'a model'}",
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(output)
+    title = f"Audit of the training data behind {recorded_name(opened.blueprint.task, 'model') or 'a model'}"
     write_file(folder / "audit.md", [_markdown(title, sections).encode("utf-8", "replace")])
     write_file(folder / "sources.csv", [csv_text(_source_rows(sources)).encode("utf-8", "replace")])
     page = write_page(folder / "audit.html", title, [(section.title, _html(section)) for section in sections], intro=_INTRO)

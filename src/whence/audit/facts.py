@@ -12,7 +12,7 @@ from typing import Any
 from whence.audit.sources import SourceCount, Sources
 from whence.methods import method_named
 from whence.records import recipe_text
-from whence.store import Fidelity, Store, committed, deleted_notes, left_out_notes, read_fidelity
+from whence.store import Fidelity, Store, addition_notes, committed, deleted_notes, left_out_notes, read_fidelity
 
 __all__ = ["Fact", "Section", "recorded_name", "sections_of"]
 
@@ -176,7 +176,7 @@ def _attribution(store: Store) -> Section:
         Fact("Random seed", str(blueprint.seed)),
         Fact(
             "Training recipe",
-            _recipe(blueprint.recipe),
+            recipe_text(blueprint.recipe) if blueprint.recipe else None,
             "optimizer, learning rate and weight decay, if damping is to follow them",
         ),
         Fact("On disk", str(sizes)),
@@ -187,10 +187,6 @@ def _attribution(store: Store) -> Section:
         ),
     ]
     return Section("4. How attribution is done", tuple(fact for fact in facts if fact is not None))
-
-
-def _recipe(recipe: Mapping[str, Any] | None) -> str | None:
-    return recipe_text(recipe) if recipe else None
 
 
 def _agreement(store: Store) -> Section:
@@ -247,7 +243,7 @@ def _limits(store: Store) -> Section:
         "stage of training, gets none.",
         "Documents that are alike share what each of them alone would get.",
     )
-    notes = (*always, *left_out_notes(store), *deleted_notes(store))
+    notes = (*always, *left_out_notes(store), *deleted_notes(store), *addition_notes(store.folder))
     return Section("6. Limits", tuple(Fact(str(number), note) for number, note in enumerate(notes, start=1)))
 
 

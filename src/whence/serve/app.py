@@ -19,7 +19,7 @@ from whence.errors import BadInput, WhenceError
 from whence.ledger import Chain, read_signer
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig, check_token, check_write_token
-from whence.serve.documents import check_changeable, id_of, with_documents, without_documents
+from whence.serve.documents import id_of, with_documents, without_documents
 from whence.serve.errors import failed
 from whence.serve.health import Health
 from whence.serve.hosted_store import HostedStore
@@ -153,8 +153,7 @@ class _Service:
         Raises:
             Full: If too many changes wait.
         """
-        check_changeable(self.hosted(name))
-        change = Change(name, make)
+        change = Change(self.hosted(name).name, make)
         self.queue.put_change(change)
         return await asyncio.wrap_future(change.future)
 

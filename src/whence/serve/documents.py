@@ -5,6 +5,7 @@ A service that is killed in between has the store as it was before, or as it is 
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from whence.data import Example
@@ -16,7 +17,7 @@ from whence.serve.responses import Refused
 from whence.settings import Runtime
 from whence.store import delete_rows, open_store, take_back_unfinished
 
-__all__ = ["check_changeable", "id_of", "with_documents", "without_documents"]
+__all__ = ["id_of", "with_documents", "without_documents"]
 
 _DIGITS = 20
 
@@ -27,11 +28,12 @@ def id_of(document: Mapping[str, Any]) -> str:
     return f"added-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
 
 
-def check_changeable(hosted: HostedStore) -> None:
-    """Refuse stores that a service cannot change.
+def _folder_to_change(hosted: HostedStore) -> Path:
+    """Where a store lies, without what a change that was stopped left: whoever sent that was told nothing, and sends it again.
 
     Raises:
-        BadInput: If it is one.
+        BadInput: If a service cannot change this store.
+        StoreChanged: If somebody else deleted documents from it.
     """
     if hosted.reopen is None or hosted.kind == "image":
         raise BadInput(
@@ -45,6 +47,10 @@ def check_changeable(hosted: HostedStore) -> None:
             needed="a store of `whence build`",
             do="build one",
         )
+    hosted.check_not_deleted()
+    folder = hosted.prepared.store.folder
+    take_back_unfinished(folder)
+    return folder
 
 
 def with_documents(hosted: HostedStore, documents: Sequence[Mapping[str, Any]]) -> tuple[HostedStore, list[str]]:
@@ -58,16 +64,14 @@ def with_documents(hosted: HostedStore, documents: Sequence[Mapping[str, Any]]) 
         The store with them, and the ids of those that were not in it before.
 
     Raises:
-        BadInput: If an id comes twice.
+        BadInput: If an id comes twice, or a service cannot change this store.
         Refused: If an id is that of another text.
     """
-    check_changeable(hosted)
     ids = [str(document["id"]) for document in documents]
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice is not None:
         raise BadInput(found=f"the id {twice[:80]!r} twice", needed="an id for each document", do="give another one")
-    task, folder = hosted.prepared.task, hosted.prepared.store.folder
-    take_back_unfinished(folder)  # whoever sent it was told nothing, and sends it again
+    task, folder = hosted.prepared.task, _folder_to_change(hosted)
     new = [example for example in task.prepare(documents).examples if not _is_there(hosted, example)]
     if not new:
         return hosted, []
@@ -88,17 +92,16 @@ def without_documents(hosted: HostedStore, ids: Sequence[str]) -> tuple[HostedSt
         The store without them, and the rows that they had.
 
     Raises:
+        BadInput: If a service cannot change this store.
         Refused: If there is no document of an id.
     """
-    check_changeable(hosted)
     rows = {name: hosted.catalog.row_of(name) for name in ids}
     missing = next((name for name, row in rows.items() if row is None), None)
     if missing is not None:
         raise Refused(
             404, found=f"no document {missing[:80]!r} in the store {hosted.name}", needed="the id of one", do="check it"
         )
-    take_back_unfinished(hosted.prepared.store.folder)
-    delete_rows(hosted.prepared.store.folder, list(rows))
+    delete_rows(_folder_to_change(hosted), list(rows))
     return _reopened(hosted), [row for row in rows.values() if row is not None]
 
 
@@ -123,7 +126,7 @@ def _is_there(hosted: HostedStore, example: Example) -> bool:
 
 
 def _reopened(hosted: HostedStore) -> HostedStore:
-    assert hosted.reopen is not None  # `check_changeable` saw to it
+    assert hosted.reopen is not None  # `_folder_to_change` saw to it
     try:
         return hosted.reopen(open_store(hosted.prepared.store.folder))
     except WhenceError as error:

@@ -5,7 +5,10 @@ from typing import Literal
 
 from whence.serve.catalog import Filter
 
-__all__ = ["Item", "Kind", "Question", "Token"]
+__all__ = ["SIDES", "Item", "Kind", "Question", "Token"]
+
+SIDES = ("proponents", "opponents")
+"""The two lists of hits of an answer."""
 
 Kind = Literal["completion", "text", "image"]
 """What a store is asked about: the completion of a prompt, the label of a text, or an image (with its label, where the model has labels)."""

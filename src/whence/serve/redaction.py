@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from whence.serve.question import SIDES
 from whence.serve.shares import OTHERS
 
 __all__ = ["SMALL", "Redaction"]
@@ -14,7 +15,6 @@ __all__ = ["SMALL", "Redaction"]
 SMALL = "(small sources)"
 """Stands for the sources that have too few documents to be named."""
 
-_SIDES = ("proponents", "opponents")
 _HANDLE_DIGITS = 16
 
 
@@ -45,7 +45,7 @@ class Redaction:
             The answer. Where a filter lets fewer documents through than a group has to have, it has no hits.
         """
         is_narrow = answer["num_allowed"] < self.least_group
-        sides = {side: [] if is_narrow else [self._hit(answer["id"], hit, sizes) for hit in answer[side]] for side in _SIDES}
+        sides = {side: [] if is_narrow else [self._hit(answer["id"], hit, sizes) for hit in answer[side]] for side in SIDES}
         coarse = {name: self.rounded(answer[name]) for name in ("measurement", "seconds") if name in answer}
         return {**answer, **sides, **coarse, "shares": self.shares(answer["shares"], sizes)}
 

@@ -9,11 +9,11 @@ from whence.pipeline.stored.prepared import hit_of
 from whence.report import Hit
 from whence.report.passages import peak_of, pieces, strongest
 from whence.serve.hosted_store import HostedStore
+from whence.serve.question import SIDES
 from whence.serve.redaction import Redaction
 
 __all__ = ["is_closed", "shown"]
 
-_SIDES = ("proponents", "opponents")
 # Characters of an example that are shown first.
 _PASSAGE = 260
 
@@ -31,10 +31,8 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
     Returns:
         The answers.
     """
-    examples = hosted.prepared.store.examples_of(hit["row"] for answer in answers for side in _SIDES for hit in answer[side])
-    scored = [
-        {side: [_hit(hosted, hit, examples[hit["row"]]) for hit in answer[side]] for side in _SIDES} for answer in answers
-    ]
+    examples = hosted.prepared.store.examples_of(hit["row"] for answer in answers for side in SIDES for hit in answer[side])
+    scored = [{side: [_hit(hosted, hit, examples[hit["row"]]) for hit in answer[side]] for side in SIDES} for answer in answers]
     is_redacted = redacted is not None
     whole = [
         {

@@ -4,9 +4,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Versions"]
+from whence.serve.question import SIDES
 
-_SIDES = ("proponents", "opponents")
+__all__ = ["Versions"]
 
 
 class Versions:
@@ -52,8 +52,8 @@ class Versions:
             side: [
                 {**hit, "row": row} for hit in answer[side] if (row := self.row_now(answer["digest"], hit["row"])) is not None
             ]
-            for side in _SIDES
+            for side in SIDES
         }
-        missing = sum(len(answer[side]) - len(sides[side]) for side in _SIDES)
+        missing = sum(len(answer[side]) - len(sides[side]) for side in SIDES)
         notes = [f"{missing} of its hits were deleted since it was given"] if missing else []
         return {**answer, **sides, "notes": [*answer["notes"], *notes]}

@@ -71,15 +71,10 @@ def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
         do = "name the store first, and pass a question as --text" if is_question(str(folder)) else "check the path"
         raise BadInput(found=f"no store at {folder}", needed="a folder made by `whence build`", do=do)
     blueprint = Blueprint.read(folder)
-    unfinished = StoreCorrupt(
-        found=f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
-        needed="a finished build",
-        do="run the same `whence build` again: it goes on where it stopped",
-    )
     is_whole = (folder / "manifest.json").exists()
     path = folder / ("manifest.json" if is_whole else BEFORE)
     if not path.exists():
-        raise unfinished
+        raise StoreCorrupt(**_unfinished(folder))
     if not is_remote(folder):
         refuse_linked(folder / "shards")
     try:
@@ -91,7 +86,7 @@ def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
     except StoreCorrupt as error:
         if is_whole and not path.exists():  # an addition has begun since
             return _opened(folder, check, ranks)
-        raise (error if is_whole else unfinished) from error
+        raise (error if is_whole else StoreCorrupt(**_unfinished(folder))) from error
     if check and is_whole:
         try:
             _check_whole(store, ranks)
@@ -104,6 +99,14 @@ def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
                 do="wait until it is finished and open it again",
             ) from error
     return store
+
+
+def _unfinished(folder: Path) -> dict[str, str]:
+    return {
+        "found": f"an unfinished store at {folder} ({len(read_seals(folder))} shards so far)",
+        "needed": "a finished build",
+        "do": "run the same `whence build` again: it goes on where it stopped",
+    }
 
 
 def _check_whole(store: Store, ranks: Ranks) -> None:

@@ -53,9 +53,7 @@ def with_anchors(task: AbstractTask, config: BuildConfig) -> BuildConfig:
         BadInput: If there are no anchors in what was passed, or they are no queries of this model.
     """
     given = config.anchors
-    if given is None:
-        return config
-    if isinstance(given, Dataset):
+    if given is None or isinstance(given, Dataset):
         return config
     records = list(records_in(load_records(str(given)) if isinstance(given, str | Path) else given))
     if not records:
@@ -118,6 +116,7 @@ def anchor_axes(
             batching=Batching(max_positions), progress=progress, objective="measurement", autocast=autocast,
         )  # fmt: skip
     rows_BM = torch.cat([row[:, 0] for row in rows.units], 1)
+    del rows
     axes_KM = _orthonormal(rows_BM.to(torch.promote_types(rows_BM.dtype, torch.float32)))
     if not len(axes_KM):
         raise BadInput(
@@ -134,22 +133,22 @@ def anchor_axes(
 
 
 def _orthonormal(rows_BM: Tensor) -> Tensor:
-    """An orthonormal basis of the rows' span, shape (K, M), K at most B: what the rows before leave of each.
+    """An orthonormal basis of the rows' span, shape (K, M), K at most B, in their place: what the rows before leave of each.
 
     Gram-Schmidt, twice: after the second time what is left of a row is at right angles to the others to rounding (Giraud, Langou and
     Rozloznik 2005).
     """
-    axes_BM, count = torch.empty_like(rows_BM), 0
+    count = 0
     least = _LEFT.get(rows_BM.dtype, _LEFT_OF_FLOATS)
     for row_M in rows_BM:
         left_M, norm = row_M, float(row_M.norm())
         for _ in range(2):
-            so_far_KM = axes_BM[:count]
+            so_far_KM = rows_BM[:count]
             left_M = left_M - so_far_KM.T @ (so_far_KM @ left_M)
         if norm > 0 and float(left_M.norm()) > least * norm:
-            axes_BM[count] = left_M / left_M.norm()
+            rows_BM[count] = left_M / left_M.norm()
             count += 1
-    return axes_BM[:count]
+    return rows_BM[:count]
 
 
 def check_anchors(tensors: dict[str, Tensor], config: BuildConfig, path: Path) -> None:

@@ -120,7 +120,7 @@ def build(
         )
     if ray is not None:
         with staged(build_stages(config), quiet=runtime.is_quiet):
-            dataset = as_dataset(task, data)
+            dataset, config = as_dataset(task, data), with_anchors(task, config)
             built_on_ray(
                 task, dataset, folder, append=append, origin=origin, config=config, runtime=runtime, on=ray
             )  # fmt: skip
@@ -221,9 +221,8 @@ def _held_against_exact(
         quiet: No progress on stderr.
     """
     report = (lambda text: None) if quiet else say
-    if (
-        not isinstance(encoder, Aligned) or encoder.is_anchored
-    ):  # which is exact for its queries, and says of others what it leaves
+    # A code of anchors is exact for them, and says of other queries what it leaves.
+    if not isinstance(encoder, Aligned) or encoder.is_anchored:
         return {}
     if is_sharded(task.model):
         report("a model that is split over processes gives no whole gradients: stored scores were not held against exact ones")
