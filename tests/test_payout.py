@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from tests.test_serve import ASKED, desk, folder, logged, posted, service, store
 from tests.test_shares import SOURCES, drawn, table
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch
-from whence.ledger import Credit, Period, credit_of, period_of, read_credit
+from whence.ledger import Credit, Period, credit_of, paid_out, period_of, read_credit
 from whence.ledger.canonical import canonical
 from whence.serve.log import QueryLog
 from whence.settings import SharesConfig
 from whence.shares.answers import Answers
-from whence.store import parse_json
+from whence.store import parse_json, sha256_of, write_json
 
 OCTOBER, DAY = period_of("2026-10").since - 365 * 86_400, 86_400.0  # October 2025, which is over
 MONTH = "2025-10"
@@ -214,6 +215,77 @@ def test_amounts_held_back_are_carried_once(october, tmp_path, capsys):
     october.add(-3)
     paid(october, tmp_path / "back", *MONEY, "--carry", tmp_path / "november", period="2025-09", status=2)
     assert "a report of 2025-11 to carry from into 2025-09" in capsys.readouterr().err
+
+
+def test_two_stores_cannot_carry_the_same_amounts(october, tmp_path, task, capsys):  # noqa: F811
+    """Both in the very same month, which is where one report takes another's place, were they of one store."""
+    train = [{"id": text, "text": text, "source": "x"} for text in ("a cat sat", "the dog ran")]
+    other = whence.build(task, train, tmp_path / "other", config=whence.BuildConfig(method="grad-dot"), runtime=QUIET)
+    october.add(40, 41)
+    first = paid(october, tmp_path / "october", *MONEY)
+    paid(october, tmp_path / "november", *MONEY, "--carry", first, period="2025-11")
+    before = paid_out(october.log.writer)
+    credit = credit_of(np.ones(2), {**FACTS, "store": other.digest, "id": "b", "time": OCTOBER + 40 * DAY})
+    october.log.add(
+        [{**logged("b", credit.time, []), "store": "o", "digest": other.digest, "notes": [], "credit": credit.line()}]
+    )
+    october.store = other
+    paid(october, tmp_path / "again", *MONEY, "--carry", first, period="2025-11", status=2)
+    assert "whose amounts the payout of 2025-11 took" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists() and paid_out(october.log.writer) == before
+
+
+def test_a_report_from_which_was_carried_is_not_replaced(october, tmp_path, capsys):
+    october.add(40, 41)
+    first = paid(october, tmp_path / "october", *MONEY)
+    paid(october, tmp_path / "november", *MONEY, "--carry", first, period="2025-11")
+    before = paid_out(october.log.writer)
+    capsys.readouterr()
+    paid(october, tmp_path / "again", "--payout", "2000 EUR", "--replace", status=2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "whose amounts held back the payout of 2025-11 took" in line and paid_out(october.log.writer) == before
+    paid(october, tmp_path / "november without", *MONEY, "--replace", period="2025-11")
+    paid(october, tmp_path / "again 2", "--payout", "2000 EUR", "--replace")
+
+
+def no_database(log):
+    log.log.close()
+    Path(log.path).write_bytes(b"no database " * 99)
+
+
+def locked(log):
+    log.log.close()
+    log.other = sqlite3.connect(log.path)
+    log.other.execute("PRAGMA journal_mode = DELETE")
+    log.other.execute("BEGIN EXCLUSIVE")
+
+
+def without_a_table(log):
+    log.log.writer.execute("DROP TABLE credits")
+
+
+@pytest.mark.parametrize("damage", [no_database, locked, without_a_table])
+def test_a_log_that_cannot_be_used_is_told_in_one_line(october, tmp_path, capsys, monkeypatch, damage):
+    monkeypatch.setattr("whence.ledger.log_schema._WAIT_SECONDS", 0.1)
+    damage(october)
+    paid(october, tmp_path / "report", *MONEY, status=2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"the query log {october.path}, which cannot be used" in line
+
+
+def test_what_a_record_says_of_its_answers_is_held_against_them(october, tmp_path):
+    """The header was changed, and all sums that depend on it made to fit again."""
+    report = paid(october, tmp_path / "report", *MONEY)
+    lines = (report / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    header["period"]["since"] -= DAY
+    (report / "answers.jsonl").write_bytes(b"".join([canonical(header) + b"\n", *lines[1:]]))
+    record = json.loads((report / "record.json").read_text())
+    record["outputs"]["answers.jsonl"] = sha256_of(report / "answers.jsonl")
+    seal = write_json(report / "record.json", record)
+    (report / "record.sha256").write_text(f"{seal}  record.json\n")
+    (fault,) = whence.shares.verify_shares(report).faults
+    assert "record.json: answers.since is 2025-10-01T00:00:00+00:00, and 2025-09-30T00:00:00+00:00 in answers.jsonl" in fault
 
 
 def lose(log):

@@ -215,8 +215,10 @@ def test_the_verbs(built, tmp_path, run, capsys):
         (["prove", built], "neither id nor text"),
         (["prove", built, "--id", "a", "--text", tmp_path / "work.txt"], "an id and a text"),
         (["prove", built, "--text", tmp_path / "none.txt"], "no text in"),
-        (["verify", built, "--root", root], "--root or --text for"),
+        (["verify", built, "--root", root], "--root for the store"),
         (["verify", path, "--seal", "x"], "--seal for the proof"),
+        (["verify", path, "--key", "0" * 64], "--key for the proof"),
+        (["verify", path, "--trust"], "--trust for the proof"),
     ):
         assert main(list(map(str, words))) == 2 and why in capsys.readouterr().err
     path.write_text("{}\n")

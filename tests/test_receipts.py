@@ -22,6 +22,7 @@ from whence.durable import AppendedLines
 from whence.errors import BadInput, DiskFull
 from whence.ledger import Chain, Sealed, chained, credit_of, is_chain, new_key, read_public_key, read_signer, verify_chain
 from whence.ledger.canonical import canonical
+from whence.ledger.keys import is_signed
 from whence.serve.log import QueryLog
 from whence.serve.recompute import recomputed
 from whence.serve.responses import Refused
@@ -161,6 +162,15 @@ def test_a_chain_holds_without_its_contents(chain, signer, run):
     run("verify", chain, "--publish", chain.with_name("published.jsonl"))
     published = verify_chain(chain.with_name("published.jsonl"), keys=[signer.public], published=head)
     assert not published.faults and not published.contents and b'"n":1' not in chain.with_name("published.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "write", [str.upper, lambda text: f"{text} ", lambda text: f"{text[:2]} {text[2:]}", lambda text: f"{text}00"]
+)
+def test_a_signature_is_written_in_one_way(signer, write):
+    signature = signer.sign(b"x")
+    assert is_signed(signer.public, b"x", signature)
+    assert not is_signed(signer.public, b"x", write(signature)) and not is_signed(write(signer.public), b"x", signature)
 
 
 # --- the file
@@ -337,8 +347,12 @@ def test_options_go_together(run, capsys, folder, tmp_path, chain):  # noqa: F81
     for words, why in (
         (["serve", folder, "--receipts", "x"], "receipts without a key"),
         (["query", folder, "--text", "a", "--sign-with", "x"], "--sign-with without --receipts"),
-        (["verify", chain, "--seal", "x"], "--seal for the receipts"),
-        (["verify", folder, "--head", "x"], "options of receipts for the store"),
+        (["verify", chain, "--seal", "x"], "--seal for the file of receipts"),
+        (["verify", folder, "--head", "x"], "--head for the store"),
+        (["verify", folder, "--model", "x"], "--model for the store"),
+        (["verify", chain, "--trust"], "without --store"),
+        (["verify", chain, "--publish", chain], "over the receipts"),
+        (["verify", chain, "--publish", chain.parent / "." / chain.name], "over the receipts"),
     ):
         assert main(list(map(str, words))) == 2 and why in capsys.readouterr().err
     chain.write_bytes(chain.read_bytes()[:-1])
@@ -393,6 +407,10 @@ def test_a_report_is_held_against_receipts(tmp_path, store, signer, run):  # noq
         "receipt 4 is of this period, and the report leaves it out"
         in whence.shares.verify_shares(tmp_path / "report", receipts=more).faults[0]
     )
+    (twice,) = whence.shares.verify_shares(
+        tmp_path / "report", receipts=[*heads, dataclasses.replace(heads[1], number=4)]
+    ).faults
+    assert "answer a1: it has 2 receipts (1, 4)" in twice
     other = [dataclasses.replace(heads[0], credit="0"), *heads[1:]]
     assert "its scores are not those of receipt 0" in whence.shares.verify_shares(tmp_path / "report", receipts=other).faults[0]
 

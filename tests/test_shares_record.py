@@ -418,7 +418,7 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path, records, store, querie
     ):
         message = run("shares", *words, status=2)
         assert text in message and message.strip().count("\n") == 0 and "Traceback" not in message
-    assert "a seal for the store" in run("verify", store, "--seal", "x", status=2)
+    assert "--seal for the store" in run("verify", store, "--seal", "x", status=2)
     assert not (tmp_path / "new").exists()
 
 

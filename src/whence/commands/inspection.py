@@ -1,6 +1,6 @@
 """Verbs that look: at a store, at what a run would take, at the methods there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,22 @@ from whence.commands.proofs import ProofOptions, verify_proof
 from whence.commands.receipts import ReceiptOptions, chain_of, verify_receipts
 from whence.commands.recorded import recorded_needs_trust
 from whence.commands.shared import Json
+from whence.commands.work_options import flags_given
 from whence.errors import BadInput
 from whence.methods import EXACT_METHODS, METHODS
 from whence.terminal import tell, tell_json
 
 __all__ = ["inspect", "methods", "verify"]
+
+# The options that each kind of thing is verified with, each with the one beside which alone it means something.
+_TAKEN: dict[str, Mapping[str, str]] = {
+    "proof": {"--root": "", "--text": ""},
+    "file of receipts": {
+        "--key": "", "--head": "", "--publish": "", "--store": "", "--model": "--store", "--trust": "--store",
+    },
+    "report of shares": {"--seal": "", "--inputs": "", "--receipts": "", "--key": "--receipts", "--head": "--receipts"},
+    "store": {},
+}  # fmt: skip
 
 
 def verify(
@@ -44,42 +55,31 @@ def verify(
         Exit status: 0 if all is well, 1 if not.
 
     Raises:
-        BadInput: If a seal or inputs are given for a store, inputs are not named as the record names them, or a report of shares has lost its
+        BadInput: If an option is for another kind of thing, inputs are not named as the record names them, or a report of shares has lost its
             record.
     """
     from whence.ledger import is_chain, is_proof
     from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
-    if is_proof(folder):
-        _refuse_misplaced(
-            folder, "proof", {"--seal": seal, "--inputs": inputs, "--receipts": sealed.receipts, "--store": sealed.store}
-        )
+    kind = "proof" if is_proof(folder) else "file of receipts" if is_chain(folder) else "report of shares"
+    if kind == "report of shares" and not is_share_report(folder):
+        if (folder / "shares.json").exists():
+            raise BadInput(
+                found=f"a report of shares without its record.json in {folder}",
+                needed="the record that its figures are held against",
+                do="restore it from a copy, or make the report again",
+            )
+        kind = "store"
+    opened = open_store(folder, check=False) if kind == "store" else None
+    given = flags_given(sealed, proof) | {"--seal": seal, "--inputs": inputs}
+    _refuse_misplaced(folder, kind, [name for name, value in given.items() if value])
+    if kind == "proof":
         return verify_proof(folder, proof, as_json)
-    if proof != ProofOptions():
-        raise BadInput(found=f"--root or --text for {folder}", needed="a proof by `whence prove`", do="leave them out")
-    if is_chain(folder):
-        _refuse_misplaced(folder, "receipts", {"--seal": seal, "--inputs": inputs, "--receipts": sealed.receipts})
+    if kind == "file of receipts":
         return verify_receipts(folder, sealed, as_json)
-    if is_share_report(folder):
+    if opened is None:
         return _verify_shares(folder, seal, inputs, sealed, as_json)
-    if (folder / "shares.json").exists():
-        raise BadInput(
-            found=f"a report of shares without its record.json in {folder}",
-            needed="the record that its figures are held against",
-            do="restore it from a copy, or make the report again",
-        )
-    opened = open_store(folder, check=False)
-    if seal is not None:
-        raise BadInput(found=f"a seal for the store in {folder}", needed="a report of shares", do="leave --seal out")
-    if inputs:
-        raise BadInput(found=f"inputs for the store in {folder}", needed="a report of shares", do="leave --inputs out")
-    if sealed != ReceiptOptions():
-        raise BadInput(
-            found=f"options of receipts for the store in {folder}",
-            needed="a file of receipts, or a report of a service's answers",
-            do="leave them out",
-        )
     faults = verify_store(opened)
     if as_json:
         tell_json(
@@ -180,12 +180,22 @@ def methods(*, as_json: Json = False) -> None:
         print_methods(METHODS.values(), EXACT_METHODS.values())
 
 
-def _refuse_misplaced(folder: Path, what: str, given: Mapping[str, object]) -> None:
-    misplaced = [name for name, value in given.items() if value]
-    if misplaced:
-        raise BadInput(
-            found=f"{misplaced[0]} for the {what} {folder}", needed="a report of shares", do=f"leave {misplaced[0]} out"
-        )
+def _refuse_misplaced(folder: Path, kind: str, given: Sequence[str]) -> None:
+    """Refuse options that would be ignored.
+
+    Raises:
+        BadInput: If an option is for another kind of thing, or for another option that is not given.
+    """
+    for name in given:
+        kinds = [each for each, taken in _TAKEN.items() if name in taken]
+        beside = _TAKEN[kind].get(name)
+        if beside is None or beside not in ("", *given):
+            what = "" if beside is None else f" without {beside}"
+            raise BadInput(
+                found=f"{name} for the {kind} {folder}{what}",
+                needed=f"a {' or a '.join(kinds)}" if beside is None else f"{beside} beside {name}",
+                do=f"leave {name} out" + (f", or add {beside}" if beside else ""),
+            )
 
 
 def _verify_shares(folder: Path, seal: str | None, inputs: tuple[str, ...], sealed: ReceiptOptions, as_json: bool) -> int:
@@ -193,12 +203,6 @@ def _verify_shares(folder: Path, seal: str | None, inputs: tuple[str, ...], seal
 
     from whence.shares.verify import verify_shares
 
-    if sealed.receipts is None and sealed != ReceiptOptions() or sealed.store is not None or sealed.publish is not None:
-        raise BadInput(
-            found="options of receipts for a report of shares",
-            needed="--receipts with --key and --head; --store and --publish are for a file of receipts",
-            do="add --receipts, or leave them out",
-        )
     chain = None if sealed.receipts is None else chain_of(sealed.receipts, sealed)
     check = verify_shares(folder, seal=seal, inputs=_named(inputs), receipts=None if chain is None else chain.heads)
     if chain is not None:

@@ -1,6 +1,6 @@
 """From the log of a service to a payout: the part of `whence shares` that knows periods, and what was paid before."""
 
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def log_shares(
     Raises:
         BadInput: If options do not fit each other, or something would be paid twice.
     """
-    from whence.ledger import PaidOut, check_payout, connected, paid_out, write_payout
+    from whence.ledger import PaidOut, check_payout, existing_log, paid_out, write_payout
     from whence.shares import answers_of, content_of
     from whence.shares import shares as make_shares
     from whence.store import open_store
@@ -52,11 +52,11 @@ def log_shares(
     _check_weights(reported, logged)
     opened = open_store(scored.store)
     answers = answers_of(logged.log, opened, period=logged.period)
-    with closing(connected(str(logged.log))) as log:
-        payout = PaidOut(answers.period, "", _seal_of(reported.carry), "")
-        earlier = paid_out(log, answers.store)
+    with existing_log(logged.log) as log:
+        payout = PaidOut((answers.store,), answers.period, "", _seal_of(reported.carry), "")
+        earlier = paid_out(log)
         if config.payout is not None:
-            check_payout(earlier, paid_out(log, ""), payout, replace=logged.replace)
+            check_payout(earlier, payout, replace=logged.replace)
         sources = origin.names(opened)
         carried = None if reported.carry is None else carried_over(reported.carry, config.payout)
         _check_carried(reported.carry, answers.period)
@@ -65,9 +65,7 @@ def log_shares(
         report = make_shares(answers, sources, config=config, weights=weights, carried=carried, facts=facts)
         seal = _written(report, output, opened, origin, reported)
         if config.payout is not None:
-            write_payout(
-                log, answers.store, PaidOut(answers.period, seal, payout.carried, _held_in(report)), replace=logged.replace
-            )
+            write_payout(log, replace(payout, seal=seal, held_back=_held_in(report)), replace=logged.replace)
     if as_json:
         tell_json({"report": str(output), "seal": seal, **content_of(report)})
     else:
@@ -146,7 +144,9 @@ def _held_in(report: Any) -> str:
 
 def _left_behind(earlier: Any, payout: Any) -> list[str]:
     """What an earlier payout held back that nobody carries on."""
-    before = [other for other in earlier if other.period.until <= payout.period.since]
+    before = [
+        other for other in earlier if set(other.stores) & set(payout.stores) and other.period.until <= payout.period.since
+    ]
     taken = {other.carried for other in earlier} | {payout.carried}
     return [
         f"note: the payout of {other.period.name} held back {other.held_back}, which no payout has carried on yet (--carry)"

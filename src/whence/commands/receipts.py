@@ -123,12 +123,22 @@ def chain_of(path: Path, options: ReceiptOptions) -> Any:
 
 
 def verify_receipts(path: Path, options: ReceiptOptions, as_json: bool) -> int:
-    """Check a chain of receipts, and with a store at hand its figures; 0 if all is well, 1 if not."""
+    """Check a chain of receipts, and with a store at hand its figures; 0 if all is well, 1 if not.
+
+    Raises:
+        BadInput: If the copy to be published would be written over the chain.
+    """
     from dataclasses import asdict
 
     from whence.ledger import canonical
     from whence.store import write_bytes
 
+    if options.publish is not None and options.publish.resolve() == path.resolve():
+        raise BadInput(
+            found=f"--publish over the receipts {path} themselves",
+            needed="another file: the copy is without what was asked and answered, which would be lost",
+            do="choose another path",
+        )
     check = chain_of(path, options)
     faults, notes = list(check.faults), list(check.notes)
     if options.store is not None:

@@ -3,7 +3,7 @@
 from whence.ledger.canonical import canonical, digest_of
 from whence.ledger.credits import Credit, credit_of, read_credit
 from whence.ledger.keys import Signer, new_key, read_public_key, read_signer
-from whence.ledger.log_schema import LOG_VERSION, connected, prepared_log
+from whence.ledger.log_schema import LOG_VERSION, connected, existing_log, prepared_log
 from whence.ledger.payouts import PaidOut, check_payout, paid_out, write_payout
 from whence.ledger.periods import Period, check_over, period_of
 from whence.ledger.proof_files import is_proof, read_proof, write_proof
@@ -30,6 +30,7 @@ __all__ = [
     "connected",
     "credit_of",
     "digest_of",
+    "existing_log",
     "is_chain",
     "is_proof",
     "new_key",

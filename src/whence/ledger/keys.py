@@ -115,11 +115,14 @@ def is_signed(public: str, message: bytes, signature: str) -> bool:
     Args:
         public: The public key, in hexadecimal digits.
         message: The text.
-        signature: In hexadecimal digits.
+        signature: In hexadecimal digits. Both in one way only, small letters and nothing between: a text that says the same in other bytes is
+            no signature.
     """
     _, ed25519 = _library()
     from cryptography.exceptions import InvalidSignature
 
+    if not _is_key(public) or not _is_hex(signature, 128):
+        return False
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), message)
     except (InvalidSignature, ValueError):
@@ -128,7 +131,11 @@ def is_signed(public: str, message: bytes, signature: str) -> bool:
 
 
 def _is_key(digits: str) -> bool:
-    return len(digits) == 64 and _DIGITS.issuperset(digits)
+    return _is_hex(digits, 64)
+
+
+def _is_hex(digits: str, length: int) -> bool:
+    return len(digits) == length and _DIGITS.issuperset(digits)
 
 
 def _library() -> tuple[Any, Any]:

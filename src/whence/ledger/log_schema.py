@@ -1,13 +1,19 @@
 """The file that answers are logged in: its tables, and how it is opened by the service that writes it and by whoever reads it."""
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
 
 from whence.errors import BadInput
 
-__all__ = ["LOG_VERSION", "connected", "prepared_log"]
+__all__ = ["LOG_VERSION", "connected", "existing_log", "prepared_log"]
 
 LOG_VERSION = 3
 """`user_version` of the file."""
+
+# So long a reader waits for another process that has the file locked.
+_WAIT_SECONDS = 10.0
 
 # How many answers of each day are not there any more: who adds answers up has to know that some are missing.
 _VERSION_3 = """
@@ -80,12 +86,39 @@ _UPGRADES = {0: _VERSION_2 + _VERSION_3, 1: _FROM_VERSION_1 + _VERSION_3, 2: _VE
 
 def connected(path: str) -> sqlite3.Connection:
     """A connection to a log; several may read while one writes."""
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=_WAIT_SECONDS)
     connection.execute("PRAGMA journal_mode = WAL")
     # A commit is on the disk itself: neither a killed process nor a lost current takes an answer back.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
+
+
+@contextlib.contextmanager
+def existing_log(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """A log that is there, of this version, for as long as the block runs.
+
+    Args:
+        path: The file.
+
+    Yields:
+        A connection.
+
+    Raises:
+        BadInput: If there is none, or it cannot be read or written: no database, locked, damaged.
+    """
+    if not Path(path).is_file():
+        raise BadInput(found=f"no query log {path}", needed="the file that `whence serve --log` wrote", do="check the path")
+    try:
+        with contextlib.closing(connected(str(path))) as connection:
+            prepared_log(connection, str(path), is_new=False)
+            yield connection
+    except sqlite3.Error as error:
+        raise BadInput(
+            found=f"the query log {path}, which cannot be used ({error})",
+            needed="a log by `whence serve` that is whole, may be written, and that nobody else keeps locked",
+            do="check the path and its permissions, and try again; restore it from a copy if it is damaged",
+        ) from error
 
 
 def prepared_log(connection: sqlite3.Connection, path: str, *, is_new: bool = True) -> None:

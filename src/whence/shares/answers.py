@@ -6,22 +6,19 @@ Axes: N training examples, K of them above the noise floor, L lines of the repor
 import sqlite3
 import zlib
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from whence.errors import BadInput, StoreMismatch
-from whence.ledger import Credit, Period, check_over, connected, period_of, prepared_log, read_credit
+from whence.ledger import Credit, Period, check_over, existing_log, period_of, read_credit
 from whence.shares.rules import Rule
 from whence.shares.sources import Lines
 from whence.store import Store, parse_json
 
-__all__ = ["ANSWERS_FORMAT", "Answers", "Per", "answers_of", "checked_answers"]
-
-ANSWERS_FORMAT = "whence answers 1"
+__all__ = ["Answers", "Per", "answers_of", "checked_answers"]
 
 Per = Literal["answer", "token", "price"]
 """What an answer counts: as much as any other, its completion's tokens, or a price that is given."""
@@ -119,13 +116,6 @@ class Answers:
         """The training example of each score of `placed`; -1 for the two sums."""
         return np.concatenate([self.credits[query].rows_K, np.full(2, -1)])
 
-    def header(self) -> dict[str, Any]:
-        """What `answers.jsonl` says of all of them, in its first line."""
-        period = {"name": self.period.name, "since": self.period.since, "until": self.period.until}
-        return {
-            "format": ANSWERS_FORMAT, "store": self.store, "period": period, "single": self.single, "notes": list(self.notes),
-        }  # fmt: skip
-
 
 def answers_of(log: str | Path, store: Store, *, period: str) -> Answers:
     """What a service answered from a store in some time.
@@ -143,18 +133,10 @@ def answers_of(log: str | Path, store: Store, *, period: str) -> Answers:
             credits.
         StoreMismatch: If the answers are of another store or version of it.
     """
-    span, path = period_of(period), Path(log)
+    span = period_of(period)
     check_over(span)
-    if not path.is_file():
-        raise BadInput(found=f"no query log {path}", needed="the file that `whence serve --log` wrote", do="check the path")
-    try:
-        with closing(connected(str(path))) as connection:
-            prepared_log(connection, str(path), is_new=False)
-            return _answers(connection, path, store, span)
-    except sqlite3.Error as error:
-        raise BadInput(
-            found=f"the query log {path}, which cannot be read ({error})", needed="a log by `whence serve`", do="check the path"
-        ) from error
+    with existing_log(log) as connection:
+        return _answers(connection, Path(log), store, span)
 
 
 def _answers(connection: sqlite3.Connection, path: Path, store: Store, period: Period) -> Answers:

@@ -1,18 +1,19 @@
 """Answers as files of a report: one of what they are and each one's credit, and one of the ids of the examples that these number."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from whence.errors import BadInput
 from whence.ledger import Period, canonical, read_credit
-from whence.shares.answers import ANSWERS_FORMAT, Answers, checked_answers
+from whence.shares.answers import Answers, checked_answers
 from whence.store import record_of
 from whence.store.files import read_lines
 
 __all__ = ["ANSWERS", "EXAMPLES", "answers_files", "read_answers"]
 
 ANSWERS, EXAMPLES = "answers.jsonl", "examples.jsonl"
+_FORMAT = "whence answers 1"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class _Header:
 
 def answers_files(answers: Answers) -> dict[str, Iterator[bytes]]:
     """The files by name, line by line."""
-    lines = (canonical(answers.header()), *(credit.line() for credit in answers.credits))
+    header = _Header(_FORMAT, answers.store, answers.period, answers.single, answers.notes)
+    lines = (canonical(asdict(header)), *(credit.line() for credit in answers.credits))
     return {
         ANSWERS: (line + b"\n" for line in lines),
         EXAMPLES: (canonical(name) + b"\n" for name in answers.train_ids),
@@ -57,7 +59,7 @@ def _read(folder: Path) -> Answers:
     """
     lines = read_lines(folder / ANSWERS)
     header = record_of(_Header, next(lines))
-    if header.format != ANSWERS_FORMAT:
+    if header.format != _FORMAT:
         raise ValueError(f"format {header.format[:40]!r}")
     credits = tuple(map(read_credit, lines))
     train_ids = tuple(read_lines(folder / EXAMPLES))

@@ -18,10 +18,18 @@ def receipt_faults(answers: Answers, heads: Sequence[Head]) -> list[str]:
 
     Returns:
         A line for each answer that has no receipt, or another credit, time or store than its receipt says, and for each receipt of the
-        period whose answer is not in the report.
+        period whose answer is not in the report; and for each answer with more than one receipt.
     """
     by_id = {head.id: head for head in heads if head.kind == "answer"}
-    faults = []
+    faults, numbers = [], {}
+    for head in heads:
+        if head.kind == "answer":
+            numbers.setdefault(head.id, []).append(head.number)
+    for name, twice in numbers.items():
+        if len(twice) > 1:
+            faults.append(
+                f"answer {name}: it has {len(twice)} receipts ({', '.join(map(str, twice[:5]))}), and every answer has one"
+            )
     for credit in answers.credits:
         head = by_id.get(credit.id)
         if head is None:

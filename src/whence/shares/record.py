@@ -24,7 +24,7 @@ from whence.shares.shares import Shares
 from whence.store import Store, check_writable, parse_json, read_plain, sha256_of, write_bytes, write_json
 from whence.store.file_sets import new_folder
 
-__all__ = ["RECORD", "SEAL", "check_new", "digest_of_input", "store_facts", "write_shares"]
+__all__ = ["RECORD", "SEAL", "answers_facts", "check_new", "digest_of_input", "store_facts", "write_shares"]
 
 RECORD = "record.json"
 # As `sha256sum` writes and checks it.
@@ -108,7 +108,7 @@ def write_shares(
         )
     if isinstance(report.tables, Answers):
         # The report of a period is the same whenever and wherever in the file system it is made.
-        record |= {"answers": _answers_facts(report.tables), "command": None, "made_at": ""}
+        record |= {"answers": answers_facts(report.tables), "command": None, "made_at": ""}
     given = {f"table {name}": path for name, path in report.tables.folders.items()} | dict(inputs or {})
     given |= {} if validated is None else {"validated": validated}
     for role, path in given.items():
@@ -176,6 +176,15 @@ def store_facts(store: Store) -> dict[str, Any]:
     }
 
 
+def answers_facts(answers: Answers) -> dict[str, Any]:
+    """What a record says of answers; the times as people read them."""
+    since, until = (datetime.fromtimestamp(at, UTC).isoformat() for at in (answers.period.since, answers.period.until))
+    return {
+        "store": answers.store, "period": answers.period.name, "since": since, "until": until, "count": len(answers.credits),
+        "single_tokens": answers.single,
+    }  # fmt: skip
+
+
 def _with_origin(models: list[str], data: list[str], origin: Mapping[str, Sequence[str]] | None) -> tuple[list[str], list[str]]:
     """Digests of models and data by the tables, and by who made the report where tables do not say.
 
@@ -193,15 +202,6 @@ def _with_origin(models: list[str], data: list[str], origin: Mapping[str, Sequen
             do="correct it, or leave it out where tables say it",
         )
     return models or sorted(given.get("models", ())), data or sorted(given.get("data", ()))
-
-
-def _answers_facts(answers: Answers) -> dict[str, Any]:
-    """What a record says of answers; the times as people read them."""
-    since, until = (datetime.fromtimestamp(at, UTC).isoformat() for at in (answers.period.since, answers.period.until))
-    return {
-        "store": answers.store, "period": answers.period.name, "since": since, "until": until, "count": len(answers.credits),
-        "single_tokens": answers.single,
-    }  # fmt: skip
 
 
 def _check_store(store: Store, report: Shares, models: Sequence[str]) -> None:

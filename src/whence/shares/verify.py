@@ -18,7 +18,7 @@ from whence.shares.answers_file import ANSWERS, read_answers
 from whence.shares.example_facts import FACTS, read_facts
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.receipted import receipt_faults
-from whence.shares.record import RECORD, SEAL, digest_of_input, store_facts
+from whence.shares.record import RECORD, SEAL, answers_facts, digest_of_input, store_facts
 from whence.shares.sealed_record import Record, read_report
 from whence.shares.shares import Shares, shares
 from whence.store import open_store, parse_json, read_plain, sha256_of, verify_store
@@ -96,7 +96,7 @@ def verify_shares(
         changed, missing = _origins(record, folder, {role: Path(path) for role, path in (inputs or {}).items()})
         faults, notes = faults + changed, notes + missing
         recomputed = _again(folder, record)
-        faults += _figures(folder, recomputed)
+        faults += _figures(folder, recomputed) + _stated(folder, record, recomputed)
         faults += [] if receipts is None else _unsealed(folder, recomputed, receipts)
     except WhenceError as error:
         faults.append(f"{folder}: the shares cannot be computed again ({error})")
@@ -114,6 +114,18 @@ def _unsealed(folder: Path, recomputed: Shares, receipts: Sequence[Head]) -> lis
     if not isinstance(recomputed.tables, Answers):
         return [f"{folder}: it is of score tables, which have no receipts of answers"]
     return [f"{folder / ANSWERS}: {fault}" for fault in receipt_faults(recomputed.tables, receipts)]
+
+
+def _stated(folder: Path, record: Record, recomputed: Shares) -> list[str]:
+    """Faults of what the record says of the answers."""
+    if not isinstance(recomputed.tables, Answers) or record.answers is None:
+        return []
+    due = answers_facts(recomputed.tables)
+    return [
+        f"{folder / RECORD}: answers.{name} is {str(value)[:80]}, and {str(due[name])[:80]} in {ANSWERS}"
+        for name, value in vars(record.answers).items()
+        if value != due[name]
+    ]
 
 
 def _check_roles(record: Record, named: Mapping[str, str | Path]) -> None:
