@@ -122,8 +122,7 @@ def main():
         print(
             f"payout: {seconds:.1f} s, {sum(map(len, before.values())) / 2**20:.1f} MiB; made twice more, the same byte for byte"
         )
-        with contextlib.redirect_stdout(io.StringIO()):
-            shutil.rmtree(folder / "elsewhere")
+        shutil.rmtree(folder / "elsewhere")
         place = folder / "published"
         shutil.copytree(folder / "report", place / "report")
         shutil.copy(folder / "sealing.key.pub", place)

@@ -19,6 +19,7 @@ from whence.evaluate import save_table
 from whence.settings import SharesConfig
 from whence.shares import ExampleFacts, gaming_of, gradient_lengths, lengths_of, store_texts, verify_shares, write_shares
 from whence.shares.alike_queries import alike_queries, profile
+from whence.shares.example_facts import of_parts
 from whence.shares.near_texts import leaders_of
 
 ROBUST = SharesConfig(robust=True, floor=0.5, draws=60)
@@ -165,6 +166,47 @@ def test_a_robust_report_is_verified_and_an_altered_fact_is_found(tmp_path):
     assert any("facts.jsonl" in fault for fault in faults) and any(
         "does not follow from the scores" in fault for fault in faults
     )
+
+
+def test_parts_of_long_texts_are_traced_to_their_records(tmp_path, run):
+    """Records have texts by their own ids, the table has parts of them; near-duplicates pool and are named all the same."""
+    scores, _, texts = honest()
+    names = [f"book{n // 3}#{n % 3}" for n in range(60)]
+    many = whence.ScoreTable(
+        torch.cat([scores, scores[:, :3]], 1),
+        tuple(f"q{n}" for n in range(6)),
+        (*names, *(f"copy#{n}" for n in range(3))),
+        "nats",
+        "m",
+    )
+    save_table(many, tmp_path / "t")
+    books = {f"book{n}": text(n, 90) for n in range(20)} | {"copy": edited(text(0, 90))}
+    lines = [{"id": name, "source": "thief" if name == "copy" else name, "text": words} for name, words in books.items()]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["shares", tmp_path / "t", "--records", tmp_path / "train.jsonl", "--floor", 0.5]
+    plain, robust = (json.loads(run(*words, *more, "-o", tmp_path / f"r{len(more)}", "--json")) for more in ((), ("--robust",)))
+    assert [line["share"] > 0.1 for line in plain["lines"] if line["name"] == "thief"] == [True]
+    assert [line["share"] for line in robust["lines"] if line["name"] in ("thief", "book0")] == [0.0, 0.0]
+    assert ("copied", "thief", 3) in [(sign["kind"], sign["source"], sign["count"]) for sign in robust["gaming"]["signs"]]
+    assert not verify_shares(tmp_path / "r1").faults
+
+
+def test_parts_without_a_counterpart_repeat_the_last_one():
+    facts = ExampleFacts({"b": "a", "c": "a", "d": "gone", "e": "gone"})
+    names = ["a#0", "a#1", "b#0", "b#1", "b#2", "c", "d#0", "d#1", "e#0", "e#1"]
+    found = of_parts(facts, names)
+    assert found.repeats == {
+        "b#0": "a#0", "b#1": "a#1", "b#2": "a#1", "c": "a#0", "d#0": "gone#0", "d#1": "gone#1", "e#0": "gone#0", "e#1": "gone#1",
+    }  # fmt: skip
+    assert of_parts(found, names) == found  # as a report is verified
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=9, max_size=9), min_size=1, max_size=14))
+@settings(max_examples=200, deadline=None)
+def test_queries_that_are_alike_equal_the_slow_twin(scores):
+    rows = np.arange(9)
+    profiles = [profile(rows[np.array(each) > 0], np.array(each, float)[np.array(each) > 0]) for each in scores]
+    assert alike_queries(profiles) == alike(scores)
 
 
 def test_a_log_is_judged_as_a_table_is():

@@ -1,5 +1,6 @@
 """Receipts: every changed byte is found and named, a kill loses nothing, and figures come out of the store again."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -67,6 +68,11 @@ def test_a_key_is_its_owners_alone(tmp_path, run, capsys):
         read_signer(path)
     with pytest.raises(BadInput, match="no private key in"):
         read_signer(f"{path}.pub")
+    other = path.with_name("other.pem")
+    der = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(bytes([43, 101, 112]), bytes([43, 101, 1]))
+    other.write_text(f"-----BEGIN PRIVATE KEY-----\n{base64.b64encode(der).decode()}\n-----END PRIVATE KEY-----\n")
+    with pytest.raises(BadInput, match="no private key in"):  # of a kind that nobody knows
+        read_signer(other)
     with pytest.raises(BadInput, match="no public key in"):
         read_public_key("abc")
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 from dataclasses import replace
 
@@ -446,3 +447,21 @@ def test_parts_that_cannot_be_split_by():
     for total, bad in ((-1, [1]), (1, []), (1, [0, 0]), (1, [-1, 2]), (1, [float("nan")]), (1, [float("inf")])):
         with pytest.raises(BadInput, match="to be split by"):
             apportion(total, bad)
+
+
+def test_draws_of_queries_without_weight_say_nothing(tmp_path):
+    weights = {"q0": 1.0} | {f"q{n}": 0.0 for n in range(1, 5)}
+    config = SharesConfig(draws=1, seed=next(n for n in range(99) if not drawn_first(n)))
+    found = whence.shares.shares(table(drawn()), SOURCES, config=config, weights=weights)
+    assert all(line.over_queries is None for line in found.lines)
+    whence.shares.write_shares(found, tmp_path / "r")
+    content = json.loads((tmp_path / "r" / "shares.json").read_text())
+    assert content["intervals"]["over_queries"].startswith("none: all 1 draws were of queries without weight")
+    assert "No interval is given" in (tmp_path / "r" / "report.html").read_text()
+    assert not whence.shares.verify_shares(tmp_path / "r").faults
+
+
+def drawn_first(seed):
+    """Whether a draw of five queries has the first one."""
+    generator = random.Random(seed)
+    return 0 in [int(generator.random() * 5) for _ in range(5)]

@@ -1,6 +1,7 @@
 """The folders that whence reads back: how each is made, and how it is read by whoever uses it."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,22 @@ from whence.errors import BadInput
 from whence.evaluate import load_table, open_bank, save_table
 from whence.evaluate.table_files import origin_of_table
 from whence.guide.marks import Marked
+from whence.ledger import (
+    Period,
+    Sealed,
+    chained,
+    credit_of,
+    new_key,
+    read_proof,
+    read_public_key,
+    read_signer,
+    verify_chain,
+    write_proof,
+)
 from whence.pipeline import spool
+from whence.shares.answers import Answers
 from whence.shares.verify import verify_shares
-from whence.store import open_store, verify_store
+from whence.store import check_proof, open_store, prove, verify_store
 
 ROWS = 10
 
@@ -174,6 +188,63 @@ def _read_shares(folder: Path) -> Any:
     return digest(found.sources, found.queries)
 
 
+def _answered(folder: Path) -> None:
+    """A report of a service's answers, by robust rules: with answers.jsonl, examples.jsonl and facts.jsonl."""
+    facts = {"store": "d", "method": "m", "unit": "nats", "tokens": 3, "token": None}
+    credits = tuple(credit_of(row.numpy(), {**facts, "id": f"q{n}", "time": 1.0 + n}) for n, row in enumerate(drawn()))
+    found = whence.shares.shares(
+        Answers("d", Period("1970", 0.0, 3e7), tuple(f"d{n}" for n in range(40)), credits, 1, ("a note",)),
+        SOURCES,
+        config=whence.settings.SharesConfig(payout="100.00 EUR", draws=50, robust=True),
+        facts=whence.shares.ExampleFacts({"d1": "d0"}, dict.fromkeys(SOURCES, 1.0)),
+        quiet=True,
+    )
+    whence.shares.write_shares(found, folder / "report")
+
+
+def _receipts(folder: Path) -> None:
+    folder = folder / "ledger"
+    new_key(folder / "key")
+    contents = ({"n": n, "hits": [[n, 0.5 * n]], "salt": f"{n:032x}"} for n in range(4))
+    sealed = [
+        Sealed(kind="answer", id=f"a{n}", time=1.5 * n, store="d", token=None, content=each) for n, each in enumerate(contents)
+    ]
+    chained(folder / "receipts.jsonl", read_signer(folder / "key"), sealed)
+
+
+def _read_receipts(folder: Path) -> Any:
+    """With the public key that lies beside, and without its own head: only what the chain itself says."""
+    folder = folder / "ledger"
+    chain = verify_chain(_named(folder / "receipts.jsonl"), keys=[read_public_key(str(_named(folder / "key.pub")))])
+    read_signer(_named(folder / "key"))
+    if chain.faults:
+        raise BadInput(found=chain.faults[0], do="look")
+    return digest(chain.head, [chain.contents[head.number] for head in chain.heads])
+
+
+def _proof(asked: str) -> Kind:
+    def make(folder: Path) -> None:
+        config = whence.BuildConfig(method="lorif", **SMALL)
+        store = whence.build(make_task(), make_records(ROWS), folder / "store", config=config, runtime=QUIET)
+        write_proof(prove(store, id=asked), folder / "proofs" / "proof.json")
+        shutil.rmtree(folder / "store")
+
+    def read(folder: Path) -> Any:
+        proof = read_proof(_named(folder / "proofs" / "proof.json"))
+        if faults := check_proof(proof, root=None, text=None):
+            raise BadInput(found=faults[0], do="look")
+        return digest(str(proof))
+
+    return Kind(f"proof of {asked}", make, read)
+
+
+def _named(path: Path) -> Path:
+    """A file that people name themselves: a link there is followed on purpose, so it is none of what is tried here."""
+    if path.is_symlink():
+        raise BadInput(found=f"a link at {path}", do="name the file")
+    return path
+
+
 def _study(folder: Path) -> None:
     _studied(folder)
 
@@ -209,6 +280,10 @@ def kinds() -> list[Kind]:
         Kind("marks", _marks, _read_marks),
         Kind("ensemble", _ensemble, _read_ensemble),
         Kind("share report", _shares, _read_shares),
+        Kind("answers report", _answered, _read_shares),
+        Kind("receipts", _receipts, _read_receipts),
+        _proof("r3"),
+        _proof("nobody"),
         Kind("study", _study, _studied),
         Kind("spool", _spool, _read_spool),
     ]

@@ -15,7 +15,7 @@ from tests.hostile.folders import Kind
 
 def test_damaged_and_hostile_folders_are_read_as_before_or_refused():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile", "--trials", "39", "--seed", "1"],
+        [sys.executable, "-m", "tests.hostile", "--trials", "51", "--seed", "1"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

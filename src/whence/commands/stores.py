@@ -331,22 +331,22 @@ def _sealed(hits: Any, store: Path, options: QueryOptions) -> list[Any]:
     from whence.ledger import sealed_now
     from whence.store import open_store
 
-    opened = open_store(store, check=False)
-    facts = {
-        "digest": opened.digest, "weights": opened.blueprint.model, "version": __version__, "k": options.k, "method": hits.method,
-        "unit": hits.unit, "measurement_unit": hits.measurement_unit, "num_examples": hits.num_examples, "notes": list(hits.notes),
-        "stage": "index" if options.index is not None else hits.stage,
-    }  # fmt: skip
+    opened, shown = open_store(store, check=False), hits.to_dict()
+    facts = {name: value for name, value in shown.items() if name != "queries"}
+    facts |= {"digest": opened.digest, "weights": opened.blueprint.model, "version": __version__, "k": options.k}
+    facts |= {} if options.index is None else {"stage": "index"}
     contents = []
-    for query, title in enumerate(hits.queries):
-        record = hits.facts[query].record if hits.facts else {}
-        completion = record.get("completion", record.get("text", title))
-        sides = {
-            name: [{"id": hit.id, "row": hit.row, "score": hit.score} for hit in side[query]]
-            for name, side in (("proponents", hits.proponents), ("opponents", hits.opponents))
+    for query in shown["queries"]:
+        record = query.get("question", {})
+        question = {
+            "prompt": record.get("prompt", ""),
+            "completion": record.get("completion", record.get("text", query["query"])),
         }
-        asked_with = {"prompt": record.get("prompt", ""), "completion": completion}
-        contents.append(facts | sides | asked_with | {"measurement": hits.measurements[query]})
+        sides = {
+            side: [{name: hit[name] for name in ("id", "row", "score")} for hit in query[side]]  # and no training text
+            for side in ("proponents", "opponents")
+        }
+        contents.append(facts | question | sides | {"measurement": query["measurement"]})
     return [sealed_now("query", content, store=opened.digest) for content in contents]
 
 

@@ -71,11 +71,13 @@ def read_signer(path: str | Path) -> Signer:
     """
     path = Path(path)
     serialization, ed25519 = _library()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         content = read_plain(path, at_most=_KEY_BYTES, is_named=True)
         others = path.stat().st_mode & 0o077
         key = serialization.load_pem_private_key(content, None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BadInput(
             found=f"no private key in {path}", needed="a file that `whence keys` made", do="check the path, or make one"
         ) from error

@@ -4,8 +4,8 @@ Axes: N training examples.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from whence.errors import BadInput
 from whence.records import ScoreTable
 from whence.shares.near_texts import leaders_of
+from whence.shares.sources import whole_of
 from whence.store import Store, record_of
 from whence.store.files import read_lines
 
-__all__ = ["FACTS", "ExampleFacts", "facts_lines", "gradient_lengths", "lengths_of", "read_facts", "store_texts"]
+__all__ = ["FACTS", "ExampleFacts", "facts_lines", "gradient_lengths", "lengths_of", "of_parts", "read_facts", "store_texts"]
 
 FACTS = "facts.jsonl"
 
@@ -38,13 +39,53 @@ class ExampleFacts:
     lengths: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, texts: Mapping[str, str] | None = None, lengths: Mapping[str, float] | None = None) -> "ExampleFacts":
-        """From texts by id, in an order that decides which of a set is named as its first, and lengths of gradients."""
+    def of(
+        cls, texts: Mapping[str, str] | None = None, lengths: Mapping[str, float] | None = None, *, quiet: bool = False
+    ) -> "ExampleFacts":
+        """From texts and lengths of gradients.
+
+        Args:
+            texts: By id, in an order that decides which of a set is named as its first; of examples, or of whole records whose parts
+                ("book#3") are examples.
+            lengths: By id.
+            quiet: No progress on stderr.
+        """
         if texts is None:
             return cls(None, lengths)
         ids = list(texts)
-        leaders = enumerate(leaders_of(texts.values()))
+        leaders = enumerate(leaders_of(texts.values(), quiet=quiet))
         return cls({ids[number]: ids[leader] for number, leader in leaders if leader != number}, lengths)
+
+
+def of_parts(facts: ExampleFacts, train_ids: Sequence[str]) -> ExampleFacts:
+    """Facts about whole texts as facts about their parts, "book#0", "book#1" and so on, where a table has those.
+
+    The n-th part of a text repeats the n-th part of the text that this one repeats; where that one has fewer, the last.
+
+    >>> of_parts(ExampleFacts({"copy": "book"}), ["book#0", "book#1", "copy#0", "copy#1"]).repeats
+    {'copy#0': 'book#0', 'copy#1': 'book#1'}
+
+    Args:
+        facts: Of whole texts or of examples.
+        train_ids: Of the examples.
+
+    Returns:
+        Facts of examples.
+    """
+    if not facts.repeats:
+        return facts
+    parts: dict[str, list[str]] = {}
+    for name in train_ids:
+        if (whole := whole_of(name)) is not None:
+            parts.setdefault(whole, []).append(name)
+    # A text that was not split is an example itself.
+    parts |= {name: [name] for name in train_ids}
+    repeats: dict[str, str] = {}
+    for name, leader in facts.repeats.items():
+        for number, part in enumerate(parts.get(name, ())):
+            leaders = parts.get(leader, [leader if part == name else f"{leader}#{number}"])
+            repeats[part] = leaders[min(number, len(leaders) - 1)]
+    return replace(facts, repeats=repeats)
 
 
 @dataclass(frozen=True)

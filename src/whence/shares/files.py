@@ -58,7 +58,12 @@ def content_of(report: Shares) -> dict[str, Any]:
         "unlisted_examples": report.unlisted,
         "attributed": report.attributed,
         "payout": money,
-        "intervals": {"over_models": "jackknife", "over_queries": "bootstrap", "draws": report.draws, "seed": report.seed},
+        "intervals": {
+            "over_models": "jackknife",
+            "over_queries": report.over_queries,
+            "draws": report.draws,
+            "seed": report.seed,
+        },
         "queries": [
             {"query": name, "weight": weight, "counted": counted, "floor": floor}
             for name, weight, counted, floor in zip(

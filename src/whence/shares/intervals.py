@@ -45,7 +45,9 @@ def over_models(shares_L: np.ndarray, without_ML: Sequence[np.ndarray]) -> tuple
     return np.clip(shares_L - half_L, 0.0, 1.0), np.clip(shares_L + half_L, 0.0, 1.0)
 
 
-def over_queries(shares_QL: np.ndarray, weights_Q: np.ndarray, *, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def over_queries(
+    shares_QL: np.ndarray, weights_Q: np.ndarray, *, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """95 % percentile interval over bootstrap draws of the queries, each with its weight (Efron 1979).
 
     Args:
@@ -55,7 +57,7 @@ def over_queries(shares_QL: np.ndarray, weights_Q: np.ndarray, *, draws: int, se
         seed: Of the draws, made by Python's own generator, which promises the same numbers in every version.
 
     Returns:
-        Low and high ends, each (L,).
+        Low and high ends, each (L,); None where every draw is of queries without weight, of which nothing can be said.
     """
     num_queries = len(weights_Q)
     generator = random.Random(seed)
@@ -66,6 +68,8 @@ def over_queries(shares_QL: np.ndarray, weights_Q: np.ndarray, *, draws: int, se
     drawn_DQ *= weights_Q
     # A draw of queries without weight says nothing.
     drawn_DQ = drawn_DQ[drawn_DQ.sum(1) > 0]
+    if not len(drawn_DQ):
+        return None
     drawn_DQ /= drawn_DQ.sum(1, keepdims=True)
     ends = []
     for first in range(0, shares_QL.shape[1], _LINES):

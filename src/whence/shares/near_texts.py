@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
+
+from whence.progress import meter
 
 __all__ = ["LEAST_SHARED", "leaders_of"]
 
@@ -15,7 +17,7 @@ _TRIPLE = 3
 _COMMON = 1000
 
 
-def leaders_of(texts: Iterable[str]) -> list[int]:
+def leaders_of(texts: Collection[str], *, quiet: bool = False) -> list[int]:
     """The first text that each one nearly repeats; its own place where it repeats none.
 
     Every text is held against earlier leaders only, and joins the one of which it shares most; so all of a set are near their leader, and
@@ -26,6 +28,7 @@ def leaders_of(texts: Iterable[str]) -> list[int]:
 
     Args:
         texts: In order.
+        quiet: No progress on stderr.
 
     Returns:
         One place per text, not above its own. Texts without a word lead themselves.
@@ -33,21 +36,23 @@ def leaders_of(texts: Iterable[str]) -> list[int]:
     leaders: list[int] = []
     sizes: dict[int, int] = {}
     leaders_with: dict[tuple[str, ...], list[int]] = {}
-    for number, text in enumerate(texts):
-        triples = _triples(text)
-        shared = Counter(
-            leader for triple in triples if len(holders := leaders_with.get(triple, ())) <= _COMMON for leader in holders
-        )
-        best, part = number, 0.0
-        for leader, count in sorted(shared.items()):
-            similarity = count / (len(triples) + sizes[leader] - count)
-            if similarity >= LEAST_SHARED and similarity > part:
-                best, part = leader, similarity
-        leaders.append(best)
-        if best == number:
-            sizes[number] = len(triples)
-            for triple in triples:
-                leaders_with.setdefault(triple, []).append(number)
+    with meter("near-duplicates", len(texts), quiet=quiet) as progress:
+        for number, text in enumerate(texts):
+            triples = _triples(text)
+            shared = Counter(
+                leader for triple in triples if len(holders := leaders_with.get(triple, ())) <= _COMMON for leader in holders
+            )
+            best, part = number, 0.0
+            for leader, count in sorted(shared.items()):
+                similarity = count / (len(triples) + sizes[leader] - count)
+                if similarity >= LEAST_SHARED and similarity > part:
+                    best, part = leader, similarity
+            leaders.append(best)
+            if best == number:
+                sizes[number] = len(triples)
+                for triple in triples:
+                    leaders_with.setdefault(triple, []).append(number)
+            progress.advance()
     return leaders
 
 

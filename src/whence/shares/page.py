@@ -64,6 +64,8 @@ def _intervals(report: Shares) -> str:
     models, queries = report.tables.num_models, len(report.query_ids)
     if models > 1:
         return f"The interval is of 95 % over models (jackknife over {models}): how far a share may move with other models trained alike."
+    if report.over_queries != "bootstrap":
+        return f"No interval is given: {report.over_queries}."
     if queries > 1:
         return (
             f"The interval is of 95 % over queries (bootstrap over {queries:,}): how far a share may move with other queries of the same "
@@ -115,7 +117,7 @@ def _unattributed(report: Shares) -> str:
 
 def _sources(report: Shares, sources: list[ShareLine]) -> str:
     header = ["source", "examples", "share, %"]
-    has_models, has_queries = report.tables.num_models > 1, len(report.query_ids) > 1
+    has_models, has_queries = report.tables.num_models > 1, report.lines[0].over_queries is not None
     header += ["over models, %"] * has_models + ["over queries, %"] * has_queries + ["raised", "lowered"]
     header += ["amount", "carried", "paid", "held"] if report.payout else []
     rows = []

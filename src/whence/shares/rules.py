@@ -92,17 +92,25 @@ class Rule:
             values_L[lines.none] = total = 1.0
         return values_L / total
 
-    def placed(self, scores_MN: np.ndarray, lines: Lines) -> tuple[np.ndarray, np.ndarray]:
-        """The mean scores over models, and the line that each example counts on once the noise floor is drawn, both (N,)."""
+    def placed(self, scores_MN: np.ndarray, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
+        """Where the scores of one query count once the noise floor is drawn.
+
+        Args:
+            scores_MN: Scores by each model, float64.
+            lines: All lines.
+
+        Returns:
+            The mean scores over models and the line that each example counts on, both (N,), and the floor; 0 for none, and where it differs
+            by example.
+        """
         scores_N = mean_scores(scores_MN)
         if self.floor_errors is not None:
-            least_N: np.ndarray | float = errors_floor(scores_MN, self.floor_errors)
+            floor, least_N = 0.0, errors_floor(scores_MN, self.floor_errors)
         else:
-            least_N = self.floor_of(scores_N)
-        return scores_N, np.where(np.abs(scores_N) < least_N, lines.noise, lines.of_examples)
+            floor = least_N = self._floor_of(scores_N)
+        return scores_N, np.where(np.abs(scores_N) < least_N, lines.noise, lines.of_examples), floor
 
-    def floor_of(self, scores_N: np.ndarray) -> float:
-        """The noise floor of one query where it is the same for all examples; 0 for none."""
+    def _floor_of(self, scores_N: np.ndarray) -> float:
         if self.floor is None:
             return spread_floor(scores_N)
         return 0.0 if isinstance(self.floor, str) else self.floor

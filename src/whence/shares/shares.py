@@ -15,7 +15,7 @@ from whence.records import ScoreTable
 from whence.settings import SharesConfig, records_only
 from whence.shares.alike_queries import alike_queries, profile
 from whence.shares.answers import Answers
-from whence.shares.example_facts import ExampleFacts
+from whence.shares.example_facts import ExampleFacts, of_parts
 from whence.shares.intervals import over_models, over_queries, weighted_mean
 from whence.shares.noise_floor import floor_words
 from whence.shares.payout import Payout, Settled, apportion, settle
@@ -41,7 +41,7 @@ class ShareLine:
         examples: Training examples of it.
         share: Between 0 and 1, in whole trillionths; the shares of all lines add up to 1 exactly.
         over_models: 95 % interval with other models trained alike; None with one model.
-        over_queries: 95 % interval with other queries of the same kind; None with one query.
+        over_queries: 95 % interval with other queries of the same kind; None with one query, or where no draw had a query with weight.
         raised: Sum of its positive scores, mean over queries by weight, in the table's unit.
         lowered: Sum of its negative scores, likewise.
         settled: What it gets of the payout; None without one.
@@ -112,6 +112,13 @@ class Shares:
         rule, tables = self.rule, self.tables
         return floor_words(rule.floor, rule.floor_errors, self.floors, len(tables.train_ids), tables.unit)
 
+    @property
+    def over_queries(self) -> str:
+        """How intervals over queries were made, or why there are none."""
+        if len(self.query_ids) > 1 and self.lines[0].over_queries is None:
+            return f"none: all {self.draws:,} draws were of queries without weight; more draws are needed"
+        return "bootstrap"
+
     def held(self) -> dict[str, str]:
         """By name of a source what is held back for it, as amounts: what `carried` of the next payout takes."""
         if self.payout is None:
@@ -176,6 +183,7 @@ def shares(
     before = {name: amount for name, amount in amounts.items() if amount}
     lines = lines_of(tables_read.train_ids, sources, before, robust=config.robust)
     given_Q = _weights(tables_read.query_ids, weights)
+    facts = None if facts is None else of_parts(facts, tables_read.train_ids)
     pools = pools_of(tables_read.train_ids, lines, _checked(facts)) if config.robust else None
     split = _split(tables_read, rule, lines, pools, given_Q, quiet)
     weights_Q = split.counted_Q

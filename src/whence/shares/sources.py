@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.errors import BadInput
 
-__all__ = ["LineKind", "Lines", "lines_of", "named_sources"]
+__all__ = ["LineKind", "Lines", "lines_of", "named_sources", "whole_of"]
 
 # A named source, unknown ones, what the robust rule withholds, what no share is given for being too small, and what nothing raised.
 LineKind = Literal["source", "unknown", "withheld", "noise", "none"]
@@ -107,6 +107,12 @@ def named_sources(records: Iterable[Any], by: str = "source") -> dict[str, str]:
     return source_of
 
 
+def whole_of(name: str) -> str | None:
+    """The id of the text that an example is a part of, such as "book" for "book#3"; None where it is no part."""
+    window = _WINDOW.fullmatch(name)
+    return None if window is None else window[1]
+
+
 def lines_of(
     train_ids: Sequence[str], sources: Mapping[str, str], others: Iterable[str] = (), *, robust: bool = False
 ) -> Lines:
@@ -126,12 +132,7 @@ def lines_of(
     Raises:
         BadInput: If no example has a known source.
     """
-    owners: list[str | None] = []
-    for name in train_ids:
-        owner = sources.get(name)
-        if owner is None and (window := _WINDOW.fullmatch(name)):
-            owner = sources.get(window[1])
-        owners.append(owner)
+    owners = [sources[name] if name in sources else sources.get(whole_of(name) or name) for name in train_ids]
     names = sorted({owner for owner in owners if owner} | set(others))
     if not any(owners):
         raise BadInput(

@@ -70,13 +70,11 @@ class Tables:
 
     def placed(self, query: int, rule: Rule, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean scores of a query, the line that each counts on, and the noise floor: 0 for none, and where it differs by example."""
-        scores_N, of_examples = rule.placed(self.of_query(query), lines)
-        return scores_N, of_examples, 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
+        return rule.placed(self.of_query(query), lines)
 
     def without(self, model: int, query: int, rule: Rule, lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
         """The same without one of the models."""
-        scores_N, of_examples = rule.placed(np.delete(self.of_query(query), model, axis=0), lines)
-        return scores_N, of_examples, 0.0 if rule.floor_errors is not None else rule.floor_of(scores_N)
+        return rule.placed(np.delete(self.of_query(query), model, axis=0), lines)
 
     def rows(self, query: int) -> np.ndarray:
         """The training example of each score of a query."""
