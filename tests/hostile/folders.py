@@ -266,6 +266,15 @@ def _read_spool(folder: Path) -> Any:
     )
 
 
+def _words(folder: Path) -> None:
+    whence.score.word_index(["the old man and the sea", "rain on the old roof"], folder / "words", identity="a")
+
+
+def _read_words(folder: Path) -> Any:
+    found = whence.score.word_index(["another text"], folder / "words", identity="a")
+    return digest(str(found.spans("the old man", least=2)), found.bm25("the old roof"))
+
+
 def kinds() -> list[Kind]:
     """All of them."""
     return [
@@ -286,4 +295,5 @@ def kinds() -> list[Kind]:
         _proof("nobody"),
         Kind("study", _study, _studied),
         Kind("spool", _spool, _read_spool),
+        Kind("words", _words, _read_words),
     ]

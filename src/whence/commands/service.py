@@ -40,11 +40,14 @@ class PageOptions:
     Args:
         questions: Prompts to begin with, for the page: a file in any form that `whence build` takes as data.
         metadata: What else is known of training examples: such a file with id, perhaps time (ISO 8601), and anything to be shown.
+        verbatim: Also show what of an answer is copied from the corpus word for word and what is alike by words: the folder in which
+            indexes of the stores' words are kept; they are made where they are not there.
         open_page: Open the page in a browser.
     """
 
     questions: str | None = None
     metadata: str | None = None
+    verbatim: Path | None = None
     open_page: Annotated[bool, Parameter(name="--open", negative="")] = False
 
 
@@ -106,6 +109,12 @@ def serve(
     token, write_token = (path and read_token(path) for path in (tokens.token_file, tokens.write_token_file))
     check_write_token(write_token, token, config)
     check_token(config.host, token)  # first: a wrong address should not wait for a large model
+    if page.verbatim is not None and config.redacted:
+        raise BadInput(
+            found="--verbatim with --redacted",
+            needed="a service that may tell what its training texts say",
+            do="leave one of them out",
+        )
     folders = named_folders(stores)
 
     def ready(url: str) -> None:
@@ -156,7 +165,11 @@ def _hosted_stores(
             arrays = {"train": task.prepare(records), "pixels": images.pixels}
             num_arrays += 1
         hosted = HostedStore.load(name, opened, task, metadata=metadata, questions=prompts, **arrays)
-        hosted_stores.append(replace(hosted, prepared=replace(hosted.prepared, workers=pool)))
+        words = None if page.verbatim is None or hosted.kind != "completion" else page.verbatim / name
+        hosted = replace(hosted, prepared=replace(hosted.prepared, workers=pool), words_folder=words)
+        if hosted.words is not None:  # made before the first question
+            say(f"the words of {folder} are in {words}")
+        hosted_stores.append(hosted)
     if not num_arrays:
         refuse_given(
             images,

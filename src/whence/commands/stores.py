@@ -165,6 +165,8 @@ class QueryOptions:
         k: Examples on each side.
         tokens: Score the tokens of each hit and highlight the strongest passage.
         index: Look for hits in what `whence export` wrote of this store for FAISS or Lance, in place of a scan.
+        verbatim: Also say what is copied from the corpus word for word and what is alike by words (BM25): the folder in which an index of its
+            words is kept; it is made where it is not there.
     """
 
     text: tuple[str, ...] = ()
@@ -174,6 +176,7 @@ class QueryOptions:
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
     tokens: bool = False
     index: Path | None = None
+    verbatim: Path | None = None
 
     def check(self, store: Path) -> None:
         """Refuse what is no question, before anything is loaded.
@@ -306,8 +309,11 @@ def query(
             sealing, recorded, damped, second, answered.scanned, placement,
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
-        if options.index is not None:
-            raise BadInput(found="--index with --url", needed="a store here, whose index it is", do="leave one of them out")
+        for flag in ("index", "verbatim"):
+            if getattr(options, flag) is not None:
+                raise BadInput(
+                    found=f"--{flag} with --url", needed="a store here, whose index it is", do="leave one of them out"
+                )
         from whence.serve import Client
 
         token = None if service.token_file is None else read_token(service.token_file)
@@ -363,6 +369,7 @@ def _answer(
     from whence.distributed import Ranks
     from whence.load.placement import connected_for
     from whence.pipeline import query as run
+    from whence.pipeline import with_words
     from whence.store import open_store
 
     ranks, queries = Ranks.launched(), options.queries()
@@ -380,7 +387,9 @@ def _answer(
             source, task, queries, k=options.k, damping=damping, tokens=options.tokens, rerank=stage,
             runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
         )  # fmt: skip
-    return hits if ranks.rank == 0 else None
+    if ranks.rank > 0:
+        return None
+    return hits if options.verbatim is None else with_words(hits, opened, options.verbatim)
 
 
 def _show(hits: Any, store: Path, shown: ShownOptions) -> None:

@@ -27,12 +27,14 @@ class StudyOptions:
         sets: A set of queries as name=file, the file as build takes data; once per set.
         k: Documents of a tail on each side; 50, or a tenth of a small corpus, if left out.
         kinds: File with id and kind of every document; the source is its kind if left out.
+        verbatim: Also say what of the queries is copied from the corpus word for word, and which documents are related by words (BM25).
         damping_rule: For a store, a published rule instead of a number, as in query.
     """
 
     sets: Annotated[tuple[str, ...], Parameter(name="--set", negative="")]
     k: Annotated[int | None, Parameter(name=["-k", "--k"])] = None
     kinds: str | None = None
+    verbatim: Annotated[bool, Parameter(negative="")] = False
     damping_rule: DampingRule | None = None
 
     def named(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class StudyOptions:
         from whence.load import load_records
 
         kinds = None if self.kinds is None else _kinds(self.kinds, load_records(self.kinds))
-        return StudyConfig(k=self.k, kinds=kinds, seed=seed or 0)
+        return StudyConfig(k=self.k, kinds=kinds, seed=seed or 0, verbatim=self.verbatim)
 
 
 def study(
@@ -95,6 +97,7 @@ def study(
     from whence.report import print_table
     from whence.store import open_store
     from whence.study import study as run
+    from whence.study.copied import COPIED_HEADER
 
     sets, config = compared.named(), compared.config(exact.factored.seed)
     method, damping, runtime = None, Damping(), Runtime()
@@ -119,6 +122,8 @@ def study(
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
     print_table(result.header, result.cells(), keys=2)
+    if result.beside:
+        print_table(COPIED_HEADER, result.copied())
     for caution in result.cautions():
         tell(f"note: {caution}")
     tell(f"{output / 'study.html'} shows the rest, {output / 'study.json'} has every number")

@@ -41,6 +41,8 @@ class WhyOptions:
         max_new_tokens: Tokens to write at most.
         temperature: Sample the completion at this temperature; 0 takes the most likely token each time.
         layers: Print through which layers each score comes, too; pages and JSON have them in any case.
+        verbatim: Also say what is copied from the corpus word for word and what is alike by words (BM25): the folder in which an index of its
+            words is kept; it is made where it is not there.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class WhyOptions:
     max_new_tokens: int = Writing.max_new_tokens
     temperature: float = Writing.temperature
     layers: Annotated[bool, Parameter(negative="")] = False
+    verbatim: Path | None = None
 
     def text(self, seed: int | None) -> str | Writing:
         """The completion, or how the model writes it.
@@ -137,7 +140,8 @@ def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: F
     check_store(opened)
     task = task_of_store(opened, store, where.recorded.model, work.machine.placement, trust=where.recorded.trust)
     train = train_records(opened, store, where.train, trust=where.recorded.trust)
-    return _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
+    found = _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
+    return _beside(found, opened, request)
 
 
 def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
@@ -168,7 +172,18 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
     records = [record for data in where.train for record in load_records(data, split=work.reading.split)]
     check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
-    return _explained(task, request, records, factored.seed, settings, work.runtime())
+    train = task.prepare(records)
+    return _beside(_explained(task, request, train, factored.seed, settings, work.runtime()), train, request)
+
+
+def _beside(found: Any, corpus: Any, request: WhyOptions) -> Any:
+    """The answer with its second column, if that was asked for."""
+    from whence.pipeline import with_words
+
+    if request.verbatim is None:
+        return found
+    asked = [(found.prompt, "".join(found.completion))]
+    return replace(found, hits=with_words(found.hits, corpus, request.verbatim, completions=asked))
 
 
 def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, method: Any, runtime: Any) -> Any:

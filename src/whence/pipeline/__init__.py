@@ -15,6 +15,7 @@ from whence.pipeline.stored.refit import refit
 from whence.pipeline.stored.row_vectors import query_vectors
 from whence.pipeline.stored.spool import spool
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
+from whence.pipeline.words import store_words, with_words
 
 __all__ = [
     "BuildForecast",
@@ -40,4 +41,6 @@ __all__ = [
     "self_influence",
     "smoothness",
     "spool",
+    "store_words",
+    "with_words",
 ]

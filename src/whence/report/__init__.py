@@ -1,5 +1,6 @@
 """Rankings as people read them: in a terminal, in a notebook, on one page."""
 
+from whence.report.beside import Beside, Shared, beside_hits, beside_of
 from whence.report.charts import bars_section, table_section
 from whence.report.heat import heat_section
 from whence.report.hits import ClassLabel, Hit, Hits, QueryFacts
@@ -11,12 +12,16 @@ from whence.report.plots import Point, plot_section
 from whence.report.terminal import print_hits, print_methods, print_table
 
 __all__ = [
+    "Beside",
     "ClassLabel",
     "Hit",
     "Hits",
     "Point",
+    "Shared",
     "QueryFacts",
     "bars_section",
+    "beside_hits",
+    "beside_of",
     "heat_section",
     "hits_fragment",
     "images_section",

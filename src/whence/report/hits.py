@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from whence.report.beside import Beside
 from whence.report.html import hits_fragment
 from whence.report.terminal import print_hits
 
@@ -91,6 +92,7 @@ class Hits:
             a second store's rows of that shortlist.
         query_images: Path of each query's image, empty for those without one; empty if none has one.
         facts: What else is known of each query; empty if nothing is.
+        beside: What is copied and what is related, by words, see `beside_hits`; empty if nobody looked.
     """
 
     queries: tuple[str, ...]
@@ -105,6 +107,7 @@ class Hits:
     stage: Literal["scan", "exact", "store"] = "scan"
     query_images: tuple[str, ...] = ()
     facts: tuple[QueryFacts, ...] = ()
+    beside: tuple[Beside, ...] = ()
 
     def label_of(self, query: int) -> ClassLabel | None:
         """The label that a query asks about; None without one."""
@@ -126,6 +129,7 @@ class Hits:
                     "measurement": measurement,
                     "proponents": [_hit_dict(hit) for hit in up],
                     "opponents": [_hit_dict(hit) for hit in down],
+                    **({"beside": self.beside[number].to_dict()} if self.beside else {}),
                 }
                 for number, (query, measurement, up, down) in enumerate(
                     zip(self.queries, self.measurements, self.proponents, self.opponents, strict=True)

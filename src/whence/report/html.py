@@ -6,13 +6,25 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from whence.report.beside import Beside, shared_line, spans_html
 from whence.report.passages import Piece, clip, peak_of, pieces, shorten, strongest
 from whence.report.pictures import picture
 
 if TYPE_CHECKING:
     from whence.report.hits import ClassLabel, Hit, Hits
 
-__all__ = ["breakable", "escaped", "folded", "footer", "hits_fragment", "origin", "shaded", "style", "whole_text"]
+__all__ = [
+    "breakable",
+    "escaped",
+    "folded",
+    "footer",
+    "hits_fragment",
+    "origin",
+    "shaded",
+    "shared_html",
+    "style",
+    "whole_text",
+]
 
 _QUERY_WIDTH = 280
 _PASSAGE_WIDTH = 260
@@ -58,19 +70,22 @@ def _query(hits: "Hits", query: int) -> str:
     both_sides = (hits.proponents[query], hits.opponents[query])
     peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
     strongest_token = peak_of(hit for side in both_sides for hit in side)
-    tables = "".join(_table(*words, side, peak, strongest_token) for words, side in zip(_SIDES, both_sides, strict=True))
+    beside = hits.beside[query] if hits.beside else None
+    tables = "".join(
+        _table(*words, side, (peak, strongest_token), beside) for words, side in zip(_SIDES, both_sides, strict=True)
+    )
     return (
         f'<details class="query"{" open" if query < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
         f'{_asked_label(hits, query)}<p class="measured">Measurement <b>{hits.measurements[query]:.4g}</b>{unit}</p>'
-        f"{shown}{whole}{tables}</details>"
+        f"{shown}{whole}{tables}{spans_html(beside) if beside is not None else ''}</details>"
     )
 
 
-def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float, strongest_token: float) -> str:
+def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peaks: tuple[float, float], beside: Beside | None) -> str:
     if not side:
         return f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
-    rows = "".join(_row(rank, hit, peak, strongest_token) for rank, hit in enumerate(side, start=1))
+    rows = "".join(_row(rank, hit, *peaks, beside) for rank, hit in enumerate(side, start=1))
     return (
         f'<table class="hits"><caption><b>{name}</b> <span class="muted">{meaning}</span></caption>'
         '<thead><tr><th scope="col" class="rank">#</th><th scope="col" class="score">Score</th>'
@@ -78,7 +93,7 @@ def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peak: float, strong
     )
 
 
-def _row(rank: int, hit: "Hit", peak: float, strongest_token: float) -> str:
+def _row(rank: int, hit: "Hit", peak: float, strongest_token: float, beside: Beside | None) -> str:
     share = min(abs(hit.score) / peak, 1.0) * 50
     left, kind = (50.0, "up") if hit.score >= 0 else (50.0 - share, "down")
     fill = f'<i class="{kind}" style="left:{left:.1f}%;width:{share:.1f}%"></i>'
@@ -86,7 +101,7 @@ def _row(rank: int, hit: "Hit", peak: float, strongest_token: float) -> str:
         f'<tr><td class="rank">{rank}</td>'
         f'<td class="score"><span class="value">{hit.score:+#.4g}</span>'
         f'<span class="bar" aria-hidden="true">{fill}</span></td>'
-        f"<td>{origin(hit)}{_example(hit, strongest_token)}</td></tr>"
+        f"<td>{origin(hit)}{shared_html(hit, beside)}{_example(hit, strongest_token)}</td></tr>"
     )
 
 
@@ -96,6 +111,14 @@ def origin(hit: "Hit") -> str:
     span = f' <span class="muted">characters {hit.span[0]:,} to {hit.span[1]:,}</span>' if hit.span else ""
     label = "" if hit.label is None else f" {_label(hit.label)}"
     return f'<div class="origin">{source}<code class="id">{breakable(hit.id)}</code>{span}{label}</div>'
+
+
+def shared_html(hit: "Hit", beside: Beside | None) -> str:
+    """What a document has in common with the answer by its words; empty if nobody looked."""
+    if beside is None:
+        return ""
+    kind, line = shared_line(beside.hits[hit.row], hit.text, beside.num_documents)
+    return f'<p class="muted shared"><b>{kind}</b>: {escape(line)}</p>'
 
 
 def breakable(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,13 +14,25 @@ from rich.text import Text
 
 from whence.errors import printable
 from whence.methods import ExactMethod, Method
+from whence.report.beside import Beside, shared_line, spans_lines
 from whence.report.passages import clip, peak_of, pieces, shorten, strongest
 from whence.terminal import show, stdout
 
 if TYPE_CHECKING:
     from whence.report.hits import ClassLabel, Hit, Hits
 
-__all__ = ["footer", "heading", "passage", "plain", "print_hits", "print_methods", "print_table", "strength_style"]
+__all__ = [
+    "footer",
+    "heading",
+    "passage",
+    "plain",
+    "print_hits",
+    "print_methods",
+    "print_table",
+    "shared_text",
+    "spans_text",
+    "strength_style",
+]
 
 _OPPONENTS = 3
 _QUERY_WIDTH = 240
@@ -46,6 +58,8 @@ def print_hits(hits: "Hits") -> None:
     console = stdout()
     for number in range(len(hits.queries)):
         show(console, heading(hits, number, console), _table(hits, number, console))
+        if hits.beside:
+            show(console, spans_text(hits.beside[number], console))
     show(console, footer(hits, console))
 
 
@@ -67,12 +81,17 @@ def _table(hits: "Hits", number: int, console: Console) -> Table:
     table.add_column("training example", ratio=1, overflow="fold")
     up, down = hits.proponents[number], hits.opponents[number]
     peak = peak_of((*up, *down[:_OPPONENTS]))
-    _add_side(table, "proponents: more weight raises the measurement", up, up, peak, console)
-    _add_side(table, "opponents: more weight lowers the measurement", down[:_OPPONENTS], down, peak, console)
+    beside = hits.beside[number] if hits.beside else None
+
+    def cell(hit: "Hit") -> Group:
+        return _example(hit, peak, console, beside)
+
+    _add_side(table, "proponents: more weight raises the measurement", up, up, cell)
+    _add_side(table, "opponents: more weight lowers the measurement", down[:_OPPONENTS], down, cell)
     return table
 
 
-def _add_side(table: Table, title: str, shown: "tuple[Hit, ...]", all_hits, peak: float, console: Console) -> None:
+def _add_side(table: Table, title: str, shown: "tuple[Hit, ...]", all_hits, cell: "Callable[[Hit], Group]") -> None:
     if not shown:
         return
     count = f", {len(shown)} of {len(all_hits)} shown" if len(shown) < len(all_hits) else ""
@@ -80,20 +99,32 @@ def _add_side(table: Table, title: str, shown: "tuple[Hit, ...]", all_hits, peak
     table.add_row("", "", Text.assemble((name, "bold"), (f"{colon}{meaning}{count}", "dim")))
     for rank, hit in enumerate(shown, start=1):
         style = "deep_sky_blue2" if hit.score >= 0 else "orange1"
-        table.add_row(str(rank), Text(f"{hit.score:+#.4g}", style=style), _example(hit, peak, console))
+        table.add_row(str(rank), Text(f"{hit.score:+#.4g}", style=style), cell(hit))
     table.add_section()
 
 
-def _example(hit: "Hit", peak: float, console: Console) -> Group:
+def _example(hit: "Hit", peak: float, console: Console, beside: Beside | None) -> Group:
     origin = Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
     if hit.label is not None:
         origin.append("  ")
         origin.append(_label(hit.label, console, "label "))
+    lines = [origin] if beside is None else [origin, shared_text(hit, beside, console)]
     if not hit.text:
-        return Group(origin)
+        return Group(*lines)
     # Two lines, with some room for the words that wrap.
     width = max(60, min(_PASSAGE_WIDTH, 2 * (console.width - _MARGIN) - _WRAP))
-    return Group(origin, Padding(passage(hit, width, peak, console), (0, 0, 0, 2)))
+    return Group(*lines, Padding(passage(hit, width, peak, console), (0, 0, 0, 2)))
+
+
+def shared_text(hit: "Hit", beside: Beside, console: Console) -> Text:
+    """What a document has in common with the answer by its words."""
+    kind, line = shared_line(beside.hits[hit.row], hit.text, beside.num_documents)
+    return Text.assemble((kind, "bold"), (": " + plain(shorten(line, _PASSAGE_WIDTH), console), "dim"))
+
+
+def spans_text(beside: Beside, console: Console) -> Text:
+    """The runs of the answer that stand in the corpus, and what is most alike by words."""
+    return Text("\n".join(plain(line, console) for line in spans_lines(beside)), style="dim")
 
 
 def _label(label: "ClassLabel", console: Console, name: str) -> Text:

@@ -12,6 +12,7 @@ from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shar
 from whence.score.sizes import RELATIVE, believable_unit, impossible_sizes
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
+from whence.score.words import Span, WordIndex, longest_shared, word_index, words_of
 
 __all__ = [
     "Batching",
@@ -24,8 +25,10 @@ __all__ = [
     "RELATIVE",
     "QueryBlock",
     "Rows",
+    "Span",
     "Top",
     "Whitened",
+    "WordIndex",
     "all_scores",
     "by_label",
     "believable_unit",
@@ -37,6 +40,7 @@ __all__ = [
     "impossible_sizes",
     "Ends",
     "log_spread_floor",
+    "longest_shared",
     "loss_scores",
     "mean_table",
     "both_ends",
@@ -54,4 +58,6 @@ __all__ = [
     "united_top",
     "whiten",
     "whitened_norms",
+    "word_index",
+    "words_of",
 ]

@@ -3,7 +3,6 @@
 Axes: Q queries, N training examples, B batch.
 """
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from whence.data import Dataset, Example, batches
 from whence.errors import BadInput, Unsupported
 from whence.progress import meter
 from whence.records import ScoreTable
+from whence.score.words import bm25_weights, words_of
 from whence.tasks import AbstractTask
 
 __all__ = ["bm25", "loss_scores", "random_scores"]
@@ -106,8 +106,7 @@ def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) 
     num_with = np.diff(starts)
     idf = np.log1p((len(documents) - num_with + 0.5) / (num_with + 0.5))
     # Without any term the mean length is 0, and so is every score.
-    penalty_N = k1 * (1 - b + b * lengths_N / (lengths_N.mean() or 1.0))
-    weights = idf[term_of] * counts * (k1 + 1) / (counts + penalty_N[example_of])
+    weights = idf[term_of] * bm25_weights(counts, lengths_N[example_of], lengths_N.mean(), k1, b)
     scores_QN = np.zeros((len(queries), len(documents)))
     for row_N, query in zip(scores_QN, query_terms, strict=True):
         for term, count in Counter(query).items():
@@ -125,7 +124,7 @@ def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, l
     """
     examples = [*train, *queries]
     if all(example.text for example in examples):
-        terms: list[list[Any]] = [re.findall(r"\w+", example.text.lower()) for example in examples]
+        terms: list[list[Any]] = [list(words_of(example.text)[0]) for example in examples]
         return "words", terms[: len(train)], terms[len(train) :]
     without = next((example for example in examples if "input_ids" not in example.fields), None)
     if without is not None:

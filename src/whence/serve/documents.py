@@ -3,6 +3,7 @@
 A service that is killed in between has the store as it was before, or as it is after: building and deleting see to that.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,7 +129,8 @@ def _is_there(hosted: HostedStore, example: Example) -> bool:
 def _reopened(hosted: HostedStore) -> HostedStore:
     assert hosted.reopen is not None  # `_folder_to_change` saw to it
     try:
-        return hosted.reopen(open_store(hosted.prepared.store.folder))
+        later = hosted.reopen(open_store(hosted.prepared.store.folder))
+        return dataclasses.replace(later, words_folder=hosted.words_folder)
     except WhenceError as error:
         problem = f"the store {hosted.name}, which was changed and cannot be opened since"
         raise Refused(

@@ -10,6 +10,8 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreChanged, Unsupported
 from whence.methods import method_named
 from whence.pipeline.stored.prepared import PreparedStore
+from whence.pipeline.words import store_words
+from whence.score import WordIndex
 from whence.serve.catalog import Catalog
 from whence.serve.item_reader import ItemReader
 from whence.serve.question import Kind, Question
@@ -34,6 +36,7 @@ class HostedStore:
         catalog: Its examples.
         reader: Turns questions into examples.
         questions: What to begin with, for the page.
+        words_folder: Where the index of its words is kept; None for answers that do not say what is copied.
         reopen: From a later version of the store to what answers from it, with the same model; None where that takes its data, too.
     """
 
@@ -43,6 +46,7 @@ class HostedStore:
     reader: TextReader | ItemReader
     questions: tuple[Mapping[str, str], ...] = ()
     reopen: "Callable[[Store], HostedStore] | None" = None
+    words_folder: Path | None = None
 
     @classmethod
     def load(
@@ -155,6 +159,11 @@ class HostedStore:
     def digest(self) -> str:
         """Of all that the store was sealed with: what an answer is of. A store built anew from other data has another one."""
         return self.prepared.store.digest
+
+    @functools.cached_property
+    def words(self) -> WordIndex | None:
+        """The words of its texts; None where nobody asked for them."""
+        return None if self.words_folder is None else store_words(self.prepared.store, self.words_folder)
 
     @property
     def weights(self) -> str:

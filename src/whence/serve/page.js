@@ -170,7 +170,8 @@ function show(answer) {
   const peak = Math.max(...[...answer.proponents, ...answer.opponents].map((hit) => Math.abs(hit.score)), 0) || 1;
   $("hits").replaceChildren(
     side("Proponents", "more weight on these raises the measurement", answer.proponents, peak),
-    side("Opponents", "more weight on these lowers the measurement", answer.opponents, peak));
+    side("Opponents", "more weight on these lowers the measurement", answer.opponents, peak),
+    ...beside(answer));
   const allowed = answer.num_allowed < answer.num_examples ? `, ${answer.num_allowed.toLocaleString("en")} of them let through by the filter` : "";
   facts($("facts"), { "score in": answer.unit, method: answer.method, searched: `${answer.num_examples.toLocaleString("en")} examples${allowed}`, took: `${answer.seconds.toFixed(2)} s` });
   for (const note of answer.notes) $("facts").append(make("div", {}, make("dt", {}, "note"), make("dd", {}, note)));
@@ -235,9 +236,32 @@ function row(hit, rank, peak) {
   origin.append(make("code", { class: "id" }, ...breakable(hit.id)));
   if (hit.label !== undefined) origin.append(" ", ...labelled(hit.label, hit.is_disputed ? hit.predicted : ""));
   if (hit.time !== undefined) origin.append(" ", make("span", { class: "muted" }, new Date(1000 * hit.time).toISOString().slice(0, 10)));
+  const shared = state.answer.beside?.hits.find((one) => one.row === hit.row);
+  if (shared) origin.append(make("p", { class: "muted shared" }, ...sharing(shared, hit)));
   return make("tr", {}, make("td", { class: "rank" }, String(rank)),
     make("td", { class: "score" }, make("span", { class: "value" }, signed(hit.score)), make("span", { class: "bar", "aria-hidden": "true" }, fill)),
     make("td", {}, origin, example(hit)));
+}
+
+const KINDS = { copied: "copied", related: "related", influential: "only influential" };
+
+// What a document has in common with the answer by its words.
+function sharing(shared, hit) {
+  const run = slice(hit.text || "", ...shared.span).replace(/\s+/g, " ");
+  const words = shared.words ? `shares ${shared.words} word${shared.words > 1 ? "s" : ""}: ${run}` : "shares no word with it";
+  return [make("b", {}, KINDS[shared.kind]), `: ${words}; ${shared.bm25 > 0 ? "BM25 rank " + shared.bm25_rank.toLocaleString("en") : "BM25 0"}`];
+}
+
+// The runs of the completion that stand in the corpus, and the documents that are most alike by words.
+function beside({ beside: found }) {
+  if (!found) return [];
+  const named = (documents) => documents.map((one) => one.id + (one.is_hit ? " (found by influence, too)" : "")).join(", ");
+  const rows = found.spans.slice(0, 5).map((span) => make("tr", {}, make("td", { class: "number" }, String(span.words)),
+    make("td", { class: "number" }, span.count.toLocaleString("en")), make("td", {}, span.text), make("td", {}, make("code", { class: "id" }, named(span.documents)))));
+  const head = make("tr", {}, ...["words", "times", "in the corpus word for word", "documents"].map((name) => make("th", { scope: "col" }, name)));
+  const table = rows.length ? [make("table", { class: "pairs" }, make("thead", {}, head), make("tbody", {}, ...rows))] : [];
+  return [make("div", { class: "beside" }, make("p", { class: "muted" }, `${percent(found.covered)} of its words stand in the corpus in runs of 4 or more.`), ...table,
+    make("p", { class: "muted" }, `Most alike by words (BM25): ${named(found.related) || "none shares a word"}`))];
 }
 
 // A name that breaks behind its separators where a line is too narrow for it, and nowhere else.

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from whence.pipeline.stored.prepared import hit_of
-from whence.report import Hit
+from whence.report import Hit, beside_of
 from whence.report.passages import peak_of, pieces, strongest
 from whence.serve.hosted_store import HostedStore
 from whence.serve.question import SIDES
@@ -39,11 +39,23 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
             **{name: value for name, value in answer.items() if name != "digest" or not is_redacted},
             **_shown_item(hosted, answer, redacted=is_redacted),
             **_shown_sides(hosted, hits, redacted=is_redacted),
+            **({} if is_redacted else _beside(hosted, answer, hits)),
             "redacted": is_redacted,
         }
         for answer, hits in zip(answers, scored, strict=True)
     ]
     return whole if redacted is None else [redacted.shown(answer, hosted.catalog.source_sizes) for answer in whole]
+
+
+def _beside(hosted: HostedStore, answer: Mapping[str, Any], sides: Mapping[str, Sequence[Hit]]) -> dict[str, Any]:
+    """What of the completion is copied from the store's texts, and what is alike by words; nothing without an index of these."""
+    if hosted.words is None or "item" in answer:
+        return {}
+    hits = [hit for side in _SIDES for hit in sides[side]]
+    found = beside_of(
+        hosted.words, answer["prompt"], answer["completion"], hits, lambda row: hit_of(hosted.prepared.store, row, 0.0)
+    )
+    return {"beside": found.to_dict()}
 
 
 def is_closed(answer: Mapping[str, Any]) -> bool:

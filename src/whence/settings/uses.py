@@ -210,11 +210,14 @@ class StudyConfig:
         k: Documents of a tail, on each side of each query; None for 50, or a tenth of a small corpus.
         kinds: By id of a document its kind; None takes the source.
         seed: Of bootstrap and permutation draws.
+        verbatim: Also say what of the queries is copied from the corpus word for word and which documents are related by words (BM25); an
+            index of its words is kept in the folder of the study.
     """
 
     k: int | None = None
     kinds: Mapping[str, str] | None = None
     seed: int = 0
+    verbatim: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,4 +160,4 @@ def _fitted_on(fit_on: Any, task: AbstractTask) -> int | str | None:
 
 
 def _described(example: Example) -> dict[str, Any]:
-    return {"id": example.id, "source": example.source}
+    return {"id": example.id, "source": example.source, "text": example.text}

@@ -5,6 +5,7 @@ from math import asinh, isnan, log10, sinh
 from pathlib import Path
 
 from whence.report import Point, bars_section, heat_section, hits_fragment, plot_section, table_section, write_page
+from whence.study.copied import COPIED_HEADER
 from whence.study.kinds import KindShare
 from whence.study.readouts import Histograms
 from whence.study.result import SIDES, Reading, Study
@@ -33,6 +34,8 @@ def write_study(path: Path, study: Study) -> Path:
     sections = [("In short", cautions + _prose(_SHORT) + table_section(study.header, study.cells()))]
     for reading in study.readings.values():
         sections += _reading(study, reading)
+    if study.beside:
+        sections.append(("What is copied", _prose(_COPIED) + table_section(COPIED_HEADER, study.copied())))
     sections.append(("Strongest documents of each query", _prose(_DOCUMENTS) + hits_fragment(study.hits(k=_HITS))))
     norms = f" The norm of a document is {study.corpus.norm}." if study.corpus.norm else ""
     intro = (
@@ -60,6 +63,11 @@ _KINDS_TEXT = (
 )
 _MASS = "What share of all positive influence the most influential documents hold, mean over the set's queries with a 95 % interval."
 _HISTOGRAM = "All scores of all queries of a set. The scale across is even near zero and counts powers of ten far from it."
+_COPIED = (
+    "Words copied: the share of the queries' words that stand in the corpus in runs of four or more. Of the documents in the top tails, per "
+    "nat: copied share such a run with the query, related are among the first one in a hundred (and ten at least) by BM25, the others are "
+    "only influential."
+)
 _DOCUMENTS = "The order is per nat; scores are as they were made."
 
 

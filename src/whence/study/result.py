@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence.report import Hits
+from whence.report import Beside, Hits
+from whence.study.copied import copied_cells
 from whence.study.correlation import Correlation
 from whence.study.kept_scores import Corpus, StoredScores
 from whence.study.kinds import KindShare
@@ -60,6 +61,7 @@ class Study:
         num_kinds: Kinds of document.
         k: Documents of a tail.
         measurement_unit: What measurements are counted in.
+        beside: What is copied and what is related by words, by query; empty if nobody looked.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Study:
     num_kinds: int
     k: int
     measurement_unit: str
+    beside: tuple[Beside, ...] = ()
 
     header = ("reading", "set", "queries", "nats", "alike within", "alike outside", "in the top 1 %", "power of rank")
 
@@ -134,8 +137,12 @@ class Study:
             )
         return Hits(
             self.texts, sides[0], sides[1], self.measurements, self.corpus.unit, self.corpus.method, len(self.corpus),
-            self.corpus.notes, self.measurement_unit,
+            self.corpus.notes, self.measurement_unit, beside=self.beside,
         )  # fmt: skip
+
+    def copied(self, reading: str = "per nat") -> list[tuple[str, ...]]:
+        """How much is copied, to go under `whence.study.copied.COPIED_HEADER`; empty if nobody looked."""
+        return copied_cells(self.beside, self.readings[reading].tails, self.sets) if self.beside else []
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, as study.json holds them."""
@@ -162,6 +169,7 @@ class Study:
                 }
                 for name, reading in self.readings.items()
             },
+            **({"beside": [beside.to_dict() for beside in self.beside]} if self.beside else {}),
         }
 
     def _tails(self, reading: Reading) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from whence.settings import (
     records_only,
 )
 from whence.store import Store, open_store, write_json
+from whence.study.copied import beside_tails
 from whence.study.corpus import corpus_of_data, corpus_of_store, values_of
 from whence.study.correlation import by_sets, correlations
 from whence.study.kept_scores import keep_scores
@@ -113,9 +114,11 @@ def study(
             for share in kind_shares(numbered, tails.side(side)[0][rows.start : rows.stop], label, side, seed=config.seed)
         ]
         readings[name] = Reading(name, tails, mass, counted, by_sets(matrix_QQ, rows_of_set, seed=config.seed), tuple(shares))
+    tails = [reading.tails for reading in readings.values()]
+    beside = beside_tails(ready, queries.examples, tails, folder / "words") if config.verbatim else ()
     result = Study(
         folder, rows_of_set, queries.ids, tuple(example.text or example.id for example in queries.examples), tuple(nats_Q.tolist()),
-        tuple(measurements_Q.tolist()), readings, scores, ready, len(numbered.names), k, task.unit,
+        tuple(measurements_Q.tolist()), readings, scores, ready, len(numbered.names), k, task.unit, beside,
     )  # fmt: skip
     write_json(folder / "study.json", result.to_dict())
     write_study(folder / "study.html", result)

@@ -83,7 +83,7 @@ class Why:
             "token_definition": TOKEN_DEFINITION,
         }
         sides = {side: [self._document(hit) for hit in query[side]] for side in ("proponents", "opponents")}
-        return head | content | sides
+        return head | content | sides | ({"beside": query["beside"]} if "beside" in query else {})
 
     def show(self, *, layers: bool = False) -> None:
         """Print the answer in the terminal.

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
-from whence.report.html import escaped, folded, footer, origin, shaded, style, whole_text
+from whence.report.beside import spans_html
+from whence.report.html import escaped, folded, footer, origin, shaded, shared_html, style, whole_text
 from whence.report.passages import clip, peak_of, pieces, shorten, strongest
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def why_fragment(why: "Why") -> str:
         none = f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
         documents = "".join(_document(why, hit, peaks, number < _OPEN) for number, hit in enumerate(side))
         parts.append(heading + (documents or none))
+    words = spans_html(hits.beside[0]) if hits.beside else ""
     definition = f'<dl class="facts"><div><dt>Tokens</dt><dd>{escape(TOKEN_DEFINITION)}</dd></div></dl>'
-    return f'<div class="whence why">{style()}{_head(why)}{"".join(parts)}{footer(hits)}{definition}</div>'
+    return f'<div class="whence why">{style()}{_head(why)}{"".join(parts)}{words}{footer(hits)}{definition}</div>'
 
 
 def _head(why: "Why") -> str:
@@ -122,7 +124,8 @@ def _document(why: "Why", hit: "Hit", peaks: _Peaks, is_open: bool) -> str:
     )
     return (
         f'<details class="query"{" open" if is_open else ""}><summary><span class="value">{hit.score:+#.4g}</span> {origin(hit)}</summary>'
-        f'<fieldset class="views"><legend class="muted">What it says for</legend>{choices}</fieldset>'
+        f'{shared_html(hit, why.hits.beside[0] if why.hits.beside else None)}<fieldset class="views">'
+        f'<legend class="muted">What it says for</legend>{choices}</fieldset>'
         + folded("Heat map, completion by document", _heat(why, parts, max(peaks.tokens)))
         + folded("By layer", _layers(parts))
         + "</details>"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.report.passages import peak_of
-from whence.report.terminal import footer, heading, passage, plain, strength_style
+from whence.report.terminal import footer, heading, passage, plain, shared_text, spans_text, strength_style
 from whence.terminal import show, stdout
 from whence.why.html import TOKEN_DEFINITION
 
@@ -43,6 +43,8 @@ def print_why(why: "Why", *, layers: bool = False) -> None:
         line.append(f" {value:.1f}", style="dim")
     note = Text("number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim")
     show(console, heading(why.hits, 0, console), line, note, _documents(why, layers, console))
+    if why.hits.beside:
+        show(console, spans_text(why.hits.beside[0], console))
     show(console, Text(TOKEN_DEFINITION, style="dim"), footer(why.hits, console))
 
 
@@ -58,7 +60,13 @@ def _documents(why: "Why", layers: bool, console: Console) -> Table:
             table.add_row("", Text.assemble((name, "bold"), (f": {meaning}", "dim")))
         for hit in side:
             style = "deep_sky_blue2" if hit.score >= 0 else "orange1"
-            lines = [_origin(hit, console), *_text(hit, strongest_token, console), _says_for(why, hit, strongest_part, console)]
+            beside = [shared_text(hit, why.hits.beside[0], console)] if why.hits.beside else []
+            lines = [
+                _origin(hit, console),
+                *beside,
+                *_text(hit, strongest_token, console),
+                _says_for(why, hit, strongest_part, console),
+            ]
             lines += [*_pairs(why, hit, console), *(_layers(why, hit, console) if layers else [])]
             table.add_row(Text(f"{hit.score:+#.4g}", style=style), Group(*lines))
         table.add_section()
