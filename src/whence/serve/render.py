@@ -51,7 +51,7 @@ def _beside(hosted: HostedStore, answer: Mapping[str, Any], sides: Mapping[str, 
     """What of the completion is copied from the store's texts, and what is alike by words; nothing without an index of these."""
     if hosted.words is None or "item" in answer:
         return {}
-    hits = [hit for side in _SIDES for hit in sides[side]]
+    hits = [hit for side in sides.values() for hit in side]
     found = beside_of(
         hosted.words, answer["prompt"], answer["completion"], hits, lambda row: hit_of(hosted.prepared.store, row, 0.0)
     )
