@@ -32,7 +32,7 @@ def corpus(seed, *, documents=30, alphabet=4, longest=12):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_run_is_what_trying_everything_finds(tmp_path, monkeypatch, piece, seed):
     monkeypatch.setattr(words_module, "_PIECE", piece)
-    monkeypatch.setattr(words_module, "_KEPT", 2)
+    monkeypatch.setattr(words_module, "_IN_MEMORY", 2)
     texts = corpus(seed)
     index = word_index(iter(texts), tmp_path, identity="a")
     assert (len(index.pieces) > 1) == (piece < 1 << 22) and index.num_documents == len(texts)

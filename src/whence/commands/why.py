@@ -140,8 +140,8 @@ def _of_store(store: Path, request: WhyOptions, where: WhereOptions, factored: F
     check_store(opened)
     task = task_of_store(opened, store, where.recorded.model, work.machine.placement, trust=where.recorded.trust)
     train = train_records(opened, store, where.train, trust=where.recorded.trust)
-    found = _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
-    return _beside(found, opened, request)
+    answer = _explained(task, request, train, factored.seed, Shortlist(store=opened, rows=where.shortlist), Runtime())
+    return _beside(answer, opened, request)
 
 
 def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions, work: WorkOptions) -> Any:
@@ -176,14 +176,14 @@ def _of_data(request: WhyOptions, where: WhereOptions, factored: FactoredOptions
     return _beside(_explained(task, request, train, factored.seed, settings, work.runtime()), train, request)
 
 
-def _beside(found: Any, corpus: Any, request: WhyOptions) -> Any:
+def _beside(answer: Any, corpus: Any, request: WhyOptions) -> Any:
     """The answer with its second column, if that was asked for."""
     from whence.pipeline import with_words
 
     if request.verbatim is None:
-        return found
-    asked = [(found.prompt, "".join(found.completion))]
-    return replace(found, hits=with_words(found.hits, corpus, request.verbatim, completions=asked))
+        return answer
+    pairs = [(answer.prompt, "".join(answer.completion))]
+    return replace(answer, hits=with_words(answer.hits, corpus, request.verbatim, completions=pairs))
 
 
 def _explained(task: Any, request: WhyOptions, train: Any, seed: int | None, method: Any, runtime: Any) -> Any:

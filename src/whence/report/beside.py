@@ -136,8 +136,8 @@ def beside_of(index: WordIndex, prompt: str, completion: str, hits: Iterable["Hi
     by_row = {hit.row: _shared(words, hit, scores_N, most) for hit in hits}
 
     def document(row: int) -> Document:
-        known = named(row)
-        return Document(known.id, known.source, row, float(scores_N[row]), row in by_row)
+        example = named(row)
+        return Document(example.id, example.source, row, float(scores_N[row]), row in by_row)
 
     first = np.argsort(-scores_N, kind="stable")[:_DOCUMENTS].tolist()
     return Beside(
@@ -157,12 +157,12 @@ def beside_hits(
         named: What is known of a row.
         completions: Prompt and completion of each query; None takes them from its record, or the whole text where it has none.
     """
-    asked = completions or [_asked(hits, query) for query in range(len(hits.queries))]
-    found = tuple(
+    pairs = completions or [_prompt_and_completion(hits, query) for query in range(len(hits.queries))]
+    columns = tuple(
         beside_of(index, prompt, completion, (*hits.proponents[query], *hits.opponents[query]), named)
-        for query, (prompt, completion) in enumerate(asked)
+        for query, (prompt, completion) in enumerate(pairs)
     )
-    return replace(hits, beside=found)
+    return replace(hits, beside=columns)
 
 
 def shared_line(shared: Shared, text: str, num_documents: int) -> tuple[str, str]:
@@ -210,7 +210,7 @@ def _shared(words: Sequence[str], hit: "Hit", scores_N: np.ndarray, most: int) -
     return Shared(kind, length, span, score, rank)
 
 
-def _asked(hits: "Hits", query: int) -> tuple[str, str]:
+def _prompt_and_completion(hits: "Hits", query: int) -> tuple[str, str]:
     record = hits.facts[query].record if hits.facts else {}
     prompt, completion = record.get("prompt"), record.get("completion")
     return (prompt, completion) if isinstance(prompt, str) and isinstance(completion, str) else ("", hits.queries[query])

@@ -24,7 +24,7 @@ _WORD = re.compile(r"\w+")
 # Words of a piece, which is sorted in memory (about 50 bytes each) and read as a whole (8 bytes each).
 _PIECE = 1 << 22
 # Pieces that stay in memory between questions.
-_KEPT = 4
+_IN_MEMORY = 4
 _FORMAT = "whence words 1"
 _ROWS = 5
 
@@ -54,28 +54,28 @@ def words_of(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     >>> words_of("To be, or")
     (['to', 'be', 'or'], [(0, 2), (3, 5), (7, 9)])
     """
-    found = list(_WORD.finditer(text))
-    return [match[0].lower() for match in found], [match.span() for match in found]
+    matches = list(_WORD.finditer(text))
+    return [match[0].lower() for match in matches], [match.span() for match in matches]
 
 
 def longest_shared(first: Sequence[str], second: Sequence[str]) -> tuple[int, int, int]:
-    """The longest run of words that two texts have in common: its place in either, and how many words it has.
+    """The longest run of words that two texts have in common: its position in either, and how many words it has.
 
     Of several equally long ones the earliest in the first text, then in the second.
 
     >>> longest_shared("a b c d".split(), "x b c y".split())
     (1, 1, 2)
     """
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(second):
-        places.setdefault(word, []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(second):
+        positions.setdefault(word, []).append(position)
     best, ending = (0, 0, 0), {}
     for at, word in enumerate(first):
         # How many words in a row end at this word of the one and at that of the other.
-        ending = {place: ending.get(place - 1, 0) + 1 for place in places.get(word, ())}
-        for place, length in ending.items():
+        ending = {position: ending.get(position - 1, 0) + 1 for position in positions.get(word, ())}
+        for position, length in ending.items():
             if length > best[2]:
-                best = (at - length + 1, place - length + 1, length)
+                best = (at - length + 1, position - length + 1, length)
     return best
 
 
@@ -123,20 +123,20 @@ class _Piece:
 
     def bytes_of(self, hashes: np.ndarray) -> bytes:
         """A text in the piece's numbers; a word that it does not have gets one that stands nowhere."""
-        places = np.searchsorted(self.vocabulary, hashes)
-        is_known = self.vocabulary[np.minimum(places, len(self.vocabulary) - 1)] == hashes
-        return np.where(is_known, places + 1, len(self.vocabulary) + 1).astype(">i4").tobytes()
+        positions = np.searchsorted(self.vocabulary, hashes)
+        is_known = self.vocabulary[np.minimum(positions, len(self.vocabulary) - 1)] == hashes
+        return np.where(is_known, positions + 1, len(self.vocabulary) + 1).astype(">i4").tobytes()
 
     def longest(self, text: bytes) -> list[int]:
         """How many words from each word of a text on stand somewhere in the piece."""
         return [self._longest(text[at:]) for at in range(0, len(text), 4)]
 
     def _longest(self, text: bytes) -> int:
-        place = bisect_left(self.suffixes, text, key=lambda at: self.data[4 * int(at) : 4 * int(at) + len(text)])
-        near = self.suffixes[max(0, place - 1) : place + 1].tolist()
+        position = bisect_left(self.suffixes, text, key=lambda at: self.data[4 * int(at) : 4 * int(at) + len(text)])
+        near = self.suffixes[max(0, position - 1) : position + 1].tolist()
         return max(_shared(text, self.data[4 * at : 4 * at + len(text)]) for at in near)
 
-    def places(self, text: bytes) -> np.ndarray:
+    def positions_of(self, text: bytes) -> np.ndarray:
         """Where all words of a text stand one after the other."""
 
         def key(at: int) -> bytes:
@@ -144,9 +144,9 @@ class _Piece:
 
         return self.suffixes[bisect_left(self.suffixes, text, key=key) : bisect_right(self.suffixes, text, key=key)]
 
-    def documents(self, places: np.ndarray) -> np.ndarray:
-        """Number of the document, in this piece, of each place."""
-        return np.searchsorted(self.starts, places, side="right") - 1
+    def documents(self, positions: np.ndarray) -> np.ndarray:
+        """Number of the document, in this piece, of each position."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class WordIndex:
     num_documents: int
     num_words: int
     pieces: Mapping[str, str]
-    _kept: dict[str, _Piece] = field(default_factory=dict, repr=False, compare=False)
+    _in_memory: dict[str, _Piece] = field(default_factory=dict, repr=False, compare=False)
 
     def spans(self, text: str, *, least: int = 4) -> tuple[Span, ...]:
         """The longest runs of a text's words that stand in the corpus, in the order of the text.
@@ -191,12 +191,12 @@ class WordIndex:
         for _, piece in self._pieces() if runs else ():
             numbers = piece.bytes_of(hashes)
             for number, at in enumerate(runs):
-                places = piece.places(numbers[4 * at : 4 * int(ends[at])])
-                counts[number] += len(places)
-                rows[number] += (np.unique(piece.documents(places))[:_ROWS] + piece.first).tolist()
+                positions = piece.positions_of(numbers[4 * at : 4 * int(ends[at])])
+                counts[number] += len(positions)
+                rows[number] += (np.unique(piece.documents(positions))[:_ROWS] + piece.first).tolist()
         return tuple(
-            Span(characters[at][0], characters[ends[at] - 1][1], int(lengths[at]), count, tuple(found[:_ROWS]))
-            for at, count, found in zip(runs, counts, rows, strict=True)
+            Span(characters[at][0], characters[ends[at] - 1][1], int(lengths[at]), count, tuple(holders[:_ROWS]))
+            for at, count, holders in zip(runs, counts, rows, strict=True)
         )
 
     def bm25(self, text: str) -> np.ndarray:
@@ -205,23 +205,23 @@ class WordIndex:
         hashes, scores_N = _hashes(list(counted)), np.zeros(self.num_documents)
         num_with = np.zeros(len(counted))
         for _, piece in self._pieces():
-            for number, (found, _) in enumerate(_postings(piece, hashes)):
-                num_with[number] += len(found)
+            for number, (holders, _) in enumerate(_postings(piece, hashes)):
+                num_with[number] += len(holders)
         idf = np.log1p((self.num_documents - num_with + 0.5) / (num_with + 0.5))
         mean_length = self.num_words / self.num_documents
         for _, piece in self._pieces():
             lengths = np.diff(piece.starts) - 1
-            for (found, counts), rarity, times in zip(_postings(piece, hashes), idf, counted.values(), strict=True):
-                weights = bm25_weights(counts, lengths[found], mean_length)
-                scores_N[piece.first + found] += times * rarity * weights
+            for (holders, counts), rarity, times in zip(_postings(piece, hashes), idf, counted.values(), strict=True):
+                weights = bm25_weights(counts, lengths[holders], mean_length)
+                scores_N[piece.first + holders] += times * rarity * weights
         return scores_N
 
     def _pieces(self) -> Iterator[tuple[str, _Piece]]:
         first = 0
         for name in self.pieces:
-            piece = self._kept.get(name) or self._read(name, first)
-            if len(self._kept) < _KEPT:
-                self._kept[name] = piece
+            piece = self._in_memory.get(name) or self._read(name, first)
+            if len(self._in_memory) < _IN_MEMORY:
+                self._in_memory[name] = piece
             first = piece.first + len(piece.starts) - 1
             yield name, piece
         if first != self.num_documents:
@@ -274,9 +274,9 @@ def word_index(texts: Iterable[str], folder: str | Path, *, identity: str) -> Wo
     folder = Path(folder)
     record = folder / "words.json"
     if os.path.lexists(record):
-        found = read_record(_Record, record)
-        if (found.format, found.identity) == (_FORMAT, identity):
-            return WordIndex(folder, found.documents, found.words, found.pieces)
+        content = read_record(_Record, record)
+        if (content.format, content.identity) == (_FORMAT, identity):
+            return WordIndex(folder, content.documents, content.words, content.pieces)
     check_writable(folder)
     with locked(folder):
         record.unlink(missing_ok=True)
@@ -366,7 +366,7 @@ def _postings(piece: _Piece, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, n
     """
     text = piece.bytes_of(hashes)
     for at in range(0, len(text), 4):
-        yield np.unique(piece.documents(piece.places(text[at : at + 4])), return_counts=True)
+        yield np.unique(piece.documents(piece.positions_of(text[at : at + 4])), return_counts=True)
 
 
 def _shared(first: bytes, second: bytes) -> int:

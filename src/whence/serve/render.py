@@ -52,10 +52,10 @@ def _beside(hosted: HostedStore, answer: Mapping[str, Any], sides: Mapping[str, 
     if hosted.words is None or "item" in answer:
         return {}
     hits = [hit for side in sides.values() for hit in side]
-    found = beside_of(
+    column = beside_of(
         hosted.words, answer["prompt"], answer["completion"], hits, lambda row: hit_of(hosted.prepared.store, row, 0.0)
     )
-    return {"beside": found.to_dict()}
+    return {"beside": column.to_dict()}
 
 
 def is_closed(answer: Mapping[str, Any]) -> bool:

@@ -29,13 +29,13 @@ def beside_tails(corpus: Corpus, queries: Sequence[Example], tails: Sequence[Tai
     """
     texts = (str(document.get("text", "")) for document in corpus.documents())
     index = word_index(texts, folder, identity=json.dumps(dict(corpus.identity)))
-    found = []
+    columns = []
     for number, query in enumerate(queries):
         rows = {int(row) for some in tails for side in (some.high_QK, some.low_QK) for row in side[number]}
         hits = [corpus.document(row, 0.0) for row in sorted(rows)]
-        asked = (query.text[: query.prompt], query.text[query.prompt :])
-        found.append(beside_of(index, *asked, hits, lambda row: corpus.document(row, 0.0)))
-    return tuple(found)
+        question = (query.text[: query.prompt], query.text[query.prompt :])
+        columns.append(beside_of(index, *question, hits, lambda row: corpus.document(row, 0.0)))
+    return tuple(columns)
 
 
 def copied_cells(beside: Sequence[Beside], tails: Tails, sets: Mapping[str, range]) -> list[tuple[str, ...]]:
