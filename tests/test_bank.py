@@ -22,6 +22,7 @@ from whence.evaluate import (
     as_reported,
     finished_bank,
     import_bank,
+    import_run_lines,
     leave_k_out,
     leave_one_out,
     make_bank,
@@ -351,3 +352,46 @@ def test_some_subsets_retrained_again_give_the_ceiling(tmp_path):
     ):
         with pytest.raises(BadInput, match="retrained with other seeds"):
             bank.with_repeats(wrong)
+
+
+def lines_file(folder, lines):
+    path = folder / "runs.jsonl"
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+RUNS = [
+    {"_meta": {"pool": [7, 8, 9]}},
+    {"train_subset": [0, 2], "train_subset_global": [70, 90], "test_loss": [1.0, 2.5]},
+    {"train_subset": [1], "train_subset_global": [80], "test_loss": [0.5, 3]},
+    "\n",
+    {"train_subset": [2, 1], "train_subset_global": [90, 80], "test_loss": [0.25, 4.0]},
+]
+
+
+def test_a_published_file_of_runs_is_the_bank_of_its_masks_and_losses(tmp_path):
+    masks = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 1, 1]])
+    losses = torch.tensor([[1.0, 2.5], [0.5, 3.0], [0.25, 4.0]])
+    expected = import_bank(masks, losses, values="loss", train_ids=("70", "80", "90"))
+    assert_equal(import_run_lines(lines_file(tmp_path, RUNS)), expected)
+    plain = [{name: part for name, part in run.items() if "global" not in name} for run in RUNS if isinstance(run, dict)]
+    found = import_run_lines(lines_file(tmp_path, plain), num_examples=5)
+    assert found.train_ids == tuple("01234") and not found.masks_MN[:, 3:].any()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["{}\n"], "line 1 is no run: no 'train_subset'"),
+        (["no JSON\n"], "line 1 is no run"),
+        ([RUNS[0]], "no runs in"),
+        ([{"train_subset": [-1], "test_loss": [1.0]}], "one below 0"),
+        ([{"train_subset": [0.5], "test_loss": [1.0]}], "line 1 is no run: train_subset"),
+        ([RUNS[1], {"train_subset": [0], "test_loss": [1.0]}], "with 1 and 2 losses"),
+        ([RUNS[1], {**RUNS[2], "train_subset": [0]}], "two names of example 0"),
+        ([RUNS[1], RUNS[1]], "1 of 3 examples that no run"),
+    ],
+)
+def test_a_line_that_is_no_run_is_told(lines, told, tmp_path):
+    with pytest.raises(BadInput, match=told):
+        import_run_lines(lines_file(tmp_path, lines))

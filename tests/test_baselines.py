@@ -10,7 +10,7 @@ from tests.zoo import make
 from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.evaluate import fact_tracing, synthetic_facts
-from whence.score import bm25, loss_scores, random_scores, representation_similarity
+from whence.score import bm25, loss_scores, random_scores, representation_similarity, tf_idf
 
 
 def texts(*lines, prefix="t"):
@@ -39,6 +39,15 @@ def test_bm25_over_words(settings):
     torch.testing.assert_close(table.scores, torch.tensor(expected, dtype=torch.float64))
     assert (table.query_ids[0], table.train_ids[5], table.unit) == ("q0", "t5", "BM25")
     assert table.method == f"bm25 over words (k1={k1:g}, b={b:g})"
+
+
+def test_tf_idf_is_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.feature_extraction.text")
+    questions = [*QUESTIONS, "words that nobody has"]
+    vectors = sklearn.TfidfVectorizer(token_pattern=r"\w+").fit(LINES)
+    expected = (vectors.transform(questions) @ vectors.transform(LINES).T).toarray()
+    table = tf_idf(texts(*LINES), texts(*questions, prefix="q"))
+    assert table.scores.numpy() == pytest.approx(expected, abs=1e-12) and table.method == "tf-idf over words"
 
 
 def test_bm25_over_token_ids():

@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from whence.bench import DIFFUSION_ENTRIES, ENTRIES, MEDIUM_ENTRIES, SETTINGS, Setting, load_setting, prepare, run_setting
+from whence.bench import (
+    DIFFUSION_ENTRIES,
+    ENTRIES,
+    MEDIUM_ENTRIES,
+    SETTINGS,
+    Setting,
+    load_setting,
+    own_entry,
+    prepare,
+    run_setting,
+    write_leaderboard,
+)
 from whence.bench.data import tuning_documents
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
 from whence.bench.entries import _of_images, entries_of
@@ -16,8 +27,8 @@ from whence.bench.small import SmallSettings, new_network
 from whence.data import Dataset
 from whence.demo.model import Settings, new_model, train_tokenizer
 from whence.demo.train import Retrain
-from whence.errors import BadInput, UnknownOption
-from whence.evaluate import save_table
+from whence.errors import BadInput, StoreCorrupt, UnknownOption
+from whence.evaluate import evaluate, save_table
 from whence.records import ScoreTable
 from whence.score import mean_table, random_scores
 from whence.store import read_tensors
@@ -94,6 +105,94 @@ def test_a_bench_ranks_and_a_second_run_makes_nothing_twice(tmp_path):
     again = run_setting(setting, entries=chosen, extra=extra, removal=(), quiet=True)
     assert {row.method for row in again.evaluation.rows} == {*names, "another system"}
     assert moments == {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "tables").rglob("*.npy")}
+
+
+OWN = """
+import torch
+
+def nearest(task, train, queries):
+    rows = [torch.stack([torch.as_tensor(e.fields["inputs"]) for e in part.examples]).double() for part in (queries, train)]
+    return -torch.cdist(*rows)
+
+def odd(task, train, queries):
+    return torch.zeros(2, 2)
+
+def broken(task, train, queries):
+    return torch.full((len(queries), len(train)), float("nan"))
+
+def nothing(task, train, queries):
+    return None
+"""
+
+
+def test_a_method_of_ones_own_stands_beside_controls_and_what_is_there(tmp_path):
+    setting = small(tmp_path)
+    before = [entry for entry in ENTRIES if entry.name in ("ekfac", "grad-dot-exact")]
+    run_setting(setting, entries=before[:1], removal=(), quiet=True)
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    found = run_setting(setting, entries=before, own=[own_entry(f"{path}:nearest")], quiet=True)
+    scores = {row.method: row.lds.interval.mean for row in found.evaluation.rows}
+    assert set(found.controls) > {"mine.py:nearest, scores of another query", "gradient norm", "random (seed 0)", "loss"}
+    # Of the listed methods the one whose table was there; no other is made, nor its other dampings or models.
+    assert set(scores) == {*found.controls, "mine.py:nearest", "grad-dot-exact"}
+    assert not found.curves and found.mislabels is None
+    train, queries = (
+        torch.stack([torch.as_tensor(example.fields["inputs"]) for example in part.examples]).double()
+        for part in (setting.train, setting.queries)
+    )
+    nearest = ScoreTable(-torch.cdist(queries, train), setting.queries.ids, setting.train.ids, "", "nearest")
+    by_hand = evaluate([nearest], setting.bank(quiet=True)).rows[0].lds.interval.mean
+    assert scores["mine.py:nearest"] == pytest.approx(by_hand)
+
+    work = len(list((tmp_path / "table" / "tables").iterdir()))
+    run_setting(setting, entries=before, own=[own_entry(f"{path}:nearest")], quiet=True)
+    assert len(list((tmp_path / "table" / "tables").iterdir())) == work
+    path.write_text(OWN.replace("-torch", "torch"))  # a changed file is another method
+    turned = run_setting(setting, entries=before, own=[own_entry(f"{path}:nearest")], quiet=True)
+    assert {row.method: row.lds.interval.mean for row in turned.evaluation.rows}["mine.py:nearest"] == pytest.approx(
+        -scores["mine.py:nearest"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("odd", r"scores of shape \(2, 2\) from mine.py:odd"),
+        ("broken", "not all of them finite"),
+        ("nothing", "a NoneType from mine.py:nothing"),
+        ("absent", "no function 'absent'"),
+    ],
+)
+def test_what_is_no_table_of_scores_is_refused(name, told, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    with pytest.raises(BadInput, match=told):
+        own_entry(f"{path}:{name}").make(small(tmp_path), None, tmp_path)
+
+
+def test_one_page_of_all_settings(tmp_path):
+    def row(method, lds, share, ceiling=0.8):
+        return {
+            "method": method, "lds": {"mean": lds, "low": lds - 0.1, "high": lds + 0.1}, "share_of_ceiling": share,
+            "ceiling": ceiling, "bytes_per_example": None, "seconds": 1.5,
+        }  # fmt: skip
+
+    pages = {
+        "first": [row("one <b>", 0.6, 0.75), row("two", 0.4, 0.5), row("loss", 0.0, 0.0)],
+        "second": [row("two", 0.8, 1.0), row("one <b>", 0.2, 0.25), row("alone", 0.1, None, None)],
+    }
+    for name, rows in pages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"evaluation": {"rows": rows}, "controls": ["loss"]}))
+    page = write_leaderboard(tmp_path).read_text()
+    first = page[page.index("All settings</h2>") : page.index("first</h2>")]
+    assert "one &lt;b&gt;" in page and "one <b>" not in page and "loss (control)" in page and "noise ceiling" in page
+    assert first.index(">two<") < first.index("one &lt;b&gt;") and ">75%<" in first and ">50%<" in first
+    assert "alone" not in first and "alone" in page
+    (tmp_path / "second" / "results.json").write_text(json.dumps({"evaluation": {"rows": [{"method": 3}]}}))
+    with pytest.raises(StoreCorrupt, match="no result of a bench"):
+        write_leaderboard(tmp_path)
 
 
 def test_an_unknown_setting_is_refused(tmp_path):

@@ -53,6 +53,10 @@ def test_a_bank_of_another_is_imported(run, tmp_path):
     words = ["bank", "-o", tmp_path / "bank", "--masks", f"{name}:masks", "--outcomes", f"{name}:losses", "--values", "loss"]
     assert "subsets 6, seeds 1, queries 3, examples 10" in run(*words)
     assert torch.equal(open_bank(tmp_path / "bank").masks_MN, masks)
+    published = tmp_path / "published.jsonl"
+    published.write_text('{"train_subset": [0, 2], "test_loss": [1.5]}\n{"train_subset": [1], "test_loss": [0.5]}\n')
+    assert "subsets 2, seeds 1, queries 1, examples 3" in run("bank", "-o", tmp_path / "published", "--masks", published)
+    assert open_bank(tmp_path / "published").values_MSQ[:, 0, 0].tolist() == [-1.5, -0.5]
 
 
 def test_leaving_one_out_at_a_time(run, tmp_path):
@@ -69,6 +73,7 @@ def test_what_is_missing_is_said_in_one_line(run, tmp_path, queries, model_folde
         (["bank", "-o", tmp_path / "b"], "no way to train, or more than one"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f"], "no number of training examples"),
         (["bank", "-o", tmp_path / "b", "--train", "x.py:f", "--examples", "4"], "no Python file"),
+        (["bank", "-o", tmp_path / "b", "--masks", "m.jsonl", "--outcomes", "o.npy"], "a .jsonl of runs alone"),
         (["bank", "-o", tmp_path / "b", "--masks", "m.npy"], "one of --train, --command, and --masks with --outcomes"),
         ([*training, "--data", data_file], "found --examples with --data"),
         ([*training, "--leave-out", 1, "--fraction", 0.3], "found --fraction with --leave-out"),

@@ -13,13 +13,13 @@ from whence.bench.settings import Setting
 from whence.methods import EXACT_METHODS, METHODS, exact_method_named
 from whence.pipeline import attribute, build, score_table, self_influence
 from whence.records import ScoreTable
-from whence.score import bm25, loss_scores, random_scores, representation_similarity
+from whence.score import bm25, loss_scores, random_scores, representation_similarity, tf_idf
 from whence.settings import BuildConfig, Damping, GradDot, Runtime, exact_settings
 from whence.store.files import read_json
 from whence.tasks import AbstractTask, Draws, Measured
 from whence.unroll import open_run
 
-__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "MEDIUM_ENTRIES", "Entry", "entries_of"]
+__all__ = ["DIFFUSION_ENTRIES", "ENTRIES", "MEDIUM_ENTRIES", "Entry", "controls_of", "entries_of"]
 
 Make = Callable[..., ScoreTable]
 """Called with a setting, the task of one of its models, a folder to work in, and maybe a damping."""
@@ -133,6 +133,10 @@ def _of_images(name: str, method: str, *, noised: Draws = NOISED, measured: Meas
     return Entry(name, make, has_damping=has_factors or method in METHODS, is_ensembled=name == "ekfac-expand")
 
 
+def _tf_idf(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
+    return tf_idf(setting.train, setting.queries)
+
+
 def _pixels(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
     """Cosine of the images themselves: what a search for similar pictures would find."""
     train, queries = (
@@ -148,6 +152,13 @@ def entries_of(setting: Setting) -> "tuple[Entry, ...]":
     if setting.name == "text-medium":
         return MEDIUM_ENTRIES
     return DIFFUSION_ENTRIES if isinstance(setting.retrain, DenoiserRetrain) else ENTRIES
+
+
+def controls_of(setting: Setting) -> "tuple[Entry, ...]":
+    """What any method has to beat on a setting: it knows nothing of the question, or nothing of the model's gradients."""
+    if isinstance(setting.retrain, DenoiserRetrain):
+        return (*_BASELINES, Entry("pixels", _pixels), Entry("gradient-norm", _gradient_norm))
+    return (*_OF_TEXTS, Entry("tf-idf", _tf_idf), Entry("gradient-norm", _gradient_norm))
 
 
 # Without gradients: what every method has to beat.

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from whence.bench.entries import Entry, entries_of
+from whence.bench.entries import Entry, controls_of, entries_of
 from whence.bench.extras import brittle, curves, mislabels
 from whence.bench.settings import Setting
 from whence.data import digest_of
@@ -50,6 +50,7 @@ class Bench:
         curves: What retraining without the highest scored shares does, for some methods.
         brittleness: How few proponents carry a class, for the same methods and a classifier.
         mislabels: Wrong labels found, for noisy labels.
+        controls: Names of the tables that know nothing of the question, or nothing of the model's gradients.
     """
 
     evaluation: Evaluation
@@ -58,6 +59,7 @@ class Bench:
     curves: Sequence[RemovalCurve] = ()
     brittleness: Sequence[Brittleness] = ()
     mislabels: MislabelReport | None = None
+    controls: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -71,6 +73,7 @@ class Bench:
             "curves": [curve.to_dict() for curve in self.curves],
             "brittleness": [entry.to_dict() for entry in self.brittleness],
             "mislabels": None if self.mislabels is None else self.mislabels.to_dict(),
+            "controls": list(self.controls),
         }
 
 
@@ -78,6 +81,7 @@ def run_setting(
     setting: Setting,
     *,
     entries: Sequence[Entry] | None = None,
+    own: Sequence[Entry] = (),
     extra: Path | None = None,
     removal: Collection[str] = _REMOVED,
     workers: int = 1,
@@ -89,6 +93,8 @@ def run_setting(
     Args:
         setting: What to run.
         entries: The rows; None for those of the setting.
+        own: Rows of methods that the bench does not know. Beside them only controls are made, and of `entries` those are shown whose
+            tables are there already.
         extra: Folder with tables of other systems, for the same examples and queries.
         removal: Names of the entries that are also tested by removing what they rank highest.
         workers: Processes for retraining.
@@ -103,7 +109,14 @@ def run_setting(
     removed: list[ScoreTable] = []
     sweeps: dict[str, dict[str, ScoreTable]] = {}
     table_of = partial(_table, setting, only_finished=only_finished)
-    for entry in entries_of(setting) if entries is None else entries:
+    controls: list[str] = []
+    rows = entries_of(setting) if entries is None else entries
+    if own:
+        there = [entry for entry in rows if (_folder(setting, entry, "chosen") / "table.json").exists()]
+        rows, removal = [*own, *{entry.name: entry for entry in (*controls_of(setting), *there)}.values()], ()
+        rows = [replace(entry, has_damping=False, is_ensembled=False) for entry in rows]
+    control_names = {entry.name for entry in controls_of(setting)}
+    for entry in rows:
         if setting.name in entry.not_on:
             continue
         table = table_of(entry, "chosen")
@@ -111,8 +124,10 @@ def run_setting(
             continue
         tables.append(table)
         removed += [table] if entry.name in removal else []
+        controls += [table.method] if entry.name in control_names else []
         if entry.has_control:
             tables.append(replace(table, scores=table.scores.roll(1, 0), method=f"{table.method}, scores of another query"))
+            controls.append(tables[-1].method)
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
             by_damping = {label: table_of(entry, label, damping=damping) for label, damping in dampings.items()}
@@ -132,7 +147,8 @@ def run_setting(
         evaluate(pairs, bank) if pairs else None,
         curves(setting, removed, workers=workers, quiet=quiet),
         brittle(setting, removed, workers=workers, quiet=quiet),
-        None if only_finished else mislabels(setting),
+        None if only_finished or own else mislabels(setting),
+        tuple(controls),
     )
 
 
@@ -146,9 +162,8 @@ def _table(
     only_finished: bool = False,
 ) -> ScoreTable | None:
     """One table, made if it is not there and may be; None if the method does not apply to this setting."""
-    key = digest_of(setting.retrain.fingerprint, setting.measure.fingerprint).hex()[:8]
-    work = setting.folder / "work" / f"{entry.name}-{key}-{member}"
-    folder = setting.folder / "tables" / f"{entry.name}-{key}-{label.replace(' ', '')}"
+    work = setting.folder / "work" / f"{entry.name}-{_key(setting)}-{member}"
+    folder = _folder(setting, entry, label)
     if (folder / "table.json").exists():
         return load_table(folder)
     if only_finished:
@@ -160,6 +175,15 @@ def _table(
     if timed is not None:
         save_table(timed, folder)
     return timed
+
+
+def _folder(setting: Setting, entry: Entry, label: str) -> Path:
+    return setting.folder / "tables" / f"{entry.name}-{_key(setting)}-{label.replace(' ', '')}"
+
+
+def _key(setting: Setting) -> str:
+    """What tells its models and measurements from those of another version of it."""
+    return digest_of(setting.retrain.fingerprint, setting.measure.fingerprint).hex()[:8]
 
 
 def _timed(make: Callable[[], ScoreTable]) -> ScoreTable | None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from whence.commands.shared import Json
 from whence.commands.truth import show_evaluation
-from whence.terminal import tell_json
+from whence.terminal import tell, tell_json
 
 __all__ = ["bench", "demo"]
 
@@ -20,6 +20,7 @@ def bench(
     *,
     output: Annotated[Path, Parameter(alias="-o")] = Path("whence-bench"),
     extra: Path | None = None,
+    method: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     workers: int = 2,
     only_finished: bool = False,
     as_json: Json = False,
@@ -34,20 +35,23 @@ def bench(
             parameters whose bank takes a core about half an hour and whose tables take it an hour and more.
         output: Folder for models, banks, tables, results and pages.
         extra: Folder with a subfolder per setting of other systems' tables, see benchmarks/peers.
+        method: Methods of your own, each as file.py:function, which is run: called with the task (task.model was trained on everything), the
+            training examples and the queries, it returns scores of shape (queries, train). Made beside them are only controls; other
+            methods' tables are shown where they are there already.
         workers: Training runs at a time.
         only_finished: Make nothing: hold the tables that earlier or running calls have made against the halves that they have retrained.
         as_json: Print JSON instead of tables.
     """
-    from whence.bench import ONLY_NAMED, SETTINGS, prepare, run_setting
+    from whence.bench import ONLY_NAMED, SETTINGS, own_entry, prepare, run_setting, write_leaderboard
     from whence.evaluate import write_evaluation
     from whence.report import Point
     from whence.store import write_bytes
 
-    results = {}
+    results, own = {}, [own_entry(name) for name in method]
     for name in settings or [name for name in SETTINGS if name not in ONLY_NAMED]:
         setting = prepare(name, output)
         result = run_setting(
-            setting, extra=None if extra is None else extra / name, workers=workers, only_finished=only_finished
+            setting, own=own, extra=None if extra is None else extra / name, workers=workers, only_finished=only_finished
         )
         results[name] = result.to_dict()
         write_bytes(setting.folder / "results.json", [json.dumps(results[name], indent=1).encode() + b"\n"])
@@ -58,8 +62,11 @@ def bench(
         write_evaluation(setting.folder / "results.html", result.evaluation, title=f"The bench: {name}", curves=series)
         if not as_json:
             _show_bench(name, result)
+    page = write_leaderboard(output)
     if as_json:
         tell_json(results)
+    else:
+        tell(f"all settings on one page: {page}")
 
 
 def demo(

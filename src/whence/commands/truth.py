@@ -25,7 +25,8 @@ class TrainOptions:
         command: A command instead, with {keep} (JSON file of indices to train on), {seed} and {result} (where it writes a JSON list).
         seeds: Training runs per subset.
         workers: Runs at a time.
-        masks: Import instead of training: masks (subsets, examples), or indices, from .npy, .npz, .pt or .safetensors (FILE or FILE:NAME).
+        masks: Import instead of training: masks (subsets, examples), or indices, from .npy, .npz, .pt or .safetensors (FILE or FILE:NAME);
+            or a .jsonl of runs with `train_subset` and `test_loss`, as STRIDE publishes them, which takes no --outcomes.
         outcomes: With --masks: outcomes (subsets, queries) or (subsets, seeds, queries).
     """
 
@@ -43,12 +44,18 @@ class TrainOptions:
             BadInput: If there is none, or more than one.
         """
         ways = sum(option is not None for option in (self.train, self.command, self.masks))
-        if ways != 1 or (self.masks is None) != (self.outcomes is None):
+        is_whole = self.masks is None or self.has_runs
+        if ways != 1 or is_whole != (self.outcomes is None):
             raise BadInput(
                 found="no way to train, or more than one",
-                needed="one of --train, --command, and --masks with --outcomes",
+                needed="one of --train, --command, and --masks with --outcomes (or a .jsonl of runs alone)",
                 do="such as: --train train.py:retrain",
             )
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether what is imported is a file of runs, losses and all."""
+        return self.masks is not None and self.masks.endswith(".jsonl")
 
     @property
     def recipe(self) -> str:
@@ -155,14 +162,16 @@ def bank(
 
 
 def _imported(output: Path, trained: TrainOptions, of: ExamplesOptions) -> Any:
-    from whence.evaluate import import_bank, save_bank
+    from whence.evaluate import import_bank, import_run_lines, save_bank
 
     config = of.config({})
-    imported = import_bank(
-        _array(str(trained.masks)), _array(str(trained.outcomes)),
-        values=config.values, num_examples=of.examples if config.train_ids is None else len(config.train_ids),
-        train_ids=config.train_ids, query_ids=config.query_ids, unit=config.unit,
-    )  # fmt: skip
+    count = of.examples if config.train_ids is None else len(config.train_ids)
+    ids = {"train_ids": config.train_ids, "query_ids": config.query_ids}
+    if trained.has_runs:
+        imported = import_run_lines(str(trained.masks), values=config.values, num_examples=count, unit=config.unit, **ids)
+    else:
+        masks, outcomes = _array(str(trained.masks)), _array(str(trained.outcomes))
+        imported = import_bank(masks, outcomes, values=config.values, num_examples=count, unit=config.unit, **ids)
     save_bank(imported, output)
     return imported
 

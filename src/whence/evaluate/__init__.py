@@ -16,6 +16,7 @@ from whence.evaluate.ranks import pearson, ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
+from whence.evaluate.run_lines import import_run_lines
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.table_files import load_table, origin_of_table, save_table
@@ -63,6 +64,7 @@ __all__ = [
     "held_out",
     "finished_bank",
     "import_bank",
+    "import_run_lines",
     "judged_queries",
     "leave_k_out",
     "leave_one_out",

@@ -1,6 +1,6 @@
 """From a store, or from the training data itself, and queries to scores."""
 
-from whence.score.baselines import bm25, loss_scores, random_scores
+from whence.score.baselines import bm25, loss_scores, random_scores, tf_idf
 from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
@@ -15,14 +15,15 @@ from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norm
 from whence.score.words import Span, WordIndex, longest_shared, word_index, words_of
 
 __all__ = [
+    "LEAST_SCORES",
+    "RELATIVE",
     "Batching",
+    "Ends",
     "Ensemble",
     "ExactScores",
-    "LEAST_SCORES",
     "LowRank",
     "Metric",
     "Parts",
-    "RELATIVE",
     "QueryBlock",
     "Rows",
     "Span",
@@ -30,20 +31,19 @@ __all__ = [
     "Whitened",
     "WordIndex",
     "all_scores",
-    "by_label",
     "believable_unit",
     "bm25",
+    "both_ends",
+    "by_label",
     "combine",
     "exact_scores",
     "expected_recall",
     "gradient_rows",
     "impossible_sizes",
-    "Ends",
     "log_spread_floor",
     "longest_shared",
     "loss_scores",
     "mean_table",
-    "both_ends",
     "mixing_share",
     "precondition",
     "random_scores",
@@ -52,6 +52,7 @@ __all__ = [
     "shard_scores",
     "shortlist_for",
     "spread_floor",
+    "tf_idf",
     "token_scores",
     "top_scores",
     "truncate",

@@ -4,11 +4,13 @@ Axes: Q queries, N training examples, B batch.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from whence.capture import frozen, in_halves
 from whence.data import Dataset, Example, batches
@@ -18,7 +20,7 @@ from whence.records import ScoreTable
 from whence.score.words import bm25_weights, words_of
 from whence.tasks import AbstractTask
 
-__all__ = ["bm25", "loss_scores", "random_scores"]
+__all__ = ["bm25", "loss_scores", "random_scores", "tf_idf"]
 
 
 def random_scores(train: Dataset, queries: Dataset, *, seed: int = 0) -> ScoreTable:
@@ -95,25 +97,93 @@ def bm25(train: Dataset, queries: Dataset, *, k1: float = 1.2, b: float = 0.75) 
     if not k1 >= 0 or not 0 <= b <= 1:
         raise BadInput(found=f"k1={k1}, b={b}", needed="k1 of 0 or more and b from 0 to 1", do="leave them out")
     kind, documents, query_terms = _terms(train.examples, queries.examples)
-    number_of: dict[Hashable, int] = {}
-    numbers = [number_of.setdefault(term, len(number_of)) for document in documents for term in document]
+    postings = _Postings.of(documents)
     lengths_N = np.array([len(document) for document in documents])
-    owners = np.repeat(np.arange(len(documents)), lengths_N)
-    # One posting per term and example that has it, sorted by term.
-    postings, counts = np.unique(np.array(numbers, dtype=np.int64) * len(documents) + owners, return_counts=True)
-    term_of, example_of = np.divmod(postings, len(documents))
-    starts = np.searchsorted(term_of, np.arange(len(number_of) + 1))
-    num_with = np.diff(starts)
+    num_with = postings.num_with
     idf = np.log1p((len(documents) - num_with + 0.5) / (num_with + 0.5))
     # Without any term the mean length is 0, and so is every score.
-    weights = idf[term_of] * bm25_weights(counts, lengths_N[example_of], lengths_N.mean(), k1, b)
-    scores_QN = np.zeros((len(queries), len(documents)))
-    for row_N, query in zip(scores_QN, query_terms, strict=True):
-        for term, count in Counter(query).items():
-            if term in number_of:
-                span = slice(starts[number_of[term]], starts[number_of[term] + 1])
-                row_N[example_of[span]] += count * weights[span]
+    weights = idf[postings.terms] * bm25_weights(postings.counts, lengths_N[postings.examples], lengths_N.mean(), k1, b)
+    scores_QN = postings.sums(weights, [Counter(query) for query in query_terms], len(documents))
     return ScoreTable(torch.from_numpy(scores_QN), queries.ids, train.ids, "BM25", f"bm25 over {kind} (k1={k1:g}, b={b:g})")
+
+
+def tf_idf(train: Dataset, queries: Dataset) -> ScoreTable:
+    """Cosine of TF-IDF vectors: counts of terms, each times 1 + log((1 + N) / (1 + n)) for a term in n of N training examples.
+
+    Terms are those of `bm25`; a query's terms that no training example has are left out of it, as scikit-learn's TfidfVectorizer does.
+
+    Args:
+        train: The training examples.
+        queries: The queries.
+
+    Returns:
+        Scores from 0 to 1; 0 where nothing is shared, so there are no opponents.
+
+    Raises:
+        Unsupported: If an example or query has neither a text nor token ids.
+    """
+    kind, documents, query_terms = _terms(train.examples, queries.examples)
+    postings = _Postings.of(documents)
+    idf = 1 + np.log((1 + len(documents)) / (1 + postings.num_with))
+    weights = idf[postings.terms] * postings.counts.astype(np.float64)
+    norms_N = np.sqrt(np.bincount(postings.examples, weights**2, minlength=len(documents)))
+    vectors = [
+        {term: count * idf[postings.number_of[term]] for term, count in Counter(query).items() if term in postings.number_of}
+        for query in query_terms
+    ]
+    norms_Q = np.array([np.sqrt(sum(weight**2 for weight in vector.values())) for vector in vectors])
+    scores_QN = postings.sums(weights, vectors, len(documents))
+    scores_QN /= np.where(norms_Q > 0, norms_Q, 1)[:, None] * np.where(norms_N > 0, norms_N, 1)
+    return ScoreTable(torch.from_numpy(scores_QN), queries.ids, train.ids, "cosine", f"tf-idf over {kind}")
+
+
+@dataclass(frozen=True)
+class _Postings:
+    """Which terms which examples have, one entry per term and example that has it, sorted by term.
+
+    Args:
+        number_of: A term's number.
+        terms: Number of each entry's term.
+        examples: Number of its example.
+        counts: How often the example has the term.
+        num_with: By term, how many examples have it.
+    """
+
+    number_of: Mapping[Hashable, int]
+    terms: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    num_with: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, documents: Sequence[Sequence[Hashable]]) -> "_Postings":
+        """Those of documents, each a list of its terms."""
+        number_of: dict[Hashable, int] = {}
+        numbers = [number_of.setdefault(term, len(number_of)) for document in documents for term in document]
+        owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+        entries, counts = np.unique(np.array(numbers, dtype=np.int64) * len(documents) + owners, return_counts=True)
+        terms, examples = np.divmod(entries, len(documents))
+        return cls(number_of, terms, examples, counts, np.bincount(terms, minlength=len(number_of)))
+
+    def sums(
+        self, weights: NDArray[np.float64], vectors: Sequence[Mapping[Hashable, float]], count: int
+    ) -> NDArray[np.float64]:
+        """Inner products of queries with all examples, shape (queries, examples).
+
+        Args:
+            weights: Of each entry.
+            vectors: By query, what its terms weigh.
+            count: Of the examples.
+        """
+        ends = np.cumsum(self.num_with)
+        scores_QN = np.zeros((len(vectors), count))
+        for row_N, vector in zip(scores_QN, vectors, strict=True):
+            for term, weight in vector.items():
+                number = self.number_of.get(term)
+                if number is not None:
+                    span = slice(ends[number] - self.num_with[number], ends[number])
+                    row_N[self.examples[span]] += weight * weights[span]
+        return scores_QN
 
 
 def _terms(train: Sequence[Example], queries: Sequence[Example]) -> tuple[str, list[list[Any]], list[list[Any]]]:
