@@ -40,6 +40,12 @@ def test_the_others(name, least, capsys):
 
 
 @pytest.mark.slow
+def test_every_task(capsys):
+    assert run("every_task") > 0.15  # 0.08 by chance
+    assert capsys.readouterr().out.count("\n") == 10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shows"),
     [

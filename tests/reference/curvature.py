@@ -15,19 +15,22 @@ def flat_rows(units: list[Tensor]) -> Tensor:
 
 
 def gauss_newton(task, plan, examples) -> Tensor:
-    """Mean over examples of J^T H J, with J made row by row and H = diag(p) - p p^T or the identity, shape (D, D)."""
+    """Mean over examples of J^T H J, with J made row by row and H that of the likelihood, shape (D, D)."""
     total = 0
     for example in examples:
         model, outputs = _outputs(task, example)
         values_MC = outputs.values_MC
         for row_C in values_MC:
             jacobian_CD = torch.cat([_gradient(task, plan, model, value) for value in row_C])
-            p_C = row_C.detach().softmax(0)
-            hessian_CC = (
-                torch.diag(p_C) - torch.outer(p_C, p_C) if outputs.likelihood == "categorical" else torch.eye(len(p_C)).to(p_C)
-            )
-            total = total + jacobian_CD.T @ hessian_CC @ jacobian_CD
+            total = total + jacobian_CD.T @ _row_hessian(row_C.detach(), outputs.likelihood) @ jacobian_CD
     return total / len(examples)
+
+
+def _row_hessian(row_C: Tensor, likelihood: str) -> Tensor:
+    if likelihood == "bernoulli":
+        return torch.diag(row_C.sigmoid() * (1 - row_C.sigmoid()))
+    p_C = row_C.softmax(0)
+    return torch.diag(p_C) - torch.outer(p_C, p_C) if likelihood == "categorical" else torch.eye(len(p_C)).to(p_C)
 
 
 def hessian_times(task, plan, examples, rows_QD: Tensor) -> Tensor:

@@ -75,7 +75,9 @@ def capture(
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if autocast is not None:
             stack.enter_context(torch.autocast(device, dtype=autocast))
-        with taps(plan, consume, num_examples, task.device) as mode:
+        # A function of one's own may have a batch of its own form.
+        rows = num_examples * task.draws if callable(objective) else task.num_rows(batch, num_examples)
+        with taps(plan, consume, num_examples, task.device, rows=rows) as mode:
             mode.has_twin = plan.route.has_twin
             values = _values(function, task.model, batch, mode)
             _check_values(values, num_examples, objective)
@@ -187,7 +189,9 @@ class TapMode:
 
 
 @contextmanager
-def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) -> Iterator[TapMode]:
+def taps(
+    plan: Plan, consume: Consume, num_examples: int, device: torch.device, *, rows: int | None = None
+) -> Iterator[TapMode]:
     """Taps on the layers of a plan, for a forward and a backward pass of whoever runs one meanwhile.
 
     The passes compute what they would without, weights that are trained among them.
@@ -197,6 +201,7 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
         consume: As in `capture`.
         num_examples: Examples in the batch that is run.
         device: Where pairs are handed out.
+        rows: Inputs that the model sees, several for an example; None for one each.
 
     Yields:
         What can be changed about the taps.
@@ -205,7 +210,9 @@ def taps(plan: Plan, consume: Consume, num_examples: int, device: torch.device) 
     anchor = torch.zeros((), device=device, requires_grad=True)
     mode = TapMode()
     handles = [
-        layer.module.register_forward_hook(_hook(layer, plan, consume, num_examples, anchor, mode, device), with_kwargs=True)
+        layer.module.register_forward_hook(
+            _hook(layer, plan, consume, (num_examples, rows or num_examples), anchor, mode, device), with_kwargs=True
+        )
         for layer in plan.layers
         if not layer.units <= plan.route.twin
     ]
@@ -220,11 +227,13 @@ def _hook(
     layer: LayerUse,
     plan: Plan,
     consume: Consume,
-    num_examples: int,
+    counts: tuple[int, int],
     anchor: Tensor,
     mode: TapMode,
     device: torch.device,
 ):
+    num_examples, rows = counts
+
     def hand_out(unit: int | None, make: Callable[[], Pair]) -> None:
         if unit is not None and unit not in mode.odd and unit not in plan.route.twin:
             consume(unit, make().folded(num_examples))
@@ -242,7 +251,7 @@ def _hook(
                 needed="the same number of entries for every example",
                 do=_way_out(other),
             )
-        inputs, grad = (_per_example(layer, values, num_examples) for values in (inputs, grad))
+        inputs, grad = (_per_example(layer, values, num_examples, rows) for values in (inputs, grad))
         joined = layer.bias_unit == layer.weight_unit
         hand_out(layer.weight_unit, lambda: layer.rule.weight(layer.module, inputs, grad, joined))
         if not joined:
@@ -250,7 +259,7 @@ def _hook(
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         inputs = args[0] if args else next(iter(kwargs.values()))
-        use = _use_of(layer, output, num_examples)
+        use = _use_of(layer, output, num_examples, rows)
         if not _is_known(plan.route, layer, use, num_examples):
             mode.odd.update(dict.fromkeys(layer.units, layer))
         if not torch.is_grad_enabled():  # the first, recording-free pass of reentrant checkpointing
@@ -260,19 +269,19 @@ def _hook(
         if use == "shared" and not layer.units & mode.odd.keys():
             mode.repeated = layer
             # A position embedding runs once for the whole batch: expanded before the tap, each example gets its own gradient.
-            output = output.expand(num_examples, *output.shape[1:])
+            output = output.expand(rows, *output.shape[1:])
         return _Tap.apply(output, anchor, inputs, emit, mode.copies)
 
     return hook
 
 
-def _use_of(layer: LayerUse, output: Tensor, num_examples: int) -> str:
+def _use_of(layer: LayerUse, output: Tensor, num_examples: int, num_rows: int) -> str:
     """How the rows of a layer's output belong to the examples of a batch; "odd" if they cannot be told apart."""
     rows = len(output) if output.ndim >= layer.rule.fewest_axes else -1
+    if rows == 1 < num_rows:
+        return "shared"
     if rows == num_examples or rows == 0:
         return "own" if rows else "none"
-    if rows == 1:
-        return "shared"
     return "folded" if rows > 0 and rows % num_examples == 0 else "odd"
 
 
@@ -289,16 +298,16 @@ def _is_known(route: Route, layer: LayerUse, use: str, num_examples: int) -> boo
     return use in seen or (use == "own" and "folded" in seen)
 
 
-def _per_example(layer: LayerUse, values: Tensor, num_examples: int) -> Tensor:
+def _per_example(layer: LayerUse, values: Tensor, num_examples: int, num_rows: int) -> Tensor:
     """The same values with one leading entry per example, or, for layers whose positions are not leading axes, several.
 
     A model that folds (B, T) into one axis keeps the positions of an example together; the check before a build proves it.
     """
     rows = values.shape[0]
+    if rows == 1 < num_rows:
+        values, rows = values.expand(num_rows, *values.shape[1:]), num_rows
     if rows == num_examples:
         return values
-    if rows == 1:
-        return values.expand(num_examples, *values.shape[1:])
     # A convolution's positions are not leading axes: its pair is folded instead.
     return values.reshape(num_examples, rows // num_examples, *values.shape[1:]) if layer.rule.foldable else values
 

@@ -25,6 +25,7 @@ _PYTHON = re.compile(r"\.py\w?(:|$)", re.IGNORECASE)
 _TYPES = ("bfloat16", "float16", "float32", "float64")
 # A folder of texts has no more files than the store has rows; others lie beside them.
 _FILES_A_ROW, _FILES = 4, 20_000
+_OPTIONS = {"long", "max_length", "track", "ignore", "functional", "skip_bad", "labelling", "reference", "beta"}
 
 
 def task_of_store(
@@ -69,6 +70,9 @@ def task_of_store(
     is_plain = model is None and not trust
     if is_plain:
         _refuse(needs_trust("model", recorded), store, "--model")
+    reference = origin["options"].get("reference")
+    if reference and not trust:
+        _refuse(needs_trust("model", reference), store, "")
     if placement.model_dtype == "auto" and origin["dtype"]:
         placement = replace(placement, model_dtype=origin["dtype"])
     loaded, _ = load_task(
@@ -164,7 +168,8 @@ def _refuse(why: str, store: Path, option: str) -> None:
         raise BadInput(
             found=f"a store in {store} that records {why}",
             needed="you to say so, as anybody can have written the store",
-            do=f"pass {option} with what you mean, or --trust if you trust whoever made this store",
+            do=(f"pass {option} with what you mean, or" if option else "pass")
+            + " --trust if you trust whoever made this store",
         )
 
 
@@ -195,11 +200,12 @@ def _as_built(origin: Mapping[str, Any]) -> dict[str, Any]:
     names = ("model", "data", "task", "kind", "split", "dtype")
     as_built: dict[str, Any] = {name: fitted(str, origin.get(name, ""), name) for name in names}
     options = dict(fitted(dict[str, Any], origin.get("options", {}), "options"))
-    unknown = sorted(options.keys() - {"long", "max_length", "track", "ignore", "functional", "skip_bad"})
+    unknown = sorted(options.keys() - _OPTIONS)
     read = record_of(TaskOptions, {name: value for name, value in options.items() if name not in unknown})
     wrong = {
         "dtype": as_built["dtype"] not in ("", *_TYPES),
         "max_length": (read.max_length or 1) < 1,
+        "beta": read.beta is not None and not 0 < read.beta < float("inf"),
         **dict.fromkeys(unknown, True),
     }
     for name, is_wrong in wrong.items():

@@ -1,6 +1,7 @@
 """How verbs read a model and its data: the options of its task."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -9,6 +10,11 @@ from whence.errors import BadInput
 from whence.settings import Placement
 
 __all__ = ["Reading", "TaskOptions"]
+
+Task = Literal[
+    "causal_lm", "classification", "masked_lm", "regression", "seq2seq", "token_classification", "preference", "reward", "reward_weighted",
+]  # fmt: skip
+"""What a model does, as `whence.load.TASKS` has it, which takes torch to import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +30,12 @@ class TaskOptions:
         ignore: Patterns of parameter names to leave out.
         functional: Attribute parameters of unknown layers through torch.func.
         skip_bad: Leave records out that cannot be used, and name them in every answer, instead of refusing the data.
+        labelling: Of a classifier: whether a record has one class, several of them, or a probability for each (soft).
+        reference: Of preferences: the frozen model that the policy was held against, where records do not bring its log-probabilities.
+        beta: Of preferences: that of DPO.
     """
 
-    task: Literal["causal_lm", "classification", "masked_lm"] = "causal_lm"
+    task: Task = "causal_lm"
     split: str = "train"
     long: Literal["error", "split", "truncate"] = "error"
     max_length: int | None = None
@@ -34,6 +43,9 @@ class TaskOptions:
     ignore: tuple[str, ...] = ()
     functional: bool = False
     skip_bad: bool = False
+    labelling: Literal["single", "multi", "soft"] = "single"
+    reference: str | None = None
+    beta: float | None = None
 
     def load(
         self,
@@ -60,10 +72,16 @@ class TaskOptions:
 
         return load_task(model, kind=self.task, placement=placement, ranks=ranks or Ranks(), **self._settings(model))
 
+    def _reference(self) -> str:
+        """The reference as a store records it: where it is, if it is on this machine."""
+        path = Path(str(self.reference))
+        return str(path.resolve()) if path.is_dir() else str(path)
+
     def _settings(self, model: str) -> dict[str, Any]:
         chosen = {
             "--long": self.long != "error", "--max-length": self.max_length is not None, "--track": self.track,
             "--ignore": self.ignore, "--functional": self.functional, "--skip-bad": self.skip_bad,
+            "--labelling": self.labelling != "single", "--reference": self.reference, "--beta": self.beta is not None,
         }  # fmt: skip
         given = [name for name, value in chosen.items() if value]
         if ".py:" in model:
@@ -76,13 +94,23 @@ class TaskOptions:
             return {}
         if self.max_length is not None and self.max_length < 1:
             raise BadInput(found=f"--max-length {self.max_length}", needed="1 or more tokens", do="correct it, or leave it out")
-        if self.task == "classification" and self.long == "split":
+        if self.task not in ("causal_lm", "masked_lm") and self.long == "split":
             raise BadInput(
-                found="--long split for --task classification",
+                found=f"--long split for --task {self.task}",
                 needed="a language model for it, since a label belongs to a whole text",
                 do="pass --long truncate, or leave it out",
             )
+        for flag, of in (("--labelling", "classification"), ("--reference", "preference"), ("--beta", "preference")):
+            if flag in given and self.task != of:
+                raise BadInput(
+                    found=f"{flag} for --task {self.task}",
+                    needed=f"--task {of}, which it is of",
+                    do="leave it out, or correct --task",
+                )
         settings: dict[str, Any] = {"long": self.long, "max_length": self.max_length}
+        settings |= {} if self.labelling == "single" else {"labelling": self.labelling}
+        settings |= {} if self.beta is None else {"beta": self.beta}
+        settings |= {} if self.reference is None else {"reference": self._reference()}
         return settings | {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in (

@@ -10,7 +10,7 @@ from whence.compress import AxesSketch, projected_shape
 from whence.data import Example, batches
 from whence.progress import Meter
 from whence.records import Pair
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, fitting_mask
 
 __all__ = ["fit_axes"]
 
@@ -53,7 +53,7 @@ def fit_axes(
     def run(items: Sequence[int]) -> None:
         chosen = [examples[item] for item in items]
         batch = task.collate(chosen)
-        mask = task.positions(batch)
+        masks = task.positions(batch)
 
         # Added only when the batch went through: one that did not fit is done again in halves.
         axes: dict[str, Tensor] = {}
@@ -63,7 +63,8 @@ def fit_axes(
                 name = f"{side}.{index}"
                 if name in sketches:
                     values = pair.outputs if side == "outputs" else pair.inputs
-                    product = sketches[name].product(values, mask if pair.is_by_position else None)
+                    mask = fitting_mask(masks, pair.shape[0] * pair.shape[1]) if pair.is_by_position else None
+                    product = sketches[name].product(values, mask)
                     axes[name] = product if name not in axes else axes[name] + product
 
         capture(

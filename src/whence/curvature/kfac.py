@@ -247,8 +247,8 @@ def fit_factors(fit: Fit, progress: Meter, units: Sequence[int] | None = None) -
     def sums_of(items: Sequence[int]) -> dict[str, Tensor]:
         chosen = [fit.dataset.examples[item] for item in items]
         batch = fit.task.collate(chosen)
-        mask = fit.task.positions(batch)
-        padded = None if mask is None or bool(mask.all()) else mask
+        masks = fit.task.positions(batch)
+        padded = None if isinstance(masks, Tensor) and bool(masks.all()) else masks
         sums = FactorSums(fit.plan, fit.config.sharing, fit.probes, padded, fit.task.draws)
         labelled = numbered(batch, len(chosen), fit.task.device)
         for objective in objectives(fit.task, fit.rule, chosen, stage="factors", head=fit.head):

@@ -196,7 +196,9 @@ def _is_one_row_each(task: AbstractTask, examples: Sequence[Example]) -> bool:
 
 
 def _weighted_residuals(outputs: Outputs, number: int, num_examples: int) -> Tensor:
-    """Column c of a square root of the likelihood's Hessian: sqrt(p_c) (p - e_c), or e_c for a unit Gaussian.
+    """Column c of a square root of the likelihood's Hessian.
+
+    It is sqrt(p_c) (p - e_c) for classes, e_c for a unit Gaussian, and sqrt(p_c (1 - p_c)) e_c for yes or no.
 
     Raises:
         Unsupported: If an example has several rows.
@@ -208,6 +210,9 @@ def _weighted_residuals(outputs: Outputs, number: int, num_examples: int) -> Ten
     one_C[number] = 1.0
     if outputs.likelihood == "gaussian":
         return one_C.expand_as(values_MC)
+    if outputs.likelihood == "bernoulli":
+        p_MC = values_MC.sigmoid()
+        return (p_MC * (1 - p_MC)).sqrt() * one_C
     p_MC = values_MC.softmax(-1)
     return p_MC[:, number, None].sqrt() * (p_MC - one_C)
 

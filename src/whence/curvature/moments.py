@@ -15,6 +15,7 @@ from whence.capture import Plan
 from whence.curvature.sides import Probes, directions_of
 from whence.records import Dense, OneHot, Pair
 from whence.settings import Sharing
+from whence.tasks import fitting_mask
 
 __all__ = ["FactorSums"]
 
@@ -32,7 +33,7 @@ class FactorSums:
             own, "reduce" sums output gradients and averages inputs over an example's positions first.
         probes: What sides that are too long for a whole second moment are sketched with, beside its diagonal; one-hot sides have no more than
             that.
-        mask_BT: True at real positions; padding has no output gradient, but it does have inputs.
+        masks: True at real positions, as `AbstractTask.positions` gives them; padding has no output gradient, but it does have inputs.
         draws: Independent inputs per example, whose positions are reduced apart.
         sums: `outputs.i.role` and `inputs.i.role`, shape (N, N) or, for a diagonal, (N,), with what `Probes.sums` adds of a
             cut side; and the positions counted, `count.i.role`.
@@ -41,7 +42,7 @@ class FactorSums:
     plan: Plan
     sharing: Sharing
     probes: Probes
-    mask_BT: Tensor | None
+    masks: Tensor | tuple[Tensor, ...] | None
     draws: int = 1
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -55,8 +56,8 @@ class FactorSums:
             pair = pair.folded(pair.shape[0] * self.draws)
         batch, length = pair.shape
         # A pair with other positions than the data's, such as a pooled layer's, has no padding.
-        has_mask = pair.is_by_position and self.mask_BT is not None and self.mask_BT.numel() == batch * length
-        real_BT = self.mask_BT.view(batch, length) if has_mask and self.mask_BT is not None else None
+        mask = fitting_mask(self.masks, batch * length) if pair.is_by_position else None
+        real_BT = None if mask is None else mask.reshape(batch, length)
         for name, side in (("outputs", pair.outputs), ("inputs", pair.inputs)):
             if isinstance(side, OneHot):
                 counts_N = _counts_of_examples(side, real_BT) if is_reduced else _counts(side, real_BT)

@@ -1,6 +1,7 @@
 """Models and data by name: folders, files, hub names, or a function in a Python file."""
 
 import csv
+import inspect
 import io
 import logging
 import re
@@ -23,7 +24,18 @@ from whence.plain_files import open_plain, read_plain
 from whence.records import Recipe
 from whence.settings import Placement, records_only
 from whence.strict_json import parse_json
-from whence.tasks import AbstractTask, CausalLM, Classification, MaskedLM, TextLimits
+from whence.tasks import (
+    AbstractTask,
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Preference,
+    Regression,
+    RewardWeighted,
+    Seq2Seq,
+    TextLimits,
+    TokenClassification,
+)
 
 __all__ = ["TASKS", "load_records", "load_task"]
 
@@ -31,7 +43,20 @@ __all__ = ["TASKS", "load_records", "load_task"]
 _LONGEST_FIELD = 1 << 30
 # Of what is read as a whole.
 _LONGEST_FILE = 8 << 30
-TASKS = ("causal_lm", "classification", "masked_lm")
+TASKS = (
+    "causal_lm", "classification", "masked_lm", "regression", "seq2seq", "token_classification", "preference", "reward", "reward_weighted",
+)  # fmt: skip
+_MAKERS: dict[str, Any] = {
+    "causal_lm": CausalLM,
+    "classification": Classification,
+    "masked_lm": MaskedLM,
+    "regression": Regression,
+    "seq2seq": Seq2Seq,
+    "token_classification": TokenClassification,
+    "preference": Preference,
+    "reward": Preference,
+    "reward_weighted": RewardWeighted,
+}
 _TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".npz")
 _EXPLAINS = ("readme", "license", "licence")
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -55,11 +80,12 @@ def load_task(
 
     Args:
         model: A folder, a hub name, or "file.py:function".
-        kind: "causal_lm", "classification" or "masked_lm"; not used for a function.
+        kind: One of `TASKS`; not used for a function.
         placement: Where its weights go, and in which type.
         ranks: Connected processes that it is split over, if the placement says so; all of them load it.
         is_plain: Take a folder on this machine with weights as safetensors only, for a name that nobody vouches for.
-        **options: Passed to the task; of a classifier `long` and `max_length` become its `TextLimits`.
+        **options: Passed to the task; where it has `TextLimits`, `long` and `max_length` become those. The `reference` of preferences is a
+            folder or hub name, too.
 
     Returns:
         The task, and what is needed to load it again.
@@ -108,11 +134,33 @@ def load_task(
         return placed(network, placement, ranks), tokenizer
 
     network, tokenizer = in_turn(load, placement, ranks)
-    if kind == "classification":
+    make = _MAKERS[kind]
+    if "texts" in inspect.signature(make).parameters:
         limits = {name: options.pop(name) for name in ("long", "max_length") if name in options}
         options["texts"] = TextLimits(**limits)
-    make = {"causal_lm": CausalLM, "classification": Classification, "masked_lm": MaskedLM}[kind]
+    if kind in ("preference", "reward"):
+        options["form"] = "dpo" if kind == "preference" else "bradley-terry"
+    if options.get("reference") is not None:
+        options["reference"] = in_turn(lambda: _reference(options["reference"], placement, ranks, is_plain), placement, ranks)
     return make(network, tokenizer, recipe=recipe, **options), origin
+
+
+def _reference(model: str, placement: Placement, ranks: Ranks, is_plain: bool) -> Any:
+    """The frozen model of preferences, placed as the policy is.
+
+    Raises:
+        BadInput: If it is none that can be loaded.
+    """
+    if is_function(model) or (is_plain and not Path(model).is_dir()):
+        raise BadInput(found=f"the reference {model!r}", needed="a folder, or a hub name that you give yourself", do="name it")
+    folder = model_folder(model)
+    is_adapter = (folder / ADAPTER).exists()
+    load = (
+        _adapted(folder, "causal_lm", placement, is_plain)
+        if is_adapter
+        else _pretrained(model, "causal_lm", placement, is_plain)
+    )
+    return placed(load[0], placement, ranks)
 
 
 def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
@@ -247,6 +295,12 @@ def _pretrained(model: str, kind: str, placement: Placement, is_plain: bool) -> 
         "causal_lm": transformers.AutoModelForCausalLM,
         "classification": transformers.AutoModelForSequenceClassification,
         "masked_lm": transformers.AutoModelForMaskedLM,
+        "regression": transformers.AutoModelForSequenceClassification,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "token_classification": transformers.AutoModelForTokenClassification,
+        "preference": transformers.AutoModelForCausalLM,
+        "reward": transformers.AutoModelForSequenceClassification,
+        "reward_weighted": transformers.AutoModelForCausalLM,
     }[kind]
     try:
         network, report = automatic.from_pretrained(model, output_loading_info=True, **options, **_without_code(is_plain))

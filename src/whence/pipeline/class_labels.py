@@ -32,7 +32,7 @@ def class_labels(
     """
     if not isinstance(task, Classification):
         return []
-    predicted = [0] * len(examples)
+    predicted = [""] * len(examples)
     planned = list(
         batches([example.length for example in examples], max_positions=batching.positions, max_examples=batching.examples)
     )
@@ -40,12 +40,10 @@ def class_labels(
     with frozen(task.model), torch.no_grad(), torch.autocast(task.device.type, autocast, enabled=autocast is not None):
         for indices in [*planned, *repeated]:
             logits_BC = task.logits(task.model, task.collate([examples[index] for index in indices]))
-            for index, number in zip(indices, logits_BC.argmax(1).tolist(), strict=True):
-                predicted[index] = number
-    names = task.class_names
+            for index, name in zip(indices, task.seen_labels(logits_BC), strict=True):
+                predicted[index] = name
     return [
-        ClassLabel(_name(names, int(example.fields["target"])), _name(names, number))
-        for example, number in zip(examples, predicted, strict=True)
+        ClassLabel(task.label_name(example.fields["target"]), name) for example, name in zip(examples, predicted, strict=True)
     ]
 
 
@@ -53,8 +51,4 @@ def given_labels(task: AbstractTask, examples: Sequence[Example]) -> list[ClassL
     """The label of every example, without asking the model; empty for a task that is no classifier."""
     if not isinstance(task, Classification):
         return []
-    return [ClassLabel(_name(task.class_names, int(example.fields["target"]))) for example in examples]
-
-
-def _name(names: Sequence[str], number: int) -> str:
-    return names[number] if number < len(names) else str(number)
+    return [ClassLabel(task.label_name(example.fields["target"])) for example in examples]

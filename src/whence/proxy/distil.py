@@ -140,7 +140,10 @@ def _distance(
     values_MC = target_outputs.values_MC.to(given.values_MC)
     if target_outputs.likelihood == "gaussian":
         return 0.5 * (given.values_MC - values_MC).square().sum(), len(values_MC)
-    given_MC, asked_MC = given.values_MC.log_softmax(-1), values_MC.log_softmax(-1)
+    scores = [given.values_MC, values_MC]
+    if given.likelihood == "bernoulli":  # yes or no: two classes each
+        scores = [torch.stack([value, torch.zeros_like(value)], -1) for value in scores]
+    given_MC, asked_MC = (value.log_softmax(-1) for value in scores)
     return nn.functional.kl_div(given_MC, asked_MC, reduction="sum", log_target=True), len(values_MC)
 
 

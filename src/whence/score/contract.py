@@ -33,7 +33,8 @@ class Contraction:
         num_examples: Examples in the batch.
         tokens: For examples of which each position's part is wanted, by place in the batch, their number of positions.
         positions: Positions of the batch, padding included.
-        draws: Inputs that the model sees per example; of an example with as many positions each is one of them.
+        draws: Inputs that the model sees per example, one after the other in its positions; of an example with as many positions each is
+            one of them.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Contraction:
         for row, parts_QT in self.tokens.items():
             found_QT = _by_position(block, pair.examples(row, row + 1)).to(parts_QT)
             if pair.is_by_position and found_QT.shape[1] == self.positions:
-                parts_QT += found_QT[:, : parts_QT.shape[1]]  # the rest is padding, which has no gradient
+                # The rest of each of an example's rows is padding, which has no gradient.
+                length = parts_QT.shape[1] // self.draws
+                parts_QT += found_QT.unflatten(1, (self.draws, -1))[:, :, :length].flatten(1)
             elif (
                 pair.is_by_position and 1 < self.draws == parts_QT.shape[1] and found_QT.shape[1] % self.draws == 0
             ):  # positions inside of draws

@@ -15,7 +15,7 @@ from whence.data import Dataset, Example, batches
 from whence.errors import Unsupported
 from whence.progress import Meter, meter
 from whence.records import ScoreTable
-from whence.tasks import AbstractTask, Batch
+from whence.tasks import AbstractTask, Batch, fitting_mask
 
 __all__ = ["representation_similarity"]
 
@@ -135,7 +135,7 @@ def _pooled(name: str, module: nn.Module, inputs: Tensor, task: AbstractTask, ba
         )
     # A model that folds (B, T) into one axis keeps the positions of an example together.
     hidden_BTH = inputs.reshape(count, -1, inputs.shape[-1]).double()
-    mask_BT = task.positions(batch)
+    mask_BT = fitting_mask(task.positions(batch), hidden_BTH.shape[0] * hidden_BTH.shape[1])
     if mask_BT is None or mask_BT.shape != hidden_BTH.shape[:2]:
         return hidden_BTH.mean(1)
     weights_BT = mask_BT.to(hidden_BTH)

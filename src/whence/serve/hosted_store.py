@@ -92,14 +92,14 @@ class HostedStore:
             reader: TextReader | ItemReader = TextReader.of(task)
             first = reader.first(store)
             catalog = Catalog.of(store, metadata)
-        elif isinstance(task, Classification | Diffusion):
+        elif isinstance(task, Diffusion) or (isinstance(task, Classification) and task.labelling == "single"):
             catalog = Catalog.of(store, metadata)
             reader = ItemReader.of(task, catalog, train, pixels)
             first = reader.first()
         else:
             raise Unsupported(
                 found=f"a store of a {task.kind} task in {store.folder}",
-                needed="a causal language model with a tokenizer, a classifier or a diffusion model",
+                needed="a causal language model with a tokenizer, a classifier of one class each, or a diffusion model",
                 do="ask it with `whence query` or from Python",
             )
         prepared = PreparedStore.load(store, task)

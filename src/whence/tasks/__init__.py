@@ -1,6 +1,6 @@
 """What is attributed: model, per-example loss, measurement, tracked parameters."""
 
-from whence.tasks.base import AbstractTask, Batch, weights_digest
+from whence.tasks.base import AbstractTask, Batch, fitting_mask, weights_digest
 from whence.tasks.bounds import step_back
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.classification import Classification, Regression, TextLimits
@@ -10,8 +10,12 @@ from whence.tasks.diffusion import Diffusion, DiffusionMeasure, Draws, Measured
 from whence.tasks.masked_lm import Hiding, MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
+from whence.tasks.preference import Preference
 from whence.tasks.reading import records_in
+from whence.tasks.reward_weighted import RewardWeighted
+from whence.tasks.seq2seq import Seq2Seq
 from whence.tasks.structure import Structure, differences, structure_of
+from whence.tasks.token_classification import TokenClassification
 
 __all__ = [
     "AbstractTask",
@@ -28,10 +32,15 @@ __all__ = [
     "Measured",
     "NoiseSchedule",
     "Outputs",
+    "Preference",
     "Regression",
+    "RewardWeighted",
+    "Seq2Seq",
     "Structure",
     "TextLimits",
+    "TokenClassification",
     "differences",
+    "fitting_mask",
     "load_diffusion",
     "records_in",
     "step_back",

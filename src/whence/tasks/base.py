@@ -17,7 +17,7 @@ from whence.records import Recipe
 from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.tasks.outputs import Outputs
 
-__all__ = ["AbstractTask", "Batch", "precision", "weights_digest"]
+__all__ = ["AbstractTask", "Batch", "fitting_mask", "precision", "weights_digest"]
 
 Batch = Any
 
@@ -142,9 +142,27 @@ class AbstractTask(ABC):
             do="override output_weights along with output_function",
         )
 
-    def positions(self, batch: Batch) -> Tensor | None:
-        """True where a position is real and False where it is padding, shape (B, T); None if there is no padding."""
+    def num_rows(self, batch: Batch, num_examples: int) -> int:
+        """Inputs that the model sees for a batch of so many examples, those of one example after those of another."""
+        return num_examples * self.draws
+
+    def positions(self, batch: Batch) -> Tensor | tuple[Tensor, ...] | None:
+        """True where a position is real and False where it is padding, shape (B, T); None if there is no padding.
+
+        Several for a model of several sequences, an encoder's and a decoder's, no two of one shape, by which they are told apart.
+        """
         return None
+
+
+def fitting_mask(masks: Tensor | tuple[Tensor, ...] | None, count: int) -> Tensor | None:
+    """The mask of so many positions in all; None if there is none, as for a pooled layer, which has no padding.
+
+    Args:
+        masks: What `AbstractTask.positions` gives.
+        count: Positions of all examples.
+    """
+    given = (masks,) if isinstance(masks, Tensor) else masks or ()
+    return next((mask for mask in given if mask.numel() == count), None)
 
 
 def precision(model: nn.Module) -> torch.dtype:

@@ -18,7 +18,8 @@ from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
 from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
 from whence.tasks.token_inputs import context_length, fits_context, padding_token, vocabulary_size
-from whence.tasks.token_loss import IGNORED, token_losses
+from whence.tasks.token_loss import IGNORED
+from whence.tasks.token_rows import next_token_losses, token_rows
 
 __all__ = ["CausalLM", "tokenizer_digest"]
 
@@ -128,26 +129,11 @@ class CausalLM(AbstractTask):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Token ids, labels and mask, right-padded with the model's padding token, each of shape (B, T)."""
-        longest = max(example.length for example in examples)
-        padding = padding_token(self.model, self.tokenizer) or 0
-        batch = {
-            "input_ids": torch.full((len(examples), longest), padding),
-            "labels": torch.full((len(examples), longest), IGNORED),
-            "attention_mask": torch.zeros(len(examples), longest, dtype=torch.long),
-        }
-        for row, example in enumerate(examples):
-            batch["input_ids"][row, : example.length] = torch.as_tensor(example.fields["input_ids"])
-            batch["labels"][row, : example.length] = torch.as_tensor(example.fields["labels"])
-            batch["attention_mask"][row, : example.length] = 1
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return token_rows([example.fields for example in examples], padding_token(self.model, self.tokenizer) or 0, self.device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
-        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
-        # The labels move instead of the logits: a slice of those would copy the largest tensor of the whole pass.
-        labels_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        per_token = token_losses(logits_BTV.flatten(0, 1), labels_BT.flatten())
-        return per_token.view(labels_BT.shape).sum(1)
+        return next_token_losses(model, batch)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each query's scored tokens, or what one's own function gives, shape (B,)."""

@@ -17,14 +17,19 @@ __all__ = [
     "array_field",
     "as_numbers",
     "class_number",
+    "class_set",
+    "class_shares",
     "plain_text",
     "record_id",
     "record_source",
     "scalar",
+    "text_field",
     "valid_text",
     "whole_numbers",
 ]
 
+# What single precision and a few digits in a file leave of a sum of probabilities.
+_SUM_TOLERANCE = 1e-3
 # Booleans, integers, real and complex numbers.
 _NUMBERS = "biufc"
 
@@ -85,6 +90,19 @@ def plain_text(number: int, record: Mapping[str, Any]) -> str:
             do="name the field otherwise: 'text' is shown, and kept from the model",
         )
     return valid_text(number, "text", value)
+
+
+def text_field(number: int, field: str, value: Any) -> str:
+    """A field that has to be a text.
+
+    Raises:
+        BadInput: If it is none.
+    """
+    if not isinstance(value, str):
+        raise BadInput(
+            found=f"record {number} with a {field!r} of type {type(value).__name__}", needed="a string", do="drop or fill it"
+        )
+    return valid_text(number, field, value)
 
 
 def valid_text(number: int, field: str, text: str) -> str:
@@ -217,6 +235,67 @@ def class_number(number: int, label: Any, names: Mapping[str, int], classes: int
             do="convert the labels",
         )
     return array.reshape(()).astype(np.int64)
+
+
+def class_set(number: int, label: Any, names: Mapping[str, int], classes: int | None = None) -> np.ndarray:
+    """Which classes a record has, 0 or 1 for each, float64.
+
+    Args:
+        number: Of the record, for errors.
+        label: Names of the classes that it has, or a 0 or 1 for each class.
+        names: Class numbers by name.
+        classes: How many there are; None if that is not known yet.
+
+    Raises:
+        BadInput: If it is neither, or has not as many numbers as there are classes.
+    """
+    array = _as_array(label)
+    given = None if array is None or array.ndim != 1 or (array.dtype.kind != "U" and array.size) else array.tolist()
+    if given is not None and classes and all(name in names for name in given):
+        flags = np.zeros(classes)
+        flags[[names[name] for name in given]] = 1.0
+        return flags
+    is_vector = array is not None and array.ndim == 1 and array.dtype.kind in "biuf" and bool(np.isin(array, (0, 1)).all())
+    if array is None or not is_vector or (classes is not None and len(array) != classes):
+        what = f"{len(array)} labels" if array is not None and is_vector else f"the label {label!r:.60}"
+        count = "each class" if classes is None else f"each of the {classes} classes"
+        raise BadInput(
+            found=f"record {number} with {what}",
+            needed=f"a 0 or 1 for {count}" + (f", or a list of some of {', '.join(map(str, names))}" if names else ""),
+            do="convert the labels",
+        )
+    return array.astype(np.float64)
+
+
+def class_shares(number: int, label: Any, names: Mapping[str, int], classes: int | None = None) -> np.ndarray:
+    """A record's probability of each class, float64.
+
+    Args:
+        number: Of the record, for errors.
+        label: A number for each class, or numbers by name, 0 for those left out.
+        names: Class numbers by name.
+        classes: How many there are; None if that is not known yet.
+
+    Raises:
+        BadInput: If they are no probabilities that add up to 1, or not as many as there are classes.
+    """
+    if isinstance(label, Mapping) and classes and all(name in names for name in label):
+        by_number = {names[name]: share for name, share in label.items()}
+        label = [by_number.get(index, 0.0) for index in range(classes)]
+    array = as_numbers(label)
+    is_vector = array is not None and array.ndim == 1 and array.dtype.kind in "biuf" and array.size > 0
+    if array is None or not is_vector or (classes is not None and len(array) != classes):
+        what = f"{len(array)} probabilities" if array is not None and is_vector else f"the label {label!r:.60}"
+        count = "each class" if classes is None else f"each of the {classes} classes"
+        raise BadInput(found=f"record {number} with {what}", needed=f"a probability for {count}", do="convert the labels")
+    shares = array.astype(np.float64)
+    if not (shares >= 0).all() or not abs(shares.sum() - 1) <= _SUM_TOLERANCE:
+        raise BadInput(
+            found=f"record {number} with probabilities that add up to {shares.sum():.6g}",
+            needed="numbers of 0 or more that add up to 1",
+            do="divide them by their sum",
+        )
+    return shares
 
 
 def _as_array(value: Any) -> np.ndarray | None:

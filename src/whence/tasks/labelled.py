@@ -17,7 +17,7 @@ from whence.tasks.token_inputs import check_tokens, configured_context, fits_con
 __all__ = ["Texts", "as_mapping", "labelled_example", "target_of"]
 
 # Fields of a record that do not go into the model.
-_APART = ("id", "source", "text")
+_APART = ("id", "source", "text", "text_pair")
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,26 @@ class Texts:
     limit: int
     cuts: bool
 
-    def encoded(self, number: int, name: str, text: Any, vocabulary: int | None) -> dict[str, np.ndarray]:
-        """The model's inputs from a text.
+    def encoded(self, number: int, name: str, record: Mapping[str, Any], vocabulary: int | None) -> dict[str, np.ndarray]:
+        """The model's inputs from a text, or from two that the tokenizer joins in its own way.
 
         Args:
             number: Of the record, for errors.
             name: Its id.
-            text: The text.
+            record: With `text`, and perhaps `text_pair`.
             vocabulary: Number of token ids that the model knows; None if it does not say.
 
         Raises:
             BadInput: If it is no text, an empty one, one that is too long, or one with tokens that the model does not know.
         """
-        if not isinstance(text, str) or not text:
-            raise BadInput(found=f"record {number} without a text", needed="a non-empty 'text'", do="drop or fill it")
-        valid_text(number, "text", text)
+        texts = [record.get("text"), *([record["text_pair"]] if "text_pair" in record else [])]
+        for field, text in zip(("text", "text_pair"), texts, strict=False):
+            if not isinstance(text, str) or not text:
+                what = "a text" if field == "text" else "a second text"
+                raise BadInput(found=f"record {number} without {what}", needed=f"a non-empty {field!r}", do="drop or fill it")
+            valid_text(number, field, text)
         cut = {"truncation": True, "max_length": self.limit} if self.cuts else {}
-        encoded = self.tokenizer(text, verbose=False, **cut)
+        encoded = self.tokenizer(*texts, verbose=False, **cut)
         ids = encoded["input_ids"]
         if not len(ids):
             raise BadInput(found=f"record {number} with a text of no tokens", needed="one at least", do="drop or fill it")
@@ -127,8 +130,9 @@ def labelled_example(
         fields = {"image_sha256": image_sha256(number, image), "target": target}
         return Example(name, fields, 1, source, plain_text(number, record), image=str(image))
     if texts is not None:
-        inputs = texts.encoded(number, name, record.get("text"), vocabulary)
-        return Example(name, {**inputs, "target": target}, len(inputs["input_ids"]), source, record["text"])
+        inputs = texts.encoded(number, name, record, vocabulary)
+        shown = "\n".join(record[field] for field in ("text", "text_pair") if field in record)
+        return Example(name, {**inputs, "target": target}, len(inputs["input_ids"]), source, shown)
     inputs = {str(key): array_field(number, key, value) for key, value in record.items() if key not in (target_name, *_APART)}
     _check_names(number, list(inputs), model)
     if "input_ids" in inputs:

@@ -8,7 +8,7 @@ import numpy as np
 
 from whence.errors import BadInput
 from whence.tasks.chat import Ranges, rendered
-from whence.tasks.fields import valid_text, whole_numbers
+from whence.tasks.fields import text_field, whole_numbers
 from whence.tasks.packed import unpacked
 from whence.tasks.token_inputs import check_tokens
 from whence.tasks.token_loss import IGNORED
@@ -92,13 +92,13 @@ def _of_text(number: int, record: Mapping[str, Any], tokenizer: Any) -> Tokenize
     if "messages" in record:
         return _of_ranges(*rendered(where, record, tokenizer), tokenizer)
     if "text" in record and record.get("scored_spans") is not None:
-        return _of_ranges(_string(number, record, "text"), _spans(where, record["scored_spans"]), tokenizer)
+        return _of_ranges(text_field(number, "text", record["text"]), _spans(where, record["scored_spans"]), tokenizer)
     if "text" in record:
-        text = _string(number, record, "text")
+        text = text_field(number, "text", record["text"])
         ids, spans = encoded(tokenizer, text, special=True)
         return Tokenized(ids, ids, text, 0, spans)
     if "prompt" in record and "completion" in record:
-        prompt, completion = _string(number, record, "prompt"), _string(number, record, "completion")
+        prompt, completion = (text_field(number, field, record[field]) for field in ("prompt", "completion"))
         ids, spans = encoded(tokenizer, prompt, special=True)
         more, more_spans = encoded(tokenizer, completion, special=False)
         shifted = [(a + len(prompt), b + len(prompt)) for a, b in more_spans]
@@ -161,13 +161,3 @@ def encoded(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], lis
         encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         return list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     return list(tokenizer(text, add_special_tokens=special)["input_ids"]), []
-
-
-def _string(number: int, record: Mapping[str, Any], field: str) -> str:
-    if not isinstance(record[field], str):
-        raise BadInput(
-            found=f"record {number} with a {field!r} of type {type(record[field]).__name__}",
-            needed="a string",
-            do="drop or fill it",
-        )
-    return valid_text(number, field, record[field])

@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput
 from whence.settings import records_only, typed
-from whence.tasks.base import AbstractTask, Batch
+from whence.tasks.base import Batch
 from whence.tasks.causal_lm import CausalLM, Long
-from whence.tasks.measures import Measure, chosen_measure, mean_log_odds
-from whence.tasks.outputs import Outputs, output_of
+from whence.tasks.labelled_tokens import AbstractTokenTask
+from whence.tasks.measures import Measure
+from whence.tasks.outputs import output_of
 from whence.tasks.prepared import examples_from
 from whence.tasks.token_inputs import vocabulary_size
-from whence.tasks.token_loss import IGNORED, token_losses
+from whence.tasks.token_loss import IGNORED
 
 __all__ = ["Hiding", "MaskedLM"]
 
@@ -54,7 +54,7 @@ class Hiding:
             )
 
 
-class MaskedLM(AbstractTask):
+class MaskedLM(AbstractTokenTask):
     """Prediction of hidden tokens with a Hugging Face style encoder (Devlin et al. 2019, section 3.1).
 
     Training hides other tokens in every epoch; here each example has one set of hidden tokens, drawn from its own tokens and the seed, so
@@ -93,8 +93,7 @@ class MaskedLM(AbstractTask):
         unit: str | None = None,
         **options: Any,
     ):
-        super().__init__(model, **options)
-        self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the hidden tokens' log-probability"})
+        super().__init__(model, measure, unit, {"loss": "nats of the hidden tokens' log-probability"}, **options)
         limit = int(getattr(tokenizer, "model_max_length", 1 << 20))
         # Reads, cuts and pads texts; it never runs.
         self._texts = CausalLM(
@@ -133,39 +132,9 @@ class MaskedLM(AbstractTask):
         """Right-padded token ids, labels (-100 where nothing is hidden) and mask, each of shape (B, T)."""
         return self._texts.collate(examples)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Summed negative log-likelihood of each example's hidden tokens in nats, shape (B,)."""
-        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
-        return token_losses(logits_BTV.flatten(0, 1), batch["labels"].flatten()).view(batch["labels"].shape).sum(1)
-
-    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of each query's hidden tokens, or what one's own function gives, shape (B,)."""
-        return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
-
-    @property
-    def highest_measurement(self) -> float | None:
-        """0 for the log-probability, None for any other measurement."""
-        return 0.0 if self.measure == "loss" else None
-
-    def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-odds of the hidden tokens' geometric mean probability, times their number, shape (B,)."""
-        return mean_log_odds(self.loss(model, batch), _num_hidden(batch))
-
-    def output_weights(self, values_B: Tensor, batch: Batch) -> Tensor:
-        """One minus the hidden tokens' geometric mean probability, shape (B,)."""
-        return torch.sigmoid(-values_B / _num_hidden(batch))
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Logits at every hidden position, shape (M, vocabulary)."""
-        logits_BTV = output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
-        is_hidden_BT = batch["labels"] != IGNORED
-        values_MV = logits_BTV[is_hidden_BT]
-        wide = torch.promote_types(values_MV.dtype, torch.float32)
-        return Outputs(values_MV.to(wide), is_hidden_BT.nonzero()[:, 0], batch["labels"][is_hidden_BT], "categorical")
-
-    def positions(self, batch: Batch) -> Tensor:
-        """True at real tokens, shape (B, T)."""
-        return batch["attention_mask"].bool()
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits at every position, shape (B, T, vocabulary)."""
+        return output_of(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]))
 
     def _encode(self, number: int, record: Any) -> list[Example]:
         return [self._hidden(example) for example in self._texts.examples(number, record)]
@@ -193,8 +162,3 @@ class MaskedLM(AbstractTask):
             kinds < self.masked, self.mask_id, np.where(kinds < self.masked + self.random, other, ids[chosen])
         )
         return replace(example, fields={"input_ids": shown.astype(np.int32), "labels": wanted.astype(np.int32)})
-
-
-def _num_hidden(batch: Batch) -> Tensor:
-    """Hidden tokens of each example, shape (B,)."""
-    return (batch["labels"] != IGNORED).sum(1)

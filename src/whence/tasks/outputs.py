@@ -15,7 +15,7 @@ from whence.errors import BadInput
 
 __all__ = ["Likelihood", "Outputs", "drawn_classes", "numbers_by_row", "output_of"]
 
-Likelihood = Literal["categorical", "gaussian"]
+Likelihood = Literal["categorical", "gaussian", "bernoulli"]
 
 # Probabilities summed up at a time: in float64 they would be the largest tensor of the whole pass.
 _CHUNK_NUMBERS = 1 << 20
@@ -26,35 +26,48 @@ class Outputs:
     """One batch's outputs; an example's loss is the sum of the negative log-likelihoods of its rows.
 
     The loss is minus log softmax(values)[target] for "categorical", half the squared distance to the target for "gaussian" (unit variance, up
-    to a constant). For both the Fisher information over targets drawn from the model equals the Gauss-Newton matrix.
+    to a constant), and the sum of C yes-or-no cross-entropies for "bernoulli", whose values are log-odds. For all the Fisher information over
+    targets drawn from the model equals the Gauss-Newton matrix. Neither depends on the targets, so soft ones have the same.
 
     Args:
         values_MC: Logits or means, attached to the graph.
         owners_M: Index in the batch of the example that each row belongs to.
-        targets: Class numbers (M,), or real targets (M, C).
-        likelihood: Which of the two.
+        targets: Class numbers (M,), or real targets (M, C): means, shares of the classes, or from 0 to 1 for yes and no.
+        likelihood: Which of the three.
+        weights_M: What each row's loss is multiplied with, negative where the target is to be unlearned; None for 1. The Fisher information
+            stays that of the model's own targets, each counted once: the metric of natural policy gradients (Kakade 2001, equation 2).
     """
 
     values_MC: Tensor
     owners_M: Tensor
     targets: Tensor
     likelihood: Likelihood
+    weights_M: Tensor | None = None
 
     def losses(self, num_examples: int) -> Tensor:
         """Loss of each example, shape (B,); can be differentiated twice, unlike the task's own."""
         if self.likelihood == "categorical":
             rows_M = nn.functional.cross_entropy(self.values_MC, self.targets, reduction="none")
+        elif self.likelihood == "bernoulli":
+            rows_M = nn.functional.binary_cross_entropy_with_logits(self.values_MC, self.targets, reduction="none").sum(1)
         else:
             rows_M = 0.5 * (self.values_MC - self.targets).square().sum(1)
+        rows_M = rows_M if self.weights_M is None else rows_M * self.weights_M
         return rows_M.new_zeros(num_examples).index_add(0, self.owners_M, rows_M)
 
     def residuals(self) -> Tensor:
         """Gradient of each row's loss by its values, shape (M, C), detached."""
         values_MC = self.values_MC.detach()
         if self.likelihood == "gaussian":
-            return values_MC - self.targets
-        p_MC = values_MC.softmax(-1)
-        return p_MC.scatter_add_(1, self.targets[:, None], p_MC.new_full((len(p_MC), 1), -1.0))
+            found_MC = values_MC - self.targets
+        elif self.likelihood == "bernoulli":
+            found_MC = values_MC.sigmoid() - self.targets
+        elif self.targets.is_floating_point():
+            found_MC = values_MC.softmax(-1) - self.targets
+        else:
+            p_MC = values_MC.softmax(-1)
+            found_MC = p_MC.scatter_add_(1, self.targets[:, None], p_MC.new_full((len(p_MC), 1), -1.0))
+        return found_MC if self.weights_M is None else found_MC * self.weights_M[:, None]
 
     def sampled(self, generators: torch.Generator | Sequence[torch.Generator]) -> "Outputs":
         """The same with targets drawn from the model.
@@ -66,18 +79,24 @@ class Outputs:
         values_MC = self.values_MC.detach()
         if self.likelihood == "gaussian":
             noise_MC = numbers_by_row(torch.randn, generators, self.owners_M, values_MC.shape[1])
-            return replace(self, targets=values_MC + noise_MC.to(values_MC))
+            return replace(self, targets=values_MC + noise_MC.to(values_MC), weights_M=None)
+        if self.likelihood == "bernoulli":
+            uniform_MC = numbers_by_row(torch.rand, generators, self.owners_M, values_MC.shape[1]).to(values_MC.device)
+            return replace(self, targets=(uniform_MC < values_MC.sigmoid()).to(values_MC), weights_M=None)
         uniform_M1 = numbers_by_row(torch.rand, generators, self.owners_M, 1).to(values_MC.device)
         rows = max(1, _CHUNK_NUMBERS // values_MC.shape[1])
         chunks = zip(values_MC.split(rows), uniform_M1.split(rows), strict=True)
         drawn = [drawn_classes(values.softmax(-1), uniform) for values, uniform in chunks]
         # cat() of nothing is refused: a batch may have no scored row.
-        return replace(self, targets=torch.cat(drawn) if drawn else self.targets)
+        return replace(self, targets=torch.cat(drawn) if drawn else self.targets, weights_M=None)
 
     def hessian_times(self, tangents_MC: Tensor) -> Tensor:
-        """Hessian of each row's loss by its values, applied: p * u - p (p . u), or u; shape (M, C)."""
+        """Hessian of each row's likelihood by its values, applied: p * u - p (p . u), u, or p (1 - p) * u; shape (M, C)."""
         if self.likelihood == "gaussian":
             return tangents_MC
+        if self.likelihood == "bernoulli":
+            p_MC = self.values_MC.detach().sigmoid()
+            return p_MC * (1 - p_MC) * tangents_MC
         p_MC = self.values_MC.detach().softmax(-1)
         weighted_MC = p_MC * tangents_MC
         return weighted_MC.addcmul_(p_MC, weighted_MC.sum(-1, keepdim=True), value=-1)
