@@ -33,3 +33,8 @@ def ratio(tails, kinds, kind):
     found = sum(kinds[row] == kind for rows in tails for row in rows)
     drawn = sum(len(rows) for rows in tails)
     return (found / drawn) / (sum(one == kind for one in kinds) / len(kinds))
+
+
+def pearson(values):
+    """Of every pair of rows."""
+    return np.corrcoef(values)

@@ -24,16 +24,19 @@ class StudyOptions:
     """What is compared, and how.
 
     Args:
-        sets: A set of queries as name=file, the file as build takes data; once per set.
+        sets: A set of queries as name=file, once per set: the file as build takes data, samples of lm-evaluation-harness (--log_samples) or a
+            log of Inspect.
         k: Documents of a tail on each side; 50, or a tenth of a small corpus, if left out.
         kinds: File with id and kind of every document; the source is its kind if left out.
         verbatim: Also say what of the queries is copied from the corpus word for word, and which documents are related by words (BM25).
+        side_by_side: Folder of a study of the same queries and documents with another model, to be compared with.
         damping_rule: For a store, a published rule instead of a number, as in query.
     """
 
     sets: Annotated[tuple[str, ...], Parameter(name="--set", negative="")]
     k: Annotated[int | None, Parameter(name=["-k", "--k"])] = None
     kinds: str | None = None
+    side_by_side: Path | None = None
     verbatim: Annotated[bool, Parameter(negative="")] = False
     damping_rule: DampingRule | None = None
 
@@ -43,7 +46,7 @@ class StudyOptions:
         Raises:
             BadInput: If a set has no name, or another one's.
         """
-        from whence.load import load_records
+        from whence.load import harness_records, load_records
 
         parts = [text.partition("=") for text in self.sets]
         wrong = [text for text, (name, _, file) in zip(self.sets, parts, strict=True) if not name or not file]
@@ -53,14 +56,14 @@ class StudyOptions:
                 needed="name=file, every name once",
                 do="such as: --set facts=facts.jsonl --set code=code.jsonl",
             )
-        return {name: load_records(file) for name, _, file in parts}
+        return {name: harness_records(file) or load_records(file) for name, _, file in parts}
 
     def config(self, seed: int | None) -> StudyConfig:
         """What is read off the scores."""
         from whence.load import load_records
 
         kinds = None if self.kinds is None else _kinds(self.kinds, load_records(self.kinds))
-        return StudyConfig(k=self.k, kinds=kinds, seed=seed or 0, verbatim=self.verbatim)
+        return StudyConfig(k=self.k, kinds=kinds, seed=seed or 0, verbatim=self.verbatim, side_by_side=self.side_by_side)
 
 
 def study(
@@ -98,6 +101,8 @@ def study(
     from whence.store import open_store
     from whence.study import study as run
     from whence.study.copied import COPIED_HEADER
+    from whence.study.recall import RECALL_HEADER
+    from whence.study.side_by_side import SIDE_HEADER
 
     sets, config = compared.named(), compared.config(exact.factored.seed)
     method, damping, runtime = None, Damping(), Runtime()
@@ -122,6 +127,10 @@ def study(
         tell(*(output / "study.json").read_text("utf-8").rstrip("\n").split("\n"))
         return
     print_table(result.header, result.cells(), keys=2)
+    if result.recall:
+        print_table(RECALL_HEADER, [recall.cells() for recall in result.recall], keys=3)
+    if result.sides:
+        print_table(SIDE_HEADER, [side.cells() for side in result.sides], keys=2)
     if result.beside:
         print_table(COPIED_HEADER, result.copied())
     for caution in result.cautions():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from whence.errors import BadInput, UnknownOption
@@ -212,12 +213,14 @@ class StudyConfig:
         seed: Of bootstrap and permutation draws.
         verbatim: Also say what of the queries is copied from the corpus word for word and which documents are related by words (BM25); an
             index of its words is kept in the folder of the study.
+        side_by_side: Folder of a study of the same queries and documents with another model, to be compared with.
     """
 
     k: int | None = None
     kinds: Mapping[str, str] | None = None
     seed: int = 0
     verbatim: bool = False
+    side_by_side: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

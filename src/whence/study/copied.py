@@ -3,13 +3,11 @@
 Axes: Q queries.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from whence.data import Example
 from whence.report import Beside, beside_of
-from whence.score import word_index
+from whence.score import WordIndex
 from whence.study.kept_scores import Corpus
 from whence.study.readouts import Tails
 
@@ -18,17 +16,15 @@ __all__ = ["COPIED_HEADER", "beside_tails", "copied_cells"]
 COPIED_HEADER = ("set", "words copied", "documents copied", "related", "only influential")
 
 
-def beside_tails(corpus: Corpus, queries: Sequence[Example], tails: Sequence[Tails], folder: Path) -> tuple[Beside, ...]:
+def beside_tails(corpus: Corpus, queries: Sequence[Example], tails: Sequence[Tails], index: WordIndex) -> tuple[Beside, ...]:
     """The second column of every query, for all documents of its tails.
 
     Args:
         corpus: The documents.
         queries: The queries, with texts.
         tails: Of every reading.
-        folder: Where the index of the corpus's words is kept.
+        index: The words of the corpus.
     """
-    texts = (str(document.get("text", "")) for document in corpus.documents())
-    index = word_index(texts, folder, identity=json.dumps(dict(corpus.identity)))
     columns = []
     for number, query in enumerate(queries):
         rows = {int(row) for some in tails for side in (some.high_QK, some.low_QK) for row in side[number]}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = ["Block", "Correlation", "by_sets", "correlations"]
 # Ranks held at a time, in float64: half a gibibyte for each of two blocks.
 _NUMBERS = 1 << 26
 _DRAWS = 1000
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class Correlation:
         }
 
 
-def correlations(scores: StoredScores, *, by_norm: bool, progress: Meter, numbers: int = _NUMBERS) -> Tensor:
-    """Spearman's correlation of every pair of queries over all documents.
+def correlations(
+    scores: StoredScores, *, by_norm: bool, progress: Meter, of: Literal["ranks", "scores"] = "ranks", numbers: int = _NUMBERS
+) -> Tensor:
+    """Correlation of every pair of queries over all documents: Spearman's, of ranks, or Pearson's, of the scores themselves.
 
     Exact, with two blocks of queries' ranks in memory at a time; where there are several, ranks are made again for each pair of blocks.
 
@@ -79,6 +82,7 @@ def correlations(scores: StoredScores, *, by_norm: bool, progress: Meter, number
         scores: The scores.
         by_norm: Whether values are divided by the documents' norms.
         progress: Advanced by queries whose ranks are made.
+        of: What is correlated.
         numbers: Ranks of a block.
 
     Returns:
@@ -88,9 +92,9 @@ def correlations(scores: StoredScores, *, by_norm: bool, progress: Meter, number
     blocks = [range(start, min(start + size, scores.num_queries)) for start in range(0, scores.num_queries, size)]
     matrix_QQ = torch.zeros(scores.num_queries, scores.num_queries, dtype=torch.float64)
     for index, rows in enumerate(blocks):
-        mine_RN = _unit_ranks(scores, rows, by_norm, progress)
+        mine_RN = _unit_rows(scores, rows, by_norm, of, progress)
         for others in blocks[index:]:
-            theirs_RN = mine_RN if others == rows else _unit_ranks(scores, others, by_norm, progress)
+            theirs_RN = mine_RN if others == rows else _unit_rows(scores, others, by_norm, of, progress)
             found_RR = mine_RN @ theirs_RN.T
             matrix_QQ[rows.start : rows.stop, others.start : others.stop] = found_RR
             matrix_QQ[others.start : others.stop, rows.start : rows.stop] = found_RR.T
@@ -151,13 +155,15 @@ def _difference(pairs_QQ: Tensor, names_Q: Tensor) -> float:
     return float(pairs_QQ[is_same_QQ].sum()) / inside - float(pairs_QQ[~is_same_QQ].sum()) / between
 
 
-def _unit_ranks(scores: StoredScores, rows: range, by_norm: bool, progress: Meter) -> Tensor:
-    """Centred ranks of unit length, 0 where all scores are equal; shape (R, N)."""
-    found_RN = torch.empty(len(rows), scores.num_documents, dtype=torch.float64)
+def _unit_rows(scores: StoredScores, rows: range, by_norm: bool, of: str, progress: Meter) -> Tensor:
+    """Centred ranks or scores of unit length, 0 where all scores are equal; shape (R, N)."""
+    unit_RN = torch.empty(len(rows), scores.num_documents, dtype=torch.float64)
     for index, query in enumerate(rows):
-        ranks_N = ranks(scores.values(query, by_norm=by_norm))
-        ranks_N -= ranks_N.mean()
-        length = float(ranks_N.norm())
-        found_RN[index] = ranks_N / length if length > 0 else ranks_N
+        values_N = scores.values(query, by_norm=by_norm)
+        values_N = ranks(values_N) if of == "ranks" else values_N / values_N.abs().max().clamp_min(_TINY)
+        values_N -= values_N.mean()
+        length = float(values_N.norm())
+        # Equal scores are equal up to rounding once their mean is taken away.
+        unit_RN[index] = values_N / length if length > 1e-12 else 0.0
         progress.advance()
-    return found_RN
+    return unit_RN

@@ -8,7 +8,9 @@ from whence.report import Point, bars_section, heat_section, hits_fragment, plot
 from whence.study.copied import COPIED_HEADER
 from whence.study.kinds import KindShare
 from whence.study.readouts import Histograms
+from whence.study.recall import RECALL_HEADER
 from whence.study.result import SIDES, Reading, Study
+from whence.study.side_by_side import SIDE_HEADER
 
 __all__ = ["write_study"]
 
@@ -34,6 +36,12 @@ def write_study(path: Path, study: Study) -> Path:
     sections = [("In short", cautions + _prose(_SHORT) + table_section(study.header, study.cells()))]
     for reading in study.readings.values():
         sections += _reading(study, reading)
+    if study.recall:
+        cells = [recall.cells() for recall in study.recall]
+        sections.append(("What the strongest documents say", _prose(_RECALL) + table_section(RECALL_HEADER, cells)))
+    if study.sides:
+        cells = [side.cells() for side in study.sides]
+        sections.append(("Beside another model", _prose(_SIDES) + table_section(SIDE_HEADER, cells)))
     if study.beside:
         sections.append(("What is copied", _prose(_COPIED) + table_section(COPIED_HEADER, study.copied())))
     sections.append(("Strongest documents of each query", _prose(_DOCUMENTS) + hits_fragment(study.hits(k=_HITS))))
@@ -52,6 +60,10 @@ _SHORT = (
     "with one of another set. In the top 1 %: the share of a query's positive influence that one document in a hundred holds. Power of "
     "rank: by which power of the rank scores fall in the top tail."
 )
+_PEARSON = (
+    "The same by the scores themselves, as published: Pearson's correlation, which a few documents of large scores decide. Where it is large "
+    "and that of the ranks is not, queries share their strongest documents and nothing else."
+)
 _HEAT = (
     "One square per pair of queries: how alike they rank all documents. A strong block on the diagonal is a set that draws on "
     "shared documents."
@@ -63,6 +75,11 @@ _KINDS_TEXT = (
 )
 _MASS = "What share of all positive influence the most influential documents hold, mean over the set's queries with a 95 % interval."
 _HISTOGRAM = "All scores of all queries of a set. The scale across is even near zero and counts powers of ten far from it."
+_RECALL = (
+    "Of the answers, and of the steps to them, that queries say: the share that one of the documents of the top tail has, with a 95 % "
+    "interval over queries; the same for the first documents by BM25, and what as many random documents would have."
+)
+_SIDES = "The same queries and documents with two models: how alike the two rank all documents for one query, and the tails that they share."
 _COPIED = (
     "Words copied: the share of the queries' words that stand in the corpus in runs of four or more. Of the documents in the top tails, per "
     "nat: copied share such a run with the query, related are among the first one in a hundred (and ten at least) by BM25, the others are "
@@ -77,6 +94,12 @@ def _reading(study: Study, reading: Reading) -> list[tuple[str, str]]:
     groups = [(name, len(rows)) for name, rows in study.sets.items()]
     heat = heat_section(
         "Spearman correlation; blue is alike, orange opposite", correlation.matrix_QQ.tolist(), groups, names=study.query_ids
+    )
+    pearson = heat_section(
+        "Pearson correlation; blue is alike, orange opposite",
+        reading.pearson.matrix_QQ.tolist(),
+        groups,
+        names=study.query_ids,
     )
     bars = [
         (
@@ -99,7 +122,7 @@ def _reading(study: Study, reading: Reading) -> list[tuple[str, str]]:
         for name, rows in study.sets.items()
     }
     sections = [
-        (f"Which queries rank alike{ends}", _prose(_HEAT) + heat + means + tested),
+        (f"Which queries rank alike{ends}", _prose(_HEAT) + heat + means + tested + _prose(_PEARSON) + pearson),
         (f"Kinds of document in the tails{ends}", _prose(_KINDS_TEXT) + _kinds(study, reading)),
     ]
     if any(mass.values()):

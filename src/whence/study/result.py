@@ -15,6 +15,8 @@ from whence.study.correlation import Correlation
 from whence.study.kept_scores import Corpus, StoredScores
 from whence.study.kinds import KindShare
 from whence.study.readouts import Histograms, Mass, Tails
+from whence.study.recall import Recall
+from whence.study.side_by_side import Side
 
 __all__ = ["Reading", "Study"]
 
@@ -32,7 +34,8 @@ class Reading:
         tails: Strongest documents of each query.
         mass: How few documents hold the positive influence.
         histograms: Of all values, by set.
-        correlation: Between queries.
+        correlation: Between queries, of ranks.
+        pearson: The same of the scores themselves, as published.
         kinds: Kinds of document in the tails, by set and side.
     """
 
@@ -41,6 +44,7 @@ class Reading:
     mass: Mass
     histograms: Histograms
     correlation: Correlation
+    pearson: Correlation
     kinds: tuple[KindShare, ...]
 
 
@@ -62,6 +66,8 @@ class Study:
         k: Documents of a tail.
         measurement_unit: What measurements are counted in.
         beside: What is copied and what is related by words, by query; empty if nobody looked.
+        recall: How much of what was sought is in the top tails; empty if nothing was.
+        sides: Comparison with a study of another model.
     """
 
     folder: Path
@@ -77,6 +83,8 @@ class Study:
     k: int
     measurement_unit: str
     beside: tuple[Beside, ...] = ()
+    recall: tuple[Recall, ...] = ()
+    sides: tuple[Side, ...] = ()
 
     header = ("reading", "set", "queries", "nats", "alike within", "alike outside", "in the top 1 %", "power of rank")
 
@@ -165,10 +173,13 @@ class Study:
                     "positive_mass": reading.mass.to_dict(self.sets),
                     "histograms": reading.histograms.to_dict(self.sets),
                     "correlation": reading.correlation.to_dict(),
+                    "pearson": reading.pearson.to_dict(),
                     "kinds": [kind.to_dict() for kind in reading.kinds],
                 }
                 for name, reading in self.readings.items()
             },
+            **({"recall": [recall.to_dict() for recall in self.recall]} if self.recall else {}),
+            **({"side_by_side": [side.to_dict() for side in self.sides]} if self.sides else {}),
             **({"beside": [beside.to_dict() for beside in self.beside]} if self.beside else {}),
         }
 

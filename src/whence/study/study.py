@@ -1,6 +1,7 @@
 """A study of a corpus: what many queries, in named sets, have in common in the documents that they come from."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
+from whence.report import Beside
+from whence.score import word_index
 from whence.settings import (
     Damping,
     ExactSettings,
@@ -26,17 +29,20 @@ from whence.store import Store, open_store, write_json
 from whence.study.copied import beside_tails
 from whence.study.corpus import corpus_of_data, corpus_of_store, values_of
 from whence.study.correlation import by_sets, correlations
-from whence.study.kept_scores import keep_scores
+from whence.study.kept_scores import Corpus, keep_scores
 from whence.study.kinds import kind_shares, kinds_of
 from whence.study.page import write_study
+from whence.study.questions import Questions, against_wrong, questions_in
 from whence.study.readouts import histograms, tails_and_mass
+from whence.study.recall import Recall, holders_of, recall_of
 from whence.study.result import Reading, Study
+from whence.study.side_by_side import side_by_side
 from whence.tasks import AbstractTask
 
 __all__ = ["study"]
 
 # Passes over the queries' scores for one reading: sorting, counting, ranking.
-_PASSES = 3
+_PASSES = 4
 
 
 @records_only(config=StudyConfig, method=ExactSettings, damping=Damping, runtime=Runtime)
@@ -67,7 +73,8 @@ def study(
     Args:
         task: The model.
         corpus: A store of it or its folder; or the training data itself, which is then gone through with whole gradients.
-        sets: Queries by name of their set, as `task.prepare` takes them.
+        sets: Queries by name of their set, as `task.prepare` takes them. Records may have `wrong` answers, to be held against, and `answer`
+            and `steps`, to be searched for in the top tails; see `whence.study.questions.questions_in`.
         folder: Where scores, study.json and study.html go.
         config: What is read off the scores.
         method: For training data, an exact method; None for "ekfac". Its curvature is kept in the study's own folder if it names none.
@@ -85,18 +92,21 @@ def study(
     is_store = isinstance(corpus, Store | str | Path)
     _check_corpus(is_store, method, damping, runtime)
     settings = None if is_store else keeping_factors(final_settings(method or "ekfac"), folder / "factors")
-    queries, rows_of_set = _joined(task, sets)
-    nats_Q, measurements_Q = values_of(task, queries)
+    questions = questions_in(task, sets)
+    queries, rows_of_set, texts = questions.queries, questions.rows_of_set, questions.texts
+    nats_A, measurements_A = values_of(task, texts)
+    nats_Q, measurements_Q = nats_A[: len(queries)], questions.weights_QA @ measurements_A
     _check_nats(queries, nats_Q)
     if isinstance(corpus, Store | str | Path):
         store = corpus if isinstance(corpus, Store) else open_store(corpus)
         k = _tail(config.k, len(store))
-        ready = corpus_of_store(store, task, queries, damping, runtime.quiet)
+        ready = corpus_of_store(store, task, texts, damping, runtime.quiet)
     else:
         train = as_dataset(task, corpus)
         k = _tail(config.k, len(train))
         assert settings is not None
-        ready = corpus_of_data(task, train, queries, settings, runtime)
+        ready = corpus_of_data(task, train, texts, settings, runtime)
+    ready = against_wrong(ready, questions.weights_QA)
     numbered = kinds_of(ready.documents(), config.kinds)
     scores = keep_scores(ready, folder / "scores", nats_Q, quiet=runtime.quiet)
     readings = {}
@@ -106,41 +116,43 @@ def study(
         with meter(f"reading {name}", _PASSES * len(queries), quiet=runtime.quiet) as progress:
             tails, mass, sizes_Q2 = tails_and_mass(scores, k, by_norm=by_norm, progress=progress)
             counted = histograms(scores, rows_of_set, sizes_Q2, by_norm=by_norm, progress=progress)
-            matrix_QQ = correlations(scores, by_norm=by_norm, progress=progress)
+            alike, pearson = (
+                by_sets(correlations(scores, by_norm=by_norm, progress=progress, of=what), rows_of_set, seed=config.seed)
+                for what in ("ranks", "scores")
+            )
         shares = [
             share
             for label, rows in rows_of_set.items()
             for side in ("top", "bottom")
             for share in kind_shares(numbered, tails.side(side)[0][rows.start : rows.stop], label, side, seed=config.seed)
         ]
-        readings[name] = Reading(name, tails, mass, counted, by_sets(matrix_QQ, rows_of_set, seed=config.seed), tuple(shares))
-    tails = [reading.tails for reading in readings.values()]
-    beside = beside_tails(ready, queries.examples, tails, folder / "words") if config.verbatim else ()
+        readings[name] = Reading(name, tails, mass, counted, alike, pearson, tuple(shares))
+    beside, recall = _by_words(ready, questions, readings, folder / "words", config)
     result = Study(
         folder, rows_of_set, queries.ids, tuple(example.text or example.id for example in queries.examples), tuple(nats_Q.tolist()),
-        tuple(measurements_Q.tolist()), readings, scores, ready, len(numbered.names), k, task.unit, beside,
+        tuple(measurements_Q.tolist()), readings, scores, ready, len(numbered.names), k, task.unit, beside, recall,
     )  # fmt: skip
+    if config.side_by_side is not None:
+        result = dataclasses.replace(result, sides=side_by_side(result, config.side_by_side))
     write_json(folder / "study.json", result.to_dict())
     write_study(folder / "study.html", result)
     return result
 
 
-def _joined(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]) -> tuple[Dataset, dict[str, range]]:
-    """All queries, named set/id, and the rows of each set.
-
-    Raises:
-        BadInput: If there are no sets.
-    """
-    if not isinstance(sets, Mapping) or not sets:
-        raise BadInput(
-            found="no sets of queries", needed="one or more by name", do="such as sets={'facts': [...], 'code': [...]}"
-        )
-    examples, rows_of_set = [], {}
-    for name, records in sets.items():
-        some = as_dataset(task, records).examples
-        rows_of_set[name] = range(len(examples), len(examples) + len(some))
-        examples += [dataclasses.replace(example, id=f"{name}/{example.id}") for example in some]
-    return Dataset(examples), rows_of_set
+def _by_words(
+    corpus: Corpus, questions: Questions, readings: Mapping[str, Reading], folder: Path, config: StudyConfig
+) -> tuple[tuple[Beside, ...], tuple[Recall, ...]]:
+    """What is copied, and whether the top tails say what was sought: all that needs the words of the corpus."""
+    if not config.verbatim and not any(questions.sought):
+        return (), ()
+    texts = (str(document.get("text", "")) for document in corpus.documents())
+    index = word_index(texts, folder, identity=json.dumps(dict(corpus.identity)))
+    tails, recall = [reading.tails for reading in readings.values()], []
+    if any(questions.sought):
+        holders = holders_of(corpus, questions)
+        for name, reading in readings.items():
+            recall += recall_of(name, reading.tails.high_QK, questions, holders, index)
+    return beside_tails(corpus, questions.queries.examples, tails, index) if config.verbatim else (), tuple(recall)
 
 
 def _check_corpus(is_store: bool, method: Any, damping: Damping, runtime: Runtime) -> None:
