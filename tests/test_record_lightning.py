@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 import whence
 from tests.conftest import save_language_model
 from tests.settings import QUIET
+from tests.test_gradient_log import rows_of
 from whence.cli import main
 from whence.errors import BadInput, StoreMismatch, Unsupported
 from whence.load import load_records, load_task
@@ -133,6 +134,53 @@ def test_lightning_goes_on_where_it_stopped(tmp_path):
         torch.testing.assert_close(second.tensors(6)[name], value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_gradients_are_logged_and_the_run_is_as_it_would_be(tmp_path, is_recorded):
+    """With a learning rate the weights are those without a log; without one the store is the one that is built."""
+    plain = Module()
+    lightning.seed_everything(3, verbose=False)
+    trainer_of(tmp_path).fit(plain, loader())
+    module, data = Module(), Points()
+    task = whence.Classification(module.network)
+    train = [(data.inputs[row], int(data.labels[row])) for row in range(len(data))]
+    config = whence.BuildConfig(method="logra", rank=4, dtype="float32", batch_positions=64)
+    log = whence.pipeline.GradientLog(tmp_path / "store", task, train, config=config, quiet=True)
+    callbacks = [whence.runs.log_lightning(log)]
+    if is_recorded:
+        callbacks.insert(0, whence.runs.record_lightning(tmp_path / "run", part="network", checkpoints=3))
+    lightning.seed_everything(3, verbose=False)
+    trainer_of(tmp_path, *callbacks).fit(module, loader())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters(), strict=True))
+    store = log.finish()
+    assert len(store) == len(data)
+
+    still, rate = Module(), {"max_epochs": 1, "gradient_clip_val": None}
+    still.configure_optimizers = lambda: torch.optim.SGD(still.parameters(), lr=0.0)
+    task = whence.Classification(still.network)
+    log = whence.pipeline.GradientLog(tmp_path / "still", task, train, config=config, quiet=True)
+    trainer_of(tmp_path, whence.runs.log_lightning(log), **rate).fit(still, loader())
+    logged, built = rows_of(log.finish()), rows_of(whence.build(task, train, tmp_path / "built", config=config, runtime=QUIET))
+    for name in logged:
+        torch.testing.assert_close(logged[name], built[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_of_lightning_cannot_be_logged(tmp_path):
+    module, data = Module(), Points()
+    task = whence.Classification(module.network)
+    train = [(data.inputs[row], int(data.labels[row])) for row in range(len(data) - 1)]
+    config = whence.BuildConfig(method="logra", rank=4)
+    log = whence.pipeline.GradientLog(tmp_path / "store", task, train, config=config, quiet=True)
+    with pytest.raises(BadInput, match="a module that does not hold the log's model"):
+        trainer_of(tmp_path, whence.runs.log_lightning(log)).fit(Module(), loader())
+    with pytest.raises(BadInput, match="a training example '13' of the Trainer that the log does not have"):
+        trainer_of(tmp_path, whence.runs.log_lightning(log)).fit(module, loader())
+    module.automatic_optimization = False
+    with pytest.raises(Unsupported, match="manual optimization; needed one device"):
+        trainer_of(tmp_path, whence.runs.log_lightning(log), gradient_clip_val=None, accumulate_grad_batches=1).fit(
+            module, loader()
+        )
+
+
 def test_what_of_lightning_cannot_be_recorded(tmp_path):
     class Own(Module):
         def configure_gradient_clipping(self, *args, **kwargs):
@@ -175,7 +223,7 @@ def test_what_of_lightning_cannot_be_recorded(tmp_path):
 
 
 def test_without_lightning_the_way_out_is_told(tmp_path, monkeypatch):
-    from whence.recording import lightning as place
+    from whence.recording import lightning_batches as place
 
     monkeypatch.setattr(place, "_PACKAGES", ("no_such_package",))
     with pytest.raises(BadInput, match="found no Lightning; needed pytorch-lightning; do this: pip install"):

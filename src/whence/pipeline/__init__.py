@@ -10,6 +10,7 @@ from whence.pipeline.sample_images import sample_images
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.export import export
 from whence.pipeline.stored.gradient_log import GradientLog
+from whence.pipeline.stored.log_trainers import log_lightning, log_trainer
 from whence.pipeline.stored.query import ensemble_table, query, score_table
 from whence.pipeline.stored.refit import refit
 from whence.pipeline.stored.row_vectors import query_vectors
@@ -22,6 +23,8 @@ __all__ = [
     "DampingSweep",
     "ExactForecast",
     "GradientLog",
+    "log_lightning",
+    "log_trainer",
     "ScaleForecast",
     "attribute",
     "build",

@@ -1,8 +1,20 @@
 """Watching a training run: the optimizer's steps, batches and weights, as they are."""
 
 from whence.recording.lightning import record_lightning
+from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
 from whence.recording.recorder import Recorder
 from whence.recording.trainer import record_trainer
+from whence.recording.trainer_batches import TrainerBatch, numbered, watch_steps
 
-__all__ = ["OnlineCurvature", "Recorder", "record_lightning", "record_trainer"]
+__all__ = [
+    "OnlineCurvature",
+    "PlannedBatches",
+    "Recorder",
+    "TrainerBatch",
+    "callback_class",
+    "numbered",
+    "record_lightning",
+    "record_trainer",
+    "watch_steps",
+]

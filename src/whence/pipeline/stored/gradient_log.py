@@ -19,7 +19,7 @@ from whence.curvature.stages import MODEL, check_identity
 from whence.data import Dataset
 from whence.errors import BadInput, Unsupported
 from whence.internals import BATCH_NORMS, COMPILED, COMPILED_CALL
-from whence.methods import method_named
+from whence.methods import Method, method_named
 from whence.pipeline.class_labels import given_labels
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.build import finish_store, make_blueprint
@@ -85,9 +85,10 @@ class GradientLog:
     ):
         self._config = config
         method = method_named(self._config.method)
-        if method.is_joined or method.projection == "pca" or method.optimizer_scaled:
+        why = _why_not(method)
+        if why:
             raise BadInput(
-                found=f"method {method.name}, which learns from the data before it stores anything",
+                found=f"method {method.name}, {why}",
                 needed="logra, factgrass, lorif, grad-dot or grad-cos",
                 do="take one of these, or build the store after training",
             )
@@ -178,6 +179,10 @@ class GradientLog:
         if moments is not None and self._factors is not None:
             self._factors.add(moments, len(names))
 
+    def has(self, name: str) -> bool:
+        """Whether the training data has an example of this id."""
+        return name in self._row_of
+
     def finish(self) -> Store:
         """Make the store of all examples that were met, to be asked with the model as it is now.
 
@@ -244,6 +249,15 @@ class GradientLog:
             name: RowFile(logged_folder / name, len(self._train), tensor) for name, tensor in example_row.items()
         }
         self._met = RowFile(logged_folder / "met", len(self._train), torch.zeros(1, dtype=torch.bool))
+
+
+def _why_not(method: Method) -> str:
+    """Why rows of a method cannot be made of the gradients that go backward in training; empty if they can."""
+    if method.objective == "output":
+        return "whose rows are gradients of the log-odds and not of the loss that goes backward"
+    if method.projection == "pca" or method.optimizer_scaled or method.mask == "selective":
+        return "which learns from the data before it stores anything"
+    return ""
 
 
 def _check_model(model: nn.Module) -> None:
