@@ -31,7 +31,9 @@ FACTS = {"store": "d", "method": "m", "unit": "nats", "tokens": 3, "token": None
 
 def answers(scores, **facts):
     credits = tuple(credit_of(row.numpy(), {**FACTS, "id": f"q{n}", "time": 1.0 + n, **facts}) for n, row in enumerate(scores))
-    return Answers("d", Period("p", 0.0, 1e6), tuple(f"d{n}" for n in range(scores.shape[1])), credits, 0)
+    return Answers(
+        {"d": np.arange(scores.shape[1])}, Period("p", 0.0, 1e6), tuple(f"d{n}" for n in range(scores.shape[1])), credits, 0
+    )
 
 
 def heavy(queries=6, examples=400, seed=3):
@@ -167,7 +169,7 @@ def test_a_month_is_paid_out_and_holds(october, tmp_path, capsys):
     assert shown["payout"]["amount"] == "1000.00" and float(shown["payout"]["held"]) > 0
     record = json.loads((report / "record.json").read_text())
     assert record["answers"] == {
-        "store": october.store.digest, "period": MONTH, "since": "2025-10-01T00:00:00+00:00", "until": "2025-11-01T00:00:00+00:00",
+        "stores": [october.store.digest], "period": MONTH, "since": "2025-10-01T00:00:00+00:00", "until": "2025-11-01T00:00:00+00:00",
         "count": 4, "single_tokens": 0,
     }  # fmt: skip
     elsewhere = tmp_path / "elsewhere" / "published"

@@ -174,3 +174,12 @@ def test_rows_of_versions_are_where_a_list_has_them(steps, row):
         if row < len(names):
             place = versions.row_now(str(number), row)
             assert place == (documents[-1].index(names[row]) if names[row] in documents[-1] else None)
+
+
+def test_a_document_that_was_deleted_does_not_come_back_unseen(client):
+    add(client, NEW[1:])
+    delete(client, "mine")
+    again = add(client, NEW[1:])
+    assert again.status_code == 409 and "'mine', which was deleted" in again.json()["error"]["found"]
+    assert add(client, [{**NEW[1], "id": "mine again"}]).json()["added"] == ["mine again"]
+    assert add(client, [{**NEW[1], "text": "another text"}]).json()["added"] == ["mine"]

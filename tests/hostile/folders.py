@@ -193,7 +193,7 @@ def _answered(folder: Path) -> None:
     facts = {"store": "d", "method": "m", "unit": "nats", "tokens": 3, "token": None}
     credits = tuple(credit_of(row.numpy(), {**facts, "id": f"q{n}", "time": 1.0 + n}) for n, row in enumerate(drawn()))
     found = whence.shares.shares(
-        Answers("d", Period("1970", 0.0, 3e7), tuple(f"d{n}" for n in range(40)), credits, 1, ("a note",)),
+        Answers({"d": np.arange(40)}, Period("1970", 0.0, 3e7), tuple(f"d{n}" for n in range(40)), credits, 1, ("a note",)),
         SOURCES,
         config=whence.settings.SharesConfig(payout="100.00 EUR", draws=50, robust=True),
         facts=whence.shares.ExampleFacts({"d1": "d0"}, dict.fromkeys(SOURCES, 1.0)),

@@ -53,11 +53,11 @@ def log_shares(
     opened = open_store(scored.store)
     answers = answers_of(logged.log, opened, period=logged.period)
     with existing_log(logged.log) as log:
-        payout = PaidOut((answers.store,), answers.period, "", _seal_of(reported.carry), "")
+        payout = PaidOut(answers.stores, answers.period, "", _seal_of(reported.carry), "")
         earlier = paid_out(log)
         if config.payout is not None:
             check_payout(earlier, payout, replace=logged.replace)
-        sources = origin.names(opened)
+        sources = _sources(answers, opened, origin)
         carried = None if reported.carry is None else carried_over(reported.carry, config.payout)
         _check_carried(reported.carry, answers.period)
         weights = answers.weights(logged.per) if reported.weights is None else weights_in(reported.weights)
@@ -71,6 +71,27 @@ def log_shares(
     else:
         show_shares(report, output, seal)
         tell(*_left_behind(earlier, payout))
+
+
+def _sources(answers: Any, opened: Any, origin: SourceOptions) -> Any:
+    """Whose each example is, those that are not in the store any more included.
+
+    Raises:
+        BadInput: If an example had several sources, and it is not said whose it is.
+    """
+    sources = origin.names(opened)
+    if origin.records is not None:
+        return sources
+    if answers.disputed:
+        name = sorted(answers.disputed)[0]
+        raise BadInput(
+            found=f"{len(answers.disputed):,} documents, such as {name[:80]!r}, that were deleted and added again with another source",
+            needed="one source for each",
+            do="say whose they are with --records, or make a report of each part of the time (FROM/TO)",
+        )
+    if origin.by not in ("source", "id"):
+        return sources
+    return {name: name if origin.by == "id" else source for name, source in answers.gone.items()} | sources
 
 
 def _check_weights(reported: ReportOptions, logged: LogOptions) -> None:

@@ -10,6 +10,7 @@ from whence.ledger.proof_files import is_proof, read_proof, write_proof
 from whence.ledger.receipts import FIRST, Chain, Head, Sealed, chained, sealed_now
 from whence.ledger.sealing import check_chain, next_receipts, unsealed_answers
 from whence.ledger.verify import ChainCheck, is_chain, verify_chain
+from whence.ledger.versions import StoreVersion, VersionRows, known_versions, rows_of_versions, write_version
 
 __all__ = [
     "FIRST",
@@ -22,6 +23,8 @@ __all__ = [
     "Period",
     "Sealed",
     "Signer",
+    "StoreVersion",
+    "VersionRows",
     "canonical",
     "chained",
     "check_chain",
@@ -33,6 +36,7 @@ __all__ = [
     "existing_log",
     "is_chain",
     "is_proof",
+    "known_versions",
     "new_key",
     "next_receipts",
     "paid_out",
@@ -42,9 +46,11 @@ __all__ = [
     "read_proof",
     "read_public_key",
     "read_signer",
+    "rows_of_versions",
     "sealed_now",
     "unsealed_answers",
     "verify_chain",
     "write_payout",
     "write_proof",
+    "write_version",
 ]

@@ -9,12 +9,21 @@ from whence.errors import BadInput
 
 __all__ = ["LOG_VERSION", "connected", "existing_log", "prepared_log"]
 
-LOG_VERSION = 3
+LOG_VERSION = 4
 """`user_version` of the file."""
 
 # So long a reader waits for another process that has the file locked.
 _WAIT_SECONDS = 10.0
 
+# Which examples each version of a store had, for payouts of answers that several versions gave.
+_VERSION_4 = """
+CREATE TABLE versions (
+    digest TEXT PRIMARY KEY,
+    model TEXT NOT NULL,
+    before TEXT NOT NULL,
+    changes BLOB NOT NULL
+);
+"""
 # How many answers of each day are not there any more: who adds answers up has to know that some are missing.
 _VERSION_3 = """
 ALTER TABLE queries ADD COLUMN receipt INTEGER;
@@ -81,7 +90,12 @@ INSERT INTO shares SELECT * FROM shares_1;
 DROP TABLE shares_1;
 DROP TABLE queries_1;
 """
-_UPGRADES = {0: _VERSION_2 + _VERSION_3, 1: _FROM_VERSION_1 + _VERSION_3, 2: _VERSION_3}
+_UPGRADES = {
+    0: _VERSION_2 + _VERSION_3 + _VERSION_4,
+    1: _FROM_VERSION_1 + _VERSION_3 + _VERSION_4,
+    2: _VERSION_3 + _VERSION_4,
+    3: _VERSION_4,
+}
 
 
 def connected(path: str) -> sqlite3.Connection:

@@ -66,7 +66,7 @@ def with_documents(hosted: HostedStore, documents: Sequence[Mapping[str, Any]]) 
 
     Raises:
         BadInput: If an id comes twice, or a service cannot change this store.
-        Refused: If an id is that of another text.
+        Refused: If an id is that of another text, or of the same document that was deleted before.
     """
     ids = [str(document["id"]) for document in documents]
     twice = next((name for name in ids if ids.count(name) > 1), None)
@@ -79,7 +79,16 @@ def with_documents(hosted: HostedStore, documents: Sequence[Mapping[str, Any]]) 
     added = [example.id for example in new]
     records = [document for document in documents if document["id"] in set(added)]
     build(task, records, folder, append=True, config=settings_of(hosted.prepared.store), runtime=Runtime(quiet=True))
-    return _reopened(hosted), added
+    later = _reopened(hosted)
+    missing = next((name for name in added if later.catalog.row_of(name) is None), None)
+    if missing is not None:  # a build of the same data adds nothing, and what was deleted stays deleted
+        raise Refused(
+            409,
+            found=f"the document {missing[:80]!r}, which was deleted from the store {hosted.name} and is the same as it was",
+            needed="an id that this store never had for that text",
+            do="add it with another id",
+        )
+    return later, added
 
 
 def without_documents(hosted: HostedStore, ids: Sequence[str]) -> tuple[HostedStore, list[int]]:

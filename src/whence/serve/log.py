@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, DiskFull, WhenceError
-from whence.ledger import Chain, Head, check_chain, connected, next_receipts, prepared_log, unsealed_answers
+from whence.ledger import (
+    Chain,
+    Head,
+    StoreVersion,
+    check_chain,
+    connected,
+    next_receipts,
+    prepared_log,
+    unsealed_answers,
+    write_version,
+)
 from whence.serve.limits import Limits
 from whence.serve.log_clock import LogClock
 from whence.serve.responses import Refused
@@ -151,6 +161,18 @@ class QueryLog:
             (count,) = self.reader.execute(_COUNT, (versions, since, until)).fetchone()
         names = ("source", "positive", "negative", "answers")
         return {"questions": count, "shares": [dict(zip(names, row, strict=True)) for row in rows]}
+
+    def note_version(self, version: StoreVersion) -> bool:
+        """Note which examples a version of a store has, so that a payout can be made of the answers of several.
+
+        Returns:
+            Whether it is noted now; not where the one that it was made from is not.
+
+        Raises:
+            Refused: If the disk is full, or the file cannot be written.
+        """
+        with self._written():
+            return write_version(self.writer, version)
 
     def purge(self) -> None:
         """Delete what is older than it may be, and the oldest of what is too much.

@@ -1,5 +1,6 @@
 """The line of waiting questions, and the one thread that owns the models."""
 
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -22,7 +23,7 @@ from whence.serve.question import Question
 from whence.serve.redaction import Redaction
 from whence.serve.render import shown
 from whence.serve.responses import Refused, internal_error
-from whence.serve.versions import Versions
+from whence.serve.versions import Versions, version_of
 
 __all__ = ["Cancelled", "Change", "Full", "Job", "QuestionQueue", "TooLate"]
 
@@ -154,6 +155,8 @@ class QuestionQueue:
         self.seconds_each = 0.1
         # Questions that were here when the last scan ended, and until when the next one waits for as many.
         self.company, self.patient_until = 0, 0.0
+        for hosted in stores.values() if credits else ():
+            self._note(hosted)
         self.thread = threading.Thread(target=self._work, name="whence-line", daemon=True)
         self.thread.start()
 
@@ -228,10 +231,19 @@ class QuestionQueue:
                 error = internal_error()
             change.future.set_exception(error)
             return
-        if hosted is not self.stores[change.name]:
+        former = self.stores[change.name]
+        if hosted is not former:
+            if self.credits:
+                self._note(hosted, former, deleted)
             self.versions[change.name].add(hosted.digest, deleted)
             self.stores[change.name], self.masks[change.name] = hosted, Masks(hosted)
         change.future.set_result(hosted)
+
+    def _note(self, hosted: HostedStore, former: HostedStore | None = None, deleted: Sequence[int] = ()) -> None:
+        """Have the log know a version's examples; where it cannot, stderr says so, and a payout will refuse its answers."""
+        with contextlib.suppress(Refused):
+            if not self.log.note_version(version_of(hosted, former, deleted)):
+                self.log.note_version(version_of(hosted))
 
     def _gather(self) -> None:
         """Wait for those who were just answered."""

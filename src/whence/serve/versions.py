@@ -2,11 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from whence.ledger import StoreVersion
+from whence.serve.hosted_store import HostedStore
 from whence.serve.question import SIDES
 
-__all__ = ["Versions"]
+__all__ = ["Versions", "version_of"]
 
 
 class Versions:
@@ -57,3 +60,22 @@ class Versions:
         missing = sum(len(answer[side]) - len(sides[side]) for side in SIDES)
         notes = [f"{missing} of its hits were deleted since it was given"] if missing else []
         return {**answer, **sides, "notes": [*answer["notes"], *notes]}
+
+
+def version_of(hosted: HostedStore, former: HostedStore | None = None, deleted: Sequence[int] = ()) -> StoreVersion:
+    """What the log notes of a version, for payouts.
+
+    Args:
+        hosted: The store.
+        former: What it was before a change; None to tell it in full.
+        deleted: Rows of the former one that it lacks.
+    """
+    store = hosted.prepared.store
+    first = 0 if former is None else len(former.prepared.store) - len(deleted)
+    return StoreVersion(
+        digest=hosted.digest,
+        model=hosted.weights,
+        before="" if former is None else former.digest,
+        deleted=sorted(deleted),
+        added=[(example["id"], example.get("source", "")) for example in islice(store.examples(), first, None)],
+    )

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from whence.errors import BadInput
 from whence.ledger import Period, canonical, read_credit
 from whence.shares.answers import Answers, checked_answers
@@ -13,13 +15,21 @@ from whence.store.files import read_lines
 __all__ = ["ANSWERS", "EXAMPLES", "answers_files", "read_answers"]
 
 ANSWERS, EXAMPLES = "answers.jsonl", "examples.jsonl"
-_FORMAT = "whence answers 1"
+_FORMAT = "whence answers 2"
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A version of the store, and places of its rows in the list of examples: first and behind the last of each run."""
+
+    store: str
+    rows: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class _Header:
     format: str
-    store: str
+    versions: tuple[_Version, ...]
     period: Period
     single: int
     notes: tuple[str, ...]
@@ -27,7 +37,8 @@ class _Header:
 
 def answers_files(answers: Answers) -> dict[str, Iterator[bytes]]:
     """The files by name, line by line."""
-    header = _Header(_FORMAT, answers.store, answers.period, answers.single, answers.notes)
+    versions = tuple(_Version(digest, _runs(rows)) for digest, rows in answers.versions.items())
+    header = _Header(_FORMAT, versions, answers.period, answers.single, answers.notes)
     lines = (canonical(asdict(header)), *(credit.line() for credit in answers.credits))
     return {
         ANSWERS: (line + b"\n" for line in lines),
@@ -65,4 +76,29 @@ def _read(folder: Path) -> Answers:
     train_ids = tuple(read_lines(folder / EXAMPLES))
     if not credits or not all(isinstance(name, str) for name in train_ids):
         raise ValueError("no answers, or an id that is no text")
-    return checked_answers(Answers(header.store, header.period, train_ids, credits, header.single, header.notes))
+    versions = {version.store: _places(version.rows, len(train_ids)) for version in header.versions}
+    if len(versions) < len(header.versions):
+        raise ValueError("a version of the store that is there twice")
+    return checked_answers(Answers(versions, header.period, train_ids, credits, header.single, header.notes))
+
+
+def _runs(places: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Places as runs of numbers that follow each other."""
+    if not len(places):
+        return ()
+    ends = np.flatnonzero(np.diff(places) != 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(places, ends))
+
+
+def _places(runs: tuple[tuple[int, int], ...], count: int) -> np.ndarray:
+    """Places from runs.
+
+    Raises:
+        ValueError: If there is no such place, or one is named twice.
+    """
+    if any(not 0 <= first < stop <= count for first, stop in runs) or sum(stop - first for first, stop in runs) > count:
+        raise ValueError("rows of a version that are no examples")
+    places = np.concatenate([np.arange(first, stop) for first, stop in runs] or [np.zeros(0, dtype=np.int64)])
+    if len(np.unique(places)) < len(places):
+        raise ValueError("an example that is two rows of a version")
+    return places

@@ -24,7 +24,7 @@ from whence.store.files import read_lines
 
 __all__ = ["FORMAT", "content_of", "copy_tables", "csv_text", "queries_rows", "read_sources", "shares_rows", "sources_text"]
 
-FORMAT = "whence shares 3"
+FORMAT = "whence shares 4"
 # Of each query so many sources are listed one by one; the rest is one line, so that many documents and many queries make no file of both.
 _LISTED = 100
 _CHUNK_BYTES = 4 << 20

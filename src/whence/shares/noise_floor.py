@@ -19,14 +19,16 @@ def errors_floor(scores_MN: np.ndarray, errors: float) -> np.ndarray:
     return errors * np.sqrt(variance_N / num_models)
 
 
-def floor_words(floor: float | str | None, errors: float | None, floors: Sequence[float], num_examples: int, unit: str) -> str:
+def floor_words(
+    floor: float | str | None, errors: float | None, floors: Sequence[float], sizes: Sequence[int], unit: str
+) -> str:
     """What the floor is and how it was found, in a sentence.
 
     Args:
         floor: As in `whence.settings.SharesConfig`.
         errors: Likewise.
         floors: The floor of each query; those of a number of standard errors differ by example and are left out.
-        num_examples: How many training examples there are.
+        sizes: How many training examples there are, in each version of the store.
         unit: Of the scores.
 
     Returns:
@@ -38,16 +40,18 @@ def floor_words(floor: float | str | None, errors: float | None, floors: Sequenc
         return "no noise floor was set, so small scores count in full: many small ones add up, also where each is chance"
     if floor is not None:
         return f"scores nearer to zero than {floor:g} ({unit})"
-    if num_examples < LEAST_SCORES:
+    fewest, most = min(sizes), max(sizes)
+    if most < LEAST_SCORES:
         return (
-            f"no noise floor: among {num_examples:,} examples it cannot be told which scores are chance, {LEAST_SCORES} are needed; "
+            f"no noise floor: among {most:,} examples it cannot be told which scores are chance, {LEAST_SCORES} are needed; "
             "small scores count in full"
         )
+    count = f"{most:,}" if fewest == most else f"N), with the N examples of each version of the store ({fewest:,} to {most:,}"
     low, high = min(floors), max(floors)
     ends = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g} by query"
     return (
         f"scores nearer to zero than the largest of as many chance scores would be: {ends} ({unit}), which is 1.4826 x the median size of a "
-        f"query's scores x sqrt(2 ln {num_examples:,})"
+        f"query's scores x sqrt(2 ln {count})"
     )
 
 

@@ -215,7 +215,7 @@ def _origin_rows(record: Mapping[str, Any], command: str | None) -> list[tuple[s
     more = f"; {answers['single_tokens']:,} about single tokens do not count" if answers["single_tokens"] else ""
     return [
         ("answers", f"{answers['count']:,} from {answers['since']} to {answers['until']}{more}"),
-        ("digest of the store that answered", answers["store"]),
+        ("digests of the store that answered, a version each", ", ".join(answers["stores"])),
     ]
 
 

@@ -40,7 +40,7 @@ def receipt_faults(answers: Answers, heads: Sequence[Head]) -> list[str]:
             faults.append(f"answer {credit.id}: receipt {head.number} is of another time or store")
     ids, period = set(answers.query_ids), answers.period
     for head in by_id.values():
-        is_due = head.store == answers.store and head.token is None and period.since <= head.time < period.until
+        is_due = head.store in answers.versions and head.token is None and period.since <= head.time < period.until
         if is_due and head.id not in ids:
             faults.append(f"answer {head.id}: receipt {head.number} is of this period, and the report leaves it out")
     return faults

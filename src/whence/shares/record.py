@@ -24,7 +24,7 @@ from whence.shares.shares import Shares
 from whence.store import Store, check_writable, parse_json, read_plain, sha256_of, write_bytes, write_json
 from whence.store.file_sets import new_folder
 
-__all__ = ["RECORD", "SEAL", "answers_facts", "check_new", "digest_of_input", "store_facts", "write_shares"]
+__all__ = ["RECORD", "SEAL", "answers_facts", "check_new", "digest_of_input", "store_facts", "unlike_answers", "write_shares"]
 
 RECORD = "record.json"
 # As `sha256sum` writes and checks it.
@@ -180,9 +180,17 @@ def answers_facts(answers: Answers) -> dict[str, Any]:
     """What a record says of answers; the times as people read them."""
     since, until = (datetime.fromtimestamp(at, UTC).isoformat() for at in (answers.period.since, answers.period.until))
     return {
-        "store": answers.store, "period": answers.period.name, "since": since, "until": until, "count": len(answers.credits),
+        "stores": answers.stores, "period": answers.period.name, "since": since, "until": until, "count": len(answers.credits),
         "single_tokens": answers.single,
     }  # fmt: skip
+
+
+def unlike_answers(store: Store, answers: Answers) -> str:
+    """What a store is otherwise than the version of it that answers are of, in words; empty if nothing."""
+    if store.digest not in answers.versions:
+        return f"digest {store.digest[:12]}, and answers of {', '.join(name[:12] for name in answers.stores)}"
+    named = tuple(answers.train_ids[place] for place in answers.versions[store.digest])
+    return "" if named == store.ids() else "other examples than the answers say"
 
 
 def _with_origin(models: list[str], data: list[str], origin: Mapping[str, Sequence[str]] | None) -> tuple[list[str], list[str]]:
@@ -211,8 +219,8 @@ def _check_store(store: Store, report: Shares, models: Sequence[str]) -> None:
         StoreMismatch: If its model is not among theirs, or its examples are others.
     """
     what = ""
-    if isinstance(report.tables, Answers) and store.digest != report.tables.store:
-        what = f"digest {store.digest[:12]}, and answers of {report.tables.store[:12]}"
+    if isinstance(report.tables, Answers):
+        what = unlike_answers(store, report.tables)
     elif models and store.blueprint.model not in models:
         what = f"model {store.blueprint.model[:12]}, and tables of {', '.join(name[:12] for name in models)}"
     elif store.ids() != report.tables.train_ids:

@@ -59,7 +59,7 @@ class StoreFacts:
 class AnswersFacts:
     """Which answers of a service a report is of."""
 
-    store: str
+    stores: tuple[str, ...]
     period: str
     since: str
     until: str

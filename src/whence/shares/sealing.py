@@ -35,7 +35,7 @@ def sealed_folder(folder: str | Path) -> Sealed:
         record = read_report(folder)
         facts = {"models": record.models, "data": record.data, "method": record.method, "unit": record.unit}
         facts |= {"record": sha256_of(folder / RECORD)}
-        store = "" if record.answers is None else record.answers.store
+        store = "" if record.answers is None else record.answers.stores[0]
         return sealed_now("shares", _named(folder, facts), store=store)
     table, origin = load_table(folder), origin_of_table(folder)
     facts = {"models": origin.get("models", []), "data": origin.get("data", []), "method": table.method, "unit": table.unit}

@@ -110,7 +110,7 @@ class Shares:
     def noise_floor(self) -> str:
         """What the noise floor is and how it was found, in a sentence."""
         rule, tables = self.rule, self.tables
-        return floor_words(rule.floor, rule.floor_errors, self.floors, len(tables.train_ids), tables.unit)
+        return floor_words(rule.floor, rule.floor_errors, self.floors, tables.sizes, tables.unit)
 
     @property
     def over_queries(self) -> str:

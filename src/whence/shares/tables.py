@@ -64,6 +64,11 @@ class Tables:
         return self.first.train_ids
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples each query was scored against."""
+        return (len(self.train_ids),)
+
+    @property
     def num_models(self) -> int:
         """How many models scored each query."""
         return len(self.tables) if self.several == "models" else 1

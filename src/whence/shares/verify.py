@@ -14,11 +14,11 @@ from whence.errors import BadInput, WhenceError
 from whence.ledger import Head
 from whence.settings import SharesConfig
 from whence.shares.answers import Answers
-from whence.shares.answers_file import ANSWERS, read_answers
+from whence.shares.answers_file import ANSWERS, EXAMPLES, read_answers
 from whence.shares.example_facts import FACTS, read_facts
 from whence.shares.files import content_of, csv_text, queries_rows, read_sources, shares_rows
 from whence.shares.receipted import receipt_faults
-from whence.shares.record import RECORD, SEAL, answers_facts, digest_of_input, store_facts
+from whence.shares.record import RECORD, SEAL, answers_facts, digest_of_input, store_facts, unlike_answers
 from whence.shares.sealed_record import Record, read_report
 from whence.shares.shares import Shares, shares
 from whence.store import open_store, parse_json, read_plain, sha256_of, verify_store
@@ -96,6 +96,7 @@ def verify_shares(
         changed, missing = _origins(record, folder, {role: Path(path) for role, path in (inputs or {}).items()})
         faults, notes = faults + changed, notes + missing
         recomputed = _again(folder, record)
+        faults += _rows(folder, record, recomputed, inputs or {})
         faults += _figures(folder, recomputed) + _stated(folder, record, recomputed)
         faults += [] if receipts is None else _unsealed(folder, recomputed, receipts)
     except WhenceError as error:
@@ -126,6 +127,17 @@ def _stated(folder: Path, record: Record, recomputed: Shares) -> list[str]:
         for name, value in vars(record.answers).items()
         if value != due[name]
     ]
+
+
+def _rows(folder: Path, record: Record, recomputed: Shares, inputs: Mapping[str, str | Path]) -> list[str]:
+    """Faults of the examples that answers are said to number, where the store is at hand."""
+    if record.store is None or not isinstance(recomputed.tables, Answers):
+        return []
+    path = _reachable("store", record.store.folder, folder, {role: Path(path) for role, path in inputs.items()})
+    if path is None or not path.exists():
+        return []
+    what = unlike_answers(open_store(path, check=False), recomputed.tables)
+    return [f"{folder / EXAMPLES}: the store in {path} is one of {what}"] if what else []
 
 
 def _check_roles(record: Record, named: Mapping[str, str | Path]) -> None:
