@@ -209,7 +209,7 @@ def test_answers_that_an_earlier_version_gave_and_the_log_lost_are_missed(month)
 
 
 def test_places_in_files_are_runs():
-    from whence.shares.answers_file import _places, _runs
+    from whence.shares.answers_file import _numbers, _runs
 
     for places in ([], [0], [0, 1, 2], [5, 6, 0, 9, 8]):
-        assert _places(_runs(np.array(places, dtype=np.int64)), 10).tolist() == places
+        assert _numbers(_runs(np.array(places, dtype=np.int64)), 10).tolist() == places

@@ -88,9 +88,9 @@ def service(desk):
     """Makes clients of services with some options; stops them after the test."""
     opened = []
 
-    def make(desks=(desk,), token=None, **options):
+    def make(desks=(desk,), token=None, accounts=(), **options):
         client = TestClient(
-            create_app(desks, ServeConfig(**{"log": ":memory:", **options}), token=token),
+            create_app(desks, ServeConfig(**{"log": ":memory:", **options}), token=token, accounts=accounts),
             base_url="http://127.0.0.1", raise_server_exceptions=False,
         )  # fmt: skip
         opened.append(client)

@@ -316,7 +316,7 @@ def _log_and_chain(folder: Path) -> list:
     with sqlite3.connect(folder / "log.sqlite") as known:
         rows = [known.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in ("queries", "credits", "removed")]
     # When an answer was kept is the only thing that another run says otherwise.
-    return [[row[:-2] + row[-1:] for row in rows[0]], *rows[1:], (folder / "receipts.jsonl").read_bytes()]
+    return [[row[:-3] + row[-2:] for row in rows[0]], *rows[1:], (folder / "receipts.jsonl").read_bytes()]
 
 
 def _nothing_told_is_lost(folder: Path) -> None:

@@ -91,7 +91,7 @@ def _sources(answers: Any, opened: Any, origin: SourceOptions) -> Any:
         )
     if origin.by not in ("source", "id"):
         return sources
-    return {name: name if origin.by == "id" else source for name, source in answers.gone.items()} | sources
+    return {name: name if origin.by == "id" else source for name, source in answers.former.items()} | sources
 
 
 def _check_weights(reported: ReportOptions, logged: LogOptions) -> None:

@@ -57,10 +57,13 @@ class TokenFiles:
 
     Args:
         token_file: File with the token that requests have to show.
+        clients: File with clients instead, a JSON object: by name `token`, perhaps `per_day`, how many questions it may ask in a day, and
+            `salt`, from which its handles are made with --hide-ids.
         write_token_file: File with another token, for requests that add documents to a store or delete them; they are refused if left out.
     """
 
     token_file: Path | None = None
+    clients: Path | None = None
     write_token_file: Path | None = None
 
 
@@ -104,11 +107,11 @@ def serve(
             found=f"no package {error.name}", needed="what the service needs", do="pip install 'whence-tda[serve]'"
         ) from error
     from whence.progress import say
-    from whence.serve.config import check_token, check_write_token
+    from whence.serve.accounts import check_access, read_accounts
 
     token, write_token = (path and read_token(path) for path in (tokens.token_file, tokens.write_token_file))
-    check_write_token(write_token, token, config)
-    check_token(config.host, token)  # first: a wrong address should not wait for a large model
+    accounts = () if tokens.clients is None else read_accounts(tokens.clients)
+    check_access(config, token, write_token, accounts)  # first: a wrong address should not wait for a large model
     if page.verbatim is not None and config.redacted:
         raise BadInput(
             found="--verbatim with --redacted",
@@ -127,7 +130,7 @@ def serve(
 
     with workers_of(config.workers, config.ray) as pool:  # they start while models are loaded
         hosted_stores = _hosted_stores(folders, recorded, machine, page, images, pool)
-        run_app(create_app(hosted_stores, config, token=token, write_token=write_token), config, ready)
+        run_app(create_app(hosted_stores, config, token=token, write_token=write_token, accounts=accounts), config, ready)
 
 
 def _hosted_stores(

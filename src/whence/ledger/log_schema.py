@@ -15,7 +15,8 @@ LOG_VERSION = 4
 # So long a reader waits for another process that has the file locked.
 _WAIT_SECONDS = 10.0
 
-# Which examples each version of a store had, for payouts of answers that several versions gave.
+# Which examples each version of a store had, for payouts of answers that several versions gave; who asked, and how often in a day, whatever
+# was deleted since.
 _VERSION_4 = """
 CREATE TABLE versions (
     digest TEXT PRIMARY KEY,
@@ -23,6 +24,17 @@ CREATE TABLE versions (
     before TEXT NOT NULL,
     changes BLOB NOT NULL
 );
+ALTER TABLE queries ADD COLUMN client TEXT NOT NULL DEFAULT '';
+CREATE TABLE asked (
+    client TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    answers INTEGER NOT NULL,
+    PRIMARY KEY (client, day)
+) WITHOUT ROWID;
+CREATE TRIGGER queries_asked AFTER INSERT ON queries WHEN NEW.client != '' BEGIN
+    INSERT INTO asked VALUES (NEW.client, CAST(NEW.time / 86400 AS INTEGER), 1)
+        ON CONFLICT (client, day) DO UPDATE SET answers = answers + 1;
+END;
 """
 # How many answers of each day are not there any more: who adds answers up has to know that some are missing.
 _VERSION_3 = """

@@ -97,11 +97,11 @@ def rows_of_versions(
     Raises:
         BadInput: If what is noted cannot be read.
     """
-    found = _Examples()
-    rows = {at_hand[0]: found.places(at_hand[1])}
+    examples = _Examples()
+    rows = {at_hand[0]: examples.numbered(at_hand[1])}
     try:
         for digest in digests:
-            _trace(connection, digest, rows, found)
+            _trace(connection, digest, rows, examples)
     except (ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
         raise BadInput(
             found=f"versions of a store in the query log that cannot be read ({error})",
@@ -109,7 +109,7 @@ def rows_of_versions(
             do="restore the log from a copy",
         ) from error
     return VersionRows(
-        tuple(found.sources), {digest: rows[digest] for digest in digests}, found.sources, frozenset(found.disputed)
+        tuple(examples.sources), {digest: rows[digest] for digest in digests}, examples.sources, frozenset(examples.disputed)
     )
 
 
@@ -121,7 +121,7 @@ class _Examples:
         self.numbers: dict[str, int] = {}
         self.disputed: set[str] = set()
 
-    def places(self, examples: Iterable[tuple[str, str]]) -> np.ndarray:
+    def numbered(self, examples: Iterable[tuple[str, str]]) -> np.ndarray:
         """Where examples stand, the new ones at the end."""
         numbers = []
         for name, source in examples:
@@ -131,7 +131,7 @@ class _Examples:
         return np.array(numbers, dtype=np.int64)
 
 
-def _trace(connection: sqlite3.Connection, digest: str, rows: dict[str, np.ndarray], found: _Examples) -> None:
+def _trace(connection: sqlite3.Connection, digest: str, rows: dict[str, np.ndarray], examples: _Examples) -> None:
     """Find the rows of a version, by way of those that it was made from.
 
     Raises:
@@ -151,5 +151,5 @@ def _trace(connection: sqlite3.Connection, digest: str, rows: dict[str, np.ndarr
         added = fitted(tuple[tuple[str, str], ...], changes["added"], "added")
         deleted = fitted(tuple[int, ...], changes["deleted"], "deleted")
         left = np.delete(rows[digest], np.array(deleted, dtype=np.int64))
-        rows[name] = np.concatenate([left, found.places(added)])
+        rows[name] = np.concatenate([left, examples.numbered(added)])
         digest = name

@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from whence._version import __version__
 from whence.errors import BadInput, WhenceError
 from whence.ledger import Chain, read_signer
+from whence.serve.accounts import Account, Quotas, check_access
 from whence.serve.catalog import seconds_of
-from whence.serve.config import ServeConfig, check_token, check_write_token
+from whence.serve.config import ServeConfig
 from whence.serve.documents import id_of, with_documents, without_documents
 from whence.serve.errors import failed
 from whence.serve.health import Health
@@ -51,6 +52,7 @@ def create_app(
     *,
     token: str | None = None,
     write_token: str | None = None,
+    accounts: Sequence[Account] = (),
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -58,6 +60,7 @@ def create_app(
         stores: The stores, loaded.
         config: Limits and options.
         token: What requests have to show; needed unless the address is a loopback one.
+        accounts: Clients, each with a token of its own, instead of `token`.
         write_token: What requests have to show that add documents to a store or delete them; None refuses these.
 
     Returns:
@@ -67,8 +70,7 @@ def create_app(
         BadInput: If there is no store, two have one name, or a token keeps nobody out.
     """
     config = config or ServeConfig()
-    check_token(config.host, token)
-    check_write_token(write_token, token, config)
+    check_access(config, token, write_token, accounts)
     names = [hosted.name for hosted in stores]
     if not names or len(set(names)) < len(names):
         raise BadInput(
@@ -76,7 +78,7 @@ def create_app(
             needed="one or more, each with a name of its own",
             do="write NAME=FOLDER",
         )
-    service = _Service({hosted.name: hosted for hosted in stores}, config)
+    service = _Service({hosted.name: hosted for hosted in stores}, config, accounts)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -90,7 +92,7 @@ def create_app(
     app.include_router(_pages())
     app.include_router(_api(service))
     # Whatever else goes wrong comes to the guard, which answers to it with the headers that every response carries.
-    app.add_middleware(Guard, token=token, write_token=write_token, limits=config, metrics=service.metrics)
+    app.add_middleware(Guard, token=token, write_token=write_token, accounts=accounts, limits=config, metrics=service.metrics)
     for kind in (WhenceError, RequestValidationError, HTTPException, Refused, Full, Cancelled, TooLate):
         app.add_exception_handler(kind, failed)
     app.state.metrics = service.metrics
@@ -100,14 +102,15 @@ def create_app(
 class _Service:
     """What the paths share."""
 
-    def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig):
+    def __init__(self, stores: Mapping[str, HostedStore], config: ServeConfig, accounts: Sequence[Account]):
         self.config = config
         self.metrics, self.health = Metrics(), Health()
-        self.redaction = config.redaction()
+        self.redaction = config.redaction({account.name: account.salt for account in accounts if account.salt})
         chain = None
         if config.receipts is not None and config.sign_with is not None:
             chain = Chain(config.receipts, read_signer(config.sign_with))
         self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes, chain=chain)
+        self.quotas, self.has_accounts = Quotas(accounts, self.log), bool(accounts)
         self.queue = QuestionQueue(
             stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=self.redaction,
             health=self.health, credits=config.credits,
@@ -124,19 +127,20 @@ class _Service:
             raise Refused(404, found=f"no store {name[:80]!r}", needed=f"one of: {', '.join(self.stores)}", do="pick one")
         return self.stores[name]
 
-    def job(self, name: str, question: Question) -> Job:
-        hosted = self.hosted(name)
+    def job(self, name: str, question: Question, request: Request) -> Job:
+        hosted, client = self.hosted(name), request.state.client
         hosted.check(question)
-        return Job(_new_id(), hosted, question, time.monotonic() + self.config.seconds)
+        self.quotas.check(client)
+        return Job(_new_id(), hosted, question, time.monotonic() + self.config.seconds, client)
 
-    def logged(self, name: str) -> tuple[dict[str, Any], HostedStore]:
+    def logged(self, name: str, request: Request) -> tuple[dict[str, Any], HostedStore]:
         """An answer from the log, and the store that it is of: that very version of it.
 
         Raises:
             Refused: If there is none, or a redacted service does not show it.
         """
         answer = self.log.answer(name)
-        if answer is None:
+        if answer is None or (self.has_accounts and answer.get("client") != request.state.client):
             raise Refused(404, found="no such answer", needed="one that was given here and is not too old", do="ask again")
         store = next((store for store, versions in self.queue.versions.items() if answer["digest"] in versions.digests), None)
         if store is None:
@@ -172,6 +176,7 @@ class _Service:
         except Full:
             del self.jobs[job.id]
             raise
+        self.quotas.count(job.client)
         if stream is not None:
             return StreamingResponse(stream, media_type="text/event-stream")
         return json_response(await waited(job, request))
@@ -251,15 +256,15 @@ def _api(service: _Service) -> APIRouter:
 
     @router.post("/v1/stores/{store}/ask", summary="Write an answer and attribute it")
     async def ask(store: str, body: Ask, request: Request) -> Response:
-        return await service.answer(request, service.job(store, question_of(body, service.config)))
+        return await service.answer(request, service.job(store, question_of(body, service.config), request))
 
     @router.post("/v1/stores/{store}/attribute", summary="Attribute a completion, or one token of it")
     async def attribute(store: str, body: Attribute, request: Request) -> Response:
-        return await service.answer(request, service.job(store, question_of(body, service.config)))
+        return await service.answer(request, service.job(store, question_of(body, service.config), request))
 
     @router.post("/v1/stores/{store}/attribute-item", summary="Attribute the label of a text, or an image")
     async def attribute_item(store: str, body: AttributeItem, request: Request) -> Response:
-        return await service.answer(request, service.job(store, question_of(body, service.config)))
+        return await service.answer(request, service.job(store, question_of(body, service.config), request))
 
     @router.post("/v1/stores/{store}/documents", summary="Add documents to a store; needs the token for changes")
     async def add_documents(store: str, body: AddDocuments) -> Response:
@@ -297,31 +302,36 @@ def _api(service: _Service) -> APIRouter:
 
     @router.get("/v1/stores/{store}/shares", summary="What the sources add up to over the questions of some time")
     def shares(
-        store: str, since: _Time = None, until: _Time = None, limit: Annotated[int, Query(ge=1, le=1000)] = _SHOWN_SOURCES
+        request: Request,
+        store: str,
+        since: _Time = None,
+        until: _Time = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = _SHOWN_SOURCES,
     ) -> Response:
         last = time.time() + 1 if until is None else seconds_of(until)
         first = last - 30 * _DAY if since is None else seconds_of(since)
         hosted = service.hosted(store)
-        by_source = service.log.shares(service.queue.versions[hosted.name].digests, first, last, limit)
+        client = request.state.client if service.has_accounts else None
+        by_source = service.log.shares(service.queue.versions[hosted.name].digests, first, last, limit, client)
         if service.redaction is not None:
             by_source["shares"] = service.redaction.shares(by_source["shares"], hosted.catalog.source_sizes)
         return json_response({"since": first, "until": last, **by_source})
 
     @router.get("/v1/answers/{answer}", summary="An answer that was given before")
-    def answer(answer: str) -> Response:
-        logged, hosted = service.logged(answer)
+    def answer(answer: str, request: Request) -> Response:
+        logged, hosted = service.logged(answer, request)
         with service.health.reading(hosted.name):
             return json_response(shown(hosted, [logged], redacted=service.redaction)[0])
 
     @router.get("/v1/answers/{answer}/image", summary="The image that was asked about, small, as PNG", response_class=Response)
-    def asked_image(answer: str) -> Response:
-        logged, _ = service.logged(answer)
+    def asked_image(answer: str, request: Request) -> Response:
+        logged, _ = service.logged(answer, request)
         return _png(base64.b64decode(logged.get("item", {}).get("thumbnail", "")) or None)
 
     @router.post("/v1/answers/{answer}/cancel", summary="Stop working on an answer")
-    async def cancel(answer: str) -> Response:
+    async def cancel(answer: str, request: Request) -> Response:
         job = service.jobs.get(answer)
-        if job is None:
+        if job is None or job.client != request.state.client:
             raise Refused(404, found="no such answer in the making", needed="the id of one that `begun` named", do="check it")
         job.is_cancelled = True
         return json_response({"id": answer, "cancelled": True})

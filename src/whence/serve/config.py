@@ -1,13 +1,14 @@
 """Options of the service, and the rules that keep it closed unless it is opened on purpose."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from whence.errors import BadInput
 from whence.serve.limits import Limits
 from whence.serve.redaction import Redaction
 
-__all__ = ["ServeConfig", "check_token", "check_write_token", "is_loopback"]
+__all__ = ["ServeConfig", "check_length", "check_token", "check_write_token", "is_loopback"]
 
 _SHORTEST_TOKEN = 16
 
@@ -67,11 +68,15 @@ class ServeConfig(Limits):
                 found=f"ray={self.ray!r} without workers", needed="how many", do="say how many workers, or leave ray out"
             )
 
-    def redaction(self) -> Redaction | None:
-        """What is told instead of training text; None where that is shown."""
+    def redaction(self, salts: Mapping[str, str] | None = None) -> Redaction | None:
+        """What is told instead of training text; None where that is shown.
+
+        Args:
+            salts: By name of a client what its handles are made with, where each has its own.
+        """
         if not self.redacted:
             return None
-        return Redaction(self.round_to, self.least_group, self.hide_ids)
+        return Redaction(self.round_to, self.least_group, self.hide_ids, salts=salts or {})
 
     def _check_redaction(self) -> None:
         """Refuse settings of a redacted service that cannot be, or for one that is not.
@@ -120,7 +125,7 @@ def check_write_token(write_token: str | None, token: str | None, config: ServeC
     """
     if write_token is None:
         return
-    _check_length(write_token)
+    check_length(write_token)
     if write_token == token:
         raise BadInput(
             found="one token for questions and for changes",
@@ -152,13 +157,18 @@ def check_token(host: str, token: str | None) -> None:
             do="pass --token-file with a file that holds one, or listen on 127.0.0.1",
         )
     if token is not None:
-        _check_length(token)
+        check_length(token)
 
 
-def _check_length(token: str) -> None:
+def check_length(token: str, what: str = "token") -> None:
+    """Refuse a secret that is easily guessed, or that no header can hold.
+
+    Raises:
+        BadInput: If it is one.
+    """
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
         raise BadInput(
-            found=f"a token of {len(token)} characters",
+            found=f"a {what} of {len(token)} characters",
             needed=f"{_SHORTEST_TOKEN} or more, printable ASCII",
             do="make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`",
         )

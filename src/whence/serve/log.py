@@ -38,10 +38,13 @@ __all__ = ["QueryLog"]
 _SHARES = """
 SELECT source, sum(positive), sum(negative), count(DISTINCT query)
 FROM shares JOIN queries ON queries.id = shares.query
-WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ?
+WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ? AND (? IS NULL OR client = ?)
 GROUP BY source ORDER BY 2 DESC, 1 LIMIT ?
 """
-_COUNT = "SELECT count(*) FROM queries WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ?"
+_COUNT = """
+SELECT count(*) FROM queries
+WHERE digest IN (SELECT value FROM json_each(?)) AND time >= ? AND time < ? AND (? IS NULL OR client = ?)
+"""
 _OLDEST = "DELETE FROM queries WHERE number IN (SELECT number FROM queries ORDER BY number LIMIT ?)"
 _COLUMNS = ("id", "time", "store", "digest", "prompt", "completion", "measurement", "seconds")
 _SUMS = ("source", "positive", "negative")
@@ -96,7 +99,8 @@ class QueryLog:
         """Keep answers: when this returns, they and their receipts are on disk.
 
         Args:
-            answers: What `answered` gives, with id, time and digest; a `credit` in it, as bytes, is kept for payouts and never shown.
+            answers: What `answered` gives, with id, time and digest; a `credit` in it, as bytes, is kept for payouts and never shown;
+                `client`, who asked, is kept beside it.
 
         Returns:
             Heads of their receipts by id; none without a chain.
@@ -110,10 +114,16 @@ class QueryLog:
             if self._bytes() > self.max_bytes:
                 self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(
-                f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at, receipt) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO queries ({', '.join(_COLUMNS)}, answer, kept_at, receipt, client) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (*(answer[name] for name in _COLUMNS), _text_of(answer), answer["time"] - shift, receipt)
+                    (
+                        *(answer[name] for name in _COLUMNS),
+                        _text_of(answer),
+                        answer["time"] - shift,
+                        receipt,
+                        answer.get("client", ""),
+                    )
                     for answer, receipt in zip(answers, receipts, strict=True)
                 ],
             )
@@ -131,16 +141,28 @@ class QueryLog:
         return heads
 
     def answer(self, name: str) -> dict[str, Any] | None:
-        """An answer by its id; None if it is not there (any more).
+        """An answer by its id, with `client`, who asked, where that is known; None if it is not there (any more).
 
         Raises:
             Refused: If the file cannot be read.
         """
         with self._read():
-            row = self.reader.execute("SELECT answer FROM queries WHERE id = ?", (name,)).fetchone()
-        return None if row is None else parse_json(row[0], any_number=True)
+            row = self.reader.execute("SELECT answer, client FROM queries WHERE id = ?", (name,)).fetchone()
+        return None if row is None else parse_json(row[0], any_number=True) | ({"client": row[1]} if row[1] else {})
 
-    def shares(self, digests: Sequence[str], since: float, until: float, limit: int) -> dict[str, Any]:
+    def answers_on(self, client: str, day: int) -> int:
+        """How many answers a client was given on a day, counted from 1970-01-01 in UTC.
+
+        Raises:
+            Refused: If the file cannot be read.
+        """
+        with self._read():
+            row = self.reader.execute("SELECT answers FROM asked WHERE client = ? AND day = ?", (client, day)).fetchone()
+        return 0 if row is None else row[0]
+
+    def shares(
+        self, digests: Sequence[str], since: float, until: float, limit: int, client: str | None = None
+    ) -> dict[str, Any]:
         """What the sources add up to over all questions of some time.
 
         Args:
@@ -148,6 +170,7 @@ class QueryLog:
             since: From then on, in seconds since 1970.
             until: Before then.
             limit: Sources at most.
+            client: Whose questions count; None for all.
 
         Returns:
             Number of questions, and per source its sums and the number of answers that list it.
@@ -157,8 +180,8 @@ class QueryLog:
         """
         versions = json.dumps(list(digests))
         with self._read():
-            rows = self.reader.execute(_SHARES, (versions, since, until, limit)).fetchall()
-            (count,) = self.reader.execute(_COUNT, (versions, since, until)).fetchone()
+            rows = self.reader.execute(_SHARES, (versions, since, until, client, client, limit)).fetchall()
+            (count,) = self.reader.execute(_COUNT, (versions, since, until, client, client)).fetchone()
         names = ("source", "positive", "negative", "answers")
         return {"questions": count, "shares": [dict(zip(names, row, strict=True)) for row in rows]}
 
@@ -308,4 +331,4 @@ class QueryLog:
 
 
 def _text_of(answer: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in answer.items() if name != "credit"})
+    return json.dumps({name: value for name, value in answer.items() if name not in ("credit", "client")})

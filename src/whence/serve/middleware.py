@@ -3,10 +3,11 @@
 import hmac
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from whence.serve.accounts import Account, account_of
 from whence.serve.config import is_loopback
 from whence.serve.errors import error_response
 from whence.serve.limits import Limits
@@ -31,12 +32,22 @@ class Guard:
         app: What it guards.
         token: What requests have to show as `Authorization: Bearer`; None lets everyone in who is on this machine.
         write_token: What requests have to show instead that change documents; None refuses them.
+        accounts: Clients with a token each, one of which requests have to show instead of `token`.
         limits: Of a request's body.
         metrics: What is counted.
     """
 
-    def __init__(self, app: Any, *, token: str | None, write_token: str | None, limits: Limits, metrics: Metrics):
-        self.write_token = write_token
+    def __init__(
+        self,
+        app: Any,
+        *,
+        token: str | None,
+        write_token: str | None,
+        accounts: Sequence[Account] = (),
+        limits: Limits,
+        metrics: Metrics,
+    ):
+        self.write_token, self.accounts = write_token, accounts
         self.app, self.token, self.limits, self.metrics = app, token, limits, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -91,7 +102,7 @@ class Guard:
         if b"host" not in headers and scope["http_version"] == "1.1":
             raise Refused(400, found="a request without a host", needed="a Host header", do="send one")
         self._check_body(scope["path"], headers)
-        self._check_asker(scope["path"], headers, is_change=_is_change(scope))
+        scope.setdefault("state", {})["client"] = self._check_asker(scope["path"], headers, is_change=_is_change(scope))
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         # A form of another site can send anything else without asking.
         if scope["method"] == "POST" and kind != b"application/json" and headers.get(b"content-length", b"0") != b"0":
@@ -112,17 +123,24 @@ class Guard:
         if len(given) > len(str(most)) + 1 or int(given) > most:
             raise Refused(413, found=f"a body of more than {most:,} bytes", needed="no more", do="send less")
 
-    def _check_asker(self, path: str, headers: Mapping[bytes, bytes], *, is_change: bool) -> None:
+    def _check_asker(self, path: str, headers: Mapping[bytes, bytes], *, is_change: bool) -> str:
+        """The name of the client that asks; empty where clients have no names, or for a path that is open.
+
+        Raises:
+            Refused: If it may not ask.
+        """
         # A page elsewhere whose name suddenly leads to this machine (DNS rebinding) still calls it by that name.
-        if self.token is None and not is_loopback(_hostname(headers.get(b"host", b"").decode("latin-1"))):
+        if self.token is None and not self.accounts and not is_loopback(_hostname(headers.get(b"host", b"").decode("latin-1"))):
             needed = "127.0.0.1 or localhost"
             raise Refused(403, found="a host name that is not this machine's", needed=needed, do="use that address")
         if is_change and self.write_token is None:
             needed = "a service that takes changes of its documents"
             raise Refused(403, found="a change of documents", needed=needed, do="start it with --write-token-file")
         token = self.write_token if is_change else self.token
-        is_open = token is None or path in _OPEN
-        if not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {token}".encode()):
+        given = headers.get(b"authorization", b"")
+        account = None if is_change else account_of(given, self.accounts)
+        is_open = path in _OPEN or (token is None and not self.accounts)
+        if not is_open and account is None and (token is None or not hmac.compare_digest(given, f"Bearer {token}".encode())):
             needed, challenge = (
                 f"the token of this service{' for changes' if is_change else ''}",
                 {"WWW-Authenticate": "Bearer"},
@@ -132,6 +150,7 @@ class Guard:
         is_elsewhere = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
         if path not in _OPEN and is_elsewhere and headers.get(b"sec-fetch-mode") != b"navigate":
             raise Refused(403, found="a request of another site's page", needed="this service's own page", do="open that")
+        return "" if account is None else account.name
 
     async def _read_body(self, headers: Mapping[bytes, bytes], receive: Any) -> None:
         """Read a small body to its end: a connection that is closed before may take the answer along."""

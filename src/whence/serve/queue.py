@@ -62,6 +62,7 @@ class Job:
         hosted: Who is asked.
         question: What is asked; once the model has written a completion, with that.
         deadline: When it is given up, by `time.monotonic`.
+        client: Who asks, where that is known.
         listener: Told how far it is, from another thread; None if nobody wants to know.
         future: The answer as it goes out.
     """
@@ -70,6 +71,7 @@ class Job:
     hosted: HostedStore
     question: Question
     deadline: float
+    client: str = ""
     listener: Callable[[dict[str, Any]], None] | None = None
     future: "Future[dict[str, Any]]" = dataclasses.field(default_factory=Future)
     is_cancelled: bool = False
@@ -334,7 +336,7 @@ class QuestionQueue:
 
     def _log_entry(self, job: Job, answer: Mapping[str, Any]) -> dict[str, Any]:
         shown = {name: value for name, value in answer.items() if name not in ("scores", "score_unit")}
-        entry = {"id": job.id, "time": time.time(), "digest": job.hosted.digest, **shown}
+        entry = {"id": job.id, "time": time.time(), "digest": job.hosted.digest, "client": job.client, **shown}
         if self.log.chain is not None:
             # A receipt is also of the model and the version, and nobody finds what was asked by trying its digest.
             entry |= {"weights": job.hosted.weights, "version": __version__, "salt": secrets.token_hex(_SALT_BYTES)}

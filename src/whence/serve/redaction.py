@@ -25,27 +25,33 @@ class Redaction:
     Args:
         digits: Significant digits of scores, sums and the measurement; None for all.
         least_group: A source of fewer documents is not named: its sums are added up with those of the other small ones.
-        hides_ids: Whether hits have a handle, which is another one in every answer, instead of id and row.
+        hides_ids: Whether hits have a handle instead of id and row. It is another one in every answer, but for clients with a salt, of whom
+            each has its own in all of its answers.
         key: What handles are made with; nobody outside the process knows it.
+        salts: By name of a client what its handles are made with instead.
     """
 
     digits: int | None = None
     least_group: int = 1
     hides_ids: bool = False
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    salts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def shown(self, answer: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    def shown(self, answer: Mapping[str, Any], sizes: Mapping[str, int], *, client: str = "") -> dict[str, Any]:
         """An answer without what is not told.
 
         Args:
             answer: Without training text.
             sizes: Documents of each source.
+            client: Who asked.
 
         Returns:
             The answer. Where a filter lets fewer documents through than a group has to have, it has no hits.
         """
         is_narrow = answer["num_allowed"] < self.least_group
-        sides = {side: [] if is_narrow else [self._hit(answer["id"], hit, sizes) for hit in answer[side]] for side in SIDES}
+        sides = {
+            side: [] if is_narrow else [self._hit(answer["id"], hit, sizes, client) for hit in answer[side]] for side in SIDES
+        }
         coarse = {name: self.rounded(answer[name]) for name in ("measurement", "seconds") if name in answer}
         return {**answer, **sides, **coarse, "shares": self.shares(answer["shares"], sizes)}
 
@@ -73,13 +79,15 @@ class Redaction:
         """A float to so many significant digits; anything else as it is."""
         return float(f"{value:.{self.digits}g}") if self.digits is not None and isinstance(value, float) else value
 
-    def _hit(self, answer: str, hit: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    def _hit(self, answer: str, hit: Mapping[str, Any], sizes: Mapping[str, int], client: str) -> dict[str, Any]:
         coarse = {name: self.rounded(value) for name, value in hit.items()}
         if not self._is_named(hit["source"], sizes):
             coarse["source"] = SMALL
         if self.hides_ids:
             del coarse["row"]
-            digest = hmac.new(self.key, f"{answer}\n{hit['id']}".encode("utf-8", "replace"), hashlib.sha256)
+            salt = self.salts.get(client)
+            key, name = (self.key, f"{answer}\n{hit['id']}") if salt is None else (salt.encode(), hit["id"])
+            digest = hmac.new(key, name.encode("utf-8", "replace"), hashlib.sha256)
             coarse["id"] = digest.hexdigest()[:_HANDLE_DIGITS]
         return coarse
 

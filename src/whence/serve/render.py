@@ -36,7 +36,7 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
     is_redacted = redacted is not None
     whole = [
         {
-            **{name: value for name, value in answer.items() if name != "digest" or not is_redacted},
+            **{name: value for name, value in answer.items() if name != "client" and (name != "digest" or not is_redacted)},
             **_shown_item(hosted, answer, redacted=is_redacted),
             **_shown_sides(hosted, hits, redacted=is_redacted),
             **({} if is_redacted else _beside(hosted, answer, hits)),
@@ -44,7 +44,14 @@ def shown(hosted: HostedStore, answers: Sequence[Mapping[str, Any]], *, redacted
         }
         for answer, hits in zip(answers, scored, strict=True)
     ]
-    return whole if redacted is None else [redacted.shown(answer, hosted.catalog.source_sizes) for answer in whole]
+    return (
+        whole
+        if redacted is None
+        else [
+            redacted.shown(answer, hosted.catalog.source_sizes, client=logged.get("client", ""))
+            for answer, logged in zip(whole, answers, strict=True)
+        ]
+    )
 
 
 def _beside(hosted: HostedStore, answer: Mapping[str, Any], sides: Mapping[str, Sequence[Hit]]) -> dict[str, Any]:

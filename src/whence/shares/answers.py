@@ -49,7 +49,7 @@ class Answers:
         credits: Of each answer, in order of time; its rows are those of its version.
         single: Answers about one token of a completion, which are not among them: they are questions about an answer that counts already.
         notes: What is known of the scores.
-        gone: By id the source of examples that the store at hand lacks, as the log has it; not written into reports.
+        former: By id the source of examples that the store at hand lacks, as the log has it; not written into reports.
         disputed: Ids that had different sources in different versions; likewise.
     """
 
@@ -59,7 +59,7 @@ class Answers:
     credits: tuple[Credit, ...] = field(repr=False)
     single: int
     notes: tuple[str, ...] = ()
-    gone: Mapping[str, str] = field(default_factory=dict, repr=False)
+    former: Mapping[str, str] = field(default_factory=dict, repr=False)
     disputed: frozenset[str] = frozenset()
     num_models: int = 1
     several: None = None
@@ -129,7 +129,7 @@ class Answers:
                 needed=f"single scores below the floor of {credit.floor:.3g}, which a log has as two sums only",
                 do="take the rule positive or signed with the default floor or a higher one, or score the queries into a table",
             )
-        of_examples = np.where(np.abs(credit.scores_K) < floor, lines.noise, lines.of_examples[self.places(credit)])
+        of_examples = np.where(np.abs(credit.scores_K) < floor, lines.noise, lines.of_examples[self.examples_at(credit)])
         scores = np.concatenate([credit.scores_K, np.array(credit.below)])
         return scores, np.concatenate([of_examples, np.full(2, lines.noise)]), floor
 
@@ -139,9 +139,9 @@ class Answers:
 
     def rows(self, query: int) -> np.ndarray:
         """The training example of each score of `placed`; -1 for the two sums."""
-        return np.concatenate([self.places(self.credits[query]), np.full(2, -1)])
+        return np.concatenate([self.examples_at(self.credits[query]), np.full(2, -1)])
 
-    def places(self, credit: Credit) -> np.ndarray:
+    def examples_at(self, credit: Credit) -> np.ndarray:
         """The training example of each score of a credit, as a place in `train_ids`."""
         return self.versions[credit.store][credit.rows_K]
 
@@ -190,15 +190,15 @@ def _answers(connection: sqlite3.Connection, path: Path, store: Store, period: P
     rows = connection.execute(f"SELECT queries.id, credit {_IN_PERIOD} ORDER BY time, queries.id", within)
     credits = [read_credit(parse_json(zlib.decompress(content))) for _, content in rows]
     mine = [(example["id"], example.get("source", "")) for example in store.examples()]
-    found = rows_of_versions(connection, digests, (store.digest, mine))
-    gone = {name: found.sources[name] for name in found.ids[len(mine) :]}
+    versions = rows_of_versions(connection, digests, (store.digest, mine))
+    former = {name: versions.sources[name] for name in versions.ids[len(mine) :]}
     answers = Answers(
-        found.rows, period, found.ids, tuple(credit for credit in credits if credit.token is None), int(single),
-        _common_notes(connection, within, count), gone, found.disputed,
+        versions.rows, period, versions.ids, tuple(credit for credit in credits if credit.token is None), int(single),
+        _common_notes(connection, within, count), former, versions.disputed,
     )  # fmt: skip
     if len(digests) > 1:
         note = (
-            f"answers of {len(digests)} versions of the store, in which documents came and went; {len(gone):,} of {len(found.ids):,} "
+            f"answers of {len(digests)} versions of the store, in which documents came and went; {len(former):,} of {len(versions.ids):,} "
             "are not in the one at hand, whose texts and gradients are not looked at"
         )
         answers = replace(answers, notes=(*answers.notes, note))

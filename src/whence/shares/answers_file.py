@@ -20,7 +20,7 @@ _FORMAT = "whence answers 2"
 
 @dataclass(frozen=True)
 class _Version:
-    """A version of the store, and places of its rows in the list of examples: first and behind the last of each run."""
+    """A version of the store, and the numbers of its rows in the list of examples: first and behind the last of each run."""
 
     store: str
     rows: tuple[tuple[int, int], ...]
@@ -76,21 +76,21 @@ def _read(folder: Path) -> Answers:
     train_ids = tuple(read_lines(folder / EXAMPLES))
     if not credits or not all(isinstance(name, str) for name in train_ids):
         raise ValueError("no answers, or an id that is no text")
-    versions = {version.store: _places(version.rows, len(train_ids)) for version in header.versions}
+    versions = {version.store: _numbers(version.rows, len(train_ids)) for version in header.versions}
     if len(versions) < len(header.versions):
         raise ValueError("a version of the store that is there twice")
     return checked_answers(Answers(versions, header.period, train_ids, credits, header.single, header.notes))
 
 
-def _runs(places: np.ndarray) -> tuple[tuple[int, int], ...]:
+def _runs(numbers_N: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Places as runs of numbers that follow each other."""
-    if not len(places):
+    if not len(numbers_N):
         return ()
-    ends = np.flatnonzero(np.diff(places) != 1) + 1
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(places, ends))
+    ends = np.flatnonzero(np.diff(numbers_N) != 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(numbers_N, ends))
 
 
-def _places(runs: tuple[tuple[int, int], ...], count: int) -> np.ndarray:
+def _numbers(runs: tuple[tuple[int, int], ...], count: int) -> np.ndarray:
     """Places from runs.
 
     Raises:
@@ -98,7 +98,7 @@ def _places(runs: tuple[tuple[int, int], ...], count: int) -> np.ndarray:
     """
     if any(not 0 <= first < stop <= count for first, stop in runs) or sum(stop - first for first, stop in runs) > count:
         raise ValueError("rows of a version that are no examples")
-    places = np.concatenate([np.arange(first, stop) for first, stop in runs] or [np.zeros(0, dtype=np.int64)])
-    if len(np.unique(places)) < len(places):
+    numbers_N = np.concatenate([np.arange(first, stop) for first, stop in runs] or [np.zeros(0, dtype=np.int64)])
+    if len(np.unique(numbers_N)) < len(numbers_N):
         raise ValueError("an example that is two rows of a version")
-    return places
+    return numbers_N

@@ -189,7 +189,7 @@ def unlike_answers(store: Store, answers: Answers) -> str:
     """What a store is otherwise than the version of it that answers are of, in words; empty if nothing."""
     if store.digest not in answers.versions:
         return f"digest {store.digest[:12]}, and answers of {', '.join(name[:12] for name in answers.stores)}"
-    named = tuple(answers.train_ids[place] for place in answers.versions[store.digest])
+    named = tuple(answers.train_ids[number] for number in answers.versions[store.digest])
     return "" if named == store.ids() else "other examples than the answers say"
 
 
