@@ -133,6 +133,21 @@ def test_an_answer_is_that_of_query(service, store, task):
     assert (found["unit"], found["method"], found["notes"]) == (wanted["unit"], wanted["method"], wanted["notes"])
 
 
+def test_why_this_and_not_that(service, store, task):
+    client = service()
+    found = posted(client, {**ASKED, "foil": " ran", "k": 3})
+    (query,) = whence.query(store, task, [{**ASKED, "foil": " ran"}], k=3, runtime=QUIET).to_dict()["queries"]
+    for side in ("proponents", "opponents"):
+        assert [hit["id"] for hit in found[side]] == [hit["id"] for hit in query[side]]
+        assert [hit["score"] for hit in found[side]] == pytest.approx([hit["score"] for hit in query[side]], rel=1e-5)
+    assert found["measurement"] == pytest.approx(query["measurement"], rel=1e-5) and found["foil"] == " ran"
+    alone = posted(client, {**ASKED, "k": 3})
+    assert "foil" not in alone and alone["measurement"] != pytest.approx(found["measurement"])
+    text = json.dumps(posted(client, {**ASKED, "foil": " sat"}, status=400))
+    assert "a foil that is the completion itself" in text
+    assert "a foil for one token" in json.dumps(posted(client, {**ASKED, "foil": " ran", "token": 2}, status=400))
+
+
 def test_a_whole_text_may_be_asked_about(service, store, task):
     found = posted(service(), {"completion": "the dog sat", "k": 2})
     (query,) = whence.query(store, task, ["the dog sat"], k=2, runtime=QUIET).to_dict()["queries"]

@@ -67,7 +67,11 @@ def test_every_pair_is_what_autograd_says(name):
     places = [t for t in range(1, len(labels)) if labels[t] != -100][:4]
     queries = [one_label(whole, place) for place in places]
     ready = candidates.FromData.prepare(
-        task, data, type("Asked", (), {"tokens": places, "whole": whole}), whence.settings.GradDot(), whence.Runtime(quiet=True)
+        task,
+        data,
+        type("Asked", (), {"all_tokens": places, "whole": whole}),
+        whence.settings.GradDot(),
+        whence.Runtime(quiet=True),
     )
     maps, units_UQK = candidates.split_up(task, ready, queries, [1, 2], quiet=True)
     gradients = unit_gradients(task, plan, dense_gradients(task, queries, "measurement"))
@@ -397,7 +401,7 @@ def test_the_page_in_docs_is_true(run, reader):
     run_blocks("docs/why.md", 1)
     assert (reader / "why.html").exists()
     run("build", "path/to/model", "train.jsonl", "-o", "store")
-    for words in page_commands("docs/why.md", 3):
+    for words in page_commands("docs/why.md", 4):
         # The tiny model reads 32 bytes.
         shown = run(*(word.replace("The capital of France is", "A capital is") for word in words))
         assert "strongest pairs" in shown

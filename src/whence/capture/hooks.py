@@ -280,7 +280,7 @@ def _use_of(layer: LayerUse, output: Tensor, num_examples: int, num_rows: int) -
     rows = len(output) if output.ndim >= layer.rule.fewest_axes else -1
     if rows == 1 < num_rows:
         return "shared"
-    if rows == num_examples or rows == 0:
+    if rows in (0, num_examples, num_rows):
         return "own" if rows else "none"
     return "folded" if rows > 0 and rows % num_examples == 0 else "odd"
 

@@ -22,7 +22,7 @@ from whence.commands.work_options import (
 )
 from whence.errors import BadInput
 from whence.methods import exact_method_named
-from whence.settings import Runtime, Shortlist, Writing
+from whence.settings import Contrast, Runtime, Shortlist, Writing
 from whence.terminal import tell_json
 
 __all__ = ["why"]
@@ -35,6 +35,7 @@ class WhyOptions:
     Args:
         prompt: What the model was given.
         completion: What it said. Left out, the model writes it: the most likely token each time, or sampled with --temperature.
+        foil: What it might have said instead: why the completion and not this?
         chat: The prompt is a user's message: put it into the model's chat template.
         token: Explain only this token of the completion, by its number in the answer, counted from 1.
         k: Documents on each side.
@@ -47,6 +48,7 @@ class WhyOptions:
 
     prompt: str
     completion: str | None = None
+    foil: str | None = None
     chat: Annotated[bool, Parameter(negative="")] = False
     token: int | None = None
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 5
@@ -55,12 +57,16 @@ class WhyOptions:
     layers: Annotated[bool, Parameter(negative="")] = False
     verbatim: Path | None = None
 
-    def text(self, seed: int | None) -> str | Writing:
-        """The completion, or how the model writes it.
+    def text(self, seed: int | None) -> str | Writing | Contrast:
+        """The completion, what it is held against, or how the model writes it.
 
         Raises:
-            BadInput: If both are said.
+            BadInput: If both are said, or a foil without a completion.
         """
+        if self.foil is not None and self.completion is None:
+            raise BadInput(
+                found="--foil without --completion", needed="what it is held against", do="pass --completion with what was said"
+            )
         if self.completion is None:
             return Writing(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed or 0)
         for flag in flags_given(self).keys() & {"--max-new-tokens", "--temperature"}:
@@ -69,7 +75,7 @@ class WhyOptions:
                 needed="a setting of what the model has to write",
                 do=f"leave {flag} out",
             )
-        return self.completion
+        return self.completion if self.foil is None else Contrast(completion=self.completion, foil=self.foil)
 
 
 @dataclass(frozen=True, kw_only=True)

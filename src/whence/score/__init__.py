@@ -9,7 +9,7 @@ from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.recall import expected_recall, shortlist_for
 from whence.score.representation import representation_similarity
 from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shard_scores, top_scores, united_top
-from whence.score.sizes import RELATIVE, believable_unit, impossible_sizes
+from whence.score.sizes import RELATIVE, believable_unit, highest_of, impossible_sizes
 from whence.score.tokens import by_label, token_scores
 from whence.score.whitening import Whitened, mixing_share, whiten, whitened_norms
 from whence.score.words import Span, WordIndex, longest_shared, word_index, words_of
@@ -39,6 +39,7 @@ __all__ = [
     "exact_scores",
     "expected_recall",
     "gradient_rows",
+    "highest_of",
     "impossible_sizes",
     "log_spread_floor",
     "longest_shared",

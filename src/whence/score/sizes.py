@@ -8,12 +8,18 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from whence.data import Example
 from whence.tasks import AbstractTask
 
-__all__ = ["RELATIVE", "believable_unit", "impossible_sizes"]
+__all__ = ["RELATIVE", "believable_unit", "highest_of", "impossible_sizes"]
 
 RELATIVE = "relative units: an order, no amounts"
 """The unit of scores that cannot be changes of the measurement."""
+
+
+def highest_of(task: AbstractTask, queries: Sequence[Example]) -> float | None:
+    """What the queries' measurements can be at most; None where nothing is known, as of a difference of log-probabilities."""
+    return None if any("foil_ids" in query.fields for query in queries) else task.highest_measurement
 
 
 def impossible_sizes(values_Q: Tensor, largest_Q: Tensor, highest: float | None) -> tuple[str, ...]:
@@ -48,7 +54,7 @@ def impossible_sizes(values_Q: Tensor, largest_Q: Tensor, highest: float | None)
 
 
 def believable_unit(
-    unit: str, task: AbstractTask, values_Q: Tensor, scores: Sequence[Iterable[float]]
+    unit: str, task: AbstractTask, values_Q: Tensor, scores: Sequence[Iterable[float]], queries: Sequence[Example] = ()
 ) -> tuple[str, tuple[str, ...]]:
     """The unit that scores can be told in, with a note where that is not the measurement's.
 
@@ -57,7 +63,8 @@ def believable_unit(
         task: Says how high a measurement can be.
         values_Q: The measurements, shape (Q,).
         scores: Of each query, of what is shown on either side.
+        queries: The queries.
     """
     largest_Q = torch.tensor([max(map(abs, shown), default=0.0) for shown in scores])
-    notes = impossible_sizes(values_Q, largest_Q, task.highest_measurement) if unit == task.unit else ()
+    notes = impossible_sizes(values_Q, largest_Q, highest_of(task, queries)) if unit == task.unit else ()
     return (RELATIVE if notes else unit), notes

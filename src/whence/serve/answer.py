@@ -109,7 +109,7 @@ def answered(
         question, facts, allowed = asker.question, prepared[index][1], keep[index]
         value_1 = query.rows.values[index : index + 1]
         shown = [hit["score"] for side in sides for hit in side]
-        unit, sizes = believable_unit(query.unit, hosted.prepared.task, value_1, [shown])
+        unit, sizes = believable_unit(query.unit, hosted.prepared.task, value_1, [shown], [examples[index]])
         answers.append(
             {
                 "store": hosted.name,

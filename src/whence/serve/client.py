@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
@@ -11,7 +11,7 @@ from whence.errors import BadInput
 from whence.plain_files import read_plain
 from whence.report import Hit, Hits, QueryFacts
 from whence.serve.transport import Transport
-from whence.settings import Writing
+from whence.settings import Contrast, Writing
 from whence.strict_json import is_plain
 
 __all__ = ["Client", "HitFilter"]
@@ -97,7 +97,7 @@ class Client:
 
     def attribute(
         self,
-        completion: str,
+        completion: str | Contrast,
         *,
         prompt: str = "",
         token: int | None = None,
@@ -110,7 +110,7 @@ class Client:
         """Have a given completion attributed, or one token of it.
 
         Args:
-            completion: What is asked about.
+            completion: What is asked about, or a `whence.settings.Contrast`: why this and not that.
             prompt: What comes before; empty to ask about a whole text.
             token: Only this token of the completion, counted from 1.
             store: As in `ask`.
@@ -122,7 +122,8 @@ class Client:
         Returns:
             As `ask` does.
         """
-        body = {"prompt": prompt, "completion": completion, "token": token, "k": k, "tokens": tokens}
+        texts = {"completion": completion} if isinstance(completion, str) else asdict(completion)
+        body = {"prompt": prompt, **texts, "token": token, "k": k, "tokens": tokens}
         return self._answer_to(store, "attribute", body, among.body(), on_progress)
 
     def attribute_item(
@@ -170,7 +171,7 @@ class Client:
         """What `whence.query` gives, from the service.
 
         Args:
-            queries: Texts, or mappings with `text`, or with `prompt` and `completion`.
+            queries: Texts, or mappings with `text`, or with `prompt` and `completion`, and perhaps a `foil`.
             store: As in `ask`.
             k: Hits on each side.
             tokens: Whether hits get a score per token.
@@ -191,7 +192,9 @@ class Client:
                 )
             plain = {str(name): value for name, value in record.items() if name != "id" and is_plain(value)}
             facts.append(QueryFacts({"id": str(record.get("id", number)), **plain}))
-            answers.append(self.attribute(completion, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
+            foil = record.get("foil") if isinstance(record, Mapping) else None
+            question = completion if foil is None else Contrast(completion=completion, foil=foil)
+            answers.append(self.attribute(question, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
         if not answers:
             raise BadInput(found="no query", needed="one or more", do="add one")
         try:

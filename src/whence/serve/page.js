@@ -52,7 +52,7 @@ async function request(token) {
   const body = { prompt: $("prompt").value, k: Number($("k").value) || 8, tokens: $("tokens").checked && !state.redacted };
   body.filter = { sources: list($("sources").value), text: $("text").value, since: $("since").value || null, until: $("until").value || null };
   if (token !== null) return { ...body, prompt: state.answer.prompt, completion: state.answer.completion, token };
-  if ($("completion").value) return { ...body, completion: $("completion").value };
+  if ($("completion").value) return { ...body, completion: $("completion").value, ...($("foil").value ? { foil: $("foil").value } : {}) };
   return { ...body, max_tokens: Number($("max-tokens").value) || 40, temperature: Number($("temperature").value) || 0 };
 }
 
@@ -166,7 +166,7 @@ function show(answer) {
   $("answer").hidden = false;
   said(answer);
   const measured = $("measured");
-  measured.replaceChildren("Measured ", make("b", {}, number(answer.measurement)), " " + answer.measurement_unit + (answer.token === null ? "" : ", this token only"));
+  measured.replaceChildren("Measured ", make("b", {}, number(answer.measurement)), " " + answer.measurement_unit + (answer.token === null ? "" : ", this token only") + (answer.foil ? ", less that of: " + answer.foil : ""));
   const peak = Math.max(...[...answer.proponents, ...answer.opponents].map((hit) => Math.abs(hit.score)), 0) || 1;
   $("hits").replaceChildren(
     side("Proponents", "more weight on these raises the measurement", answer.proponents, peak),
@@ -379,9 +379,10 @@ function kindOf(store) {
   $("labels").replaceChildren(...store.labels.map((label) => make("option", { value: label })));
 }
 
-function fill({ prompt, completion, item, example, label }) {
+function fill({ prompt, completion, foil, item, example, label }) {
   $("prompt").value = prompt;
   $("completion").value = item ? "" : completion || "";
+  $("foil").value = item ? "" : foil || "";
   $("example").value = item ? item.example : example || "";
   $("label").value = item ? (item.is_predicted ? "" : item.label) : label || "";
   if (!item || item.example) $("image").value = "";
@@ -446,7 +447,7 @@ $("image").addEventListener("change", () => {
 $("example").addEventListener("input", () => { $("image").value = ""; $("preview").hidden = true; });
 $("said").addEventListener("click", choose);
 $("said").addEventListener("keydown", choose);
-$("hint").addEventListener("click", (event) => { if (event.target.id === "whole") { $("prompt").value = state.answer.prompt; $("completion").value = state.answer.completion; ask(); } });
+$("hint").addEventListener("click", (event) => { if (event.target.id === "whole") { $("prompt").value = state.answer.prompt; $("completion").value = state.answer.completion; $("foil").value = state.answer.foil || ""; ask(); } });
 $("shares").addEventListener("click", (event) => {
   const source = event.target.closest("[data-source]")?.dataset.source;
   if (source === undefined) return;

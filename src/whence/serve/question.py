@@ -38,6 +38,7 @@ class Question:
     Args:
         prompt: What comes before; empty to ask about a whole text.
         completion: What is asked about; None to have the model write it first.
+        foil: What it is held against: why the completion and not this? Empty for nothing.
         item: A text or an image with a label, instead of a prompt and its completion.
         token: Only this token of the completion, counted from 1; None for all of them.
         k: Hits on each side.
@@ -50,6 +51,7 @@ class Question:
 
     prompt: str = ""
     completion: str | None = None
+    foil: str = ""
     item: Item | None = None
     token: int | None = None
     k: int = 10

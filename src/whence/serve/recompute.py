@@ -82,6 +82,7 @@ def _question(content: Mapping[str, Any]) -> Question:
     return Question(
         prompt=content.get("prompt") or "",
         completion=content["completion"],
+        foil=content.get("foil") or "",
         token=content.get("token"),
         k=content["k"],
         filter=Filter(**{**chosen, "sources": tuple(chosen.get("sources", ()))}),

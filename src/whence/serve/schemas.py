@@ -96,6 +96,9 @@ class Attribute(BaseModel):
     )
     prompt: str = Field(default="", pattern=_TEXT, description="What comes before; empty to ask about a whole text.")
     completion: str = Field(min_length=1, pattern=_TEXT)
+    foil: str = Field(
+        default="", pattern=_TEXT, description="Why the completion and not this? Empty to ask about the completion alone."
+    )
     token: int | None = Field(default=None, ge=1, lt=_MANY, description="Only this token of the completion, counted from 1.")
     k: int = Field(default=10, ge=1, lt=_MANY, description="Hits on each side.")
     tokens: bool = Field(default=False, description="Score the tokens of every hit: the model runs on each again.")
@@ -139,7 +142,14 @@ def question_of(request: Ask | Attribute | AttributeItem, config: ServeConfig) -
     completion = request.completion if isinstance(request, Attribute) else None
     item = _item(request, config) if isinstance(request, AttributeItem) else None
     prompt = "" if isinstance(request, AttributeItem) else request.prompt
-    longest = max(len(prompt), len(completion or ""), len(item.text) if item else 0)
+    foil = request.foil if isinstance(request, Attribute) else ""
+    if foil and (foil == completion or (isinstance(request, Attribute) and request.token is not None)):
+        raise BadInput(
+            found="a foil that is the completion itself" if foil == completion else "a foil for one token of the completion",
+            needed="another text, for the whole completion",
+            do="change it, or leave it out",
+        )
+    longest = max(len(prompt), len(completion or ""), len(foil), len(item.text) if item else 0)
     checks = [(longest, config.max_characters, "characters"), (request.k, config.max_k, "hits on each side")]
     if isinstance(request, Ask):
         checks.append((request.max_tokens, config.max_new_tokens, "tokens to write"))
@@ -169,6 +179,7 @@ def question_of(request: Ask | Attribute | AttributeItem, config: ServeConfig) -
     return Question(
         prompt=prompt,
         completion=completion,
+        foil=foil,
         item=item,
         token=request.token if isinstance(request, Attribute) else None,
         k=request.k,

@@ -61,6 +61,7 @@ class TextReader:
         """
         completion = question.completion or ""
         record = {"prompt": question.prompt, "completion": completion} if question.prompt else {"text": completion}
+        record |= {"foil": question.foil} if question.foil else {}
         try:
             (example,) = self.task.prepare([{**record, "id": "question"}]).examples
         except BadInput as error:
@@ -142,6 +143,7 @@ def _facts_of(question: Question, tokens: list[Token]) -> dict[str, Any]:
         "prompt": question.prompt,
         "completion": question.completion,
         "token": question.token,
+        **({"foil": question.foil} if question.foil else {}),
         "tokens": [{"start": token.start, "stop": token.stop, "is_scored": bool(token.is_scored)} for token in tokens],
         **({"temperature": question.temperature, "seed": question.seed} if question.temperature else {}),
     }

@@ -41,6 +41,7 @@ from whence.settings.stored import Indexed, Rerank, Shortlist
 from whence.settings.uses import (
     Amount,
     By,
+    Contrast,
     DistilConfig,
     GuideConfig,
     ProbeConfig,
@@ -98,6 +99,7 @@ __all__ = [
     "StudyConfig",
     "TracIn",
     "Unroll",
+    "Contrast",
     "Writing",
     "check_record",
     "checked_settings",

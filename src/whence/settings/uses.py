@@ -65,6 +65,31 @@ class Writing:
 
 @dataclass(frozen=True, kw_only=True)
 @typed
+class Contrast:
+    """Why this and not that.
+
+    Args:
+        completion: What the model said.
+        foil: What it might have said instead.
+
+    Raises:
+        BadInput: If one is empty, or both are the same.
+    """
+
+    completion: str
+    foil: str
+
+    def __post_init__(self):
+        if not self.completion or not self.foil or self.completion == self.foil:
+            raise BadInput(
+                found=f"the completion {self.completion[:40]!r} and the foil {self.foil[:40]!r}",
+                needed="two texts that differ",
+                do="say what is asked about, and what it is held against",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+@typed
 class GuideConfig:
     """Which tokens are marked.
 

@@ -2,7 +2,7 @@
 
 from whence.tasks.base import AbstractTask, Batch, fitting_mask, weights_digest
 from whence.tasks.bounds import step_back
-from whence.tasks.causal_lm import CausalLM
+from whence.tasks.causal_lm import CausalLM, contrast_notes
 from whence.tasks.classification import Classification, Regression, TextLimits
 from whence.tasks.custom import Custom
 from whence.tasks.diffusers_folder import load_diffusion
@@ -39,6 +39,7 @@ __all__ = [
     "Structure",
     "TextLimits",
     "TokenClassification",
+    "contrast_notes",
     "differences",
     "fitting_mask",
     "load_diffusion",

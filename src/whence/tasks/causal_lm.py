@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from whence.tasks.token_inputs import context_length, fits_context, padding_toke
 from whence.tasks.token_loss import IGNORED
 from whence.tasks.token_rows import next_token_losses, token_rows
 
-__all__ = ["CausalLM", "tokenizer_digest"]
+__all__ = ["CausalLM", "contrast_notes", "contrasted", "tokenizer_digest"]
 
 Long = Literal["error", "split", "truncate"]
 
@@ -37,6 +38,9 @@ class CausalLM(AbstractTask):
     - `input_ids`, and `labels`, -100 where not scored. A packed row has `position_ids` that start again with each document; each
       becomes an example of its own, which is what it was to the model;
     - `text` that has its special tokens in it, and `scored_spans`, pairs of characters between which it is scored.
+
+    A query with `foil` beside its `completion` (or its `text`) is a contrast, why this and not that: its measurement is the log-probability
+    of the one less that of the other.
 
     The loss is the summed negative log-likelihood in nats of every scored token. The first token of a text is not scored.
 
@@ -117,6 +121,8 @@ class CausalLM(AbstractTask):
                 needed="a string or a mapping with 'text', 'prompt' and 'completion', 'messages', or 'input_ids'",
                 do="convert the records",
             )
+        if record.get("foil") is not None:
+            return [self._contrast(number, record)]
         texts = tokenized(number, record, self.tokenizer, vocabulary_size(self.model))
         name, source = record_id(number, record), record_source(number, record)
         if len(texts) == 1:
@@ -128,16 +134,55 @@ class CausalLM(AbstractTask):
         return [example for part, part_text in scored for example in self._windows(part_text, f"{name}:{part}", source)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Token ids, labels and mask, right-padded with the model's padding token, each of shape (B, T)."""
-        return token_rows([example.fields for example in examples], padding_token(self.model, self.tokenizer) or 0, self.device)
+        """Token ids, labels and mask, right-padded with the model's padding token, each of shape (B, T).
+
+        Where one of them is a contrast each has two rows, its foil's after its own, and there are `signs` (B, 2), 0 for a foil that is none.
+        """
+        padding = padding_token(self.model, self.tokenizer) or 0
+        if not any("foil_ids" in example.fields for example in examples):
+            return token_rows([example.fields for example in examples], padding, self.device)
+        rows: list[Mapping[str, Any]] = []
+        for example in examples:
+            own = example.fields
+            foil = {"input_ids": own["foil_ids"], "labels": own["foil_labels"]} if "foil_ids" in own else own
+            rows += [own, foil]
+        signs_B2 = torch.tensor([[1.0, -1.0 if "foil_ids" in example.fields else 0.0] for example in examples])
+        return {**token_rows(rows, padding, self.device), "signs": signs_B2.to(self.device)}
+
+    def num_rows(self, batch: Batch, num_examples: int) -> int:
+        """Two for each example where there are contrasts."""
+        return len(batch["input_ids"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,)."""
+        """Summed negative log-likelihood of each example's scored tokens in nats, shape (B,).
+
+        Raises:
+            BadInput: If one is a contrast.
+        """
+        if "signs" in batch:
+            raise BadInput(
+                found="a training example with a foil",
+                needed="examples without: a contrast is a question",
+                do="drop the field; pairs that a model was trained on are whence.tasks.Preference's",
+            )
         return next_token_losses(model, batch)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of each query's scored tokens, or what one's own function gives, shape (B,)."""
-        return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
+        """Log-probability of each query's scored tokens, less its foil's, or what one's own function gives, shape (B,).
+
+        Raises:
+            BadInput: If a contrast is to be measured by one's own function.
+        """
+        if "signs" not in batch:
+            return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
+        if not isinstance(self.measure, str):
+            raise BadInput(
+                found="a query with a foil for a measurement of one's own",
+                needed="the log-probability, of which a contrast is the difference",
+                do="leave measure out, or write the contrast into it",
+            )
+        log_p_R = -next_token_losses(model, batch)
+        return (log_p_R.view(-1, 2) * batch["signs"].to(log_p_R.dtype)).sum(1)
 
     @property
     def highest_measurement(self) -> float | None:
@@ -167,6 +212,29 @@ class CausalLM(AbstractTask):
     def positions(self, batch: Batch) -> Tensor:
         """True at real tokens, shape (B, T)."""
         return batch["attention_mask"].bool()
+
+    def _contrast(self, number: int, record: Mapping[str, Any]) -> Example:
+        """A query with its foil.
+
+        Raises:
+            BadInput: If there is nothing that it stands beside, or either does not fit into one window.
+        """
+        field = "completion" if "completion" in record else "text"
+        if field not in record:
+            raise BadInput(
+                found=f"record {number} with a 'foil' and neither 'completion' nor 'text'",
+                needed="what is asked about, beside what it is held against",
+                do="give 'prompt', 'completion' and 'foil'",
+            )
+        own = {name: value for name, value in record.items() if name != "foil"}
+        windows = [self.examples(number, own), self.examples(number, {**own, field: record["foil"]})]
+        if any(len(parts) != 1 for parts in windows):
+            raise BadInput(
+                found=f"record {number} with a foil, of several windows",
+                needed=f"at most {self.max_length:,} tokens on either side",
+                do="shorten the prompt",
+            )
+        return contrasted(windows[0][0], windows[1][0])
 
     def _windows(self, tokenized: Tokenized, name: str, source: str) -> list[Example]:
         ids, labels = tokenized.ids, tokenized.labels
@@ -205,6 +273,20 @@ class CausalLM(AbstractTask):
         scored = tuple((max(a - start, 0), min(b, stop) - start) for a, b in tokenized.scored if start < b and a < stop)
         text, prompt = tokenized.text[start:stop], max(tokenized.prompt - start, 0)
         return Example(name, fields, len(ids), source, text, (start, stop), prompt, inside, scored)
+
+
+def contrasted(example: Example, foil: Example) -> Example:
+    """A query held against another: its measurement is the difference of the two log-probabilities."""
+    fields = {**example.fields, "foil_ids": foil.fields["input_ids"], "foil_labels": foil.fields["labels"]}
+    # Both are a row of the batch.
+    return replace(example, fields=fields, length=2 * max(example.length, foil.length))
+
+
+def contrast_notes(queries: Sequence[Example]) -> tuple[str, ...]:
+    """What a reader has to know of queries with foils."""
+    count = sum("foil_ids" in query.fields for query in queries)
+    which = "the query is a contrast" if count == len(queries) == 1 else f"{count:,} of {len(queries):,} queries are contrasts"
+    return (f"{which}: measured is the log-probability of the completion less that of its foil",) if count else ()
 
 
 def _num_scored(batch: Batch) -> Tensor:

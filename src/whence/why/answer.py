@@ -14,7 +14,7 @@ from whence.why.terminal import print_why
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DocumentParts", "Why"]
+__all__ = ["DocumentParts", "Foil", "Why"]
 
 _PAIRS = 5
 
@@ -43,6 +43,19 @@ class DocumentParts:
 
 
 @dataclass(frozen=True)
+class Foil:
+    """What a completion is held against.
+
+    Args:
+        tokens: Text of each of its tokens.
+        log_probabilities: Of each of them, in nats.
+    """
+
+    tokens: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Why:
     """Why a model completed a prompt as it did.
 
@@ -50,9 +63,10 @@ class Why:
         prompt: Text before the completion, as the model read it.
         completion: Text of each token of the completion that has a probability.
         log_probabilities: Of each of them, in nats.
-        asked: Numbers of the completion tokens that the scores are about, counted from 1: all of them, or the chosen one.
+        asked: Numbers of the completion tokens that the scores are about, counted from 1, those of a foil after them: all, or the chosen one.
         hits: The documents on both sides, with a score per token.
         parts: Of every document in `hits`, by id.
+        foil: What the completion is held against; its tokens' parts are those of the measurement, so that what speaks against it is positive.
     """
 
     prompt: str
@@ -61,11 +75,13 @@ class Why:
     asked: tuple[int, ...]
     hits: Hits
     parts: Mapping[str, DocumentParts]
+    foil: Foil | None = None
 
     @property
     def asked_tokens(self) -> tuple[str, ...]:
-        """Texts of the completion tokens that the scores are about."""
-        return tuple(self.completion[number - 1] for number in self.asked)
+        """Texts of the completion tokens, and those of its foil, that the scores are about."""
+        against = () if self.foil is None else tuple(f"not {text}" for text in self.foil.tokens)
+        return tuple((*self.completion, *against)[number - 1] for number in self.asked)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
@@ -78,6 +94,7 @@ class Why:
                 {"number": number, "text": text, "log_probability": value}
                 for number, (text, value) in enumerate(tokens, start=1)
             ],
+            **({} if self.foil is None else {"foil": self._foil()}),
             "asked": list(self.asked),
             "measurement": query["measurement"],
             "token_definition": TOKEN_DEFINITION,
@@ -106,6 +123,12 @@ class Why:
         """
         tab = question_title([self.prompt + "".join(self.completion)])
         return write_page(path, title, [("The answer", why_fragment(self))], intro=intro, tab=tab)
+
+    def _foil(self) -> list[dict[str, Any]]:
+        assert self.foil is not None
+        first = len(self.completion) + 1
+        pairs = zip(self.foil.tokens, self.foil.log_probabilities, strict=True)
+        return [{"number": n, "text": text, "log_probability": value} for n, (text, value) in enumerate(pairs, start=first)]
 
     def _document(self, hit: Mapping[str, Any]) -> dict[str, Any]:
         parts = self.parts[hit["id"]]

@@ -94,7 +94,7 @@ class FromData:
                 needed="a method whose inverse is a formula, so that the parts of a score add up to it",
                 do="pass method='ekfac', 'kfac' or 'grad-dot-exact'",
             )
-        rows = len(query.tokens)
+        rows = len(query.all_tokens)
         scorer = fit_scorer(task, train, settings, Demand(rows=rows, queries=rows, per_unit=True), runtime)
         check_task(task, scorer.prepared.plan, [query.whole], objective="measurement")
         return cls(scorer)

@@ -15,10 +15,10 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, Unsupported
 from whence.report import Hit, Hits
 from whence.score import believable_unit
-from whence.settings import ExactSettings, Runtime, Shortlist, Writing, final_settings, records_only, shown
+from whence.settings import Contrast, ExactSettings, Runtime, Shortlist, Writing, final_settings, records_only, shown
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
-from whence.why.answer import DocumentParts, Why
+from whence.why.answer import DocumentParts, Foil, Why
 from whence.why.candidates import FromData, FromStore, Source, split_up
 from whence.why.question import Question, question, texts_of
 
@@ -29,7 +29,7 @@ __all__ = ["why"]
 def why(
     task: AbstractTask,
     prompt: str | Sequence[Mapping[str, Any]],
-    completion: str | Writing = Writing(),
+    completion: str | Writing | Contrast = Writing(),
     *,
     train: Dataset | Iterable[Any],
     method: str | ExactSettings | Shortlist = "ekfac",
@@ -49,11 +49,12 @@ def why(
     Args:
         task: A causal language model.
         prompt: A text, or the messages of a conversation that the assistant is to go on with.
-        completion: What the model said, or how it is to write that.
+        completion: What the model said, or how it is to write that; or a `whence.settings.Contrast`, why this and not that: the measurement
+            is then the log-probability of the completion less that of its foil, whose tokens have parts, too.
         train: The training data; with a store at least what it was built from.
         method: To score all of `train`, one of "ekfac", "kfac" and "grad-dot-exact", or its settings. A `whence.settings.Shortlist` of a
             store of aligned scores only what that leaves, with the curvature and damping inside the store.
-        token: Number of the one token of the completion to explain, counted from 1; None explains the whole completion.
+        token: Number of the one token of the completion to explain, counted from 1, those of a foil after them; None explains the whole.
         k: Documents on each side at most.
         runtime: How the job runs.
 
@@ -99,11 +100,11 @@ def why(
 
 
 def _numbers(query: Question, token: int | None) -> tuple[int, ...]:
-    count = len(query.tokens)
+    count = len(query.all_tokens)
     if token is None:
         return tuple(range(1, count + 1))
     if not 1 <= token <= count:
-        listed = ", ".join(f"{number} {text!r}" for number, text in list(enumerate(query.tokens, start=1))[:20])
+        listed = ", ".join(f"{number} {text!r}" for number, text in list(enumerate(query.all_tokens, start=1))[:20])
         raise BadInput(
             found=f"token {token} of a completion of {count}",
             needed=f"1 to {count}: {listed}{', ...' if count > 20 else ''}",
@@ -125,19 +126,20 @@ def _answer(task: CausalLM, query: Question, numbers: tuple[int, ...], source: S
         layers = dict(zip((unit.name for unit in source.plan.units), units_UAK[:, :, index].sum(1).tolist(), strict=True))
         parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
         readings[row] = (text, spans, scores_AT)
-    values = [query.log_probabilities[number - 1] for number in numbers]
+    values = [query.values[number - 1] for number in numbers]
     scores = [hit.score for side in sides for hit in side]
-    unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), [scores])
+    unit, sizes = believable_unit(hits.unit, task, torch.tensor([sum(values)]), [scores], queries)
     hits = replace(
         hits,
-        queries=(query.whole.text,),
+        queries=(query.whole.text + ("" if query.foil is None else f"\n(and not: {''.join(query.foil.tokens)})"),),
         measurements=(sum(values),),
         unit=unit,
         notes=(*hits.notes, *sizes),
         proponents=(tuple(_with_tokens(hit, *readings[hit.row]) for hit in sides[0]),),
         opponents=(tuple(_with_tokens(hit, *readings[hit.row]) for hit in sides[1]),),
     )
-    return Why(query.prompt, query.tokens, query.log_probabilities, numbers, hits, parts)
+    foil = None if query.foil is None else Foil(query.foil.tokens, query.foil.log_probabilities)
+    return Why(query.prompt, query.tokens, query.log_probabilities, numbers, hits, parts, foil)
 
 
 def _with_tokens(hit: Hit, text: str, spans: Sequence[tuple[int, int]], scores_AT: Tensor) -> Hit:

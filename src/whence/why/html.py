@@ -69,16 +69,23 @@ def _head(why: "Why") -> str:
         f"<b>{escaped(text)}</b>" if number in numbers else escaped(text) for number, text in enumerate(why.completion, start=1)
     )
     unit = escape(why.hits.measurement_unit)
+    foil = (
+        ""
+        if why.foil is None
+        else f'<p class="ask" dir="auto"><span class="muted">and not</span> {escaped("".join(why.foil.tokens))}</p>'
+    )
     return (
         f'<p class="ask" dir="auto"><span class="muted">{escape(shorten(why.prompt, _PROMPT_WIDTH))}</span>'
-        f'<span class="said">{words}</span></p>'
+        f'<span class="said">{words}</span></p>{foil}'
         f'<p class="measured">Measurement of {_question(why)} <b>{why.hits.measurements[0]:.4g}</b> {unit}</p>'
         + folded(f"Its {len(why.completion)} tokens and their log-probabilities", f'<ol class="tokens">{tokens}</ol>')
     )
 
 
 def _question(why: "Why") -> str:
-    return "the whole completion" if len(why.asked) == len(why.completion) else f"token {why.asked[0]} alone"
+    if len(why.asked) == 1 < len(why.completion) + (0 if why.foil is None else len(why.foil.tokens)):
+        return f"token {why.asked[0]} alone"
+    return "the whole completion" if why.foil is None else "the completion less its foil"
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,12 @@ class _Peaks:
 
 def _document(why: "Why", hit: "Hit", peaks: _Peaks, is_open: bool) -> str:
     parts = why.parts[hit.id]
-    name = "w" + hashlib.sha256(repr((why.prompt, why.completion, why.asked, hit.id)).encode()).hexdigest()[:12]
+    name = (
+        "w"
+        + hashlib.sha256(
+            repr((why.prompt, why.completion, *([] if why.foil is None else [why.foil.tokens]), why.asked, hit.id)).encode()
+        ).hexdigest()[:12]
+    )
     views = [
         (
             "all" if len(why.asked) > 1 else _visible(why.asked_tokens[0]),

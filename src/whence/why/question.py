@@ -13,8 +13,9 @@ import torch
 from whence.capture import frozen
 from whence.data import Example
 from whence.errors import BadInput
-from whence.settings import Writing
+from whence.settings import Contrast, Writing
 from whence.tasks import CausalLM
+from whence.tasks.causal_lm import contrasted
 from whence.tasks.chat import prompt_of
 from whence.tasks.lm_records import encoded
 from whence.tasks.token_loss import IGNORED
@@ -29,11 +30,12 @@ class Question:
     """A prompt with its completion.
 
     Args:
-        whole: The query that measures the log-probability of every completion token.
+        whole: The query that measures the log-probability of every completion token, less that of every token of its foil.
         prompt: Text before the completion.
         tokens: Text of each completion token, in order.
         positions: Where in the token ids each of them stands.
         log_probabilities: What the model gives each of them, in nats.
+        foil: The same prompt with what it is held against; None where it is held against nothing.
     """
 
     whole: Example
@@ -41,25 +43,49 @@ class Question:
     tokens: tuple[str, ...]
     positions: tuple[int, ...]
     log_probabilities: tuple[float, ...]
+    foil: "Question | None" = None
+
+    @property
+    def all_tokens(self) -> tuple[str, ...]:
+        """Those of the completion, then those of its foil."""
+        return self.tokens + (() if self.foil is None else self.foil.tokens)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What each of them adds to the measurement."""
+        against = () if self.foil is None else self.foil.log_probabilities
+        return self.log_probabilities + tuple(-value for value in against)
 
     def one_token(self, index: int) -> Example:
-        """The query that measures the log-probability of one completion token, given everything before it."""
+        """The query that measures the log-probability of one token, given everything before it: minus that, if it is the foil's."""
+        if self.foil is not None and index >= len(self.tokens):
+            foil = self.foil.one_token(index - len(self.tokens))
+            nothing = {**foil.fields, "labels": np.full_like(foil.fields["labels"], IGNORED)}
+            return replace(contrasted(replace(foil, fields=nothing), foil), id=f"token {index + 1}")
+        if self.foil is not None:
+            return replace(self, whole=self.alone, foil=None).one_token(index)
         labels = np.full_like(self.whole.fields["labels"], IGNORED)
         labels[self.positions[index]] = self.whole.fields["labels"][self.positions[index]]
         return replace(self.whole, id=f"token {index + 1}", fields={**self.whole.fields, "labels": labels})
+
+    @property
+    def alone(self) -> Example:
+        """The query without its foil."""
+        fields = {name: self.whole.fields[name] for name in ("input_ids", "labels")}
+        return replace(self.whole, fields=fields, length=len(fields["labels"]))
 
 
 def question(
     task: CausalLM,
     prompt: Prompt,
-    completion: str | Writing,
+    completion: str | Writing | Contrast,
 ) -> Question:
     """Tokenize prompt and completion, or let the model write one.
 
     Args:
         task: The language model.
         prompt: A text, or the messages of a conversation, which get the tokenizer's chat template and its generation prompt.
-        completion: What the model said, or would have; or how it writes that.
+        completion: What the model said, or would have; or how it writes that; or with what it is held against.
 
     Returns:
         The question.
@@ -67,6 +93,9 @@ def question(
     Raises:
         BadInput: If the text does not fit into the context.
     """
+    if isinstance(completion, Contrast):
+        own, foil = question(task, prompt, completion.completion), question(task, prompt, completion.foil)
+        return replace(own, whole=contrasted(own.whole, foil.whole), foil=foil)
     is_text = isinstance(prompt, str)
     before = prompt if isinstance(prompt, str) else prompt_of("the prompt", prompt, task.tokenizer)
     ids, spans = encoded(task.tokenizer, before, special=is_text)

@@ -41,6 +41,12 @@ def print_why(why: "Why", *, layers: bool = False) -> None:
         line.append(f" {number}", style="dim")
         line.append(_visible(text, console), style="bold" if number in explained else "")
         line.append(f" {value:.1f}", style="dim")
+    if why.foil is not None:
+        line.append("\nand not ", style="dim")
+        for number, text in enumerate(why.foil.tokens, start=len(why.completion) + 1):
+            line.append(f" {number}", style="dim")
+            line.append(_visible(text, console), style="bold" if number in explained else "")
+            line.append(f" {why.foil.log_probabilities[number - len(why.completion) - 1]:.1f}", style="dim")
     note = Text("number, token, log-probability in nats; --token NUMBER asks about one of them", style="dim")
     show(console, heading(why.hits, 0, console), line, note, _documents(why, layers, console))
     if why.hits.beside:

@@ -9,7 +9,7 @@ from torch import Tensor
 from whence.capture import frozen
 from whence.data import Dataset, batches
 from whence.pipeline.exact.prepare import Prepared
-from whence.score import impossible_sizes
+from whence.score import highest_of, impossible_sizes
 
 __all__ = ["size_notes"]
 
@@ -30,7 +30,7 @@ def size_notes(prepared: Prepared, queries: Dataset, scores_QN: Tensor, weights_
     Returns:
         The note; none where scores are possible ones, or products of gradients, which have no such unit.
     """
-    highest = prepared.task.highest_measurement
+    highest = highest_of(prepared.task, queries.examples)
     can_be_told = bool((scores_QN.abs() > _TIMES).any()) or (highest is not None and weights_GQ is None)
     if prepared.curvature is None or not can_be_told:
         return ()

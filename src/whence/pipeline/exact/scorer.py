@@ -25,7 +25,7 @@ from whence.progress import Meter, meter, say
 from whence.records import ScoreTable
 from whence.score import ExactScores, Metric, Parts, QueryBlock, exact_scores
 from whence.settings import ExactSettings, Runtime, refuse_along
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, contrast_notes
 
 __all__ = ["FittedScorer", "TableRequest", "as_table", "fit_scorer"]
 
@@ -201,7 +201,7 @@ class FittedScorer:
         chunks = in_chunks(prepared, make, identity)
         scores = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
-        left_out = skipped_note("queries", wanted.queries.skipped)
+        left_out = (*skipped_note("queries", wanted.queries.skipped), *contrast_notes(wanted.queries.examples))
         sizes = size_notes(prepared, wanted.queries, scores.scores_QN, wanted.weights_GQ)
         notes = (*self.notes, *sizes, *(note for _, chunk_notes in chunks for note in chunk_notes), *left_out)
         if not prepared.quiet:

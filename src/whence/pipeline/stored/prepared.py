@@ -23,7 +23,7 @@ from whence.report import ClassLabel, Hit
 from whence.score import Batching, Rows, gradient_rows, precondition, row_scores, token_scores, whiten
 from whence.settings import Damping, Runtime
 from whence.store import Store, addition_notes, deleted_notes, fidelity_notes, left_out_notes, open_store
-from whence.tasks import AbstractTask
+from whence.tasks import AbstractTask, contrast_notes
 from whence.workers import Workers
 
 __all__ = ["PreparedQuery", "PreparedStore", "check_damping", "hit_of"]
@@ -122,7 +122,7 @@ class PreparedStore:
             f"{self.plan.coverage}", *([self.damping_note] if self.damping_note else []), *logged,
             *fidelity_notes(store), *left_out_notes(store), *deleted_notes(store),
             *addition_notes(store.folder), *skipped_note("queries", dataset.skipped),
-            *self.notes,
+            *contrast_notes(dataset.examples), *self.notes,
         )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:
             rows = gradient_rows(

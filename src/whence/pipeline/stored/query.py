@@ -127,9 +127,9 @@ def query(
     if unread:
         notes = (*notes, _UNREAD.format(unread))
     shown = [[hit.score for hit in (*up, *down)] for up, down in hits]
-    unit, sizes = believable_unit(unit, task, prepared.rows.values, shown)
+    unit, sizes = believable_unit(unit, task, prepared.rows.values, shown, prepared.dataset.examples)
     return Hits(
-        queries=tuple(_title(example) for example in prepared.dataset.examples),
+        queries=tuple(_title(*pair) for pair in zip(prepared.dataset.examples, records, strict=True)),
         proponents=tuple(up for up, _ in hits),
         opponents=tuple(down for _, down in hits),
         measurements=tuple(prepared.rows.values.tolist()),
@@ -332,5 +332,5 @@ def _label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequenc
     ]
 
 
-def _title(example: Example) -> str:
-    return example.text or example.id
+def _title(example: Example, record: Mapping[str, Any]) -> str:
+    return (example.text or example.id) + (f"\n(and not: {record['foil']})" if record.get("foil") is not None else "")
