@@ -1,68 +1,61 @@
-"""Scores that cannot be changes of the measurement are told as an order, in every way to ask."""
+"""Sizes by retrained models: one factor, which a bank with a known answer gives back."""
 
 import pytest
 import torch
-from torch import nn
 
-import whence
-from tests.settings import QUIET
-from whence.score import RELATIVE, impossible_sizes
-
-
-def certain(scale):
-    """A classifier whose certainty of ten examples of two classes grows with `scale`."""
-    torch.manual_seed(0)
-    inputs, labels = torch.randn(10, 4, dtype=torch.float64), torch.arange(10) % 2
-    model = nn.Linear(4, 2, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight[:] = torch.linalg.lstsq(inputs, nn.functional.one_hot(labels, 2).double()).solution.T * scale
-    return model, list(zip(inputs, labels.tolist(), strict=True))
+from whence.errors import BadInput
+from whence.evaluate import Bank, calibrated, evaluate, load_table, random_subsets, save_bank, save_table
+from whence.records import ScoreTable
 
 
-def test_the_note_names_the_query_that_is_farthest_off():
-    values, largest = torch.tensor([-1.0, -2.0, -9.0]), torch.tensor([0.9, 5.0, 9.5])
-    (note,) = impossible_sizes(values, largest, 0.0)
-    assert note.startswith(
-        "sizes are relative for 2 of 3 queries: a score of 5 stands beside a measurement of -2, which can rise by 2 "
-    )
-    assert impossible_sizes(values, largest, None) == () == impossible_sizes(values, torch.tensor([1.0, 2.0, 9.0]), 0.0)
-    assert "1 of 1 query:" in impossible_sizes(values[1:2], largest[1:2], 0.0)[0]
+def problem(slope, subsets=8, noise=0.01):
+    """A table, and a bank in which a score is worth `slope`."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 20, generator=generator, dtype=torch.float64)
+    ids = (tuple("abc"), tuple(map(str, range(20))))
+    parts = {"one": 0.25 * scores, "two": 0.75 * scores}
+    table = ScoreTable(scores, *ids, "nats", "mine", parts=parts, tokens={"3": torch.ones(3, 4)})
+    masks = random_subsets(20, subsets)
+    values = slope * masks.double() @ scores.T + 5 + noise * torch.randn(subsets, 3, generator=generator, dtype=torch.float64)
+    return table, Bank(masks, values[:, None], (0,), ids[1], ids[0], "bits", None, {})
 
 
-@pytest.mark.parametrize(("measure", "is_told"), [("loss", True), ("margin", False)])
-def test_stores_and_tables_say_so(measure, is_told, tmp_path):
-    model, records = certain(8.0)
-    task = whence.Classification(model, measure=measure)
-    table = whence.attribute(task, records, records[:3], runtime=QUIET)
-    with torch.no_grad():
-        room = -float(task.measurement(model, task.collate(task.prepare(records[:3]).examples)).min())
-    assert (float(table.scores.abs().max()) > room) or not is_told
-    assert any(note.startswith("sizes are relative for") for note in table.notes) == is_told
-    assert table.unit == task.unit, "tables are held against others, and keep what they are counted in"
-    store = whence.build(task, records, tmp_path, config=whence.BuildConfig(method="logra"), runtime=QUIET)
-    hits = whence.query(store, task, records[:3], k=2, runtime=QUIET)
-    assert (hits.unit == RELATIVE) == is_told == any("sizes are relative" in note for note in hits.notes)
-    assert hits.measurement_unit == task.unit
+@pytest.mark.parametrize("slope", [0.14, 5.7])
+def test_scores_are_worth_what_they_say_afterwards(slope):
+    table, bank = problem(slope)
+    found = calibrated(table, bank)
+    torch.testing.assert_close(found.scores, slope * table.scores, rtol=0.05, atol=0)
+    ratio = float(found.scores[0, 0] / table.scores[0, 0])
+    torch.testing.assert_close(sum(found.parts.values()), found.scores)
+    assert torch.equal(found.tokens["3"], torch.ones(3, 4) * ratio)
+    assert found.unit == "bits" and found.method == "mine, sizes by 8 retrained models"
+    assert found.notes[-1].startswith("sizes: times") and "3 queries" in found.notes[-1]
+    before, after = (evaluate([each], bank).rows[0] for each in (table, found))
+    assert before.lds.interval == after.lds.interval
+    assert after.calibration is not None and after.calibration.slope.mean == pytest.approx(1)
 
 
-def test_scores_that_are_possible_keep_their_unit(tmp_path):
-    model, records = certain(0.0)
-    task = whence.Classification(model)
-    table = whence.attribute(
-        task, records, records[:3], method=whence.EKFAC(damping=whence.Damping(relative=10.0)), runtime=QUIET
-    )
-    assert not any("sizes are relative" in note for note in table.notes)
-    store = whence.build(task, records, tmp_path, config=whence.BuildConfig(method="logra"), runtime=QUIET)
-    hits = whence.query(store, task, records[:3], k=2, damping=whence.Damping(relative=10.0), runtime=QUIET)
-    assert hits.unit == task.unit
-    plain = whence.attribute(task, records, records[:3], method="grad-dot-exact", runtime=QUIET)
-    assert not any("sizes are relative" in note for note in plain.notes)
+def test_a_bank_of_some_of_the_queries_is_enough():
+    table, bank = problem(0.5)
+    found = calibrated(table, bank.of_queries(["b"]))
+    torch.testing.assert_close(found.scores, 0.5 * table.scores, rtol=0.05, atol=0)
 
 
-def test_sums_of_queries_are_not_held_against_one():
-    model, records = certain(8.0)
-    task = whence.Classification(model)
-    queries = task.prepare(records[:2])
-    groups = {"both": dict.fromkeys(queries.ids, 1.0)}
-    table = whence.attribute(task, records, queries, groups=groups, runtime=QUIET)
-    assert not any("sizes are relative" in note for note in table.notes)
+def test_where_no_size_follows_it_is_told(tmp_path):
+    table, bank = problem(0.0, noise=1.0)
+    with pytest.raises(BadInput, match="needed one that is above 0"):
+        calibrated(table, bank)
+    with pytest.raises(BadInput, match="of other queries than"):
+        calibrated(ScoreTable(table.scores, tuple("xyz"), table.train_ids, "", "mine"), bank)
+
+
+def test_on_the_command_line(run, tmp_path):
+    table, bank = problem(2.0)
+    save_table(table, tmp_path / "table")
+    save_bank(bank, tmp_path / "bank")
+    run("evaluate", tmp_path / "bank", tmp_path / "table", "--calibrate", tmp_path / "sized")
+    found = load_table(tmp_path / "sized")
+    torch.testing.assert_close(found.scores.double(), 2 * table.scores, rtol=0.05, atol=1e-6)
+    assert "sizes: times" in found.notes[-1]
+    told = run("evaluate", tmp_path / "bank", *[tmp_path / "table"] * 2, "--calibrate", tmp_path / "again", status=2)
+    assert "--calibrate for 2 tables" in told and not (tmp_path / "again").exists()

@@ -208,6 +208,7 @@ def evaluate(
     *,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     html: Path | None = None,
+    calibrate: Path | None = None,
     as_json: Json = False,
 ) -> None:
     """Hold score tables against a bank: LDS with intervals and ceiling, calibration, quality per byte and second.
@@ -217,12 +218,21 @@ def evaluate(
         tables: Folders with scores.npy and table.json, by `whence score` or by another program.
         output: Also write everything as JSON into this file.
         html: Also write a page with plots.
+        calibrate: Also write the one table here with its scores brought to the unit of the bank's measurements; five retrained models do.
         as_json: Print JSON instead of the table.
-    """
-    from whence.evaluate import evaluate as run
-    from whence.evaluate import load_table, open_bank, write_evaluation
 
-    result = run([load_table(table) for table in tables], open_bank(bank))
+    Raises:
+        BadInput: If several tables are to be written as one.
+    """
+    from whence.evaluate import calibrated, load_table, open_bank, origin_of_table, save_table, write_evaluation
+    from whence.evaluate import evaluate as run
+
+    if calibrate is not None and len(tables) > 1:
+        raise BadInput(found=f"--calibrate for {len(tables)} tables", needed="one", do="calibrate one table at a time")
+    loaded, opened = [load_table(table) for table in tables], open_bank(bank)
+    result = run(loaded, opened)
+    if calibrate is not None:
+        save_table(calibrated(loaded[0], opened), calibrate, origin=origin_of_table(tables[0]))
     if html is not None:
         write_evaluation(html, result)
     show_evaluation(result, output=output, as_json=as_json)

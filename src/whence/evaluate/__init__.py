@@ -17,6 +17,7 @@ from whence.evaluate.removal import ConditionResult, RemovalResult, random_remov
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
 from whence.evaluate.run_lines import import_run_lines
+from whence.evaluate.sizes import calibrated
 from whence.evaluate.statistics import Interval, mean_interval, t_quantile
 from whence.evaluate.subsets import leave_k_out, leave_one_out, random_subsets
 from whence.evaluate.table_files import load_table, origin_of_table, save_table
@@ -56,6 +57,7 @@ __all__ = [
     "agreement",
     "as_reported",
     "brittleness",
+    "calibrated",
     "calibration",
     "detection",
     "evaluate",
