@@ -414,3 +414,89 @@ def test_the_example_runs(tmp_path):
     found = json.loads(out.splitlines()[-1])
     assert found["wrote"] and len(found["top"]) == 5 and max(found["off"]) < 1e-3
     assert (tmp_path / "greedy.html").exists() and (tmp_path / "token.html").exists()
+
+
+def language_model(kind):
+    """A small model of a family, in float64, with its task."""
+    import transformers
+
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": 257,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 48,
+    }
+    if kind == "gpt2":
+        return bytes_task(length=48)
+    if kind == "llama with groups":
+        config = transformers.LlamaConfig(**small, num_key_value_heads=1, intermediate_size=12, head_dim=6, attention_bias=True)
+        model = transformers.LlamaForCausalLM(config)
+    elif kind == "opt":
+        sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = transformers.OPTForCausalLM(
+            transformers.OPTConfig(vocab_size=257, max_position_embeddings=48, dropout=0.0, **sizes)
+        )
+    else:
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**small, intermediate_size=12))
+    return whence.CausalLM(model.double(), bytes_task().tokenizer, ignore=["*embed_positions*"] if kind == "opt" else ())
+
+
+# Rows and columns of each head, written out: name of the parameter, rows or columns, first and last.
+HEADS = {
+    "gpt2": {1: [("attn.c_attn.weight", 0, range(4, 8)), ("attn.c_attn.weight", 0, range(12, 16)), ("attn.c_attn.weight", 0, range(20, 24)),
+                 ("attn.c_proj.weight", 1, range(4, 8))]},
+    "llama with groups": {1: [("q_proj.weight", 0, range(6, 12)), ("o_proj.weight", 1, range(6, 12))]},
+    "opt": {0: [(f"{part}_proj.weight", 0, range(4)) for part in "qkv"] + [("out_proj.weight", 1, range(4))]},
+    "gpt_neox": {1: [("query_key_value.weight", 0, range(12, 24)), ("attention.dense.weight", 1, range(4, 8))]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_are_their_rows_and_columns(kind):
+    task = language_model(kind)
+    answer = ask(task, method="grad-dot-exact", k=2)
+    plan = plan_units(task)
+    data = task.prepare(TRAIN)
+    (query,) = task.prepare([{"prompt": PROMPT, "completion": COMPLETION}]).examples
+    blocks = unit_gradients(task, plan, dense_gradients(task, [query], "measurement"))
+    for name, parts in answer.parts.items():
+        example = data.examples[data.ids.index(name)]
+        gradients = unit_gradients(task, plan, dense_gradients(task, [example]))
+        products = {
+            unit.parameters[0]: -(q * g)[0] / len(data) for unit, q, g in zip(plan.units, blocks, gradients, strict=True)
+        }
+        for head, slices in HEADS[kind].items():
+            expected = 0.0
+            for ending, axis, numbers in slices:
+                product_OI = next(value for parameter, value in products.items() if parameter.endswith(ending))
+                expected += float(product_OI.index_select(axis, torch.tensor(numbers)).sum())
+            (found,) = [part for label, part in parts.heads.items() if label.endswith(f" head {head}")]
+            assert found == pytest.approx(expected, rel=1e-4 if "llama" in kind else 1e-8, abs=1e-12)
+        own = [value for parameter, value in products.items() if "attn" in parameter or "attention" in parameter]
+        if kind == "gpt2":
+            assert sum(parts.heads.values()) == pytest.approx(
+                sum(float(value.sum()) for value in own) - bias_behind(products), rel=1e-7
+            )
+        assert sum(parts.modules.values()) == pytest.approx(sum(parts.layers.values()))
+    if kind == "llama with groups":
+        assert any("key-value group 0" in label for label in next(iter(answer.parts.values())).heads)
+
+
+def bias_behind(products):
+    (projection,) = [value for parameter, value in products.items() if parameter.endswith("attn.c_proj.weight")]
+    return float(projection[:, -1].sum())
+
+
+def test_heads_are_shown_and_unknown_layouts_have_none(task, capsys, tmp_path):
+    answer = ask(task, k=1)
+    answer.show(layers=True)
+    shown = capsys.readouterr().out
+    assert "head: " in shown and "module: " in shown
+    page = answer.page(tmp_path / "why.html").read_text("utf-8")
+    assert "By attention head" in page and "By module" in page
+    assert set(answer.to_dict()["proponents"][0]) >= {"layers", "modules", "heads"}
+    from whence.why.heads import heads_of
+
+    assert heads_of(torch.nn.Linear(2, 2), plan_units(task)) == {}

@@ -41,7 +41,7 @@ class WhyOptions:
         k: Documents on each side.
         max_new_tokens: Tokens to write at most.
         temperature: Sample the completion at this temperature; 0 takes the most likely token each time.
-        layers: Print through which layers each score comes, too; pages and JSON have them in any case.
+        layers: Print through which layers, modules and attention heads each score comes, too; pages and JSON have them in any case.
         verbatim: Also say what is copied from the corpus word for word and what is alike by words (BM25): the folder in which an index of its
             words is kept; it is made where it is not there.
     """

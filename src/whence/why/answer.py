@@ -1,13 +1,14 @@
 """The answer to "why did it say this?": documents, tokens in them, tokens of the completion, layers, and how they add up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whence.report.hits import Hits
 from whence.report.page import write_page
 from whence.report.passages import question_title
+from whence.why.heads import modules_of
 from whence.why.html import TOKEN_DEFINITION, why_fragment
 from whence.why.terminal import print_why
 
@@ -28,11 +29,19 @@ class DocumentParts:
             for one completion token, sums over the completion the parts of the document's tokens.
         tokens: Text of each token of the document.
         layers: Each unit of parameters' part of the score, by the name of its first parameter.
+        heads: Each attention head's part: of its rows of the projections to queries, keys and values, and its columns of the one behind them;
+            empty where the model's projections are of no form that is known.
     """
 
     scores_AT: "Tensor"
     tokens: tuple[str, ...]
     layers: Mapping[str, float]
+    heads: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> dict[str, float]:
+        """Parts of layers added up by the module that holds them, such as an attention or an MLP."""
+        return modules_of(self.layers)
 
     def strongest(self, count: int = _PAIRS) -> list[tuple[int, int, float]]:
         """The pairs with the largest parts on either side: row, column and part, largest first."""
@@ -106,7 +115,7 @@ class Why:
         """Print the answer in the terminal.
 
         Args:
-            layers: Whether to print through which layers each score comes, too.
+            layers: Whether to print through which layers, modules and attention heads each score comes, too.
         """
         print_why(self, layers=layers)
 
@@ -132,7 +141,13 @@ class Why:
 
     def _document(self, hit: Mapping[str, Any]) -> dict[str, Any]:
         parts = self.parts[hit["id"]]
-        return {**hit, "map": parts.scores_AT.tolist(), "layers": dict(parts.layers)}
+        return {
+            **hit,
+            "map": parts.scores_AT.tolist(),
+            "layers": dict(parts.layers),
+            "modules": parts.modules,
+            "heads": dict(parts.heads),
+        }
 
     def _repr_html_(self) -> str:
         return why_fragment(self)

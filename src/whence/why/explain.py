@@ -20,6 +20,7 @@ from whence.store import Store, open_store
 from whence.tasks import AbstractTask, CausalLM
 from whence.why.answer import DocumentParts, Foil, Why
 from whence.why.candidates import FromData, FromStore, Source, split_up
+from whence.why.heads import head_scores, heads_of
 from whence.why.question import Question, question, texts_of
 
 __all__ = ["why"]
@@ -118,13 +119,17 @@ def _answer(task: CausalLM, query: Question, numbers: tuple[int, ...], source: S
     rows = [hit.row for side in sides for hit in side]
     queries = [query.one_token(number - 1) for number in numbers]
     maps, units_UAK = split_up(task, source, queries, rows, quiet=quiet) if rows else ([], None)
+    heads = heads_of(task.model, source.plan)
+    is_whole = len(numbers) == len(query.all_tokens)
+    blocks = source.blocks([query.whole if is_whole else queries[0]]) if heads and rows else ()
     parts, readings = {}, {}
     for index, row in enumerate(rows):
         example, scores_AT = source.examples[row], maps[index]
         text, spans = _read(task, example)
         assert units_UAK is not None
         layers = dict(zip((unit.name for unit in source.plan.units), units_UAK[:, :, index].sum(1).tolist(), strict=True))
-        parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers)
+        by_head = head_scores(task, source.plan, example, blocks, heads) if heads else {}
+        parts[example.id] = DocumentParts(scores_AT, texts_of(text, spans), layers, by_head)
         readings[row] = (text, spans, scores_AT)
     values = [query.values[number - 1] for number in numbers]
     scores = [hit.score for side in sides for hit in side]

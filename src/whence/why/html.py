@@ -1,7 +1,7 @@
 """An answer to "why did it say this?" as HTML: the text behind each token of the completion, and the heat map over both."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
@@ -139,7 +139,9 @@ def _document(why: "Why", hit: "Hit", peaks: _Peaks, is_open: bool) -> str:
         f'{shared_html(hit, why.hits.beside[0] if why.hits.beside else None)}<fieldset class="views">'
         f'<legend class="muted">What it says for</legend>{choices}</fieldset>'
         + folded("Heat map, completion by document", _heat(why, parts, max(peaks.tokens)))
-        + folded("By layer", _layers(parts))
+        + folded("By layer", _layers("layer", parts.layers))
+        + folded("By module", _layers("module", parts.modules))
+        + (folded("By attention head", _layers("head", parts.heads)) if parts.heads else "")
         + "</details>"
     )
 
@@ -187,14 +189,14 @@ def _heat(why: "Why", parts: "DocumentParts", peak: float) -> str:
     )
 
 
-def _layers(parts: "DocumentParts") -> str:
-    order = sorted(parts.layers.items(), key=lambda item: -abs(item[1]))
+def _layers(kind: str, by_name: Mapping[str, float]) -> str:
+    order = sorted(by_name.items(), key=lambda item: -abs(item[1]))
     rest = sum(score for _, score in order[_LAYERS:])
     shown = order[:_LAYERS] + ([(f"{len(order) - _LAYERS} others", rest)] if len(order) > _LAYERS else [])
     rows = "".join(
         f'<tr><td><code>{escape(name)}</code></td><td class="number">{score:+.3g}</td></tr>' for name, score in shown
     )
-    head = '<thead><tr><th scope="col">layer</th><th scope="col" class="number">part</th></tr></thead>'
+    head = f'<thead><tr><th scope="col">{kind}</th><th scope="col" class="number">part</th></tr></thead>'
     return f'<table class="pairs">{head}<tbody>{rows}</tbody></table>'
 
 

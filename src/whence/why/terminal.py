@@ -111,8 +111,11 @@ def _pairs(why: "Why", hit: "Hit", console: Console) -> list[Text]:
 
 
 def _layers(why: "Why", hit: "Hit", console: Console) -> list[Text]:
-    order = sorted(why.parts[hit.id].layers.items(), key=lambda item: -abs(item[1]))[:_LAYERS]
-    return [Text.assemble(("layer: ", "dim"), f"{plain(name, console)} {score:+.2g}") for name, score in order]
+    parts, lines = why.parts[hit.id], []
+    for kind, by_name in (("layer", parts.layers), ("module", parts.modules), ("head", parts.heads)):
+        order = sorted(by_name.items(), key=lambda item: -abs(item[1]))[:_LAYERS]
+        lines += [Text.assemble((f"{kind}: ", "dim"), f"{plain(name, console)} {score:+.2g}") for name, score in order]
+    return lines
 
 
 def _visible(text: str, console: Console) -> str:
