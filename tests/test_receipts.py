@@ -451,3 +451,28 @@ def test_a_record_of_tables_in_memory_names_their_origin_or_says_that_it_cannot(
     for origin in ({"model": ["w"]}, {"models": "w"}):
         with pytest.raises(BadInput, match="an origin whose"):
             whence.shares.write_shares(report, tmp_path / "x", origin=origin)
+
+
+def test_answers_are_sealed_alike_at_once_and_from_the_log(tmp_path, signer, monkeypatch):
+    """What a killed process left is read from the log; the chain has the bytes that it would have had anyway."""
+    batch = [
+        {
+            **logged(f"a{n}", 1.0 + n, [("é", 0.1 * n, -1e-300)]),
+            "tokens": [(0, n)],
+            "salt": "s",
+            "client": "press",
+            "credit": b"{}" * n,
+        }
+        for n in range(3)
+    ]
+    chains = []
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        log = logs(tmp_path / name, signer)
+        if name == "again":
+            monkeypatch.setattr(log, "_seal", lambda *given, seal=log._seal: seal())
+        log.add(batch)
+        log.close()
+        chains.append((tmp_path / name / "receipts.jsonl").read_bytes())
+    assert chains[0] == chains[1] and chains[0].count(b"\n") == 3
+    assert not verify_chain(tmp_path / "once" / "receipts.jsonl").faults

@@ -8,7 +8,7 @@ from whence.ledger.payouts import PaidOut, check_payout, paid_out, write_payout
 from whence.ledger.periods import Period, check_over, period_of
 from whence.ledger.proof_files import is_proof, read_proof, write_proof
 from whence.ledger.receipts import FIRST, Chain, Head, Sealed, chained, sealed_now
-from whence.ledger.sealing import check_chain, next_receipts, unsealed_answers
+from whence.ledger.sealing import check_chain, next_receipts, sealed_answer, unsealed_answers
 from whence.ledger.verify import ChainCheck, is_chain, verify_chain
 from whence.ledger.versions import StoreVersion, VersionRows, known_versions, rows_of_versions, write_version
 
@@ -47,6 +47,7 @@ __all__ = [
     "read_public_key",
     "read_signer",
     "rows_of_versions",
+    "sealed_answer",
     "sealed_now",
     "unsealed_answers",
     "verify_chain",

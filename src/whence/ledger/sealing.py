@@ -3,13 +3,14 @@
 import hashlib
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from whence.errors import BadInput
 from whence.ledger.receipts import Chain, Sealed
 from whence.strict_json import parse_json
 
-__all__ = ["check_chain", "next_receipts", "unsealed_answers"]
+__all__ = ["check_chain", "next_receipts", "sealed_answer", "unsealed_answers"]
 
 # Answers that are sealed at once where a process left many without a receipt.
 _AT_ONCE = 256
@@ -41,7 +42,28 @@ def unsealed_answers(connection: sqlite3.Connection, count: int) -> list[Sealed]
         "SELECT answer, credit FROM queries LEFT JOIN credits ON credits.query = queries.id WHERE receipt >= ? ORDER BY receipt LIMIT ?",
         (count, _AT_ONCE),
     ).fetchall()
-    return [_sealed(answer, credit) for answer, credit in rows]
+    return [
+        sealed_answer(parse_json(answer, any_number=True), None if credit is None else zlib.decompress(credit))
+        for answer, credit in rows
+    ]
+
+
+def sealed_answer(content: Mapping[str, Any], credit: bytes | None) -> Sealed:
+    """What is sealed of an answer.
+
+    Args:
+        content: As the log keeps it.
+        credit: Its credit, as `Credit.line` writes it; None without one.
+    """
+    return Sealed(
+        kind="answer",
+        id=content["id"],
+        time=content["time"],
+        store=content["digest"],
+        token=content.get("token"),
+        content=content,
+        credit=None if credit is None else hashlib.sha256(credit).hexdigest(),
+    )
 
 
 def check_chain(connection: sqlite3.Connection, chain: Chain) -> None:
@@ -57,16 +79,3 @@ def check_chain(connection: sqlite3.Connection, chain: Chain) -> None:
             needed="the chain that belongs to the log, whole",
             do="restore it from a copy, or pass a new --log with it",
         )
-
-
-def _sealed(answer: str, credit: bytes | None) -> Sealed:
-    content = parse_json(answer, any_number=True)
-    return Sealed(
-        kind="answer",
-        id=content["id"],
-        time=content["time"],
-        store=content["digest"],
-        token=content.get("token"),
-        content=content,
-        credit=None if credit is None else hashlib.sha256(zlib.decompress(credit)).hexdigest(),
-    )

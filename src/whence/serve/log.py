@@ -20,11 +20,13 @@ from whence.errors import BadInput, DiskFull, WhenceError
 from whence.ledger import (
     Chain,
     Head,
+    Sealed,
     StoreVersion,
     check_chain,
     connected,
     next_receipts,
     prepared_log,
+    sealed_answer,
     unsealed_answers,
     write_version,
 )
@@ -135,7 +137,11 @@ class QueryLog:
                 "INSERT OR REPLACE INTO credits VALUES (?, ?)",
                 [(answer["id"], zlib.compress(answer["credit"], 1)) for answer in answers if "credit" in answer],
             )
-        heads = self._seal()
+        if self.chain is None:
+            heads = {}
+        else:
+            just_kept = [sealed_answer(_content_of(answer), answer.get("credit")) for answer in answers]
+            heads = self._seal(receipts[0] if receipts else None, just_kept)
         if time.monotonic() - self.purged > _PURGE_SECONDS:
             self.purge()
         return heads
@@ -255,8 +261,12 @@ class QueryLog:
         self.reader.close()
         self.writer.close()
 
-    def _seal(self) -> dict[str, Head]:
+    def _seal(self, first: int | None = None, just_kept: Sequence[Sealed] = ()) -> dict[str, Head]:
         """Give a receipt to every answer of the log that has none yet, in order.
+
+        Args:
+            first: Number of the receipt that the first of `just_kept` has to get.
+            just_kept: Answers that were kept a moment ago, which need not be read again.
 
         Returns:
             Their heads by id of the answer.
@@ -266,8 +276,11 @@ class QueryLog:
         """
         heads: dict[str, Head] = {}
         while self.chain is not None:
-            with self._read():
-                unsealed = unsealed_answers(self.reader, self.chain.count)
+            if just_kept and first == self.chain.count:
+                unsealed, just_kept = just_kept, ()
+            else:
+                with self._read():
+                    unsealed = unsealed_answers(self.reader, self.chain.count)
             if not unsealed:
                 break
             try:
@@ -331,4 +344,8 @@ class QueryLog:
 
 
 def _text_of(answer: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in answer.items() if name not in ("credit", "client")})
+    return json.dumps(_content_of(answer))
+
+
+def _content_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in ("credit", "client")}
