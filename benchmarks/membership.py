@@ -2,13 +2,16 @@
 
     python benchmarks/membership.py FOLDER
 
-A small GPT-2 is trained on half of 300 passages of Python's own documentation; the other half is the control. Every passage is asked about
-once, as a completion, at a service of an aligned store of the first half. The attacker has one number per answer, and guesses "in the data"
-where it is high. Printed: the area under the ROC curve (0.5 is chance) with a 95 % bootstrap interval over passages, for several settings.
+A small GPT-2 is trained on half of 300 passages of Python's own documentation; the other half is the control. Every passage is asked about,
+as a completion, at a service of an aligned store of the first half, three times in a random order. The attacker has one number per passage,
+and guesses "in the data" where it is high: by what answers say; by the least time that one took, measured by the attacker or told by the
+service; and by an error, being told the passage's source: whether a filter by it is refused.
+Printed: the area under the ROC curve (0.5 is chance) with a 95 % bootstrap interval over passages, for several settings.
 """
 
 import random
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from whence.serve.app import create_app
 from whence.serve.hosted_store import HostedStore
 from whence.tasks import CausalLM
 
-PASSAGES, DRAWS = 300, 1000
+PASSAGES, DRAWS, ROUNDS = 300, 1000, 3
 SETTINGS: dict[str, dict[str, Any]] = {
     "open": {},
     "redacted": {"redacted": True},
@@ -36,6 +39,9 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], float]] = {
     "highest score": lambda answer: max((hit["score"] for hit in answer["proponents"]), default=0.0),
     "highest score over the second": lambda answer: _ratio(answer["proponents"]),
     "log-probability per token": lambda answer: answer["measurement"] / max(1, len(answer["tokens"])),
+    "time, measured": lambda answer: answer["measured"],
+    "time, told": lambda answer: answer["seconds"],
+    "source is known": lambda answer: answer["knows_source"],
 }
 
 
@@ -54,16 +60,31 @@ def main(folder: Path) -> None:
     print("| service | " + " | ".join(ATTACKS) + " |\n|---|" + "---|" * len(ATTACKS))
     for name, options in SETTINGS.items():
         with TestClient(create_app([hosted], ServeConfig(log=":memory:", **options)), base_url="http://127.0.0.1") as client:
-            answers = [asked(client, document["text"]) for document in documents]
+            answers = all_asked(client, documents)
         cells = [auc(is_member, [attack(answer) for answer in answers]) for attack in ATTACKS.values()]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def asked(client: TestClient, text: str) -> dict[str, Any]:
-    """The answer about a text, the first characters of it that the model reads."""
-    response = client.post("/v1/stores/store/attribute", json={"prompt": "", "completion": text[:200], "k": 5})
-    response.raise_for_status()
-    return response.json()
+def all_asked(client: TestClient, documents: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The answer about each passage, with the least times of three rounds, and what errors say."""
+    answers: dict[int, dict[str, Any]] = {}
+    for seed in range(ROUNDS):
+        for number in random.Random(seed).sample(range(len(documents)), len(documents)):
+            started = time.perf_counter()
+            answer = asked(client, documents[number]["text"]).json()
+            times = {"measured": time.perf_counter() - started, "seconds": answer["seconds"]}
+            before = answers.get(number, times)
+            answers[number] = answer | {name: min(value, before[name]) for name, value in times.items()}
+    for number, document in enumerate(documents):
+        chosen = asked(client, document["text"], {"sources": [document["source"]]}).status_code == 200
+        answers[number] |= {"knows_source": float(chosen)}
+    return [answers[number] for number in range(len(documents))]
+
+
+def asked(client: TestClient, text: str, chosen: dict[str, Any] | None = None) -> Any:
+    """The response about a text, the first characters of it that the model reads."""
+    body = {"prompt": "", "completion": text[:200], "k": 5} | ({} if chosen is None else {"filter": chosen})
+    return client.post("/v1/stores/store/attribute", json=body)
 
 
 def _ratio(hits: list[dict[str, Any]]) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 import whence
 from tests.reference.gaming import alike, near, robust_shares, robust_weights
@@ -139,6 +140,21 @@ def test_long_gradients_are_named():
     lengths = {f"d{n}": float(np.exp(0.2 * np.sin(n))) for n in range(60)} | {"d7": 9.0, "d14": 8.0}
     (sign,) = gaming_of(split(scores, sources, texts, lengths)).signs
     assert (sign.kind, sign.source, sign.count, set(sign.such_as)) == ("long", "s0", 2, {"d7", "d14"})
+
+
+def test_what_lengths_alone_would_pay_is_told():
+    scores, sources, texts = honest()
+    lengths = {name: 1.0 + (name == "d0") for name in sources}
+    gaming = gaming_of(found := split(scores, sources, texts, lengths))
+    owned = {source: sum(lengths[name] for name in sources if sources[name] == source) for source in set(sources.values())}
+    assert gaming.by_length == pytest.approx({source: value / 61 for source, value in owned.items()})
+    shares = {line.name: line.share for line in found.lines if line.kind == "source"}
+    pairs = [(owned[name], shares[name]) for name in shares]
+    assert gaming.agreement == pytest.approx(spearmanr(*zip(*pairs, strict=True)).statistic)
+    by_shares = {name: 1e3 * shares[source] + 1e-3 for name, source in sources.items()}
+    assert gaming_of(split(scores, sources, texts, by_shares)).agreement > 0.9
+    for none in (None, dict.fromkeys(sources, 0.0)):
+        assert gaming_of(split(scores, sources, texts, none)).control == ""
 
 
 def test_an_honest_month_has_no_sign_and_what_is_not_known_is_told():

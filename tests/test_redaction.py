@@ -39,7 +39,13 @@ def test_answers_of_a_service_that_tells_less(service, store):  # noqa: F811
     assert small and not small & {line["source"] for line in first["shares"]} and SMALL in str(first["shares"])
     assert not small & {line["source"] for line in client.get("/v1/stores/store/shares").json()["shares"]}
     narrow = posted(client, {**ASKED, "filter": {"sources": [sorted(small - {""})[0]]}})
-    assert narrow["proponents"] == narrow["opponents"] == []
+    assert narrow["proponents"] == narrow["opponents"] == [] and narrow["num_allowed"] == 0
+    nobody = posted(client, {**ASKED, "filter": {"sources": ["no such source"]}})  # not to be told from a small one
+    for each in (narrow, nobody):
+        for name in ("id", "time", "seconds", "filter"):
+            del each[name]
+    assert narrow == nobody
+    posted(service(redacted=True), {**ASKED, "filter": {"sources": ["no such source"]}}, status=400)
     told = [client.get(f"/v1/stores/store/examples/{name}") for name in (store.ids()[0], "nobody")]
     assert [each.status_code for each in told] == [404, 404]
     again = client.get(f"/v1/answers/{first['id']}").json()

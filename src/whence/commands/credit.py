@@ -259,7 +259,8 @@ def _signs(gaming: Any) -> list[str]:
     lines = [f"worth a look: {sign.words}" for sign in gaming.signs[:_SIGNS]]
     if len(gaming.signs) > _SIGNS:
         lines.append(f"worth a look: {len(gaming.signs) - _SIGNS:,} more such signs are in shares.json")
-    return lines + [f"not looked for: {words}" for words in gaming.missing]
+    lines += [f"not looked for: {words}" for words in gaming.missing]
+    return lines + ([f"control: {gaming.control}"] if gaming.control else [])
 
 
 def _texts_in(records: Any) -> dict[str, str] | None:

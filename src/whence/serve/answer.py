@@ -49,10 +49,11 @@ class Masks:
 
     Args:
         hosted: Whose rows.
+        hides_sources: As in `Catalog.rows_of`.
     """
 
-    def __init__(self, hosted: HostedStore):
-        self.hosted = hosted
+    def __init__(self, hosted: HostedStore, *, hides_sources: bool = False):
+        self.hosted, self.hides_sources = hosted, hides_sources
         self.masks: dict[Any, Tensor] = {}
 
     def of(self, question: Question) -> Tensor | None:
@@ -60,7 +61,9 @@ class Masks:
         if question.filter.is_empty:
             return None
         mask = self.masks.pop(question.filter, None)
-        self.masks[question.filter] = self.hosted.catalog.rows_of(question.filter) if mask is None else mask
+        self.masks[question.filter] = (
+            self.hosted.catalog.rows_of(question.filter, hides_sources=self.hides_sources) if mask is None else mask
+        )
         if len(self.masks) > _KEPT_MASKS:
             del self.masks[next(iter(self.masks))]
         return self.masks[question.filter]

@@ -125,10 +125,14 @@ class Catalog:
         time = float("nan") if self.time_N is None else float(self.time_N[row])
         return {} if time != time else {"time": time}
 
-    def rows_of(self, chosen: Filter) -> Tensor:
+    def rows_of(self, chosen: Filter, *, hides_sources: bool = False) -> Tensor:
         """Which rows a filter lets through, shape (N,).
 
         A text is looked for in every example that the rest lets through, which reads them all.
+
+        Args:
+            chosen: The filter.
+            hides_sources: Whether a source that is not there lets nothing through, so that names cannot be tried, where it is else refused.
 
         Raises:
             BadInput: If a source is not there, or times are asked for that nobody gave.
@@ -140,7 +144,7 @@ class Catalog:
                 for number, source in enumerate(self.sources)
                 if any(source == name or fnmatchcase(source, name) for name in chosen.sources)
             }
-            if not wanted:
+            if not wanted and not hides_sources:
                 raise BadInput(
                     found=f"no source {', '.join(map(repr, chosen.sources))}",
                     needed="a source of this store, or a pattern such as 'news*'",

@@ -148,7 +148,7 @@ class QuestionQueue:
         self.max_waiting, self.batch = max_waiting, batch
         self.stores = dict(stores)
         self.versions = {name: Versions(hosted.digest) for name, hosted in stores.items()}
-        self.masks = {name: Masks(hosted) for name, hosted in stores.items()}
+        self.masks = {name: self._masks(hosted) for name, hosted in stores.items()}
         self.waiting: deque[Job] = deque()
         self.changes: deque[Change] = deque()
         self.changed = threading.Condition()
@@ -238,8 +238,11 @@ class QuestionQueue:
             if self.credits:
                 self._note(hosted, former, deleted)
             self.versions[change.name].add(hosted.digest, deleted)
-            self.stores[change.name], self.masks[change.name] = hosted, Masks(hosted)
+            self.stores[change.name], self.masks[change.name] = hosted, self._masks(hosted)
         change.future.set_result(hosted)
+
+    def _masks(self, hosted: HostedStore) -> Masks:
+        return Masks(hosted, hides_sources=self.redacted is not None and self.redacted.hides_sources)
 
     def _note(self, hosted: HostedStore, former: HostedStore | None = None, deleted: Sequence[int] = ()) -> None:
         """Have the log know a version's examples; where it cannot, stderr says so, and a payout will refuse its answers."""

@@ -37,6 +37,11 @@ class Redaction:
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     salts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def hides_sources(self) -> bool:
+        """Whether sources of few documents are not to be told from those that are not there."""
+        return self.least_group > 1
+
     def shown(self, answer: Mapping[str, Any], sizes: Mapping[str, int], *, client: str = "") -> dict[str, Any]:
         """An answer without what is not told.
 
@@ -52,7 +57,9 @@ class Redaction:
         sides = {
             side: [] if is_narrow else [self._hit(answer["id"], hit, sizes, client) for hit in answer[side]] for side in SIDES
         }
-        coarse = {name: self.rounded(answer[name]) for name in ("measurement", "seconds") if name in answer}
+        # How many a filter lets through would tell how many documents a small source has, and whether there is such a source.
+        allowed = {"num_allowed": 0} if is_narrow else {}
+        coarse = allowed | {name: self.rounded(answer[name]) for name in ("measurement", "seconds") if name in answer}
         return {**answer, **sides, **coarse, "shares": self.shares(answer["shares"], sizes)}
 
     def shares(self, lines: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -4,11 +4,14 @@ Axes: Q queries, N training examples, L lines.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+from whence.evaluate import spearman
 from whence.shares.shares import Shares
 
 __all__ = ["Gaming", "Sign", "gaming_of"]
@@ -50,16 +53,33 @@ class Gaming:
     Args:
         signs: What was found, by kind and falling count.
         missing: What could not be looked for, in words.
+        by_length: The control: by source the share that it would get of all named sources if an example counted with the length of its
+            gradient, whatever is asked; empty where lengths are not known.
+        agreement: Rank correlation of these with the shares (Spearman 1904); None with fewer than three sources.
     """
 
     signs: tuple[Sign, ...]
     missing: tuple[str, ...] = field(default=())
+    by_length: Mapping[str, float] = field(default_factory=dict)
+    agreement: float | None = None
+
+    @property
+    def control(self) -> str:
+        """What the control says, in a sentence; empty where there is none."""
+        if self.agreement is None:
+            return ""
+        return (
+            f"by the lengths of gradients alone, whatever is asked, {len(self.by_length):,} sources rank as by their shares with a "
+            f"correlation of {self.agreement:.2f} (1: the shares follow how long gradients are)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For `shares.json`."""
         return {
             "signs": [asdict(sign) | {"such_as": list(sign.such_as)} for sign in self.signs],
             "not_looked_for": list(self.missing),
+            "by_length_alone": dict(self.by_length),
+            "agreement_with_lengths": self.agreement,
         }
 
 
@@ -84,7 +104,26 @@ def gaming_of(report: Shares) -> Gaming:
         missing.append("outlying gradients: lengths are not at hand")
     else:
         signs += _long(source_of, sizes, dict(facts.lengths))
-    return Gaming((*signs, *_stuffed(report)), tuple(missing))
+    by_length, agreement = _by_length(report, source_of)
+    return Gaming((*signs, *_stuffed(report)), tuple(missing), by_length, agreement)
+
+
+def _by_length(report: Shares, source_of: dict[str, str]) -> tuple[dict[str, float], float | None]:
+    """What gradient lengths alone would pay the sources, and how alike that ranks them."""
+    lengths = None if report.facts is None else report.facts.lengths
+    if not lengths:
+        return {}, None
+    sums = {line.name: 0.0 for line in report.lines if line.kind == "source"}
+    for name, source in source_of.items():
+        if name in lengths:
+            sums[source] += lengths[name]
+    total = sum(sums.values())
+    if total <= 0:
+        return {}, None
+    shares = [line.share for line in report.lines if line.kind == "source"]
+    pair = torch.tensor([list(sums.values()), shares], dtype=torch.float64)
+    agreement = float(spearman(pair[0], pair[1])) if len(sums) > 2 else None
+    return {source: value / total for source, value in sums.items()}, agreement
 
 
 def _duplicates(source_of: dict[str, str], sizes: dict[str, int], repeats: dict[str, str]) -> list[Sign]:

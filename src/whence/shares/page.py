@@ -152,7 +152,8 @@ def _gaming(report: Shares) -> str:
     signs = table_section(("worth a look", "part"), rows) if rows else "<p>None was found.</p>"
     missing = "".join(f"<p>Not looked for: {escape(words)}.</p>" for words in gaming.missing)
     rule = f"Robust rules: {ROBUST}." if report.is_robust else "The robust rules were not used (--robust)."
-    return f"<p>A sign proves no intention. {escape(rule)}</p>" + signs + missing
+    control = f"<p>Control: {escape(gaming.control)}. shares.json has each source's.</p>" if gaming.control else ""
+    return f"<p>A sign proves no intention. {escape(rule)}</p>" + signs + missing + control
 
 
 def _meaning(report: Shares, record: Mapping[str, Any]) -> str:
