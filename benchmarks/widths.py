@@ -119,8 +119,11 @@ def cost(arguments):
             with patch("time.perf_counter", time.process_time):
                 found, forecast_seconds, _ = measured(told[name])
             if name == "build":
-                memory = found.memory.peak_bytes - found.memory.model_bytes + found.learning_bytes
-                disk, seconds = found.shared_bytes + found.rows * found.row_bytes, found.seconds + found.learning_seconds
+                memory = found.memory.peak_bytes - found.memory.model_bytes + max(found.learning_bytes, found.fidelity_bytes)
+                disk, seconds = (
+                    found.shared_bytes + found.rows * found.row_bytes,
+                    found.seconds + found.learning_seconds + found.fidelity_seconds,
+                )
             else:
                 memory, disk, seconds = found.footprint.peak, found.footprint.fit.disk, found.seconds.total
             _, took, peak = measured(verbs[name])

@@ -106,8 +106,8 @@ def _expect(stages: Stages, task: AbstractTask, plan: Plan, data: Dataset, setti
     left = [name not in finished for name in ("factors", "bases", "values")]
     seconds, few = None, timed_sample(data, 0, plan.coverage.tracked, QUICK)
     if positions_of(data.examples) >= WORTH * positions_of(few):
-        parts = timed_fit(task, plan, few, fit_of(settings), positions, timing=QUICK)[0]
         length = positions_of(data.examples)
+        parts = timed_fit(task, plan, few, fit_of(settings), positions, everything=length, timing=QUICK)[0]
         takes = (parts.factors * length, parts.bases, parts.values * length)
         seconds = sum(part for part, is_left in zip(takes, left, strict=True) if is_left)
     stages.expect(seconds, 1 + left.index(True) if finished else None)

@@ -49,6 +49,7 @@ class BuildForecast:
         seconds: For the rows, from a batch on this machine; the curvature of finished rows comes on top.
         learning_seconds: Before them, for the curvature and the axes of method aligned.
         fidelity_seconds: After them, for exact scores that stored ones are held against.
+        fidelity_bytes: Of memory, besides a batch, for these.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
         budget: What is given up so that all rows share no more than is proper; empty if nothing is.
     """
@@ -64,13 +65,16 @@ class BuildForecast:
     seconds: float
     learning_seconds: float = 0.0
     fidelity_seconds: float = 0.0
+    fidelity_bytes: int = 0
     cut_bases: tuple[str, ...] = ()
     budget: str = ""
 
     def __str__(self) -> str:
         disk = f"disk: {self.disk_bytes}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
-            disk = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned\n{disk}"
+            more = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned"
+            exact = f", {self.fidelity_bytes / 2**20:,.0f} while stored scores are held against exact ones"
+            disk = f"{more}{exact if self.fidelity_bytes else ''}\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
         after = f" and {self.fidelity_seconds:,.0f} s to hold stored scores against exact ones" if self.fidelity_seconds else ""
         time = f"time: about {before}{self.seconds:,.0f} s for the rows{after}"
@@ -103,6 +107,7 @@ class BuildForecast:
             "row_bytes": self.row_bytes,
             "curvature_bytes": self.shared_bytes,
             "learning_memory_bytes": self.learning_bytes,
+            "fidelity_memory_bytes": self.fidelity_bytes,
             "disk_bytes": self.disk_bytes.to_dict(),
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
@@ -134,11 +139,11 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     fit, code = sized_code(task, plan, dataset, config) if is_aligned else (FitConfig(), None)
     blueprint = make_blueprint(task, plan, encoder, config, positions, "")
     sample = timed_sample(dataset, positions, plan.coverage.tracked)
-    codec, before, exact_seconds = blueprint.codec(), 0.0, 0.0
+    codec, before, exact_seconds, exact_bytes = blueprint.codec(), 0.0, 0.0, 0
     if code is not None:
         before, encoder = timed_code(task, plan, dataset, sample, config, fit, code, positions)
         if config.anchors is None:
-            exact_seconds = timed_fidelity(task, plan, encoder, dataset, sample, positions)
+            exact_seconds, exact_bytes = timed_fidelity(task, plan, encoder, dataset, sample, positions)
 
     def rows() -> None:
         with meter("", len(sample), quiet=True) as progress:
@@ -164,6 +169,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
         fidelity_seconds=after,
+        fidelity_bytes=exact_bytes,
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
         budget="" if code is None else budget_note(plan.units, config, fit, code),
     )

@@ -51,13 +51,14 @@ def timed_code(
     Returns:
         Seconds before the first row, and the encoder, of the widest code that the bytes allow.
     """
-    fit, curvature = timed_fit(task, plan, few, fitted, positions)
+    fitted_on = positions_of(dataset.spread(FIT_EXAMPLES).examples)
+    fit, curvature = timed_fit(task, plan, few, fitted, positions, everything=fitted_on)
     with meter("", len(few), quiet=True) as progress:
         whitened = whiten(curvature, ResolvedDamping(relative_damping(config), None, ""), size.coordinates, task.device)
         _, sample_seconds = timed(
             lambda: gradient_rows(task, plan, whitened, few, batching=Batching(positions), progress=progress)
         )
-    before = fit.total(positions_of(dataset.spread(FIT_EXAMPLES).examples))
+    before = fit.total(fitted_on)
     passes = 2 if size.is_streamed else 1
     before += passes * sample_seconds / positions_of(few) * positions_of(dataset.spread(size.samples).examples)
     coordinates = sum(width for _, width in whitened.shapes())
@@ -68,16 +69,17 @@ def timed_code(
 
 def timed_fidelity(
     task: AbstractTask, plan: Plan, encoder: Aligned, dataset: Dataset, few: Sequence[Example], positions: int
-) -> float:
-    """What exact scores take that stored ones are held against at the end of a build."""
+) -> tuple[float, int]:
+    """Seconds and bytes of memory that exact scores take which stored ones are held against at the end of a build."""
     queries = len(stand_ins(len(dataset)))
     if not queries:
-        return 0.0
+        return 0.0, 0
     gradients = WholeGradients(task, plan, encoder, positions)
     blocks, asking = timed(lambda: gradients.preconditioned(few[:1], "loss"))
     at_once = min(queries, gradients.at_once)
     scanning = scan_seconds(task, plan, few, blocks, at_once, positions) * -(-queries // at_once)
-    return queries * asking + scanning * positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples) / positions_of(few)
+    seconds = queries * asking + scanning * positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples) / positions_of(few)
+    return seconds, gradients.memory_bytes(queries)
 
 
 def _timed_axes(coordinates: int, size: CodeSize, width: int, seed: int) -> tuple[Axes, float]:

@@ -75,8 +75,11 @@ def timed_exact(
         data = fit_data(task, train, getattr(settings, "fit_on", None))
         sample = timed_sample(data, positions, plan.coverage.tracked, timing)
         has_values = factors == "ekfac"
-        seconds, curvature = timed_fit(task, plan, sample, fit_of(settings), positions, has_values=has_values, timing=timing)
-        fit = seconds.total(positions_of(data.examples))
+        everything = positions_of(data.examples)
+        seconds, curvature = timed_fit(
+            task, plan, sample, fit_of(settings), positions, everything=everything, has_values=has_values, timing=timing
+        )
+        fit = seconds.total(everything)
     runtime = Runtime(quiet=True)
     prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
     asking, scanning = _solving_seconds(prepared, few, queries, timing) if queries else (0.0, 0.0)

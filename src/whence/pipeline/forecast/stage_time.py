@@ -66,13 +66,14 @@ def stage_seconds(
         sample = dataset.spread(min(config.axes_examples or method.axes_examples, len(dataset)))
         return StageSeconds(code=each * positions_of(sample.examples), rows=each * everything)
     fitting, size = sized_code(task, plan, dataset, config, folder)
-    seconds, curvature = timed_fit(task, plan, few, fitting, positions, timing=QUICK)
+    fitted = positions_of(dataset.spread(FIT_EXAMPLES).examples)
+    seconds, curvature = timed_fit(task, plan, few, fitting, positions, everything=fitted, timing=QUICK)
     whitened = whiten(curvature, ResolvedDamping(relative_damping(config), None, ""), size.coordinates, task.device)
     each = _row_seconds(task, plan, dataset, whitened, config, positions)
     sampled = (2 if size.is_streamed else 1) * positions_of(dataset.spread(size.samples).examples)
     scored = positions_of(dataset.spread(FIDELITY_DOCUMENTS).examples)
     return StageSeconds(
-        curvature=seconds.total(positions_of(dataset.spread(FIT_EXAMPLES).examples)),
+        curvature=seconds.total(fitted),
         code=each * sampled + _axes_seconds(size.samples, size.coordinates),
         rows=each * everything,
         # Rows of these and whole gradients of these, and as many contractions.

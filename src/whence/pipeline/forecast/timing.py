@@ -101,6 +101,7 @@ def timed_fit(
     config: FitConfig,
     positions: int,
     *,
+    everything: int,
     has_values: bool = True,
     timing: Timing = Timing(),
 ) -> tuple[FitSeconds, KroneckerCurvature]:
@@ -112,6 +113,7 @@ def timed_fit(
         few: Some of the data.
         config: Resolved.
         positions: Per batch.
+        everything: Positions that will be fitted on.
         has_values: Whether eigenvalues are corrected in a pass of their own.
         timing: How much time it may take.
     """
@@ -123,7 +125,7 @@ def timed_fit(
         if has_values:
             values, value_seconds = timed(lambda: fit_values(fit, bases, progress, range(len(plan.units))), timing)
     count = positions_of(few)
-    seconds = FitSeconds(factor_seconds / count, _basis_seconds(fit, factors, timing), value_seconds / count)
+    seconds = FitSeconds(factor_seconds / count, _basis_seconds(fit, factors, everything, timing), value_seconds / count)
     return seconds, fit.finish(bases, values)
 
 
@@ -220,8 +222,12 @@ def _chance(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / rows**0.5
 
 
-def _basis_seconds(fit: Fit, factors: dict[str, Tensor], timing: Timing) -> float:
-    """Of all eigenvectors: one side of a kind is found, shorter than it is where it is long, and the others are scaled from it."""
+def _basis_seconds(fit: Fit, factors: dict[str, Tensor], everything: int, timing: Timing) -> float:
+    """Of all eigenvectors: one side of a kind is found, shorter than it is where it is long, and the others are scaled from it.
+
+    Fewer positions than a side is long leave it a null space, whose basis is found too (`whence.curvature.eigenvectors`): its eigenvectors,
+    and two products that take about as long. Gradients of low rank leave a larger one, which nothing here knows.
+    """
     rates: dict[tuple[str, bool], float] = {}
     total = 0.0
     for index, side, size, kind in _sides(fit, factors):
@@ -231,7 +237,8 @@ def _basis_seconds(fit: Fit, factors: dict[str, Tensor], timing: Timing) -> floa
         key = (kind, size > LONG_SIDE)
         if key not in rates:
             rates[key] = _rate(fit, factors, index, side, kind, width, timing)
-        total += rates[key] * (size * width**2 if kind == "sketch" else width**3)
+        null = max(0, width - everything) if kind != "sketch" else 0
+        total += rates[key] * (size * width**2 if kind == "sketch" else width**3 + null**3 + width * null**2)
     return total
 
 

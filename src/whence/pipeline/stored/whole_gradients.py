@@ -41,8 +41,15 @@ class WholeGradients:
     @property
     def at_once(self) -> int:
         """Queries whose whole gradients fit."""
-        size = sum(weight.numel() * weight.element_size() for weight in self.encoder.whitened.weights)
-        return max(1, int(_SHARE * available_bytes(self.task.device)) // (_COPIES * size))
+        return max(1, int(_SHARE * available_bytes(self.task.device)) // self._query_bytes)
+
+    def memory_bytes(self, queries: int) -> int:
+        """Of memory while so many queries are asked, as many at a time as fit."""
+        return min(queries, self.at_once) * self._query_bytes
+
+    @property
+    def _query_bytes(self) -> int:
+        return _COPIES * sum(weight.numel() * weight.element_size() for weight in self.encoder.whitened.weights)
 
     @property
     def whole(self) -> Kronecker:
