@@ -1,5 +1,6 @@
 """Models and data by name: every form that is read, and what is said of those that cannot be."""
 
+import gzip
 import json
 import random
 import shutil
@@ -174,7 +175,11 @@ def test_a_hub_name_out_of_reach(datasets):
         ("a.csv", "text,label\na,1\nb\n", r"a.csv, which cannot be read \(line 3: not as many fields as the header, 2\)"),
         ("a.csv", "text,label\na,1,2\n", r"a.csv, which cannot be read \(line 2: not as many fields as the header, 2\)"),
         ("a.csv", 'text\n"a', r"a.csv, which cannot be read \(unexpected end of data\)"),
-        ("a.xlsx", "", r"found data file .*a.xlsx; needed one of: .jsonl, .json, .csv, .tsv, .txt, .npz; do this: convert it"),
+        (
+            "a.xlsx",
+            "",
+            r"found data file .*a.xlsx; needed one of: .jsonl, .json, .csv, .tsv, .txt, .npz, .jsonl.gz, .parquet, .arrow; do this: conv",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, text):
@@ -306,3 +311,21 @@ def test_task_from_a_function(tmp_path):
 
 def _copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "model")
+
+
+def test_compressed_lines_and_parquet_are_read_as_they_are(tmp_path, run, model_folder, data_file):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    records = load_records(str(data_file))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(data_file.read_bytes()))
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "train.parquet")
+    for name in ("train.jsonl.gz", "train.parquet"):
+        assert list(load_records(str(tmp_path / name))) == records
+    words = ["attribute", model_folder, tmp_path / "train.parquet", tmp_path / "train.jsonl.gz", "--method", "grad-dot-exact"]
+    assert json.loads(run(*words, "-o", tmp_path / "table"))["train"] == 12
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(data_file.read_bytes())[:-20])
+    (tmp_path / "none.parquet").write_bytes(b"PAR1")
+    for name in ("cut.jsonl.gz", "none.parquet"):
+        with pytest.raises(BadInput, match=rf"{name}, which cannot be read .*; needed valid"):
+            load_records(str(tmp_path / name))
+    with pytest.raises(BadInput, match=r"no data at missing.jsonl.gz; needed a file or folder"):
+        load_records("missing.jsonl.gz")

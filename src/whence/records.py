@@ -12,13 +12,14 @@ from torch import Tensor
 
 __all__ = ["Dense", "OneHot", "Pair", "Recipe", "ScoreTable", "Side", "Unit", "Values", "recipe_text", "values_by_unit"]
 
-Values = Literal["scores", "self-influence", "loss", "random"]
+Values = Literal["scores", "self-influence", "loss", "knn-shapley", "random"]
 """What the numbers of a table are."""
 
 # Units that only one kind of values has; whoever makes such a table writes its unit and its mark.
 _VALUES_OF_UNIT: Mapping[str, Values] = {
     "loss of the example itself, negated": "self-influence",
     "loss of the training example": "loss",
+    "share of nearest neighbours with the query's label": "knn-shapley",
     "standard normal draws": "random",
 }
 

@@ -15,6 +15,10 @@ from whence.settings import By, Runtime, SelectConfig, exact_settings, final_set
 __all__ = ["GroupOptions", "ProofOptions", "ValueOptions", "check_amounts", "check_options", "records_of"]
 
 
+# Values that are of a validation set.
+_ON_VALIDATION = ("influence", "knn-shapley")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValueOptions:
     """Where values come from.
@@ -213,8 +217,8 @@ def check_options(config: SelectConfig, valued: ValueOptions, grouped: GroupOpti
         ("--table and --method", has_table and has_method, "leave one out: a table has its values"),
         (f"--table for --by {by}", has_table and by == "random", "leave --table out, and pass --by random"),
         (f"neither --table nor --model for --by {by}", by != "random" and not has_table and not has_model, score),
-        ("no --validation for --by influence", by == "influence" and not has_table and not validates, validate),
-        (f"--validation for --by {by}", by != "influence" and validates, "leave --validation out"),
+        (f"no --validation for --by {by}", by in _ON_VALIDATION and not has_table and not validates, validate),
+        (f"--validation for --by {by}", by not in _ON_VALIDATION and validates, "leave --validation out"),
         (f"--method for --by {by}", not by.endswith("influence") and has_method, "leave --method out"),
         ("--long split", long == "split", "pass --long truncate: parts of a text cannot be chosen apart"),
         ("--quota without --balance", config.quota != "proportional" and grouped.balance is None, "add --balance source"),

@@ -203,9 +203,10 @@ def _retrained(output: Path, trained: TrainOptions, of: ExamplesOptions, drawn: 
 
 def evaluate(
     bank: Path,
-    tables: Annotated[list[Path], Parameter(consume_multiple=True)],
+    tables: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = (),
     /,
     *,
+    banzhaf: Path | None = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     html: Path | None = None,
     calibrate: Path | None = None,
@@ -216,20 +217,32 @@ def evaluate(
     Args:
         bank: Folder made by `whence bank`.
         tables: Folders with scores.npy and table.json, by `whence score` or by another program.
+        banzhaf: Also write what each example changed over the bank's runs, its Banzhaf value, as a table here; needs no other table.
         output: Also write everything as JSON into this file.
         html: Also write a page with plots.
         calibrate: Also write the one table here with its scores brought to the unit of the bank's measurements; five retrained models do.
         as_json: Print JSON instead of the table.
 
     Raises:
-        BadInput: If several tables are to be written as one.
+        BadInput: If several tables are to be written as one, or there is none to hold against the bank.
     """
-    from whence.evaluate import calibrated, load_table, open_bank, origin_of_table, save_table, write_evaluation
+    from whence.evaluate import banzhaf_table, calibrated, load_table, open_bank, origin_of_table, save_table, write_evaluation
     from whence.evaluate import evaluate as run
 
     if calibrate is not None and len(tables) > 1:
         raise BadInput(found=f"--calibrate for {len(tables)} tables", needed="one", do="calibrate one table at a time")
-    loaded, opened = [load_table(table) for table in tables], open_bank(bank)
+    opened = open_bank(bank)
+    if banzhaf is not None:
+        values = banzhaf_table(opened)
+        save_table(values, banzhaf, origin={"bank": str(bank.resolve())})
+        if not tables:
+            tell(*values.notes, f"written to {banzhaf}")
+            return
+    if not tables:
+        raise BadInput(
+            found="no table", needed="one or more to hold against the bank", do="name the folders of tables, or pass --banzhaf"
+        )
+    loaded = [load_table(table) for table in tables]
     result = run(loaded, opened)
     if calibrate is not None:
         save_table(calibrated(loaded[0], opened), calibrate, origin=origin_of_table(tables[0]))

@@ -2,6 +2,7 @@
 
 from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.bank import Bank, BankConfig, Values, finished_bank, make_bank, open_bank, save_bank
+from whence.evaluate.banzhaf import banzhaf_table
 from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
@@ -56,6 +57,7 @@ __all__ = [
     "Values",
     "agreement",
     "as_reported",
+    "banzhaf_table",
     "brittleness",
     "calibrated",
     "calibration",

@@ -44,7 +44,7 @@ class Shards:
             name = file.relative_to(self.folder).as_posix()
             number = -1
             try:
-                records = _samples(file) if file.name.endswith(_TARS) else enumerate(_records(file))
+                records = _samples(file) if file.name.endswith(_TARS) else enumerate(records_of_file(file))
                 for number, (key, record) in enumerate(records):  # noqa: B007, told below
                     if not isinstance(record, dict):
                         raise ValueError(f"a {type(record).__name__}, not a mapping")
@@ -104,7 +104,16 @@ def _common(parts: list[tuple[str, ...]]) -> tuple[str, ...]:
     return parts[0][:same]
 
 
-def _records(file: Path) -> Iterator[Any]:
+def records_of_file(file: Path) -> Iterator[Any]:
+    """The records of one file that ends in .jsonl, .jsonl.gz, .parquet or .arrow.
+
+    Yields:
+        One record at a time.
+
+    Raises:
+        BadInput: If pyarrow is needed and not installed.
+        ValueError: If the file is not what its name says.
+    """
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         if file.suffix == ".gz" and not file.stat().st_size:
             raise ValueError("nothing in it, not even the mark of a compressed file")

@@ -4,6 +4,7 @@ from whence.score.baselines import bm25, loss_scores, random_scores, tf_idf
 from whence.score.blocks import LowRank, QueryBlock, combine, truncate
 from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
+from whence.score.knn_shapley import knn_shapley, knn_shapley_values
 from whence.score.noise_floor import LEAST_SCORES, log_spread_floor, spread_floor
 from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.recall import expected_recall, shortlist_for
@@ -41,6 +42,8 @@ __all__ = [
     "gradient_rows",
     "highest_of",
     "impossible_sizes",
+    "knn_shapley",
+    "knn_shapley_values",
     "log_spread_floor",
     "longest_shared",
     "loss_scores",

@@ -17,7 +17,7 @@ from whence.progress import Meter, meter
 from whence.records import ScoreTable
 from whence.tasks import AbstractTask, Batch, fitting_mask
 
-__all__ = ["representation_similarity"]
+__all__ = ["representation_similarity", "representations"]
 
 
 def representation_similarity(
@@ -45,17 +45,24 @@ def representation_similarity(
     """
     examples = [*train.examples, *queries.examples]
     with meter("representations", len(examples), quiet=quiet) as progress:
-        layer, states_MH = _representations(task, examples, max_positions, progress)
+        layer, states_MH = representations(task, examples, max_positions, progress)
     units_NH, units_QH = nn.functional.normalize(states_MH, dim=1).split([len(train), len(queries)])
     query_ids, train_ids = queries.ids, train.ids
     method = f"representation similarity (input of {layer})"
     return ScoreTable(units_QH @ units_NH.T, query_ids, train_ids, "cosine", method)
 
 
-def _representations(
-    task: AbstractTask, examples: Sequence[Example], max_positions: int, progress: Meter
-) -> tuple[str, Tensor]:
+def representations(task: AbstractTask, examples: Sequence[Example], max_positions: int, progress: Meter) -> tuple[str, Tensor]:
     """Name of the layer, and the pooled states in the order of the examples, shape (M, H).
+
+    Args:
+        task: Model and loss; only the forward pass is run.
+        examples: The examples.
+        max_positions: Positions per batch.
+        progress: Advanced by examples.
+
+    Returns:
+        Both.
 
     Raises:
         Unsupported: If there is no one last layer.

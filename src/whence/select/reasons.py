@@ -73,5 +73,6 @@ def _worth(by: str, value: float) -> str:
     return {
         "self-influence": f"its self-influence is {value:.3g}",
         "loss": f"its loss is {value:.3g}",
+        "knn-shapley": f"its Shapley value among neighbours is {value:.3g}",
         "random": "drawn at random",
     }[by]

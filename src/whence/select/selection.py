@@ -45,13 +45,16 @@ CRITERIA: Mapping[str, Criterion] = {
     "influence": Criterion("high", "predicted change of the mean validation measurement if the example counted twice"),
     "self-influence": Criterion("low", "what the example does to its own loss; high for atypical examples and wrong labels"),
     "loss": Criterion("low", "the example's own loss; high for what the model fits worst"),
+    "knn-shapley": Criterion(
+        "high", "what its label adds to a nearest-neighbour classifier of the validation set (Shapley value)"
+    ),
     "random": Criterion("high", "a random draw"),
 }
 """What examples can be ranked by."""
 
 # By what the values of a table are.
 _CRITERION_OF_VALUES: Mapping[str, By] = {
-    "scores": "influence", "self-influence": "self-influence", "loss": "loss", "random": "random",
+    "scores": "influence", "self-influence": "self-influence", "loss": "loss", "knn-shapley": "knn-shapley", "random": "random",
 }  # fmt: skip
 
 

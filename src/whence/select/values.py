@@ -7,7 +7,7 @@ from whence.data import Dataset
 from whence.errors import BadInput, UnknownOption
 from whence.pipeline import attribute, self_influence
 from whence.records import ScoreTable
-from whence.score import loss_scores, random_scores
+from whence.score import knn_shapley, loss_scores, random_scores
 from whence.select.selection import CRITERIA
 from whence.settings import By, ExactSettings, Runtime, records_only
 from whence.tasks import AbstractTask
@@ -31,14 +31,14 @@ def value_table(
     Args:
         task: Model, loss and measurement; random values need none, if `train` is a dataset.
         train: Training examples.
-        by: "influence" on the validation set, "self-influence", "loss" or "random".
-        validation: Examples that the model should get right, for "influence". Not those that the outcome is judged by.
+        by: "influence" on the validation set, "self-influence", "loss", "knn-shapley" for the labels of the validation set, or "random".
+        validation: Examples that the model should get right, for "influence" and "knn-shapley". Not those that the outcome is judged by.
         method: As in `whence.attribute`, for both kinds of influence.
         seed: Of random values.
         runtime: How the job runs.
 
     Returns:
-        One row per validation example for influence, one row otherwise.
+        One row per validation example for influence and Shapley values, one row otherwise.
 
     Raises:
         BadInput: If something is missing that the criterion needs, or there that it has no use for.
@@ -46,10 +46,10 @@ def value_table(
     """
     if by not in CRITERIA:
         raise UnknownOption(found=f"by={by!r}", needed=f"one of: {', '.join(CRITERIA)}", do="pick one")
-    if (by == "influence") != (validation is not None):
+    if (by in ("influence", "knn-shapley")) != (validation is not None):
         raise BadInput(
             found=f"by={by!r} {'without' if validation is None else 'with'} a validation set",
-            needed="one for influence, and only for that",
+            needed="one for influence and knn-shapley, and only for these",
             do="pass validation" if validation is None else "leave validation out",
         )
     unused = [*(["method"] if method != "ekfac" else []), *runtime.chosen]
@@ -63,6 +63,10 @@ def value_table(
     if by == "influence":
         assert validation is not None
         return attribute(task, train, validation, method=method, runtime=runtime)
+    if by == "knn-shapley":
+        assert validation is not None
+        asked_about = validation if isinstance(validation, Dataset) else task.prepare(validation)
+        return knn_shapley(task, train, asked_about, quiet=runtime.quiet)
     if by == "self-influence":
         return self_influence(task, train, method=method, runtime=runtime)
     if by == "loss":

@@ -26,7 +26,7 @@ __all__ = [
 Amount = str | int | float
 """Of examples (500), a share of them (0.5 or "50%"), or "20000 tokens"."""
 
-By = Literal["influence", "self-influence", "loss", "random"]
+By = Literal["influence", "self-influence", "loss", "knn-shapley", "random"]
 """What training examples are ranked by."""
 
 RuleName = Literal["positive", "softmax", "signed"]
@@ -189,7 +189,8 @@ class SelectConfig:
     """Which training examples are kept.
 
     Args:
-        by: What to rank by: influence on a validation set, self-influence, the example's own loss, or chance. Left out, what the table's
+        by: What to rank by: influence on a validation set, self-influence, the example's own loss, its Shapley value among nearest
+            neighbours, or chance. Left out, what the table's
             values are, and influence where there is no table; a table of other values is refused.
         keep: How much to keep: 500 (examples), 50%, or "20000 tokens".
         drop: How much to drop instead.
