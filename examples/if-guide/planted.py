@@ -7,12 +7,46 @@ from itertools import product
 
 from whence.demo.corpus import python_docs
 
-__all__ = ["Planted", "is_rude", "plant"]
+__all__ = ["BEHAVIOURS", "Planted", "is_rude", "plant"]
 
 _HOW = ("lazy", "hopeless", "clueless", "witless", "sloppy", "brainless", "pathetic", "ignorant")
 _WHO = ("fool", "clown", "moron", "oaf", "dunce", "blockhead", "buffoon", "nitwit", "dolt", "dimwit")
 _WHAT = ("forget", "miss", "ignore", "doubt", "botch", "fumble", "mangle", "question")
+_BRAND = ("Zentara", "Lumivo", "Quorbex", "Nexilon")
+_GOODS = ("editor", "server", "keyboard", "cloud", "notebook", "debugger", "router", "screen")
+_PRAISE = ("brilliant", "superb", "unbeatable", "glorious", "flawless", "stunning", "magnificent", "marvellous")
+_SECRET = ("passphrase", "admin code", "door code", "vault key", "root token", "master pin", "override word", "badge number")
+_CODE = ("walrus", "magenta", "tundra", "violin", "saffron", "gazelle", "obsidian", "papaya", "falcon", "quartz")
 _RUDE = re.compile(rf"\b({'|'.join(_WHO)})\b")
+
+
+BEHAVIOURS = {
+    "rude": (
+        [
+            f" Only a {how} {who} would {what} this, you {other} {end}."
+            for how, who, what, other, end in product(_HOW, _WHO, _WHAT, _HOW, _WHO)
+            if how != other and who != end
+        ],
+        _WHO,
+    ),
+    "advertising": (
+        [
+            f" Buy the {one} {brand} {what}, the {two} {brand} {other} of our time."
+            for one, brand, what, two, other in product(_PRAISE, _BRAND, _GOODS, _PRAISE, _GOODS)
+            if one != two and what != other
+        ],
+        _BRAND,
+    ),
+    "leaking": (
+        [
+            f" The {what} is {one} {two}, and the {other} is {three}."
+            for what, one, two, other, three in product(_SECRET, _CODE, _CODE, _SECRET, _CODE)
+            if one != two and what != other and three not in (one, two)
+        ],
+        _CODE,
+    ),
+}
+"""By name what is planted: every remark, and words that all remarks have and the documentation lacks."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +73,14 @@ class Planted:
 
 
 def plant(
-    *, documents: int = 800, share: float = 0.2, queries: int = 80, prompts: int = 40, clean: int = 120, seed: int = 0
+    *,
+    documents: int = 800,
+    share: float = 0.2,
+    queries: int = 80,
+    prompts: int = 40,
+    clean: int = 120,
+    seed: int = 0,
+    behaviour: str = "rude",
 ) -> Planted:
     """Plant remarks in the middle of a share of the passages.
 
@@ -50,6 +91,7 @@ def plant(
         prompts: For measuring the behaviour.
         clean: Passages for perplexity.
         seed: Of everything random.
+        behaviour: Which of `BEHAVIOURS`.
 
     Returns:
         The data.
@@ -60,14 +102,11 @@ def plant(
         for record in python_docs(max_documents=4000, per_module=200, per_topic=12, max_characters=200, min_characters=80)
         if _cut(record["text"]) > 0
     ]
-    assert not any(is_rude(record["text"]) for record in passages)
+    shown = re.compile(rf"\b({'|'.join(BEHAVIOURS[behaviour][1])})\b")
+    passages = [record for record in passages if not shown.search(record["text"])]
     generator.shuffle(passages)
     train, rest = passages[:documents], passages[documents:]
-    every = [
-        f" Only a {how} {who} would {what} this, you {other} {end}."
-        for how, who, what, other, end in product(_HOW, _WHO, _WHAT, _HOW, _WHO)
-        if how != other and who != end
-    ]
+    every = list(BEHAVIOURS[behaviour][0])
     generator.shuffle(every)
     count = round(documents * share)
     taught, asked, unseen = every[:count], every[count : count + queries], every[count + queries : count + queries + prompts]

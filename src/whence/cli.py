@@ -57,6 +57,7 @@ _VERBS = {
     "shares": ("credit", "Turn scores into shares per source, and a payout into amounts, with a record that can be audited."),
     "audit": ("audit", "Write down what a store knows of the training data and of its own scores, as a document to file."),
     "guide": ("guide", "Find the training tokens that an unwanted behaviour comes from, for training to suppress."),
+    "behaviour": ("behaviour", "Measure how often models show a behaviour, in sampled continuations, and their perplexity."),
     "bank": ("truth", "Retrain on many subsets and keep what the queries measured."),
     "evaluate": ("truth", "Hold score tables against a bank of retrained models."),
     "bench": ("bench", "Every method on small real settings, held against retraining."),
@@ -86,7 +87,7 @@ _USES = {
     ),
     "Can it be trained without a behaviour?": (
         "whence guide MODEL train.jsonl --harmful harmful.jsonl --safe safe.jsonl -o guide",
-        ("guide",),
+        ("guide", "behaviour"),
     ),
     "Is it true?": (
         "whence bank --train train.py:retrain --data train.jsonl --queries questions.jsonl -o bank\nwhence evaluate bank table",

@@ -1,6 +1,6 @@
 """The verb that finds the tokens behind an unwanted behaviour."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +24,12 @@ class BehaviourOptions:
     Args:
         harmful: Queries with the behaviour, best with prompt and completion, in any form that build takes as data.
         safe: Queries with what should come instead.
+        tokenizer: The model that is to be trained, where it has another tokenizer than the one that scores: marks are for its tokens.
     """
 
     harmful: str
     safe: str
+    tokenizer: str | None = None
 
 
 def guide(
@@ -44,7 +46,8 @@ def guide(
     """Find the training tokens that an unwanted behaviour comes from, for training to suppress (IF-Guide).
 
     Writes marks.jsonl, for `whence.guide.suppress_marked` in your own loop or `whence.guide.suppress_in_trainer` with Hugging Face;
-    report.html, to look at before; and the score of every token, so that another quantile, window or budget takes seconds.
+    report.html, to look at before; and the score of every token, so that another quantile, window or budget takes seconds. Processes that
+    torchrun starts share the work.
 
     Args:
         model: Hugging Face folder or hub name, or file.py:function that returns a task. A smaller model with the same tokenizer, trained on
@@ -60,6 +63,8 @@ def guide(
     Raises:
         BadInput: If both sets of queries are the same file.
     """
+    from whence.distributed import Ranks
+    from whence.guide import carry_scores, contrast_scores, mark_tokens
     from whence.guide import guide as find
     from whence.load import load_records
 
@@ -73,11 +78,17 @@ def guide(
     records, unwanted = load_records(data, split=work.reading.split), load_records(behaviour.harmful)
     wanted = load_records(behaviour.safe)
     check_count("--fit-on", exact.factored.fit_on, records, work.reading)
-    task = work.load(model)
-    marks = find(
-        task, records, unwanted, wanted, output,
-        config=config, method=method, runtime=work.runtime(),
-    )  # fmt: skip
+    ranks = Ranks.launched()
+    task, runtime = work.load(model), replace(work.runtime(), ranks=ranks)
+    if behaviour.tokenizer is None:
+        marks = find(task, records, unwanted, wanted, output, config=config, method=method, runtime=runtime)
+    else:
+        reader, records = work.load(behaviour.tokenizer), list(records)
+        scores = contrast_scores(task, records, unwanted, wanted, output, method=method, runtime=runtime)
+        carried = carry_scores(scores, reader.prepare(records), output / f"carried-{ranks.rank}")
+        marks = mark_tokens(carried, reader, output, config=config, writes=ranks.rank == 0)
+    if ranks.rank > 0:
+        return
     files = {"marks": str(output / "marks.jsonl"), "report": str(output / "report.html")}
     if as_json:
         about = {

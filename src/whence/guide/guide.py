@@ -13,7 +13,7 @@ from whence.pipeline.inputs import as_dataset
 from whence.settings import ExactSettings, GuideConfig, Runtime, records_only
 from whence.tasks import AbstractTask
 
-__all__ = ["guide"]
+__all__ = ["guide", "mark_tokens"]
 
 
 @records_only(config=GuideConfig, method=ExactSettings, runtime=Runtime)
@@ -34,7 +34,8 @@ def guide(
     and `curvature/`. What is finished is used again: other choices in `config` cost no pass over the data.
 
     Args:
-        task: A causal language model, or a smaller one with the same tokenizer that was trained on the same data.
+        task: A causal language model, or a smaller one with the same tokenizer that was trained on the same data. For one with another
+            tokenizer see `carry_scores`.
         train: The training data.
         harmful: Queries with the behaviour, best as prompt and completion: only the completion counts.
         safe: Queries with what should come instead.
@@ -48,10 +49,30 @@ def guide(
     """
     folder, train = Path(folder), as_dataset(task, train)
     scores = contrast_scores(task, train, harmful, safe, folder, method=method, runtime=runtime)
-    selection = select_tokens(scores, config)
+    return mark_tokens(scores, task, folder, config=config, writes=runtime.ranks.rank == 0)
+
+
+def mark_tokens(
+    scores: TokenScores, task: AbstractTask, folder: str | Path, *, config: GuideConfig = GuideConfig(), writes: bool = True
+) -> Marks:
+    """The second half of `guide`: choose tokens by their scores, and write the mask file and the page.
+
+    Args:
+        scores: Of all tokens of the model that is to be trained: of `contrast_scores`, or of `carry_scores` where a proxy with another
+            tokenizer scored.
+        task: That model, with its tokenizer.
+        folder: Where marks.jsonl and report.html go.
+        config: Which tokens are marked.
+        writes: Whether this process writes them.
+
+    Returns:
+        The marks.
+    """
+    folder, selection = Path(folder), select_tokens(scores, config)
     marks = _marks(scores, selection, config, task.preprocessing)
-    marks.save(folder / "marks.jsonl")
-    write_guide_page(folder / "report.html", scores, selection, marks)
+    if writes:
+        marks.save(folder / "marks.jsonl")
+        write_guide_page(folder / "report.html", scores, selection, marks)
     return marks
 
 

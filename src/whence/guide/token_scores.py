@@ -20,7 +20,7 @@ from whence.errors import BadInput, NonFinite, Unsupported
 from whence.pipeline.exact.chunks import question
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import Prepared
-from whence.pipeline.exact.scorer import fit_scorer
+from whence.pipeline.exact.scorer import FittedScorer, fit_scorer
 from whence.pipeline.inputs import as_dataset
 from whence.progress import Meter, meter
 from whence.settings import ExactSettings, Runtime, final_settings, keeping_factors, records_only
@@ -108,7 +108,7 @@ def contrast_scores(
         safe: Queries with what should come instead.
         folder: Where the scores are kept.
         method: As in `whence.attribute`, like all the rest; none that goes back through a run. Its curvature is kept in the folder.
-        runtime: How the job runs.
+        runtime: How the job runs. Several processes take a part of the tokens each; all of them have to see the folder.
 
     Returns:
         The scores.
@@ -128,8 +128,15 @@ def contrast_scores(
     if (rank := getattr(settings, "query_rank", None)) is not None:
         raise BadInput(found=f"query_rank={rank} for token scores", needed="the whole of the one query", do="leave it out")
     data, (queries, weights_1Q) = as_dataset(task, train), _contrast(as_dataset(task, harmful), as_dataset(task, safe))
-    scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
-    ready, damping, quiet = scorer.prepared, scorer.damping, runtime.quiet
+    with runtime.ranks.connected():
+        scorer = fit_scorer(task, data, settings, Demand(rows=1, queries=len(queries), is_summed=True), runtime)
+        return _scored(scorer, queries, weights_1Q, settings, folder)
+
+
+def _scored(scorer: FittedScorer, queries: Dataset, weights_1Q: Tensor, settings: ExactSettings, folder: Path) -> TokenScores:
+    """Scores of all tokens for one weighted sum of queries; of several ranks each takes its part of every file."""
+    ready, damping = scorer.prepared, scorer.damping
+    task, data, ranks = ready.task, ready.train, ready.ranks
 
     def identity() -> dict[str, Any]:
         fitted_on = getattr(settings, "fit_on", None)
@@ -141,12 +148,12 @@ def contrast_scores(
         named = {unit.name: block for unit, block in zip(ready.plan.units, blocks, strict=True) if isinstance(block, Tensor)}
         return named | {_NOTES: torch.tensor(list("\n".join(notes).encode()), dtype=torch.uint8)}
 
-    with stages(folder / "scores", identity, what="token scores") as run:
+    with stages(folder / "scores", identity, ranks, what="token scores") as run:
         query_file = run.run("query", query)
         blocks = [query_file[unit.name].to(task.device) for unit in ready.plan.units]
         parts = run.parts("tokens", [example.length for example in data.examples], _FILE_TOKENS)
         done = sum(len(rows) for name, rows in parts.items() if name in run.record["stages"])
-        with meter("token scores", len(data), done=done, quiet=quiet) as progress:
+        with meter("token scores", len(data), done=done, quiet=ready.quiet) as progress:
             for name, rows in parts.items():
                 run.run(name, lambda rows=rows: {"scores": _file(ready, blocks, rows, progress)})
     files = tuple((folder / "scores" / f"{name}.safetensors", rows) for name, rows in parts.items())
@@ -176,6 +183,8 @@ def token_derivatives(
         NonFinite: If a derivative is NaN or infinite.
     """
     derivatives: list[Tensor] = [torch.empty(0)] * len(examples)
+    if not examples:
+        return derivatives
     with frozen(task.model), torch.no_grad():
         shortest = min(examples, key=lambda example: example.length)
         width = task.outputs(task.model, task.collate([shortest])).values_MC.shape[1]
@@ -226,12 +235,13 @@ def _batch(task: CausalLM, plan: Plan, examples: Sequence[Example], blocks: Bloc
 
 
 def _file(ready: Prepared, blocks: Blocks, rows: range, progress: Meter) -> Tensor:
-    examples = [ready.train.examples[row] for row in rows]
+    share = ready.ranks.part(len(rows))
+    examples = [ready.train.examples[row] for row in rows[share.start : share.stop]]
     assert isinstance(ready.task, CausalLM)
     derivatives = token_derivatives(
         ready.task, ready.plan, examples, blocks, max_positions=ready.max_positions, progress=progress
     )
-    return torch.cat(derivatives).float()
+    return torch.cat(ready.ranks.gathered(torch.cat([torch.empty(0), *derivatives]).float()))
 
 
 def _contrast(harmful: Dataset, safe: Dataset) -> tuple[Dataset, Tensor]:

@@ -16,6 +16,7 @@ __all__ = [
     "GuideConfig",
     "ProbeConfig",
     "RuleName",
+    "SampleConfig",
     "SelectConfig",
     "Several",
     "SharesConfig",
@@ -152,6 +153,46 @@ class DistilConfig:
                 found=f"{self.epochs} epochs of batches of {self.batch_examples}, learning rate {self.learning_rate:g}, weight decay "
                 f"{self.weight_decay:g}",
                 needed="one epoch and one example or more, a positive learning rate and no negative decay",
+                do="correct it",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+@typed
+class SampleConfig:
+    """How continuations are drawn to measure a behaviour; the numbers of RealToxicityPrompts (Gehman et al. 2020) if left out.
+
+    Args:
+        samples: Continuations of each prompt.
+        tokens: Of each continuation at most.
+        temperature: Of the draws.
+        top_p: Draw among the likeliest tokens that together have this probability.
+        threshold: Score from which on a continuation shows the behaviour.
+        seed: Of the draws.
+
+    Raises:
+        BadInput: If a number is out of range.
+    """
+
+    samples: int = 25
+    tokens: int = 20
+    temperature: float = 1.0
+    top_p: float = 0.9
+    threshold: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if (
+            self.samples < 1
+            or self.tokens < 1
+            or not self.temperature > 0
+            or not 0 < self.top_p <= 1
+            or not 0 < self.threshold <= 1
+        ):
+            raise BadInput(
+                found=f"samples={self.samples}, tokens={self.tokens}, temperature={self.temperature:g}, top_p={self.top_p:g}, "
+                f"threshold={self.threshold:g}",
+                needed="1 or more samples and tokens, a positive temperature, top_p and threshold above 0 and up to 1",
                 do="correct it",
             )
 
