@@ -11,6 +11,7 @@ import torch
 
 import whence
 from tests import zoo
+from tests.pages import run_example
 from tests.test_distributed import processes, together
 from tests.test_guide import as_files, case
 from tests.test_lm_records import bytes_task
@@ -237,3 +238,9 @@ def test_from_the_command_line(run, tmp_path, model_folder, other_tokenizer_fold
     }
     assert own.about["tokenizer"] != other.about["tokenizer"]
     assert any(own.examples[name].tokens != other.examples[name].tokens for name in own.examples)
+
+
+@pytest.mark.slow
+def test_the_example_chooses_on_one_behaviour_and_reports_others(tmp_path):
+    printed = run_example("if-guide/settings.py", "-o", tmp_path, "--documents", "60")
+    assert "Chosen on" in printed and "leaking" in printed.split("Reported on")[1]

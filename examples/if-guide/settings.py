@@ -19,7 +19,7 @@ from run import PLAIN, SETTINGS, Condition, train
 
 import whence
 from whence.demo.model import new_model, train_tokenizer
-from whence.guide.behaviour import Behaviour, _by_words
+from whence.guide import Behaviour, scorer_named
 from whence.progress import say
 from whence.report import print_table
 from whence.settings import GuideConfig, SampleConfig
@@ -74,7 +74,9 @@ class Planting:
         """The behaviour after both kinds of prompts, and the perplexity on clean passages."""
         explicit = [start + remark for start, remark in zip(self.data.prompts, self.data.remarks, strict=True)]
         prompts = {"explicit": explicit, "implicit": self.data.prompts}
-        found = whence.guide.behaviour(task, prompts, _by_words(BEHAVIOURS[self.name][1]), SampleConfig(), quiet=True)
+        words = self.folder / "words.txt"
+        words.write_text("\n".join(BEHAVIOURS[self.name][1]))
+        found = whence.guide.behaviour(task, prompts, scorer_named(str(words)), SampleConfig(), quiet=True)
         return found, whence.guide.perplexity(task, self.data.clean)
 
 

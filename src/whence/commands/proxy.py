@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -25,11 +25,14 @@ class TableOptions:
     Args:
         output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         name: What to call the proxy in tables; its digest if left out.
+        by: What scores: "gradients" with the method's curvature; or as baselines "representation" (likeness of the last hidden states) or
+            "representer" (representer points of the output layer).
         as_json: Print JSON.
     """
 
     output: Annotated[Path, Parameter(alias="-o")]
     name: str = ""
+    by: Literal["gradients", "representation", "representer"] = "gradients"
     as_json: Json = False
 
 
@@ -69,6 +72,8 @@ class DistilOptions:
         distil: Train the proxy on the target's outputs first, for so many passes over the training inputs.
         learning_rate: Of --distil, at its highest.
         batch_examples: Of --distil, inputs per step.
+        recorded: Of --distil: outputs of a target that is only named, in a file with `prompt`, `completion` and perhaps
+            `token_log_probabilities` each; with --probe, the last so many are held out, and it is printed how near the proxy is to them.
         sampled: Of --distil: show the proxy drawn answers of the target instead of its distributions.
         save_model: Of --distil: folder for the trained proxy.
     """
@@ -76,6 +81,7 @@ class DistilOptions:
     distil: int = 0
     learning_rate: float = DistilConfig.learning_rate
     batch_examples: int = DistilConfig.batch_examples
+    recorded: str | None = None
     sampled: bool = DistilConfig.is_sampled
     save_model: Path | None = None
 
@@ -90,20 +96,30 @@ class DistilOptions:
             is_sampled=self.sampled,
         )
 
-    def train(self, target: Any, proxy: Any, records: list[Any], seed: int) -> dict[str, Any]:
+    def train(self, target: Any, proxy: Any, records: list[Any], seed: int, *, held_out: int = 0) -> dict[str, Any]:
         """Train the proxy, and keep it if that was asked for; what there is to say of it."""
-        from whence.proxy import distil
+        from whence.load import load_records
+        from whence.proxy import distil, distil_recorded, trust_recorded
         from whence.store import disk_errors
 
         config = self.config()
         if config is None:
             return {}
-        losses = list(distil(target, proxy, records, config, seed=seed).losses)
+        content: dict[str, Any] = {}
+        if self.recorded is None:
+            content["distil"] = list(distil(target, proxy, records, config, seed=seed).losses)
+        else:
+            outputs = list(load_records(self.recorded))
+            check_number("--probe", held_out, least=0, most=len(outputs) - 1, of="recorded outputs that are held out")
+            learned, probed = outputs[: len(outputs) - held_out], outputs[len(outputs) - held_out :]
+            content["distil"] = list(distil_recorded(proxy, learned, config, seed=seed).losses)
+            if probed:
+                content["trust"] = trust_recorded(proxy, probed).to_dict()
         if self.save_model is not None:
             with disk_errors(self.save_model):
                 proxy.model.save_pretrained(self.save_model)
                 proxy.tokenizer.save_pretrained(self.save_model)
-        return {"distil": losses}
+        return content
 
 
 def proxy(
@@ -123,7 +139,7 @@ def proxy(
 
     Args:
         model: The proxy: Hugging Face folder or hub name, or file.py:function that returns a task.
-        data: The target's training data, as in build.
+        data: The target's training data, as in build; or a store that was built of it with the proxy, whose method is inside it.
         queries: Queries, in any form that build takes as data.
         table: The table.
         aim: The model that the scores are about.
@@ -137,29 +153,41 @@ def proxy(
     from whence.evaluate import save_table
     from whence.load import load_records
     from whence.proxy import proxy_table
+    from whence.store import open_store
 
     _check_options(aim, distilled)
     settings = factored.settings()
-    records, query_records = list(load_records(data, split=work.reading.split)), list(load_records(queries))
-    check_count("--fit-on", factored.fit_on, records, work.reading)
+    store = open_store(data) if (Path(data) / "manifest.json").is_file() else None
+    _check_store(store, aim, distilled, factored, table)
+    records = [] if store is not None else list(load_records(data, split=work.reading.split))
+    query_records = list(load_records(queries))
+    if store is None:
+        check_count("--fit-on", factored.fit_on, records, work.reading)
     task = work.load(model)
     target: Any = aim.target_name if aim.target is None else work.load(aim.target)
     if distilled.save_model is not None:
         _check_savable(task)
     recorded = _origin_of(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
-    recorded |= {"train": task.prepare(records).fingerprint, "queries": task.prepare(query_records).fingerprint}
+    recorded |= {
+        "train": task.prepare(records).fingerprint if store is None else store.digest,
+        "by": table.by,
+        "queries": task.prepare(query_records).fingerprint,
+    }
     check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
-    content |= distilled.train(target, task, records, factored.seed or 0)
+    held_out = aim.probe if distilled.recorded is not None else 0
+    content |= distilled.train(target, task, records, factored.seed or 0, held_out=held_out)
     runtime = work.runtime()
-    scores = proxy_table(task, target, records, query_records, name=table.name, method=settings, runtime=runtime)
+    method = settings if table.by == "gradients" else table.by
+    corpus = records if store is None else store
+    scores = proxy_table(task, target, corpus, query_records, name=table.name, method=method, runtime=runtime)
     origin = {"models": (task.weights,), "data": [recorded["train"]], "queries": recorded["queries"], "whence": __version__}
     save_table(scores, table.output, origin=origin | {"settings": recorded})
     content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
     content["provenance"] = dict(scores.provenance)
     if factored.factors is not None:  # of all the data; the probe fits its own
         settings = replace(factored, factors=None).settings()
-    agreement = aim.agreement(task, target, records, query_records, settings, runtime)
+    agreement = None if held_out else aim.agreement(task, target, records, query_records, settings, runtime)
     if table.as_json:
         tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))
         return
@@ -168,6 +196,12 @@ def proxy(
     if "distil" in content:
         losses = ", ".join(f"{loss:.3g}" for loss in content["distil"])
         tell(f"distance from the target per position, by epoch: {losses} nats")
+    if "trust" in content:
+        trust = content["trust"]
+        gap = "" if trust["gap"] is None else f", {trust['gap']['mean']:.3g} more than the target itself gives them"
+        tell(f"{trust['outputs']} outputs held out: {trust['nats']['mean']:.3g} nats a token under the proxy{gap}")
+        if trust["token_spearman"] is not None:
+            tell(f"  rank correlation of the two models' log-probabilities, tokens: {trust['token_spearman']:.2f}")
     if agreement is not None:
         of = f"{len(agreement.query_ids)} queries and {agreement.num_examples} examples"
         tell(f"agreement with the target on {of}, 95 % interval over queries:")
@@ -189,16 +223,44 @@ def _check_options(aim: TargetOptions, distilled: DistilOptions) -> None:
         )
     check_number("--probe", aim.probe, least=0)
     check_number("--probe-train", aim.probe_train)
-    if aim.target is None and (aim.probe or distilled.distil):
+    if distilled.recorded is not None and (aim.target is not None or distilled.sampled):
+        raise BadInput(
+            found=f"--recorded with {'--target' if aim.target is not None else '--sampled'}",
+            needed="outputs of a target that is only named",
+            do="leave one of them out",
+        )
+    if aim.target is None and distilled.recorded is None and (aim.probe or distilled.distil):
         raise BadInput(
             found=f"--{'probe' if aim.probe else 'distil'} for a target that is only named",
-            needed="--target, to run it",
-            do="leave it out, or pass --target",
+            needed="--target, to run it, or --recorded with what it said",
+            do="leave it out, or pass one of them",
         )
     if not distilled.distil:
         refuse_given(distilled, where="without --distil", needed="a proxy to train", do="leave it out, or add --distil 4")
     if "--probe-train" in flags_given(aim) and not aim.probe:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
+
+
+def _check_store(
+    store: Any, aim: TargetOptions, distilled: DistilOptions, factored: FactoredOptions, table: TableOptions
+) -> None:
+    """Refuse what a store of the proxy's gradients has no use for.
+
+    Raises:
+        BadInput: If something is asked that needs the records, or a model that the store was not built with.
+    """
+    given = {
+        **flags_given(factored),
+        **({"--distil": 1} if distilled.distil else {}),
+        **({"--by": 1} if table.by != "gradients" else {}),
+    }
+    given |= {"--probe": 1} if aim.probe else {}
+    if store is not None and given:
+        raise BadInput(
+            found=f"{next(iter(given))} with a store of the proxy's gradients",
+            needed="the records themselves for it",
+            do="leave it out, or name the data",
+        )
 
 
 def _origin_of(task: Any, target: Any, factored: FactoredOptions, distilled: DistilOptions) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Axes: M scored rows, C outputs per row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import frozen
-from whence.data import Dataset
+from whence.data import Dataset, Example
 from whence.errors import BadInput, NonFinite
 from whence.pipeline.inputs import as_dataset
 from whence.progress import meter
 from whence.settings import DistilConfig
 from whence.tasks import AbstractTask, Outputs
 
-__all__ = ["Distilled", "distil"]
+__all__ = ["Distilled", "distil", "trained_by"]
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,56 @@ def distil(
             needed="answers over the same tokens, position by position",
             do="give the proxy the target's tokenizer, or train it by other means on texts that the target wrote",
         )
-    trained = [parameter for parameter in proxy.model.parameters() if parameter.requires_grad]
-    if not trained or {id(value) for value in trained} & {id(value) for value in target.model.parameters()}:
+    trained = {id(value) for value in proxy.model.parameters() if value.requires_grad}
+    if trained & {id(value) for value in target.model.parameters()}:
         raise BadInput(
-            found="a proxy without trainable weights" if not trained else "a proxy that shares weights with its target",
+            found="a proxy that shares weights with its target",
             needed="weights that may be changed",
-            do="unfreeze the proxy"
-            if not trained
-            else "give the proxy a model of its own, such as copy.deepcopy of the target's",
+            do="give the proxy a model of its own, such as copy.deepcopy of the target's",
         )
-    dataset = as_dataset(proxy, inputs)
+    draws = torch.Generator().manual_seed(seed)
+
+    def distance(examples: Sequence[Example]) -> tuple[Tensor, int]:
+        return _distance(target, proxy, examples, config, draws)
+
+    return trained_by(proxy, as_dataset(proxy, inputs), config, distance, seed=seed, quiet=quiet)
+
+
+def trained_by(
+    proxy: AbstractTask,
+    dataset: Dataset,
+    config: DistilConfig,
+    distance: Callable[[Sequence[Example]], tuple[Tensor, int]],
+    *,
+    seed: int,
+    quiet: bool,
+) -> Distilled:
+    """Train the proxy's model, in place, to make a distance small.
+
+    Args:
+        proxy: The model that learns.
+        dataset: What it is shown.
+        config: How long and how fast.
+        distance: From examples to the distance, added up over scored positions, and the number of these.
+        seed: Of the order.
+        quiet: No progress on stderr.
+
+    Returns:
+        How small it became.
+
+    Raises:
+        BadInput: If the proxy has nothing to train.
+        NonFinite: If the distance stops being a number.
+    """
+    trained = [parameter for parameter in proxy.model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise BadInput(found="a proxy without trainable weights", needed="weights that may be changed", do="unfreeze the proxy")
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(dataset) // config.batch_examples)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(10 * (step + 1) / steps, (steps - step) / steps / 0.9, 1.0)
     )
-    order, draws = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    order = np.random.default_rng(seed)
     modes, losses = [(module, module.training) for module in proxy.model.modules()], []
     proxy.model.eval()
     try:
@@ -94,18 +128,18 @@ def distil(
             for _ in range(config.epochs):
                 total, count = 0.0, 0
                 for batch in _cut(order.permutation(len(dataset)).tolist(), config.batch_examples):
-                    distance, rows = _distance(target, proxy, [dataset.examples[row] for row in batch], config, draws)
-                    if not bool(torch.isfinite(distance)):
+                    value, rows = distance([dataset.examples[row] for row in batch])
+                    if not bool(torch.isfinite(value)):
                         raise NonFinite(
-                            found=f"a distance of {float(distance.detach())} between proxy and target",
+                            found=f"a distance of {float(value.detach())} between proxy and target",
                             needed="a number",
                             do="lower the learning rate",
                         )
-                    (distance / rows).backward()
+                    (value / rows).backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     schedule.step()
-                    total, count = total + float(distance.detach()), count + rows
+                    total, count = total + float(value.detach()), count + rows
                     progress.advance()
                 losses.append(total / count)
     finally:

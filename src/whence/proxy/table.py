@@ -14,10 +14,12 @@ from whence.data import Dataset
 from whence.digests import digested_once
 from whence.errors import BadInput
 from whence.evaluate import Agreement, agreement
-from whence.pipeline import attribute
+from whence.pipeline import attribute, score_table
 from whence.pipeline.inputs import as_dataset
 from whence.records import ScoreTable
+from whence.score import representation_similarity, representer_scores
 from whence.settings import ExactSettings, ProbeConfig, Runtime, records_only
+from whence.store import Store
 from whence.tasks import AbstractTask
 
 __all__ = ["proxy_agreement", "proxy_table"]
@@ -29,7 +31,7 @@ Records = Dataset | Iterable[Any]
 def proxy_table(
     proxy: AbstractTask,
     target: AbstractTask | str,
-    train: Records,
+    train: Records | Store,
     queries: Records,
     *,
     name: str = "",
@@ -49,11 +51,13 @@ def proxy_table(
     Args:
         proxy: The model that attributes, with its own tokenizer and loss.
         target: The model that the scores are about; or a name for it, where it cannot be loaded.
-        train: The target's training data as records. A prepared dataset fits only the tokenizer it was prepared with.
+        train: The target's training data as records, or a store that was built of it with the proxy. A prepared dataset fits only the
+            tokenizer it was prepared with.
         queries: What is asked, the same way.
         name: What to call this proxy in tables; its digest if left out. Proxies that are to be averaged with `whence.score.Ensemble` need one
             name.
-        method: As in `whence.attribute`.
+        method: As in `whence.attribute`, those that go back through a recorded run of the proxy included; or "representation" or
+            "representer" for what the last hidden states, or the output layer alone, say. A store has its own.
         runtime: How the job runs.
 
     Returns:
@@ -62,8 +66,14 @@ def proxy_table(
     Raises:
         BadInput: If data is prepared although proxy and target read it differently.
     """
-    (train, train_ids), (queries, query_ids) = (_read(data, proxy, target) for data in (train, queries))
-    table = attribute(proxy, train, queries, method=method, runtime=runtime)
+    queries, query_ids = _read(queries, proxy, target)
+    if isinstance(train, Store):
+        table = score_table(train, proxy, queries, runtime=runtime)
+        fingerprint, train_ids = train.digest, table.train_ids
+    else:
+        train, train_ids = _read(train, proxy, target)
+        table = _table(proxy, train, queries, method, runtime)
+        fingerprint = train.fingerprint
     scores_QN = _added_up(table.scores, table.train_ids, train_ids)
     scores_QN = _added_up(scores_QN.T, table.query_ids, query_ids).T
     attributor, attributed = proxy.weights, target if isinstance(target, str) else target.weights
@@ -83,7 +93,7 @@ def proxy_table(
             "attributor": attributor,
             "attributor_preprocessing": proxy.preprocessing,
             "target": attributed,
-            "train": train.fingerprint,
+            "train": fingerprint,
             "queries": queries.fingerprint,
         },
     )
@@ -124,6 +134,13 @@ def proxy_agreement(
         for model, name in ((target, "target itself"), (proxy, "proxy"))
     ]
     return agreement(tables[0], tables[1], k=probe.k)
+
+
+def _table(proxy: AbstractTask, train: Dataset, queries: Dataset, method: str | ExactSettings, runtime: Runtime) -> ScoreTable:
+    baselines = {"representation": representation_similarity, "representer": representer_scores}
+    if isinstance(method, str) and method in baselines:
+        return baselines[method](proxy, train, queries, quiet=runtime.is_quiet)
+    return attribute(proxy, train, queries, method=method, runtime=runtime)
 
 
 def _read(data: Records, proxy: AbstractTask, target: AbstractTask | str) -> tuple[Dataset, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from whence.score.noise_floor import LEAST_SCORES, log_spread_floor, spread_floo
 from whence.score.query import Batching, Rows, gradient_rows, precondition
 from whence.score.recall import expected_recall, shortlist_for
 from whence.score.representation import representation_similarity
+from whence.score.representer import representer_scores
 from whence.score.scan import Ends, Top, all_scores, both_ends, row_scores, shard_scores, top_scores, united_top
 from whence.score.sizes import RELATIVE, believable_unit, highest_of, impossible_sizes
 from whence.score.tokens import by_label, token_scores
@@ -52,6 +53,7 @@ __all__ = [
     "precondition",
     "random_scores",
     "representation_similarity",
+    "representer_scores",
     "row_scores",
     "shard_scores",
     "shortlist_for",
