@@ -32,6 +32,7 @@ FIRST = {
     "study": "--set -k --kinds --model --trust --method --relative-damping --fit-on --task --long --device --batch-size --json",
     "proxy": "--target --target-name --probe --distil --save-model --name --method --fit-on --task --long --device --json",
     "guide": "--quantile --window --budget --method --relative-damping --fit-on --task --long --device --batch-size --json",
+    "behaviour": "--scorer --label --perplexity --samples --tokens --top-p --threshold --seed --task --max-length --device --json",
     "bank": "--train --command --data --queries --examples --subsets --fraction --leave-out --seeds --workers --masks --outcomes --json",
     "select": "--by --keep --drop --model --table --validation --balance --duplicates --store --prove --task --device --json",
 }
