@@ -201,12 +201,35 @@ def _retrained(output: Path, trained: TrainOptions, of: ExamplesOptions, drawn: 
     return make_bank(train, as_reported, masks_MN, retraining, config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatteryOptions:
+    """Tests that need no bank.
+
+    Args:
+        battery: Hold tables against what their records say instead of against a bank: all names are tables then. Class and subclass detection
+            (fields label and subclass), flags, overlap of the strongest, and a model with random weights.
+        data: With --battery: the training data that the tables were made from.
+        queries: With --battery: the queries.
+        flag: With --battery: a field that marks examples with a shortcut, or of foreign data. May be repeated.
+        randomised: With --battery: the table of the same method for the model with random weights.
+        k: With --battery: strongest proponents that are compared between queries.
+    """
+
+    battery: Annotated[bool, Parameter(negative="")] = False
+    data: str | None = None
+    queries: str | None = None
+    flag: tuple[str, ...] = ()
+    randomised: Path | None = None
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
+
+
 def evaluate(
     bank: Path,
     tables: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = (),
     /,
     *,
     banzhaf: Path | None = None,
+    alone: Annotated[BatteryOptions, Parameter(name="*")] = BatteryOptions(),
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     html: Path | None = None,
     calibrate: Path | None = None,
@@ -215,9 +238,10 @@ def evaluate(
     """Hold score tables against a bank: LDS with intervals and ceiling, calibration, quality per byte and second.
 
     Args:
-        bank: Folder made by `whence bank`.
+        bank: Folder made by `whence bank`; with --battery the first table.
         tables: Folders with scores.npy and table.json, by `whence score` or by another program.
         banzhaf: Also write what each example changed over the bank's runs, its Banzhaf value, as a table here; needs no other table.
+        alone: Tests that need no bank.
         output: Also write everything as JSON into this file.
         html: Also write a page with plots.
         calibrate: Also write the one table here with its scores brought to the unit of the bank's measurements; five retrained models do.
@@ -229,6 +253,13 @@ def evaluate(
     from whence.evaluate import banzhaf_table, calibrated, load_table, open_bank, origin_of_table, save_table, write_evaluation
     from whence.evaluate import evaluate as run
 
+    if alone.battery:
+        _battery((bank, *tables), alone, output=output, as_json=as_json)
+        return
+    for flag in flags_given(alone):
+        raise BadInput(
+            found=f"{flag} without --battery", needed="options that go together", do=f"add --battery, or leave {flag} out"
+        )
     if calibrate is not None and len(tables) > 1:
         raise BadInput(found=f"--calibrate for {len(tables)} tables", needed="one", do="calibrate one table at a time")
     opened = open_bank(bank)
@@ -249,6 +280,32 @@ def evaluate(
     if html is not None:
         write_evaluation(html, result)
     show_evaluation(result, output=output, as_json=as_json)
+
+
+def _battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Path | None, as_json: bool) -> None:
+    from whence.evaluate import battery, load_table
+    from whence.load import load_records
+    from whence.report import print_table
+    from whence.store import write_bytes
+
+    if options.data is None or options.queries is None:
+        raise BadInput(
+            found="--battery without --data and --queries", needed="the records that the tables are of", do="pass both files"
+        )
+    train, queries = list(load_records(options.data)), list(load_records(options.queries))
+    randomised = None if options.randomised is None else load_table(options.randomised)
+    results = {
+        str(folder): battery(load_table(folder), train, queries, flags=options.flag, randomised=randomised, k=options.k)
+        for folder in tables
+    }
+    content = {name: {test: value.to_dict() for test, value in values.items()} for name, values in results.items()}
+    if output is not None:
+        write_bytes(output, [json.dumps(content, indent=1).encode() + b"\n"])
+    if as_json:
+        tell_json(content)
+        return
+    tests = list(dict.fromkeys(test for values in results.values() for test in values))
+    print_table(("table", *tests), [(name, *(str(values[test]) for test in tests)) for name, values in results.items()])
 
 
 def show_evaluation(result: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:

@@ -3,6 +3,7 @@
 from whence.evaluate.agreement import Agreement, agreement
 from whence.evaluate.bank import Bank, BankConfig, Values, finished_bank, make_bank, open_bank, save_bank
 from whence.evaluate.banzhaf import banzhaf_table
+from whence.evaluate.battery import battery
 from whence.evaluate.brittleness import Brittleness, brittleness
 from whence.evaluate.calibration import Bin, Calibration, calibration
 from whence.evaluate.command import CommandTrain, FileTrain, as_reported
@@ -58,6 +59,7 @@ __all__ = [
     "agreement",
     "as_reported",
     "banzhaf_table",
+    "battery",
     "brittleness",
     "calibrated",
     "calibration",
