@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from whence.data import Dataset, Example
 from whence.errors import BadInput, UnknownOption
+from whence.settings import records_only
 from whence.tasks.base import Batch
 from whence.tasks.causal_lm import tokenizer_digest
 from whence.tasks.classification import TextLimits
@@ -48,6 +49,7 @@ class TokenClassification(AbstractTokenTask):
 
     kind = "token_classification"
 
+    @records_only(texts=TextLimits)
     def __init__(
         self,
         model: nn.Module,
