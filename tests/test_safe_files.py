@@ -181,6 +181,7 @@ def test_json_keeps_its_meaning_without_steering():
 # Who may read or write bytes in another way than through the strict readers and the durable writer, and why.
 OPENERS = {
     "capture/memory.py": "the system's own figures",
+    "bench/own.py": "programs that the person named, for a digest",
     "commands/study.py": "what this very process has written",
     "commands/truth.py": "programs that the person named, for a digest",
     "commands/select_inputs.py": "programs that the person named, for a digest",

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.build import Flat
 from whence.commands.shared import Json
-from whence.commands.stores import Flat
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import DeviceOptions, OnDevice, flags_given, refuse_given
 from whence.errors import BadInput

@@ -18,6 +18,7 @@ from whence.capture import frozen
 from whence.data import batches
 from whence.errors import BadInput, Unsupported
 from whence.evaluate.statistics import Interval, mean_interval
+from whence.plain_files import read_plain
 from whence.progress import meter
 from whence.settings import SampleConfig
 from whence.tasks import AbstractTask, CausalLM
@@ -176,10 +177,7 @@ def scorer_named(name: str | None = None, *, label: str = "toxic", device: str =
         return _detoxify(device)
     path = Path(name)
     if path.is_file():
-        words = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        if not words:
-            raise BadInput(found=f"no word in {path}", needed="a word or phrase a line", do="add some")
-        return _by_words(words)
+        return _by_words(_words_in(path))
     if not (path / "config.json").is_file():
         raise BadInput(
             found=f"no scorer at {name}",
@@ -187,6 +185,24 @@ def scorer_named(name: str | None = None, *, label: str = "toxic", device: str =
             do="check the path",
         )
     return _by_classifier(path, label, device)
+
+
+def _words_in(path: Path) -> list[str]:
+    """A word or phrase a line of a text file.
+
+    Raises:
+        BadInput: If it cannot be read as text, or has none.
+    """
+    try:
+        text = read_plain(path, is_named=True).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            found=f"{path}, which cannot be read ({error})", needed="a text file in UTF-8", do="check the file"
+        ) from error
+    words = [line.strip() for line in text.splitlines() if line.strip()]
+    if not words:
+        raise BadInput(found=f"no word in {path}", needed="a word or phrase a line", do="add some")
+    return words
 
 
 def _by_words(words: Sequence[str]) -> Scorer:

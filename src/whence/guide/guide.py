@@ -52,6 +52,7 @@ def guide(
     return mark_tokens(scores, task, folder, config=config, writes=runtime.ranks.rank == 0)
 
 
+@records_only(config=GuideConfig)
 def mark_tokens(
     scores: TokenScores, task: AbstractTask, folder: str | Path, *, config: GuideConfig = GuideConfig(), writes: bool = True
 ) -> Marks:

@@ -1,12 +1,12 @@
 """Which periods of a log were paid out, and by which report: so that no period and no amount held back is paid twice."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whence.errors import BadInput
 from whence.ledger.periods import Period
+from whence.strict_json import parse_json
 
 __all__ = ["PaidOut", "check_payout", "paid_out", "write_payout"]
 
@@ -46,7 +46,7 @@ def paid_out(connection: sqlite3.Connection) -> list[PaidOut]:
         "(SELECT * FROM payouts ORDER BY digest) GROUP BY since, until, seal ORDER BY since, until, seal"
     )
     return [
-        PaidOut(tuple(json.loads(digests)), Period(name, since, until), *rest) for digests, name, since, until, *rest in rows
+        PaidOut(tuple(parse_json(digests)), Period(name, since, until), *rest) for digests, name, since, until, *rest in rows
     ]
 
 
