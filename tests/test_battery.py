@@ -69,6 +69,7 @@ def test_from_the_command_line(run, tmp_path):
     content = json.loads(run(*words, *more, "--json"))
     assert set(content[str(tmp_path / "t")]) == {"class", "subclass", "flag shortcut", "overlap", "randomised"}
     assert content[str(tmp_path / "random")]["randomised"]["mean"] == 1.0
-    assert "subclass" in run(*words, *more)
+    shown = run(*words, *more)
+    assert "subclass" in shown and "random" in shown.splitlines()[1]
     assert "found --battery without --data and --queries" in run(*words, status=2)
     assert "found --data without --battery" in run("evaluate", tmp_path / "t", "--data", "x", status=2)

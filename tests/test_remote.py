@@ -156,7 +156,7 @@ def test_the_command_line_takes_urls(bucket, tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_be_done_says_so(bucket, monkeypatch):
     ranks = whence.Runtime(ranks=Ranks(0, 2))
-    with pytest.raises(BadInput, match="found 2 processes for s3://.*; needed a file system with locks"):
+    with pytest.raises(BadInput, match="found several processes for s3://.*; needed a file system with locks"):
         whence.build(
             make_task(), make_records(ROWS), f"{bucket}/store", config=whence.BuildConfig(method="logra"), runtime=ranks
         )

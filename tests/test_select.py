@@ -328,7 +328,7 @@ def test_what_cannot_be_done_is_said(options, text):
 
 def test_unknown_words_and_bad_tables():
     for options, text in (
-        ({"by": "size"}, "found by='size'; needed one of: influence, self-influence, loss, random"),
+        ({"by": "size"}, "found by='size'; needed one of: influence, self-influence, loss, knn-shapley, random"),
         ({"prefer": "best"}, "found prefer='best'; needed one of: high, low"),
         ({"quota": "fair"}, "found quota='fair'; needed one of: proportional, equal"),
     ):

@@ -305,7 +305,11 @@ def _battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Path 
         tell_json(content)
         return
     tests = list(dict.fromkeys(test for values in results.values() for test in values))
-    print_table(("table", *tests), [(name, *(str(values[test]) for test in tests)) for name, values in results.items()])
+    # A test a row: what is left of a long path beside five columns could not be read.
+    names = {name: Path(name).name for name in results}
+    names = names if len(set(names.values())) == len(names) else {name: name for name in names}
+    rows = [(test, *(str(values[test]) for values in results.values())) for test in tests]
+    print_table(("test", *names.values()), rows)
 
 
 def show_evaluation(result: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:

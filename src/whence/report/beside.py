@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from whence.score.words import Span, WordIndex, longest_shared, words_of
-
 if TYPE_CHECKING:
     from whence.report.hits import Hit, Hits
+    from whence.score.words import Span, WordIndex
 
 __all__ = [
     "LEAST_WORDS",
@@ -88,14 +87,14 @@ class Beside:
     """
 
     completion: str
-    spans: tuple[Span, ...]
+    spans: "tuple[Span, ...]"
     covered: float
     holders: Mapping[int, Document]
     hits: Mapping[int, Shared]
     related: tuple[Document, ...]
     num_documents: int
 
-    def run(self, span: Span) -> str:
+    def run(self, span: "Span") -> str:
         """The words of a run, as the completion has them."""
         return " ".join(self.completion[span.start : span.stop].split())
 
@@ -115,7 +114,7 @@ class Beside:
         }  # fmt: skip
 
 
-def beside_of(index: WordIndex, prompt: str, completion: str, hits: Iterable["Hit"], named: Callable[[int], "Hit"]) -> Beside:
+def beside_of(index: "WordIndex", prompt: str, completion: str, hits: Iterable["Hit"], named: Callable[[int], "Hit"]) -> Beside:
     """Hold one answer's words against the corpus.
 
     Args:
@@ -128,6 +127,8 @@ def beside_of(index: WordIndex, prompt: str, completion: str, hits: Iterable["Hi
     Returns:
         What there is to say of the answer and of each of these documents.
     """
+    from whence.score.words import words_of  # with torch, which a report of what is there does without
+
     spans = tuple(sorted(index.spans(completion, least=LEAST_WORDS), key=lambda span: -span.words))
     words, characters = words_of(completion)
     covered = sum(any(span.start <= start and stop <= span.stop for span in spans) for start, stop in characters)
@@ -147,7 +148,7 @@ def beside_of(index: WordIndex, prompt: str, completion: str, hits: Iterable["Hi
 
 
 def beside_hits(
-    hits: "Hits", index: WordIndex, named: Callable[[int], "Hit"], completions: Sequence[tuple[str, str]] | None = None
+    hits: "Hits", index: "WordIndex", named: Callable[[int], "Hit"], completions: Sequence[tuple[str, str]] | None = None
 ) -> "Hits":
     """An answer with its second column.
 
@@ -201,6 +202,8 @@ def spans_html(beside: Beside) -> str:
 
 
 def _shared(words: Sequence[str], hit: "Hit", scores_N: np.ndarray, most: int) -> Shared:
+    from whence.score.words import longest_shared, words_of
+
     theirs, characters = words_of(hit.text)
     _, at, length = longest_shared(words, theirs)
     span = (characters[at][0], characters[at + length - 1][1]) if length else (0, 0)
