@@ -66,6 +66,17 @@ class TinyUNet(nn.Module):
         return self.last(torch.cat([top, self.up(nn.functional.interpolate(bottom, scale_factor=2.0))], 1))
 
 
+class Told(TinyUNet):
+    """Told a sequence of states beside the time, as of a text encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.states = nn.Linear(3, 4)
+
+    def forward(self, images, times, condition):
+        return super().forward(images + self.states(condition).mean((1, 2))[:, None, None, None], times)
+
+
 NOISED = {field.name for field in fields(whence.tasks.Draws)}
 MEASURED = {field.name for field in fields(whence.tasks.Measured)}
 
@@ -85,6 +96,8 @@ def made(count=4, *, classes=None, lone=False, network=None, **options):
     records = [{"id": f"{n}", "image": torch.randn(SHAPE).double()} for n in range(count)]
     if classes:
         records = [{**record, "label": n % classes} for n, record in enumerate(records)]
+    if isinstance(network, Told):
+        records = [{**record, "condition": torch.randn(5, 3).double()} for record in records]
     return task, task.prepare(records)
 
 
@@ -108,7 +121,9 @@ WAYS = {
     "noise": {"schedule": "linear"},
     "noise, cosine, shared": {"schedule": "cosine", "shared": True},
     "v": {"schedule": "linear", "prediction": "v", "stratified": False},
+    "image": {"schedule": "cosine", "prediction": "image"},
     "flow": {"schedule": "flow"},
+    "condition": {"network": Told()},
     "classes": {"classes": 3},
     "functional": {"lone": True},
 }
@@ -129,13 +144,30 @@ def test_losses_and_gradients_are_those_of_one_draw_at_a_time(way):
             close(unit[place], wanted[0])
 
 
-@pytest.mark.parametrize("way", ["noise", "v", "flow"])
+@pytest.mark.parametrize("way", ["noise", "v", "image", "flow"])
 def test_outputs_split_the_loss_and_their_curvature_does_not_depend_on_the_noise(way):
     task, dataset = made(2, **WAYS[way])
     check_outputs(task, dataset.examples)
     outputs = task.outputs(task.model, task.collate(dataset.examples))
     close(outputs.losses(2).detach(), task.loss(task.model, task.collate(dataset.examples)).detach())
     assert outputs.values_MC.shape == (6, math.prod(SHAPE))
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v", "image"])
+def test_times_weigh_by_their_signal_to_noise_ratio_up_to_a_bound(prediction):
+    task, dataset = made(prediction=prediction, min_snr=5.0, draws=8)
+    batch = task.collate(dataset.examples)
+    losses = task.loss(task.model, batch)
+    for example, loss in zip(dataset.examples, losses, strict=True):
+        close(loss.detach(), twin.loss_by_image_errors(task, example).detach())
+    check_outputs(task, dataset.examples)
+    close(task.outputs(task.model, batch).losses(len(dataset)).detach(), losses.detach())
+    plain, _ = made(prediction=prediction, draws=8)
+    assert plain.preprocessing != task.preprocessing
+    _, found = gradients(task, dataset)
+    wanted = twin.gradient(task, twin.loss_by_image_errors(task, dataset.examples[0]))
+    for unit, block in zip(found, as_blocks(plan_units(task), {name: g[None] for name, g in wanted.items()}), strict=True):
+        close(unit[0], block[0])
 
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
@@ -209,7 +241,8 @@ def test_measurements_are_those_of_one_draw_at_a_time(measure, way):
             wanted = 0.0
             size = math.prod(SHAPE)
             for time, noise in drawn:
-                square = twin.error(task, example, time, noise)[0].square().sum() * (kept[time] if way == "v" else 1)
+                factor = {"noise": 1, "v": kept[time], "image": kept[time] / (1 - kept[time])}[task.prediction]
+                square = twin.error(task, example, time, noise)[0].square().sum() * factor
                 ratio = kept / (1 - kept)
                 weight = ratio[time - 1] / ratio[time] - 1 if time > 0 and measure == "elbo" else 1.0
                 wanted = wanted - 0.5 * 1000 * weight * square / 3
@@ -242,7 +275,7 @@ def test_the_elbo_is_the_sum_of_the_divergences_of_every_step():
     assert float(value) == pytest.approx(-wanted)
 
 
-@pytest.mark.parametrize("way", ["noise", "v"])
+@pytest.mark.parametrize("way", ["noise", "v", "image"])
 def test_a_trajectory_has_the_probability_of_its_draws(way):
     schedule = whence.tasks.NoiseSchedule.cosine(20)
     task, _ = made(1, schedule=schedule, prediction=way, measure="trajectory", clip=2.0)
@@ -256,7 +289,9 @@ def test_a_trajectory_has_the_probability_of_its_draws(way):
         for j in range(5 + 1):
             now, then = schedule.kept_S[steps[j]], schedule.kept_S[steps[j + 1]]
             predicted = task.model(path[j][None], steps[j][None])[0]
-            if way == "v":
+            if way == "image":
+                image = predicted
+            elif way == "v":
                 image = now.sqrt() * path[j] - (1 - now).sqrt() * predicted
             else:
                 image = (path[j] - (1 - now).sqrt() * predicted) / now.sqrt()
@@ -268,6 +303,20 @@ def test_a_trajectory_has_the_probability_of_its_draws(way):
         grads = twin.gradient(task, wanted)
         for unit, block in zip(found, as_blocks(plan, {name: g[None] for name, g in grads.items()}), strict=True):
             close(unit[place], block[0], 1e-8)
+
+
+def test_a_trajectory_is_told_the_condition_that_led_to_it():
+    task, _ = made(1, schedule="cosine", network=Told(), measure="trajectory")
+    conditions = [torch.randn(5, 3, generator=torch.Generator().manual_seed(n)).double() for n in range(2)]
+    records = whence.pipeline.sample_images(task, 2, SHAPE, steps=4, seed=1, conditions=conditions)
+    same = whence.pipeline.sample_images(task, 1, SHAPE, steps=4, seed=1, conditions=conditions[1:])
+    assert torch.equal(records[1]["condition"], conditions[1]) and not torch.equal(records[0]["image"], same[0]["image"])
+    right = task.measurement(task.model, task.collate(task.prepare(records).examples))
+    swapped = [{**record, "condition": conditions[1 - n]} for n, record in enumerate(records)]
+    wrong = task.measurement(task.model, task.collate(task.prepare(swapped).examples))
+    alone = task.measurement(task.model, task.collate(task.prepare(records[1:]).examples))
+    close(right[1:].detach(), alone.detach())
+    assert float((right - wrong).detach().abs().min()) > 1e-3
 
 
 def test_sampled_images_do_not_depend_on_their_number_or_batch():
@@ -402,7 +451,9 @@ def test_a_network_that_gives_a_variance_too():
     [
         ({"schedule": "quadratic"}, UnknownOption, "found schedule='quadratic'; needed one of: linear, cosine, flow"),
         ({"schedule": 3}, BadInput, "a schedule of type int"),
-        ({"prediction": "image"}, UnknownOption, "found prediction='image'; needed one of: noise, v, flow"),
+        ({"prediction": "score"}, UnknownOption, "found prediction='score'; needed one of: noise, v, image, flow"),
+        ({"min_snr": 0.0}, BadInput, "found min_snr=0.0 with the schedule"),
+        ({"min_snr": 5.0, "schedule": "flow"}, BadInput, "found min_snr=5.0 with the schedule 'flow matching'"),
         ({"measure": "likelihood"}, UnknownOption, "found measure='likelihood'; needed one of: loss, loss_at"),
         ({"output": "margin"}, UnknownOption, "found output='margin'; needed one of: loss, square_norm"),
         ({"draws": 0}, BadInput, "found draws=0, clip=None; needed 1 draw or more"),
@@ -436,6 +487,9 @@ def test_records_that_cannot_be_used_are_refused():
     mixed = task.prepare([np.zeros((2, 4, 4)), np.zeros((2, 8, 8))])
     with pytest.raises(BadInput, match="images of the shapes"):
         task.collate(mixed.examples)
+    uneven = task.prepare([{"image": np.zeros(SHAPE), "condition": np.zeros((n, 3))} for n in (2, 3)])
+    with pytest.raises(BadInput, match="conditions of the shapes .*; do this: fill the conditions up to one length"):
+        task.collate(uneven.examples)
     some = task.prepare([{"image": np.zeros(SHAPE), "label": 1}, {"image": np.zeros(SHAPE)}])
     with pytest.raises(BadInput, match="labels on some images; needed images of one shape, and labels on all or none"):
         task.collate(some.examples)
@@ -448,6 +502,7 @@ def test_records_that_cannot_be_used_are_refused():
         ({"count": 0}, "count=0, steps=1000, batch_images=64"),
         ({"count": 2, "steps": 1001}, "at most the 1,000 steps of the schedule"),
         ({"count": 2, "labels": [1]}, "1 labels for 2 images"),
+        ({"count": 2, "conditions": [1]}, "1 conditions for 2 images"),
     ):
         with pytest.raises(BadInput) as caught:
             whence.pipeline.sample_images(task, shape=SHAPE, **options)
@@ -485,6 +540,28 @@ def test_networks_of_diffusers(network, sharing):
     assert bool((table.scores.diagonal() > 0).all())
 
 
+def test_a_network_of_diffusers_that_is_told_a_condition():
+    """A UNet with cross-attention, as in latent diffusion: every parameter held against autograd, and refused without conditions."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    network = diffusers.UNet2DConditionModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+        attention_head_dim=4, cross_attention_dim=3, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    task, bare = made(3, network=network, draws=2)
+    with pytest.raises(BadInput, match="images without a condition for a UNet2DConditionModel"):
+        task.loss(task.model, task.collate(bare.examples))
+    records = [{"id": str(n), "image": torch.randn(SHAPE).double(), "condition": torch.randn(5, 3)} for n in range(3)]
+    dataset = task.prepare(records)
+    plan = plan_units(task)
+    assert plan.coverage.left_out == () and plan.functional == ()
+    check_task(task, plan, dataset.examples)
+    check_outputs(task, dataset.examples)
+    table = whence.attribute(task, dataset, dataset, method="ekfac", runtime=QUIET)
+    assert bool((table.scores.diagonal() > 0).all())
+
+
 def test_a_pipeline_from_its_folder(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     network = _unet()
@@ -497,8 +574,9 @@ def test_a_pipeline_from_its_folder(tmp_path):
     assert whence.tasks.load_diffusion(tmp_path / "made", schedule="linear").prediction == "noise"
     flow = whence.tasks.NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
     assert flow.prediction == "flow" and flow.time_scale == 1000.0
-    with pytest.raises(Unsupported, match="a DDPMScheduler with the prediction type 'sample'"):
-        whence.Diffusion(network, schedule=diffusers.DDPMScheduler(prediction_type="sample"))
+    assert whence.Diffusion(network, schedule=diffusers.DDPMScheduler(prediction_type="sample")).prediction == "image"
+    with pytest.raises(Unsupported, match="a DDPMScheduler with the prediction type 'score'"):
+        whence.Diffusion(network, schedule=diffusers.DDPMScheduler(prediction_type="score"))
 
 
 @pytest.mark.parametrize(
@@ -512,9 +590,9 @@ def test_a_pipeline_from_its_folder(tmp_path):
             "a pipeline with a UNet3D; needed a ModelMixin that diffusers has",
         ),
         (
-            '{"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}',
+            '{"unet": ["diffusers", "PriorTransformer"], "scheduler": ["diffusers", "DDPMScheduler"]}',
             Unsupported,
-            "a UNet2DConditionModel, which is also given encoder_hidden_states",
+            "a PriorTransformer, which is also given proj_embedding",
         ),
     ],
 )

@@ -26,7 +26,9 @@ def error(task, example, time: Tensor, noise: Tensor) -> Tensor:
     arguments = [(signal * image + strength * noise)[None], given]
     if "label" in example.fields:
         arguments.append(torch.as_tensor(example.fields["label"])[None])
-    targets = {"noise": noise, "v": signal * noise - strength * image, "flow": noise - image}
+    if "condition" in example.fields:
+        arguments.append(torch.as_tensor(example.fields["condition"]).to(noise)[None])
+    targets = {"noise": noise, "v": signal * noise - strength * image, "image": image, "flow": noise - image}
     found = task.model(*arguments)
     return (getattr(found, "sample", found)[0] - targets[task.prediction]), found
 
@@ -35,6 +37,23 @@ def loss(task, example) -> Tensor:
     """Mean over draws of the mean squared error."""
     errors = [error(task, example, time, noise)[0].square().mean() for time, noise in draws(task, example)]
     return torch.stack(errors).mean()
+
+
+def loss_by_image_errors(task, example) -> Tensor:
+    """Mean over draws of min(SNR, gamma) times the mean squared error of the image that the prediction stands for (Hang et al. 2023)."""
+    image = torch.as_tensor(example.fields["image"])
+    parts = []
+    for time, noise in draws(task, example):
+        signal, strength = mixture(task.schedule.kept_S, time)
+        noisy, found = signal * image + strength * noise, error(task, example, time, noise)[1]
+        predicted = getattr(found, "sample", found)[0]
+        estimates = {
+            "noise": lambda p=predicted, x=noisy, a=signal, b=strength: (x - b * p) / a,
+            "v": lambda p=predicted, x=noisy, a=signal, b=strength: a * x - b * p,
+            "image": lambda p=predicted: p,
+        }
+        parts.append(min((signal / strength) ** 2, task.min_snr) * (estimates[task.prediction]() - image).square().mean())
+    return torch.stack(parts).mean()
 
 
 def square_norm(task, example) -> Tensor:

@@ -25,6 +25,7 @@ def sample_images(
     *,
     steps: int | None = None,
     labels: Sequence[int] | None = None,
+    conditions: Sequence[Any] | None = None,
     seed: int = 0,
     batch_images: int = 64,
 ) -> list[dict[str, Any]]:
@@ -38,12 +39,13 @@ def sample_images(
         shape: Of one image, such as (3, 32, 32).
         steps: Steps from noise to image; None takes all of the schedule, or 50 for flow matching.
         labels: A class number for each image, for networks that are given one.
+        conditions: What else the network is told of each image, such as the states of a text encoder.
         seed: Of the noise.
         batch_images: Images at a time.
 
     Returns:
-        Records for `task.prepare`: `id`, `image`, `label` if given, and, for schedules in steps, `trajectory` (J + 1, ...) from noise to the
-        image, with the number of each step in `steps` (J,).
+        Records for `task.prepare`: `id`, `image`, `label` and `condition` if given, and, for schedules in steps, `trajectory` (J + 1, ...)
+        from noise to the image, with the number of each step in `steps` (J,).
 
     Raises:
         BadInput: If counts do not match or are not positive, or there are more steps than the schedule has.
@@ -58,18 +60,26 @@ def sample_images(
             needed=f"positive numbers, and at most the {most:,} steps of the schedule",
             do="correct them",
         )
-    if labels is not None and len(labels) != count:
-        raise BadInput(found=f"{len(labels)} labels for {count} images", needed="one for each", do="correct them")
+    for name, values in (("labels", labels), ("conditions", conditions)):
+        if values is not None and len(values) != count:
+            raise BadInput(found=f"{len(values)} {name} for {count} images", needed="one for each", do="correct them")
     records = []
     for start in range(0, count, batch_images):
         numbers = range(start, min(start + batch_images, count))
-        given = None if labels is None else torch.tensor([labels[number] for number in numbers], device=task.device)
+        conditioning: dict[str, Tensor] = {}
+        if labels is not None:
+            conditioning["label"] = torch.tensor([labels[number] for number in numbers], device=task.device)
+        if conditions is not None:
+            rows = torch.stack([torch.as_tensor(conditions[number]) for number in numbers])
+            conditioning["condition"] = rows.to(task.device, precision(task.model))
         generators = [_generator(seed, number) for number in numbers]
-        path = _path(task, generators, tuple(shape), steps, given)
+        path = _path(task, generators, tuple(shape), steps, conditioning)
         for index, number in enumerate(numbers):
             record: dict[str, Any] = {"id": f"generated-{number}", "image": path[-1][index].cpu()}
             if labels is not None:
                 record["label"] = int(labels[number])
+            if conditions is not None:
+                record["condition"] = conditions[number]
             if kept_S is not None:
                 record["trajectory"] = torch.stack([images[index].cpu() for images in path])
                 record["steps"] = _times(task, steps)
@@ -78,7 +88,7 @@ def sample_images(
 
 
 def _path(
-    task: Diffusion, generators: Sequence[torch.Generator], shape: tuple[int, ...], steps: int, labels: Tensor | None
+    task: Diffusion, generators: Sequence[torch.Generator], shape: tuple[int, ...], steps: int, conditioning: dict[str, Tensor]
 ) -> list[Tensor]:
     """Noisy images from noise to image, one tensor (Q, ...) per step and one more."""
     dtype = precision(task.model)
@@ -94,9 +104,9 @@ def _path(
             now = time.to(task.device).expand(len(generators))
             noisy = path[-1]
             if task.schedule.kept_S is None:
-                path.append(noisy - task.predict(task.model, noisy, now, labels) / steps)
+                path.append(noisy - task.predict(task.model, noisy, now, conditioning) / steps)
                 continue
-            estimate = task.denoised(task.model)(noisy, now, labels)
+            estimate = task.denoised(task.model)(noisy, now, conditioning)
             if index == len(times) - 1:
                 path.append(estimate)
                 continue

@@ -4,7 +4,7 @@ Axes: B images, K draws, S steps of a schedule, J steps of a trajectory, R rows 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from whence.tasks.noise import NoiseSchedule, Prediction
 
 __all__ = ["Denoiser", "elbo", "noise_errors", "step_back", "trajectory_log_probability"]
 
-Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From noisy images (R, ...), times (R,) and labels (R,) to estimates of the images."""
+Denoiser = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+"""From noisy images (R, ...), times (R,) and what each row is told besides, labels or conditions (R, ...), to estimates of the images."""
 
 
 def noise_errors(errors: Tensor, schedule: NoiseSchedule, prediction: Prediction, times: Tensor) -> Tensor:
-    """Squared errors of the noise from those of the prediction: one of v is the noise's over the share of the image that is kept.
+    """Squared errors of the noise from those of the prediction.
+
+    One of v is the noise's over the share of the image that is kept, one of the image the noise's over the signal-to-noise ratio.
 
     Args:
         errors: Summed over an image's numbers, any shape.
@@ -26,7 +28,9 @@ def noise_errors(errors: Tensor, schedule: NoiseSchedule, prediction: Prediction
         prediction: What the errors are of.
         times: Step numbers, in the same shape.
     """
-    return errors if prediction == "noise" else errors * schedule.mix(times)[0].square().to(errors)
+    signal, strength = schedule.mix(times)
+    factors = {"noise": torch.ones_like(signal), "v": signal.square(), "image": (signal / strength).square()}
+    return errors * factors[prediction].to(errors)
 
 
 def elbo(errors_BK: Tensor, schedule: NoiseSchedule, times_BK: Tensor, images_BC: Tensor, *, is_simple: bool) -> Tensor:
@@ -57,7 +61,7 @@ def elbo(errors_BK: Tensor, schedule: NoiseSchedule, times_BK: Tensor, images_BC
 
 
 def trajectory_log_probability(
-    estimate: Denoiser, schedule: NoiseSchedule, trajectories: Tensor, steps_BJ: Tensor, labels_B: Tensor | None
+    estimate: Denoiser, schedule: NoiseSchedule, trajectories: Tensor, steps_BJ: Tensor, conditioning: Mapping[str, Tensor]
 ) -> Tensor:
     """Log-probability of noisy images given their first, as ancestral sampling draws them (Ho et al. 2020, algorithm 2); shape (B,), in nats.
 
@@ -68,14 +72,14 @@ def trajectory_log_probability(
         schedule: In steps.
         trajectories: From noise to the image, shape (B, J + 1, ...).
         steps_BJ: Step number of all but the last of these.
-        labels_B: Class numbers.
+        conditioning: What the network is told of each image, labels (B,) or conditions (B, ...), by name.
     """
     before, after = trajectories[:, :-2], trajectories[:, 1:-1]
     times_BJ, next_BJ = steps_BJ[:, :-1], steps_BJ[:, 1:]
-    labels = None if labels_B is None else labels_B.repeat_interleave(times_BJ.shape[1])
+    rows_conditioning = {name: value.repeat_interleave(times_BJ.shape[1], 0) for name, value in conditioning.items()}
     rows = before.flatten(0, 1)
     mean, variance = step_back(
-        schedule, rows, estimate(rows, times_BJ.flatten(), labels), times_BJ.flatten(), next_BJ.flatten()
+        schedule, rows, estimate(rows, times_BJ.flatten(), rows_conditioning), times_BJ.flatten(), next_BJ.flatten()
     )
     distance_R = (after.flatten(0, 1) - mean).flatten(1).square().sum(1)
     variance_R = variance.flatten()

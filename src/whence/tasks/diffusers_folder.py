@@ -14,7 +14,7 @@ __all__ = ["load_diffusion"]
 
 _NETWORKS = ("unet", "transformer")
 _CLASS = re.compile("[A-Z][A-Za-z0-9]{0,80}")
-_INPUTS_GIVEN = {"self", "sample", "hidden_states", "timestep", "class_labels"}
+_INPUTS_GIVEN = {"self", "sample", "hidden_states", "timestep", "class_labels", "encoder_hidden_states"}
 
 
 def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
@@ -60,7 +60,7 @@ def load_diffusion(folder: str | Path, **options: Any) -> Diffusion:
     if needed - _INPUTS_GIVEN:
         raise Unsupported(
             found=f"a {kinds[part]}, which is also given {', '.join(sorted(needed - _INPUTS_GIVEN))}",
-            needed="a network of noisy images, times and class labels",
+            needed="a network of noisy images, times, class labels and one condition",
             do="wrap it in a module that is called as model(images, times), with the rest inside, and pass that to whence.Diffusion",
         )
     try:

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from whence.errors import BadInput, UnknownOption, Unsupported
 from whence.settings import records_only, typed
 from whence.tasks.base import AbstractTask, Batch, precision
 from whence.tasks.bounds import elbo, noise_errors, trajectory_log_probability
-from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
+from whence.tasks.diffusion_records import CONDITIONING, check_alike, conditioning_of, image_example, stacked_field
 from whence.tasks.noise import Prediction, schedule_from
 from whence.tasks.outputs import Outputs, output_of
 from whence.tasks.prepared import examples_from
@@ -48,12 +49,15 @@ class Draws:
         shared: Whether all examples have the same draws, so that what chance adds is the same in all gradients; otherwise each has its own.
         stratified: Whether draw k takes its time from the k-th of `draws` equal parts; otherwise from all times.
         seed: Of the draws.
+        min_snr: What the signal-to-noise ratio is cut to in the weight of a time, where training weighs times so (Hang et al. 2023, section
+            3.4: min(SNR, gamma) of the image's squared error, 5 as a rule); None weighs all alike.
     """
 
     draws: int = 16
     shared: bool = True
     stratified: bool = True
     seed: int = 0
+    min_snr: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +90,17 @@ class Diffusion(AbstractTask):
     Fisher information split at the network's output, where the squared error's curvature does not depend on the noise (Mlodozeniec et
     al. 2024, section 3.1).
 
-    A record is an array, or a mapping with `image` and optionally `label`, `id` and `source`; what `sample_images` returns is such a record.
+    A record is an array, or a mapping with `image` and optionally `label`, `condition` (what else the network is told of the image, such as
+    the states of a text encoder), `id` and `source`; what `sample_images` returns is such a record.
     Images have to be scaled as they were in training, usually to [-1, 1]; the latents of a latent diffusion model are images here.
 
     Args:
-        model: Called with noisy images (R, ...) and times (R,), and with labels (R,) where records have them; returns its prediction, or a
-            record with `.sample`. Networks of Hugging Face diffusers are called by their own names for these. Of twice as many channels as
+        model: Called with noisy images (R, ...) and times (R,), then with labels (R,) and conditions (R, ...) where records have them;
+            returns its prediction, or a record with `.sample`. Networks of Hugging Face diffusers are called by their own names for these, a
+            condition is their `encoder_hidden_states`. Of twice as many channels as
             the image has, the first half is the prediction, the second a variance that is left alone.
         schedule: "linear", "cosine" or "flow", a `NoiseSchedule`, or a scheduler of diffusers.
-        prediction: "noise", "v" (Salimans and Ho 2022, section 4) or "flow", the velocity noise - image; None takes the schedule's.
+        prediction: "noise", "v" (Salimans and Ho 2022, section 4), "image" or "flow", the velocity noise - image; None takes the schedule's.
         noised: Times and noise.
         measured: What is measured.
         **options: See `AbstractTask`.
@@ -122,13 +128,19 @@ class Diffusion(AbstractTask):
         self.schedule = schedule_from(schedule)
         self.prediction: Prediction = prediction or self.schedule.prediction
         choices = (
-            ("prediction", self.prediction, ("noise", "v", "flow")),
+            ("prediction", self.prediction, ("noise", "v", "image", "flow")),
             ("measure", measured.measure, tuple(_UNITS)),
             ("output", measured.output, ("loss", "square_norm")),
         )
         for name, value, allowed in choices:
             if value not in allowed:
                 raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {', '.join(allowed)}", do="pick one")
+        if noised.min_snr is not None and (noised.min_snr <= 0 or self.schedule.kept_S is None):
+            raise BadInput(
+                found=f"min_snr={noised.min_snr} with the schedule {self.schedule.name!r}",
+                needed="a positive number, and a schedule in steps",
+                do="leave it out, or pass what the network was trained with",
+            )
         if noised.draws < 1 or (measured.clip is not None and measured.clip <= 0):
             raise BadInput(
                 found=f"draws={noised.draws}, clip={measured.clip}",
@@ -136,17 +148,21 @@ class Diffusion(AbstractTask):
                 do="correct it",
             )
         self.draws, self.shared, self.stratified, self.seed = noised.draws, noised.shared, noised.stratified, noised.seed
+        self.min_snr = noised.min_snr
         self.measure, self.clip = measured.measure, measured.clip
         self.time, self.output = measured.time, measured.output
         self._check_together()
         self.unit = _UNITS[measured.measure].format(time=measured.time)
         parameters = inspect.signature(model.forward).parameters
-        self._names = ("timestep", "class_labels") if "timestep" in parameters else None
+        states = parameters.get("encoder_hidden_states")
+        self._needs_condition = states is not None and states.default is states.empty
+        self._names = {"label": "class_labels", "condition": "encoder_hidden_states"} if "timestep" in parameters else None
 
     @property
     def preprocessing(self) -> str:
         """Digest of schedule, prediction and draws."""
         parts = (self.schedule.digest, self.prediction, self.draws, self.shared, self.stratified, self.seed, self.output)
+        parts += () if self.min_snr is None else (self.min_snr,)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def prepare(self, records: Iterable[Any]) -> Dataset:
@@ -155,42 +171,36 @@ class Diffusion(AbstractTask):
         Raises:
             BadInput: If a record has no image or its label is no class number.
         """
-        return examples_from(records, lambda number, record: [_example(number, record, self.draws)], skip_bad=self.skip_bad)
+        return examples_from(
+            records, lambda number, record: [image_example(number, record, self.draws)], skip_bad=self.skip_bad
+        )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Images (B, ...), times (B, K) and noise (B, K, ...), labels (B,) and trajectories if they have them.
+        """Images (B, ...), times (B, K) and noise (B, K, ...), labels (B,), conditions (B, ...) and trajectories if they have them.
 
         Raises:
-            BadInput: If images differ in shape, or only some have a label.
+            BadInput: If images or conditions differ in shape, or only some have a label or a condition.
         """
-        fields = [set(example.fields) & {"label"} for example in examples]
-        shapes = {example.fields["image"].shape for example in examples}
-        if len(shapes) > 1 or any(each != fields[0] for each in fields):
-            raise BadInput(
-                found=f"images of the shapes {', '.join(map(str, sorted(shapes)))}"
-                if len(shapes) > 1
-                else "labels on some images",
-                needed="images of one shape, and labels on all or none",
-                do="crop or resize the images, or leave the labels out",
-            )
+        check_alike(examples)
         dtype = precision(self.model)
         draws = [self._draw(example.id, example.fields["image"].shape) for example in examples]
         batch = {
-            "image": _stacked(examples, "image", self.device, dtype),
+            "image": stacked_field(examples, "image", self.device, dtype),
             "time": torch.stack([times for times, _ in draws]).to(self.device),
             "noise": torch.stack([noise for _, noise in draws]).to(self.device, dtype),
         }
-        if fields[0]:
-            batch["label"] = _stacked(examples, "label", self.device, torch.long)
+        for name, kind in (("label", torch.long), ("condition", dtype)):
+            if name in examples[0].fields:
+                batch[name] = stacked_field(examples, name, self.device, kind)
         if all("trajectory" in example.fields for example in examples):
-            batch["trajectory"] = _stacked(examples, "trajectory", self.device, dtype)
-            batch["steps"] = _stacked(examples, "steps", self.device, torch.long)
+            batch["trajectory"] = stacked_field(examples, "trajectory", self.device, dtype)
+            batch["steps"] = stacked_field(examples, "steps", self.device, torch.long)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the prediction, over draws and over an image's numbers, shape (B,)."""
         predicted, target = self._predicted(model, batch, batch["time"])
-        return (predicted - target).square().mean(2).mean(1)
+        return ((predicted - target).square().mean(2) * self._weights(batch["time"]).to(predicted)).mean(1)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """What `measure` says, shape (B,).
@@ -206,7 +216,7 @@ class Diffusion(AbstractTask):
                     do="make the queries with whence.pipeline.sample_images",
                 )
             return trajectory_log_probability(
-                self.denoised(model), self.schedule, batch["trajectory"], batch["steps"], batch.get("label")
+                self.denoised(model), self.schedule, batch["trajectory"], batch["steps"], conditioning_of(batch)
             )
         if self.measure == "square_norm":
             return self._square_norm(model, batch)
@@ -226,9 +236,9 @@ class Diffusion(AbstractTask):
         """Predictions, one row per draw, scaled so that half the squared distances to the targets add up to the loss; shape (R, C)."""
         predicted, target = self._predicted(model, batch, batch["time"])
         examples, draws, numbers = predicted.shape
-        scale = (2.0 / (draws * numbers)) ** 0.5
+        scale_R1 = (2.0 / (draws * numbers) * self._weights(batch["time"])).sqrt().to(predicted).flatten()[:, None]
         owners_R = torch.arange(examples, device=predicted.device).repeat_interleave(draws)
-        return Outputs(predicted.flatten(0, 1) * scale, owners_R, target.flatten(0, 1) * scale, "gaussian")
+        return Outputs(predicted.flatten(0, 1) * scale_R1, owners_R, target.flatten(0, 1) * scale_R1, "gaussian")
 
     def output_function(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the loss, whose weight is 1 (Zheng et al. 2024, section 3), or the square of the prediction's norm for D-TRAK; shape (B,)."""
@@ -238,24 +248,31 @@ class Diffusion(AbstractTask):
         """Ones, shape (B,)."""
         return torch.ones_like(values_B)
 
-    def predict(self, model: nn.Module, noisy: Tensor, times_R: Tensor, labels_R: Tensor | None = None) -> Tensor:
+    def predict(
+        self, model: nn.Module, noisy: Tensor, times_R: Tensor, conditioning: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
         """The network's prediction for noisy images, in their shape.
 
         Args:
             model: The model.
             noisy: Shape (R, ...).
             times_R: Step numbers, or from 0 to 1 for flow matching.
-            labels_R: Class numbers.
+            conditioning: What the network is told besides: `label` (R,), `condition` (R, ...), or both.
 
         Raises:
-            BadInput: If the prediction has another shape.
+            BadInput: If the prediction has another shape, or the network needs a condition that is not there.
         """
+        if self._needs_condition and "condition" not in conditioning:
+            raise BadInput(
+                found=f"images without a condition for a {type(model).__name__}",
+                needed="'condition' in every record: what the network takes as encoder_hidden_states",
+                do="add it, such as the states of the pipeline's text encoder",
+            )
         given = self.schedule.for_network(times_R, noisy.dtype)
         if self._names is None:
-            output = model(noisy, given) if labels_R is None else model(noisy, given, labels_R)
+            output = model(noisy, given, *(conditioning[name] for name in CONDITIONING if name in conditioning))
         else:
-            extra = {} if labels_R is None else {self._names[1]: labels_R}
-            output = model(noisy, **{self._names[0]: given}, **extra)
+            output = model(noisy, timestep=given, **{self._names[name]: value for name, value in conditioning.items()})
         output = output_of(output, "sample")
         if output.ndim == noisy.ndim > 1 and output.shape[1] == 2 * noisy.shape[1]:
             output = output.chunk(2, 1)[0]
@@ -268,12 +285,14 @@ class Diffusion(AbstractTask):
         return output
 
     def denoised(self, model: nn.Module):
-        """The model as a function from noisy images (R, ...), times (R,) and labels to its estimates of the images."""
+        """The model as a function from noisy images (R, ...), times (R,) and what it is told to its estimates of the images."""
 
-        def estimate(noisy: Tensor, times_R: Tensor, labels_R: Tensor | None) -> Tensor:
-            predicted = self.predict(model, noisy, times_R, labels_R)
+        def estimate(noisy: Tensor, times_R: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+            predicted = self.predict(model, noisy, times_R, conditioning)
             signal, noise = (_like(part, noisy) for part in self.schedule.mix(times_R))
-            if self.prediction == "noise":
+            if self.prediction == "image":
+                images = predicted
+            elif self.prediction == "noise":
                 images = (noisy - noise * predicted) / signal
             else:
                 images = (signal * noisy if self.prediction == "v" else noisy) - noise * predicted
@@ -288,11 +307,26 @@ class Diffusion(AbstractTask):
         """Predictions and their targets, shape (B, K, C)."""
         noise, image = batch["noise"], batch["image"][:, None].expand_as(batch["noise"])
         signal, strength = (_like(part, noise) for part in self.schedule.mix(times_BK))
-        labels = batch["label"].repeat_interleave(noise.shape[1]) if "label" in batch else None
-        prediction = self.predict(model, (signal * image + strength * noise).flatten(0, 1), times_BK.flatten(), labels)
-        target = {"noise": lambda: noise, "v": lambda: signal * noise - strength * image, "flow": lambda: noise - image}
+        conditioning = {name: value.repeat_interleave(noise.shape[1], 0) for name, value in conditioning_of(batch).items()}
+        prediction = self.predict(model, (signal * image + strength * noise).flatten(0, 1), times_BK.flatten(), conditioning)
+        target = {
+            "noise": lambda: noise,
+            "v": lambda: signal * noise - strength * image,
+            "image": lambda: image,
+            "flow": lambda: noise - image,
+        }
         wide = torch.promote_types(prediction.dtype, torch.float32)
         return prediction.reshape(*noise.shape[:2], -1).to(wide), target[self.prediction]().flatten(2).to(wide)
+
+    def _weights(self, times_BK: Tensor) -> Tensor:
+        """What the squared errors of the prediction at these times weigh, in their shape, float64."""
+        signal, strength = self.schedule.mix(times_BK)
+        if self.min_snr is None:
+            return torch.ones_like(signal)
+        ratio = (signal / strength).square()
+        # Of the image's squared error, which is the prediction's times the first, second or third of these.
+        of_image = {"noise": 1 / ratio, "v": 1 / (ratio + 1), "image": torch.ones_like(ratio)}
+        return ratio.clamp_max(self.min_snr) * of_image[self.prediction]
 
     def _draw(self, name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Times (K,) and noise (K, ...) of an example."""
@@ -312,7 +346,7 @@ class Diffusion(AbstractTask):
         if (self.prediction == "flow") != is_flow:
             raise Unsupported(
                 found=f"prediction={self.prediction!r} with the schedule {self.schedule.name!r}",
-                needed="'noise' or 'v' for schedules in steps, 'flow' for flow matching",
+                needed="'noise', 'v' or 'image' for schedules in steps, 'flow' for flow matching",
                 do="pass the schedule that the network was trained with",
             )
         if is_flow and self.measure in _IN_STEPS:
@@ -340,28 +374,3 @@ class Diffusion(AbstractTask):
 def _like(factors: Tensor, images: Tensor) -> Tensor:
     """One factor per image, to be multiplied with images of any shape."""
     return factors.to(images.dtype).reshape(*factors.shape, *(1,) * (images.ndim - factors.ndim))
-
-
-def _stacked(examples: Sequence[Example], name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.stack([torch.as_tensor(example.fields[name]) for example in examples]).to(device, dtype)
-
-
-def _example(number: int, record: Any, draws: int) -> Example:
-    record = record if isinstance(record, Mapping) else {"image": record}
-    value = record.get("image")
-    image = None if value is None else as_numbers(value)
-    if image is None or image.ndim < 1 or image.dtype.kind == "c":
-        raise BadInput(
-            found=f"record {number} without an image"
-            if value is None
-            else f"record {number} whose image is no array of numbers",
-            needed="an array, or a mapping with one as 'image'",
-            do="convert the records",
-        )
-    fields = {"image": image}
-    if record.get("label") is not None:
-        fields["label"] = class_number(number, record["label"], {})
-    for name in ("trajectory", "steps"):
-        if name in record:
-            fields[name] = array_field(number, name, record[name])
-    return Example(record_id(number, record), fields, draws, record_source(number, record))

@@ -16,10 +16,10 @@ from whence.errors import BadInput, UnknownOption, Unsupported
 
 __all__ = ["NoiseSchedule", "Prediction", "schedule_from"]
 
-Prediction = Literal["noise", "v", "flow"]
-"""What the network predicts: the noise, v = signal x noise - noise x image, or the velocity noise - image."""
+Prediction = Literal["noise", "v", "image", "flow"]
+"""What the network predicts: the noise, v = signal x noise - noise x image, the image itself, or the velocity noise - image."""
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "v_prediction": "v"}
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "v_prediction": "v", "sample": "image"}
 # Nichol and Dhariwal 2021, section 3.2: an offset, and a bound that keeps the last step from destroying everything.
 _COSINE_OFFSET = 0.008
 _LARGEST_BETA = 0.999
@@ -86,7 +86,7 @@ class NoiseSchedule:
             scheduler: One in steps, with `alphas_cumprod`, or one of flow matching.
 
         Raises:
-            Unsupported: If it is neither, or its networks predict the image.
+            Unsupported: If it is neither, or its networks predict something else.
         """
         config, kind = scheduler.config, type(scheduler).__name__
         if "FlowMatch" in kind:
@@ -96,7 +96,7 @@ class NoiseSchedule:
         if kept_S is None or predicted not in _PREDICTIONS:
             raise Unsupported(
                 found=f"a {kind} with the prediction type {predicted!r}",
-                needed="flow matching, or steps with the prediction type 'epsilon' or 'v_prediction'",
+                needed="flow matching, or steps with the prediction type 'epsilon', 'v_prediction' or 'sample'",
                 do="take the scheduler that the network was trained with, or a whence.tasks.NoiseSchedule",
             )
         return cls(f"{kind}, {len(kept_S):,} steps", torch.as_tensor(kept_S).double(), _PREDICTIONS[predicted])
