@@ -73,3 +73,6 @@ def test_from_the_command_line(run, tmp_path):
     assert "subclass" in shown and "random" in shown.splitlines()[1]
     assert "found --battery without --data and --queries" in run(*words, status=2)
     assert "found --data without --battery" in run("evaluate", tmp_path / "t", "--data", "x", status=2)
+    for flag in ("--html", "--calibrate", "--banzhaf"):
+        assert f"found {flag} with --battery" in run(*words, *more, flag, tmp_path / "x", status=2)
+    assert not (tmp_path / "x").exists()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence.commands.shared import Json
-from whence.commands.work_options import flags_given
+from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
 from whence.terminal import tell, tell_json
 
@@ -253,21 +254,24 @@ def evaluate(
     from whence.evaluate import banzhaf_table, calibrated, load_table, open_bank, origin_of_table, save_table, write_evaluation
     from whence.evaluate import evaluate as run
 
+    outputs = {"--html": html, "--calibrate": calibrate}
     if alone.battery:
+        _refuse_given("--battery", outputs | {"--banzhaf": banzhaf})
         _battery((bank, *tables), alone, output=output, as_json=as_json)
         return
-    for flag in flags_given(alone):
-        raise BadInput(
-            found=f"{flag} without --battery", needed="options that go together", do=f"add --battery, or leave {flag} out"
-        )
+    refuse_given(alone, where="without --battery", needed="options that go together", do="add --battery, or leave it out")
     if calibrate is not None and len(tables) > 1:
         raise BadInput(found=f"--calibrate for {len(tables)} tables", needed="one", do="calibrate one table at a time")
     opened = open_bank(bank)
     if banzhaf is not None:
+        if not tables:
+            _refuse_given("--banzhaf without a table", outputs | {"--output": output})
         values = banzhaf_table(opened)
         save_table(values, banzhaf, origin={"bank": str(bank.resolve())})
         if not tables:
-            tell(*values.notes, f"written to {banzhaf}")
+            tell_json({"banzhaf": str(banzhaf), "notes": values.notes}) if as_json else tell(
+                *values.notes, f"written to {banzhaf}"
+            )
             return
     if not tables:
         raise BadInput(
@@ -280,6 +284,17 @@ def evaluate(
     if html is not None:
         write_evaluation(html, result)
     show_evaluation(result, output=output, as_json=as_json)
+
+
+def _refuse_given(what: str, options: Mapping[str, object]) -> None:
+    """Refuse options that something else leaves nothing to do.
+
+    Raises:
+        BadInput: If one is given.
+    """
+    for flag, value in options.items():
+        if value is not None:
+            raise BadInput(found=f"{flag} with {what}", needed="tables that a bank judges", do=f"leave {flag} out")
 
 
 def _battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Path | None, as_json: bool) -> None:
