@@ -111,11 +111,12 @@ def run_setting(
     table_of = partial(_table, setting, only_finished=only_finished)
     controls: list[str] = []
     rows = entries_of(setting) if entries is None else entries
+    beaten = controls_of(setting)
     if own:
         there = [entry for entry in rows if (_folder(setting, entry, "chosen") / "table.json").exists()]
-        rows, removal = [*own, *{entry.name: entry for entry in (*controls_of(setting), *there)}.values()], ()
+        rows, removal = [*own, *{entry.name: entry for entry in (*beaten, *there)}.values()], ()
         rows = [replace(entry, has_damping=False, is_ensembled=False) for entry in rows]
-    control_names = {entry.name for entry in controls_of(setting)}
+    control_names = {entry.name for entry in beaten}
     for entry in rows:
         if setting.name in entry.not_on:
             continue

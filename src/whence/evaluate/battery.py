@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput
-from whence.evaluate.ranks import spearman
+from whence.evaluate.ranks import average_precision, spearman
 from whence.evaluate.statistics import Interval, mean_interval
 from whence.records import ScoreTable
 
@@ -106,9 +106,7 @@ def flagged_precision(
             needed="one or more queries, and some of the training records but not all",
             do="set the field where the shortcut, or the foreign data, is",
         )
-    hits_QN = is_flagged_N[scores_QN[rows].argsort(dim=1, descending=True, stable=True)].double()
-    precision_QN = hits_QN.cumsum(1) / torch.arange(1, len(train) + 1, dtype=torch.float64)
-    return mean_interval((precision_QN * hits_QN).sum(1) / hits_QN.sum(1))
+    return mean_interval(torch.tensor([average_precision(scores_N, is_flagged_N) for scores_N in scores_QN[rows]]))
 
 
 def topk_overlap(scores_QN: Tensor, k: int) -> Interval:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadInput, NonFinite
-from whence.evaluate.ranks import ranks
+from whence.evaluate.ranks import average_precision, ranks
 from whence.evaluate.statistics import Interval, bootstrap_interval
 
 __all__ = ["Detection", "MislabelReport", "detection", "flip_labels", "mislabel_report"]
@@ -196,10 +196,9 @@ def _detection(scores_N: Tensor, flipped_N: Tensor, drawn_D: Tensor) -> Detectio
     groups = torch.unique(-scores_N, return_inverse=True)[1]
     sizes, flips = torch.bincount(groups).double(), torch.bincount(groups, weights=flipped_N.double())
     inspected, num_found = sizes.cumsum(0), flips.cumsum(0)
-    precision = float((flips * num_found / inspected).sum()) / num_flipped
     inspected_steps, found_steps = (np.concatenate([[0.0], values.numpy()]) for values in (inspected, num_found))
     shares = {share: float(np.interp(share * num_examples, inspected_steps, found_steps)) / num_flipped for share in _SHARES}
-    return Detection(bootstrap_interval(auc, drawn_D), precision, shares)
+    return Detection(bootstrap_interval(auc, drawn_D), average_precision(scores_N, flipped_N), shares)
 
 
 def _auc_draws(scores_N: Tensor, flipped_N: Tensor, num_draws: int, seed: int) -> Tensor:

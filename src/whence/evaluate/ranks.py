@@ -6,7 +6,7 @@ Axes: N values.
 import torch
 from torch import Tensor
 
-__all__ = ["pearson", "ranks", "spearman"]
+__all__ = ["average_precision", "pearson", "ranks", "spearman"]
 
 
 def ranks(values: Tensor, dim: int = -1) -> Tensor:
@@ -62,3 +62,18 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     products = (centred_a * centred_b).sum(-1)
     scale = centred_a.square().sum(-1) * centred_b.square().sum(-1)
     return torch.where(scale > 0, products / scale.clamp_min(1e-300).sqrt(), 0.0).clamp(-1.0, 1.0)
+
+
+def average_precision(scores_N: Tensor, is_sought_N: Tensor) -> float:
+    """Mean precision over the values that are sought, as they are come upon from the highest score down; equal scores count at once.
+
+    >>> average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([False, True, True]))
+    0.5833333333333333
+
+    Args:
+        scores_N: The scores, no NaN.
+        is_sought_N: What is sought, one value or more.
+    """
+    groups = torch.unique(-scores_N, return_inverse=True)[1]
+    sizes, hits = torch.bincount(groups).double(), torch.bincount(groups, weights=is_sought_N.double())
+    return float((hits * hits.cumsum(0) / sizes.cumsum(0)).sum()) / int(is_sought_N.sum())

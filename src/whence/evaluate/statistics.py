@@ -29,6 +29,11 @@ class Interval:
             return f"{self.mean:.3g} (one run, no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    @property
+    def brief(self) -> str:
+        """As text, the mean alone where there is no interval."""
+        return f"{self.mean:.3g}" if math.isnan(self.low) else str(self)
+
     def to_dict(self) -> dict[str, float | None]:
         """Plain numbers for JSON, which has no NaN."""
         return {name: or_none(value) for name, value in asdict(self).items()}

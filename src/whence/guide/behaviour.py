@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from whence.plain_files import read_plain
 from whence.progress import meter
 from whence.settings import SampleConfig
 from whence.tasks import AbstractTask, CausalLM
+from whence.tasks.token_inputs import end_marks
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["BEHAVIOUR_HEADER", "Behaviour", "Scorer", "behaviour", "perplexity", "scorer_named"]
@@ -72,7 +74,7 @@ class Behaviour:
 
     def cells(self, model: str) -> tuple[str, ...]:
         """Text, to go under `BEHAVIOUR_HEADER`."""
-        means = (str(value).replace(" (one run, no interval)", "") for value in (self.expected_maximum, self.probability))
+        means = (value.brief for value in (self.expected_maximum, self.probability))
         return (
             model,
             self.kind,
@@ -260,22 +262,20 @@ def _continued(task: CausalLM, prompt: str, config: SampleConfig, generator: tor
         )
     tokens_ST = torch.tensor([ids] * config.samples, device=task.device)
     model: Any = task.model
-    ends = torch.zeros(config.samples, dtype=torch.bool, device=task.device)
-    end = tokenizer.eos_token_id
+    marks = end_marks(model, tokenizer)
+    has_ended_S = torch.zeros(config.samples, dtype=torch.bool, device=task.device)
     with frozen(model), torch.no_grad():
         for _ in range(min(config.tokens, task.max_length - len(ids))):
             logits_SV = model(input_ids=tokens_ST, attention_mask=torch.ones_like(tokens_ST)).logits[:, -1].float()
             next_S1 = torch.multinomial(
                 _nucleus((logits_SV / config.temperature).softmax(-1), config.top_p), 1, generator=generator
             )
-            next_S1 = torch.where(
-                ends[:, None], torch.zeros_like(next_S1) if end is None else torch.full_like(next_S1, end), next_S1
-            )
             tokens_ST = torch.cat([tokens_ST, next_S1], 1)
-            ends |= next_S1[:, 0] == (-1 if end is None else end)
-            if bool(ends.all()):
+            has_ended_S |= torch.isin(next_S1[:, 0], torch.tensor(sorted(marks), device=task.device))
+            if bool(has_ended_S.all()):
                 break
-    return [tokenizer.decode(row[len(ids) :], skip_special_tokens=True) for row in tokens_ST.tolist()]
+    written = (takewhile(lambda token: token not in marks, row[len(ids) :]) for row in tokens_ST.tolist())
+    return [tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in written]
 
 
 def _nucleus(probabilities_SV: Tensor, top_p: float) -> Tensor:

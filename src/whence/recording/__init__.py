@@ -5,7 +5,7 @@ from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
 from whence.recording.recorder import Recorder
 from whence.recording.trainer import record_trainer
-from whence.recording.trainer_batches import TrainerBatch, numbered, watch_steps
+from whence.recording.trainer_batches import TrainerBatch, check_device, numbered, watch_steps
 
 __all__ = [
     "OnlineCurvature",
@@ -13,6 +13,7 @@ __all__ = [
     "Recorder",
     "TrainerBatch",
     "callback_class",
+    "check_device",
     "numbered",
     "record_lightning",
     "record_trainer",

@@ -9,7 +9,7 @@ from torch import Tensor
 from whence.errors import Unsupported
 from whence.recording.ids import digest_of_ids
 from whence.recording.recorder import Recorder
-from whence.recording.trainer_batches import TrainerBatch, numbered, watch_steps
+from whence.recording.trainer_batches import TrainerBatch, check_device, numbered, watch_steps
 
 __all__ = ["record_trainer"]
 
@@ -94,14 +94,8 @@ def _check_trainer(trainer: Any) -> None:
     Raises:
         Unsupported: If it trains in float16, whose steps may be skipped, on several devices, or puts earlier weights back at the end.
     """
-    arguments = trainer.args
-    if arguments.fp16 or arguments.world_size > 1 or arguments.n_gpu > 1:
-        raise Unsupported(
-            found=f"a Trainer with fp16={arguments.fp16} on {max(arguments.world_size, arguments.n_gpu)} device(s)",
-            needed="one device, in float32 or bfloat16",
-            do="train so, or record a loop of your own with whence.Recorder",
-        )
-    if arguments.load_best_model_at_end:
+    check_device(trainer, "one device, in float32 or bfloat16", "train so, or record a loop of your own with whence.Recorder")
+    if trainer.args.load_best_model_at_end:
         raise Unsupported(
             found="a Trainer with load_best_model_at_end",
             needed="a run that ends with the weights of its last step",

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput
+from whence.errors import BadInput, Unsupported
 from whence.recording.ids import ids_of
 from whence.tasks.token_loss import IGNORED
 
-__all__ = ["TrainerBatch", "numbered", "watch_steps"]
+__all__ = ["TrainerBatch", "check_device", "numbered", "watch_steps"]
 
 _NUMBERS = "whence_numbers"
 # Of a training step that takes them out of the batch.
@@ -62,6 +62,26 @@ def numbered(trainer: Any, id_field: str) -> list[str]:
     trainer.data_collator = _Collator(trainer.data_collator, _kept_fields(trainer))
     trainer.args.remove_unused_columns = False  # the collator does it, after it has taken the numbers
     return ids
+
+
+def check_device(trainer: Any, needed: str, do: str) -> None:
+    """Refuse a Trainer whose losses are scaled, or whose examples are spread over devices.
+
+    Args:
+        trainer: The Trainer.
+        needed: In place of it.
+        do: What to do.
+
+    Raises:
+        Unsupported: If it trains in float16 or on several devices.
+    """
+    arguments = trainer.args
+    if arguments.fp16 or arguments.world_size > 1 or arguments.n_gpu > 1:
+        raise Unsupported(
+            found=f"a Trainer with fp16={arguments.fp16} on {max(arguments.world_size, arguments.n_gpu)} device(s)",
+            needed=needed,
+            do=do,
+        )
 
 
 def watch_steps(trainer: Any, ids: Sequence[str], around: Callable[[TrainerBatch, Callable[[], Tensor]], Tensor]) -> None:

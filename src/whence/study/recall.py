@@ -17,7 +17,7 @@ from whence.score import WordIndex
 from whence.study.kept_scores import Corpus
 from whence.study.questions import Questions
 
-__all__ = ["RECALL_HEADER", "Recall", "holders_of", "recall_of"]
+__all__ = ["RECALL_HEADER", "Recall", "first_by_words", "holders_of", "recall_of"]
 
 RECALL_HEADER = ("reading", "set", "sought", "queries", "in the corpus", "in the top k", "BM25", "random")
 
@@ -55,7 +55,7 @@ class Recall:
 
     def cells(self) -> tuple[str, ...]:
         """Text, to go under `RECALL_HEADER`."""
-        means = (str(value).replace(" (one run, no interval)", "") for value in (self.top, self.bm25))
+        means = (value.brief for value in (self.top, self.bm25))
         return (self.reading, self.set, self.kind, str(self.queries), f"{self.in_corpus:.0%}", *means, f"{self.random:.2g}")
 
 
@@ -71,8 +71,21 @@ def holders_of(corpus: Corpus, questions: Questions) -> list[list[set[int]]]:
     return holders
 
 
+def first_by_words(questions: Questions, index: WordIndex, k: int) -> list[set[int]]:
+    """Rows of the first k documents by BM25, for each query of which something is sought; no rows for the others."""
+    return [
+        set(np.argsort(-index.bm25(example.text), kind="stable")[:k].tolist()) if sought else set()
+        for example, sought in zip(questions.queries.examples, questions.sought, strict=True)
+    ]
+
+
 def recall_of(
-    reading: str, high_QK: Tensor, questions: Questions, holders: Sequence[Sequence[set[int]]], index: WordIndex
+    reading: str,
+    high_QK: Tensor,
+    questions: Questions,
+    holders: Sequence[Sequence[set[int]]],
+    by_words: Sequence[set[int]],
+    documents: int,
 ) -> list[Recall]:
     """Recall in the top tails of one reading, by set and kind of thing sought.
 
@@ -81,7 +94,8 @@ def recall_of(
         high_QK: Rows of the documents of highest influence.
         questions: The queries.
         holders: Of `holders_of`.
-        index: The words of the corpus, for BM25.
+        by_words: Of `first_by_words`, as many documents as a tail has.
+        documents: Of the corpus.
 
     Returns:
         One for each set and kind that has some.
@@ -96,16 +110,14 @@ def recall_of(
                     each for each, sought in zip(holders[query], questions.sought[query], strict=True) if sought.kind == kind
                 ]
                 if some:
-                    example = questions.queries.examples[query]
-                    first = set(np.argsort(-index.bm25(example.text), kind="stable")[:k].tolist())
-                    top = set(high_QK[query].tolist())
+                    top, first = set(high_QK[query].tolist()), by_words[query]
                     shares[query] = tuple(
                         sum(values) / len(some)
                         for values in (
                             [bool(each) for each in some],
                             [bool(each & top) for each in some],
                             [bool(each & first) for each in some],
-                            [_by_chance(len(each), k, index.num_documents) for each in some],
+                            [_by_chance(len(each), k, documents) for each in some],
                         )
                     )
             if shares:

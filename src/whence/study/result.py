@@ -104,7 +104,9 @@ class Study:
         for reading in self.readings.values():
             for name, queries in self.sets.items():
                 blocks = reading.correlation.blocks
-                within = next(str(block.mean) if block.pairs else "" for block in blocks if block.first == block.second == name)
+                within = next(
+                    block.mean.brief if block.pairs else "" for block in blocks if block.first == block.second == name
+                )
                 outside = [block for block in blocks if (block.first == name) != (block.second == name)]
                 pairs = sum(block.pairs for block in outside)
                 between = f"{sum(block.mean.mean * block.pairs for block in outside) / pairs:.2g}" if pairs else ""
@@ -116,7 +118,7 @@ class Study:
                         name,
                         str(len(queries)),
                         f"{nats:.1f}",
-                        within.replace(" (one run, no interval)", ""),
+                        within,
                         between,
                     )
                     + (_cell(None if mass is None else mass.mean, ".0%"), _cell(reading.mass.slope(queries).mean, ".2g"))

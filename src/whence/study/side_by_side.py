@@ -53,7 +53,7 @@ class Side:
 
     def cells(self) -> tuple[str, ...]:
         """Text, to go under `SIDE_HEADER`."""
-        means = (str(value).replace(" (one run, no interval)", "") for value in (self.spearman, self.top))
+        means = (value.brief for value in (self.spearman, self.top))
         return (self.reading, self.set, *means, *("" if value != value else f"{value:.2g}" for value in self.within))
 
 
@@ -90,7 +90,7 @@ def side_by_side(study: "Study", folder: str | Path) -> tuple[Side, ...]:
         return tuple(
             side for name in study.readings if name in other["readings"] for side in _sides(study, scores, other, name)
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise StoreCorrupt(**damaged(folder / "study.json", f"it has no {error}")) from error
 
 

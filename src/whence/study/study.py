@@ -34,7 +34,7 @@ from whence.study.kinds import kind_shares, kinds_of
 from whence.study.page import write_study
 from whence.study.questions import Questions, against_wrong, questions_in
 from whence.study.readouts import histograms, tails_and_mass
-from whence.study.recall import Recall, holders_of, recall_of
+from whence.study.recall import Recall, first_by_words, holders_of, recall_of
 from whence.study.result import Reading, Study
 from whence.study.side_by_side import side_by_side
 from whence.tasks import AbstractTask
@@ -150,8 +150,9 @@ def _by_words(
     tails, recall = [reading.tails for reading in readings.values()], []
     if any(questions.sought):
         holders = holders_of(corpus, questions)
+        by_words = first_by_words(questions, index, tails[0].high_QK.shape[1])
         for name, reading in readings.items():
-            recall += recall_of(name, reading.tails.high_QK, questions, holders, index)
+            recall += recall_of(name, reading.tails.high_QK, questions, holders, by_words, index.num_documents)
     return beside_tails(corpus, questions.queries.examples, tails, index) if config.verbatim else (), tuple(recall)
 
 

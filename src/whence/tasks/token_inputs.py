@@ -7,7 +7,15 @@ from torch import nn
 
 from whence.errors import BadInput
 
-__all__ = ["check_tokens", "configured_context", "context_length", "fits_context", "padding_token", "vocabulary_size"]
+__all__ = [
+    "check_tokens",
+    "configured_context",
+    "context_length",
+    "end_marks",
+    "fits_context",
+    "padding_token",
+    "vocabulary_size",
+]
 
 # Tokenizers without a limit report a number with thirty digits.
 _NO_LIMIT = 1 << 20
@@ -112,3 +120,10 @@ def fits_context(name: str, count: int, limit: int, choices: str) -> None:
             needed=f"at most {limit:,}, the model's context",
             do=choices,
         )
+
+
+def end_marks(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Tokens after which a text ends, by the model's configuration of generation and by its tokenizer."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    marks = named if isinstance(named, list | tuple) else [named]
+    return {mark for mark in (*marks, getattr(tokenizer, "eos_token_id", None)) if isinstance(mark, int)}

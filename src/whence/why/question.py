@@ -18,6 +18,7 @@ from whence.tasks import CausalLM
 from whence.tasks.causal_lm import contrasted
 from whence.tasks.chat import prompt_of
 from whence.tasks.lm_records import encoded
+from whence.tasks.token_inputs import end_marks
 from whence.tasks.token_loss import IGNORED
 
 __all__ = ["Question", "question", "texts_of"]
@@ -148,7 +149,7 @@ def _written(task: CausalLM, ids: list[int], writing: Writing) -> tuple[list[int
         )
     generator = torch.Generator().manual_seed(writing.seed)
     model: Any = task.model
-    ends, ids_written = _end_marks(task), list(ids)
+    ends, ids_written = end_marks(task.model, task.tokenizer), list(ids)
     with frozen(model), torch.no_grad():
         while len(ids_written) < min(len(ids) + writing.max_new_tokens, task.max_length):
             inputs = torch.tensor([ids_written], device=task.device)
@@ -168,12 +169,6 @@ def _written(task: CausalLM, ids: list[int], writing: Writing) -> tuple[list[int
             do="pass a completion, another prompt, or a temperature and another seed",
         )
     return new, *_decoded_spans(task.tokenizer, ids, new)
-
-
-def _end_marks(task: CausalLM) -> set[int]:
-    named = getattr(getattr(task.model, "generation_config", None), "eos_token_id", None)
-    marks = named if isinstance(named, list | tuple) else [named]
-    return {mark for mark in (*marks, getattr(task.tokenizer, "eos_token_id", None)) if isinstance(mark, int)}
 
 
 def _decoded_spans(tokenizer: Any, before: list[int], ids: list[int]) -> tuple[str, list[tuple[int, int]]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whence.errors import BadInput, Unsupported
 from whence.pipeline.stored.gradient_log import GradientLog
-from whence.recording import PlannedBatches, TrainerBatch, callback_class, numbered, watch_steps
+from whence.recording import PlannedBatches, TrainerBatch, callback_class, check_device, numbered, watch_steps
 
 __all__ = ["log_lightning", "log_trainer"]
 
@@ -34,13 +34,8 @@ def log_trainer(trainer: Any, log: GradientLog, *, id_field: str = "id") -> None
         BadInput: If the Trainer trains another model than the log's, or examples that the log does not have.
         Unsupported: If it trains in float16, whose losses are scaled, or on several devices.
     """
-    arguments = trainer.args
-    if arguments.fp16 or arguments.world_size > 1 or arguments.n_gpu > 1:
-        raise Unsupported(
-            found=f"a Trainer with fp16={arguments.fp16} on {max(arguments.world_size, arguments.n_gpu)} device(s)",
-            needed="one device, where all backward passes run, in float32 or bfloat16",
-            do="train so, or build the store after training",
-        )
+    needed = "one device, where all backward passes run, in float32 or bfloat16"
+    check_device(trainer, needed, "train so, or build the store after training")
     if trainer.model is not log.task.model:
         raise BadInput(
             found="a Trainer of another model than the log's",
