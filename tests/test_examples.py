@@ -1,6 +1,7 @@
 """The examples run as they stand and show what they say."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -63,3 +64,12 @@ def test_notebooks_run_and_show_what_they_say(name, shows):
     notebook = module.execute(path.with_name(f"{name}.ipynb"))
     printed = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     assert re.search(shows, "".join("".join(output.get("text", ())) for output in printed))
+
+
+@pytest.mark.slow
+def test_the_battery(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    run("battery/digits", tmp_path, ("grad-cos",), 1)
+    content = json.loads((tmp_path / "battery.json").read_text())
+    assert content["grad-cos"]["foreign"]["mean"] > 0.5 > content["random"]["foreign"]["mean"]
+    assert "is chance" in capsys.readouterr().out

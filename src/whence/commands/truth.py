@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.commands.battery import BatteryOptions, run_battery
 from whence.commands.shared import Json
 from whence.commands.work_options import flags_given, refuse_given
 from whence.errors import BadInput
@@ -202,30 +203,8 @@ def _retrained(output: Path, trained: TrainOptions, of: ExamplesOptions, drawn: 
     return make_bank(train, as_reported, masks_MN, retraining, config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatteryOptions:
-    """Tests that need no bank.
-
-    Args:
-        battery: Hold tables against what their records say instead of against a bank: all names are tables then. Class and subclass detection
-            (fields label and subclass), flags, overlap of the strongest, and a model with random weights.
-        data: With --battery: the training data that the tables were made from.
-        queries: With --battery: the queries.
-        flag: With --battery: a field that marks examples with a shortcut, or of foreign data. May be repeated.
-        randomised: With --battery: the table of the same method for the model with random weights.
-        k: With --battery: strongest proponents that are compared between queries.
-    """
-
-    battery: Annotated[bool, Parameter(negative="")] = False
-    data: str | None = None
-    queries: str | None = None
-    flag: tuple[str, ...] = ()
-    randomised: Path | None = None
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
-
-
 def evaluate(
-    bank: Path,
+    bank: Path | None = None,
     tables: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = (),
     /,
     *,
@@ -239,7 +218,7 @@ def evaluate(
     """Hold score tables against a bank: LDS with intervals and ceiling, calibration, quality per byte and second.
 
     Args:
-        bank: Folder made by `whence bank`; with --battery the first table.
+        bank: Folder made by `whence bank`; with --battery the first table, or nothing.
         tables: Folders with scores.npy and table.json, by `whence score` or by another program.
         banzhaf: Also write what each example changed over the bank's runs, its Banzhaf value, as a table here; needs no other table.
         alone: Tests that need no bank.
@@ -257,11 +236,13 @@ def evaluate(
     outputs = {"--html": html, "--calibrate": calibrate}
     if alone.battery:
         _refuse_given("--battery", outputs | {"--banzhaf": banzhaf})
-        _battery((bank, *tables), alone, output=output, as_json=as_json)
+        run_battery(() if bank is None else (bank, *tables), alone, output=output, as_json=as_json)
         return
     refuse_given(alone, where="without --battery", needed="options that go together", do="add --battery, or leave it out")
     if calibrate is not None and len(tables) > 1:
         raise BadInput(found=f"--calibrate for {len(tables)} tables", needed="one", do="calibrate one table at a time")
+    if bank is None:
+        raise BadInput(found="no bank", needed="the folder of one, made by `whence bank`, or --battery", do="name it")
     opened = open_bank(bank)
     if banzhaf is not None:
         if not tables:
@@ -295,36 +276,6 @@ def _refuse_given(what: str, options: Mapping[str, object]) -> None:
     for flag, value in options.items():
         if value is not None:
             raise BadInput(found=f"{flag} with {what}", needed="tables that a bank judges", do=f"leave {flag} out")
-
-
-def _battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Path | None, as_json: bool) -> None:
-    from whence.evaluate import battery, load_table
-    from whence.load import load_records
-    from whence.report import print_table
-    from whence.store import write_bytes
-
-    if options.data is None or options.queries is None:
-        raise BadInput(
-            found="--battery without --data and --queries", needed="the records that the tables are of", do="pass both files"
-        )
-    train, queries = list(load_records(options.data)), list(load_records(options.queries))
-    randomised = None if options.randomised is None else load_table(options.randomised)
-    results = {
-        str(folder): battery(load_table(folder), train, queries, flags=options.flag, randomised=randomised, k=options.k)
-        for folder in tables
-    }
-    content = {name: {test: value.to_dict() for test, value in values.items()} for name, values in results.items()}
-    if output is not None:
-        write_bytes(output, [json.dumps(content, indent=1).encode() + b"\n"])
-    if as_json:
-        tell_json(content)
-        return
-    tests = list(dict.fromkeys(test for values in results.values() for test in values))
-    # A test a row: what is left of a long path beside five columns could not be read.
-    names = {name: Path(name).name for name in results}
-    names = names if len(set(names.values())) == len(names) else {name: name for name in names}
-    rows = [(test, *(str(values[test]) for values in results.values())) for test in tests]
-    print_table(("test", *names.values()), rows)
 
 
 def show_evaluation(result: Any, *, output: Path | None, as_json: bool, title: str = "") -> None:

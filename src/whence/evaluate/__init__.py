@@ -14,6 +14,8 @@ from whence.evaluate.imports import import_bank, read_array
 from whence.evaluate.lds import Ceiling, Judge, Lds, noise_ceiling, predicted
 from whence.evaluate.mislabel import Detection, MislabelReport, detection, flip_labels, mislabel_report
 from whence.evaluate.page import write_evaluation
+from whence.evaluate.planted import Planted, mixed_in, with_shortcut
+from whence.evaluate.randomise import Randomised, randomisation, shuffled
 from whence.evaluate.ranks import pearson, ranks, spearman
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
@@ -46,6 +48,8 @@ __all__ = [
     "Lds",
     "Measure",
     "MislabelReport",
+    "Planted",
+    "Randomised",
     "RemovalCurve",
     "RemovalResult",
     "Retraining",
@@ -78,18 +82,21 @@ __all__ = [
     "make_bank",
     "mean_interval",
     "measure_runs",
+    "mixed_in",
     "mislabel_report",
     "noise_ceiling",
     "open_bank",
     "origin_of_table",
     "predicted",
     "random_removals",
+    "randomisation",
     "random_subsets",
     "ranks",
     "read_array",
     "removal_curve",
     "removal_test",
     "save_bank",
+    "shuffled",
     "save_table",
     "pearson",
     "spearman",
@@ -97,5 +104,6 @@ __all__ = [
     "t_quantile",
     "tail_patch",
     "tune",
+    "with_shortcut",
     "write_evaluation",
 ]
