@@ -1,14 +1,17 @@
 """What cheap attacks on a payout gain, with the plain rule and with --robust: a table of attacker's pay over its honest pay.
 
-    python benchmarks/payout_attacks.py FOLDER [--seeds 6]
+    python benchmarks/payout_attacks.py FOLDER [--seeds 8]
 
 A small GPT-2 is trained from scratch on passages of Python's own documentation. Every passage belongs to the module that it documents: eight
 modules are the sources, and three held-out passages of each are the month's queries. In run s the attacker is module s of the eight and the
 model has seed s. The attacker adds twelve documents, the model is trained again with them, and everything is scored again with EK-FAC. In
-"stuffed queries" nothing is trained: the attacker asks twelve more questions. Tables are kept in the folder, and used again.
+"stuffed queries" nothing is trained: the attacker asks twelve more questions. Nor is it in attacks that are "tenfold": there the scores and
+the lengths of gradients of twelve documents are multiplied by ten, since no text that was tried has gradients of more than one and a half
+times the median here. Tables are kept in the folder, and used again.
 
 Printed: what the attacker is paid over what it is paid without the attack, and the same of the seven others together; means over seeds with
-95 % t-intervals on the logarithm. Then what every rule alone does, and what the rules cost where nobody attacks.
+95 % t-intervals on the logarithm. "control shown" are the robust rules without the norm-only control, as they were before it was subtracted.
+Then what every rule alone does, and what the rules cost where nobody attacks.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy import stats
 
 import whence
@@ -37,7 +41,11 @@ from whence.tasks import CausalLM
 MODULES, ADDED, QUERIES_EACH = 8, 12, 3
 SETTINGS = replace(DEFAULTS, vocabulary=1024, width=48)
 HONEST, STUFFED = "honest", "stuffed queries"
-RULES = ("plain", "robust", "copies pooled", "documents capped", "queries capped")
+# Of which attack the table is, whose twelve documents are made louder.
+TENFOLD, TIMES = {"random words, tenfold": "random words", "own documents, tenfold": HONEST}, 10.0
+WHOLE = ("plain", "control shown", "robust")
+ALONE = ("copies pooled", "control subtracted", "documents capped", "queries capped")
+RULES = WHOLE + ALONE
 
 
 def main(folder: Path, seeds: int) -> None:
@@ -66,31 +74,42 @@ def place_of(folder: Path, attack: str, seed: int) -> Path:
 def month_paid(folder: Path, seed: int, names: list[str], rules: str) -> dict[str, dict[str, float]]:
     """By attack the share of every line."""
     paid = {}
-    for attack in (HONEST, STUFFED, *ATTACKS):
-        made = place_of(folder, HONEST if attack == STUFFED else attack, seed)
-        table = load_table(made / "scores")
+    for attack in (HONEST, STUFFED, *ATTACKS, *TENFOLD):
+        made = place_of(folder, HONEST if attack == STUFFED else TENFOLD.get(attack, attack), seed)
+        table, lengths = load_table(made / "scores"), whence.shares.lengths_of(load_table(made / "lengths"))
         if attack != STUFFED:
             asked = MODULES * QUERIES_EACH
             table = replace(table, scores=table.scores[:asked], query_ids=table.query_ids[:asked])
         records = [json.loads(line) for line in (made / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+        if attack in TENFOLD:
+            table, lengths = louder(table, lengths, records, names[seed % len(names)])
         texts = {record["id"]: record["text"] for record in records}
-        facts = whence.shares.ExampleFacts.of(texts, whence.shares.lengths_of(load_table(made / "lengths")))
-        config = whence.settings.SharesConfig(robust=rules != "plain", draws=2)
+        facts = whence.shares.ExampleFacts.of(texts, lengths)
+        has_control = rules in ("robust", "control subtracted")
+        config = whence.settings.SharesConfig(robust=rules != "plain", norm_control=has_control, draws=2)
         with only(rules):
             found = whence.shares.shares(table, named_sources(records, "module"), config=config, facts=facts, quiet=True)
         paid[attack] = {line.name: line.share for line in found.lines}
     return paid
 
 
+def louder(table, lengths, records, attacker: str):
+    """Scores and lengths with those of the attacker's last twelve documents, the added ones if there are any, ten times as large."""
+    names = {record["id"] for record in documents_of(records, attacker)[-ADDED:]}
+    times = torch.tensor([TIMES if name in names else 1.0 for name in table.train_ids])
+    return replace(table, scores=table.scores * times), {
+        name: length * float(factor) for (name, length), factor in zip(lengths.items(), times, strict=True)
+    }
+
+
 @contextmanager
 def only(rules: str):
     """Switch off the robust rules that are not asked for."""
     off: dict[str, Any] = {}
-    if rules in RULES[2:]:
+    if rules in ALONE:
         off = {"MOST_OF_A_QUERY": 2.0, "MOST_OF_THE_WEIGHT": 2.0, "pools_of": apart}
-        off.pop(
-            {"copies pooled": "pools_of", "documents capped": "MOST_OF_A_QUERY", "queries capped": "MOST_OF_THE_WEIGHT"}[rules]
-        )
+        own = {"copies pooled": "pools_of", "documents capped": "MOST_OF_A_QUERY", "queries capped": "MOST_OF_THE_WEIGHT"}
+        off.pop(own.get(rules, ""), None)
     modules = {name: sys.modules["whence.shares.shares" if name == "pools_of" else "whence.shares.robust"] for name in off}
     kept = {name: getattr(modules[name], name) for name in off}
     for name, value in off.items():
@@ -102,9 +121,9 @@ def only(rules: str):
             setattr(modules[name], name, value)
 
 
-def apart(train_ids, lines, facts):
+def apart(train_ids, lines, facts, **options):
     """Every document by itself."""
-    return pools_of(train_ids, lines, whence.shares.ExampleFacts({}))
+    return pools_of(train_ids, lines, replace(facts, repeats={}), **options)
 
 
 def gain(paid: list[dict[str, dict[str, float]]], attack: str, names: list[str], *, others: bool = False) -> str:
@@ -122,13 +141,17 @@ def gain(paid: list[dict[str, dict[str, float]]], attack: str, names: list[str],
 def print_attacks(paid: dict[str, list], names: list[str]) -> None:
     """The table of attacks, and that of every rule alone."""
     print(f"seeds: {len(paid['plain'])}\n")
-    print("| attack | attacker, plain | attacker, robust | others, plain | others, robust |\n|---|---|---|---|---|")
-    for attack in (*ATTACKS, STUFFED):
-        cells = [gain(paid[rules], attack, names, others=others) for others in (False, True) for rules in ("plain", "robust")]
+    attacks = (*ATTACKS, *TENFOLD, STUFFED)
+    print(
+        f"| attack | {' | '.join(f'attacker, {rules}' for rules in WHOLE)} | others, plain | others, robust |\n|---|---|---|---|---|---|"
+    )
+    for attack in attacks:
+        cells = [gain(paid[rules], attack, names) for rules in WHOLE]
+        cells += [gain(paid[rules], attack, names, others=True) for rules in ("plain", "robust")]
         print(f"| {attack} | {' | '.join(cells)} |")
-    print(f"\n| attack | {' | '.join(RULES[2:])} |\n|---|---|---|---|")
-    for attack in (*ATTACKS, STUFFED):
-        print(f"| {attack} | {' | '.join(gain(paid[rules], attack, names) for rules in RULES[2:])} |")
+    print(f"\n| attack | {' | '.join(ALONE)} |\n|---|---|---|---|---|")
+    for attack in attacks:
+        print(f"| {attack} | {' | '.join(gain(paid[rules], attack, names) for rules in ALONE)} |")
 
 
 def print_cost(paid: dict[str, list], names: list[str]) -> None:
@@ -249,6 +272,6 @@ ATTACKS = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=8)
     arguments = parser.parse_args()
     main(arguments.folder, arguments.seeds)

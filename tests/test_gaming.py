@@ -23,7 +23,7 @@ from whence.shares.alike_queries import alike_queries, profile
 from whence.shares.example_facts import of_parts
 from whence.shares.near_texts import leaders_of
 
-ROBUST = SharesConfig(robust=True, floor=0.5, draws=60)
+ROBUST = SharesConfig(robust=True, floor=1.5, draws=60)
 WORDS = [f"w{n}" for n in range(400)]
 
 
@@ -43,19 +43,25 @@ owners = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=8, max_size=8).
 scores = st.lists(st.lists(st.integers(-8, 8), min_size=8, max_size=8), min_size=1, max_size=5)
 
 
-@given(scores, owners, st.lists(st.integers(0, 7), min_size=8, max_size=8), st.lists(st.integers(0, 9), min_size=5, max_size=5))
-@settings(max_examples=150, deadline=None)
-def test_robust_shares_equal_the_slow_twin(scores, owners, leaders, weights):
+eight = {"min_size": 8, "max_size": 8}
+lengths = st.none() | st.lists(st.sampled_from([0, 0.5, 1, 1.25, 3, 40]), **eight).filter(any)
+
+
+@given(scores, owners, st.lists(st.integers(0, 7), **eight), st.lists(st.integers(0, 9), min_size=5, max_size=5), lengths)
+@settings(max_examples=200, deadline=None)
+def test_robust_shares_equal_the_slow_twin(scores, owners, leaders, weights, lengths):
     weights = weights[: len(scores)] if any(weights[: len(scores)]) else [1] * len(scores)
     sets = [leader if leader < n and leaders[leader] >= leader else n for n, leader in enumerate(leaders)]
-    facts = ExampleFacts({f"d{n}": f"d{leader}" for n, leader in enumerate(sets) if leader != n})
+    known = {f"d{n}": float(length) for n, length in enumerate(lengths or ())}
+    facts = ExampleFacts({f"d{n}": f"d{leader}" for n, leader in enumerate(sets) if leader != n}, known)
     sources = {f"d{n}": owner for n, owner in enumerate(owners)}
     named = {f"q{n}": weight for n, weight in enumerate(weights)}
     found = whence.shares.shares(
         table(torch.tensor(scores).float()), sources, config=ROBUST, weights=named, facts=facts, quiet=True
     )
-    per_query = [robust_shares(row, owners, sets, 0.5) for row in scores]
-    counted = robust_weights(weights, alike([[max(score, 0) if abs(score) >= 0.5 else 0 for score in row] for row in scores]))
+    per_query = [robust_shares(row, owners, sets, 1.5, lengths) for row in scores]
+    assert found.has_control == bool(lengths) == (not found.without_control)
+    counted = robust_weights(weights, alike([[max(score, 0) if abs(score) >= 1.5 else 0 for score in row] for row in scores]))
     assert found.counted == pytest.approx([float(each) for each in counted])
     for name, share in by_line(found).items():
         mean = sum(weight * shares.get(name, 0) for weight, shares in zip(counted, per_query, strict=True)) / sum(counted)
@@ -140,6 +146,53 @@ def test_long_gradients_are_named():
     lengths = {f"d{n}": float(np.exp(0.2 * np.sin(n))) for n in range(60)} | {"d7": 9.0, "d14": 8.0}
     (sign,) = gaming_of(split(scores, sources, texts, lengths)).signs
     assert (sign.kind, sign.source, sign.count, set(sign.such_as)) == ("long", "s0", 2, {"d7", "d14"})
+
+
+def outlying(times=10.0):
+    """Twelve documents of a thief that speak for nothing, with gradients so many times as long as the others'."""
+    scores, sources, texts = honest()
+    noise = 0.1 * times * torch.randn(6, 12, generator=torch.Generator().manual_seed(2))
+    names = [f"d{n}" for n in range(60, 72)]
+    lengths = {f"d{n}": 1 + 0.02 * (n % 7) for n in range(60)} | dict.fromkeys(names, times)
+    texts |= {name: text(name) for name in names}
+    return torch.cat([scores, noise], 1), sources | dict.fromkeys(names, "thief"), texts, lengths
+
+
+def test_what_length_alone_gives_is_subtracted():
+    given = outlying()
+    shown, without = (by_line(split(*given, robust=True, norm_control=control)) for control in (True, False))
+    assert without["thief"] > 0.05 and shown["thief"] < without["thief"] / 20
+    assert shown["withheld"] - without["withheld"] > 0.9 * without["thief"]
+    for name in (f"s{n}" for n in range(7)):
+        assert 0.97 * without[name] < shown[name] <= without[name]
+
+
+def test_the_control_is_subtracted_where_it_can_be_and_it_is_said_where_not():
+    scores, sources, texts, lengths = outlying()
+    for options, known, why in (
+        ({}, lengths, ""),
+        ({"norm_control": False}, lengths, "it was not asked for"),
+        ({"floor": "off"}, lengths, "there is no noise floor"),
+        ({}, None, "lengths of gradients are not at hand"),
+    ):
+        found = split(scores, sources, texts, known, robust=True, **options)
+        assert found.has_control == (not why) and why in found.without_control
+    assert not split(scores, sources, texts, lengths).without_control
+
+
+def test_a_report_says_whether_the_control_was_subtracted_and_one_of_before_holds(tmp_path):
+    given = outlying()
+    write_shares(split(*given, robust=True, norm_control=False), tmp_path / "before")
+    write_shares(split(*given, robust=True), tmp_path / "now")
+    before, now = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("before", "now"))
+    assert "norm_control" not in before["settings"] and now["settings"]["norm_control"] is True
+    for name, words in (("before", "than one of them"), ("now", "longer than the median one")):
+        assert not verify_shares(tmp_path / name).faults
+        assert json.loads((tmp_path / name / "shares.json").read_text())["robust"].endswith(words)
+    assert "control is not subtracted: it was not asked for" in (tmp_path / "before" / "report.html").read_text()
+    del now["settings"]["norm_control"]
+    (tmp_path / "now" / "record.json").write_text(json.dumps(now))
+    assert any("shares.json" in fault and "does not follow" in fault for fault in verify_shares(tmp_path / "now").faults)
 
 
 def test_what_lengths_alone_would_pay_is_told():
@@ -227,12 +280,13 @@ def test_queries_that_are_alike_equal_the_slow_twin(scores):
 
 def test_a_log_is_judged_as_a_table_is():
     scores, sources, texts = honest()
-    facts = ExampleFacts.of(texts | {"d10": texts["d0"], "d9": texts["d2"]}, dict.fromkeys(sources, 1.0))
+    lengths = {name: 1.0 + 0.3 * (n % 5) for n, name in enumerate(sources)}
+    facts = ExampleFacts.of(texts | {"d10": texts["d0"], "d9": texts["d2"]}, lengths)
     config = SharesConfig(robust=True, draws=3)
     mine, theirs = (
         whence.shares.shares(given, sources, config=config, facts=facts) for given in (answers(scores), table(scores))
     )
-    assert by_line(mine) == pytest.approx(by_line(theirs), abs=2e-12) and mine.counted == theirs.counted
+    assert mine.has_control and by_line(mine) == pytest.approx(by_line(theirs), abs=2e-12) and mine.counted == theirs.counted
     assert gaming_of(mine) == gaming_of(theirs) and by_line(mine)["withheld"] > 0.05
 
 

@@ -2,11 +2,14 @@
 
 import math
 import re
+import statistics
 from fractions import Fraction
 
 
-def robust_shares(scores, owners, sets, floor):
-    """By line the share of one query; `sets` has the first document that each one repeats."""
+def robust_shares(scores, owners, sets, floor, lengths=None):
+    """By line the share of one query; `sets` has the first document that each one repeats, `lengths` those of gradients, 0 if unknown."""
+    known = [length for length in lengths or () if length > 0]
+    median = Fraction(statistics.median(known)) if known else None
     counts = {}
     values = {}
     for n, score in enumerate(scores):
@@ -19,6 +22,12 @@ def robust_shares(scores, owners, sets, floor):
             line = "withheld" if len({owners[m] for m in members}) > 1 else owners[n] or "unknown"
         counts[n] = line, value
     total = sum(value for _, value in counts.values())
+    for n, (line, value) in list(counts.items()):
+        if median is not None and line not in ("noise", "withheld") and lengths[n] > median:
+            members = [m for m in range(len(scores)) if sets[m] == sets[n]]
+            alone = Fraction(floor) * (Fraction(lengths[n]) - median) / median / len(members)
+            counts[n] = line, max(value - alone, Fraction(0))
+            values["withheld"] = values.get("withheld", Fraction(0)) + min(alone, value)
     if total == 0:
         return {"none": Fraction(1)}
     for first in set(sets):

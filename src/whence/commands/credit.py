@@ -249,6 +249,7 @@ def show_shares(report: Any, output: Path, seal: str) -> None:
         *(f"note: {note}" for note in report.tables.notes),
         f"below the noise floor: {report.noise_floor}",
         *_signs(gaming_of(report)),
+        *([f"note: {report.without_control}"] if report.without_control else []),
         f"report: {output / 'report.html'}",
         f"seal, to be kept elsewhere: {seal}",
     )

@@ -307,7 +307,9 @@ class SharesConfig:
         payout: Amount to split, with its currency, such as "1000.00 EUR".
         minimum: Who is due less than this amount is not paid; it is held back under the source's name.
         robust: Rules against gaming, with the rule "positive": near-duplicates count once, no document gets more than a quarter of a query,
-            near-identical queries together count 1 % at most, or as one.
+            near-identical queries together count 1 % at most, or as one; and `norm_control`.
+        norm_control: With `robust`, where lengths of gradients and a noise floor for all examples are at hand: a score loses the floor times
+            how much longer than the median length its gradient is, which is what length alone gives, whatever is asked.
         draws: Bootstrap draws of the queries.
         seed: Of the draws.
 
@@ -323,6 +325,7 @@ class SharesConfig:
     payout: str | None = None
     minimum: str | None = None
     robust: bool = False
+    norm_control: bool = True
     draws: int = 1000
     seed: int = 0
 

@@ -15,7 +15,7 @@ from whence.plain_files import open_plain
 from whence.shares.answers import Answers
 from whence.shares.gaming import gaming_of
 from whence.shares.payout import apportion
-from whence.shares.robust import ROBUST
+from whence.shares.robust import robust_words
 from whence.shares.rules import RULES
 from whence.shares.shares import WHOLE, Shares
 from whence.store import record_of, write_bytes
@@ -51,7 +51,7 @@ def content_of(report: Shares) -> dict[str, Any]:
         "unit": table.unit,
         "notes": list(table.notes),
         "rule": {**asdict(report.rule), "means": RULES[report.rule.name]},
-        "robust": ROBUST if report.is_robust else None,
+        "robust": robust_words(has_control=report.has_control) if report.is_robust else None,
         "noise_floor": report.noise_floor,
         "models": report.tables.num_models,
         "examples": len(report.tables.train_ids),

@@ -6,7 +6,7 @@ from typing import Any
 
 from whence.report import bars_section, page, table_section
 from whence.shares.gaming import gaming_of
-from whence.shares.robust import ROBUST
+from whence.shares.robust import robust_words
 from whence.shares.rules import RULES
 from whence.shares.shares import ShareLine, Shares
 
@@ -151,7 +151,11 @@ def _gaming(report: Shares) -> str:
     rows = [(sign.words, sign.part) for sign in gaming.signs[:_ROWS]]
     signs = table_section(("worth a look", "part"), rows) if rows else "<p>None was found.</p>"
     missing = "".join(f"<p>Not looked for: {escape(words)}.</p>" for words in gaming.missing)
-    rule = f"Robust rules: {ROBUST}." if report.is_robust else "The robust rules were not used (--robust)."
+    rule = "The robust rules were not used (--robust)."
+    if report.is_robust:
+        rule = (
+            f"Robust rules: {'. '.join(filter(None, (robust_words(has_control=report.has_control), report.without_control)))}."
+        )
     control = f"<p>Control: {escape(gaming.control)}. shares.json has each source's.</p>" if gaming.control else ""
     return f"<p>A sign proves no intention. {escape(rule)}</p>" + signs + missing + control
 

@@ -274,4 +274,5 @@ def _settings(report: Shares) -> dict[str, Any]:
         "carried": None if payout is None else {name: payout.text(units) for name, units in carried.items()},
         "draws": report.draws,
         "seed": report.seed,
+        **({"norm_control": True} if report.has_control else {}),
     }

@@ -34,6 +34,8 @@ class Settings:
     carried: dict[str, str] | None
     draws: int
     seed: int
+    # Reports from before there was a control do not name it.
+    norm_control: bool = False
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Shares:
         facts: What is known of the examples besides; None for nothing.
         counted: What each query counted after the robust rule; the weights without it.
         leaders: The first query that each one nearly repeats.
+        has_control: Whether the robust rule subtracted what lengths of gradients alone give.
     """
 
     lines: tuple[ShareLine, ...]
@@ -95,11 +96,24 @@ class Shares:
     facts: ExampleFacts | None = field(default=None, repr=False)
     counted: tuple[float, ...] = ()
     leaders: tuple[int, ...] = ()
+    has_control: bool = False
 
     @property
     def is_robust(self) -> bool:
         """Whether the robust rules were used."""
         return any(line.kind == "withheld" for line in self.lines)
+
+    @property
+    def without_control(self) -> str:
+        """Why the robust rule did not subtract what lengths of gradients alone give; empty if it did, or was not used."""
+        if self.has_control or not self.is_robust:
+            return ""
+        why = "it was not asked for"
+        if self.facts is None or not self.facts.lengths:
+            why = "lengths of gradients are not at hand"
+        elif self.rule.floor == "off" or self.rule.floor_errors is not None:
+            why = "there is no noise floor that all examples share"
+        return f"the norm-only control is not subtracted: {why}"
 
     @property
     def attributed(self) -> float:
@@ -184,7 +198,8 @@ def shares(
     lines = lines_of(tables_read.train_ids, sources, before, robust=config.robust)
     given_Q = _weights(tables_read.query_ids, weights)
     facts = None if facts is None else of_parts(facts, tables_read.train_ids)
-    pools = pools_of(tables_read.train_ids, lines, _checked(facts)) if config.robust else None
+    has_control = _has_control(config, facts)
+    pools = pools_of(tables_read.train_ids, lines, _checked(facts), has_control=has_control) if config.robust else None
     split = _split(tables_read, rule, lines, pools, given_Q, quiet)
     weights_Q = split.counted_Q
     total_L = weighted_mean(split.shares_QL, weights_Q)
@@ -217,7 +232,7 @@ def shares(
     return Shares(
         settled_lines, tables_read.query_ids, tuple(given_Q.tolist()), split.shares_QL[:, order], rule,
         tuple(split.floors_Q.tolist()), money, tables_read, lines.listed(tables_read.train_ids), lines.unlisted, config.draws, config.seed,
-        facts, tuple(weights_Q.tolist()), tuple(split.leaders),
+        facts, tuple(weights_Q.tolist()), tuple(split.leaders), has_control,
     )  # fmt: skip
 
 
@@ -264,9 +279,7 @@ def _shares(
     rule: Rule, lines: Lines, pools: Pools | None, placed: tuple[np.ndarray, np.ndarray, float], rows_N: np.ndarray
 ) -> np.ndarray:
     """Shares of one query, shape (L,), robust where there are pools."""
-    scores_N, of_examples, _ = placed
-    if pools is not None:
-        scores_N, of_examples = robust_values(scores_N, of_examples, rows_N, pools, lines)
+    scores_N, of_examples = placed[:2] if pools is None else robust_values(placed, rows_N, pools, lines)
     return rule.shares(scores_N, of_examples, lines)
 
 
@@ -276,6 +289,12 @@ def _weighted_sum(sums_QL: np.ndarray, weights_Q: np.ndarray) -> np.ndarray:
     for sums_L, weight in zip(sums_QL, weights_Q.tolist(), strict=True):
         total_L += weight * sums_L
     return total_L
+
+
+def _has_control(config: SharesConfig, facts: ExampleFacts | None) -> bool:
+    """Whether the norm-only control is subtracted: it is told by lengths of gradients, and by one floor of a query for all."""
+    has_floor = config.floor != "off" and config.floor_errors is None
+    return config.robust and config.norm_control and has_floor and facts is not None and bool(facts.lengths)
 
 
 def _checked(facts: ExampleFacts | None) -> ExampleFacts:
