@@ -143,6 +143,19 @@ def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, cap
     assert main([str(argument) for argument in [*arguments, "--run", tmp_path / "run", "--segments", "2"]]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["queries"] == found["train"] == 12 and "source" in found["method"]
+    # A proxy's run, for a target that is only named.
+    proxy = ["proxy", *arguments[1:5], tmp_path / "q", "--method", "source", "--run", tmp_path / "run", "--segments", "2"]
+    named = [*proxy, "--target-name", "closed"]
+    assert main([str(word) for word in [*named, "--json"]]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["target"] == "closed"
+    torch.testing.assert_close(load_table(tmp_path / "q").scores, load_table(tmp_path / "t").scores, rtol=0, atol=0)
+    target = [*proxy, "--target", tmp_path / "trained"]
+    for more, says in (
+        ([*target, "--probe", 2], "found --probe with --run"), ([*target, "--distil", 1], "found --distil with --run"),
+        ([*named, "--per-segment"], "--per-segment for a proxy"), ([*named, "--by", "representer"], "with --by representer"),
+    ):  # fmt: skip
+        assert main([str(word) for word in more]) == 2
+        assert says in capsys.readouterr().err
     words = [*arguments[:5], tmp_path / "p", "--run", tmp_path / "run"]
     assert main([str(word) for word in [*words, "--method", "tracin", "--per-segment"]]) == 0
     found = json.loads(capsys.readouterr().out)

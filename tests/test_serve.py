@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.settings import QUIET
 from whence.cli import main
 from whence.errors import BadInput, Unsupported
 from whence.load import load_task
+from whence.pipeline import with_words
 from whence.serve import queue as line_module
 from whence.serve.answer import Masks
 from whence.serve.app import create_app
@@ -749,6 +751,32 @@ def test_the_client_gives_what_query_gives(live, store, task):
     assert client.example("t5")["text"] == HOSTILE
     assert client.shares()["questions"] == 3 and client.stores()[0]["num_examples"] == 9
     assert client.attribute(" sat", prompt="a cat", among=HitFilter(sources=["book"]), k=9)["num_allowed"] == 4
+
+
+def test_the_client_gives_the_second_column(live, desk, store, task, tmp_path):
+    asked = [{"prompt": "so", "completion": " the dog ran off"}, {"prompt": "a", "completion": " cat", "foil": [" dog"]}]
+    client = whence.serve.Client(live([replace(desk, words_folder=tmp_path)]))
+    found = client.query(asked, k=3)
+    wanted = with_words(whence.query(store, task, asked, k=3, runtime=QUIET), store, tmp_path)
+    assert len(wanted.beside[0].spans) == 1 and wanted.beside[0].spans[0].words == 4
+    for mine, theirs in zip(found.beside, wanted.beside, strict=True):
+        assert mine.to_dict()["hits"] == [{**one, "bm25": pytest.approx(one["bm25"])} for one in theirs.to_dict()["hits"]]
+        assert {**mine.to_dict(), "hits": 0} == {**theirs.to_dict(), "hits": 0}
+        assert mine.num_documents == 9 and mine.completion == theirs.completion
+    assert "copied" in found._repr_html_()
+    assert whence.serve.Client(live()).query(asked[:1]).beside == ()
+    with pytest.raises(BadInput, match="query 0 with a foil that is no text"):
+        client.query([{"prompt": "a", "completion": " cat", "foil": [" dog", " bird"]}])
+
+
+def test_a_second_column_that_is_none_is_foreign(live, desk, tmp_path, monkeypatch):
+    client = whence.serve.Client(live([replace(desk, words_folder=tmp_path)]))
+    answer = client.attribute(" sat", prompt="a cat", k=2)
+    column = answer["beside"]
+    for wrong in ({**column, "hits": []}, {**column, "spans": [{}]}, {**column, "related": [{"odd": 1}]}, []):
+        monkeypatch.setattr(client, "attribute", lambda *args, wrong=wrong, **named: {**answer, "beside": wrong})
+        with pytest.raises(BadInput):
+            client.query([ASKED])
 
 
 def events_of(events, name):

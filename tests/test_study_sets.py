@@ -50,7 +50,7 @@ def test_pearson_is_of_the_scores_themselves(tmp_path):
 def test_a_query_with_wrong_answers_is_their_difference(task, train, tmp_path):
     right = {"id": "q", "prompt": "add 2 and 3:", "completion": " 5"}
     wrong = [{**right, "id": name, "completion": end} for name, end in (("x", " 4"), ("y", " no"))]
-    sets = {"sums": [{**right, "wrong": [" 4", {"prompt": right["prompt"], "completion": " no"}]}, {**right, "id": "r"}]}
+    sets = {"sums": [{**right, "foil": [" 4", {"prompt": right["prompt"], "completion": " no"}]}, {**right, "id": "r"}]}
     found = whence.study.study(task, train, sets, tmp_path, method="grad-dot-exact", config=StudyConfig(k=3), runtime=QUIET)
     table = whence.attribute(task, train, [right, *wrong], method="grad-dot-exact", runtime=QUIET)
     expected = table.scores[0] - table.scores[1:].mean(0)
@@ -64,7 +64,7 @@ def test_a_query_with_wrong_answers_is_their_difference(task, train, tmp_path):
     )
     assert any("minus the mean" in note for note in found.corpus.notes)
     cosines = whence.build(task, train, tmp_path / "s", config=whence.BuildConfig(method="grad-cos", rank=4), runtime=QUIET)
-    with pytest.raises(BadInput, match="wrong answers for grad-cos, whose scores are cosines"):
+    with pytest.raises(BadInput, match="foils for grad-cos, whose scores are cosines"):
         whence.study.study(task, cosines, sets, tmp_path / "c", runtime=QUIET)
 
 
@@ -169,14 +169,14 @@ def test_samples_of_harnesses_are_queries(tmp_path, task, train):
     prompt = "Q: 2+2?\nA:"
     choice, generated = harness_records(file)
     assert choice == {
-        "id": "7", "prompt": prompt, "completion": " 4", "answer": "4", "wrong": [{"prompt": prompt, "completion": " 5"}]
+        "id": "7", "prompt": prompt, "completion": " 4", "answer": "4", "foil": [{"prompt": prompt, "completion": " 5"}]
     }  # fmt: skip
     assert generated == {"id": "8", "prompt": prompt, "completion": " 4", "answer": "4"}
     log = tmp_path / "log.json"
     log.write_text(json.dumps(INSPECT))
     said, chosen = harness_records(log)
     assert said == {"id": "1", "prompt": "2+2?", "completion": " It is 4.", "answer": ["4"]}
-    assert chosen["completion"] == " four" and chosen["wrong"] == [{"prompt": "Which?", "completion": " three"}]
+    assert chosen["completion"] == " four" and chosen["foil"] == [{"prompt": "Which?", "completion": " three"}]
     assert chosen["id"] == "2 (2)" and chosen["answer"] == ["four"]
     archive = tmp_path / "log.eval"
     with zipfile.ZipFile(archive, "w") as packed:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from whence._version import __version__
 from whence.commands.early import check_count, check_number
-from whence.commands.exact_options import Factored, FactoredOptions
+from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.shared import Json, check_table_folder
 from whence.commands.work_options import Work, WorkOptions, flags_given, refuse_given
 from whence.errors import BadInput
@@ -130,7 +130,7 @@ def proxy(
     table: Annotated[TableOptions, Parameter(name="*")],
     aim: Annotated[TargetOptions, Parameter(name="*")] = TargetOptions(),
     distilled: Annotated[DistilOptions, Parameter(name="*")] = DistilOptions(),
-    factored: Factored = FactoredOptions(),
+    exact: Exact = ExactOptions(),
     work: Work = WorkOptions(),
 ) -> None:
     """Score training examples for a target model by the gradients of another one, which may be smaller or read text differently.
@@ -144,7 +144,7 @@ def proxy(
         table: The table.
         aim: The model that the scores are about.
         distilled: Training of the proxy on the target's outputs.
-        factored: The method and its settings.
+        exact: The method and its settings; with a recorded run of the proxy (--run), those that go back through it, too.
         work: How either model and the data are read, and what memory may be taken. Scores of the parts of a text are added up.
 
     Raises:
@@ -156,18 +156,19 @@ def proxy(
     from whence.store import open_store
 
     _check_options(aim, distilled)
-    settings = factored.settings()
+    _check_method(exact, aim, distilled, table)
+    settings = exact.settings()
     store = open_store(data) if (Path(data) / "manifest.json").is_file() else None
-    _check_store(store, aim, distilled, factored, table)
+    _check_store(store, aim, distilled, exact, table)
     records = [] if store is not None else list(load_records(data, split=work.reading.split))
     query_records = list(load_records(queries))
     if store is None:
-        check_count("--fit-on", factored.fit_on, records, work.reading)
+        check_count("--fit-on", exact.final.factored.fit_on, records, work.reading)
     task = work.load(model)
     target: Any = aim.target_name if aim.target is None else work.load(aim.target)
     if distilled.save_model is not None:
         _check_savable(task)
-    recorded = _origin_of(task, target, factored, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
+    recorded = _origin_of(task, target, exact, distilled) | {"name": table.name, "reading": flags_given(work.reading)}
     recorded |= {
         "train": task.prepare(records).fingerprint if store is None else store.digest,
         "by": table.by,
@@ -176,7 +177,7 @@ def proxy(
     check_table_folder(table.output, recorded)
     content: dict[str, Any] = {"table": str(table.output)}
     held_out = aim.probe if distilled.recorded is not None else 0
-    content |= distilled.train(target, task, records, factored.seed or 0, held_out=held_out)
+    content |= distilled.train(target, task, records, exact.final.factored.seed or 0, held_out=held_out)
     runtime = work.runtime()
     method = settings if table.by == "gradients" else table.by
     corpus = records if store is None else store
@@ -185,8 +186,9 @@ def proxy(
     save_table(scores, table.output, origin=origin | {"settings": recorded})
     content |= {"method": scores.method, "queries": len(scores.query_ids), "train": len(scores.train_ids)}
     content["provenance"] = dict(scores.provenance)
-    if factored.factors is not None:  # of all the data; the probe fits its own
-        settings = replace(factored, factors=None).settings()
+    if exact.final.factored.factors is not None:  # of all the data; the probe fits its own
+        fit = replace(exact.final.factored, factors=None)
+        settings = replace(exact, final=replace(exact.final, factored=fit)).settings()
     agreement = None if held_out else aim.agreement(task, target, records, query_records, settings, runtime)
     if table.as_json:
         tell_json(content | ({} if agreement is None else {"agreement": agreement.to_dict()}))
@@ -241,16 +243,37 @@ def _check_options(aim: TargetOptions, distilled: DistilOptions) -> None:
         raise BadInput(found="--probe-train without --probe", needed="a probe", do="leave it out, or add --probe 16")
 
 
-def _check_store(
-    store: Any, aim: TargetOptions, distilled: DistilOptions, factored: FactoredOptions, table: TableOptions
-) -> None:
+def _check_method(exact: ExactOptions, aim: TargetOptions, distilled: DistilOptions, table: TableOptions) -> None:
+    """Refuse what does not go with the method.
+
+    Raises:
+        BadInput: If something does not.
+    """
+    if table.by != "gradients":
+        refuse_given(exact, where=f"with --by {table.by}", needed="gradients for it", do="leave one of them out")
+    if exact.per_segment:
+        raise BadInput(
+            found="--per-segment for a proxy", needed="one table", do="leave it out, or use whence attribute with the proxy"
+        )
+    if exact.run is None:
+        return
+    for flag, is_given in (("--distil", distilled.distil), ("--probe", aim.probe)):
+        if is_given:
+            raise BadInput(
+                found=f"{flag} with --run",
+                needed="the weights that the run ended with, and no other model's",
+                do="leave one of them out",
+            )
+
+
+def _check_store(store: Any, aim: TargetOptions, distilled: DistilOptions, exact: ExactOptions, table: TableOptions) -> None:
     """Refuse what a store of the proxy's gradients has no use for.
 
     Raises:
         BadInput: If something is asked that needs the records, or a model that the store was not built with.
     """
     given = {
-        **flags_given(factored),
+        **flags_given(exact),
         **({"--distil": 1} if distilled.distil else {}),
         **({"--by": 1} if table.by != "gradients" else {}),
     }
@@ -263,13 +286,14 @@ def _check_store(
         )
 
 
-def _origin_of(task: Any, target: Any, factored: FactoredOptions, distilled: DistilOptions) -> dict[str, Any]:
+def _origin_of(task: Any, target: Any, exact: ExactOptions, distilled: DistilOptions) -> dict[str, Any]:
     """What scores depend on besides the data, for the table to say."""
     from whence.tasks import structure_of
 
     config = distilled.config()
-    options = {name: value for name, value in factored.given().items() if name != "factors"}
-    origin = {"method": factored.method, **options, "distil": None if config is None else asdict(config), "proxy": task.weights}
+    options = {name: value for name, value in exact.given().items() if name != "factors"}
+    options |= {} if exact.run is None else {"run": str(exact.run.absolute())}
+    origin = {"method": exact.method, **options, "distil": None if config is None else asdict(config), "proxy": task.weights}
     origin["proxy_structure"] = asdict(structure_of(task.model))
     if isinstance(target, str):
         return origin | {"target": target}

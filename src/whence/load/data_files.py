@@ -12,6 +12,7 @@ from typing import Any
 from whence.errors import BadInput, first_line, is_question
 from whence.functions import function_at, is_function
 from whence.load.arrays import read_npz
+from whence.load.harness_tasks import task_records
 from whence.load.tar_shards import records_of_file
 from whence.load.unpacked import lines_of
 from whence.plain_files import open_plain, read_plain
@@ -34,7 +35,8 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
     `.jsonl`, `.jsonl.gz` and `.json` hold mappings, `.parquet` and `.arrow` rows (with pyarrow, extra `datasets`), `.csv` and `.tsv` rows
     with a header, `.txt` one text per paragraph (blank lines between), `.npz` the arrays `X`, `y` and, if there are any, `ids`; a folder
     holds text files (one example each), images in one folder per class, whose name is the label, or a dataset saved by Hugging Face
-    `datasets`. An `image` in a file of mappings is a path from that file's folder.
+    `datasets`. An `image` in a file of mappings is a path from that file's folder. `lm_eval:TASK` and `inspect:TASK` are the documents of an
+    evaluation's task, see `task_records`.
 
     Args:
         data: The name.
@@ -46,6 +48,8 @@ def load_records(data: str, *, split: str = "train") -> Iterable[Any]:
     Raises:
         BadInput: If it cannot be read.
     """
+    if (records := task_records(data)) is not None:
+        return records
     if is_function(data):
         return function_at(data)()
     path = Path(data)

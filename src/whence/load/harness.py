@@ -1,7 +1,7 @@
 """Queries from what evaluations write: samples of lm-evaluation-harness, and logs of Inspect.
 
-Neither package is needed: their files are read as they are. A multiple-choice sample becomes the right answer with the `wrong` ones beside
-it, a generated one the completion; what was wanted stands under `answer`.
+Neither package is needed: their files are read as they are. A multiple-choice sample becomes the right answer with the other ones as its
+`foil`, a generated one the completion; what was wanted stands under `answer`.
 """
 
 import json
@@ -14,7 +14,7 @@ from whence.errors import BadInput
 from whence.plain_files import open_plain
 from whence.strict_json import parse_json
 
-__all__ = ["harness_records"]
+__all__ = ["harness_record", "harness_records", "inspect_record"]
 
 # Of a member of an archive, unpacked.
 _MOST_BYTES = 64 << 20
@@ -27,14 +27,14 @@ def harness_records(path: str | Path) -> list[dict[str, Any]] | None:
         path: `samples_*.jsonl` of `lm_eval --log_samples`, or a log of Inspect, `.eval` or `.json`.
 
     Returns:
-        Records with `id`, `prompt`, `completion` and, where they are known, `wrong` and `answer`; None if the file is something else.
+        Records with `id`, `prompt`, `completion` and, where they are known, `foil` and `answer`; None if the file is something else.
 
     Raises:
         BadInput: If it is such a file and cannot be read.
     """
     path = Path(path)
     if path.suffix == ".eval":
-        return [_inspect_record(sample) for sample in _archived(path)]
+        return [inspect_record(sample) for sample in _archived(path)]
     if path.suffix not in (".json", ".jsonl") or not path.is_file():
         return None
     try:
@@ -44,50 +44,76 @@ def harness_records(path: str | Path) -> list[dict[str, Any]] | None:
         return None  # whoever reads plain records says what is wrong with it
     if path.suffix == ".json":
         is_log = isinstance(first, Mapping) and {"eval", "samples"} <= first.keys()
-        return [_inspect_record(sample) for sample in first["samples"] or ()] if is_log else None
+        return [inspect_record(sample) for sample in first["samples"] or ()] if is_log else None
     if not isinstance(first, Mapping) or not {"doc", "arguments", "target"} <= first.keys():
         return None
     with open_plain(path) as file:
-        return [_harness_record(path, number, parse_json(line)) for number, line in enumerate(file) if line.strip()]
+        return [harness_record(path.name, number, parse_json(line)) for number, line in enumerate(file) if line.strip()]
 
 
-def _harness_record(path: Path, number: int, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of lm-evaluation-harness (0.4): a request per choice, or one with the settings of a generation.
+def harness_record(source: str, number: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample of lm-evaluation-harness (0.4): a request per choice, or one with the settings of a generation, or a text alone.
+
+    Args:
+        source: What it is of, for errors.
+        number: Of the sample, its id if it has no other.
+        sample: With `arguments` and `target`: the text that is wanted, or the number of a choice, or of several.
 
     Raises:
-        BadInput: If it has no request, or no choice is the right one.
+        BadInput: If it has no request, or it is not clear which choice is the right one.
     """
     arguments = sample["arguments"]
     requests = [
-        [request.get("arg_0"), request.get("arg_1")] if isinstance(request, Mapping) else list(request)[:2]
+        [request.get("arg_0"), request.get("arg_1")] if isinstance(request, Mapping) else [*request, None][:2]
         for request in (arguments.values() if isinstance(arguments, Mapping) else arguments)
     ]
     name, target = str(sample.get("doc_id", number)), sample["target"]
     if not requests or not all(len(request) == 2 and isinstance(request[0], str) for request in requests):
         raise BadInput(
-            found=f"sample {name} of {path.name} without a text that the model was given",
+            found=f"sample {name} of {source} without a text that the model was given",
             needed="'arguments' as lm-evaluation-harness 0.4 writes them",
             do="run it again with --log_samples",
         )
+    if len(requests) == 1 and requests[0][1] is None:  # the likelihood of a whole text
+        return {"id": name, "text": requests[0][0]}
     if len(requests) == 1 and not isinstance(requests[0][1], str):  # generated
         return {"id": name, "prompt": requests[0][0], "completion": _spaced(str(target)), "answer": str(target).strip()}
     choices = [{"prompt": prompt, "completion": end} for prompt, end in requests if isinstance(end, str)]
     if len(requests) > 1:  # the unconditional requests of acc_mutual_info have another context
         same = [choice for choice in choices if choice["prompt"]]
         choices = same or choices
-    texts = [choice["completion"].strip() for choice in choices]
-    is_number = str(target).strip().isdecimal() and int(target) < len(choices)
-    right = int(target) if is_number else texts.index(str(target).strip()) if str(target).strip() in texts else None
-    if right is None and len(choices) == 1:
-        right = 0  # a likelihood of one text
-    if right is None:
-        raise BadInput(
-            found=f"sample {name} of {path.name} with the target {str(target)[:60]!r}, which is no choice",
-            needed="the number of a choice, or its text",
-            do="leave it out",
-        )
-    wrong = [choice for index, choice in enumerate(choices) if index != right]
-    return {"id": name, **choices[right], "answer": texts[right], **({"wrong": wrong} if wrong else {})}
+    right = _right_choices(f"sample {name} of {source}", target, [choice["completion"].strip() for choice in choices])
+    wrong = [choice for index, choice in enumerate(choices) if index not in right]
+    answers = [choices[index]["completion"].strip() for index in right]
+    answer = answers[0] if len(answers) == 1 else answers
+    return {"id": name, **choices[right[0]], "answer": answer, **({"foil": wrong} if wrong else {})}
+
+
+def _right_choices(where: str, target: Any, texts: list[str]) -> list[int]:
+    """Numbers of the choices that a target names, by number or by text.
+
+    Raises:
+        BadInput: If it names none, or may mean several.
+    """
+    if len(texts) == 1:
+        return [0]  # a likelihood of one text
+    targets = list(target) if isinstance(target, list | tuple) else [target]
+    numbers = []
+    for value in targets:
+        text = str(value).strip()
+        by_number = {int(text)} if text.isdecimal() and int(text) < len(texts) else set()
+        by_text = set() if isinstance(value, int) else {index for index, choice in enumerate(texts) if choice == text}
+        meant = by_number | by_text
+        if len(meant) != 1:
+            raise BadInput(
+                found=f"{where} with the target {text[:60]!r}, which is {'no choice' if not meant else 'several choices'}",
+                needed="the number of a choice, or its text",
+                do="load the task by name (lm_eval:TASK), which tells numbers from texts" if meant else "leave it out",
+            )
+        numbers += meant
+    if not numbers:
+        raise BadInput(found=f"{where} without a right choice", needed="one or more", do="leave it out")
+    return numbers
 
 
 def _archived(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -114,8 +140,11 @@ def _archived(path: Path) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _inspect_record(sample: Mapping[str, Any]) -> dict[str, Any]:
+def inspect_record(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample of Inspect: what was asked, what the model said, and what was wanted.
+
+    Args:
+        sample: With `id`, `input`, `target` and `choices` or `output`.
 
     Raises:
         BadInput: If it says none of that.
@@ -129,7 +158,7 @@ def _inspect_record(sample: Mapping[str, Any]) -> dict[str, Any]:
             letters = {chr(ord("A") + number): text for number, text in enumerate(choices)}
             right = [letters.get(text, text) for text in targets]
             wrong = [{"prompt": prompt, "completion": _spaced(text)} for text in choices if text not in right]
-            return {"id": name, "prompt": prompt, "completion": _spaced(right[0]), "wrong": wrong, "answer": right}
+            return {"id": name, "prompt": prompt, "completion": _spaced(right[0]), "foil": wrong, "answer": right}
         output = sample["output"]
         answer = output.get("completion") or _text_of([output["choices"][0]["message"]])
     except (KeyError, IndexError, TypeError, AttributeError) as error:

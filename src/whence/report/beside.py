@@ -94,6 +94,39 @@ class Beside:
     related: tuple[Document, ...]
     num_documents: int
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], completion: str, num_documents: int) -> "Beside":
+        """The column that `to_dict` gave, as a service sends it.
+
+        Args:
+            content: The plain values.
+            completion: What was asked about.
+            num_documents: Of the corpus.
+
+        Raises:
+            KeyError: If a part is missing.
+            TypeError: If one is of another type.
+            ValueError: If a document's kind is none, or a span is none.
+        """
+        from whence.score.words import Span  # with torch, which a report of what is there does without
+
+        holders = {entry["row"]: Document(**entry) for span in content["spans"] for entry in span["documents"]}
+        spans = []
+        for entry in content["spans"]:
+            start, stop = entry["span"]
+            rows = tuple(document["row"] for document in entry["documents"])
+            spans.append(Span(int(start), int(stop), int(entry["words"]), int(entry["count"]), rows))
+        hits: dict[int, Shared] = {}
+        for entry in content["hits"]:
+            kind, (start, stop) = entry["kind"], entry["span"]
+            if kind not in _MEANING:
+                raise ValueError(f"the kind {kind!r}")
+            hits[entry["row"]] = Shared(
+                kind, int(entry["words"]), (int(start), int(stop)), float(entry["bm25"]), int(entry["bm25_rank"])
+            )
+        related = tuple(Document(**entry) for entry in content["related"])
+        return cls(completion, tuple(spans), float(content["covered"]), holders, hits, related, num_documents)
+
     def run(self, span: "Span") -> str:
         """The words of a run, as the completion has them."""
         return " ".join(self.completion[span.start : span.stop].split())

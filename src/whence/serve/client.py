@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 from whence.errors import BadInput
 from whence.plain_files import read_plain
-from whence.report import Hit, Hits, QueryFacts
+from whence.report import Beside, Hit, Hits, QueryFacts
 from whence.serve.transport import Transport
 from whence.settings import Contrast, Writing
 from whence.strict_json import is_plain
@@ -177,7 +177,7 @@ class Client:
             tokens: Whether hits get a score per token.
 
         Returns:
-            Both tails per query.
+            Both tails per query; with the second column of words, where the service has one (`whence serve --verbatim`).
 
         Raises:
             BadInput: If there is no query, or one has no text.
@@ -192,8 +192,7 @@ class Client:
                 )
             plain = {str(name): value for name, value in record.items() if name != "id" and is_plain(value)}
             facts.append(QueryFacts({"id": str(record.get("id", number)), **plain}))
-            foil = record.get("foil") if isinstance(record, Mapping) else None
-            question = completion if foil is None else Contrast(completion=completion, foil=foil)
+            question = _question(number, completion, record)
             answers.append(self.attribute(question, prompt=record.get("prompt", ""), store=store, k=k, tokens=tokens))
         if not answers:
             raise BadInput(found="no query", needed="one or more", do="add one")
@@ -282,8 +281,28 @@ class Client:
         return answer[name]
 
 
+def _question(number: int, completion: str, record: Mapping[str, Any]) -> str | Contrast:
+    """What a query asks about.
+
+    Raises:
+        BadInput: If it has several foils, or one of another prompt, which the service does not take.
+    """
+    foil = record.get("foil")
+    if foil is None:
+        return completion
+    foil = foil[0] if isinstance(foil, list | tuple) and len(foil) == 1 else foil
+    if isinstance(foil, Mapping) and foil.get("prompt", record.get("prompt")) == record.get("prompt"):
+        foil = foil.get("completion")
+    if not isinstance(foil, str):
+        raise BadInput(found=f"query {number} with a foil that is no text", needed="one, of the same prompt", do="write it so")
+    return Contrast(completion=completion, foil=foil)
+
+
 def _hits(answers: Sequence[Mapping[str, Any]], facts: Sequence[QueryFacts]) -> Hits:
     first = answers[0]
+    columns = tuple(_beside(answer) for answer in answers if "beside" in answer)
+    if columns and len(columns) != len(answers):
+        raise ValueError("a second column for some of the queries only")
     return Hits(
         queries=tuple(answer["prompt"] + answer["completion"] for answer in answers),
         proponents=tuple(tuple(map(_hit, answer["proponents"])) for answer in answers),
@@ -295,7 +314,21 @@ def _hits(answers: Sequence[Mapping[str, Any]], facts: Sequence[QueryFacts]) -> 
         notes=tuple(first["notes"]),
         measurement_unit=first["measurement_unit"],
         facts=tuple(facts),
+        beside=columns,
     )
+
+
+def _beside(answer: Mapping[str, Any]) -> Beside:
+    """The second column of an answer.
+
+    Raises:
+        KeyError: If it says nothing of a hit.
+    """
+    column = Beside.from_dict(answer["beside"], answer["completion"], answer["num_examples"])
+    for hit in (*answer["proponents"], *answer["opponents"]):
+        if hit["row"] not in column.hits:
+            raise KeyError(hit["row"])
+    return column
 
 
 def _hit(content: Mapping[str, Any]) -> Hit:

@@ -1,6 +1,6 @@
-"""The queries of a study: in sets, some with wrong answers to be held against, some with what their documents should say.
+"""The queries of a study: in sets, some with foils to be held against, some with what their documents should say.
 
-Axes: Q queries, A texts that are asked about (the queries, then the wrong answers), S documents of a shard.
+Axes: Q queries, A texts that are asked about (the queries, then their foils), S documents of a shard.
 """
 
 import re
@@ -18,9 +18,9 @@ from whence.progress import Meter
 from whence.study.kept_scores import Corpus
 from whence.tasks import AbstractTask
 
-__all__ = ["Questions", "Sought", "against_wrong", "questions_in"]
+__all__ = ["Questions", "Sought", "against_foils", "questions_in"]
 
-_FIELDS = ("wrong", "answer", "steps")
+_FIELDS = ("foil", "answer", "steps")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Questions:
     Args:
         queries: Named set/id.
         rows_of_set: Rows of the queries of each set.
-        texts: The queries and behind them all wrong answers, which are asked like them.
-        weights_QA: What each text counts for in each query: the right answer 1, each of n wrong ones -1/n.
+        texts: The queries and behind them all foils, which are asked like them.
+        weights_QA: What each text counts for in each query: its own 1, each of n foils -1/n.
         sought: What the documents of each query should say.
     """
 
@@ -58,9 +58,9 @@ class Questions:
 def questions_in(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]) -> Questions:
     """Read the sets.
 
-    A record may have `wrong`, one or more other completions (or mappings with a prompt of their own): the query is then about the right one's
-    measurement minus the mean of theirs. It may have `answer` and `steps`, strings or lists of them, that documents are searched for: words
-    in any case, or between slashes a regular expression.
+    A record may have a `foil`, why this and not that: another completion, several of them, or mappings with a prompt of their own. The query
+    is then about the completion's measurement minus the mean of theirs. It may have `answer` and `steps`, strings or lists of them, that
+    documents are searched for: words in any case, or between slashes a regular expression.
 
     Args:
         task: Says what a record is.
@@ -79,7 +79,7 @@ def questions_in(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]
     examples: list[Example] = []
     rows_of_set: dict[str, range] = {}
     sought: list[tuple[Sought, ...]] = []
-    wrong: list[tuple[int, dict[str, Any]]] = []
+    foils: list[tuple[int, dict[str, Any]]] = []
     for name, records in sets.items():
         records = records if isinstance(records, Dataset) else list(records)
         fields = [] if isinstance(records, Dataset) else [_fields_of(record) for record in records]
@@ -88,7 +88,7 @@ def questions_in(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]
         if any(fields) and len(fields) != len(some):
             raise BadInput(
                 found=f"{len(fields)} records of the set {name!r} that became {len(some)} queries",
-                needed="one query a record, where records say what is wrong or what is sought",
+                needed="one query a record, where records have foils or say what is sought",
                 do="leave out those that are too long or cannot be used",
             )
         first = len(examples)
@@ -96,18 +96,18 @@ def questions_in(task: AbstractTask, sets: Mapping[str, Dataset | Iterable[Any]]
         examples += [replace(example, id=f"{name}/{example.id}") for example in some]
         for row, given in enumerate(fields or [{}] * len(some)):
             sought.append(tuple(_sought(given)))
-            wrong += [(first + row, text) for text in _wrong(records, row, given)]
+            foils += [(first + row, text) for text in _foils(records, row, given)]
     queries = Dataset(examples)
-    others = as_dataset(task, [{"id": f"wrong {number}", **text} for number, (_, text) in enumerate(wrong)]) if wrong else None
-    weights_QA = torch.eye(len(examples), len(examples) + len(wrong), dtype=torch.float64)
-    for number, (row, _) in enumerate(wrong):
-        weights_QA[row, len(examples) + number] = -1.0 / sum(owner == row for owner, _ in wrong)
+    others = as_dataset(task, [{"id": f"foil {number}", **text} for number, (_, text) in enumerate(foils)]) if foils else None
+    weights_QA = torch.eye(len(examples), len(examples) + len(foils), dtype=torch.float64)
+    for number, (row, _) in enumerate(foils):
+        weights_QA[row, len(examples) + number] = -1.0 / sum(owner == row for owner, _ in foils)
     texts = queries if others is None else Dataset([*examples, *others.examples])
     return Questions(queries, rows_of_set, texts, weights_QA, tuple(sought))
 
 
-def against_wrong(corpus: Corpus, weights_QA: Tensor) -> Corpus:
-    """A corpus whose scores of a query are those of the right answer minus the mean of the wrong ones'.
+def against_foils(corpus: Corpus, weights_QA: Tensor) -> Corpus:
+    """A corpus whose scores of a query are its own minus the mean of its foils'.
 
     Raises:
         BadInput: If the method divides every score by the query's norm, so that scores do not add up.
@@ -116,7 +116,7 @@ def against_wrong(corpus: Corpus, weights_QA: Tensor) -> Corpus:
         return corpus
     if not corpus.norm:
         raise BadInput(
-            found=f"wrong answers for {corpus.method}, whose scores are cosines",
+            found=f"foils for {corpus.method}, whose scores are cosines",
             needed="scores that add up over queries",
             do="study another store, or the data itself",
         )
@@ -125,28 +125,34 @@ def against_wrong(corpus: Corpus, weights_QA: Tensor) -> Corpus:
         scores_AS, norms_S = corpus.score(number, progress)
         return (weights_QA.to(scores_AS) @ scores_AS), norms_S
 
-    note = (
-        "of queries with wrong answers, the measurement is the right one's minus the mean of theirs; nats are the right one's"
-    )
+    note = "of queries with foils, the measurement is the completion's minus the mean of theirs; nats are the completion's"
     identity = {**corpus.identity, "weights": weights_QA.tolist()}
     return replace(corpus, score=score, notes=(*corpus.notes, note), identity=identity)
 
 
 def _fields_of(record: Any) -> dict[str, Any]:
-    return {name: record[name] for name in _FIELDS if record.get(name)} if isinstance(record, Mapping) else {}
+    """What a record says beside the query.
+
+    Raises:
+        BadInput: If it has a field of an earlier version.
+    """
+    if not isinstance(record, Mapping):
+        return {}
+    if record.get("wrong"):
+        raise BadInput(found="a query with 'wrong'", needed="'foil', as it is called everywhere", do="rename the field")
+    return {name: record[name] for name in _FIELDS if record.get(name)}
 
 
 def _without(record: Any) -> Any:
     return {name: value for name, value in record.items() if name not in _FIELDS} if isinstance(record, Mapping) else record
 
 
-def _wrong(records: Any, row: int, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    texts = fields.get("wrong", ())
+def _foils(records: Any, row: int, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    texts = fields.get("foil", ())
     texts = [texts] if isinstance(texts, str | Mapping) else texts
-    return [
-        {"prompt": records[row].get("prompt", ""), "completion": text} if isinstance(text, str) else dict(text)
-        for text in texts
-    ]
+    own = {name: records[row][name] for name in ("prompt", "text") if texts and name in records[row]}
+    field = "text" if "text" in own else "completion"
+    return [dict(text) if isinstance(text, Mapping) else {**own, field: text} for text in texts]
 
 
 def _sought(fields: Mapping[str, Any]) -> Iterable[Sought]:

@@ -32,7 +32,7 @@ from whence.study.correlation import by_sets, correlations
 from whence.study.kept_scores import Corpus, keep_scores
 from whence.study.kinds import kind_shares, kinds_of
 from whence.study.page import write_study
-from whence.study.questions import Questions, against_wrong, questions_in
+from whence.study.questions import Questions, against_foils, questions_in
 from whence.study.readouts import histograms, tails_and_mass
 from whence.study.recall import Recall, first_by_words, holders_of, recall_of
 from whence.study.result import Reading, Study
@@ -73,7 +73,7 @@ def study(
     Args:
         task: The model.
         corpus: A store of it or its folder; or the training data itself, which is then gone through with whole gradients.
-        sets: Queries by name of their set, as `task.prepare` takes them. Records may have `wrong` answers, to be held against, and `answer`
+        sets: Queries by name of their set, as `task.prepare` takes them. Records may have `foil`, to be held against, and `answer`
             and `steps`, to be searched for in the top tails; see `whence.study.questions.questions_in`.
         folder: Where scores, study.json and study.html go.
         config: What is read off the scores.
@@ -106,7 +106,7 @@ def study(
         k = _tail(config.k, len(train))
         assert settings is not None
         ready = corpus_of_data(task, train, texts, settings, runtime)
-    ready = against_wrong(ready, questions.weights_QA)
+    ready = against_foils(ready, questions.weights_QA)
     numbered = kinds_of(ready.documents(), config.kinds)
     scores = keep_scores(ready, folder / "scores", nats_Q, quiet=runtime.quiet)
     readings = {}

@@ -227,7 +227,9 @@ class CausalLM(AbstractTask):
                 do="give 'prompt', 'completion' and 'foil'",
             )
         own = {name: value for name, value in record.items() if name != "foil"}
-        windows = [self.examples(number, own), self.examples(number, {**own, field: record["foil"]})]
+        foil = _single_foil(number, record["foil"])
+        foil = {**own, **foil} if isinstance(foil, Mapping) else {**own, field: foil}
+        windows = [self.examples(number, own), self.examples(number, foil)]
         if any(len(parts) != 1 for parts in windows):
             raise BadInput(
                 found=f"record {number} with a foil, of several windows",
@@ -273,6 +275,23 @@ class CausalLM(AbstractTask):
         scored = tuple((max(a - start, 0), min(b, stop) - start) for a, b in tokenized.scored if start < b and a < stop)
         text, prompt = tokenized.text[start:stop], max(tokenized.prompt - start, 0)
         return Example(name, fields, len(ids), source, text, (start, stop), prompt, inside, scored)
+
+
+def _single_foil(number: int, foil: Any) -> Any:
+    """The foil of a query, which may stand in a list.
+
+    Raises:
+        BadInput: If there are several.
+    """
+    if not isinstance(foil, list | tuple):
+        return foil
+    if len(foil) != 1:
+        raise BadInput(
+            found=f"record {number} with {len(foil)} foils",
+            needed="one; a study (whence study) takes several, and their mean",
+            do="make a query of each",
+        )
+    return foil[0]
 
 
 def contrasted(example: Example, foil: Example) -> Example:

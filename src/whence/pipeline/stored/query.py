@@ -333,4 +333,7 @@ def _label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequenc
 
 
 def _title(example: Example, record: Mapping[str, Any]) -> str:
-    return (example.text or example.id) + (f"\n(and not: {record['foil']})" if record.get("foil") is not None else "")
+    foil = record.get("foil")
+    foil = foil[0] if isinstance(foil, list | tuple) and foil else foil
+    foil = foil.get("completion", foil.get("text")) if isinstance(foil, Mapping) else foil
+    return (example.text or example.id) + ("" if foil is None else f"\n(and not: {foil})")
