@@ -119,7 +119,8 @@ def cost(arguments):
             with patch("time.perf_counter", time.process_time):
                 found, forecast_seconds, _ = measured(told[name])
             if name == "build":
-                memory = found.memory.peak_bytes - found.memory.model_bytes + max(found.learning_bytes, found.fidelity_bytes)
+                stages = (found.learning_bytes, found.encoding_bytes, found.fidelity_bytes)
+                memory = found.memory.peak_bytes - found.memory.model_bytes + max(stages)
                 disk, seconds = (
                     found.shared_bytes + found.rows * found.row_bytes,
                     found.seconds + found.learning_seconds + found.fidelity_seconds,

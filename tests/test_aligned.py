@@ -9,7 +9,7 @@ from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_
 from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
-from whence.compress import TURNED, Axes, quantize, to_integers, turn, turn_back, unpack
+from whence.compress import TURNED, Aligned, Axes, quantize, to_integers, turn, turn_back, unpack
 from whence.curvature import Choosing, Code, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
@@ -255,6 +255,32 @@ def test_a_sample_is_taken_in_parts(tmp_path, monkeypatch):
     )
     scores = whence.score_table(store, task, queries, runtime=QUIET).scores
     torch.testing.assert_close(scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "tied", "applied_twice"])
+def test_gradients_of_a_batch_take_no_more_than_their_room(tmp_path, monkeypatch, name):
+    """While a batch is encoded, each of its examples holds its whole whitened gradient; scores do not depend on how many do."""
+    task, train, queries = split(name)
+    together, encode = [], Aligned.encode
+
+    def counted(encoder, rows_BM):
+        together.append(len(rows_BM))
+        return encode(encoder, rows_BM)
+
+    monkeypatch.setattr(Aligned, "encode", counted)
+    config = whence.BuildConfig(dtype="float64", **PLAIN)
+    wanted = whence.score_table(
+        whence.build(task, train, tmp_path / "w", config=config, runtime=QUIET), task, queries, runtime=QUIET
+    )
+    assert max(together) > 2
+    coordinates = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
+    monkeypatch.setattr("whence.score.query._BATCH_NUMBERS", 2 * coordinates)
+    together.clear()
+    found = whence.score_table(
+        whence.build(task, train, tmp_path / "s", config=config, runtime=QUIET), task, queries, runtime=QUIET
+    )
+    assert max(together) == 2
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-6, atol=1e-9 * float(wanted.scores.abs().max()))
 
 
 def test_a_loss_without_a_likelihood_takes_the_data_for_labels(tmp_path):

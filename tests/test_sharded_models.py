@@ -31,6 +31,7 @@ from whence.errors import BadInput, OutOfMemory, RankLost, Unsupported
 from whence.load import load_task
 from whence.load.placement import connected_for, placed
 from whence.pipeline.stored.lockstep import Turn, lost_ranks, turns
+from whence.score import Batching
 from whence.settings import Placement
 from whence.sharded_weights import is_offloaded, is_sharded, main_device, named_weights
 from whence.store import Pending, open_store, verify_store
@@ -204,7 +205,7 @@ def test_turns_have_equally_many_batches_for_all():
     task = task_of(gpt2())
     dataset = task.prepare(examples(26)).examples
     pending = [Pending(number, 4 * number, min(4 * number + 4, 26)) for number in (0, 2, 3, 5, 6)]
-    mine = [list(turns(pending, dataset, 24, Ranks(rank, 3))) for rank in range(3)]
+    mine = [list(turns(pending, dataset, Batching(24), Ranks(rank, 3))) for rank in range(3)]
     assert [[turn.shard.number for turn in theirs] for theirs in mine] == [[0, 5], [2, 6], [3, 6]]
     assert [[turn.is_kept for turn in theirs] for theirs in mine] == [[True, True], [True, True], [True, False]]
     calls = [[turn.calls for turn in theirs] for theirs in mine]
@@ -212,7 +213,7 @@ def test_turns_have_equally_many_batches_for_all():
         len(list(batches([one.length for one in dataset[shard.start : shard.stop]], max_positions=24))) for shard in pending
     ]
     assert calls == [[max(planned[:3]), max(planned[3:])]] * 3 and min(planned[:3]) < max(planned[:3])
-    assert list(turns([], dataset, 24, Ranks(0, 3))) == [] and isinstance(mine[0][0], Turn)
+    assert list(turns([], dataset, Batching(24), Ranks(0, 3))) == [] and isinstance(mine[0][0], Turn)
 
 
 def _look(ranks, folder):

@@ -1,6 +1,6 @@
 """Shrinking gradients: projections, rank-c factors, and how rows lie in tensors."""
 
-from whence.compress.aligned import REST, Aligned, Axes, Whitened
+from whence.compress.aligned import REST, Aligned, Axes, Whitened, numbers_held
 from whence.compress.codec import RowCodec
 from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
@@ -25,6 +25,7 @@ __all__ = [
     "Aligned",
     "Axes",
     "Whitened",
+    "numbers_held",
     "AxesSketch",
     "ChannelMask",
     "Encoder",

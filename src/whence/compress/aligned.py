@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from whence.compress.encoder import Encoder
 from whence.compress.kronecker import Kronecker
 from whence.compress.quantize import INT4_CUTS, quantize, to_integers, unpack
 from whence.compress.residual import Residual
@@ -17,7 +18,7 @@ from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
 
-__all__ = ["REST", "Aligned", "Axes", "Whitened"]
+__all__ = ["REST", "Aligned", "Axes", "Whitened", "numbers_held"]
 
 REST = "what the axes leave"
 """Name of a code's second part."""
@@ -88,26 +89,28 @@ class _Rows:
 
     def __init__(self, encoder: Whitened, num_examples: int):
         self.encoder, self.num_examples = encoder, num_examples
-        self.rows: dict[int, Tensor] = {}
+        self.widths = [width for _, width in encoder.shapes()]
+        self.joined_BM: Tensor | None = None
 
     def __call__(self, index: int, pair: Pair) -> None:
         # Whitening is linear, so uses of a weight add up after it: only what is kept of a few gradients at a time is ever whole.
         step = max(1, _GRADIENT_NUMBERS // self.encoder.weights[index].numel())
-        parts = []
+        first = sum(self.widths[:index])
         for start in range(0, self.num_examples, step):
-            some = pair.examples(start, min(start + step, self.num_examples))
-            parts.append(self.encoder.coordinates(index, self.encoder.bases.project(index, some.wide())))
-        rows_BU = torch.cat(parts)
-        self.rows[index] = rows_BU if index not in self.rows else self.rows[index].add_(rows_BU)
+            stop = min(start + step, self.num_examples)
+            rows_BU = self.encoder.coordinates(index, self.encoder.bases.project(index, pair.examples(start, stop).wide()))
+            if self.joined_BM is None:
+                self.joined_BM = rows_BU.new_zeros(self.num_examples, sum(self.widths))
+            self.joined_BM = self.joined_BM.to(torch.promote_types(self.joined_BM.dtype, rows_BU.dtype))
+            self.joined_BM[start:stop, first : first + self.widths[index]] += rows_BU
+
+    def joined(self) -> Tensor:
+        """Of all units one after the other, shape (B, M); zeros for a unit that the loss did not reach."""
+        return torch.zeros(self.num_examples, sum(self.widths)) if self.joined_BM is None else self.joined_BM
 
     def finished(self) -> list[Tensor]:
-        """Per unit, shape (B, 1, U); zeros for a unit that the loss did not reach."""
-        like = next(iter(self.rows.values()), torch.zeros(0))
-        widths = [width for _, width in self.encoder.shapes()]
-        zeros = {
-            index: like.new_zeros(self.num_examples, width) for index, width in enumerate(widths) if index not in self.rows
-        }
-        return [(self.rows | zeros)[index][:, None] for index in range(len(widths))]
+        """Per unit, shape (B, 1, U)."""
+        return [part_BU[:, None] for part_BU in self.joined().split(self.widths, 1)]
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,12 @@ class Aligned:
         return self.whitened.position_scores(index, pair, self.last_query[1:])
 
 
+def numbers_held(encoder: Encoder) -> int:
+    """Numbers of an example while its batch is encoded: of its row, or of the whitened gradient that its code is made of."""
+    whole = encoder.whitened if isinstance(encoder, Aligned) else encoder
+    return sum(left * right for left, right in whole.shapes())
+
+
 class _Codes:
     """One batch of codes."""
 
@@ -264,5 +273,4 @@ class _Codes:
 
     def finished(self) -> list[Tensor]:
         """Per stored unit, shape (B, 1, K) and (B, 1, R)."""
-        rows_BM = torch.cat([row[:, 0] for row in self.rows.finished()], 1)
-        return [part[:, None] for part in self.encoder.encode(rows_BM)]
+        return [part[:, None] for part in self.encoder.encode(self.rows.joined())]

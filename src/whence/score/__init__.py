@@ -6,7 +6,7 @@ from whence.score.ensemble import Ensemble, mean_table
 from whence.score.exact import ExactScores, Metric, Parts, exact_scores
 from whence.score.knn_shapley import knn_shapley, knn_shapley_values
 from whence.score.noise_floor import LEAST_SCORES, log_spread_floor, spread_floor
-from whence.score.query import Batching, Rows, gradient_rows, precondition
+from whence.score.query import Batching, Rows, examples_at_once, gradient_rows, precondition
 from whence.score.recall import expected_recall, shortlist_for
 from whence.score.representation import representation_similarity
 from whence.score.representer import representer_scores
@@ -40,6 +40,7 @@ __all__ = [
     "combine",
     "exact_scores",
     "expected_recall",
+    "examples_at_once",
     "gradient_rows",
     "highest_of",
     "impossible_sizes",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
-from whence.compress import Encoder
+from whence.compress import Encoder, numbers_held
 from whence.curvature import ResolvedDamping, load_fishers
 from whence.data import Example, batches
 from whence.errors import NonFinite
@@ -19,7 +19,11 @@ from whence.progress import Meter
 from whence.store import Store, name_now
 from whence.tasks import AbstractTask
 
-__all__ = ["Batching", "Rows", "gradient_rows", "precondition"]
+__all__ = ["Batching", "Rows", "examples_at_once", "gradient_rows", "precondition"]
+
+_MOST_EXAMPLES = 256
+# Of the gradients of a batch while they are encoded: a GiB in float32. Constant, since the last bits of a row depend on who is with it.
+_BATCH_NUMBERS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,13 @@ class Batching:
     """
 
     positions: int
-    examples: int = 256
+    examples: int = _MOST_EXAMPLES
     calls: int = 0
+
+
+def examples_at_once(encoder: Encoder) -> int:
+    """Examples in a batch at most, so that what is held of each while they are encoded takes no more than a GiB in float32."""
+    return max(1, min(_MOST_EXAMPLES, _BATCH_NUMBERS // max(1, numbers_held(encoder))))
 
 
 def gradient_rows(
@@ -107,7 +116,8 @@ def gradient_rows(
 
     order, collected = [], _Collected(len(examples))
     lengths = [example.length for example in examples]
-    planned = list(batches(lengths, max_positions=batching.positions, max_examples=batching.examples))
+    most = min(batching.examples, examples_at_once(encoder))
+    planned = list(batches(lengths, max_positions=batching.positions, max_examples=most))
     for batch in planned:
         done = 0
         for rows, measurements, weight in in_halves(batch, run, task.model):

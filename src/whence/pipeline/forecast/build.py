@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whence.capture import Coverage, Forecast, Plan, forecast, plan_units
-from whence.compress import Encoder
+from whence.compress import Encoder, numbers_held
 from whence.curvature import basis_notes, basis_plan, directions_of
 from whence.data import Dataset
 from whence.methods import method_named
@@ -20,7 +20,7 @@ from whence.pipeline.stored.fidelity import FIDELITY_DOCUMENTS
 from whence.pipeline.stored.learn_code import CHUNK_NUMBERS, sized_code
 from whence.pipeline.stored.shared_budget import budget_note
 from whence.progress import meter
-from whence.score import Batching, gradient_rows
+from whence.score import Batching, examples_at_once, gradient_rows
 from whence.settings import BuildConfig, FitConfig
 from whence.store import DiskBytes
 from whence.store.examples import example_line
@@ -50,6 +50,7 @@ class BuildForecast:
         learning_seconds: Before them, for the curvature and the axes of method aligned.
         fidelity_seconds: After them, for exact scores that stored ones are held against.
         fidelity_bytes: Of memory, besides a batch, for these.
+        encoding_bytes: Of memory, besides a batch, while rows are made: the curvature, the axes and a batch's whitened gradients.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
         budget: What is given up so that all rows share no more than is proper; empty if nothing is.
     """
@@ -66,13 +67,15 @@ class BuildForecast:
     learning_seconds: float = 0.0
     fidelity_seconds: float = 0.0
     fidelity_bytes: int = 0
+    encoding_bytes: int = 0
     cut_bases: tuple[str, ...] = ()
     budget: str = ""
 
     def __str__(self) -> str:
         disk = f"disk: {self.disk_bytes}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
-            more = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned"
+            made = f"{self.encoding_bytes / 2**20:,.0f} while rows are made"
+            more = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned, {made}"
             exact = f", {self.fidelity_bytes / 2**20:,.0f} while stored scores are held against exact ones"
             disk = f"{more}{exact if self.fidelity_bytes else ''}\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
@@ -108,6 +111,7 @@ class BuildForecast:
             "curvature_bytes": self.shared_bytes,
             "learning_memory_bytes": self.learning_bytes,
             "fidelity_memory_bytes": self.fidelity_bytes,
+            "encoding_memory_bytes": self.encoding_bytes,
             "disk_bytes": self.disk_bytes.to_dict(),
             "rows_per_shard": self.rows_per_shard,
             "gradient_seconds": self.seconds,
@@ -157,6 +161,13 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     # Stored scores are made of rows of their own.
     scored = dataset.spread(FIDELITY_DOCUMENTS).examples if exact_seconds else []
     after = exact_seconds + per_position * positions_of(scored)
+    encoding = 0
+    if code is not None:
+        together = min(
+            examples_at_once(encoder), max(1, positions // max(1, positions_of(sample) // len(sample))), len(dataset)
+        )
+        # What was learned is there twice: as it goes to disk, and as it is used.
+        encoding = 2 * code.shared_bytes + 4 * (plan.coverage.tracked + together * numbers_held(encoder))
     return BuildForecast(
         coverage=plan.coverage,
         memory=memory,
@@ -169,7 +180,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
         fidelity_seconds=after,
-        fidelity_bytes=exact_bytes,
+        fidelity_bytes=exact_bytes and 2 * code.shared_bytes + exact_bytes,
+        encoding_bytes=encoding,
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
         budget="" if code is None else budget_note(plan.units, config, fit, code),
     )

@@ -20,6 +20,7 @@ from torch import nn
 from whence.data import Example, batches
 from whence.distributed import Ranks
 from whence.errors import BadInput, RankLost
+from whence.score import Batching
 from whence.sharded_weights import is_sharded
 from whence.store import Pending
 
@@ -69,13 +70,13 @@ def stepping(model: nn.Module, ranks: Ranks) -> Ranks:
     return dataclasses.replace(ranks, in_step=True)
 
 
-def turns(pending: Sequence[Pending], examples: Sequence[Example], max_positions: int, ranks: Ranks) -> Iterator[Turn]:
+def turns(pending: Sequence[Pending], examples: Sequence[Example], batching: Batching, ranks: Ranks) -> Iterator[Turn]:
     """The turns of one rank.
 
     Args:
         pending: Shards that are missing, the same for all ranks.
         examples: Of the dataset.
-        max_positions: Positions per batch.
+        batching: How examples are taken together.
         ranks: Who shares the work.
 
     Yields:
@@ -83,7 +84,7 @@ def turns(pending: Sequence[Pending], examples: Sequence[Example], max_positions
     """
     for start in range(0, len(pending), ranks.count):
         together = pending[start : start + ranks.count]
-        calls = max(_num_batches(shard, examples, max_positions) for shard in together)
+        calls = max(_num_batches(shard, examples, batching) for shard in together)
         yield Turn(together[min(ranks.rank, len(together) - 1)], ranks.rank < len(together), calls)
 
 
@@ -124,6 +125,6 @@ def lost_ranks(ranks: Ranks) -> Iterator[None]:
         ) from error
 
 
-def _num_batches(shard: Pending, examples: Sequence[Example], max_positions: int) -> int:
+def _num_batches(shard: Pending, examples: Sequence[Example], batching: Batching) -> int:
     lengths = [example.length for example in examples[shard.start : shard.stop]]
-    return sum(1 for _ in batches(lengths, max_positions=max_positions))
+    return sum(1 for _ in batches(lengths, max_positions=batching.positions, max_examples=batching.examples))

@@ -1,6 +1,7 @@
 """Rows of a store's missing shards: gradients, shrunk and written, shard by shard."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.lockstep import turns
 from whence.pipeline.stored.same_model import objective_of
 from whence.progress import meter
-from whence.score import Batching, gradient_rows
+from whence.score import Batching, examples_at_once, gradient_rows
 from whence.store import Pending, Writer, rows_type
 from whence.tasks import AbstractTask
 
@@ -55,9 +56,10 @@ def write_rows(
     if ranks.count > 1:
         title, total, done = f"gradients (rank {ranks.rank} of {ranks.count})", -(-missing // ranks.count), 0
     with meter(title, total, done=done, quiet=quiet) as progress:
-        for shard, is_kept, calls in _shards(writer, positions, ranks):
+        whole = Batching(positions, examples_at_once(encoder))
+        for shard, is_kept, calls in _shards(writer, whole, ranks):
             examples = dataset.examples[shard.start : shard.stop]
-            batching = Batching(positions, calls=calls)
+            batching = replace(whole, calls=calls)
             rows = gradient_rows(
                 task, plan, encoder, examples,
                 batching=batching, progress=progress, objective=objective, autocast=autocast,
@@ -92,14 +94,14 @@ def refuse_not_held(tensors: Mapping[str, Tensor], ids: Sequence[str], dtype: st
         )
 
 
-def _shards(writer: Writer, positions: int, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
+def _shards(writer: Writer, batching: Batching, ranks: Ranks) -> Iterator[tuple[Pending, bool, int]]:
     """What this process runs.
 
     Yields:
         A shard, whether it is this process's to write, and how many batches to run at least.
     """
     if ranks.in_step:
-        for turn in turns(writer.pending, writer.dataset.examples, positions, ranks):
+        for turn in turns(writer.pending, writer.dataset.examples, batching, ranks):
             yield turn.shard, turn.is_kept, turn.calls
         ranks.wait()
     # Of ranks in step all shards are there by now, and are only looked at.
