@@ -48,13 +48,15 @@ class Method:
         rank: Default width of the projection on each side, or numbers of a row where the whole gradient is shrunk.
         factor_rank: Rank-c factors kept of each projected gradient; None keeps it dense.
         curvature: What the query is preconditioned with: the Fisher of the rows, nothing, or EK-FAC that is already inside the rows.
+        structure: Of that Fisher: "full", "kfac" for the product of its two sides, or "ekfac" for eigenvalues measured in their basis.
         curvature_rank: Directions kept of the curvature; None keeps all.
         dtype: Default stored type.
         axes_examples: Default size of the sample that axes or a mask are learned from.
         relative_damping: Used when the user does not say otherwise; share of the mean eigenvalue.
         objective: What the rows are gradients of: the loss, or the task's output function, whose weights are then kept beside them.
         optimizer_scaled: Whether gradients are divided by the root of their second moment before they are projected.
-        whitened: Whether both sides are multiplied with the inverse root of the curvature, mixed with the queries' own.
+        whitened: Whether both sides are multiplied with the inverse root of the curvature.
+        is_mixed: Whether that curvature is mixed with the queries' own.
         cosine: Whether scores are divided by both gradients' norms.
         passes: Passes over the training data to build, and over the store to fit the curvature.
     """
@@ -69,6 +71,7 @@ class Method:
     rank: int = 16
     factor_rank: int | None = None
     curvature: Literal["fisher", "identity", "ekfac"] = "fisher"
+    structure: Literal["full", "kfac", "ekfac"] = "full"
     curvature_rank: int | None = None
     dtype: str = "bfloat16"
     axes_examples: int = 1024
@@ -76,6 +79,7 @@ class Method:
     objective: Literal["loss", "output"] = "loss"
     optimizer_scaled: bool = False
     whitened: bool = False
+    is_mixed: bool = False
     cosine: bool = False
     passes: str = "1 data + 1 store"
 
@@ -119,6 +123,26 @@ METHODS: dict[str, Method] = {
             name="logra",
             summary="projected gradients kept dense, full projected Fisher",
             paper="Choe et al. 2024, arXiv 2405.13954",
+        ),
+        Method(
+            name="logra-kfac",
+            summary="LoGra whose projected Fisher is the Kronecker product of its two sides: K-FAC among projected gradients",
+            paper="Choe et al. 2024, arXiv 2405.13954; Martens and Grosse 2015",
+            structure="kfac",
+        ),
+        Method(
+            name="logra-ekfac",
+            summary="the same with eigenvalues measured on the rows: EK-FAC among projected gradients",
+            paper="Choe et al. 2024, arXiv 2405.13954; George et al. 2018",
+            structure="ekfac",
+            passes="1 data + 2 store",
+        ),
+        Method(
+            name="logra-cos",
+            summary="LoGra over the root of each document's self-influence and the query's: cosine in the metric of the inverse",
+            paper="Choe et al. 2024, arXiv 2405.13954; Barshan et al. 2020",
+            whitened=True,
+            cosine=True,
         ),
         Method(
             name="logra-pca",
@@ -174,6 +198,7 @@ METHODS: dict[str, Method] = {
             relative_damping=1.0,
             optimizer_scaled=True,
             whitened=True,
+            is_mixed=True,
             cosine=True,
             passes="1 data + 1 store + a sample",
         ),

@@ -34,6 +34,7 @@ from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
 from whence.curvature.kfac import Fit, FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
+from whence.curvature.kronecker_fisher import KroneckerFisher, fit_kronecker_fisher, load_kronecker_fishers
 from whence.curvature.labels import class_count
 from whence.curvature.mask import fit_mask, mask_objective
 from whence.curvature.operators import Damped, Operator, Preconditioner, dense, top_eigenvalue
@@ -109,6 +110,9 @@ __all__ = [
     "inverse_preconditioner",
     "leading_directions",
     "load_fishers",
+    "KroneckerFisher",
+    "fit_kronecker_fisher",
+    "load_kronecker_fishers",
     "mask_objective",
     "number_bytes",
     "random_like",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from whence.capture import Objective, Plan, capture, in_halves
 from whence.compress import Encoder, numbers_held
-from whence.curvature import ResolvedDamping, load_fishers
+from whence.curvature import ResolvedDamping, load_fishers, load_kronecker_fishers
 from whence.data import Example, batches
 from whence.errors import NonFinite
+from whence.methods import method_named
 from whence.progress import Meter
 from whence.store import Store, name_now
 from whence.tasks import AbstractTask
@@ -168,7 +169,10 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
     if damping is None:
         return [unit * scale for unit in rows.units]
     tensors = store.file(name_now(store.files, "curvature.safetensors"))
-    fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
+    if method_named(store.blueprint.method).structure == "full":
+        fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
+    else:
+        fishers = load_kronecker_fishers(tensors, [unit.projected for unit in store.blueprint.units])
     least = damping.least([fisher.mean_eigenvalue for fisher in fishers], rows.units[0].dtype)
     preconditioned = []
     for unit, stored, fisher in zip(rows.units, store.blueprint.units, fishers, strict=True):

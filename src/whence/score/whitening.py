@@ -1,4 +1,4 @@
-"""Both sides of a score whitened by a mixture of the training rows' and the queries' second moments (TrackStar).
+"""Both sides of a score whitened by the training rows' second moments, or by a mixture with the queries' (TrackStar).
 
 Axes: Q queries, N rows, D numbers of a unit.
 """
@@ -37,13 +37,17 @@ class Whitened:
     share: float
 
 
-def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
+def whiten(store: Store, rows: Rows, damping: ResolvedDamping, *, is_mixed: bool) -> Whitened:
     """R^-1/2 of R = a R_query + (1 - a) R_train + damping, per unit, applied to the queries (Chang et al. 2025).
+
+    With a = 0 the cosine is that of two examples in the metric of the inverse curvature: a score over the roots of both self-influences, as
+    LogIX has it (Choe et al. 2024).
 
     Args:
         store: The training rows' second moments.
         rows: Gradients of the queries' measurements.
         damping: A share of the mean eigenvalue of the mixture, or a value.
+        is_mixed: Whether the queries have a share in R, which is chosen by where the spectra cross; else a = 0.
 
     Returns:
         What the scan needs.
@@ -51,7 +55,8 @@ def whiten(store: Store, rows: Rows, damping: ResolvedDamping) -> Whitened:
     tensors = store.file(name_now(store.files, "curvature.safetensors"))
     fishers = load_fishers(tensors, [math.prod(unit.shape[1:]) for unit in rows.units])
     flat = [unit.flatten(1).double() for unit in rows.units]
-    share = mixing_share([_spectrum(unit_QD) for unit_QD in flat], [fisher.values_K.double() for fisher in fishers])
+    spectra = [fisher.values_K.double() for fisher in fishers]
+    share = mixing_share([_spectrum(unit_QD) for unit_QD in flat], spectra) if is_mixed else 0.0
     # The mixtures' traces are those of its parts, over the dimensions.
     traces = [
         share * float(unit_QD.square().sum()) / len(unit_QD) + (1 - share) * float(fisher.values_K.double().sum())

@@ -173,7 +173,7 @@ class HostedStore:
     @property
     def at_once(self) -> int:
         """Queries that may share a scan: one where a query's answer depends on the others asked with it, else as many as one likes."""
-        return 1 if method_named(self.prepared.store.blueprint.method).whitened else 1 << 30
+        return 1 if method_named(self.prepared.store.blueprint.method).is_mixed else 1 << 30
 
     def facts(self, *, redacted: bool = False) -> dict[str, Any]:
         """What the store is, what was checked when the service started, and what was not.

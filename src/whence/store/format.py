@@ -146,8 +146,12 @@ class Blueprint:
         Args:
             rows: Of the store, which have no more directions than there are of them; None for many.
         """
-        if method_named(self.method).curvature != "fisher":
+        method = method_named(self.method)
+        if method.curvature != "fisher":
             return 0
+        if method.structure != "full":
+            shapes = [unit.projected for unit in self.units]
+            return rows_type(self.dtype).itemsize * sum(p * p + r * r + p * r for p, r in shapes)
         sizes = [outputs * inputs for outputs, inputs in (unit.projected for unit in self.units)]
         number = rows_type(self.dtype).itemsize
         rank = self.curvature_rank or max(sizes)

@@ -175,7 +175,7 @@ def forecast_scale(
         row_bytes=row_bytes,
         store_bytes=store_bytes,
         text_bytes=text_bytes,
-        shared_bytes=_curvature_bytes(widths, method, config) if code is None else code.shared_bytes,
+        shared_bytes=_curvature_bytes(codec.shapes, method, config) if code is None else code.shared_bytes,
         build_operations=examples * per_example,
         build_tokens_per_second=tokens * speed / per_example,
         build_seconds=max(computing, writing) / cluster.gpus,
@@ -234,11 +234,13 @@ def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: in
     return row_codec(names, shapes, factor_rank, method.dtype if config.dtype == "method" else config.dtype, config.seed)
 
 
-def _curvature_bytes(widths: Sequence[int], method: Method, config: BuildConfig) -> int:
+def _curvature_bytes(shapes: Sequence[tuple[int, int]], method: Method, config: BuildConfig) -> int:
     if method.curvature != "fisher":
         return 0
+    if method.structure != "full":
+        return 4 * sum(p * p + r * r + p * r for p, r in shapes)
     rank = config.curvature_rank or method.curvature_rank
-    return 4 * sum(width * min(width, rank or width) for width in widths)
+    return 4 * sum(p * r * min(p * r, rank or p * r) for p, r in shapes)
 
 
 def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from whence._version import __version__
 from whence.capture import Plan, available_bytes, check_task, forecast, plan_units
 from whence.compress import Aligned, Encoder
-from whence.curvature import fit_fisher
+from whence.curvature import fit_fisher, fit_kronecker_fisher
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -298,9 +298,13 @@ def finish_store(writer: Writer, files: dict[str, str], quiet: bool) -> None:
     """
     writer.check_others()
     blueprint = writer.blueprint
-    if method_named(blueprint.method).curvature == "fisher":
+    method = method_named(blueprint.method)
+    if method.curvature == "fisher":
         with meter("curvature", len(blueprint.units), quiet=quiet) as progress:
-            fisher = fit_fisher(writer.rows(), rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
+            if method.structure == "full":
+                fisher = fit_fisher(writer.rows(), rank=blueprint.curvature_rank, seed=blueprint.seed, progress=progress)
+            else:
+                fisher = fit_kronecker_fisher(writer.rows(), is_corrected=method.structure == "ekfac", progress=progress)
         files |= write_anew(writer.folder, "curvature.safetensors", lambda path: write_tensors(path, fisher))
     writer.finish(files)
 

@@ -12,7 +12,7 @@ from whence.compress import Aligned, Encoder
 from whence.curvature import ResolvedDamping, stored_damping
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, StoreMismatch
-from whence.methods import method_named
+from whence.methods import Method, method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.stored.anchors import span_note
 from whence.pipeline.stored.encoders import stored_encoder
@@ -138,16 +138,9 @@ class PreparedStore:
             notes = (*notes, span)
         roots = None
         if method.whitened and damping is not None:
-            whitened = whiten(store, rows, damping)
+            whitened = whiten(store, rows, damping, is_mixed=method.is_mixed)
             ready, norms_Q, roots = whitened.units, whitened.norms_Q, whitened.roots
-            moments = (
-                "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
-            )
-            notes = (
-                *notes,
-                moments,
-                f"whitened by {whitened.share:.2g} of the queries' second moments and the rest of the rows'",
-            )
+            notes = (*notes, *_whitening_notes(method, whitened.share))
         else:
             ready = precondition(store, rows, damping)
             norms_Q = rows.norms() / len(store) if method.cosine else None
@@ -281,3 +274,11 @@ def hit_of(store: Store, row: int, score: float, example: Mapping[str, Any] | No
     words = example.get("source", ""), example.get("text", "")
     label = ClassLabel(example["label"], example.get("predicted", "")) if "label" in example else None
     return Hit(example["id"], row, score, *words, span, image=example.get("image", ""), label=label)
+
+
+def _whitening_notes(method: Method, share: float) -> tuple[str, ...]:
+    """What both sides of a cosine were multiplied with."""
+    moments = "gradients divided by the root of their second moment on a sample of the training data, rows times columns"
+    mixture = f"whitened by {share:.2g} of the queries' second moments and the rest of the rows'"
+    whitened = mixture if method.is_mixed else "divided by the roots of the query's and of each document's own influence"
+    return (moments, whitened) if method.optimizer_scaled else (whitened,)

@@ -61,7 +61,7 @@ def check_vectors(store: Store) -> None:
     method = method_named(store.blueprint.method)
     why = ""
     if method.whitened:
-        why = "rows are divided by norms that depend on the queries"
+        why = f"rows are divided by norms that depend on the {'queries' if method.is_mixed else 'damping'}"
     elif any(rank is not None for rank in store.codec.ranks):
         why = "rows are factors of matrices, which multiplied out would be many times larger"
     if why:
