@@ -91,8 +91,8 @@ def fit_kronecker_fisher(store: Store, *, is_corrected: bool, progress: Meter) -
             bases = left_PP.to(dtype), right_RR.to(dtype)
             squares = (torch.square(bases[0].T @ block_NPR @ bases[1]).double().sum(0) for block_NPR in rows())
             values_PR = sum(squares, torch.zeros_like(values_PR)) / len(store)
-        found = {"left": left_PP, "right": right_RR, "values": values_PR}
-        tensors |= {f"{name}.{index}": tensor.to(dtype).contiguous() for name, tensor in found.items()}
+        sides = {"left": left_PP, "right": right_RR, "values": values_PR}
+        tensors |= {f"{name}.{index}": tensor.to(dtype).contiguous() for name, tensor in sides.items()}
         progress.advance()
     return tensors
 
@@ -110,10 +110,12 @@ def load_kronecker_fishers(tensors: Mapping[str, Tensor], shapes: Sequence[tuple
     fishers = []
     for index, (size_P, size_R) in enumerate(shapes):
         due = {"left": (size_P, size_P), "right": (size_R, size_R), "values": (size_P, size_R)}
-        found = {name: tensors.get(f"{name}.{index}") for name in due}
-        kept = [tensor for name, tensor in found.items() if tensor is not None and tensor.shape == due[name]]
-        if len(kept) < len(due) or not all(tensor.is_floating_point() and tensor.dtype == kept[0].dtype for tensor in kept):
+        read = {name: tensors.get(f"{name}.{index}") for name in due}
+        fitting = [tensor for name, tensor in read.items() if tensor is not None and tensor.shape == due[name]]
+        if len(fitting) < len(due) or not all(
+            tensor.is_floating_point() and tensor.dtype == fitting[0].dtype for tensor in fitting
+        ):
             why = f"it has no left, right and values for rows of {size_P:,} x {size_R:,} numbers of unit {index}"
             raise StoreCorrupt(**damaged(Path("curvature.safetensors"), why))
-        fishers.append(KroneckerFisher(*kept))
+        fishers.append(KroneckerFisher(*fitting))
     return fishers

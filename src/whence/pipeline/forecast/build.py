@@ -74,8 +74,8 @@ class BuildForecast:
     def __str__(self) -> str:
         disk = f"disk: {self.disk_bytes}; {self.rows:,} rows in shards of {self.rows_per_shard:,}"
         if self.learning_bytes:
-            made = f"{self.encoding_bytes / 2**20:,.0f} while rows are made"
-            more = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned, {made}"
+            encoding = f"{self.encoding_bytes / 2**20:,.0f} while rows are made"
+            more = f"memory: {self.learning_bytes / 2**20:,.0f} MiB more while axes are learned, {encoding}"
             exact = f", {self.fidelity_bytes / 2**20:,.0f} while stored scores are held against exact ones"
             disk = f"{more}{exact if self.fidelity_bytes else ''}\n{disk}"
         before = f"{self.learning_seconds:,.0f} s for the curvature and the code, then " if self.learning_bytes else ""
@@ -168,6 +168,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         )
         # What was learned is there twice: as it goes to disk, and as it is used.
         encoding = 2 * code.shared_bytes + 4 * (plan.coverage.tracked + together * numbers_held(encoder))
+        exact_bytes += 2 * code.shared_bytes if exact_bytes else 0
     return BuildForecast(
         coverage=plan.coverage,
         memory=memory,
@@ -180,7 +181,7 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
         fidelity_seconds=after,
-        fidelity_bytes=exact_bytes and 2 * code.shared_bytes + exact_bytes,
+        fidelity_bytes=exact_bytes,
         encoding_bytes=encoding,
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
         budget="" if code is None else budget_note(plan.units, config, fit, code),

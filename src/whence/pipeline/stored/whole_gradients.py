@@ -21,7 +21,7 @@ __all__ = ["WholeGradients"]
 # Whole gradients of a query on the way to its preconditioned one, at most, and the share of the free memory that they may take.
 _COPIES, _SHARE = 4, 0.5
 # Of these, on average over the units that are made one after the other.
-_HELD = 2
+_RESIDENT = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class WholeGradients:
 
     def memory_bytes(self, queries: int) -> int:
         """Of memory while so many queries are asked, as many at a time as fit."""
-        return min(queries, self.at_once) * self._query_bytes * _HELD // _COPIES
+        return min(queries, self.at_once) * self._query_bytes * _RESIDENT // _COPIES
 
     @property
     def _query_bytes(self) -> int:
