@@ -153,6 +153,26 @@ def test_the_model_writes_where_nothing_is_given(page):
     assert page.locator("#said [role=button]").count() > 5
 
 
+def test_a_stored_answer_gets_scores_of_the_tokens_on_both_sides(page):
+    page.evaluate("document.getElementById('tokens').checked = false")
+    ask(page)
+    assert page.locator(".says").count() == 0 and page.locator("#hits mark").count() == 0
+    page.reload()
+    page.wait_for_selector("#answer:not([hidden])")
+    page.click("#score-tokens")
+    page.wait_for_selector(".says")
+    done(page)
+    assert page.locator("#score-tokens").count() == 0
+    rows = page.locator("#hits tbody tr").count()
+    assert page.locator(".says").count() == rows and page.locator(".says mark").count() > rows
+    assert page.locator(".says").first.inner_text().replace("says for", "").strip() == COMPLETION.strip()
+    assert page.locator("table[aria-label=Proponents] .passage mark, table[aria-label=Proponents] .whole mark").count() > 5
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)  # and they are kept with the answer
+    page.wait_for_selector(".says")
+
+
 def test_a_token_is_asked_about_alone(page):
     ask(page)
     whole = page.inner_text("#measured")

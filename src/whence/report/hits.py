@@ -47,6 +47,7 @@ class Hit:
         token_spans: Characters of `text` per token; empty unless token scores were asked for.
         token_scores: One score per token, adding up to the example's score but for the rounding of stored rows.
         image: Path of its image, if it has one in a file.
+        query_scores: One score per token of the query, `Hits.query_tokens`, adding up to the example's score; empty unless asked for.
         label: Of a classifier's example: its label, and what the model saw in it when the store was built.
     """
 
@@ -60,6 +61,7 @@ class Hit:
     token_scores: tuple[float, ...] = ()
     image: str = ""
     label: ClassLabel | None = None
+    query_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Hits:
         query_images: Path of each query's image, empty for those without one; empty if none has one.
         facts: What else is known of each query; empty if nothing is.
         beside: What is copied and what is related, by words, see `beside_hits`; empty if nobody looked.
+        query_tokens: Per query the texts of its scored tokens, for which hits have `query_scores`; empty where they have none.
     """
 
     queries: tuple[str, ...]
@@ -108,10 +111,15 @@ class Hits:
     query_images: tuple[str, ...] = ()
     facts: tuple[QueryFacts, ...] = ()
     beside: tuple[Beside, ...] = ()
+    query_tokens: tuple[tuple[str, ...], ...] = ()
 
     def label_of(self, query: int) -> ClassLabel | None:
         """The label that a query asks about; None without one."""
         return self.facts[query].label if self.facts else None
+
+    def tokens_of(self, query: int) -> tuple[str, ...]:
+        """Texts of a query's scored tokens; empty where its hits have no score for them."""
+        return self.query_tokens[query] if self.query_tokens else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `--json` prints them."""
@@ -130,6 +138,7 @@ class Hits:
                     "proponents": [_hit_dict(hit) for hit in up],
                     "opponents": [_hit_dict(hit) for hit in down],
                     **({"beside": self.beside[number].to_dict()} if self.beside else {}),
+                    **({"query_tokens": list(self.tokens_of(number))} if self.tokens_of(number) else {}),
                 }
                 for number, (query, measurement, up, down) in enumerate(
                     zip(self.queries, self.measurements, self.proponents, self.opponents, strict=True)
@@ -161,6 +170,8 @@ def _hit_dict(hit: Hit) -> dict[str, Any]:
         fields["tokens"] = [
             {"span": list(span), "score": score} for span, score in zip(hit.token_spans, hit.token_scores, strict=True)
         ]
+    if hit.query_scores:
+        fields["query_scores"] = list(hit.query_scores)
     return fields
 
 

@@ -1,6 +1,7 @@
 """A ranking as a self-contained piece of HTML, for notebooks and for the report page."""
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -32,6 +33,8 @@ _PASSAGE_WIDTH = 260
 _OPEN_QUERIES = 3
 # Names of so many characters fit into a line of a phone.
 _WHOLE_NAME = 28
+# A query of more tokens is folded beside each hit.
+_SHORT_QUERY = 40
 # Steps of shading; as many classes stand in page.css.
 _SHADES = 8
 _SIDES = (
@@ -71,9 +74,9 @@ def _query(hits: "Hits", query: int) -> str:
     peak = max((abs(hit.score) for side in both_sides for hit in side), default=0.0) or 1.0
     strongest_token = peak_of(hit for side in both_sides for hit in side)
     beside = hits.beside[query] if hits.beside else None
-    tables = "".join(
-        _table(*words, side, (peak, strongest_token), beside) for words, side in zip(_SIDES, both_sides, strict=True)
-    )
+    strongest_part = max((abs(score) for side in both_sides for hit in side for score in hit.query_scores), default=0.0)
+    shading = _Shading(peak, strongest_token, hits.tokens_of(query), strongest_part or 1.0)
+    tables = "".join(_table(*words, side, shading, beside) for words, side in zip(_SIDES, both_sides, strict=True))
     return (
         f'<details class="query"{" open" if query < _OPEN_QUERIES else ""}>'
         f'<summary><span class="label">{count}</span> <span class="ask" dir="auto">{escape(short)}</span></summary>'
@@ -82,10 +85,27 @@ def _query(hits: "Hits", query: int) -> str:
     )
 
 
-def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peaks: tuple[float, float], beside: Beside | None) -> str:
+@dataclass(frozen=True)
+class _Shading:
+    """What all hits of a query are shaded against.
+
+    Args:
+        score: The largest score.
+        token: The strongest token of a document.
+        query_tokens: Texts of the query's tokens.
+        query_token: The strongest part of one.
+    """
+
+    score: float
+    token: float
+    query_tokens: tuple[str, ...]
+    query_token: float
+
+
+def _table(name: str, meaning: str, side: "tuple[Hit, ...]", shading: _Shading, beside: Beside | None) -> str:
     if not side:
         return f'<p class="muted none">No {name.lower()} were asked for or found.</p>'
-    rows = "".join(_row(rank, hit, *peaks, beside) for rank, hit in enumerate(side, start=1))
+    rows = "".join(_row(rank, hit, shading, beside) for rank, hit in enumerate(side, start=1))
     return (
         f'<table class="hits"><caption><b>{name}</b> <span class="muted">{meaning}</span></caption>'
         '<thead><tr><th scope="col" class="rank">#</th><th scope="col" class="score">Score</th>'
@@ -93,16 +113,28 @@ def _table(name: str, meaning: str, side: "tuple[Hit, ...]", peaks: tuple[float,
     )
 
 
-def _row(rank: int, hit: "Hit", peak: float, strongest_token: float, beside: Beside | None) -> str:
-    share = min(abs(hit.score) / peak, 1.0) * 50
+def _row(rank: int, hit: "Hit", shading: _Shading, beside: Beside | None) -> str:
+    share = min(abs(hit.score) / shading.score, 1.0) * 50
     left, kind = (50.0, "up") if hit.score >= 0 else (50.0 - share, "down")
     fill = f'<i class="{kind}" style="left:{left:.1f}%;width:{share:.1f}%"></i>'
     return (
         f'<tr><td class="rank">{rank}</td>'
         f'<td class="score"><span class="value">{hit.score:+#.4g}</span>'
         f'<span class="bar" aria-hidden="true">{fill}</span></td>'
-        f"<td>{origin(hit)}{shared_html(hit, beside)}{_example(hit, strongest_token)}</td></tr>"
+        f"<td>{origin(hit)}{shared_html(hit, beside)}{_says_for(hit, shading)}{_example(hit, shading.token)}</td></tr>"
     )
+
+
+def _says_for(hit: "Hit", shading: _Shading) -> str:
+    """The query's tokens, each shaded by the part of the score that is about it."""
+    if not hit.query_scores:
+        return ""
+    words = "".join(
+        _token(text, Piece(0, len(text), score, score / shading.query_token))
+        for text, score in zip(shading.query_tokens, hit.query_scores, strict=True)
+    )
+    line = f'<p class="says" dir="auto"><span class="muted">says for</span> {words}</p>'
+    return line if len(hit.query_scores) <= _SHORT_QUERY else folded("What it says for each token of the query", line)
 
 
 def origin(hit: "Hit") -> str:

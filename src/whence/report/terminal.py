@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _OPPONENTS = 3
+# Tokens of the query, those that a document says most for.
+_TOKENS = 3
 _QUERY_WIDTH = 240
 _PASSAGE_WIDTH = 160
 # Columns, rules and padding around the passage.
@@ -84,7 +86,7 @@ def _table(hits: "Hits", number: int, console: Console) -> Table:
     beside = hits.beside[number] if hits.beside else None
 
     def cell(hit: "Hit") -> Group:
-        return _example(hit, peak, console, beside)
+        return _example(hit, peak, console, beside, hits.tokens_of(number))
 
     _add_side(table, "proponents: more weight raises the measurement", up, up, cell)
     _add_side(table, "opponents: more weight lowers the measurement", down[:_OPPONENTS], down, cell)
@@ -103,12 +105,16 @@ def _add_side(table: Table, title: str, shown: "tuple[Hit, ...]", all_hits, cell
     table.add_section()
 
 
-def _example(hit: "Hit", peak: float, console: Console, beside: Beside | None) -> Group:
+def _example(hit: "Hit", peak: float, console: Console, beside: Beside | None, query_tokens: Sequence[str]) -> Group:
     origin = Text.assemble((plain(hit.source, console), "bold"), "  " if hit.source else "", (plain(hit.id, console), "dim"))
     if hit.label is not None:
         origin.append("  ")
         origin.append(_label(hit.label, console, "label "))
     lines = [origin] if beside is None else [origin, shared_text(hit, beside, console)]
+    if hit.query_scores:
+        order = sorted(range(len(query_tokens)), key=lambda index: -abs(hit.query_scores[index]))[:_TOKENS]
+        parts = ", ".join(f"{query_tokens[index].strip() or '(space)'} {hit.query_scores[index]:+.3g}" for index in order)
+        lines.append(Text.assemble(("says for ", "dim"), plain(parts, console)))
     if not hit.text:
         return Group(*lines)
     # Two lines, with some room for the words that wrap.

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from whence.data import Dataset, Example
 from whence.errors import NonFinite
-from whence.pipeline.stored.prepared import PreparedQuery, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, hit_of, token_notes
+from whence.pipeline.stored.query_tokens import query_tokens_note, texts_of_tokens, with_query_tokens
 from whence.progress import meter
+from whence.report import Hit
 from whence.score import Ends, believable_unit, both_ends, shard_scores
 from whence.serve.hosted_store import HostedStore
 from whence.serve.question import Question
@@ -105,19 +107,23 @@ def answered(
         raise NonFinite(found="a measurement or scores that are not finite", needed="finite ones", do="ask something else")
     answers: list[dict[str, Any] | None] = []
     for index, asker in enumerate(askers):
-        sides = _sides(query, asker, index, ends)
-        if sides is None:
+        answered_sides = _sides(query, asker, index, ends)
+        if answered_sides is None:
             answers.append(None)
             continue
+        sides, notes_of_tokens = answered_sides
         question, facts, allowed = asker.question, prepared[index][1], keep[index]
         value_1 = query.rows.values[index : index + 1]
         shown = [hit["score"] for side in sides for hit in side]
+        has_parts = any("query_scores" in hit for side in sides for hit in side)
+        parts = {"query_tokens": list(texts_of_tokens(hosted.prepared.task, examples[index]))} if has_parts else {}
         unit, sizes = believable_unit(query.unit, hosted.prepared.task, value_1, [shown], [examples[index]])
         answers.append(
             {
                 "store": hosted.name,
                 **facts,
                 "k": question.k,
+                "tokens_asked": question.tokens,
                 "filter": dataclasses.asdict(question.filter),
                 "measurement": float(value_1),
                 "measurement_unit": hosted.prepared.task.unit,
@@ -125,7 +131,8 @@ def answered(
                 "method": query.method,
                 "num_examples": len(query.store),
                 "num_allowed": len(query.store) if allowed is None else int(allowed.sum()),
-                "notes": [*query.notes, *sizes],
+                "notes": [*query.notes, *notes_of_tokens, *sizes],
+                **parts,
                 "proponents": sides[0],
                 "opponents": sides[1],
                 "shares": share_lines(hosted.catalog.sources, ends.sums_QG2[index]),
@@ -180,10 +187,12 @@ def _scan(
         return ends if progress.done == len(query.store) else None
 
 
-def _sides(query: PreparedQuery, asker: Asker, index: int, ends: Ends) -> list[list[dict[str, Any]]] | None:
-    """Both sides of one question's ranking; None if nobody waits for it any more."""
+def _sides(
+    query: PreparedQuery, asker: Asker, index: int, ends: Ends
+) -> tuple[list[list[dict[str, Any]]], tuple[str, ...]] | None:
+    """Both sides of one question's ranking, and what is said of scores of tokens; None if nobody waits for it any more."""
     k, done = asker.question.k, 0
-    sides = []
+    sides, withheld, unread = [], 0, 0
     for top, sign in ((ends.high, 1), (ends.low, -1)):
         pairs = zip(top.scores_QK[index, :k].tolist(), top.rows_QK[index, :k].tolist(), strict=True)
         side = []
@@ -193,10 +202,21 @@ def _sides(query: PreparedQuery, asker: Asker, index: int, ends: Ends) -> list[l
                 return None
             hit = {"row": row, "score": score, "tokens": []}
             if asker.question.tokens:
-                scored, _ = query.with_tokens(hit_of(query.store, row, score), index)
+                scored, is_far = query.with_tokens(hit_of(query.store, row, score), index)
+                withheld, unread = withheld + is_far, unread + (not scored.token_scores and not is_far)
                 hit["tokens"] = list(zip(map(list, scored.token_spans), scored.token_scores, strict=True))
                 done += 1
                 asker.report("tokens", done, 2 * k)
             side.append(hit)
         sides.append(side)
-    return sides
+    notes = token_notes(query.method, withheld, unread)
+    return sides, notes + (_with_parts(query, index, [hit for side in sides for hit in side]) if asker.question.tokens else ())
+
+
+def _with_parts(query: PreparedQuery, index: int, hits: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Add what each hit says for each token of the question, where the parts add up to its score; what is said where they do not."""
+    scored = with_query_tokens(query, index, [Hit("", hit["row"], hit["score"]) for hit in hits])
+    for hit, parts in zip(hits, scored, strict=True):
+        if parts.query_scores:
+            hit["query_scores"] = list(parts.query_scores)
+    return query_tokens_note(query.task, [query.dataset.examples[index]], [scored])

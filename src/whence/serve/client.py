@@ -315,6 +315,7 @@ def _hits(answers: Sequence[Mapping[str, Any]], facts: Sequence[QueryFacts]) -> 
         measurement_unit=first["measurement_unit"],
         facts=tuple(facts),
         beside=columns,
+        query_tokens=tuple(tuple(map(str, answer.get("query_tokens", ()))) for answer in answers),
     )
 
 
@@ -342,4 +343,5 @@ def _hit(content: Mapping[str, Any]) -> Hit:
         span=tuple(content["span"]) if "span" in content else None,
         token_spans=tuple(tuple(token["span"]) for token in tokens),
         token_scores=tuple(token["score"] for token in tokens),
+        query_scores=tuple(map(float, content.get("query_scores", ()))),
     )

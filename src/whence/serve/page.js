@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const SHADES = 8;
 // Questions to begin with that are shown at once.
 const CHIPS = 5;
+// A question of more tokens is folded beside each hit.
+const LONG = 40;
 const PHASES = { writing: "writing", gradients: "reading the question", scan: "scanning the store", tokens: "looking into the examples" };
 const state = { stores: [], limits: {}, redacted: false, answer: null, running: null };
 
@@ -209,6 +211,8 @@ function said(answer) {
   parts.push(slice(answer.completion, at));
   $("said").replaceChildren(...parts);
   $("hint").replaceChildren(answer.token === null ? "Choose a token to ask about it alone." : make("button", { type: "button", id: "whole", class: "plain-button" }, "Ask about the whole completion again"));
+  const isScored = answer.tokens_asked || [...answer.proponents, ...answer.opponents].some((hit) => hit.tokens);
+  if (!isScored && !answer.redacted) $("hint").append(" ", make("button", { type: "button", id: "score-tokens", class: "plain-button" }, "Score its tokens and those of the examples"));
 }
 
 function choose(event) {
@@ -240,7 +244,24 @@ function row(hit, rank, peak) {
   if (shared) origin.append(make("p", { class: "muted shared" }, ...sharing(shared, hit)));
   return make("tr", {}, make("td", { class: "rank" }, String(rank)),
     make("td", { class: "score" }, make("span", { class: "value" }, signed(hit.score)), make("span", { class: "bar", "aria-hidden": "true" }, fill)),
-    make("td", {}, origin, example(hit)));
+    make("td", {}, origin, ...saysFor(hit), example(hit)));
+}
+
+// The question's tokens, each shaded by the part of the score that is about it.
+function saysFor(hit) {
+  if (!hit.query_scores) return [];
+  const { proponents, opponents, query_tokens: tokens } = state.answer;
+  const peak = Math.max(...[...proponents, ...opponents].flatMap((one) => one.query_scores || []).map(Math.abs), 0) || 1;
+  const words = hit.query_scores.flatMap((score, place) => marked(tokens[place], score, score / peak));
+  const line = make("p", { class: "says", dir: "auto" }, make("span", { class: "muted" }, "says for"), " ", ...words);
+  return words.length && hit.query_scores.length <= LONG ? [line] : [make("details", { class: "more" }, make("summary", {}, "What it says for each token of the question"), line)];
+}
+
+function marked(text, score, strength) {
+  const step = Math.round(Math.abs(strength) * SHADES);
+  const word = text.replace(/^ +/, "") || text;
+  if (!step) return [text];
+  return [text.slice(0, text.length - word.length), make("mark", { class: (score > 0 ? "p" : "n") + step, title: signed(score) }, word)];
 }
 
 const KINDS = { copied: "copied", related: "related", influential: "only influential" };
@@ -299,10 +320,7 @@ function shaded(hit, start, stop) {
     if (first >= last || first < at) continue;
     if (first > at) parts.push(characters.slice(at, first).join(""));
     at = last;
-    const text = characters.slice(first, last).join(""), step = Math.round(Math.abs(token.strength) * SHADES);
-    const word = text.replace(/^ +/, "") || text;
-    if (!step) { parts.push(text); continue; }
-    parts.push(text.slice(0, text.length - word.length), make("mark", { class: (token.score > 0 ? "p" : "n") + step, title: signed(token.score) }, word));
+    parts.push(...marked(characters.slice(first, last).join(""), token.score, token.strength));
   }
   parts.push(characters.slice(at, stop).join(""));
   return parts;
@@ -447,6 +465,13 @@ $("image").addEventListener("change", () => {
 $("example").addEventListener("input", () => { $("image").value = ""; $("preview").hidden = true; });
 $("said").addEventListener("click", choose);
 $("said").addEventListener("keydown", choose);
+$("hint").addEventListener("click", (event) => {
+  if (event.target.id !== "score-tokens") return;
+  $("tokens").checked = true;
+  $("k").value = state.answer.k;
+  fill(state.answer);
+  ask(state.answer.token);
+});
 $("hint").addEventListener("click", (event) => { if (event.target.id === "whole") { $("prompt").value = state.answer.prompt; $("completion").value = state.answer.completion; $("foil").value = state.answer.foil || ""; ask(); } });
 $("shares").addEventListener("click", (event) => {
   const source = event.target.closest("[data-source]")?.dataset.source;

@@ -94,7 +94,8 @@ def _hit(hosted: HostedStore, logged: Mapping[str, Any], example: Mapping[str, A
     """A hit as the log keeps it, with its example."""
     hit = hit_of(hosted.prepared.store, logged["row"], logged["score"], example)
     spans, scores = zip(*logged["tokens"], strict=True) if logged["tokens"] else ((), ())
-    return dataclasses.replace(hit, token_spans=tuple(map(tuple, spans)), token_scores=tuple(scores))
+    parts = tuple(logged.get("query_scores", ()))
+    return dataclasses.replace(hit, token_spans=tuple(map(tuple, spans)), token_scores=tuple(scores), query_scores=parts)
 
 
 def _shown_sides(hosted: HostedStore, sides: Mapping[str, Sequence[Hit]], *, redacted: bool) -> dict[str, Any]:
@@ -115,4 +116,5 @@ def _shown_hit(hosted: HostedStore, hit: Hit, peak: float, *, redacted: bool) ->
     shown |= {"text": hit.text, "passage": list(strongest(hit, parts, _PASSAGE))}
     shown |= {"span": list(hit.span)} if hit.span is not None else {}
     tokens = [{"span": [part.start, part.stop], "score": part.score, "strength": part.strength} for part in parts]
+    shown |= {"query_scores": list(hit.query_scores)} if hit.query_scores else {}
     return shown | ({"tokens": tokens} if hit.token_scores else {})

@@ -22,7 +22,7 @@ from whence.tasks.token_inputs import context_length, fits_context, padding_toke
 from whence.tasks.token_loss import IGNORED
 from whence.tasks.token_rows import next_token_losses, token_rows
 
-__all__ = ["CausalLM", "contrast_notes", "contrasted", "tokenizer_digest"]
+__all__ = ["CausalLM", "contrast_notes", "contrasted", "token_queries", "tokenizer_digest"]
 
 Long = Literal["error", "split", "truncate"]
 
@@ -299,6 +299,28 @@ def contrasted(example: Example, foil: Example) -> Example:
     fields = {**example.fields, "foil_ids": foil.fields["input_ids"], "foil_labels": foil.fields["labels"]}
     # Both are a row of the batch.
     return replace(example, fields=fields, length=2 * max(example.length, foil.length))
+
+
+def token_queries(example: Example) -> list[Example]:
+    """A query for each scored token of a query, whose measurements add up to its own: those of a foil behind its own, negative.
+
+    Args:
+        example: A query, perhaps with a foil.
+    """
+    own = {name: example.fields[name] for name in ("input_ids", "labels")}
+    alone = replace(example, fields=own, length=len(own["labels"]))
+    queries = [replace(alone, fields={**own, "labels": labels}) for labels in _single_labels(own["labels"])]
+    if "foil_ids" not in example.fields:
+        return queries
+    nothing = {**example.fields, "labels": np.full_like(own["labels"], IGNORED)}
+    foils = _single_labels(example.fields["foil_labels"])
+    return queries + [replace(example, fields={**nothing, "foil_labels": labels}) for labels in foils]
+
+
+def _single_labels(labels: np.ndarray) -> list[np.ndarray]:
+    """The same with one label each; the first token is not predicted."""
+    positions = (labels[1:] != IGNORED).nonzero()[0] + 1
+    return [np.where(np.arange(len(labels)) == at, labels, np.asarray(IGNORED, labels.dtype)) for at in positions]
 
 
 def contrast_notes(queries: Sequence[Example]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.capture import Plan, check_task, plan_units
@@ -16,6 +17,7 @@ from whence.methods import Method, method_named
 from whence.pipeline.inputs import as_dataset, autocast_named, refuse_bare_model
 from whence.pipeline.stored.anchors import span_note
 from whence.pipeline.stored.encoders import stored_encoder
+from whence.pipeline.stored.query_tokens import TOKENS_AT_ONCE, queries_of_tokens
 from whence.pipeline.stored.same_model import check_store_model, probe_file, remade
 from whence.progress import meter
 from whence.records import Recipe
@@ -26,10 +28,19 @@ from whence.store import Store, addition_notes, deleted_notes, fidelity_notes, l
 from whence.tasks import AbstractTask, contrast_notes
 from whence.workers import Workers
 
-__all__ = ["PreparedQuery", "PreparedStore", "check_damping", "hit_of"]
+__all__ = ["PreparedQuery", "PreparedStore", "check_damping", "hit_of", "token_notes"]
 
 # Token scores come from the gradient made again: they explain a stored row's score only as far as it holds that gradient.
 _FARTHEST = 2.0
+_WITHHELD = (
+    "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
+    "half or more than twice of the hits'; do this: build with {}; or ask a store of aligned in two stages (--rerank exact), which takes "
+    "whole gradients"
+)
+_UNREAD = (
+    "{} hits have no token scores: the store has no text of them, or one that gives other tokens than at the build; do this: ask the exact "
+    "stage of a store of aligned (--rerank exact), which takes the training data, or build with texts"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +248,28 @@ class PreparedQuery:
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return dataclasses.replace(hit, token_spans=spans, token_scores=tuple(parts.tolist())), False
 
+    def query_parts(self, query: int, rows: Sequence[int]) -> Tensor:
+        """Parts of one query's scores of some rows, ascending, by its tokens, shape (A, K); exact, since scores are linear in the query."""
+        parts = [torch.zeros(0, len(rows))]
+        examples = queries_of_tokens(self.task, self.dataset.examples[query])
+        for start in range(0, len(examples), TOKENS_AT_ONCE):
+            some = examples[start : start + TOKENS_AT_ONCE]
+            with meter("query tokens", len(some), quiet=True) as progress:
+                gradients = gradient_rows(
+                    self.task, self.plan, self.encoder, some, batching=Batching(self.max_positions), progress=progress,
+                    objective="measurement", autocast=autocast_named(self.store.blueprint.autocast),
+                )  # fmt: skip
+            if self.roots is None:
+                ready = precondition(self.store, gradients, self.damping)
+            else:
+                # What whitens is of the whole queries, whatever their parts.
+                scale = -1.0 / len(self.store)
+                pairs = zip(gradients.units, self.roots, strict=True)
+                ready = [(unit.flatten(1) @ root @ root * scale).view_as(unit) for unit, root in pairs]
+            norms_Q = None if self.norms_Q is None else self.norms_Q[query].expand(len(some))
+            parts.append(row_scores(self.store, ready, rows, norms_Q=norms_Q, roots=self.roots))
+        return torch.cat(parts)
+
     def _stored_score(self, hit: Hit, query: int) -> float:
         """What the stored row scores before it is divided by norms, which is what the parts of a gradient add up to."""
         if self.norms_Q is None:
@@ -264,6 +297,21 @@ def check_damping(method: str, requested: Damping) -> None:
         found=f"damping for a store of {method}",
         needed="the damping that its rows were whitened with" if inside else "a method with curvature",
         do="leave damping out" + (", or build with another relative_damping" if inside else ""),
+    )
+
+
+def token_notes(method: str, withheld: int, unread: int) -> tuple[str, ...]:
+    """What is said of hits without token scores.
+
+    Args:
+        method: Of the store.
+        withheld: Hits whose rows are too far from their gradients.
+        unread: Hits without a text that gives their tokens.
+    """
+    more = "more bytes (--bytes-per-example)" if method == "aligned" else "a larger rank or dtype, or method aligned"
+    return (
+        *([_WITHHELD.format(withheld, more)] if withheld else []),
+        *([_UNREAD.format(unread)] if unread else []),
     )
 
 

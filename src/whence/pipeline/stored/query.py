@@ -16,7 +16,8 @@ from whence.pipeline.class_labels import class_labels
 from whence.pipeline.inputs import autocast_named, refuse_bare_model
 from whence.pipeline.questions import questions_of
 from whence.pipeline.stored.indexed import index_note, indexed_top, open_index
-from whence.pipeline.stored.prepared import PreparedQuery, PreparedStore, hit_of
+from whence.pipeline.stored.prepared import PreparedQuery, PreparedStore, hit_of, token_notes
+from whence.pipeline.stored.query_tokens import query_tokens_note, texts_of_tokens, with_query_tokens
 from whence.pipeline.stored.rerank import ExactStage, Stage, check_same_rows, reranked
 from whence.pipeline.stored.shortlist import recall_note, shortlist_wanted
 from whence.progress import Meter, meter
@@ -28,16 +29,6 @@ from whence.store import Store, open_store
 from whence.tasks import AbstractTask, Classification
 
 __all__ = ["ensemble_table", "query", "score_table"]
-
-_WITHHELD = (
-    "{} hits have no token scores: rows of so few bits or factors hold too little of these gradients, whose own scores are less than "
-    "half or more than twice of the hits'; do this: build with {}; or ask a store of aligned in two stages (--rerank exact), which takes "
-    "whole gradients"
-)
-_UNREAD = (
-    "{} hits have no token scores: the store has no text of them, or one that gives other tokens than at the build; do this: ask the exact "
-    "stage of a store of aligned (--rerank exact), which takes the training data, or build with texts"
-)
 
 
 @records_only(rerank=Rerank, damping=Damping, store=Indexed, runtime=Runtime)
@@ -66,6 +57,7 @@ def query(
             store takes its method's own.
         tokens: Whether the text hits get a score per token, which runs the model on each hit again. They add up to the hit's score. A hit
             whose gradient, made again, scores less than half or more than twice of what its stored row does gets none, and a note says so.
+            A language model's queries are split, too: each hit has a part for every scored token of the query, exact, for a gradient each.
         rerank: A second stage for the shortlist.
         runtime: How the job runs. Processes scan their own shards each; all of them return the answer, which is that of one process.
 
@@ -120,13 +112,11 @@ def query(
         recall_notes = recall_note(store, size) if isinstance(stage, ExactStage) and is_scan else ()
         notes = (*notes, *recall_notes, f"scores by {by}, of {share}")
     hits, (withheld, unread) = _both_sides(prepared.store, stage or prepared, high, low, tokens=tokens, quiet=quiet)
-    if withheld:
-        is_aligned = prepared.method == "aligned"
-        more = "more bytes (--bytes-per-example)" if is_aligned else "a larger rank or dtype, or method aligned"
-        notes = (*notes, _WITHHELD.format(withheld, more))
-    if unread:
-        notes = (*notes, _UNREAD.format(unread))
-    shown = [[hit.score for hit in (*up, *down)] for up, down in hits]
+    notes = (*notes, *token_notes(prepared.method, withheld, unread))
+    together = [(*up, *down) for up, down in hits]
+    if tokens:
+        notes = (*notes, *query_tokens_note(task, prepared.dataset.examples, together))
+    shown = [[hit.score for hit in side] for side in together]
     unit, sizes = believable_unit(unit, task, prepared.rows.values, shown, prepared.dataset.examples)
     return Hits(
         queries=tuple(_title(*pair) for pair in zip(prepared.dataset.examples, records, strict=True)),
@@ -140,6 +130,10 @@ def query(
         notes=(*notes, *sizes, *_label_notes(task, hits)),
         measurement_unit=task.unit,
         facts=_facts(prepared, records),
+        query_tokens=tuple(
+            texts_of_tokens(task, example) if any(hit.query_scores for hit in side) else ()
+            for example, side in zip(prepared.dataset.examples, together, strict=True)
+        ),
         stage="scan" if stage is None else "exact" if isinstance(stage, ExactStage) else "store",
     )
 
@@ -307,6 +301,9 @@ def _both_sides(
                     unread += sum(not hit.token_scores and not is_far for hit, is_far in explained)
                     progress.advance(top.rows_QK.shape[1])
                 sides.append(tuple(hits))
+            if tokens:
+                both = with_query_tokens(stage, query, [*sides[0], *sides[1]])
+                sides = [tuple(both[: len(sides[0])]), tuple(both[len(sides[0]) :])]
             by_side.append((sides[0], sides[1]))
     return by_side, (withheld, unread)
 

@@ -17,6 +17,7 @@ from whence.data import Dataset, Example
 from whence.errors import BadInput, StoreMismatch
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.stored.prepared import PreparedQuery
+from whence.pipeline.stored.query_tokens import queries_of_tokens
 from whence.pipeline.stored.same_model import TEXT_TASKS
 from whence.pipeline.stored.whole_gradients import WholeGradients
 from whence.progress import meter
@@ -42,6 +43,10 @@ class Stage(Protocol):
 
     def with_tokens(self, hit: Hit, query: int) -> tuple[Hit, bool]:
         """The hit with a score per token, and whether it has none because its row is too far from its gradient."""
+        ...
+
+    def query_parts(self, query: int, rows: Sequence[int]) -> Tensor:
+        """Parts of one query's scores of some rows, ascending, by its tokens, shape (A, K); no parts where there are none."""
         ...
 
 
@@ -117,6 +122,16 @@ class ExactStage:
         parts_T = token_scores(self.prepared.task, self.prepared.plan, self.gradients.whole, example, self.last_query[query])
         spans = tuple((int(a), int(b)) for a, b in example.token_spans)
         return replace(hit, token_spans=spans, token_scores=tuple(parts_T.tolist())), False
+
+    def query_parts(self, query: int, rows: Sequence[int]) -> Tensor:
+        """Parts of one query's scores of some rows by its tokens, shape (A, K); the model runs on these rows' examples again."""
+        parts = [torch.zeros(0, len(rows))]
+        examples, size = queries_of_tokens(self.prepared.task, self.prepared.dataset.examples[query]), self.at_once
+        for start in range(0, len(examples), size):
+            blocks = self.blocks(examples[start : start + size])
+            with meter("query tokens", len(rows), quiet=True) as progress:
+                parts.append(self.gradients.scores(blocks, [self.examples[row] for row in rows], progress).cpu())
+        return torch.cat(parts)
 
     def blocks(self, queries: Sequence[Example]) -> list[Tensor]:
         """Preconditioned queries, per unit of shape (Q, O, I), on the model's device: their products with gradients are scores."""
