@@ -54,7 +54,7 @@ SHOWN = {
     "serve": ("Client", "ServeConfig"),
     "distributed": ("Ranks",),
     "workers": ("Workers",),
-    "tasks": ("AbstractTask", "Draws", "Hiding", "Measured", "NoiseSchedule", "TextLimits", "load_diffusion"),
+    "tasks": ("AbstractTask", "Draws", "Guidance", "Hiding", "Measured", "NoiseSchedule", "TextLimits", "load_diffusion"),
     "settings": (*(name for name in whence.settings.__all__ if name[0].isupper()), "exact_settings"),
     "clusters": ("Clusters", "clusters", "write_clusters"),
     "shares": ("ShareCheck", "ShareLine", "Shares", "named_sources", "shares", "verify_shares", "write_shares"),
@@ -126,8 +126,12 @@ Gradients of single examples are made in two ways. **Hooks** see what enters a l
 at once, and nothing is written out that need not be. **The twin** differentiates the loss of each example, collated alone, by the
 parameters that hooks do not cover, and writes the gradients out: examples of one shape side by side under `torch.func`, where the model can
 be run so and the check before every run finds the same as alone, else one at a time. It has to be asked for: `functional=True` is enough
-for any module in Python and takes only what hooks cannot do; patterns of parameter names choose. Without, a parameter that no hook covers is
-an error, never skipped.
+for any module in Python and takes only what hooks cannot do; patterns of parameter names choose. Without, parameters that no hook covers go
+through the twin if they are at most 2 % of those tracked, such as places and tokens of a vision transformer, and answers, `inspect` and
+`forecast` say so; more are an error, never skipped.
+
+Tables of places are found to be looked up for all examples at once, and by which ids: `table(torch.arange(length))` as people write it,
+tables that make their ids themselves (BART, OPT, Whisper), and distances that attention adds to its scores (T5, MPNet).
 """
 _COVERAGE_LAYERS = """Each row is a test: the layer alone, against plain autograd on one example at a time, in float64. A parameter of
 complex numbers counts as two of real ones, its parts. Refused before anything long runs: batch norms without running statistics and losses

@@ -211,21 +211,53 @@ def _encoder(kind, config, **options):
     return build
 
 
-def _translation():
-    import transformers
+def _translation(kind, config, cls=None, **inputs):
+    """An encoder-decoder; `inputs` are the encoder's, if not ids."""
 
-    config = transformers.T5Config(
-        d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, vocab_size=30, decoder_start_token_id=0, dropout_rate=0.0
-    )
+    def build():
+        import transformers
 
+        made = getattr(transformers, f"{kind}Config")(decoder_start_token_id=0, **config)
+
+        def loss(model, batch):
+            given = {name: batch[name] for name in inputs or ("input_ids",)}
+            logits = model(**given, decoder_input_ids=batch["told"]).logits
+            return nn.functional.cross_entropy(logits.transpose(1, 2), batch["wanted"], reduction="none").sum(1)
+
+        names = ("told", "wanted") if inputs else ("input_ids", "told", "wanted")
+        records = [
+            {name: torch.randint(3, 30, (5,)) for name in names} | {name: _normal(*shape) for name, shape in inputs.items()}
+            for _ in range(4)
+        ]
+        model = getattr(transformers, cls or f"{kind}ForConditionalGeneration")(made)
+        return whence.Custom(model.double(), loss), records
+
+    return build
+
+
+class PlacesGPT(nn.Module):
+    """Places as they are written by hand: a table that is given `arange(length)`, and its rows added to those of all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places, self.norm, self.head = (
+            nn.Embedding(30, 8),
+            nn.Embedding(16, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 30),
+        )
+
+    def forward(self, ids):
+        hidden = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(torch.tanh(self.norm(hidden)).cumsum(1))
+
+
+def _by_hand(examples=4, length=8):
     def loss(model, batch):
-        logits = model(input_ids=batch["input_ids"], decoder_input_ids=batch["told"]).logits
-        return nn.functional.cross_entropy(logits.transpose(1, 2), batch["wanted"], reduction="none").sum(1)
+        return nn.functional.cross_entropy(model(batch["ids"]).transpose(1, 2), batch["wanted"], reduction="none").sum(1)
 
-    records = [{name: torch.randint(30, (5,)) for name in ("input_ids", "told", "wanted")} for _ in range(4)]
-    model = transformers.T5ForConditionalGeneration(config).double()
-    # These tables are looked up once per pair of places, for all examples together.
-    return whence.Custom(model, loss, functional=True), records
+    records = [{name: torch.randint(30, (length,)) for name in ("ids", "wanted")} for _ in range(examples)]
+    return whence.Custom(PlacesGPT().double(), loss), records
 
 
 def _masked():
@@ -243,6 +275,11 @@ def _normal(*shape):
 _GPT = {"vocab_size": 30, "bos_token_id": None, "eos_token_id": None}
 _VIT = {key: value for key, value in _TEXT.items() if key not in ("vocab_size", "max_position_embeddings")}
 _MOE = {"num_experts_per_tok": 2}
+_T5 = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2, "vocab_size": 30, "dropout_rate": 0.0}
+_BART = {
+    "vocab_size": 30, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "max_position_embeddings": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
 
 FAMILIES = {
     "cnn_group_norm": Family("Images", "CNN with GroupNorm and grouped convolutions", _group_norm),
@@ -307,10 +344,10 @@ FAMILIES = {
                 "hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30,
                 "max_position_embeddings": 16, "word_embed_proj_dim": 8, **_NO_MARKS,
             },
-            functional=True,
         ),
         hf=True,
     ),  # fmt: skip
+    "places": Family("Language models", "by hand, places without an axis for the examples", _by_hand),
     "bloom": Family(
         "Language models", "Bloom", _language("Bloom", {**_GPT, "hidden_size": 8, "n_layer": 1, "n_head": 2}), hf=True
     ),
@@ -334,7 +371,24 @@ FAMILIES = {
         hf=True,
     ),
     "masked_bert": Family("Encoders", "BERT as a masked language model", _masked, hf=True),
-    "t5": Family("Encoders", "T5, encoder and decoder", _translation, hf=True),
+    "mpnet": Family("Encoders", "MPNet: distances between places", _encoder("MPNet", _TEXT), hf=True),
+    "t5": Family("Encoder-decoders", "T5", _translation("T5", _T5), hf=True),
+    "umt5": Family("Encoder-decoders", "UMT5: distances in every layer", _translation("UMT5", _T5), hf=True),
+    "longt5": Family("Encoder-decoders", "LongT5, local attention", _translation("LongT5", {**_T5, "local_radius": 3}), hf=True),
+    "bart": Family("Encoder-decoders", "BART", _translation("Bart", _BART), hf=True),
+    "blenderbot": Family("Encoder-decoders", "Blenderbot", _translation("Blenderbot", _BART), hf=True),
+    "marian": Family("Encoder-decoders", "Marian", _translation("Marian", _BART, "MarianMTModel"), hf=True),
+    "whisper": Family(
+        "Encoder-decoders",
+        "Whisper",
+        _translation(
+            "Whisper",
+            {**{k: v for k, v in _BART.items() if not k.startswith("max")}, "num_mel_bins": 4, "max_source_positions": 6,
+             "max_target_positions": 8, "begin_suppress_tokens": None},
+            input_features=(4, 12),
+        ),
+        hf=True,
+    ),
     "two_heads": Family("Several losses", "a class and two sizes, one loss added to the other", _doubled),
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ class Told(TinyUNet):
 
 
 NOISED = {field.name for field in fields(whence.tasks.Draws)}
-MEASURED = {field.name for field in fields(whence.tasks.Measured)}
+MEASURED = {field.name for field in fields(whence.tasks.Measured)} - {"draws"}
 
 
 def made(count=4, *, classes=None, lone=False, network=None, **options):
@@ -86,6 +86,7 @@ def made(count=4, *, classes=None, lone=False, network=None, **options):
     network = TinyUNet(classes, lone) if network is None else network
     noised = {"draws": 3, "shared": False, **{name: options.pop(name) for name in NOISED & options.keys()}}
     measured = {name: options.pop(name) for name in MEASURED & options.keys()}
+    measured |= {"draws": options.pop("measured_draws")} if "measured_draws" in options else {}
     task = whence.Diffusion(
         network.double(),
         noised=whence.tasks.Draws(**noised),
@@ -456,8 +457,8 @@ def test_a_network_that_gives_a_variance_too():
         ({"min_snr": 5.0, "schedule": "flow"}, BadInput, "found min_snr=5.0 with the schedule 'flow matching'"),
         ({"measure": "likelihood"}, UnknownOption, "found measure='likelihood'; needed one of: loss, loss_at"),
         ({"output": "margin"}, UnknownOption, "found output='margin'; needed one of: loss, square_norm"),
-        ({"draws": 0}, BadInput, "found draws=0, clip=None; needed 1 draw or more"),
-        ({"clip": 0.0}, BadInput, "found draws=3, clip=0.0; needed 1 draw or more"),
+        ({"draws": 0}, BadInput, "found draws=0; needed 1 draw or more"),
+        ({"clip": 0.0}, BadInput, "found clip=0.0; needed a positive clip or none"),
         ({"prediction": "flow"}, Unsupported, "prediction='flow' with the schedule 'linear, 1,000 steps'"),
         ({"schedule": "flow", "prediction": "v"}, Unsupported, "prediction='v' with the schedule 'flow matching'"),
         ({"schedule": "flow", "measure": "elbo"}, Unsupported, "measure='elbo' with flow matching; needed a schedule in steps"),

@@ -47,6 +47,82 @@ def test_every_layer_equals_autograd(title):
         assert_same_sum(actual, wanted, terms=4096)
 
 
+@pytest.mark.parametrize("examples", [3, 4, 8, 12])
+def test_places_without_an_axis_for_the_examples_whatever_their_number(examples):
+    """Also where there are as many examples as places, or half as many, in the check or later."""
+    torch.manual_seed(0)
+    task, records = families._by_hand(examples, 8)
+    dataset = task.prepare(records)
+    plan = plan_units(task)
+    check_task(task, plan, dataset.examples)
+    for count in (examples, 2, 1):
+        some = whence.data.Dataset(dataset.examples[:count])
+        _, found = captured(task, some, plan=plan)
+        for actual, wanted in zip(found, unit_gradients(task, plan, dense_gradients(task, some.examples)), strict=True):
+            assert_same_sum(actual, wanted, terms=4096)
+
+
+def test_a_label_that_is_looked_up_is_not_taken_for_a_place():
+    """Ids of one axis that is that of the examples, beside a gradient that the check finds wrong for another reason."""
+
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.label, self.layer = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+        def forward(self, ids):
+            return self.layer(torch.tanh(self.label(ids) + self.label.weight.sum(0)))
+
+    task = whence.Classification(Told().double())
+    examples = task.prepare([(torch.tensor(number % 5), number % 3) for number in range(6)]).examples
+    with pytest.raises(Unsupported, match=r"captured gradient of 'label.weight' that differs"):
+        check_task(task, plan := plan_units(task), examples)
+    assert not plan.route.bare
+    right = whence.Classification(nn.Sequential(nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    dataset = right.prepare([(torch.tensor(number % 5), number % 3) for number in range(6)])
+    check_task(right, plan := plan_units(right), dataset.examples)
+    assert not plan.route.bare
+
+
+def test_a_table_of_places_that_does_more_than_look_up_is_not_let_pass():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 2.0 * super().forward(ids)
+
+    model = nn.Sequential(Scaled(6, 4), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+    records = [(torch.randint(6, (2,)), number % 3) for number in range(4)]
+    task = whence.Classification(model)
+    with pytest.raises(Unsupported, match="pass functional=True"):
+        check_task(task, plan_units(task), task.prepare(records).examples)
+    task = whence.Classification(model, functional=True)
+    dataset = task.prepare(records)
+    check_task(task, plan := plan_units(task), dataset.examples)
+    _, found = captured(task, dataset, plan=plan)
+    for actual, wanted in zip(found, unit_gradients(task, plan, dense_gradients(task, dataset.examples)), strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+
+
+def test_few_parameters_without_a_rule_go_through_the_twin_unasked():
+    """And the answer says so; many are refused."""
+    pytest.importorskip("transformers")
+    small = {**families._VIT, "hidden_size": 32, "intermediate_size": 128, "image_size": 4, "patch_size": 4}
+    task, records = families._pixels("ViT", small, 4)()
+    dataset = task.prepare(records)
+    plan = plan_units(task)
+    names = ("vit.embeddings.cls_token", "vit.embeddings.position_embeddings")
+    assert plan.functional == names == plan.coverage.unasked
+    assert str(plan.coverage).endswith(f"; in a pass of their own through torch.func, having no layer rule: {', '.join(names)}")
+    check_task(task, plan, dataset.examples)
+    _, found = captured(task, dataset, plan=plan)
+    for actual, wanted in zip(found, unit_gradients(task, plan, dense_gradients(task, dataset.examples)), strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+    asked = whence.Classification(task.model, functional=True)
+    assert plan_units(asked).coverage.unasked == ()
+    narrow, _ = families._pixels("ViT", {**families._VIT, "image_size": 8, "patch_size": 4})()
+    with pytest.raises(Unsupported, match=r"2 parameter\(s\) that no layer rule covers"):
+        plan_units(narrow)
+
+
 def test_an_expert_taken_for_an_ordinary_layer_is_refused():
     """By the check, or, where its two examples happen to be routed alike, by the first batch."""
     found = {"check": 0, "batch": 0}

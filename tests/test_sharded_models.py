@@ -22,8 +22,8 @@ from tests.settings import QUIET
 from tests.test_distributed import _command, bytes_of, results, start, together
 from whence.capture import capture, check_task, frozen, plan_units
 from whence.capture.halves import in_halves
-from whence.capture.hooks import taps
 from whence.capture.memory import forecast
+from whence.capture.taps import taps
 from whence.cli import main
 from whence.data import batches
 from whence.distributed import Ranks

@@ -83,8 +83,7 @@ def mlp(outputs):
 def made(name, tokenizer):
     """A task and its records."""
     if name in ("t5", "bart"):
-        # Their tables of places have rules of their own, or no row per example: these go through the twin.
-        return Seq2Seq(model_of(name), tokenizer, functional=True), TURNS
+        return Seq2Seq(model_of(name), tokenizer), TURNS
     if name == "tagger":
         task = TokenClassification(model_of("tagger", num_labels=3), tokenizer, labels=["O", "B", "I"])
         return task, [{"tokens": ["ab", "c"], "labels": ["O", "B"]}, {"tokens": ["def", "g", "h"], "labels": [2, None, 0]}]

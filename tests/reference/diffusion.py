@@ -52,7 +52,9 @@ def loss_by_image_errors(task, example) -> Tensor:
             "v": lambda p=predicted, x=noisy, a=signal, b=strength: a * x - b * p,
             "image": lambda p=predicted: p,
         }
-        parts.append(min((signal / strength) ** 2, task.min_snr) * (estimates[task.prediction]() - image).square().mean())
+        parts.append(
+            min((signal / strength) ** 2, task.noised.min_snr) * (estimates[task.prediction]() - image).square().mean()
+        )
     return torch.stack(parts).mean()
 
 
@@ -110,3 +112,46 @@ def negative_elbo_by_terms(
             terms.append(0.5 * float((weight * (image - guess)).square().sum() / variance))
         total += sum(terms) / len(terms)
     return total
+
+
+def told_draws(task, example) -> list[dict]:
+    """What each draw of the training loss is, read off the batch of the example alone: time, noise, image and what the network is told."""
+    batch = task.collate([example])
+    found = []
+    for number, (time, noise) in enumerate(draws(task, example)):
+        is_hidden = "hidden" in batch and bool(batch["hidden"][0, number])
+        names = [name for name in ("label", "condition") if name in batch]
+        image = batch["augmented"][0, number] if "augmented" in batch else batch["image"][0]
+        named = [batch[f"null_{name}" if is_hidden else name][0] for name in names]
+        found.append({"time": time, "noise": noise, "image": image, "told": named})
+    return found
+
+
+def prediction(task, time: Tensor, noise: Tensor, image: Tensor, told: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The network's prediction for one draw of one image, and its target."""
+    signal, strength = mixture(task.schedule.kept_S, time)
+    found = task.model((signal * image + strength * noise)[None], time[None], *[value[None] for value in told])
+    targets = {"noise": noise, "v": signal * noise - strength * image, "image": image}
+    return getattr(found, "sample", found)[0], targets[task.prediction]
+
+
+def training_loss(task, example) -> Tensor:
+    """Mean over draws of the error on what training saw: another image each time, and nothing told where that was hidden."""
+    errors = []
+    for draw in told_draws(task, example):
+        predicted, target = prediction(task, **draw)
+        errors.append((predicted - target).square().mean())
+    return torch.stack(errors).mean()
+
+
+def guided_loss(task, example, scale: float) -> Tensor:
+    """Mean over draws of the error of u + scale (c - u), one network call for each."""
+    batch = task.collate([example])
+    errors = []
+    for time, noise in draws(task, example):
+        image = batch["image"][0]
+        names = [name for name in ("label", "condition") if name in batch]
+        with_it, target = prediction(task, time, noise, image, [batch[name][0] for name in names])
+        without, _ = prediction(task, time, noise, image, [batch[f"null_{name}"][0] for name in names])
+        errors.append(((1 - scale) * without + scale * with_it - target).square().mean())
+    return torch.stack(errors).mean()

@@ -6,11 +6,12 @@ from whence.capture.forward import forward_mode
 from whence.capture.frozen import frozen
 from whence.capture.halves import in_halves, is_out_of_memory
 from whence.capture.head import Head, separate_head
-from whence.capture.hooks import Objective, capture, taps
+from whence.capture.hooks import Objective, capture
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
 from whence.capture.pulled import pulled
 from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
 from whence.capture.swapped import with_weights
+from whence.capture.taps import taps
 from whence.capture.telling_examples import telling_examples
 from whence.capture.units import Coverage, Plan, plan_units
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from whence.capture.batch_values import are_equal, check_values, mixes, narrowest_type, unchanging
+from whence.capture.halves import is_out_of_memory
 from whence.capture.hooks import Objective
 from whence.capture.one_by_one import Trial
 from whence.capture.telling_examples import companions, telling_examples
 from whence.capture.units import LayerUse, Plan, listed, way_out
 from whence.data import Example
 from whence.errors import BadInput, Unsupported
+from whence.sharded_weights import is_sharded
 from whence.tasks import AbstractTask
 from whence.tasks.base import precision
 
@@ -63,7 +65,7 @@ def check_task(
     captured, together = trial.captured()
     plain = unchanging(trial)
     tolerance = _TOLERANCE.get(autocast or precision(task.model), _HALF_TOLERANCE)
-    shared = [layer for layer in plan.layers if "shared" in plan.route.uses.get(layer.name, ())]
+    shared = [layer for layer in plan.layers if plan.route.uses.get(layer.name, set()) & {"shared", "bare"}]
     if shared and not any(are_equal(trial, together, plain, by) for by in (tolerance, _widened(trial, tolerance))):
         captured, together = _unshared(trial, shared)
     others = companions(examples, chosen, parameters)
@@ -73,15 +75,27 @@ def check_task(
         tolerance = _widened(trial, tolerance)
         check_values(trial, others, together, alone, tolerance)
     if bool(_wrong(captured, expected, norms, tolerance).any()):
-        tolerance = _widened(trial, tolerance)
-    while bool((wrong := _wrong(captured, expected, norms, tolerance)).any()):
-        units = wrong.any(1).nonzero()[:, 0].tolist()
-        if not _rerouted(plan, units):
-            _refuse(trial, units, captured, expected, norms, tolerance)
-        captured, _ = trial.captured()
+        _settle(trial, captured, expected, norms, _widened(trial, tolerance))
     plan.route.is_checked = is_known or len(chosen) > 1
     _doubt_shared(plan, norms)
     return [unit.name for unit, norm in zip(plan.units, norms, strict=True) if float(norm.max()) == 0.0]
+
+
+def _settle(trial: Trial, captured: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> None:
+    """Have wrong gradients made in other ways until all are right, or say what is wrong; arguments as of `_wrong`."""
+    plan, tried = trial.plan, set[str]()
+    while bool((wrong := _wrong(captured, expected, norms, tolerance)).any()):
+        units = wrong.any(1).nonzero()[:, 0].tolist()
+        tables = {layer.name for layer in plan.layers if layer.units & {*units}} & plan.route.flat - plan.route.bare - tried
+        tried |= tables
+        again = _with_bare(trial, tables) if tables else None
+        if again is not None and not bool(_wrong(again, expected, norms, tolerance)[_fed_by(plan, tables)].any()):
+            captured = again
+            continue
+        plan.route.bare -= tables
+        if not _rerouted(plan, units):
+            _refuse(trial, units, captured, expected, norms, tolerance)
+        captured, _ = trial.captured()
 
 
 def _wrong(captured: Tensor, expected: Tensor, norms: Tensor, tolerance: float) -> Tensor:
@@ -92,6 +106,21 @@ def _wrong(captured: Tensor, expected: Tensor, norms: Tensor, tolerance: float) 
     least = _ROUNDINGS * torch.finfo(torch.float32).eps / tolerance if tolerance >= _TOLERANCE[torch.float32] else 1e-6
     apart = (captured - expected).square().mean(2).sqrt()
     return ~(apart <= tolerance * scale.clamp_min(1e-12 + least * norms.amax().item()))
+
+
+def _with_bare(trial: Trial, tables: set[str]) -> Tensor | None:
+    """What is captured where the one axis of these tables' ids is none of the examples, though by chance as long; None if it cannot be."""
+    trial.plan.route.bare |= tables
+    try:
+        return trial.captured()[0]
+    except Exception as error:
+        if is_out_of_memory(error) or is_sharded(trial.task.model):
+            raise
+        return None
+
+
+def _fed_by(plan: Plan, names: set[str]) -> list[int]:
+    return sorted({unit for layer in plan.layers if layer.name in names for unit in layer.units})
 
 
 def _widened(trial: Trial, tolerance: float) -> float:
@@ -170,8 +199,15 @@ def _refuse(trial: Trial, units: list[int], captured: Tensor, expected: Tensor, 
 
 
 def _doubt_shared(plan: Plan, norms: Tensor) -> None:
-    """A single row that only some of the examples' losses reach may be that of one of them."""
+    """A single row that only some of the examples' losses reach may be that of one of them, but for tables that make their ids themselves.
+
+    What those look up is of no example, and a target of one token has no distances.
+    """
     is_reached_E = norms.amax(0) > 0
     for layer in plan.layers:
-        if any(bool((is_reached_E & (norms[unit] == 0)).any()) for unit in layer.units):
-            plan.route.uses.get(layer.name, set()).discard("shared")
+        if (
+            layer.owner is None
+            and not layer.rule.finds_ids
+            and any(bool((is_reached_E & (norms[unit] == 0)).any()) for unit in layer.units)
+        ):
+            plan.route.uses.get(layer.name, set()).difference_update(("shared", "bare"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.capture.hooks import frozen
+from whence.capture.frozen import frozen
 from whence.errors import Unsupported
 
 __all__ = ["forward_mode"]

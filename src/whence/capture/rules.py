@@ -33,6 +33,8 @@ class Rule:
         foldable: Whether the layer treats all leading axes alike, so that positions folded into the batch axis may be unfolded before it.
         transposed: Whether the weight lies the other way round, (inputs, outputs).
         fewest_axes: Of an output that has an axis for the examples.
+        looks_up: Whether it looks rows up, whose ids may lack that axis.
+        finds_ids: Whether it is told something else than these ids, which it makes itself.
     """
 
     weight: PairRule
@@ -42,6 +44,8 @@ class Rule:
     foldable: bool = True
     transposed: bool = False
     fewest_axes: int = 2
+    looks_up: bool = False
+    finds_ids: bool = False
 
     def from_matrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `matrix`, with any leading axes: (..., outputs, inputs) to (..., *shape)."""
@@ -175,12 +179,20 @@ def _channels_last(module: Any, grad: Tensor) -> Tensor:
 
 LINEAR = Rule(_linear, _as_is, _features)
 TRANSPOSED = Rule(_linear, _transposed, _features, transposed=True)
-EMBEDDING = Rule(_embedding, _as_is, _features)
-SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _features)
+EMBEDDING = Rule(_embedding, _as_is, _features, looks_up=True)
+SCALED_EMBEDDING = Rule(_scaled_embedding, _as_is, _features, looks_up=True)
+# A table of places, such as BART's and OPT's, makes ids from a length or a mask; they are found when it runs.
+POSITIONS = Rule(_embedding, _as_is, _features, looks_up=True, finds_ids=True)
 NORM = Rule(_norm, _one_row, _features, vector=True)
 CHANNEL_NORM = Rule(_channel_norm, _one_row, _channels_last, vector=True, foldable=False)
 CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=3)
 IMAGE_CONV = Rule(_conv, _as_is, _channels_last, foldable=False, fewest_axes=4)
+
+
+# How classes of norms without a mean are called: T5's, and those of its like.
+_ROOT_MEAN_SQUARE = (
+    "RMSNorm", "T5LayerNorm", "SwitchTransformersLayerNorm", "Pix2StructLayerNorm", "Pop2PianoLayerNorm", "UdopLayerNorm",
+)  # fmt: skip
 
 
 def rule_for(module: Any) -> Rule | None:
@@ -209,9 +221,11 @@ def rule_for(module: Any) -> Rule | None:
         )
     if forward is nn.Embedding.forward or is_scaled:
         return SCALED_EMBEDDING if is_scaled else EMBEDDING
+    if isinstance(module, nn.Embedding):
+        return POSITIONS
     if forward is nn.LayerNorm.forward and module.weight is not None:
         return NORM
-    if name.endswith(("RMSNorm", "T5LayerNorm")) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+    if name.endswith(_ROOT_MEAN_SQUARE) and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
         return NORM
     # Without running statistics a batch norm mixes the examples of a batch even in evaluation mode.
     is_frozen = isinstance(module, BATCH_NORMS) and module.running_mean is not None

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.capture.hooks import Consume, Objective, capture
+from whence.capture.hooks import Objective, capture
+from whence.capture.taps import Consume
 from whence.capture.units import Plan
 from whence.data import Example
 from whence.errors import StoreCorrupt, StoreMismatch

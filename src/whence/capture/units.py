@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from whence.capture.rules import Rule, rule_for
+from whence.capture.tables import bias_method
 from whence.errors import Unsupported
 from whence.internals import BATCH_NORMS
 from whence.records import Unit
@@ -17,6 +18,9 @@ from whence.sharded_weights import is_offloaded, is_sharded, refuse_split_ties, 
 from whence.tasks import AbstractTask
 
 __all__ = ["Coverage", "LayerUse", "Plan", "Route", "listed", "num_numbers", "plan_units", "way_out"]
+
+# Share of the tracked parameters up to which those without a rule go through the twin unasked.
+_FEW = 0.02
 
 # By parameter, the modules that hold it: their name, they themselves, and what they call it.
 Owners = dict[str, list[tuple[str, Any, str]]]
@@ -32,6 +36,7 @@ class LayerUse:
         rule: How it is captured.
         weight_unit: Index of the unit that its weight belongs to; None if the weight is not tracked.
         bias_unit: The same for its bias; equal to `weight_unit` when the bias is joined to the weight.
+        owner: Of a table of distances, the attention layer whose method `bias_method` looks them up for all examples at once.
     """
 
     name: str
@@ -39,6 +44,7 @@ class LayerUse:
     rule: Rule
     weight_unit: int | None
     bias_unit: int | None
+    owner: Any = None
 
     @property
     def units(self) -> set[int]:
@@ -54,18 +60,23 @@ class Coverage:
         tracked: Number of attributed parameters.
         total: Number of parameters in the model.
         left_out: Names of those that are not.
+        unasked: Names of those that go through the functional twin without being asked for, as there are few of them.
     """
 
     tracked: int
     total: int
     left_out: tuple[str, ...]
+    unasked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        share = f"tracking {self.tracked:,} of {self.total:,} parameters ({self.tracked / self.total:.1%})"
-        if not self.left_out:
-            return share
-        more = f" and {len(self.left_out) - 4} more" if len(self.left_out) > 4 else ""
-        return f"{share}; left out: {', '.join(self.left_out[:4])}{more}"
+        text = f"tracking {self.tracked:,} of {self.total:,} parameters ({self.tracked / self.total:.1%})"
+        if self.unasked:
+            text += f"; in a pass of their own through torch.func, having no layer rule: {_first_names(self.unasked)}"
+        return f"{text}; left out: {_first_names(self.left_out)}" if self.left_out else text
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 @dataclass
@@ -80,6 +91,8 @@ class Route:
         are_tangents_known: Whether they were held against derivatives that go back.
         uses: By layer, the ways in which it was seen used, see `whence.capture.hooks`.
         is_checked: Whether those are proven, so that another one is not let pass any more.
+        flat: Names of tables that were given ids of one axis.
+        bare: Of these, names of those whose axis is none of the examples: what they look up all examples share.
     """
 
     twin: set[int] = field(default_factory=set)
@@ -89,6 +102,8 @@ class Route:
     are_tangents_known: bool = False
     uses: dict[str, set[str]] = field(default_factory=dict)
     is_checked: bool = False
+    flat: set[str] = field(default_factory=set)
+    bare: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,13 @@ def plan_units(task: AbstractTask) -> Plan:
 
     sizes = dict(model.named_parameters())
     uses = (
-        LayerUse(name, module, rule, *(_unit_of(module, role, name_of, unit_of) for role in ("weight", "bias")))
+        LayerUse(
+            name,
+            module,
+            rule,
+            *(_unit_of(module, role, name_of, unit_of) for role in ("weight", "bias")),
+            owner=_owner(model, name, rule),
+        )  # fmt: skip
         for name, module, rule in _layers(model, rules)
     )
     # A layer that feeds no unit is not touched: one that is given some positions only would not stand it.
@@ -152,6 +173,7 @@ def plan_units(task: AbstractTask) -> Plan:
         sum(sizes[name].numel() for name in tracked),
         sum(parameter.numel() for parameter in sizes.values()),
         tuple(name for name in sizes if name not in tracked),
+        tuple(odd) if task.functional is False else (),
     )
     has_twin = task.functional is True and not (is_sharded(model) or is_offloaded(model))
     return Plan(tuple(units), layers, tuple(odd), coverage, Route(has_twin=has_twin))
@@ -181,14 +203,14 @@ def _owners(task: AbstractTask, name_of: Mapping[int, str]) -> Owners:
 
 
 def _odd_parameters(task: AbstractTask, owners: Owners, uncovered: Sequence[str]) -> list[str]:
-    """Those that the functional twin differentiates: without a rule, or chosen for it.
+    """Those that the functional twin differentiates: without a rule, or chosen for it; unasked if they are few.
 
     Raises:
         Unsupported: If a parameter has no rule and the twin was not asked for, or cannot be had.
     """
     chosen = frozenset() if isinstance(task.functional, bool) else task.functional
     refused = [] if task.functional is True else [name for name in uncovered if name not in chosen]
-    if refused:
+    if refused and not _are_few(task, refused):
         _, module, _ = owners[refused[0]][0]
         raise Unsupported(
             found=f"{len(refused)} parameter(s) that no layer rule covers, the first {refused[0]!r} of a {type(module).__name__}",
@@ -203,6 +225,17 @@ def _odd_parameters(task: AbstractTask, owners: Owners, uncovered: Sequence[str]
             do=f"leave it out with ignore=[{odd[0]!r}], or load the model whole",
         )
     return odd
+
+
+def _are_few(task: AbstractTask, names: Sequence[str]) -> bool:
+    """Whether the twin may make these parameters' gradients unasked: places and tokens of images, scales of layers.
+
+    What they take is then one more pass at most; gradients that are written out are short.
+    """
+    if task.functional is not False or is_sharded(task.model) or is_offloaded(task.model):
+        return False
+    sizes = {name: parameter.numel() for name, parameter in task.model.named_parameters() if name in task.tracked}
+    return sum(sizes[name] for name in names) <= _FEW * sum(sizes.values())
 
 
 def _units_of(
@@ -291,6 +324,12 @@ def _layers(model: nn.Module, rules: dict[int, Rule | None]) -> list[tuple[str, 
         if rule is not None:
             layers.append((name, module, rule))
     return layers
+
+
+def _owner(model: nn.Module, name: str, rule: Rule) -> nn.Module | None:
+    """The layer that a table is part of, if that has a method which looks rows up in a way of its own."""
+    owner = model.get_submodule(name.rpartition(".")[0]) if rule.looks_up and name else None
+    return owner if bias_method(owner) else None
 
 
 def _unit_of(module: nn.Module, role: str, name_of: dict[int, str], unit_of: dict[str, int]) -> int | None:

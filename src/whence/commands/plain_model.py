@@ -18,6 +18,11 @@ def asks_for(folder: Path, *, is_base: bool = False) -> str:
         folder: As `save_pretrained` of transformers or peft writes it.
         is_base: It is what an adapter stands on.
     """
+    if (
+        folder / "model_index.json"
+    ).exists():  # a pipeline of diffusers, of which the denoiser is loaded, and the scheduler's numbers
+        part = next((folder / name for name in ("unet", "transformer") if (folder / name).is_dir()), None)
+        return asks_for(part) if part is not None and not is_base else "a pipeline without a denoiser"
     for name in _CONFIGS:
         content = _config(folder / name)
         if isinstance(content, str):

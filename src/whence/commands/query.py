@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.diffusion_options import Measuring, MeasuringOptions, given_of
 from whence.commands.early import check_number, check_question
 from whence.commands.receipts import SealOptions
 from whence.commands.recorded import task_of_store, train_records
@@ -41,6 +42,7 @@ class QueryOptions:
         k: Examples on each side.
         tokens: Score the tokens of each hit and highlight the strongest passage.
         index: Look for hits in what `whence export` wrote of this store for FAISS or Lance, in place of a scan.
+        measuring: Of a diffusion model, what is asked about otherwise than at the build.
         verbatim: Also say what is copied from the corpus word for word and what is alike by words (BM25): the folder in which an index of its
             words is kept; it is made where it is not there.
     """
@@ -52,6 +54,7 @@ class QueryOptions:
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
     tokens: bool = False
     index: Path | None = None
+    measuring: Measuring = MeasuringOptions()
     verbatim: Path | None = None
 
     def check(self, store: Path) -> None:
@@ -185,6 +188,7 @@ def query(
             sealing, recorded, damped, second, answered.scanned, placement,
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
+        refuse_given(options.measuring, where="with --url", needed="a store here", do="leave it out")
         for flag in ("index", "verbatim"):
             if getattr(options, flag) is not None:
                 raise BadInput(
@@ -257,7 +261,8 @@ def _answer(
     stage = second.stage(opened, store, trust=recorded.trust)
     # Workers start while the model is loaded.
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-        task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
+        measuring = given_of(options.measuring)
+        task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust, measuring=measuring)
         source = opened if options.index is None else Indexed(store=opened, index=options.index)
         hits = run(
             source, task, queries, k=options.k, damping=damping, tokens=options.tokens, rerank=stage,

@@ -7,12 +7,13 @@ path is whatever lies where the command is run. None of them is loaded because a
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.diffusion_options import DrawnOptions, MeasuringOptions
 from whence.commands.plain_model import asks_for
 from whence.commands.task_options import TaskOptions
 from whence.errors import BadInput, StoreCorrupt
@@ -25,7 +26,7 @@ _PYTHON = re.compile(r"\.py\w?(:|$)", re.IGNORECASE)
 _TYPES = ("bfloat16", "float16", "float32", "float64")
 # A folder of texts has no more files than the store has rows; others lie beside them.
 _FILES_A_ROW, _FILES = 4, 20_000
-_OPTIONS = {"long", "max_length", "track", "ignore", "functional", "skip_bad", "labelling", "reference", "beta"}
+_OPTIONS = {"long", "max_length", "track", "ignore", "functional", "skip_bad", "labelling", "reference", "beta", "diffusion"}
 
 
 def task_of_store(
@@ -36,6 +37,7 @@ def task_of_store(
     ranks: Any = None,
     *,
     trust: bool = False,
+    measuring: Mapping[str, Any] = {},
 ) -> Any:
     """The task that a store was built with, loaded from where it was then, or from `model`; in the same type if nothing else is said.
 
@@ -46,6 +48,7 @@ def task_of_store(
         placement: Where its weights go, and in which type.
         ranks: Connected processes that it is split over, if the placement says so.
         trust: Whether the person trusts what the store records.
+        measuring: Of a diffusion model, what the person asks about otherwise than the store records.
 
     Returns:
         The task.
@@ -73,6 +76,11 @@ def task_of_store(
     reference = origin["options"].get("reference")
     if reference and not trust:
         _refuse(needs_trust("model", reference), store, "")
+    augment = str(origin["options"].get("diffusion", {}).get("augment", ""))
+    if ".py" in augment and not trust:
+        _refuse(f"the augmentation {augment!r}, Python code that would be run", store, "")
+    if measuring:
+        _measure(origin, measuring, model or recorded)
     if placement.model_dtype == "auto" and origin["dtype"]:
         placement = replace(placement, model_dtype=origin["dtype"])
     loaded, _ = load_task(
@@ -84,6 +92,23 @@ def task_of_store(
         **origin["options"],
     )
     return loaded
+
+
+def _measure(origin: dict[str, Any], measuring: Mapping[str, Any], model: str) -> None:
+    """Put what queries ask about into the options of a diffusion model.
+
+    Raises:
+        BadInput: If the store is of another task, or of one that a function makes.
+    """
+    is_made = ".py:" in model
+    if origin["kind"] != "diffusion" or is_made:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in measuring)
+        raise BadInput(
+            found=f"{flags} for a store of --task {origin['kind']}{' by a function' if is_made else ''}",
+            needed="a store that was built with --task diffusion and a pipeline's folder",
+            do="leave it out, or set it in the function that makes the task",
+        )
+    origin["options"]["diffusion"] = {**origin["options"].get("diffusion", {}), **measuring}
 
 
 def train_records(opened: Any, store: Path, train: tuple[str, ...], *, trust: bool = False) -> list[Any]:
@@ -201,7 +226,12 @@ def _as_built(origin: Mapping[str, Any]) -> dict[str, Any]:
     as_built: dict[str, Any] = {name: fitted(str, origin.get(name, ""), name) for name in names}
     options = dict(fitted(dict[str, Any], origin.get("options", {}), "options"))
     unknown = sorted(options.keys() - _OPTIONS)
-    read = record_of(TaskOptions, {name: value for name, value in options.items() if name not in unknown})
+    plain = {name: value for name, value in options.items() if name not in unknown and name != "diffusion"}
+    read = record_of(TaskOptions, plain)
+    of_diffusion = dict(fitted(dict[str, Any], options.get("diffusion", {}), "diffusion"))
+    of_queries = {field.name for field in fields(MeasuringOptions)}
+    record_of(MeasuringOptions, {name: value for name, value in of_diffusion.items() if name in of_queries})
+    record_of(DrawnOptions, {name: value for name, value in of_diffusion.items() if name not in of_queries})
     wrong = {
         "dtype": as_built["dtype"] not in ("", *_TYPES),
         "max_length": (read.max_length or 1) < 1,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from whence._version import __version__
+from whence.commands.diffusion_options import Measuring, MeasuringOptions, given_of
 from whence.commands.early import check_count, check_number, check_question
 from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.recorded import task_of_store
@@ -31,6 +32,20 @@ from whence.terminal import tell, tell_json
 __all__ = ["attribute", "score", "smoothness"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What is asked of a store, and of how many models.
+
+    Args:
+        measuring: Of a diffusion model, what queries ask about otherwise than at the build.
+        ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
+            model that is in already is not scored again.
+    """
+
+    measuring: Measuring = MeasuringOptions()
+    ensemble: Path | None = None
+
+
 def score(
     store: Path,
     queries: str,
@@ -38,7 +53,7 @@ def score(
     output: Annotated[Path, Parameter(alias="-o")],
     recorded: Recorded = RecordedOptions(),
     damped: Damped = DampingOptions(),
-    ensemble: Path | None = None,
+    options: Annotated[ScoreOptions, Parameter(name="*")] = ScoreOptions(),
     scanned: Scanned = ScanOptions(),
     placement: Placed = Placement(),
 ) -> None:
@@ -52,12 +67,11 @@ def score(
         output: Folder of the table: scores.npy and table.json; a table of other settings is not written over.
         recorded: What is loaded of what the store records.
         damped: Damping of the store's curvature.
-        ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
-            model that is in already is not scored again.
+        options: What is asked, and of how many models.
         scanned: Who scans the store, and how many queries go through the model at a time.
         placement: How a model is loaded that is larger than a device.
     """
-    damping = damped.damping()
+    damping, ensemble = damped.damping(), options.ensemble
     with shown_stages(query_stages(), recorded.model):
         from whence.data import digest_of
         from whence.distributed import Ranks
@@ -73,11 +87,12 @@ def score(
         opened = open_store(store, ranks=ranks)
         check_question(opened, damping)
         with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
-            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust)
+            about = given_of(options.measuring)
+            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust, measuring=about)
             query_data = task.prepare(records)
             names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
             settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
-            settings |= {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
+            settings |= about | {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
             origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], query_data.fingerprint)
             check_table_folder(output, origin["settings"])
             table, models = _counted_in(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from whence.commands.diffusion_options import Drawn, DrawnOptions, Measuring, MeasuringOptions, given_of
 from whence.errors import BadInput
 from whence.settings import Placement
 
@@ -13,6 +14,7 @@ __all__ = ["Reading", "TaskOptions"]
 
 Task = Literal[
     "causal_lm", "classification", "masked_lm", "regression", "seq2seq", "token_classification", "preference", "reward", "reward_weighted",
+    "diffusion",
 ]  # fmt: skip
 """What a model does, as `whence.load.TASKS` has it, which takes torch to import."""
 
@@ -33,6 +35,8 @@ class TaskOptions:
         labelling: Of a classifier: whether a record has one class, several of them, or a probability for each (soft).
         reference: Of preferences: the frozen model that the policy was held against, where records do not bring its log-probabilities.
         beta: Of preferences: that of DPO.
+        drawn: Of diffusion models: what training drew.
+        measuring: Of diffusion models: what a query asks about.
     """
 
     task: Task = "causal_lm"
@@ -46,6 +50,8 @@ class TaskOptions:
     labelling: Literal["single", "multi", "soft"] = "single"
     reference: str | None = None
     beta: float | None = None
+    drawn: Drawn = DrawnOptions()
+    measuring: Measuring = MeasuringOptions()
 
     def load(
         self,
@@ -83,6 +89,8 @@ class TaskOptions:
             "--ignore": self.ignore, "--functional": self.functional, "--skip-bad": self.skip_bad,
             "--labelling": self.labelling != "single", "--reference": self.reference, "--beta": self.beta is not None,
         }  # fmt: skip
+        of_diffusion = given_of(self.drawn, self.measuring)
+        chosen |= {f"--{name.replace('_', '-')}": True for name in of_diffusion}
         given = [name for name, value in chosen.items() if value]
         if ".py:" in model:
             if given:
@@ -100,14 +108,21 @@ class TaskOptions:
                 needed="a language model for it, since a label belongs to a whole text",
                 do="pass --long truncate, or leave it out",
             )
-        for flag, of in (("--labelling", "classification"), ("--reference", "preference"), ("--beta", "preference")):
+        homes = {"--labelling": "classification", "--reference": "preference", "--beta": "preference"}
+        homes |= {f"--{name.replace('_', '-')}": "diffusion" for name in of_diffusion}
+        for flag, of in homes.items():
             if flag in given and self.task != of:
                 raise BadInput(
                     found=f"{flag} for --task {self.task}",
                     needed=f"--task {of}, which it is of",
                     do="leave it out, or correct --task",
                 )
-        settings: dict[str, Any] = {"long": self.long, "max_length": self.max_length}
+        if self.task == "diffusion":
+            if self.max_length is not None or self.long != "error":
+                raise BadInput(found="--max-length or --long for --task diffusion", needed="a task of texts", do="leave it out")
+            settings: dict[str, Any] = {"diffusion": of_diffusion}
+        else:
+            settings = {"long": self.long, "max_length": self.max_length}
         settings |= {} if self.labelling == "single" else {"labelling": self.labelling}
         settings |= {} if self.beta is None else {"beta": self.beta}
         settings |= {} if self.reference is None else {"reference": self._reference()}

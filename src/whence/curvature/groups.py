@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import Plan
-from whence.capture.hooks import Consume
+from whence.capture.taps import Consume
 from whence.curvature.sides import LONG_SIDE, directions_of, units_of_classes
 from whence.curvature.stages import Stages
 from whence.records import Pair

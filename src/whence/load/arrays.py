@@ -12,6 +12,9 @@ from whence.load.unpacked import check_zip
 
 __all__ = ["load_arrays", "read_npz"]
 
+# Arrays of a file of images, as diffusion models take them.
+_OF_IMAGES = {"image", "label", "condition", "null_label", "null_condition", "trajectory", "steps", "ids", "source"}
+
 
 def load_arrays(X: Any, y: Any, ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
     """Records from a table of numbers and its targets, as scikit-learn takes them.
@@ -86,13 +89,13 @@ def _index(values: Any) -> list[Any] | None:
 
 
 def read_npz(path: Path) -> Iterator[dict[str, Any]]:
-    """Records from a file with the arrays `X`, `y` and, if there are any, `ids`.
+    """Records from a file with the arrays `X`, `y` and, if there are any, `ids`; or `image` and what else images have.
 
     Yields:
-        What `load_arrays` makes of them.
+        What `load_arrays` makes of them; of images mappings with a row of each array, `id` for that of `ids`.
 
     Raises:
-        ValueError: If there is no `X` or no `y`, or the file is damaged.
+        ValueError: If there is no `X` or no `y` and no `image`, or the file is damaged.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -103,7 +106,31 @@ def read_npz(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
     if arrays is None:
         raise ValueError("one array, not a file of several")
+    if "image" in arrays:
+        yield from _images(arrays)
+        return
     if "X" not in arrays or "y" not in arrays:
         raise ValueError(f"arrays {', '.join(arrays)}, not X and y")
     ids = arrays.get("ids")
     yield from load_arrays(arrays["X"], arrays["y"], None if ids is None else list(ids))
+
+
+def _images(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Records of images, with a row of every array.
+
+    Yields:
+        One mapping for each image.
+
+    Raises:
+        ValueError: If there is an array that images do not have, or one of another length.
+    """
+    unknown = sorted(arrays.keys() - _OF_IMAGES)
+    lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if unknown or len(set(lengths.values())) > 1:
+        wrong = f"an array {unknown[0]}" if unknown else f"arrays of the lengths {', '.join(map(str, lengths.values()))}"
+        raise ValueError(f"{wrong}; image goes with {', '.join(sorted(_OF_IMAGES - {'image'}))}, all of one length")
+    for number in range(lengths["image"]):
+        record = {name: array[number] for name, array in arrays.items() if name not in ("ids", "source")}
+        name = {"id": str(arrays["ids"][number])} if "ids" in arrays else {}
+        source = {"source": str(arrays["source"][number])} if "source" in arrays else {}
+        yield record | name | source

@@ -11,6 +11,7 @@ from typing import Any
 from whence.distributed import Ranks
 from whence.errors import BadInput, UnknownOption, first_line
 from whence.functions import absolute, function_at, is_function
+from whence.load.diffusion import diffusion_task
 from whence.load.model_folder import ADAPTER, model_folder
 from whence.load.placement import check_device, in_turn, load_options, placed
 from whence.plain_files import read_plain
@@ -34,6 +35,7 @@ __all__ = ["TASKS", "load_task"]
 
 TASKS = (
     "causal_lm", "classification", "masked_lm", "regression", "seq2seq", "token_classification", "preference", "reward", "reward_weighted",
+    "diffusion",
 )  # fmt: skip
 _MAKERS: dict[str, Any] = {
     "causal_lm": CausalLM,
@@ -60,6 +62,8 @@ def load_task(
 ) -> tuple[AbstractTask, dict[str, Any]]:
     """A task from a Hugging Face folder or hub name, or from a function that returns one.
 
+    Of a diffusion model it is the folder of a pipeline of Hugging Face diffusers, and `diffusion` among the options holds what of `Draws`,
+    `Measured` and `Guidance` is not the default, under the names that the command line has for it.
     A folder with a LoRA adapter of the peft package loads the model that it was trained on; the adapter is what is attributed.
     A file `recipe.json` in a model's folder, with the fields of `Recipe`, is taken as its training recipe. Code that comes with a model is
     never run.
@@ -105,9 +109,13 @@ def load_task(
         return task, {"model": absolute(model), "task": task.kind, "options": {}}
     if kind not in TASKS:
         raise UnknownOption(found=f"task {kind!r}", needed=f"one of: {', '.join(TASKS)}", do="pick one")
-    folder = model_folder(model)
+    folder = Path(model) if kind == "diffusion" else model_folder(model)
     if folder.exists():
         origin["model"] = str(folder.resolve())
+    if kind == "diffusion":
+        if placement.model_dtype != "auto":
+            origin["dtype"] = placement.model_dtype
+        return diffusion_task(folder, placement, recipe=_recipe(folder / "recipe.json"), **options), origin
     recipe = _recipe(folder / "recipe.json")
     if placement.model_dtype != "auto":
         origin["dtype"] = placement.model_dtype

@@ -7,7 +7,7 @@ from typing import Any
 
 from whence.capture import check_task
 from whence.data import Dataset, skipped_note
-from whence.errors import BadInput
+from whence.errors import BadInput, Unsupported
 from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
@@ -83,7 +83,22 @@ def attribute(
     with staged(attribute_stages(settings), quiet=runtime.is_quiet) as stages:
         query_data, dataset = as_dataset(task, queries), as_dataset(task, train)
         wanted = TableRequest.of(query_data, dataset, groups=groups, per_unit=per_unit, tokens_of=tokens_of)
+        _check_tokens(task, wanted)
         return _table(task, dataset, wanted, settings, runtime, stages)
+
+
+def _check_tokens(task: AbstractTask, wanted: TableRequest) -> None:
+    """Refuse parts of examples where it is not known which is which.
+
+    Raises:
+        Unsupported: If the model sees an example in several calls.
+    """
+    if wanted.tokens and task.is_split:
+        raise Unsupported(
+            found="tokens_of for examples that the model sees in several parts (at_once)",
+            needed="all of an example's draws together, to tell them apart",
+            do="leave at_once out, with fewer draws where memory does not suffice",
+        )
 
 
 def _table(
@@ -157,7 +172,7 @@ def _through(task: AbstractTask, train: Dataset, wanted: TableRequest, cut: CutR
     scores, notes = through_run(
         prepared, cut, wanted.queries, weights_GQ=wanted.weights_GQ, per_unit=wanted.per_unit, tokens=wanted.tokens
     )
-    notes = (*prepared.notes(None), *notes, *skipped_note("queries", wanted.queries.skipped))
+    notes = (*prepared.notes(None), *notes, *task.query_notes(), *skipped_note("queries", wanted.queries.skipped))
     return as_table(
         prepared, scores, wanted.names,
         label=prepared.describe(*cut.labels), notes=notes, seconds=time.monotonic() - started,

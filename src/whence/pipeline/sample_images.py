@@ -31,7 +31,8 @@ def sample_images(
 ) -> list[dict[str, Any]]:
     """Images drawn from a diffusion model: by ancestral sampling (Ho et al. 2020, algorithm 2), or along the straight paths of flow matching.
 
-    Every image has noise of its own, from the seed and its number, so that more of them or other batches change none.
+    With `Guidance(scale=...)` they are drawn under classifier-free guidance. Every image has noise of its own, from the seed and its number,
+    so that more of them or other batches change none.
 
     Args:
         task: The model and its schedule.
@@ -72,6 +73,8 @@ def sample_images(
         if conditions is not None:
             rows = torch.stack([torch.as_tensor(conditions[number]) for number in numbers])
             conditioning["condition"] = rows.to(task.device, precision(task.model))
+        if task.guidance.scale != 1:
+            conditioning |= task.nulls(conditioning)
         generators = [_generator(seed, number) for number in numbers]
         path = _path(task, generators, tuple(shape), steps, conditioning)
         for index, number in enumerate(numbers):
@@ -104,7 +107,7 @@ def _path(
             now = time.to(task.device).expand(len(generators))
             noisy = path[-1]
             if task.schedule.kept_S is None:
-                path.append(noisy - task.predict(task.model, noisy, now, conditioning) / steps)
+                path.append(noisy - task.guided(task.model, noisy, now, conditioning) / steps)
                 continue
             estimate = task.denoised(task.model)(noisy, now, conditioning)
             if index == len(times) - 1:

@@ -6,7 +6,9 @@ from whence.tasks.causal_lm import CausalLM, contrast_notes
 from whence.tasks.classification import Classification, Regression, TextLimits
 from whence.tasks.custom import Custom
 from whence.tasks.diffusers_folder import load_diffusion
-from whence.tasks.diffusion import Diffusion, DiffusionMeasure, Draws, Measured
+from whence.tasks.diffusion import Diffusion
+from whence.tasks.diffusion_measures import DiffusionMeasure, Measured
+from whence.tasks.draws import Draws, Guidance
 from whence.tasks.masked_lm import Hiding, MaskedLM
 from whence.tasks.noise import NoiseSchedule
 from whence.tasks.outputs import Likelihood, Outputs
@@ -26,6 +28,7 @@ __all__ = [
     "Diffusion",
     "DiffusionMeasure",
     "Draws",
+    "Guidance",
     "Hiding",
     "Likelihood",
     "MaskedLM",

@@ -45,6 +45,8 @@ class AbstractTask(ABC):
     unit: str
     draws: int = 1
     """Inputs that the model sees per example, each on its own, one after the other in the leading axis of what it is given."""
+    is_split: bool = False
+    """Whether an example has more of these, which the model sees in several calls."""
 
     def __init__(
         self,
@@ -100,6 +102,10 @@ class AbstractTask(ABC):
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a query asks about, shape (B,): by default the log-probability of its target, which is minus the loss."""
         return -self.loss(model, batch)
+
+    def query_notes(self) -> tuple[str, ...]:
+        """What a reader of scores has to know of how queries are measured; a line each."""
+        return ()
 
     @property
     def highest_measurement(self) -> float | None:

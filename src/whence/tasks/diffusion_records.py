@@ -4,25 +4,100 @@ Axes: B examples.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whence.data import Example
 from whence.errors import BadInput
 from whence.tasks.base import Batch
+from whence.tasks.draws import Guidance
 from whence.tasks.fields import array_field, as_numbers, class_number, record_id, record_source
+from whence.tasks.images import image_inputs, image_path, image_sha256
 
-__all__ = ["CONDITIONING", "check_alike", "image_example", "stacked_field", "conditioning_of"]
+__all__ = [
+    "CONDITIONING",
+    "check_alike",
+    "conditioning_of",
+    "image_example",
+    "nulls_of",
+    "partly_hidden",
+    "stacked_field",
+    "for_draws",
+]
 
 CONDITIONING = ("label", "condition")
 """What a network may be told of an image, in the order in which it takes them."""
 
+_NULLS = tuple(f"null_{name}" for name in CONDITIONING)
+
 
 def conditioning_of(batch: Batch) -> dict[str, Tensor]:
-    """What the network is told of each image besides its time."""
-    return {name: batch[name] for name in CONDITIONING if name in batch}
+    """What the network is told of each image besides its time, and what stands for none of it."""
+    return {name: batch[name] for name in (*CONDITIONING, *_NULLS) if name in batch}
+
+
+def for_draws(batch: Batch, draws: int) -> dict[str, Tensor]:
+    """The same for every draw, shape (B, K, ...): no copies, so that many draws take no more memory."""
+    return {name: value[:, None].expand(-1, draws, *value.shape[1:]) for name, value in conditioning_of(batch).items()}
+
+
+def partly_hidden(conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the network is told where that was hidden from it in some rows.
+
+    Args:
+        conditioning: Labels (R,), conditions (R, ...), what stands for none of them, and `hidden` (R,) if some are.
+    """
+    named = {name: conditioning[name] for name in CONDITIONING if name in conditioning}
+    if "hidden" not in conditioning:
+        return named
+    hidden_R = conditioning["hidden"]
+    return {
+        name: torch.where(hidden_R.reshape(-1, *(1,) * (value.ndim - 1)), conditioning[f"null_{name}"], value)
+        for name, value in named.items()
+    }
+
+
+def nulls_of(examples: Sequence[Example], guidance: Guidance, conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What stands for nothing told: `null_label` (B,), `null_condition` (B, ...), from each record or else from the settings.
+
+    Args:
+        examples: The examples; they may be none where all of it is in the settings.
+        guidance: The settings.
+        conditioning: What the examples are told; nothing else is made up for.
+
+    Raises:
+        BadInput: If it is missing, has another shape than what it stands for, or the network is told nothing at all.
+    """
+    names = [name for name in CONDITIONING if name in conditioning]
+    if not names:
+        raise BadInput(
+            found="guidance for images that have neither a label nor a condition",
+            needed="'label' or 'condition' in every record, which guidance hides",
+            do="add them, or leave guidance out",
+        )
+    nulls = {}
+    for name in names:
+        like, default = conditioning[name], guidance.nulls().get(name)
+        values = [example.fields.get(f"null_{name}", default) for example in examples] or [default] * len(like)
+        if any(value is None for value in values):
+            raise BadInput(
+                found=f"guidance without what stands for no {name}",
+                needed=f"null_{name}",
+                do=f"pass Guidance(null_{name}=...) (--null-{name}), or give every record a 'null_{name}'",
+            )
+        shapes = {tuple(np.shape(value)) for value in values}
+        if shapes != {tuple(like.shape[1:])}:
+            raise BadInput(
+                found=f"a null_{name} of shape {', '.join(map(str, sorted(shapes)))} for {name}s of shape {tuple(like.shape[1:])}",
+                needed="the same shape",
+                do=f"pass the {name} that the network was given where it was told nothing",
+            )
+        nulls[f"null_{name}"] = torch.stack([torch.as_tensor(value) for value in values]).to(like)
+    return nulls
 
 
 def check_alike(examples: Sequence[Example]) -> None:
@@ -54,32 +129,55 @@ def stacked_field(examples: Sequence[Example], name: str, device: torch.device, 
     return torch.stack([torch.as_tensor(example.fields[name]) for example in examples]).to(device, dtype)
 
 
-def image_example(number: int, record: Any, draws: int) -> Example:
+def pixels_of(number: int, path: Path, channels: int) -> np.ndarray:
+    """An image file as diffusion models are trained on it: from -1 to 1, shape (channels, height, width).
+
+    Args:
+        number: Of the record, for errors.
+        path: The file.
+        channels: 1 for shades of grey, otherwise red, green and blue.
+
+    Raises:
+        BadInput: If Pillow is missing, or the file is no image.
+    """
+    image_sha256(number, path)  # says what is wrong with the file itself
+    opened = Example(str(path), {}, 1, image=str(path))
+    pixels = image_inputs(
+        opened, (lambda image: np.asarray(image.convert("L"), np.float32)[None] / 255) if channels == 1 else None
+    )
+    return np.asarray(pixels["inputs"]) * 2 - 1
+
+
+def image_example(number: int, record: Any, draws: int, channels: int = 3) -> Example:
     """A record as an example; see `Diffusion`.
 
     Args:
         number: Of the record.
         record: An array, or a mapping.
         draws: Of an example, which are its positions.
+        channels: Of the network, for images in files.
 
     Raises:
         BadInput: If it has no image, or a label that is no class number.
     """
     record = record if isinstance(record, Mapping) else {"image": record}
     value = record.get("image")
-    image = None if value is None else as_numbers(value)
+    path = image_path(value)
+    image = None if value is None else as_numbers(value) if path is None else pixels_of(number, path, channels)
     if image is None or image.ndim < 1 or image.dtype.kind == "c":
         raise BadInput(
             found=f"record {number} without an image"
             if value is None
             else f"record {number} whose image is no array of numbers",
-            needed="an array, or a mapping with one as 'image'",
+            needed="an array or the path of an image file, or a mapping with one as 'image'",
             do="convert the records",
         )
     fields = {"image": image}
-    if record.get("label") is not None:
-        fields["label"] = class_number(number, record["label"], {})
-    for name in ("condition", "trajectory", "steps"):
+    for name in ("label", "null_label"):
+        if record.get(name) is not None:
+            fields[name] = class_number(number, record[name], {})
+    for name in ("condition", "null_condition", "trajectory", "steps"):
         if name in record:
             fields[name] = array_field(number, name, record[name])
-    return Example(record_id(number, record), fields, draws, record_source(number, record))
+    shown = "" if path is None else str(path)
+    return Example(record_id(number, record), fields, draws, record_source(number, record), image=shown)

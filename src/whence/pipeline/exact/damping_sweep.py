@@ -107,7 +107,7 @@ def damping_sweep(
             prepared.train.ids,
             task.unit,
             prepared.describe(damping.label if damping else ""),
-            (*prepared.notes(damping), *notes, *skipped_note("queries", query_data.skipped)),
+            (*prepared.notes(damping), *notes, *task.query_notes(), *skipped_note("queries", query_data.skipped)),
         )
         for value, scores_QN, damping, notes in zip(values, scores_DQN, dampings, notes_of, strict=True)
     }

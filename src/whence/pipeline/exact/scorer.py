@@ -201,7 +201,9 @@ class FittedScorer:
         chunks = in_chunks(prepared, make, identity)
         scores = ExactScores.joined([tensors for tensors, _ in chunks])
         norms_Q = joined(chunks, "norms_Q", 0) if normalize == "cosine" else None
-        left_out = (*skipped_note("queries", wanted.queries.skipped), *contrast_notes(wanted.queries.examples))
+        left_out = (
+            *prepared.task.query_notes(), *skipped_note("queries", wanted.queries.skipped), *contrast_notes(wanted.queries.examples),
+        )  # fmt: skip
         sizes = size_notes(prepared, wanted.queries, scores.scores_QN, wanted.weights_GQ)
         notes = (*self.notes, *sizes, *(note for _, chunk_notes in chunks for note in chunk_notes), *left_out)
         if not prepared.quiet:

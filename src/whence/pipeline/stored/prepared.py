@@ -132,7 +132,7 @@ class PreparedStore:
         notes = (
             f"{self.plan.coverage}", *([self.damping_note] if self.damping_note else []), *logged,
             *fidelity_notes(store), *left_out_notes(store), *deleted_notes(store),
-            *addition_notes(store.folder), *skipped_note("queries", dataset.skipped),
+            *addition_notes(store.folder), *task.query_notes(), *skipped_note("queries", dataset.skipped),
             *contrast_notes(dataset.examples), *self.notes,
         )  # fmt: skip
         with meter("queries", len(dataset), quiet=quiet) as progress:

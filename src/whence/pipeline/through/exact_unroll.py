@@ -81,7 +81,7 @@ def unrolled_table(
     _check_finite(scores_RN, names)
     return ScoreTable(
         scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps",
-        (*notes, *skipped_note("queries", queries.skipped)),
+        (*notes, *task.query_notes(), *skipped_note("queries", queries.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def group_effects(
     return ScoreTable(
         scores_QG, query_data.ids, names, task.unit,
         f"unroll of {len(names):,} groups, {'forward' if is_forward else 'reverse'}, {opened.steps:,} steps",
-        (*notes, *skipped_note("queries", query_data.skipped)),
+        (*notes, *task.query_notes(), *skipped_note("queries", query_data.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
