@@ -142,6 +142,25 @@ def test_measurement_of_margin():
     torch.testing.assert_close(margin.measurement(task.model, batch), (p / (1 - p)).log())
 
 
+def test_measurement_of_a_language_models_margin():
+    """The gradients point where those of the log-probability do, so ranks of documents are the same."""
+    task, dataset = zoo.make("gpt2")
+    margin = whence.CausalLM(task.model, None, measure="margin")
+    plan, found = captured(margin, dataset, objective="measurement")
+    expected = unit_gradients(task, plan, dense_gradients(margin, dataset.examples, "measurement"))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_sum(actual, wanted, terms=4096)
+    batch = task.collate(dataset.examples)
+    task.model.eval()  # it has dropout
+    counts = (batch["labels"][:, 1:] >= 0).sum(1)
+    p = (-task.loss(task.model, batch) / counts).exp()
+    torch.testing.assert_close(margin.measurement(task.model, batch), counts * (p / (1 - p)).log())
+    assert margin.unit == "log-odds of the query's tokens" and margin.highest_measurement is None
+    _, plain = captured(task, dataset, objective="measurement")
+    flat = [torch.cat([rows.flatten(1) for rows in units], 1) for units in (found, plain)]
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(*flat), torch.ones(len(dataset)).to(flat[0]))
+
+
 def test_coverage_is_told():
     task, _ = zoo.make("gpt2")
     partial = whence.CausalLM(task.model, None, track=["*mlp*"], ignore=["*h.0*"])

@@ -89,9 +89,13 @@ def test_rules_of_a_store_are_named():
     chosen = stored_damping(recipe, Damping(), **options)
     assert (chosen.relative, chosen.label) == (0.3, "default damping") and "the method's default" in chosen.note
     assert stored_damping(recipe, Damping(relative=2.0), **options).label == "damping 2 x mean"
-    found = {rule: stored_damping(recipe, Damping(rule=rule), **options) for rule in ("mean", "lorif", "lorif-paper", "recipe")}
-    assert [found[rule].relative for rule in found] == [0.1, 0.5, 0.1, None]
-    assert [found[rule].of_kept for rule in found] == [False, False, True, False]
+    found = {
+        rule: stored_damping(recipe, Damping(rule=rule), **options)
+        for rule in ("mean", "lorif", "lorif-paper", "lorif-tail", "recipe")
+    }
+    assert [found[rule].relative for rule in found] == [0.1, 0.5, 0.1, 0.5, None]
+    assert [found[rule].of_kept for rule in found] == [False, False, True, False, False]
+    assert [found[rule].has_tail for rule in found] == [False, False, False, True, False]
     assert [found[rule].label for rule in found] == [f"{rule} damping" for rule in found]
     assert found["recipe"].absolute == pytest.approx(0.1)
     with pytest.raises(
@@ -102,7 +106,9 @@ def test_rules_of_a_store_are_named():
         stored_damping(Recipe("adamw", 1.0), Damping(rule="recipe"), **options)
     with pytest.raises(BadInput, match=r"found Damping\(relative=2.0, absolute=None, rule='mean'\); needed at most one"):
         Damping(relative=2.0, rule="mean")
-    with pytest.raises(UnknownOption, match=r"found Damping\(rule='median'\); needed one of: mean, lorif, lorif-paper, recipe"):
+    with pytest.raises(
+        UnknownOption, match=r"found Damping\(rule='median'\); needed one of: mean, lorif, lorif-paper, lorif-tail, recipe"
+    ):
         Damping(rule="median")
 
 

@@ -87,13 +87,14 @@ def test_damping_rules_are_the_published_ones(tmp_path, rank):
     rows = [torch.cat([store.codec.decode(shard, index) for shard in held]) for index in range(len(store.blueprint.units))]
     plan = plan_units(task)
     asked = projected_rows(task, plan, stored_encoder(store, plan, task), queries.examples, "measurement")
-    for rule in ("mean", "lorif", "lorif-paper"):
+    for rule in ("mean", "lorif", "lorif-paper", "lorif-tail"):
         inverses = []
         for row in rows:
             values = torch.linalg.eigvalsh(row.T @ row).flip(0) / len(row)
             kept = values[: min(rank, len(row), len(values))]
-            damping = {"mean": 0.1 * values.mean(), "lorif": 0.5 * values.mean(), "lorif-paper": 0.1 * kept.mean()}[rule]
-            inverses.append(inverse_fisher(row, float(damping), rank))
+            half = 0.5 * values.mean()
+            damping = {"mean": 0.1 * values.mean(), "lorif": half, "lorif-paper": 0.1 * kept.mean(), "lorif-tail": half}[rule]
+            inverses.append(inverse_fisher(row, float(damping), rank, has_tail=rule == "lorif-tail"))
         table = whence.score_table(store, task, queries, damping=whence.Damping(rule=rule), runtime=QUIET)
         wanted = scores(rows, asked, inverses)
         tolerance = {"rtol": 1e-7, "atol": 1e-9} if rank > 100 else {"rtol": 0.05, "atol": 0.02 * wanted.abs().max().item()}

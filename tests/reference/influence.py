@@ -26,11 +26,12 @@ def truncated(rows_ND: Tensor, shape: tuple[int, int], rank: int | None) -> Tens
     return ((u[..., :rank] * s[:, None, :rank]) @ vt[:, :rank]).flatten(1)
 
 
-def inverse_fisher(rows_ND: Tensor, damping: float, rank: int | None) -> Tensor:
-    """(F + damping I)^-1 with F = G^T G / N, cut to its leading eigenvectors, formed."""
+def inverse_fisher(rows_ND: Tensor, damping: float, rank: int | None, *, has_tail: bool = False) -> Tensor:
+    """(F + damping I)^-1 with F = G^T G / N, cut to its leading eigenvectors, the others zero or all their mean, formed."""
     values, vectors = torch.linalg.eigh(rows_ND.T @ rows_ND / len(rows_ND))
     if rank is not None and rank < len(values):
-        values = torch.cat([torch.zeros(len(values) - rank).double(), values[-rank:]])
+        left = values[:-rank].mean() if has_tail else torch.zeros(()).double()
+        values = torch.cat([left.expand(len(values) - rank), values[-rank:]])
     return torch.linalg.inv(vectors @ torch.diag(values.clamp_min(0) + damping) @ vectors.T)
 
 

@@ -115,12 +115,13 @@ class DampingOptions:
         relative_damping: Damping as a share of each layer's mean curvature.
         absolute_damping: Damping in units of the loss's curvature.
         damping_rule: A published rule instead of a number: .1 x the mean eigenvalue over all directions (mean), .5 x (lorif), .1 x the mean
-            of the directions kept (lorif-paper), or what the training recipe implies (recipe).
+            of the directions kept (lorif-paper), lorif with the mean of the other directions as their eigenvalue (lorif-tail), or what the
+            training recipe implies (recipe).
     """
 
     relative_damping: float | None = None
     absolute_damping: float | None = None
-    damping_rule: Literal["mean", "lorif", "lorif-paper", "recipe"] | None = None
+    damping_rule: Literal["mean", "lorif", "lorif-paper", "lorif-tail", "recipe"] | None = None
 
     def damping(self) -> Damping:
         """As the package takes it.

@@ -18,11 +18,17 @@ _DECOUPLED = ("adamw", "muon", "adafactor")
 _COUPLED = ("adam", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta")
 # What rounding makes of a gradient that is zero, in units of the last bit of the largest gradients: the root of many terms.
 _ROUNDINGS = 30
-# Shares: of the mean eigenvalue over all directions, or over the kept ones.
+# Shares: of the mean eigenvalue over all directions, or over the kept ones; and whether those that are not kept have their mean.
 _RULES = {
-    "mean": (0.1, False, "Choe et al. 2024"),
-    "lorif": (0.5, False, "the code of Li et al. 2026"),
-    "lorif-paper": (0.1, True, "Li et al. 2026"),
+    "mean": (0.1, False, False, "Choe et al. 2024"),
+    "lorif": (0.5, False, False, "the code of Li et al. 2026"),
+    "lorif-paper": (0.1, True, False, "Li et al. 2026"),
+    "lorif-tail": (
+        0.5,
+        False,
+        True,
+        "the code of Li et al. 2026, with the mean of the directions that are not kept added to theirs",
+    ),
 }
 
 
@@ -38,6 +44,7 @@ class ResolvedDamping:
         label: The same in a few words, to tell tables apart.
         of_kept: Whether `relative` is a share of the mean over the directions that are kept instead of all.
         constant: Added to `absolute`, and not multiplied by `scales`.
+        has_tail: Whether directions that a truncated curvature leaves out have their mean as eigenvalue instead of zero.
     """
 
     relative: float | None
@@ -47,6 +54,7 @@ class ResolvedDamping:
     label: str = ""
     of_kept: bool = False
     constant: float = 0.0
+    has_tail: bool = False
 
     def of_unit(self, unit: Unit | StoredUnit, mean_eigenvalue: float) -> float:
         """The value added to a unit's eigenvalues.
@@ -183,7 +191,8 @@ def stored_damping(recipe: Recipe | None, requested: Damping, *, default: float)
     """Damping of a store's curvature: what the user asked for, else the method's share of the mean eigenvalue.
 
     The rules: "mean" .1 x the mean eigenvalue over all directions (Choe et al. 2024); "lorif" .5 x the same, trace / D (the code of Li et
-    al. 2026); "lorif-paper" .1 x the mean over the directions that are kept, at most as many as there are rows; "recipe" what the
+    al. 2026); "lorif-paper" .1 x the mean over the directions that are kept, at most as many as there are rows; "lorif-tail" as "lorif", and
+    directions that are not kept have their mean as eigenvalue instead of zero; "recipe" what the
     training run implies (`recipe_damping`). The recipe is for the Gauss-Newton matrix itself; on rows of a store it is measurably too
     strong or too weak (docs/log.md), so it is taken only when asked for.
 
@@ -212,10 +221,12 @@ def stored_damping(recipe: Recipe | None, requested: Damping, *, default: float)
                 do="pass recipe=whence.Recipe(...) to the task, or name another rule",
             )
         return recipe_damping
-    share, of_kept, source = _RULES[requested.rule]
+    share, of_kept, has_tail, source = _RULES[requested.rule]
     base = "mean kept eigenvalue" if of_kept else "mean eigenvalue"
     label = f"{requested.rule} damping"
-    return ResolvedDamping(share, None, f"damping {share:g} x {base} ({source})", label=label, of_kept=of_kept)
+    return ResolvedDamping(
+        share, None, f"damping {share:g} x {base} ({source})", label=label, of_kept=of_kept, has_tail=has_tail
+    )
 
 
 def _number(requested: Damping) -> ResolvedDamping | None:

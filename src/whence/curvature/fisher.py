@@ -45,12 +45,19 @@ class Fisher:
         """Mean over the directions that are kept, of which no more than `num_rows` can have an eigenvalue."""
         return float(self.values_K[:num_rows].double().mean())
 
-    def solve(self, rows_QD: Tensor, damping: float) -> Tensor:
+    @property
+    def mean_left(self) -> float:
+        """Mean eigenvalue of the directions that are not kept."""
+        left = self.vectors_DK.shape[0] - self.vectors_DK.shape[1]
+        return max(self.trace - float(self.values_K.double().sum()), 0.0) / left if left else 0.0
+
+    def solve(self, rows_QD: Tensor, damping: float, *, has_tail: bool = False) -> Tensor:
         """(F + damping I)^-1 applied to each row, by Woodbury: directions that are not kept get the weight 1 / damping.
 
         Args:
             rows_QD: The rows.
             damping: Added to every eigenvalue, positive.
+            has_tail: Whether directions that are not kept have their mean as eigenvalue instead of zero.
 
         Returns:
             Shape (Q, D).
@@ -61,7 +68,9 @@ class Fisher:
             return (inside_QK / (values_K + damping)) @ vectors_DK.T
         # Subtracting the projection first keeps large and small parts apart, where 1/damping - ... would cancel.
         outside_QD = rows_QD - inside_QK @ vectors_DK.T
-        return outside_QD / damping + (inside_QK / (values_K + damping)) @ vectors_DK.T
+        return (
+            outside_QD / (damping + (self.mean_left if has_tail else 0.0)) + (inside_QK / (values_K + damping)) @ vectors_DK.T
+        )
 
 
 def fit_fisher(store: Store, *, rank: int | None, seed: int, progress: Meter) -> dict[str, Tensor]:

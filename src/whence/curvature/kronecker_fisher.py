@@ -40,12 +40,13 @@ class KroneckerFisher:
         """Mean of the largest, of which no more than `num_rows` can be."""
         return float(self.values_PR.double().flatten().sort(descending=True).values[:num_rows].mean())
 
-    def solve(self, rows_QD: Tensor, damping: float) -> Tensor:
+    def solve(self, rows_QD: Tensor, damping: float, *, has_tail: bool = False) -> Tensor:
         """(F + damping I)^-1 applied to each row.
 
         Args:
             rows_QD: The rows, D = P R.
             damping: Added to every eigenvalue, positive.
+            has_tail: As in `Fisher.solve`; here all directions are kept.
 
         Returns:
             Shape (Q, D).

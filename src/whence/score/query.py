@@ -179,7 +179,9 @@ def precondition(store: Store, rows: Rows, damping: ResolvedDamping | None) -> l
         value = damping.of_unit(
             stored, fisher.mean_kept(len(store) + store.num_deleted) if damping.of_kept else fisher.mean_eigenvalue
         )
-        preconditioned.append((fisher.solve(unit.flatten(1), max(value, least)) * scale).view_as(unit))
+        preconditioned.append(
+            (fisher.solve(unit.flatten(1), max(value, least), has_tail=damping.has_tail) * scale).view_as(unit)
+        )
     return preconditioned
 
 

@@ -8,7 +8,7 @@ from whence.settings.checks import typed
 
 __all__ = ["Damping", "DampingRule", "FitConfig", "LabelChoice", "Sharing"]
 
-DampingRule = Literal["mean", "lorif", "lorif-paper", "recipe"]
+DampingRule = Literal["mean", "lorif", "lorif-paper", "lorif-tail", "recipe"]
 """Published rules for the rows of a store, see `whence.curvature.stored_damping`."""
 
 LabelChoice = Literal["auto", "exact", "sampled", "dataset"]

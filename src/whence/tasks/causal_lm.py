@@ -49,8 +49,9 @@ class CausalLM(AbstractTask):
         tokenizer: Its Hugging Face tokenizer.
         long: What to do with a text longer than the context: refuse it, split it into several examples, or cut it.
         max_length: Tokens per example at most; None takes the model's context length.
-        measure: What a query asks about: "loss" (the log-probability of its scored tokens), or a function of model and batch that gives one
-            value per query, shape (B,). The batch is a mapping of `input_ids`, `labels` and `attention_mask`, each (B, T).
+        measure: What a query asks about: "loss" (the log-probability of its scored tokens), "margin" (their log-odds, see `output_function`),
+            or a function of model and batch that gives one value per query, shape (B,). The batch is a mapping of `input_ids`, `labels` and
+            `attention_mask`, each (B, T).
         unit: What a measurement of one's own is counted in.
         **options: See `AbstractTask`.
 
@@ -69,12 +70,13 @@ class CausalLM(AbstractTask):
         *,
         long: Long = "error",
         max_length: int | None = None,
-        measure: Literal["loss"] | Measure = "loss",
+        measure: Literal["loss", "margin"] | Measure = "loss",
         unit: str | None = None,
         **options: Any,
     ):
         super().__init__(model, **options)
-        self.measure, self.unit = chosen_measure(measure, unit, {"loss": "nats of the query's log-probability"})
+        units = {"loss": "nats of the query's log-probability", "margin": "log-odds of the query's tokens"}
+        self.measure, self.unit = chosen_measure(measure, unit, units)
         if long not in ("error", "split", "truncate"):
             raise UnknownOption(found=f"long={long!r}", needed="one of: error, split, truncate", do="pick one")
         adapter = getattr(model, "active_peft_config", None)
@@ -168,16 +170,19 @@ class CausalLM(AbstractTask):
         return next_token_losses(model, batch)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of each query's scored tokens, less its foil's, or what one's own function gives, shape (B,).
+        """Log-probability of each query's scored tokens, less its foil's, their log-odds, or what one's own function gives, shape (B,).
 
         Raises:
-            BadInput: If a contrast is to be measured by one's own function.
+            BadInput: If a contrast is to be measured by anything else.
         """
         if "signs" not in batch:
-            return -self.loss(model, batch) if isinstance(self.measure, str) else self.measure(model, batch)
-        if not isinstance(self.measure, str):
+            if not isinstance(self.measure, str):
+                return self.measure(model, batch)
+            return -self.loss(model, batch) if self.measure == "loss" else self.output_function(model, batch)
+        if self.measure != "loss":
+            what = "log-odds" if self.measure == "margin" else "a measurement of one's own"
             raise BadInput(
-                found="a query with a foil for a measurement of one's own",
+                found=f"a query with a foil for {what}",
                 needed="the log-probability, of which a contrast is the difference",
                 do="leave measure out, or write the contrast into it",
             )
