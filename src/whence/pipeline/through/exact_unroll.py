@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.capture import with_weights
 from whence.data import Dataset, Example, skipped_note
@@ -205,13 +205,32 @@ def _prepared(
     replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime)
     with replay.prepared_model(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
-    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *data_notes]
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *_padding_notes(task), *data_notes]
     if not runtime.quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
     return replay, room, notes
+
+
+def _padding_notes(task: AbstractTask) -> list[str]:
+    """Of tables whose row for padding is trained by another layer that has them, too, and then looked up: a pass back leaves that row out."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in task.model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, module))
+    tables = [
+        name
+        for uses in owners.values()
+        for name, module in uses[:1]
+        if any(not isinstance(other, nn.Embedding) for _, other in uses)
+        and any(isinstance(other, nn.Embedding) and other.padding_idx is not None for _, other in uses)
+    ]
+    return [
+        f"{name!r} is looked up for padding, too, and trained elsewhere: what that row does there is left out"
+        for name in tables
+    ]
 
 
 def _verified(
