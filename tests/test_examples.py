@@ -73,3 +73,12 @@ def test_the_battery(tmp_path, capsys):
     content = json.loads((tmp_path / "battery.json").read_text())
     assert content["grad-cos"]["foreign"]["mean"] > 0.5 > content["random"]["foreign"]["mean"]
     assert "is chance" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scores_against_retraining(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    run("truth/digits", tmp_path, 20)
+    rows = {row["method"].split(",")[0]: row for row in json.loads((tmp_path / "evaluation.json").read_text())["rows"]}
+    assert rows["ekfac"]["lds"]["mean"] > 0.3 > rows["random (seed 0)"]["lds"]["mean"]
+    assert "a perfect prediction would reach" in capsys.readouterr().out

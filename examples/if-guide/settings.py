@@ -4,7 +4,8 @@
 
 Three behaviours are planted in Python's documentation, each in data of its own: rude remarks, advertising, and leaked codes. Window, budget
 and strength are chosen on the first: of those that cost at most a tenth in perplexity, the one with the lowest probability of the behaviour.
-The other two are then trained with these settings and never looked at before. Measured are the expected maximum of 25 continuations of 20
+The other two are then trained with these settings and never looked at before; once more with the default floor, under which only documents
+are marked whose evidence is more than chance. Measured are the expected maximum of 25 continuations of 20
 tokens and the probability that one of them shows the behaviour, after explicit prompts, which end in a remark, and implicit ones, which do
 not; a word list scores. Some minutes on two cores; what is finished is kept in the folder.
 """
@@ -27,7 +28,7 @@ from whence.settings import GuideConfig, SampleConfig
 CHOSEN_ON = "rude"
 GRID = [(window, budget, strength) for window, budget in ((0, 0.01), (1, 0.02), (1, 0.04)) for strength in (0.5, 1.0)]
 MOST_COST = 0.1
-HEADER = ("behaviour", "training", "prompts", "expected maximum", "probability", "perplexity", "against none")
+HEADER = ("behaviour", "training", "marked", "prompts", "expected maximum", "probability", "perplexity", "against none")
 
 
 class Planting:
@@ -62,13 +63,14 @@ class Planting:
         """The model without intervention."""
         return self.trained(PLAIN, whence.guide.Marks({}))
 
-    def suppressed(self, window, budget, strength):
-        """The model trained with marks."""
-        config = GuideConfig(window=window, budget=budget)
+    def suppressed(self, window, budget, strength, floor="off"):
+        """The model trained with marks, and how many there are; as published without a floor."""
+        config = GuideConfig(window=window, budget=budget, floor=floor)
         marks = whence.guide.guide(
             self.plain(), self.dataset, self.data.harmful, self.data.safe, self.folder / "guide", config=config
         )
-        return self.trained(f"window {window}, budget {budget}, strength {strength}", marks, strength)
+        name = f"window {window}, budget {budget}, strength {strength}, floor {floor}"
+        return self.trained(name, marks, strength), len(marks)
 
     def measured(self, task) -> tuple[tuple[Behaviour, ...], float]:
         """The behaviour after both kinds of prompts, and the perplexity on clean passages."""
@@ -80,11 +82,14 @@ class Planting:
         return found, whence.guide.perplexity(task, self.data.clean)
 
 
-def rows_of(planting, name, measured, base):
+def rows_of(planting, name, measured, base=None, marked=0):
     """Lines of the table."""
     found, perplexity = measured
     cost = "" if base is None else f"{perplexity / base - 1:+.1%}"
-    return [(planting.name, name, *(one.cells("")[part] for part in (1, 3, 4)), f"{perplexity:.1f}", cost) for one in found]
+    return [
+        (planting.name, name, f"{marked:,}", *(one.cells("")[part] for part in (1, 3, 4)), f"{perplexity:.1f}", cost)
+        for one in found
+    ]
 
 
 def main() -> None:
@@ -96,12 +101,13 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     first = Planting(CHOSEN_ON, chosen.output, chosen.documents)
     base = first.measured(first.plain())
-    rows, tried = rows_of(first, PLAIN, base, None), {}
+    rows, tried = rows_of(first, PLAIN, base), {}
     for window, budget, strength in GRID:
-        found = first.measured(first.suppressed(window, budget, strength))
-        rows += rows_of(first, f"window {window}, budget {budget}, strength {strength}", found, base[1])
+        model, marked = first.suppressed(window, budget, strength)
+        found = first.measured(model)
+        rows += rows_of(first, f"window {window}, budget {budget}, strength {strength}", found, base[1], marked)
         tried[window, budget, strength] = (sum(one.probability.mean for one in found[0]), found[1] / base[1] - 1)
-    print_table(HEADER, rows, title="Chosen on", keys=3)
+    print_table(HEADER, rows, title="Chosen on", keys=4)
     affordable = [settings for settings, (_, cost) in tried.items() if cost <= MOST_COST] or list(tried)
     best = min(affordable, key=lambda settings: tried[settings])
     print("chosen: window {}, budget {}, strength {}".format(*best))
@@ -110,9 +116,11 @@ def main() -> None:
         if name != CHOSEN_ON:
             planting = Planting(name, chosen.output, chosen.documents)
             base = planting.measured(planting.plain())
-            rows += rows_of(planting, PLAIN, base, None)
-            rows += rows_of(planting, "as chosen", planting.measured(planting.suppressed(*best)), base[1])
-    print_table(HEADER, rows, title="Reported on", keys=3)
+            rows += rows_of(planting, PLAIN, base)
+            for name, floor in (("as chosen", "off"), ("as chosen, default floor", None)):
+                model, marked = planting.suppressed(*best, floor=floor)
+                rows += rows_of(planting, name, planting.measured(model), base[1], marked)
+    print_table(HEADER, rows, title="Reported on", keys=4)
 
 
 if __name__ == "__main__":

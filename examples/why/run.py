@@ -2,8 +2,8 @@
 
     python examples/why/run.py FOLDER
 
-Prints, as one line of JSON, how far the parts are from adding up. The model is kept in FOLDER and used again; the pages are
-FOLDER/greedy.html and FOLDER/token.html.
+Prints the documents behind the sentence, a table of what carries their scores, and, as one line of JSON, how far the parts are from adding
+up. The model is kept in FOLDER and used again; the pages are FOLDER/greedy.html and FOLDER/token.html.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import whence
 from whence.demo.corpus import python_docs
 from whence.demo.trained import trained_on
+from whence.report import print_table
 from whence.settings import Writing
 
 PROMPT = "json.dumps: If ``ensure_ascii``"
@@ -29,6 +30,20 @@ def _totals(parts: whence.why.DocumentParts) -> tuple[float, float]:
     return float(parts.scores_AT.sum()), sum(parts.layers.values())
 
 
+def rows_of(found: whence.why.Why) -> list[tuple[str, ...]]:
+    """Of each document its score, the strongest pair of tokens and the strongest module and head, each with its part."""
+    rows = []
+    for hit in (*found.hits.proponents[0], *found.hits.opponents[0]):
+        parts = found.parts[hit.id]
+        ((row, column, pair),) = parts.strongest(1)
+        strongest = [max(named.items(), key=lambda item: abs(item[1])) for named in (parts.modules, parts.heads)]
+        cells = [f"{name} {value:+.3g}" for name, value in strongest]
+        rows.append(
+            (hit.id, f"{hit.score:+.3g}", f"{found.asked_tokens[row]!r} from {parts.tokens[column]!r} {pair:+.3g}", *cells)
+        )
+    return rows
+
+
 def main() -> None:
     """Ask about the whole of what the model writes, and about its least likely token."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,6 +55,7 @@ def main() -> None:
     options = {"train": documents, "method": whence.EKFAC(factors=arguments.folder / "factors")}
     whole = whence.why.why(task, PROMPT, Writing(max_new_tokens=12), **options)
     whole.show()
+    print_table(("document", "score", "strongest pair of tokens", "strongest module", "strongest head"), rows_of(whole))
     whole.page(arguments.folder / "greedy.html")
     least = min(range(len(whole.completion)), key=lambda place: whole.log_probabilities[place]) + 1
     one = whence.why.why(task, PROMPT, "".join(whole.completion), token=least, **options)
