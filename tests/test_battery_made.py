@@ -123,7 +123,7 @@ def test_a_shortcut_goes_to_its_class_and_to_queries_of_others():
             with_shortcut(train, queries, trigger, label=label, share=share)
     with pytest.raises(BadInput, match="changed nothing in record"):
         with_shortcut(train, queries, lambda record: record, label=1)
-    with pytest.raises(BadInput, match="gave a NoneType for record"):
+    with pytest.raises(BadInput, match="gave NoneType for record"):
         with_shortcut(train, queries, lambda record: None, label=1)
     with pytest.raises(BadInput, match="query 0 without a label"):
         with_shortcut(train, [{"x": 1}], trigger, label=1)
@@ -208,17 +208,24 @@ def test_a_model_alone_has_no_planted_data(run, files):
         (("--method", "source"), "fit", "without a run"),
         (("--trigger", "{}/fit.py:nothing", "--planted-label", "1"), "fit", "changed nothing"),
         (("--foreign", "{}/foreign.jsonl", "--planted-label", "7"), "fit", "found --planted-label 7"),
+        (("--stages", "0"), "fit", "--stages 0"),
+        (("--share", "0"), "fit", "--share 0"),
+        (("-k", "0"), "fit", "--k 0"),
+        (("--queries", "{}/queries.jsonl"), "fit", "found --queries more than once"),
         ((), "no_task", "which returned NoneType"),
         ((), "missing", "no function 'missing'"),
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(run, files, more, fit, message):
+    (files / "empty.jsonl").write_text("")
     more = [str(word).format(files) for word in more]
     line = run(*words(files, "--method", "grad-dot-exact", *more, fit=fit), status=2)
     assert message in line and len(line.strip().splitlines()) == 1
 
 
 def test_no_bank_and_no_battery(run, files):
+    (files / "train.jsonl").write_text("")
+    assert "found no records in" in run(*words(files), status=2)
     assert "found no bank" in run("evaluate", status=2)
     assert "found --fit without --battery" in run("evaluate", "bank", "--fit", "x.py:f", status=2)
     assert "found --fit with tables" in run(*words(files, files / "table")[:2], files / "table", *words(files)[2:], status=2)

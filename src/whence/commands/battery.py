@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_number
 from whence.commands.work_options import Work, WorkOptions, refuse_given
 from whence.errors import BadInput
 from whence.terminal import tell, tell_json
@@ -57,6 +58,10 @@ class MadeOptions:
         Raises:
             BadInput: If something does not.
         """
+        check_number("--stages", self.stages)
+        if self.share <= 0:
+            raise BadInput(found=f"--share {self.share:g}", needed="above 0, and 1 at most", do="pass .5 for half of the class")
+        check_number("--share", self.share, least=0, most=1)
         if self.model is not None and self.fit is not None:
             raise BadInput(found="--model with --fit", needed="one of them: --fit makes the model", do="leave one out")
         if self.model is None and self.fit is None:
@@ -128,6 +133,7 @@ def run_battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Pa
         raise BadInput(
             found="--battery without --data and --queries", needed="the records that the tables are of", do="pass both files"
         )
+    check_number("--k", options.k)
     if tables:
         refuse_given(options.making, options.work, where="with tables", needed="tables, or what to make them with")
         results, notes = _of_tables(tables, options), []
@@ -171,6 +177,9 @@ class _MadeTables:
 
         self.options, settings = options, options.making
         self.train, self.queries = list(load_records(str(options.data))), list(load_records(str(options.queries)))
+        for file, records in ((options.data, self.train), (options.queries, self.queries)):
+            if not records:
+                raise BadInput(found=f"no records in {file}", needed="one or more", do="check the file")
         self.fit = None if settings.fit is None else function_at(settings.fit)
         self.trigger = None if settings.trigger is None else function_at(settings.trigger)
         self.foreign = None if settings.foreign is None else list(load_records(settings.foreign))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError, MissingArgumentError
+from cyclopts import App, CycloptsError, MissingArgumentError, RepeatArgumentError
 
 from whence.errors import BadInput, is_question
 
@@ -47,6 +47,9 @@ def explained(error: CycloptsError, app: App, verbs: Iterable[str], words: Seque
             needed=usage(typed, arguments),
             do=f"add it; see `whence {typed} --help`",
         )
+    if isinstance(error, RepeatArgumentError):
+        name = error.token.keyword or "an option"
+        return BadInput(found=f"{name} more than once", needed="it once", do=f"leave one out; see `whence {typed} --help`")
     if error.unused_tokens:
         return _one_too_many(error.unused_tokens[0], typed, arguments, options)
     return _other(error, f"whence {typed} --help")

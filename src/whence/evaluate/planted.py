@@ -78,7 +78,7 @@ def with_shortcut(
     def triggered(record: Record) -> dict[str, Any]:
         changed = trigger(copy.deepcopy(dict(record)))
         if not isinstance(changed, Mapping) or _is_same(changed, record):
-            what = "changed nothing in" if isinstance(changed, Mapping) else f"gave a {type(changed).__name__} for"
+            what = "changed nothing in" if isinstance(changed, Mapping) else f"gave {type(changed).__name__} for"
             raise BadInput(
                 found=f"a trigger that {what} record {record.get('id', '')!r}",
                 needed="the record as it is with the trigger, as a mapping",
