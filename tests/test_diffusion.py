@@ -479,7 +479,8 @@ def test_records_that_cannot_be_used_are_refused():
     task, dataset = made()
     for record, text in (
         ({"label": 1}, "record 0 without an image"),
-        ("text", "record 0 whose image is no array of numbers"),
+        ("text", "text, which cannot be read (No such file or directory); needed an image file"),
+        (object(), "record 0 whose image is no array of numbers"),
         ({"image": np.zeros(SHAPE), "label": 0.5}, "record 0 with the label 0.5; needed one class number"),
     ):
         with pytest.raises(BadInput) as caught:

@@ -336,6 +336,26 @@ def test_records_that_do_not_go_with_guidance_are_refused():
         task, dataset = made(network=network, guidance=Guidance(**options))
         with pytest.raises(BadInput, match=text):
             task.collate(dataset.examples)
+    for conditions, text in (
+        ([np.zeros((5, 3)), np.zeros((4, 3))], r"conditions of the shapes \(4, 3\), \(5, 3\)"),
+        (["a cat", "a dog"], "record 0 whose 'condition' is text; needed what the network takes: an array"),
+    ):
+        with pytest.raises(BadInput, match=text):
+            whence.pipeline.sample_images(told()[0], 2, SHAPE, steps=2, conditions=conditions)
+    image = np.zeros(SHAPE)
+    for record, text in (
+        ({"image": image, "condition": "a cat"}, "record 0 whose 'condition' is text"),
+        ({"image": image, "steps": [3, 1]}, "record 0 with only one of trajectory and steps"),
+        (
+            {"image": image, "trajectory": np.zeros((4, *SHAPE)), "steps": [3]},
+            r"a trajectory of shape \(4, 2, 4, 4\) and 1 steps",
+        ),
+    ):
+        with pytest.raises(BadInput, match=text):
+            told()[0].prepare([record])
+    task, dataset = told(augment=lambda image: image)
+    with pytest.raises(BadInput, match=r"an augmentation that fails on the example '0' \(TypeError: "):
+        task.collate(dataset.examples)
     task, dataset = told(augment=lambda image, generator: image[:1])
     with pytest.raises(
         BadInput, match=r"an augmented image of shape \(1, 4, 4\) for the example '0'; needed a tensor of shape"

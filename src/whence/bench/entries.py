@@ -185,6 +185,7 @@ DIFFUSION_ENTRIES = (
     _of_images("ekfac-empirical", "ekfac", labels="dataset"),
     _of_images("ekfac-elbo", "ekfac", measured=replace(MEASURED, measure="elbo")),
     _of_images("ekfac-own-draws", "ekfac", noised=replace(NOISED, shared=False)),
+    _of_images("ekfac-own-queries", "ekfac", measured=replace(MEASURED, draws="own")),
     _of_images("grad-dot-own-draws", "grad-dot-exact", noised=replace(NOISED, shared=False)),
 )
 

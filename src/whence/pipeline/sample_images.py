@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.capture import frozen
 from whence.errors import BadInput
-from whence.tasks import Diffusion, step_back
+from whence.tasks import Diffusion, condition_rows, step_back
 from whence.tasks.base import precision
 
 __all__ = ["sample_images"]
@@ -71,7 +71,7 @@ def sample_images(
         if labels is not None:
             conditioning["label"] = torch.tensor([labels[number] for number in numbers], device=task.device)
         if conditions is not None:
-            rows = torch.stack([torch.as_tensor(conditions[number]) for number in numbers])
+            rows = condition_rows([conditions[number] for number in numbers])
             conditioning["condition"] = rows.to(task.device, precision(task.model))
         if task.guidance.scale != 1:
             conditioning |= task.nulls(conditioning)

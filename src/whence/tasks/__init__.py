@@ -8,6 +8,7 @@ from whence.tasks.custom import Custom
 from whence.tasks.diffusers_folder import load_diffusion
 from whence.tasks.diffusion import Diffusion
 from whence.tasks.diffusion_measures import DiffusionMeasure, Measured
+from whence.tasks.diffusion_records import condition_rows
 from whence.tasks.draws import Draws, Guidance
 from whence.tasks.masked_lm import Hiding, MaskedLM
 from whence.tasks.noise import NoiseSchedule
@@ -42,6 +43,7 @@ __all__ = [
     "Structure",
     "TextLimits",
     "TokenClassification",
+    "condition_rows",
     "contrast_notes",
     "differences",
     "fitting_mask",

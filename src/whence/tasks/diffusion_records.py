@@ -3,7 +3,7 @@
 Axes: B examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from whence.tasks.images import image_inputs, image_path, image_sha256
 __all__ = [
     "CONDITIONING",
     "check_alike",
+    "condition_rows",
     "conditioning_of",
     "image_example",
     "nulls_of",
@@ -115,18 +116,70 @@ def check_alike(examples: Sequence[Example]) -> None:
                 do=f"add them, or leave the {name}s out",
             )
     for name in ("image", "condition"):
-        shapes = {example.fields[name].shape for example in examples if name in example.fields}
-        if len(shapes) > 1:
-            raise BadInput(
-                found=f"{name}s of the shapes {', '.join(map(str, sorted(shapes)))}",
-                needed=f"{name}s of one shape",
-                do="crop or resize the images" if name == "image" else "fill the conditions up to one length",
-            )
+        _check_shapes(name, {example.fields[name].shape for example in examples if name in example.fields})
 
 
 def stacked_field(examples: Sequence[Example], name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A field of all examples, shape (B, ...)."""
     return torch.stack([torch.as_tensor(example.fields[name]) for example in examples]).to(device, dtype)
+
+
+def condition_rows(conditions: Sequence[Any]) -> Tensor:
+    """Conditions of several images, shape (R, ...).
+
+    Raises:
+        BadInput: If one is no array of numbers, or they differ in shape.
+    """
+    arrays = [_numbers(number, "condition", condition) for number, condition in enumerate(conditions)]
+    _check_shapes("condition", {array.shape for array in arrays})
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _numbers(number: int, name: str, value: Any) -> np.ndarray:
+    """One field of a record as an array.
+
+    Raises:
+        BadInput: If it is none, such as the text that a condition is made of.
+    """
+    if isinstance(value, str) and name.endswith("condition"):
+        raise BadInput(
+            found=f"record {number} whose {name!r} is text",
+            needed="what the network takes: an array, such as the states of a text encoder",
+            do="encode the texts with the pipeline's tokenizer and text encoder",
+        )
+    return array_field(number, name, value)
+
+
+def _check_trajectory(number: int, fields: Mapping[str, np.ndarray]) -> None:
+    """Refuse a trajectory that did not lead to its image.
+
+    Raises:
+        BadInput: If it has another shape than its image and its steps say.
+    """
+    if ("trajectory" in fields) != ("steps" in fields):
+        raise BadInput(
+            found=f"record {number} with only one of trajectory and steps",
+            needed="both or none",
+            do="add the other, or drop it",
+        )
+    if "trajectory" not in fields:
+        return
+    shape, steps = (fields["steps"].size + 1, *fields["image"].shape), fields["steps"]
+    if fields["trajectory"].shape != shape or steps.ndim != 1 or steps.dtype.kind not in "iu":
+        raise BadInput(
+            found=f"record {number} with a trajectory of shape {fields['trajectory'].shape} and {steps.size} steps",
+            needed=f"shape {shape}, from noise to the image, and a step number for all but the last",
+            do="make the queries with whence.pipeline.sample_images",
+        )
+
+
+def _check_shapes(name: str, shapes: Set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        raise BadInput(
+            found=f"{name}s of the shapes {', '.join(map(str, sorted(shapes)))}",
+            needed=f"{name}s of one shape",
+            do="crop or resize the images" if name == "image" else "fill the conditions up to one length",
+        )
 
 
 def pixels_of(number: int, path: Path, channels: int) -> np.ndarray:
@@ -178,6 +231,7 @@ def image_example(number: int, record: Any, draws: int, channels: int = 3) -> Ex
             fields[name] = class_number(number, record[name], {})
     for name in ("condition", "null_condition", "trajectory", "steps"):
         if name in record:
-            fields[name] = array_field(number, name, record[name])
+            fields[name] = _numbers(number, name, record[name])
+    _check_trajectory(number, fields)
     shown = "" if path is None else str(path)
     return Example(record_id(number, record), fields, draws, record_source(number, record), image=shown)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.errors import BadInput
+from whence.errors import BadInput, first_line
 from whence.functions import function_at, is_function
 from whence.plain_files import open_plain
 from whence.settings import typed
@@ -112,9 +112,8 @@ class Guidance:
         if self.null_condition is not None:
             array = as_numbers(self.null_condition)
             if array is None or not np.isfinite(array).all():
-                raise BadInput(
-                    found=f"null_condition={self.null_condition!r:.60}", needed="an array of finite numbers", do="convert it"
-                )
+                what = f"of type {type(self.null_condition).__name__}" if array is None else "with NaN or infinite numbers"
+                raise BadInput(found=f"a null_condition {what}", needed="an array of finite numbers", do="convert it")
             object.__setattr__(self, "null_condition", array)
 
     @property
@@ -176,7 +175,14 @@ def augmented(noised: Draws, augment: Augment, name: str, image: Tensor) -> Tens
     Raises:
         BadInput: If the augmentation gives something else than an image of that shape.
     """
-    seen = [augment(image.clone(), _generator(noised, name, "diffusion:augment:1", k)) for k in range(noised.draws)]
+    try:
+        seen = [augment(image.clone(), _generator(noised, name, "diffusion:augment:1", k)) for k in range(noised.draws)]
+    except Exception as error:
+        raise BadInput(
+            found=f"an augmentation that fails on the example {name!r} ({type(error).__name__}: {first_line(error)})",
+            needed="a function augment(image, generator)",
+            do="correct it; the error that this one comes from says where",
+        ) from error
     for each in seen:
         if not isinstance(each, Tensor) or each.shape != image.shape:
             what = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else f"type {type(each).__name__}"
