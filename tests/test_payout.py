@@ -1,6 +1,7 @@
 """From the log of a service to a payout: the same shares as from a table of all scores, nothing paid twice, nothing missing in silence."""
 
 import json
+import math
 import shutil
 import sqlite3
 import time
@@ -41,6 +42,27 @@ def heavy(queries=6, examples=400, seed=3):
 
 
 # --- the same shares as from a table
+
+
+@pytest.mark.parametrize("size", [0, 1, 49, 50, 51, 400, 401])
+def test_a_credit_is_what_the_slow_way_writes_down(size):
+    """The median by NumPy in float64, sums one after another."""
+    for seed in range(6):
+        scores = (
+            drawn(1, size, seed)[0].numpy() if seed < 4 else np.round(drawn(1, size, seed)[0].numpy())
+        )  # with ties and zeros
+        scores = -np.abs(scores) if seed == 3 else scores
+        wide = scores.astype(np.float64)
+        floor = 1.482602218505602 * float(np.median(np.abs(wide))) * math.sqrt(2 * math.log(size)) if size >= 50 else 0.0
+        below, kept = [0.0, 0.0], []
+        for row, score in enumerate(wide.tolist()):
+            if abs(score) < floor:
+                below[score < 0] += score
+            elif score:
+                kept.append((row, score))
+        credit = credit_of(scores, {**FACTS, "id": "a", "time": 1.0})
+        assert (credit.floor, credit.below) == (floor, tuple(below))
+        assert list(zip(credit.rows_K.tolist(), credit.scores_K.tolist(), strict=True)) == kept
 
 
 @pytest.mark.parametrize("config", [{}, {"rule": "signed"}, {"floor": 6.0}])

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -247,7 +248,11 @@ def test_a_chain_that_ends_in_something_else_is_refused(tmp_path, signer):
 
 
 def logs(tmp_path, signer, name="log.sqlite"):
-    return QueryLog(str(tmp_path / name), retention_days=30, chain=Chain(tmp_path / "receipts.jsonl", signer))
+    return QueryLog(str(tmp_path / name), retention_days=30, receipts=(tmp_path / "receipts.jsonl", signer))
+
+
+def full(*arguments, **options):
+    raise OSError(28, "no space left on device")
 
 
 def test_every_answer_of_a_log_has_a_receipt(tmp_path, signer):
@@ -265,14 +270,14 @@ def test_every_answer_of_a_log_has_a_receipt(tmp_path, signer):
 def test_what_a_killed_service_did_not_seal_is_sealed_by_the_next(tmp_path, signer):
     log, now = logs(tmp_path, signer), time.time()
     log.add([logged("a", now, [])])
-    log.chain.append = lambda sealed: (_ for _ in ()).throw(DiskFull(found="no space", needed="", do=""))
+    log.chain.lines.append = full
     with pytest.raises(Refused, match="no space"):
         log.add([logged("b", now, []), logged("c", now, [])])
     assert log.trouble == "full"
-    del log.chain.append
+    del log.chain.lines.append
     log.try_again()
     assert log.chain.count == 3
-    log.chain.append = lambda sealed: (_ for _ in ()).throw(DiskFull(found="no space", needed="", do=""))
+    log.chain.lines.append = full
     with pytest.raises(Refused):
         log.add([logged("d", now, [])])
     log.close()
@@ -292,6 +297,103 @@ def test_what_a_killed_service_did_not_seal_is_sealed_by_the_next(tmp_path, sign
     log.close()
     with pytest.raises(BadInput, match="with 2 receipts, and a log whose answers without one begin at number 3"):
         logs(tmp_path, signer)
+
+
+# --- a machine that stops
+
+
+@pytest.fixture
+def stopped(tmp_path, signer):
+    """A log and its chain as a stop of the machine may leave them: answers c and d were told, their receipts not synced."""
+    log, now = logs(tmp_path, signer), 1.0
+    log.add([logged("a", now, []), logged("b", now, [("é", 1.0, -1.0)])])
+    log.sync()
+    synced = log.chain.lines.synced
+    log.add([{**logged("c", now, []), "credit": b"{}"}, logged("d", now, [])])
+    assert log.chain.lines.synced == synced < log.chain.lines.size
+    for path in tmp_path.glob("log.sqlite*"):
+        shutil.copy(path, tmp_path / path.name.replace("log", "left"))
+    content = (tmp_path / "receipts.jsonl").read_bytes()
+    log.close()
+    return synced, content
+
+
+def test_answers_wait_for_one_sync_and_receipts_follow(tmp_path, signer, monkeypatch):
+    log, synced = logs(tmp_path, signer), []
+    monkeypatch.setattr(os, "fsync", lambda file, real=os.fsync: (synced.append(file), real(file)))
+    log.add([logged("a", 1.0, [])])
+    assert not synced and log.writer.execute("SELECT count(*) FROM heads").fetchone() == (1,)
+    log.sync()
+    log.sync()
+    assert synced == [log.chain.lines.file]
+    memory = QueryLog(":memory:", retention_days=30, receipts=(tmp_path / "other.jsonl", signer))
+    memory.add([logged("a", 1.0, [])])  # whose log cannot make them again
+    assert synced[1:].count(memory.chain.lines.file) > 0 and memory.chain.lines.synced == memory.chain.lines.size
+
+
+@pytest.mark.parametrize("what", ["nothing", "less", "zeros", "newlines", "more"])
+def test_receipts_that_a_stopped_machine_lost_are_made_again(tmp_path, stopped, key, what):
+    """Byte for byte, whatever the disk has in their place, and also with another key now."""
+    synced, content = stopped
+    new_key(tmp_path / "other.pem")
+    for number, at in enumerate(range(synced, len(content), 1 + len(content) // 40)):
+        rest = len(content) - at
+        left = {"nothing": b"", "less": b"", "zeros": bytes(rest), "newlines": b"{}\n" * rest, "more": b"x" * rest + b"\n"}[
+            what
+        ]
+        (tmp_path / "chain.jsonl").write_bytes(content[: synced if what == "nothing" else at] + left)
+        for path in tmp_path.glob("left.sqlite*"):
+            shutil.copy(path, tmp_path / path.name.replace("left", f"n{number}"))
+        receipts = tmp_path / "chain.jsonl", read_signer(tmp_path / "other.pem")
+        log = QueryLog(str(tmp_path / f"n{number}.sqlite"), retention_days=1e6, receipts=receipts)
+        assert (tmp_path / "chain.jsonl").read_bytes() == content and log.chain.count == 4
+        assert log.add([logged("e", 2.0, [])])["e"].number == 4
+        log.close()
+    assert [head.id for head in verify_chain(tmp_path / "receipts.jsonl", keys=[read_signer(key).public]).heads] == list("abcd")
+
+
+def test_what_was_sealed_after_the_receipts_stays(tmp_path, stopped, signer):
+    synced, content = stopped
+    chained(tmp_path / "receipts.jsonl", signer, [sealed(9)])
+    left = QueryLog(str(tmp_path / "left.sqlite"), retention_days=1e6, receipts=(tmp_path / "receipts.jsonl", signer))
+    assert (tmp_path / "receipts.jsonl").read_bytes().startswith(content) and left.chain.count == 5
+    left.close()
+
+
+def test_other_receipts_in_their_place_are_refused_and_other_chains_left_alone(tmp_path, stopped, signer):
+    synced, content = stopped
+    for path in tmp_path.glob("left.sqlite*"):
+        shutil.copy(path, tmp_path / path.name.replace("left", "again"))
+    (tmp_path / "chain.jsonl").write_bytes(content[:synced])
+    chained(tmp_path / "chain.jsonl", signer, [sealed(9)])  # by a command, before the service started again
+    before = (tmp_path / "chain.jsonl").read_bytes()
+    with pytest.raises(BadInput, match="whose receipt 2 is of 'a9', and of 'c' in the log"):
+        QueryLog(str(tmp_path / "left.sqlite"), retention_days=1e6, receipts=(tmp_path / "chain.jsonl", signer))
+    assert (tmp_path / "chain.jsonl").read_bytes() == before
+    chained(tmp_path / "new.jsonl", signer, [sealed(number) for number in range(9)])
+    other = (tmp_path / "new.jsonl").read_bytes()
+    log = QueryLog(str(tmp_path / "again.sqlite"), retention_days=1e6, receipts=(tmp_path / "new.jsonl", signer))
+    assert (tmp_path / "new.jsonl").read_bytes() == other
+    log.close()
+
+
+def test_a_disk_that_fails_after_an_answer_went_out_loses_no_receipt(tmp_path, stopped, signer, monkeypatch):
+    _, content = stopped
+    (tmp_path / "again").mkdir()
+    log = logs(tmp_path / "again", signer)
+    log.add([logged("a", 1.0, []), logged("b", 1.0, [("é", 1.0, -1.0)])])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: full())
+        with pytest.raises(Refused, match="no space left"):
+            log.sync()
+        assert log.trouble == "full" and log.chain.count == 0
+        with pytest.raises(Refused):
+            log.try_again()
+    log.try_again()
+    assert not log.trouble and log.chain.count == 2
+    log.add([{**logged("c", 1.0, []), "credit": b"{}"}, logged("d", 1.0, [])])
+    log.close()
+    assert (tmp_path / "again" / "receipts.jsonl").read_bytes() == content
 
 
 # --- the service

@@ -108,7 +108,7 @@ class AppendedLines:
     """A file of lines that only grows, by one process at a time.
 
     A process that is killed while it appends leaves whole lines and perhaps the beginning of one; that beginning is removed when the file is
-    opened to be appended to. What `append` has returned from is on the disk.
+    opened to be appended to. What `append` has returned from is on the disk, unless it was told that this may wait for `sync`.
 
     Args:
         path: The file; made, readable by its owner only, if it is not there.
@@ -131,25 +131,27 @@ class AppendedLines:
                     os.ftruncate(self.file, self.size)
                 os.fsync(self.file)
                 sync(path.parent)
+                self.synced = self.size
             except OSError as error:
                 os.close(self.file)
                 if isinstance(error, BlockingIOError):
                     raise OSError(errno.EBUSY, "another process appends to it") from None
                 raise
 
-    def last(self) -> bytes:
-        """The last line, without its break; empty if there is none."""
-        begun, end = b"", max(self.size - 1, 0)
+    def last(self, stop: int | None = None) -> bytes:
+        """The last line, or the last one before a byte, without its break; empty if there is none."""
+        begun, end = b"", max((self.size if stop is None else stop) - 1, 0)
         while end > 0 and b"\n" not in begun:
             start = max(0, end - _BLOCK_BYTES)
             begun, end = os.pread(self.file, end - start, start) + begun, start
         return begun.rpartition(b"\n")[2]
 
-    def append(self, lines: Iterable[bytes]) -> None:
+    def append(self, lines: Iterable[bytes], *, is_synced: bool = True) -> None:
         """Add lines, all or none of them unless the process is killed.
 
         Args:
             lines: Without breaks.
+            is_synced: Whether they have to be on the disk now; else they are once `sync` returns.
 
         Raises:
             OSError: If there is no room, or the disk fails; the file is as before.
@@ -159,11 +161,50 @@ class AppendedLines:
             at = 0
             while at < len(content):
                 at += os.write(self.file, memoryview(content)[at:])
-            os.fsync(self.file)
+            if is_synced:
+                os.fsync(self.file)
         except OSError:
             os.ftruncate(self.file, self.size)
             raise
         self.size += len(content)
+        self.synced = self.size if is_synced else self.synced
+
+    def sync(self) -> None:
+        """Have all lines on the disk.
+
+        Raises:
+            OSError: If the disk fails; then lines that it may lack are gone.
+        """
+        if self.synced == self.size:
+            return
+        try:
+            os.fsync(self.file)
+        except OSError:
+            os.ftruncate(self.file, self.synced)
+            self.size = self.synced
+            raise
+        self.synced = self.size
+
+    def line_at(self, at: int) -> bytes:
+        """The line that begins at a byte, with its break; empty at the end."""
+        line = b""
+        while b"\n" not in line and (block := os.pread(self.file, _BLOCK_BYTES, at + len(line))):
+            line += block
+        return line[: line.find(b"\n") + 1]
+
+    def replace_from(self, at: int, lines: Iterable[bytes]) -> None:
+        """Have lines stand in place of all that is behind a byte.
+
+        Args:
+            at: Where a line begins.
+            lines: Without breaks.
+
+        Raises:
+            OSError: If there is no room, or the disk fails.
+        """
+        os.ftruncate(self.file, at)
+        self.size = at
+        self.append(lines)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import random
 import signal
 import sqlite3
 import tempfile
@@ -27,7 +28,7 @@ from tests.torture.kills import Job, contents
 from whence.distributed import Ranks
 from whence.errors import BadInput, StoreCorrupt, WhenceError
 from whence.evaluate import BankConfig, Retraining, load_table, make_bank, open_bank, random_subsets, save_table
-from whence.ledger import Chain, credit_of, new_key, read_signer, verify_chain
+from whence.ledger import credit_of, new_key, read_signer, verify_chain
 from whence.load import load_task
 from whence.pipeline import refit, spool
 from whence.serve.documents import with_documents, without_documents
@@ -266,7 +267,7 @@ def logs(folder: Path) -> None:
 
 def _sealed_log(folder: Path) -> QueryLog:
     return QueryLog(
-        str(folder / "log.sqlite"), retention_days=1e5, chain=Chain(folder / "receipts.jsonl", read_signer(folder / "key"))
+        str(folder / "log.sqlite"), retention_days=1e5, receipts=(folder / "receipts.jsonl", read_signer(folder / "key"))
     )
 
 
@@ -289,6 +290,8 @@ def receipted(folder: Path) -> None:
     log = _sealed_log(folder)
     for first, stop in itertools.pairwise((0, 1, 4, 6, 7, 12)):
         batch = [_answer(number) for number in range(first, stop)]
+        log.sync()
+        (folder / "synced").write_text(f"{log.chain.lines.size:09d}")
         if any(log.answer(answer["id"]) is None for answer in batch):
             log.add(batch)
         with open(folder / "told", "a") as file:
@@ -310,6 +313,21 @@ def _receipts_hold(folder: Path) -> None:
     log.close()
     check = verify_chain(path)
     assert not check.faults and [head.id for head in check.heads] == ids and check.heads[: len(heads)] == heads
+
+
+def _receipts_hold_without_current(folder: Path) -> None:
+    """The same where the machine stops, and the disk has of the chain's end what it likes: as little as was synced, zeros, anything."""
+    path = folder / "receipts.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    synced = int((folder / "synced").read_text() or 0) if (folder / "synced").exists() else 0
+    drawn = random.Random(content)
+    at = drawn.randint(min(synced, len(content)), len(content))
+    lost = [b"", bytes(len(content) - at), bytes(drawn.choices(b"\0{}\n", k=len(content) - at))]
+    heads = verify_chain(path).heads if path.exists() else ()
+    path.write_bytes(content[:at] + drawn.choice(lost))
+    _sealed_log(folder).close()
+    assert verify_chain(path).heads[: len(heads)] == heads
+    _receipts_hold(folder)
 
 
 def _log_and_chain(folder: Path) -> list:
@@ -391,6 +409,7 @@ def jobs() -> list[Job]:
         Job("fit", lambda folder: whence.pipeline.fit_curvature(make_task(), make_records(ROWS), folder / "factors", runtime=QUIET)),
         Job("query log", logs, look=_nothing_told_is_lost, content=_rows_of_log),
         Job("receipts", receipted, lambda folder: new_key(folder / "key"), _receipts_hold, _log_and_chain),
+        Job("receipts without current", receipted, lambda folder: new_key(folder / "key"), _receipts_hold_without_current, _log_and_chain),
         Job("table", lambda folder: _saved(folder, 1), lambda folder: _saved(folder, 0), _old_or_new_table),
         Job("selection", lambda folder: _chosen(folder, 1), lambda folder: _chosen(folder, 0), _old_or_new_selection),
         Job("shares", _shared, lambda folder: save_table(table(drawn()), folder / "table"), _whole_report_or_none, _names_of_report),

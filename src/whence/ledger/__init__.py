@@ -7,8 +7,8 @@ from whence.ledger.log_schema import LOG_VERSION, connected, existing_log, prepa
 from whence.ledger.payouts import PaidOut, check_payout, paid_out, write_payout
 from whence.ledger.periods import Period, check_over, period_of
 from whence.ledger.proof_files import is_proof, read_proof, write_proof
-from whence.ledger.receipts import FIRST, Chain, Head, Sealed, chained, sealed_now
-from whence.ledger.sealing import check_chain, next_receipts, sealed_answer, unsealed_answers
+from whence.ledger.receipts import FIRST, Chain, Draft, Head, Sealed, chained, drafted, sealed_now
+from whence.ledger.sealing import check_chain, next_receipts, note_heads, sealed_answer, unsealed_answers, unsure_receipts
 from whence.ledger.verify import ChainCheck, is_chain, verify_chain
 from whence.ledger.versions import StoreVersion, VersionRows, known_versions, rows_of_versions, write_version
 
@@ -18,6 +18,7 @@ __all__ = [
     "Chain",
     "ChainCheck",
     "Credit",
+    "Draft",
     "Head",
     "PaidOut",
     "Period",
@@ -33,12 +34,14 @@ __all__ = [
     "connected",
     "credit_of",
     "digest_of",
+    "drafted",
     "existing_log",
     "is_chain",
     "is_proof",
     "known_versions",
     "new_key",
     "next_receipts",
+    "note_heads",
     "paid_out",
     "period_of",
     "prepared_log",
@@ -50,6 +53,7 @@ __all__ = [
     "sealed_answer",
     "sealed_now",
     "unsealed_answers",
+    "unsure_receipts",
     "verify_chain",
     "write_payout",
     "write_proof",

@@ -81,13 +81,15 @@ def credit_of(scores_N: np.ndarray, facts: Mapping[str, Any]) -> Credit:
         facts: The other fields of `Credit`.
     """
     # As a table has them: float32 on disk, float64 in sums.
-    wide_N = scores_N.astype(np.float32).astype(np.float64)
-    floor = spread_floor(wide_N)
-    is_below_N = np.abs(wide_N) < floor
-    low_N = wide_N[is_below_N]
-    below = (_summed(low_N[low_N > 0]), _summed(low_N[low_N < 0]))
-    rows_K = (~is_below_N & (wide_N != 0)).nonzero()[0]
-    return Credit(**facts, floor=floor, below=below, rows_K=rows_K, scores_K=wide_N[rows_K])
+    narrow_N = scores_N.astype(np.float32)
+    floor = spread_floor(narrow_N)
+    wide_N = narrow_N.astype(np.float64)
+    rows_K = np.flatnonzero((np.abs(wide_N) >= floor) & (wide_N != 0))
+    scores_K = wide_N[rows_K]
+    wide_N[rows_K] = 0.0
+    # One after another, as the rules of shares add up.
+    negative, positive = np.bincount((wide_N > 0).view(np.int8), weights=wide_N, minlength=2).tolist()
+    return Credit(**facts, floor=floor, below=(positive, negative), rows_K=rows_K, scores_K=scores_K)
 
 
 def read_credit(content: Any) -> Credit:
@@ -133,8 +135,3 @@ def _numbers(values: Any, name: str) -> Any:
     return (
         [float(value) for value in values] if name == "below" else np.array(values, np.int64 if name == "rows" else np.float64)
     )
-
-
-def _summed(values_N: np.ndarray) -> float:
-    """One after another, as the rules of shares add up."""
-    return float(np.cumsum(values_N)[-1]) if len(values_N) else 0.0

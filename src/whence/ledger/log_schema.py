@@ -9,12 +9,20 @@ from whence.errors import BadInput
 
 __all__ = ["LOG_VERSION", "connected", "existing_log", "prepared_log"]
 
-LOG_VERSION = 4
+LOG_VERSION = 5
 """`user_version` of the file."""
 
 # So long a reader waits for another process that has the file locked.
 _WAIT_SECONDS = 10.0
 
+# Heads of the receipts that the chain may lose if the machine stops now, and where in its file they begin.
+_VERSION_5 = """
+CREATE TABLE heads (
+    number INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL,
+    head TEXT NOT NULL
+);
+"""
 # Which examples each version of a store had, for payouts of answers that several versions gave; who asked, and how often in a day, whatever
 # was deleted since.
 _VERSION_4 = """
@@ -103,10 +111,11 @@ DROP TABLE shares_1;
 DROP TABLE queries_1;
 """
 _UPGRADES = {
-    0: _VERSION_2 + _VERSION_3 + _VERSION_4,
-    1: _FROM_VERSION_1 + _VERSION_3 + _VERSION_4,
-    2: _VERSION_3 + _VERSION_4,
-    3: _VERSION_4,
+    0: _VERSION_2 + _VERSION_3 + _VERSION_4 + _VERSION_5,
+    1: _FROM_VERSION_1 + _VERSION_3 + _VERSION_4 + _VERSION_5,
+    2: _VERSION_3 + _VERSION_4 + _VERSION_5,
+    3: _VERSION_4 + _VERSION_5,
+    4: _VERSION_5,
 }
 
 

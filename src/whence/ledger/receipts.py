@@ -4,6 +4,8 @@ A receipt has a head and a content. The head has digests only and is what is sig
 asked, and whoever has a content can show that it is the one that was sealed.
 """
 
+import contextlib
+import functools
 import hashlib
 import secrets
 import time
@@ -13,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from whence.durable import AppendedLines, disk_errors
-from whence.errors import BadInput
+from whence.errors import BadInput, DiskFull
 from whence.ledger.canonical import canonical, digest_of
 from whence.ledger.keys import Signer
 from whence.strict_json import parse_json, record_of
 
-__all__ = ["FIRST", "Chain", "Head", "Kind", "Sealed", "chained", "head_of", "receipt_line", "sealed_now"]
+__all__ = ["FIRST", "Chain", "Draft", "Head", "Kind", "Sealed", "chained", "drafted", "head_of", "sealed_now"]
 
 Kind = Literal["answer", "query", "table", "shares"]
 """What a receipt is of: an answer of a service, of `whence query`, a table of scores, a report of shares."""
@@ -93,33 +95,64 @@ class Sealed:
     credit: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A receipt that is to be added.
+
+    Args:
+        head: Its head.
+        content: Its content, as `canonical` writes it.
+    """
+
+    head: Head
+    content: bytes
+
+    @functools.cached_property
+    def head_text(self) -> bytes:
+        """The head as `canonical` writes it."""
+        return canonical(vars(self.head))
+
+    @property
+    def hash(self) -> str:
+        """As `Head.hash`."""
+        return hashlib.sha256(self.head_text).hexdigest()
+
+    @property
+    def line(self) -> bytes:
+        """As it stands in the file."""
+        # Keys are sorted, and "content" comes before all others: it need not be written twice.
+        return b'{"content":' + self.content + b"," + self.head_text[1:]
+
+
 class Chain:
     """A file of receipts that is added to.
 
     Args:
         path: The file, a receipt a line.
         signer: The key.
+        unsure: Where receipts begin that the file may have lost when the machine stopped, and these; it has them again, if they are its own.
 
     Raises:
         BadInput: If its last line is no receipt, it cannot be written, or another process adds to it.
     """
 
-    def __init__(self, path: str | Path, signer: Signer):
+    def __init__(self, path: str | Path, signer: Signer, unsure: tuple[int, Sequence[Draft]] = (0, ())):
         self.signer = signer
         self.lines = AppendedLines(Path(path))
-        self.count, self.previous = 0, FIRST
-        last = self.lines.last()
-        if last:
-            try:
-                head = head_of(parse_json(last, any_number=True))
-            except ValueError as error:
-                self.close()
-                raise BadInput(
-                    found=f"{path}, whose last line is no receipt ({error})",
-                    needed="a chain of receipts, or a new file",
-                    do="look at it with `whence verify`, and restore it from a copy",
-                ) from error
-            self.count, self.previous = head.number + 1, head.hash()
+        try:
+            self._restore(*unsure)
+            head = self._last(self.lines.size)
+        except (ValueError, BadInput, DiskFull) as error:
+            self.close()
+            if not isinstance(error, ValueError):
+                raise
+            raise BadInput(
+                found=f"{path}, whose last line is no receipt ({error})",
+                needed="a chain of receipts, or a new file",
+                do="look at it with `whence verify`, and restore it from a copy",
+            ) from error
+        self.count, self.previous = (0, FIRST) if head is None else (head.number + 1, head.hash())
+        self.synced = self.count, self.previous
 
     def append(self, sealed: Iterable[Sealed]) -> list[Head]:
         """Add receipts: when this returns, they are on the disk.
@@ -134,31 +167,111 @@ class Chain:
             DiskFull: If there is no room; then none is added.
             BadInput: If the file cannot be written.
         """
-        heads, lines, previous = [], [], self.previous
-        for number, each in enumerate(sealed, start=self.count):
-            head, line = receipt_line(each, number, previous, self.signer)
-            heads.append(head)
-            lines.append(line)
-            previous = head.hash()
+        return self.append_drafts(drafted(sealed, self.count, self.previous, self.signer), is_synced=True)
+
+    def append_drafts(self, drafts: Sequence[Draft], *, is_synced: bool) -> list[Head]:
+        """Add receipts that were made to follow the last one; as `append`, but that they may be on the disk only after `sync`.
+
+        Raises:
+            DiskFull: If there is no room; then none is added.
+            BadInput: If the file cannot be written.
+        """
         with disk_errors(self.lines.path):
-            self.lines.append(lines)
-        self.count, self.previous = self.count + len(heads), previous
-        return heads
+            self.lines.append([draft.line for draft in drafts], is_synced=is_synced)
+        if drafts:
+            self.count, self.previous = self.count + len(drafts), drafts[-1].hash
+        if is_synced:
+            self.synced = self.count, self.previous
+        return [draft.head for draft in drafts]
+
+    def sync(self) -> None:
+        """Have all receipts on the disk.
+
+        Raises:
+            DiskFull: If there is no room; then those that the disk may lack are not in the chain any more.
+            BadInput: If the disk fails; likewise.
+        """
+        try:
+            with disk_errors(self.lines.path):
+                self.lines.sync()
+        except (DiskFull, BadInput):
+            self.count, self.previous = self.synced
+            raise
+        self.synced = self.count, self.previous
 
     def close(self) -> None:
         """Let go of the file."""
         self.lines.close()
 
+    def _last(self, stop: int) -> Head | None:
+        """The head of the last receipt before a byte; None if there is none.
 
-def receipt_line(sealed: Sealed, number: int, previous: str, signer: Signer) -> tuple[Head, bytes]:
-    """A receipt: its head, and its line."""
+        Raises:
+            ValueError: If it is none.
+        """
+        last = self.lines.last(stop)
+        return head_of(parse_json(last, any_number=True)) if last else None
+
+    def _restore(self, at: int, drafts: Sequence[Draft]) -> None:
+        """Have receipts begin at a byte, if they are of this chain; what a stopped machine left of them goes.
+
+        Raises:
+            BadInput: If other receipts stand there.
+        """
+        if not drafts or at > self.lines.size:
+            return
+        try:
+            before = self._last(at)
+        except ValueError:  # it is another file
+            return
+        if drafts[0].head.previous != (FIRST if before is None else before.hash()):
+            return
+        for number, draft in enumerate(drafts):
+            line = self.lines.line_at(at)
+            if line != draft.line + b"\n":
+                self._check_lost(line, draft)
+                with disk_errors(self.lines.path):
+                    self.lines.replace_from(at, [each.line for each in drafts[number:]])
+                return
+            at += len(line)
+
+    def _check_lost(self, line: bytes, draft: Draft) -> None:
+        """Refuse to put a receipt in the place of one that somebody else may have been given.
+
+        Raises:
+            BadInput: If a line is a receipt.
+        """
+        with contextlib.suppress(ValueError):
+            head = head_of(parse_json(line, any_number=True))
+            raise BadInput(
+                found=f"{self.lines.path}, whose receipt {head.number} is of {head.id[:40]!r}, and of {draft.head.id[:40]!r} in the log",
+                needed="the chain that belongs to the log: something else was sealed into it after the service had stopped",
+                do="restore it from a copy, or pass a new --log with it",
+            )
+
+
+def drafted(sealed: Iterable[Sealed], number: int, previous: str, signer: Signer) -> list[Draft]:
+    """Receipts that follow one another.
+
+    Args:
+        sealed: What they are of.
+        number: Of the first.
+        previous: Digest of the head before it.
+        signer: The key.
+    """
+    drafts = []
+    for each in sealed:
+        drafts.append(_draft(each, number, previous, signer))
+        number, previous = number + 1, drafts[-1].hash
+    return drafts
+
+
+def _draft(sealed: Sealed, number: int, previous: str, signer: Signer) -> Draft:
     facts = {name: getattr(sealed, name) for name in ("kind", "id", "time", "store", "token", "credit")}
     content = canonical(sealed.content)
     digest = hashlib.sha256(content).hexdigest()
     unsigned = Head(number=number, previous=previous, key=signer.public, digest=digest, **facts)
-    head = replace(unsigned, signature=signer.sign(unsigned.message()))
-    # Keys are sorted, and "content" comes before all others: it need not be written twice.
-    return head, b'{"content":' + content + b"," + canonical(vars(head))[1:]
+    return Draft(head=replace(unsigned, signature=signer.sign(unsigned.message())), content=content)
 
 
 def sealed_now(kind: Kind, content: Mapping[str, Any], *, store: str = "") -> Sealed:

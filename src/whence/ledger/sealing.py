@@ -1,4 +1,8 @@
-"""Which answers of a log have a receipt yet: a number is given with the answer, in one transaction, and the receipt comes after it."""
+"""Which answers of a log have a receipt yet: a number is given with the answer, in one transaction, and the receipt comes after it.
+
+The receipt's head is in that transaction too. So the chain need not be on the disk when the answer goes out: what a stop of the machine takes
+from it is made again from the log, byte for byte.
+"""
 
 import hashlib
 import sqlite3
@@ -7,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.errors import BadInput
-from whence.ledger.receipts import Chain, Sealed
+from whence.ledger.receipts import Chain, Draft, Sealed, head_of
 from whence.strict_json import parse_json
 
-__all__ = ["check_chain", "next_receipts", "sealed_answer", "unsealed_answers"]
+__all__ = ["check_chain", "next_receipts", "note_heads", "sealed_answer", "unsealed_answers", "unsure_receipts"]
 
 # Answers that are sealed at once where a process left many without a receipt.
 _AT_ONCE = 256
@@ -46,6 +50,34 @@ def unsealed_answers(connection: sqlite3.Connection, count: int) -> list[Sealed]
         sealed_answer(parse_json(answer, any_number=True), None if credit is None else zlib.decompress(credit))
         for answer, credit in rows
     ]
+
+
+def note_heads(connection: sqlite3.Connection, chain: Chain, drafts: Sequence[Draft]) -> None:
+    """Note which receipts are about to be added, in place of those before, which are on the disk.
+
+    Args:
+        connection: Of the log, in a transaction.
+        chain: The receipts.
+        drafts: The new ones.
+    """
+    connection.execute("DELETE FROM heads")
+    lines = ((draft.head.number, chain.lines.size, draft.head_text.decode()) for draft in drafts)
+    connection.executemany("INSERT INTO heads VALUES (?, ?, ?)", lines)
+
+
+def unsure_receipts(connection: sqlite3.Connection) -> tuple[int, list[Draft]]:
+    """Receipts that the chain may have lost when the machine stopped, and the byte where the first began."""
+    rows = connection.execute(
+        "SELECT at, head, answer FROM heads JOIN queries ON queries.receipt = heads.number ORDER BY heads.number"
+    ).fetchall()
+    drafts = []
+    for _, head, answer in rows:
+        draft = Draft(head=head_of(parse_json(head)), content=answer.encode())
+        is_next = not drafts or draft.head.previous == drafts[-1].hash
+        if not is_next or hashlib.sha256(draft.content).hexdigest() != draft.head.digest:
+            break
+        drafts.append(draft)
+    return (rows[0][0] if rows else 0), drafts
 
 
 def sealed_answer(content: Mapping[str, Any], credit: bytes | None) -> Sealed:

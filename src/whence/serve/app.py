@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from whence._version import __version__
 from whence.errors import BadInput, WhenceError
-from whence.ledger import Chain, read_signer
+from whence.ledger import read_signer
 from whence.serve.accounts import Account, Quotas, check_access
 from whence.serve.catalog import seconds_of
 from whence.serve.config import ServeConfig
@@ -106,10 +106,10 @@ class _Service:
         self.config = config
         self.metrics, self.health = Metrics(), Health()
         self.redaction = config.redaction({account.name: account.salt for account in accounts if account.salt})
-        chain = None
+        receipts = None
         if config.receipts is not None and config.sign_with is not None:
-            chain = Chain(config.receipts, read_signer(config.sign_with))
-        self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes, chain=chain)
+            receipts = config.receipts, read_signer(config.sign_with)
+        self.log = QueryLog(config.log, retention_days=config.retention_days, max_bytes=config.max_log_bytes, receipts=receipts)
         self.quotas, self.has_accounts = Quotas(accounts, self.log), bool(accounts)
         self.queue = QuestionQueue(
             stores, self.log, self.metrics, max_waiting=config.max_waiting, batch=config.batch, redacted=self.redaction,

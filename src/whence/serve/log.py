@@ -12,22 +12,27 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whence.errors import BadInput, DiskFull, WhenceError
 from whence.ledger import (
     Chain,
+    Draft,
     Head,
     Sealed,
+    Signer,
     StoreVersion,
     check_chain,
     connected,
+    drafted,
     next_receipts,
+    note_heads,
     prepared_log,
     sealed_answer,
     unsealed_answers,
+    unsure_receipts,
     write_version,
 )
 from whence.serve.limits import Limits
@@ -66,24 +71,31 @@ class QueryLog:
         path: The file; made, readable by its owner only, if it is not there. ":memory:" for none.
         retention_days: Older answers are deleted.
         max_bytes: Where it holds more, the oldest answers are deleted.
-        chain: Where every answer gets a receipt, once it is in the log; None for none. Answers that a killed process did not get to seal
-            are sealed when the log is opened.
+        receipts: File of the chain in which every answer gets a receipt, once it is in the log, and the key; None for none. Answers that a
+            killed process did not get to seal are sealed when the log is opened, and receipts that a stopped machine lost are made again.
 
     Raises:
         BadInput: If the file cannot be opened or is something else, or the chain lacks receipts that answers had.
     """
 
-    def __init__(self, path: str, *, retention_days: float, max_bytes: int = Limits.max_log_bytes, chain: Chain | None = None):
+    def __init__(
+        self,
+        path: str,
+        *,
+        retention_days: float,
+        max_bytes: int = Limits.max_log_bytes,
+        receipts: tuple[str | Path, Signer] | None = None,
+    ):
         self.path, self.retention, self.max_bytes = path, retention_days * _DAY, max_bytes
-        self.chain = chain
         self.trouble = ""
-        self.writing, self.reading = threading.Lock(), threading.Lock()
+        self.writing, self.reading, self.sealing = threading.Lock(), threading.Lock(), threading.RLock()
         try:
             self._open()
             (last,) = self.writer.execute(
                 "SELECT max(at) FROM (SELECT max(time) AS at FROM clock UNION SELECT max(kept_at) FROM queries)"
             ).fetchone()
-        except (sqlite3.Error, OSError) as error:
+            unsure = unsure_receipts(self.writer)
+        except (sqlite3.Error, OSError, ValueError) as error:
             raise BadInput(
                 found=f"the query log {path}, which cannot be opened ({error})",
                 needed="a place to write, or a log that this service made",
@@ -91,18 +103,20 @@ class QueryLog:
             ) from error
         self.clock = LogClock(last, self.retention)
         self.purged = time.monotonic()
-        if chain is not None:
-            check_chain(self.writer, chain)
+        self.chain = None if receipts is None else Chain(*receipts, unsure)
+        if self.chain is not None:
+            check_chain(self.writer, self.chain)
         with contextlib.suppress(Refused):  # a full disk is told to those who ask, and by /health
             self._seal()
             self.purge()
 
-    def add(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Head]:
-        """Keep answers: when this returns, they and their receipts are on disk.
+    def add(self, answers: Sequence[Mapping[str, Any]], *, on_written: Callable[[], object] = lambda: None) -> dict[str, Head]:
+        """Keep answers: when this returns, they are on disk, and so is what their receipts are made of again if the machine stops.
 
         Args:
             answers: What `answered` gives, with id, time and digest; a `credit` in it, as bytes, is kept for payouts and never shown;
                 `client`, who asked, is kept beside it.
+            on_written: Called when only the disk is waited for.
 
         Returns:
             Heads of their receipts by id; none without a chain.
@@ -110,9 +124,41 @@ class QueryLog:
         Raises:
             Refused: If the disk is full, or the file cannot be written.
         """
+        with self.sealing:
+            self.sync()
+            drafts = self._insert(answers, on_written)
+            heads = self._seal(drafts)
+            if self.path == ":memory:":  # it holds nothing that receipts could be made of again
+                self.sync()
+        if time.monotonic() - self.purged > _PURGE_SECONDS:
+            self.purge()
+        return heads
+
+    def sync(self) -> None:
+        """Have all receipts on the disk, where the log alone may have had them before.
+
+        Raises:
+            Refused: If the disk is full, or fails; the answers get their receipts later.
+        """
+        with self.sealing:
+            if self.chain is not None:
+                try:
+                    self.chain.sync()
+                except WhenceError as error:
+                    raise self._refusal(isinstance(error, DiskFull), f"receipts: {error}") from error
+
+    def _insert(self, answers: Sequence[Mapping[str, Any]], on_written: Callable[[], object]) -> list[Draft]:
+        """Put answers into the log, and the heads of their receipts; these, where they follow the last receipt of the chain."""
         with self._written():
             shift = self.clock.ahead()
             receipts = next_receipts(self.writer, self.chain, len(answers))
+            drafts: list[Draft] = []
+            if self.chain is not None:
+                if answers and receipts[0] == self.chain.count:
+                    sealed = [sealed_answer(_content_of(answer), answer.get("credit")) for answer in answers]
+                    drafts = drafted(sealed, self.chain.count, self.chain.previous, self.chain.signer)
+                note_heads(self.writer, self.chain, drafts)
+            texts = [draft.content.decode() for draft in drafts] or list(map(_text_of, answers))
             if self._bytes() > self.max_bytes:
                 self.writer.execute(_OLDEST, (_DELETED_AT_ONCE + len(answers),))
             self.writer.executemany(
@@ -121,12 +167,12 @@ class QueryLog:
                 [
                     (
                         *(answer[name] for name in _COLUMNS),
-                        _text_of(answer),
+                        text,
                         answer["time"] - shift,
                         receipt,
                         answer.get("client", ""),
                     )
-                    for answer, receipt in zip(answers, receipts, strict=True)
+                    for answer, receipt, text in zip(answers, receipts, texts, strict=True)
                 ],
             )
             self.writer.executemany(
@@ -137,14 +183,8 @@ class QueryLog:
                 "INSERT OR REPLACE INTO credits VALUES (?, ?)",
                 [(answer["id"], zlib.compress(answer["credit"], 1)) for answer in answers if "credit" in answer],
             )
-        if self.chain is None:
-            heads = {}
-        else:
-            just_kept = [sealed_answer(_content_of(answer), answer.get("credit")) for answer in answers]
-            heads = self._seal(receipts[0] if receipts else None, just_kept)
-        if time.monotonic() - self.purged > _PURGE_SECONDS:
-            self.purge()
-        return heads
+            on_written()
+        return drafts
 
     def answer(self, name: str) -> dict[str, Any] | None:
         """An answer by its id, with `client`, who asked, where that is known; None if it is not there (any more).
@@ -241,6 +281,8 @@ class QueryLog:
 
     def close(self) -> None:
         """Close the files; what was written is there anyway."""
+        with contextlib.suppress(Refused):
+            self.sync()
         with contextlib.suppress(Refused), self._written():
             self._note_time()
         self._close()
@@ -261,12 +303,11 @@ class QueryLog:
         self.reader.close()
         self.writer.close()
 
-    def _seal(self, first: int | None = None, just_kept: Sequence[Sealed] = ()) -> dict[str, Head]:
+    def _seal(self, drafts: Sequence[Draft] = ()) -> dict[str, Head]:
         """Give a receipt to every answer of the log that has none yet, in order.
 
         Args:
-            first: Number of the receipt that the first of `just_kept` has to get.
-            just_kept: Answers that were kept a moment ago, which need not be read again.
+            drafts: The receipts of all of these, whose heads are in the log.
 
         Returns:
             Their heads by id of the answer.
@@ -275,19 +316,22 @@ class QueryLog:
             Refused: If the chain cannot be written; the answers get their receipts later.
         """
         heads: dict[str, Head] = {}
-        while self.chain is not None:
-            if just_kept and first == self.chain.count:
-                unsealed, just_kept = just_kept, ()
-            else:
-                with self._read():
-                    unsealed = unsealed_answers(self.reader, self.chain.count)
-            if not unsealed:
-                break
+        if self.chain is None:
+            return heads
+        with self.sealing:
             try:
-                heads |= {head.id: head for head in self.chain.append(unsealed)}
+                if drafts:
+                    return {head.id: head for head in self.chain.append_drafts(drafts, is_synced=False)}
+                while unsealed := self._unsealed():
+                    heads |= {head.id: head for head in self.chain.append(unsealed)}
             except WhenceError as error:
                 raise self._refusal(isinstance(error, DiskFull), f"receipts: {error}") from error
         return heads
+
+    def _unsealed(self) -> list[Sealed]:
+        assert self.chain is not None
+        with self._read():
+            return unsealed_answers(self.reader, self.chain.count)
 
     def _note_time(self) -> None:
         """For the next start, which cannot know by itself how long nothing ran."""

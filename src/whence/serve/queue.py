@@ -312,8 +312,13 @@ class QuestionQueue:
             answers = answered(hosted, jobs, examples, self.masks[hosted.name], self.credits)
             wanted = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None]
             entries = [self._log_entry(job, answer) for job, answer in wanted]
-            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept.
-            keeping = self.keeper.submit(self._keep, wanted, entries)
+            # The disk takes its time: what goes out is made ready meanwhile, and goes out once all of it is kept. Not before, since two
+            # threads that both compute hold each other up.
+            is_written = threading.Event()
+            keeping = self.keeper.submit(self._keep, wanted, entries, is_written)
+            # Receipts come to the disk while answers go out and the next ones are made: the log has what they are made of.
+            self.keeper.submit(self._sync)
+            is_written.wait()
             texts = shown(hosted, entries, redacted=self.redacted)
         heads = keeping.result()
         for text in texts:
@@ -345,12 +350,21 @@ class QuestionQueue:
             entry |= {"weights": job.hosted.weights, "version": __version__, "salt": secrets.token_hex(_SALT_BYTES)}
         return entry
 
-    def _keep(self, wanted: Sequence[tuple[Job, dict[str, Any]]], entries: Sequence[dict[str, Any]]) -> dict[str, Head]:
+    def _keep(
+        self, wanted: Sequence[tuple[Job, dict[str, Any]]], entries: Sequence[dict[str, Any]], is_written: threading.Event
+    ) -> dict[str, Head]:
         """Put answers into the log, with their credits if these are kept; the heads of their receipts by id, if there are any."""
-        if not self.credits:
-            return self.log.add(entries)
-        lines = [_credit_of(answer, entry).line() for (_, answer), entry in zip(wanted, entries, strict=True)]
-        return self.log.add([{**entry, "credit": line} for entry, line in zip(entries, lines, strict=True)])
+        try:
+            if self.credits:
+                lines = [_credit_of(answer, entry).line() for (_, answer), entry in zip(wanted, entries, strict=True)]
+                entries = [{**entry, "credit": line} for entry, line in zip(entries, lines, strict=True)]
+            return self.log.add(entries, on_written=is_written.set)
+        finally:
+            is_written.set()
+
+    def _sync(self) -> None:
+        with contextlib.suppress(Refused):  # it is told to the next who asks, and by /health
+            self.log.sync()
 
 
 def _credit_of(answer: Mapping[str, Any], entry: Mapping[str, Any]) -> Credit:
