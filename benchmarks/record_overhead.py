@@ -1,13 +1,14 @@
 """What watching a training run costs: the same training plain, with `whence.Recorder`, and with `whence.pipeline.GradientLog`, in turn.
 
-Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py`. Times are the processor's, of the whole loop: with all checkpoints for the
-recorder, without `finish()` for the log. A figure is the median over rounds of the ratio of neighbouring runs.
+Run it as `OMP_NUM_THREADS=1 python benchmarks/record_overhead.py --mlp`. Times are the processor's, of the whole loop: with all checkpoints
+for the recorder, without `finish()` for the log. A figure is the median over rounds of the ratio of neighbouring runs.
 """
 
 import argparse
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,12 +98,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--watch", nargs="*", default=["recorder", "logra 16", "logra 4", "factgrass 16", "logra 16 factors"])
+    parser.add_argument("--widths", type=int, nargs="*", default=[96, 384, 768], help="of transformers")
+    parser.add_argument("--mlp", action="store_true", help="a small network, too, whose steps are short")
     options = parser.parse_args()
-    settings = {
-        "mlp": (mlp, 6000),
-        "transformer of width 96": (lambda: transformer(96), 30),
-        "transformer of width 384": (lambda: transformer(384), 6),
-    }
+    settings = {"mlp": (mlp, 6000)} if options.mlp else {}
+    settings |= {f"transformer of width {w}": (partial(transformer, w), 30 if w < 200 else 6) for w in options.widths}
     for name, (make, steps) in settings.items():
         for watch in options.watch:
             ratios, size = [], 0.0

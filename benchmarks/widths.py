@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -92,7 +93,7 @@ def agreement(arguments):
 
 
 def cost(arguments):
-    """Forecast against actual of attribute, curvature and build: memory over the model, disk, processor seconds."""
+    """Forecast against actual of attribute, curvature, build and exact methods: memory over the model, disk, processor seconds."""
     import whence
     from whence.pipeline import forecast_build, forecast_exact
 
@@ -114,6 +115,9 @@ def cost(arguments):
                 task, train, store, config=BuildConfig(batch_positions=1024), runtime=Runtime(quiet=True)
             ),
         }
+        for method in set(arguments.verbs) - set(told):
+            told[method] = partial(forecast_exact, task, train, len(queries), method=method, runtime=runtime)
+            verbs[method] = partial(whence.attribute, task, train, queries, method=method, runtime=runtime)
         for name in arguments.verbs:
             # Of the processor, so that a machine that does other things counts the same on both sides.
             with patch("time.perf_counter", time.process_time):
@@ -128,7 +132,7 @@ def cost(arguments):
             else:
                 memory, disk, seconds = found.footprint.peak, found.footprint.fit.disk, found.seconds.total
             _, took, peak = measured(verbs[name])
-            folder = {"attribute": Path(place) / "none", "curvature": fit, "build": store}[name]
+            folder = {"curvature": fit, "build": store}.get(name, Path(place) / "none")
             written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             sizes = f"{memory / 2**20:,.0f} / {peak / 2**20:,.0f} | {disk / 2**20:,.1f} / {written / 2**20:,.1f}"
             print(f"| {name} | {sizes} | {seconds:,.1f} / {took:,.1f} | {forecast_seconds:,.1f} |", flush=True)
@@ -206,7 +210,7 @@ def main():
     parser.add_argument("--only-cut", action="store_true", help="leave the default out, where it keeps all eigenvectors")
     parser.add_argument("--part", choices=("agreement", "vocabulary", "cost", "bf16", "shared"), default="agreement")
     parser.add_argument("--directions", type=int, nargs="*", default=[1024, 512, 256, 0])
-    parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"])
+    parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"], help="or exact methods")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     {"cost": cost, "bf16": bf16, "shared": shared}.get(arguments.part, agreement)(arguments)

@@ -7,8 +7,11 @@ from whence.solve.datainf import solve_datainf
 from whence.solve.lissa import solve_lissa
 from whence.solve.nystroem import fit_nystroem, solve_nystroem
 from whence.solve.solution import Solution
+from whence.solve.stochastic import PROBE_PRODUCTS, PROBES
 
 __all__ = [
+    "PROBE_PRODUCTS",
+    "PROBES",
     "Solution",
     "fit_arnoldi",
     "fit_nystroem",

@@ -13,10 +13,10 @@ from whence.curvature import Damped, Preconditioner, added, inner, scaled, top_e
 from whence.errors import BadInput
 from whence.solve.solution import Solution, few, measured, pick, put, relative, useless
 
-__all__ = ["Batches", "Walk", "finished", "safe_step", "walk"]
+__all__ = ["PROBES", "PROBE_PRODUCTS", "Batches", "Walk", "finished", "safe_step", "walk"]
 
 # Batches whose top eigenvalue is measured, and the products spent on each.
-_PROBES, _PROBE_PRODUCTS = 3, 10
+PROBES, PROBE_PRODUCTS = 3, 10
 # Beyond this many times the largest length a solution can have, a query has diverged.
 _ASTRAY = 10.0
 
@@ -82,16 +82,16 @@ def safe_step(damped: Damped, preconditioner: Preconditioner | None, drawn: Batc
     Raises:
         BadInput: If the matrix is zero.
     """
-    probes = 1 if drawn.cost == 1.0 else _PROBES
+    probes = 1 if drawn.cost == 1.0 else PROBES
     values = [
-        top_eigenvalue(damped, preconditioner, iterations=_PROBE_PRODUCTS, seed=seed + probe, chosen=drawn.draw())
+        top_eigenvalue(damped, preconditioner, iterations=PROBE_PRODUCTS, seed=seed + probe, chosen=drawn.draw())
         for probe in range(probes)
     ]
     if not max(values) > 0:
         raise BadInput(
             found=f"a matrix whose top eigenvalue is {max(values):g}", needed="a positive one", do="give it positive damping"
         )
-    return 1.0 / max(values), probes * _PROBE_PRODUCTS * drawn.cost
+    return 1.0 / max(values), probes * PROBE_PRODUCTS * drawn.cost
 
 
 def walk(

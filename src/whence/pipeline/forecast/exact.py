@@ -17,7 +17,7 @@ from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, 
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, Unroll, checked_settings, factors_folder, fit_of, records_only
+from whence.settings import ExactSettings, Runtime, TracIn, Unroll, checked_settings, factors_folder, fit_of, records_only
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
@@ -32,7 +32,7 @@ class ExactForecast:
         coverage: What would be attributed.
         footprint: In memory and on disk, and how it would be cut.
         cut_bases: Sides of units that are too long for all of their eigenvectors, and what they would have instead.
-        seconds: Time; None for solvers, which stop when they have converged, and for what goes through a run.
+        seconds: Time, at most where a solver may stop before; None for SOURCE, whose segments it does not know, and for a fit in groups.
     """
 
     coverage: Coverage
@@ -41,7 +41,11 @@ class ExactForecast:
     seconds: ExactSeconds | None = None
 
     def __str__(self) -> str:
-        time_text = "time: not told of solvers and runs" if self.seconds is None else str(self.seconds)
+        time_text = (
+            "time: not told of segments of a run, nor of fits that memory cuts into groups"
+            if self.seconds is None
+            else str(self.seconds)
+        )
         return "\n".join((str(self.coverage), str(self.footprint), time_text, *basis_notes(self.cut_bases)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def expected_seconds(
     if positions_of(train.examples) < WORTH * positions_of(timed_sample(train, 0, tracked, QUICK)):
         return None
     seconds = _forecast(task, train, queries, settings, runtime, QUICK).seconds
-    if seconds is None:
+    if seconds is None or seconds.may_stop:
         return None
     folder = factors_folder(settings)
     return seconds.total - (seconds.fit if folder is not None and "values" in finished_stages(folder) else 0.0)
@@ -124,22 +128,23 @@ def _forecast(
     cut = cut_for(settings)
     demand = Demand(rows=queries, queries=queries, query_rank=getattr(settings, "query_rank", None))
     demand = demand if cut is None else cut.demanded(demand)
+    weights = 1
     if isinstance(settings, AlongSettings) and settings.run is not None:
-        points = points_of(open_run(settings.run), settings.checkpoints)
-        demand = replace(demand, fits=len(points), passes=len(points))
+        weights = len(points_of(open_run(settings.run), settings.checkpoints))
+        demand = replace(demand, fits=weights, passes=weights)
     wanted = runtime.positions(example.length for example in dataset.examples)
     footprint = measure(task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=wanted)
     cut_bases = basis_plan(plan.units, fit_of(settings)) if exact_method_named(settings.name).factors is not None else []
     seconds = None
-    if _is_timed(settings, footprint):
+    if _is_timed(settings, footprint, demand.fits):
         positions = wanted or batch.batch_positions
-        seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions, timing)
+        weights = demand.passes if isinstance(settings, TracIn) else weights
+        seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions, timing).at_checkpoints(weights)
     return ExactForecast(plan.coverage, footprint, tuple(cut_bases), seconds)
 
 
-def _is_timed(settings: ExactSettings, footprint: Footprint) -> bool:
+def _is_timed(settings: ExactSettings, footprint: Footprint, fits: int) -> bool:
     """Whether time is a sum of passes, of which some can be had in memory."""
-    method = exact_method_named(settings.name)
-    is_along = isinstance(settings, AlongSettings) and settings.run is not None
-    in_memory = footprint.peak <= footprint.room and max(footprint.fit.factor_passes, footprint.fit.value_passes) <= 1
-    return in_memory and method.solver is None and not method.needs_run and not is_along
+    has_segments = exact_method_named(settings.name).needs_run and not isinstance(settings, TracIn)
+    in_memory = footprint.peak <= footprint.room and max(footprint.fit.factor_passes, footprint.fit.value_passes) <= fits
+    return in_memory and not has_segments

@@ -4,7 +4,7 @@ Axes: Q queries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whence.capture import Plan
 from whence.data import Dataset, Example
@@ -13,6 +13,7 @@ from whence.pipeline.exact.footprint import Footprint
 from whence.pipeline.exact.precondition import preconditioned
 from whence.pipeline.exact.prepare import Prepared, fit_data
 from whence.pipeline.exact.query_gradients import query_gradients
+from whence.pipeline.forecast.solver_time import product_seconds, products_of
 from whence.pipeline.forecast.timing import Timing, positions_of, scan_seconds, timed, timed_fit, timed_sample
 from whence.settings import ExactSettings, Runtime, fit_of
 from whence.tasks import AbstractTask
@@ -29,21 +30,28 @@ class ExactSeconds:
         queries: Gradients of the queries, preconditioned.
         scan: Passes over the data for the scores.
         timed: Examples that this was measured on.
+        may_stop: Whether a solver may stop before, where it converges.
     """
 
     fit: float
     queries: float
     scan: float
     timed: int
+    may_stop: bool = False
 
     @property
     def total(self) -> float:
         """All of it, besides checks."""
         return self.fit + self.queries + self.scan
 
+    def at_checkpoints(self, count: int) -> "ExactSeconds":
+        """Of a run that does all of it at so many checkpoints, whose passes for scores are counted already."""
+        return replace(self, fit=self.fit * count, queries=self.queries * count)
+
     def __str__(self) -> str:
         parts = f"fit {self.fit:,.0f} s, queries {self.queries:,.0f} s, scores {self.scan:,.0f} s"
-        return f"time: about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
+        most = "at most, " if self.may_stop else ""
+        return f"time: {most}about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
 
 
 def timed_exact(
@@ -63,7 +71,7 @@ def timed_exact(
         plan: Its units.
         train: The training data.
         queries: How many would be asked.
-        settings: Of a method whose inverse is a formula, resolved.
+        settings: Of the method, resolved.
         footprint: How the run is cut.
         positions: Per batch.
         timing: How much time it may take.
@@ -82,24 +90,37 @@ def timed_exact(
         fit = seconds.total(everything)
     runtime = Runtime(quiet=True)
     prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
-    asking, scanning = _solving_seconds(prepared, few, queries, timing) if queries else (0.0, 0.0)
+    asking, scanning, may_stop = _solving_seconds(prepared, few, train, queries, timing) if queries else (0.0, 0.0, False)
     passes = footprint.chunks * footprint.passes
     return ExactSeconds(
         fit=fit,
-        queries=asking * queries,
+        queries=asking,
         scan=scanning * positions_of(train.examples) / positions_of(few) * passes,
         timed=len(few),
+        may_stop=may_stop,
     )
 
 
-def _solving_seconds(prepared: Prepared, few: Sequence[Example], queries: int, timing: Timing) -> tuple[float, float]:
-    """Seconds of a query, and of a scan of the few examples with as many rows as are asked at once."""
-    one_query = Dataset(list(few[:1]))
+def _solving_seconds(
+    prepared: Prepared, few: Sequence[Example], train: Dataset, queries: int, timing: Timing
+) -> tuple[float, float, bool]:
+    """Seconds of all queries, and of a scan of the few examples with as many rows as are asked at once; whether a solver may stop before."""
+    one_query, at_once = Dataset(list(few[:1])), min(queries, prepared.footprint.rows_at_once)
     rows, gradient_seconds = timed(lambda: query_gradients(prepared, one_query), timing)
-    # Written over, so that no time goes into a copy that a run does not make.
-    (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, prepared.damping(), in_place=True), timing)
-    at_once = min(queries, prepared.footprint.rows_at_once)
+    asking, may_stop, damping = gradient_seconds * queries, False, prepared.damping()
+    if prepared.method.solver is None:
+        # Written over, so that no time goes into a copy that a run does not make.
+        (blocks, _), solve_seconds = timed(lambda: preconditioned(prepared, rows, damping, in_place=True), timing)
+        asking += solve_seconds * queries
+    else:
+        assert damping is not None
+        blocks = rows
+        chosen = train.spread(getattr(prepared.settings, "examples", None) or len(train))
+        products = products_of(prepared.settings, len(chosen))
+        seconds = product_seconds(prepared, rows, damping, timing)
+        asking += prepared.footprint.chunks * seconds.total(products, at_once, positions_of(chosen.examples))
+        may_stop = products.may_stop
     scanning = scan_seconds(
         prepared.task, prepared.plan, few, blocks, at_once, prepared.max_positions, prepared.query_rank, timing
     )
-    return gradient_seconds + solve_seconds, scanning
+    return asking, scanning, may_stop
