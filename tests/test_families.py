@@ -11,7 +11,9 @@ from tests import families
 from tests.reference.gradients import dense_gradients, unit_gradients
 from tests.test_capture import assert_same_sum, captured
 from whence.capture import check_task, plan_units
+from whence.curvature import fit_ekfac
 from whence.errors import BadInput, Unsupported
+from whence.settings import FitConfig
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -45,6 +47,22 @@ def test_every_layer_equals_autograd(title):
     assert {p for unit in plan.units for p in unit.parameters} == task.tracked
     for actual, wanted in zip(found, expected, strict=True):
         assert_same_sum(actual, wanted, terms=4096)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "mpnet", "places"])
+def test_curvature_of_what_all_examples_share(name):
+    """The trace of the empirical Fisher in EK-FAC's bases is the mean squared length of the gradients, of every unit."""
+    if families.FAMILIES[name].hf:
+        pytest.importorskip("transformers")
+    task, dataset = families.make(name)
+    plan = plan_units(task)
+    with families.WideArithmetic():
+        check_task(task, plan, dataset.examples)
+        fitted = fit_ekfac(task, plan, dataset, FitConfig(labels="dataset"), max_positions=100, quiet=True)
+        expected = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
+    for block, wanted in zip(fitted.blocks, expected, strict=True):
+        trace = float(wanted.square().sum()) / len(dataset)
+        assert float(block.values_OI.sum()) == pytest.approx(trace, rel=1e-6, abs=1e-12), block.unit
 
 
 @pytest.mark.parametrize("examples", [3, 4, 8, 12])

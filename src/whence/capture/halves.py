@@ -50,7 +50,8 @@ def in_halves(items: Sequence[Item], run: Callable[[Sequence[Item]], Result], mo
         raise OutOfMemory(
             found="no memory for a batch of one example",
             needed="room for one forward and backward pass",
-            do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, or gradient checkpointing",
+            do="use shorter examples (long='split', a smaller max_length), bfloat16 weights, gradient checkpointing, or fewer draws of "
+            "diffusion at once (at_once)",
         )
     half = len(items) // 2
     return in_halves(items[:half], run, model) + in_halves(items[half:], run, model)

@@ -32,8 +32,9 @@ class AbstractTask(ABC):
         track: Patterns (as in `fnmatch`) of parameter names to attribute; None takes every trainable parameter.
         ignore: Patterns of parameter names to leave out.
         functional: Whether parameters of layers that whence has no rule for, or whose hooks the check finds wrong, go through the functional
-            twin instead of being refused: True is enough for any module. Patterns of parameter names send these there whatever their layer,
-            and only these; parameters without a rule have to be among them.
+            twin instead of being refused: True is enough for any module. With False those without a rule do if they are at most 2 % of the
+            parameters. Patterns of parameter names send these there whatever their layer, and only these; parameters without a rule have to
+            be among them.
         recipe: What is known of the training run, for damping.
         skip_bad: Whether records that cannot be used are left out, with a note in every answer, instead of refusing the data.
 
