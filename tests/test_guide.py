@@ -235,6 +235,13 @@ def test_marks_stop_where_the_evidence_stops(tmp_path):
     assert few.floor == 0 and "no floor: among 20 documents it cannot be told which are chance, 50 are needed" in few.stopped
 
 
+def test_a_behaviour_of_a_fifth_of_the_documents_does_not_raise_the_floor(tmp_path):
+    rows = planted_rows(400, carriers=80)
+    few = whence.guide.select_tokens(as_files(tmp_path, planted_rows(400, carriers=4)))
+    made = whence.guide.select_tokens(as_files(tmp_path, rows), whence.settings.GuideConfig(quantile=0.95, budget=0.2))
+    assert made.floor < 1.2 * few.floor and set(range(80)) <= made.marked.keys() and len(made.marked) <= 84
+
+
 def test_where_no_document_is_more_than_chance_nothing_is_marked(tmp_path):
     rows = planted_rows(carriers=0)
     made = whence.guide.select_tokens(as_files(tmp_path, rows), whence.settings.GuideConfig(floor=9.0))

@@ -27,7 +27,7 @@ def token_gradients(task, plan, example):
 
 
 def evidence_floor(scores):
-    """Each document's root mean square of positive scores, and how large chance makes the largest of as many."""
+    """Each document's root mean square of positive scores, and how large chance makes the largest of as many, by the lower half."""
     evidence = []
     for row in scores:
         scored = [score for score in row if not np.isnan(score)]
@@ -36,7 +36,7 @@ def evidence_floor(scores):
     if len(logs) < 50:
         return evidence, 0.0
     middle = statistics.median(logs)
-    spread = statistics.median(abs(value - middle) for value in logs) / statistics.NormalDist().inv_cdf(0.75)
+    spread = statistics.median(middle - value for value in logs if value <= middle) / statistics.NormalDist().inv_cdf(0.75)
     return evidence, math.exp(middle + spread * math.sqrt(2 * math.log(len(logs))))
 
 

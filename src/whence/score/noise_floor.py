@@ -47,10 +47,13 @@ def _median(sizes_N: np.ndarray) -> float:
 
 
 def log_spread_floor(sizes_N: np.ndarray) -> float:
-    """The same for sizes, which scatter by factors and not around zero: exp(median + 1.4826 median(abs(log size - median)) sqrt(2 ln N)).
+    """The same for sizes, which scatter by factors and not around zero: exp(median + 1.4826 median(median - log size) sqrt(2 ln N)).
+
+    How far they scatter is told by those below the median alone: what stands out is above it, and would make the scatter, and with it the
+    floor, larger the more of it there is.
 
     >>> round(log_spread_floor(np.tile([1.0, 2.0, 4.0], 30)), 2), log_spread_floor(np.ones(8))
-    (43.64, 0.0)
+    (9.34, 0.0)
 
     Args:
         sizes_N: Not negative; zeros are left out.
@@ -62,4 +65,5 @@ def log_spread_floor(sizes_N: np.ndarray) -> float:
     if len(logs_N) < LEAST_SCORES:
         return 0.0
     middle = float(np.median(logs_N))
-    return math.exp(middle + spread_floor(logs_N - middle))
+    spread = _NORMAL * float(np.median(middle - logs_N[logs_N <= middle]))
+    return math.exp(middle + spread * math.sqrt(2 * math.log(len(logs_N))))
