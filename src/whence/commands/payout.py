@@ -1,5 +1,6 @@
 """From the log of a service to a payout: the part of `whence shares` that knows periods, and what was paid before."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,15 @@ def log_shares(
         weights = answers.weights(logged.per) if reported.weights is None else weights_in(reported.weights)
         facts = origin.facts(opened)
         report = make_shares(answers, sources, config=config, weights=weights, carried=carried, facts=facts)
-        seal = _written(report, output, opened, origin, reported)
+        seal, is_new = _written(report, output, opened, origin, reported)
         if config.payout is not None:
-            write_payout(log, replace(payout, seal=seal, held_back=_held_in(report)), replace=logged.replace)
+            try:
+                write_payout(log, replace(payout, seal=seal, held_back=_held_in(report)), replace=logged.replace)
+            except BadInput:
+                # Another process was paid for it meanwhile: a report that is no payout must not pass for one.
+                if is_new:
+                    shutil.rmtree(output)
+                raise
     if as_json:
         tell_json({"report": str(output), "seal": seal, **content_of(report)})
     else:
@@ -108,8 +115,8 @@ def _check_weights(reported: ReportOptions, logged: LogOptions) -> None:
         )
 
 
-def _written(report: Any, output: Path, opened: Any, origin: SourceOptions, reported: ReportOptions) -> str:
-    """The seal of the report, which may be there already, the same byte for byte.
+def _written(report: Any, output: Path, opened: Any, origin: SourceOptions, reported: ReportOptions) -> tuple[str, bool]:
+    """The seal of the report, and whether it was written now; it may be there already, the same byte for byte.
 
     Raises:
         BadInput: If something else is there.
@@ -125,13 +132,17 @@ def _written(report: Any, output: Path, opened: Any, origin: SourceOptions, repo
     }  # fmt: skip
     if not is_share_report(output):
         check_new(output)
-        return write_shares(report, output, **given)
+        try:
+            return write_shares(report, output, **given), True
+        except BadInput:
+            if not is_share_report(output):  # else another process wrote it meanwhile
+                raise
     with removed_after(output.with_name(f".{output.name}.again")) as beside:
         seal = write_shares(report, beside, **given)
     # The record names the digests of all other files.
     if seal != sha256_of(output / "record.json") or verify_shares(output).faults:
         check_new(output)  # which says that something is there
-    return seal
+    return seal, False
 
 
 def _check_carried(folder: Path | None, period: Any) -> None:

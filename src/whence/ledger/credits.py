@@ -23,6 +23,7 @@ _TYPES: dict[str, Any] = {
     "id": str, "time": float, "store": str, "method": str, "unit": str, "tokens": int, "token": int | None, "floor": float,
 }  # fmt: skip
 _ARRAYS = ("below", "rows", "scores")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ def _read(content: Any) -> Credit:
     below, rows_K, scores_K = (_numbers(content[name], name) for name in _ARRAYS)
     if len(below) != 2 or len(rows_K) != len(scores_K) or (rows_K[1:] <= rows_K[:-1]).any() or (rows_K[:1] < 0).any():
         raise ValueError("rows and scores that do not belong together")
+    if not (below[0] >= 0 >= below[1] and facts["floor"] >= 0 and (np.abs(scores_K) >= facts["floor"]).all()):
+        raise ValueError("scores on the wrong side of its floor")
+    if (np.abs(scores_K) > _LARGEST).any() or (scores_K.astype(np.float32) != scores_K).any():
+        raise ValueError("scores that no table has")
     return Credit(**facts, below=(below[0], below[1]), rows_K=rows_K, scores_K=scores_K)
 
 

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from math import lcm
 
 from whence.errors import BadInput
 
 __all__ = ["Payout", "Settled", "apportion", "settle"]
 
+# Whatever else Python takes for a number (1e9, 1_000, digits of other scripts) may be misread where money is at stake.
+_AMOUNT = re.compile(r"[0-9]{1,18}(\.[0-9]{0,9})?")
 # Digits after the point where they are not two (ISO 4217, list one).
 _WITHOUT = (
     "BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV", "XAF", "XOF", "XPF",
@@ -65,17 +67,13 @@ class Payout:
         """An amount, written with a decimal point, in units of the smallest coin.
 
         Raises:
-            BadInput: If it is no amount, is negative, or is finer than the smallest coin.
+            BadInput: If it is no amount, is negative, is finer than the smallest coin, or has more than 18 digits.
         """
-        try:
-            amount = Decimal(text).scaleb(self.digits)
-            is_whole = amount.is_finite() and amount == amount.to_integral_value()
-        except (InvalidOperation, TypeError, ValueError):
-            amount, is_whole = Decimal(-1), False
-        if not is_whole or amount < 0:
+        amount = Decimal(text).scaleb(self.digits) if _AMOUNT.fullmatch(text) else None
+        if amount is None or amount != amount.to_integral_value():
             raise BadInput(
-                found=f"the amount {text!r}",
-                needed=f"a number of {self.currency} that is not negative, with {self.digits} digits after the point at most",
+                found=f"the amount {text[:80]!r}",
+                needed=f"a number of {self.currency} that is not negative, with {self.digits} digits after the point at most, 18 before",
                 do="write it with a decimal point and without separators, such as 1234.5" if self.digits else "round it",
             )
         return int(amount)

@@ -28,6 +28,8 @@ __all__ = ["WHOLE", "ShareLine", "Shares", "shares"]
 
 # Shares are whole trillionths: finer than a cent of ten billion, and exact in a float and in decimals.
 WHOLE = 10**12
+# Beyond these, sums and ratios of weights are no numbers any more.
+_MOST_WEIGHT, _LEAST_WEIGHT = 1e100, 1e-100
 
 
 @dataclass(frozen=True)
@@ -355,10 +357,10 @@ def _weights(query_ids: Sequence[str], weights: Mapping[str, float] | None) -> n
             do="write 0 for a query that does not count",
         )
     found_Q = np.array([float(weights[name]) for name in query_ids])
-    if not np.isfinite(found_Q).all() or (found_Q < 0).any() or not found_Q.any():
+    if not (found_Q <= _MOST_WEIGHT).all() or (found_Q < 0).any() or not (found_Q >= _LEAST_WEIGHT).any():
         raise BadInput(
             found="weights of which one is negative or no number, or all are zero",
-            needed="numbers that are not negative, one of them above zero",
+            needed="numbers that are not negative, none above 1e100, one of them 1e-100 or above",
             do="correct the weights",
         )
     return found_Q

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from whence.errors import BadInput, WhenceError
 from whence.ledger import Head
 from whence.settings import SharesConfig
@@ -102,7 +104,7 @@ def verify_shares(
     except WhenceError as error:
         faults.append(f"{folder}: the shares cannot be computed again ({error})")
     # Whatever else a damaged file makes of the reading.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error):
         faults.append(
             f"{folder}: the shares cannot be computed again (found a file that cannot be read, or has another content than a report's; "
             "needed the files that were written; do this: restore the folder from a copy)"
@@ -190,7 +192,9 @@ def _again(folder: Path, record: Record) -> Shares:
     weights, carried = given.pop("weights"), given.pop("carried")
     sources = read_sources(folder / "sources.jsonl")
     facts = read_facts(folder) if FACTS in record.outputs else None
-    return shares(tables, sources, config=SharesConfig(**given), weights=weights, carried=carried, facts=facts, quiet=True)
+    # Numbers that nobody's scores have end here, not in a sum that is none.
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        return shares(tables, sources, config=SharesConfig(**given), weights=weights, carried=carried, facts=facts, quiet=True)
 
 
 def _figures(folder: Path, recomputed: Shares) -> list[str]:
