@@ -127,7 +127,7 @@ at once, and nothing is written out that need not be. **The twin** differentiate
 parameters that hooks do not cover, and writes the gradients out: examples of one shape side by side under `torch.func`, where the model can
 be run so and the check before every run finds the same as alone, else one at a time. It has to be asked for: `functional=True` is enough
 for any module in Python and takes only what hooks cannot do; patterns of parameter names choose. Without, parameters that no hook covers go
-through the twin if they are at most 2 % of those tracked, such as places and tokens of a vision transformer, and answers, `inspect` and
+through the twin if they are at most 2 % of those tracked, such as places and tokens of a vision transformer, and answers and
 `forecast` say so; more are an error, never skipped.
 
 Tables of places are found to be looked up for all examples at once, and by which ids: `table(torch.arange(length))` as people write it,
