@@ -226,6 +226,12 @@ def test_a_study_with_the_old_name_of_foils_says_so():
         questions_in(bytes_task(length=48), {"a": [{"prompt": "a", "completion": " b", "wrong": " c"}]})
 
 
+@pytest.mark.parametrize("foil", [5, [5], {"a", "b"}])
+def test_a_foil_that_is_no_text_is_refused(foil):
+    with pytest.raises(BadInput, match="a query with the foil"):
+        questions_in(bytes_task(length=48), {"a": [{"prompt": "a", "completion": " b", "foil": foil}]})
+
+
 def test_the_real_lm_evaluation_harness(tmp_path):
     pytest.importorskip("lm_eval")
     (tmp_path / "sums.jsonl").write_text(json.dumps({"q": "2 and 3 are", "a": 1, "c": ["4", "5", "6"]}) + "\n")

@@ -148,8 +148,17 @@ def _without(record: Any) -> Any:
 
 
 def _foils(records: Any, row: int, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The other texts of a query, as records.
+
+    Raises:
+        BadInput: If one is no text.
+    """
     texts = fields.get("foil", ())
     texts = [texts] if isinstance(texts, str | Mapping) else texts
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | Mapping) for text in texts):
+        raise BadInput(
+            found=f"a query with the foil {texts!r:.60}", needed="a text, several, or records", do="correct it, or leave it out"
+        )
     own = {name: records[row][name] for name in ("prompt", "text") if texts and name in records[row]}
     field = "text" if "text" in own else "completion"
     return [dict(text) if isinstance(text, Mapping) else {**own, field: text} for text in texts]
