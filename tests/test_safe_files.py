@@ -190,6 +190,7 @@ OPENERS = {
     "evaluate/command.py": "a folder of its own for a command that the person named",
     "evaluate/imports.py": "arrays that the person named, without pickles",
     "load/arrays.py": "arrays that the person named, without pickles",
+    "tasks/draws.py": "one array that a person or a store names, opened as a plain file, without pickles",
     "plain_files.py": "the readers",
     "report/html.py": "the package's own style",
     "serve/app.py": "the package's own page",

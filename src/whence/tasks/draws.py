@@ -212,9 +212,9 @@ def _from_file(path: str | Path) -> Any:
     try:
         with open_plain(Path(path), is_named=True) as file:
             return np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise BadInput(
-            found=f"null_condition={str(path)!r}, which cannot be read ({str(error).splitlines()[0]})",
+            found=f"null_condition={str(path)!r}, which cannot be read ({first_line(error)})",
             needed="a file that numpy.save wrote",
             do="check the path",
         ) from error
