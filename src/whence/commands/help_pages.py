@@ -34,6 +34,7 @@ FIRST = {
     "guide": "--quantile --window --budget --method --relative-damping --fit-on --task --long --device --batch-size --json",
     "behaviour": "--scorer --label --perplexity --samples --tokens --top-p --threshold --seed --task --max-length --device --json",
     "bank": "--train --command --data --queries --examples --subsets --fraction --leave-out --seeds --workers --masks --outcomes --json",
+    "evaluate": "--html --calibrate --banzhaf --battery --data --queries --fit --model --method --trigger --foreign --planted-label --json",
     "select": "--by --keep --drop --model --table --validation --balance --duplicates --store --prove --task --device --json",
 }
 
