@@ -86,7 +86,7 @@ def test_the_default_method_in_so_many_bytes(run, model_folder, data_file, tmp_p
     best = hits["queries"][0]["proponents"][0]
     assert best["text"] == "a cat sat" and abs(sum(part["score"] for part in best["tokens"]) / best["score"] - 1) < 0.05
     error = run(*arguments[:5], "--bytes-per-example", "2x", status=2)
-    assert "found bytes_per_example='2x'; needed a number of bytes, such as 512, 2k or 64m" in error
+    assert "found bytes_per_example='2x'; needed a number of bytes, such as 512, 2k, 64m or 2g" in error
 
 
 @pytest.mark.parametrize("method", ["aligned", "lorif", "grad-dot"])

@@ -219,16 +219,18 @@ class Placement:
 
 
 def _bytes_named(text: str, name: str) -> int:
-    """Bytes as people write them, k and m for 1,024 and its square.
+    """Bytes as people write them, k, m and g for 1,024, its square and its cube.
 
     Raises:
         BadInput: If that is no number.
     """
     digits, factor = text.strip().lower(), 1
-    if digits[-1:] in ("k", "m"):
-        digits, factor = digits[:-1], {"k": 1 << 10, "m": 1 << 20}[digits[-1]]
+    if digits[-1:] in ("k", "m", "g"):
+        digits, factor = digits[:-1], {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[digits[-1]]
     try:
         # Rounded up: half a byte is no 0, which would ask for the default.
         return math.ceil(float(digits) * factor)
     except (ValueError, OverflowError):
-        raise BadInput(found=f"{name}={text!r}", needed="a number of bytes, such as 512, 2k or 64m", do="correct it") from None
+        raise BadInput(
+            found=f"{name}={text!r}", needed="a number of bytes, such as 512, 2k, 64m or 2g", do="correct it"
+        ) from None
