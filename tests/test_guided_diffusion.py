@@ -319,6 +319,13 @@ def test_settings_that_make_no_sense_are_refused(settings, kind, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"no array"])
+def test_a_damaged_file_of_a_null_condition_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "null.npy").write_bytes(content)
+    with pytest.raises(BadInput, match=r"null\.npy', which cannot be read .*needed a file that numpy\.save wrote"):
+        Guidance(null_condition=tmp_path / "null.npy")
+
+
 def test_records_that_do_not_go_with_guidance_are_refused():
     for options, network, text in (
         (
@@ -349,6 +356,13 @@ def test_records_that_do_not_go_with_guidance_are_refused():
         (
             {"image": image, "trajectory": np.zeros((4, *SHAPE)), "steps": [3]},
             r"a trajectory of shape \(4, 2, 4, 4\) and 1 steps",
+        ),
+        *(
+            (
+                {"image": image, "trajectory": np.zeros((4, *SHAPE)), "steps": steps},
+                f"record 0 with the steps {', '.join(map(str, steps))}.*; needed falling step numbers, none below 0",
+            )
+            for steps in ([2, 1, -1], [0, 1, 2], [3, 3, 0])
         ),
     ):
         with pytest.raises(BadInput, match=text):

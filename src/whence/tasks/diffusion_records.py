@@ -154,7 +154,7 @@ def _check_trajectory(number: int, fields: Mapping[str, np.ndarray]) -> None:
     """Refuse a trajectory that did not lead to its image.
 
     Raises:
-        BadInput: If it has another shape than its image and its steps say.
+        BadInput: If it has another shape than its image and its steps say, or the steps do not fall.
     """
     if ("trajectory" in fields) != ("steps" in fields):
         raise BadInput(
@@ -165,10 +165,16 @@ def _check_trajectory(number: int, fields: Mapping[str, np.ndarray]) -> None:
     if "trajectory" not in fields:
         return
     shape, steps = (fields["steps"].size + 1, *fields["image"].shape), fields["steps"]
-    if fields["trajectory"].shape != shape or steps.ndim != 1 or steps.dtype.kind not in "iu":
+    if fields["trajectory"].shape != shape or steps.ndim != 1 or not steps.size or steps.dtype.kind not in "iu":
         raise BadInput(
             found=f"record {number} with a trajectory of shape {fields['trajectory'].shape} and {steps.size} steps",
             needed=f"shape {shape}, from noise to the image, and a step number for all but the last",
+            do="make the queries with whence.pipeline.sample_images",
+        )
+    if steps[-1] < 0 or (steps[1:] >= steps[:-1]).any():
+        raise BadInput(
+            found=f"record {number} with the steps {', '.join(map(str, steps[:8]))}{', ...' if len(steps) > 8 else ''}",
+            needed="falling step numbers, none below 0, as from noise to the image",
             do="make the queries with whence.pipeline.sample_images",
         )
 

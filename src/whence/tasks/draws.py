@@ -212,7 +212,7 @@ def _from_file(path: str | Path) -> Any:
     try:
         with open_plain(Path(path), is_named=True) as file:
             return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, MemoryError) as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
         raise BadInput(
             found=f"null_condition={str(path)!r}, which cannot be read ({first_line(error)})",
             needed="a file that numpy.save wrote",
