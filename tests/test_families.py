@@ -110,7 +110,7 @@ def test_a_table_of_places_that_does_more_than_look_up_is_not_let_pass():
     model = nn.Sequential(Scaled(6, 4), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
     records = [(torch.randint(6, (2,)), number % 3) for number in range(4)]
     task = whence.Classification(model)
-    with pytest.raises(Unsupported, match="pass functional=True"):
+    with pytest.raises(Unsupported, match=r"layer '0', of which it cannot be told which rows .* pass functional=True"):
         check_task(task, plan_units(task), task.prepare(records).examples)
     task = whence.Classification(model, functional=True)
     dataset = task.prepare(records)

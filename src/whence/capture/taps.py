@@ -51,6 +51,7 @@ class TapMode:
         has_twin: Whether units whose layers do not keep the examples apart are left to the functional twin, instead of being an error.
         odd: These units, by index, with the layer; complete when the forward pass is over.
         repeated: The last layer whose one row was taken as shared by all examples.
+        unknown: Names of layers of which it cannot be told which rows of their table they give.
     """
 
     copies: bool = False
@@ -58,6 +59,7 @@ class TapMode:
     has_twin: bool = False
     odd: dict[int, LayerUse] = field(default_factory=dict)
     repeated: LayerUse | None = None
+    unknown: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -117,8 +119,9 @@ class _Tapping:
     mode: TapMode
     device: torch.device
 
-    def odd(self) -> None:
-        """Leave the layer's units to the twin, or to an error."""
+    def odd(self, *, is_unknown: bool = False) -> None:
+        """Leave the layer's units to the twin, or to an error, which says so where it is not known which rows are given."""
+        self.mode.unknown.update([self.layer.name] if is_unknown else [])
         self.mode.odd.update(dict.fromkeys(self.layer.units, self.layer))
 
     def put(self, inputs: Tensor, output: Tensor) -> Tensor | None:
@@ -161,6 +164,12 @@ class _Tapping:
             grad = grad * mode.scale
         for unit in layer.units & mode.odd.keys() if not mode.has_twin else ():
             other = mode.odd[unit]
+            if other.name in mode.unknown:
+                raise Unsupported(
+                    found=f"layer {other.name!r}, of which it cannot be told which rows of its table it gives",
+                    needed="rows as they lie in the table, which is whole in one place",
+                    do=way_out_of(other),
+                )
             raise Unsupported(
                 found=f"layer {other.name!r} with {len(grad) if other is layer else 'other'} leading entries for a batch of {num_examples} "
                 f"examples{', unlike in the check of two' if self.plan.route.is_checked else ''}",
@@ -188,7 +197,7 @@ def _hook(tap: _Tapping):
             forward = type(module).forward
             ids = rows_looked_up(module, lambda: forward(module, *args, **kwargs), output, -1) if is_one else None
             if ids is None:
-                tap.odd()
+                tap.odd(is_unknown=True)
             if not is_one:
                 return None
             inputs = output if ids is None else ids
@@ -214,7 +223,7 @@ def _method_tapped(tap: _Tapping) -> Iterator[None]:
         if ids is not None:
             watched = tap.put(ids, output.movedim(-3, -1))
             return output if watched is None else watched.movedim(-1, -3)
-        tap.odd()
+        tap.odd(is_unknown=True)
         watched = tap.put(output, output) if isinstance(output, Tensor) else None
         return output if watched is None else watched
 
