@@ -378,14 +378,17 @@ def test_prices_and_tokens_weigh_answers(october, tmp_path):
     assert [query["weight"] for query in json.loads((report / "shares.json").read_text())["queries"]] == [3.0] * 4
 
 
-def test_a_log_of_the_version_before_is_taken_over(tmp_path):
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_a_log_of_an_earlier_version_is_taken_over(tmp_path, version):
     from whence.ledger import log_schema
 
     with sqlite3.connect(tmp_path / "log.sqlite") as log:
-        log.executescript(f"BEGIN; {log_schema._VERSION_2} PRAGMA user_version = 2; COMMIT;")
-        log.execute("INSERT INTO queries VALUES (1, 'a', 5.0, 's', 'd', '', '', 0, 0, '{\"id\": \"a\"}', 5e9)")
+        tables = "".join(getattr(log_schema, f"_VERSION_{number}") for number in range(2, version + 1))
+        log.executescript(f"BEGIN; {tables} PRAGMA user_version = {version}; COMMIT;")
+        columns = "id, time, store, digest, prompt, completion, measurement, seconds, answer, kept_at"
+        log.execute(f"INSERT INTO queries ({columns}) VALUES ('a', 5.0, 's', 'd', '', '', 0, 0, '{{\"id\": \"a\"}}', 5e9)")
     log = QueryLog(str(tmp_path / "log.sqlite"), retention_days=1e5)
-    assert log.answer("a") == {"id": "a"}
+    assert log.answer("a") == {"id": "a"} and not log.writer.execute("SELECT * FROM heads").fetchall()
     log.writer.execute("DELETE FROM queries")
     assert log.writer.execute("SELECT * FROM removed").fetchall() == [("d", 0, 1)]
     log.close()

@@ -22,7 +22,19 @@ from tests.test_shares_record import saved
 from whence.cli import main
 from whence.durable import AppendedLines
 from whence.errors import BadInput, DiskFull
-from whence.ledger import Chain, Sealed, chained, credit_of, is_chain, new_key, read_public_key, read_signer, verify_chain
+from whence.ledger import (
+    FIRST,
+    Chain,
+    Sealed,
+    chained,
+    credit_of,
+    drafted,
+    is_chain,
+    new_key,
+    read_public_key,
+    read_signer,
+    verify_chain,
+)
 from whence.ledger.canonical import canonical
 from whence.ledger.keys import is_signed
 from whence.serve.log import QueryLog
@@ -394,6 +406,19 @@ def test_a_disk_that_fails_after_an_answer_went_out_loses_no_receipt(tmp_path, s
     log.add([{**logged("c", 1.0, []), "credit": b"{}"}, logged("d", 1.0, [])])
     log.close()
     assert (tmp_path / "again" / "receipts.jsonl").read_bytes() == content
+
+
+def test_a_synced_receipt_syncs_those_before_it(tmp_path, signer, monkeypatch):
+    """A disk that failed says so once: were the earlier receipt left in the file, nothing would ever say that the disk lacks it."""
+    chain = Chain(tmp_path / "receipts.jsonl", signer)
+    chain.append_drafts(drafted([sealed(0)], 0, FIRST, signer), is_synced=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: full())
+        with pytest.raises(DiskFull):
+            chain.append([sealed(1)])
+    assert chain.count == 0 and not (tmp_path / "receipts.jsonl").read_bytes()
+    assert [head.number for head in chain.append([sealed(0), sealed(1)])] == [0, 1]
+    chain.close()
 
 
 # --- the service

@@ -176,6 +176,8 @@ class Chain:
             DiskFull: If there is no room; then none is added.
             BadInput: If the file cannot be written.
         """
+        if is_synced:  # of those before, too: a disk that fails tells of each byte once
+            self.sync()
         with disk_errors(self.lines.path):
             self.lines.append([draft.line for draft in drafts], is_synced=is_synced)
         if drafts:
