@@ -38,6 +38,9 @@ def nothing(record):
 
 def no_task(records, seed):
     return None
+
+def texts():
+    return ["a text without a label", "another"]
 """
 
 
@@ -142,6 +145,8 @@ def test_foreign_records_get_one_label_and_some_are_asked_about():
         mixed_in([{"x": 9, "label": "a"}], foreign, label="b")
     with pytest.raises(BadInput, match="1 foreign records"):
         mixed_in([{"x": 9, "label": "a"}], foreign[:1], label="a")
+    with pytest.raises(BadInput, match="foreign record 1, which is str"):
+        mixed_in([{"x": 9, "label": "a"}], [*foreign[:1], "words"], label="a")
 
 
 @pytest.fixture
@@ -208,6 +213,7 @@ def test_a_model_alone_has_no_planted_data(run, files):
         (("--method", "source"), "fit", "without a run"),
         (("--trigger", "{}/fit.py:nothing", "--planted-label", "1"), "fit", "changed nothing"),
         (("--foreign", "{}/foreign.jsonl", "--planted-label", "7"), "fit", "found --planted-label 7"),
+        (("--trigger", "x.py:f", "--planted-label", "1", "--flag", "shortcut"), "fit", "found --flag shortcut with --trigger"),
         (("--stages", "0"), "fit", "--stages 0"),
         (("--share", "0"), "fit", "--share 0"),
         (("-k", "0"), "fit", "--k 0"),
@@ -221,6 +227,12 @@ def test_what_does_not_go_together_is_said_in_one_line(run, files, more, fit, me
     more = [str(word).format(files) for word in more]
     line = run(*words(files, "--method", "grad-dot-exact", *more, fit=fit), status=2)
     assert message in line and len(line.strip().splitlines()) == 1
+
+
+def test_records_without_fields_have_no_label(run, files):
+    data = ["--data", f"{files / 'fit.py'}:texts", "--queries", files / "queries.jsonl", "--fit", f"{files / 'fit.py'}:fit"]
+    line = run("evaluate", "--battery", *data, "--foreign", files / "foreign.jsonl", "--planted-label", 1, status=2)
+    assert "a label of the data: it has none" in line and len(line.strip().splitlines()) == 1
 
 
 def test_no_bank_and_no_battery(run, files):

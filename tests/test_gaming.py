@@ -311,6 +311,7 @@ def test_the_command_tells_of_gaming(tmp_path, run):
     words = ["shares", tmp_path / "t", "--records", records, "--lengths", tmp_path / "lengths", "--robust"]
     told = run(*words, "-o", tmp_path / "r")
     assert "worth a look: 2 of 9 documents of s0 nearly repeat each other, such as d0" in told and "not looked for" not in told
+    assert "--no-norm-control without --robust" in run(*words[:-1], "--no-norm-control", "-o", tmp_path / "s", status=2)
     assert "withheld by the robust rule" in told and "all figures computed again" in run("verify", tmp_path / "r")
     records.write_text("\n".join(json.dumps({"id": name, "source": source}) for name, source in sources.items()))
     assert "robust rules without texts" in run(*words, "-o", tmp_path / "s", status=2)

@@ -52,8 +52,12 @@ class MadeOptions:
     stages: int = 1
     seed: int = 0
 
-    def check(self, work: WorkOptions) -> None:
+    def check(self, work: WorkOptions, flags: tuple[str, ...]) -> None:
         """Refuse what does not go together.
+
+        Args:
+            work: How the model is read.
+            flags: Fields that mark examples already.
 
         Raises:
             BadInput: If something does not.
@@ -84,6 +88,13 @@ class MadeOptions:
                 needed="both: what is planted, and the class that it stands for",
                 do="add the other",
             )
+        for flag, mark in (("--trigger", "shortcut"), ("--foreign", "foreign")):
+            if flag in given and mark in flags:
+                raise BadInput(
+                    found=f"--flag {mark} with {flag}",
+                    needed="another name: what is planted is marked so",
+                    do="rename the field",
+                )
         if self.fit is not None:
             refuse_given(
                 work.reading, work.machine, where="with --fit", needed="these set in the function, which makes the task"
@@ -138,7 +149,7 @@ def run_battery(tables: tuple[Path, ...], options: BatteryOptions, *, output: Pa
         refuse_given(options.making, options.work, where="with tables", needed="tables, or what to make them with")
         results, notes = _of_tables(tables, options), []
     else:
-        options.making.check(options.work)
+        options.making.check(options.work, options.flag)
         if options.randomised is not None:
             raise BadInput(
                 found="--randomised without a table", needed="nothing: the weights are shuffled here", do="leave it out"
@@ -245,7 +256,9 @@ class _MadeTables:
         if settings.planted_label is None:
             return []
         # Of JSON, where labels may be numbers, a command line has only the words.
-        labels = {str(record["label"]): record["label"] for record in self.train if "label" in record}
+        labels = {
+            str(record["label"]): record["label"] for record in self.train if isinstance(record, Mapping) and "label" in record
+        }
         if settings.planted_label not in labels:
             raise BadInput(
                 found=f"--planted-label {settings.planted_label}",

@@ -175,6 +175,8 @@ def shares(
     from whence.store import open_store
 
     _check_options(tables, scored, logged)
+    if not (config.robust or config.norm_control):
+        raise BadInput(found="--no-norm-control without --robust", needed="rules that it is left out of", do="leave it out")
     if logged.log is not None:
         from whence.commands.payout import log_shares
 

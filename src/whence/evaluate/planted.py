@@ -108,7 +108,7 @@ def mixed_in(train: Sequence[Record], foreign: Sequence[Record], *, label: Any, 
         The records, marked by the field "foreign"; those mixed in come last.
 
     Raises:
-        BadInput: If that leaves none on one side, or the label is none of the data's.
+        BadInput: If that leaves none on one side, a record is no mapping, or the label is none of the data's.
 
     >>> planted = mixed_in([{"x": 1, "label": 0}], [{"x": 7}, {"x": 8}], label=0)
     >>> planted.queries[0], planted.train[1]
@@ -121,6 +121,13 @@ def mixed_in(train: Sequence[Record], foreign: Sequence[Record], *, label: Any, 
             needed="2 or more of both: some to train on and some to ask about",
             do="bring more of them",
         )
+    for number, record in enumerate(foreign):
+        if not isinstance(record, Mapping):
+            raise BadInput(
+                found=f"foreign record {number}, which is {type(record).__name__}",
+                needed="a mapping",
+                do="bring records with fields",
+            )
     if all(record["label"] != label for record in train):
         raise BadInput(
             found=f"the label {label!r}, which no training example has", needed="one of the data's own", do="choose another"
