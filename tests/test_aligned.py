@@ -242,6 +242,33 @@ def test_a_large_sample_is_held_in_half_the_bytes(tmp_path, monkeypatch):
     assert torch.corrcoef(torch.stack([found.scores.flatten(), wanted.scores.flatten()]))[0, 1] > 0.999
 
 
+def test_held_out_examples_of_a_large_sample_are_held_in_half_the_bytes(tmp_path, monkeypatch):
+    """They are as many bytes each as the sample's, and are counted among those that learning takes."""
+    task, train, queries = split("gpt2", count=47)
+    coordinates = sum(unit.outputs * unit.inputs for unit in plan_units(task).units)
+    config = whence.BuildConfig(axes_examples=8, bytes_per_example=64, **PLAIN)
+    types, together, codes = [], codes_module._together, []
+
+    def counted(chunks, count, is_halved):
+        rows = together(chunks, count, is_halved)
+        types.append((count, rows[0].dtype))
+        return rows
+
+    monkeypatch.setattr(codes_module, "_together", counted)
+    monkeypatch.setattr(sizes, "_FEWEST_HELD", 4)
+    monkeypatch.setattr(sizes, "_STREAMED", 0)
+    sized = []
+    for wide in (sizes._WIDE_BYTES, 0):
+        monkeypatch.setattr(sizes, "_WIDE_BYTES", wide)
+        sized.append(sizes.code_size(plan_units(task).units, len(train), config))
+        store = whence.build(task, train, tmp_path / str(wide), config=config, runtime=QUIET)
+        codes.append(whence.score_table(store, task, queries, runtime=QUIET).scores.flatten())
+    held = sized[0].held_out
+    assert held and types == [(held, torch.float64), (8, torch.float64), (held, torch.bfloat16), (8, torch.bfloat16)]
+    assert sized[0].sample_bytes - sized[1].sample_bytes == 2 * (8 + held) * coordinates
+    assert torch.corrcoef(torch.stack(codes))[0, 1] > 0.99
+
+
 def test_a_sample_is_taken_in_parts(tmp_path, monkeypatch):
     task, train, queries = split("linear")
     monkeypatch.setattr(codes_module, "CHUNK_NUMBERS", 3 * 48)

@@ -59,8 +59,8 @@ class CodeSize:
         choices: Sizes of code.
         axes_bytes: Room for the axes and their sketches.
         is_streamed: Whether the sample is gone through twice instead of being held.
-        is_halved: Whether the sample's whitened gradients are held as bfloat16.
-        sample_bytes: Of memory, for the sample's whitened gradients and the axes made of them.
+        is_halved: Whether the whitened gradients of the sample and of held-out examples are kept as bfloat16.
+        sample_bytes: Of memory, for the whitened gradients of the sample and of held-out examples, and the axes made of them.
         shared_bytes: On disk, for the curvature's bases and the axes.
     """
 
@@ -148,10 +148,12 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     slots, widest = (max(numbers) for numbers in zip(*((choice.rest, choice.width) for choice in choices), strict=True))
     wide = 4 * max(samples * SKETCHED, widest * coordinates) if is_streamed else 4 * samples * coordinates
     is_halved = wide > _WIDE_BYTES and not is_streamed
+    # Streaming joins the units of held-out documents, which are then there twice.
+    held_bytes = held_out * coordinates * (2 if is_halved else 8 if is_streamed else 4)
     index_bytes = _PLACE_BYTES * coordinates if coordinates < parameters else 0
     return CodeSize(
         samples, held_out, coordinates, choices, axes_bytes, is_streamed, is_halved,
-        sample_bytes=(wide // 2 if is_halved else wide) + 4 * (samples + held_out) * slots + taken,
+        sample_bytes=(wide // 2 if is_halved else wide) + held_bytes + 4 * (samples + held_out) * slots + taken,
         shared_bytes=taken + bases + index_bytes,
     )  # fmt: skip
 

@@ -192,7 +192,7 @@ def _learned(
             )
 
     how = Choosing(size.choices, size.axes_bytes, config.seed, size.slots, members=len(sample_rows) / len(dataset))
-    held_out_rows = _together(chunks("held out", held_places), len(held_places), False) if held_places else None
+    held_out_rows = _together(chunks("held out", held_places), len(held_places), size.is_halved) if held_places else None
     if size.is_streamed and held_out_rows is not None:
         check(not any(bool(row.any()) for row in held_out_rows))
         passes = iter(("sketches", "axes"))
