@@ -69,6 +69,20 @@ def test_forecasts_tell_the_time_of_solvers(settings, monkeypatch):
     assert told.seconds.may_stop == ("time: at most, about" in str(told)) == products_of(settings, 14).may_stop
 
 
+@pytest.mark.parametrize(("settings", "queries", "most"), [(CG(), 1, 1), (CG(), 2, 2), (CG(), 9, 4), (Nystroem(rank=3), 1, 3)])
+def test_no_more_vectors_are_timed_than_a_run_multiplies_at_once(settings, queries, most, monkeypatch):
+    task, dataset = zoo.make("linear", count=14)
+    seen, times = [], Curvature.times
+
+    def counted(matrix, blocks, chosen=None):
+        seen.append(len(blocks[0]))
+        return times(matrix, blocks, chosen)
+
+    monkeypatch.setattr(Curvature, "times", counted)
+    forecast_exact(task, dataset, queries, method=settings, runtime=QUIET)
+    assert {*seen} == {1, most}
+
+
 def test_a_run_takes_its_checkpoints_times_as_long(tmp_path, monkeypatch):
     _, task, data, _ = train(tmp_path / "run", "adamw")
     one = exact_time.ExactSeconds(fit=1.0, queries=2.0, scan=3.0, timed=2)

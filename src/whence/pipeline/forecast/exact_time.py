@@ -117,7 +117,7 @@ def _solving_seconds(
         blocks = rows
         chosen = train.spread(getattr(prepared.settings, "examples", None) or len(train))
         products = products_of(prepared.settings, len(chosen))
-        seconds = product_seconds(prepared, rows, damping, timing)
+        seconds = product_seconds(prepared, rows, damping, max(at_once, products.directions), timing)
         asking += prepared.footprint.chunks * seconds.total(products, at_once, positions_of(chosen.examples))
         may_stop = products.may_stop
     scanning = scan_seconds(

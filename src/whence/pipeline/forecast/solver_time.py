@@ -92,13 +92,16 @@ class ProductSeconds:
         return passes * positions / self.positions + products.inverses * self.inverse * queries
 
 
-def product_seconds(prepared: Prepared, rows: Sequence[Tensor], damping: ResolvedDamping, timing: Timing) -> ProductSeconds:
+def product_seconds(
+    prepared: Prepared, rows: Sequence[Tensor], damping: ResolvedDamping, most: int, timing: Timing
+) -> ProductSeconds:
     """A product of the matrix, timed with one right side and with a few.
 
     Args:
         prepared: The method, with a few examples to time on as its training data.
         rows: One query's gradient, per unit of shape (1, O, I).
         damping: Of the inverse.
+        most: Vectors that the run multiplies at once, for which there is room.
         timing: How much time it may take.
     """
     settings, curvature, few = prepared.settings, prepared.curvature, prepared.train.examples
@@ -110,8 +113,8 @@ def product_seconds(prepared: Prepared, rows: Sequence[Tensor], damping: Resolve
         vectors = [row.to(prepared.task.device).expand(count, *row.shape[1:]).contiguous() for row in rows]
         return timed(lambda: matrix.times(vectors), timing)[1]
 
-    first, inverse = product(1), 0.0
-    each = max(product(_FEW_ROWS) - first, 0.0) / (_FEW_ROWS - 1)
+    first, inverse, few_rows = product(1), 0.0, min(most, _FEW_ROWS)
+    each = max(product(few_rows) - first, 0.0) / (few_rows - 1) if few_rows > 1 else 0.0
     if isinstance(settings, PCG | ASTRA):
         own = [row.to(prepared.task.device) for row in rows]
         inverse = timed(lambda: curvature.solve(own, damping), timing)[1]
