@@ -276,10 +276,22 @@ def test_answers_say_whose_draws_queries_met(tmp_path):
         assert sum(text in note for note in hits.notes) == 1
     own, dataset = made(3, shared=False)
     table = whence.attribute(own, dataset, dataset, method="grad-dot-exact", runtime=QUIET)
-    assert any("of their own, independent of training's" in note for note in table.notes)
+    # Both sides have the same ids here, and so the same draws.
+    assert sum("but for an example of the same id" in note for note in table.notes) == 1
+    assert not any("of their own, independent of training's" in note for note in table.notes)
     guided, dataset = told(scale=2.0)
     table = whence.attribute(guided, dataset, dataset, method="grad-dot-exact", runtime=QUIET)
     assert "queries are measured under guidance of scale 2" in table.notes
+
+
+def test_unshared_draws_are_the_same_where_ids_are():
+    """Unless queries have their own."""
+    task, dataset = made(2, shared=False)
+    other = task.prepare([{"id": id_, "image": torch.zeros(SHAPE).double()} for id_ in (dataset.ids[0], "q")])
+    batch, asked = task.collate(dataset.examples), task.collate(other.examples)
+    assert torch.equal(batch["noise"][0], asked["noise"][0]) and not torch.equal(batch["noise"][1], asked["noise"][1])
+    own, _ = made(2, shared=False, measured_draws="own")
+    assert not torch.equal(batch["noise"][0], own.collate(other.examples)["asked:noise"][0])
 
 
 def test_shared_draws_add_something_positive():

@@ -38,8 +38,9 @@ class Measured:
         output: What TRAK linearises: "loss" (negated), or "square_norm" for D-TRAK (Zheng et al. 2024, section 4), which goes with the
             measurement of that name.
         draws: Whose times and noise a query is measured with. "training": those that training examples meet, if these are shared. What the
-            draws add by chance is then the same on both sides: good for ranks, and something positive in every score. "own": others, for
-            amounts, such as shares and payouts.
+            draws add by chance is then the same on both sides: good for ranks, and something positive in every score. If they are not
+            shared, a query and an example have the same draws where they have the same id. "own": others, for amounts, such as shares and
+            payouts.
     """
 
     measure: DiffusionMeasure = "loss"
@@ -63,6 +64,12 @@ def note_of_draws(measured: Measured, noised: Draws) -> str:
         return (
             f"queries meet the {count} of training, shared by all examples: good for ranks, but it adds something positive to every score; "
             "for amounts measure with draws='own' (--query-draws own)"
+        )
+    if measured.draws == "training":
+        return (
+            f"queries meet {count} that their ids choose, as each example does: independent of training's but for an example of the same id, "
+            "whose score is then lifted; records without ids are numbered on both sides: name them, or measure with draws='own' "
+            "(--query-draws own)"
         )
     return f"queries meet {count} of their own, independent of training's: nothing is added to scores, whose ranks are noisier for it"
 
