@@ -253,3 +253,13 @@ def test_the_real_inspect(tmp_path):
     record = {"id": "1", "prompt": "Which?", "completion": " four", "answer": ["four"]}
     foil = [{"prompt": "Which?", "completion": " three"}]
     assert load_records(f"inspect:{tmp_path / 'evals.py'}@some") == [{**record, "foil": foil}]
+
+
+def test_a_generation_of_which_several_are_right_is_about_the_first():
+    """As of triviaqa, whose target is a list of aliases."""
+    sample = {"doc_id": 0, "arguments": [("where?", {"until": ["\n"]})], "target": ["here", "there"]}
+    found = {"id": "0", "prompt": "where?", "completion": " here", "answer": ["here", "there"]}
+    assert harness_record("t", 0, sample) == found
+    assert harness_record("t", 0, {**sample, "target": ("here",)}) == {**found, "answer": "here"}
+    with pytest.raises(BadInput, match="sample 0 of t without a target"):
+        harness_record("t", 0, {**sample, "target": []})

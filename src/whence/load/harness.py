@@ -57,7 +57,8 @@ def harness_record(source: str, number: int, sample: Mapping[str, Any]) -> dict[
     Args:
         source: What it is of, for errors.
         number: Of the sample, its id if it has no other.
-        sample: With `arguments` and `target`: the text that is wanted, or the number of a choice, or of several.
+        sample: With `arguments` and `target`: the text that is wanted (of several, the first is asked about), or the number of a choice, or
+            of several.
 
     Raises:
         BadInput: If it has no request, or it is not clear which choice is the right one.
@@ -77,15 +78,19 @@ def harness_record(source: str, number: int, sample: Mapping[str, Any]) -> dict[
     if len(requests) == 1 and requests[0][1] is None:  # the likelihood of a whole text
         return {"id": name, "text": requests[0][0]}
     if len(requests) == 1 and not isinstance(requests[0][1], str):  # generated
-        return {"id": name, "prompt": requests[0][0], "completion": _spaced(str(target)), "answer": str(target).strip()}
+        wanted = [str(text) for text in (target if isinstance(target, list | tuple) else [target])]
+        if not wanted:
+            raise BadInput(
+                found=f"sample {name} of {source} without a target", needed="an answer that is wanted", do="leave it out"
+            )
+        return {"id": name, "prompt": requests[0][0], "completion": _spaced(wanted[0]), "answer": _one_or_all(wanted)}
     choices = [{"prompt": prompt, "completion": end} for prompt, end in requests if isinstance(end, str)]
     if len(requests) > 1:  # the unconditional requests of acc_mutual_info have another context
         same = [choice for choice in choices if choice["prompt"]]
         choices = same or choices
     right = _right_choices(f"sample {name} of {source}", target, [choice["completion"].strip() for choice in choices])
     wrong = [choice for index, choice in enumerate(choices) if index not in right]
-    answers = [choices[index]["completion"].strip() for index in right]
-    answer = answers[0] if len(answers) == 1 else answers
+    answer = _one_or_all([choices[index]["completion"] for index in right])
     return {"id": name, **choices[right[0]], "answer": answer, **({"foil": wrong} if wrong else {})}
 
 
@@ -179,6 +184,12 @@ def _text_of(messages: str | Sequence[Mapping[str, Any]]) -> str:
         parts = [content] if isinstance(content, str) else [part["text"] for part in content if part.get("type") == "text"]
         texts += parts
     return "\n\n".join(texts)
+
+
+def _one_or_all(texts: Sequence[str]) -> str | list[str]:
+    """What documents are searched for: a text, or each of several that are right."""
+    stripped = [text.strip() for text in texts]
+    return stripped[0] if len(stripped) == 1 else stripped
 
 
 def _spaced(text: str) -> str:
