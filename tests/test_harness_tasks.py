@@ -261,5 +261,9 @@ def test_a_generation_of_which_several_are_right_is_about_the_first():
     found = {"id": "0", "prompt": "where?", "completion": " here", "answer": ["here", "there"]}
     assert harness_record("t", 0, sample) == found
     assert harness_record("t", 0, {**sample, "target": ("here",)}) == {**found, "answer": "here"}
-    with pytest.raises(BadInput, match="sample 0 of t without a target"):
-        harness_record("t", 0, {**sample, "target": []})
+    assert harness_record("t", 0, {**sample, "target": "['here', 'there']"}) == found  # as logs have it
+    for text in ("[", "[see here]", "[1.5]", "(1, 2)"):
+        assert harness_record("t", 0, {**sample, "target": text})["answer"] == text
+    for nothing in ([], "[]"):
+        with pytest.raises(BadInput, match="sample 0 of t without a target"):
+            harness_record("t", 0, {**sample, "target": nothing})

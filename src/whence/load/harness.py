@@ -4,6 +4,7 @@ Neither package is needed: their files are read as they are. A multiple-choice s
 `foil`, a generated one the completion; what was wanted stands under `answer`.
 """
 
+import ast
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def harness_record(source: str, number: int, sample: Mapping[str, Any]) -> dict[
         [request.get("arg_0"), request.get("arg_1")] if isinstance(request, Mapping) else [*request, None][:2]
         for request in (arguments.values() if isinstance(arguments, Mapping) else arguments)
     ]
-    name, target = str(sample.get("doc_id", number)), sample["target"]
+    name, target = str(sample.get("doc_id", number)), _as_written(sample["target"])
     if not requests or not all(len(request) == 2 and isinstance(request[0], str) for request in requests):
         raise BadInput(
             found=f"sample {name} of {source} without a text that the model was given",
@@ -92,6 +93,17 @@ def harness_record(source: str, number: int, sample: Mapping[str, Any]) -> dict[
     wrong = [choice for index, choice in enumerate(choices) if index not in right]
     answer = _one_or_all([choices[index]["completion"] for index in right])
     return {"id": name, **choices[right[0]], "answer": answer, **({"foil": wrong} if wrong else {})}
+
+
+def _as_written(target: Any) -> Any:
+    """A target whose list the harness's log holds as Python prints it."""
+    if not isinstance(target, str) or not (target.startswith("[") and target.endswith("]")):
+        return target
+    try:
+        several = ast.literal_eval(target)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return target
+    return several if all(isinstance(text, str | int) for text in several) else target
 
 
 def _right_choices(where: str, target: Any, texts: list[str]) -> list[int]:
