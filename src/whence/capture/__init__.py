@@ -10,7 +10,7 @@ from whence.capture.hooks import Objective, capture
 from whence.capture.memory import Forecast, available_bytes, forecast, give_back
 from whence.capture.pulled import pulled
 from whence.capture.same_model import ModelRecord, Probe, check_model, probe_examples, probed
-from whence.capture.swapped import with_weights
+from whence.capture.swapped import put_back, with_weights
 from whence.capture.taps import taps
 from whence.capture.telling_examples import telling_examples
 from whence.capture.units import Coverage, Plan, plan_units
@@ -37,6 +37,7 @@ __all__ = [
     "in_halves",
     "is_out_of_memory",
     "plan_units",
+    "put_back",
     "pulled",
     "probe_examples",
     "probed",

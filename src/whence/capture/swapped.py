@@ -1,8 +1,10 @@
 """A model with other values for some of its parameters, for as long as somebody computes with them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.jit import ScriptModule
@@ -10,7 +12,7 @@ from torch.jit import ScriptModule
 from whence.internals import taken_for_parameter
 from whence.sharded_weights import refuse_spread
 
-__all__ = ["with_weights"]
+__all__ = ["put_back", "with_weights"]
 
 Result = TypeVar("Result")
 
@@ -24,6 +26,30 @@ class _Around(nn.Module):
 
     def forward(self) -> Any:
         return self.run()
+
+
+@contextmanager
+def put_back(model: nn.Module, values: Iterable[Tensor]) -> Iterator[None]:
+    """Some of a model's parameters and buffers, which may be written over meanwhile and are then what they were.
+
+    Args:
+        model: The model.
+        values: Its tensors that may be written over.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Unsupported: If the model is spread over processes or devices, where writing into a weight changes nothing.
+    """
+    refuse_spread(model)
+    before = [(value, value.detach().clone()) for value in values]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, was in before:
+                value.copy_(was)
 
 
 def with_weights(model: nn.Module, values: Mapping[str, Tensor], run: Callable[[], Result]) -> Result:

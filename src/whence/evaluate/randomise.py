@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from whence.capture import put_back
 from whence.errors import BadInput, Unsupported
 from whence.evaluate.agreement import Agreement, agreement
 from whence.records import ScoreTable
-from whence.sharded_weights import refuse_spread
 from whence.tasks import AbstractTask
 
 __all__ = ["Randomised", "randomisation", "shuffled", "weight_layers"]
@@ -120,7 +120,6 @@ def shuffled(model: nn.Module, layers: tuple[str, ...], *, seed: int = 0) -> Ite
     Raises:
         Unsupported: If weights are spread over devices or processes, or quantised.
     """
-    refuse_spread(model)
     weights = [(name, weight) for name, own in weight_layers(model) for weight in own]
     chosen = [(number, weight) for number, (name, weight) in enumerate(weights) if name in layers]
     if not all(weight.is_floating_point() and not hasattr(weight, "__tensor_flatten__") for _, weight in chosen):
@@ -129,15 +128,10 @@ def shuffled(model: nn.Module, layers: tuple[str, ...], *, seed: int = 0) -> Ite
             needed="weights that are numbers",
             do="load the model without quantisation",
         )
-    before = [weight.detach().clone() for _, weight in chosen]
-    try:
+    with put_back(model, [weight for _, weight in chosen]):
         with torch.no_grad():
             for number, weight in chosen:
                 generator = torch.Generator().manual_seed(len(weights) * seed + number)
                 order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
                 weight.copy_(weight.flatten()[order].view(weight.shape))
         yield
-    finally:
-        with torch.no_grad():
-            for value, (_, weight) in zip(before, chosen, strict=True):
-                weight.copy_(value)

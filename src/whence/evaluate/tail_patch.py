@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.capture import frozen
+from whence.capture import frozen, put_back
 from whence.data import Dataset, Example
 from whence.errors import BadInput, NonFinite
 from whence.evaluate.statistics import Interval, mean_interval
 from whence.evaluate.tables import aligned
 from whence.progress import meter
 from whence.records import ScoreTable
-from whence.sharded_weights import refuse_spread
 from whence.tasks import AbstractTask
 
 __all__ = ["TailPatch", "tail_patch"]
@@ -190,20 +189,14 @@ def _averages(rows, ks, together, query, increases) -> list[float]:
 @contextmanager
 def _stepped(task: AbstractTask, examples: Sequence[Example], learning_rate: float) -> Iterator[None]:
     """The task's model one step further, and back."""
-    refuse_spread(task.model)
     parameters = [value for name, value in task.model.named_parameters() if name in task.tracked]
-    weights = [parameter.detach().clone() for parameter in parameters]
-    try:
+    with put_back(task.model, parameters):
         gradients = _gradients(task, parameters, examples)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter.sub_(gradient, alpha=learning_rate)
         yield
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(parameters, weights, strict=True):
-                parameter.copy_(weight)
 
 
 def _gradients(task: AbstractTask, parameters: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from whence.capture import put_back
 from whence.data import Dataset
 from whence.errors import BadInput, StoreCorrupt, StoreMismatch, Unsupported
 from whence.optimizers import Averaging, averaging_of, counted, weights_averaged, weights_stepped
@@ -19,7 +20,6 @@ from whence.recording.folder import check_structure
 from whence.recording.record import check_checkpoints, read_run
 from whence.recording.steps import Steps
 from whence.records import Recipe
-from whence.sharded_weights import refuse_spread
 from whence.store.files import read_tensors, tensor_shapes
 from whence.tasks import structure_of
 from whence.unroll.segments import Segment, cut_run, shares_of, stages_of
@@ -102,23 +102,17 @@ class Run:
         Yields:
             Nothing.
         """
-        refuse_spread(model)  # writing into a weight that is elsewhere changes nothing
         values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        before = {name: value.detach().clone() for name, value in values.items()}
         means: dict[str, Tensor] = {}
         for step in steps:
             for name, value in self.values(step, at).items():
                 if value.is_floating_point():
                     means[name] = means[name] + value / len(steps) if name in means else value / len(steps)
-        try:
+        with put_back(model, values.values()):
             with torch.no_grad():
                 for name, value in means.items():
                     values[name].copy_(value)
             yield
-        finally:
-            with torch.no_grad():
-                for name, value in before.items():
-                    values[name].copy_(value)
 
     def values(self, step: int, at: WeightsAt) -> dict[str, Tensor]:
         """Parameters and buffers after a step by name: where gradients are taken, or where the model is used.
