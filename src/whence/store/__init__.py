@@ -22,7 +22,17 @@ from whence.store.files import (
     write_record,
     write_tensors,
 )
-from whence.store.format import FORMAT_VERSION, Blueprint, Seal, StoredUnit, bits_named, dtype_named, row_codec, rows_type
+from whence.store.format import (
+    FORMAT_VERSION,
+    Blueprint,
+    Seal,
+    StoredUnit,
+    bits_named,
+    curvature_numbers,
+    dtype_named,
+    row_codec,
+    rows_type,
+)
 from whence.store.leases import Leases, check_shared, leases, starter
 from whence.store.left_out import left_out_notes, write_left_out
 from whence.store.opening import open_store
@@ -50,6 +60,7 @@ __all__ = [
     "read_fidelity",
     "write_fidelity",
     "bits_named",
+    "curvature_numbers",
     "DiskBytes",
     "enough_disk",
     "size_text",

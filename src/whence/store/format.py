@@ -12,7 +12,7 @@ import torch
 
 from whence.compress import QuantizedCodec, RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
-from whence.methods import method_named
+from whence.methods import Method, method_named
 from whence.records import Recipe
 from whence.store.files import damaged, read_json
 from whence.strict_json import record_of
@@ -31,6 +31,7 @@ __all__ = [
     "row_codec",
     "rows_type",
     "shard_stem",
+    "curvature_numbers",
 ]
 
 FORMAT_VERSION = 1
@@ -146,16 +147,8 @@ class Blueprint:
         Args:
             rows: Of the store, which have no more directions than there are of them; None for many.
         """
-        method = method_named(self.method)
-        if method.curvature != "fisher":
-            return 0
-        if method.structure != "full":
-            shapes = [unit.projected for unit in self.units]
-            return rows_type(self.dtype).itemsize * sum(p * p + r * r + p * r for p, r in shapes)
-        sizes = [outputs * inputs for outputs, inputs in (unit.projected for unit in self.units)]
-        number = rows_type(self.dtype).itemsize
-        rank = self.curvature_rank or max(sizes)
-        return number * sum(size * (size if size <= rank else min(rank, rows or rank)) for size in sizes)
+        shapes = [unit.projected for unit in self.units]
+        return rows_type(self.dtype).itemsize * curvature_numbers(method_named(self.method), shapes, self.curvature_rank, rows)
 
     def to_json(self) -> dict[str, Any]:
         """As blueprint.json holds it."""
@@ -243,6 +236,24 @@ class Seal:
     def examples_file(self) -> str:
         """Path of the examples inside the store."""
         return f"{shard_stem(self.number)}.jsonl"
+
+
+def curvature_numbers(method: Method, shapes: Sequence[tuple[int, int]], rank: int | None, rows: int | None = None) -> int:
+    """Numbers of a curvature file, its small parts left out.
+
+    Args:
+        method: Of the store.
+        shapes: (P, R) of each stored unit.
+        rank: Directions kept of each unit's curvature; None for all.
+        rows: Of the store, which have no more directions than there are of them; None for many.
+    """
+    if method.curvature != "fisher":
+        return 0
+    if method.structure != "full":
+        return sum(p * p + r * r + p * r for p, r in shapes)
+    sizes = [p * r for p, r in shapes]
+    most = rank or max(sizes)
+    return sum(size * (size if size <= most else min(most, rows or most)) for size in sizes)
 
 
 def shard_stem(number: int) -> str:

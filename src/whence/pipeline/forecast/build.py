@@ -161,14 +161,9 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
     # Stored scores are made of rows of their own.
     scored = dataset.spread(FIDELITY_DOCUMENTS).examples if exact_seconds else []
     after = exact_seconds + per_position * positions_of(scored)
-    encoding = 0
-    if code is not None:
-        together = min(
-            examples_at_once(encoder), max(1, positions // max(1, positions_of(sample) // len(sample))), len(dataset)
-        )
-        # What was learned is there twice: as it goes to disk, and as it is used.
-        encoding = 2 * code.shared_bytes + 4 * (plan.coverage.tracked + together * numbers_held(encoder))
-        exact_bytes += 2 * code.shared_bytes if exact_bytes else 0
+    # What was learned is there twice: as it goes to disk, and as it is used.
+    learned_bytes = 0 if code is None else 2 * code.shared_bytes
+    together = min(examples_at_once(encoder), max(1, positions * len(sample) // max(1, positions_of(sample))), len(dataset))
     return BuildForecast(
         coverage=plan.coverage,
         memory=memory,
@@ -181,8 +176,8 @@ def forecast_build(task: AbstractTask, data: Dataset | Iterable[Any], config: Bu
         seconds=per_position * sum(example.length for example in dataset.examples),
         learning_seconds=before,
         fidelity_seconds=after,
-        fidelity_bytes=exact_bytes,
-        encoding_bytes=encoding,
+        fidelity_bytes=learned_bytes + exact_bytes if exact_bytes else 0,
+        encoding_bytes=0 if code is None else learned_bytes + 4 * (plan.coverage.tracked + together * numbers_held(encoder)),
         cut_bases=tuple(basis_plan(plan.units, fit)) if is_aligned else (),
         budget="" if code is None else budget_note(plan.units, config, fit, code),
     )

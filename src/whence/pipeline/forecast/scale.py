@@ -21,7 +21,7 @@ from whence.pipeline.stored.learn_code import FIT_EXAMPLES
 from whence.pipeline.stored.shared_budget import within_budget
 from whence.records import Unit
 from whence.settings import GPUS, BuildConfig, Cluster, FitConfig, Load
-from whence.store import row_codec
+from whence.store import curvature_numbers, row_codec
 
 __all__ = ["ScaleForecast", "forecast_scale", "size_text", "time_text"]
 
@@ -151,6 +151,7 @@ def forecast_scale(
     row_bytes = code.row_bytes if code is not None and config.bytes_per_example else codec.row_bytes()
     store_bytes, text_bytes = examples * row_bytes, int(examples * (_TEXT_BYTES_PER_TOKEN * tokens + _TEXT_BYTES))
     widths = [prod(unit_shape) for unit_shape in codec.shapes]
+    curvature_bytes = 4 * curvature_numbers(method, codec.shapes, config.curvature_rank or method.curvature_rank)
 
     # Operations: of the network and of what turns its pairs into a row; of a fit before it; of a scan.
     compress = _compress_operations(units, codec, method, tokens)
@@ -175,7 +176,7 @@ def forecast_scale(
         row_bytes=row_bytes,
         store_bytes=store_bytes,
         text_bytes=text_bytes,
-        shared_bytes=_curvature_bytes(codec.shapes, method, config) if code is None else code.shared_bytes,
+        shared_bytes=curvature_bytes if code is None else code.shared_bytes,
         build_operations=examples * per_example,
         build_tokens_per_second=tokens * speed / per_example,
         build_seconds=max(computing, writing) / cluster.gpus,
@@ -232,15 +233,6 @@ def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: in
         shapes, names = [(1, width or rank)], ["all"]
     factor_rank = config.factor_rank or method.factor_rank
     return row_codec(names, shapes, factor_rank, method.dtype if config.dtype == "method" else config.dtype, config.seed)
-
-
-def _curvature_bytes(shapes: Sequence[tuple[int, int]], method: Method, config: BuildConfig) -> int:
-    if method.curvature != "fisher":
-        return 0
-    if method.structure != "full":
-        return 4 * sum(p * p + r * r + p * r for p, r in shapes)
-    rank = config.curvature_rank or method.curvature_rank
-    return 4 * sum(p * r * min(p * r, rank or p * r) for p, r in shapes)
 
 
 def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int) -> float:

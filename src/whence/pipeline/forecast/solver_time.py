@@ -62,9 +62,10 @@ def products_of(settings: ExactSettings, examples: int) -> Products:
         case ASTRA() | LiSSA():
             share = min(1.0, settings.batch_examples / examples)
             probes = (1 if share == 1.0 else PROBES) * PROBE_PRODUCTS * share
-            is_astra = isinstance(settings, ASTRA)
-            walks = settings.iterations * (1 if isinstance(settings, ASTRA) else settings.repeats)
-            return Products(queries=walks * share + 1, single=probes, inverses=walks + 1 if is_astra else 0, may_stop=True)
+            walks, inverses = settings.iterations, settings.iterations + 1
+            if isinstance(settings, LiSSA):
+                walks, inverses = settings.iterations * settings.repeats, 0
+            return Products(queries=walks * share + 1, single=probes, inverses=inverses, may_stop=True)
     raise NotImplementedError(settings.name)
 
 
