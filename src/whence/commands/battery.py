@@ -292,7 +292,7 @@ class _MadeTables:
             results[name][planted.flag] = flagged_precision(table.scores, planted.train, queries_taught, planted.flag)
 
     def _taught(self, task: Any, queries: Any, planted: Any) -> list[int]:
-        """Queries that the model gives the planted label, which is what is to be explained.
+        """Queries that the model gives the planted label with more than even odds: what is to be explained.
 
         Raises:
             BadInput: If there are none.
@@ -307,12 +307,12 @@ class _MadeTables:
         losses_Q = loss_scores(task, queries, queries, quiet=True).scores[0]
         rows = [row for row, loss in enumerate(losses_Q.tolist()) if loss < math.log(2)]
         self.notes.append(
-            f"{chance}; the model gives {len(rows):,} of {len(queries):,} queries the label {self.options.making.planted_label} for it, "
-            "and these are asked about"
+            f"{chance}; the model gives {len(rows):,} of {len(queries):,} queries the label {self.options.making.planted_label} for it "
+            "with a probability above one half, and these are asked about"
         )
         if not rows:
             raise BadInput(
-                found=f"a model that gives none of {len(queries):,} queries the planted label",
+                found=f"a model that gives none of {len(queries):,} queries the planted label with a probability above one half",
                 needed="one that learnt what was planted",
                 do="plant more of it (--share), make it plainer, or train for longer",
             )
