@@ -1,5 +1,6 @@
 """Watching a training run: the optimizer's steps, batches and weights, as they are."""
 
+from whence.recording.contents import Content, contents_of
 from whence.recording.lightning import record_lightning
 from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
@@ -8,12 +9,14 @@ from whence.recording.trainer import record_trainer
 from whence.recording.trainer_batches import TrainerBatch, check_device, numbered, watch_steps
 
 __all__ = [
+    "Content",
     "OnlineCurvature",
     "PlannedBatches",
     "Recorder",
     "TrainerBatch",
     "callback_class",
     "check_device",
+    "contents_of",
     "numbered",
     "record_lightning",
     "record_trainer",

@@ -1,7 +1,7 @@
 """Records a run of the Lightning Trainer."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class _Watch:
         """Take the ids of the batch that is about to be trained on."""
         ids, divisor = self.batches.take(trainer, batch)
         if self.run is not None:
-            self.run.batch(ids, divided_by=divisor)
+            self.run.batch(ids, divided_by=divisor, inputs=batch if isinstance(batch, Mapping) else None)
 
     def loss(self, value: torch.Tensor) -> None:
         """Take what goes backward, which Lightning has divided by the number of micro-batches."""

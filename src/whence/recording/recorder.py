@@ -4,7 +4,7 @@ Axes: S steps, G groups of parameters, M members of batches.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -143,13 +143,14 @@ class Recorder:
         finally:
             self._stack.close()
 
-    def batch(self, ids: Iterable[Any], *, divided_by: float | None = None) -> None:
+    def batch(self, ids: Iterable[Any], *, divided_by: float | None = None, inputs: Mapping[str, Any] | None = None) -> None:
         """Say which examples the coming step is computed on; once per micro-batch where gradients are accumulated.
 
         Args:
             ids: Of the examples, as those of the training data in `attribute`.
             divided_by: What the sum of these examples' losses is divided by in the loss that is minimised: 1 for a sum, the number of
                 scored tokens for a mean over tokens. None for a mean over the examples of the whole step.
+            inputs: What the model gets by keyword: digests of tokens and labels are kept, which attribution compares with its examples.
 
         Raises:
             BadInput: If the batch is empty, or the divisor is not positive.
@@ -164,6 +165,7 @@ class Recorder:
                 do="pass the ids of the batch's examples",
             )
         self._pending.append((names, divided_by))
+        self.log.see(names, inputs or {})
         if self._curvature is not None:
             self._curvature.watch(len(names), self.steps)
         if self._hooks is not None:

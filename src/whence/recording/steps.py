@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from whence.errors import StoreCorrupt
 from whence.optimizers import SETTINGS
+from whence.recording.contents import Content, contents_of
 from whence.recording.ranks import rank_folder
 from whence.recording.record import read_run
 from whence.recording.weights import parameters_of
@@ -30,6 +31,8 @@ _TYPES = {
     "rates": torch.float64,
     "factors_S": torch.float64,
 }
+# Of an example that was met with its inputs: its number and its `Content`.
+_CONTENT_NUMBERS = 5
 _RECORD_AGAIN = "restore the folder from a copy, or record again"
 
 
@@ -44,6 +47,7 @@ class Steps:
         rates: Learning rate of every group of parameters, each step.
         factors: What the gradients of each step were multiplied with by clipping.
         settings: From which step on the optimizer's other settings were these.
+        contents: By id, the step in which an example was first met with its inputs, and what it was.
     """
 
     ids: dict[str, int] = field(default_factory=dict)
@@ -52,6 +56,7 @@ class Steps:
     rates: list[list[float]] = field(default_factory=list)
     factors: list[float] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
+    contents: dict[str, tuple[int, Content]] = field(default_factory=dict)
 
     @property
     def stop(self) -> int:
@@ -87,10 +92,28 @@ class Steps:
         self.rates.append(list(rates))
         self.factors.append(factor)
 
+    def see(self, ids: Sequence[str], inputs: Mapping[str, Any]) -> None:
+        """Keep what the examples of the coming step are, those that were not seen before.
+
+        Args:
+            ids: Of a micro-batch.
+            inputs: What the model gets, see `contents_of`.
+        """
+        rows = [row for row, name in enumerate(ids) if name not in self.contents]
+        if rows:
+            for row, content in zip(rows, contents_of(inputs, len(ids), rows), strict=False):
+                self.contents.setdefault(ids[row], (self.stop, content))
+
     def tensors(self, start: int) -> dict[str, Tensor]:
         """The steps from one on, as they lie in a file."""
         lengths = torch.tensor([len(members) for members in self.members[start:]])
-        return {
+        seen = [
+            (self.ids[name], *content.numbers())
+            for name, (step, content) in self.contents.items()
+            if step >= start and name in self.ids
+        ]
+        contents = {"contents": torch.tensor(seen).flatten()} if seen else {}
+        return contents | {
             "members_M": torch.tensor([number for members in self.members[start:] for number in members]),
             "weights_M": torch.tensor([number for weights in self.weights[start:] for number in weights], dtype=torch.float64),
             "ends_S": lengths.cumsum(0),
@@ -104,6 +127,7 @@ class Steps:
         for values in (self.members, self.weights, self.rates, self.factors):
             del values[stop:]
         self.settings = [entry for entry in self.settings if entry["start"] < stop]
+        self.contents = {name: entry for name, entry in self.contents.items() if entry[0] < stop}
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> "Steps":
@@ -121,6 +145,7 @@ class Steps:
                     found=f"{other.stop:,} steps in {rank_path} of a run of {steps.stop:,}", needed="as many", do=_RECORD_AGAIN
                 )
             numbers = [steps.ids.setdefault(name, len(steps.ids)) for name in other.ids]
+            steps.contents |= {name: entry for name, entry in other.contents.items() if name not in steps.contents}
             for step in range(steps.stop):
                 steps.members[step] += [numbers[member] for member in other.members[step]]
                 steps.weights[step] += other.weights[step]
@@ -168,10 +193,25 @@ class Steps:
             raise ValueError("examples that have no id")
         if not all(bool(torch.isfinite(tensors[name]).all()) for name in ("weights_M", "rates", "factors_S")):
             raise ValueError("weights or learning rates that are not finite")
+        self._add_contents(tensors.get("contents", torch.zeros(0, dtype=torch.int64)))
         self.members += [part.tolist() for part in members.split(lengths.tolist())]
         self.weights += [part.tolist() for part in tensors["weights_M"].split(lengths.tolist())]
         self.rates += [part.tolist() for part in tensors["rates"].split(groups.tolist())]
         self.factors += tensors["factors_S"].tolist()
+
+    def _add_contents(self, contents: Tensor) -> None:
+        """Take up what examples were.
+
+        Raises:
+            ValueError: If it is not what `tensors` gives.
+        """
+        if contents.dtype != torch.int64 or contents.ndim != 1 or len(contents) % _CONTENT_NUMBERS:
+            raise ValueError("contents is no list of five numbers for each example")
+        names = list(self.ids)
+        for number, *content in contents.view(-1, _CONTENT_NUMBERS).tolist():
+            if not 0 <= number < len(names):
+                raise ValueError("contents of an example that has no id")
+            self.contents.setdefault(names[number], (self.stop, Content(*content)))
 
 
 def _numbered(names: Sequence[str]) -> dict[str, int]:

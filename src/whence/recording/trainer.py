@@ -73,7 +73,7 @@ def record_trainer(
             raise
 
     def stepped(batch: TrainerBatch, step: Callable[[], Tensor]) -> Tensor:
-        run[0].batch(batch.ids, divided_by=batch.divided_by)
+        run[0].batch(batch.ids, divided_by=batch.divided_by, inputs=batch.inputs)
         loss = step()
         run[0].loss(loss)
         return loss

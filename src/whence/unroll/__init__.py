@@ -5,6 +5,7 @@ from whence.unroll.implicit import implicit_damping
 from whence.unroll.replay import Replay, trainable
 from whence.unroll.room import Room, measure_sweep
 from whence.unroll.run import Run, open_run
+from whence.unroll.same_contents import check_contents
 from whence.unroll.same_loss import check_loss
 from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
@@ -22,6 +23,7 @@ __all__ = [
     "Verified",
     "carry",
     "carry_averaged",
+    "check_contents",
     "check_loss",
     "implicit_damping",
     "measure_sweep",

@@ -295,17 +295,12 @@ class Run:
         return check_structure(self.record, structure_of(model), self.folder)
 
     def notes_of_data(self, unseen: Sequence[str]) -> list[str]:
-        """What a reader should know of how training data was matched with the run.
+        """What a reader should know of training examples that the run never met.
 
         Args:
             unseen: Ids of training examples that the run never met, as `check` gives them.
         """
-        notes = [f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}"] if unseen else []
-        if self.record.get("fingerprint") is None:
-            notes.append(
-                "examples were compared with the run's by id only; a recorder given data=task.prepare(records) compares contents"
-            )
-        return notes
+        return [f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}"] if unseen else []
 
     def check(self, model: nn.Module, train: Dataset) -> list[str]:
         """Refuse a model or data that are not those of the run.

@@ -37,7 +37,7 @@ _DO = (
 )
 
 
-def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: int, quiet: bool) -> list[str]:
+def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: int, quiet: bool, labels: str = "") -> list[str]:
     """Hold a task's loss against what a run lowered.
 
     Where the run says its losses, at its checkpoints; otherwise by making it again between two checkpoints, if these are near to each other.
@@ -48,6 +48,7 @@ def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: i
         run: The run.
         max_positions: Positions computed on at once.
         quiet: No progress on stderr.
+        labels: How labels of examples differ from the run's, where that is known, for the error.
 
     Returns:
         What a reader should know of what was not compared.
@@ -57,7 +58,7 @@ def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: i
     """
     if not any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in task.model.modules()):
         if run.losses:
-            return _check_losses(task, train, run, max_positions)
+            return _check_losses(task, train, run, max_positions, labels)
         if _check_way(task, train, run, max_positions, quiet):
             return []
     return [
@@ -65,7 +66,7 @@ def check_loss(task: AbstractTask, train: Dataset, run: Run, *, max_positions: i
     ]
 
 
-def _check_losses(task: AbstractTask, train: Dataset, run: Run, max_positions: int) -> list[str]:
+def _check_losses(task: AbstractTask, train: Dataset, run: Run, max_positions: int, labels: str) -> list[str]:
     """Refuse another loss; a difference that is small, but more than rounding of single precision, is told.
 
     Raises:
@@ -90,7 +91,8 @@ def _check_losses(task: AbstractTask, train: Dataset, run: Run, max_positions: i
         allowed = _LOSS_TOLERANCE * max(abs(mean), abs(recorded)) + _DEVIATIONS * math.sqrt(variance * (1 + 1 / _DRAWS)) + 1e-6
         if not abs(mean - recorded) <= allowed:
             raise StoreMismatch(
-                found=f"a run in {run.folder} that lowered a loss of {recorded:.5g} at step {step + 1:,}, and a task that gives {mean:.5g}",
+                found=f"a run in {run.folder} that lowered a loss of {recorded:.5g} at step {step + 1:,}, and a task that gives {mean:.5g}"
+                + (f"; {labels}" if labels else ""),
                 needed="the loss that was trained with, since scores and damping are in its units",
                 do=_DO,
             )

@@ -19,7 +19,7 @@ from whence.progress import say
 from whence.records import ScoreTable
 from whence.settings import ASTRA, EKFAC, KFAC, PCG, Runtime
 from whence.tasks import AbstractTask
-from whence.unroll import Run, open_run
+from whence.unroll import Run, check_contents, open_run
 
 __all__ = ["AlongSettings", "Point", "along_run", "points_of"]
 
@@ -107,6 +107,7 @@ def along_run(
     assert settings.run is not None
     run = open_run(settings.run)
     unseen, notes = run.check(task.model, train), run.check_computed(task.model)
+    notes += check_contents(task, train, run, may_differ=True).notes
     points = points_of(run, settings.checkpoints)
     folder = None if settings.factors is None else Path(settings.factors)
     tables: list[ScoreTable] = []

@@ -27,6 +27,7 @@ from whence.unroll import (
     Run,
     Smoothness,
     Verified,
+    check_contents,
     measure_sweep,
     metagradients,
     open_run,
@@ -209,8 +210,7 @@ def _prepared(
     if not runtime.quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
-    if unseen:
-        notes.append(f"{len(unseen):,} examples that the run never met score 0, the first {unseen[0]!r}")
+    notes.extend(run.notes_of_data(unseen))
     return replay, room, notes
 
 
@@ -237,7 +237,8 @@ def _verified(
     task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
 ) -> tuple[Replay, tuple[list[str], list[str]], tuple[Room, Verified]]:
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
-    unseen, notes = run.check(task.model, train), run.check_computed(task.model)
+    unseen = run.check(task.model, train)
+    notes = [*run.check_computed(task.model), *check_contents(task, train, run).notes]
     replay = Replay(task, train, run, max_positions=1)
     with replay.prepared_model():
         room = measure_sweep(

@@ -16,7 +16,7 @@ from whence.pipeline.through.cut import CutRun
 from whence.pipeline.through.run_sums import RunSums
 from whence.pipeline.through.source import source_scores, tracin_scores
 from whence.score import ExactScores
-from whence.unroll import check_loss
+from whence.unroll import check_contents, check_loss
 
 __all__ = ["through_run"]
 
@@ -69,11 +69,14 @@ def through_run(
             do="leave such parameters out with ignore=[...] to the task, as if they had been given",
         )
     unseen = cut.run.check(prepared.task.model, prepared.train)
+    any_loss = getattr(cut.settings, "any_loss", False)
     said_before = cut.run.check_computed(prepared.task.model)
-    if not getattr(cut.settings, "any_loss", False):
+    contents = check_contents(prepared.task, prepared.train, cut.run, may_differ=any_loss)
+    if not any_loss:
         said_before += check_loss(
-            prepared.task, prepared.train, cut.run, max_positions=prepared.max_positions, quiet=prepared.quiet
-        )
+            prepared.task, prepared.train, cut.run,
+            max_positions=prepared.max_positions, quiet=prepared.quiet, labels=contents.labels,
+        )  # fmt: skip
     else:
         said_before.append("whether the task's loss is the one that the run lowered was not compared, as asked")
 
@@ -102,5 +105,6 @@ def through_run(
         *dict.fromkeys(note for _, chunk_notes in chunks for note in chunk_notes),
         *said_before,
         *cut.run.notes_of_data(unseen),
+        *contents.notes,
     ]
     return ExactScores.joined([tensors for tensors, _ in chunks]), notes
