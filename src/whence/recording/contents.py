@@ -43,20 +43,24 @@ def contents_of(inputs: Mapping[str, Any], count: int, rows: Sequence[int] | Non
         count: Examples in it.
         rows: Which of them; None for all.
     """
-    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
-    if not _is_whole(ids, 2) or len(ids) != count:
+    ids, mask, labels = (_numbers(inputs.get(name)) for name in ("input_ids", "attention_mask", "labels"))
+    if ids is None or ids.ndim != 2 or len(ids) != count:
         return []
-    if not (isinstance(mask, Tensor) and mask.shape == ids.shape):
-        if _is_whole(labels, 2) and bool((labels[:, -1] == IGNORED).any()):  # perhaps padding, which nothing tells from a text
-            return []
+    if labels is not None and len(labels) != count:
+        labels = None
+    if mask is None or mask.shape != ids.shape:
+        if labels is not None and labels.ndim == 2 and bool((labels[:, -1] == IGNORED).any()):
+            return []  # perhaps padding, which nothing tells from a text
         mask = torch.ones_like(ids)
-    labels = labels if (_is_whole(labels, 1) or _is_whole(labels, 2)) and len(labels) == count else None
-    ids, real, wanted = (None if value is None else value.detach().cpu().numpy() for value in (ids, mask.bool(), labels))
-    return [_content(ids[row], real[row], None if wanted is None else wanted[row]) for row in rows or range(count)]
+    own_ids, real = ids.detach().cpu().numpy(), mask.bool().cpu().numpy()
+    wanted = None if labels is None else labels.detach().cpu().numpy()
+    return [_content(own_ids[row], real[row], None if wanted is None else wanted[row]) for row in rows or range(count)]
 
 
-def _is_whole(value: Any, axes: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == axes and not value.is_floating_point() and value.shape[-1] > 0
+def _numbers(value: Any) -> Tensor | None:
+    """Whole numbers, one or a row for each example; None for anything else."""
+    fits = isinstance(value, Tensor) and value.ndim in (1, 2) and not value.is_floating_point() and value.shape[-1] > 0
+    return value if fits else None
 
 
 def _content(ids_T: np.ndarray, real_T: np.ndarray, labels: np.ndarray | None) -> Content:
