@@ -79,13 +79,13 @@ def check_contents(task: AbstractTask, train: Dataset, run: Run, *, may_differ: 
 
 def _other_labels(pairs: list[tuple[str, Content, Content]]) -> str:
     """What to say of examples with the same tokens and other labels; empty if there are none."""
-    known = [pair for pair in pairs if min(pair[1].num_labels, pair[2].num_labels) >= 0]
-    other = [(name, there, here) for name, there, here in known if there.labels != here.labels]
+    labelled = [pair for pair in pairs if min(pair[1].num_labels, pair[2].num_labels) >= 0]
+    other = [(name, there, here) for name, there, here in labelled if there.labels != here.labels]
     if not other:
         return ""
     name, there, here = other[0]
     return (
-        f"{len(other):,} of {len(known):,} examples were trained on with other labels than the task's, the first {name!r} with "
+        f"{len(other):,} of {len(labelled):,} examples were trained on with other labels than the task's, the first {name!r} with "
         f"{there.num_labels:,} labels, in the task {here.num_labels:,}: a collator may have hidden some, such as the end of a text that is "
         "also the padding; records with input_ids and labels (-100 where there was none) say what was trained on"
     )
