@@ -50,7 +50,7 @@ def parts_of(task, examples, queries, positions, largest_side=4096):
     from whence.pipeline.exact.query_gradients import query_gradients
     from whence.progress import meter
     from whence.score import Metric, Parts, exact_scores, truncate
-    from whence.settings import FitConfig
+    from whence.settings import EKFAC, FitConfig, Runtime
 
     plan, train = plan_units(task), Dataset(examples)
     fit = prepare_fit(task, plan, train, FitConfig(largest_side=largest_side), FitRun(max_positions=positions, quiet=True))
@@ -83,7 +83,7 @@ def parts_of(task, examples, queries, positions, largest_side=4096):
             fit_values(fit, held["bases"], progress, range(len(plan.units)))
 
     def query_blocks():
-        ready = Prepared(task, plan, train, held["kfac"], positions, "ekfac", True, footprint=None, folder=None)
+        ready = Prepared(task, plan, train, held["kfac"], EKFAC(), positions, None, Runtime(quiet=True))
         held["blocks"] = held["kfac"].solve(query_gradients(ready, Dataset(queries)), ResolvedDamping(1e-3, None, ""))
 
         held["low rank"] = truncate(held["blocks"], 32)

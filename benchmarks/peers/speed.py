@@ -1,9 +1,11 @@
 """Time and memory of EK-FAC on a small GPT-2: whence, kronfluence and bergson in one run, in turns.
 
     OMP_NUM_THREADS=1 python benchmarks/peers/speed.py --setting bench/text [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/peers/speed.py --width 768 [--documents 128 --queries 8 --systems kronfluence]
 
 The same weights everywhere (the linear layers of the blocks), one sampled label per position, a tenth of the mean eigenvalue as damping, the
-same documents and queries. whence also runs as it comes, with biases, norms, embedding and LM head.
+same documents and queries. whence also runs as it comes, with biases, norms, embedding and LM head. With a width the setting is that of
+`benchmarks/widths.py`: two layers, texts of 32 tokens, a vocabulary of 512.
 
 Every run is a process of its own, so that its peak memory is its own: what it has at most above what it had before, with model, data and
 libraries loaded. Seconds are of the processor, which a busy machine stretches less than those on the wall; of whence, scoring includes
@@ -34,25 +36,43 @@ _REFERENCE = "four draws"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", type=Path, required=True)
+    parser.add_argument("--setting", type=Path)
+    parser.add_argument("--width", type=int, help="of a model that is made here, in place of a setting")
+    parser.add_argument("--documents", type=int, default=128)
+    parser.add_argument("--queries", type=int, default=8)
+    parser.add_argument("--systems", nargs="*", choices=_SYSTEMS, default=_SYSTEMS, help="besides whence on the same layers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", nargs=2, metavar=("SYSTEM", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run is not None:
         run(arguments.setting, *arguments.run)
         return
-    found = {name: [] for name in _SYSTEMS}
+    systems = [name for name in _SYSTEMS if name == _SYSTEMS[0] or name in arguments.systems]
+    found = {name: [] for name in systems}
     scores = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
-        for name in (*_SYSTEMS * arguments.rounds, _REFERENCE):
+        folder = arguments.setting or made(Path(scratch), arguments)
+        for name in (*systems * arguments.rounds, _REFERENCE):
             file = Path(scratch) / "scores.npy"
-            command = [sys.executable, __file__, "--setting", arguments.setting, "--run", name, file]
+            command = [sys.executable, __file__, "--setting", folder, "--run", name, file]
             done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             scores[name] = torch.from_numpy(np.load(file)).double()
             if name in found:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(name, found[name][-1], file=sys.stderr, flush=True)
     show(found, scores)
+
+
+def made(folder, arguments):
+    """A folder with the setting of a width."""
+    from exchange import Setting
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from widths import make
+
+    task, train, queries = make(arguments.width, 512, arguments.documents, arguments.queries)
+    torch.save(Setting(task, train, queries), folder / "setting.pt")
+    return folder
 
 
 def show(found, scores):
@@ -102,27 +122,17 @@ def run(folder: Path, name: str, file: str):
 def ours(setting, name):
     """Which share of the time is the fit's, and the scores."""
     import whence
-    from whence.pipeline.exact.footprint import Demand
-    from whence.pipeline.exact.prepare import prepare
 
     task, draws = setting.task, 4 if name == _REFERENCE else 1
     track = None if name == "whence, all parameters" else _BLOCKS
     task = whence.CausalLM(task.model, task.tokenizer, long="truncate", track=track)
-    seed = 1 if name == _REFERENCE else 0
+    fit = FitConfig(samples=draws, seed=1 if name == _REFERENCE else 0)
     with tempfile.TemporaryDirectory(prefix="whence-") as factors:
+        settings = EKFAC(damping=Damping(relative=0.1), factors=factors, fit=fit)
         started = time.process_time()
-        prepare(
-            task, setting.train, method="ekfac", config=FitConfig(samples=draws, seed=seed), factors=factors, fit_on=None,
-            batch_positions=None, quiet=True, demand=Demand(rows=len(setting.queries), queries=len(setting.queries)), memory_gib=None,
-        )  # fmt: skip
+        whence.pipeline.fit_curvature(task, setting.train, factors, fit=fit, runtime=Runtime(quiet=True))
         fitted = time.process_time()
-        scores = whence.attribute(
-            task,
-            setting.train,
-            setting.queries,
-            method=EKFAC(damping=Damping(relative=0.1), factors=factors, fit=FitConfig(samples=draws, seed=seed)),
-            runtime=Runtime(quiet=True),
-        ).scores
+        scores = whence.attribute(task, setting.train, setting.queries, method=settings, runtime=Runtime(quiet=True)).scores
     return (fitted - started) / (time.process_time() - started), scores
 
 

@@ -31,6 +31,7 @@ from whence.curvature.damping import (
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.eigenvectors import eigenvectors
 from whence.curvature.ekfac import fit_ekfac, fit_values
+from whence.curvature.few_rows import few_rows
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
 from whence.curvature.kfac import Fit, FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
@@ -97,6 +98,7 @@ __all__ = [
     "kept_numbers",
     "finished_stages",
     "fit_axes",
+    "few_rows",
     "fit_ekfac",
     "fit_ekfac_pooled",
     "fit_fisher",

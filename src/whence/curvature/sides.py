@@ -58,6 +58,10 @@ _RATE = {"cpu": 2e10, "cuda": 3e13}
 _COPIES = 8
 # Times the precision of a sketch's numbers, below which an eigenvalue of it is rounding.
 _ROUNDING = 8
+# Columns of a sketch beyond the rank that it is to hold: a square random matrix may be nearly singular.
+_SPARE = 32
+# Numbers per number of a sketch at the height of its decomposition, in float64; and its time in that of a cube of as many operations.
+_SKETCH_COPIES, _SKETCH_CUBES = 10, 4
 # Of the classes that are not among the likely ones.
 _BANDS = 8
 
@@ -68,6 +72,7 @@ def resolved(
     *,
     device: torch.device,
     positions: int,
+    rows: int | None = None,
     room_bytes: float = float("inf"),
     folder: Path | None = None,
 ) -> FitConfig:
@@ -77,11 +82,16 @@ def resolved(
     such sides together take no longer than the passes over the data or ten minutes, whichever is more. Rates are rough and fixed, so that
     the same job on the same kind of machine is fitted alike; a fit that is in a folder keeps what it was begun with.
 
+    With few rows a long side has as many directions as there are rows: then nothing of its second moment is in the rest, a sketch takes
+    less time than all eigenvectors, and it holds smaller eigenvalues than rounding leaves of a whole second moment. A side of classes
+    then has the likely ones.
+
     Args:
         config: What was asked for; None for the defaults.
         units: The units.
         device: Where they are fitted.
         positions: In the data that the curvature is averaged over.
+        rows: Vectors that second moments are sums of, if they are few (`few_rows`).
         room_bytes: Of memory, for the whole fit.
         folder: Of a fit that may have begun.
     """
@@ -94,7 +104,13 @@ def resolved(
     sides = [side for unit in units for side in (unit.outputs, unit.inputs) if side > 1]
     if longest is None:
         parameters = sum(unit.outputs * unit.inputs for unit in units)
-        longest = _longest(sides, parameters, device, positions, room_bytes)
+        kind = device.type if device.type in _RATE else "cuda"
+        # Two passes, each of a forward pass and a backward pass to every layer, and products of the sides.
+        rate = _RATE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
+        cubes = max(_PATIENCE, 2 * 6.0 * positions * parameters / rate) / _DECOMPOSITION_SECONDS[kind]
+        longest = _longest(sides, cubes, room_bytes)
+        if rows is not None and directions is None:
+            longest, directions = _spanned(sides, rows, longest, cubes, room_bytes)
     return replace(config, largest_side=int(longest), directions=DIRECTIONS if directions is None else int(directions))
 
 
@@ -109,18 +125,30 @@ def _begun(folder: Path | None) -> dict[str, int]:
     return {name: value for name, value in identity.items() if type(value) is int and value >= 0}
 
 
-def _longest(sides: Sequence[int], parameters: int, device: torch.device, positions: int, room_bytes: float) -> int:
-    kind = device.type if device.type in _RATE else "cuda"
-    # Two passes, each of a forward pass and a backward pass to every layer, and products of the sides.
-    rate = _RATE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
-    patience = max(_PATIENCE, 2 * 6.0 * positions * parameters / rate)
+def _longest(sides: Sequence[int], cubes: float, room_bytes: float) -> int:
+    """The longest side up to which all are decomposed in so many cubes of a side."""
     longest, spent = 1, 0.0
     for size in sorted(set(sides)):
-        spent += sides.count(size) * _DECOMPOSITION_SECONDS[kind] * size**3
-        if spent > patience or 4 * _COPIES * size * size > room_bytes / 2:
+        spent += sides.count(size) * float(size) ** 3
+        if spent > cubes or 4 * _COPIES * size * size > room_bytes / 2:
             return longest
         longest = size
     return longest
+
+
+def _spanned(sides: Sequence[int], rows: int, longest: int, cubes: float, room_bytes: float) -> tuple[int, int]:
+    """The longest side with all of its eigenvectors, and directions of others, where a sketch of a long side holds all of a few rows.
+
+    Where sketches are too much, too, or sides between would have neither, it is as with many rows.
+    """
+    width = max(DIRECTIONS, rows + _SPARE)
+    whole = max(LONG_SIDE, 2 * width)
+    long = [side for side in sides if side > whole]
+    spent = sum(_SKETCH_CUBES * side * float(width) ** 2 for side in long)
+    is_large = 4 * _SKETCH_COPIES * max(long, default=0) * width > room_bytes / 2
+    if not long or spent > cubes or is_large or any(longest < side <= whole for side in sides):
+        return longest, DIRECTIONS
+    return whole, width
 
 
 def directions_of(size: int, config: FitConfig) -> int:

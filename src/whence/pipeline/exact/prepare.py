@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.capture import Plan, check_task, forecast, plan_units
-from whence.curvature import KroneckerCurvature, ResolvedDamping, choose_damping, fit_ekfac, fit_kfac, resolved
+from whence.curvature import KroneckerCurvature, ResolvedDamping, choose_damping, few_rows, fit_ekfac, fit_kfac, resolved
 from whence.data import Dataset, skipped_note
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -177,10 +177,13 @@ def sized(settings: ExactSettings, task: AbstractTask, plan: Plan, data: Dataset
     """
     if not hasattr(settings, "fit"):
         return settings
-    length = sum(example.length for example in data.examples)
+    config, method = fit_of(settings), exact_method_named(settings.name)
+    # A run's curvature is a sum over weights, too, which have rows of their own.
+    rows = None if method.factors is None or method.needs_run else few_rows(task, plan, data, config)
     fit = resolved(
-        fit_of(settings), plan.units, device=task.device, positions=length, room_bytes=room, folder=factors_folder(settings)
-    )
+        config, plan.units, device=task.device, positions=sum(example.length for example in data.examples), rows=rows,
+        room_bytes=room, folder=factors_folder(settings),
+    )  # fmt: skip
     return replace(settings, fit=fit)  # pyright: ignore[reportCallIssue]
 
 

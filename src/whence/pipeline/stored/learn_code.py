@@ -20,6 +20,7 @@ from whence.curvature import (
     basis_notes,
     code_axes,
     cut_note,
+    few_rows,
     fit_ekfac,
     load_axes,
     load_rest,
@@ -225,7 +226,8 @@ def sized_code(
     fit_on = dataset.spread(FIT_EXAMPLES)
     length, room = sum(example.length for example in fit_on.examples), available_bytes(task.device)
     fit = fit_config(task, fit_on, config)
-    fit = resolved(fit, plan.units, device=task.device, positions=length, room_bytes=room, folder=folder)
+    rows = few_rows(task, plan, fit_on, fit)
+    fit = resolved(fit, plan.units, device=task.device, positions=length, rows=rows, room_bytes=room, folder=folder)
     free = float("inf") if folder is None else float(shutil.disk_usage(folder.parent).free)
     is_begun = folder is not None and (folder / "fit.json").exists()
     return within_budget(plan.units, len(dataset), config, fit, free_bytes=free, is_begun=is_begun)
